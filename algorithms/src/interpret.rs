@@ -1,0 +1,95 @@
+//! What a step *means*: the reference that the verifier, the host engine and the GPU kernel are tested against.
+//!
+//! The fold of `k` inputs is the balanced binary tree over their positions `0..k`, padded to a power of two on
+//! the right: `(a)`, `(a b)`, `((a b) c)`, `((a b) (c d))`, `(((a b) (c d)) e)`, … The value is rounded to the element type
+//! once per binary node. An input chunk is read as the rank's own contribution, scaled where the operation says
+//! so; a finishing step applies the operation's closing function to the result.
+
+use crate::schedule::{Chunk, Operand, Step};
+
+/// A domain of values in which steps can be evaluated: numbers, or terms.
+pub trait Algebra {
+    /// A chunk's content.
+    type Value: Clone;
+    /// The rank's own contribution, from what its send buffer holds.
+    fn contribute(&mut self, value: Self::Value) -> Self::Value;
+    /// One binary node of the reduction: `left` stands for the lower positions.
+    fn combine(&mut self, left: Self::Value, right: Self::Value) -> Self::Value;
+    /// The operation's closing function.
+    fn finish(&mut self, value: Self::Value) -> Self::Value;
+}
+
+/// The result of `step` when `read` gives what its inputs hold.
+pub fn apply<A: Algebra>(
+    algebra: &mut A,
+    step: &Step,
+    mut read: impl FnMut(Operand) -> A::Value,
+) -> A::Value {
+    let mut values = Vec::with_capacity(step.inputs.len());
+    for &operand in &step.inputs {
+        let value = read(operand);
+        values.push(match operand {
+            Operand::Local(Chunk::Input(_)) => algebra.contribute(value),
+            _ => value,
+        });
+    }
+    let value = fold(algebra, &values);
+    if step.finish { algebra.finish(value) } else { value }
+}
+
+/// The balanced fold of `values` (at least one): the canonical tree when they are the ranks' contributions in order.
+pub fn fold<A: Algebra>(algebra: &mut A, values: &[A::Value]) -> A::Value {
+    if let [value] = values {
+        return value.clone();
+    }
+    let (low, high) = values.split_at(split(values.len()));
+    let left = fold(algebra, low);
+    let right = fold(algebra, high);
+    algebra.combine(left, right)
+}
+
+/// Where the balanced tree over `len >= 2` positions parts: the largest power of two below `len`.
+pub fn split(len: usize) -> usize {
+    len.next_power_of_two() / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::operand::{input, output, peer};
+
+    struct Text;
+
+    impl Algebra for Text {
+        type Value = String;
+
+        fn contribute(&mut self, value: String) -> String {
+            format!("{value}'")
+        }
+
+        fn combine(&mut self, left: String, right: String) -> String {
+            format!("({left} {right})")
+        }
+
+        fn finish(&mut self, value: String) -> String {
+            format!("{value}!")
+        }
+    }
+
+    #[test]
+    fn fold_is_the_balanced_tree_over_positions() {
+        let names = ["a", "b", "c", "d", "e", "f", "g"].map(String::from);
+        let shapes = ["a", "(a b)", "((a b) c)", "((a b) (c d))", "(((a b) (c d)) e)"];
+        for (i, shape) in shapes.into_iter().enumerate() {
+            assert_eq!(fold(&mut Text, &names[..=i]), shape);
+        }
+        assert_eq!(fold(&mut Text, &names), "(((a b) (c d)) ((e f) g))");
+    }
+
+    #[test]
+    fn contributions_are_scaled_and_finishing_steps_close() {
+        let step = Step::new([input(0), peer(1, 0)], [output(0)]).finishing();
+        let read = |o| if o == input(0) { "own".to_owned() } else { "theirs".to_owned() };
+        assert_eq!(apply(&mut Text, &step, read), "(own' theirs)!");
+    }
+}

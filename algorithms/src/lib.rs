@@ -1,0 +1,14 @@
+//! Schedules of collective communication: what they mean, how they are generated, how they are proved.
+//!
+//! An algorithm is a pure function that returns a [`Schedule`]. Nothing here does I/O, reads a clock, starts a
+//! thread or is unsafe; see `docs/schedule.md` for the ideas.
+
+#![forbid(unsafe_code)]
+
+pub mod few;
+pub mod interpret;
+pub mod schedule;
+pub mod types;
+
+pub use schedule::{Chunk, Class, Operand, Program, Schedule, Step};
+pub use types::{Collective, DType, Rank, RedOp};
