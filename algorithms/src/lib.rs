@@ -5,8 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod collective;
 pub mod few;
 pub mod interpret;
+pub mod pattern;
 pub mod schedule;
 pub mod types;
 

@@ -1,0 +1,3 @@
+//! Every rank ends with all inputs, by rank.
+
+pub mod direct;

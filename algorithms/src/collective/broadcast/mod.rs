@@ -1,0 +1,3 @@
+//! Every rank ends with the root's input.
+
+pub mod direct;

@@ -1,0 +1,3 @@
+//! Rank `r` ends with block `r` of the reduction of all inputs.
+
+pub mod direct;

@@ -1,0 +1,136 @@
+//! Many to one and one to many, within the number of operands that a step may have.
+
+use std::ops::Range;
+
+use crate::few::MAX_FAN;
+
+const WIDTH: u32 = MAX_FAN as u32;
+
+/// The canonical fold of any number of leaves by steps of at most [`MAX_FAN`] inputs: leaves are folded by aligned groups of
+/// eight, then the groups' results likewise, until one step is left. Eight is a power of two, so each group
+/// is a subtree of the balanced tree and the whole fold is that tree.
+#[derive(Clone, Copy, Debug)]
+pub struct FanIn {
+    /// How many leaves, at least one.
+    pub leaves: u32,
+}
+
+/// One step of a [`FanIn`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FanInStep {
+    /// What it folds.
+    pub inputs: FanInInputs,
+    /// The number of its intermediate result, or None for the last step, whose result is the whole fold.
+    pub result: Option<u32>,
+}
+
+/// What one step of a [`FanIn`] folds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FanInInputs {
+    /// These leaves.
+    Leaves(Range<u32>),
+    /// These intermediate results.
+    Results(Range<u32>),
+}
+
+impl FanIn {
+    /// Number of steps.
+    pub const fn steps(self) -> u32 {
+        let (mut steps, mut width) = (0, self.leaves);
+        loop {
+            width = width.div_ceil(WIDTH);
+            steps += width;
+            if width == 1 {
+                return steps;
+            }
+        }
+    }
+
+    /// Number of intermediate results.
+    pub const fn results(self) -> u32 {
+        self.steps() - 1
+    }
+
+    /// Step `index`. O(log leaves).
+    pub fn step(self, index: u32) -> FanInStep {
+        // A level folds `width` values (numbered from `from`) by groups into values numbered from `to`.
+        let (mut width, mut from, mut to) = (self.leaves, None, 0);
+        loop {
+            let groups = width.div_ceil(WIDTH);
+            if index < to + groups {
+                let first = (index - to) * WIDTH;
+                let range = first..(first + WIDTH).min(width);
+                let inputs = match from {
+                    None => FanInInputs::Leaves(range),
+                    Some(base) => FanInInputs::Results(base + range.start..base + range.end),
+                };
+                return FanInStep { inputs, result: (groups > 1).then_some(index) };
+            }
+            (width, from, to) = (groups, Some(to), to + groups);
+        }
+    }
+}
+
+/// One value to `targets` receivers by several steps: the first step has room for `first` of them (it may have other
+/// outputs), each later one for [`MAX_FAN`].
+#[derive(Clone, Copy, Debug)]
+pub struct FanOut {
+    /// How many receivers.
+    pub targets: u32,
+    /// How many the first step can serve.
+    pub first: u32,
+}
+
+impl FanOut {
+    /// Number of steps, the first included.
+    pub const fn steps(self) -> u32 {
+        1 + self.targets.saturating_sub(self.first).div_ceil(WIDTH)
+    }
+
+    /// The receivers, as numbers below `targets`, that step `index` serves.
+    pub fn step(self, index: u32) -> Range<u32> {
+        let end = (self.first + index * WIDTH).min(self.targets);
+        let start =
+            if index == 0 { 0 } else { (self.first + (index - 1) * WIDTH).min(self.targets) };
+        start..end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_leaf_and_every_result_is_folded_once() {
+        for leaves in 1..700 {
+            let fan = FanIn { leaves };
+            let (mut seen_leaves, mut seen_results) = (0, 0);
+            for i in 0..fan.steps() {
+                let step = fan.step(i);
+                match step.inputs {
+                    FanInInputs::Leaves(r) => {
+                        assert_eq!(r.start, seen_leaves);
+                        seen_leaves = r.end;
+                    }
+                    FanInInputs::Results(r) => {
+                        assert!(r.start == seen_results && r.end <= i);
+                        seen_results = r.end;
+                    }
+                }
+                assert_eq!(step.result, (i + 1 < fan.steps()).then_some(i));
+            }
+            assert_eq!((seen_leaves, seen_results), (leaves, fan.results()));
+        }
+    }
+
+    #[test]
+    fn every_target_is_served_once() {
+        for targets in 0..100 {
+            for first in [7, 8] {
+                let fan = FanOut { targets, first };
+                let served: Vec<u32> = (0..fan.steps()).flat_map(|i| fan.step(i)).collect();
+                assert_eq!(served, (0..targets).collect::<Vec<_>>());
+            }
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Who talks to whom: shapes over ranks, free of what is moved.
+
+pub mod butterfly;
+pub mod fan;
+pub mod ring;
+pub mod tree;
