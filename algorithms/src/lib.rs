@@ -6,11 +6,14 @@
 #![forbid(unsafe_code)]
 
 pub mod collective;
+pub mod cost;
 pub mod few;
 pub mod interpret;
+pub mod mutate;
 pub mod pattern;
 pub mod schedule;
 pub mod types;
+pub mod verify;
 
 pub use schedule::{Chunk, Class, Operand, Program, Schedule, Step};
 pub use types::{Collective, DType, Rank, RedOp};

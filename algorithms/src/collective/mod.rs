@@ -67,6 +67,7 @@ pub const GENERATORS: &[Generator] = &[
         collective: "all_gather",
         build: |_, n| all_gather::direct::schedule(n),
     },
+    Generator { name: "pat", collective: "all_gather", build: |_, n| all_gather::pat::schedule(n) },
     Generator {
         name: "direct",
         collective: "reduce_scatter",

@@ -8,3 +8,4 @@ pub mod one_shot;
 pub mod recursive_doubling;
 pub mod ring;
 pub mod two_shot;
+pub mod uneven_example;

@@ -1,0 +1,293 @@
+//! Schedules with one fault each, to see that the verifier finds it.
+//!
+//! A mutant need not be wrong: some faults do no harm (an input order that only changes the tree of a fast
+//! schedule, say). Whoever uses mutants has to tell those by running them.
+
+use std::fmt;
+
+use crate::schedule::{After, Chunk, Operand, Schedule, Step, Table};
+
+/// A schedule with one fault.
+pub struct Mutant {
+    /// What was done to it.
+    pub description: String,
+    /// The schedule after it.
+    pub schedule: Schedule,
+}
+
+impl fmt::Debug for Mutant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} with {}", self.schedule, self.description)
+    }
+}
+
+/// `count` mutants of `schedule`, the same ones for the same `seed`; none if it has no steps.
+pub fn mutants(schedule: &Schedule, seed: u64, count: usize) -> impl Iterator<Item = Mutant> {
+    let original = schedule.to_table();
+    let schedule = schedule.clone();
+    let mut random = Random(seed);
+    let steps: usize = original.0.iter().flatten().map(Vec::len).sum();
+    let count = if steps == 0 { 0 } else { count };
+    (0..count).map(move |_| {
+        loop {
+            let mut changed = Changed { schedule: schedule.clone(), table: original.clone() };
+            let kind = KINDS[random.below(KINDS.len())];
+            if let Some(description) = kind(&mut changed, &mut random) {
+                let schedule = changed.schedule.with_program(changed.table);
+                return Mutant { description, schedule };
+            }
+        }
+    })
+}
+
+/// What a fault may change.
+struct Changed {
+    schedule: Schedule,
+    table: Table,
+}
+
+/// A kind of fault: tells what it did, or None if it does not apply at the place that it drew.
+type Kind = fn(&mut Changed, &mut Random) -> Option<String>;
+
+// Dropping a step always applies, so that there is always a mutant.
+const KINDS: &[Kind] = &[
+    drop_step,
+    duplicate_step,
+    swap_steps,
+    redirect_peer,
+    change_channel,
+    change_chunk,
+    swap_inputs,
+    drop_input,
+    drop_output,
+    drop_after,
+    toggle_finish,
+    merge_scratch,
+    reduce_credit,
+];
+
+/// The position of a step.
+#[derive(Clone, Copy)]
+struct At {
+    rank: usize,
+    lane: usize,
+    step: usize,
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "step {} of lane {} of rank {}", self.step, self.lane, self.rank)
+    }
+}
+
+impl Changed {
+    /// A step, all equally likely.
+    fn draw(&self, random: &mut Random) -> At {
+        let steps: usize = self.table.0.iter().flatten().map(Vec::len).sum();
+        let mut left = random.below(steps);
+        for (rank, lanes) in self.table.0.iter().enumerate() {
+            for (lane, steps) in lanes.iter().enumerate() {
+                if left < steps.len() {
+                    return At { rank, lane, step: left };
+                }
+                left -= steps.len();
+            }
+        }
+        unreachable!("`below` gives less than the number of steps")
+    }
+
+    fn lane(&mut self, at: At) -> &mut Vec<Step> {
+        &mut self.table.0[at.rank][at.lane]
+    }
+
+    fn step(&mut self, at: At) -> &mut Step {
+        &mut self.table.0[at.rank][at.lane][at.step]
+    }
+
+    /// Renumbers what `after` says of the lane; a step that is gone is no longer waited for.
+    fn renumber(&mut self, at: At, number: impl Fn(u32) -> Option<u32>) {
+        for step in self.table.0[at.rank].iter_mut().flatten() {
+            step.after = step
+                .after
+                .iter()
+                .filter_map(|&After { lane, step }| {
+                    let step = if lane as usize == at.lane { number(step)? } else { step };
+                    Some(After { lane, step })
+                })
+                .collect();
+        }
+    }
+}
+
+fn drop_step(changed: &mut Changed, random: &mut Random) -> Option<String> {
+    let at = changed.draw(random);
+    let step = changed.lane(at).remove(at.step);
+    let gone = at.step as u32;
+    changed.renumber(at, |i| (i != gone).then(|| i - u32::from(i > gone)));
+    Some(format!("{at} dropped: {step}"))
+}
+
+fn duplicate_step(changed: &mut Changed, random: &mut Random) -> Option<String> {
+    let at = changed.draw(random);
+    let step = *changed.step(at);
+    changed.lane(at).insert(at.step, step);
+    let again = at.step as u32;
+    changed.renumber(at, |i| Some(i + u32::from(i > again)));
+    Some(format!("{at} duplicated: {step}"))
+}
+
+fn swap_steps(changed: &mut Changed, random: &mut Random) -> Option<String> {
+    let at = changed.draw(random);
+    let next = at.step + 1;
+    let lane = changed.lane(at);
+    if next == lane.len() || lane[at.step] == lane[next] {
+        return None;
+    }
+    lane.swap(at.step, next);
+    let (low, high) = (at.step as u32, next as u32);
+    changed.renumber(at, |i| {
+        Some(match i {
+            i if i == low => high,
+            i if i == high => low,
+            i => i,
+        })
+    });
+    Some(format!("{at} swapped with the next"))
+}
+
+/// An operand of a step that `change` changes.
+fn change_operand(
+    changed: &mut Changed,
+    random: &mut Random,
+    change: impl FnOnce(&Schedule, &mut Random, At, Operand) -> Option<Operand>,
+) -> Option<String> {
+    let at = changed.draw(random);
+    let schedule = changed.schedule.clone();
+    let step = changed.step(at);
+    let inputs = step.inputs.len();
+    let i = random.below(inputs + step.outputs.len());
+    let slot = match i.checked_sub(inputs) {
+        None => &mut step.inputs.as_mut_slice()[i],
+        Some(i) => &mut step.outputs.as_mut_slice()[i],
+    };
+    let old = *slot;
+    let new = change(&schedule, random, at, old)?;
+    *slot = new;
+    (old != new).then(|| format!("{at}: {old} is {new}"))
+}
+
+fn redirect_peer(changed: &mut Changed, random: &mut Random) -> Option<String> {
+    change_operand(changed, random, |schedule, random, at, operand| {
+        let Operand::Peer { channel, .. } = operand else { return None };
+        let rank = random.below(schedule.nranks as usize);
+        (rank != at.rank).then_some(Operand::Peer { rank: rank as u32, channel })
+    })
+}
+
+fn change_channel(changed: &mut Changed, random: &mut Random) -> Option<String> {
+    change_operand(changed, random, |_, _, _, operand| {
+        let Operand::Peer { rank, channel } = operand else { return None };
+        Some(Operand::Peer { rank, channel: channel ^ 1 })
+    })
+}
+
+fn change_chunk(changed: &mut Changed, random: &mut Random) -> Option<String> {
+    change_operand(changed, random, |schedule, random, _, operand| {
+        let Operand::Local(chunk) = operand else { return None };
+        let mut draw = |limit: u32| random.below(limit as usize) as u32;
+        Some(Operand::Local(match chunk {
+            Chunk::Input(_) => Chunk::Input(draw(schedule.input_chunks())),
+            Chunk::Output(_) => Chunk::Output(draw(schedule.output_chunks())),
+            Chunk::Scratch(_) => Chunk::Scratch(draw(schedule.scratch)),
+        }))
+    })
+}
+
+fn swap_inputs(changed: &mut Changed, random: &mut Random) -> Option<String> {
+    let at = changed.draw(random);
+    let inputs = changed.step(at).inputs.as_mut_slice();
+    if inputs.len() < 2 {
+        return None;
+    }
+    let i = random.below(inputs.len() - 1);
+    inputs.swap(i, i + 1);
+    (inputs[i] != inputs[i + 1]).then(|| format!("{at}: inputs {i} and {} swapped", i + 1))
+}
+
+fn drop_input(changed: &mut Changed, random: &mut Random) -> Option<String> {
+    let at = changed.draw(random);
+    let inputs = &mut changed.step(at).inputs;
+    let operand = inputs.remove(random.below(inputs.len()));
+    Some(format!("{at}: input {operand} dropped"))
+}
+
+fn drop_output(changed: &mut Changed, random: &mut Random) -> Option<String> {
+    let at = changed.draw(random);
+    let outputs = &mut changed.step(at).outputs;
+    let operand = outputs.remove(random.below(outputs.len()));
+    Some(format!("{at}: output {operand} dropped"))
+}
+
+fn drop_after(changed: &mut Changed, random: &mut Random) -> Option<String> {
+    let at = changed.draw(random);
+    let after = &mut changed.step(at).after;
+    if after.is_empty() {
+        return None;
+    }
+    let After { lane, step } = after.remove(random.below(after.len()));
+    Some(format!("{at}: no longer after {lane}:{step}"))
+}
+
+fn toggle_finish(changed: &mut Changed, random: &mut Random) -> Option<String> {
+    let at = changed.draw(random);
+    let step = changed.step(at);
+    step.finish = !step.finish;
+    Some(format!("{at}: finish is {}", step.finish))
+}
+
+fn merge_scratch(changed: &mut Changed, random: &mut Random) -> Option<String> {
+    let scratch = changed.schedule.scratch as usize;
+    if scratch < 2 {
+        return None;
+    }
+    let rank = random.below(changed.table.0.len());
+    let (kept, gone) = (random.below(scratch) as u32, random.below(scratch) as u32);
+    let mut merged = false;
+    for step in changed.table.0[rank].iter_mut().flatten() {
+        for operands in [&mut step.inputs, &mut step.outputs] {
+            for operand in operands.as_mut_slice() {
+                if kept != gone && *operand == Operand::Local(Chunk::Scratch(gone)) {
+                    *operand = Operand::Local(Chunk::Scratch(kept));
+                    merged = true;
+                }
+            }
+        }
+    }
+    merged.then(|| format!("scratch{gone} of rank {rank} is scratch{kept}"))
+}
+
+fn reduce_credit(changed: &mut Changed, _: &mut Random) -> Option<String> {
+    if changed.schedule.credit < 2 {
+        return None;
+    }
+    changed.schedule.credit -= 1;
+    Some(format!("credit {}", changed.schedule.credit))
+}
+
+/// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `limit`, which is not zero.
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+}

@@ -1,0 +1,310 @@
+//! The smallest schedules that break each rule, beside the ones that just keep it.
+
+use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
+use maypole_algorithms::schedule::Table;
+use maypole_algorithms::verify::{AccessKind, Counterexample, Placement, Semantics, Violation, prove};
+use maypole_algorithms::{Chunk, Class, Collective, Schedule, Step};
+
+const COPY: Collective = Collective::Broadcast { root: 0 };
+
+/// One rank copies `parts` chunks, in these lanes.
+fn copy(parts: u32, lanes: Vec<Vec<Step>>) -> Schedule {
+    Schedule::new("by hand", COPY, 1, parts, Table(vec![lanes])).with_scratch(4)
+}
+
+/// Two ranks, in these lanes.
+fn two(collective: Collective, ranks: [Vec<Vec<Step>>; 2]) -> Schedule {
+    Schedule::new("by hand", collective, 2, 1, Table(ranks.into())).with_scratch(4)
+}
+
+fn rejected(schedule: Schedule) -> Box<Counterexample> {
+    prove(schedule).expect_err("the schedule breaks a rule")
+}
+
+fn proved(schedule: Schedule) {
+    prove(schedule).unwrap_or_else(|counterexample| panic!("{counterexample}"));
+}
+
+#[track_caller]
+fn malformed(schedule: Schedule, part: &str) {
+    let counterexample = rejected(schedule);
+    assert!(matches!(counterexample.violation, Violation::Malformed(_)), "{counterexample}");
+    assert!(counterexample.to_string().contains(part), "{counterexample}");
+}
+
+#[test]
+fn operands_exist_and_outputs_are_distinct() {
+    proved(copy(1, vec![vec![Step::new([input(0)], [output(0)])]]));
+    malformed(copy(1, vec![vec![Step::new([], [output(0)])]]), "at least one");
+    malformed(copy(1, vec![vec![Step::new([input(0)], [])]]), "at least one");
+    malformed(copy(1, vec![vec![Step::new([input(1)], [output(0)])]]), "in1 does not exist");
+    malformed(copy(1, vec![vec![Step::new([input(0)], [output(1)])]]), "out1 does not exist");
+    malformed(copy(1, vec![vec![Step::new([input(0)], [scratch(4)])]]), "scratch4 does not exist");
+    malformed(copy(1, vec![vec![Step::new([input(0)], [peer(1, 0)])]]), "peer 1.c0 does not exist");
+    malformed(copy(1, vec![vec![Step::new([input(0)], [peer(0, 0)])]]), "no link to itself");
+    malformed(copy(1, vec![vec![Step::new([input(0)], [input(0)])]]), "never written");
+    malformed(copy(1, vec![vec![Step::new([input(0)], [output(0), output(0)])]]), "twice an output");
+    malformed(copy(1, vec![vec![Step::new([input(0)], [output(0)]).finishing()]]), "no reduction");
+    malformed(copy(1, vec![vec![Step::new([input(0)], [output(0)]).after(0, 0)]]), "other lanes");
+    malformed(copy(1, vec![vec![Step::new([input(0)], [output(0)]).after(1, 0)]]), "no step 1:0");
+    malformed(copy(1, vec![]).with_credit(0), "start at one");
+    let absent = [vec![vec![]], vec![vec![Step::new([input(0)], [scratch(0)])]]];
+    malformed(two(COPY, absent), "in0 does not exist on this rank");
+}
+
+#[test]
+fn a_link_has_one_lane_at_each_end() {
+    let send = || vec![Step::new([input(0)], [peer(1, 0)])];
+    let receive = |chunk| vec![Step::new([peer(0, 0)], [chunk])];
+    let own = vec![Step::new([input(0)], [output(0)])];
+    proved(two(COPY, [vec![own.clone(), send()], vec![receive(output(0))]]));
+    let fed_twice = [vec![own.clone(), send(), send()], vec![receive(output(0))]];
+    malformed(two(COPY, fed_twice), "0 -> 1, channel 0, is fed by another lane");
+    let drained_twice = [vec![own, send()], vec![receive(output(0)), receive(scratch(0))]];
+    malformed(two(COPY, drained_twice), "drained by another lane");
+}
+
+#[test]
+fn messages_are_neither_left_nor_missed() {
+    let own = Step::new([input(0)], [output(0), peer(1, 0)]);
+    let more = Step::new([input(0)], [peer(1, 0)]);
+    let take = Step::new([peer(0, 0)], [output(0)]);
+    for (sent, received) in [(vec![own, more], vec![take]), (vec![own], vec![take, take])] {
+        let (s, r) = (sent.len() as u32, received.len() as u32);
+        let counterexample = rejected(two(COPY, [vec![sent], vec![received]]));
+        let Violation::Unbalanced { sent, received, .. } = counterexample.violation else {
+            panic!("{counterexample}");
+        };
+        assert_eq!((sent, received), (s, r));
+    }
+}
+
+#[test]
+fn scratch_is_undefined_before_it_is_written() {
+    let swapped = vec![Step::new([scratch(0)], [output(0)]), Step::new([input(0)], [scratch(0)])];
+    let counterexample = rejected(copy(1, vec![swapped]));
+    assert!(matches!(counterexample.violation, Violation::Undefined(Chunk::Scratch(0))));
+    let place = counterexample.place.expect("it is at a step");
+    assert_eq!((place.rank, place.lane, place.step, place.tile), (0, 0, 0, 0));
+}
+
+/// All-reduce over two ranks; rank 1 sends first, then takes the result. `lane` is rank 0's.
+fn pair(lane: Vec<Step>) -> Schedule {
+    let other = vec![Step::new([input(0)], [peer(0, 0)]), Step::new([peer(0, 0)], [output(0)])];
+    two(Collective::AllReduce, [vec![lane], vec![other]])
+}
+
+#[test]
+fn every_contribution_counts_once_and_is_finished_once() {
+    let step = |inputs: &[_], outputs: &[_]| Step::new(inputs.to_vec(), outputs.to_vec());
+    let both = [output(0), peer(1, 0)];
+    proved(pair(vec![step(&[input(0), peer(1, 0)], &both).finishing()]));
+    proved(pair(vec![step(&[input(0), peer(1, 0)], &both).finishing()]).canonical());
+
+    let counterexample = rejected(pair(vec![step(&[input(0), peer(1, 0), input(0)], &both).finishing()]));
+    assert!(counterexample.to_string().contains("counts twice: ranks 0, 1 are combined with ranks 0"));
+
+    let counterexample = rejected(pair(vec![step(&[input(0), peer(1, 0)], &both)]));
+    assert!(matches!(counterexample.violation, Violation::Postcondition { .. }), "{counterexample}");
+
+    let counterexample = rejected(pair(vec![
+        step(&[peer(1, 0)], &[scratch(0)]),
+        step(&[input(0)], &[scratch(1)]).finishing(),
+        step(&[scratch(1), scratch(0)], &both),
+    ]));
+    assert!(counterexample.to_string().contains("finished that has ranks 0 only"), "{counterexample}");
+
+    let counterexample = rejected(pair(vec![
+        step(&[input(0), peer(1, 0)], &[scratch(0)]).finishing(),
+        step(&[scratch(0)], &both).finishing(),
+    ]));
+    assert!(counterexample.to_string().contains("finished twice"), "{counterexample}");
+}
+
+#[test]
+fn ranks_agree_on_their_tree() {
+    let lane = |peer_rank, inputs: [_; 2]| {
+        let send = Step::new([input(0)], [peer(peer_rank, 0)]);
+        vec![vec![send, Step::new(inputs, [output(0)]).finishing()]]
+    };
+    let right = [lane(1, [input(0), peer(1, 0)]), lane(0, [peer(0, 0), input(0)])];
+    proved(two(Collective::AllReduce, right).canonical());
+    let wrong = [lane(1, [input(0), peer(1, 0)]), lane(0, [input(0), peer(0, 0)])];
+    let counterexample = rejected(two(Collective::AllReduce, wrong));
+    assert!(matches!(counterexample.violation, Violation::Disagreement { .. }), "{counterexample}");
+}
+
+#[test]
+fn the_class_is_found_and_held_against_the_declared_one() {
+    let lane = |inputs: [_; 2]| vec![Step::new(inputs, [output(0), peer(1, 0)]).finishing()];
+    let canonical = prove(pair(lane([input(0), peer(1, 0)]))).expect("is right");
+    assert_eq!(canonical.facts().class, Class::Canonical);
+    assert_eq!(canonical.schedule().class, Class::Fast);
+    let fast = pair(lane([peer(1, 0), input(0)]));
+    assert_eq!(prove(fast.clone()).expect("is right").facts().class, Class::Fast);
+    let counterexample = rejected(fast.canonical());
+    assert!(counterexample.to_string().contains("finish (1 0) of in0"), "{counterexample}");
+}
+
+#[test]
+fn an_input_is_not_read_after_it_was_overwritten_in_place() {
+    // The operation may scale contributions: reading in0 again would scale it twice.
+    let counterexample = rejected(pair(vec![
+        Step::new([input(0)], [output(0)]),
+        Step::new([input(0), peer(1, 0)], [output(0), peer(1, 0)]).finishing(),
+    ]));
+    assert!(matches!(counterexample.violation, Violation::Overwritten(Chunk::Input(0))));
+    assert_eq!(counterexample.placement, Some(Placement::InPlace));
+}
+
+#[test]
+fn waiting_in_a_circle_is_shown() {
+    let exchange = |peer_rank, first_send: bool| {
+        let send = Step::new([input(0)], [peer(peer_rank, 0)]);
+        let take = Step::new([peer(peer_rank, 0)], [output(peer_rank)]);
+        let own = Step::new([input(0)], [output(1 - peer_rank)]);
+        vec![if first_send { vec![own, send, take] } else { vec![own, take, send] }]
+    };
+    proved(two(Collective::AllGather, [exchange(1, true), exchange(0, false)]));
+    let counterexample =
+        rejected(two(Collective::AllGather, [exchange(1, false), exchange(0, false)]));
+    let Violation::Deadlock { semantics, credit, cycle } = &counterexample.violation else {
+        panic!("{counterexample}");
+    };
+    assert_eq!((*semantics, *credit), (Semantics::Buffered, None));
+    let places: Vec<_> = cycle.iter().map(|b| (b.place.rank, b.place.lane, b.place.step)).collect();
+    assert_eq!(places, [(0, 0, 1), (1, 0, 1)]);
+}
+
+#[test]
+fn too_few_credits_are_a_deadlock() {
+    // Both send two messages before they take one.
+    let lane = |peer_rank, parts: u32| {
+        let sends = (0..parts).map(move |i| Step::new([input(i)], [peer(peer_rank, 0)]));
+        let takes = (0..parts).map(move |i| Step::new([peer(peer_rank, 0)], [output(peer_rank * parts + i)]));
+        let own = (0..parts).map(move |i| Step::new([input(i)], [output((1 - peer_rank) * parts + i)]));
+        vec![sends.chain(takes).chain(own).collect()]
+    };
+    let schedule = |credit| {
+        let table = Table(vec![lane(1, 2), lane(0, 2)]);
+        Schedule::new("by hand", Collective::AllGather, 2, 2, table).with_credit(credit)
+    };
+    proved(schedule(2));
+    let counterexample = rejected(schedule(1));
+    let Violation::Deadlock { semantics, credit, .. } = counterexample.violation else {
+        panic!("{counterexample}");
+    };
+    assert_eq!((semantics, credit), (Semantics::Buffered, Some(1)));
+}
+
+#[test]
+fn waiting_for_ones_own_loan_is_a_deadlock_by_rendezvous_only() {
+    // Each lends scratch0, and wants to write it again before it takes the other's message.
+    let lane = |peer_rank| {
+        vec![vec![
+            Step::new([input(0)], [scratch(0), peer(peer_rank, 0)]),
+            Step::new([input(0)], [scratch(0)]),
+            Step::new([peer(peer_rank, 0)], [output(peer_rank)]),
+            Step::new([input(0)], [output(1 - peer_rank)]),
+        ]]
+    };
+    let counterexample = rejected(two(Collective::AllGather, [lane(1), lane(0)]));
+    let Violation::Deadlock { semantics, credit, .. } = counterexample.violation else {
+        panic!("{counterexample}");
+    };
+    assert_eq!((semantics, credit), (Semantics::Rendezvous, None));
+}
+
+#[test]
+fn lanes_are_ordered_by_after_alone() {
+    let write = Step::new([input(0)], [scratch(0), output(0)]);
+    let read = Step::new([scratch(0)], [output(1)]);
+    let spread = |reader: Step, writer: Vec<Step>| {
+        let table = Table(vec![vec![writer, vec![reader]]]);
+        Schedule::new("by hand", Collective::Broadcast { root: 0 }, 1, 2, table).with_scratch(1)
+    };
+    // Not even a value is there to be sure of.
+    let counterexample = rejected(spread(read, vec![write]));
+    assert!(
+        matches!(counterexample.violation, Violation::Race { .. } | Violation::Undefined(_)),
+        "{counterexample}"
+    );
+}
+
+#[test]
+fn scratch_of_the_next_tile_is_the_same_memory() {
+    let write = Step::new([input(0)], [scratch(0)]);
+    let read = Step::new([scratch(0)], [output(0)]).after(0, 0);
+    // Lane 0 may write for the next tile while lane 1 still reads for this one.
+    let counterexample = rejected(copy(1, vec![vec![write], vec![read]]));
+    let Violation::Race { chunk, first, second, .. } = &counterexample.violation else {
+        panic!("{counterexample}");
+    };
+    assert_eq!(*chunk, Chunk::Scratch(0));
+    assert_ne!(first.place.tile, second.place.tile);
+    // A step of lane 0 that waits for lane 1 closes the tile.
+    let close = Step::new([input(0)], [scratch(1)]).after(1, 0);
+    proved(copy(1, vec![vec![write, close], vec![read]]));
+}
+
+/// Rank 0's lane 0 lends scratch0 to a message and goes on; its lane 1 writes scratch0 by `second`.
+fn lending(second: Step, answer: bool) -> Schedule {
+    let mut lane = vec![
+        Step::new([input(0)], [scratch(0), peer(1, 0)]),
+        Step::new([input(0)], [output(0)]),
+        Step::new([input(0)], [scratch(1)]).after(1, 0),
+    ];
+    let mut other = vec![Step::new([peer(0, 0)], [output(0)])];
+    if answer {
+        other.push(Step::new([output(0)], [peer(0, 0)]));
+    } else {
+        lane[2].inputs = [input(0)].into_iter().collect();
+    }
+    two(COPY, [vec![lane, vec![second]], vec![other]])
+}
+
+#[test]
+fn lent_memory_is_read_until_its_release() {
+    // `after` the lending step itself waits for the release.
+    proved(lending(Step::new([input(0)], [scratch(0)]).after(0, 0), false));
+    // `after` a later one does not.
+    let counterexample = rejected(lending(Step::new([input(0)], [scratch(0)]).after(0, 1), false));
+    let Violation::Race { first, .. } = &counterexample.violation else { panic!("{counterexample}") };
+    assert_eq!(first.kind, AccessKind::Lent);
+    // An answer of the one who took the message proves that it was released.
+    proved(lending(Step::new([peer(1, 0)], [scratch(0)]), true));
+}
+
+#[test]
+fn a_loan_is_not_over_because_another_is() {
+    // Lane 0 lends scratch0 to rank 1 on two channels; the answer follows the first message only.
+    let lane = vec![
+        Step::new([input(0)], [scratch(0), peer(1, 0), peer(1, 1)]),
+        Step::new([input(0)], [output(0)]).after(1, 0),
+    ];
+    let write = vec![Step::new([peer(1, 0)], [scratch(0)])];
+    let answers = vec![
+        Step::new([peer(0, 0)], [output(0)]),
+        Step::new([output(0)], [peer(0, 0)]),
+    ];
+    let late = vec![Step::new([peer(0, 1)], [scratch(0)])];
+    let counterexample =
+        rejected(two(COPY, [vec![lane.clone(), write.clone()], vec![answers.clone(), late.clone()]]));
+    let Violation::Race { first, .. } = &counterexample.violation else { panic!("{counterexample}") };
+    assert_eq!(first.kind, AccessKind::Lent);
+    let mut after_both = answers;
+    after_both[1] = after_both[1].after(1, 0);
+    proved(two(COPY, [vec![lane, write], vec![after_both, late]]));
+}
+
+#[test]
+fn a_tree_can_be_read() {
+    let lane = vec![Step::new([input(0), peer(1, 0)], [output(0), peer(1, 0)]).finishing()];
+    let proof = prove(pair(lane)).expect("is right");
+    let tree = proof.tree(1, 0).expect("an all-reduce ends on every rank");
+    assert_eq!(tree.to_string(), "finish (0 1) of in0");
+    assert_eq!(proof.tree(0, 0), Some(tree));
+    assert_eq!(proof.tree(0, 1), None);
+    assert_eq!(proof.tree(2, 0), None);
+    assert_eq!(proof.facts().executions, 2);
+}
