@@ -1,1 +1,27 @@
-//! (front page to come)
+//! Collective communication over host memory: every algorithm is a schedule that is proved, simulated and run.
+//!
+//! * [`UniqueId::create`] on one rank, its bytes passed to the others by any means
+//! * [`Communicator::init`] on every rank
+//! * [`Communicator::all_reduce`] and its kin
+//!
+//! A call goes from [`Communicator::run`] to `tune` (which schedule, and why), `plan` (the proved schedule, bound to memory and
+//! links, kept for the next call of its kind) and `engine` (which runs it). Links are `maypole_transport`'s, schedules
+//! `maypole_algorithms`'. Settings are environment variables, all in [`config`].
+
+pub mod bootstrap;
+mod call;
+mod comm;
+pub mod config;
+mod engine;
+pub mod error;
+pub mod logger;
+mod plan;
+pub mod reduce;
+pub mod tune;
+
+pub use bootstrap::UniqueId;
+pub use call::Call;
+pub use comm::{AbortHandle, Communicator, Element};
+pub use error::Error;
+pub use maypole_algorithms::{Collective, DType, RedOp};
+pub use reduce::Reduction;

@@ -1,0 +1,350 @@
+//! A rank's way in: register at the root, link to the parent, let the children link, exchange cards.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use super::address::{self, Reach};
+use super::dial::{Dial, Dialed};
+use super::error::{BootstrapError, Options};
+use super::gate::Gate;
+use super::hello::{Hello, Role};
+use super::id::{Contents, UniqueId};
+use super::root;
+use super::secret::Secret;
+use super::stream::{self, Broken, Framed};
+use super::tree::{ControlTree, children, parent};
+use super::wire::{Frame, Registration};
+
+/// Most bytes of a card.
+pub const MOST_CARD: usize = 4096;
+
+/// Longest time without reaching the root at all.
+const REACH_PATIENCE: Duration = Duration::from_secs(60);
+/// How much longer than its own deadline a rank waits for the root's verdict, which names the missing.
+const GRACE: Duration = Duration::from_secs(3);
+/// For the root to close after the last rank has left.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// For the previous root at an address given by `NCCL_COMM_ID` to go away.
+const REBIND: Duration = Duration::from_secs(5);
+
+/// A rank that knows all others.
+pub struct Joined {
+    /// This rank.
+    pub rank: u32,
+    /// How many there are.
+    pub nranks: u32,
+    /// What each rank said of itself, in the order of the ranks.
+    pub cards: Vec<Vec<u8>>,
+    /// The connections that were made on the way.
+    pub control: ControlTree,
+    secret: Secret,
+}
+
+impl Joined {
+    /// A key that only the ranks of this communicator can make: the same for the same label, unrelated for another.
+    pub fn derive(&self, label: &str) -> [u8; 32] {
+        self.secret.prove("derive", &[label.as_bytes()])
+    }
+}
+
+/// Joins as `rank` of `nranks`, bringing a card of up to [`MOST_CARD`] bytes, with the configured timeout. Returns when
+/// all ranks have joined.
+///
+/// # Errors
+/// Each names the rank at fault and is logged here, once.
+pub fn join(id: &UniqueId, rank: u32, nranks: u32, card: &[u8]) -> Result<Joined, BootstrapError> {
+    join_with(id, rank, nranks, card, &Options::default())
+}
+
+/// As [`join`], bounded as `options` says.
+pub fn join_with(
+    id: &UniqueId,
+    rank: u32,
+    nranks: u32,
+    card: &[u8],
+    options: &Options,
+) -> Result<Joined, BootstrapError> {
+    admit(id, rank, nranks, card, options).inspect_err(|error| log::warn!("{error}"))
+}
+
+fn admit(
+    id: &UniqueId,
+    rank: u32,
+    nranks: u32,
+    card: &[u8],
+    options: &Options,
+) -> Result<Joined, BootstrapError> {
+    if rank >= nranks {
+        return Err(BootstrapError::NoSuchRank { rank, nranks });
+    }
+    if card.len() > MOST_CARD {
+        return Err(BootstrapError::TooLong { rank, len: card.len(), most: MOST_CARD });
+    }
+    let contents = id.contents()?;
+    if nranks == 1 {
+        if !contents.fixed {
+            release(&contents);
+        }
+        return Ok(Joined {
+            rank,
+            nranks,
+            cards: vec![card.to_vec()],
+            control: ControlTree::new(0, 1),
+            secret: contents.secret,
+        });
+    }
+    if contents.fixed && rank == 0 {
+        start_fixed(&contents, options)?;
+    }
+    Arrival::new(&contents, rank, nranks, options)?.run(card)
+}
+
+/// The root of an id with an address of the user's choice runs at rank 0.
+fn start_fixed(contents: &Contents, options: &Options) -> Result<(), BootstrapError> {
+    let until = Instant::now() + REBIND;
+    loop {
+        match address::listen_at(&contents.reach.addresses) {
+            Ok((listeners, _)) => return root::start(contents.secret.clone(), listeners, options),
+            Err(BootstrapError::System { errno: libc::EADDRINUSE, .. })
+                if Instant::now() < until =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// A rank that is alone needs no root; the one that its id has started, if it is on this host, may end at once. If it
+/// cannot be reached it ends by itself later.
+fn release(contents: &Contents) {
+    if contents.reach.host_tag != address::host_tag() {
+        return;
+    }
+    let options = Options { timeout: FAREWELL, ..Options::default() };
+    let left = Arrival::new(contents, 0, 1, &options).and_then(|mut arrival| {
+        arrival.register()?;
+        arrival.leave(true);
+        Ok(())
+    });
+    if let Err(error) = left {
+        log::info!("the root of a communicator of one rank was not told to end: {error}");
+    }
+}
+
+/// A rank on its way in.
+struct Arrival {
+    secret: Secret,
+    rank: u32,
+    nranks: u32,
+    started: Instant,
+    deadline: Instant,
+    /// Where the root can be.
+    roots: Reach,
+    /// The root, until the parent is linked.
+    root: Option<Framed>,
+    /// The parent being dialed.
+    dial: Option<Dial>,
+    /// Where the children come in.
+    gate: Gate,
+    reach: Reach,
+    tree: ControlTree,
+}
+
+impl Arrival {
+    fn new(
+        contents: &Contents,
+        rank: u32,
+        nranks: u32,
+        options: &Options,
+    ) -> Result<Self, BootstrapError> {
+        let (listeners, reach) = if children(rank, nranks).next().is_some() {
+            address::listen()?
+        } else {
+            (Vec::new(), Reach { host_tag: 0, addresses: Vec::new() })
+        };
+        let started = Instant::now();
+        Ok(Self {
+            secret: contents.secret.clone(),
+            rank,
+            nranks,
+            started,
+            deadline: started + options.timeout,
+            roots: contents.reach.clone(),
+            root: None,
+            dial: None,
+            gate: Gate::new(listeners, contents.secret.clone(), Role::Tree, rank),
+            reach,
+            tree: ControlTree::new(rank, nranks),
+        })
+    }
+
+    fn run(mut self, card: &[u8]) -> Result<Joined, BootstrapError> {
+        self.register()?;
+        if let Err(error) = self.link() {
+            // The root has told all that wait at it; those below wait at us.
+            return Err(self.tree.fail(error));
+        }
+        self.gate.close();
+        if self.rank == 0
+            && let Some(root) = self.root.take()
+        {
+            self.tree.set_above(root);
+        }
+        let cards = self.tree.all_gather(card, self.deadline + GRACE)?;
+        if self.rank == 0 {
+            self.root = self.tree.take_above();
+            self.leave(true);
+        }
+        log::debug!(
+            "rank {} joined {} ranks in {:?}",
+            self.rank,
+            self.nranks,
+            self.started.elapsed()
+        );
+        let Self { rank, nranks, tree, secret, .. } = self;
+        Ok(Joined { rank, nranks, cards, control: tree, secret })
+    }
+
+    fn hello(&self, role: Role, to: u32) -> Hello {
+        Hello { role, from: self.rank, to, nranks: self.nranks, nonce: [0; 32] }
+    }
+
+    /// Reaches the root and says who and where this rank is.
+    fn register(&mut self) -> Result<(), BootstrapError> {
+        let addresses = self.roots.reachable_here();
+        let hello = self.hello(Role::Root, 0);
+        let until = self.deadline.min(self.started + REACH_PATIENCE);
+        let mut dial = Dial::new(self.secret.clone(), hello, addresses.clone());
+        let stream = loop {
+            match dial.advance()? {
+                Dialed::Connected(stream) => break stream,
+                Dialed::WrongId(address) => {
+                    return Err(BootstrapError::WrongId { rank: self.rank, address });
+                }
+                Dialed::NotYet if Instant::now() >= until => {
+                    let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                    return Err(BootstrapError::RootUnreachable {
+                        rank: self.rank,
+                        addresses: texts.join(", "),
+                        waited: self.started.elapsed(),
+                        last: dial.last().to_owned(),
+                    });
+                }
+                Dialed::NotYet => stream::wait(&mut [dial.poll_fd()], until.min(dial.wake())),
+            }
+        };
+        let mut root = Framed::new(stream, 0);
+        root.send(&Frame::Register(Registration {
+            host: crate::logger::host_name().to_owned(),
+            pid: std::process::id(),
+            patience: self.deadline.saturating_duration_since(Instant::now()),
+            reach: self.reach.clone(),
+        }));
+        self.root = Some(root);
+        Ok(())
+    }
+
+    /// Returns when parent and children are linked.
+    fn link(&mut self) -> Result<(), BootstrapError> {
+        let mut linked = self.rank == 0;
+        loop {
+            self.hear_root()?;
+            if let Some(dial) = &mut self.dial
+                && let Dialed::Connected(stream) = dial.advance()?
+            {
+                self.dial = None;
+                self.tree.set_above(Framed::new(stream, 0));
+                linked = true;
+                self.leave(false);
+            }
+            if linked && self.tree.absent().next().is_none() {
+                return Ok(());
+            }
+            if Instant::now() >= self.deadline + GRACE {
+                return Err(self.late(linked));
+            }
+
+            let mut fds = Vec::new();
+            self.gate.poll_fds(&mut fds);
+            let gates = fds.len();
+            self.tree.poll_fds(&mut fds);
+            fds.extend(self.root.iter().map(Framed::poll_fd));
+            fds.extend(self.dial.iter().map(Dial::poll_fd));
+            let wake = [self.gate.wake(), self.dial.as_ref().map(Dial::wake)];
+            let until = wake.into_iter().flatten().fold(self.deadline + GRACE, Instant::min);
+            stream::wait(&mut fds, until);
+
+            let (passed, _) = self.gate.advance(&fds[..gates]);
+            for (hello, stream) in passed {
+                self.adopt(hello, stream);
+            }
+            self.tree.hear(false)?;
+        }
+    }
+
+    fn hear_root(&mut self) -> Result<(), BootstrapError> {
+        let Some(root) = &mut self.root else { return Ok(()) };
+        root.fill();
+        root.flush();
+        while let Some(root) = &mut self.root {
+            match root.next() {
+                Ok(Some(Frame::Parent(reach))) => {
+                    let Some(above) = parent(self.rank) else { continue };
+                    let hello = self.hello(Role::Tree, above);
+                    self.dial = Some(Dial::new(self.secret.clone(), hello, reach.reachable_here()));
+                }
+                Ok(Some(Frame::Status { missing, waited })) => self.tree.status(&missing, waited),
+                Ok(Some(Frame::Verdict(verdict))) => return Err(verdict),
+                Ok(None) => return Ok(()),
+                Err(Broken::Ended) => {
+                    let address = root.peer().or(self.roots.addresses.first().copied());
+                    let Some(address) = address else { return Ok(()) };
+                    return Err(BootstrapError::RootLost { rank: self.rank, address });
+                }
+                Ok(Some(_)) | Err(Broken::Malformed) => {
+                    return Err(BootstrapError::Protocol {
+                        rank: self.rank,
+                        peer: String::from("the root"),
+                        what: "a frame",
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, hello: Hello, stream: TcpStream) {
+        let ours = children(self.rank, self.nranks).any(|child| child == hello.from);
+        if ours && hello.nranks == self.nranks {
+            self.tree.add_child(hello.from, Framed::new(stream, 0));
+        } else {
+            log::warn!("rank {} dialed rank {}, which is not its parent", hello.from, self.rank);
+        }
+    }
+
+    /// Tells the root that it is not needed any more; `wait`s until it knows, or a little.
+    fn leave(&mut self, wait: bool) {
+        let Some(mut root) = self.root.take() else { return };
+        root.send(&Frame::Leave);
+        root.finish();
+        if wait {
+            stream::drain(std::iter::once(&mut root), Instant::now() + FAREWELL);
+        }
+    }
+
+    /// Who it is that does not come, after the root has failed to say so.
+    fn late(&self, linked: bool) -> BootstrapError {
+        let above = parent(self.rank).filter(|_| !linked);
+        let (waiting_for, what) = match (above, self.tree.absent().next()) {
+            (Some(above), _) => (above, "to take its connection"),
+            (None, absent) => (absent.unwrap_or(self.rank), "to connect"),
+        };
+        BootstrapError::TimedOut {
+            rank: self.rank,
+            waiting_for,
+            what: String::from(what),
+            waited: self.started.elapsed(),
+        }
+    }
+}

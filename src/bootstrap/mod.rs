@@ -1,0 +1,44 @@
+//! From a unique id to a communicator's control tree.
+//!
+//! ```text
+//!  rank A: UniqueId::create ── root thread (rendezvous)
+//!                                 ^  Register(rank, where I listen)          every rank, over TCP
+//!                                 |  Parent(where your parent listens)       as soon as that is known
+//!  rank r: join ── dials parent (r-1)/2, is dialed by 2r+1 and 2r+2 ── Leave to the root
+//!                  cards go up the tree, all cards come down                 the tree stays: ControlTree
+//! ```
+//!
+//! Every connection begins with a handshake in which both ends prove that they know the secret of the unique id, before
+//! anything else is parsed; a stranger is dropped and the job goes on. Every wait has a deadline. Each rank has at most
+//! three connections; messages go 2 log2(n) deep. After some seconds the root names the ranks that are missing, to all
+//! that wait; at the deadline every waiting rank returns [`BootstrapError::MissingRanks`].
+//!
+//! | file | idea |
+//! |---|---|
+//! | `id` | the 128 bytes |
+//! | `address` | interfaces and where a listener can be reached |
+//! | `secret`, `hello` | proofs, and the handshake made of them |
+//! | `gate`, `dial` | the two ends of a handshake, over sockets |
+//! | `wire`, `stream` | frames, and frames over a socket |
+//! | `root`, `join`, `tree` | the rendezvous, a rank's way in, what it leads to |
+
+mod address;
+mod dial;
+mod error;
+mod gate;
+mod hello;
+mod id;
+mod join;
+mod root;
+mod secret;
+mod stream;
+mod tree;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{BootstrapError, Options, RankSet};
+pub use id::{UNIQUE_ID_BYTES, UniqueId};
+pub use join::{Joined, MOST_CARD, join, join_with};
+pub use tree::{ControlTree, MOST_ITEM};

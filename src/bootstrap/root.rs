@@ -1,0 +1,327 @@
+//! The root: a rendezvous. It learns where each rank listens and tells each rank where its parent does; cards and
+//! everything after go through the tree of ranks. A rank leaves as soon as it is linked to its parent, so the
+//! root holds connections only for those that wait for somebody; it ends when all have left.
+//!
+//! It is one thread in the process that made the unique id. It never waits for any one connection.
+
+use std::collections::BTreeMap;
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use super::address::Reach;
+use super::error::{BootstrapError, Options, RankSet};
+use super::gate::Gate;
+use super::hello::{Hello, Role};
+use super::secret::Secret;
+use super::stream::{self, Broken, Framed};
+use super::tree::{children, parent};
+use super::wire::{Frame, Registration};
+
+/// How long the root stays when no rank is connected to it.
+const IDLE: Duration = Duration::from_secs(3600);
+/// How long a rank that proved the secret may take to say who it is.
+const REGISTER_PATIENCE: Duration = Duration::from_secs(10);
+/// Doubling must get somewhere.
+const SHORTEST_NOTICE: Duration = Duration::from_millis(10);
+/// For the ranks to decide who keeps a complete communicator waiting.
+const VERDICT_PATIENCE: Duration = Duration::from_secs(10);
+/// For last words to be sent.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Starts the root of a unique id behind these listeners.
+pub(super) fn start(
+    secret: Secret,
+    listeners: Vec<TcpListener>,
+    options: &Options,
+) -> Result<(), BootstrapError> {
+    let root = Root {
+        gate: Gate::new(listeners, secret, Role::Root, 0),
+        fresh: Vec::new(),
+        members: BTreeMap::new(),
+        nranks: None,
+        started: None,
+        deadline: None,
+        next_notice: options.notice.max(SHORTEST_NOTICE),
+        idle_since: Instant::now(),
+    };
+    std::thread::Builder::new()
+        .name(String::from("maypole-root"))
+        .spawn(move || {
+            block_signals();
+            root.serve();
+        })
+        .map(drop)
+        .map_err(|error| BootstrapError::system("pthread_create", &error))
+}
+
+/// Signals are the application's business, and belong to its threads.
+pub(super) fn block_signals() {
+    // SAFETY: an all-zero sigset_t is valid memory for sigfillset, which initialises it.
+    let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `all` is a valid set; only this thread's mask changes, and no old mask is asked for.
+    unsafe {
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
+    }
+}
+
+struct Root {
+    gate: Gate,
+    /// Let in, but not yet registered.
+    fresh: Vec<Fresh>,
+    members: BTreeMap<u32, Member>,
+    /// As the first comer says.
+    nranks: Option<u32>,
+    /// Arrival of the first comer.
+    started: Option<Instant>,
+    /// The earliest of the ranks' deadlines.
+    deadline: Option<Instant>,
+    /// Time since the start at which missing ranks are named next.
+    next_notice: Duration,
+    idle_since: Instant,
+}
+
+struct Fresh {
+    hello: Hello,
+    framed: Framed,
+    until: Instant,
+}
+
+/// A registered rank.
+struct Member {
+    host: String,
+    pid: u32,
+    reach: Reach,
+    /// None after it has left.
+    framed: Option<Framed>,
+}
+
+impl Root {
+    fn serve(mut self) {
+        loop {
+            let mut fds = Vec::new();
+            self.gate.poll_fds(&mut fds);
+            fds.extend(self.fresh.iter().map(|fresh| fresh.framed.poll_fd()));
+            fds.extend(self.members.values().filter_map(|it| Some(it.framed.as_ref()?.poll_fd())));
+            stream::wait(&mut fds, self.wake());
+
+            // Members first: those who have left free the way for what comes next.
+            let gates = fds.len() - self.fresh.len() - self.connected();
+            self.hear_members(&fds[gates + self.fresh.len()..]);
+            self.hear_fresh(&fds[gates..gates + self.fresh.len()]);
+            let (passed, _) = self.gate.advance(&fds);
+            self.welcome(passed);
+
+            if self.is_served() {
+                log::info!("all {} ranks have joined; the root ends", self.members.len());
+                return;
+            }
+            if self.is_over() {
+                return;
+            }
+            self.notify();
+        }
+    }
+
+    /// When the root gives up. If all are here but somebody is not linked, or its card does not come, the ranks know
+    /// better who: they are given time to say so.
+    fn end(&self) -> Option<Instant> {
+        let grace = if self.is_complete() { VERDICT_PATIENCE } else { Duration::ZERO };
+        self.deadline.map(|deadline| deadline + grace)
+    }
+
+    fn connected(&self) -> usize {
+        self.members.values().filter(|member| member.framed.is_some()).count()
+    }
+
+    fn wake(&self) -> Instant {
+        let notice = self.started.map(|started| started + self.next_notice);
+        let fresh = self.fresh.iter().map(|fresh| fresh.until).min();
+        [notice, fresh, self.end(), self.gate.wake()]
+            .into_iter()
+            .flatten()
+            .fold(self.idle_since + IDLE, Instant::min)
+    }
+
+    fn welcome(&mut self, passed: Vec<(Hello, TcpStream)>) {
+        for (hello, stream) in passed {
+            let framed = Framed::new(stream, 0);
+            let until = Instant::now() + REGISTER_PATIENCE;
+            self.fresh.push(Fresh { hello, framed, until });
+        }
+        // Their registrations are often here already.
+        self.hear_fresh(&[]);
+    }
+
+    /// Reads from those not yet registered; those without an entry in `fds` are looked at in any case.
+    fn hear_fresh(&mut self, fds: &[libc::pollfd]) {
+        let now = Instant::now();
+        for (at, mut fresh) in std::mem::take(&mut self.fresh).into_iter().enumerate() {
+            if fds.get(at).is_none_or(|fd| fd.revents != 0) {
+                fresh.framed.fill();
+            }
+            match fresh.framed.next() {
+                Ok(Some(Frame::Register(registration))) => {
+                    self.register(fresh.hello, registration, fresh.framed);
+                }
+                Ok(None) if now < fresh.until => self.fresh.push(fresh),
+                _ => log::info!("rank {} did not register", fresh.hello.from),
+            }
+        }
+    }
+
+    fn register(&mut self, hello: Hello, registration: Registration, mut framed: Framed) {
+        let (rank, now) = (hello.from, Instant::now());
+        let nranks = *self.nranks.get_or_insert(hello.nranks);
+        let first = self.members.get(&rank);
+        let objection = if nranks != hello.nranks {
+            Some(BootstrapError::WrongWorld { rank, ours: hello.nranks, theirs: nranks })
+        } else {
+            first.map(|first| BootstrapError::DuplicateRank {
+                rank,
+                host: first.host.clone(),
+                pid: first.pid,
+            })
+        };
+        if let Some(objection) = objection {
+            log::warn!(
+                "refused process {} on {}: {objection}",
+                registration.pid,
+                registration.host
+            );
+            framed.send(&Frame::Verdict(objection));
+            framed.finish();
+            return;
+        }
+        self.started.get_or_insert(now);
+        let deadline = now + registration.patience;
+        self.deadline = Some(self.deadline.map_or(deadline, |earliest| earliest.min(deadline)));
+
+        if let Some(above) = parent(rank).and_then(|above| self.members.get(&above)) {
+            framed.send(&Frame::Parent(above.reach.clone()));
+        }
+        let parent_here = Frame::Parent(registration.reach.clone());
+        for child in children(rank, nranks) {
+            if let Some(framed) = self.members.get_mut(&child).and_then(|it| it.framed.as_mut()) {
+                framed.send(&parent_here);
+            }
+        }
+        let Registration { host, pid, reach, .. } = registration;
+        log::debug!("rank {rank} of {nranks} came: process {pid} on {host}");
+        self.members.insert(rank, Member { host, pid, reach, framed: Some(framed) });
+        // What came together with its registration wakes nobody again.
+        self.hear_member(rank);
+    }
+
+    fn hear_members(&mut self, fds: &[libc::pollfd]) {
+        let connected = self.members.iter().filter(|(_, member)| member.framed.is_some());
+        let ready: Vec<u32> = connected
+            .zip(fds)
+            .filter(|(_, fd)| fd.revents != 0)
+            .map(|((&rank, _), _)| rank)
+            .collect();
+        for rank in ready {
+            self.hear_member(rank);
+        }
+        if self.connected() + self.fresh.len() > 0 {
+            self.idle_since = Instant::now();
+        }
+        // Only rank 0 is left, collecting cards: who comes now comes for another communicator.
+        if self.is_complete() && self.connected() <= 1 {
+            self.gate.close();
+        }
+    }
+
+    fn hear_member(&mut self, rank: u32) {
+        let Some(member) = self.members.get_mut(&rank) else { return };
+        let Some(framed) = &mut member.framed else { return };
+        framed.fill();
+        framed.flush();
+        match framed.next() {
+            Ok(Some(Frame::Leave)) => member.framed = None,
+            Ok(None) => {}
+            // It may come again; its children will be told where it is then.
+            Err(Broken::Ended) => {
+                log::info!("rank {rank} went away before it was linked");
+                self.members.remove(&rank);
+            }
+            Ok(Some(_)) | Err(Broken::Malformed) => {
+                log::warn!("rank {rank} breaks the protocol of the root; dropped");
+                self.members.remove(&rank);
+            }
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.nranks.is_some_and(|nranks| self.members.len() == nranks as usize)
+    }
+
+    fn is_served(&self) -> bool {
+        self.is_complete() && self.connected() == 0
+    }
+
+    /// Whether time is up; then everybody has been told.
+    fn is_over(&mut self) -> bool {
+        let now = Instant::now();
+        if self.end().is_some_and(|end| end <= now) {
+            if !self.is_complete() {
+                let verdict = BootstrapError::MissingRanks {
+                    ranks: self.missing(),
+                    nranks: self.nranks.unwrap_or(0),
+                    waited: self.waited(),
+                };
+                log::warn!("{verdict}");
+                self.tell(&Frame::Verdict(verdict));
+            }
+            self.farewell();
+            return true;
+        }
+        if now >= self.idle_since + IDLE {
+            log::info!("no rank came for {} s; the root ends", IDLE.as_secs());
+            return true;
+        }
+        false
+    }
+
+    /// Names the missing ranks when it is time.
+    fn notify(&mut self) {
+        if self.started.is_none() || self.waited() < self.next_notice {
+            return;
+        }
+        let (missing, waited) = (self.missing(), self.waited());
+        while self.next_notice <= waited {
+            self.next_notice *= 2;
+        }
+        if !missing.is_empty() {
+            log::warn!(
+                "after {:.0} s {} of {} ranks have not joined: {missing}",
+                waited.as_secs_f64(),
+                missing.len(),
+                self.nranks.unwrap_or(0)
+            );
+            self.tell(&Frame::Status { missing, waited });
+        }
+    }
+
+    fn tell(&mut self, frame: &Frame) {
+        for framed in self.members.values_mut().filter_map(|it| it.framed.as_mut()) {
+            framed.send(frame);
+        }
+    }
+
+    /// Lets the last frames get out before the connections are closed.
+    fn farewell(&mut self) {
+        let until = Instant::now() + FAREWELL;
+        let mut left: Vec<Framed> =
+            self.members.values_mut().filter_map(|member| member.framed.take()).collect();
+        stream::drain(left.iter_mut(), until);
+    }
+
+    fn missing(&self) -> RankSet {
+        RankSet::missing(self.members.keys().copied(), self.nranks.unwrap_or(0))
+    }
+
+    fn waited(&self) -> Duration {
+        self.started.map_or(Duration::ZERO, |started| started.elapsed())
+    }
+}

@@ -1,0 +1,458 @@
+//! Ranks as threads, joining for real over sockets, with strangers at the door.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::address::Reach;
+use super::dial::{Dial, Dialed};
+use super::hello::{Hello, Role};
+use super::secret::Secret;
+use super::stream::{self, Framed};
+use super::wire::{Frame, Registration};
+use super::*;
+
+type Outcome = Result<Joined, BootstrapError>;
+
+const LONG: Duration = Duration::from_secs(20);
+
+fn options(timeout: Duration) -> Options {
+    Options { timeout, notice: Duration::from_millis(100) }
+}
+
+/// Fails the test if `work` does not end.
+fn watched<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    crate::logger::install();
+    let (sender, receiver) = mpsc::channel();
+    let worker = thread::spawn(move || {
+        let _ = sender.send(work());
+    });
+    match receiver.recv_timeout(Duration::from_secs(50)) {
+        Ok(value) => value,
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("hangs"),
+        Err(mpsc::RecvTimeoutError::Disconnected) => match worker.join() {
+            Err(panic) => std::panic::resume_unwind(panic),
+            Ok(()) => unreachable!("the worker sends before it ends"),
+        },
+    }
+}
+
+fn card(rank: u32) -> Vec<u8> {
+    vec![rank as u8; rank as usize % 50]
+}
+
+/// Joins each of `ranks` in a thread of its own and returns what came of it, in their order.
+fn join_all(
+    id: UniqueId,
+    ranks: impl IntoIterator<Item = u32>,
+    nranks: u32,
+    timeout: Duration,
+) -> Vec<Outcome> {
+    let threads: Vec<_> = ranks
+        .into_iter()
+        .map(|rank| {
+            thread::Builder::new()
+                .stack_size(256 << 10)
+                .spawn(move || join_with(&id, rank, nranks, &card(rank), &options(timeout)))
+                .unwrap()
+        })
+        .collect();
+    threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+}
+
+fn create() -> UniqueId {
+    UniqueId::create_with(&options(LONG)).unwrap()
+}
+
+fn check(outcomes: Vec<Outcome>) -> Vec<Joined> {
+    let joined: Vec<Joined> = outcomes.into_iter().map(|outcome| outcome.unwrap()).collect();
+    let key = joined[0].derive("test");
+    for rank in &joined {
+        assert_eq!(rank.cards.len(), rank.nranks as usize);
+        for (of, bytes) in rank.cards.iter().enumerate() {
+            assert_eq!(*bytes, card(of as u32));
+        }
+        assert_eq!(rank.derive("test"), key);
+        assert_ne!(rank.derive("other"), key);
+    }
+    joined
+}
+
+fn root_addresses(id: &UniqueId) -> Vec<SocketAddr> {
+    id.contents().unwrap().reach.addresses
+}
+
+fn error(outcome: &Outcome) -> &BootstrapError {
+    outcome.as_ref().err().expect("it should fail")
+}
+
+#[test]
+fn every_rank_sees_all_cards() {
+    watched(|| {
+        for nranks in [1, 2, 3, 7, 16, 64] {
+            let id = create();
+            check(join_all(id, 0..nranks, nranks, LONG));
+            // The root has ended: nobody listens any more.
+            for address in root_addresses(&id) {
+                let until = Instant::now() + LONG;
+                while TcpStream::connect(address).is_ok() {
+                    assert!(Instant::now() < until, "the root of {nranks} ranks stays");
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+    });
+}
+
+/// By hand: `cargo test --release -p maypole many_ranks -- --ignored --nocapture`, with `ulimit -n` of 8192 or more.
+#[test]
+#[ignore = "takes 512 threads and thousands of descriptors"]
+fn many_ranks() {
+    let started = Instant::now();
+    let joined = check(watched(|| join_all(create(), 0..512, 512, LONG)));
+    println!("{} ranks joined in {:?}", joined.len(), started.elapsed());
+}
+
+#[test]
+fn exchanges_follow_the_join() {
+    watched(|| {
+        let joined = check(join_all(create(), 0..7, 7, LONG));
+        let threads: Vec<_> = joined
+            .into_iter()
+            .map(|mut joined| {
+                thread::spawn(move || {
+                    for round in 0..50_u32 {
+                        let deadline = Instant::now() + LONG;
+                        let mine = (joined.rank * round).to_le_bytes().repeat(joined.rank as usize);
+                        let all = joined.control.all_gather(&mine, deadline).unwrap();
+                        for (rank, bytes) in (0..).zip(&all) {
+                            assert_eq!(*bytes, (rank * round).to_le_bytes().repeat(rank as usize));
+                        }
+                        joined.control.barrier(deadline).unwrap();
+                    }
+                    // The largest that fits, through sockets that do not take it at once.
+                    let mine = vec![joined.rank as u8; MOST_ITEM];
+                    let all = joined.control.all_gather(&mine, Instant::now() + LONG).unwrap();
+                    assert!((0..).zip(&all).all(|(rank, bytes)| *bytes == vec![rank; MOST_ITEM]));
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    });
+}
+
+#[test]
+fn late_ranks_are_waited_for() {
+    watched(|| {
+        let id = create();
+        let early = thread::spawn(move || join_all(id, [0, 2, 3, 5, 6], 7, LONG));
+        // Long enough for statuses to be told on the way.
+        thread::sleep(Duration::from_millis(500));
+        let mut outcomes = join_all(id, [1, 4], 7, LONG);
+        outcomes.extend(early.join().unwrap());
+        check(outcomes);
+    });
+}
+
+#[test]
+fn missing_ranks_are_named_to_all() {
+    watched(|| {
+        // A leaf, an inner rank, the top, and several.
+        for missing in [vec![6], vec![1], vec![0], vec![1, 5, 6]] {
+            let present = (0..7).filter(|rank| !missing.contains(rank));
+            for outcome in join_all(create(), present, 7, Duration::from_millis(700)) {
+                let BootstrapError::MissingRanks { ranks, nranks: 7, .. } = error(&outcome) else {
+                    panic!("{:?} missing, but: {}", missing, error(&outcome));
+                };
+                assert_eq!(*ranks, RankSet::new(missing.clone()));
+            }
+        }
+    });
+}
+
+#[test]
+fn second_comer_of_a_rank_is_refused_and_the_others_go_on() {
+    watched(|| {
+        let id = create();
+        let first = thread::spawn(move || join_all(id, [0, 1], 3, LONG));
+        thread::sleep(Duration::from_millis(200));
+        let second = join_all(id, [1], 3, LONG);
+        let BootstrapError::DuplicateRank { rank: 1, host, pid } = error(&second[0]) else {
+            panic!("{}", error(&second[0]));
+        };
+        assert_eq!((host.as_str(), *pid), (crate::logger::host_name(), std::process::id()));
+        let mut outcomes = join_all(id, [2], 3, LONG);
+        outcomes.extend(first.join().unwrap());
+        check(outcomes);
+    });
+}
+
+#[test]
+fn another_number_of_ranks_is_refused_and_the_others_go_on() {
+    watched(|| {
+        let id = create();
+        let first = thread::spawn(move || join_all(id, [0], 2, LONG));
+        thread::sleep(Duration::from_millis(200));
+        let other = join_all(id, [1], 4, LONG);
+        let expected = BootstrapError::WrongWorld { rank: 1, ours: 4, theirs: 2 };
+        assert_eq!(*error(&other[0]), expected);
+        let mut outcomes = join_all(id, [1], 2, LONG);
+        outcomes.extend(first.join().unwrap());
+        check(outcomes);
+    });
+}
+
+#[test]
+fn a_rank_that_went_away_while_waiting_may_come_again() {
+    watched(|| {
+        let id = create();
+        let mut ghost = register(&id, 1, 3);
+        let first = thread::spawn(move || join_all(id, [0, 2], 3, LONG));
+        thread::sleep(Duration::from_millis(200));
+        ghost.finish();
+        drop(ghost);
+        thread::sleep(Duration::from_millis(50));
+        let mut outcomes = join_all(id, [1], 3, LONG);
+        outcomes.extend(first.join().unwrap());
+        check(outcomes);
+    });
+}
+
+#[test]
+fn id_of_another_job_at_the_same_address() {
+    watched(|| {
+        let (ours, theirs) = (create(), create());
+        // Their secret with our addresses: the port was taken over by another job.
+        let mut bytes = ours.to_bytes();
+        bytes[9..41].copy_from_slice(&theirs.to_bytes()[9..41]);
+        let sum = id::tests::checksum_of(&bytes);
+        bytes[120..].copy_from_slice(&sum);
+        let mixed = UniqueId::from_bytes(bytes).unwrap();
+        for outcome in join_all(mixed, [0, 1], 2, LONG) {
+            let BootstrapError::WrongId { address, .. } = error(&outcome) else {
+                panic!("{}", error(&outcome));
+            };
+            assert!(root_addresses(&ours).contains(address));
+        }
+        check(join_all(ours, 0..2, 2, LONG));
+    });
+}
+
+#[test]
+fn communicators_follow_each_other_at_an_address_of_the_users_choice() {
+    watched(|| {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        for _ in 0..5 {
+            check(join_all(id::tests::fixed_at(port), 0..5, 5, LONG));
+        }
+    });
+}
+
+#[test]
+fn callers_mistakes() {
+    let id = create();
+    let fails = |rank, nranks, card: &[u8]| {
+        join_with(&id, rank, nranks, card, &options(LONG)).err().expect("it should fail")
+    };
+    assert_eq!(fails(2, 2, b""), BootstrapError::NoSuchRank { rank: 2, nranks: 2 });
+    assert_eq!(fails(0, 0, b""), BootstrapError::NoSuchRank { rank: 0, nranks: 0 });
+    assert!(matches!(fails(0, 2, &[0; MOST_CARD + 1]), BootstrapError::TooLong { .. }));
+    let garbage = UniqueId::from_bytes([7; UNIQUE_ID_BYTES]);
+    assert!(matches!(garbage, Err(BootstrapError::NotAnId { .. })));
+}
+
+#[test]
+fn root_that_is_gone_is_named() {
+    watched(|| {
+        let id = create();
+        check(join_all(id, 0..1, 1, LONG));
+        let outcomes = join_all(id, [0], 2, Duration::from_secs(1));
+        let BootstrapError::RootUnreachable { addresses, .. } = error(&outcomes[0]) else {
+            panic!("{}", error(&outcomes[0]));
+        };
+        assert!(addresses.contains(&root_addresses(&id)[0].to_string()));
+    });
+}
+
+#[test]
+fn lost_rank_is_named_to_all() {
+    watched(|| {
+        let mut joined = check(join_all(create(), 0..7, 7, LONG));
+        // A leaf whose loss is seen by rank 2 alone.
+        drop(joined.remove(5));
+        let threads: Vec<_> = joined
+            .into_iter()
+            .map(|mut joined| {
+                thread::spawn(move || {
+                    let deadline = Instant::now() + LONG;
+                    let first = joined.control.barrier(deadline).unwrap_err();
+                    // It stays failed, without another wait.
+                    assert_eq!(joined.control.barrier(deadline).unwrap_err(), first);
+                    first
+                })
+            })
+            .collect();
+        for thread in threads {
+            let expected = BootstrapError::PeerLost { rank: 5, seen_by: 2 };
+            assert_eq!(thread.join().unwrap(), expected);
+        }
+    });
+}
+
+#[test]
+fn rank_that_does_not_take_part_is_named_to_all() {
+    watched(|| {
+        let mut joined = check(join_all(create(), 0..4, 4, LONG));
+        let idle = joined.pop();
+        let threads: Vec<_> = joined
+            .into_iter()
+            .zip([LONG, Duration::from_millis(300), LONG])
+            .map(|(mut joined, patience)| {
+                thread::spawn(move || {
+                    joined.control.barrier(Instant::now() + patience).unwrap_err()
+                })
+            })
+            .collect();
+        for thread in threads {
+            let error = thread.join().unwrap();
+            assert!(
+                matches!(error, BootstrapError::TimedOut { rank: 1, waiting_for: 3, .. }),
+                "{error}"
+            );
+        }
+        drop(idle);
+    });
+}
+
+#[test]
+fn strangers_do_not_disturb_the_root() {
+    watched(|| {
+        let id = create();
+        let addresses = root_addresses(&id);
+        let strangers: Vec<TcpStream> = addresses.iter().flat_map(|&at| annoy(at)).collect();
+        check(join_all(id, 0..7, 7, LONG));
+        drop(strangers);
+    });
+}
+
+#[test]
+fn strangers_do_not_disturb_the_ranks() {
+    watched(|| {
+        let id = create();
+        let early = thread::spawn(move || join_all(id, [0, 1], 4, LONG));
+        thread::sleep(Duration::from_millis(100));
+        // Rank 2 comes by hand to learn where rank 0 listens; rank 3, of the same kind, where rank 1 does.
+        let mut strangers = Vec::new();
+        for rank in [2, 3] {
+            let mut framed = register(&id, rank, 4);
+            let reach = loop {
+                stream::wait(&mut [framed.poll_fd()], Instant::now() + LONG);
+                framed.fill();
+                match framed.next().unwrap() {
+                    Some(Frame::Parent(reach)) => break reach,
+                    Some(Frame::Status { .. }) | None => {}
+                    Some(other) => panic!("{other:?}"),
+                }
+            };
+            strangers.extend(reach.addresses.iter().flat_map(|&at| annoy(at)));
+        }
+        thread::sleep(Duration::from_millis(50));
+        let mut outcomes = join_all(id, [2, 3], 4, LONG);
+        outcomes.extend(early.join().unwrap());
+        check(outcomes);
+    });
+}
+
+#[test]
+fn a_rank_that_breaks_the_protocol_is_dropped_and_the_others_go_on() {
+    watched(|| {
+        let id = create();
+        let mut liar = register(&id, 1, 2);
+        liar.send(&Frame::Up { sequence: 0, items: vec![1; 4000] });
+        let until = Instant::now() + LONG;
+        while !liar.has_ended() {
+            assert!(Instant::now() < until, "the liar stays");
+            stream::wait(&mut [liar.poll_fd()], until);
+            liar.fill();
+        }
+        check(join_all(id, 0..2, 2, LONG));
+    });
+}
+
+/// A rank that registers and does nothing more.
+fn register(id: &UniqueId, rank: u32, nranks: u32) -> Framed {
+    let contents = id.contents().unwrap();
+    let hello = Hello { role: Role::Root, from: rank, to: 0, nranks, nonce: [0; 32] };
+    let mut framed = Framed::new(dial(contents.secret, hello, &contents.reach), 1 << 20);
+    framed.send(&Frame::Register(Registration {
+        host: String::from("ghost"),
+        pid: 1,
+        patience: LONG,
+        reach: Reach { host_tag: 0, addresses: Vec::new() },
+    }));
+    framed
+}
+
+fn dial(secret: Secret, hello: Hello, reach: &Reach) -> TcpStream {
+    let mut dial = Dial::new(secret, hello, reach.reachable_here());
+    let until = Instant::now() + LONG;
+    loop {
+        match dial.advance().unwrap() {
+            Dialed::Connected(stream) => return stream,
+            Dialed::NotYet => {
+                assert!(Instant::now() < until, "{}", dial.last());
+                stream::wait(&mut [dial.poll_fd()], until.min(dial.wake()));
+            }
+            Dialed::WrongId(address) => panic!("{address}"),
+        }
+    }
+}
+
+/// Strangers of every kind at this address: those that stay connected are returned.
+fn annoy(address: SocketAddr) -> Vec<TcpStream> {
+    let mut strangers = Vec::new();
+    let connect = || TcpStream::connect(address).unwrap();
+    // A flood that says nothing.
+    strangers.extend((0..300).map(|_| connect()));
+    // Noise, more than a hello.
+    let mut noisy = connect();
+    let _ = noisy.write_all(&[0xa5; 5000]);
+    strangers.push(noisy);
+    // Half a hello, then silence; and the same, closed.
+    let hello = Hello { role: Role::Root, from: 1, to: 0, nranks: 7, nonce: [3; 32] }.encode();
+    for closes in [false, true] {
+        let mut half = connect();
+        let _ = half.write_all(&hello[..30]);
+        if !closes {
+            strangers.push(half);
+        }
+    }
+    // A trickle, that goes on as long as it is let.
+    let mut trickle = connect();
+    thread::spawn(move || {
+        for byte in hello {
+            if trickle.write_all(&[byte]).is_err() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    });
+    // A whole hello and a false proof: it is answered by a challenge, then by the end.
+    let mut false_proof = connect();
+    let _ = false_proof.write_all(&hello);
+    let _ = false_proof.write_all(&[1; 32]);
+    false_proof.set_read_timeout(Some(LONG)).unwrap();
+    let mut answer = Vec::new();
+    // The end may be a reset.
+    let _ = false_proof.read_to_end(&mut answer);
+    assert!(answer.len() <= hello::CHALLENGE_BYTES, "a stranger was let in");
+    // One that asks for a web page.
+    let mut browser = connect();
+    let _ = browser.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    strangers.push(browser);
+    strangers
+}

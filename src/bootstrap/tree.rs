@@ -1,0 +1,427 @@
+//! The control tree: a binary tree of connections over all ranks, rank 0 at the top, in which the parent of rank r is
+//! (r - 1) / 2. Each rank has at most three connections, and what all must know takes 2 log2(n) messages on its longest way.
+//!
+//! A failure is told through the tree before it is closed, so that every rank names the rank at fault and not the
+//! neighbour that brought the news. A tree that failed stays failed.
+
+use std::time::{Duration, Instant};
+
+use super::error::{BootstrapError, RankSet};
+use super::stream::{self, Broken, Framed};
+use super::wire::{self, Frame, ITEM_HEADER};
+
+/// Most bytes that one rank gives to one exchange.
+pub const MOST_ITEM: usize = 64 << 10;
+/// Most bytes of all ranks' items in one exchange.
+const MOST_ITEMS: usize = 1 << 30;
+/// For a verdict to get out.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// The rank above; none above rank 0.
+pub(super) fn parent(rank: u32) -> Option<u32> {
+    (rank > 0).then(|| (rank - 1) / 2)
+}
+
+/// The ranks below.
+pub(super) fn children(rank: u32, nranks: u32) -> impl Iterator<Item = u32> {
+    let first = 2 * u64::from(rank) + 1;
+    (first..first + 2).filter(move |&child| child < u64::from(nranks)).map(|child| child as u32)
+}
+
+/// One rank's part of the control tree.
+pub struct ControlTree {
+    rank: u32,
+    nranks: u32,
+    /// The parent. During the bootstrap rank 0 has the root in this place: statuses and verdicts come from it.
+    above: Option<Framed>,
+    below: Vec<Child>,
+    /// Of the next exchange.
+    sequence: u32,
+    /// The items that came from above for it.
+    down: Option<Vec<u8>>,
+    broken: Option<BootstrapError>,
+}
+
+struct Child {
+    rank: u32,
+    framed: Framed,
+    /// The items that came for the next exchange, with the sequence the child has given it.
+    up: Option<(u32, Vec<u8>)>,
+}
+
+impl ControlTree {
+    /// A tree without connections: whole only if there is one rank.
+    pub(super) fn new(rank: u32, nranks: u32) -> Self {
+        Self { rank, nranks, above: None, below: Vec::new(), sequence: 0, down: None, broken: None }
+    }
+
+    /// Collects what every rank gives, in the order of the ranks. Every rank must call it, in the same order with other
+    /// exchanges of this tree; each may give another number of bytes, up to [`MOST_ITEM`].
+    ///
+    /// # Errors
+    /// [`BootstrapError::PeerLost`] when a rank's process ends, [`BootstrapError::TimedOut`] at the deadline of any rank; all
+    /// ranks get the same error.
+    pub fn all_gather(
+        &mut self,
+        bytes: &[u8],
+        deadline: Instant,
+    ) -> Result<Vec<Vec<u8>>, BootstrapError> {
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
+        }
+        if bytes.len() > MOST_ITEM {
+            // The others wait for us in vain: they must be told.
+            let error =
+                BootstrapError::TooLong { rank: self.rank, len: bytes.len(), most: MOST_ITEM };
+            return Err(self.fail(error));
+        }
+        self.exchange(bytes, deadline).map_err(|error| self.fail(error))
+    }
+
+    /// Returns when every rank has called it.
+    pub fn barrier(&mut self, deadline: Instant) -> Result<(), BootstrapError> {
+        self.all_gather(&[], deadline).map(drop)
+    }
+
+    fn exchange(
+        &mut self,
+        bytes: &[u8],
+        deadline: Instant,
+    ) -> Result<Vec<Vec<u8>>, BootstrapError> {
+        let started = Instant::now();
+        let mut gathered = Gathered::new(self.rank, self.nranks, bytes);
+        let mut open: Vec<u32> = self.below.iter().map(|child| child.rank).collect();
+        let mut whole = None;
+        // What came together with the last exchange wakes nobody again.
+        self.hear(false)?;
+        loop {
+            if whole.is_none() {
+                self.take_ups(&mut gathered, &mut open)?;
+                if open.is_empty() {
+                    whole = self.pass(&mut gathered)?;
+                }
+            }
+            let flushed = self.below.iter().all(|child| child.framed.is_flushed());
+            if let Some(whole) = whole.take_if(|_| flushed) {
+                self.sequence = self.sequence.wrapping_add(1);
+                return Ok(whole);
+            }
+            if Instant::now() >= deadline {
+                let what = if open.is_empty() { "to pass on" } else { "to give" };
+                return Err(BootstrapError::TimedOut {
+                    rank: self.rank,
+                    waiting_for: open.first().copied().or(parent(self.rank)).unwrap_or(self.rank),
+                    what: format!("{what} its part of exchange {}", self.sequence),
+                    waited: started.elapsed(),
+                });
+            }
+            let mut fds = Vec::new();
+            self.poll_fds(&mut fds);
+            stream::wait(&mut fds, deadline);
+            self.hear(whole.is_some())?;
+        }
+    }
+
+    /// Takes what the children have given for this exchange.
+    fn take_ups(
+        &mut self,
+        gathered: &mut Gathered,
+        open: &mut Vec<u32>,
+    ) -> Result<(), BootstrapError> {
+        for at in 0..self.below.len() {
+            let child = self.below[at].rank;
+            if !open.contains(&child) {
+                continue;
+            }
+            let Some((sequence, items)) = self.below[at].up.take() else { continue };
+            if sequence != self.sequence {
+                return Err(BootstrapError::Disagreement {
+                    what: format!("which exchange is next ({sequence} or {})", self.sequence),
+                    ranks: RankSet::new([child]),
+                });
+            }
+            gathered.add(&items, child).ok_or_else(|| self.malformed("items", "child"))?;
+            open.retain(|&it| it != child);
+        }
+        Ok(())
+    }
+
+    /// With all of the subtree here: sends it up once, and takes and sends down what comes back.
+    fn pass(&mut self, gathered: &mut Gathered) -> Result<Option<Vec<Vec<u8>>>, BootstrapError> {
+        let sequence = self.sequence;
+        let items = if self.rank == 0 {
+            gathered.body()
+        } else {
+            if let Some(body) = gathered.take_body() {
+                if body.len() > self.most() {
+                    return Err(self.malformed("items", "subtree"));
+                }
+                if let Some(above) = &mut self.above {
+                    above.send(&Frame::Up { sequence, items: body });
+                }
+            }
+            let Some(items) = self.down.take() else { return Ok(None) };
+            items
+        };
+        let whole =
+            read_all(&items, self.nranks).ok_or_else(|| self.malformed("items", "parent"))?;
+        let down = Frame::Down { sequence, items };
+        for child in &mut self.below {
+            child.framed.send(&down);
+        }
+        Ok(Some(whole))
+    }
+
+    /// Appends what to poll.
+    pub(super) fn poll_fds(&self, fds: &mut Vec<libc::pollfd>) {
+        fds.extend(self.above.iter().map(Framed::poll_fd));
+        fds.extend(self.below.iter().map(|child| child.framed.poll_fd()));
+    }
+
+    /// Reads from all neighbours what is there. `done`: this exchange needs nothing more from them, so their
+    /// end is no failure of it.
+    pub(super) fn hear(&mut self, done: bool) -> Result<(), BootstrapError> {
+        if let Some(mut above) = self.above.take() {
+            above.fill();
+            above.flush();
+            let heard = self.hear_above(&mut above, done);
+            self.above = Some(above);
+            heard?;
+        }
+        for at in 0..self.below.len() {
+            let child = &mut self.below[at];
+            child.framed.fill();
+            child.framed.flush();
+            let rank = child.rank;
+            loop {
+                match self.below[at].framed.next() {
+                    Ok(Some(Frame::Up { sequence, items })) if self.below[at].up.is_none() => {
+                        self.below[at].up = Some((sequence, items));
+                    }
+                    Ok(Some(Frame::Verdict(verdict))) => return Err(verdict),
+                    Ok(None) => break,
+                    // It has what it needs; the next exchange will find it gone.
+                    Err(Broken::Ended) if done => break,
+                    Err(Broken::Ended) => {
+                        return Err(BootstrapError::PeerLost { rank, seen_by: self.rank });
+                    }
+                    Ok(Some(_)) | Err(Broken::Malformed) => {
+                        return Err(self.malformed("a frame", "child"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn hear_above(&mut self, above: &mut Framed, done: bool) -> Result<(), BootstrapError> {
+        loop {
+            match above.next() {
+                Ok(Some(Frame::Status { missing, waited })) => self.status(&missing, waited),
+                Ok(Some(Frame::Verdict(verdict))) => return Err(verdict),
+                Ok(Some(Frame::Down { sequence, items }))
+                    if sequence == self.sequence && self.down.is_none() && self.rank > 0 =>
+                {
+                    self.down = Some(items);
+                    // What comes after it belongs to a later exchange.
+                    return Ok(());
+                }
+                Ok(None) => return Ok(()),
+                Err(Broken::Ended) if done || self.down.is_some() => return Ok(()),
+                Err(Broken::Ended) => {
+                    return Err(match (parent(self.rank), above.peer()) {
+                        (Some(rank), _) => BootstrapError::PeerLost { rank, seen_by: self.rank },
+                        (None, Some(address)) => {
+                            BootstrapError::RootLost { rank: self.rank, address }
+                        }
+                        (None, None) => self.malformed("its end", "root"),
+                    });
+                }
+                Ok(Some(_)) | Err(Broken::Malformed) => {
+                    return Err(self.malformed("a frame", "parent"));
+                }
+            }
+        }
+    }
+
+    /// Tells of missing ranks, here and to those below.
+    pub(super) fn status(&mut self, missing: &RankSet, waited: Duration) {
+        log::warn!(
+            "rank {} waits since {:.0} s for {} of {} ranks to join: {missing}",
+            self.rank,
+            waited.as_secs_f64(),
+            missing.len(),
+            self.nranks
+        );
+        let frame = Frame::Status { missing: missing.clone(), waited };
+        for child in &mut self.below {
+            child.framed.send(&frame);
+        }
+    }
+
+    pub(super) fn set_above(&mut self, mut framed: Framed) {
+        framed.allow(self.most());
+        self.above = Some(framed);
+    }
+
+    /// The connection that stands in the parent's place.
+    pub(super) fn take_above(&mut self) -> Option<Framed> {
+        self.above.take()
+    }
+
+    /// Adds a child, or replaces one that dialed again.
+    pub(super) fn add_child(&mut self, rank: u32, mut framed: Framed) {
+        framed.allow(self.most());
+        self.below.retain(|child| child.rank != rank);
+        self.below.push(Child { rank, framed, up: None });
+    }
+
+    /// The children that are not linked.
+    pub(super) fn absent(&self) -> impl Iterator<Item = u32> {
+        children(self.rank, self.nranks)
+            .filter(|&rank| self.below.iter().all(|child| child.rank != rank))
+    }
+
+    /// Tells the neighbours why, and gives up.
+    pub(super) fn fail(&mut self, error: BootstrapError) -> BootstrapError {
+        // These mean the same to every rank; all others are this rank's own troubles.
+        let verdict = match &error {
+            BootstrapError::MissingRanks { .. }
+            | BootstrapError::PeerLost { .. }
+            | BootstrapError::PeerFailed { .. }
+            | BootstrapError::TimedOut { .. }
+            | BootstrapError::Disagreement { .. } => error.clone(),
+            own => BootstrapError::PeerFailed { rank: self.rank, why: own.to_string() },
+        };
+        let mut neighbours: Vec<Framed> = self.below.drain(..).map(|child| child.framed).collect();
+        // Rank 0 has the root above during the bootstrap; that learns by the end of the connection.
+        neighbours.extend(self.above.take().filter(|_| self.rank > 0));
+        for neighbour in &mut neighbours {
+            neighbour.send(&Frame::Verdict(verdict.clone()));
+        }
+        stream::drain(neighbours.iter_mut(), Instant::now() + FAREWELL);
+        self.broken = Some(error.clone());
+        error
+    }
+
+    /// Most bytes of the items of a frame.
+    fn most(&self) -> usize {
+        (self.nranks as usize).saturating_mul(ITEM_HEADER + MOST_ITEM).min(MOST_ITEMS)
+    }
+
+    fn malformed(&self, what: &'static str, from: &str) -> BootstrapError {
+        BootstrapError::Protocol { rank: self.rank, peer: format!("its {from}"), what }
+    }
+}
+
+/// The items of a subtree, as they come.
+struct Gathered {
+    rank: u32,
+    nranks: u32,
+    body: Option<Vec<u8>>,
+}
+
+impl Gathered {
+    fn new(rank: u32, nranks: u32, own: &[u8]) -> Self {
+        let mut body = Vec::new();
+        wire::put_item(&mut body, rank, own);
+        Self { rank, nranks, body: Some(body) }
+    }
+
+    /// Adds a child's items, which must be those of its subtree.
+    fn add(&mut self, items: &[u8], child: u32) -> Option<()> {
+        debug_assert_eq!(parent(child), Some(self.rank));
+        let mut count = 0;
+        for item in wire::items(items) {
+            let (rank, bytes) = item?;
+            if rank >= self.nranks || bytes.len() > MOST_ITEM || !is_below(rank, child) {
+                return None;
+            }
+            count += 1;
+        }
+        if count != size_below(child, self.nranks) {
+            return None;
+        }
+        self.body.as_mut()?.extend(items);
+        Some(())
+    }
+
+    fn body(&mut self) -> Vec<u8> {
+        self.take_body().unwrap_or_default()
+    }
+
+    /// The items, the first time.
+    fn take_body(&mut self) -> Option<Vec<u8>> {
+        self.body.take()
+    }
+}
+
+/// The items of all ranks, in order; None if one is missing or comes twice.
+fn read_all(body: &[u8], nranks: u32) -> Option<Vec<Vec<u8>>> {
+    let mut found: Vec<Option<&[u8]>> = vec![None; nranks as usize];
+    for item in wire::items(body) {
+        let (rank, bytes) = item?;
+        if bytes.len() > MOST_ITEM || found.get_mut(rank as usize)?.replace(bytes).is_some() {
+            return None;
+        }
+    }
+    found.into_iter().map(|bytes| bytes.map(<[u8]>::to_vec)).collect()
+}
+
+/// Whether `rank` is in the subtree of `top`.
+fn is_below(mut rank: u32, top: u32) -> bool {
+    while rank > top {
+        rank = (rank - 1) / 2;
+    }
+    rank == top
+}
+
+/// Ranks in the subtree of `top`: its levels are ranges of ranks, cut off at `nranks`.
+fn size_below(top: u32, nranks: u32) -> usize {
+    let (mut first, mut last, end) = (u64::from(top), u64::from(top), u64::from(nranks));
+    let mut count = 0;
+    while first < end {
+        count += last.min(end - 1) - first + 1;
+        (first, last) = (2 * first + 1, 2 * last + 2);
+    }
+    count as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subtrees_are_consistent() {
+        for nranks in 1..70 {
+            for top in 0..nranks {
+                let members = (0..nranks).filter(|&rank| is_below(rank, top)).count();
+                assert_eq!(size_below(top, nranks), members);
+                for child in children(top, nranks) {
+                    assert_eq!(parent(child), Some(top));
+                }
+            }
+        }
+        assert_eq!(children(u32::MAX - 1, u32::MAX).count(), 0);
+    }
+
+    #[test]
+    fn a_childs_items_must_be_its_subtrees() {
+        let body = |ranks: &[u32]| {
+            let mut body = Vec::new();
+            for &rank in ranks {
+                wire::put_item(&mut body, rank, b"x");
+            }
+            body
+        };
+        let add = |ranks| Gathered::new(0, 7, b"").add(&body(ranks), 1);
+        assert!(add(&[1, 4, 3]).is_some());
+        assert!(add(&[1, 4]).is_none());
+        assert!(add(&[1, 4, 2]).is_none());
+        assert!(add(&[1, 4, 7]).is_none());
+        assert!(read_all(&body(&[1, 0, 2]), 3).is_some());
+        assert!(read_all(&body(&[1, 0]), 3).is_none());
+        assert!(read_all(&body(&[1, 0, 1]), 3).is_none());
+        assert!(read_all(&body(&[0, 1, 3]), 3).is_none());
+    }
+}

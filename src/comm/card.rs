@@ -1,0 +1,95 @@
+//! A rank's card: what all ranks need to know of it at init.
+
+/// Where a rank runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Host {
+    /// The host's name, for people.
+    pub(super) name: String,
+    /// What ranks share that can pass memory to each other: the running kernel and its network namespace.
+    identity: String,
+    /// Cores that the rank's process may use.
+    pub(super) cores: u32,
+}
+
+/// What a rank tells the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Card {
+    pub(super) host: Host,
+    /// Where the rank's endpoint is reached.
+    pub(super) address: Vec<u8>,
+    /// Settings that must agree.
+    pub(super) settings: String,
+}
+
+impl Host {
+    /// This process' host.
+    pub(super) fn here() -> Self {
+        let read = |path| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        let network = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
+        let boot = read("/proc/sys/kernel/random/boot_id");
+        let cores = std::thread::available_parallelism().map_or(1, |c| c.get() as u32);
+        Self {
+            name: read("/proc/sys/kernel/hostname"),
+            identity: format!("{boot} {}", network.display()),
+            cores,
+        }
+    }
+
+    /// Whether memory can be passed between the two.
+    pub(super) fn same_machine(&self, other: &Self) -> bool {
+        self.identity == other.identity
+    }
+}
+
+impl Card {
+    /// Fields as a 16-bit length and that many bytes each.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let cores = self.host.cores.to_le_bytes();
+        let fields: [&[u8]; 5] = [
+            self.host.name.as_bytes(),
+            self.host.identity.as_bytes(),
+            &cores,
+            &self.address,
+            self.settings.as_bytes(),
+        ];
+        let mut bytes = Vec::new();
+        for field in fields {
+            let field = &field[..field.len().min(u16::MAX as usize)];
+            bytes.extend((field.len() as u16).to_le_bytes());
+            bytes.extend(field);
+        }
+        bytes
+    }
+
+    /// None if `bytes` is no card.
+    pub(super) fn from_bytes(mut bytes: &[u8]) -> Option<Self> {
+        let mut field = || {
+            let (len, rest) = bytes.split_first_chunk()?;
+            let (field, rest) = rest.split_at_checked(u16::from_le_bytes(*len) as usize)?;
+            bytes = rest;
+            Some(field.to_vec())
+        };
+        let name = String::from_utf8(field()?).ok()?;
+        let identity = String::from_utf8(field()?).ok()?;
+        let cores = u32::from_le_bytes(field()?.try_into().ok()?).max(1);
+        let address = field()?;
+        let settings = String::from_utf8(field()?).ok()?;
+        bytes.is_empty().then_some(Self { host: Host { name, identity, cores }, address, settings })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_survives_the_wire_and_a_damaged_one_is_refused() {
+        let card = Card { host: Host::here(), address: vec![1, 2, 3], settings: "a=b".to_owned() };
+        let bytes = card.to_bytes();
+        assert_eq!(Card::from_bytes(&bytes), Some(card));
+        for len in 0..bytes.len() {
+            assert_eq!(Card::from_bytes(&bytes[..len]), None);
+        }
+        assert_eq!(Card::from_bytes(&[&bytes[..], &[0]].concat()), None);
+    }
+}

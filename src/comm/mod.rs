@@ -1,0 +1,467 @@
+//! The communicator: a group of ranks that call collectives together.
+
+mod card;
+mod element;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use maypole_algorithms::verify::{Proved, prove};
+use maypole_algorithms::{Class, Collective, Rank, Schedule};
+use maypole_transport::endpoint::{Endpoint, EndpointConfig};
+use maypole_transport::inbox::InboxLayout;
+use maypole_transport::lines::CAPACITY;
+
+use crate::bootstrap::{self, Joined, Options, UniqueId};
+use crate::call::Call;
+use crate::config::{self, Bits, Config};
+use crate::engine::Buffers;
+use crate::engine::links::Links;
+use crate::engine::scratch::Scratch;
+use crate::engine::straight::{Staging, Straight};
+use crate::engine::wait::{Patience, Wait};
+use crate::engine::walk::Walk;
+use crate::error::Error;
+use crate::plan::{Body, Key, Plan, Plans};
+use crate::reduce::{Isa, Kernel, Reduction};
+use crate::tune::{AlgorithmFilter, Choice, Protocol, Tuner};
+use card::{Card, Host};
+
+pub use element::Element;
+
+#[cfg(test)]
+mod tests;
+
+/// Links between every ordered pair of ranks. No generator uses more channels.
+const CHANNELS: u16 = 4;
+
+/// Abort reason carried to the peers when a call failed here; the log has the text.
+const FAILED_CALL: u32 = 1;
+/// Abort reason of a user's abort.
+const USER_ABORT: u32 = 2;
+
+/// A group of ranks over which collectives are called. One thread at a time uses it; [`AbortHandle`] is for the others.
+///
+/// Every rank must make the same calls in the same order. A call returns when its result is in the receive buffer. After an
+/// error of a call the communicator is broken on all ranks: drop it.
+///
+/// ```
+/// use maypole::{Communicator, RedOp, UniqueId};
+///
+/// let id = UniqueId::create()?;
+/// let ranks: Vec<_> = (0..4)
+///     .map(|rank| {
+///         std::thread::spawn(move || -> Result<f32, maypole::Error> {
+///             let mut comm = Communicator::init(&id, 4, rank)?;
+///             let mut sum = [0.0f32; 3];
+///             comm.all_reduce(&[rank as f32; 3], &mut sum, RedOp::Sum)?;
+///             Ok(sum[0])
+///         })
+///     })
+///     .collect();
+/// for rank in ranks {
+///     assert_eq!(rank.join().expect("the rank ran")?, 0.0 + 1.0 + 2.0 + 3.0);
+/// }
+/// # Ok::<(), maypole::Error>(())
+/// ```
+pub struct Communicator {
+    rank: Rank,
+    nranks: u32,
+    endpoint: Arc<Endpoint>,
+    addresses: Vec<Vec<u8>>,
+    links: Links,
+    plans: Plans,
+    proofs: HashMap<(Collective, &'static str), Proved>,
+    tuner: Tuner,
+    isa: Isa,
+    patience: Patience,
+    scratch: Scratch,
+    staging: Box<Staging>,
+    /// The first error of a call; all later ones fail with it.
+    broken: Option<Error>,
+    link_timeout: Duration,
+    /// Kept open: a rank that dies closes it.
+    _control: bootstrap::ControlTree,
+}
+
+impl Communicator {
+    /// Joins the communicator of `id` as `rank` of `nranks`; returns when all ranks have joined.
+    ///
+    /// # Errors
+    /// Missing ranks after `MAYPOLE_INIT_TIMEOUT`, a rank number used twice, an id of another job, settings that differ between
+    /// ranks, ranks on hosts that no transport reaches.
+    pub fn init(id: &UniqueId, nranks: u32, rank: u32) -> Result<Self, Error> {
+        Self::init_with(id, nranks, rank, Config::get(), &Options::default())
+    }
+
+    /// As [`init`](Self::init), with settings and time limits other than those of the environment.
+    pub fn init_with(
+        id: &UniqueId,
+        nranks: u32,
+        rank: u32,
+        config: &Config,
+        options: &Options,
+    ) -> Result<Self, Error> {
+        let mut joined = bootstrap::join_with(id, rank, nranks, &[], options)?;
+        let layout = layout(config, nranks);
+        let secret = joined.derive("links");
+        let endpoint = Arc::new(endpoint(config, EndpointConfig { rank, nranks, secret, layout })?);
+        let card = Card {
+            host: Host::here(),
+            address: endpoint.address(),
+            settings: settings(config, layout),
+        };
+        let deadline = Instant::now() + options.timeout;
+        let cards = exchange(&mut joined, &card, deadline)?;
+        let comm = Self::assemble(config, joined, endpoint, layout, &cards, options);
+        log::info!(
+            target: "INIT",
+            "comm {:p} rank {rank} nranks {nranks} host memory, {} ranks on this host, {:.1} ranks per core - Init COMPLETE",
+            Arc::as_ptr(&comm.endpoint),
+            cards.iter().filter(|c| c.host.same_machine(&card.host)).count(),
+            comm.tuner.ranks_per_core,
+        );
+        Ok(comm)
+    }
+
+    fn assemble(
+        config: &Config,
+        joined: Joined,
+        endpoint: Arc<Endpoint>,
+        layout: InboxLayout,
+        cards: &[Card],
+        options: &Options,
+    ) -> Self {
+        let (rank, nranks) = (joined.rank, joined.nranks);
+        let on_host = |host: &Host| cards.iter().filter(|c| c.host.same_machine(host)).count();
+        let crowding = |card: &Card| on_host(&card.host) as f64 / f64::from(card.host.cores);
+        let tuner = Tuner {
+            nranks,
+            slot_bytes: layout.slot_bytes,
+            depth: layout.depth,
+            ranks_per_core: cards.iter().map(crowding).fold(1.0, f64::max),
+            class: match config.bits {
+                Bits::Fast => Class::Fast,
+                Bits::Default | Bits::Canonical => Class::Canonical,
+            },
+            explicit_class: config.bits == Bits::Canonical,
+            algorithms: AlgorithmFilter::parse(config.algorithms.as_deref().unwrap_or("")),
+            protocol: match config.protocol {
+                config::Protocol::Auto => None,
+                config::Protocol::Line => Some(Protocol::Line),
+                config::Protocol::Slots => Some(Protocol::Slots),
+            },
+        };
+        let here = &cards[rank as usize].host;
+        Self {
+            rank,
+            nranks,
+            endpoint,
+            addresses: cards.iter().map(|c| c.address.clone()).collect(),
+            links: Links::default(),
+            plans: Plans::default(),
+            proofs: HashMap::new(),
+            tuner,
+            isa: isa(config.isa),
+            patience: Patience::new(on_host(here), here.cores as usize, config.spin),
+            scratch: Scratch::default(),
+            staging: Box::default(),
+            broken: None,
+            link_timeout: options.timeout,
+            _control: joined.control,
+        }
+    }
+
+    /// This process' number in the communicator.
+    pub fn rank(&self) -> u32 {
+        self.rank
+    }
+
+    /// How many ranks the communicator has.
+    pub fn nranks(&self) -> u32 {
+        self.nranks
+    }
+
+    /// Reduces `send` of all ranks, element by element; every rank gets the result in `recv`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the slices differ in length; else what [`run`](Self::run) returns.
+    pub fn all_reduce<T: Element>(
+        &mut self,
+        send: &[T],
+        recv: &mut [T],
+        reduction: impl Into<Reduction>,
+    ) -> Result<(), Error> {
+        if send.len() != recv.len() {
+            return Err(Error::InvalidArgument {
+                what: format!(
+                    "all_reduce of {} elements into a buffer of {}",
+                    send.len(),
+                    recv.len()
+                ),
+            });
+        }
+        let call = Call {
+            collective: Collective::AllReduce,
+            send: send.as_ptr().cast(),
+            recv: recv.as_mut_ptr().cast(),
+            count: recv.len(),
+            dtype: T::DTYPE,
+            reduction: reduction.into(),
+        };
+        // SAFETY: both slices hold `count` elements of a type without invalid values, and are borrowed for the call.
+        unsafe { self.run(&call) }
+    }
+
+    /// As [`all_reduce`](Self::all_reduce), with the result in place of the contribution.
+    ///
+    /// # Errors
+    /// What [`run`](Self::run) returns.
+    pub fn all_reduce_in_place<T: Element>(
+        &mut self,
+        data: &mut [T],
+        reduction: impl Into<Reduction>,
+    ) -> Result<(), Error> {
+        let recv = data.as_mut_ptr();
+        let call = Call {
+            collective: Collective::AllReduce,
+            send: recv.cast_const().cast(),
+            recv: recv.cast(),
+            count: data.len(),
+            dtype: T::DTYPE,
+            reduction: reduction.into(),
+        };
+        // SAFETY: as in `all_reduce`; in place is allowed.
+        unsafe { self.run(&call) }
+    }
+
+    /// Runs a collective call; returns when its result is there. A call of no elements does nothing, not even wait.
+    ///
+    /// # Errors
+    /// Mismatched calls, dead or aborted peers, an algorithm that the settings exclude. The communicator is then broken, on all
+    /// ranks, except where the call was refused before anything was sent ([`Error::is_harmless`]).
+    ///
+    /// # Safety
+    /// Send and receive buffers are valid for the extents that the call implies (see [`Call`]), and nobody else writes
+    /// them, or reads the receive buffer, during the call. They are the same memory where `nccl.h` calls that in place,
+    /// and do not overlap otherwise.
+    #[inline]
+    pub unsafe fn run(&mut self, call: &Call) -> Result<(), Error> {
+        if call.count == 0 {
+            return Ok(());
+        }
+        let number = match self.plans.find(&Key::new(call)) {
+            Some(number) if self.broken.is_none() => number,
+            _ => self.prepare(call)?,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.execute(number, call) }.inspect_err(|e| self.fail(e))
+    }
+
+    /// What `run` would choose for `call`, and why.
+    ///
+    /// # Errors
+    /// If no algorithm is allowed for it.
+    pub fn explain(&self, call: &Call) -> Result<Choice, Error> {
+        Ok(self.tuner.choose(call)?.1)
+    }
+
+    /// A handle by which any thread can end this communicator's waits, on all ranks.
+    pub fn abort_handle(&self) -> AbortHandle {
+        AbortHandle { endpoint: Arc::clone(&self.endpoint) }
+    }
+
+    /// The error that broke the communicator, if one did, or a peer's abort.
+    pub fn async_error(&self) -> Option<Error> {
+        self.broken.clone().or_else(|| self.endpoint.aborted().map(Error::from))
+    }
+
+    unsafe fn execute(&mut self, number: usize, call: &Call) -> Result<(), Error> {
+        let plan = self.plans.get(number);
+        let buffers = Buffers { send: call.send, recv: call.recv };
+        let rescaled;
+        let kernel = if plan.key.brings_scalar() {
+            let Reduction { op, .. } = call.reduction;
+            debug_assert_eq!(op, maypole_algorithms::RedOp::PreMulSum);
+            rescaled = Kernel::select(call.dtype, call.reduction, self.nranks, self.isa);
+            &rescaled
+        } else {
+            &plan.kernel
+        };
+        match &plan.body {
+            Body::Straight(line) => {
+                let mut straight = Straight {
+                    buffers,
+                    kernel,
+                    tag: plan.tag,
+                    links: &mut self.links,
+                    scratch: self.scratch.base(line.scratch, CAPACITY),
+                    staging: &mut self.staging,
+                    endpoint: &self.endpoint,
+                    patience: self.patience,
+                };
+                // SAFETY: the caller's promise; scratch was just made large enough.
+                unsafe { straight.run(line) }
+            }
+            Body::Walk(program) => {
+                let size = call.dtype.size();
+                self.scratch.prepare(program.scratch, program.geometry.tile * size);
+                let mut walk = Walk {
+                    program,
+                    buffers,
+                    kernel: *kernel,
+                    size,
+                    scaled: plan.scaled,
+                    stream: plan.stream,
+                    tag: plan.tag,
+                    links: &mut self.links,
+                    scratch: &mut self.scratch,
+                };
+                // SAFETY: the caller's promise.
+                unsafe { walk.run(Wait::new(&self.endpoint, self.patience)) }
+            }
+        }
+    }
+
+    /// Makes the plan for `call`, or says why there can be none.
+    #[cold]
+    fn prepare(&mut self, call: &Call) -> Result<usize, Error> {
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
+        }
+        if let Some(root) = call.collective.root().filter(|&r| r >= self.nranks) {
+            return Err(Error::InvalidArgument {
+                what: format!("root {root} in a communicator of {} ranks", self.nranks),
+            });
+        }
+        let (schedule, choice) = self.tuner.choose(call)?;
+        log::info!(target: "TUNING", "{} {} x {} {}: {choice}", call.collective, call.count, call.dtype, call.reduction.op);
+        let proved = self.proved(schedule)?;
+        let deadline = Instant::now() + self.link_timeout;
+        let Self { rank, isa, endpoint, addresses, links, .. } = self;
+        let plan = Plan::new(&proved, &choice, call, *rank, *isa, links, |links, peer, channel| {
+            links.open(endpoint, addresses, peer, channel, deadline)
+        });
+        Ok(self.plans.insert(plan.inspect_err(|e| self.endpoint_failed(e))?))
+    }
+
+    fn proved(&mut self, schedule: Schedule) -> Result<Proved, Error> {
+        let key = (schedule.collective, schedule.name);
+        if let Some(proved) = self.proofs.get(&key) {
+            return Ok(proved.clone());
+        }
+        let proved = prove(schedule).map_err(|c| Error::Internal { what: c.to_string() })?;
+        self.proofs.insert(key, proved.clone());
+        Ok(proved)
+    }
+
+    /// A plan that cannot be made leaves the other ranks waiting for this one: tell them.
+    fn endpoint_failed(&self, error: &Error) {
+        log::warn!("rank {}: {error}", self.rank);
+        self.endpoint.abort(FAILED_CALL);
+    }
+
+    /// The first failure of a call: log it, tell the peers, remember it.
+    #[cold]
+    fn fail(&mut self, error: &Error) {
+        log::warn!("rank {}: {error}", self.rank);
+        self.endpoint.abort(FAILED_CALL);
+        self.broken.get_or_insert_with(|| error.clone());
+    }
+}
+
+/// Ends a communicator's waits from any thread, on all connected ranks.
+#[derive(Clone)]
+pub struct AbortHandle {
+    endpoint: Arc<Endpoint>,
+}
+
+impl AbortHandle {
+    /// Makes every present and future wait of the communicator end with an error, here and on the connected ranks.
+    pub fn abort(&self) {
+        self.endpoint.abort(USER_ABORT);
+    }
+}
+
+/// The rank's end of all links, of the kinds that the settings allow.
+fn endpoint(config: &Config, ends: EndpointConfig) -> Result<Endpoint, Error> {
+    if config.shm_disable && ends.nranks > 1 {
+        return Err(Error::Unsupported {
+            what: "NCCL_SHM_DISABLE=1 leaves no link between ranks: this version has shared memory only".to_owned(),
+        });
+    }
+    // Without direct access to a peer's memory, ranks of one process meet as those of several do.
+    Ok(if config.p2p_disable { Endpoint::new_apart(ends)? } else { Endpoint::new(ends)? })
+}
+
+/// Slots that keep what is under way in a second-level cache however many peers there are.
+fn layout(config: &Config, nranks: u32) -> InboxLayout {
+    let automatic = match nranks {
+        0..=4 => 64 << 10,
+        5..=16 => 32 << 10,
+        _ => 16 << 10,
+    };
+    let slot_bytes = config.slot_bytes.unwrap_or(automatic);
+    InboxLayout { nranks, channels: CHANNELS, slot_bytes, depth: config.slot_depth.unwrap_or(4) }
+}
+
+/// The settings that must be the same on all ranks, as text that a person can compare.
+fn settings(config: &Config, layout: InboxLayout) -> String {
+    let algorithms = config.algorithms.as_deref().unwrap_or("");
+    format!(
+        "NCCL_ALGO={algorithms} MAYPOLE_BITS={:?} MAYPOLE_PROTO={:?} MAYPOLE_SLOT_BYTES={} MAYPOLE_SLOT_DEPTH={} version={}",
+        config.bits,
+        config.protocol,
+        layout.slot_bytes,
+        layout.depth,
+        env!("CARGO_PKG_VERSION"),
+    )
+}
+
+fn exchange(joined: &mut Joined, card: &Card, deadline: Instant) -> Result<Vec<Card>, Error> {
+    let all = joined.control.all_gather(&card.to_bytes(), deadline)?;
+    let mut cards = Vec::with_capacity(all.len());
+    for (rank, bytes) in all.iter().enumerate() {
+        let theirs = Card::from_bytes(bytes).ok_or_else(|| Error::Internal {
+            what: format!("the card of rank {rank} is unreadable"),
+        })?;
+        if theirs.settings != card.settings {
+            return Err(Error::InvalidUsage {
+                what: format!(
+                    "rank {} and rank {rank} differ in settings that must be the same on all ranks: here {}; there {}",
+                    joined.rank, card.settings, theirs.settings
+                ),
+            });
+        }
+        if !theirs.host.same_machine(&card.host) {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "rank {rank} runs on host {} and rank {} on host {}; this version connects ranks of one host only",
+                    theirs.host.name, joined.rank, card.host.name
+                ),
+            });
+        }
+        cards.push(theirs);
+    }
+    Ok(cards)
+}
+
+fn isa(wanted: config::Isa) -> Isa {
+    let best = Isa::detect();
+    let wanted = match wanted {
+        config::Isa::Auto => return best,
+        config::Isa::Scalar => Isa::Scalar,
+        #[cfg(target_arch = "x86_64")]
+        config::Isa::Avx2 => Isa::Avx2,
+        #[cfg(target_arch = "x86_64")]
+        config::Isa::Avx512 => Isa::Avx512,
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => best,
+    };
+    if Isa::available().contains(&wanted) {
+        return wanted;
+    }
+    log::warn!("MAYPOLE_ISA asks for {wanted:?}, which this processor lacks; {best:?} is used");
+    best
+}

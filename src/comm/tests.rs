@@ -1,0 +1,409 @@
+//! Ranks as threads: every collective against a scalar evaluation of the tree that was proved of its schedule.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use maypole_algorithms::collective::{GENERATORS, Generator};
+use maypole_algorithms::interpret::Algebra;
+use maypole_algorithms::verify::Proved;
+use maypole_algorithms::{DType, RedOp};
+
+use super::*;
+use crate::plan::geometry::Geometry;
+use crate::reduce::scalar;
+
+/// Runs `f` as each of `nranks` ranks, in threads; fails if that takes a minute.
+fn as_ranks<T: Send + 'static>(
+    nranks: u32,
+    config: &Config,
+    f: impl Fn(&mut Communicator) -> T + Send + Sync + 'static,
+) -> Vec<T> {
+    let id = UniqueId::create().expect("a unique id");
+    let f = Arc::new(f);
+    let (done, all) = mpsc::channel();
+    for rank in 0..nranks {
+        let (f, done, config) = (Arc::clone(&f), done.clone(), config.clone());
+        std::thread::spawn(move || {
+            let options = Options::default();
+            let comm = Communicator::init_with(&id, nranks, rank, &config, &options);
+            let mut comm = comm.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
+            let result = f(&mut comm);
+            done.send((rank, result)).expect("the test waits");
+        });
+    }
+    drop(done);
+    let mut results: Vec<(u32, T)> = (0..nranks)
+        .map(|_| all.recv_timeout(Duration::from_secs(60)).expect("a rank failed or hangs"))
+        .collect();
+    results.sort_by_key(|r| r.0);
+    results.into_iter().map(|r| r.1).collect()
+}
+
+/// A small generator of pseudo-random numbers (splitmix64).
+#[derive(Clone)]
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}
+
+/// The bits of element `index` of `rank`'s send buffer: floats of similar magnitude, so that sums round.
+fn element(dtype: DType, seed: u64, rank: u32, index: usize) -> u64 {
+    let bits = Random(seed ^ u64::from(rank) << 40 ^ index as u64).next();
+    let mask = u64::MAX >> (64 - 8 * dtype.size());
+    let (exponent, fraction) = match dtype {
+        DType::Float16 => (5, 10),
+        DType::Bfloat16 => (8, 7),
+        DType::Float32 => (8, 23),
+        DType::Float64 => (11, 52),
+        DType::Float8E4M3 => (4, 3),
+        DType::Float8E5M2 => (5, 2),
+        _ => return bits & mask,
+    };
+    let middle = (1u64 << (exponent - 1)) - 2 + (bits >> 60 & 3);
+    let sign = bits >> 59 & 1;
+    sign << (exponent + fraction) | middle << fraction | bits & ((1 << fraction) - 1)
+}
+
+struct Numbers {
+    dtype: DType,
+    op: RedOp,
+    nranks: u32,
+}
+
+impl Algebra for Numbers {
+    type Value = u64;
+
+    fn contribute(&mut self, value: u64) -> u64 {
+        value
+    }
+
+    fn combine(&mut self, left: u64, right: u64) -> u64 {
+        scalar::combine(self.dtype, self.op, left, right)
+    }
+
+    fn finish(&mut self, value: u64) -> u64 {
+        scalar::finish(self.dtype, self.op, self.nranks, value)
+    }
+}
+
+/// One random call, the same on all ranks but for the rank's own scalar.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    generator: &'static str,
+    collective: Collective,
+    dtype: DType,
+    op: RedOp,
+    count: usize,
+    in_place: bool,
+    /// Bytes by which the buffers are off alignment.
+    skew: usize,
+    seed: u64,
+}
+
+const GUARD: usize = 192;
+const FILL: u8 = 0xa5;
+
+impl Case {
+    fn random(random: &mut Random, generator: &Generator, nranks: u32) -> Self {
+        let root = random.below(u64::from(nranks)) as u32;
+        let all = [
+            Collective::AllReduce,
+            Collective::AllGather,
+            Collective::ReduceScatter,
+            Collective::Broadcast { root },
+        ];
+        let collective = all.into_iter().find(|c| c.name() == generator.collective);
+        let sizes = [0, 1, 2, 3, 7, 13, 64, 100, 447, 449, 1000, 1793, 5000, 20_011];
+        Self {
+            generator: generator.name,
+            collective: collective.expect("a collective that the test knows"),
+            dtype: random.pick(&DType::ALL),
+            op: random.pick(&RedOp::ALL),
+            count: random.pick(&sizes),
+            in_place: random.below(2) == 1,
+            skew: random.pick(&[0, 0, 1, 3, 8, 33]),
+            seed: random.next(),
+        }
+    }
+
+    fn reduction(&self, rank: u32) -> Reduction {
+        let scalar = element(self.dtype, !self.seed, rank, 0);
+        if self.op == RedOp::PreMulSum { Reduction { op: self.op, scalar } } else { self.op.into() }
+    }
+
+    fn run(&self, comm: &mut Communicator) -> Result<(), String> {
+        let (rank, nranks, size) = (comm.rank(), comm.nranks(), self.dtype.size());
+        let blocks = |chunks: u32| chunks as usize * self.count * size;
+        let send_len = blocks(self.collective.input_chunks(nranks, 1));
+        let recv_len = blocks(self.collective.output_chunks(nranks, 1));
+        let mut input = Vec::with_capacity(send_len);
+        for i in 0..send_len / size {
+            input.extend(&element(self.dtype, self.seed, rank, i).to_le_bytes()[..size]);
+        }
+        let mut send = Guarded::new(send_len, self.skew);
+        let mut recv = Guarded::new(recv_len, self.skew ^ 4);
+        let large = send_len.max(recv_len);
+        let mut both = Guarded::new(large, self.skew);
+        let block = rank as usize * self.count * size;
+        let (send_at, recv_at) = match self.collective {
+            Collective::AllGather => (block, 0),
+            Collective::ReduceScatter => (0, block),
+            _ => (0, 0),
+        };
+        let (from, to) = if self.in_place {
+            both.bytes()[send_at..send_at + send_len].copy_from_slice(&input);
+            let base = both.bytes().as_mut_ptr();
+            // SAFETY: both places lie within the buffer.
+            unsafe { (base.add(send_at).cast_const(), base.add(recv_at)) }
+        } else {
+            send.bytes().copy_from_slice(&input);
+            (send.bytes().as_ptr(), recv.bytes().as_mut_ptr())
+        };
+        let call = Call {
+            collective: self.collective,
+            send: from,
+            recv: to,
+            count: self.count,
+            dtype: self.dtype,
+            reduction: self.reduction(rank),
+        };
+        // SAFETY: the buffers are as long as the collective asks for.
+        unsafe { comm.run(&call) }.map_err(|e| e.to_string())?;
+        if self.count == 0 {
+            return Ok(());
+        }
+        let result = if self.in_place {
+            both.bytes()[recv_at..recv_at + recv_len].to_vec()
+        } else {
+            recv.bytes().to_vec()
+        };
+        if !self.in_place && send.bytes() != input {
+            return Err("the send buffer was changed".to_owned());
+        }
+        if ![&send, &recv, &both].iter().all(|b| b.is_unhurt()) {
+            return Err("memory beside a buffer was written".to_owned());
+        }
+        self.check(comm, &call, &result)
+    }
+
+    /// Compares bit for bit with a scalar evaluation of the proved tree of each element's chunk.
+    fn check(&self, comm: &Communicator, call: &Call, result: &[u8]) -> Result<(), String> {
+        let (rank, nranks, size) = (comm.rank(), comm.nranks(), self.dtype.size());
+        let proved: &Proved = comm
+            .proofs
+            .get(&(self.collective, self.generator))
+            .ok_or_else(|| format!("another algorithm ran: {:?}", comm.proofs.keys()))?;
+        let schedule = proved.schedule();
+        let geometry = Geometry::new(schedule, call, usize::MAX);
+        let mut numbers = Numbers { dtype: self.dtype, op: self.op, nranks };
+        for chunk in 0..schedule.output_chunks() {
+            let tree = proved.tree(rank, chunk).ok_or("a chunk has no tree")?;
+            let out = geometry.extent(chunk);
+            for i in 0..out.len {
+                let expected = tree.evaluate(&mut numbers, |from, input| {
+                    let at = geometry.extent(input).start + i;
+                    let value = element(self.dtype, self.seed, from, at);
+                    if !self.collective.reduces() {
+                        return value;
+                    }
+                    scalar::contribute(self.dtype, self.reduction(from), nranks, value)
+                });
+                let at = (out.start + i) * size;
+                let mut bits = [0; 8];
+                bits[..size].copy_from_slice(&result[at..at + size]);
+                let got = u64::from_le_bytes(bits);
+                if got != expected {
+                    return Err(format!(
+                        "element {}: {got:#x} instead of {expected:#x}",
+                        out.start + i
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes between two walls that must stay as they are.
+struct Guarded {
+    memory: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Guarded {
+    fn new(len: usize, skew: usize) -> Self {
+        let memory = vec![FILL; len + 2 * GUARD + 64];
+        let start = GUARD + skew + memory.as_ptr().align_offset(64) % 64;
+        Self { memory, start: start.min(2 * GUARD), len }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + self.len]
+    }
+
+    fn is_unhurt(&self) -> bool {
+        let (before, rest) = self.memory.split_at(self.start);
+        before.iter().chain(&rest[self.len..]).all(|b| *b == FILL)
+    }
+}
+
+fn run_cases(generator: &'static Generator, nranks: u32, config: &Config, cases: u64) {
+    let only = format!("{}:{}", generator.collective, generator.name);
+    let config = Config { algorithms: Some(only), ..config.clone() };
+    let results = as_ranks(nranks, &config, move |comm| {
+        // The same cases on all ranks.
+        let seed = generator.name.bytes().fold(u64::from(nranks), |s, b| s * 31 + u64::from(b));
+        let mut random = Random(seed);
+        (0..cases).try_for_each(|_| {
+            let case = Case::random(&mut random, generator, comm.nranks());
+            case.run(comm).map_err(|why| format!("rank {}: {case:?}: {why}", comm.rank()))
+        })
+    });
+    for result in results {
+        result.unwrap_or_else(|why| panic!("{}, {nranks} ranks: {why}", generator.name));
+    }
+}
+
+#[test]
+fn every_algorithm_gives_the_bits_of_its_proved_tree() {
+    for generator in GENERATORS {
+        for nranks in [1, 2, 3, 4, 5, 8, 11] {
+            run_cases(generator, nranks, &Config::default(), 25);
+        }
+    }
+}
+
+#[test]
+fn the_same_over_memory_shared_by_descriptors() {
+    let config = Config { p2p_disable: true, ..Config::default() };
+    for generator in GENERATORS {
+        for nranks in [2, 3, 6] {
+            run_cases(generator, nranks, &config, 15);
+        }
+    }
+}
+
+#[test]
+fn many_small_tiles_and_the_fewest_slots() {
+    for generator in GENERATORS {
+        for (nranks, apart) in [(2, true), (3, false), (7, true), (7, false)] {
+            let case = Case::random(&mut Random(0), generator, nranks);
+            let credit = generator.schedule(case.collective, nranks).credit;
+            let config = Config {
+                slot_bytes: Some(256),
+                slot_depth: Some(credit),
+                protocol: config::Protocol::Slots,
+                p2p_disable: apart,
+                ..Config::default()
+            };
+            run_cases(generator, nranks, &config, 10);
+        }
+    }
+}
+
+#[test]
+fn every_type_and_operation() {
+    let config = Config { algorithms: Some("oneshot".to_owned()), ..Config::default() };
+    let results = as_ranks(3, &config, |comm| {
+        let mut failures = Vec::new();
+        for dtype in DType::ALL {
+            for op in RedOp::ALL {
+                for count in [1, 9, 900] {
+                    for in_place in [false, true] {
+                        let case = Case {
+                            generator: "oneshot",
+                            collective: Collective::AllReduce,
+                            dtype,
+                            op,
+                            count,
+                            in_place,
+                            skew: 0,
+                            seed: count as u64,
+                        };
+                        failures.extend(case.run(comm).err().map(|why| format!("{case:?}: {why}")));
+                    }
+                }
+            }
+        }
+        failures
+    });
+    let failures = results.concat();
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn canonical_algorithms_give_the_same_bits_whatever_is_chosen() {
+    let sum = |algorithm: &str, protocol| {
+        let config =
+            Config { algorithms: Some(algorithm.to_owned()), protocol, ..Config::default() };
+        as_ranks(6, &config, |comm| {
+            let value = |i| f32::from_bits(element(DType::Float32, 7, comm.rank(), i) as u32);
+            let send: Vec<f32> = (0..300).map(value).collect();
+            let mut recv = vec![0.0f32; 300];
+            comm.all_reduce(&send, &mut recv, RedOp::Sum).expect("an all-reduce");
+            recv.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        })
+    };
+    let reference = sum("oneshot", config::Protocol::Auto);
+    for algorithm in ["oneshot", "twoshot", "doubling"] {
+        for protocol in [config::Protocol::Line, config::Protocol::Slots] {
+            assert_eq!(sum(algorithm, protocol), reference, "{algorithm}");
+        }
+    }
+    assert!(reference.iter().all(|r| *r == reference[0]), "ranks differ");
+}
+
+#[test]
+fn a_class_that_the_user_insists_on_excludes_algorithms_of_another() {
+    let config =
+        Config { algorithms: Some("ring".to_owned()), bits: Bits::Canonical, ..Config::default() };
+    let errors = as_ranks(2, &config, |comm| {
+        let mut recv = [0];
+        comm.all_reduce(&[1], &mut recv, RedOp::Sum).map_err(|e| e.to_string())
+    });
+    for error in errors {
+        assert!(error.expect_err("ring is fast").contains("NCCL_ALGO"));
+    }
+}
+
+#[test]
+fn ranks_in_different_calls_are_told() {
+    let errors = as_ranks(2, &Config::default(), |comm| {
+        let (send, mut recv) = (vec![1i32; 8], vec![0i32; 8]);
+        let count = 4 + 4 * comm.rank() as usize;
+        comm.all_reduce(&send[..count], &mut recv[..count], RedOp::Sum).map_err(|e| e.to_string())
+    });
+    assert!(errors.iter().all(Result::is_err), "{errors:?}");
+    assert!(errors.iter().any(|e| e.as_ref().is_err_and(|e| e.contains("rank"))), "{errors:?}");
+}
+
+#[test]
+fn an_abort_ends_a_wait() {
+    let results = as_ranks(2, &Config::default(), |comm| {
+        let mut recv = [0u8; 1];
+        // Opens the links, so that there is a peer to tell.
+        comm.all_reduce(&[1], &mut recv, RedOp::Sum).expect("a first call");
+        if comm.rank() == 1 {
+            comm.abort_handle().abort();
+            return true;
+        }
+        comm.all_reduce(&[1], &mut recv, RedOp::Sum).is_err() && comm.async_error().is_some()
+    });
+    assert_eq!(results, [true, true]);
+}

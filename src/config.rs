@@ -1,0 +1,557 @@
+//! The configuration table: every environment variable the library reads, in one place.
+//!
+//! The table is the only global state besides the [logger](crate::logger). It is read from the environment once, at
+//! the first [`Config::get`]. A value that cannot be read is never silently ignored: a warning names the variable,
+//! the value, the form that was expected and the default that is used instead. As in NCCL, an empty value means that the
+//! variable is not set; integers may be decimal, `0x` hexadecimal or `0` octal; a boolean is an integer, 0 for no.
+//!
+//! `docs/environment.md` is the table rendered by [`document`]; a test holds them equal. To write it again:
+//! `MAYPOLE_REGENERATE_DOCS=1 cargo test -p maypole config`.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variable {
+    /// Name in the environment.
+    pub name: &'static str,
+    /// The values it takes.
+    pub form: &'static str,
+    /// What holds when it is not set, in words.
+    pub default: &'static str,
+    /// What it does.
+    pub effect: &'static str,
+}
+
+/// A value that could not be read. The default is used in its place.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{name} is \"{value}\", which is not understood; expected: {form}; using the default: {default}"
+)]
+pub struct Malformed {
+    /// Name of the variable.
+    pub name: &'static str,
+    /// Its value, with what is not UTF-8 replaced.
+    pub value: String,
+    /// The values it takes.
+    pub form: &'static str,
+    /// What is used instead.
+    pub default: &'static str,
+}
+
+/// Declares the table once: the struct, its rows and its reader cannot drift apart.
+macro_rules! table {
+    ($($(#[doc = $doc:literal])* $field:ident: $type:ty = $name:literal, $form:literal, $default:literal, $parse:expr, $initial:expr;)*) => {
+        /// The configuration of this process, one typed field for each variable.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Config {
+            $(
+                #[doc = concat!("`", $name, "`: ", $form, ". Default: ", $default, ".\n\n")]
+                $(#[doc = $doc])*
+                pub $field: $type,
+            )*
+        }
+
+        const TABLE: &[Variable] = &[$(Variable {
+            name: $name,
+            form: $form,
+            default: $default,
+            effect: concat!($($doc),*),
+        }),*];
+
+        impl Config {
+            /// Reads the table through `lookup` (the environment, or a test's substitute) and reports what was malformed.
+            pub fn read(lookup: impl Fn(&str) -> Option<String>) -> (Self, Vec<Malformed>) {
+                let mut malformed = Vec::new();
+                let mut rows = TABLE.iter();
+                let config = Self {
+                    $($field: read_row(rows.next(), &lookup, &mut malformed, $parse, $initial),)*
+                };
+                (config, malformed)
+            }
+        }
+    };
+}
+
+table! {
+    /// What is printed. VERSION prints the version line, WARN errors and their causes, INFO decisions, TRACE every step.
+    debug: DebugLevel = "NCCL_DEBUG", "VERSION, WARN, INFO or TRACE, in any case", "nothing is printed",
+        parse_debug, DebugLevel::None;
+    /// Where it is printed; %h is the host name, %p the process id. Lines are appended.
+    debug_file: Option<String> = "NCCL_DEBUG_FILE", "a path", "standard output",
+        |text| Some(Some(text.to_owned())), None;
+    /// Which parts print at INFO and TRACE; a leading ^ prints all but the listed ones. Warnings are never filtered.
+    debug_subsystems: Subsystems = "NCCL_DEBUG_SUBSYS",
+        "comma list of INIT, COLL, P2P, SHM, NET, GRAPH, TUNING, ENV, ALLOC, CALL, PROXY, NVLS, BOOTSTRAP, REG, PROFILE, RAS, ALL, or ^list",
+        "INIT,BOOTSTRAP,ENV", Subsystems::parse, Subsystems::DEFAULT;
+    /// Which network interfaces are used to reach other hosts, by prefix of their names; = wants the whole name, ^ excludes.
+    socket_interfaces: Option<Interfaces> = "NCCL_SOCKET_IFNAME", "comma list of prefixes, or =list, or ^list",
+        "ib*, then all others except docker* and lo, then docker*, then lo", |text| Interfaces::parse(text).map(Some), None;
+    /// Restricts sockets to one address family.
+    socket_family: Option<Family> = "NCCL_SOCKET_FAMILY", "AF_INET or AF_INET6", "both", parse_family, None;
+    /// Address of the bootstrap root, listened on by rank 0: a unique id then needs no passing around, but every rank
+    /// needs MAYPOLE_SECRET_FILE.
+    comm_id: Option<HostPort> = "NCCL_COMM_ID", "address:port, [v6 address]:port or host:port",
+        "the root listens where the unique id is made", |text| HostPort::parse(text).map(Some), None;
+    /// File of at least 16 secret bytes, the same for all ranks, that takes the place of the unique id's secret when
+    /// NCCL_COMM_ID is set.
+    secret_file: Option<PathBuf> = "MAYPOLE_SECRET_FILE", "a path", "none; NCCL_COMM_ID is then refused",
+        |text| Some(Some(PathBuf::from(text))), None;
+    /// Which algorithms may be chosen; the tuner reads the list.
+    algorithms: Option<String> = "NCCL_ALGO", "comma list of names, ^ excludes, per function as ring,tree;allreduce:^tree",
+        "the fastest by the cost model", |text| Some(Some(text.to_owned())), None;
+    /// How long initialisation waits for missing ranks before it fails and names them.
+    init_timeout: Duration = "MAYPOLE_INIT_TIMEOUT", "seconds, at least 1", "600", parse_seconds, Duration::from_secs(600);
+    /// Bytes of one slot of a link.
+    slot_bytes: Option<usize> = "MAYPOLE_SLOT_BYTES", "bytes, a multiple of 64 from 64 to 1073741824",
+        "chosen by the transport", parse_slot_bytes, None;
+    /// Slots of a link: messages that may be on their way at once.
+    slot_depth: Option<u32> = "MAYPOLE_SLOT_DEPTH", "an integer from 1 to 1024", "chosen by the transport",
+        |text| integer_in(text, 1, 1024).map(|depth| Some(depth as u32)), None;
+    /// How many times a waiting rank polls before it gives up its core.
+    spin: Option<u32> = "MAYPOLE_SPIN", "an integer from 0 to 4294967295",
+        "automatic: by whether the ranks of the host outnumber its cores",
+        |text| integer_in(text, 0, i64::from(u32::MAX)).map(|spin| Some(spin as u32)), None;
+    /// Canonical results depend on the ranks alone, not on size, algorithm or transport; fast ones may.
+    bits: Bits = "MAYPOLE_BITS", "canonical, fast or default", "default: the library's choice", parse_bits, Bits::Default;
+    /// Which instructions reduce; one that the processor lacks is refused with a warning.
+    isa: Isa = "MAYPOLE_ISA", "auto, scalar, avx2 or avx512", "auto: the widest that the processor has", parse_isa, Isa::Auto;
+    /// Which protocol of a link carries messages: flag lines (small ones only) or slots.
+    protocol: Protocol = "MAYPOLE_PROTO", "auto, line or slots", "auto: by the size of the message", parse_protocol, Protocol::Auto;
+    /// Forbids shared memory between processes. If that leaves a pair of ranks without a link, initialisation fails and says so.
+    shm_disable: bool = "NCCL_SHM_DISABLE", "an integer, 0 for no", "0", parse_bool, false;
+    /// Forbids direct access to a peer's memory. If that leaves a pair of ranks without a link, initialisation fails and says so.
+    p2p_disable: bool = "NCCL_P2P_DISABLE", "an integer, 0 for no", "0", parse_bool, false;
+}
+
+impl Config {
+    /// The configuration of this process, read from the environment by the first call.
+    pub fn get() -> &'static Self {
+        static CONFIG: OnceLock<Config> = OnceLock::new();
+        let mut malformed = Vec::new();
+        let config = CONFIG.get_or_init(|| {
+            let (config, found) = Self::read(|name| {
+                std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+            });
+            malformed = found;
+            config
+        });
+        // Only now: the logger reads the configuration too.
+        for value in malformed {
+            log::warn!("{value}");
+        }
+        config
+    }
+}
+
+impl Default for Config {
+    /// The configuration under an empty environment.
+    fn default() -> Self {
+        Self::read(|_| None).0
+    }
+}
+
+/// The rows of the table.
+pub fn table() -> impl Iterator<Item = &'static Variable> {
+    TABLE.iter()
+}
+
+/// The table as the page `docs/environment.md`.
+pub fn document() -> String {
+    let mut page = String::from(
+        "# Environment variables\n\n\
+         Read once, at the first use of the library. A value that is not understood is reported by a warning and the\n\
+         default is used. An empty value means not set; integers may be decimal, `0x` hexadecimal or `0` octal.\n\
+         This page is generated from `src/config.rs`.\n",
+    );
+    for row in table() {
+        let _ = write!(
+            page,
+            "\n## {}\n\n{}\n\n* Values: {}\n* Default: {}\n",
+            row.name,
+            row.effect.trim(),
+            row.form,
+            row.default
+        );
+    }
+    page
+}
+
+/// Value of `NCCL_DEBUG`; each level prints what the ones before it print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DebugLevel {
+    /// Nothing.
+    None,
+    /// The version line.
+    Version,
+    /// Errors and warnings.
+    Warn,
+    /// Decisions.
+    Info,
+    /// Every step.
+    Trace,
+}
+
+/// Value of `MAYPOLE_BITS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bits {
+    /// The library's choice.
+    Default,
+    /// Results depend on the ranks alone.
+    Canonical,
+    /// Results may depend on size, algorithm and transport.
+    Fast,
+}
+
+/// Value of `MAYPOLE_ISA`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// The widest that the processor has.
+    Auto,
+    /// No vector instructions beyond the compiler's baseline.
+    Scalar,
+    /// AVX2.
+    Avx2,
+    /// AVX-512.
+    Avx512,
+}
+
+/// Value of `MAYPOLE_PROTO`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// By the size of the message.
+    Auto,
+    /// Flag lines for all that fits them.
+    Line,
+    /// Slots for everything.
+    Slots,
+}
+
+/// Value of `NCCL_SOCKET_FAMILY`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// `AF_INET`.
+    V4,
+    /// `AF_INET6`.
+    V6,
+}
+
+/// Parts of the library that log, as a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subsystems(u32);
+
+const SUBSYSTEM_NAMES: [&str; 16] = [
+    "INIT",
+    "COLL",
+    "P2P",
+    "SHM",
+    "NET",
+    "GRAPH",
+    "TUNING",
+    "ENV",
+    "ALLOC",
+    "CALL",
+    "PROXY",
+    "NVLS",
+    "BOOTSTRAP",
+    "REG",
+    "PROFILE",
+    "RAS",
+];
+
+impl Subsystems {
+    const ALL: Self = Self((1 << SUBSYSTEM_NAMES.len()) - 1);
+    /// INIT, ENV and BOOTSTRAP.
+    const DEFAULT: Self = Self(1 | 1 << 7 | 1 << 12);
+
+    /// Whether the part of this name is in the set.
+    pub fn contains(self, name: &str) -> bool {
+        Self::one(name).is_some_and(|one| self.0 & one.0 != 0)
+    }
+
+    fn one(name: &str) -> Option<Self> {
+        if name.eq_ignore_ascii_case("ALL") {
+            return Some(Self::ALL);
+        }
+        let at = SUBSYSTEM_NAMES.iter().position(|known| known.eq_ignore_ascii_case(name))?;
+        Some(Self(1 << at))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (negated, list) = match text.strip_prefix('^') {
+            Some(list) => (true, list),
+            None => (false, text),
+        };
+        let mut set = 0;
+        for name in list.split(',') {
+            set |= Self::one(name.trim())?.0;
+        }
+        Some(Self(if negated { Self::ALL.0 & !set } else { set }))
+    }
+}
+
+/// Value of `NCCL_SOCKET_IFNAME`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interfaces {
+    names: Vec<String>,
+    exact: bool,
+    exclude: bool,
+}
+
+impl Interfaces {
+    /// Whether the interface of this name may be used.
+    pub fn admits(&self, interface: &str) -> bool {
+        let listed = self.names.iter().any(|name| {
+            if self.exact { interface == name } else { interface.starts_with(name.as_str()) }
+        });
+        listed != self.exclude
+    }
+
+    /// `^` and `=` stand before the list, in this order, and hold for all of it.
+    fn parse(text: &str) -> Option<Self> {
+        let (exclude, text) = match text.strip_prefix('^') {
+            Some(rest) => (true, rest),
+            None => (false, text),
+        };
+        let (exact, text) = match text.strip_prefix('=') {
+            Some(rest) => (true, rest),
+            None => (false, text),
+        };
+        let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
+        // An empty prefix would match everything.
+        if names.iter().any(String::is_empty) {
+            return None;
+        }
+        Some(Self { names, exact, exclude })
+    }
+}
+
+/// Value of `NCCL_COMM_ID`: a host, by name or address, and a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// Name or address, without brackets.
+    pub host: String,
+    /// TCP port, not 0.
+    pub port: u16,
+}
+
+impl HostPort {
+    fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        let host = match host.strip_prefix('[') {
+            Some(rest) => {
+                let inside = rest.strip_suffix(']')?;
+                inside.parse::<std::net::Ipv6Addr>().ok()?;
+                inside
+            }
+            // More colons without brackets: where the port begins is anyone's guess.
+            None if host.contains(':') => return None,
+            None => host,
+        };
+        let port: u16 = port.parse().ok().filter(|&port| port != 0)?;
+        (!host.is_empty()).then(|| Self { host: host.to_owned(), port })
+    }
+}
+
+fn read_row<T>(
+    row: Option<&'static Variable>,
+    lookup: &impl Fn(&str) -> Option<String>,
+    malformed: &mut Vec<Malformed>,
+    parse: impl Fn(&str) -> Option<T>,
+    initial: T,
+) -> T {
+    let Some(row) = row else { return initial };
+    let Some(value) = lookup(row.name).filter(|value| !value.is_empty()) else { return initial };
+    match parse(value.trim()) {
+        Some(parsed) => parsed,
+        None => {
+            malformed.push(Malformed {
+                name: row.name,
+                value,
+                form: row.form,
+                default: row.default,
+            });
+            initial
+        }
+    }
+}
+
+/// An integer as C's `strtoll` with base 0 reads it, but with nothing left over.
+fn integer(text: &str) -> Option<i64> {
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let (digits, radix) =
+        if let Some(hex) = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+            (hex, 16)
+        } else if digits.len() > 1 && digits.starts_with('0') {
+            (&digits[1..], 8)
+        } else {
+            (digits, 10)
+        };
+    // `from_str_radix` would accept a second sign.
+    if !digits.starts_with(|first: char| first.is_digit(radix)) {
+        return None;
+    }
+    let magnitude = i64::from_str_radix(digits, radix).ok()?;
+    Some(if negative { -magnitude } else { magnitude })
+}
+
+fn integer_in(text: &str, low: i64, high: i64) -> Option<i64> {
+    integer(text).filter(|value| (low..=high).contains(value))
+}
+
+fn one_of<T: Copy>(text: &str, values: &[(&str, T)]) -> Option<T> {
+    values.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)).map(|&(_, value)| value)
+}
+
+fn parse_bool(text: &str) -> Option<bool> {
+    integer(text).map(|value| value != 0)
+}
+
+fn parse_seconds(text: &str) -> Option<Duration> {
+    // A hundred years: so that adding it to a clock never overflows.
+    integer_in(text, 1, 3_153_600_000).map(|seconds| Duration::from_secs(seconds as u64))
+}
+
+fn parse_slot_bytes(text: &str) -> Option<Option<usize>> {
+    integer_in(text, 64, 1 << 30).filter(|bytes| bytes % 64 == 0).map(|bytes| Some(bytes as usize))
+}
+
+fn parse_debug(text: &str) -> Option<DebugLevel> {
+    one_of(
+        text,
+        &[
+            ("VERSION", DebugLevel::Version),
+            ("WARN", DebugLevel::Warn),
+            ("INFO", DebugLevel::Info),
+            ("TRACE", DebugLevel::Trace),
+        ],
+    )
+}
+
+fn parse_family(text: &str) -> Option<Option<Family>> {
+    one_of(text, &[("AF_INET", Some(Family::V4)), ("AF_INET6", Some(Family::V6))])
+}
+
+fn parse_bits(text: &str) -> Option<Bits> {
+    one_of(
+        text,
+        &[("canonical", Bits::Canonical), ("fast", Bits::Fast), ("default", Bits::Default)],
+    )
+}
+
+fn parse_isa(text: &str) -> Option<Isa> {
+    one_of(
+        text,
+        &[
+            ("auto", Isa::Auto),
+            ("scalar", Isa::Scalar),
+            ("avx2", Isa::Avx2),
+            ("avx512", Isa::Avx512),
+        ],
+    )
+}
+
+fn parse_protocol(text: &str) -> Option<Protocol> {
+    one_of(text, &[("auto", Protocol::Auto), ("line", Protocol::Line), ("slots", Protocol::Slots)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(name: &'static str, value: &'static str) -> (Config, Vec<Malformed>) {
+        Config::read(|asked| (asked == name).then(|| value.to_owned()))
+    }
+
+    #[test]
+    fn page_is_the_table() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/environment.md");
+        if std::env::var_os("MAYPOLE_REGENERATE_DOCS").is_some() {
+            std::fs::write(page, document()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(page).unwrap(), document());
+    }
+
+    #[test]
+    fn names_are_unique_and_rows_are_complete() {
+        let mut names: Vec<_> = table().map(|row| row.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), table().count());
+        for row in table() {
+            assert!(!row.effect.trim().is_empty() && !row.form.is_empty(), "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn each_row_reads_its_own_variable() {
+        // A value no variable but the free texts accepts: exactly the others must complain, each under its name.
+        for row in table() {
+            let (_, malformed) = with(row.name, "^:no,,such value");
+            let free = ["NCCL_DEBUG_FILE", "MAYPOLE_SECRET_FILE", "NCCL_ALGO"].contains(&row.name);
+            let complaints: Vec<_> = malformed.iter().map(|value| value.name).collect();
+            assert_eq!(complaints, if free { vec![] } else { vec![row.name] });
+        }
+    }
+
+    #[test]
+    fn values() {
+        assert_eq!(with("NCCL_DEBUG", "info").0.debug, DebugLevel::Info);
+        assert!(with("NCCL_SHM_DISABLE", "1").0.shm_disable);
+        assert!(!with("NCCL_SHM_DISABLE", "0x0").0.shm_disable);
+        assert_eq!(with("NCCL_SHM_DISABLE", "").1, []);
+        assert_eq!(with("MAYPOLE_INIT_TIMEOUT", "010").0.init_timeout, Duration::from_secs(8));
+        assert_eq!(with("MAYPOLE_SLOT_BYTES", "0x1000").0.slot_bytes, Some(4096));
+        assert_eq!(with("MAYPOLE_SLOT_BYTES", "100").1.len(), 1);
+        assert_eq!(with("NCCL_SOCKET_FAMILY", "AF_INET6").0.socket_family, Some(Family::V6));
+        assert_eq!(integer("--1"), None);
+        assert_eq!(integer("0x-1"), None);
+        assert_eq!(integer("-12"), Some(-12));
+        assert_eq!(integer("9223372036854775808"), None);
+    }
+
+    #[test]
+    fn malformed_value_is_explained() {
+        let (config, malformed) = with("MAYPOLE_SPIN", "lots");
+        assert_eq!(config, Config::default());
+        let text = malformed[0].to_string();
+        assert!(text.contains("MAYPOLE_SPIN") && text.contains("lots") && text.contains("integer"));
+    }
+
+    #[test]
+    fn subsystems() {
+        let parse = |text| Subsystems::parse(text);
+        assert!(parse("COLL,net").is_some_and(|set| set.contains("NET") && !set.contains("INIT")));
+        assert!(parse("^COLL").is_some_and(|set| set.contains("NET") && !set.contains("COLL")));
+        assert_eq!(parse("ALL"), Some(Subsystems::ALL));
+        assert_eq!(parse("COLLL"), None);
+        assert_eq!(parse("INIT,ENV,BOOTSTRAP"), Some(Subsystems::DEFAULT));
+    }
+
+    #[test]
+    fn interfaces() {
+        let admits = |list, name| Interfaces::parse(list).unwrap().admits(name);
+        assert!(admits("eth,ib", "eth0") && admits("eth,ib", "ib1") && !admits("eth,ib", "lo"));
+        assert!(admits("=eth0", "eth0") && !admits("=eth0", "eth01"));
+        assert!(!admits("^docker,lo", "docker0") && admits("^docker,lo", "eth0"));
+        assert!(!admits("^=eth0", "eth0") && admits("^=eth0", "eth01"));
+        assert_eq!(Interfaces::parse("eth,,ib"), None);
+    }
+
+    #[test]
+    fn host_and_port() {
+        let parse = |text| HostPort::parse(text).map(|it| (it.host, it.port));
+        assert_eq!(parse("10.0.0.1:80"), Some(("10.0.0.1".into(), 80)));
+        assert_eq!(parse("[::1]:80"), Some(("::1".into(), 80)));
+        assert_eq!(parse("node-1:65535"), Some(("node-1".into(), 65535)));
+        for bad in ["node", "node:0", "node:65536", "::1:80", "[node]:80", ":80", "[::1]80"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}

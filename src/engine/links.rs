@@ -1,0 +1,50 @@
+//! The links of a communicator, opened when a plan first needs them and kept.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use maypole_algorithms::Rank;
+use maypole_algorithms::schedule::Channel;
+use maypole_transport::endpoint::Endpoint;
+use maypole_transport::link::{Incoming, Outgoing};
+
+use crate::error::Error;
+
+/// Both directions of all opened links. Plans name a link by its index here.
+#[derive(Default)]
+pub(crate) struct Links {
+    pub(crate) outgoing: Vec<Outgoing>,
+    pub(crate) incoming: Vec<Incoming>,
+    /// The other end of each.
+    ends: Vec<(Rank, Channel)>,
+    index: HashMap<(Rank, Channel), u32>,
+}
+
+impl Links {
+    /// The index of the links to and from `peer` on `channel`; opens them if need be.
+    pub(crate) fn open(
+        &mut self,
+        endpoint: &Endpoint,
+        addresses: &[Vec<u8>],
+        peer: Rank,
+        channel: Channel,
+        deadline: Instant,
+    ) -> Result<u32, Error> {
+        if let Some(&index) = self.index.get(&(peer, channel)) {
+            return Ok(index);
+        }
+        endpoint.connect(peer, &addresses[peer as usize], deadline)?;
+        let (outgoing, incoming) = endpoint.open(peer, channel)?;
+        let index = self.ends.len() as u32;
+        self.outgoing.push(outgoing);
+        self.incoming.push(incoming);
+        self.ends.push((peer, channel));
+        self.index.insert((peer, channel), index);
+        Ok(index)
+    }
+
+    /// The rank at the other end of link `index`.
+    pub(crate) fn peer(&self, index: u32) -> Rank {
+        self.ends[index as usize].0
+    }
+}

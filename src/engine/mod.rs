@@ -1,0 +1,26 @@
+//! The host engine: runs plans on the caller's thread.
+//!
+//! Two readings of the same steps: [`walk`] for messages in slots, tile by tile; [`straight`] for what fits the line protocol.
+
+pub(crate) mod links;
+pub(crate) mod scratch;
+pub(crate) mod straight;
+pub(crate) mod wait;
+pub(crate) mod walk;
+
+use maypole_algorithms::Rank;
+
+use crate::error::Error;
+
+/// The caller's memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Buffers {
+    pub(crate) send: *const u8,
+    pub(crate) recv: *mut u8,
+}
+
+/// A message of `peer` carries another hash than ours: the two ranks are not in the same call.
+#[cold]
+pub(crate) fn mismatch(peer: Rank, ours: u32, theirs: u32) -> Error {
+    Error::Mismatch { peer, ours, theirs }
+}

@@ -1,0 +1,234 @@
+//! The sink of the `log` crate: NCCL's lines under `NCCL_DEBUG`.
+//!
+//! | `log` level | printed from | line |
+//! |---|---|---|
+//! | error, warn | WARN | `host:pid:tid [0] file:line NCCL WARN text`, after an empty line, as NCCL does |
+//! | info | INFO | `host:pid:tid [0] NCCL INFO text` |
+//! | debug, trace | TRACE | `host:pid:tid [0] NCCL TRACE text` |
+//!
+//! Scripts look for these shapes. The number in brackets is NCCL's device; host memory has none, and 0 is printed because
+//! such scripts expect a digit. Info and trace lines are filtered by `NCCL_DEBUG_SUBSYS`: a record's subsystem is its
+//! target if that names one, else it follows from the module that logs. Lines go to standard output or to
+//! `NCCL_DEBUG_FILE`. A line that cannot be written is lost and nothing else: logging never fails a call.
+//!
+//! The last error text ([`last_error`], for `ncclGetLastError`) is kept here too: every warning sets it, printed or not.
+//! Who first decides an error logs it; nobody else does.
+
+use std::ffi::CStr;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use crate::config::{Config, DebugLevel};
+
+/// Makes NCCL's lines the output of `log`. Harmless to repeat. If the application has installed a logger of its own,
+/// records go there, in its form and under its filter; nothing is printed here.
+pub fn install() {
+    static SINK: Sink = Sink;
+    if log::set_logger(&SINK).is_ok() {
+        // Before the configuration is read, so that its complaints are heard.
+        log::set_max_level(LevelFilter::Warn);
+        log::set_max_level(match Config::get().debug {
+            // Warnings always pass, for `last_error`.
+            DebugLevel::None | DebugLevel::Version | DebugLevel::Warn => LevelFilter::Warn,
+            DebugLevel::Info => LevelFilter::Info,
+            DebugLevel::Trace => LevelFilter::Trace,
+        });
+    }
+}
+
+/// Prints the version line, as it is, if `NCCL_DEBUG` is VERSION or more.
+pub fn version(line: &str) {
+    if Config::get().debug >= DebugLevel::Version {
+        write(&format!("{line}\n"));
+    }
+}
+
+/// Text of the last error of this process, empty if there was none.
+pub fn last_error() -> String {
+    LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Sets the text of [`last_error`]. Warnings that pass through this sink do it themselves; this is for errors that are
+/// returned without a line, or when the application's logger has taken the sink's place.
+pub fn set_last_error(text: &str) {
+    text.clone_into(&mut LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// Name of this host up to the first dot, as it appears in lines and errors.
+pub fn host_name() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| {
+        let mut name = [0_u8; 256];
+        // SAFETY: the buffer is writable for the length given, one less than its size, so a zero always ends it.
+        let status = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };
+        let text = match CStr::from_bytes_until_nul(&name) {
+            Ok(text) if status == 0 => text.to_string_lossy().into_owned(),
+            _ => String::from("unknown"),
+        };
+        text.split('.').next().unwrap_or_default().to_owned()
+    })
+}
+
+static LAST_ERROR: Mutex<String> = Mutex::new(String::new());
+
+struct Sink;
+
+impl Log for Sink {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        let config = Config::get();
+        match metadata.level() {
+            Level::Error | Level::Warn => true,
+            Level::Info => {
+                config.debug >= DebugLevel::Info
+                    && config.debug_subsystems.contains(subsystem(metadata.target()))
+            }
+            Level::Debug | Level::Trace => {
+                config.debug >= DebugLevel::Trace
+                    && config.debug_subsystems.contains(subsystem(metadata.target()))
+            }
+        }
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let text = record.args().to_string();
+        if record.level() <= Level::Warn {
+            set_last_error(&text);
+            if Config::get().debug < DebugLevel::Warn {
+                return;
+            }
+        }
+        let place = record.file().map(|file| (file, record.line().unwrap_or(0)));
+        write(&line(record.level(), place, &text));
+    }
+
+    fn flush(&self) {}
+}
+
+fn line(level: Level, place: Option<(&str, u32)>, text: &str) -> String {
+    // SAFETY: gettid has no preconditions.
+    let thread = unsafe { libc::gettid() };
+    let head = format!("{}:{}:{thread} [0]", host_name(), std::process::id());
+    match (level, place) {
+        (Level::Error | Level::Warn, Some((file, line))) => {
+            let file = file.rsplit('/').next().unwrap_or(file);
+            format!("\n{head} {file}:{line} NCCL WARN {text}\n")
+        }
+        (Level::Error | Level::Warn, None) => format!("\n{head} NCCL WARN {text}\n"),
+        (Level::Info, _) => format!("{head} NCCL INFO {text}\n"),
+        (Level::Debug | Level::Trace, _) => format!("{head} NCCL TRACE {text}\n"),
+    }
+}
+
+/// NCCL's name of the part of the library that a log target belongs to.
+fn subsystem(target: &str) -> &str {
+    const BY_MODULE: [(&str, &str); 12] = [
+        ("::bootstrap", "BOOTSTRAP"),
+        ("::config", "ENV"),
+        ("::tune", "TUNING"),
+        ("::engine", "COLL"),
+        ("::plan", "COLL"),
+        ("::memory", "ALLOC"),
+        ("::proxy", "PROXY"),
+        ("::watch", "RAS"),
+        ("::trace", "PROFILE"),
+        ("::shm", "SHM"),
+        ("::local", "P2P"),
+        ("maypole_transport", "NET"),
+    ];
+    if !target.contains("::") && !target.starts_with("maypole") {
+        return target;
+    }
+    BY_MODULE.iter().find(|(part, _)| target.contains(part)).map_or("INIT", |&(_, name)| name)
+}
+
+/// Writes a whole line by one call, so that lines of threads and processes do not mix.
+fn write(line: &str) {
+    static FILE: OnceLock<Option<File>> = OnceLock::new();
+    let file = FILE.get_or_init(|| {
+        let path = expand(Config::get().debug_file.as_deref()?);
+        match OpenOptions::new().create(true).append(true).open(&path) {
+            Ok(file) => Some(file),
+            Err(error) => {
+                let text = format!("NCCL_DEBUG_FILE {path}: {error}; printing to standard output");
+                let _ =
+                    std::io::stdout().write_all(self::line(Level::Warn, None, &text).as_bytes());
+                None
+            }
+        }
+    });
+    // A full disk or a closed output loses the line, by intent.
+    let _ = match file {
+        Some(file) => {
+            let mut file: &File = file;
+            file.write_all(line.as_bytes())
+        }
+        None => {
+            let mut out = std::io::stdout().lock();
+            out.write_all(line.as_bytes()).and_then(|()| out.flush())
+        }
+    };
+}
+
+/// Replaces %h by the host name, %p by the process id and %% by a percent sign.
+fn expand(path: &str) -> String {
+    let mut out = String::new();
+    let mut rest = path.chars();
+    while let Some(next) = rest.next() {
+        match (next, rest.as_str().chars().next()) {
+            ('%', Some('h')) => out.push_str(host_name()),
+            ('%', Some('p')) => out.push_str(&std::process::id().to_string()),
+            ('%', Some('%')) => out.push('%'),
+            _ => {
+                out.push(next);
+                continue;
+            }
+        }
+        rest.next();
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_have_the_shape_scripts_look_for() {
+        let pid = std::process::id();
+        let info = line(Level::Info, Some(("src/a.rs", 3)), "hello");
+        assert!(info.starts_with(&format!("{}:{pid}:", host_name())));
+        assert!(info.ends_with(" [0] NCCL INFO hello\n"));
+        let warn = line(Level::Warn, Some(("src/a.rs", 3)), "oh");
+        assert!(warn.starts_with('\n') && warn.ends_with(" [0] a.rs:3 NCCL WARN oh\n"));
+    }
+
+    #[test]
+    fn paths_are_expanded() {
+        let pid = std::process::id();
+        assert_eq!(expand("/tmp/%h-%p%%.%x%"), format!("/tmp/{}-{pid}%.%x%", host_name()));
+    }
+
+    #[test]
+    fn targets_name_subsystems() {
+        assert_eq!(subsystem("maypole::bootstrap::root"), "BOOTSTRAP");
+        assert_eq!(subsystem("maypole_transport::shm::link"), "SHM");
+        assert_eq!(subsystem("maypole::comm"), "INIT");
+        assert_eq!(subsystem("NET"), "NET");
+    }
+
+    #[test]
+    fn warnings_are_remembered_even_when_nothing_is_printed() {
+        let record = |text: &str| {
+            Sink.log(&Record::builder().level(Level::Warn).args(format_args!("{text}")).build());
+        };
+        record("first");
+        record("second");
+        assert_eq!(last_error(), "second");
+    }
+}

@@ -1,0 +1,153 @@
+//! Binding a schedule to a rank's memory and links: the program that the walker runs.
+
+use maypole_algorithms::schedule::{After, Few};
+use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
+
+use crate::engine::links::Links;
+use crate::error::Error;
+use crate::plan::geometry::{Extent, Geometry};
+
+/// An operand with its place in memory, or the index of its link in [`Links`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In the send buffer; the extent is that of the chunk, over all tiles.
+    Send(Extent),
+    /// In the receive buffer, likewise.
+    Recv(Extent),
+    /// A scratch chunk.
+    Scratch(u32),
+    /// The next message of a link.
+    Link(u32),
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self::Scratch(0)
+    }
+}
+
+/// A step whose operands are bound.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct BoundStep {
+    pub(crate) inputs: Few<Place>,
+    pub(crate) outputs: Few<Place>,
+    pub(crate) after: Few<After>,
+    /// Bit `i`: input `i` is the rank's own contribution.
+    pub(crate) own: u8,
+    /// Bit `i`: output `i` is not read again by this rank in this call.
+    pub(crate) last: u8,
+    /// Closes the reduction.
+    pub(crate) finish: bool,
+}
+
+impl BoundStep {
+    /// The local operand whose memory may be lent for this step's messages: a local output, else the only input.
+    /// `scaled` says that the operation scales contributions, so that what is sent is not what the send buffer holds.
+    pub(crate) fn lendable(&self, scaled: bool) -> Option<Place> {
+        let local = |p: &&Place| !matches!(p, Place::Link(_));
+        if let Some(&output) = self.outputs.iter().find(local) {
+            return Some(output);
+        }
+        match *self.inputs {
+            [Place::Link(_)] => None,
+            [place] if !(scaled && self.own != 0) && !self.finish => Some(place),
+            _ => None,
+        }
+    }
+}
+
+/// What one rank does: lanes of bound steps.
+pub(crate) struct Program {
+    pub(crate) lanes: Vec<Vec<BoundStep>>,
+    pub(crate) geometry: Geometry,
+    /// Scratch chunks, each one tile long.
+    pub(crate) scratch: u32,
+}
+
+impl Program {
+    /// Binds `rank`'s steps of `schedule`. `link` opens the link to a peer on a channel and gives its index.
+    pub(crate) fn bind(
+        schedule: &Schedule,
+        geometry: Geometry,
+        rank: Rank,
+        links: &mut Links,
+        mut link: impl FnMut(&mut Links, Rank, u16) -> Result<u32, Error>,
+    ) -> Result<Self, Error> {
+        let mut lanes = Vec::new();
+        for lane in 0..schedule.lanes(rank) {
+            let mut steps = Vec::new();
+            for step in schedule.lane(rank, lane) {
+                steps.push(bound(&step, &geometry, &mut |r, c| link(links, r, c))?);
+            }
+            lanes.push(steps);
+        }
+        let mut program = Self { lanes, geometry, scratch: schedule.scratch };
+        program.mark_last_writes();
+        program.drop_unread_scratch(links);
+        Ok(program)
+    }
+
+    fn steps_mut(&mut self) -> impl Iterator<Item = &mut BoundStep> {
+        self.lanes.iter_mut().flatten()
+    }
+
+    fn reads(&self) -> Vec<Place> {
+        self.lanes.iter().flatten().flat_map(|s| s.inputs.iter().copied()).collect()
+    }
+
+    fn mark_last_writes(&mut self) {
+        let read = self.reads();
+        for step in self.steps_mut() {
+            for (i, place) in step.outputs.iter().enumerate() {
+                if matches!(place, Place::Recv(_)) && !read.contains(place) {
+                    step.last |= 1 << i;
+                }
+            }
+        }
+    }
+
+    /// A scratch chunk that no step reads serves only to be lent; where links copy, it need not be written.
+    fn drop_unread_scratch(&mut self, links: &Links) {
+        let read = self.reads();
+        for step in self.steps_mut() {
+            let lent = step
+                .outputs
+                .iter()
+                .any(|p| matches!(p, Place::Link(i) if links.outgoing[*i as usize].slots.lends()));
+            let unread = |p: &Place| matches!(p, Place::Scratch(_)) && !read.contains(p);
+            if let Some(i) = step.outputs.iter().position(unread)
+                && !lent
+                && step.outputs.len() > 1
+            {
+                step.outputs.remove(i);
+                let below = step.last & ((1 << i) - 1);
+                step.last = below | (step.last >> 1 & !((1 << i) - 1));
+            }
+        }
+    }
+}
+
+fn bound(
+    step: &Step,
+    geometry: &Geometry,
+    link: &mut impl FnMut(Rank, u16) -> Result<u32, Error>,
+) -> Result<BoundStep, Error> {
+    let mut place = |operand: &Operand| {
+        Ok::<_, Error>(match *operand {
+            Operand::Local(Chunk::Input(i)) => Place::Send(geometry.extent(i)),
+            Operand::Local(Chunk::Output(i)) => Place::Recv(geometry.extent(i)),
+            Operand::Local(Chunk::Scratch(i)) => Place::Scratch(i),
+            Operand::Peer { rank, channel } => Place::Link(link(rank, channel)?),
+        })
+    };
+    let inputs = step.inputs.iter().map(&mut place).collect::<Result<Few<_>, _>>()?;
+    let outputs = step.outputs.iter().map(&mut place).collect::<Result<Few<_>, _>>()?;
+    let own = own_mask(&step.inputs);
+    Ok(BoundStep { inputs, outputs, after: step.after, own, last: 0, finish: step.finish })
+}
+
+/// Bit `i` is set where input `i` is the rank's own contribution.
+pub(crate) fn own_mask(inputs: &[Operand]) -> u8 {
+    let own = |o: &Operand| u8::from(matches!(o, Operand::Local(Chunk::Input(_))));
+    inputs.iter().enumerate().fold(0, |mask, (i, o)| mask | own(o) << i)
+}
