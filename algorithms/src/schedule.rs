@@ -31,13 +31,14 @@
 //!
 //! * **buffered**: a message holds a copy; the chunk it came from is free once the step has fired.
 //! * **rendezvous**: a message may be the sender's memory itself: every local chunk among the outputs of the
-//!   sending step, or, where it has none, its input if it has just one and that is a local chunk. Such a
-//!   chunk stays *read* until the message is released.
+//!   sending step, or, where it has none, its input if it has just one and that is a local chunk (and the step
+//!   changes nothing of it: where the operation scales a contribution or closes a result, that message is a
+//!   copy). Such a chunk stays *read* until the message is released.
 //!
-//! In either, a step that writes a chunk still being read by a message *of its own lane* waits for the release
-//! before it fires (the engine tracks that). `after` names a step as done when it has fired and the
-//! messages it sent by rendezvous are released. Races between lanes are excluded by the schedule and checked by the
-//! verifier.
+//! In either, a step that writes memory still being read by a message *of its own lane* waits for the release
+//! before it fires (the engine tracks that; in place an output chunk is the memory of an input chunk). `after`
+//! names a step as done when it has fired and the messages it sent by rendezvous are released. Races between
+//! lanes are excluded by the schedule and checked by the verifier.
 //!
 //! A call is over on a rank when all its lanes are through and all its messages that lend memory are released. The
 //! next call then starts on the same links and the same scratch, while other ranks may still be in this one.
@@ -55,9 +56,10 @@ pub type Channel = u16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Chunk {
     /// Of the send buffer. Read only; what is read of it is the rank's own contribution (scaled by the rank's
-    /// factor where the operation has one).
+    /// factor where the operation has one). Only on ranks from which the collective takes something.
     Input(u32),
-    /// Of the receive buffer. Undefined before it is written (in place it holds the input).
+    /// Of the receive buffer. Undefined before it is written (in place it holds the input). Only on ranks that the
+    /// collective gives something: elsewhere there may be no receive buffer.
     Output(u32),
     /// Of the schedule's own memory, one tile long. Undefined before it is written.
     Scratch(u32),
@@ -95,9 +97,9 @@ pub struct After {
 /// One pass over memory: fold the inputs, write the result to every output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Step {
-    /// What is folded, in the order of the fold; at least one.
+    /// What is folded, in the order of the fold; at least one, and no link twice.
     pub inputs: Few<Operand>,
-    /// Where the result goes; at least one.
+    /// Where the result goes; at least one, and none twice.
     pub outputs: Few<Operand>,
     /// Steps of other lanes that must be done first.
     pub after: Few<After>,

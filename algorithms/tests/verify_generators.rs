@@ -1,8 +1,8 @@
 //! Every generator is proved at every small rank count.
 
+use maypole_algorithms::Collective;
 use maypole_algorithms::collective::GENERATORS;
 use maypole_algorithms::verify::prove;
-use maypole_algorithms::Collective;
 
 #[test]
 fn every_generator_is_proved() {
@@ -31,7 +31,12 @@ fn every_generator_is_proved() {
 
 /// The collectives of that name; rooted ones at the first, the last and a middle rank.
 fn collectives(name: &str, nranks: u32) -> Vec<Collective> {
-    let plain = [Collective::AllReduce, Collective::ReduceScatter, Collective::AllGather, Collective::AllToAll];
+    let plain = [
+        Collective::AllReduce,
+        Collective::ReduceScatter,
+        Collective::AllGather,
+        Collective::AllToAll,
+    ];
     let mut roots = vec![0, nranks / 2, nranks - 1];
     roots.dedup();
     let rooted = roots.into_iter().flat_map(|root| {

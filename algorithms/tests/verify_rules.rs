@@ -1,8 +1,10 @@
 //! The smallest schedules that break each rule, beside the ones that just keep it.
 
-use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
 use maypole_algorithms::schedule::Table;
-use maypole_algorithms::verify::{AccessKind, Counterexample, Placement, Semantics, Violation, prove};
+use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
+use maypole_algorithms::verify::{
+    AccessKind, Counterexample, Placement, Semantics, Violation, prove,
+};
 use maypole_algorithms::{Chunk, Class, Collective, Schedule, Step};
 
 const COPY: Collective = Collective::Broadcast { root: 0 };
@@ -43,11 +45,19 @@ fn operands_exist_and_outputs_are_distinct() {
     malformed(copy(1, vec![vec![Step::new([input(0)], [peer(1, 0)])]]), "peer 1.c0 does not exist");
     malformed(copy(1, vec![vec![Step::new([input(0)], [peer(0, 0)])]]), "no link to itself");
     malformed(copy(1, vec![vec![Step::new([input(0)], [input(0)])]]), "never written");
-    malformed(copy(1, vec![vec![Step::new([input(0)], [output(0), output(0)])]]), "twice an output");
+    malformed(
+        copy(1, vec![vec![Step::new([input(0)], [output(0), output(0)])]]),
+        "twice an output",
+    );
     malformed(copy(1, vec![vec![Step::new([input(0)], [output(0)]).finishing()]]), "no reduction");
     malformed(copy(1, vec![vec![Step::new([input(0)], [output(0)]).after(0, 0)]]), "other lanes");
     malformed(copy(1, vec![vec![Step::new([input(0)], [output(0)]).after(1, 0)]]), "no step 1:0");
     malformed(copy(1, vec![]).with_credit(0), "start at one");
+    let twice = [
+        vec![vec![Step::new([input(0)], [output(0), peer(1, 0)])]],
+        vec![vec![Step::new([peer(0, 0), peer(0, 0)], [output(0)])]],
+    ];
+    malformed(two(COPY, twice), "twice an input");
     let absent = [vec![vec![]], vec![vec![Step::new([input(0)], [scratch(0)])]]];
     malformed(two(COPY, absent), "in0 does not exist on this rank");
 }
@@ -56,7 +66,8 @@ fn operands_exist_and_outputs_are_distinct() {
 fn a_link_has_one_lane_at_each_end() {
     let send = || vec![Step::new([input(0)], [peer(1, 0)])];
     let receive = |chunk| vec![Step::new([peer(0, 0)], [chunk])];
-    let own = vec![Step::new([input(0)], [output(0)])];
+    // In place this writes what the other lane reads.
+    let own = vec![Step::new([input(0)], [output(0)]).after(1, 0)];
     proved(two(COPY, [vec![own.clone(), send()], vec![receive(output(0))]]));
     let fed_twice = [vec![own.clone(), send(), send()], vec![receive(output(0))]];
     malformed(two(COPY, fed_twice), "0 -> 1, channel 0, is fed by another lane");
@@ -101,18 +112,27 @@ fn every_contribution_counts_once_and_is_finished_once() {
     proved(pair(vec![step(&[input(0), peer(1, 0)], &both).finishing()]));
     proved(pair(vec![step(&[input(0), peer(1, 0)], &both).finishing()]).canonical());
 
-    let counterexample = rejected(pair(vec![step(&[input(0), peer(1, 0), input(0)], &both).finishing()]));
-    assert!(counterexample.to_string().contains("counts twice: ranks 0, 1 are combined with ranks 0"));
+    let counterexample =
+        rejected(pair(vec![step(&[input(0), peer(1, 0), input(0)], &both).finishing()]));
+    assert!(
+        counterexample.to_string().contains("counts twice: ranks 0, 1 are combined with ranks 0")
+    );
 
     let counterexample = rejected(pair(vec![step(&[input(0), peer(1, 0)], &both)]));
-    assert!(matches!(counterexample.violation, Violation::Postcondition { .. }), "{counterexample}");
+    assert!(
+        matches!(counterexample.violation, Violation::Postcondition { .. }),
+        "{counterexample}"
+    );
 
     let counterexample = rejected(pair(vec![
         step(&[peer(1, 0)], &[scratch(0)]),
         step(&[input(0)], &[scratch(1)]).finishing(),
         step(&[scratch(1), scratch(0)], &both),
     ]));
-    assert!(counterexample.to_string().contains("finished that has ranks 0 only"), "{counterexample}");
+    assert!(
+        counterexample.to_string().contains("finished that has ranks 0 only"),
+        "{counterexample}"
+    );
 
     let counterexample = rejected(pair(vec![
         step(&[input(0), peer(1, 0)], &[scratch(0)]).finishing(),
@@ -124,7 +144,8 @@ fn every_contribution_counts_once_and_is_finished_once() {
 #[test]
 fn ranks_agree_on_their_tree() {
     let lane = |peer_rank, inputs: [_; 2]| {
-        let send = Step::new([input(0)], [peer(peer_rank, 0)]);
+        // By way of scratch: in place, writing out0 would wait for the release of in0.
+        let send = Step::new([input(0)], [scratch(0), peer(peer_rank, 0)]);
         vec![vec![send, Step::new(inputs, [output(0)]).finishing()]]
     };
     let right = [lane(1, [input(0), peer(1, 0)]), lane(0, [peer(0, 0), input(0)])];
@@ -181,8 +202,10 @@ fn too_few_credits_are_a_deadlock() {
     // Both send two messages before they take one.
     let lane = |peer_rank, parts: u32| {
         let sends = (0..parts).map(move |i| Step::new([input(i)], [peer(peer_rank, 0)]));
-        let takes = (0..parts).map(move |i| Step::new([peer(peer_rank, 0)], [output(peer_rank * parts + i)]));
-        let own = (0..parts).map(move |i| Step::new([input(i)], [output((1 - peer_rank) * parts + i)]));
+        let takes = (0..parts)
+            .map(move |i| Step::new([peer(peer_rank, 0)], [output(peer_rank * parts + i)]));
+        let own =
+            (0..parts).map(move |i| Step::new([input(i)], [output((1 - peer_rank) * parts + i)]));
         vec![sends.chain(takes).chain(own).collect()]
     };
     let schedule = |credit| {
@@ -217,16 +240,17 @@ fn waiting_for_ones_own_loan_is_a_deadlock_by_rendezvous_only() {
 
 #[test]
 fn lanes_are_ordered_by_after_alone() {
-    let write = Step::new([input(0)], [scratch(0), output(0)]);
-    let read = Step::new([scratch(0)], [output(1)]);
-    let spread = |reader: Step, writer: Vec<Step>| {
-        let table = Table(vec![vec![writer, vec![reader]]]);
-        Schedule::new("by hand", Collective::Broadcast { root: 0 }, 1, 2, table).with_scratch(1)
+    // Two lanes that write the same chunk; only `after` says whose value stays.
+    let write = Step::new([input(0)], [output(0)]);
+    let counterexample = rejected(copy(1, vec![vec![write], vec![write]]));
+    let Violation::Race { first, second, .. } = &counterexample.violation else {
+        panic!("{counterexample}");
     };
-    // Not even a value is there to be sure of.
-    let counterexample = rejected(spread(read, vec![write]));
+    assert_eq!(second.kind, AccessKind::Write);
+    assert_ne!(first.place.lane, second.place.lane);
+    let counterexample = counterexample.to_string();
     assert!(
-        matches!(counterexample.violation, Violation::Race { .. } | Violation::Undefined(_)),
+        counterexample.contains("writes it: rank 0, lane 1, step 0, tile 0: in0 -> out0"),
         "{counterexample}"
     );
 }
@@ -249,18 +273,16 @@ fn scratch_of_the_next_tile_is_the_same_memory() {
 
 /// Rank 0's lane 0 lends scratch0 to a message and goes on; its lane 1 writes scratch0 by `second`.
 fn lending(second: Step, answer: bool) -> Schedule {
-    let mut lane = vec![
+    let lane = vec![
         Step::new([input(0)], [scratch(0), peer(1, 0)]),
-        Step::new([input(0)], [output(0)]),
+        Step::new([input(0)], [scratch(2)]),
         Step::new([input(0)], [scratch(1)]).after(1, 0),
     ];
-    let mut other = vec![Step::new([peer(0, 0)], [output(0)])];
+    let mut other = vec![Step::new([peer(0, 0)], [output(0)]), Step::new([input(0)], [output(1)])];
     if answer {
-        other.push(Step::new([output(0)], [peer(0, 0)]));
-    } else {
-        lane[2].inputs = [input(0)].into_iter().collect();
+        other.push(Step::new([input(0)], [peer(0, 0)]));
     }
-    two(COPY, [vec![lane, vec![second]], vec![other]])
+    two(Collective::Gather { root: 1 }, [vec![lane, vec![second]], vec![other]])
 }
 
 #[test]
@@ -269,7 +291,9 @@ fn lent_memory_is_read_until_its_release() {
     proved(lending(Step::new([input(0)], [scratch(0)]).after(0, 0), false));
     // `after` a later one does not.
     let counterexample = rejected(lending(Step::new([input(0)], [scratch(0)]).after(0, 1), false));
-    let Violation::Race { first, .. } = &counterexample.violation else { panic!("{counterexample}") };
+    let Violation::Race { first, .. } = &counterexample.violation else {
+        panic!("{counterexample}")
+    };
     assert_eq!(first.kind, AccessKind::Lent);
     // An answer of the one who took the message proves that it was released.
     proved(lending(Step::new([peer(1, 0)], [scratch(0)]), true));
@@ -283,14 +307,15 @@ fn a_loan_is_not_over_because_another_is() {
         Step::new([input(0)], [output(0)]).after(1, 0),
     ];
     let write = vec![Step::new([peer(1, 0)], [scratch(0)])];
-    let answers = vec![
-        Step::new([peer(0, 0)], [output(0)]),
-        Step::new([output(0)], [peer(0, 0)]),
-    ];
+    let answers = vec![Step::new([peer(0, 0)], [output(0)]), Step::new([output(0)], [peer(0, 0)])];
     let late = vec![Step::new([peer(0, 1)], [scratch(0)])];
-    let counterexample =
-        rejected(two(COPY, [vec![lane.clone(), write.clone()], vec![answers.clone(), late.clone()]]));
-    let Violation::Race { first, .. } = &counterexample.violation else { panic!("{counterexample}") };
+    let counterexample = rejected(two(
+        COPY,
+        [vec![lane.clone(), write.clone()], vec![answers.clone(), late.clone()]],
+    ));
+    let Violation::Race { first, .. } = &counterexample.violation else {
+        panic!("{counterexample}")
+    };
     assert_eq!(first.kind, AccessKind::Lent);
     let mut after_both = answers;
     after_both[1] = after_both[1].after(1, 0);

@@ -1,1 +1,8 @@
-//! (front page to come)
+//! Schedules on CUDA devices: encoded into flat words ([`encode`]), run by one kernel per call and rank (`kernels/interpret.cu`).
+//!
+//! Everything reaches the device through [`driver`], which finds libcuda at run time. The tests give it a simulated device
+//! instead; see `docs/gpu.md`.
+
+pub mod driver;
+pub mod encode;
+pub mod launch;

@@ -103,6 +103,7 @@ impl Communicator {
         config: &Config,
         options: &Options,
     ) -> Result<Self, Error> {
+        crate::logger::install();
         let mut joined = bootstrap::join_with(id, rank, nranks, &[], options)?;
         let layout = layout(config, nranks);
         let secret = joined.derive("links");
@@ -336,11 +337,17 @@ impl Communicator {
             });
         }
         let (schedule, choice) = self.tuner.choose(call)?;
-        log::info!(target: "TUNING", "{} {} x {} {}: {choice}", call.collective, call.count, call.dtype, call.reduction.op);
+        self.plan(schedule, &choice, call)
+    }
+
+    /// Proves `schedule` and binds it for calls like `call`.
+    fn plan(&mut self, schedule: Schedule, choice: &Choice, call: &Call) -> Result<usize, Error> {
+        let Call { collective, count, dtype, reduction, .. } = call;
+        log::info!(target: "TUNING", "{collective} of {count} {dtype}, {}: {choice}", reduction.op);
         let proved = self.proved(schedule)?;
         let deadline = Instant::now() + self.link_timeout;
         let Self { rank, isa, endpoint, addresses, links, .. } = self;
-        let plan = Plan::new(&proved, &choice, call, *rank, *isa, links, |links, peer, channel| {
+        let plan = Plan::new(&proved, choice, call, *rank, *isa, links, |links, peer, channel| {
             links.open(endpoint, addresses, peer, channel, deadline)
         });
         Ok(self.plans.insert(plan.inspect_err(|e| self.endpoint_failed(e))?))

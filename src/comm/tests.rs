@@ -3,6 +3,7 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
+use maypole_algorithms::collective::all_reduce::uneven_example;
 use maypole_algorithms::collective::{GENERATORS, Generator};
 use maypole_algorithms::interpret::Algebra;
 use maypole_algorithms::verify::Proved;
@@ -260,6 +261,49 @@ impl Guarded {
     fn is_unhurt(&self) -> bool {
         let (before, rest) = self.memory.split_at(self.start);
         before.iter().chain(&rest[self.len..]).all(|b| *b == FILL)
+    }
+}
+
+/// Plans `schedule` for the case's kind of call, whatever the tuner would choose.
+fn plan(comm: &mut Communicator, schedule: Schedule, case: &Case, protocol: Protocol) {
+    let choice = Choice {
+        algorithm: schedule.name,
+        protocol,
+        tile: comm.tuner.slot_bytes,
+        predicted: 0.0,
+        others: Vec::new(),
+    };
+    let call = Call {
+        collective: case.collective,
+        send: std::ptr::null(),
+        recv: std::ptr::null_mut(),
+        count: case.count,
+        dtype: case.dtype,
+        reduction: case.reduction(comm.rank()),
+    };
+    comm.plan(schedule, &choice, &call).expect("a plan");
+}
+
+#[test]
+fn a_schedule_written_by_hand_runs_like_any_other() {
+    let config = Config { slot_bytes: Some(512), ..Config::default() };
+    for protocol in [Protocol::Line, Protocol::Slots] {
+        let results = as_ranks(uneven_example::schedule().nranks, &config, move |comm| {
+            let mut random = Random(5);
+            (0..40).try_for_each(|i| {
+                let case = Case {
+                    generator: uneven_example::schedule().name,
+                    // Another kind of call each time, so that each gets a plan of its own.
+                    count: 1 + i * if protocol == Protocol::Line { 5 } else { 131 },
+                    ..Case::random(&mut random, &GENERATORS[0], comm.nranks())
+                };
+                plan(comm, uneven_example::schedule(), &case, protocol);
+                case.run(comm).map_err(|why| format!("{case:?}: {why}"))
+            })
+        });
+        for result in results {
+            result.unwrap_or_else(|why| panic!("{protocol}: {why}"));
+        }
     }
 }
 

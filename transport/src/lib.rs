@@ -1,1 +1,40 @@
-//! (front page to come)
+//! Links between ranks: first-in-first-out lines of messages through memory that both ends see.
+//!
+//! [`link`] is the contract that schedules are run on. Three protocols carry it, each in a file of its own and each with a
+//! loom model beside it: [`lines`] (small messages, data and flag in one cache line), [`ring`] (slots, credits,
+//! lent memory) and [`doorbell`] (sleeping and waking). They are written over plain words, wherever those live.
+//!
+//! An [`endpoint::Endpoint`] is one rank's presence: its [`inbox`], the memory that its peers write to, and the
+//! connections to them: in [`local`] for ranks that are threads of one process, in [`shm`] for other processes of the host.
+//! [`conformance`] is the one suite that every link passes.
+//!
+//! The crate knows ranks, bytes and messages, and never a schedule.
+
+mod copy;
+pub mod doorbell;
+pub mod error;
+pub mod header;
+pub mod lines;
+pub mod link;
+pub mod ring;
+pub mod sync;
+
+#[cfg(all(feature = "conformance", not(loom)))]
+pub mod conformance;
+#[cfg(not(loom))]
+pub mod endpoint;
+#[cfg(not(loom))]
+pub mod inbox;
+#[cfg(not(loom))]
+pub mod local;
+#[cfg(not(loom))]
+mod memory;
+#[cfg(not(loom))]
+mod peers;
+#[cfg(not(loom))]
+pub mod shm;
+
+pub use error::LinkError;
+
+/// The number of a rank within its communicator.
+pub type Rank = u32;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::memory::Placement;
-use crate::schedule::{Channel, Chunk, Operand, Step};
+use crate::schedule::{Channel, Chunk, Step};
 use crate::types::Rank;
 
 /// Why a schedule is not proved: one violation, and the execution of a step that shows it.
@@ -154,9 +154,6 @@ pub enum Violation {
     /// A chunk of the send buffer is read after the output in the same memory was written.
     #[error("{0} is read after it was overwritten in place")]
     Overwritten(Chunk),
-    /// A chunk or message holds a value of another tile or call.
-    #[error("{0} holds data of an earlier tile or call")]
-    Stale(Operand),
     /// Contributions are combined that must not be.
     #[error("{0}")]
     Algebra(String),

@@ -122,7 +122,13 @@ impl Form {
         Ok(())
     }
 
-    fn check_step(&self, schedule: &Schedule, rank: Rank, lane: u32, step: &Step) -> Result<(), String> {
+    fn check_step(
+        &self,
+        schedule: &Schedule,
+        rank: Rank,
+        lane: u32,
+        step: &Step,
+    ) -> Result<(), String> {
         if step.inputs.is_empty() || step.outputs.is_empty() {
             return Err("a step has at least one input and one output".to_owned());
         }
@@ -142,14 +148,17 @@ impl Form {
         }
         for (i, input) in step.inputs.iter().enumerate() {
             if matches!(input, Operand::Peer { .. }) && step.inputs[..i].contains(input) {
-                return Err(format!("{input} is twice an input; a step takes one message of a link"));
+                return Err(format!(
+                    "{input} is twice an input; a step takes one message of a link"
+                ));
             }
         }
         for after in &step.after {
             if after.lane == lane {
                 return Err("`after` is for other lanes; a lane is in order by itself".to_owned());
             }
-            if after.lane >= schedule.lanes(rank) || after.step >= schedule.steps(rank, after.lane) {
+            if after.lane >= schedule.lanes(rank) || after.step >= schedule.steps(rank, after.lane)
+            {
                 return Err(format!("there is no step {}:{}", after.lane, after.step));
             }
         }
@@ -170,7 +179,12 @@ impl Form {
         if index < limit { Ok(()) } else { Err(format!("{operand} does not exist on this rank")) }
     }
 
-    fn add_step(&mut self, rank: Rank, step: Step, numbers: &mut LinkNumbers) -> Result<(), String> {
+    fn add_step(
+        &mut self,
+        rank: Rank,
+        step: Step,
+        numbers: &mut LinkNumbers,
+    ) -> Result<(), String> {
         let lane = self.lanes.len() as u32 - 1;
         for (at, &operand) in step.inputs.iter().chain(&step.outputs).enumerate() {
             let sent = at >= step.inputs.len();
@@ -224,7 +238,14 @@ impl Form {
     /// One execution of a step of the call number `call`.
     pub(super) fn place(&self, call: usize, lane: u32, step: u32, tile: u32) -> Place {
         let Lane { rank, index, first_step, .. } = self.lanes[lane as usize];
-        Place { rank, lane: index, step, tile, call, text: self.steps[(first_step + step) as usize] }
+        Place {
+            rank,
+            lane: index,
+            step,
+            tile,
+            call,
+            text: self.steps[(first_step + step) as usize],
+        }
     }
 }
 

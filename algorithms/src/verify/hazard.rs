@@ -65,7 +65,11 @@ pub(super) struct Hazards<'a> {
 impl<'a> Hazards<'a> {
     /// For the first call; None where no rank has two lanes: the only order is then the lane's own, and the lane itself
     /// waits for what it lent.
-    pub(super) fn new(calls: &'a [Form], memory: &'a Memory, numbering: &'a Numbering) -> Option<Self> {
+    pub(super) fn new(
+        calls: &'a [Form],
+        memory: &'a Memory,
+        numbering: &'a Numbering,
+    ) -> Option<Self> {
         let form = &calls[0];
         if (0..form.nranks).all(|rank| form.lanes_of(rank).len() < 2) {
             return None;
@@ -174,10 +178,18 @@ impl<'a> Hazards<'a> {
             }
             for read in &uses.reads {
                 if !self.clocks.knows(lane, read.at) {
-                    return Err(self.race(chunk, (read.at, AccessKind::Read), (now, AccessKind::Write)));
+                    return Err(self.race(
+                        chunk,
+                        (read.at, AccessKind::Read),
+                        (now, AccessKind::Write),
+                    ));
                 }
                 if !self.is_returned(read, lane) {
-                    return Err(self.race(chunk, (read.at, AccessKind::Lent), (now, AccessKind::Write)));
+                    return Err(self.race(
+                        chunk,
+                        (read.at, AccessKind::Lent),
+                        (now, AccessKind::Write),
+                    ));
                 }
             }
             self.cells[cell].write = Some(now);
@@ -203,15 +215,23 @@ impl<'a> Hazards<'a> {
     fn publish(&mut self, firing: &Firing, loan: u32) {
         let Firing { lane, step, tile, .. } = *firing;
         let form = self.form;
-        for output in form.operands(step as usize).1 {
+        let outputs = form.operands(step as usize).1;
+        let sent =
+            outputs.iter().filter(|output| matches!(output, Resolved::Message { .. })).count();
+        let readers = sent as u32 + u32::from(self.named[step as usize]);
+        if readers == 0 {
+            return;
+        }
+        let row = self.clocks.copy(lane, readers);
+        for output in outputs {
             if let Resolved::Message { link, ordinal } = *output {
                 let message = self.numbering.message(0, form, tile, link, ordinal);
-                self.messages[self.numbering.slot(link, message)] = (self.clocks.copy(lane), loan);
+                self.messages[self.numbering.slot(link, message)] = (row, loan);
             }
         }
         if self.named[step as usize] {
             let index = self.done_index(step, tile);
-            self.done[index] = (self.clocks.copy(lane), loan);
+            self.done[index] = (row, loan);
         }
     }
 
@@ -219,7 +239,12 @@ impl<'a> Hazards<'a> {
         (step * self.form.tiles + tile) as usize
     }
 
-    fn race(&self, chunk: Chunk, first: (Moment, AccessKind), second: (Moment, AccessKind)) -> Violation {
+    fn race(
+        &self,
+        chunk: Chunk,
+        first: (Moment, AccessKind),
+        second: (Moment, AccessKind),
+    ) -> Violation {
         let access = |(Moment { lane, count }, kind)| {
             let steps = self.form.lanes[lane as usize].steps;
             let (tile, position) = ((count - 1) / steps, (count - 1) % steps);
@@ -230,16 +255,18 @@ impl<'a> Hazards<'a> {
     }
 }
 
-/// Clocks: the first rows are the lanes' own, the others copies that are used again when dropped.
+/// Clocks: the first rows are the lanes' own, the others copies, each for a number of readers.
 struct Rows {
     width: usize,
     counts: Vec<u32>,
+    readers: Vec<u32>,
     free: Vec<u32>,
 }
 
 impl Rows {
     fn new(lanes: usize) -> Self {
-        Self { width: lanes, counts: vec![0; lanes * lanes], free: Vec::new() }
+        let (counts, readers) = (vec![0; lanes * lanes], vec![0; lanes]);
+        Self { width: lanes, counts, readers, free: Vec::new() }
     }
 
     fn set(&mut self, lane: u32, now: Moment) {
@@ -251,30 +278,36 @@ impl Rows {
     }
 
     fn join(&mut self, lane: u32, row: u32) {
-        for i in 0..self.width {
-            let other = self.counts[row as usize * self.width + i];
-            let own = &mut self.counts[lane as usize * self.width + i];
-            *own = (*own).max(other);
+        let (own, other) = (lane as usize * self.width, row as usize * self.width);
+        // Copies lie behind the lanes' own rows.
+        let (low, high) = self.counts.split_at_mut(other);
+        for (own, other) in low[own..own + self.width].iter_mut().zip(&high[..self.width]) {
+            *own = (*own).max(*other);
         }
     }
 
-    fn copy(&mut self, lane: u32) -> u32 {
+    fn copy(&mut self, lane: u32, readers: u32) -> u32 {
         let start = lane as usize * self.width;
         let from = start..start + self.width;
         match self.free.pop() {
             Some(row) => {
                 self.counts.copy_within(from, row as usize * self.width);
+                self.readers[row as usize] = readers;
                 row
             }
             None => {
-                let row = self.counts.len() / self.width;
                 self.counts.extend_from_within(from);
-                row as u32
+                self.readers.push(readers);
+                self.readers.len() as u32 - 1
             }
         }
     }
 
+    /// One reader of the copy less; the last gives it back.
     fn drop(&mut self, row: u32) {
-        self.free.push(row);
+        self.readers[row as usize] -= 1;
+        if self.readers[row as usize] == 0 {
+            self.free.push(row);
+        }
     }
 }

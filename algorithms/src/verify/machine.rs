@@ -55,7 +55,14 @@ impl Numbering {
     }
 
     /// The number, over all tiles and calls, of message `ordinal` in a tile of a call.
-    pub(super) fn message(&self, call: usize, form: &Form, tile: u32, link: u32, ordinal: u32) -> u32 {
+    pub(super) fn message(
+        &self,
+        call: usize,
+        form: &Form,
+        tile: u32,
+        link: u32,
+        ordinal: u32,
+    ) -> u32 {
         let link = link as usize;
         self.first[call][link] + tile * form.links[link].messages + ordinal
     }
@@ -208,14 +215,18 @@ impl<'a> Machine<'a> {
         let Firing { call, lane, step, tile, .. } = *firing;
         let form = &self.calls[call];
         let rank = self.lane(call, lane).rank;
-        if call > 0 && firing.position == 0 && tile == 0 {
-            if let Some(wait) = self.former_call(call - 1, rank) {
-                return Some(wait);
-            }
+        if call > 0
+            && firing.position == 0
+            && tile == 0
+            && let Some(wait) = self.former_call(call - 1, rank)
+        {
+            return Some(wait);
         }
         let text = &form.steps[step as usize];
         for after in &text.after {
-            if let Some(wait) = self.done(call, form.first_lane[rank as usize] + after.lane, after.step, tile) {
+            if let Some(wait) =
+                self.done(call, form.first_lane[rank as usize] + after.lane, after.step, tile)
+            {
                 return Some(wait);
             }
         }
@@ -360,8 +371,10 @@ impl<'a> Machine<'a> {
             }
             Wait::Credit(link) => {
                 let end = end(link);
-                let reason =
-                    format!("a credit to send to rank {} on channel {}", end.destination, end.channel);
+                let reason = format!(
+                    "a credit to send to rank {} on channel {}",
+                    end.destination, end.channel
+                );
                 (reason, self.drainer(*link))
             }
             Wait::Release(link) => {
@@ -372,9 +385,10 @@ impl<'a> Machine<'a> {
                 );
                 (reason, self.drainer(*link))
             }
-            Wait::Lane(call, lane) => {
-                (format!("lane {} of the rank itself", self.lane(*call, *lane).index), (*call, *lane))
-            }
+            Wait::Lane(call, lane) => (
+                format!("lane {} of the rank itself", self.lane(*call, *lane).index),
+                (*call, *lane),
+            ),
         }
     }
 

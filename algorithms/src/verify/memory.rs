@@ -57,7 +57,14 @@ impl Memory {
     }
 
     /// The cell of `chunk` of `rank` in `tile` of call `call`, whose form is `form`.
-    pub(super) fn cell(&self, call: usize, form: &Form, rank: Rank, chunk: Chunk, tile: u32) -> usize {
+    pub(super) fn cell(
+        &self,
+        call: usize,
+        form: &Form,
+        rank: Rank,
+        chunk: Chunk,
+        tile: u32,
+    ) -> usize {
         let region = &self.calls[call];
         let tiled = |i: u32| {
             let rank = rank as usize * (form.inputs + form.outputs) as usize;

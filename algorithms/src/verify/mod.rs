@@ -170,12 +170,22 @@ fn decode(schedule: &Schedule) -> Result<[Form; 2], Box<Counterexample>> {
     let mut numbers = LinkNumbers::new();
     let form = Form::new(schedule, TILES, &mut numbers).map_err(|malformed| {
         let (violation, place) = *malformed;
-        Box::new(Counterexample { schedule: format!("{schedule:?}"), violation, place, placement: None })
+        Box::new(Counterexample {
+            schedule: format!("{schedule:?}"),
+            violation,
+            place,
+            placement: None,
+        })
     })?;
     let exchange = follow::exchange(&form);
     let next = Form::new(&exchange, 1, &mut numbers).map_err(|malformed| {
         let (violation, place) = *malformed;
-        Box::new(Counterexample { schedule: format!("{exchange:?}"), violation, place, placement: None })
+        Box::new(Counterexample {
+            schedule: format!("{exchange:?}"),
+            violation,
+            place,
+            placement: None,
+        })
     })?;
     Ok([form, next])
 }

@@ -45,7 +45,8 @@ mod tests {
 
     #[test]
     fn a_step_reads_as_a_line() {
-        let step = Step::new([input(0), peer(3, 1)], [output(0), peer(5, 1)]).after(0, 4).after(2, 1);
+        let step =
+            Step::new([input(0), peer(3, 1)], [output(0), peer(5, 1)]).after(0, 4).after(2, 1);
         assert_eq!(step.to_string(), "in0 + peer 3.c1 -> out0, peer 5.c1  after 0:4, 2:1");
         let step = Step::new([scratch(2)], [output(7)]).finishing();
         assert_eq!(step.to_string(), "scratch2 -finish-> out7");

@@ -128,7 +128,9 @@ impl Terms {
     fn combine(&mut self, left: Term, right: Term) -> Result<Term, String> {
         let (origin, other) = (self.origin(left), self.origin(right));
         if !self.reduces {
-            return Err("contributions are combined in a collective that reduces nothing".to_owned());
+            return Err(
+                "contributions are combined in a collective that reduces nothing".to_owned()
+            );
         }
         for part in [left, right] {
             if matches!(self.shape(part), Shape::Finish(_)) {
@@ -136,11 +138,15 @@ impl Terms {
             }
         }
         if origin != other {
-            return Err(format!("contributions to chunk {origin} are combined with those to chunk {other}"));
+            return Err(format!(
+                "contributions to chunk {origin} are combined with those to chunk {other}"
+            ));
         }
         if (0..self.words).any(|w| self.ranks(left, w) & self.ranks(right, w) != 0) {
             let (left, right) = (self.list(left), self.list(right));
-            return Err(format!("a contribution counts twice: ranks {left} are combined with ranks {right}"));
+            return Err(format!(
+                "a contribution counts twice: ranks {left} are combined with ranks {right}"
+            ));
         }
         Ok(self.intern(Shape::Combine(left, right), origin, (left, right)))
     }
@@ -219,7 +225,9 @@ impl Algebra for Symbolic<'_> {
     fn contribute(&mut self, value: Value) -> Value {
         match value {
             Value::Raw { leaf, tile } => Value::Made { term: leaf, tile },
-            Value::Made { .. } | Value::Undefined => self.fault("a value is scaled that is no input"),
+            Value::Made { .. } | Value::Undefined => {
+                self.fault("a value is scaled that is no input")
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use super::memory::Memory;
 use super::term::{Shape, Symbolic, Term, Terms, Value};
 use super::tree::Tree;
 use crate::interpret::apply;
-use crate::schedule::Chunk;
+use crate::schedule::{Chunk, Operand};
 use crate::types::{Collective, Rank};
 
 /// The contents during one execution.
@@ -53,36 +53,30 @@ impl<'a> Values<'a> {
         let slot = |link: u32, ordinal: u32| {
             self.numbering.slot(link, self.numbering.message(call, form, tile, link, ordinal))
         };
-        let mut resolved = inputs.iter();
+        let resolved = |operand: Operand| {
+            let at = text.inputs.iter().position(|&input| input == operand);
+            inputs[at.expect("a step reads its inputs and nothing else")]
+        };
         let mut violation = None;
         let mut symbolic = Symbolic { terms: &mut terms[call], fault: None };
-        let result = apply(&mut symbolic, text, |operand| {
-            let value = match resolved.next() {
-                Some(&Resolved::Local(chunk)) => {
-                    let mut value = self.cells[self.memory.cell(call, form, rank, chunk, tile)];
-                    match (chunk, value) {
-                        (Chunk::Input(_), Value::Raw { .. }) => {}
-                        // Nothing is scaled where nothing is reduced: a copy in place changes nothing.
-                        (Chunk::Input(i), Value::Made { term, tile })
-                            if !form.collective.reduces() && term == rank * form.inputs + i =>
-                        {
-                            value = Value::Raw { leaf: term, tile };
-                        }
-                        (Chunk::Input(_), _) => violation = Some(Violation::Overwritten(chunk)),
-                        (_, Value::Made { .. }) => {}
-                        (_, _) => violation = Some(Violation::Undefined(chunk)),
+        let result = apply(&mut symbolic, text, |operand| match resolved(operand) {
+            Resolved::Local(chunk) => {
+                let mut value = self.cells[self.memory.cell(call, form, rank, chunk, tile)];
+                match (chunk, value) {
+                    (Chunk::Input(_), Value::Raw { .. }) => {}
+                    // Nothing is scaled where nothing is reduced: a copy in place changes nothing.
+                    (Chunk::Input(i), Value::Made { term, tile })
+                        if !form.collective.reduces() && term == rank * form.inputs + i =>
+                    {
+                        value = Value::Raw { leaf: term, tile };
                     }
-                    value
+                    (Chunk::Input(_), _) => violation = Some(Violation::Overwritten(chunk)),
+                    (_, Value::Made { .. }) => {}
+                    (_, _) => violation = Some(Violation::Undefined(chunk)),
                 }
-                Some(&Resolved::Message { link, ordinal }) => self.messages[slot(link, ordinal)],
-                None => Value::Undefined,
-            };
-            if let Value::Raw { tile: of, .. } | Value::Made { tile: of, .. } = value {
-                if of != tile {
-                    violation = Some(Violation::Stale(operand));
-                }
+                value
             }
-            value
+            Resolved::Message { link, ordinal } => self.messages[slot(link, ordinal)],
         });
         if let Some(violation) = violation {
             return Err(violation);
@@ -174,7 +168,9 @@ impl Wanted {
     fn describe(&self) -> String {
         match self {
             Self::Copy { rank, chunk } => format!("in{chunk} of rank {rank}"),
-            Self::Reduction { chunk } => format!("the finished reduction of in{chunk} over all ranks"),
+            Self::Reduction { chunk } => {
+                format!("the finished reduction of in{chunk} over all ranks")
+            }
         }
     }
 }
@@ -189,7 +185,9 @@ fn wanted(form: &Form, rank: Rank, output: u32) -> Option<Wanted> {
     Some(match form.collective {
         Collective::AllReduce | Collective::Reduce { .. } => Wanted::Reduction { chunk: output },
         Collective::ReduceScatter => Wanted::Reduction { chunk: rank * parts + output },
-        Collective::AllGather | Collective::Gather { .. } => Wanted::Copy { rank: block, chunk: part },
+        Collective::AllGather | Collective::Gather { .. } => {
+            Wanted::Copy { rank: block, chunk: part }
+        }
         Collective::Broadcast { root } => Wanted::Copy { rank: root, chunk: output },
         Collective::AllToAll => Wanted::Copy { rank: block, chunk: rank * parts + part },
         Collective::Scatter { root } => Wanted::Copy { rank: root, chunk: rank * parts + output },

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use maypole_algorithms::interpret::{Algebra, apply, fold};
+use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{Chunk, Class, Collective, Operand, Schedule, Step};
 
 const TILES: usize = 3;
@@ -71,6 +72,7 @@ struct Mode {
 
 struct World<'a> {
     schedule: &'a Schedule,
+    proof: Option<&'a Proved>,
     mode: Mode,
     random: Random,
     memory: HashMap<Cell, Value>,
@@ -81,8 +83,14 @@ struct World<'a> {
     lent: Vec<Vec<(u32, usize, Vec<Cell>)>>,
 }
 
-/// Executes the schedule under many orders; tells what went wrong with one.
-pub(crate) fn check(schedule: &Schedule, seed: u64, runs: usize) -> Result<(), String> {
+/// Executes the schedule under many orders; tells what went wrong with one. With a proof, the outputs must have come about by
+/// the very trees that it states.
+pub(crate) fn check(
+    schedule: &Schedule,
+    proof: Option<&Proved>,
+    seed: u64,
+    runs: usize,
+) -> Result<(), String> {
     for run in 0..runs {
         let mut random = Random(seed ^ (run as u64) << 20);
         let mode = Mode {
@@ -94,6 +102,7 @@ pub(crate) fn check(schedule: &Schedule, seed: u64, runs: usize) -> Result<(), S
         let lanes = |rank| vec![0; schedule.lanes(rank) as usize];
         let mut world = World {
             schedule,
+            proof,
             mode,
             random,
             memory: HashMap::new(),
@@ -107,7 +116,10 @@ pub(crate) fn check(schedule: &Schedule, seed: u64, runs: usize) -> Result<(), S
 }
 
 fn sent(rank: u32, chunk: u32, call: usize, tile: usize) -> Value {
-    let x = mix(1 + u64::from(rank) + 1000 * u64::from(chunk) + ((call * TILES + tile) as u64 * 1_000_000));
+    let x = mix(1
+        + u64::from(rank)
+        + 1000 * u64::from(chunk)
+        + ((call * TILES + tile) as u64 * 1_000_000));
     Value { sum: x, tree: mix(x) }
 }
 
@@ -125,7 +137,8 @@ impl World<'_> {
             .flat_map(|rank| (0..self.schedule.lanes(rank)).map(move |lane| (rank, lane)))
             .collect();
         loop {
-            let mut able: Vec<_> = all.iter().filter(|(r, l)| self.can_fire(*r, *l)).copied().collect();
+            let mut able: Vec<_> =
+                all.iter().filter(|(r, l)| self.can_fire(*r, *l)).copied().collect();
             if able.is_empty() {
                 break;
             }
@@ -174,9 +187,11 @@ impl World<'_> {
         let lent = &self.lent[rank as usize];
         if call > 0 && tile == 0 && index == 0 {
             let over = |l| self.position(rank, l).is_none_or(|(c, ..)| c >= call);
-            if !(0..self.schedule.lanes(rank)).all(over) || lent.iter().any(|&(l, at, _)| {
-                at / (self.schedule.steps(rank, l) as usize * TILES) < call
-            }) {
+            if !(0..self.schedule.lanes(rank)).all(over)
+                || lent
+                    .iter()
+                    .any(|&(l, at, _)| at / (self.schedule.steps(rank, l) as usize * TILES) < call)
+            {
                 return false;
             }
         }
@@ -246,16 +261,19 @@ impl World<'_> {
         }
         let lendable: Vec<_> =
             lendable(&step).into_iter().map(|chunk| self.cell(rank, call, tile, chunk)).collect();
-        // A contribution is not what the send buffer holds, where it is scaled: that message is a copy.
-        let scaled = numbers.reduces && !step.outputs.iter().any(is_local)
-            && matches!(step.inputs[0], Operand::Local(Chunk::Input(_)));
+        // A message that no output chunk equals is lent from the input, if that is what it says: not if the
+        // operation scales contributions or closes results.
+        let changed = !step.outputs.iter().any(is_local)
+            && (step.finish
+                || numbers.reduces && matches!(step.inputs[0], Operand::Local(Chunk::Input(_))));
         for output in &step.outputs {
             let Operand::Peer { rank: peer, channel } = *output else { continue };
-            let lends = match self.mode.lend {
+            let chosen = match self.mode.lend {
                 0 => false,
                 1 => true,
                 _ => self.random.below(2) == 0,
-            } && !lendable.is_empty() && !scaled && !(step.finish && !step.outputs.iter().any(is_local));
+            };
+            let lends = chosen && !lendable.is_empty() && !changed;
             let from = (rank, lane, at);
             let message = if lends {
                 self.lent[rank as usize].push((lane, at, lendable.clone()));
@@ -274,12 +292,22 @@ impl World<'_> {
             for output in 0..self.schedule.output_chunks() {
                 let mut trees = Vec::new();
                 for rank in 0..nranks {
-                    let Some(wanted) = wanted(self.schedule, rank, output, call, tile) else { continue };
+                    let Some(wanted) = wanted(self.schedule, rank, output, call, tile) else {
+                        continue;
+                    };
                     let found = self.read(self.cell(rank, call, tile, Chunk::Output(output)));
                     trees.push(found.tree);
                     let bits = class == Class::Fast || found.tree == wanted.tree;
+                    let stated = self.stated(rank, output, call, tile);
+                    if stated.is_some_and(|stated| stated != found) {
+                        return Err(format!(
+                            "out{output} of rank {rank} has another tree than proved"
+                        ));
+                    }
                     if found.sum != wanted.sum || !bits {
-                        return Err(format!("rank {rank} ends with a wrong out{output} in tile {tile}"));
+                        return Err(format!(
+                            "rank {rank} ends with a wrong out{output} in tile {tile}"
+                        ));
                     }
                 }
                 if collective == Collective::AllReduce && trees.iter().any(|t| *t != trees[0]) {
@@ -288,6 +316,16 @@ impl World<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What the tree of the proof gives, if there is a proof.
+    fn stated(&self, rank: u32, output: u32, call: usize, tile: usize) -> Option<Value> {
+        let tree = self.proof?.tree(rank, output).expect("the collective gives this chunk");
+        let contribution = |rank, chunk| {
+            let reduces = self.schedule.collective.reduces();
+            Numbers { reduces }.contribute(sent(rank, chunk, call, tile))
+        };
+        Some(tree.evaluate(&mut Numbers { reduces: true }, contribution))
     }
 }
 

@@ -50,7 +50,7 @@ impl Program for DoubleTree {
         let [low, high] = children;
         let inputs = [low, Some(input(tree)), high].into_iter().flatten();
         match parent {
-            Some(parent) if lane % 2 == 0 => Step::new(inputs, [link(parent)]),
+            Some(parent) if lane.is_multiple_of(2) => Step::new(inputs, [link(parent)]),
             Some(parent) => down(link(parent)),
             None => {
                 let outputs = [output(tree)].into_iter().chain(children.into_iter().flatten());

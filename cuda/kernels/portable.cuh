@@ -1,0 +1,54 @@
+// The words of the device that the kernels use. nvcc, NVRTC and clang see plain CUDA; g++ sees the simulated device.
+//
+// Rules for everything that includes this: global memory only through gptr; flags only through the three functions
+// below; sums and products of floats only through add_rn and mul_rn, which no compiler may contract into a fused
+// multiply-add (the bits are part of the contract).
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#if defined(__CUDACC__)
+
+// A pointer to global memory.
+template <class T>
+using gptr = T*;
+
+template <class T, class U>
+static __device__ __forceinline__ gptr<T> gcast(U* p) {
+  return reinterpret_cast<T*>(p);
+}
+
+#define KERNEL(name, type, arg) extern "C" __global__ void name(type arg)
+
+// System scope: a link's other end may be another device.
+static __device__ __forceinline__ u64 load_acquire(gptr<const u64> p) {
+  u64 v;
+  asm volatile("ld.acquire.sys.global.u64 %0,[%1];" : "=l"(v) : "l"(p) : "memory");
+  return v;
+}
+static __device__ __forceinline__ void store_release(gptr<u64> p, u64 v) {
+  asm volatile("st.release.sys.global.u64 [%0],%1;" ::"l"(p), "l"(v) : "memory");
+}
+// Device scope: among the blocks of one launch.
+static __device__ __forceinline__ u64 fetch_add(gptr<u64> p, u64 v) {
+  u64 old;
+  asm volatile("atom.acq_rel.gpu.global.add.u64 %0,[%1],%2;" : "=l"(old) : "l"(p), "l"(v) : "memory");
+  return old;
+}
+
+static __device__ __forceinline__ float add_rn(float a, float b) { return __fadd_rn(a, b); }
+static __device__ __forceinline__ float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+static __device__ __forceinline__ u32 float_bits(float a) { return __float_as_uint(a); }
+static __device__ __forceinline__ float bits_float(u32 a) { return __uint_as_float(a); }
+
+// One thread of the block calls this after `turns` vain turns in a row.
+static __device__ __forceinline__ void wait_hint(u32 turns) {
+  if (turns > 64) __nanosleep(100);
+}
+
+#else
+#include "../sim/shim.hpp"
+#endif

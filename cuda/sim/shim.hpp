@@ -1,0 +1,79 @@
+// The g++ side of kernels/portable.cuh: CUDA's words on top of fibers. A block is an OS thread, its threads are fibers.
+//
+// Device memory is not readable at its device address: the same bytes are mapped ALIAS higher, and only gptr (and the
+// simulated driver) adds that. So host code that touches device memory traps, and so does a kernel that bypasses gptr.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+constexpr uintptr_t DEVICE_BASE = 0x200000000000, DEVICE_SPAN = 0x010000000000, ALIAS = 0x020000000000;
+
+struct SimDim {
+  unsigned x, y, z;
+};
+
+// Given by the simulated driver.
+extern "C" {
+extern thread_local SimDim sim_thread, sim_block, sim_block_dim, sim_grid_dim;
+void sim_barrier();
+int sim_barrier_count(int predicate);
+void sim_wait(unsigned turns);
+}
+
+// A kernel as the simulated driver finds it in the image: by the name "sim_kernel_" + name.
+struct SimKernel {
+  void (*invoke)(const void* argument);
+  size_t argument_bytes;
+};
+
+#define __device__
+#define __shared__ static thread_local
+#define threadIdx sim_thread
+#define blockIdx sim_block
+#define blockDim sim_block_dim
+#define gridDim sim_grid_dim
+#define __syncthreads() sim_barrier()
+#define __syncthreads_and(p) (sim_barrier_count(!(p)) == 0)
+#define __syncthreads_or(p) (sim_barrier_count(!!(p)) != 0)
+#define KERNEL(name, type, arg)                                                                       \
+  static void name(type arg);                                                                         \
+  extern "C" const SimKernel sim_kernel_##name = {[](const void* p) { name(*(const type*)p); }, sizeof(type)}; \
+  static void name(type arg)
+
+template <class T>
+struct gptr {
+  T* device;
+  gptr() = default;
+  gptr(T* p) : device(p) {}
+  operator gptr<const T>() const { return gptr<const T>(device); }
+  T* host() const { return (T*)((uintptr_t)device + ALIAS); }
+  T& operator*() const { return *host(); }
+  T* operator->() const { return host(); }
+  T& operator[](size_t i) const { return host()[i]; }
+  gptr operator+(size_t i) const { return gptr(device + i); }
+};
+
+template <class T, class U>
+static inline gptr<T> gcast(gptr<U> p) {
+  return gptr<T>((T*)p.device);
+}
+
+static inline u64 load_acquire(gptr<const u64> p) { return __atomic_load_n(p.host(), __ATOMIC_ACQUIRE); }
+static inline void store_release(gptr<u64> p, u64 v) { __atomic_store_n(p.host(), v, __ATOMIC_RELEASE); }
+static inline u64 fetch_add(gptr<u64> p, u64 v) { return __atomic_fetch_add(p.host(), v, __ATOMIC_ACQ_REL); }
+
+// The build turns contraction off (-ffp-contract=off).
+static inline float add_rn(float a, float b) { return a + b; }
+static inline float mul_rn(float a, float b) { return a * b; }
+static inline u32 float_bits(float a) {
+  u32 bits;
+  memcpy(&bits, &a, sizeof bits);
+  return bits;
+}
+static inline float bits_float(u32 a) {
+  float value;
+  memcpy(&value, &a, sizeof value);
+  return value;
+}
+static inline void wait_hint(u32 turns) { sim_wait(turns); }

@@ -1,0 +1,107 @@
+//! The words of an encoded program. The twin of `kernels/program.cuh`; a test compares the two.
+//!
+//! A program is a list of 32-bit words; offsets count words from its start:
+//!
+//! ```text
+//! header        magic, lanes, tile (elements), tiles, offsets of the lane, input and output tables
+//! lane table    per lane: offset of its first step, number of steps
+//! input table   per chunk: first element, number of elements (64 bits each, low word first)
+//! output table  the same
+//! steps         lane by lane, each as long as it needs to be:
+//!                 head      inputs | outputs << 4 | after << 8 | finish << 12
+//!                 inputs    operands, in the order of the fold
+//!                 outputs   operands
+//!                 after     lane, step (two words each)
+//! operand       kind << 30 | index: of a chunk, or of a link in the table that the launch binds
+//! ```
+//!
+//! Scratch chunk `i` is the `i`-th tile of the scratch memory. There are no addresses: a program is good for any
+//! buffers and any communicator of the same shape.
+
+/// First word of every program: "MPG1".
+pub const MAGIC: u32 = 0x4d50_4731;
+/// Word of the header: [`MAGIC`].
+pub const HEADER_MAGIC: usize = 0;
+/// Word of the header: number of lanes.
+pub const HEADER_LANES: usize = 1;
+/// Word of the header: elements per tile.
+pub const HEADER_TILE: usize = 2;
+/// Word of the header: number of tiles.
+pub const HEADER_TILES: usize = 3;
+/// Word of the header: offset of the lane table.
+pub const HEADER_LANE_TABLE: usize = 4;
+/// Word of the header: offset of the table of input chunks.
+pub const HEADER_INPUT_TABLE: usize = 5;
+/// Word of the header: offset of the table of output chunks.
+pub const HEADER_OUTPUT_TABLE: usize = 6;
+/// Length of the header.
+pub const HEADER_WORDS: usize = 7;
+/// Length of an entry of the lane table.
+pub const LANE_WORDS: usize = 2;
+/// Length of an entry of a chunk table.
+pub const EXTENT_WORDS: usize = 4;
+/// Where the kind of an operand stands.
+pub const KIND_SHIFT: u32 = 30;
+/// Kind of an operand: chunk of the send buffer.
+pub const KIND_INPUT: u32 = 0;
+/// Kind of an operand: chunk of the receive buffer.
+pub const KIND_OUTPUT: u32 = 1;
+/// Kind of an operand: scratch chunk.
+pub const KIND_SCRATCH: u32 = 2;
+/// Kind of an operand: a link of the table of its direction.
+pub const KIND_LINK: u32 = 3;
+/// Where the number of outputs stands in a step's head; that of the inputs is at 0.
+pub const OUTPUTS_SHIFT: u32 = 4;
+/// Where the number of dependencies stands in a step's head.
+pub const AFTER_SHIFT: u32 = 8;
+/// Where the finish flag stands in a step's head.
+pub const FINISH_SHIFT: u32 = 12;
+/// What a count in a step's head is masked with.
+pub const COUNT_MASK: u32 = 15;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use maypole_algorithms::few::MAX_FAN;
+
+    #[test]
+    fn the_device_reads_the_same_layout() {
+        let source = include_str!("../../kernels/program.cuh").replace('\'', "");
+        let device: Vec<(&str, u32)> = source
+            .lines()
+            .filter_map(|line| line.strip_prefix("constexpr u32 ")?.strip_suffix(';'))
+            .filter_map(|line| line.split_once(" = "))
+            .map(|(name, value)| {
+                let value = match value.strip_prefix("0x") {
+                    Some(hex) => u32::from_str_radix(hex, 16),
+                    None => value.parse(),
+                };
+                (name, value.expect("a number"))
+            })
+            .collect();
+        let host = [
+            ("MAGIC", MAGIC),
+            ("HEADER_MAGIC", HEADER_MAGIC as u32),
+            ("HEADER_LANES", HEADER_LANES as u32),
+            ("HEADER_TILE", HEADER_TILE as u32),
+            ("HEADER_TILES", HEADER_TILES as u32),
+            ("HEADER_LANE_TABLE", HEADER_LANE_TABLE as u32),
+            ("HEADER_INPUT_TABLE", HEADER_INPUT_TABLE as u32),
+            ("HEADER_OUTPUT_TABLE", HEADER_OUTPUT_TABLE as u32),
+            ("HEADER_WORDS", HEADER_WORDS as u32),
+            ("LANE_WORDS", LANE_WORDS as u32),
+            ("EXTENT_WORDS", EXTENT_WORDS as u32),
+            ("KIND_SHIFT", KIND_SHIFT),
+            ("KIND_INPUT", KIND_INPUT),
+            ("KIND_OUTPUT", KIND_OUTPUT),
+            ("KIND_SCRATCH", KIND_SCRATCH),
+            ("KIND_LINK", KIND_LINK),
+            ("OUTPUTS_SHIFT", OUTPUTS_SHIFT),
+            ("AFTER_SHIFT", AFTER_SHIFT),
+            ("FINISH_SHIFT", FINISH_SHIFT),
+            ("COUNT_MASK", COUNT_MASK),
+            ("MAX_FAN", MAX_FAN as u32),
+        ];
+        assert_eq!(device, host);
+    }
+}

@@ -1,0 +1,242 @@
+//! Program to device: the lanes of one rank as flat words, in the [`layout`] that the kernels read.
+//!
+//! What the plan binds goes in as data: where the chunks lie in the buffers, how long a tile is, which link stands where in
+//! the tables of a launch. Everything the kernel would otherwise have to check is checked here.
+
+pub mod layout;
+
+use maypole_algorithms::few::MAX_FAN;
+use maypole_algorithms::schedule::Channel;
+use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
+
+/// Where a chunk lies in its buffer, in elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The first element.
+    pub offset: u64,
+    /// How many there are; chunks may differ, and may be empty.
+    pub elements: u64,
+}
+
+/// One end of a link, seen from a rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Port {
+    /// The rank at the other end.
+    pub peer: Rank,
+    /// Which of the links between the two.
+    pub channel: Channel,
+}
+
+/// What a plan binds the chunks and links of one rank to.
+#[derive(Clone, Copy, Debug)]
+pub struct Binding<'a> {
+    /// Input chunks in the send buffer.
+    pub inputs: &'a [Extent],
+    /// Output chunks in the receive buffer.
+    pub outputs: &'a [Extent],
+    /// Elements per tile: what a slot of every link holds.
+    pub tile: u32,
+    /// Number of tiles, the same on all ranks: that of the longest chunk of any rank.
+    pub tiles: u32,
+    /// The links the rank may send on, as they stand in the launch's table.
+    pub sending: &'a [Port],
+    /// The links it may receive from.
+    pub receiving: &'a [Port],
+}
+
+/// A schedule and a binding that do not fit each other, or a step that the device cannot run. All are bugs of the plan or of an
+/// unproved schedule, none of the user.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EncodeError {
+    /// A tile of no elements, or tiles that do not cover a chunk.
+    #[error("rank {rank}: {tiles} tiles of {tile} elements do not hold a chunk of {elements}")]
+    Tiles {
+        /// Whose program.
+        rank: Rank,
+        /// Elements per tile.
+        tile: u32,
+        /// Number of tiles.
+        tiles: u32,
+        /// The longest chunk.
+        elements: u64,
+    },
+    /// A step that the device cannot run.
+    #[error("rank {rank}, lane {lane}, step {step}: {problem}")]
+    Step {
+        /// Whose program.
+        rank: Rank,
+        /// Where in it.
+        lane: u32,
+        /// Where in the lane.
+        step: u32,
+        /// What is wrong.
+        problem: StepProblem,
+    },
+    /// More than 2^32 words.
+    #[error("rank {rank}: the program is longer than its offsets can say")]
+    TooLong {
+        /// Whose program.
+        rank: Rank,
+    },
+}
+
+/// What is wrong with a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StepProblem {
+    /// Nothing to fold, or nowhere to put it.
+    #[error("a step has an input and an output")]
+    Empty,
+    /// Neither the schedule nor the binding has such a chunk.
+    #[error("there is no {0:?}")]
+    NoChunk(Chunk),
+    /// The binding has no such link.
+    #[error("no link is bound for {0:?}")]
+    NoLink(Port),
+    /// Two messages of a link in one step: which comes first would have to be said in every engine.
+    #[error("{0:?} twice on one side")]
+    LinkTwice(Port),
+    /// The rank has no such step.
+    #[error("it comes after step {step} of lane {lane}, which does not exist")]
+    NoStep {
+        /// The other lane.
+        lane: u32,
+        /// The step in it.
+        step: u32,
+    },
+}
+
+/// The program of `rank`, one word after the other as they go to the device.
+pub fn encode(
+    schedule: &Schedule,
+    rank: Rank,
+    binding: &Binding<'_>,
+) -> Result<Vec<u32>, EncodeError> {
+    check_tiles(rank, binding)?;
+    let lanes = schedule.lanes(rank);
+    let lane_table = layout::HEADER_WORDS;
+    let input_table = lane_table + lanes as usize * layout::LANE_WORDS;
+    let output_table = input_table + binding.inputs.len() * layout::EXTENT_WORDS;
+    let steps = output_table + binding.outputs.len() * layout::EXTENT_WORDS;
+
+    let mut words = vec![0; steps];
+    words[layout::HEADER_MAGIC] = layout::MAGIC;
+    words[layout::HEADER_LANES] = lanes;
+    words[layout::HEADER_TILE] = binding.tile;
+    words[layout::HEADER_TILES] = binding.tiles;
+    words[layout::HEADER_LANE_TABLE] = lane_table as u32;
+    words[layout::HEADER_INPUT_TABLE] = input_table as u32;
+    words[layout::HEADER_OUTPUT_TABLE] = output_table as u32;
+    let extents = words[input_table..].chunks_exact_mut(layout::EXTENT_WORDS);
+    for (entry, extent) in extents.zip(binding.inputs.iter().chain(binding.outputs)) {
+        let Extent { offset, elements } = *extent;
+        let halves = [offset, offset >> 32, elements, elements >> 32];
+        entry.copy_from_slice(&halves.map(|half| half as u32));
+    }
+    for lane in 0..lanes {
+        let entry = lane_table + lane as usize * layout::LANE_WORDS;
+        words[entry] = words.len() as u32;
+        words[entry + 1] = schedule.steps(rank, lane);
+        for (i, step) in schedule.lane(rank, lane).enumerate() {
+            encode_step(schedule, rank, binding, &step, &mut words)
+                .map_err(|problem| EncodeError::Step { rank, lane, step: i as u32, problem })?;
+        }
+    }
+    if u32::try_from(words.len()).is_err() {
+        return Err(EncodeError::TooLong { rank });
+    }
+    Ok(words)
+}
+
+/// The links of `rank`, sorted: those it sends on and those it receives from.
+pub fn ports(schedule: &Schedule, rank: Rank) -> (Vec<Port>, Vec<Port>) {
+    let mut sending = Vec::new();
+    let mut receiving = Vec::new();
+    for step in (0..schedule.lanes(rank)).flat_map(|lane| schedule.lane(rank, lane)) {
+        sending.extend(step.outputs.iter().filter_map(port));
+        receiving.extend(step.inputs.iter().filter_map(port));
+    }
+    for list in [&mut sending, &mut receiving] {
+        list.sort_unstable();
+        list.dedup();
+    }
+    (sending, receiving)
+}
+
+fn port(operand: &Operand) -> Option<Port> {
+    match *operand {
+        Operand::Peer { rank, channel } => Some(Port { peer: rank, channel }),
+        Operand::Local(_) => None,
+    }
+}
+
+fn check_tiles(rank: Rank, binding: &Binding<'_>) -> Result<(), EncodeError> {
+    let chunks = binding.inputs.iter().chain(binding.outputs);
+    let elements = chunks.map(|extent| extent.elements).max().unwrap_or(0);
+    let Binding { tile, tiles, .. } = *binding;
+    if tile == 0 || u64::from(tile) * u64::from(tiles) < elements {
+        return Err(EncodeError::Tiles { rank, tile, tiles, elements });
+    }
+    Ok(())
+}
+
+fn encode_step(
+    schedule: &Schedule,
+    rank: Rank,
+    binding: &Binding<'_>,
+    step: &Step,
+    words: &mut Vec<u32>,
+) -> Result<(), StepProblem> {
+    if step.inputs.is_empty() || step.outputs.is_empty() {
+        return Err(StepProblem::Empty);
+    }
+    words.push(
+        step.inputs.len() as u32
+            | (step.outputs.len() as u32) << layout::OUTPUTS_SHIFT
+            | (step.after.len() as u32) << layout::AFTER_SHIFT
+            | u32::from(step.finish) << layout::FINISH_SHIFT,
+    );
+    for (operands, links) in [(&step.inputs, binding.receiving), (&step.outputs, binding.sending)] {
+        for (i, operand) in operands.iter().enumerate() {
+            if let Some(port) = port(operand)
+                && operands[..i].contains(operand)
+            {
+                return Err(StepProblem::LinkTwice(port));
+            }
+            words.push(encode_operand(schedule, binding, links, *operand)?);
+        }
+    }
+    for after in &step.after {
+        let (lane, step) = (after.lane, after.step);
+        if lane >= schedule.lanes(rank) || step >= schedule.steps(rank, lane) {
+            return Err(StepProblem::NoStep { lane, step });
+        }
+        words.extend([lane, step]);
+    }
+    Ok(())
+}
+
+fn encode_operand(
+    schedule: &Schedule,
+    binding: &Binding<'_>,
+    links: &[Port],
+    operand: Operand,
+) -> Result<u32, StepProblem> {
+    const { assert!(MAX_FAN <= layout::COUNT_MASK as usize) };
+    let (kind, index, count) = match operand {
+        Operand::Local(Chunk::Input(i)) => (layout::KIND_INPUT, i, binding.inputs.len()),
+        Operand::Local(Chunk::Output(i)) => (layout::KIND_OUTPUT, i, binding.outputs.len()),
+        Operand::Local(Chunk::Scratch(i)) => (layout::KIND_SCRATCH, i, schedule.scratch as usize),
+        Operand::Peer { rank, channel } => {
+            let port = Port { peer: rank, channel };
+            let index = links.iter().position(|p| *p == port);
+            let index = index.ok_or(StepProblem::NoLink(port))?;
+            (layout::KIND_LINK, index as u32, links.len())
+        }
+    };
+    match operand {
+        Operand::Local(chunk) if index as usize >= count.min(1 << layout::KIND_SHIFT) => {
+            Err(StepProblem::NoChunk(chunk))
+        }
+        _ => Ok(kind << layout::KIND_SHIFT | index),
+    }
+}

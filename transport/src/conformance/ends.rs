@@ -1,0 +1,72 @@
+//! How waits end when the communicator is aborted or the peer leaves.
+
+use std::thread;
+
+use super::{Side, bytes, lines_in, lines_out, pause, wait};
+use crate::LinkError;
+
+fn ends_with(side: &mut Side, error: LinkError) {
+    let seen = wait(&side.endpoint, || match side.inc.slots.receive() {
+        Ok(None) => None,
+        other => Some(other),
+    });
+    assert_eq!(seen.unwrap_err(), error);
+    while let Ok(slot) = side.out.slots.reserve() {
+        // Credits that are left may be used; waiting for one is in vain.
+        slot.expect("a wait that does not end");
+        side.out.slots.send(0, 0);
+    }
+    assert_eq!(side.out.slots.reserve().unwrap_err(), error);
+    assert_eq!(lines_in(&mut side.inc).failed(8, 0), Some(error));
+    while lines_out(&mut side.out).ready() {
+        side.send_line(&[], 0);
+    }
+    assert_eq!(lines_out(&mut side.out).failed(), Some(error));
+}
+
+const ABORTED: LinkError = LinkError::Aborted { by: 1, reason: 77 };
+
+pub(super) fn abort_left(mut side: Side) {
+    assert_eq!(side.endpoint.aborted(), None);
+    side.signal();
+    ends_with(&mut side, ABORTED);
+    assert_eq!(side.endpoint.aborted(), Some(ABORTED));
+    // The first one counts.
+    side.endpoint.abort(1);
+    assert_eq!(side.endpoint.aborted(), Some(ABORTED));
+}
+
+pub(super) fn abort_right(mut side: Side) {
+    side.join();
+    // Both ends sleep; a third thread ends it.
+    let Side { endpoint, inc, .. } = &mut side;
+    let endpoint = &*endpoint;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            pause();
+            endpoint.abort(77);
+        });
+        assert_eq!(wait(endpoint, || inc.slots.receive().err()), ABORTED);
+    });
+    ends_with(&mut side, ABORTED);
+}
+
+pub(super) fn leave_left(mut side: Side) {
+    side.join();
+    let left = LinkError::PeerLeft { peer: side.peer };
+    // What was sent before is still delivered.
+    assert_eq!(side.receive_line(3, 1), [1, 2, 3]);
+    lines_in(&mut side.inc).release();
+    assert_eq!(bytes(&side.receive()), [9]);
+    side.inc.slots.release();
+    ends_with(&mut side, left);
+    assert_eq!(side.endpoint.gone(side.peer), Some(left));
+    assert_eq!(side.endpoint.aborted(), None);
+}
+
+pub(super) fn leave_right(mut side: Side) {
+    side.send_line(&[1, 2, 3], 1);
+    side.send(&[9], 0);
+    side.signal();
+    pause();
+}

@@ -1,0 +1,257 @@
+//! The endpoint: one rank's presence on its host, through which it reaches its peers there.
+
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use sha2::{Digest, Sha256};
+
+use crate::Rank;
+use crate::doorbell::Doorbell;
+use crate::error::LinkError;
+use crate::header::Pair;
+use crate::inbox::{Inbox, InboxLayout, LinkPlace, PeerInbox};
+use crate::lines::{LineReceiver, LineSender};
+use crate::link::{Incoming, Outgoing};
+use crate::local;
+use crate::memory;
+use crate::peers::Peers;
+use crate::ring::{RingPlace, SlotReceiver, SlotSender};
+use crate::shm;
+use crate::shm::listener::Listener;
+
+/// What an endpoint must know.
+#[derive(Clone)]
+pub struct EndpointConfig {
+    /// This rank.
+    pub rank: Rank,
+    /// The size of the communicator.
+    pub nranks: u32,
+    /// Known to the ranks of the communicator alone.
+    pub secret: [u8; 32],
+    /// The shape of its inbox and of all others.
+    pub layout: InboxLayout,
+}
+
+impl fmt::Debug for EndpointConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rank, nranks, secret: _, layout } = self;
+        f.debug_struct("EndpointConfig")
+            .field("rank", rank)
+            .field("nranks", nranks)
+            .field("layout", layout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A rank's inbox and its connections. Dropping it ends both and leaves nothing behind; links that were opened stay
+/// memory-safe, and a peer that still waits for this rank is told that it left.
+///
+/// In a child made by fork an endpoint must not be used, and dropping it there does nothing.
+pub struct Endpoint {
+    presence: ManuallyDrop<Presence>,
+    /// The process that made it.
+    owner: u32,
+}
+
+struct Presence {
+    // In the order in which they end.
+    _local: local::listener::Listener,
+    listener: Listener,
+    peers: Arc<Peers>,
+    party: shm::Party,
+    token: Token,
+    community: [u8; 32],
+    /// One connection is dialed at a time.
+    dialing: Mutex<()>,
+}
+
+/// What ranks that are threads of one process have in common.
+type Token = [u8; 20];
+
+/// First byte of an address: its format.
+const ADDRESS_VERSION: u8 = 1;
+
+impl Endpoint {
+    /// Makes the rank's inbox and begins to accept connections.
+    pub fn new(config: EndpointConfig) -> Result<Self, LinkError> {
+        Self::with_token(config, process_token()?)
+    }
+
+    /// The same, but as if in a process of its own: links to other ranks of this process go through shared memory.
+    pub fn new_apart(config: EndpointConfig) -> Result<Self, LinkError> {
+        Self::with_token(config, memory::random()?)
+    }
+
+    fn with_token(config: EndpointConfig, token: Token) -> Result<Self, LinkError> {
+        let EndpointConfig { rank, nranks, secret, layout } = config;
+        if rank >= nranks || layout.nranks != nranks {
+            return Err(LinkError::Misuse {
+                what: "rank and layout must fit the communicator's size",
+            });
+        }
+        let inbox = Arc::new(Inbox::new(rank, layout)?);
+        // The secret itself stays out of tables.
+        let community =
+            Sha256::new().chain_update(b"maypole local 1").chain_update(secret).finalize().into();
+        let local = local::listener::Listener::start((community, rank), &inbox)?;
+        let peers = Arc::new(Peers::new(rank, layout, inbox));
+        let party = shm::Party { secret, rank, nranks };
+        let listener = Listener::start(peers.clone(), party.clone())?;
+        let dialing = Mutex::default();
+        let presence =
+            Presence { _local: local, listener, peers, party, token, community, dialing };
+        Ok(Self { presence: ManuallyDrop::new(presence), owner: std::process::id() })
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> Rank {
+        self.presence.peers.me
+    }
+
+    /// Where peers of this host find this rank: opaque, at most 128 bytes, to be passed to their
+    /// [`connect`](Self::connect).
+    pub fn address(&self) -> Vec<u8> {
+        let mut address = vec![ADDRESS_VERSION];
+        address.extend(self.presence.token);
+        address.extend(self.presence.listener.name().as_bytes());
+        address
+    }
+
+    /// Connects to a peer, which does the same; returns when its memory can be used or `deadline` has passed. Between
+    /// processes the lower rank dials and the higher waits. Connected peers stay connected.
+    pub fn connect(&self, peer: Rank, address: &[u8], deadline: Instant) -> Result<(), LinkError> {
+        let Presence { listener, peers, party, token, community, dialing, .. } = &*self.presence;
+        if peer >= party.nranks {
+            return Err(LinkError::Misuse { what: "the communicator has no such rank" });
+        }
+        let (theirs, name) = parse(address)?;
+        let _one = dialing.lock().unwrap_or_else(PoisonError::into_inner);
+        if peers.get(peer).is_some() {
+            return Ok(());
+        }
+        if theirs == *token || peer == peers.me {
+            peers.add(peer, local::connect::connect((*community, peer))?);
+        } else if peers.me < peer {
+            let (inbox, stream) = shm::connect::connect(peers, party, peer, name, deadline)?;
+            peers.add(peer, inbox);
+            listener.adopt(peer, stream);
+        } else {
+            peers.wait_for(peer, deadline)?;
+        }
+        Ok(())
+    }
+
+    /// The two ends that this rank has of the links to and from a connected peer on a channel. Once per peer and channel.
+    pub fn open(&self, peer: Rank, channel: u16) -> Result<(Outgoing, Incoming), LinkError> {
+        let peers = &self.presence.peers;
+        let theirs = peers.open(peer, channel)?;
+        let depth = peers.layout.depth;
+        let slot_bytes = peers.layout.slot_bytes;
+        let lends = theirs.is_local();
+        // What we send lies in their inbox and is acknowledged in ours, and the other way round.
+        let here = peers.inbox.region(peer).link(channel);
+        let there = theirs.region(peers.me).link(channel);
+        let ring = |data: &LinkPlace, ack: &LinkPlace| RingPlace {
+            headers: data.headers,
+            slots: data.slots,
+            slot_bytes,
+            depth,
+            ack: ack.slot_ack,
+            lends,
+        };
+        let (mine, other) = (&raw const *peers.inbox.header(), &raw const *theirs.header());
+        let keep: Arc<(Arc<Inbox>, Arc<PeerInbox>)> = Arc::new((peers.inbox.clone(), theirs));
+        // SAFETY: `keep` holds both inboxes, where the headers and all words of `here` and `there` lie. A region is new
+        // memory, and `peers.open` gives this end of the channel away only once.
+        unsafe {
+            let pair = Pair::new(mine, other, peer, keep);
+            let outgoing = Outgoing {
+                slots: Box::new(SlotSender::new(ring(&there, &here), pair.clone())),
+                lines: Some(LineSender::new(there.lines, here.line_ack, pair.clone())),
+            };
+            let incoming = Incoming {
+                slots: Box::new(SlotReceiver::new(ring(&here, &there), pair.clone())),
+                lines: Some(LineReceiver::new(here.lines, there.line_ack, pair)),
+            };
+            Ok((outgoing, incoming))
+        }
+    }
+
+    /// This rank's doorbell, on which it waits for all its links.
+    pub fn doorbell(&self) -> &Doorbell {
+        &self.presence.peers.inbox.header().bell
+    }
+
+    /// Ends every wait of this rank and of all connected peers with [`LinkError::Aborted`]. The first abort that reaches
+    /// a rank counts.
+    pub fn abort(&self, reason: u32) {
+        let peers = &self.presence.peers;
+        peers.inbox.header().abort(peers.me, reason);
+        // Whoever connects later is told then.
+        for peer in peers.all() {
+            peer.header().abort(peers.me, reason);
+        }
+    }
+
+    /// Whether this rank was aborted. Cheap.
+    #[inline]
+    pub fn aborted(&self) -> Option<LinkError> {
+        self.presence.peers.inbox.header().aborted()
+    }
+
+    /// Whether a connected peer is gone, and how.
+    pub fn gone(&self, peer: Rank) -> Option<LinkError> {
+        self.presence.peers.get(peer)?.header().gone(peer)
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        // A child made by fork has neither the memory nor the thread, and shares the sockets with its parent.
+        if std::process::id() != self.owner {
+            return;
+        }
+        let peers = &self.presence.peers;
+        peers.inbox.header().leave();
+        for peer in peers.all() {
+            peer.header().bell.ring();
+        }
+        // SAFETY: dropped here alone, and not used again.
+        unsafe { ManuallyDrop::drop(&mut self.presence) };
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint").field("rank", &self.presence.peers.me).finish_non_exhaustive()
+    }
+}
+
+fn parse(address: &[u8]) -> Result<(Token, &[u8]), LinkError> {
+    let wrong = LinkError::Misuse { what: "this is no address of an endpoint" };
+    match address.split_first() {
+        Some((&ADDRESS_VERSION, rest)) => {
+            let (token, name) = rest.split_first_chunk().ok_or(wrong)?;
+            Ok((*token, name))
+        }
+        _ => Err(wrong),
+    }
+}
+
+/// Random, but the same for all ranks of this process; a child made by fork has another.
+fn process_token() -> Result<Token, LinkError> {
+    static RANDOM: OnceLock<[u8; 16]> = OnceLock::new();
+    let random = match RANDOM.get() {
+        Some(random) => random,
+        None => {
+            let random = memory::random()?;
+            RANDOM.get_or_init(|| random)
+        }
+    };
+    let mut token = [0; size_of::<Token>()];
+    token[..16].copy_from_slice(random);
+    token[16..].copy_from_slice(&std::process::id().to_le_bytes());
+    Ok(token)
+}

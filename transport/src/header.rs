@@ -1,0 +1,190 @@
+//! The header of a rank: the words through which everybody can reach it.
+//!
+//! It lies at the start of the rank's inbox and is seen by all its peers: the doorbell, the abort word, and whether the
+//! rank is still there.
+
+use core::any::Any;
+use std::sync::Arc;
+
+use crate::Rank;
+use crate::doorbell::Doorbell;
+use crate::error::LinkError;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+
+/// What a rank is and what memory it made: written once, before anyone sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Identity {
+    /// [`MAGIC`].
+    pub magic: u64,
+    /// The rank that owns the inbox.
+    pub rank: Rank,
+    /// The size of the communicator.
+    pub nranks: u32,
+    /// Links per ordered pair of ranks.
+    pub channels: u32,
+    /// Slots per link.
+    pub depth: u32,
+    /// Bytes per slot.
+    pub slot_bytes: u64,
+    /// The owner's process, for people who look at it.
+    pub pid: u32,
+}
+
+/// First word of an inbox. The last byte is the version of everything that lies in it.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"maypole\x01");
+
+/// The words of a rank. All zeros is a valid header of a rank that is present.
+#[derive(Debug, Default)]
+#[repr(C, align(128))]
+pub struct Header {
+    identity: Identity,
+    /// Rung by everything that can end a wait of this rank.
+    pub bell: Doorbell,
+    /// 0, or who aborted and why; the first to write wins.
+    abort: AtomicU64,
+    /// One of the constants below. Beside the abort word: both are written once in a life.
+    presence: AtomicU32,
+}
+
+const PRESENT: u32 = 0;
+const LEFT: u32 = 1;
+const DIED: u32 = 2;
+
+/// Marks an abort word that is set, for rank 0 may abort for reason 0.
+const ABORTED: u64 = 1 << 63;
+
+impl Header {
+    /// A header that says who its rank is.
+    pub fn new(identity: Identity) -> Self {
+        Self { identity, ..Self::default() }
+    }
+
+    /// Who the rank is.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Makes every operation of this rank end with [`LinkError::Aborted`], unless somebody did so before, and wakes it.
+    pub fn abort(&self, by: Rank, reason: u32) {
+        let word = ABORTED | u64::from(by) << 32 | u64::from(reason);
+        // Only one value is ever stored and nothing is published with it.
+        let _ = self.abort.compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed);
+        self.bell.ring();
+    }
+
+    /// Who aborted, if anyone did. One relaxed load of a line that nobody writes.
+    #[inline]
+    pub fn aborted(&self) -> Option<LinkError> {
+        let word = self.abort.load(Ordering::Relaxed);
+        if word == 0 {
+            return None;
+        }
+        let by = ((word & !ABORTED) >> 32) as Rank;
+        Some(LinkError::Aborted { by, reason: word as u32 })
+    }
+
+    /// The rank left in peace: it will neither send nor release anything any more.
+    pub fn leave(&self) {
+        self.depart(LEFT);
+    }
+
+    /// The rank's process is proven dead.
+    pub fn die(&self) {
+        self.depart(DIED);
+    }
+
+    /// Whether the rank (called `peer` in the error) is gone, and how. What it published before is visible then.
+    pub fn gone(&self, peer: Rank) -> Option<LinkError> {
+        // Pairs as `departure`.
+        match self.presence.load(Ordering::Acquire) {
+            PRESENT => None,
+            LEFT => Some(LinkError::PeerLeft { peer }),
+            _ => Some(LinkError::PeerDied { peer }),
+        }
+    }
+
+    fn depart(&self, how: u32) {
+        // Pairs as `departure`. A rank that left cannot die any more.
+        let _ = self.presence.compare_exchange(PRESENT, how, Ordering::AcqRel, Ordering::Relaxed);
+    }
+}
+
+/// The two ranks of a link, as one of them sees it, and whatever keeps the memory of both.
+#[derive(Clone)]
+pub struct Pair {
+    mine: *const Header,
+    theirs: *const Header,
+    peer: Rank,
+    _keep: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: both headers consist of atomics and are kept by `_keep`, which may itself move.
+unsafe impl Send for Pair {}
+
+impl Pair {
+    /// The pair of the rank with header `mine` and rank `peer` with header `theirs`.
+    ///
+    /// # Safety
+    /// Both headers stay valid as long as `keep` lives.
+    pub unsafe fn new(
+        mine: *const Header,
+        theirs: *const Header,
+        peer: Rank,
+        keep: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
+        Self { mine, theirs, peer, _keep: keep }
+    }
+
+    /// The other rank.
+    pub fn peer(&self) -> Rank {
+        self.peer
+    }
+
+    /// The other rank's doorbell.
+    #[inline]
+    pub fn bell(&self) -> &Doorbell {
+        // SAFETY: `new` was promised that the header lives as long as `_keep`.
+        unsafe { &(*self.theirs).bell }
+    }
+
+    /// Whether this rank's communicator was aborted. Cheap.
+    #[inline]
+    pub fn aborted(&self) -> Option<LinkError> {
+        // SAFETY: as in `bell`.
+        unsafe { (*self.mine).aborted() }
+    }
+
+    /// Whether the other rank is gone. To be asked when it has nothing for us; then look at what it sent once more.
+    pub fn gone(&self) -> Option<LinkError> {
+        // SAFETY: as in `bell`.
+        unsafe { (*self.theirs).gone(self.peer) }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_abort_wins_and_is_read_back_whole() {
+        let header = Header::default();
+        assert_eq!(header.aborted(), None);
+        header.abort(i32::MAX as u32, u32::MAX);
+        header.abort(1, 2);
+        let by = i32::MAX as u32;
+        assert_eq!(header.aborted(), Some(LinkError::Aborted { by, reason: u32::MAX }));
+        let zero = Header::default();
+        zero.abort(0, 0);
+        assert_eq!(zero.aborted(), Some(LinkError::Aborted { by: 0, reason: 0 }));
+    }
+
+    #[test]
+    fn who_left_cannot_die() {
+        let header = Header::default();
+        assert_eq!(header.gone(3), None);
+        header.leave();
+        header.die();
+        assert_eq!(header.gone(3), Some(LinkError::PeerLeft { peer: 3 }));
+    }
+}

@@ -1,0 +1,119 @@
+//! Whom a rank is connected to: shared by its endpoint and by the thread that accepts connections for it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::Rank;
+use crate::error::LinkError;
+use crate::inbox::{Inbox, InboxLayout, PeerInbox};
+
+/// A rank's connections.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    pub(crate) me: Rank,
+    pub(crate) layout: InboxLayout,
+    pub(crate) inbox: Arc<Inbox>,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    connected: HashMap<Rank, Arc<PeerInbox>>,
+    opened: HashSet<(Rank, u16)>,
+    /// Connections that were begun by a proven peer and broke.
+    failed: HashMap<Rank, LinkError>,
+    /// Why no connection can be accepted for the time being.
+    trouble: Option<LinkError>,
+}
+
+impl Peers {
+    pub(crate) fn new(me: Rank, layout: InboxLayout, inbox: Arc<Inbox>) -> Self {
+        Self { me, layout, inbox, table: Mutex::default() }
+    }
+
+    /// Every entry is complete at all times, so a panic elsewhere under the lock does no harm.
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn get(&self, peer: Rank) -> Option<Arc<PeerInbox>> {
+        self.table().connected.get(&peer).cloned()
+    }
+
+    /// A new connection. An abort that it missed is passed on.
+    pub(crate) fn add(&self, peer: Rank, inbox: PeerInbox) {
+        let inbox = Arc::new(inbox);
+        let mut table = self.table();
+        table.trouble = None;
+        table.connected.insert(peer, inbox.clone());
+        drop(table);
+        if let Some(LinkError::Aborted { by, reason }) = self.inbox.header().aborted() {
+            inbox.header().abort(by, reason);
+        }
+        self.inbox.header().bell.ring();
+    }
+
+    /// A proven peer begins anew: what broke before is past.
+    pub(crate) fn begin(&self, peer: Rank) {
+        self.table().failed.remove(&peer);
+    }
+
+    /// A proven peer's connection broke before it was complete.
+    pub(crate) fn fail(&self, peer: Rank, error: LinkError) {
+        self.table().failed.insert(peer, error);
+        self.inbox.header().bell.ring();
+    }
+
+    /// Nothing can be accepted now; perhaps later.
+    pub(crate) fn trouble(&self, error: LinkError) {
+        self.table().trouble = Some(error);
+    }
+
+    /// The connection ended: unless the peer had said that it leaves, its process is dead.
+    pub(crate) fn lost(&self, peer: Rank) {
+        if let Some(inbox) = self.get(peer) {
+            inbox.header().die();
+        }
+        self.inbox.header().bell.ring();
+    }
+
+    /// Waits until the peer has connected to us.
+    pub(crate) fn wait_for(&self, peer: Rank, deadline: Instant) -> Result<(), LinkError> {
+        let header = self.inbox.header();
+        let mut result = Ok(());
+        let left = deadline.saturating_duration_since(Instant::now());
+        let ended = header.bell.wait(0, 0, Some(left), || {
+            let mut table = self.table();
+            if table.connected.contains_key(&peer) {
+                return true;
+            }
+            let error = header.aborted().or_else(|| table.failed.remove(&peer));
+            result = error.map_or(Ok(()), Err);
+            error.is_some()
+        });
+        if ended {
+            return result;
+        }
+        let during = "waiting for its connection";
+        Err(self.table().trouble.unwrap_or(LinkError::Timeout { peer, during }))
+    }
+
+    /// The peer's inbox, to open a link on a channel, which is possible once.
+    pub(crate) fn open(&self, peer: Rank, channel: u16) -> Result<Arc<PeerInbox>, LinkError> {
+        if channel >= self.layout.channels {
+            return Err(LinkError::Misuse { what: "the inboxes have no such channel" });
+        }
+        let mut table = self.table();
+        let inbox = table.connected.get(&peer).ok_or(LinkError::NotConnected { peer })?.clone();
+        if !table.opened.insert((peer, channel)) {
+            return Err(LinkError::Misuse { what: "a channel to a peer can be opened once" });
+        }
+        Ok(inbox)
+    }
+
+    /// All peers, for what concerns them all.
+    pub(crate) fn all(&self) -> Vec<Arc<PeerInbox>> {
+        self.table().connected.values().cloned().collect()
+    }
+}

@@ -1,0 +1,12 @@
+//! Ranks in other processes of the host: each maps what it needs of the other's inbox.
+//!
+//! The inboxes are anonymous files, passed over a UNIX socket with a random abstract name: nothing lies in a file
+//! system, nothing outlives the processes. Whoever connects must run as the same user and prove that it knows the
+//! communicator's secret. The socket then stays open: its end is how a peer's death is noticed at once.
+
+pub(crate) mod connect;
+mod hello;
+pub(crate) mod listener;
+mod socket;
+
+pub(crate) use hello::Party;

@@ -1,0 +1,188 @@
+//! Uninvited, broken and departing processes at an endpoint's door.
+//!
+//! One test after the other: they look at the descriptors and threads of the whole process.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use maypole_transport::LinkError;
+use maypole_transport::endpoint::{Endpoint, EndpointConfig};
+use maypole_transport::inbox::InboxLayout;
+
+static ALONE: Mutex<()> = Mutex::new(());
+
+const LAYOUT: InboxLayout = InboxLayout { nranks: 2, channels: 1, slot_bytes: 4096, depth: 2 };
+
+fn config(rank: u32, secret: u8) -> EndpointConfig {
+    EndpointConfig { rank, nranks: 2, secret: [secret; 32], layout: LAYOUT }
+}
+
+fn apart(rank: u32, secret: u8) -> Endpoint {
+    Endpoint::new_apart(config(rank, secret)).unwrap()
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+/// A plain connection to the endpoint's socket.
+fn stranger(endpoint: &Endpoint) -> UnixStream {
+    let address = endpoint.address();
+    let name = SocketAddr::from_abstract_name(&address[21..]).unwrap();
+    let stream = UnixStream::connect_addr(&name).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream
+}
+
+fn connect_both(low: &Endpoint, high: &Endpoint) {
+    low.connect(1, &high.address(), soon()).unwrap();
+    high.connect(0, &low.address(), soon()).unwrap();
+}
+
+fn entries(directory: &str) -> usize {
+    fs::read_dir(directory).unwrap().count()
+}
+
+fn maps() -> usize {
+    fs::read_to_string("/proc/self/maps").unwrap().matches("memfd:maypole").count()
+}
+
+#[test]
+fn strangers_get_nothing_and_keep_nobody_out() {
+    let _alone = ALONE.lock().unwrap();
+    let (low, high) = (apart(0, 1), apart(1, 1));
+    // Many who say nothing, some who leave within the hello, some who send noise.
+    let silent: Vec<_> = (0..100).map(|_| stranger(&high)).collect();
+    for bytes in [1, 35, 71] {
+        stranger(&high).write_all(&vec![7; bytes]).unwrap();
+    }
+    for _ in 0..10 {
+        let mut noise = stranger(&high);
+        noise.write_all(&[0x5a; 200]).unwrap();
+        let mut answer = Vec::new();
+        // A challenge, and the end (or a reset, as not all that was sent was read).
+        let _ = noise.read_to_end(&mut answer);
+        assert!(answer.len() <= 32, "a stranger was answered");
+    }
+    connect_both(&low, &high);
+    drop(silent);
+}
+
+#[test]
+fn another_secret_is_refused_by_both_ends() {
+    let _alone = ALONE.lock().unwrap();
+    let (low, high) = (apart(0, 1), apart(1, 2));
+    let error = low.connect(1, &high.address(), soon()).unwrap_err();
+    assert!(matches!(error, LinkError::Refused { peer: 1, .. }), "{error}");
+    let late = high.connect(0, &low.address(), Instant::now() + Duration::from_millis(50));
+    assert!(matches!(late, Err(LinkError::Timeout { peer: 0, .. })));
+    assert_eq!(low.open(1, 0).err(), Some(LinkError::NotConnected { peer: 1 }));
+}
+
+#[test]
+fn another_shape_is_told_at_both_ends() {
+    let _alone = ALONE.lock().unwrap();
+    let low = apart(0, 1);
+    let layout = InboxLayout { depth: 3, ..LAYOUT };
+    let high = Endpoint::new_apart(EndpointConfig { layout, ..config(1, 1) }).unwrap();
+    let error = low.connect(1, &high.address(), soon()).unwrap_err();
+    assert!(matches!(error, LinkError::Corrupt { peer: 1, .. }), "{error}");
+    let error = high.connect(0, &low.address(), soon()).unwrap_err();
+    assert!(matches!(error, LinkError::Refused { peer: 0, .. }), "{error}");
+}
+
+#[test]
+fn a_rank_connects_to_itself_and_misuse_is_told() {
+    let _alone = ALONE.lock().unwrap();
+    let alone = Endpoint::new(config(0, 3)).unwrap();
+    let twin = Endpoint::new(config(0, 3)).unwrap_err();
+    assert!(matches!(twin, LinkError::Misuse { .. }));
+    alone.connect(0, &alone.address(), soon()).unwrap();
+    let (mut out, mut inc) = alone.open(0, 0).unwrap();
+    out.slots.reserve().unwrap().unwrap();
+    out.slots.send(0, 9);
+    assert_eq!(inc.slots.receive().unwrap().unwrap().tag, 9);
+    assert!(matches!(alone.open(0, 0), Err(LinkError::Misuse { .. })), "opened twice");
+    assert!(matches!(alone.open(0, 1), Err(LinkError::Misuse { .. })), "no such channel");
+    assert!(matches!(alone.connect(2, &alone.address(), soon()), Err(LinkError::Misuse { .. })));
+    assert!(matches!(alone.connect(1, b"nonsense", soon()), Err(LinkError::Misuse { .. })));
+    assert!(alone.address().len() <= 128);
+}
+
+#[test]
+fn an_abort_ends_waiting_for_a_connection_and_reaches_whoever_connects_later() {
+    let _alone = ALONE.lock().unwrap();
+    let (low, high) = (apart(0, 1), apart(1, 1));
+    let aborted = LinkError::Aborted { by: 1, reason: 5 };
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(high.connect(0, &low.address(), soon()), Err(aborted)));
+        std::thread::sleep(Duration::from_millis(20));
+        high.abort(5);
+    });
+    low.connect(1, &high.address(), soon()).unwrap();
+    while low.aborted().is_none() {
+        std::thread::yield_now();
+    }
+    assert_eq!(low.aborted(), Some(aborted));
+}
+
+#[test]
+fn nothing_is_left_behind_and_links_outlive_endpoints() {
+    let _alone = ALONE.lock().unwrap();
+    let before = (entries("/proc/self/fd"), entries("/proc/self/task"), maps());
+    for make in [Endpoint::new, Endpoint::new_apart] {
+        let (low, high) = (make(config(0, 4)).unwrap(), make(config(1, 4)).unwrap());
+        connect_both(&low, &high);
+        let (mut out, _to_low) = low.open(1, 0).unwrap();
+        let (_, mut inc) = high.open(0, 0).unwrap();
+        drop((low, high));
+        out.slots.reserve().unwrap().unwrap();
+        out.slots.send(0, 1);
+        assert_eq!(inc.slots.receive().unwrap().unwrap().tag, 1);
+        assert!(maps() > before.2);
+    }
+    assert_eq!((entries("/proc/self/fd"), entries("/proc/self/task"), maps()), before);
+}
+
+#[test]
+fn memory_costs_nothing_before_it_is_used() {
+    let _alone = ALONE.lock().unwrap();
+    let layout = InboxLayout { nranks: 1000, channels: 8, slot_bytes: 1 << 20, depth: 8 };
+    let huge = EndpointConfig { nranks: 1000, layout, ..config(0, 5) };
+    let endpoint = Endpoint::new(huge).unwrap();
+    let rss = fs::read_to_string("/proc/self/smaps").unwrap();
+    let ours = rss.split("memfd:maypole").nth(1).unwrap();
+    let rss = ours.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    let kilobytes: usize = rss.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(kilobytes <= 64, "{kilobytes} KiB are resident");
+    drop(endpoint);
+}
+
+#[test]
+fn a_forked_child_harms_nobody() {
+    let _alone = ALONE.lock().unwrap();
+    let (low, high) = (apart(0, 6), apart(1, 6));
+    connect_both(&low, &high);
+    let (mut out, to_low) = low.open(1, 0).unwrap();
+    let (to_high, mut inc) = high.open(0, 0).unwrap();
+    // SAFETY: the child does nothing but drop what it must not touch, and ends.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        drop((out, to_low, to_high, inc, low, high));
+        // SAFETY: a call without conditions.
+        unsafe { libc::_exit(7) };
+    }
+    let mut status = 0;
+    // SAFETY: `status` is alive.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(libc::WEXITSTATUS(status), 7);
+    out.slots.reserve().unwrap().unwrap();
+    out.slots.send(0, 1);
+    assert_eq!(inc.slots.receive().unwrap().unwrap().tag, 1);
+    assert_eq!((low.gone(1), high.gone(0)), (None, None));
+    inc.slots.release();
+}

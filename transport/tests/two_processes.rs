@@ -1,0 +1,90 @@
+//! The conformance suite over the links of two real processes, and what happens if one of them is killed.
+//!
+//! The program starts itself once more for each case; the two exchange addresses over the child's standard streams.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+
+use maypole_transport::LinkError;
+use maypole_transport::conformance::{CASES, LAYOUTS, PATIENCE, Side, Watchdog};
+use maypole_transport::endpoint::{Endpoint, EndpointConfig};
+
+/// In the child: which case, and which layout.
+const ROLE: &str = "MAYPOLE_TEST_ROLE";
+/// A case of our own: the child is killed while the parent waits for it.
+const KILLED: &str = "killed";
+const SECRET: [u8; 32] = [42; 32];
+
+fn main() {
+    if let Ok(role) = std::env::var(ROLE) {
+        return child(&role);
+    }
+    for layout in 0..LAYOUTS.len() {
+        for case in CASES {
+            let _watchdog = Watchdog::new(case.name);
+            let (side, mut child) = parent(case.name, layout);
+            (case.left)(side);
+            assert!(child.wait().unwrap().success(), "the other end of '{}' failed", case.name);
+            println!("two processes, layout {layout}, {}: ok", case.name);
+        }
+    }
+    a_killed_peer_is_noticed();
+}
+
+fn a_killed_peer_is_noticed() {
+    let _watchdog = Watchdog::new(KILLED);
+    let (mut side, mut child) = parent(KILLED, 0);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let mut seen = None;
+    let noticed = side.endpoint.doorbell().wait(0, 0, Some(PATIENCE), || {
+        seen = side.inc.slots.receive().err();
+        seen.is_some()
+    });
+    assert!(noticed);
+    assert_eq!(seen, Some(LinkError::PeerDied { peer: 1 }));
+    println!("two processes, {KILLED}: ok");
+}
+
+fn endpoint(rank: u32, layout: usize) -> Endpoint {
+    let layout = LAYOUTS[layout];
+    Endpoint::new(EndpointConfig { rank, nranks: 2, secret: SECRET, layout }).unwrap()
+}
+
+fn parent(case: &str, layout: usize) -> (Side, Child) {
+    let endpoint = endpoint(0, layout);
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .env(ROLE, format!("{layout}{case}"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    writeln!(child.stdin.as_mut().unwrap(), "{}", hex(&endpoint.address())).unwrap();
+    let address = read_line(child.stdout.take().unwrap());
+    (Side::connect(endpoint, &address), child)
+}
+
+fn child(role: &str) {
+    let _watchdog = Watchdog::new("child");
+    let (layout, case) = role.split_at(1);
+    let endpoint = endpoint(1, layout.parse().unwrap());
+    println!("{}", hex(&endpoint.address()));
+    let side = Side::connect(endpoint, &read_line(std::io::stdin()));
+    if case == KILLED {
+        std::thread::sleep(2 * PATIENCE);
+        unreachable!("nobody killed this process");
+    }
+    let case = CASES.iter().find(|known| known.name == case).unwrap();
+    (case.right)(side);
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn read_line(from: impl std::io::Read) -> Vec<u8> {
+    let mut line = String::new();
+    BufReader::new(from).read_line(&mut line).unwrap();
+    let digits = line.trim().as_bytes().chunks(2);
+    digits.map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+}
