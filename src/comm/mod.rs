@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use maypole_algorithms::verify::{Proved, prove};
 use maypole_algorithms::{Class, Collective, Rank, Schedule};
 use maypole_transport::endpoint::{Endpoint, EndpointConfig};
+use maypole_transport::error::LinkError;
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::lines::CAPACITY;
 
@@ -36,10 +37,11 @@ mod tests;
 /// Links between every ordered pair of ranks. No generator uses more channels.
 const CHANNELS: u16 = 4;
 
-/// Abort reason carried to the peers when a call failed here; the log has the text.
+/// Abort reasons, as the peers see them: a call failed here, and the log says why; the user asked for it; or, with
+/// [`DEAD`] set, the process of the rank in the other bits died.
 const FAILED_CALL: u32 = 1;
-/// Abort reason of a user's abort.
 const USER_ABORT: u32 = 2;
+const DEAD: u32 = 1 << 31;
 
 /// A group of ranks over which collectives are called. One thread at a time uses it; [`AbortHandle`] is for the others.
 ///
@@ -257,7 +259,7 @@ impl Communicator {
             _ => self.prepare(call)?,
         };
         // SAFETY: the caller's promise.
-        unsafe { self.execute(number, call) }.inspect_err(|e| self.fail(e))
+        unsafe { self.execute(number, call) }.map_err(|e| self.fail(e))
     }
 
     /// What `run` would choose for `call`, and why.
@@ -275,7 +277,7 @@ impl Communicator {
 
     /// The error that broke the communicator, if one did, or a peer's abort.
     pub fn async_error(&self) -> Option<Error> {
-        self.broken.clone().or_else(|| self.endpoint.aborted().map(Error::from))
+        self.broken.clone().or_else(|| self.endpoint.aborted().map(|e| cause(e.into())))
     }
 
     unsafe fn execute(&mut self, number: usize, call: &Call) -> Result<(), Error> {
@@ -350,7 +352,11 @@ impl Communicator {
         let plan = Plan::new(&proved, choice, call, *rank, *isa, links, |links, peer, channel| {
             links.open(endpoint, addresses, peer, channel, deadline)
         });
-        Ok(self.plans.insert(plan.inspect_err(|e| self.endpoint_failed(e))?))
+        match plan {
+            Ok(plan) => Ok(self.plans.insert(plan)),
+            // The other ranks wait for this one's links.
+            Err(error) => Err(self.fail(error)),
+        }
     }
 
     fn proved(&mut self, schedule: Schedule) -> Result<Proved, Error> {
@@ -363,18 +369,27 @@ impl Communicator {
         Ok(proved)
     }
 
-    /// A plan that cannot be made leaves the other ranks waiting for this one: tell them.
-    fn endpoint_failed(&self, error: &Error) {
-        log::warn!("rank {}: {error}", self.rank);
-        self.endpoint.abort(FAILED_CALL);
-    }
-
-    /// The first failure of a call: log it, tell the peers, remember it.
+    /// A call failed: log it, tell the peers, remember it. A death that a peer saw first is the error here too.
     #[cold]
-    fn fail(&mut self, error: &Error) {
+    fn fail(&mut self, error: Error) -> Error {
+        let error = cause(error);
         log::warn!("rank {}: {error}", self.rank);
-        self.endpoint.abort(FAILED_CALL);
-        self.broken.get_or_insert_with(|| error.clone());
+        self.endpoint.abort(match error {
+            Error::Link(LinkError::PeerDied { peer }) => DEAD | peer,
+            _ => FAILED_CALL,
+        });
+        self.broken.get_or_insert(error).clone()
+    }
+}
+
+/// What an abort by a peer was about.
+fn cause(error: Error) -> Error {
+    match error {
+        Error::Link(LinkError::Aborted { reason, .. }) if reason & DEAD != 0 => {
+            Error::Link(LinkError::PeerDied { peer: reason & !DEAD })
+        }
+        Error::Link(LinkError::Aborted { by, reason: USER_ABORT }) => Error::Aborted { by },
+        other => other,
     }
 }
 

@@ -1,0 +1,98 @@
+/* Every collective among processes: `collectives NRANKS`. The id goes to the children through pipes. */
+#include "check.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { COUNT = 1000, MOST = 8 };
+
+static void rank_main(ncclUniqueId id, int nranks, int rank) {
+  ncclComm_t comm;
+  OK(ncclCommInitRank(&comm, nranks, id, rank));
+  int number = -1;
+  OK(ncclCommCount(comm, &number));
+  EXPECT(number == nranks);
+  OK(ncclCommUserRank(comm, &number));
+  EXPECT(number == rank);
+
+  static float mine[MOST * COUNT], theirs[MOST * COUNT];
+  float total = 0;
+  for (int r = 0; r < nranks; r++) total += r + 1;
+
+  for (int i = 0; i < COUNT; i++) mine[i] = (rank + 1) * (i % 7);
+  OK(ncclAllReduce(mine, theirs, COUNT, ncclFloat, ncclSum, comm, NULL));
+  for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == total * (i % 7));
+  OK(ncclAllReduce(mine, mine, COUNT, ncclFloat, ncclMax, comm, NULL));
+  for (int i = 0; i < COUNT; i++) EXPECT(mine[i] == nranks * (i % 7));
+
+  for (int i = 0; i < COUNT; i++) mine[i] = rank * COUNT + i;
+  OK(ncclAllGather(mine, theirs, COUNT, ncclFloat32, comm, NULL));
+  for (int i = 0; i < nranks * COUNT; i++) EXPECT(theirs[i] == i);
+
+  for (int i = 0; i < nranks * COUNT; i++) mine[i] = (rank + 1) * (i % 5);
+  OK(ncclReduceScatter(mine, theirs, COUNT, ncclFloat, ncclSum, comm, NULL));
+  for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == total * ((rank * COUNT + i) % 5));
+
+  int root = nranks - 1;
+  for (int i = 0; i < COUNT; i++) mine[i] = rank == root ? i : -1;
+  OK(ncclBroadcast(rank == root ? mine : NULL, theirs, COUNT, ncclFloat, root, comm, NULL));
+  for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == i);
+  OK(ncclBcast(mine, COUNT, ncclFloat, root, comm, NULL));
+  for (int i = 0; i < COUNT; i++) EXPECT(mine[i] == i);
+
+  /* Factors of each rank's own: read at once, and read when the call runs. */
+  float factor = rank + 1, weighted = 0;
+  for (int r = 0; r < nranks; r++) weighted += (r + 1) * 2;
+  ncclRedOp_t immediate, device;
+  OK(ncclRedOpCreatePreMulSum(&immediate, &factor, ncclFloat, ncclScalarHostImmediate, comm));
+  OK(ncclRedOpCreatePreMulSum(&device, &factor, ncclFloat, ncclScalarDevice, comm));
+  EXPECT(immediate >= ncclNumOps && device != immediate);
+  factor = 10 * (rank + 1);
+  for (int i = 0; i < COUNT; i++) mine[i] = 2;
+  OK(ncclAllReduce(mine, theirs, COUNT, ncclFloat, immediate, comm, NULL));
+  for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == weighted);
+  OK(ncclAllReduce(mine, theirs, COUNT, ncclFloat, device, comm, NULL));
+  for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == 10 * weighted);
+  EXPECT(ncclAllReduce(mine, theirs, COUNT, ncclDouble, device, comm, NULL) == ncclInvalidArgument);
+
+  /* A group: queued, run in order at its end, with an operator that is gone by then. */
+  for (int i = 0; i < COUNT; i++) mine[i] = 1, theirs[i] = 0;
+  OK(ncclGroupStart());
+  OK(ncclAllReduce(mine, theirs, COUNT, ncclFloat, immediate, comm, NULL));
+  OK(ncclAllReduce(theirs, mine, COUNT, ncclFloat, ncclSum, comm, NULL));
+  OK(ncclRedOpDestroy(immediate, comm));
+  EXPECT(theirs[0] == 0);
+  OK(ncclGroupEnd());
+  for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == total && mine[i] == nranks * total);
+  OK(ncclRedOpDestroy(device, comm));
+
+  ncclResult_t state = ncclInternalError;
+  OK(ncclCommGetAsyncError(comm, &state));
+  EXPECT(state == ncclSuccess);
+  OK(ncclCommFinalize(comm));
+  OK(ncclCommDestroy(comm));
+}
+
+int main(int argc, char** argv) {
+  int nranks = argc > 1 ? atoi(argv[1]) : 1;
+  EXPECT(nranks >= 1 && nranks <= MOST);
+  int pipes[MOST][2];
+  for (int rank = 1; rank < nranks; rank++) {
+    EXPECT(pipe(pipes[rank]) == 0);
+    if (fork() == 0) {
+      ncclUniqueId id;
+      EXPECT(read(pipes[rank][0], &id, sizeof id) == sizeof id);
+      rank_main(id, nranks, rank);
+      return 0;
+    }
+  }
+  ncclUniqueId id;
+  OK(ncclGetUniqueId(&id));
+  for (int rank = 1; rank < nranks; rank++) EXPECT(write(pipes[rank][1], &id, sizeof id) == sizeof id);
+  rank_main(id, nranks, 0);
+  for (int rank = 1; rank < nranks; rank++) {
+    int status;
+    EXPECT(wait(&status) > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  }
+  return 0;
+}

@@ -1,0 +1,138 @@
+//! The `maypole` command as a user runs it: exit statuses, the table's form, the check that must be able to fail.
+
+mod artifact;
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+fn maypole() -> Command {
+    static PATH: OnceLock<std::path::PathBuf> = OnceLock::new();
+    // The watchdog of everything here: a run that hangs is killed, and its ranks with it.
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", "60"]);
+    command.arg(PATH.get_or_init(|| artifact::built("maypole-bench", "maypole")));
+    command
+}
+
+fn run(arguments: &str) -> Output {
+    maypole().args(arguments.split_whitespace()).output().expect("the command runs")
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn assert_status(output: &Output, status: i32) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{}\n{errors}", text(output));
+}
+
+#[test]
+fn every_type_and_operation_is_right_among_three_ranks() {
+    let output = run("bench all_reduce -np 3 -b 0 -e 100K -f 50 -n 2 -d all -o all");
+    assert_status(&output, 0);
+    let text = text(&output);
+    let lines: Vec<Vec<&str>> = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    // 0, 8, 400, 20000 bytes.
+    assert_eq!(lines.len(), 12 * 6 * 4);
+    for line in lines {
+        assert_eq!(line.len(), 13, "{line:?}");
+        assert_eq!((line[8], line[12]), ("0", "0"), "{line:?}");
+    }
+    assert!(text.contains("# Out of bounds values : 0 OK\n"));
+}
+
+#[test]
+fn other_collectives_and_misaligned_buffers_are_right() {
+    for collective in ["all_gather", "reduce_scatter", "broadcast -r all"] {
+        let options = "-np 3 -b 1K -e 300K -f 17 -n 2 -u 1 -c 2";
+        assert_status(&run(&format!("bench {collective} {options}")), 0);
+    }
+}
+
+#[test]
+fn one_rank_is_enough() {
+    assert_status(&run("bench all_reduce -np 1 -b 8 -e 8 -o avg -d int8"), 0);
+}
+
+#[test]
+fn a_wrong_value_is_found_and_ends_in_status_7() {
+    let mut command = maypole();
+    command.args("bench all_reduce -np 2 -b 8 -e 64K -f 8 -n 1".split_whitespace());
+    let output = command.env("MAYPOLE_BENCH_CORRUPT", "1").output().expect("the command runs");
+    assert_status(&output, 7);
+    // Five sizes, two placements, two ranks, one element each.
+    assert!(text(&output).contains("# Out of bounds values : 20 FAILED\n"), "{}", text(&output));
+}
+
+#[test]
+fn what_is_not_supported_is_said_in_a_line() {
+    for (line, part) in [
+        ("bench all_reduce -G 1", "'G' of nccl-tests is not supported yet"),
+        ("bench all_reduce --nonsense", "'--nonsense' is not an option"),
+        ("bench sendrecv", "'sendrecv' is not a collective"),
+        ("verify all_reduce --algorithm nonsense", "no such schedule"),
+        ("dance", "'dance' is not a command"),
+    ] {
+        let output = run(line);
+        assert_status(&output, 6);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(errors.contains(part) && errors.lines().count() == 1, "{line}: {errors}");
+    }
+}
+
+#[test]
+fn proofs_are_made_and_schedules_printed() {
+    let output = run("verify --all --ranks 2..6");
+    assert_status(&output, 0);
+    assert!(text(&output).contains("proved: "));
+    let output = run("verify all_reduce --ranks 3 --algorithm ring --print");
+    assert_status(&output, 0);
+    assert!(text(&output).contains("rank 2 lane 0\n"), "{}", text(&output));
+}
+
+#[test]
+fn settings_are_shown_with_their_source() {
+    let output = maypole().arg("env").env("NCCL_ALGO", "ring").output().expect("the command runs");
+    assert_status(&output, 0);
+    assert!(
+        text(&output)
+            .lines()
+            .any(|l| l.starts_with("NCCL_ALGO ") && l.contains("environment  ring"))
+    );
+}
+
+#[test]
+fn no_rank_outlives_a_killed_launcher() {
+    let mut command = maypole();
+    command.args("bench all_reduce -np 2 -b 8 -e 8 -n 1000000000".split_whitespace());
+    let mut launcher = command.stdout(Stdio::null()).spawn().expect("the command runs");
+    let watchdog = Instant::now() + Duration::from_secs(50);
+    let wait_for = |what: &dyn Fn() -> bool| {
+        while !what() {
+            assert!(Instant::now() < watchdog, "nothing happens");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    // `timeout` starts maypole, which starts the ranks.
+    let below = |pid: u32| children(pid);
+    wait_for(&|| below(launcher.id()).iter().any(|&p| below(p).len() == 2));
+    let bench = below(launcher.id())[0];
+    let ranks = below(bench);
+    let killed = Command::new("kill").args(["-INT", &bench.to_string()]).status();
+    assert!(killed.expect("kill runs").success());
+    launcher.wait().expect("the launcher ends");
+    wait_for(&|| ranks.iter().all(|rank| !Path::new(&format!("/proc/{rank}/exe")).exists()));
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
