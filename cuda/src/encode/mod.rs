@@ -240,3 +240,116 @@ fn encode_operand(
         _ => Ok(kind << layout::KIND_SHIFT | index),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use maypole_algorithms::Collective;
+    use maypole_algorithms::collective::all_gather::pat;
+    use maypole_algorithms::collective::all_reduce::{double_tree, uneven_example};
+    use maypole_algorithms::few::Few;
+    use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
+    use maypole_algorithms::schedule::{After, Table};
+
+    const WHOLE: Extent = Extent { offset: 5 << 32, elements: 10 };
+
+    fn encoded(schedule: &Schedule, rank: Rank) -> Result<Vec<u32>, EncodeError> {
+        let (sending, receiving) = ports(schedule, rank);
+        let inputs = vec![WHOLE; schedule.input_chunks() as usize];
+        let outputs = vec![WHOLE; schedule.output_chunks() as usize];
+        let (inputs, outputs) = (&inputs[..], &outputs[..]);
+        let (sending, receiving) = (&sending[..], &receiving[..]);
+        let binding = Binding { inputs, outputs, tile: 4, tiles: 3, sending, receiving };
+        encode(schedule, rank, &binding)
+    }
+
+    /// The step at `words[at..]`, and where the next one is.
+    fn decode(words: &[u32], at: usize, links: &[Vec<Port>; 2]) -> (Step, usize) {
+        let count = |shift: u32| (words[at] >> shift & layout::COUNT_MASK) as usize;
+        let operand = |word: u32, side: usize| {
+            let index = word & !(3 << layout::KIND_SHIFT);
+            match word >> layout::KIND_SHIFT {
+                layout::KIND_INPUT => input(index),
+                layout::KIND_OUTPUT => output(index),
+                layout::KIND_SCRATCH => scratch(index),
+                _ => peer(links[side][index as usize].peer, links[side][index as usize].channel),
+            }
+        };
+        let inputs = at + 1;
+        let outputs = inputs + count(0);
+        let after = outputs + count(layout::OUTPUTS_SHIFT);
+        let end = after + 2 * count(layout::AFTER_SHIFT);
+        let mut step = Step::new(
+            words[inputs..outputs].iter().map(|w| operand(*w, 1)),
+            words[outputs..after].iter().map(|w| operand(*w, 0)),
+        );
+        let pairs = words[after..end].chunks(2);
+        step.after = pairs.map(|p| After { lane: p[0], step: p[1] }).collect::<Few<_>>();
+        step.finish = count(layout::FINISH_SHIFT) == 1;
+        (step, end)
+    }
+
+    #[test]
+    fn every_step_can_be_read_back() {
+        for schedule in [double_tree::schedule(13), uneven_example::schedule(), pat::schedule(11)] {
+            for rank in 0..schedule.nranks {
+                let words = encoded(&schedule, rank).unwrap();
+                let links: [Vec<Port>; 2] = ports(&schedule, rank).into();
+                let mut at = words[layout::HEADER_OUTPUT_TABLE] as usize
+                    + schedule.output_chunks() as usize * layout::EXTENT_WORDS;
+                for lane in 0..schedule.lanes(rank) {
+                    let entry = layout::HEADER_WORDS + lane as usize * layout::LANE_WORDS;
+                    assert_eq!(words[entry..][..2], [at as u32, schedule.steps(rank, lane)]);
+                    for expected in schedule.lane(rank, lane) {
+                        let (step, next) = decode(&words, at, &links);
+                        assert_eq!(step, expected);
+                        at = next;
+                    }
+                }
+                assert_eq!(at, words.len());
+            }
+        }
+    }
+
+    #[test]
+    fn extents_are_64_bits_wide() {
+        let words = encoded(&uneven_example::schedule(), 1).unwrap();
+        assert_eq!(words[words[layout::HEADER_INPUT_TABLE] as usize..][..4], [0, 5, 10, 0]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        use StepProblem as P;
+        let port = |peer| Port { peer, channel: 0 };
+        let cases = [
+            (Step::new([], [output(0)]), P::Empty),
+            (Step::new([input(0)], []), P::Empty),
+            (Step::new([input(1)], [output(0)]), P::NoChunk(Chunk::Input(1))),
+            (Step::new([input(0)], [output(1)]), P::NoChunk(Chunk::Output(1))),
+            (Step::new([input(0)], [scratch(2)]), P::NoChunk(Chunk::Scratch(2))),
+            (Step::new([peer(1, 0), peer(1, 0)], [output(0)]), P::LinkTwice(port(1))),
+            (Step::new([input(0)], [output(0)]).after(1, 0), P::NoStep { lane: 1, step: 0 }),
+            (Step::new([input(0)], [output(0)]).after(0, 1), P::NoStep { lane: 0, step: 1 }),
+        ];
+        for (step, problem) in cases {
+            let table = Table(vec![vec![vec![step]], vec![]]);
+            let schedule = Schedule::new("bad", Collective::AllReduce, 2, 1, table).with_scratch(2);
+            let refused = EncodeError::Step { rank: 0, lane: 0, step: 0, problem };
+            assert_eq!(encoded(&schedule, 0), Err(refused));
+        }
+        let schedule = uneven_example::schedule();
+        let none = Binding {
+            inputs: &[WHOLE],
+            outputs: &[WHOLE],
+            tile: 4,
+            tiles: 2,
+            sending: &[],
+            receiving: &[],
+        };
+        let refused = EncodeError::Tiles { rank: 1, tile: 4, tiles: 2, elements: 10 };
+        assert_eq!(encode(&schedule, 1, &none), Err(refused));
+        let unlinked = encode(&schedule, 1, &Binding { tiles: 3, ..none });
+        let problem = P::NoLink(port(0));
+        assert_eq!(unlinked, Err(EncodeError::Step { rank: 1, lane: 0, step: 0, problem }));
+    }
+}
