@@ -227,7 +227,7 @@ impl TcpPair {
         let mut state = self.lock();
         let Some(stream) = state.stream(index) else { return };
         stream.armed = 0;
-        let news = self.read(&mut state, index);
+        let news = self.read(&mut state, index, Over::Fin);
         self.flush(&mut state);
         if news {
             self.mine().bell.ring();
@@ -345,17 +345,18 @@ impl TcpPair {
     fn progress(&self, state: &mut State) -> bool {
         let mut news = false;
         if state.streams.len() == 1 {
-            news = self.read(state, 0);
+            news = self.read(state, 0, Over::Fin);
         } else {
             for index in state.readable() {
-                news |= self.read(state, index);
+                news |= self.read(state, index, Over::Fin);
             }
         }
         self.flush(state);
         news
     }
 
-    fn read(&self, state: &mut State, index: usize) -> bool {
+    /// Reads what a stream has; whether there is news. `fin`: what it means if it has ended without a farewell.
+    fn read(&self, state: &mut State, index: usize, fin: Over) -> bool {
         let mut any = false;
         loop {
             let State { streams, channels, .. } = &mut *state;
@@ -367,7 +368,7 @@ impl TcpPair {
                 self.mine().abort(by, reason);
             }
             if let Err(over) = result {
-                self.bury(state, index, over);
+                self.bury(state, index, if over == Over::Fin { fin } else { over });
                 return true;
             }
             let Some(other) = news.taken_over else { return any };
@@ -391,8 +392,8 @@ impl TcpPair {
                         index += 1;
                     }
                     Err(over) => {
-                        // What it sent before it went counts, and how it went.
-                        self.read(state, index);
+                        // What came before it went counts, and a farewell.
+                        self.read(state, index, over);
                         if state.streams[index].stream.is_some() {
                             self.bury(state, index, over);
                         }

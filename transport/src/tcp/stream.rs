@@ -257,6 +257,8 @@ impl Stream {
             match unsafe { socket::send(self.fd.as_fd(), &mut pieces) } {
                 Ok(sent) => begun.done += sent,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                // The kernel says so if the stream broke after its end from the other side.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(Over::Fin),
                 Err(_) => return Err(Over::Broken),
             }
             if begun.done == total {
