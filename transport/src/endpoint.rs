@@ -186,10 +186,8 @@ impl Endpoint {
             (Some(Way::Shm), ..) => peers.wait_for(peer, deadline)?,
             (Some(Way::Tcp), _, Some(tcp)) => {
                 tcp.start()?;
-                if peers.me < peer {
-                    let streams = here.streams.min(there.streams);
-                    tcp.dial(peer, there.reachable_from(here), streams.into(), deadline);
-                }
+                let streams = here.streams.min(there.streams);
+                tcp.dial(peer, there.reachable_from(here), streams.into(), deadline);
                 peers.wait_for(peer, deadline)?;
             }
             _ => {

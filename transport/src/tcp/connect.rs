@@ -34,6 +34,8 @@ pub(crate) struct Target {
     pub(crate) first: bool,
     /// Every failure so far was that nobody listens there.
     pub(crate) refused: bool,
+    /// It is only to be seen whether somebody listens there: the peer is the one to dial.
+    pub(crate) probe: bool,
 }
 
 /// A connection that is not yet a stream.
@@ -64,7 +66,7 @@ pub(crate) enum Step {
     Wait,
     /// It is a stream, of this peer, number and count.
     Done { peer: Rank, stream: u32, streams: u32 },
-    /// It is over. For a proven or dialed peer, why.
+    /// It is over. For a proven or dialed peer, why; a probe that is answered has no reason.
     Failed(Option<LinkError>),
 }
 
@@ -101,6 +103,9 @@ impl Handshake {
             if let Role::Dialing(target) = &self.role {
                 if let Err(error) = socket::outcome(self.socket.as_fd()) {
                     return Step::Failed(Some(LinkError::system("connect", &error)));
+                }
+                if target.probe {
+                    return Step::Failed(None);
                 }
                 self.role = Role::Reached(target.clone());
             }

@@ -144,7 +144,7 @@ impl Tcp {
         }
     }
 
-    /// Dials a peer; the table of peers will say how it went.
+    /// Dials a peer if it is this rank's part; the table of peers will say when all streams are there, or why not.
     pub(crate) fn dial(&self, peer: Rank, to: Vec<SocketAddr>, streams: u32, deadline: Instant) {
         let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         orders.dial.push((peer, to, streams, deadline));
@@ -256,7 +256,6 @@ impl Service {
         let orders =
             std::mem::take(&mut *self.orders.lock().unwrap_or_else(PoisonError::into_inner));
         for (peer, addresses, streams, give_up) in orders.dial {
-            let pair = self.pair(peer, streams);
             let target = Target {
                 peer,
                 stream: 0,
@@ -267,9 +266,14 @@ impl Service {
                 give_up,
                 first: true,
                 refused: true,
+                // The lower rank dials.
+                probe: self.party.rank > peer,
             };
-            for stream in pair.missing() {
-                self.waiting.push(Target { stream, ..target.clone() });
+            if !target.probe {
+                let pair = self.pair(peer, streams);
+                for stream in pair.missing() {
+                    self.waiting.push(Target { stream, ..target.clone() });
+                }
             }
             self.targets.insert(peer, target);
         }
@@ -323,7 +327,10 @@ impl Service {
             std::mem::take(&mut self.waiting).into_iter().partition(|t| now >= t.not_before);
         self.waiting = later;
         for target in due {
-            self.dial(target, now);
+            let pair = self.pairs.get(&target.peer);
+            if pair.is_some_and(|pair| pair.missing().contains(&target.stream)) {
+                self.dial(target, now);
+            }
         }
     }
 
@@ -331,8 +338,12 @@ impl Service {
     fn redial(&mut self, now: Instant) {
         let pairs: Vec<Arc<TcpPair>> = self.pairs.values().cloned().collect();
         for pair in pairs {
-            for stream in pair.care(now).missing {
-                let Some(target) = self.targets.get(&pair.peer) else { break };
+            let care = pair.care(now);
+            let Some(target) = self.targets.get(&pair.peer) else { continue };
+            for stream in care.missing {
+                if target.probe && (care.until.is_none() || stream > 0) {
+                    break;
+                }
                 let mine = |t: &Target| (t.peer, t.stream) == (pair.peer, stream);
                 let dialed = self.handshakes.values().any(|handshake| match &handshake.role {
                     Role::Dialing(t) | Role::Reached(t) | Role::Asked(t, _) => mine(t),
@@ -478,7 +489,12 @@ impl Service {
             }
             Role::Dialing(target) | Role::Reached(target) | Role::Asked(target, _) => target,
         };
-        let Some(error) = error else { return };
+        let Some(error) = error else {
+            // Somebody answered a probe, so the peer lives. Once more if it does not dial.
+            target.refused = false;
+            target.not_before = now + RECONNECT / 10;
+            return self.waiting.push(target);
+        };
         target.attempts += 1;
         let nobody = matches!(error, LinkError::System { errno: libc::ECONNREFUSED, .. });
         target.refused &= nobody;
@@ -497,7 +513,9 @@ impl Service {
             pair.give_up();
         }
         if now >= target.give_up || hopeless {
-            if target.first {
+            if target.probe {
+                // The pair's own time limit decides.
+            } else if target.first {
                 self.waiting.retain(|other| other.peer != target.peer);
                 self.peers.fail(target.peer, error);
             } else {
