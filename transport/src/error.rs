@@ -29,9 +29,10 @@ pub enum LinkError {
         /// The rank that is gone.
         peer: Rank,
     },
-    /// The memory shared with a peer holds what no correct peer writes: a stray write of either process, or a bug of ours.
+    /// The memory or the stream shared with a peer holds what no correct peer writes: a stray write of either process, other
+    /// settings, or a bug of ours.
     #[error(
-        "the memory shared with rank {peer} is corrupt: {why}; check both processes for stray writes"
+        "what this rank shares with rank {peer} is corrupt: {why}; check both processes for stray writes and different settings"
     )]
     Corrupt {
         /// The other end.

@@ -103,6 +103,7 @@ impl Tcp {
             peers,
             party,
             pairs: HashMap::new(),
+            ailing: Vec::new(),
             targets: HashMap::new(),
             handshakes: HashMap::new(),
             waiting: Vec::new(),
@@ -172,6 +173,8 @@ struct Service {
     peers: Arc<Peers>,
     party: Party,
     pairs: HashMap<Rank, Arc<TcpPair>>,
+    /// Those that miss streams.
+    ailing: Vec<Arc<TcpPair>>,
     /// How to dial a peer again.
     targets: HashMap<Rank, Target>,
     handshakes: HashMap<u64, Handshake>,
@@ -221,6 +224,9 @@ impl Service {
         match event & KIND {
             KICK => {
                 self.poller.kicked();
+                // A pair that loses a stream kicks.
+                let pairs = self.pairs.values();
+                self.ailing = pairs.filter(|pair| !pair.missing().is_empty()).cloned().collect();
                 self.soon();
             }
             LISTENER => self.accept(number as usize),
@@ -245,7 +251,7 @@ impl Service {
     fn timeout(&self, now: Instant) -> i32 {
         let handshakes = self.handshakes.values().map(|handshake| handshake.since + PATIENCE);
         let waiting = self.waiting.iter().map(|target| target.not_before);
-        let cares = self.pairs.values().filter_map(|pair| pair.care(now).until);
+        let cares = self.ailing.iter().filter_map(|pair| pair.care(now).until);
         let rest = self.paused.into_iter().chain(self.tick).chain(self.closing);
         let next = handshakes.chain(waiting).chain(cares).chain(rest).min();
         next.map_or(-1, |at| at.saturating_duration_since(now).as_millis().min(60_000) as i32 + 1)
@@ -336,8 +342,8 @@ impl Service {
 
     /// Sees to pairs that miss streams.
     fn redial(&mut self, now: Instant) {
-        let pairs: Vec<Arc<TcpPair>> = self.pairs.values().cloned().collect();
-        for pair in pairs {
+        self.ailing.retain(|pair| !pair.missing().is_empty());
+        for pair in &self.ailing {
             let care = pair.care(now);
             let Some(target) = self.targets.get(&pair.peer) else { continue };
             for stream in care.missing {
@@ -502,6 +508,8 @@ impl Service {
         let hopeless = match error {
             LinkError::Corrupt { .. } => true,
             LinkError::Refused { .. } => target.attempts >= ATTEMPTS,
+            // It may be stopped.
+            LinkError::Timeout { .. } => false,
             // Who publishes an address listens there until it ends.
             _ => target.attempts >= target.addresses.len() && target.first,
         };
