@@ -48,9 +48,10 @@ impl BoundStep {
         if let Some(&output) = self.outputs.iter().find(local) {
             return Some(output);
         }
+        let changed = self.finish || (scaled && self.own != 0);
         match *self.inputs {
             [Place::Link(_)] => None,
-            [place] if !(scaled && self.own != 0) && !self.finish => Some(place),
+            [place] if !changed => Some(place),
             _ => None,
         }
     }
