@@ -57,12 +57,24 @@ impl BoundStep {
     }
 }
 
-/// What one rank does: lanes of bound steps.
+/// What one rank does.
 pub(crate) struct Program {
-    pub(crate) lanes: Vec<Vec<BoundStep>>,
-    pub(crate) geometry: Geometry,
+    pub(crate) lanes: Vec<Lane>,
+    /// Elements of a chunk that one tile covers.
+    pub(crate) tile: usize,
     /// Scratch chunks, each one tile long.
     pub(crate) scratch: u32,
+}
+
+/// Segments that are run one after the other; a collective has one, a group of sends to one peer one for each.
+pub(crate) type Lane = Vec<Segment>;
+
+/// Steps that are run once per tile.
+pub(crate) struct Segment {
+    pub(crate) steps: Vec<BoundStep>,
+    pub(crate) tiles: u64,
+    /// The hash that each message carries.
+    pub(crate) tag: u32,
 }
 
 impl Program {
@@ -70,6 +82,7 @@ impl Program {
     pub(crate) fn bind(
         schedule: &Schedule,
         geometry: Geometry,
+        tag: u32,
         rank: Rank,
         links: &mut Links,
         mut link: impl FnMut(&mut Links, Rank, u16) -> Result<u32, Error>,
@@ -80,20 +93,21 @@ impl Program {
             for step in schedule.lane(rank, lane) {
                 steps.push(bound(&step, &geometry, &mut |r, c| link(links, r, c))?);
             }
-            lanes.push(steps);
+            lanes.push(vec![Segment { steps, tiles: geometry.tiles, tag }]);
         }
-        let mut program = Self { lanes, geometry, scratch: schedule.scratch };
+        let mut program = Self { lanes, tile: geometry.tile, scratch: schedule.scratch };
         program.mark_last_writes();
         program.drop_unread_scratch(links);
         Ok(program)
     }
 
     fn steps_mut(&mut self) -> impl Iterator<Item = &mut BoundStep> {
-        self.lanes.iter_mut().flatten()
+        self.lanes.iter_mut().flatten().flat_map(|segment| &mut segment.steps)
     }
 
     fn reads(&self) -> Vec<Place> {
-        self.lanes.iter().flatten().flat_map(|s| s.inputs.iter().copied()).collect()
+        let steps = self.lanes.iter().flatten().flat_map(|segment| &segment.steps);
+        steps.flat_map(|step| step.inputs.iter().copied()).collect()
     }
 
     fn mark_last_writes(&mut self) {

@@ -146,7 +146,7 @@ impl Tuner {
     fn cost(&self, schedule: &Schedule, call: &Call, protocol: Protocol, tile: usize) -> f64 {
         let size = call.dtype.size();
         let geometry = Geometry::new(schedule, call, tile);
-        let bytes = geometry.slice(geometry.extent(0), 0).len * size;
+        let bytes = geometry.extent(0).slice(geometry.tile, 0).len * size;
         self.machine(protocol).cost(schedule, bytes, geometry.tiles)
     }
 
