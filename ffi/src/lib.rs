@@ -15,3 +15,4 @@ mod communicator;
 mod group;
 mod operator;
 mod registry;
+mod transfer;
