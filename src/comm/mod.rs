@@ -2,10 +2,11 @@
 
 mod card;
 mod element;
+mod offspring;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use maypole_algorithms::verify::{Proved, prove};
 use maypole_algorithms::{Class, Collective, DType, Rank, RedOp, Schedule};
@@ -14,7 +15,7 @@ use maypole_transport::error::LinkError;
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::lines::CAPACITY;
 
-use crate::bootstrap::{self, Joined, Options, UniqueId};
+use crate::bootstrap::{self, ControlTree, Joined, Keys, Meeting, Options, UniqueId};
 use crate::call::Call;
 use crate::config::{self, Bits, Config};
 use crate::engine::Buffers;
@@ -83,9 +84,16 @@ pub struct Communicator {
     staging: Box<Staging>,
     /// The first error of a call; all later ones fail with it.
     broken: Option<Error>,
-    link_timeout: Duration,
-    /// Kept open: a rank that dies closes it.
-    _control: bootstrap::ControlTree,
+    /// What it was made with, for its offspring.
+    config: Config,
+    options: Options,
+    keys: Keys,
+    meeting: Meeting,
+    /// Of all ranks.
+    meetings: Vec<Vec<u8>>,
+    /// How often it was shrunk.
+    shrunk: u64,
+    control: ControlTree,
 }
 
 impl Communicator {
@@ -111,14 +119,16 @@ impl Communicator {
         let layout = layout(config, nranks);
         let secret = joined.derive("links");
         let endpoint = Arc::new(endpoint(config, EndpointConfig { rank, nranks, secret, layout })?);
+        let meeting = Meeting::open()?;
         let card = Card {
             host: Host::here(),
             address: endpoint.address(),
+            meeting: meeting.address(),
             settings: settings(config, layout),
         };
         let deadline = Instant::now() + options.timeout;
         let cards = exchange(&mut joined, &card, deadline)?;
-        let comm = Self::assemble(config, joined, endpoint, layout, &cards, options);
+        let comm = Self::assemble(config, joined, endpoint, meeting, layout, &cards, options);
         log::info!(
             target: "INIT",
             "comm {:p} rank {rank} nranks {nranks} host memory, {} ranks on this host, {:.1} ranks per core - Init COMPLETE",
@@ -133,6 +143,7 @@ impl Communicator {
         config: &Config,
         joined: Joined,
         endpoint: Arc<Endpoint>,
+        meeting: Meeting,
         layout: InboxLayout,
         cards: &[Card],
         options: &Options,
@@ -172,8 +183,13 @@ impl Communicator {
             scratch: Scratch::default(),
             staging: Box::default(),
             broken: None,
-            link_timeout: options.timeout,
-            _control: joined.control,
+            config: config.clone(),
+            options: *options,
+            keys: joined.keys(),
+            meeting,
+            meetings: cards.iter().map(|c| c.meeting.clone()).collect(),
+            shrunk: 0,
+            control: joined.control,
         }
     }
 
@@ -293,7 +309,7 @@ impl Communicator {
     }
 
     unsafe fn exchange_with_peers(&mut self, transfers: &[Transfer]) -> Result<(), Error> {
-        let deadline = Instant::now() + self.link_timeout;
+        let deadline = Instant::now() + self.options.timeout;
         let Self { endpoint, addresses, links, .. } = self;
         let tile = self.tuner.slot_bytes;
         let program = exchange::bind(transfers, tile, |peer| {
@@ -401,7 +417,7 @@ impl Communicator {
         let Call { collective, count, dtype, reduction, .. } = call;
         log::info!(target: "TUNING", "{collective} of {count} {dtype}, {}: {choice}", reduction.op);
         let proved = self.proved(schedule)?;
-        let deadline = Instant::now() + self.link_timeout;
+        let deadline = Instant::now() + self.options.timeout;
         let Self { rank, isa, endpoint, addresses, links, .. } = self;
         let plan = Plan::new(&proved, choice, call, *rank, *isa, links, |links, peer, channel| {
             links.open(endpoint, addresses, peer, channel, deadline)
