@@ -13,6 +13,8 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use maypole_transport::tcp::MOST_STREAMS;
+
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Variable {
@@ -92,6 +94,13 @@ table! {
         "ib*, then all others except docker* and lo, then docker*, then lo", |text| Interfaces::parse(text).map(Some), None;
     /// Restricts sockets to one address family.
     socket_family: Option<Family> = "NCCL_SOCKET_FAMILY", "AF_INET or AF_INET6", "both", parse_family, None;
+    /// Threads that serve a peer's sockets in NCCL. Here one thread per rank serves all of them, together with the caller, and
+    /// the TCP streams to each peer are this number times NCCL_NSOCKS_PERTHREAD, at most 64.
+    socket_threads: u32 = "NCCL_SOCKET_NTHREADS", "an integer from 1 to 16", "1",
+        |text| integer_in(text, 1, 16).map(|threads| threads as u32), 1;
+    /// TCP streams to each peer: this number times NCCL_SOCKET_NTHREADS, at most 64. Ranks that differ use the smaller number.
+    sockets_per_thread: u32 = "NCCL_NSOCKS_PERTHREAD", "an integer from 1 to 64", "1",
+        |text| integer_in(text, 1, 64).map(|sockets| sockets as u32), 1;
     /// Address of the bootstrap root, listened on by rank 0: a unique id then needs no passing around, but every rank
     /// needs MAYPOLE_SECRET_FILE.
     comm_id: Option<HostPort> = "NCCL_COMM_ID", "address:port, [v6 address]:port or host:port",
@@ -121,13 +130,18 @@ table! {
     isa: Isa = "MAYPOLE_ISA", "auto, scalar, avx2 or avx512", "auto: the widest that the processor has", parse_isa, Isa::Auto;
     /// Which protocol of a link carries messages: flag lines (small ones only) or slots.
     protocol: Protocol = "MAYPOLE_PROTO", "auto, line or slots", "auto: by the size of the message", parse_protocol, Protocol::Auto;
-    /// Forbids shared memory between processes. If that leaves a pair of ranks without a link, initialisation fails and says so.
+    /// Forbids shared memory between processes; they use TCP instead.
     shm_disable: bool = "NCCL_SHM_DISABLE", "an integer, 0 for no", "0", parse_bool, false;
-    /// Forbids direct access to a peer's memory. If that leaves a pair of ranks without a link, initialisation fails and says so.
+    /// Forbids direct access to a peer's memory; ranks that are threads of one process then meet as those of several do.
     p2p_disable: bool = "NCCL_P2P_DISABLE", "an integer, 0 for no", "0", parse_bool, false;
 }
 
 impl Config {
+    /// TCP streams to each peer.
+    pub fn streams(&self) -> u32 {
+        (self.socket_threads * self.sockets_per_thread).min(MOST_STREAMS)
+    }
+
     /// The configuration of this process, read from the environment by the first call.
     pub fn get() -> &'static Self {
         static CONFIG: OnceLock<Config> = OnceLock::new();
@@ -510,6 +524,9 @@ mod tests {
         assert_eq!(with("MAYPOLE_SLOT_BYTES", "0x1000").0.slot_bytes, Some(4096));
         assert_eq!(with("MAYPOLE_SLOT_BYTES", "100").1.len(), 1);
         assert_eq!(with("NCCL_SOCKET_FAMILY", "AF_INET6").0.socket_family, Some(Family::V6));
+        assert_eq!(with("NCCL_NSOCKS_PERTHREAD", "4").0.streams(), 4);
+        let most = Config { socket_threads: 16, sockets_per_thread: 16, ..Config::default() };
+        assert_eq!((Config::default().streams(), most.streams()), (1, 64));
         assert_eq!(integer("--1"), None);
         assert_eq!(integer("0x-1"), None);
         assert_eq!(integer("-12"), Some(-12));

@@ -40,6 +40,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use address::addresses;
 pub use error::{BootstrapError, Options, RankSet};
 pub use id::{UNIQUE_ID_BYTES, UniqueId};
 pub use join::{Joined, Keys, MOST_CARD, join, join_with};

@@ -10,10 +10,11 @@ use std::time::Instant;
 
 use maypole_algorithms::verify::{Proved, prove};
 use maypole_algorithms::{Class, Collective, DType, Rank, RedOp, Schedule};
-use maypole_transport::endpoint::{Endpoint, EndpointConfig};
+use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
 use maypole_transport::error::LinkError;
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::lines::CAPACITY;
+use maypole_transport::tcp::TcpConfig;
 
 use crate::bootstrap::{self, ControlTree, Joined, Keys, Meeting, Options, UniqueId};
 use crate::call::Call;
@@ -101,7 +102,7 @@ impl Communicator {
     ///
     /// # Errors
     /// Missing ranks after `MAYPOLE_INIT_TIMEOUT`, a rank number used twice, an id of another job, settings that differ between
-    /// ranks, ranks on hosts that no transport reaches.
+    /// ranks.
     pub fn init(id: &UniqueId, nranks: u32, rank: u32) -> Result<Self, Error> {
         Self::init_with(id, nranks, rank, Config::get(), &Options::default())
     }
@@ -128,13 +129,17 @@ impl Communicator {
         };
         let deadline = Instant::now() + options.timeout;
         let cards = exchange(&mut joined, &card, deadline)?;
-        let comm = Self::assemble(config, joined, endpoint, meeting, layout, &cards, options);
+        let addresses: Vec<Vec<u8>> = cards.iter().map(|c| c.address.clone()).collect();
+        let tcp = endpoint.survey(&addresses)?;
+        let peers = (&cards[..], addresses, tcp);
+        let comm = Self::assemble(config, joined, endpoint, meeting, layout, peers, options);
         log::info!(
             target: "INIT",
-            "comm {:p} rank {rank} nranks {nranks} host memory, {} ranks on this host, {:.1} ranks per core - Init COMPLETE",
+            "comm {:p} rank {rank} nranks {nranks} host memory, {} ranks on this host, {:.1} ranks per core, {} - Init COMPLETE",
             Arc::as_ptr(&comm.endpoint),
             cards.iter().filter(|c| c.host.same_machine(&card.host)).count(),
             comm.tuner.ranks_per_core,
+            if tcp { "over TCP where memory is not shared" } else { "all memory shared" },
         );
         Ok(comm)
     }
@@ -145,7 +150,7 @@ impl Communicator {
         endpoint: Arc<Endpoint>,
         meeting: Meeting,
         layout: InboxLayout,
-        cards: &[Card],
+        (cards, addresses, tcp): (&[Card], Vec<Vec<u8>>, bool),
         options: &Options,
     ) -> Self {
         let (rank, nranks) = (joined.rank, joined.nranks);
@@ -155,6 +160,7 @@ impl Communicator {
             nranks,
             slot_bytes: layout.slot_bytes,
             depth: layout.depth,
+            lines: !tcp,
             ranks_per_core: cards.iter().map(crowding).fold(1.0, f64::max),
             class: match config.bits {
                 Bits::Fast => Class::Fast,
@@ -173,7 +179,7 @@ impl Communicator {
             rank,
             nranks,
             endpoint,
-            addresses: cards.iter().map(|c| c.address.clone()).collect(),
+            addresses,
             links: Links::default(),
             plans: Plans::default(),
             proofs: HashMap::new(),
@@ -478,13 +484,15 @@ impl AbortHandle {
 
 /// The rank's end of all links, of the kinds that the settings allow.
 fn endpoint(config: &Config, ends: EndpointConfig) -> Result<Endpoint, Error> {
-    if config.shm_disable && ends.nranks > 1 {
-        return Err(Error::Unsupported {
-            what: "NCCL_SHM_DISABLE=1 leaves no link between ranks: this version has shared memory only".to_owned(),
-        });
-    }
-    // Without direct access to a peer's memory, ranks of one process meet as those of several do.
-    Ok(if config.p2p_disable { Endpoint::new_apart(ends)? } else { Endpoint::new(ends)? })
+    let tcp = |addresses| TcpConfig { addresses, streams: config.streams() };
+    let alone = ends.nranks == 1;
+    let media = Media {
+        // Without direct access to a peer's memory, ranks of one process meet as those of several do.
+        local: !config.p2p_disable,
+        shm: !config.shm_disable,
+        tcp: if alone { None } else { Some(tcp(bootstrap::addresses(config)?)) },
+    };
+    Ok(Endpoint::with(ends, &media)?)
 }
 
 /// Slots that keep what is under way in a second-level cache however many peers there are.
@@ -523,14 +531,6 @@ fn exchange(joined: &mut Joined, card: &Card, deadline: Instant) -> Result<Vec<C
                 what: format!(
                     "rank {} and rank {rank} differ in settings that must be the same on all ranks: here {}; there {}",
                     joined.rank, card.settings, theirs.settings
-                ),
-            });
-        }
-        if !theirs.host.same_machine(&card.host) {
-            return Err(Error::Unsupported {
-                what: format!(
-                    "rank {rank} runs on host {} and rank {} on host {}; this version connects ranks of one host only",
-                    theirs.host.name, joined.rank, card.host.name
                 ),
             });
         }

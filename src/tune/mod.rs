@@ -72,6 +72,8 @@ pub(crate) struct Tuner {
     pub(crate) slot_bytes: usize,
     /// Slots of a link: the credits that a schedule has.
     pub(crate) depth: u32,
+    /// All links have lines: no two ranks meet over TCP.
+    pub(crate) lines: bool,
     /// Ranks per core on the busiest node, at least 1.
     pub(crate) ranks_per_core: f64,
     /// Schedules of this class or a stricter one are allowed.
@@ -135,7 +137,8 @@ impl Tuner {
     fn ways(&self, schedule: &Schedule, call: &Call) -> Vec<(Protocol, usize)> {
         let geometry = Geometry::new(schedule, call, self.slot_bytes);
         let mut ways = Vec::new();
-        if self.protocol != Some(Protocol::Slots)
+        if self.lines
+            && self.protocol != Some(Protocol::Slots)
             && StraightLine::fits(schedule, &geometry, call.dtype.size())
         {
             ways.push((Protocol::Line, self.slot_bytes));
@@ -159,12 +162,15 @@ impl Tuner {
         self.machine(protocol).cost(schedule, bytes, geometry.tiles)
     }
 
-    /// The model of this machine, from measurements over shared memory; see `docs/tuning.md`.
+    /// The model of this machine, from measurements over shared memory, or over TCP if any two ranks meet there: the slowest
+    /// link sets the pace. See `docs/tuning.md`.
     fn machine(&self, protocol: Protocol) -> Machine {
         // A rank that shares its core with others is woken by the scheduler, not by a cache line.
         let wakeup = if self.ranks_per_core > 1.0 { 3e-6 } else { 0.0 };
         let (latency, step, operand, byte) = match protocol {
             Protocol::Line => (0.08e-6, 0.01e-6, 0.01e-6, 0.2e-9),
+            // A message is a system call at either end, and is copied by each.
+            Protocol::Slots if !self.lines => (10e-6, 1.5e-6, 1.5e-6, 0.3e-9),
             Protocol::Slots => (0.15e-6, 0.10e-6, 0.04e-6, 0.04e-9),
         };
         Machine {

@@ -104,6 +104,9 @@ impl LinkError {
             libc::ECONNREFUSED => {
                 "the peer is gone, or in another network namespace of this host (containers must share one)"
             }
+            libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH => {
+                "the peer's host cannot be reached: check NCCL_SOCKET_IFNAME, routes and firewalls"
+            }
             libc::EPERM | libc::EACCES => {
                 "a security policy forbids it: check seccomp and the container's profile"
             }
