@@ -24,4 +24,5 @@ pub use call::Call;
 pub use comm::{AbortHandle, Communicator, Element};
 pub use error::Error;
 pub use maypole_algorithms::{Collective, DType, RedOp};
+pub use plan::exchange::Transfer;
 pub use reduce::Reduction;

@@ -2,8 +2,9 @@
 
 mod artifact;
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -110,25 +111,61 @@ fn settings_are_shown_with_their_source() {
 
 #[test]
 fn no_rank_outlives_a_killed_launcher() {
-    let mut command = maypole();
-    command.args("bench all_reduce -np 2 -b 8 -e 8 -n 1000000000".split_whitespace());
-    let mut launcher = command.stdout(Stdio::null()).spawn().expect("the command runs");
-    let watchdog = Instant::now() + Duration::from_secs(50);
-    let wait_for = |what: &dyn Fn() -> bool| {
-        while !what() {
-            assert!(Instant::now() < watchdog, "nothing happens");
-            std::thread::sleep(Duration::from_millis(10));
+    let endless = Endless::start();
+    kill("-INT", endless.bench);
+    let ranks = endless.ranks.clone();
+    endless.launcher.wait_with_output().expect("the launcher ends");
+    wait_for(|| ranks.iter().all(|rank| !Path::new(&format!("/proc/{rank}/exe")).exists()));
+}
+
+#[test]
+fn a_killed_rank_ends_the_others_and_is_named() {
+    let endless = Endless::start();
+    kill("-KILL", endless.ranks[1]);
+    let output = endless.launcher.wait_with_output().expect("the launcher ends");
+    assert_status(&output, 137);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("maypole: rank 1 was ended by signal 9"), "{errors}");
+}
+
+/// A benchmark of two ranks that takes forever.
+struct Endless {
+    launcher: Child,
+    bench: u32,
+    ranks: Vec<u32>,
+}
+
+impl Endless {
+    fn start() -> Self {
+        let mut command = maypole();
+        command.args("bench all_reduce -np 2 -b 8 -e 8 -n 1000000000".split_whitespace());
+        let mut launcher =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        // The line of a measurement is begun when the ranks are connected.
+        let mut out = BufReader::new(launcher.stdout.take().expect("it is piped"));
+        let mut text = String::new();
+        while !text.contains("(elements)") {
+            assert_ne!(out.read_line(&mut text).expect("it is text"), 0, "ended early: {text}");
         }
-    };
-    // `timeout` starts maypole, which starts the ranks.
-    let below = |pid: u32| children(pid);
-    wait_for(&|| below(launcher.id()).iter().any(|&p| below(p).len() == 2));
-    let bench = below(launcher.id())[0];
-    let ranks = below(bench);
-    let killed = Command::new("kill").args(["-INT", &bench.to_string()]).status();
-    assert!(killed.expect("kill runs").success());
-    launcher.wait().expect("the launcher ends");
-    wait_for(&|| ranks.iter().all(|rank| !Path::new(&format!("/proc/{rank}/exe")).exists()));
+        // `timeout` starts maypole, which starts the ranks, in their order.
+        let bench = children(launcher.id())[0];
+        let ranks = children(bench);
+        assert_eq!(ranks.len(), 2);
+        Self { launcher, bench, ranks }
+    }
+}
+
+fn kill(signal: &str, pid: u32) {
+    let status = Command::new("kill").args([signal, &pid.to_string()]).status();
+    assert!(status.expect("kill runs").success());
+}
+
+fn wait_for(what: impl Fn() -> bool) {
+    let watchdog = Instant::now() + Duration::from_secs(50);
+    while !what() {
+        assert!(Instant::now() < watchdog, "nothing happens");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn children(pid: u32) -> Vec<u32> {

@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_void};
 use maypole::error::ResultCode;
 use maypole::{Call, Collective, DType, RedOp};
 
-use crate::answer::{NcclResult, answer, failed, invalid, refuse};
+use crate::answer::{NcclResult, answer, failed, invalid};
 use crate::group;
 use crate::operator::Operation;
 use crate::registry::{self, Entered, Handle};
@@ -77,13 +77,7 @@ fn check(
     let &Arguments { send, recv, count, dtype, op, stream, .. } = arguments;
     let dtype = data_type(dtype)?;
     let operation = entered.operators.find(op, dtype)?;
-    // NULL, cudaStreamLegacy and cudaStreamPerThread are the default streams.
-    if stream.addr() > 2 {
-        return Err(invalid("a communicator of host memory takes no stream but the default ones"));
-    }
-    if entered.finalized {
-        return Err(invalid("the communicator was finalized; it can only be destroyed"));
-    }
+    usable(entered, stream)?;
     let (rank, nranks) = (entered.comm.rank(), entered.comm.nranks());
     let send = match collective.root() {
         Some(root) if root >= nranks => {
@@ -109,6 +103,19 @@ fn check(
         reduction: RedOp::Sum.into(),
     };
     Ok(Request { call, operation })
+}
+
+/// Whether the communicator takes calls, and on that stream.
+#[inline]
+pub(crate) fn usable(entered: &Entered, stream: *mut c_void) -> Result<(), ResultCode> {
+    // NULL, cudaStreamLegacy and cudaStreamPerThread are the default streams.
+    if stream.addr() > 2 {
+        return Err(invalid("a communicator of host memory takes no stream but the default ones"));
+    }
+    if entered.finalized {
+        return Err(invalid("the communicator was finalized; it can only be destroyed"));
+    }
+    Ok(())
 }
 
 /// A root that no communicator has, where the client's is negative.
@@ -199,34 +206,4 @@ pub unsafe extern "C" fn ncclBcast(
 ) -> NcclResult {
     // SAFETY: the caller's promise.
     unsafe { ncclBroadcast(buffer, buffer, count, dtype, root, comm, stream) }
-}
-
-/// `ncclSend`: not in this version.
-#[unsafe(no_mangle)]
-pub extern "C" fn ncclSend(
-    _send: *const c_void,
-    _count: usize,
-    _dtype: c_int,
-    _peer: c_int,
-    _comm: Handle,
-    _stream: *mut c_void,
-) -> NcclResult {
-    answer(|| group::note(unsupported("ncclSend")))
-}
-
-/// `ncclRecv`: not in this version.
-#[unsafe(no_mangle)]
-pub extern "C" fn ncclRecv(
-    _recv: *mut c_void,
-    _count: usize,
-    _dtype: c_int,
-    _peer: c_int,
-    _comm: Handle,
-    _stream: *mut c_void,
-) -> NcclResult {
-    answer(|| group::note(unsupported("ncclRecv")))
-}
-
-fn unsupported(function: &str) -> Result<(), ResultCode> {
-    Err(refuse(ResultCode::InvalidUsage, &format!("{function} is not supported by this version")))
 }

@@ -1,17 +1,19 @@
 //! Groups: between start and end, calls are queued by the thread; the outermost end runs them.
 //!
-//! Calls of one communicator run in their order. Different communicators of one thread are run by a thread each, since
+//! Collectives of one communicator run in their order, then its sends and receives all at once. Different communicators of one thread are run by a thread each, since
 //! peers may be in either, and so are initialisations: one thread can so be several ranks.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_int;
 
+use maypole::Transfer;
 use maypole::error::ResultCode;
 
 use crate::answer::{NcclResult, answer, refuse};
 use crate::collective::Request;
 use crate::communicator::Initialisation;
-use crate::registry::{self, Handle};
+use crate::registry::{self, Entered, Handle};
+use crate::transfer;
 
 thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
@@ -22,9 +24,29 @@ thread_local! {
 struct Work {
     initialisations: Vec<Initialisation>,
     /// By communicator, in the order of the first call.
-    calls: Vec<(Communicator, Vec<Request>)>,
+    calls: Vec<(Communicator, Calls)>,
     /// The first error.
     error: Option<ResultCode>,
+}
+
+/// The calls of one communicator.
+#[derive(Default)]
+struct Calls {
+    collectives: Vec<Request>,
+    transfers: Vec<Transfer>,
+}
+
+// SAFETY: the client lends the buffers to the group until its end, on whatever thread its calls run.
+unsafe impl Send for Calls {}
+
+impl Calls {
+    fn run(self, entered: &mut Entered) -> Result<(), ResultCode> {
+        self.collectives.into_iter().try_for_each(|request| request.run(entered))?;
+        if self.transfers.is_empty() {
+            return Ok(());
+        }
+        transfer::run(&self.transfers, entered)
+    }
 }
 
 /// A handle on its way to another thread.
@@ -44,9 +66,9 @@ impl Work {
             return Err(code);
         }
         side_by_side(self.initialisations, Initialisation::run)?;
-        side_by_side(self.calls, |(Communicator(handle), requests)| {
+        side_by_side(self.calls, |(Communicator(handle), calls)| {
             let mut entered = registry::enter(handle)?;
-            requests.into_iter().try_for_each(|request| request.run(&mut entered))
+            calls.run(&mut entered)
         })
     }
 }
@@ -87,12 +109,24 @@ pub(crate) fn note(result: Result<(), ResultCode>) -> Result<(), ResultCode> {
     result
 }
 
-/// Queues a call of the open group.
+/// Queues a collective of the open group.
 pub(crate) fn queue(comm: Handle, request: Request) {
+    with_calls(comm, |calls| calls.collectives.push(request));
+}
+
+/// Queues a send or a receive of the open group.
+pub(crate) fn queue_transfer(comm: Handle, transfer: Transfer) {
+    with_calls(comm, |calls| calls.transfers.push(transfer));
+}
+
+fn with_calls(comm: Handle, add: impl FnOnce(&mut Calls)) {
     let comm = Communicator(comm);
-    WORK.with_borrow_mut(|work| match work.calls.iter_mut().find(|(of, _)| *of == comm) {
-        Some((_, requests)) => requests.push(request),
-        None => work.calls.push((comm, vec![request])),
+    WORK.with_borrow_mut(|work| {
+        let at = work.calls.iter().position(|(of, _)| *of == comm).unwrap_or_else(|| {
+            work.calls.push((comm, Calls::default()));
+            work.calls.len() - 1
+        });
+        add(&mut work.calls[at].1);
     });
 }
 

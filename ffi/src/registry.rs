@@ -75,7 +75,7 @@ pub(crate) fn admit(comm: Communicator) -> Result<Handle, ResultCode> {
     let body = Body { comm, operators: Operators::new(index as u32), finalized: false };
     // SAFETY: the place is vacant and was taken off the list by this thread, so nobody else touches its body.
     unsafe { *place.body.get() = Some(body) };
-    let state = place.state.load(Ordering::Relaxed) + (1 << 2) | LIVE;
+    let state = (place.state.load(Ordering::Relaxed) + (1 << 2)) | LIVE;
     // Pairs with the exchange in `enter`: who sees LIVE sees the body.
     place.state.store(state, Ordering::Release);
     Ok(handle(index, state >> 2))

@@ -137,6 +137,11 @@ impl UniqueId {
         Ok(Self::assemble(FIXED, &secret, &Reach { host_tag: 0, addresses }))
     }
 
+    /// The id of a root that is, or will be, at `reach`.
+    pub(super) fn at(secret: &[u8; BYTES], reach: &Reach) -> Self {
+        Self::assemble(0, secret, reach)
+    }
+
     fn assemble(flags: u8, secret: &[u8; BYTES], reach: &Reach) -> Self {
         let mut bytes = Vec::with_capacity(UNIQUE_ID_BYTES);
         bytes.extend(MAGIC);

@@ -43,7 +43,22 @@ pub struct Joined {
 impl Joined {
     /// A key that only the ranks of this communicator can make: the same for the same label, unrelated for another.
     pub fn derive(&self, label: &str) -> [u8; 32] {
-        self.secret.prove("derive", &[label.as_bytes()])
+        self.keys().derive(label)
+    }
+
+    /// The source of further keys, for a communicator that outlives its bootstrap.
+    pub fn keys(&self) -> Keys {
+        Keys(self.secret.clone())
+    }
+}
+
+/// Makes keys from a communicator's secret.
+pub struct Keys(Secret);
+
+impl Keys {
+    /// As [`Joined::derive`].
+    pub fn derive(&self, label: &str) -> [u8; 32] {
+        self.0.prove("derive", &[label.as_bytes()])
     }
 }
 

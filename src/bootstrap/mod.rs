@@ -20,6 +20,7 @@
 //! | `secret`, `hello` | proofs, and the handshake made of them |
 //! | `gate`, `dial` | the two ends of a handshake, over sockets |
 //! | `wire`, `stream` | frames, and frames over a socket |
+//! | `meeting` | where ranks of a damaged communicator meet again |
 //! | `root`, `join`, `tree` | the rendezvous, a rank's way in, what it leads to |
 
 mod address;
@@ -29,6 +30,7 @@ mod gate;
 mod hello;
 mod id;
 mod join;
+mod meeting;
 mod root;
 mod secret;
 mod stream;
@@ -41,5 +43,6 @@ mod tests;
 pub(crate) use address::addresses;
 pub use error::{BootstrapError, Options, RankSet};
 pub use id::{UNIQUE_ID_BYTES, UniqueId};
-pub use join::{Joined, MOST_CARD, join, join_with};
+pub use join::{Joined, Keys, MOST_CARD, join, join_with};
+pub use meeting::Meeting;
 pub use tree::{ControlTree, MOST_ITEM};

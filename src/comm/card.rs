@@ -17,6 +17,8 @@ pub(super) struct Card {
     pub(super) host: Host,
     /// Where the rank's endpoint is reached.
     pub(super) address: Vec<u8>,
+    /// Where the rank can be met again, see [`Meeting`](crate::bootstrap::Meeting).
+    pub(super) meeting: Vec<u8>,
     /// Settings that must agree.
     pub(super) settings: String,
 }
@@ -45,11 +47,12 @@ impl Card {
     /// Fields as a 16-bit length and that many bytes each.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let cores = self.host.cores.to_le_bytes();
-        let fields: [&[u8]; 5] = [
+        let fields: [&[u8]; 6] = [
             self.host.name.as_bytes(),
             self.host.identity.as_bytes(),
             &cores,
             &self.address,
+            &self.meeting,
             self.settings.as_bytes(),
         ];
         let mut bytes = Vec::new();
@@ -73,8 +76,10 @@ impl Card {
         let identity = String::from_utf8(field()?).ok()?;
         let cores = u32::from_le_bytes(field()?.try_into().ok()?).max(1);
         let address = field()?;
+        let meeting = field()?;
         let settings = String::from_utf8(field()?).ok()?;
-        bytes.is_empty().then_some(Self { host: Host { name, identity, cores }, address, settings })
+        let host = Host { name, identity, cores };
+        bytes.is_empty().then_some(Self { host, address, meeting, settings })
     }
 }
 
@@ -84,7 +89,12 @@ mod tests {
 
     #[test]
     fn a_card_survives_the_wire_and_a_damaged_one_is_refused() {
-        let card = Card { host: Host::here(), address: vec![1, 2, 3], settings: "a=b".to_owned() };
+        let card = Card {
+            host: Host::here(),
+            address: vec![1, 2, 3],
+            meeting: vec![4],
+            settings: "a=b".to_owned(),
+        };
         let bytes = card.to_bytes();
         assert_eq!(Card::from_bytes(&bytes), Some(card));
         for len in 0..bytes.len() {

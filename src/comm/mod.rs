@@ -2,20 +2,21 @@
 
 mod card;
 mod element;
+mod offspring;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use maypole_algorithms::verify::{Proved, prove};
-use maypole_algorithms::{Class, Collective, Rank, Schedule};
+use maypole_algorithms::{Class, Collective, DType, Rank, RedOp, Schedule};
 use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
 use maypole_transport::error::LinkError;
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::lines::CAPACITY;
 use maypole_transport::tcp::TcpConfig;
 
-use crate::bootstrap::{self, Joined, Options, UniqueId};
+use crate::bootstrap::{self, ControlTree, Joined, Keys, Meeting, Options, UniqueId};
 use crate::call::Call;
 use crate::config::{self, Bits, Config};
 use crate::engine::Buffers;
@@ -25,7 +26,8 @@ use crate::engine::straight::{Staging, Straight};
 use crate::engine::wait::{Patience, Wait};
 use crate::engine::walk::Walk;
 use crate::error::Error;
-use crate::plan::{Body, Key, Plan, Plans};
+use crate::plan::exchange::{self, Transfer};
+use crate::plan::{Body, Key, Plan, Plans, STREAM_FROM};
 use crate::reduce::{Isa, Kernel, Reduction};
 use crate::tune::{AlgorithmFilter, Choice, Protocol, Tuner};
 use card::{Card, Host};
@@ -35,8 +37,8 @@ pub use element::Element;
 #[cfg(test)]
 mod tests;
 
-/// Links between every ordered pair of ranks. No generator uses more channels.
-const CHANNELS: u16 = 4;
+/// Links between every ordered pair of ranks: more than any generator uses, and one for sends and receives.
+const CHANNELS: u16 = exchange::CHANNEL + 1;
 
 /// Abort reasons, as the peers see them: a call failed here, and the log says why; the user asked for it; or, with
 /// [`DEAD`] set, the process of the rank in the other bits died.
@@ -83,9 +85,16 @@ pub struct Communicator {
     staging: Box<Staging>,
     /// The first error of a call; all later ones fail with it.
     broken: Option<Error>,
-    link_timeout: Duration,
-    /// Kept open: a rank that dies closes it.
-    _control: bootstrap::ControlTree,
+    /// What it was made with, for its offspring.
+    config: Config,
+    options: Options,
+    keys: Keys,
+    meeting: Meeting,
+    /// Of all ranks.
+    meetings: Vec<Vec<u8>>,
+    /// How often it was shrunk.
+    shrunk: u64,
+    control: ControlTree,
 }
 
 impl Communicator {
@@ -111,17 +120,19 @@ impl Communicator {
         let layout = layout(config, nranks);
         let secret = joined.derive("links");
         let endpoint = Arc::new(endpoint(config, EndpointConfig { rank, nranks, secret, layout })?);
+        let meeting = Meeting::open()?;
         let card = Card {
             host: Host::here(),
             address: endpoint.address(),
+            meeting: meeting.address(),
             settings: settings(config, layout),
         };
         let deadline = Instant::now() + options.timeout;
         let cards = exchange(&mut joined, &card, deadline)?;
         let addresses: Vec<Vec<u8>> = cards.iter().map(|c| c.address.clone()).collect();
         let tcp = endpoint.survey(&addresses)?;
-        let comm =
-            Self::assemble(config, joined, endpoint, layout, (&cards, addresses, tcp), options);
+        let peers = (&cards[..], addresses, tcp);
+        let comm = Self::assemble(config, joined, endpoint, meeting, layout, peers, options);
         log::info!(
             target: "INIT",
             "comm {:p} rank {rank} nranks {nranks} host memory, {} ranks on this host, {:.1} ranks per core, {} - Init COMPLETE",
@@ -137,6 +148,7 @@ impl Communicator {
         config: &Config,
         joined: Joined,
         endpoint: Arc<Endpoint>,
+        meeting: Meeting,
         layout: InboxLayout,
         (cards, addresses, tcp): (&[Card], Vec<Vec<u8>>, bool),
         options: &Options,
@@ -177,8 +189,13 @@ impl Communicator {
             scratch: Scratch::default(),
             staging: Box::default(),
             broken: None,
-            link_timeout: options.timeout,
-            _control: joined.control,
+            config: config.clone(),
+            options: *options,
+            keys: joined.keys(),
+            meeting,
+            meetings: cards.iter().map(|c| c.meeting.clone()).collect(),
+            shrunk: 0,
+            control: joined.control,
         }
     }
 
@@ -268,6 +285,60 @@ impl Communicator {
         unsafe { self.execute(number, call) }.map_err(|e| self.fail(e))
     }
 
+    /// Sends and receives, all at once: returns when all are done, whatever the order in which they and their partners on the
+    /// other ranks are listed. Transfers between two ranks are matched in their order. A transfer to this rank
+    /// itself needs its partner in the same list.
+    ///
+    /// # Errors
+    /// A rank that does not exist, transfers to itself without a partner (both harmless); a partner of another length, a dead or
+    /// aborted peer.
+    ///
+    /// # Safety
+    /// The memory of each transfer is valid for its length, nobody else writes it or reads what is received during the call, and no
+    /// received range overlaps another range.
+    pub unsafe fn exchange(&mut self, transfers: &[Transfer]) -> Result<(), Error> {
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
+        }
+        if let Some(bad) = transfers.iter().find(|t| t.peer() >= self.nranks) {
+            return Err(Error::InvalidArgument {
+                what: format!("peer {} in a communicator of {} ranks", bad.peer(), self.nranks),
+            });
+        }
+        let mut transfers = transfers.to_vec();
+        for (from, to, bytes) in exchange::take_own(&mut transfers, self.rank)? {
+            // SAFETY: the caller's promise; `take_own` matched equal lengths.
+            unsafe { std::ptr::copy(from, to, bytes) };
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.exchange_with_peers(&transfers) }.map_err(|e| self.fail(e))
+    }
+
+    unsafe fn exchange_with_peers(&mut self, transfers: &[Transfer]) -> Result<(), Error> {
+        let deadline = Instant::now() + self.options.timeout;
+        let Self { endpoint, addresses, links, .. } = self;
+        let tile = self.tuner.slot_bytes;
+        let program = exchange::bind(transfers, tile, |peer| {
+            links.open(endpoint, addresses, peer, exchange::CHANNEL, deadline)
+        })?;
+        let bytes = |t: &Transfer| match *t {
+            Transfer::Send { bytes, .. } | Transfer::Receive { bytes, .. } => bytes,
+        };
+        let mut walk = Walk {
+            program: &program,
+            // The program's extents are addresses.
+            buffers: Buffers { send: std::ptr::null(), recv: std::ptr::null_mut() },
+            kernel: Kernel::select(DType::Uint8, RedOp::Max.into(), self.nranks, self.isa),
+            size: 1,
+            scaled: false,
+            stream: transfers.iter().map(bytes).sum::<usize>() >= STREAM_FROM,
+            links: &mut self.links,
+            scratch: &mut self.scratch,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { walk.run(Wait::new(&self.endpoint, self.patience)) }
+    }
+
     /// What `run` would choose for `call`, and why.
     ///
     /// # Errors
@@ -292,7 +363,7 @@ impl Communicator {
         let rescaled;
         let kernel = if plan.key.brings_scalar() {
             let Reduction { op, .. } = call.reduction;
-            debug_assert_eq!(op, maypole_algorithms::RedOp::PreMulSum);
+            debug_assert_eq!(op, RedOp::PreMulSum);
             rescaled = Kernel::select(call.dtype, call.reduction, self.nranks, self.isa);
             &rescaled
         } else {
@@ -315,7 +386,7 @@ impl Communicator {
             }
             Body::Walk(program) => {
                 let size = call.dtype.size();
-                self.scratch.prepare(program.scratch, program.geometry.tile * size);
+                self.scratch.prepare(program.scratch, program.tile * size);
                 let mut walk = Walk {
                     program,
                     buffers,
@@ -323,7 +394,6 @@ impl Communicator {
                     size,
                     scaled: plan.scaled,
                     stream: plan.stream,
-                    tag: plan.tag,
                     links: &mut self.links,
                     scratch: &mut self.scratch,
                 };
@@ -353,7 +423,7 @@ impl Communicator {
         let Call { collective, count, dtype, reduction, .. } = call;
         log::info!(target: "TUNING", "{collective} of {count} {dtype}, {}: {choice}", reduction.op);
         let proved = self.proved(schedule)?;
-        let deadline = Instant::now() + self.link_timeout;
+        let deadline = Instant::now() + self.options.timeout;
         let Self { rank, isa, endpoint, addresses, links, .. } = self;
         let plan = Plan::new(&proved, choice, call, *rank, *isa, links, |links, peer, channel| {
             links.open(endpoint, addresses, peer, channel, deadline)

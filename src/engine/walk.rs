@@ -6,8 +6,9 @@
 //! folds.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
-use maypole_algorithms::schedule::{Few, MAX_FAN};
+use maypole_algorithms::schedule::{After, Few, MAX_FAN};
 use maypole_transport::link::Sequence;
 
 use crate::engine::links::Links;
@@ -15,7 +16,7 @@ use crate::engine::scratch::Scratch;
 use crate::engine::wait::Wait;
 use crate::engine::{Buffers, mismatch};
 use crate::error::Error;
-use crate::plan::bind::{BoundStep, Place, Program};
+use crate::plan::bind::{BoundStep, Place, Program, Segment};
 use crate::plan::geometry::Extent;
 use crate::reduce::{Kernel, Pass};
 
@@ -30,24 +31,28 @@ pub(crate) struct Walk<'a> {
     pub(crate) scaled: bool,
     /// Outputs that are not read again are written past the caches.
     pub(crate) stream: bool,
-    /// The hash that every message of this call carries.
-    pub(crate) tag: u32,
     pub(crate) links: &'a mut Links,
     pub(crate) scratch: &'a mut Scratch,
 }
 
 /// Where a lane stands.
 #[derive(Default)]
-struct Lane {
-    tile: u64,
-    step: usize,
+struct Position {
+    at: At,
     /// Messages that lend memory and are not known to be released, oldest first.
     lent: VecDeque<Lent>,
 }
 
-struct Lent {
+/// A step of a lane, in the order in which they fire.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct At {
+    segment: usize,
     tile: u64,
     step: usize,
+}
+
+struct Lent {
+    at: At,
     link: u32,
     sequence: Sequence,
     /// The memory, as addresses.
@@ -61,8 +66,11 @@ impl Walk<'_> {
     /// # Safety
     /// The buffers are valid for the geometry's extents and nobody else writes them during the call.
     pub(crate) unsafe fn run(&mut self, mut wait: Wait<'_>) -> Result<(), Error> {
-        let program = self.program;
-        let mut lanes: Vec<Lane> = program.lanes.iter().map(|_| Lane::default()).collect();
+        let mut lanes: Vec<Position> =
+            self.program.lanes.iter().map(|_| Position::default()).collect();
+        for (index, lane) in lanes.iter_mut().enumerate() {
+            lane.at = self.first(index, At::default());
+        }
         loop {
             let mut progress = false;
             let mut open = false;
@@ -70,7 +78,8 @@ impl Walk<'_> {
                 // SAFETY: the caller's promise.
                 progress |= unsafe { self.fire(&mut lanes, index)? };
                 self.collect_released(&mut lanes[index]);
-                open |= lanes[index].tile < self.tiles(index) || !lanes[index].lent.is_empty();
+                open |=
+                    self.segment(index, lanes[index].at).is_some() || !lanes[index].lent.is_empty();
             }
             if !open {
                 return Ok(());
@@ -79,24 +88,41 @@ impl Walk<'_> {
         }
     }
 
-    /// Tiles that lane `index` runs: none if it has no steps.
-    fn tiles(&self, index: usize) -> u64 {
-        if self.program.lanes[index].is_empty() { 0 } else { self.program.geometry.tiles }
+    fn segment(&self, lane: usize, at: At) -> Option<&Segment> {
+        self.program.lanes[lane].get(at.segment)
+    }
+
+    /// The first step from `at` on; segments without steps are passed over.
+    fn first(&self, lane: usize, mut at: At) -> At {
+        while let Some(segment) = self.segment(lane, at)
+            && (segment.steps.is_empty() || at.tile == segment.tiles)
+        {
+            at = At { segment: at.segment + 1, ..At::default() };
+        }
+        at
+    }
+
+    /// The step after `at`.
+    fn next(&self, lane: usize, mut at: At) -> At {
+        at.step += 1;
+        if self.segment(lane, at).is_some_and(|s| at.step == s.steps.len()) {
+            (at.step, at.tile) = (0, at.tile + 1);
+        }
+        self.first(lane, at)
     }
 
     /// Fires the next step of lane `index` if it can.
-    unsafe fn fire(&mut self, lanes: &mut [Lane], index: usize) -> Result<bool, Error> {
-        let lane = &lanes[index];
-        if lane.tile >= self.tiles(index) {
+    unsafe fn fire(&mut self, lanes: &mut [Position], index: usize) -> Result<bool, Error> {
+        let at = lanes[index].at;
+        let program = self.program;
+        let Some(segment) = program.lanes[index].get(at.segment) else { return Ok(false) };
+        let (step, tag) = (&segment.steps[at.step], segment.tag);
+        let before = |a: &After| At { step: a.step as usize, ..at };
+        if !step.after.iter().all(|a| done(&lanes[a.lane as usize], before(a))) {
             return Ok(false);
         }
-        let (tile, at) = (lane.tile, lane.step);
-        let step = &self.program.lanes[index][at];
-        if !step.after.iter().all(|a| done(&lanes[a.lane as usize], tile, a.step as usize)) {
-            return Ok(false);
-        }
-        let Some((inputs, count)) = self.inputs(step, tile)? else { return Ok(false) };
-        let outputs = self.local_outputs(step, tile, count)?;
+        let Some((inputs, count)) = self.inputs(step, at.tile, tag)? else { return Ok(false) };
+        let outputs = self.local_outputs(step, at.tile, count)?;
         self.collect_released(&mut lanes[index]);
         let written =
             |l: &Lent| outputs.iter().any(|&(p, _)| l.start < p + count * self.size && p < l.end);
@@ -108,17 +134,15 @@ impl Walk<'_> {
         // elements long; the outputs likewise, and no two overlap except where the schedule, which is proved free of
         // races, says the same chunk.
         unsafe { self.pass(step, &inputs, count, &outputs, &slots) };
-        self.send(step, tile, at, &inputs, count, &outputs, &mut lanes[index]);
+        let start = outputs.first().map_or(inputs[0], |&(address, _)| address);
+        let lane = &mut lanes[index];
+        self.send(step, at, tag, start..start + count * self.size, &mut lane.lent);
         for place in &step.inputs {
             if let Place::Link(link) = *place {
                 self.links.incoming[link as usize].slots.release();
             }
         }
-        let lane = &mut lanes[index];
-        lane.step += 1;
-        if lane.step == self.program.lanes[index].len() {
-            (lane.step, lane.tile) = (0, tile + 1);
-        }
+        lane.at = self.next(index, at);
         Ok(true)
     }
 
@@ -127,6 +151,7 @@ impl Walk<'_> {
         &mut self,
         step: &BoundStep,
         tile: u64,
+        tag: u32,
     ) -> Result<Option<(Few<usize>, usize)>, Error> {
         let mut addresses = Few::new();
         let mut count = None;
@@ -136,8 +161,8 @@ impl Walk<'_> {
                     let Some(message) = self.links.incoming[link as usize].slots.receive()? else {
                         return Ok(None);
                     };
-                    if message.tag != self.tag || message.len % self.size != 0 {
-                        return Err(mismatch(self.links.peer(link), self.tag, message.tag));
+                    if message.tag != tag || message.len % self.size != 0 {
+                        return Err(mismatch(self.links.peer(link), tag, message.tag));
                     }
                     (message.data as usize, message.len / self.size)
                 }
@@ -154,10 +179,10 @@ impl Walk<'_> {
     /// Address and length in elements of a local place in `tile`; scratch has the length of its content, or `write`.
     fn local(&mut self, place: Place, tile: u64, write: Option<usize>) -> (usize, usize) {
         let bytes = |base: usize, e: Extent| (base + e.start * self.size, e.len);
-        let geometry = &self.program.geometry;
+        let elements = self.program.tile;
         match place {
-            Place::Send(e) => bytes(self.buffers.send as usize, geometry.slice(e, tile)),
-            Place::Recv(e) => bytes(self.buffers.recv as usize, geometry.slice(e, tile)),
+            Place::Send(e) => bytes(self.buffers.send as usize, e.slice(elements, tile)),
+            Place::Recv(e) => bytes(self.buffers.recv as usize, e.slice(elements, tile)),
             Place::Scratch(i) => {
                 let len = self.scratch.len_mut(i);
                 *len = write.unwrap_or(*len);
@@ -242,44 +267,39 @@ impl Walk<'_> {
         unsafe { self.kernel.run(&pass) };
     }
 
-    #[allow(clippy::too_many_arguments, reason = "one step's facts, all found by its caller")]
+    /// Sends the messages of a step that has fired. `memory` is what is lent where the link lends.
     fn send(
         &mut self,
         step: &BoundStep,
-        tile: u64,
-        at: usize,
-        inputs: &Few<usize>,
-        count: usize,
-        outputs: &Few<(usize, bool)>,
-        lane: &mut Lane,
+        at: At,
+        tag: u32,
+        memory: Range<usize>,
+        lent: &mut VecDeque<Lent>,
     ) {
-        let bytes = count * self.size;
+        let (start, end, bytes) = (memory.start, memory.end, memory.len());
         let lendable = step.lendable(self.scaled).is_some();
-        let start = outputs.first().map_or(inputs[0], |&(address, _)| address);
         for place in &step.outputs {
             let Place::Link(link) = *place else { continue };
             let outgoing = &mut self.links.outgoing[link as usize].slots;
             if !(lendable && outgoing.lends()) {
-                outgoing.send(bytes, self.tag);
+                outgoing.send(bytes, tag);
                 continue;
             }
             // SAFETY: the memory is not written before the release: by this lane because `fire` looks at `lent`, by others
             // because the schedule is proved, by the caller because `run` returns only when nothing is lent.
-            let lent = unsafe { outgoing.lend(start as *const u8, bytes, self.tag) };
-            let sequence = lent.ok().flatten().expect("a credit was reserved for this message");
-            let end = start + bytes;
-            lane.lent.push_back(Lent { tile, step: at, link, sequence, start, end });
+            let sequence = unsafe { outgoing.lend(start as *const u8, bytes, tag) };
+            let sequence = sequence.ok().flatten().expect("a credit was reserved for this message");
+            lent.push_back(Lent { at, link, sequence, start, end });
         }
     }
 
-    fn collect_released(&mut self, lane: &mut Lane) {
+    fn collect_released(&mut self, lane: &mut Position) {
         let links = &mut *self.links;
         lane.lent.retain(|l| links.outgoing[l.link as usize].slots.released() < l.sequence);
     }
 }
 
-/// Step `step` of tile `tile` has fired on `lane`, and what it lent is released.
-fn done(lane: &Lane, tile: u64, step: usize) -> bool {
-    (lane.tile, lane.step) > (tile, step)
-        && !lane.lent.iter().any(|l| (l.tile, l.step) == (tile, step))
+/// The step at `at` has fired on `lane`, and what it lent is released.
+fn done(lane: &Position, at: At) -> bool {
+    lane.at > at && !lane.lent.iter().any(|l| l.at == at)
 }

@@ -48,20 +48,33 @@ impl BoundStep {
         if let Some(&output) = self.outputs.iter().find(local) {
             return Some(output);
         }
+        let changed = self.finish || (scaled && self.own != 0);
         match *self.inputs {
             [Place::Link(_)] => None,
-            [place] if !(scaled && self.own != 0) && !self.finish => Some(place),
+            [place] if !changed => Some(place),
             _ => None,
         }
     }
 }
 
-/// What one rank does: lanes of bound steps.
+/// What one rank does.
 pub(crate) struct Program {
-    pub(crate) lanes: Vec<Vec<BoundStep>>,
-    pub(crate) geometry: Geometry,
+    pub(crate) lanes: Vec<Lane>,
+    /// Elements of a chunk that one tile covers.
+    pub(crate) tile: usize,
     /// Scratch chunks, each one tile long.
     pub(crate) scratch: u32,
+}
+
+/// Segments that are run one after the other; a collective has one, a group of sends to one peer one for each.
+pub(crate) type Lane = Vec<Segment>;
+
+/// Steps that are run once per tile.
+pub(crate) struct Segment {
+    pub(crate) steps: Vec<BoundStep>,
+    pub(crate) tiles: u64,
+    /// The hash that each message carries.
+    pub(crate) tag: u32,
 }
 
 impl Program {
@@ -69,6 +82,7 @@ impl Program {
     pub(crate) fn bind(
         schedule: &Schedule,
         geometry: Geometry,
+        tag: u32,
         rank: Rank,
         links: &mut Links,
         mut link: impl FnMut(&mut Links, Rank, u16) -> Result<u32, Error>,
@@ -79,20 +93,21 @@ impl Program {
             for step in schedule.lane(rank, lane) {
                 steps.push(bound(&step, &geometry, &mut |r, c| link(links, r, c))?);
             }
-            lanes.push(steps);
+            lanes.push(vec![Segment { steps, tiles: geometry.tiles, tag }]);
         }
-        let mut program = Self { lanes, geometry, scratch: schedule.scratch };
+        let mut program = Self { lanes, tile: geometry.tile, scratch: schedule.scratch };
         program.mark_last_writes();
         program.drop_unread_scratch(links);
         Ok(program)
     }
 
     fn steps_mut(&mut self) -> impl Iterator<Item = &mut BoundStep> {
-        self.lanes.iter_mut().flatten()
+        self.lanes.iter_mut().flatten().flat_map(|segment| &mut segment.steps)
     }
 
     fn reads(&self) -> Vec<Place> {
-        self.lanes.iter().flatten().flat_map(|s| s.inputs.iter().copied()).collect()
+        let steps = self.lanes.iter().flatten().flat_map(|segment| &segment.steps);
+        steps.flat_map(|step| step.inputs.iter().copied()).collect()
     }
 
     fn mark_last_writes(&mut self) {

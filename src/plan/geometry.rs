@@ -29,6 +29,14 @@ pub(crate) struct Extent {
     pub(crate) len: usize,
 }
 
+impl Extent {
+    /// The part that tile number `tile` covers, in tiles of `elements`.
+    pub(crate) fn slice(self, elements: usize, tile: u64) -> Self {
+        let skip = (tile as usize * elements).min(self.len);
+        Self { start: self.start + skip, len: elements.min(self.len - skip) }
+    }
+}
+
 impl Geometry {
     /// The extents for `call` by `schedule` in tiles of at most `tile_bytes`.
     pub(crate) fn new(schedule: &Schedule, call: &Call, tile_bytes: usize) -> Self {
@@ -44,12 +52,6 @@ impl Geometry {
         let block = (chunk / self.parts) as usize;
         let start = ((chunk % self.parts) as usize).saturating_mul(self.part).min(self.count);
         Extent { start: block * self.count + start, len: self.part.min(self.count - start) }
-    }
-
-    /// The part of `extent` that tile `tile` covers.
-    pub(crate) fn slice(&self, extent: Extent, tile: u64) -> Extent {
-        let skip = (tile as usize * self.tile).min(extent.len);
-        Extent { start: extent.start + skip, len: self.tile.min(extent.len - skip) }
     }
 
     /// Extent of `chunk` in a schedule that runs in one tile, or None for scratch, whose length is that of its content.
@@ -90,7 +92,7 @@ mod tests {
                         let mut seen = 0;
                         for chunk in 0..schedule.output_chunks() {
                             for tile in 0..g.tiles {
-                                let s = g.slice(g.extent(chunk), tile);
+                                let s = g.extent(chunk).slice(g.tile, tile);
                                 assert!(s.len == 0 || s.start == seen);
                                 assert!(s.len * dtype.size() <= tile_bytes);
                                 seen += s.len;

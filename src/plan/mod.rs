@@ -1,6 +1,7 @@
 //! Plans: a proved schedule bound to a communicator's memory and links, made on the first call of its kind and kept.
 
 pub(crate) mod bind;
+pub(crate) mod exchange;
 pub(crate) mod geometry;
 pub(crate) mod straight;
 
@@ -73,7 +74,7 @@ pub(crate) struct Plan {
 
 /// Calls of at least this many bytes per rank write their results past the caches. Measured between two processes: at 4 MiB streaming costs
 /// half of the speed (the next call finds its buffers in the last-level cache), at 8 MiB it gains half, at 32 MiB too.
-const STREAM_FROM: usize = 8 << 20;
+pub(crate) const STREAM_FROM: usize = 8 << 20;
 
 impl Plan {
     /// Binds a proved schedule for `call` as `choice` says. `link` opens the link to a peer on a channel.
@@ -91,6 +92,7 @@ impl Plan {
         let size = call.dtype.size();
         let geometry = Geometry::new(schedule, call, choice.tile);
         let scaled = scaled(key.op, call.dtype);
+        let tag = key.tag(choice);
         let body = match choice.protocol {
             Protocol::Line => Body::Straight(StraightLine::compile(
                 schedule,
@@ -100,11 +102,12 @@ impl Plan {
                 rank,
                 |peer, channel| link(links, peer, channel),
             )?),
-            Protocol::Slots => Body::Walk(Program::bind(schedule, geometry, rank, links, link)?),
+            Protocol::Slots => {
+                Body::Walk(Program::bind(schedule, geometry, tag, rank, links, link)?)
+            }
         };
         let kernel = Kernel::select(call.dtype, reduction(call), schedule.nranks, isa);
         let stream = call.count.saturating_mul(size) >= STREAM_FROM;
-        let tag = key.tag(choice);
         Ok(Self { key, body, kernel, scaled, tag, stream })
     }
 }

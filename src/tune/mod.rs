@@ -86,9 +86,9 @@ pub(crate) struct Tuner {
     pub(crate) protocol: Option<Protocol>,
 }
 
-/// Above this many ranks, algorithms of more than this many steps a rank are not considered: the model would take longer than
-/// they are worth.
-const MANY: u32 = 512;
+/// Steps of all ranks together above which a schedule is considered only if there is none of fewer: proving and costing
+/// it would take seconds.
+const MANY_STEPS: u64 = 1 << 17;
 
 impl Tuner {
     /// The cheapest allowed schedule for `call`.
@@ -115,13 +115,22 @@ impl Tuner {
         Ok((schedule, Choice { algorithm, protocol, tile, predicted: cost * 1e6, others }))
     }
 
-    fn allowed(&self, collective: Collective) -> impl Iterator<Item = &'static Generator> + '_ {
-        let short = move |g: &Generator| {
-            self.nranks <= MANY || g.schedule(collective, self.nranks).steps(0, 0) <= MANY
-        };
-        generators(collective)
-            .filter(move |g| self.algorithms.allows(collective, g.name))
-            .filter(move |g| short(g))
+    /// The generators that the user allows, as far as their schedules can be proved and costed in reasonable time.
+    fn allowed(&self, collective: Collective) -> Vec<&'static Generator> {
+        let allowed: Vec<_> = generators(collective)
+            .filter(|g| self.algorithms.allows(collective, g.name))
+            .map(|g| (self.steps(&g.schedule(collective, self.nranks)), g))
+            .collect();
+        let least = allowed.iter().map(|(steps, _)| *steps).min().unwrap_or(0);
+        let affordable = |steps: u64| steps <= MANY_STEPS.max(least);
+        allowed.into_iter().filter(|(steps, _)| affordable(*steps)).map(|(_, g)| g).collect()
+    }
+
+    /// Steps of all ranks together, if all do as much as the last one.
+    fn steps(&self, schedule: &Schedule) -> u64 {
+        let rank = self.nranks - 1;
+        let steps = |lane| u64::from(schedule.steps(rank, lane));
+        u64::from(self.nranks) * (0..schedule.lanes(rank)).map(steps).sum::<u64>()
     }
 
     /// Protocols and tiles that `schedule` can use for `call`.
@@ -149,7 +158,7 @@ impl Tuner {
     fn cost(&self, schedule: &Schedule, call: &Call, protocol: Protocol, tile: usize) -> f64 {
         let size = call.dtype.size();
         let geometry = Geometry::new(schedule, call, tile);
-        let bytes = geometry.slice(geometry.extent(0), 0).len * size;
+        let bytes = geometry.extent(0).slice(geometry.tile, 0).len * size;
         self.machine(protocol).cost(schedule, bytes, geometry.tiles)
     }
 

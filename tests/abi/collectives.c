@@ -55,6 +55,24 @@ static void rank_main(ncclUniqueId id, int nranks, int rank) {
   for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == 10 * weighted);
   EXPECT(ncclAllReduce(mine, theirs, COUNT, ncclDouble, device, comm, NULL) == ncclInvalidArgument);
 
+  /* Everything to everybody, oneself too, in a group; then a ring without one. */
+  for (int i = 0; i < nranks * COUNT; i++) mine[i] = rank * nranks * COUNT + i, theirs[i] = -1;
+  OK(ncclGroupStart());
+  for (int peer = 0; peer < nranks; peer++) {
+    OK(ncclSend(mine + peer * COUNT, COUNT, ncclFloat, peer, comm, NULL));
+    OK(ncclRecv(theirs + peer * COUNT, COUNT, ncclFloat, peer, comm, NULL));
+  }
+  OK(ncclGroupEnd());
+  for (int peer = 0; peer < nranks; peer++)
+    for (int i = 0; i < COUNT; i++) EXPECT(theirs[peer * COUNT + i] == (peer * nranks + rank) * COUNT + i);
+  if (nranks > 1) {
+    float token = rank ? -1 : 42;
+    if (rank) OK(ncclRecv(&token, 1, ncclFloat, rank - 1, comm, NULL));
+    OK(ncclSend(&token, 1, ncclFloat, (rank + 1) % nranks, comm, NULL));
+    if (!rank) OK(ncclRecv(&token, 1, ncclFloat, nranks - 1, comm, NULL));
+    EXPECT(token == 42);
+  }
+
   /* A group: queued, run in order at its end, with an operator that is gone by then. */
   for (int i = 0; i < COUNT; i++) mine[i] = 1, theirs[i] = 0;
   OK(ncclGroupStart());

@@ -1,0 +1,104 @@
+//! Communicators made from a communicator: its parts, or what is left of it.
+
+use std::time::Instant;
+
+use maypole_algorithms::Rank;
+
+use super::Communicator;
+use crate::bootstrap::UniqueId;
+use crate::error::Error;
+
+/// What a rank says in a split.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Wish {
+    color: Option<u32>,
+    key: i32,
+    rank: Rank,
+}
+
+impl Wish {
+    fn to_bytes(self) -> Vec<u8> {
+        let color = self.color.map_or([0xff; 8], |c| u64::from(c).to_le_bytes());
+        [&color[..], &self.key.to_le_bytes()].concat()
+    }
+
+    fn from_bytes(bytes: &[u8], rank: Rank) -> Option<Self> {
+        let (color, key) = bytes.split_first_chunk()?;
+        let color = u32::try_from(u64::from_le_bytes(*color)).ok();
+        Some(Self { color, key: i32::from_le_bytes(key.try_into().ok()?), rank })
+    }
+}
+
+impl Communicator {
+    /// Parts the communicator: ranks of equal `color` form a new one, ordered by `key`, then by their rank here. Every
+    /// rank must call it; None as color means to be in none of the parts. The communicator stays usable.
+    ///
+    /// # Errors
+    /// A rank that is gone, or does not come before `MAYPOLE_INIT_TIMEOUT`.
+    pub fn split(&mut self, color: Option<u32>, key: i32) -> Result<Option<Self>, Error> {
+        self.whole()?;
+        let deadline = Instant::now() + self.options.timeout;
+        let mine = Wish { color, key, rank: self.rank };
+        let wishes = self.control.all_gather(&mine.to_bytes(), deadline)?;
+        let mut part = Vec::new();
+        for (rank, bytes) in wishes.iter().enumerate() {
+            let wish = Wish::from_bytes(bytes, rank as Rank)
+                .ok_or_else(|| Error::internal(format!("rank {rank} sent no wish")))?;
+            if wish.color == color {
+                part.push((wish.key, wish.rank));
+            }
+        }
+        part.sort_unstable();
+        let leads = color.is_some() && part.first() == Some(&(key, self.rank));
+        let id = if leads { Some(UniqueId::create_with(&self.options)?) } else { None };
+        let bytes = id.map_or(Vec::new(), |id| id.to_bytes().to_vec());
+        let ids = self.control.all_gather(&bytes, deadline)?;
+        if color.is_none() {
+            return Ok(None);
+        }
+        let leader = part[0].1;
+        let bytes = ids[leader as usize].as_slice().try_into();
+        let bytes = bytes.map_err(|_| Error::internal(format!("rank {leader} sent no id")))?;
+        let id = UniqueId::from_bytes(bytes)?;
+        let rank = part.iter().position(|p| p.1 == self.rank).unwrap_or_default();
+        let nranks = part.len() as u32;
+        Self::init_with(&id, nranks, rank as Rank, &self.config, &self.options).map(Some)
+    }
+
+    /// A communicator of all ranks but `excluded`, in their order. The survivors call it, all with the same list; the excluded
+    /// ranks may be dead, and this communicator broken. It is of no further use afterwards but for another shrink.
+    ///
+    /// # Errors
+    /// An empty or impossible list; survivors that do not come before `MAYPOLE_INIT_TIMEOUT`.
+    pub fn shrink(&mut self, excluded: &[Rank]) -> Result<Self, Error> {
+        let bad = |what: &str| Err(Error::InvalidArgument { what: format!("shrink: {what}") });
+        if excluded.is_empty() {
+            return bad("no rank is excluded");
+        }
+        if let Some(rank) = excluded.iter().find(|r| **r >= self.nranks) {
+            return bad(&format!("rank {rank} in a communicator of {} ranks", self.nranks));
+        }
+        if excluded.contains(&self.rank) {
+            return bad("this rank is among the excluded ones");
+        }
+        let survivors: Vec<Rank> = (0..self.nranks).filter(|r| !excluded.contains(r)).collect();
+        let host = survivors[0];
+        self.shrunk += 1;
+        // Survivors with another list have another secret and are turned away, instead of being mixed up.
+        let secret = self.keys.derive(&format!("shrink {} {survivors:?}", self.shrunk));
+        let id = if host == self.rank {
+            self.meeting.host(secret, &self.options)?
+        } else {
+            UniqueId::at_meeting(&self.meetings[host as usize], secret)
+                .ok_or_else(|| Error::internal(format!("rank {host} has no meeting place")))?
+        };
+        let rank = survivors.iter().position(|r| *r == self.rank).unwrap_or_default();
+        let nranks = survivors.len() as u32;
+        Self::init_with(&id, nranks, rank as Rank, &self.config, &self.options)
+    }
+
+    /// Refuses what needs all ranks where a call has failed.
+    fn whole(&self) -> Result<(), Error> {
+        self.async_error().map_or(Ok(()), Err)
+    }
+}
