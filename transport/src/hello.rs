@@ -1,12 +1,14 @@
 //! The handshake: both sides prove that they know the communicator's secret before anything else is looked at.
 //!
 //! ```text
-//! listener                                          dialer
-//!    | ---- challenge: nonce (32) -------------------> |
+//! listener                                                      dialer
+//!    | ---- challenge: nonce (32) -------------------------------> |
 //!    | <--- hello: rank (4), stream (4), nonce (32), proof (32) -- |
-//!    | ---- proof (32), and what the medium adds ----> |
-//!    | <--- what the medium adds --------------------- |
+//!    | ---- proof (32), and what the medium adds ----------------> |
+//!    | <--- what the medium adds --------------------------------- |
 //! ```
+//!
+//! `shm` adds inboxes, `tcp` the shape of the links.
 //!
 //! A proof is HMAC-SHA256 under the secret of: direction, version, medium, both nonces, both ranks, number of the stream, size
 //! of the communicator. So it can be neither replayed nor reflected nor carried over to another pair of ranks, another stream
