@@ -104,7 +104,8 @@ impl<'a> Run<'a> {
         let tile = at / steps;
         let mut start = free;
         for after in &step.after {
-            let index = tile * u64::from(self.schedule.steps(rank, after.lane)) + u64::from(after.step);
+            let index =
+                tile * u64::from(self.schedule.steps(rank, after.lane)) + u64::from(after.step);
             let Some(&end) = self.ends.get(&(rank, after.lane, index)) else { return false };
             start = start.max(end);
         }

@@ -1,5 +1,7 @@
 //! A rank's card: what all ranks need to know of it at init.
 
+use crate::watch::process::Process;
+
 /// Where a rank runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Host {
@@ -15,6 +17,7 @@ pub(super) struct Host {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Card {
     pub(super) host: Host,
+    pub(super) process: Process,
     /// Where the rank's endpoint is reached.
     pub(super) address: Vec<u8>,
     /// Settings that must agree.
@@ -45,10 +48,12 @@ impl Card {
     /// Fields as a 16-bit length and that many bytes each.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let cores = self.host.cores.to_le_bytes();
-        let fields: [&[u8]; 5] = [
+        let process = self.process.to_bytes();
+        let fields: [&[u8]; 6] = [
             self.host.name.as_bytes(),
             self.host.identity.as_bytes(),
             &cores,
+            &process,
             &self.address,
             self.settings.as_bytes(),
         ];
@@ -72,9 +77,11 @@ impl Card {
         let name = String::from_utf8(field()?).ok()?;
         let identity = String::from_utf8(field()?).ok()?;
         let cores = u32::from_le_bytes(field()?.try_into().ok()?).max(1);
+        let process = Process::from_bytes(&field()?)?;
         let address = field()?;
         let settings = String::from_utf8(field()?).ok()?;
-        bytes.is_empty().then_some(Self { host: Host { name, identity, cores }, address, settings })
+        let host = Host { name, identity, cores };
+        bytes.is_empty().then_some(Self { host, process, address, settings })
     }
 }
 
@@ -84,7 +91,12 @@ mod tests {
 
     #[test]
     fn a_card_survives_the_wire_and_a_damaged_one_is_refused() {
-        let card = Card { host: Host::here(), address: vec![1, 2, 3], settings: "a=b".to_owned() };
+        let card = Card {
+            host: Host::here(),
+            process: Process::here(),
+            address: vec![1, 2, 3],
+            settings: "a=b".to_owned(),
+        };
         let bytes = card.to_bytes();
         assert_eq!(Card::from_bytes(&bytes), Some(card));
         for len in 0..bytes.len() {

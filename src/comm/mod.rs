@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use maypole_algorithms::verify::{Proved, prove};
 use maypole_algorithms::{Class, Collective, Rank, Schedule};
 use maypole_transport::endpoint::{Endpoint, EndpointConfig};
-use maypole_transport::error::LinkError;
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::lines::CAPACITY;
 
@@ -27,6 +26,8 @@ use crate::error::Error;
 use crate::plan::{Body, Key, Plan, Plans};
 use crate::reduce::{Isa, Kernel, Reduction};
 use crate::tune::{AlgorithmFilter, Choice, Protocol, Tuner};
+use crate::watch::process::Process;
+use crate::watch::{Peer, Report, Shared, Watch};
 use card::{Card, Host};
 
 pub use element::Element;
@@ -36,12 +37,6 @@ mod tests;
 
 /// Links between every ordered pair of ranks. No generator uses more channels.
 const CHANNELS: u16 = 4;
-
-/// Abort reasons, as the peers see them: a call failed here, and the log says why; the user asked for it; or, with
-/// [`DEAD`] set, the process of the rank in the other bits died.
-const FAILED_CALL: u32 = 1;
-const USER_ABORT: u32 = 2;
-const DEAD: u32 = 1 << 31;
 
 /// A group of ranks over which collectives are called. One thread at a time uses it; [`AbortHandle`] is for the others.
 ///
@@ -70,6 +65,8 @@ const DEAD: u32 = 1 << 31;
 pub struct Communicator {
     rank: Rank,
     nranks: u32,
+    /// Before the endpoint, so that it leaves first.
+    watch: Watch,
     endpoint: Arc<Endpoint>,
     addresses: Vec<Vec<u8>>,
     links: Links,
@@ -83,8 +80,6 @@ pub struct Communicator {
     /// The first error of a call; all later ones fail with it.
     broken: Option<Error>,
     link_timeout: Duration,
-    /// Kept open: a rank that dies closes it.
-    _control: bootstrap::ControlTree,
 }
 
 impl Communicator {
@@ -112,12 +107,13 @@ impl Communicator {
         let endpoint = Arc::new(endpoint(config, EndpointConfig { rank, nranks, secret, layout })?);
         let card = Card {
             host: Host::here(),
+            process: Process::here(),
             address: endpoint.address(),
             settings: settings(config, layout),
         };
         let deadline = Instant::now() + options.timeout;
         let cards = exchange(&mut joined, &card, deadline)?;
-        let comm = Self::assemble(config, joined, endpoint, layout, &cards, options);
+        let comm = Self::assemble(config, joined, endpoint, layout, &cards, options)?;
         log::info!(
             target: "INIT",
             "comm {:p} rank {rank} nranks {nranks} host memory, {} ranks on this host, {:.1} ranks per core - Init COMPLETE",
@@ -135,7 +131,7 @@ impl Communicator {
         layout: InboxLayout,
         cards: &[Card],
         options: &Options,
-    ) -> Self {
+    ) -> Result<Self, Error> {
         let (rank, nranks) = (joined.rank, joined.nranks);
         let on_host = |host: &Host| cards.iter().filter(|c| c.host.same_machine(host)).count();
         let crowding = |card: &Card| on_host(&card.host) as f64 / f64::from(card.host.cores);
@@ -157,9 +153,18 @@ impl Communicator {
             },
         };
         let here = &cards[rank as usize].host;
-        Self {
+        let key = u64::from_le_bytes(*joined.derive("watch").first_chunk().expect("32 bytes"));
+        let peer = |card: &Card| Peer {
+            host: card.host.name.clone(),
+            process: card.process,
+            near: card.host.same_machine(here),
+        };
+        let peers = cards.iter().map(peer).collect();
+        let watch = Watch::start(joined.control, &endpoint, key, peers, config)?;
+        Ok(Self {
             rank,
             nranks,
+            watch,
             endpoint,
             addresses: cards.iter().map(|c| c.address.clone()).collect(),
             links: Links::default(),
@@ -171,9 +176,8 @@ impl Communicator {
             scratch: Scratch::default(),
             staging: Box::default(),
             broken: None,
-            link_timeout: options.timeout,
-            _control: joined.control,
-        }
+            link_timeout: options.timeout.min(config.timeout.unwrap_or(Duration::MAX)),
+        })
     }
 
     /// This process' number in the communicator.
@@ -251,6 +255,18 @@ impl Communicator {
     /// and do not overlap otherwise.
     #[inline]
     pub unsafe fn run(&mut self, call: &Call) -> Result<(), Error> {
+        self.watch.begin(call)?;
+        // SAFETY: the caller's promise.
+        let result = unsafe { self.dispatch(call) };
+        match &result {
+            Err(error) if error.is_harmless() => self.watch.retract(),
+            _ => self.watch.end(),
+        }
+        result
+    }
+
+    #[inline]
+    unsafe fn dispatch(&mut self, call: &Call) -> Result<(), Error> {
         if call.count == 0 {
             return Ok(());
         }
@@ -272,12 +288,18 @@ impl Communicator {
 
     /// A handle by which any thread can end this communicator's waits, on all ranks.
     pub fn abort_handle(&self) -> AbortHandle {
-        AbortHandle { endpoint: Arc::clone(&self.endpoint) }
+        AbortHandle { shared: self.watch.shared(), _endpoint: Arc::clone(&self.endpoint) }
     }
 
     /// The error that broke the communicator, if one did, or a peer's abort.
     pub fn async_error(&self) -> Option<Error> {
-        self.broken.clone().or_else(|| self.endpoint.aborted().map(|e| cause(e.into())))
+        self.broken.clone().or_else(|| self.watch.ended())
+    }
+
+    /// What was found out about waits that took longer than `MAYPOLE_REPORT`, oldest first; the last 64. Each was logged as
+    /// a warning too. A report is no error: the call goes on.
+    pub fn reports(&self) -> Vec<Report> {
+        self.watch.reports()
     }
 
     unsafe fn execute(&mut self, number: usize, call: &Call) -> Result<(), Error> {
@@ -303,6 +325,7 @@ impl Communicator {
                     staging: &mut self.staging,
                     endpoint: &self.endpoint,
                     patience: self.patience,
+                    watch: &self.watch,
                 };
                 // SAFETY: the caller's promise; scratch was just made large enough.
                 unsafe { straight.run(line) }
@@ -322,7 +345,7 @@ impl Communicator {
                     scratch: &mut self.scratch,
                 };
                 // SAFETY: the caller's promise.
-                unsafe { walk.run(Wait::new(&self.endpoint, self.patience)) }
+                unsafe { walk.run(Wait::new(&self.endpoint, self.patience, &self.watch)) }
             }
         }
     }
@@ -348,9 +371,9 @@ impl Communicator {
         log::info!(target: "TUNING", "{collective} of {count} {dtype}, {}: {choice}", reduction.op);
         let proved = self.proved(schedule)?;
         let deadline = Instant::now() + self.link_timeout;
-        let Self { rank, isa, endpoint, addresses, links, .. } = self;
+        let Self { rank, isa, endpoint, addresses, links, watch, .. } = self;
         let plan = Plan::new(&proved, choice, call, *rank, *isa, links, |links, peer, channel| {
-            links.open(endpoint, addresses, peer, channel, deadline)
+            links.open(endpoint, addresses, peer, channel, deadline, watch)
         });
         match plan {
             Ok(plan) => Ok(self.plans.insert(plan)),
@@ -369,40 +392,27 @@ impl Communicator {
         Ok(proved)
     }
 
-    /// A call failed: log it, tell the peers, remember it. A death that a peer saw first is the error here too.
+    /// A call failed: tell all ranks, log it, remember it. What others saw first is the error here too.
     #[cold]
     fn fail(&mut self, error: Error) -> Error {
-        let error = cause(error);
+        let error = self.watch.fail(error);
         log::warn!("rank {}: {error}", self.rank);
-        self.endpoint.abort(match error {
-            Error::Link(LinkError::PeerDied { peer }) => DEAD | peer,
-            _ => FAILED_CALL,
-        });
         self.broken.get_or_insert(error).clone()
     }
 }
 
-/// What an abort by a peer was about.
-fn cause(error: Error) -> Error {
-    match error {
-        Error::Link(LinkError::Aborted { reason, .. }) if reason & DEAD != 0 => {
-            Error::Link(LinkError::PeerDied { peer: reason & !DEAD })
-        }
-        Error::Link(LinkError::Aborted { by, reason: USER_ABORT }) => Error::Aborted { by },
-        other => other,
-    }
-}
-
-/// Ends a communicator's waits from any thread, on all connected ranks.
+/// Ends a communicator's waits from any thread, on all ranks.
 #[derive(Clone)]
 pub struct AbortHandle {
-    endpoint: Arc<Endpoint>,
+    shared: Arc<Shared>,
+    /// It must outlive the abort.
+    _endpoint: Arc<Endpoint>,
 }
 
 impl AbortHandle {
-    /// Makes every present and future wait of the communicator end with an error, here and on the connected ranks.
+    /// Makes every present and future wait of the communicator end with an error, here and on all other ranks.
     pub fn abort(&self) {
-        self.endpoint.abort(USER_ABORT);
+        self.shared.abort();
     }
 }
 

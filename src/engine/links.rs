@@ -9,6 +9,7 @@ use maypole_transport::endpoint::Endpoint;
 use maypole_transport::link::{Incoming, Outgoing};
 
 use crate::error::Error;
+use crate::watch::Watch;
 
 /// Both directions of all opened links. Plans name a link by its index here.
 #[derive(Default)]
@@ -16,7 +17,7 @@ pub(crate) struct Links {
     pub(crate) outgoing: Vec<Outgoing>,
     pub(crate) incoming: Vec<Incoming>,
     /// The other end of each.
-    ends: Vec<(Rank, Channel)>,
+    pub(crate) ends: Vec<(Rank, Channel)>,
     index: HashMap<(Rank, Channel), u32>,
 }
 
@@ -29,11 +30,15 @@ impl Links {
         peer: Rank,
         channel: Channel,
         deadline: Instant,
+        watch: &Watch,
     ) -> Result<u32, Error> {
         if let Some(&index) = self.index.get(&(peer, channel)) {
             return Ok(index);
         }
+        let first = self.ends.iter().all(|end| end.0 != peer);
+        let opening = first.then(|| watch.opening(peer));
         endpoint.connect(peer, &addresses[peer as usize], deadline)?;
+        drop(opening);
         let (outgoing, incoming) = endpoint.open(peer, channel)?;
         let index = self.ends.len() as u32;
         self.outgoing.push(outgoing);

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 
+use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::{Few, MAX_FAN};
 use maypole_transport::link::Sequence;
 
@@ -75,8 +76,49 @@ impl Walk<'_> {
             if !open {
                 return Ok(());
             }
-            if progress { wait.over() } else { wait.idle(|| None)? }
+            if progress {
+                wait.over();
+            } else {
+                wait.idle(|| None, || self.whom(&lanes))?;
+            }
         }
+    }
+
+    /// A rank without which no lane goes on.
+    #[cold]
+    fn whom(&mut self, lanes: &[Lane]) -> Option<Rank> {
+        for (index, lane) in lanes.iter().enumerate() {
+            if let Some(lent) = lane.lent.front().filter(|_| lane.tile >= self.tiles(index)) {
+                return Some(self.links.peer(lent.link));
+            }
+            let Some(step) = self.program.lanes[index].get(lane.step) else { continue };
+            if lane.tile >= self.tiles(index)
+                || !step
+                    .after
+                    .iter()
+                    .all(|a| done(&lanes[a.lane as usize], lane.tile, a.step as usize))
+            {
+                continue;
+            }
+            let links = &mut *self.links;
+            let missing = |place: &&Place| {
+                matches!(**place, Place::Link(link)
+                    if !matches!(links.incoming[link as usize].slots.receive(), Ok(Some(_))))
+            };
+            let input = step.inputs.iter().find(missing).copied();
+            let links = &mut *self.links;
+            let full = |place: &&Place| {
+                matches!(**place, Place::Link(link)
+                    if !matches!(links.outgoing[link as usize].slots.reserve(), Ok(Some(_))))
+            };
+            let output = input.or_else(|| step.outputs.iter().find(full).copied());
+            match (output, lane.lent.front()) {
+                (Some(Place::Link(link)), _) => return Some(self.links.peer(link)),
+                (_, Some(lent)) => return Some(self.links.peer(lent.link)),
+                _ => {}
+            }
+        }
+        None
     }
 
     /// Tiles that lane `index` runs: none if it has no steps.
