@@ -255,9 +255,9 @@ impl Communicator {
     /// and do not overlap otherwise.
     #[inline]
     pub unsafe fn run(&mut self, call: &Call) -> Result<(), Error> {
-        self.watch.begin(call)?;
+        let history = self.watch.begin(call)?;
         // SAFETY: the caller's promise.
-        let result = unsafe { self.dispatch(call) };
+        let result = unsafe { self.dispatch(call, history) };
         match &result {
             Err(error) if error.is_harmless() => self.watch.retract(),
             _ => self.watch.end(),
@@ -266,7 +266,7 @@ impl Communicator {
     }
 
     #[inline]
-    unsafe fn dispatch(&mut self, call: &Call) -> Result<(), Error> {
+    unsafe fn dispatch(&mut self, call: &Call, history: u32) -> Result<(), Error> {
         if call.count == 0 {
             return Ok(());
         }
@@ -275,7 +275,7 @@ impl Communicator {
             _ => self.prepare(call)?,
         };
         // SAFETY: the caller's promise.
-        unsafe { self.execute(number, call) }.map_err(|e| self.fail(e))
+        unsafe { self.execute(number, call, history) }.map_err(|e| self.fail(e))
     }
 
     /// What `run` would choose for `call`, and why.
@@ -302,8 +302,10 @@ impl Communicator {
         self.watch.reports()
     }
 
-    unsafe fn execute(&mut self, number: usize, call: &Call) -> Result<(), Error> {
+    unsafe fn execute(&mut self, number: usize, call: &Call, history: u32) -> Result<(), Error> {
         let plan = self.plans.get(number);
+        // Ranks whose calls ever differed meet with different tags, whatever the calls of today.
+        let tag = plan.tag ^ history;
         let buffers = Buffers { send: call.send, recv: call.recv };
         let rescaled;
         let kernel = if plan.key.brings_scalar() {
@@ -319,7 +321,7 @@ impl Communicator {
                 let mut straight = Straight {
                     buffers,
                     kernel,
-                    tag: plan.tag,
+                    tag,
                     links: &mut self.links,
                     scratch: self.scratch.base(line.scratch, CAPACITY),
                     staging: &mut self.staging,
@@ -340,7 +342,7 @@ impl Communicator {
                     size,
                     scaled: plan.scaled,
                     stream: plan.stream,
-                    tag: plan.tag,
+                    tag,
                     links: &mut self.links,
                     scratch: &mut self.scratch,
                 };

@@ -82,6 +82,9 @@ pub(crate) struct Watch {
     generation: u32,
     report: Duration,
     timeout: Option<Duration>,
+    /// Hash of all calls, and what it was before the current one.
+    history: u64,
+    before: u64,
 }
 
 /// What a communicator's thread, its abort handles and the service thread share.
@@ -143,20 +146,26 @@ impl Watch {
         let report = config.report;
         let queue = service::add(|| Member::new(shared.clone(), tree, peers, report))?;
         *lock(&shared.queue) = Some(queue);
-        Ok(Self { shared, generation: process::generation(), report, timeout: config.timeout })
+        let (generation, timeout) = (process::generation(), config.timeout);
+        Ok(Self { shared, generation, report, timeout, history: 0, before: 0 })
     }
 
-    /// The communicator enters a call.
+    /// The communicator enters a call. Returns a hash of this call and of all before it, which differs between ranks from
+    /// the first call on in which they differ.
     ///
     /// # Errors
     /// In a child made by fork.
     #[inline]
-    pub(crate) fn begin(&self, call: &Call) -> Result<(), Error> {
+    pub(crate) fn begin(&mut self, call: &Call) -> Result<u32, Error> {
         if process::generation() != self.generation {
             return Err(made_before_fork());
         }
-        self.shared.record.begin(Signature::of(call));
-        Ok(())
+        let signature = Signature::of(call);
+        self.shared.record.begin(signature);
+        self.before = self.history;
+        self.history = signature.extend(self.history);
+        // The high bits depend on all of it.
+        Ok((self.history >> 32) as u32)
     }
 
     /// The communicator leaves a call.
@@ -166,7 +175,8 @@ impl Watch {
     }
 
     /// The call was refused before anything was sent: it does not count.
-    pub(crate) fn retract(&self) {
+    pub(crate) fn retract(&mut self) {
+        self.history = self.before;
         self.shared.record.retract();
     }
 
@@ -291,6 +301,10 @@ impl Shared {
     }
 
     fn fail(&self, error: Error) -> Error {
+        // Whatever went wrong here may be the effect of what others know better. (A rank that fails tells us before it
+        // leaves: whoever saw it leave sees that too.)
+        let aborted = self.endpoint.upgrade().and_then(|endpoint| endpoint.aborted());
+        let error = aborted.map_or(error, Error::from);
         let (error, patience) = match error {
             // A verdict is on its way to us.
             Error::Link(LinkError::Aborted { by, reason: VERDICT }) => {
@@ -302,7 +316,7 @@ impl Shared {
                 }
                 (LinkError::Aborted { by, reason: VERDICT }.into(), VERDICT_PATIENCE)
             }
-            Error::Mismatch { ranks: [_, peer], what } if self.ended().is_none() => {
+            Error::Mismatch { ranks: [_, peer], what } => {
                 self.send(Command::Accuse(self.id, peer, what.clone()));
                 (Error::Mismatch { ranks: [self.rank, peer], what }, ACCUSED_PATIENCE)
             }

@@ -45,6 +45,13 @@ impl Signature {
         Self { what, count: call.count as u64 }
     }
 
+    /// The hash of a history to which this call is added: a multiply-xorshift step for each word.
+    #[inline]
+    pub(crate) fn extend(self, history: u64) -> u64 {
+        let mixed = (history ^ self.what).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed ^ mixed >> 32 ^ self.count).wrapping_mul(0xd6e8_feb8_6659_fd93)
+    }
+
     fn collective(self) -> Option<Collective> {
         let root = (self.what >> 32) as Rank;
         Some(match self.what & 0xff {
