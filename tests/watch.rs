@@ -230,7 +230,7 @@ fn the_last_calls_are_written_at_a_signal() {
     job.all_say("started");
     std::thread::sleep(Duration::from_millis(300));
     job.signal(0, libc::SIGUSR2);
-    let text = job.errors_until(0, "262144 float32");
+    let text = job.errors_until(0, "262144 float sum");
     assert!(text.contains("rank 0 of 2") && text.contains("all_reduce of"), "{text}");
 }
 
