@@ -23,6 +23,7 @@ fn rank() {
         "fork" => fork(comm),
         "until-reported" => until_reported(&mut comm),
         "farewell" => farewell(comm),
+        "exit" => exit(comm),
         other => panic!("no scene {other}"),
     }
 }
@@ -125,6 +126,23 @@ fn farewell(mut comm: Communicator) {
     println!("say:gone");
 }
 
+/// Rank 1 ends its process without dropping its communicator; the others do not need it, until they do.
+fn exit(mut comm: Communicator) {
+    let mut large = vec![1.0f32; 1 << 20];
+    comm.all_reduce_in_place(&mut large, RedOp::Sum).expect("a first call");
+    if comm.rank() == 1 {
+        std::process::exit(0);
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    println!("say:{:?}", comm.async_error());
+    // Until the others have looked, too: the next call fails, and everyone hears of that.
+    std::thread::sleep(Duration::from_millis(1000));
+    println!(
+        "say:{}",
+        comm.all_reduce_in_place(&mut large, RedOp::Sum).expect_err("rank 1 is gone")
+    );
+}
+
 /// Kills one of 8 ranks at some moment; all others must name it.
 fn kill_at_random(times: u64, salt: u64) {
     let mut random = Random(salt);
@@ -217,6 +235,19 @@ fn leaving_waits_for_nobody() {
     job.signal(1, libc::SIGCONT);
     assert_eq!(job.hear(1), "gone");
     job.ends_well(1);
+}
+
+#[test]
+fn a_process_that_just_exits_hurts_only_those_who_wait_for_it() {
+    let mut job = Job::start(4, "exit", &[]);
+    job.ends_well(1);
+    for rank in [0, 2, 3] {
+        assert_eq!(job.hear(rank), "None");
+    }
+    for rank in [0, 2, 3] {
+        let said = job.hear(rank);
+        assert!(said.contains("rank 1"), "{said}");
+    }
 }
 
 #[test]

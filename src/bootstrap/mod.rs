@@ -31,7 +31,7 @@ mod id;
 mod join;
 mod root;
 mod secret;
-mod stream;
+pub(crate) mod stream;
 mod tree;
 mod wire;
 
@@ -41,7 +41,6 @@ mod tests;
 pub use error::{BootstrapError, Options, RankSet};
 pub use id::{UNIQUE_ID_BYTES, UniqueId};
 pub use join::{Joined, MOST_CARD, join, join_with};
-pub(crate) use stream::{poll_fd, wait};
 pub use tree::{ControlTree, MOST_ITEM};
 pub(crate) use tree::{Exchange, Heard};
 pub(crate) use wire::{Take, put_text};

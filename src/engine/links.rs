@@ -6,6 +6,7 @@ use std::time::Instant;
 use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::Channel;
 use maypole_transport::endpoint::Endpoint;
+use maypole_transport::error::LinkError;
 use maypole_transport::link::{Incoming, Outgoing};
 
 use crate::error::Error;
@@ -37,7 +38,17 @@ impl Links {
         }
         let first = self.ends.iter().all(|end| end.0 != peer);
         let opening = first.then(|| watch.opening(peer));
-        endpoint.connect(peer, &addresses[peer as usize], deadline)?;
+        let started = Instant::now();
+        let connected = endpoint.connect(peer, &addresses[peer as usize], deadline);
+        connected.map_err(|error| match error {
+            LinkError::Timeout { peer, during } => Error::Timeout {
+                rank: endpoint.rank(),
+                peer,
+                what: during.to_owned(),
+                waited: started.elapsed(),
+            },
+            other => other.into(),
+        })?;
         drop(opening);
         let (outgoing, incoming) = endpoint.open(peer, channel)?;
         let index = self.ends.len() as u32;

@@ -8,7 +8,8 @@ use maypole_algorithms::Rank;
 use maypole_transport::error::LinkError;
 use maypole_transport::sync::Ordering;
 
-use crate::bootstrap::{BootstrapError, ControlTree, Exchange, Heard, poll_fd};
+use crate::bootstrap::stream::poll_fd;
+use crate::bootstrap::{BootstrapError, ControlTree, Exchange, Heard};
 use crate::error::Error;
 use crate::watch::note::{Answer, Note};
 use crate::watch::process::{State, Watched};
@@ -146,7 +147,7 @@ impl Member {
                     None => self.exchange = Some((self.tree.begin(&bytes), deadline)),
                 }
             }
-            Command::Add(_) | Command::Remove(_) | Command::Stop => {
+            Command::Add(_) | Command::Remove(_) | Command::Farewell(_) | Command::Stop => {
                 debug_assert!(false, "these are the thread's");
             }
         }
@@ -193,6 +194,14 @@ impl Member {
         }
         self.tree.close();
         self.shared.change(|state| state.removed = true);
+    }
+
+    /// Says goodbye for a communicator that will not be dropped.
+    pub(crate) fn depart(self) {
+        if let Some(endpoint) = self.shared.endpoint.upgrade() {
+            endpoint.leave();
+        }
+        self.leave();
     }
 
     fn ended_processes(&mut self) -> Vec<Rank> {

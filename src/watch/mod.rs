@@ -96,6 +96,8 @@ pub(crate) struct Shared {
     key: u64,
     /// The thread that made the communicator, which is most often the one that uses it.
     thread: i32,
+    /// As in [`Watch`].
+    generation: u32,
     pub(crate) record: Record,
     /// Not kept alive from here: it must end on the communicator's thread, which then has nothing left.
     endpoint: Weak<Endpoint>,
@@ -128,6 +130,7 @@ impl Watch {
     ) -> Result<Self, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         process::notice_forks();
+        service::notice_exit();
         dump::install();
         let shared = Arc::new(Shared {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -136,6 +139,7 @@ impl Watch {
             key,
             // SAFETY: it has no preconditions.
             thread: unsafe { libc::gettid() },
+            generation: process::generation(),
             record: Record::default(),
             endpoint: Arc::downgrade(endpoint),
             queue: Mutex::default(),
@@ -348,13 +352,22 @@ impl Shared {
     }
 
     fn abort_endpoint(&self, reason: u32) {
-        if let Some(endpoint) = self.endpoint.upgrade() {
+        if self.is_ours()
+            && let Some(endpoint) = self.endpoint.upgrade()
+        {
             endpoint.abort(reason);
         }
     }
 
+    /// False in a child made by fork, which shares descriptors and memory with its parent and must not use them.
+    fn is_ours(&self) -> bool {
+        process::generation() == self.generation
+    }
+
     fn send(&self, command: Command) {
-        if let Some(queue) = &*lock(&self.queue) {
+        if self.is_ours()
+            && let Some(queue) = &*lock(&self.queue)
+        {
             queue.send(command);
         }
     }

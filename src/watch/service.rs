@@ -6,13 +6,14 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicPtr, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
 
-use crate::bootstrap::{poll_fd, wait};
+use crate::bootstrap::stream::{poll_fd, wait};
 use crate::error::Error;
 use crate::watch::member::Member;
 use crate::watch::verdict::Verdict;
@@ -20,6 +21,8 @@ use crate::watch::{Shared, dump};
 
 /// Enough for any logger; pages that are not used cost nothing.
 const STACK: usize = 512 << 10;
+/// The most that the end of a process is delayed; the thread never blocks, so this is for its next turn.
+const FAREWELL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a communicator's thread asks for; by the number of the communicator.
 pub(crate) enum Command {
@@ -36,6 +39,8 @@ pub(crate) enum Command {
     Accuse(u64, Rank, String),
     /// Take part in the next exchange over the tree.
     Exchange(u64, Vec<u8>, Instant),
+    /// The process ends without having dropped its communicators: they leave, and it is told when they have.
+    Farewell(Sender<()>),
     /// The last communicator is gone.
     Stop,
 }
@@ -117,6 +122,29 @@ pub(crate) fn remove() {
     }
 }
 
+/// From now on a process that ends by `exit` with communicators leaves them in peace, as far as its peers are concerned: at
+/// the end of a job some ranks are still busy with the last call when others have gone, and do not need them.
+pub(crate) fn notice_exit() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: the handler may run at any time after this. If it cannot be had, peers see a death.
+        unsafe { libc::atexit(at_exit) };
+    });
+}
+
+extern "C" fn at_exit() {
+    // In a child made by fork there is no service but one of its own.
+    if SERVICE.load(Ordering::Acquire).is_null() {
+        return;
+    }
+    let queue = service().running.as_ref().map(|(queue, _)| queue.clone());
+    if let Some(queue) = queue {
+        let (done, all) = channel();
+        queue.send(Command::Farewell(done));
+        let _ = all.recv_timeout(FAREWELL_PATIENCE);
+    }
+}
+
 /// In a child made by fork: only atomics are touched.
 pub(crate) fn forget() {
     SERVICE.store(std::ptr::null_mut(), Ordering::Relaxed);
@@ -160,7 +188,7 @@ fn run(queue: &Queue) {
     loop {
         for command in queue.take() {
             let id = match &command {
-                Command::Add(_) | Command::Stop => None,
+                Command::Add(_) | Command::Stop | Command::Farewell(_) => None,
                 Command::Remove(id)
                 | Command::Suspect(id, ..)
                 | Command::Opening(id, _)
@@ -172,6 +200,11 @@ fn run(queue: &Queue) {
             match command {
                 Command::Add(member) => members.push(*member),
                 Command::Stop => return,
+                Command::Farewell(done) => {
+                    members.drain(..).for_each(Member::depart);
+                    // It may have waited long enough.
+                    let _ = done.send(());
+                }
                 Command::Remove(_) => {
                     if let Some(at) = at {
                         members.swap_remove(at).leave();

@@ -47,9 +47,6 @@ impl Verdict {
                 Self::Timeout { rank, peer, what, waited }
             }
             Error::Aborted { by } => Self::Aborted { by },
-            Error::Link(LinkError::Timeout { peer, during }) => {
-                Self::Timeout { rank, peer, what: during.to_owned(), waited: Duration::ZERO }
-            }
             Error::Bootstrap(BootstrapError::PeerLost { rank, .. }) => Self::Dead { rank },
             Error::Bootstrap(BootstrapError::PeerFailed { rank, why }) => {
                 Self::Failed { rank, why }
