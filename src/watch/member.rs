@@ -17,7 +17,7 @@ use crate::watch::record::Snapshot;
 use crate::watch::report::{Reason, Report};
 use crate::watch::service::Command;
 use crate::watch::verdict::Verdict;
-use crate::watch::{DEAD, MOST_REPORTS, Peer, Shared, USER_ABORT, VERDICT};
+use crate::watch::{DEAD, LEFT, MOST_REPORTS, Peer, Shared, USER_ABORT, VERDICT};
 
 /// How long an answer may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
@@ -272,6 +272,7 @@ impl Member {
         }
         self.shared.abort_endpoint(match verdict {
             Verdict::Dead { rank } => DEAD | rank,
+            Verdict::Left { rank } => LEFT | rank,
             Verdict::Aborted { by } if by == self.shared.rank => USER_ABORT,
             _ => VERDICT,
         });

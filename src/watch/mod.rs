@@ -52,11 +52,12 @@ use verdict::Verdict;
 
 pub use report::{Reason, Report};
 
-/// Abort reasons, as the peers see them: the verdict on the tree says why; the user asked for it; or, with [`DEAD`] set,
-/// the process of the rank in the other bits died.
+/// Abort reasons, as the peers see them: the verdict on the tree says why; the user asked for it; or, with [`DEAD`]
+/// or [`LEFT`] set, the rank in the other bits died or left. (These need no tree: the rank that left may be a hole in it.)
 const VERDICT: u32 = 1;
 const USER_ABORT: u32 = 2;
 const DEAD: u32 = 1 << 31;
+const LEFT: u32 = 1 << 30;
 
 /// For a verdict that others have heard to reach this rank too, and for the service thread to spread ours.
 const VERDICT_PATIENCE: Duration = Duration::from_secs(2);
@@ -406,6 +407,9 @@ fn cause(error: Error) -> Error {
     match error {
         Error::Link(LinkError::Aborted { reason, .. }) if reason & DEAD != 0 => {
             LinkError::PeerDied { peer: reason & !DEAD }.into()
+        }
+        Error::Link(LinkError::Aborted { reason, .. }) if reason & LEFT != 0 => {
+            LinkError::PeerLeft { peer: reason & !LEFT }.into()
         }
         Error::Link(LinkError::Aborted { by, reason: USER_ABORT }) => Error::Aborted { by },
         other => other,

@@ -101,6 +101,10 @@ fn put_verdict(out: &mut Vec<u8>, verdict: &Verdict) {
             out.push(4);
             put_words(out, [*by]);
         }
+        Verdict::Left { rank } => {
+            out.push(6);
+            put_words(out, [*rank]);
+        }
         Verdict::Failed { rank, why } => {
             out.push(5);
             put_words(out, [*rank]);
@@ -120,6 +124,7 @@ fn verdict(take: &mut Take<'_>) -> Option<Verdict> {
             waited: Duration::from_millis(take.u64()?),
         },
         4 => Verdict::Aborted { by: take.u32()? },
+        6 => Verdict::Left { rank: take.u32()? },
         5 => Verdict::Failed { rank: take.u32()?, why: take.text()? },
         _ => return None,
     })
@@ -181,6 +186,7 @@ mod tests {
             Verdict::Mismatch { ranks: [1, 2], what: what.clone() },
             Verdict::Timeout { rank: 1, peer: 0, what: what.clone(), waited },
             Verdict::Aborted { by: 3 },
+            Verdict::Left { rank: 9 },
             Verdict::Failed { rank: 3, why: what.clone() },
         ]
         .map(Note::Verdict)
@@ -208,7 +214,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn damaged_notes_never_panic(which in 0..9_usize, at: prop::sample::Index, flip: u8) {
+        fn damaged_notes_never_panic(which in 0..10_usize, at: prop::sample::Index, flip: u8) {
             let mut bytes = notes()[which].encode();
             let at = at.index(bytes.len());
             bytes[at] ^= flip;

@@ -14,6 +14,8 @@ use crate::watch::record::Snapshot;
 pub(crate) enum Verdict {
     /// The process of a rank ended.
     Dead { rank: Rank },
+    /// A rank left while another waited for it.
+    Left { rank: Rank },
     /// Two ranks make different calls.
     Mismatch { ranks: [Rank; 2], what: String },
     /// A rank waited longer than the user allows.
@@ -29,6 +31,7 @@ impl Verdict {
     pub(crate) fn error(&self) -> Error {
         match self.clone() {
             Self::Dead { rank } => LinkError::PeerDied { peer: rank }.into(),
+            Self::Left { rank } => LinkError::PeerLeft { peer: rank }.into(),
             Self::Mismatch { ranks, what } => Error::Mismatch { ranks, what },
             Self::Timeout { rank, peer, what, waited } => {
                 Error::Timeout { rank, peer, what, waited }
@@ -42,6 +45,7 @@ impl Verdict {
     pub(crate) fn of(rank: Rank, error: &Error) -> Self {
         match error.clone() {
             Error::Link(LinkError::PeerDied { peer }) => Self::Dead { rank: peer },
+            Error::Link(LinkError::PeerLeft { peer }) => Self::Left { rank: peer },
             Error::Mismatch { ranks, what } => Self::Mismatch { ranks, what },
             Error::Timeout { rank, peer, what, waited } => {
                 Self::Timeout { rank, peer, what, waited }
