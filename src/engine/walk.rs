@@ -150,7 +150,7 @@ impl Walk<'_> {
         // elements long; the outputs likewise, and no two overlap except where the schedule, which is proved free of
         // races, says the same chunk.
         unsafe { self.pass(step, &inputs, count, &outputs, &slots) };
-        self.send(step, tile, at, &inputs, count, &outputs, &mut lanes[index]);
+        self.send(step, tile, at, &inputs, count, &outputs, &mut lanes[index])?;
         for place in &step.inputs {
             if let Place::Link(link) = *place {
                 self.links.incoming[link as usize].slots.release();
@@ -294,7 +294,7 @@ impl Walk<'_> {
         count: usize,
         outputs: &Few<(usize, bool)>,
         lane: &mut Lane,
-    ) {
+    ) -> Result<(), Error> {
         let bytes = count * self.size;
         let lendable = step.lendable(self.scaled).is_some();
         let start = outputs.first().map_or(inputs[0], |&(address, _)| address);
@@ -305,13 +305,15 @@ impl Walk<'_> {
                 outgoing.send(bytes, self.tag);
                 continue;
             }
+            // It fails if the communicator was aborted since the credit was reserved.
             // SAFETY: the memory is not written before the release: by this lane because `fire` looks at `lent`, by others
             // because the schedule is proved, by the caller because `run` returns only when nothing is lent.
-            let lent = unsafe { outgoing.lend(start as *const u8, bytes, self.tag) };
-            let sequence = lent.ok().flatten().expect("a credit was reserved for this message");
+            let lent = unsafe { outgoing.lend(start as *const u8, bytes, self.tag)? };
+            let sequence = lent.expect("a credit was reserved for this message");
             let end = start + bytes;
             lane.lent.push_back(Lent { tile, step: at, link, sequence, start, end });
         }
+        Ok(())
     }
 
     fn collect_released(&mut self, lane: &mut Lane) {
