@@ -114,6 +114,15 @@ table! {
         "the fastest by the cost model", |text| Some(Some(text.to_owned())), None;
     /// How long initialisation waits for missing ranks before it fails and names them.
     init_timeout: Duration = "MAYPOLE_INIT_TIMEOUT", "seconds, at least 1", "600", parse_seconds, Duration::from_secs(600);
+    /// After what time a wait is reported: who is waited for, and what that rank does. Again at each doubling of it.
+    report: Duration = "MAYPOLE_REPORT", "seconds, at least 1", "10", parse_seconds, Duration::from_secs(10);
+    /// After what time a wait is an error, on all ranks. Of use where a job must end rather than wait.
+    timeout: Option<Duration> = "MAYPOLE_TIMEOUT", "seconds, at least 1", "never",
+        |text| parse_seconds(text).map(Some), None;
+    /// At this signal the process writes the last calls of its communicators to standard error. Takes the place of the
+    /// program's own handler for that signal.
+    dump_signal: Option<i32> = "MAYPOLE_DUMP_SIGNAL", "USR1, USR2, HUP, WINCH, URG or a number from 1 to 64, with or without SIG",
+        "none, and no handler is installed", parse_signal, None;
     /// Bytes of one slot of a link.
     slot_bytes: Option<usize> = "MAYPOLE_SLOT_BYTES", "bytes, a multiple of 64 from 64 to 1073741824",
         "chosen by the transport", parse_slot_bytes, None;
@@ -432,6 +441,18 @@ fn parse_seconds(text: &str) -> Option<Duration> {
     integer_in(text, 1, 3_153_600_000).map(|seconds| Duration::from_secs(seconds as u64))
 }
 
+fn parse_signal(text: &str) -> Option<Option<i32>> {
+    let name = text.strip_prefix("SIG").unwrap_or(text);
+    let names = [
+        ("USR1", libc::SIGUSR1),
+        ("USR2", libc::SIGUSR2),
+        ("HUP", libc::SIGHUP),
+        ("WINCH", libc::SIGWINCH),
+        ("URG", libc::SIGURG),
+    ];
+    one_of(name, &names).or_else(|| integer_in(text, 1, 64).map(|n| n as i32)).map(Some)
+}
+
 fn parse_slot_bytes(text: &str) -> Option<Option<usize>> {
     integer_in(text, 64, 1 << 30).filter(|bytes| bytes % 64 == 0).map(|bytes| Some(bytes as usize))
 }
@@ -523,6 +544,8 @@ mod tests {
         assert_eq!(with("MAYPOLE_INIT_TIMEOUT", "010").0.init_timeout, Duration::from_secs(8));
         assert_eq!(with("MAYPOLE_SLOT_BYTES", "0x1000").0.slot_bytes, Some(4096));
         assert_eq!(with("MAYPOLE_SLOT_BYTES", "100").1.len(), 1);
+        assert_eq!(with("MAYPOLE_DUMP_SIGNAL", "SIGUSR2").0.dump_signal, Some(libc::SIGUSR2));
+        assert_eq!(with("MAYPOLE_DUMP_SIGNAL", "10").0.dump_signal, Some(10));
         assert_eq!(with("NCCL_SOCKET_FAMILY", "AF_INET6").0.socket_family, Some(Family::V6));
         assert_eq!(with("NCCL_NSOCKS_PERTHREAD", "4").0.streams(), 4);
         let most = Config { socket_threads: 16, sockets_per_thread: 16, ..Config::default() };

@@ -6,17 +6,16 @@ mod offspring;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use maypole_algorithms::verify::{Proved, prove};
 use maypole_algorithms::{Class, Collective, DType, Rank, RedOp, Schedule};
 use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
-use maypole_transport::error::LinkError;
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::lines::CAPACITY;
 use maypole_transport::tcp::TcpConfig;
 
-use crate::bootstrap::{self, ControlTree, Joined, Keys, Meeting, Options, UniqueId};
+use crate::bootstrap::{self, Joined, Keys, Meeting, Options, UniqueId};
 use crate::call::Call;
 use crate::config::{self, Bits, Config};
 use crate::engine::Buffers;
@@ -30,6 +29,8 @@ use crate::plan::exchange::{self, Transfer};
 use crate::plan::{Body, Key, Plan, Plans, STREAM_FROM};
 use crate::reduce::{Isa, Kernel, Reduction};
 use crate::tune::{AlgorithmFilter, Choice, Protocol, Tuner};
+use crate::watch::process::Process;
+use crate::watch::{Peer, Report, Shared, Watch};
 use card::{Card, Host};
 
 pub use element::Element;
@@ -39,12 +40,6 @@ mod tests;
 
 /// Links between every ordered pair of ranks: more than any generator uses, and one for sends and receives.
 const CHANNELS: u16 = exchange::CHANNEL + 1;
-
-/// Abort reasons, as the peers see them: a call failed here, and the log says why; the user asked for it; or, with
-/// [`DEAD`] set, the process of the rank in the other bits died.
-const FAILED_CALL: u32 = 1;
-const USER_ABORT: u32 = 2;
-const DEAD: u32 = 1 << 31;
 
 /// A group of ranks over which collectives are called. One thread at a time uses it; [`AbortHandle`] is for the others.
 ///
@@ -73,6 +68,8 @@ const DEAD: u32 = 1 << 31;
 pub struct Communicator {
     rank: Rank,
     nranks: u32,
+    /// Before the endpoint, so that it leaves first.
+    watch: Watch,
     endpoint: Arc<Endpoint>,
     addresses: Vec<Vec<u8>>,
     links: Links,
@@ -94,7 +91,6 @@ pub struct Communicator {
     meetings: Vec<Vec<u8>>,
     /// How often it was shrunk.
     shrunk: u64,
-    control: ControlTree,
 }
 
 impl Communicator {
@@ -123,6 +119,7 @@ impl Communicator {
         let meeting = Meeting::open()?;
         let card = Card {
             host: Host::here(),
+            process: Process::here(),
             address: endpoint.address(),
             meeting: meeting.address(),
             settings: settings(config, layout),
@@ -132,7 +129,7 @@ impl Communicator {
         let addresses: Vec<Vec<u8>> = cards.iter().map(|c| c.address.clone()).collect();
         let tcp = endpoint.survey(&addresses)?;
         let peers = (&cards[..], addresses, tcp);
-        let comm = Self::assemble(config, joined, endpoint, meeting, layout, peers, options);
+        let comm = Self::assemble(config, joined, endpoint, meeting, layout, peers, options)?;
         log::info!(
             target: "INIT",
             "comm {:p} rank {rank} nranks {nranks} host memory, {} ranks on this host, {:.1} ranks per core, {} - Init COMPLETE",
@@ -152,7 +149,7 @@ impl Communicator {
         layout: InboxLayout,
         (cards, addresses, tcp): (&[Card], Vec<Vec<u8>>, bool),
         options: &Options,
-    ) -> Self {
+    ) -> Result<Self, Error> {
         let (rank, nranks) = (joined.rank, joined.nranks);
         let on_host = |host: &Host| cards.iter().filter(|c| c.host.same_machine(host)).count();
         let crowding = |card: &Card| on_host(&card.host) as f64 / f64::from(card.host.cores);
@@ -175,9 +172,19 @@ impl Communicator {
             },
         };
         let here = &cards[rank as usize].host;
-        Self {
+        let key = u64::from_le_bytes(*joined.derive("watch").first_chunk().expect("32 bytes"));
+        let peer = |card: &Card| Peer {
+            host: card.host.name.clone(),
+            process: card.process,
+            near: card.host.same_machine(here),
+        };
+        let ranks = cards.iter().map(peer).collect();
+        let keys = joined.keys();
+        let watch = Watch::start(joined.control, &endpoint, key, ranks, config)?;
+        Ok(Self {
             rank,
             nranks,
+            watch,
             endpoint,
             addresses,
             links: Links::default(),
@@ -191,12 +198,11 @@ impl Communicator {
             broken: None,
             config: config.clone(),
             options: *options,
-            keys: joined.keys(),
+            keys,
             meeting,
             meetings: cards.iter().map(|c| c.meeting.clone()).collect(),
             shrunk: 0,
-            control: joined.control,
-        }
+        })
     }
 
     /// This process' number in the communicator.
@@ -274,6 +280,18 @@ impl Communicator {
     /// and do not overlap otherwise.
     #[inline]
     pub unsafe fn run(&mut self, call: &Call) -> Result<(), Error> {
+        let history = self.watch.begin(call)?;
+        // SAFETY: the caller's promise.
+        let result = unsafe { self.dispatch(call, history) };
+        match &result {
+            Err(error) if error.is_harmless() => self.watch.retract(),
+            _ => self.watch.end(),
+        }
+        result
+    }
+
+    #[inline]
+    unsafe fn dispatch(&mut self, call: &Call, history: u32) -> Result<(), Error> {
         if call.count == 0 {
             return Ok(());
         }
@@ -282,7 +300,7 @@ impl Communicator {
             _ => self.prepare(call)?,
         };
         // SAFETY: the caller's promise.
-        unsafe { self.execute(number, call) }.map_err(|e| self.fail(e))
+        unsafe { self.execute(number, call, history) }.map_err(|e| self.fail(e))
     }
 
     /// Sends and receives, all at once: returns when all are done, whatever the order in which they and their partners on the
@@ -315,11 +333,11 @@ impl Communicator {
     }
 
     unsafe fn exchange_with_peers(&mut self, transfers: &[Transfer]) -> Result<(), Error> {
-        let deadline = Instant::now() + self.options.timeout;
-        let Self { endpoint, addresses, links, .. } = self;
+        let deadline = self.link_deadline();
+        let Self { endpoint, addresses, links, watch, .. } = self;
         let tile = self.tuner.slot_bytes;
         let program = exchange::bind(transfers, tile, |peer| {
-            links.open(endpoint, addresses, peer, exchange::CHANNEL, deadline)
+            links.open(endpoint, addresses, peer, exchange::CHANNEL, deadline, watch)
         })?;
         let bytes = |t: &Transfer| match *t {
             Transfer::Send { bytes, .. } | Transfer::Receive { bytes, .. } => bytes,
@@ -332,11 +350,13 @@ impl Communicator {
             size: 1,
             scaled: false,
             stream: transfers.iter().map(bytes).sum::<usize>() >= STREAM_FROM,
+            // Transfers are no calls of all ranks.
+            history: 0,
             links: &mut self.links,
             scratch: &mut self.scratch,
         };
         // SAFETY: the caller's promise.
-        unsafe { walk.run(Wait::new(&self.endpoint, self.patience)) }
+        unsafe { walk.run(Wait::new(&self.endpoint, self.patience, &self.watch)) }
     }
 
     /// What `run` would choose for `call`, and why.
@@ -349,16 +369,24 @@ impl Communicator {
 
     /// A handle by which any thread can end this communicator's waits, on all ranks.
     pub fn abort_handle(&self) -> AbortHandle {
-        AbortHandle { endpoint: Arc::clone(&self.endpoint) }
+        AbortHandle { shared: self.watch.shared(), _endpoint: Arc::clone(&self.endpoint) }
     }
 
     /// The error that broke the communicator, if one did, or a peer's abort.
     pub fn async_error(&self) -> Option<Error> {
-        self.broken.clone().or_else(|| self.endpoint.aborted().map(|e| cause(e.into())))
+        self.broken.clone().or_else(|| self.watch.ended())
     }
 
-    unsafe fn execute(&mut self, number: usize, call: &Call) -> Result<(), Error> {
+    /// What was found out about waits that took longer than `MAYPOLE_REPORT`, oldest first; the last 64. Each was logged as
+    /// a warning too. A report is no error: the call goes on.
+    pub fn reports(&self) -> Vec<Report> {
+        self.watch.reports()
+    }
+
+    unsafe fn execute(&mut self, number: usize, call: &Call, history: u32) -> Result<(), Error> {
         let plan = self.plans.get(number);
+        // Ranks whose calls ever differed meet with different tags, whatever the calls of today.
+        let tag = plan.tag ^ history;
         let buffers = Buffers { send: call.send, recv: call.recv };
         let rescaled;
         let kernel = if plan.key.brings_scalar() {
@@ -374,12 +402,13 @@ impl Communicator {
                 let mut straight = Straight {
                     buffers,
                     kernel,
-                    tag: plan.tag,
+                    tag,
                     links: &mut self.links,
                     scratch: self.scratch.base(line.scratch, CAPACITY),
                     staging: &mut self.staging,
                     endpoint: &self.endpoint,
                     patience: self.patience,
+                    watch: &self.watch,
                 };
                 // SAFETY: the caller's promise; scratch was just made large enough.
                 unsafe { straight.run(line) }
@@ -394,11 +423,12 @@ impl Communicator {
                     size,
                     scaled: plan.scaled,
                     stream: plan.stream,
+                    history,
                     links: &mut self.links,
                     scratch: &mut self.scratch,
                 };
                 // SAFETY: the caller's promise.
-                unsafe { walk.run(Wait::new(&self.endpoint, self.patience)) }
+                unsafe { walk.run(Wait::new(&self.endpoint, self.patience, &self.watch)) }
             }
         }
     }
@@ -423,16 +453,22 @@ impl Communicator {
         let Call { collective, count, dtype, reduction, .. } = call;
         log::info!(target: "TUNING", "{collective} of {count} {dtype}, {}: {choice}", reduction.op);
         let proved = self.proved(schedule)?;
-        let deadline = Instant::now() + self.options.timeout;
-        let Self { rank, isa, endpoint, addresses, links, .. } = self;
+        let deadline = self.link_deadline();
+        let Self { rank, isa, endpoint, addresses, links, watch, .. } = self;
         let plan = Plan::new(&proved, choice, call, *rank, *isa, links, |links, peer, channel| {
-            links.open(endpoint, addresses, peer, channel, deadline)
+            links.open(endpoint, addresses, peer, channel, deadline, watch)
         });
         match plan {
             Ok(plan) => Ok(self.plans.insert(plan)),
             // The other ranks wait for this one's links.
             Err(error) => Err(self.fail(error)),
         }
+    }
+
+    /// Until when a link must be open.
+    fn link_deadline(&self) -> Instant {
+        let timeout = self.config.timeout.unwrap_or(Duration::MAX).min(self.options.timeout);
+        Instant::now() + timeout
     }
 
     fn proved(&mut self, schedule: Schedule) -> Result<Proved, Error> {
@@ -445,40 +481,27 @@ impl Communicator {
         Ok(proved)
     }
 
-    /// A call failed: log it, tell the peers, remember it. A death that a peer saw first is the error here too.
+    /// A call failed: tell all ranks, log it, remember it. What others saw first is the error here too.
     #[cold]
     fn fail(&mut self, error: Error) -> Error {
-        let error = cause(error);
+        let error = self.watch.fail(error);
         log::warn!("rank {}: {error}", self.rank);
-        self.endpoint.abort(match error {
-            Error::Link(LinkError::PeerDied { peer }) => DEAD | peer,
-            _ => FAILED_CALL,
-        });
         self.broken.get_or_insert(error).clone()
     }
 }
 
-/// What an abort by a peer was about.
-fn cause(error: Error) -> Error {
-    match error {
-        Error::Link(LinkError::Aborted { reason, .. }) if reason & DEAD != 0 => {
-            Error::Link(LinkError::PeerDied { peer: reason & !DEAD })
-        }
-        Error::Link(LinkError::Aborted { by, reason: USER_ABORT }) => Error::Aborted { by },
-        other => other,
-    }
-}
-
-/// Ends a communicator's waits from any thread, on all connected ranks.
+/// Ends a communicator's waits from any thread, on all ranks.
 #[derive(Clone)]
 pub struct AbortHandle {
-    endpoint: Arc<Endpoint>,
+    shared: Arc<Shared>,
+    /// It must outlive the abort.
+    _endpoint: Arc<Endpoint>,
 }
 
 impl AbortHandle {
-    /// Makes every present and future wait of the communicator end with an error, here and on the connected ranks.
+    /// Makes every present and future wait of the communicator end with an error, here and on all other ranks.
     pub fn abort(&self) {
-        self.endpoint.abort(USER_ABORT);
+        self.shared.abort();
     }
 }
 

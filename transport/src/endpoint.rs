@@ -259,6 +259,15 @@ impl Endpoint {
         }
     }
 
+    /// Tells connected peers that this rank sends nothing more: as dropping it, for a process that ends without.
+    pub fn leave(&self) {
+        let peers = &self.presence.peers;
+        peers.inbox.header().leave();
+        for peer in peers.all() {
+            peer.ring();
+        }
+    }
+
     /// Whether this rank was aborted. Cheap.
     #[inline]
     pub fn aborted(&self) -> Option<LinkError> {
@@ -277,11 +286,7 @@ impl Drop for Endpoint {
         if std::process::id() != self.owner {
             return;
         }
-        let peers = &self.presence.peers;
-        peers.inbox.header().leave();
-        for peer in peers.all() {
-            peer.ring();
-        }
+        self.leave();
         // SAFETY: dropped here alone, and not used again.
         unsafe { ManuallyDrop::drop(&mut self.presence) };
     }
