@@ -280,7 +280,8 @@ impl Communicator {
     /// and do not overlap otherwise.
     #[inline]
     pub unsafe fn run(&mut self, call: &Call) -> Result<(), Error> {
-        let history = self.watch.begin(call)?;
+        self.watch.check_fork()?;
+        let history = self.watch.begin(call);
         // SAFETY: the caller's promise.
         let result = unsafe { self.dispatch(call, history) };
         match &result {

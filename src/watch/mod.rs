@@ -157,20 +157,27 @@ impl Watch {
 
     /// The communicator enters a call. Returns a hash of this call and of all before it, which differs between ranks from
     /// the first call on in which they differ.
-    ///
-    /// # Errors
-    /// In a child made by fork.
     #[inline]
-    pub(crate) fn begin(&mut self, call: &Call) -> Result<u32, Error> {
-        if process::generation() != self.generation {
-            return Err(made_before_fork());
-        }
+    pub(crate) fn begin(&mut self, call: &Call) -> u32 {
+        debug_assert!(self.check_fork().is_ok());
         let signature = Signature::of(call);
         self.shared.record.begin(signature);
         self.before = self.history;
         self.history = signature.extend(self.history);
         // The high bits depend on all of it.
-        Ok((self.history >> 32) as u32)
+        (self.history >> 32) as u32
+    }
+
+    /// To be asked before every use.
+    ///
+    /// # Errors
+    /// In a child made by fork.
+    #[inline]
+    pub(crate) fn check_fork(&self) -> Result<(), Error> {
+        if process::generation() != self.generation {
+            return Err(made_before_fork());
+        }
+        Ok(())
     }
 
     /// The communicator leaves a call.
@@ -244,9 +251,7 @@ impl Watch {
         bytes: &[u8],
         deadline: Instant,
     ) -> Result<Vec<Vec<u8>>, Error> {
-        if process::generation() != self.generation {
-            return Err(made_before_fork());
-        }
+        self.check_fork()?;
         if bytes.len() > crate::bootstrap::MOST_ITEM {
             return Err(Error::internal("more bytes than an exchange carries"));
         }
