@@ -487,6 +487,8 @@ impl Communicator {
     fn fail(&mut self, error: Error) -> Error {
         let error = self.watch.fail(error);
         log::warn!("rank {}: {error}", self.rank);
+        self.watch.abort_peers();
+        self.links.withdraw(&self.endpoint);
         self.broken.get_or_insert(error).clone()
     }
 }

@@ -630,7 +630,7 @@ fn ranks_exchange_over_the_control_tree_between_calls_and_an_abort_ends_that() {
         if comm.rank() == 3 {
             comm.abort_handle().abort();
         }
-        comm.watch.barrier(deadline()).expect_err("rank 3 does not come")
+        comm.watch.all_gather(&[], deadline()).expect_err("rank 3 does not come")
     });
     assert!(results.iter().all(|e| *e == Error::Aborted { by: 3 }), "{results:?}");
 }
@@ -639,14 +639,38 @@ fn ranks_exchange_over_the_control_tree_between_calls_and_an_abort_ends_that() {
 fn an_exchange_that_is_late_fails_on_all_ranks_alike() {
     let errors = as_ranks(5, &Config::default(), |comm| {
         if comm.rank() == 4 {
-            return comm.watch.barrier(Instant::now() + Duration::from_millis(200)).unwrap_err();
+            return comm
+                .watch
+                .all_gather(&[], Instant::now() + Duration::from_millis(200))
+                .unwrap_err();
         }
         if comm.rank() == 2 {
             std::thread::sleep(Duration::from_millis(700));
         }
-        comm.watch.barrier(Instant::now() + Duration::from_secs(50)).unwrap_err()
+        comm.watch.all_gather(&[], Instant::now() + Duration::from_secs(50)).unwrap_err()
     });
     let first = &errors[0];
     assert!(matches!(first, Error::Timeout { rank: 4, .. }), "{first}");
     assert!(errors.iter().all(|e| e.to_string() == first.to_string()), "{errors:?}");
+}
+
+#[test]
+fn nothing_is_lent_any_more_after_an_error() {
+    for round in 0..20u64 {
+        let results = as_ranks(3, &Config::default(), move |comm| {
+            let rank = comm.rank();
+            let mut sum = [0];
+            comm.all_reduce(&[1], &mut sum, RedOp::Sum).expect("a first call");
+            if rank == 2 {
+                std::thread::sleep(Duration::from_micros(round * 150));
+                comm.abort_handle().abort();
+                return true;
+            }
+            let (mut send, mut recv) = (vec![1u64; 1 << 20], vec![0u64; 1 << 20]);
+            let failed = comm.all_reduce(&send, &mut recv, RedOp::Sum).is_err();
+            send.fill(7);
+            failed && comm.links.unreleased.is_empty()
+        });
+        assert_eq!(results, [true; 3]);
+    }
 }

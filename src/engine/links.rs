@@ -7,7 +7,7 @@ use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::Channel;
 use maypole_transport::endpoint::Endpoint;
 use maypole_transport::error::LinkError;
-use maypole_transport::link::{Incoming, Outgoing};
+use maypole_transport::link::{Incoming, Outgoing, Sequence};
 
 use crate::error::Error;
 use crate::watch::Watch;
@@ -20,6 +20,8 @@ pub(crate) struct Links {
     /// The other end of each.
     pub(crate) ends: Vec<(Rank, Channel)>,
     index: HashMap<(Rank, Channel), u32>,
+    /// Messages of a call that failed which lend memory and were not released: link and sequence.
+    pub(crate) unreleased: Vec<(u32, Sequence)>,
 }
 
 impl Links {
@@ -62,5 +64,17 @@ impl Links {
     /// The rank at the other end of link `index`.
     pub(crate) fn peer(&self, index: u32) -> Rank {
         self.ends[index as usize].0
+    }
+
+    /// After a call that failed, and an abort that the peers see: returns when no peer reads lent memory any more. That is soon, since
+    /// the waits of an aborted rank end.
+    pub(crate) fn withdraw(&mut self, endpoint: &Endpoint) {
+        for (link, sequence) in std::mem::take(&mut self.unreleased) {
+            let peer = self.peer(link);
+            let slots = &mut self.outgoing[link as usize].slots;
+            while slots.released() < sequence && endpoint.is_reading(peer) {
+                std::thread::yield_now();
+            }
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
 use maypole_transport::doorbell::{Doorbell, Ticket};
-use maypole_transport::endpoint::Endpoint;
+use maypole_transport::endpoint::{Endpoint, Reading};
 use maypole_transport::error::LinkError;
 
 use crate::error::Error;
@@ -58,6 +58,11 @@ impl<'a> Wait<'a> {
     #[inline]
     pub(crate) fn new(endpoint: &'a Endpoint, patience: Patience, watch: &'a Watch) -> Self {
         Self { endpoint, patience, watch, polls: 0, armed: None, long: None }
+    }
+
+    /// See [`Endpoint::reading`].
+    pub(crate) fn reading(&self) -> Reading<'a> {
+        self.endpoint.reading()
     }
 
     /// To be called after every unsuccessful poll; returns when it is time for the next one. `failed` says why the wait is in

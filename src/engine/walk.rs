@@ -64,25 +64,42 @@ struct Lent {
 }
 
 impl Walk<'_> {
-    /// Runs the program to its end. On an error the communicator is of no further use.
+    /// Runs the program to its end. On an error the communicator is of no further use, and the messages that still lend memory
+    /// are left in [`Links::unreleased`].
     ///
     /// # Safety
-    /// The buffers are valid for the geometry's extents and nobody else writes them during the call.
-    pub(crate) unsafe fn run(&mut self, mut wait: Wait<'_>) -> Result<(), Error> {
+    /// The buffers are valid for the program's extents and nobody else writes them during the call, nor, after an error,
+    /// until [`Links::withdraw`] has returned.
+    pub(crate) unsafe fn run(&mut self, wait: Wait<'_>) -> Result<(), Error> {
         let mut lanes: Vec<Position> =
             self.program.lanes.iter().map(|_| Position::default()).collect();
         for (index, lane) in lanes.iter_mut().enumerate() {
             lane.at = self.first(index, At::default());
         }
+        // SAFETY: the caller's promise.
+        let result = unsafe { self.run_lanes(&mut lanes, wait) };
+        if result.is_err() {
+            let lent = lanes.iter().flat_map(|lane| &lane.lent);
+            self.links.unreleased.extend(lent.map(|l| (l.link, l.sequence)));
+        }
+        result
+    }
+
+    unsafe fn run_lanes(
+        &mut self,
+        lanes: &mut [Position],
+        mut wait: Wait<'_>,
+    ) -> Result<(), Error> {
+        let _reading = wait.reading();
         loop {
             let mut progress = false;
             let mut open = false;
             for index in 0..lanes.len() {
                 // SAFETY: the caller's promise.
-                progress |= unsafe { self.fire(&mut lanes, index)? };
-                self.collect_released(&mut lanes[index]);
-                open |=
-                    self.segment(index, lanes[index].at).is_some() || !lanes[index].lent.is_empty();
+                progress |= unsafe { self.fire(lanes, index)? };
+                let lane = &mut lanes[index];
+                self.collect_released(lane);
+                open |= self.segment(index, lane.at).is_some() || !lane.lent.is_empty();
             }
             if !open {
                 return Ok(());
@@ -90,7 +107,7 @@ impl Walk<'_> {
             if progress {
                 wait.over();
             } else {
-                wait.idle(|| None, || self.whom(&lanes))?;
+                wait.idle(|| None, || self.whom(lanes))?;
             }
         }
     }
@@ -326,7 +343,8 @@ impl Walk<'_> {
             }
             // It fails if the communicator was aborted since the credit was reserved.
             // SAFETY: the memory is not written before the release: by this lane because `fire` looks at `lent`, by others
-            // because the schedule is proved, by the caller because `run` returns only when nothing is lent.
+            // because the schedule is proved, by the caller because `run` returns only when nothing is lent, and after an error
+            // the communicator only when `Links::withdraw` has.
             let sequence = unsafe { outgoing.lend(start as *const u8, bytes, tag)? };
             let sequence = sequence.expect("a credit was reserved for this message");
             lent.push_back(Lent { at, link, sequence, start, end });

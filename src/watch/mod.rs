@@ -155,8 +155,8 @@ impl Watch {
         Ok(Self { shared, generation, report, timeout, history: 0, before: 0 })
     }
 
-    /// The communicator enters a call. Returns a hash of this call and of all before it, which differs between ranks from
-    /// the first call on in which they differ.
+    /// The communicator enters a call. Returns a hash of all calls before it, which differs between ranks from the first call on
+    /// in which they differed.
     #[inline]
     pub(crate) fn begin(&mut self, call: &Call) -> u32 {
         debug_assert!(self.check_fork().is_ok());
@@ -233,6 +233,11 @@ impl Watch {
         self.shared.fail(error)
     }
 
+    /// Ends the waits of all connected ranks, if nothing has yet; the verdict says why.
+    pub(crate) fn abort_peers(&self) {
+        self.shared.abort_endpoint(VERDICT);
+    }
+
     /// What ended the communicator, if something did.
     pub(crate) fn ended(&self) -> Option<Error> {
         self.shared.ended()
@@ -245,7 +250,6 @@ impl Watch {
 
     /// Collects what every rank gives, in the order of the ranks, over the control tree; see
     /// [`ControlTree::all_gather`]. Death and abort end it.
-    #[allow(dead_code, reason = "for split and shrink")]
     pub(crate) fn all_gather(
         &self,
         bytes: &[u8],
@@ -262,12 +266,6 @@ impl Watch {
         let until = deadline + VERDICT_PATIENCE;
         let result = self.shared.wait(until, |state| state.exchanged.take());
         result.unwrap_or_else(|| Err(Error::internal("the service thread does not answer")))
-    }
-
-    /// Returns when every rank has called it.
-    #[allow(dead_code, reason = "for split and shrink")]
-    pub(crate) fn barrier(&self, deadline: Instant) -> Result<(), Error> {
-        self.all_gather(&[], deadline).map(drop)
     }
 
     /// For abort handles.

@@ -11,7 +11,7 @@ use crate::Rank;
 use crate::address::{Address, Token, Way};
 use crate::doorbell::Doorbell;
 use crate::error::LinkError;
-use crate::header::Pair;
+use crate::header::{Header, Pair};
 use crate::hello::Party;
 use crate::host;
 use crate::inbox::{Inbox, InboxLayout, LinkPlace, PeerInbox};
@@ -268,6 +268,23 @@ impl Endpoint {
         }
     }
 
+    /// While the result lives, this rank may read memory that others lend it. Whoever receives messages of links that lend needs
+    /// it, for the sake of a lender that fails: see [`is_reading`](Self::is_reading).
+    pub fn reading(&self) -> Reading<'_> {
+        let header = self.presence.peers.inbox.header();
+        header.start_reading();
+        Reading(header)
+    }
+
+    /// Whether `peer` may still read what this rank lent it. After an [`abort`](Self::abort) that the peer will see, false is
+    /// final, and true does not last: its waits end.
+    pub fn is_reading(&self, peer: Rank) -> bool {
+        match self.presence.peers.get(peer) {
+            Some(Peer::Memory(inbox)) => inbox.header().is_reading(),
+            Some(Peer::Tcp(_)) | None => false,
+        }
+    }
+
     /// Whether this rank was aborted. Cheap.
     #[inline]
     pub fn aborted(&self) -> Option<LinkError> {
@@ -289,6 +306,16 @@ impl Drop for Endpoint {
         self.leave();
         // SAFETY: dropped here alone, and not used again.
         unsafe { ManuallyDrop::drop(&mut self.presence) };
+    }
+}
+
+/// See [`Endpoint::reading`].
+#[must_use = "reading ends when it is dropped"]
+pub struct Reading<'a>(&'a Header);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.stop_reading();
     }
 }
 

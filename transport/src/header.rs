@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::Rank;
 use crate::doorbell::Doorbell;
 use crate::error::LinkError;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, full_fence};
 
 /// What a rank is and what memory it made: written once, before anyone sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct Header {
     abort: AtomicU64,
     /// One of the constants below. Beside the abort word: both are written once in a life.
     presence: AtomicU32,
+    /// 1 while the rank may read memory that others lend it.
+    reading: AtomicU32,
 }
 
 const PRESENT: u32 = 0;
@@ -102,6 +104,26 @@ impl Header {
             LEFT => Some(LinkError::PeerLeft { peer }),
             _ => Some(LinkError::PeerDied { peer }),
         }
+    }
+
+    /// The rank may read lent memory from now on. Follows the look at the abort word that a receive begins with: either that
+    /// sees an abort, or who aborted sees this.
+    pub fn start_reading(&self) {
+        self.reading.store(1, Ordering::Relaxed);
+        full_fence();
+    }
+
+    /// The rank reads no lent memory any more.
+    pub fn stop_reading(&self) {
+        // Pairs as `reading`.
+        self.reading.store(0, Ordering::Release);
+    }
+
+    /// Whether the rank may read lent memory. Once it was aborted and this is false, it never will again.
+    pub fn is_reading(&self) -> bool {
+        full_fence();
+        // Pairs as `reading`.
+        self.reading.load(Ordering::Acquire) != 0
     }
 
     fn depart(&self, how: u32) {
