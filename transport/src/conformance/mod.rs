@@ -9,6 +9,7 @@ mod lines;
 mod slots;
 mod traffic;
 
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ pub const LAYOUTS: [InboxLayout; 2] = [
 /// One end of a connected pair.
 pub struct Side {
     /// The rank.
-    pub endpoint: Endpoint,
+    pub endpoint: Arc<Endpoint>,
     /// To the peer; fresh.
     pub out: Outgoing,
     /// From the peer; fresh.
@@ -72,6 +73,14 @@ pub const CASES: &[Case] = &[
 
 /// Runs all cases in this process, each end in a thread of its own. `make` makes a rank of a communicator of two.
 pub fn run(make: fn(EndpointConfig) -> Result<Endpoint, LinkError>) {
+    run_over(make, |side| side);
+}
+
+/// The same over what `wrap` makes of the links of each end.
+pub fn run_over(
+    make: fn(EndpointConfig) -> Result<Endpoint, LinkError>,
+    wrap: impl Fn(Side) -> Side + Copy + Send,
+) {
     for layout in LAYOUTS {
         for case in CASES {
             let _watchdog = Watchdog::new(case.name);
@@ -82,7 +91,7 @@ pub fn run(make: fn(EndpointConfig) -> Result<Endpoint, LinkError>) {
             let roles = [case.left, case.right];
             thread::scope(|scope| {
                 for ((endpoint, address), role) in ends.into_iter().zip(addresses).zip(roles) {
-                    scope.spawn(move || role(Side::connect(endpoint, &address)));
+                    scope.spawn(move || role(wrap(Side::connect(endpoint, &address))));
                 }
             });
         }
@@ -117,7 +126,7 @@ impl Side {
         endpoint.connect(peer, address, Instant::now()).expect("connecting is idempotent");
         let (out, inc) = endpoint.open(peer, 0).unwrap();
         let control = endpoint.open(peer, 1).unwrap();
-        Self { endpoint, out, inc, control, peer }
+        Self { endpoint: Arc::new(endpoint), out, inc, control, peer }
     }
 
     fn reserve(&mut self) -> SlotMut {
