@@ -12,6 +12,7 @@ use maypole_algorithms::verify::{Proved, prove};
 use maypole_algorithms::{Class, Collective, DType, Rank, RedOp, Schedule};
 use maypole_transport::endpoint::{Endpoint, EndpointConfig};
 use maypole_transport::error::LinkError;
+use maypole_transport::fault::{Faults, Recipe};
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::lines::CAPACITY;
 
@@ -39,10 +40,10 @@ mod tests;
 /// Links between every ordered pair of ranks: more than any generator uses, and one for sends and receives.
 const CHANNELS: u16 = exchange::CHANNEL + 1;
 
-/// Abort reasons, as the peers see them: a call failed here, and the log says why; the user asked for it; or, with
-/// [`DEAD`] set, the process of the rank in the other bits died.
+/// Abort reasons, as the peers see them: a call failed here, and the log says why; or what happened to the rank in the other
+/// bits: with [`USER_ABORT`] set its user asked for it, with [`DEAD`] set its process died.
 const FAILED_CALL: u32 = 1;
-const USER_ABORT: u32 = 2;
+const USER_ABORT: u32 = 1 << 30;
 const DEAD: u32 = 1 << 31;
 
 /// A group of ranks over which collectives are called. One thread at a time uses it; [`AbortHandle`] is for the others.
@@ -163,18 +164,25 @@ impl Communicator {
             explicit_class: config.bits == Bits::Canonical,
             algorithms: AlgorithmFilter::parse(config.algorithms.as_deref().unwrap_or("")),
             protocol: match config.protocol {
+                // Faults are on slots alone.
+                _ if config.fault.is_some() => Some(Protocol::Slots),
                 config::Protocol::Auto => None,
                 config::Protocol::Line => Some(Protocol::Line),
                 config::Protocol::Slots => Some(Protocol::Slots),
             },
         };
         let here = &cards[rank as usize].host;
+        let abort = AbortHandle { endpoint: Arc::clone(&endpoint) };
+        let faults = config
+            .fault
+            .clone()
+            .map(|recipe| Faults::new(recipe, Arc::clone(&endpoint), move || abort.abort()));
         Self {
             rank,
             nranks,
             endpoint,
             addresses: cards.iter().map(|c| c.address.clone()).collect(),
-            links: Links::default(),
+            links: Links::new(faults),
             plans: Plans::default(),
             proofs: HashMap::new(),
             tuner,
@@ -183,7 +191,10 @@ impl Communicator {
             scratch: Scratch::default(),
             staging: Box::default(),
             broken: None,
-            config: config.clone(),
+            config: Config {
+                fault: config.fault.as_ref().map(Recipe::without_ends),
+                ..config.clone()
+            },
             options: *options,
             keys: joined.keys(),
             meeting,
@@ -446,6 +457,7 @@ impl Communicator {
         log::warn!("rank {}: {error}", self.rank);
         self.endpoint.abort(match error {
             Error::Link(LinkError::PeerDied { peer }) => DEAD | peer,
+            Error::Aborted { by } => USER_ABORT | by,
             _ => FAILED_CALL,
         });
         self.broken.get_or_insert(error).clone()
@@ -458,7 +470,9 @@ fn cause(error: Error) -> Error {
         Error::Link(LinkError::Aborted { reason, .. }) if reason & DEAD != 0 => {
             Error::Link(LinkError::PeerDied { peer: reason & !DEAD })
         }
-        Error::Link(LinkError::Aborted { by, reason: USER_ABORT }) => Error::Aborted { by },
+        Error::Link(LinkError::Aborted { reason, .. }) if reason & USER_ABORT != 0 => {
+            Error::Aborted { by: reason & !USER_ABORT }
+        }
         other => other,
     }
 }
@@ -472,7 +486,7 @@ pub struct AbortHandle {
 impl AbortHandle {
     /// Makes every present and future wait of the communicator end with an error, here and on the connected ranks.
     pub fn abort(&self) {
-        self.endpoint.abort(USER_ABORT);
+        self.endpoint.abort(USER_ABORT | self.endpoint.rank());
     }
 }
 
@@ -502,11 +516,12 @@ fn layout(config: &Config, nranks: u32) -> InboxLayout {
 fn settings(config: &Config, layout: InboxLayout) -> String {
     let algorithms = config.algorithms.as_deref().unwrap_or("");
     format!(
-        "NCCL_ALGO={algorithms} MAYPOLE_BITS={:?} MAYPOLE_PROTO={:?} MAYPOLE_SLOT_BYTES={} MAYPOLE_SLOT_DEPTH={} version={}",
+        "NCCL_ALGO={algorithms} MAYPOLE_BITS={:?} MAYPOLE_PROTO={:?} MAYPOLE_SLOT_BYTES={} MAYPOLE_SLOT_DEPTH={} MAYPOLE_FAULT={:?} version={}",
         config.bits,
         config.protocol,
         layout.slot_bytes,
         layout.depth,
+        config.fault,
         env!("CARGO_PKG_VERSION"),
     )
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::Channel;
 use maypole_transport::endpoint::Endpoint;
+use maypole_transport::fault::Faults;
 use maypole_transport::link::{Incoming, Outgoing};
 
 use crate::error::Error;
@@ -18,9 +19,16 @@ pub(crate) struct Links {
     /// The other end of each.
     ends: Vec<(Rank, Channel)>,
     index: HashMap<(Rank, Channel), u32>,
+    /// What goes wrong on all of them.
+    faults: Option<Faults>,
 }
 
 impl Links {
+    /// None yet, and on those to come what `faults` says.
+    pub(crate) fn new(faults: Option<Faults>) -> Self {
+        Self { faults, ..Self::default() }
+    }
+
     /// The index of the links to and from `peer` on `channel`; opens them if need be.
     pub(crate) fn open(
         &mut self,
@@ -34,7 +42,11 @@ impl Links {
             return Ok(index);
         }
         endpoint.connect(peer, &addresses[peer as usize], deadline)?;
-        let (outgoing, incoming) = endpoint.open(peer, channel)?;
+        let ends = endpoint.open(peer, channel)?;
+        let (outgoing, incoming) = match &self.faults {
+            Some(faults) => faults.wrap(peer, channel, ends),
+            None => ends,
+        };
         let index = self.ends.len() as u32;
         self.outgoing.push(outgoing);
         self.incoming.push(incoming);

@@ -136,7 +136,7 @@ impl Walk<'_> {
         unsafe { self.pass(step, &inputs, count, &outputs, &slots) };
         let start = outputs.first().map_or(inputs[0], |&(address, _)| address);
         let lane = &mut lanes[index];
-        self.send(step, at, tag, start..start + count * self.size, &mut lane.lent);
+        self.send(step, at, tag, start..start + count * self.size, &mut lane.lent)?;
         for place in &step.inputs {
             if let Place::Link(link) = *place {
                 self.links.incoming[link as usize].slots.release();
@@ -275,7 +275,7 @@ impl Walk<'_> {
         tag: u32,
         memory: Range<usize>,
         lent: &mut VecDeque<Lent>,
-    ) {
+    ) -> Result<(), Error> {
         let (start, end, bytes) = (memory.start, memory.end, memory.len());
         let lendable = step.lendable(self.scaled).is_some();
         for place in &step.outputs {
@@ -288,9 +288,11 @@ impl Walk<'_> {
             // SAFETY: the memory is not written before the release: by this lane because `fire` looks at `lent`, by others
             // because the schedule is proved, by the caller because `run` returns only when nothing is lent.
             let sequence = unsafe { outgoing.lend(start as *const u8, bytes, tag) };
-            let sequence = sequence.ok().flatten().expect("a credit was reserved for this message");
+            // An abort may come between the two; a credit stays.
+            let sequence = sequence?.expect("a credit was reserved for this message");
             lent.push_back(Lent { at, link, sequence, start, end });
         }
+        Ok(())
     }
 
     fn collect_released(&mut self, lane: &mut Position) {

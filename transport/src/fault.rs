@@ -24,10 +24,6 @@ use crate::error::LinkError;
 use crate::link::{Incoming, Message, Outgoing, ReceiveSlots, SendSlots, Sequence, SlotMut};
 use crate::sync::{AtomicU64, Ordering};
 
-/// The form of a [`Recipe`] in text.
-pub const FORM: &str = "comma list of seed=N, delay=RATE:Nus, backpressure=RATE, corrupt=RATE or corrupt=RATE:payload, \
-                        kill=RANK:MESSAGE, abort=RANK:MESSAGE; a rate is from 0 to 1";
-
 /// How often something happens, in parts of 2^32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rate(u64);
@@ -64,7 +60,8 @@ pub enum Part {
 }
 
 impl Recipe {
-    /// Reads the form that [`FORM`] describes; None if it is something else.
+    /// Reads `seed=7,delay=0.1:200us,backpressure=0.05,corrupt=0.001,kill=1:20,abort=2:30`: any of these, in any order, where a
+    /// rate is from 0 to 1 and `corrupt=0.001:payload` damages payloads. None if it is something else.
     pub fn parse(text: &str) -> Option<Self> {
         let mut recipe = Self::default();
         for item in text.split(',') {
