@@ -5,6 +5,7 @@
 //! whoever has made a connected [`Side`] calls [`Case::left`] or [`Case::right`] with it.
 
 mod ends;
+pub mod fuzz;
 mod lines;
 mod slots;
 mod traffic;
@@ -104,9 +105,14 @@ pub struct Watchdog(#[expect(dead_code, reason = "its end is the signal")] Sende
 impl Watchdog {
     /// Watches over what `name` says.
     pub fn new(name: &'static str) -> Self {
+        Self::over(name, 2 * PATIENCE)
+    }
+
+    /// The same over what takes longer.
+    pub fn over(name: &'static str, time: Duration) -> Self {
         let (alive, end) = channel();
         thread::spawn(move || {
-            if end.recv_timeout(2 * PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            if end.recv_timeout(time) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
                 eprintln!("watchdog: '{name}' hangs");
                 std::process::abort();
             }
