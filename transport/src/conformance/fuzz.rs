@@ -19,7 +19,7 @@ pub fn rounds(mut round: impl FnMut(&mut Random)) -> u64 {
     let mut seed = first;
     // At least one round, so that no test passes by doing nothing.
     loop {
-        let told = Told(seed);
+        let told = Told { first, seed };
         round(&mut Random(seed));
         drop(told);
         seed += 1;
@@ -30,12 +30,16 @@ pub fn rounds(mut round: impl FnMut(&mut Random)) -> u64 {
 }
 
 /// Tells the seed if its round fails.
-struct Told(u64);
+struct Told {
+    first: u64,
+    seed: u64,
+}
 
 impl Drop for Told {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("to repeat it: MAYPOLE_FUZZ_SEED={}", self.0);
+            let Self { first, seed } = self;
+            eprintln!("failed with seed {seed}; MAYPOLE_FUZZ_SEED={first} begins as this run did");
         }
     }
 }
