@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use maypole_transport::fault::Recipe;
+use maypole_transport::tcp::MOST_STREAMS;
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +95,13 @@ table! {
         "ib*, then all others except docker* and lo, then docker*, then lo", |text| Interfaces::parse(text).map(Some), None;
     /// Restricts sockets to one address family.
     socket_family: Option<Family> = "NCCL_SOCKET_FAMILY", "AF_INET or AF_INET6", "both", parse_family, None;
+    /// Threads that serve a peer's sockets in NCCL. Here one thread per rank serves all of them, together with the caller, and
+    /// the TCP streams to each peer are this number times NCCL_NSOCKS_PERTHREAD, at most 64.
+    socket_threads: u32 = "NCCL_SOCKET_NTHREADS", "an integer from 1 to 16", "1",
+        |text| integer_in(text, 1, 16).map(|threads| threads as u32), 1;
+    /// TCP streams to each peer: this number times NCCL_SOCKET_NTHREADS, at most 64. Ranks that differ use the smaller number.
+    sockets_per_thread: u32 = "NCCL_NSOCKS_PERTHREAD", "an integer from 1 to 64", "1",
+        |text| integer_in(text, 1, 64).map(|sockets| sockets as u32), 1;
     /// Address of the bootstrap root, listened on by rank 0: a unique id then needs no passing around, but every rank
     /// needs MAYPOLE_SECRET_FILE.
     comm_id: Option<HostPort> = "NCCL_COMM_ID", "address:port, [v6 address]:port or host:port",
@@ -107,6 +115,15 @@ table! {
         "the fastest by the cost model", |text| Some(Some(text.to_owned())), None;
     /// How long initialisation waits for missing ranks before it fails and names them.
     init_timeout: Duration = "MAYPOLE_INIT_TIMEOUT", "seconds, at least 1", "600", parse_seconds, Duration::from_secs(600);
+    /// After what time a wait is reported: who is waited for, and what that rank does. Again at each doubling of it.
+    report: Duration = "MAYPOLE_REPORT", "seconds, at least 1", "10", parse_seconds, Duration::from_secs(10);
+    /// After what time a wait is an error, on all ranks. Of use where a job must end rather than wait.
+    timeout: Option<Duration> = "MAYPOLE_TIMEOUT", "seconds, at least 1", "never",
+        |text| parse_seconds(text).map(Some), None;
+    /// At this signal the process writes the last calls of its communicators to standard error. Takes the place of the
+    /// program's own handler for that signal.
+    dump_signal: Option<i32> = "MAYPOLE_DUMP_SIGNAL", "USR1, USR2, HUP, WINCH, URG or a number from 1 to 64, with or without SIG",
+        "none, and no handler is installed", parse_signal, None;
     /// Bytes of one slot of a link.
     slot_bytes: Option<usize> = "MAYPOLE_SLOT_BYTES", "bytes, a multiple of 64 from 64 to 1073741824",
         "chosen by the transport", parse_slot_bytes, None;
@@ -129,13 +146,18 @@ table! {
     fault: Option<Recipe> = "MAYPOLE_FAULT",
         "comma list of seed=N, delay=RATE:Nus, backpressure=RATE, corrupt=RATE or corrupt=RATE:payload, kill=RANK:MESSAGE, abort=RANK:MESSAGE; a rate is from 0 to 1",
         "nothing goes wrong", |text| Recipe::parse(text).map(Some), None;
-    /// Forbids shared memory between processes. If that leaves a pair of ranks without a link, initialisation fails and says so.
+    /// Forbids shared memory between processes; they use TCP instead.
     shm_disable: bool = "NCCL_SHM_DISABLE", "an integer, 0 for no", "0", parse_bool, false;
-    /// Forbids direct access to a peer's memory. If that leaves a pair of ranks without a link, initialisation fails and says so.
+    /// Forbids direct access to a peer's memory; ranks that are threads of one process then meet as those of several do.
     p2p_disable: bool = "NCCL_P2P_DISABLE", "an integer, 0 for no", "0", parse_bool, false;
 }
 
 impl Config {
+    /// TCP streams to each peer.
+    pub fn streams(&self) -> u32 {
+        (self.socket_threads * self.sockets_per_thread).min(MOST_STREAMS)
+    }
+
     /// The configuration of this process, read from the environment by the first call.
     pub fn get() -> &'static Self {
         static CONFIG: OnceLock<Config> = OnceLock::new();
@@ -426,6 +448,18 @@ fn parse_seconds(text: &str) -> Option<Duration> {
     integer_in(text, 1, 3_153_600_000).map(|seconds| Duration::from_secs(seconds as u64))
 }
 
+fn parse_signal(text: &str) -> Option<Option<i32>> {
+    let name = text.strip_prefix("SIG").unwrap_or(text);
+    let names = [
+        ("USR1", libc::SIGUSR1),
+        ("USR2", libc::SIGUSR2),
+        ("HUP", libc::SIGHUP),
+        ("WINCH", libc::SIGWINCH),
+        ("URG", libc::SIGURG),
+    ];
+    one_of(name, &names).or_else(|| integer_in(text, 1, 64).map(|n| n as i32)).map(Some)
+}
+
 fn parse_slot_bytes(text: &str) -> Option<Option<usize>> {
     integer_in(text, 64, 1 << 30).filter(|bytes| bytes % 64 == 0).map(|bytes| Some(bytes as usize))
 }
@@ -517,7 +551,12 @@ mod tests {
         assert_eq!(with("MAYPOLE_INIT_TIMEOUT", "010").0.init_timeout, Duration::from_secs(8));
         assert_eq!(with("MAYPOLE_SLOT_BYTES", "0x1000").0.slot_bytes, Some(4096));
         assert_eq!(with("MAYPOLE_SLOT_BYTES", "100").1.len(), 1);
+        assert_eq!(with("MAYPOLE_DUMP_SIGNAL", "SIGUSR2").0.dump_signal, Some(libc::SIGUSR2));
+        assert_eq!(with("MAYPOLE_DUMP_SIGNAL", "10").0.dump_signal, Some(10));
         assert_eq!(with("NCCL_SOCKET_FAMILY", "AF_INET6").0.socket_family, Some(Family::V6));
+        assert_eq!(with("NCCL_NSOCKS_PERTHREAD", "4").0.streams(), 4);
+        let most = Config { socket_threads: 16, sockets_per_thread: 16, ..Config::default() };
+        assert_eq!((Config::default().streams(), most.streams()), (1, 64));
         assert_eq!(integer("--1"), None);
         assert_eq!(integer("0x-1"), None);
         assert_eq!(integer("-12"), Some(-12));

@@ -22,16 +22,26 @@ pub enum Error {
     },
     /// The caller's fault, here or there: two ranks are not in the same call.
     #[error(
-        "rank {peer} is in another call than this rank (call hash {theirs:#010x}, here {ours:#010x}); every rank must make \
-         the same calls in the same order, with the same count, type and operator"
+        "the ranks are in different calls: {what}; every rank must make the same calls in the same order, with the same \
+         count, type, operator and root"
     )]
     Mismatch {
-        /// The rank whose message differs.
+        /// Two that differ.
+        ranks: [Rank; 2],
+        /// Both ranks and both calls.
+        what: String,
+    },
+    /// A rank waited as long as `MAYPOLE_TIMEOUT` allows. The communicator is broken on all ranks.
+    #[error("timeout: rank {rank} waited {:.1} s for rank {peer} ({what}); see what that rank does", waited.as_secs_f64())]
+    Timeout {
+        /// The rank that waited.
+        rank: Rank,
+        /// Whom it waited for.
         peer: Rank,
-        /// Hash of this rank's call.
-        ours: u32,
-        /// Hash of the peer's.
-        theirs: u32,
+        /// In which call, or for what.
+        what: String,
+        /// How long.
+        waited: std::time::Duration,
     },
     /// Someone ended the communicator on purpose.
     #[error("the communicator was aborted by rank {by}; make a new one")]
@@ -128,7 +138,8 @@ impl Error {
                 | B::PeerLost { .. }
                 | B::PeerFailed { .. },
             ) => ResultCode::RemoteError,
-            Self::Link(L::Timeout { .. })
+            Self::Timeout { .. }
+            | Self::Link(L::Timeout { .. })
             | Self::Bootstrap(B::MissingRanks { .. } | B::TimedOut { .. }) => ResultCode::Timeout,
             Self::Link(L::Corrupt { .. })
             | Self::Bootstrap(B::Protocol { .. })

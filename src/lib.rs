@@ -18,6 +18,7 @@ pub mod logger;
 mod plan;
 pub mod reduce;
 pub mod tune;
+mod watch;
 
 pub use bootstrap::UniqueId;
 pub use call::Call;
@@ -26,3 +27,4 @@ pub use error::Error;
 pub use maypole_algorithms::{Collective, DType, RedOp};
 pub use plan::exchange::Transfer;
 pub use reduce::Reduction;
+pub use watch::{Reason, Report};

@@ -21,11 +21,17 @@ struct Job {
 
 impl Job {
     fn start(nranks: u32, scene: &str) -> Self {
+        Self::start_with(nranks, scene, &[])
+    }
+
+    /// With more of an environment.
+    fn start_with(nranks: u32, scene: &str, environment: &[(&str, &str)]) -> Self {
         let id = UniqueId::create().expect("a unique id");
         let start = |rank: u32| {
             let mut child = Command::new(std::env::current_exe().expect("the test binary"))
                 .args(["--exact", "rank", "--ignored", "--nocapture", "--test-threads=1"])
                 .env("MAYPOLE_TEST_SCENE", format!("{scene} {rank} {nranks}"))
+                .envs(environment.iter().copied())
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::null())
@@ -185,25 +191,56 @@ fn sums_are_right_between_processes_also_when_they_outnumber_the_cores() {
     }
 }
 
+/// What makes ranks of one host use TCP, over two streams per pair.
+const OVER_TCP: [(&str, &str); 3] =
+    [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1"), ("NCCL_NSOCKS_PERTHREAD", "2")];
+
+#[test]
+fn sums_are_right_over_tcp() {
+    for nranks in [2, 5] {
+        let said = Job::start_with(nranks, "sums", &OVER_TCP).all_well();
+        assert!(said.iter().all(|s| s == "done"), "{said:?}");
+    }
+}
+
+#[test]
+fn a_rank_that_is_killed_is_named_by_all_the_others_over_tcp() {
+    for (nranks, victim, pause) in [(2, 1, 5), (2, 0, 10), (4, 2, 0), (4, 0, 12)] {
+        killed(Job::start_with(nranks, "forever", &OVER_TCP), victim, pause);
+    }
+}
+
 #[test]
 fn a_rank_that_is_killed_is_named_by_all_the_others() {
     for (nranks, victim, pause) in [(2, 1, 5), (4, 2, 0), (4, 0, 12), (8, 5, 20)] {
-        let mut job = Job::start(nranks, "forever");
-        for rank in 0..nranks as usize {
-            assert_eq!(job.hear(rank), "started");
-        }
-        std::thread::sleep(Duration::from_millis(pause));
-        job.signal(victim, libc::SIGKILL);
-        for rank in (0..nranks as usize).filter(|r| *r != victim) {
-            let said = job.hear(rank);
-            assert!(said.contains(&format!("process of rank {victim} died")), "{rank}: {said}");
-        }
+        killed(Job::start(nranks, "forever"), victim, pause);
+    }
+}
+
+/// Kills a rank after some milliseconds of calls.
+fn killed(mut job: Job, victim: usize, pause: u64) {
+    for rank in 0..job.ranks.len() {
+        assert_eq!(job.hear(rank), "started");
+    }
+    std::thread::sleep(Duration::from_millis(pause));
+    job.signal(victim, libc::SIGKILL);
+    for rank in (0..job.ranks.len()).filter(|r| *r != victim) {
+        let said = job.hear(rank);
+        assert!(said.contains(&format!("process of rank {victim} died")), "{rank}: {said}");
     }
 }
 
 #[test]
 fn a_rank_that_is_stopped_is_slow_and_not_dead() {
-    let mut job = Job::start(3, "sums");
+    stopped(Job::start(3, "sums"));
+}
+
+#[test]
+fn a_rank_that_is_stopped_is_slow_and_not_dead_over_tcp() {
+    stopped(Job::start_with(3, "sums", &OVER_TCP));
+}
+
+fn stopped(mut job: Job) {
     for _ in 0..5 {
         std::thread::sleep(Duration::from_millis(30));
         job.signal(1, libc::SIGSTOP);
@@ -215,7 +252,16 @@ fn a_rank_that_is_stopped_is_slow_and_not_dead() {
 
 #[test]
 fn a_waiting_rank_sleeps() {
-    let said = Job::start(2, "late").all_well();
+    sleeps(Job::start(2, "late"));
+}
+
+#[test]
+fn a_waiting_rank_sleeps_over_tcp() {
+    sleeps(Job::start_with(2, "late", &OVER_TCP));
+}
+
+fn sleeps(mut job: Job) {
+    let said = job.all_well();
     let milliseconds: u64 = said[0].parse().expect("a number");
     println!("a wait of 2 s took {milliseconds} ms of the processor");
     assert!(milliseconds < 500, "{milliseconds} ms of 2000 ms");
@@ -224,4 +270,5 @@ fn a_waiting_rank_sleeps() {
 #[test]
 fn signals_do_not_disturb() {
     Job::start(3, "alarms").all_well();
+    Job::start_with(3, "alarms", &OVER_TCP).all_well();
 }

@@ -80,9 +80,8 @@ impl Reach {
     }
 }
 
-/// Listens at the addresses that the configuration admits, at a port of the kernel's choice each, and at loopback.
-pub(super) fn listen() -> Result<(Vec<TcpListener>, Reach), BootstrapError> {
-    let config = Config::get();
+/// This host's addresses at which to be reached: those that the configuration admits, and loopback.
+pub(crate) fn addresses(config: &Config) -> Result<Vec<IpAddr>, BootstrapError> {
     let mut ips = chosen(&interfaces()?, config)?;
     let loopback = match config.socket_family {
         Some(Family::V6) => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -91,6 +90,12 @@ pub(super) fn listen() -> Result<(Vec<TcpListener>, Reach), BootstrapError> {
     if !ips.contains(&loopback) {
         ips.push(loopback);
     }
+    Ok(ips)
+}
+
+/// Listens at them, at a port of the kernel's choice each.
+pub(super) fn listen() -> Result<(Vec<TcpListener>, Reach), BootstrapError> {
+    let ips = addresses(Config::get())?;
     let wanted: Vec<_> = ips.into_iter().map(|ip| SocketAddr::new(ip, 0)).collect();
     listen_at(&wanted)
 }

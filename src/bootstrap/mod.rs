@@ -33,7 +33,7 @@ mod join;
 mod meeting;
 mod root;
 mod secret;
-mod stream;
+pub(crate) mod stream;
 mod tree;
 mod wire;
 
@@ -42,8 +42,11 @@ mod fuzz;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use address::addresses;
 pub use error::{BootstrapError, Options, RankSet};
 pub use id::{UNIQUE_ID_BYTES, UniqueId};
 pub use join::{Joined, Keys, MOST_CARD, join, join_with};
 pub use meeting::Meeting;
 pub use tree::{ControlTree, MOST_ITEM};
+pub(crate) use tree::{Exchange, Heard};
+pub(crate) use wire::{Take, put_text};

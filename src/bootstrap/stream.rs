@@ -59,6 +59,31 @@ impl Framed {
         poll_fd(self.stream.as_raw_fd(), if self.full() { out } else { libc::POLLIN | out })
     }
 
+    /// Lets the kernel find out that the other host is gone: by probes while nothing is sent, by a limit on what stays
+    /// unacknowledged otherwise. A stopped process is not affected: its kernel answers.
+    pub(super) fn keep_alive(&self) {
+        let set = |level, name, value: libc::c_int| {
+            // SAFETY: the descriptor is open and the value is an int, alive during the call.
+            unsafe {
+                // Best effort: without it the death of a host is noticed later.
+                libc::setsockopt(
+                    self.stream.as_raw_fd(),
+                    level,
+                    name,
+                    (&raw const value).cast(),
+                    size_of::<libc::c_int>() as libc::socklen_t,
+                )
+            };
+        };
+        set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+        // Seconds: 10 + 4 * 5 without an answer is the end.
+        set(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 10);
+        set(libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 5);
+        set(libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 4);
+        // Milliseconds.
+        set(libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 30_000);
+    }
+
     pub(super) fn send(&mut self, frame: &Frame) {
         frame.encode(&mut self.outbox);
         self.flush();
@@ -127,7 +152,7 @@ impl Framed {
     }
 
     /// Reads what is there and forgets it.
-    fn discard(&mut self) {
+    pub(super) fn discard(&mut self) {
         self.inbox.clear();
         self.fill();
         self.inbox.clear();
@@ -141,17 +166,17 @@ impl Framed {
 
     /// The largest frame is here: no need to read on before it is taken.
     fn full(&self) -> bool {
-        self.inbox.len() >= HEADER_BYTES + self.most.max(super::wire::MOST_SMALL)
+        self.inbox.len() >= HEADER_BYTES + self.most.max(super::wire::MOST_NOTE)
     }
 }
 
 /// What to poll a descriptor for; -1 is skipped.
-pub(super) fn poll_fd(fd: RawFd, events: i16) -> libc::pollfd {
+pub(crate) fn poll_fd(fd: RawFd, events: i16) -> libc::pollfd {
     libc::pollfd { fd, events, revents: 0 }
 }
 
 /// Sleeps until one of the descriptors is ready, a signal comes, or the time has come.
-pub(super) fn wait(fds: &mut [libc::pollfd], until: Instant) {
+pub(crate) fn wait(fds: &mut [libc::pollfd], until: Instant) {
     let left = until.saturating_duration_since(Instant::now());
     // Rounded up, so that a wait of less than a millisecond does not become a spin.
     let ms = left.min(Duration::from_secs(3600)).as_micros().div_ceil(1000) as i32;

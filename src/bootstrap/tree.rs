@@ -40,6 +40,8 @@ pub struct ControlTree {
     /// The items that came from above for it.
     down: Option<Vec<u8>>,
     broken: Option<BootstrapError>,
+    /// Messages of the control plane that came in between.
+    notes: Vec<(u32, Vec<u8>)>,
 }
 
 struct Child {
@@ -52,7 +54,16 @@ struct Child {
 impl ControlTree {
     /// A tree without connections: whole only if there is one rank.
     pub(super) fn new(rank: u32, nranks: u32) -> Self {
-        Self { rank, nranks, above: None, below: Vec::new(), sequence: 0, down: None, broken: None }
+        Self {
+            rank,
+            nranks,
+            above: None,
+            below: Vec::new(),
+            sequence: 0,
+            down: None,
+            broken: None,
+            notes: Vec::new(),
+        }
     }
 
     /// Collects what every rank gives, in the order of the ranks. Every rank must call it, in the same order with other
@@ -88,37 +99,62 @@ impl ControlTree {
         bytes: &[u8],
         deadline: Instant,
     ) -> Result<Vec<Vec<u8>>, BootstrapError> {
-        let started = Instant::now();
-        let mut gathered = Gathered::new(self.rank, self.nranks, bytes);
-        let mut open: Vec<u32> = self.below.iter().map(|child| child.rank).collect();
+        let mut exchange = self.begin(bytes);
         let mut whole = None;
         // What came together with the last exchange wakes nobody again.
         self.hear(false)?;
         loop {
             if whole.is_none() {
-                self.take_ups(&mut gathered, &mut open)?;
-                if open.is_empty() {
-                    whole = self.pass(&mut gathered)?;
-                }
+                whole = self.advance(&mut exchange)?;
             }
             let flushed = self.below.iter().all(|child| child.framed.is_flushed());
             if let Some(whole) = whole.take_if(|_| flushed) {
-                self.sequence = self.sequence.wrapping_add(1);
                 return Ok(whole);
             }
             if Instant::now() >= deadline {
-                let what = if open.is_empty() { "to pass on" } else { "to give" };
-                return Err(BootstrapError::TimedOut {
-                    rank: self.rank,
-                    waiting_for: open.first().copied().or(parent(self.rank)).unwrap_or(self.rank),
-                    what: format!("{what} its part of exchange {}", self.sequence),
-                    waited: started.elapsed(),
-                });
+                return Err(self.late(&exchange));
             }
             let mut fds = Vec::new();
             self.poll_fds(&mut fds);
             stream::wait(&mut fds, deadline);
             self.hear(whole.is_some())?;
+        }
+    }
+
+    /// The next exchange, to be [`advance`](Self::advance)d whenever something was heard.
+    pub(crate) fn begin(&self, bytes: &[u8]) -> Exchange {
+        Exchange {
+            started: Instant::now(),
+            gathered: Gathered::new(self.rank, self.nranks, bytes),
+            open: self.below.iter().map(|child| child.rank).collect(),
+        }
+    }
+
+    /// Does what can be done of an exchange without waiting; its result when it is complete.
+    pub(crate) fn advance(
+        &mut self,
+        exchange: &mut Exchange,
+    ) -> Result<Option<Vec<Vec<u8>>>, BootstrapError> {
+        self.take_ups(&mut exchange.gathered, &mut exchange.open)?;
+        if !exchange.open.is_empty() {
+            return Ok(None);
+        }
+        let whole = self.pass(&mut exchange.gathered)?;
+        if whole.is_some() {
+            self.sequence = self.sequence.wrapping_add(1);
+        }
+        Ok(whole)
+    }
+
+    /// Whom the exchange waits for.
+    pub(crate) fn late(&self, exchange: &Exchange) -> BootstrapError {
+        let open = &exchange.open;
+        let what = if open.is_empty() { "to pass on" } else { "to give" };
+        BootstrapError::TimedOut {
+            rank: self.rank,
+            waiting_for: open.first().copied().or(parent(self.rank)).unwrap_or(self.rank),
+            what: format!("{what} its part of exchange {}", self.sequence),
+            waited: exchange.started.elapsed(),
         }
     }
 
@@ -173,7 +209,7 @@ impl ControlTree {
     }
 
     /// Appends what to poll.
-    pub(super) fn poll_fds(&self, fds: &mut Vec<libc::pollfd>) {
+    pub(crate) fn poll_fds(&self, fds: &mut Vec<libc::pollfd>) {
         fds.extend(self.above.iter().map(Framed::poll_fd));
         fds.extend(self.below.iter().map(|child| child.framed.poll_fd()));
     }
@@ -199,6 +235,7 @@ impl ControlTree {
                         self.below[at].up = Some((sequence, items));
                     }
                     Ok(Some(Frame::Verdict(verdict))) => return Err(verdict),
+                    Ok(Some(Frame::Note(note))) => self.notes.push((rank, note)),
                     Ok(None) => break,
                     // It has what it needs; the next exchange will find it gone.
                     Err(Broken::Ended) if done => break,
@@ -219,6 +256,9 @@ impl ControlTree {
             match above.next() {
                 Ok(Some(Frame::Status { missing, waited })) => self.status(&missing, waited),
                 Ok(Some(Frame::Verdict(verdict))) => return Err(verdict),
+                Ok(Some(Frame::Note(note))) => {
+                    self.notes.extend(parent(self.rank).map(|rank| (rank, note)));
+                }
                 Ok(Some(Frame::Down { sequence, items }))
                     if sequence == self.sequence && self.down.is_none() && self.rank > 0 =>
                 {
@@ -314,6 +354,167 @@ impl ControlTree {
     }
 }
 
+/// An exchange under way.
+pub(crate) struct Exchange {
+    started: Instant,
+    gathered: Gathered,
+    /// The children that have not given their part.
+    open: Vec<u32>,
+}
+
+/// What a neighbour in the tree did, once the bootstrap is over.
+pub(crate) enum Heard {
+    /// It sent a message of the control plane.
+    Note(u32, Vec<u8>),
+    /// It failed and says why, or brings nonsense.
+    Failed(u32, BootstrapError),
+    /// Its connection ended; it is no neighbour any more.
+    Ended(u32),
+}
+
+/// The tree as the control plane uses it.
+impl ControlTree {
+    pub(crate) fn rank(&self) -> u32 {
+        self.rank
+    }
+
+    pub(crate) fn nranks(&self) -> u32 {
+        self.nranks
+    }
+
+    /// The ranks at the other ends of the connections that are open.
+    pub(crate) fn neighbours(&self) -> impl Iterator<Item = u32> {
+        let above = self.above.is_some().then(|| parent(self.rank)).flatten();
+        above.into_iter().chain(self.below.iter().map(|child| child.rank))
+    }
+
+    /// From now on the kernel watches the host of this neighbour.
+    pub(crate) fn keep_alive(&self, neighbour: u32) {
+        let above = self.above.iter().filter(|_| parent(self.rank) == Some(neighbour));
+        let below = self.below.iter().filter(|child| child.rank == neighbour);
+        above.chain(below.map(|child| &child.framed)).for_each(Framed::keep_alive);
+    }
+
+    /// Reads what is there, in the order in which it was sent; parts of exchanges are kept for [`advance`](Self::advance).
+    pub(crate) fn listen(&mut self) -> Vec<Heard> {
+        let mut heard: Vec<Heard> =
+            self.notes.drain(..).map(|(rank, note)| Heard::Note(rank, note)).collect();
+        if let (Some(above), Some(rank)) = (&mut self.above, parent(self.rank)) {
+            let (down, sequence) = (&mut self.down, self.sequence);
+            let keep = hear(above, rank, &mut heard, |frame| match frame {
+                Frame::Down { sequence: theirs, items } if theirs == sequence && down.is_none() => {
+                    *down = Some(items);
+                    true
+                }
+                _ => false,
+            });
+            if !keep {
+                self.above = None;
+            }
+        }
+        self.below.retain_mut(|Child { rank, framed, up }| {
+            hear(framed, *rank, &mut heard, |frame| match frame {
+                Frame::Up { sequence, items } if up.is_none() => {
+                    *up = Some((sequence, items));
+                    true
+                }
+                _ => false,
+            })
+        });
+        heard
+    }
+
+    /// Sends a message of the control plane to a neighbour; nothing if it is none any more.
+    pub(crate) fn tell(&mut self, neighbour: u32, note: &[u8]) {
+        if let Some(framed) = self.framed(neighbour) {
+            framed.send(&Frame::Note(note.to_vec()));
+        }
+    }
+
+    /// The neighbour on the way to a rank.
+    pub(crate) fn toward(&self, rank: u32) -> Option<u32> {
+        let child = children(self.rank, self.nranks).find(|&child| is_below(rank, child));
+        child.or_else(|| parent(self.rank))
+    }
+
+    /// The ranks that a message to `rank` passes, both ends excluded.
+    pub(crate) fn between(&self, rank: u32) -> Vec<u32> {
+        let mut way = Vec::new();
+        let (mut from, mut to) = (self.rank, rank);
+        while from != to {
+            // The higher number is never the deeper end of the other: climb from it.
+            let higher = if from > to { &mut from } else { &mut to };
+            *higher = (*higher - 1) / 2;
+            way.push(*higher);
+        }
+        way.retain(|&it| it != self.rank && it != rank);
+        way.dedup();
+        way
+    }
+
+    /// Forgets a neighbour.
+    pub(crate) fn forget(&mut self, neighbour: u32) {
+        if parent(self.rank) == Some(neighbour) {
+            self.above = None;
+        }
+        self.below.retain(|child| child.rank != neighbour);
+    }
+
+    /// Closes all connections, with what was sent on its way.
+    pub(crate) fn close(&mut self) {
+        let above = self.above.take();
+        for mut framed in self.below.drain(..).map(|child| child.framed).chain(above) {
+            framed.flush();
+            framed.finish();
+            // Closing a socket with unread data would overtake what was sent.
+            framed.discard();
+        }
+    }
+
+    fn framed(&mut self, neighbour: u32) -> Option<&mut Framed> {
+        if parent(self.rank) == Some(neighbour) {
+            return self.above.as_mut();
+        }
+        self.below.iter_mut().find(|child| child.rank == neighbour).map(|child| &mut child.framed)
+    }
+}
+
+/// Reads a neighbour's frames; `part` takes those of exchanges. False if it is to be forgotten.
+fn hear(
+    framed: &mut Framed,
+    rank: u32,
+    heard: &mut Vec<Heard>,
+    mut part: impl FnMut(Frame) -> bool,
+) -> bool {
+    framed.fill();
+    framed.flush();
+    loop {
+        let understood = match framed.next() {
+            Ok(None) => return true,
+            Ok(Some(Frame::Note(note))) => {
+                heard.push(Heard::Note(rank, note));
+                true
+            }
+            Ok(Some(Frame::Verdict(error))) => {
+                heard.push(Heard::Failed(rank, error));
+                true
+            }
+            Ok(Some(Frame::Status { .. })) => true,
+            Ok(Some(frame)) => part(frame),
+            Err(Broken::Malformed) => false,
+            Err(Broken::Ended) => {
+                heard.push(Heard::Ended(rank));
+                return false;
+            }
+        };
+        if !understood {
+            let why = String::from("it sent what breaks the protocol");
+            heard.push(Heard::Failed(rank, BootstrapError::PeerFailed { rank, why }));
+            return false;
+        }
+    }
+}
+
 /// The items of a subtree, as they come.
 struct Gathered {
     rank: u32,
@@ -403,6 +604,27 @@ mod tests {
             }
         }
         assert_eq!(children(u32::MAX - 1, u32::MAX).count(), 0);
+    }
+
+    #[test]
+    fn messages_take_the_tree_s_way() {
+        for nranks in [2, 5, 16, 33] {
+            for (from, to) in (0..nranks).flat_map(|a| (0..nranks).map(move |b| (a, b))) {
+                let mut way = vec![from];
+                while from != to && way.last() != Some(&to) {
+                    let at = ControlTree::new(*way.last().unwrap(), nranks);
+                    way.push(at.toward(to).unwrap());
+                    assert!(way.len() < 12);
+                }
+                let passed: Vec<u32> =
+                    way.iter().copied().filter(|r| *r != from && *r != to).collect();
+                let mut between = ControlTree::new(from, nranks).between(to);
+                between.sort_unstable();
+                let mut sorted = passed.clone();
+                sorted.sort_unstable();
+                assert_eq!(between, sorted, "{from} to {to}");
+            }
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@ use super::error::{BootstrapError, MOST_RANGES, RankSet};
 pub(super) const HEADER_BYTES: usize = 12;
 /// Most bytes of the body of any frame but `Up` and `Down`.
 pub(super) const MOST_SMALL: usize = 2048;
+/// Most bytes of a message of the control plane.
+pub(super) const MOST_NOTE: usize = 8192;
 /// Most bytes of a text.
 const MOST_TEXT: usize = 512;
 
@@ -40,6 +42,8 @@ pub(super) enum Frame {
     Up { sequence: u32, items: Vec<u8> },
     /// Parent to child: the items of all ranks.
     Down { sequence: u32, items: Vec<u8> },
+    /// Either way, after init: a message of the control plane, which alone knows its form.
+    Note(Vec<u8>),
 }
 
 /// The part of a frame that comes first.
@@ -57,6 +61,7 @@ const VERDICT: u8 = 4;
 const LEAVE: u8 = 5;
 const UP: u8 = 6;
 const DOWN: u8 = 7;
+const NOTE: u8 = 8;
 
 impl Header {
     /// The header in these bytes; None if its body would be larger than `most` (for items) or than its kind ever is.
@@ -69,6 +74,7 @@ impl Header {
         let header = Self { kind, sequence: take.u32()?, len: take.u32()? as usize };
         let most = match kind {
             UP | DOWN => most,
+            NOTE => MOST_NOTE,
             REGISTER..=LEAVE => MOST_SMALL,
             _ => return None,
         };
@@ -87,6 +93,7 @@ impl Frame {
             Self::Leave => (LEAVE, 0),
             Self::Up { sequence, .. } => (UP, *sequence),
             Self::Down { sequence, .. } => (DOWN, *sequence),
+            Self::Note(_) => (NOTE, 0),
         };
         out.extend([kind, 0, 0, 0]);
         out.extend(sequence.to_le_bytes());
@@ -105,7 +112,9 @@ impl Frame {
             }
             Self::Verdict(error) => put_error(out, error),
             Self::Leave => {}
-            Self::Up { items, .. } | Self::Down { items, .. } => out.extend(items),
+            Self::Up { items, .. } | Self::Down { items, .. } | Self::Note(items) => {
+                out.extend(items);
+            }
         }
         let len = (out.len() - start - HEADER_BYTES) as u32;
         out[start + 8..start + 12].copy_from_slice(&len.to_le_bytes());
@@ -126,6 +135,7 @@ impl Frame {
             LEAVE => Self::Leave,
             UP => Self::Up { sequence: header.sequence, items: take.rest().to_vec() },
             DOWN => Self::Down { sequence: header.sequence, items: take.rest().to_vec() },
+            NOTE => Self::Note(take.rest().to_vec()),
             _ => return None,
         };
         take.rest().is_empty().then_some(frame)
@@ -161,44 +171,44 @@ pub(super) fn items(body: &[u8]) -> impl Iterator<Item = Option<(u32, &[u8])>> {
 }
 
 /// A reader of bytes that never reads past their end.
-pub(super) struct Take<'a>(&'a [u8]);
+pub(crate) struct Take<'a>(&'a [u8]);
 
 impl<'a> Take<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
-    pub(super) fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
+    pub(crate) fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(len)?;
         self.0 = rest;
         Some(taken)
     }
 
-    pub(super) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         self.bytes(N)?.try_into().ok()
     }
 
-    pub(super) fn u8(&mut self) -> Option<u8> {
+    pub(crate) fn u8(&mut self) -> Option<u8> {
         self.array::<1>().map(|[byte]| byte)
     }
 
-    pub(super) fn u16(&mut self) -> Option<u16> {
+    pub(crate) fn u16(&mut self) -> Option<u16> {
         self.array().map(u16::from_le_bytes)
     }
 
-    pub(super) fn u32(&mut self) -> Option<u32> {
+    pub(crate) fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_le_bytes)
     }
 
-    pub(super) fn u64(&mut self) -> Option<u64> {
+    pub(crate) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn rest(&mut self) -> &'a [u8] {
+    pub(crate) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
     }
 
-    fn text(&mut self) -> Option<String> {
+    pub(crate) fn text(&mut self) -> Option<String> {
         let len = usize::from(self.u16()?);
         if len > MOST_TEXT {
             return None;
@@ -263,7 +273,7 @@ impl<'a> Take<'a> {
     }
 }
 
-fn put_text(out: &mut Vec<u8>, text: &str) {
+pub(crate) fn put_text(out: &mut Vec<u8>, text: &str) {
     // A cut in the middle of a character is mended by the reader.
     let bytes = &text.as_bytes()[..text.len().min(MOST_TEXT)];
     out.extend((bytes.len() as u16).to_le_bytes());
@@ -371,6 +381,7 @@ pub(super) mod tests {
             Frame::Leave,
             Frame::Up { sequence: 3, items: vec![1, 2, 3] },
             Frame::Down { sequence: u32::MAX, items: vec![] },
+            Frame::Note(vec![4, 5]),
         ];
         frames.extend(errors.map(Frame::Verdict));
         frames
@@ -417,7 +428,7 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn decoding_anything_never_panics(kind in 0..9_u8, body: Vec<u8>) {
+        fn decoding_anything_never_panics(kind in 0..10_u8, body: Vec<u8>) {
             let header = Header { kind, sequence: 0, len: body.len() };
             if let Some(frame) = Frame::decode(header, &body) {
                 let mut again = Vec::new();
@@ -428,7 +439,7 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn damaged_frames_never_panic(which in 0..13_usize, at: prop::sample::Index, flip: u8) {
+        fn damaged_frames_never_panic(which in 0..14_usize, at: prop::sample::Index, flip: u8) {
             let mut bytes = Vec::new();
             frames()[which].encode(&mut bytes);
             let at = at.index(bytes.len());

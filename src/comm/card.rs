@@ -1,5 +1,7 @@
 //! A rank's card: what all ranks need to know of it at init.
 
+use crate::watch::process::Process;
+
 /// Where a rank runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Host {
@@ -15,6 +17,7 @@ pub(super) struct Host {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Card {
     pub(super) host: Host,
+    pub(super) process: Process,
     /// Where the rank's endpoint is reached.
     pub(super) address: Vec<u8>,
     /// Where the rank can be met again, see [`Meeting`](crate::bootstrap::Meeting).
@@ -47,10 +50,12 @@ impl Card {
     /// Fields as a 16-bit length and that many bytes each.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let cores = self.host.cores.to_le_bytes();
-        let fields: [&[u8]; 6] = [
+        let process = self.process.to_bytes();
+        let fields: [&[u8]; 7] = [
             self.host.name.as_bytes(),
             self.host.identity.as_bytes(),
             &cores,
+            &process,
             &self.address,
             &self.meeting,
             self.settings.as_bytes(),
@@ -75,11 +80,12 @@ impl Card {
         let name = String::from_utf8(field()?).ok()?;
         let identity = String::from_utf8(field()?).ok()?;
         let cores = u32::from_le_bytes(field()?.try_into().ok()?).max(1);
+        let process = Process::from_bytes(&field()?)?;
         let address = field()?;
         let meeting = field()?;
         let settings = String::from_utf8(field()?).ok()?;
         let host = Host { name, identity, cores };
-        bytes.is_empty().then_some(Self { host, address, meeting, settings })
+        bytes.is_empty().then_some(Self { host, process, address, meeting, settings })
     }
 }
 
@@ -92,6 +98,7 @@ mod tests {
     fn a_card_survives_the_wire_and_a_damaged_one_is_refused() {
         let card = Card {
             host: Host::here(),
+            process: Process::here(),
             address: vec![1, 2, 3],
             meeting: vec![4],
             settings: "a=b".to_owned(),
@@ -108,6 +115,7 @@ mod tests {
     fn fuzz_cards() {
         let valid = Card {
             host: Host::here(),
+            process: Process::here(),
             address: vec![7; 61],
             meeting: vec![9; 40],
             settings: "NCCL_ALGO=ring".to_owned(),

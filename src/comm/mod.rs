@@ -6,17 +6,17 @@ mod offspring;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use maypole_algorithms::verify::{Proved, prove};
 use maypole_algorithms::{Class, Collective, DType, Rank, RedOp, Schedule};
-use maypole_transport::endpoint::{Endpoint, EndpointConfig};
-use maypole_transport::error::LinkError;
+use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
 use maypole_transport::fault::{Faults, Recipe};
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::lines::CAPACITY;
+use maypole_transport::tcp::TcpConfig;
 
-use crate::bootstrap::{self, ControlTree, Joined, Keys, Meeting, Options, UniqueId};
+use crate::bootstrap::{self, Joined, Keys, Meeting, Options, UniqueId};
 use crate::call::Call;
 use crate::config::{self, Bits, Config};
 use crate::engine::Buffers;
@@ -30,6 +30,8 @@ use crate::plan::exchange::{self, Transfer};
 use crate::plan::{Body, Key, Plan, Plans, STREAM_FROM};
 use crate::reduce::{Isa, Kernel, Reduction};
 use crate::tune::{AlgorithmFilter, Choice, Protocol, Tuner};
+use crate::watch::process::Process;
+use crate::watch::{Peer, Report, Shared, Watch};
 use card::{Card, Host};
 
 pub use element::Element;
@@ -39,12 +41,6 @@ mod tests;
 
 /// Links between every ordered pair of ranks: more than any generator uses, and one for sends and receives.
 const CHANNELS: u16 = exchange::CHANNEL + 1;
-
-/// Abort reasons, as the peers see them: a call failed here, and the log says why; or what happened to the rank in the other
-/// bits: with [`USER_ABORT`] set its user asked for it, with [`DEAD`] set its process died.
-const FAILED_CALL: u32 = 1;
-const USER_ABORT: u32 = 1 << 30;
-const DEAD: u32 = 1 << 31;
 
 /// A group of ranks over which collectives are called. One thread at a time uses it; [`AbortHandle`] is for the others.
 ///
@@ -73,6 +69,8 @@ const DEAD: u32 = 1 << 31;
 pub struct Communicator {
     rank: Rank,
     nranks: u32,
+    /// Before the endpoint, so that it leaves first.
+    watch: Watch,
     endpoint: Arc<Endpoint>,
     addresses: Vec<Vec<u8>>,
     links: Links,
@@ -94,7 +92,6 @@ pub struct Communicator {
     meetings: Vec<Vec<u8>>,
     /// How often it was shrunk.
     shrunk: u64,
-    control: ControlTree,
 }
 
 impl Communicator {
@@ -102,7 +99,7 @@ impl Communicator {
     ///
     /// # Errors
     /// Missing ranks after `MAYPOLE_INIT_TIMEOUT`, a rank number used twice, an id of another job, settings that differ between
-    /// ranks, ranks on hosts that no transport reaches.
+    /// ranks.
     pub fn init(id: &UniqueId, nranks: u32, rank: u32) -> Result<Self, Error> {
         Self::init_with(id, nranks, rank, Config::get(), &Options::default())
     }
@@ -123,19 +120,24 @@ impl Communicator {
         let meeting = Meeting::open()?;
         let card = Card {
             host: Host::here(),
+            process: Process::here(),
             address: endpoint.address(),
             meeting: meeting.address(),
             settings: settings(config, layout),
         };
         let deadline = Instant::now() + options.timeout;
         let cards = exchange(&mut joined, &card, deadline)?;
-        let comm = Self::assemble(config, joined, endpoint, meeting, layout, &cards, options);
+        let addresses: Vec<Vec<u8>> = cards.iter().map(|c| c.address.clone()).collect();
+        let tcp = endpoint.survey(&addresses)?;
+        let peers = (&cards[..], addresses, tcp);
+        let comm = Self::assemble(config, joined, endpoint, meeting, layout, peers, options)?;
         log::info!(
             target: "INIT",
-            "comm {:p} rank {rank} nranks {nranks} host memory, {} ranks on this host, {:.1} ranks per core - Init COMPLETE",
+            "comm {:p} rank {rank} nranks {nranks} host memory, {} ranks on this host, {:.1} ranks per core, {} - Init COMPLETE",
             Arc::as_ptr(&comm.endpoint),
             cards.iter().filter(|c| c.host.same_machine(&card.host)).count(),
             comm.tuner.ranks_per_core,
+            if tcp { "over TCP where memory is not shared" } else { "all memory shared" },
         );
         Ok(comm)
     }
@@ -146,9 +148,9 @@ impl Communicator {
         endpoint: Arc<Endpoint>,
         meeting: Meeting,
         layout: InboxLayout,
-        cards: &[Card],
+        (cards, addresses, tcp): (&[Card], Vec<Vec<u8>>, bool),
         options: &Options,
-    ) -> Self {
+    ) -> Result<Self, Error> {
         let (rank, nranks) = (joined.rank, joined.nranks);
         let on_host = |host: &Host| cards.iter().filter(|c| c.host.same_machine(host)).count();
         let crowding = |card: &Card| on_host(&card.host) as f64 / f64::from(card.host.cores);
@@ -156,6 +158,7 @@ impl Communicator {
             nranks,
             slot_bytes: layout.slot_bytes,
             depth: layout.depth,
+            lines: !tcp,
             ranks_per_core: cards.iter().map(crowding).fold(1.0, f64::max),
             class: match config.bits {
                 Bits::Fast => Class::Fast,
@@ -172,16 +175,26 @@ impl Communicator {
             },
         };
         let here = &cards[rank as usize].host;
-        let abort = AbortHandle { endpoint: Arc::clone(&endpoint) };
+        let key = u64::from_le_bytes(*joined.derive("watch").first_chunk().expect("32 bytes"));
+        let peer = |card: &Card| Peer {
+            host: card.host.name.clone(),
+            process: card.process,
+            near: card.host.same_machine(here),
+        };
+        let ranks = cards.iter().map(peer).collect();
+        let keys = joined.keys();
+        let watch = Watch::start(joined.control, &endpoint, key, ranks, config)?;
+        let abort = AbortHandle { shared: watch.shared(), _endpoint: Arc::clone(&endpoint) };
         let faults = config
             .fault
             .clone()
             .map(|recipe| Faults::new(recipe, Arc::clone(&endpoint), move || abort.abort()));
-        Self {
+        Ok(Self {
             rank,
             nranks,
+            watch,
             endpoint,
-            addresses: cards.iter().map(|c| c.address.clone()).collect(),
+            addresses,
             links: Links::new(faults),
             plans: Plans::default(),
             proofs: HashMap::new(),
@@ -196,12 +209,11 @@ impl Communicator {
                 ..config.clone()
             },
             options: *options,
-            keys: joined.keys(),
+            keys,
             meeting,
             meetings: cards.iter().map(|c| c.meeting.clone()).collect(),
             shrunk: 0,
-            control: joined.control,
-        }
+        })
     }
 
     /// This process' number in the communicator.
@@ -279,6 +291,19 @@ impl Communicator {
     /// and do not overlap otherwise.
     #[inline]
     pub unsafe fn run(&mut self, call: &Call) -> Result<(), Error> {
+        self.watch.check_fork()?;
+        let history = self.watch.begin(call);
+        // SAFETY: the caller's promise.
+        let result = unsafe { self.dispatch(call, history) };
+        match &result {
+            Err(error) if error.is_harmless() => self.watch.retract(),
+            _ => self.watch.end(),
+        }
+        result
+    }
+
+    #[inline]
+    unsafe fn dispatch(&mut self, call: &Call, history: u32) -> Result<(), Error> {
         if call.count == 0 {
             return Ok(());
         }
@@ -287,7 +312,7 @@ impl Communicator {
             _ => self.prepare(call)?,
         };
         // SAFETY: the caller's promise.
-        unsafe { self.execute(number, call) }.map_err(|e| self.fail(e))
+        unsafe { self.execute(number, call, history) }.map_err(|e| self.fail(e))
     }
 
     /// Sends and receives, all at once: returns when all are done, whatever the order in which they and their partners on the
@@ -320,11 +345,11 @@ impl Communicator {
     }
 
     unsafe fn exchange_with_peers(&mut self, transfers: &[Transfer]) -> Result<(), Error> {
-        let deadline = Instant::now() + self.options.timeout;
-        let Self { endpoint, addresses, links, .. } = self;
+        let deadline = self.link_deadline();
+        let Self { endpoint, addresses, links, watch, .. } = self;
         let tile = self.tuner.slot_bytes;
         let program = exchange::bind(transfers, tile, |peer| {
-            links.open(endpoint, addresses, peer, exchange::CHANNEL, deadline)
+            links.open(endpoint, addresses, peer, exchange::CHANNEL, deadline, watch)
         })?;
         let bytes = |t: &Transfer| match *t {
             Transfer::Send { bytes, .. } | Transfer::Receive { bytes, .. } => bytes,
@@ -337,11 +362,13 @@ impl Communicator {
             size: 1,
             scaled: false,
             stream: transfers.iter().map(bytes).sum::<usize>() >= STREAM_FROM,
+            // Transfers are no calls of all ranks.
+            history: 0,
             links: &mut self.links,
             scratch: &mut self.scratch,
         };
         // SAFETY: the caller's promise.
-        unsafe { walk.run(Wait::new(&self.endpoint, self.patience)) }
+        unsafe { walk.run(Wait::new(&self.endpoint, self.patience, &self.watch)) }
     }
 
     /// What `run` would choose for `call`, and why.
@@ -354,16 +381,24 @@ impl Communicator {
 
     /// A handle by which any thread can end this communicator's waits, on all ranks.
     pub fn abort_handle(&self) -> AbortHandle {
-        AbortHandle { endpoint: Arc::clone(&self.endpoint) }
+        AbortHandle { shared: self.watch.shared(), _endpoint: Arc::clone(&self.endpoint) }
     }
 
     /// The error that broke the communicator, if one did, or a peer's abort.
     pub fn async_error(&self) -> Option<Error> {
-        self.broken.clone().or_else(|| self.endpoint.aborted().map(|e| cause(e.into())))
+        self.broken.clone().or_else(|| self.watch.ended())
     }
 
-    unsafe fn execute(&mut self, number: usize, call: &Call) -> Result<(), Error> {
+    /// What was found out about waits that took longer than `MAYPOLE_REPORT`, oldest first; the last 64. Each was logged as
+    /// a warning too. A report is no error: the call goes on.
+    pub fn reports(&self) -> Vec<Report> {
+        self.watch.reports()
+    }
+
+    unsafe fn execute(&mut self, number: usize, call: &Call, history: u32) -> Result<(), Error> {
         let plan = self.plans.get(number);
+        // Ranks whose calls ever differed meet with different tags, whatever the calls of today.
+        let tag = plan.tag ^ history;
         let buffers = Buffers { send: call.send, recv: call.recv };
         let rescaled;
         let kernel = if plan.key.brings_scalar() {
@@ -379,12 +414,13 @@ impl Communicator {
                 let mut straight = Straight {
                     buffers,
                     kernel,
-                    tag: plan.tag,
+                    tag,
                     links: &mut self.links,
                     scratch: self.scratch.base(line.scratch, CAPACITY),
                     staging: &mut self.staging,
                     endpoint: &self.endpoint,
                     patience: self.patience,
+                    watch: &self.watch,
                 };
                 // SAFETY: the caller's promise; scratch was just made large enough.
                 unsafe { straight.run(line) }
@@ -399,11 +435,12 @@ impl Communicator {
                     size,
                     scaled: plan.scaled,
                     stream: plan.stream,
+                    history,
                     links: &mut self.links,
                     scratch: &mut self.scratch,
                 };
                 // SAFETY: the caller's promise.
-                unsafe { walk.run(Wait::new(&self.endpoint, self.patience)) }
+                unsafe { walk.run(Wait::new(&self.endpoint, self.patience, &self.watch)) }
             }
         }
     }
@@ -428,16 +465,22 @@ impl Communicator {
         let Call { collective, count, dtype, reduction, .. } = call;
         log::info!(target: "TUNING", "{collective} of {count} {dtype}, {}: {choice}", reduction.op);
         let proved = self.proved(schedule)?;
-        let deadline = Instant::now() + self.options.timeout;
-        let Self { rank, isa, endpoint, addresses, links, .. } = self;
+        let deadline = self.link_deadline();
+        let Self { rank, isa, endpoint, addresses, links, watch, .. } = self;
         let plan = Plan::new(&proved, choice, call, *rank, *isa, links, |links, peer, channel| {
-            links.open(endpoint, addresses, peer, channel, deadline)
+            links.open(endpoint, addresses, peer, channel, deadline, watch)
         });
         match plan {
             Ok(plan) => Ok(self.plans.insert(plan)),
             // The other ranks wait for this one's links.
             Err(error) => Err(self.fail(error)),
         }
+    }
+
+    /// Until when a link must be open.
+    fn link_deadline(&self) -> Instant {
+        let timeout = self.config.timeout.unwrap_or(Duration::MAX).min(self.options.timeout);
+        Instant::now() + timeout
     }
 
     fn proved(&mut self, schedule: Schedule) -> Result<Proved, Error> {
@@ -450,55 +493,41 @@ impl Communicator {
         Ok(proved)
     }
 
-    /// A call failed: log it, tell the peers, remember it. A death that a peer saw first is the error here too.
+    /// A call failed: tell all ranks, log it, remember it. What others saw first is the error here too.
     #[cold]
     fn fail(&mut self, error: Error) -> Error {
-        let error = cause(error);
+        let error = self.watch.fail(error);
         log::warn!("rank {}: {error}", self.rank);
-        self.endpoint.abort(match error {
-            Error::Link(LinkError::PeerDied { peer }) => DEAD | peer,
-            Error::Aborted { by } => USER_ABORT | by,
-            _ => FAILED_CALL,
-        });
         self.broken.get_or_insert(error).clone()
     }
 }
 
-/// What an abort by a peer was about.
-fn cause(error: Error) -> Error {
-    match error {
-        Error::Link(LinkError::Aborted { reason, .. }) if reason & DEAD != 0 => {
-            Error::Link(LinkError::PeerDied { peer: reason & !DEAD })
-        }
-        Error::Link(LinkError::Aborted { reason, .. }) if reason & USER_ABORT != 0 => {
-            Error::Aborted { by: reason & !USER_ABORT }
-        }
-        other => other,
-    }
-}
-
-/// Ends a communicator's waits from any thread, on all connected ranks.
+/// Ends a communicator's waits from any thread, on all ranks.
 #[derive(Clone)]
 pub struct AbortHandle {
-    endpoint: Arc<Endpoint>,
+    shared: Arc<Shared>,
+    /// It must outlive the abort.
+    _endpoint: Arc<Endpoint>,
 }
 
 impl AbortHandle {
-    /// Makes every present and future wait of the communicator end with an error, here and on the connected ranks.
+    /// Makes every present and future wait of the communicator end with an error, here and on all other ranks.
     pub fn abort(&self) {
-        self.endpoint.abort(USER_ABORT | self.endpoint.rank());
+        self.shared.abort();
     }
 }
 
 /// The rank's end of all links, of the kinds that the settings allow.
 fn endpoint(config: &Config, ends: EndpointConfig) -> Result<Endpoint, Error> {
-    if config.shm_disable && ends.nranks > 1 {
-        return Err(Error::Unsupported {
-            what: "NCCL_SHM_DISABLE=1 leaves no link between ranks: this version has shared memory only".to_owned(),
-        });
-    }
-    // Without direct access to a peer's memory, ranks of one process meet as those of several do.
-    Ok(if config.p2p_disable { Endpoint::new_apart(ends)? } else { Endpoint::new(ends)? })
+    let tcp = |addresses| TcpConfig { addresses, streams: config.streams() };
+    let alone = ends.nranks == 1;
+    let media = Media {
+        // Without direct access to a peer's memory, ranks of one process meet as those of several do.
+        local: !config.p2p_disable,
+        shm: !config.shm_disable,
+        tcp: if alone { None } else { Some(tcp(bootstrap::addresses(config)?)) },
+    };
+    Ok(Endpoint::with(ends, &media)?)
 }
 
 /// Slots that keep what is under way in a second-level cache however many peers there are.
@@ -538,14 +567,6 @@ fn exchange(joined: &mut Joined, card: &Card, deadline: Instant) -> Result<Vec<C
                 what: format!(
                     "rank {} and rank {rank} differ in settings that must be the same on all ranks: here {}; there {}",
                     joined.rank, card.settings, theirs.settings
-                ),
-            });
-        }
-        if !theirs.host.same_machine(&card.host) {
-            return Err(Error::Unsupported {
-                what: format!(
-                    "rank {rank} runs on host {} and rank {} on host {}; this version connects ranks of one host only",
-                    theirs.host.name, joined.rank, card.host.name
                 ),
             });
         }

@@ -39,7 +39,7 @@ impl Communicator {
         self.whole()?;
         let deadline = Instant::now() + self.options.timeout;
         let mine = Wish { color, key, rank: self.rank };
-        let wishes = self.control.all_gather(&mine.to_bytes(), deadline)?;
+        let wishes = self.watch.all_gather(&mine.to_bytes(), deadline)?;
         let mut part = Vec::new();
         for (rank, bytes) in wishes.iter().enumerate() {
             let wish = Wish::from_bytes(bytes, rank as Rank)
@@ -52,7 +52,7 @@ impl Communicator {
         let leads = color.is_some() && part.first() == Some(&(key, self.rank));
         let id = if leads { Some(UniqueId::create_with(&self.options)?) } else { None };
         let bytes = id.map_or(Vec::new(), |id| id.to_bytes().to_vec());
-        let ids = self.control.all_gather(&bytes, deadline)?;
+        let ids = self.watch.all_gather(&bytes, deadline)?;
         if color.is_none() {
             return Ok(None);
         }

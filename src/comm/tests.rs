@@ -343,6 +343,44 @@ fn the_same_over_memory_shared_by_descriptors() {
 }
 
 #[test]
+fn the_same_over_tcp() {
+    for (nranks, sockets_per_thread) in [(2, 1), (3, 4), (6, 1)] {
+        let config = over_tcp(sockets_per_thread);
+        for generator in GENERATORS {
+            run_cases(generator, nranks, &config, 15);
+        }
+    }
+}
+
+fn over_tcp(sockets_per_thread: u32) -> Config {
+    Config { shm_disable: true, p2p_disable: true, sockets_per_thread, ..Config::default() }
+}
+
+#[test]
+fn lines_are_never_chosen_over_tcp() {
+    let config = Config { protocol: config::Protocol::Line, ..over_tcp(1) };
+    let chosen = as_ranks(2, &config, |comm| {
+        let mut recv = [0.0f32];
+        comm.all_reduce(&[1.0], &mut recv, RedOp::Sum).expect("an all-reduce");
+        let call = Call {
+            collective: Collective::AllReduce,
+            send: std::ptr::null(),
+            recv: std::ptr::null_mut(),
+            count: 1,
+            dtype: DType::Float32,
+            reduction: RedOp::Sum.into(),
+        };
+        (recv[0], comm.explain(&call).expect("a choice").protocol)
+    });
+    assert_eq!(chosen, [(2.0, Protocol::Slots); 2]);
+}
+
+#[test]
+fn an_abort_ends_a_wait_over_tcp() {
+    assert_eq!(abort_ends_a_wait(&over_tcp(2)), [true, true]);
+}
+
+#[test]
 fn many_small_tiles_and_the_fewest_slots() {
     for generator in GENERATORS {
         for (nranks, apart) in [(2, true), (3, false), (7, true), (7, false)] {
@@ -520,17 +558,22 @@ fn ranks_in_different_calls_are_told() {
 
 #[test]
 fn an_abort_ends_a_wait() {
-    let results = as_ranks(2, &Config::default(), |comm| {
+    assert_eq!(abort_ends_a_wait(&Config::default()), [true, true]);
+}
+
+fn abort_ends_a_wait(config: &Config) -> Vec<bool> {
+    as_ranks(2, config, |comm| {
         let mut recv = [0u8; 1];
         // Opens the links, so that there is a peer to tell.
         comm.all_reduce(&[1], &mut recv, RedOp::Sum).expect("a first call");
         if comm.rank() == 1 {
+            // The other rank may still be in the first call.
+            std::thread::sleep(Duration::from_millis(50));
             comm.abort_handle().abort();
             return true;
         }
         comm.all_reduce(&[1], &mut recv, RedOp::Sum).is_err() && comm.async_error().is_some()
-    });
-    assert_eq!(results, [true, true]);
+    })
 }
 
 #[test]
@@ -658,4 +701,41 @@ fn what_is_left_of_a_broken_communicator_goes_on() {
         results,
         [Some((0, 5, None)), None, Some((1, 5, Some(5))), Some((2, 5, Some(5))), None]
     );
+}
+
+#[test]
+fn ranks_exchange_over_the_control_tree_between_calls_and_an_abort_ends_that() {
+    let results = as_ranks(7, &Config::default(), |comm| {
+        let deadline = || Instant::now() + Duration::from_secs(50);
+        for round in 0..20u8 {
+            let mine = vec![round + comm.rank() as u8; usize::from(round) * 100];
+            let all = comm.watch.all_gather(&mine, deadline()).expect("an exchange");
+            for (rank, theirs) in all.iter().enumerate() {
+                assert_eq!(*theirs, vec![round + rank as u8; usize::from(round) * 100]);
+            }
+            let mut sum = [0u32];
+            comm.all_reduce(&[1], &mut sum, RedOp::Sum).expect("a call");
+        }
+        if comm.rank() == 3 {
+            comm.abort_handle().abort();
+        }
+        comm.watch.barrier(deadline()).expect_err("rank 3 does not come")
+    });
+    assert!(results.iter().all(|e| *e == Error::Aborted { by: 3 }), "{results:?}");
+}
+
+#[test]
+fn an_exchange_that_is_late_fails_on_all_ranks_alike() {
+    let errors = as_ranks(5, &Config::default(), |comm| {
+        if comm.rank() == 4 {
+            return comm.watch.barrier(Instant::now() + Duration::from_millis(200)).unwrap_err();
+        }
+        if comm.rank() == 2 {
+            std::thread::sleep(Duration::from_millis(700));
+        }
+        comm.watch.barrier(Instant::now() + Duration::from_secs(50)).unwrap_err()
+    });
+    let first = &errors[0];
+    assert!(matches!(first, Error::Timeout { rank: 4, .. }), "{first}");
+    assert!(errors.iter().all(|e| e.to_string() == first.to_string()), "{errors:?}");
 }

@@ -6,10 +6,12 @@ use std::time::Instant;
 use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::Channel;
 use maypole_transport::endpoint::Endpoint;
+use maypole_transport::error::LinkError;
 use maypole_transport::fault::Faults;
 use maypole_transport::link::{Incoming, Outgoing};
 
 use crate::error::Error;
+use crate::watch::Watch;
 
 /// Both directions of all opened links. Plans name a link by its index here.
 #[derive(Default)]
@@ -17,7 +19,7 @@ pub(crate) struct Links {
     pub(crate) outgoing: Vec<Outgoing>,
     pub(crate) incoming: Vec<Incoming>,
     /// The other end of each.
-    ends: Vec<(Rank, Channel)>,
+    pub(crate) ends: Vec<(Rank, Channel)>,
     index: HashMap<(Rank, Channel), u32>,
     /// What goes wrong on all of them.
     faults: Option<Faults>,
@@ -37,11 +39,25 @@ impl Links {
         peer: Rank,
         channel: Channel,
         deadline: Instant,
+        watch: &Watch,
     ) -> Result<u32, Error> {
         if let Some(&index) = self.index.get(&(peer, channel)) {
             return Ok(index);
         }
-        endpoint.connect(peer, &addresses[peer as usize], deadline)?;
+        let first = self.ends.iter().all(|end| end.0 != peer);
+        let opening = first.then(|| watch.opening(peer));
+        let started = Instant::now();
+        let connected = endpoint.connect(peer, &addresses[peer as usize], deadline);
+        connected.map_err(|error| match error {
+            LinkError::Timeout { peer, during } => Error::Timeout {
+                rank: endpoint.rank(),
+                peer,
+                what: during.to_owned(),
+                waited: started.elapsed(),
+            },
+            other => other.into(),
+        })?;
+        drop(opening);
         let ends = endpoint.open(peer, channel)?;
         let (outgoing, incoming) = match &self.faults {
             Some(faults) => faults.wrap(peer, channel, ends),

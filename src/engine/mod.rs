@@ -22,5 +22,8 @@ pub(crate) struct Buffers {
 /// A message of `peer` carries another hash than ours: the two ranks are not in the same call.
 #[cold]
 pub(crate) fn mismatch(peer: Rank, ours: u32, theirs: u32) -> Error {
-    Error::Mismatch { peer, ours, theirs }
+    // The communicator asks that rank for its calls, and puts both in words.
+    let what =
+        format!("a message of rank {peer} carries the hash {theirs:#010x}, not {ours:#010x}");
+    Error::Mismatch { ranks: [peer, peer], what }
 }

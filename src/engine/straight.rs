@@ -12,6 +12,7 @@ use crate::engine::{Buffers, mismatch};
 use crate::error::Error;
 use crate::plan::straight::{At, Op, StraightLine};
 use crate::reduce::{Kernel, Pass};
+use crate::watch::Watch;
 
 /// Memory for messages of more than one line and for results that are only sent.
 #[repr(C, align(64))]
@@ -35,6 +36,7 @@ pub(crate) struct Straight<'a> {
     pub(crate) staging: &'a mut Staging,
     pub(crate) endpoint: &'a Endpoint,
     pub(crate) patience: Patience,
+    pub(crate) watch: &'a Watch,
 }
 
 impl Straight<'_> {
@@ -124,11 +126,14 @@ impl Straight<'_> {
             return Err(Error::internal("a straight line over a link without lines"));
         };
         if line.poll(bytes, self.tag) != Poll::Ready {
-            let mut wait = Wait::new(self.endpoint, self.patience);
+            let mut wait = Wait::new(self.endpoint, self.patience, self.watch);
+            let ends = &self.links.ends;
             loop {
                 match line.poll(bytes, self.tag) {
                     Poll::Ready => break,
-                    Poll::Pending => wait.idle(|| line.failed(bytes, self.tag))?,
+                    Poll::Pending => {
+                        wait.idle(|| line.failed(bytes, self.tag), || Some(ends[link as usize].0))?;
+                    }
                     Poll::Mismatch { seen_tag } => {
                         return Err(mismatch(self.links.peer(link), self.tag, seen_tag));
                     }
@@ -150,9 +155,10 @@ impl Straight<'_> {
             return Err(Error::internal("a straight line over a link without lines"));
         };
         if !line.ready() {
-            let mut wait = Wait::new(self.endpoint, self.patience);
+            let mut wait = Wait::new(self.endpoint, self.patience, self.watch);
+            let ends = &self.links.ends;
             while !line.ready() {
-                wait.idle(|| line.failed())?;
+                wait.idle(|| line.failed(), || Some(ends[link as usize].0))?;
             }
         }
         // SAFETY: a slot is free; `data` holds `bytes`, at most the capacity (checked when the line was compiled).

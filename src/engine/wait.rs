@@ -1,12 +1,14 @@
 //! Waiting: spin briefly, yield, park. A waiting rank never holds a core that a peer needs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use maypole_algorithms::Rank;
 use maypole_transport::doorbell::{Doorbell, Ticket};
 use maypole_transport::endpoint::Endpoint;
 use maypole_transport::error::LinkError;
 
 use crate::error::Error;
+use crate::watch::Watch;
 
 /// The longest sleep. Everything that ends a wait rings the doorbell; this bounds the damage if something cannot any more.
 const NAP: Duration = Duration::from_millis(500);
@@ -38,21 +40,34 @@ impl Patience {
 pub(crate) struct Wait<'a> {
     endpoint: &'a Endpoint,
     patience: Patience,
+    watch: &'a Watch,
     polls: u32,
     armed: Option<Ticket>,
+    /// Since it sleeps now and then.
+    long: Option<Long>,
+}
+
+struct Long {
+    since: Instant,
+    /// How long it may become before it is suspicious (again).
+    report: Duration,
 }
 
 impl<'a> Wait<'a> {
     /// A wait that has not begun.
     #[inline]
-    pub(crate) fn new(endpoint: &'a Endpoint, patience: Patience) -> Self {
-        Self { endpoint, patience, polls: 0, armed: None }
+    pub(crate) fn new(endpoint: &'a Endpoint, patience: Patience, watch: &'a Watch) -> Self {
+        Self { endpoint, patience, watch, polls: 0, armed: None, long: None }
     }
 
     /// To be called after every unsuccessful poll; returns when it is time for the next one. `failed` says why the wait is in
-    /// vain, if it is; it is asked now and then and before every sleep.
+    /// vain, if it is; it is asked now and then and before every sleep. `whom` says which rank it waits for.
     #[inline]
-    pub(crate) fn idle(&mut self, failed: impl FnOnce() -> Option<LinkError>) -> Result<(), Error> {
+    pub(crate) fn idle(
+        &mut self,
+        failed: impl FnOnce() -> Option<LinkError>,
+        whom: impl FnOnce() -> Option<Rank>,
+    ) -> Result<(), Error> {
         let Patience { spins, yields } = self.patience;
         self.polls += 1;
         if self.polls <= spins && !self.polls.is_multiple_of(LOOK_EVERY) {
@@ -65,7 +80,8 @@ impl<'a> Wait<'a> {
         if self.polls <= spins + yields {
             std::thread::yield_now();
         } else if let Some(ticket) = self.armed.take() {
-            self.bell().park(ticket, Some(NAP));
+            let nap = self.sleepy(whom())?;
+            self.bell().park(ticket, Some(nap));
         } else {
             // The bell is asked to ring before the last poll, so that no ring is lost.
             self.armed = Some(self.bell().prepare());
@@ -78,6 +94,33 @@ impl<'a> Wait<'a> {
     pub(crate) fn over(&mut self) {
         self.polls = 0;
         self.armed = None;
+        if self.long.take().is_some() {
+            self.watch.waits(None);
+        }
+    }
+
+    /// Before every sleep: how long it may be.
+    #[cold]
+    fn sleepy(&mut self, whom: Option<Rank>) -> Result<Duration, Error> {
+        let now = Instant::now();
+        let report = self.watch.report_after();
+        let long = self.long.get_or_insert(Long { since: now, report });
+        self.watch.waits(whom);
+        let waited = now - long.since;
+        if let Some(timeout) = self.watch.timeout()
+            && waited >= timeout
+        {
+            return Err(self.watch.timed_out(whom, waited));
+        }
+        if waited >= long.report {
+            long.report = long.report.saturating_mul(2);
+            if let Some(peer) = whom {
+                self.watch.suspect(peer, long.since);
+            }
+        }
+        let limits = [NAP, long.report - waited];
+        let limit = self.watch.timeout().map_or(NAP, |timeout| timeout - waited);
+        Ok(limits.into_iter().fold(limit, Duration::min))
     }
 
     fn bell(&self) -> &'a Doorbell {

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::{After, Few, MAX_FAN};
 use maypole_transport::link::Sequence;
 
@@ -31,6 +32,8 @@ pub(crate) struct Walk<'a> {
     pub(crate) scaled: bool,
     /// Outputs that are not read again are written past the caches.
     pub(crate) stream: bool,
+    /// A hash of all calls so far: ranks whose calls ever differed meet with different tags, whatever the calls of today.
+    pub(crate) history: u32,
     pub(crate) links: &'a mut Links,
     pub(crate) scratch: &'a mut Scratch,
 }
@@ -84,7 +87,11 @@ impl Walk<'_> {
             if !open {
                 return Ok(());
             }
-            if progress { wait.over() } else { wait.idle(|| None)? }
+            if progress {
+                wait.over();
+            } else {
+                wait.idle(|| None, || self.whom(&lanes))?;
+            }
         }
     }
 
@@ -111,12 +118,44 @@ impl Walk<'_> {
         self.first(lane, at)
     }
 
+    /// A rank without which no lane goes on.
+    #[cold]
+    fn whom(&mut self, lanes: &[Position]) -> Option<Rank> {
+        for (index, lane) in lanes.iter().enumerate() {
+            let lent = lane.lent.front().map(|l| l.link);
+            let Some(segment) = self.program.lanes[index].get(lane.at.segment) else {
+                if let Some(link) = lent {
+                    return Some(self.links.peer(link));
+                }
+                continue;
+            };
+            let step = &segment.steps[lane.at.step];
+            let before = |a: &After| At { step: a.step as usize, ..lane.at };
+            if !step.after.iter().all(|a| done(&lanes[a.lane as usize], before(a))) {
+                continue;
+            }
+            let links = &mut *self.links;
+            let link =
+                |place: &Place| if let Place::Link(link) = *place { Some(link) } else { None };
+            let mut missing =
+                |link: &u32| !matches!(links.incoming[*link as usize].slots.receive(), Ok(Some(_)));
+            let input = step.inputs.iter().filter_map(link).find(&mut missing);
+            let mut full =
+                |link: &u32| !matches!(links.outgoing[*link as usize].slots.reserve(), Ok(Some(_)));
+            let output = || step.outputs.iter().filter_map(link).find(&mut full);
+            if let Some(link) = input.or_else(output).or(lent) {
+                return Some(self.links.peer(link));
+            }
+        }
+        None
+    }
+
     /// Fires the next step of lane `index` if it can.
     unsafe fn fire(&mut self, lanes: &mut [Position], index: usize) -> Result<bool, Error> {
         let at = lanes[index].at;
         let program = self.program;
         let Some(segment) = program.lanes[index].get(at.segment) else { return Ok(false) };
-        let (step, tag) = (&segment.steps[at.step], segment.tag);
+        let (step, tag) = (&segment.steps[at.step], segment.tag ^ self.history);
         let before = |a: &After| At { step: a.step as usize, ..at };
         if !step.after.iter().all(|a| done(&lanes[a.lane as usize], before(a))) {
             return Ok(false);
@@ -285,11 +324,11 @@ impl Walk<'_> {
                 outgoing.send(bytes, tag);
                 continue;
             }
+            // It fails if the communicator was aborted since the credit was reserved.
             // SAFETY: the memory is not written before the release: by this lane because `fire` looks at `lent`, by others
             // because the schedule is proved, by the caller because `run` returns only when nothing is lent.
-            let sequence = unsafe { outgoing.lend(start as *const u8, bytes, tag) };
-            // An abort may come between the two; a credit stays.
-            let sequence = sequence?.expect("a credit was reserved for this message");
+            let sequence = unsafe { outgoing.lend(start as *const u8, bytes, tag)? };
+            let sequence = sequence.expect("a credit was reserved for this message");
             lent.push_back(Lent { at, link, sequence, start, end });
         }
         Ok(())

@@ -225,3 +225,92 @@ impl Paper<'_> {
         under_way < LineSender::CREDITS as usize
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use maypole_algorithms::collective::GENERATORS;
+    use maypole_algorithms::{Collective, DType, RedOp};
+
+    use super::*;
+    use crate::call::Call;
+
+    fn lines(schedule: &Schedule, count: usize) -> Vec<StraightLine> {
+        let call = Call {
+            collective: schedule.collective,
+            send: std::ptr::null(),
+            recv: std::ptr::null_mut(),
+            count,
+            dtype: DType::Int32,
+            reduction: RedOp::Sum.into(),
+        };
+        let geometry = Geometry::new(schedule, &call, CAPACITY);
+        assert!(StraightLine::fits(schedule, &geometry, 4));
+        let compile = |rank| {
+            // A number that is one for each link, whoever asks.
+            let link = |peer, channel| Ok(u32::from(channel) * schedule.nranks + peer);
+            StraightLine::compile(schedule, &geometry, 4, false, rank, link).expect("a line")
+        };
+        (0..schedule.nranks).map(compile).collect()
+    }
+
+    fn schedules() -> impl Iterator<Item = Schedule> {
+        let collective = |name| {
+            let all = [
+                Collective::AllReduce,
+                Collective::AllGather,
+                Collective::ReduceScatter,
+                Collective::Broadcast { root: 0 },
+            ];
+            all.into_iter().find(|c| c.name() == name).expect("a collective that the test knows")
+        };
+        GENERATORS
+            .iter()
+            .flat_map(move |g| (1..10).map(move |n| g.schedule(collective(g.collective), n)))
+    }
+
+    #[test]
+    fn a_line_has_the_messages_of_its_schedule() {
+        for schedule in schedules() {
+            let lines = lines(&schedule, 16 * schedule.nranks as usize);
+            for (rank, line) in (0..).zip(&lines) {
+                let steps: Vec<Step> =
+                    (0..schedule.lanes(rank)).flat_map(|l| schedule.lane(rank, l)).collect();
+                let peers = |operands: &[Operand]| {
+                    operands.iter().filter(|o| matches!(o, Operand::Peer { .. })).count()
+                };
+                let received =
+                    |op: &Op| op.inputs.iter().filter(|a| matches!(a, At::Line(_))).count();
+                let sent: usize = line.ops.iter().map(|op| op.sends.len()).sum();
+                assert_eq!(line.ops.len(), steps.len(), "{schedule:?}");
+                assert_eq!(sent, steps.iter().map(|s| peers(&s.outputs)).sum::<usize>());
+                let all_received: usize = line.ops.iter().map(received).sum();
+                assert_eq!(all_received, steps.iter().map(|s| peers(&s.inputs)).sum::<usize>());
+            }
+        }
+    }
+
+    #[test]
+    fn messages_without_elements_are_dropped_on_both_ends() {
+        for schedule in schedules() {
+            // One element: at most one part of each block is not empty.
+            let lines = lines(&schedule, 1);
+            let mut sent = HashMap::new();
+            for (rank, line) in (0..).zip(&lines) {
+                for op in &line.ops {
+                    assert_eq!((op.count, op.bytes), (1, 4));
+                    for &link in &op.sends {
+                        let (channel, peer) = (link / schedule.nranks, link % schedule.nranks);
+                        *sent.entry((channel, rank, peer)).or_insert(0) += 1;
+                    }
+                    for at in &op.inputs {
+                        if let At::Line(link) = *at {
+                            let (channel, peer) = (link / schedule.nranks, link % schedule.nranks);
+                            *sent.entry((channel, peer, rank)).or_insert(0) -= 1;
+                        }
+                    }
+                }
+            }
+            assert!(sent.values().all(|n| *n == 0), "{schedule:?}: {sent:?}");
+        }
+    }
+}

@@ -72,6 +72,8 @@ pub(crate) struct Tuner {
     pub(crate) slot_bytes: usize,
     /// Slots of a link: the credits that a schedule has.
     pub(crate) depth: u32,
+    /// All links have lines: no two ranks meet over TCP.
+    pub(crate) lines: bool,
     /// Ranks per core on the busiest node, at least 1.
     pub(crate) ranks_per_core: f64,
     /// Schedules of this class or a stricter one are allowed.
@@ -84,9 +86,9 @@ pub(crate) struct Tuner {
     pub(crate) protocol: Option<Protocol>,
 }
 
-/// Above this many ranks, algorithms of more than this many steps a rank are not considered: the model would take longer than
-/// they are worth.
-const MANY: u32 = 512;
+/// Steps of all ranks together above which a schedule is considered only if there is none of fewer: proving and costing
+/// it would take seconds.
+const MANY_STEPS: u64 = 1 << 17;
 
 impl Tuner {
     /// The cheapest allowed schedule for `call`.
@@ -113,20 +115,30 @@ impl Tuner {
         Ok((schedule, Choice { algorithm, protocol, tile, predicted: cost * 1e6, others }))
     }
 
-    fn allowed(&self, collective: Collective) -> impl Iterator<Item = &'static Generator> + '_ {
-        let short = move |g: &Generator| {
-            self.nranks <= MANY || g.schedule(collective, self.nranks).steps(0, 0) <= MANY
-        };
-        generators(collective)
-            .filter(move |g| self.algorithms.allows(collective, g.name))
-            .filter(move |g| short(g))
+    /// The generators that the user allows, as far as their schedules can be proved and costed in reasonable time.
+    fn allowed(&self, collective: Collective) -> Vec<&'static Generator> {
+        let allowed: Vec<_> = generators(collective)
+            .filter(|g| self.algorithms.allows(collective, g.name))
+            .map(|g| (self.steps(&g.schedule(collective, self.nranks)), g))
+            .collect();
+        let least = allowed.iter().map(|(steps, _)| *steps).min().unwrap_or(0);
+        let affordable = |steps: u64| steps <= MANY_STEPS.max(least);
+        allowed.into_iter().filter(|(steps, _)| affordable(*steps)).map(|(_, g)| g).collect()
+    }
+
+    /// Steps of all ranks together, if all do as much as the last one.
+    fn steps(&self, schedule: &Schedule) -> u64 {
+        let rank = self.nranks - 1;
+        let steps = |lane| u64::from(schedule.steps(rank, lane));
+        u64::from(self.nranks) * (0..schedule.lanes(rank)).map(steps).sum::<u64>()
     }
 
     /// Protocols and tiles that `schedule` can use for `call`.
     fn ways(&self, schedule: &Schedule, call: &Call) -> Vec<(Protocol, usize)> {
         let geometry = Geometry::new(schedule, call, self.slot_bytes);
         let mut ways = Vec::new();
-        if self.protocol != Some(Protocol::Slots)
+        if self.lines
+            && self.protocol != Some(Protocol::Slots)
             && StraightLine::fits(schedule, &geometry, call.dtype.size())
         {
             ways.push((Protocol::Line, self.slot_bytes));
@@ -150,12 +162,15 @@ impl Tuner {
         self.machine(protocol).cost(schedule, bytes, geometry.tiles)
     }
 
-    /// The model of this machine, from measurements over shared memory; see `docs/tuning.md`.
+    /// The model of this machine, from measurements over shared memory, or over TCP if any two ranks meet there: the slowest
+    /// link sets the pace. See `docs/tuning.md`.
     fn machine(&self, protocol: Protocol) -> Machine {
         // A rank that shares its core with others is woken by the scheduler, not by a cache line.
         let wakeup = if self.ranks_per_core > 1.0 { 3e-6 } else { 0.0 };
         let (latency, step, operand, byte) = match protocol {
             Protocol::Line => (0.08e-6, 0.01e-6, 0.01e-6, 0.2e-9),
+            // A message is a system call at either end, and is copied by each.
+            Protocol::Slots if !self.lines => (10e-6, 1.5e-6, 1.5e-6, 0.3e-9),
             Protocol::Slots => (0.15e-6, 0.10e-6, 0.04e-6, 0.04e-9),
         };
         Machine {

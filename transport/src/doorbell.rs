@@ -54,6 +54,12 @@ impl Doorbell {
         Ticket(word | SLEEPING)
     }
 
+    /// Somebody sleeps, or is about to. For links whose news must be fetched by someone while the rank sleeps: a look
+    /// between [`prepare`](Self::prepare) and [`park`](Self::park) sees it.
+    pub fn is_awaited(&self) -> bool {
+        self.word.value().load(Ordering::Relaxed) & SLEEPING != 0
+    }
+
     /// Sleeps until the bell has rung since the ticket was given, or the time is over; or wakes for no reason.
     pub fn park(&self, ticket: Ticket, timeout: Option<Duration>) {
         self.word.wait(ticket.0, timeout);

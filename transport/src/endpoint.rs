@@ -1,4 +1,4 @@
-//! The endpoint: one rank's presence on its host, through which it reaches its peers there.
+//! The endpoint: one rank's presence, through which it reaches its peers.
 
 use std::fmt;
 use std::mem::ManuallyDrop;
@@ -8,18 +8,23 @@ use std::time::Instant;
 use sha2::{Digest, Sha256};
 
 use crate::Rank;
+use crate::address::{Address, Token, Way};
 use crate::doorbell::Doorbell;
 use crate::error::LinkError;
 use crate::header::Pair;
+use crate::hello::Party;
+use crate::host;
 use crate::inbox::{Inbox, InboxLayout, LinkPlace, PeerInbox};
 use crate::lines::{LineReceiver, LineSender};
 use crate::link::{Incoming, Outgoing};
 use crate::local;
 use crate::memory;
-use crate::peers::Peers;
+use crate::peers::{Peer, Peers};
 use crate::ring::{RingPlace, SlotReceiver, SlotSender};
 use crate::shm;
 use crate::shm::listener::Listener;
+use crate::tcp::listener::Tcp;
+use crate::tcp::{self, TcpConfig};
 
 /// What an endpoint must know.
 #[derive(Clone)]
@@ -45,6 +50,17 @@ impl fmt::Debug for EndpointConfig {
     }
 }
 
+/// By which links an endpoint may be reached. Two ranks use the first that both have, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Media {
+    /// The memory of the process, where they share one.
+    pub local: bool,
+    /// Shared memory, where they share a host.
+    pub shm: bool,
+    /// TCP.
+    pub tcp: Option<TcpConfig>,
+}
+
 /// A rank's inbox and its connections. Dropping it ends both and leaves nothing behind; links that were opened stay
 /// memory-safe, and a peer that still waits for this rank is told that it left.
 ///
@@ -58,50 +74,57 @@ pub struct Endpoint {
 struct Presence {
     // In the order in which they end.
     _local: local::listener::Listener,
-    listener: Listener,
+    listener: Option<Listener>,
+    tcp: Option<Tcp>,
     peers: Arc<Peers>,
-    party: shm::Party,
-    token: Token,
+    party: Party,
+    address: Address,
     community: [u8; 32],
     /// One connection is dialed at a time.
     dialing: Mutex<()>,
 }
 
-/// What ranks that are threads of one process have in common.
-type Token = [u8; 20];
-
-/// First byte of an address: its format.
-const ADDRESS_VERSION: u8 = 1;
-
 impl Endpoint {
-    /// Makes the rank's inbox and begins to accept connections.
+    /// Makes the rank's inbox and begins to accept connections from ranks of this host.
     pub fn new(config: EndpointConfig) -> Result<Self, LinkError> {
-        Self::with_token(config, process_token()?)
+        Self::with(config, &Media { local: true, shm: true, tcp: None })
     }
 
     /// The same, but as if in a process of its own: links to other ranks of this process go through shared memory.
     pub fn new_apart(config: EndpointConfig) -> Result<Self, LinkError> {
-        Self::with_token(config, memory::random()?)
+        Self::with(config, &Media { local: false, shm: true, tcp: None })
     }
 
-    fn with_token(config: EndpointConfig, token: Token) -> Result<Self, LinkError> {
+    /// The same, by the links that `media` allows.
+    pub fn with(config: EndpointConfig, media: &Media) -> Result<Self, LinkError> {
         let EndpointConfig { rank, nranks, secret, layout } = config;
         if rank >= nranks || layout.nranks != nranks {
             return Err(LinkError::Misuse {
                 what: "rank and layout must fit the communicator's size",
             });
         }
+        let token = if media.local { process_token()? } else { memory::random()? };
         let inbox = Arc::new(Inbox::new(rank, layout)?);
         // The secret itself stays out of tables.
         let community =
             Sha256::new().chain_update(b"maypole local 1").chain_update(secret).finalize().into();
         let local = local::listener::Listener::start((community, rank), &inbox)?;
         let peers = Arc::new(Peers::new(rank, layout, inbox));
-        let party = shm::Party { secret, rank, nranks };
-        let listener = Listener::start(peers.clone(), party.clone())?;
+        let party = Party { secret, rank, nranks };
+        let listener =
+            media.shm.then(|| Listener::start(peers.clone(), party.clone())).transpose()?;
+        let tcp = media.tcp.as_ref();
+        let tcp = tcp.map(|config| Tcp::new(config, peers.clone(), party.clone())).transpose()?;
+        let address = Address {
+            token,
+            host: host::identity(),
+            shm: listener.as_ref().map_or(vec![], |listener| listener.name().into()),
+            streams: tcp.as_ref().map_or(0, |tcp| tcp.streams() as u8),
+            tcp: tcp.as_ref().map_or(vec![], |tcp| tcp.addresses().to_vec()),
+        };
         let dialing = Mutex::default();
         let presence =
-            Presence { _local: local, listener, peers, party, token, community, dialing };
+            Presence { _local: local, listener, tcp, peers, party, address, community, dialing };
         Ok(Self { presence: ManuallyDrop::new(presence), owner: std::process::id() })
     }
 
@@ -110,35 +133,67 @@ impl Endpoint {
         self.presence.peers.me
     }
 
-    /// Where peers of this host find this rank: opaque, at most 128 bytes, to be passed to their
-    /// [`connect`](Self::connect).
+    /// Where peers find this rank: opaque, at most 128 bytes, to be passed to their [`connect`](Self::connect).
     pub fn address(&self) -> Vec<u8> {
-        let mut address = vec![ADDRESS_VERSION];
-        address.extend(self.presence.token);
-        address.extend(self.presence.listener.name().as_bytes());
-        address
+        self.presence.address.encode()
     }
 
-    /// Connects to a peer, which does the same; returns when its memory can be used or `deadline` has passed. Between
+    /// Prepares for the peers at these addresses, those of all ranks: accepts connections over TCP if any of them will come
+    /// that way, and stops listening if none. True if any two ranks of them all meet over TCP, whose links have no lines;
+    /// all ranks get the same answer.
+    pub fn survey(&self, addresses: &[Vec<u8>]) -> Result<bool, LinkError> {
+        let all: Vec<Address> =
+            addresses.iter().map(|bytes| Address::decode(bytes)).collect::<Result<_, _>>()?;
+        let Presence { tcp, address, .. } = &*self.presence;
+        if let Some(tcp) = tcp {
+            if all.iter().any(|other| address.way(other) == Some(Way::Tcp)) {
+                tcp.start()?;
+            } else {
+                tcp.dismiss();
+            }
+        }
+        // Two that differ from a third may be alike, but then each of them meets the third over TCP.
+        let Some(first) = all.first() else { return Ok(false) };
+        let one_process = all.iter().all(|other| other.token == first.token);
+        let one_host = all.iter().all(|a| a.host == first.host && !a.shm.is_empty());
+        Ok(!one_process && !one_host)
+    }
+
+    /// Connects to a peer, which does the same; returns when links to it can be opened or `deadline` has passed. Between
     /// processes the lower rank dials and the higher waits. Connected peers stay connected.
     pub fn connect(&self, peer: Rank, address: &[u8], deadline: Instant) -> Result<(), LinkError> {
-        let Presence { listener, peers, party, token, community, dialing, .. } = &*self.presence;
+        let Presence { listener, tcp, peers, party, community, dialing, .. } = &*self.presence;
+        let here = &self.presence.address;
         if peer >= party.nranks {
             return Err(LinkError::Misuse { what: "the communicator has no such rank" });
         }
-        let (theirs, name) = parse(address)?;
+        let there = Address::decode(address)?;
         let _one = dialing.lock().unwrap_or_else(PoisonError::into_inner);
         if peers.get(peer).is_some() {
             return Ok(());
         }
-        if theirs == *token || peer == peers.me {
-            peers.add(peer, local::connect::connect((*community, peer))?);
-        } else if peers.me < peer {
-            let (inbox, stream) = shm::connect::connect(peers, party, peer, name, deadline)?;
-            peers.add(peer, inbox);
-            listener.adopt(peer, stream);
-        } else {
-            peers.wait_for(peer, deadline)?;
+        let way = if peer == peers.me { Some(Way::Local) } else { here.way(&there) };
+        match (way, listener, tcp) {
+            (Some(Way::Local), ..) => {
+                peers.add(peer, local::connect::connect((*community, peer))?);
+            }
+            (Some(Way::Shm), Some(listener), _) if peers.me < peer => {
+                let (inbox, stream) =
+                    shm::connect::connect(peers, party, peer, &there.shm, deadline)?;
+                peers.add(peer, inbox);
+                listener.adopt(peer, stream);
+            }
+            (Some(Way::Shm), ..) => peers.wait_for(peer, deadline)?,
+            (Some(Way::Tcp), _, Some(tcp)) => {
+                tcp.start()?;
+                let streams = here.streams.min(there.streams);
+                tcp.dial(peer, there.reachable_from(here), streams.into(), deadline);
+                peers.wait_for(peer, deadline)?;
+            }
+            _ => {
+                let why = "no link that both have leads from one to the other";
+                return Err(LinkError::Refused { peer, why });
+            }
         }
         Ok(())
     }
@@ -146,7 +201,16 @@ impl Endpoint {
     /// The two ends that this rank has of the links to and from a connected peer on a channel. Once per peer and channel.
     pub fn open(&self, peer: Rank, channel: u16) -> Result<(Outgoing, Incoming), LinkError> {
         let peers = &self.presence.peers;
-        let theirs = peers.open(peer, channel)?;
+        let theirs = match peers.open(peer, channel)? {
+            Peer::Memory(inbox) => inbox,
+            Peer::Tcp(pair) => {
+                let (sender, receiver) = tcp::ends(pair, peers.layout, channel);
+                return Ok((
+                    Outgoing { slots: Box::new(sender), lines: None },
+                    Incoming { slots: Box::new(receiver), lines: None },
+                ));
+            }
+        };
         let depth = peers.layout.depth;
         let slot_bytes = peers.layout.slot_bytes;
         let lends = theirs.is_local();
@@ -191,7 +255,16 @@ impl Endpoint {
         peers.inbox.header().abort(peers.me, reason);
         // Whoever connects later is told then.
         for peer in peers.all() {
-            peer.header().abort(peers.me, reason);
+            peer.abort(peers.me, reason);
+        }
+    }
+
+    /// Tells connected peers that this rank sends nothing more: as dropping it, for a process that ends without.
+    pub fn leave(&self) {
+        let peers = &self.presence.peers;
+        peers.inbox.header().leave();
+        for peer in peers.all() {
+            peer.ring();
         }
     }
 
@@ -203,7 +276,7 @@ impl Endpoint {
 
     /// Whether a connected peer is gone, and how.
     pub fn gone(&self, peer: Rank) -> Option<LinkError> {
-        self.presence.peers.get(peer)?.header().gone(peer)
+        self.presence.peers.get(peer)?.gone(peer)
     }
 }
 
@@ -213,11 +286,7 @@ impl Drop for Endpoint {
         if std::process::id() != self.owner {
             return;
         }
-        let peers = &self.presence.peers;
-        peers.inbox.header().leave();
-        for peer in peers.all() {
-            peer.header().bell.ring();
-        }
+        self.leave();
         // SAFETY: dropped here alone, and not used again.
         unsafe { ManuallyDrop::drop(&mut self.presence) };
     }
@@ -226,17 +295,6 @@ impl Drop for Endpoint {
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Endpoint").field("rank", &self.presence.peers.me).finish_non_exhaustive()
-    }
-}
-
-fn parse(address: &[u8]) -> Result<(Token, &[u8]), LinkError> {
-    let wrong = LinkError::Misuse { what: "this is no address of an endpoint" };
-    match address.split_first() {
-        Some((&ADDRESS_VERSION, rest)) => {
-            let (token, name) = rest.split_first_chunk().ok_or(wrong)?;
-            Ok((*token, name))
-        }
-        _ => Err(wrong),
     }
 }
 

@@ -29,9 +29,10 @@ pub enum LinkError {
         /// The rank that is gone.
         peer: Rank,
     },
-    /// The memory shared with a peer holds what no correct peer writes: a stray write of either process, or a bug of ours.
+    /// The memory or the stream shared with a peer holds what no correct peer writes: a stray write of either process, other
+    /// settings, or a bug of ours.
     #[error(
-        "the memory shared with rank {peer} is corrupt: {why}; check both processes for stray writes"
+        "what this rank shares with rank {peer} is corrupt: {why}; check both processes for stray writes and different settings"
     )]
     Corrupt {
         /// The other end.
@@ -103,6 +104,9 @@ impl LinkError {
             libc::ENOSPC => "memory is exhausted: check the cgroup's limit",
             libc::ECONNREFUSED => {
                 "the peer is gone, or in another network namespace of this host (containers must share one)"
+            }
+            libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH => {
+                "the peer's host cannot be reached: check NCCL_SOCKET_IFNAME, routes and firewalls"
             }
             libc::EPERM | libc::EACCES => {
                 "a security policy forbids it: check seccomp and the container's profile"

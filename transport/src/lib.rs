@@ -5,11 +5,14 @@
 //! lent memory) and [`doorbell`] (sleeping and waking). They are written over plain words, wherever those live.
 //!
 //! An [`endpoint::Endpoint`] is one rank's presence: its [`inbox`], the memory that its peers write to, and the
-//! connections to them: in [`local`] for ranks that are threads of one process, in [`shm`] for other processes of the host.
+//! connections to them: in [`local`] for ranks that are threads of one process, in [`shm`] for other processes of the host, in
+//! [`tcp`] for other hosts.
 //! `conformance` is the one suite that every link passes, and [`fault`] makes links on which things go wrong.
 //!
 //! The crate knows ranks, bytes and messages, and never a schedule.
 
+#[cfg(not(loom))]
+mod address;
 mod copy;
 pub mod doorbell;
 pub mod error;
@@ -26,6 +29,10 @@ pub mod endpoint;
 #[cfg(not(loom))]
 pub mod fault;
 #[cfg(not(loom))]
+mod hello;
+#[cfg(not(loom))]
+mod host;
+#[cfg(not(loom))]
 pub mod inbox;
 #[cfg(not(loom))]
 pub mod local;
@@ -35,6 +42,10 @@ mod memory;
 mod peers;
 #[cfg(not(loom))]
 pub mod shm;
+#[cfg(not(loom))]
+pub mod tcp;
+#[cfg(not(loom))]
+mod thread;
 
 pub use error::LinkError;
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use crate::Rank;
 use crate::error::LinkError;
 use crate::inbox::{Inbox, InboxLayout, PeerInbox};
+use crate::tcp::TcpPair;
 
 /// A rank's connections.
 #[derive(Debug)]
@@ -17,9 +18,43 @@ pub(crate) struct Peers {
     table: Mutex<Table>,
 }
 
+/// A connected peer.
+#[derive(Clone, Debug)]
+pub(crate) enum Peer {
+    /// We see its inbox.
+    Memory(Arc<PeerInbox>),
+    /// We have streams to it.
+    Tcp(Arc<TcpPair>),
+}
+
+impl Peer {
+    /// Ends its waits.
+    pub(crate) fn abort(&self, by: Rank, reason: u32) {
+        match self {
+            Self::Memory(inbox) => inbox.header().abort(by, reason),
+            Self::Tcp(pair) => pair.abort(by, reason),
+        }
+    }
+
+    /// Whether it is gone, and how.
+    pub(crate) fn gone(&self, rank: Rank) -> Option<LinkError> {
+        match self {
+            Self::Memory(inbox) => inbox.header().gone(rank),
+            Self::Tcp(pair) => pair.gone(),
+        }
+    }
+
+    /// Lets it notice that this rank has left; over TCP the farewell does that.
+    pub(crate) fn ring(&self) {
+        if let Self::Memory(inbox) = self {
+            inbox.header().bell.ring();
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Table {
-    connected: HashMap<Rank, Arc<PeerInbox>>,
+    connected: HashMap<Rank, Peer>,
     opened: HashSet<(Rank, u16)>,
     /// Connections that were begun by a proven peer and broke.
     failed: HashMap<Rank, LinkError>,
@@ -37,19 +72,28 @@ impl Peers {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn get(&self, peer: Rank) -> Option<Arc<PeerInbox>> {
+    pub(crate) fn get(&self, peer: Rank) -> Option<Peer> {
         self.table().connected.get(&peer).cloned()
     }
 
-    /// A new connection. An abort that it missed is passed on.
+    /// A new connection to memory.
     pub(crate) fn add(&self, peer: Rank, inbox: PeerInbox) {
-        let inbox = Arc::new(inbox);
+        self.insert(peer, Peer::Memory(Arc::new(inbox)));
+    }
+
+    /// A new connection over streams.
+    pub(crate) fn add_tcp(&self, peer: Rank, pair: Arc<TcpPair>) {
+        self.insert(peer, Peer::Tcp(pair));
+    }
+
+    /// An abort that it missed is passed on.
+    fn insert(&self, peer: Rank, connection: Peer) {
         let mut table = self.table();
         table.trouble = None;
-        table.connected.insert(peer, inbox.clone());
+        table.connected.insert(peer, connection.clone());
         drop(table);
         if let Some(LinkError::Aborted { by, reason }) = self.inbox.header().aborted() {
-            inbox.header().abort(by, reason);
+            connection.abort(by, reason);
         }
         self.inbox.header().bell.ring();
     }
@@ -72,7 +116,7 @@ impl Peers {
 
     /// The connection ended: unless the peer had said that it leaves, its process is dead.
     pub(crate) fn lost(&self, peer: Rank) {
-        if let Some(inbox) = self.get(peer) {
+        if let Some(Peer::Memory(inbox)) = self.get(peer) {
             inbox.header().die();
         }
         self.inbox.header().bell.ring();
@@ -99,21 +143,22 @@ impl Peers {
         Err(self.table().trouble.unwrap_or(LinkError::Timeout { peer, during }))
     }
 
-    /// The peer's inbox, to open a link on a channel, which is possible once.
-    pub(crate) fn open(&self, peer: Rank, channel: u16) -> Result<Arc<PeerInbox>, LinkError> {
+    /// The peer, to open a link on a channel, which is possible once.
+    pub(crate) fn open(&self, peer: Rank, channel: u16) -> Result<Peer, LinkError> {
         if channel >= self.layout.channels {
             return Err(LinkError::Misuse { what: "the inboxes have no such channel" });
         }
         let mut table = self.table();
-        let inbox = table.connected.get(&peer).ok_or(LinkError::NotConnected { peer })?.clone();
+        let connection =
+            table.connected.get(&peer).ok_or(LinkError::NotConnected { peer })?.clone();
         if !table.opened.insert((peer, channel)) {
             return Err(LinkError::Misuse { what: "a channel to a peer can be opened once" });
         }
-        Ok(inbox)
+        Ok(connection)
     }
 
     /// All peers, for what concerns them all.
-    pub(crate) fn all(&self) -> Vec<Arc<PeerInbox>> {
+    pub(crate) fn all(&self) -> Vec<Peer> {
         self.table().connected.values().cloned().collect()
     }
 }

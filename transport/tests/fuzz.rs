@@ -14,7 +14,7 @@ use maypole_transport::endpoint::{Endpoint, EndpointConfig};
 use maypole_transport::inbox::InboxLayout;
 
 const CHALLENGE: usize = 32;
-const HELLO: usize = 68;
+const HELLO: usize = 72;
 const PROOF: usize = 32;
 
 /// Abstract names are all of this form and length.
@@ -129,7 +129,9 @@ fn fuzz_hellos() {
                 };
                 let answer = say(stream, &sent, random);
                 if sent.starts_with(&hello) {
-                    assert_eq!(answer.len(), PROOF, "an honest rank was refused");
+                    // What follows the hello is no inbox, and the reset that it causes may swallow the answer.
+                    let swallowed = sent.len() > HELLO && answer.is_empty();
+                    assert!(answer.len() == PROOF || swallowed, "an honest rank was refused");
                     accepted += 1;
                 } else {
                     assert!(answer.is_empty(), "a damaged hello was accepted");

@@ -32,7 +32,7 @@ fn soon() -> Instant {
 /// A plain connection to the endpoint's socket.
 fn stranger(endpoint: &Endpoint) -> UnixStream {
     let address = endpoint.address();
-    let name = SocketAddr::from_abstract_name(&address[21..]).unwrap();
+    let name = SocketAddr::from_abstract_name(&address[38..78]).unwrap();
     let stream = UnixStream::connect_addr(&name).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     stream

@@ -7,7 +7,8 @@ use std::process::{Child, Command, Stdio};
 
 use maypole_transport::LinkError;
 use maypole_transport::conformance::{CASES, LAYOUTS, PATIENCE, Side, Watchdog};
-use maypole_transport::endpoint::{Endpoint, EndpointConfig};
+use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
+use maypole_transport::tcp::TcpConfig;
 
 /// In the child: which case, and which layout.
 const ROLE: &str = "MAYPOLE_TEST_ROLE";
@@ -19,21 +20,23 @@ fn main() {
     if let Ok(role) = std::env::var(ROLE) {
         return child(&role);
     }
-    for layout in 0..LAYOUTS.len() {
-        for case in CASES {
-            let _watchdog = Watchdog::new(case.name);
-            let (side, mut child) = parent(case.name, layout);
-            (case.left)(side);
-            assert!(child.wait().unwrap().success(), "the other end of '{}' failed", case.name);
-            println!("two processes, layout {layout}, {}: ok", case.name);
+    for streams in [0, 1, 4] {
+        for layout in 0..LAYOUTS.len() {
+            for case in CASES {
+                let _watchdog = Watchdog::new(case.name);
+                let (side, mut child) = parent(case.name, layout, streams);
+                case.play(case.left, side);
+                assert!(child.wait().unwrap().success(), "the other end of '{}' failed", case.name);
+                println!("two processes, {streams} streams, layout {layout}, {}: ok", case.name);
+            }
         }
+        a_killed_peer_is_noticed(streams);
     }
-    a_killed_peer_is_noticed();
 }
 
-fn a_killed_peer_is_noticed() {
+fn a_killed_peer_is_noticed(streams: u32) {
     let _watchdog = Watchdog::new(KILLED);
-    let (mut side, mut child) = parent(KILLED, 0);
+    let (mut side, mut child) = parent(KILLED, 0, streams);
     child.kill().unwrap();
     child.wait().unwrap();
     let mut seen = None;
@@ -43,18 +46,22 @@ fn a_killed_peer_is_noticed() {
     });
     assert!(noticed);
     assert_eq!(seen, Some(LinkError::PeerDied { peer: 1 }));
-    println!("two processes, {KILLED}: ok");
+    println!("two processes, {streams} streams, {KILLED}: ok");
 }
 
-fn endpoint(rank: u32, layout: usize) -> Endpoint {
+/// By TCP with so many streams, or by shared memory with none.
+fn endpoint(rank: u32, layout: usize, streams: u32) -> Endpoint {
     let layout = LAYOUTS[layout];
-    Endpoint::new(EndpointConfig { rank, nranks: 2, secret: SECRET, layout }).unwrap()
+    let addresses = vec![std::net::Ipv4Addr::LOCALHOST.into()];
+    let tcp = (streams > 0).then_some(TcpConfig { addresses, streams });
+    let media = Media { local: true, shm: streams == 0, tcp };
+    Endpoint::with(EndpointConfig { rank, nranks: 2, secret: SECRET, layout }, &media).unwrap()
 }
 
-fn parent(case: &str, layout: usize) -> (Side, Child) {
-    let endpoint = endpoint(0, layout);
+fn parent(case: &str, layout: usize, streams: u32) -> (Side, Child) {
+    let endpoint = endpoint(0, layout, streams);
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .env(ROLE, format!("{layout}{case}"))
+        .env(ROLE, format!("{layout}{streams}{case}"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -66,8 +73,9 @@ fn parent(case: &str, layout: usize) -> (Side, Child) {
 
 fn child(role: &str) {
     let _watchdog = Watchdog::new("child");
-    let (layout, case) = role.split_at(1);
-    let endpoint = endpoint(1, layout.parse().unwrap());
+    let (layout, rest) = role.split_at(1);
+    let (streams, case) = rest.split_at(1);
+    let endpoint = endpoint(1, layout.parse().unwrap(), streams.parse().unwrap());
     println!("{}", hex(&endpoint.address()));
     let side = Side::connect(endpoint, &read_line(std::io::stdin()));
     if case == KILLED {
@@ -75,7 +83,7 @@ fn child(role: &str) {
         unreachable!("nobody killed this process");
     }
     let case = CASES.iter().find(|known| known.name == case).unwrap();
-    (case.right)(side);
+    case.play(case.right, side);
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -15,8 +15,8 @@ impl Random {
     }
 
     /// A message: by lines or not, and its content; mostly short.
-    fn message(&mut self, capacity: usize) -> (bool, Vec<u8>) {
-        let lines = self.next().is_multiple_of(2);
+    fn message(&mut self, capacity: usize, has_lines: bool) -> (bool, Vec<u8>) {
+        let lines = self.next().is_multiple_of(2) && has_lines;
         let limit = if lines { CAPACITY } else { capacity };
         let limit = if self.next().is_multiple_of(16) { limit } else { 64 };
         let mut data = vec![0; self.next() as usize % (limit + 1)];
@@ -31,10 +31,11 @@ impl Random {
 pub(super) fn traffic(mut side: Side, own: u64, theirs: u64) {
     const EACH: usize = 50_000;
     let capacity = side.out.slots.capacity();
+    let has_lines = side.has_lines();
     let (mut own, mut theirs) = (Random(own), Random(theirs));
     let (mut sent, mut seen) = (0, 0);
-    let mut outgoing = own.message(capacity);
-    let mut expected = theirs.message(capacity);
+    let mut outgoing = own.message(capacity, has_lines);
+    let mut expected = theirs.message(capacity, has_lines);
     while sent < EACH || seen < EACH {
         let Side { endpoint, out, inc, .. } = &mut side;
         // One sleep for whatever comes first: room to send or a message.
@@ -59,7 +60,7 @@ pub(super) fn traffic(mut side: Side, own: u64, theirs: u64) {
             } else {
                 side.send(&outgoing.1, sent as u32);
             }
-            outgoing = own.message(capacity);
+            outgoing = own.message(capacity, has_lines);
             sent += 1;
         }
         if has_come {
@@ -72,7 +73,7 @@ pub(super) fn traffic(mut side: Side, own: u64, theirs: u64) {
                 assert!(bytes(&message) == expected.1, "message {seen} is damaged");
                 side.inc.slots.release();
             }
-            expected = theirs.message(capacity);
+            expected = theirs.message(capacity, has_lines);
             seen += 1;
         }
     }

@@ -5,10 +5,10 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use super::hello::{NONCE, PROOF, Party};
 use super::socket;
 use crate::Rank;
 use crate::error::LinkError;
+use crate::hello::{Medium, NONCE, PROOF, Party};
 use crate::inbox::PeerInbox;
 use crate::peers::Peers;
 
@@ -43,7 +43,7 @@ pub(crate) fn connect(
 
     let mut challenge = [0; NONCE];
     dial.read(&stream, &mut challenge)?;
-    let (dialed, hello) = party.dial(peer, challenge)?;
+    let (dialed, hello) = party.dial((Medium::Shm, 0), peer, challenge)?;
     (&stream).write_all(&hello).map_err(|error| dial.broken("write", &error))?;
 
     let mut proof = [0; PROOF];

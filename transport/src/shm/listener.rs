@@ -10,16 +10,17 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::hello::{HELLO, Nonce, Party};
 use super::socket;
 use crate::Rank;
 use crate::error::LinkError;
+use crate::hello::{HELLO, Medium, Nonce, Party};
 use crate::inbox::PeerInbox;
 use crate::memory;
 use crate::peers::Peers;
+use crate::thread;
 
 /// How long a stranger may take to prove itself.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -27,8 +28,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const STRANGERS: usize = 64;
 /// How long to leave the queue alone when nothing can be accepted.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Enough for any logger; pages that are not used cost nothing.
-const STACK: usize = 256 << 10;
 
 /// A rank's listening socket and its thread.
 #[derive(Debug)]
@@ -54,13 +53,7 @@ impl Listener {
         let (adopted, to_adopt) = channel();
         let service =
             Service { listener, kicked, to_adopt, peers, party, paused: None, connections: vec![] };
-        let thread = without_signals(|| {
-            thread::Builder::new()
-                .name("maypole-listen".into())
-                .stack_size(STACK)
-                .spawn(move || service.run())
-        })
-        .map_err(system("pthread_create"))?;
+        let thread = thread::spawn("maypole-listen", move || service.run())?;
         Ok(Self { name, kick, adopted, thread: Some(thread) })
     }
 
@@ -285,7 +278,7 @@ impl Service {
     /// Checks a hello and answers it with our proof and our inbox.
     fn prove(&self, stream: &UnixStream, challenge: &Nonce, hello: &[u8; HELLO]) -> Option<Rank> {
         let me = self.peers.me;
-        let Some((peer, proof)) = self.party.answer(*challenge, hello) else {
+        let Some((peer, _, proof)) = self.party.answer(Medium::Shm, *challenge, hello) else {
             log::warn!("rank {me}: refused a process that does not know the communicator's secret");
             return None;
         };
@@ -329,20 +322,4 @@ fn read(mut stream: &UnixStream, bytes: &mut [u8]) -> Result<usize, Next> {
         io::ErrorKind::Interrupted => Next::Again,
         _ => Next::Drop,
     })
-}
-
-/// Runs `spawn` such that the new thread takes no signals: handlers of the program run on the program's threads.
-fn without_signals<T>(spawn: impl FnOnce() -> T) -> T {
-    // SAFETY: the sets are alive and all zeros is a valid one; masks are this thread's own.
-    unsafe {
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        let mut before: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&mut all);
-        let masked = libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before) == 0;
-        let result = spawn();
-        if masked {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
-        }
-        result
-    }
 }

@@ -5,8 +5,5 @@
 //! communicator's secret. The socket then stays open: its end is how a peer's death is noticed at once.
 
 pub(crate) mod connect;
-mod hello;
 pub(crate) mod listener;
 mod socket;
-
-pub(crate) use hello::Party;

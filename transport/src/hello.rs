@@ -1,15 +1,18 @@
 //! The handshake: both sides prove that they know the communicator's secret before anything else is looked at.
 //!
 //! ```text
-//! listener                                          dialer
-//!    | ---- challenge: nonce (32) -------------------> |
-//!    | <--- hello: rank (4), nonce (32), proof (32) -- |
-//!    | ---- proof (32) + inbox ----------------------> |
-//!    | <--- one byte + inbox ------------------------- |
+//! listener                                                      dialer
+//!    | ---- challenge: nonce (32) -------------------------------> |
+//!    | <--- hello: rank (4), stream (4), nonce (32), proof (32) -- |
+//!    | ---- proof (32), and what the medium adds ----------------> |
+//!    | <--- what the medium adds --------------------------------- |
 //! ```
 //!
-//! A proof is HMAC-SHA256 under the secret of: direction, version, both nonces, both ranks, size of the
-//! communicator. So it can be neither replayed nor reflected nor carried over to another pair of ranks.
+//! `shm` adds inboxes, `tcp` the shape of the links.
+//!
+//! A proof is HMAC-SHA256 under the secret of: direction, version, medium, both nonces, both ranks, number of the stream, size
+//! of the communicator. So it can be neither replayed nor reflected nor carried over to another pair of ranks, another stream
+//! or another medium.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -20,7 +23,7 @@ use crate::memory;
 
 pub(crate) const NONCE: usize = 32;
 pub(crate) const PROOF: usize = 32;
-pub(crate) const HELLO: usize = 4 + NONCE + PROOF;
+pub(crate) const HELLO: usize = 8 + NONCE + PROOF;
 
 pub(crate) type Nonce = [u8; NONCE];
 pub(crate) type Proof = [u8; PROOF];
@@ -33,6 +36,15 @@ pub(crate) struct Party {
     pub(crate) nranks: u32,
 }
 
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Medium {
+    /// Passing memory over a UNIX socket.
+    Shm,
+    /// Messages over TCP.
+    Tcp,
+}
+
 #[derive(Clone, Copy)]
 enum Direction {
     Dial,
@@ -42,6 +54,8 @@ enum Direction {
 /// Both nonces and both ranks of a handshake.
 #[derive(Clone, Copy)]
 struct Session {
+    medium: Medium,
+    stream: u32,
     challenge: Nonce,
     nonce: Nonce,
     from: Rank,
@@ -56,32 +70,44 @@ impl Party {
         memory::random()
     }
 
-    /// The dialer's answer to a challenge of rank `to`.
+    /// The dialer's answer to a challenge of rank `to` on their stream of this number.
     pub(crate) fn dial(
         &self,
+        (medium, stream): (Medium, u32),
         to: Rank,
         challenge: Nonce,
     ) -> Result<(Dialed, [u8; HELLO]), LinkError> {
-        let session = Session { challenge, nonce: Self::nonce()?, from: self.rank, to };
+        let session =
+            Session { medium, stream, challenge, nonce: Self::nonce()?, from: self.rank, to };
         let mut hello = [0; HELLO];
         hello[..4].copy_from_slice(&self.rank.to_le_bytes());
-        hello[4..4 + NONCE].copy_from_slice(&session.nonce);
+        hello[4..8].copy_from_slice(&stream.to_le_bytes());
+        hello[8..8 + NONCE].copy_from_slice(&session.nonce);
         let proof = self.mac(Direction::Dial, &session).finalize().into_bytes();
-        hello[4 + NONCE..].copy_from_slice(&proof);
+        hello[8 + NONCE..].copy_from_slice(&proof);
         Ok((Dialed(session), hello))
     }
 
-    /// The listener's check of a hello: who it is, and the proof to answer with. None is a stranger.
-    pub(crate) fn answer(&self, challenge: Nonce, hello: &[u8; HELLO]) -> Option<(Rank, Proof)> {
+    /// The listener's check of a hello: who it is, on which stream, and the proof to answer with. None is a stranger.
+    pub(crate) fn answer(
+        &self,
+        medium: Medium,
+        challenge: Nonce,
+        hello: &[u8; HELLO],
+    ) -> Option<(Rank, u32, Proof)> {
         let (rank, rest) = hello.split_first_chunk()?;
+        let (stream, rest) = rest.split_first_chunk()?;
         let (nonce, proof) = rest.split_first_chunk()?;
         let from = Rank::from_le_bytes(*rank);
-        let session = Session { challenge, nonce: *nonce, from, to: self.rank };
+        let stream = u32::from_le_bytes(*stream);
+        let session = Session { medium, stream, challenge, nonce: *nonce, from, to: self.rank };
         // In constant time.
         self.mac(Direction::Dial, &session).verify_slice(proof).ok()?;
         // The lower rank dials.
-        (from < self.rank)
-            .then(|| (from, self.mac(Direction::Answer, &session).finalize().into_bytes().into()))
+        (from < self.rank).then(|| {
+            let proof = self.mac(Direction::Answer, &session).finalize().into_bytes();
+            (from, stream, proof.into())
+        })
     }
 
     /// The dialer's check of the listener's proof.
@@ -92,11 +118,11 @@ impl Party {
     fn mac(&self, direction: Direction, session: &Session) -> Hmac<Sha256> {
         let mut mac = <Hmac<Sha256> as KeyInit>::new(&self.secret_block().into());
         // Every field has a fixed size, so that no two sessions have the same text.
-        mac.update(b"maypole shm 1");
-        mac.update(&[direction as u8]);
+        mac.update(b"maypole hello 2");
+        mac.update(&[direction as u8, session.medium as u8]);
         mac.update(&session.challenge);
         mac.update(&session.nonce);
-        for number in [session.from, session.to, self.nranks] {
+        for number in [session.from, session.to, session.stream, self.nranks] {
             mac.update(&number.to_le_bytes());
         }
         mac
@@ -114,6 +140,8 @@ impl Party {
 mod tests {
     use super::*;
 
+    const TCP3: (Medium, u32) = (Medium::Tcp, 3);
+
     fn party(secret: u8, rank: Rank, nranks: u32) -> Party {
         Party { secret: [secret; 32], rank, nranks }
     }
@@ -122,9 +150,9 @@ mod tests {
     fn both_ends_prove_the_secret() {
         let (dialer, listener) = (party(1, 2, 8), party(1, 5, 8));
         let challenge = Party::nonce().unwrap();
-        let (dialed, hello) = dialer.dial(5, challenge).unwrap();
-        let (from, proof) = listener.answer(challenge, &hello).unwrap();
-        assert_eq!(from, 2);
+        let (dialed, hello) = dialer.dial(TCP3, 5, challenge).unwrap();
+        let (from, stream, proof) = listener.answer(Medium::Tcp, challenge, &hello).unwrap();
+        assert_eq!((from, stream), (2, 3));
         assert!(dialer.accepts(&dialed, &proof));
     }
 
@@ -132,22 +160,23 @@ mod tests {
     fn nothing_but_the_very_session_is_accepted() {
         let (dialer, listener) = (party(1, 2, 8), party(1, 5, 8));
         let challenge = Party::nonce().unwrap();
-        let (dialed, hello) = dialer.dial(5, challenge).unwrap();
+        let (dialed, hello) = dialer.dial(TCP3, 5, challenge).unwrap();
         // Another secret, size, addressee or challenge; any flipped bit; the higher rank dialing.
         for other in [party(2, 5, 8), party(1, 5, 9), party(1, 6, 8)] {
-            assert!(other.answer(challenge, &hello).is_none());
+            assert!(other.answer(Medium::Tcp, challenge, &hello).is_none());
         }
-        assert!(listener.answer(Party::nonce().unwrap(), &hello).is_none());
+        assert!(listener.answer(Medium::Tcp, Party::nonce().unwrap(), &hello).is_none());
+        assert!(listener.answer(Medium::Shm, challenge, &hello).is_none());
         for bit in 0..HELLO * 8 {
             let mut hello = hello;
             hello[bit / 8] ^= 1 << (bit % 8);
-            assert!(listener.answer(challenge, &hello).is_none());
+            assert!(listener.answer(Medium::Tcp, challenge, &hello).is_none());
         }
-        let (_, reverse) = listener.dial(2, challenge).unwrap();
-        assert!(dialer.answer(challenge, &reverse).is_none());
+        let (_, reverse) = listener.dial(TCP3, 2, challenge).unwrap();
+        assert!(dialer.answer(Medium::Tcp, challenge, &reverse).is_none());
         // The dialer's own proof does not serve as the answer.
-        let (_, mut proof) = listener.answer(challenge, &hello).unwrap();
-        let reflected = hello[4 + NONCE..].try_into().unwrap();
+        let (_, _, mut proof) = listener.answer(Medium::Tcp, challenge, &hello).unwrap();
+        let reflected = hello[8 + NONCE..].try_into().unwrap();
         assert!(!dialer.accepts(&dialed, &reflected));
         proof[31] ^= 1;
         assert!(!dialer.accepts(&dialed, &proof));

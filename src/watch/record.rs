@@ -1,0 +1,306 @@
+//! What a communicator is doing, written by its own thread at the cost of a few plain stores, and read by any other.
+//!
+//! Calls are numbered from 1, alike on all ranks that make the same calls. The last [`KEPT`] of them are kept: the flight
+//! recorder, and the evidence when two ranks are suspected of making different calls.
+
+use core::sync::atomic::fence;
+use std::fmt;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use maypole_algorithms::{Collective, DType, Rank, RedOp};
+use maypole_transport::sync::{AtomicU64, Ordering};
+
+use crate::call::Call;
+
+/// Calls that are kept, a power of two.
+pub(crate) const KEPT: u64 = 64;
+
+/// All that must be the same on all ranks of a call, in two words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Signature {
+    /// From the low end: collective, type and operator, 8 bits each, 8 zeros, and the root.
+    pub(crate) what: u64,
+    pub(crate) count: u64,
+}
+
+/// In place of an operator.
+const NO_OP: u64 = 0xff;
+
+impl Signature {
+    #[inline]
+    pub(crate) fn of(call: &Call) -> Self {
+        let (code, root) = match call.collective {
+            Collective::AllReduce => (0, 0),
+            Collective::ReduceScatter => (1, 0),
+            Collective::AllGather => (2, 0),
+            Collective::Broadcast { root } => (3, root),
+            Collective::Reduce { root } => (4, root),
+            Collective::AllToAll => (5, 0),
+            Collective::Gather { root } => (6, root),
+            Collective::Scatter { root } => (7, root),
+        };
+        let op = if call.collective.reduces() { call.reduction.op as u64 } else { NO_OP };
+        let what = code | (call.dtype as u64) << 8 | op << 16 | u64::from(root) << 32;
+        Self { what, count: call.count as u64 }
+    }
+
+    /// The hash of a history to which this call is added: a multiply-xorshift step for each word.
+    #[inline]
+    pub(crate) fn extend(self, history: u64) -> u64 {
+        let mixed = (history ^ self.what).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed ^ mixed >> 32 ^ self.count).wrapping_mul(0xd6e8_feb8_6659_fd93)
+    }
+
+    fn collective(self) -> Option<Collective> {
+        let root = (self.what >> 32) as Rank;
+        Some(match self.what & 0xff {
+            0 => Collective::AllReduce,
+            1 => Collective::ReduceScatter,
+            2 => Collective::AllGather,
+            3 => Collective::Broadcast { root },
+            4 => Collective::Reduce { root },
+            5 => Collective::AllToAll,
+            6 => Collective::Gather { root },
+            7 => Collective::Scatter { root },
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dtype = DType::from_code((self.what >> 8 & 0xff) as i32);
+        let (Some(collective), Some(dtype)) = (self.collective(), dtype) else {
+            return f.write_str("a call that this version does not know");
+        };
+        write!(f, "{collective} of {} {dtype}", self.count)?;
+        match RedOp::ALL.get((self.what >> 16 & 0xff) as usize) {
+            Some(op) => write!(f, " {op}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The record of one communicator. It has one writer.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(crate) struct Record {
+    /// Number of the current or last call, times two, plus one within the call.
+    now: AtomicU64,
+    /// Low half: one more than the rank that the call waits for; high half: low bits of the call's number.
+    waits: AtomicU64,
+    ring: [Slot; KEPT as usize],
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    what: AtomicU64,
+    count: AtomicU64,
+    /// 0 if no wait of the call was long; while it runs, nanoseconds of [`EPOCH`] at its first long wait; then how long
+    /// it took from there, with [`ENDED`].
+    time: AtomicU64,
+}
+
+const ENDED: u64 = 1 << 63;
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// One call of a [`Snapshot`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Recorded {
+    pub(crate) sequence: u64,
+    pub(crate) signature: Signature,
+    /// Of a call that ended: how long it took from its first long wait on, if it had one.
+    pub(crate) took: Option<Duration>,
+}
+
+/// What a record held at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    /// Number of the current or last call; 0 before the first.
+    pub(crate) sequence: u64,
+    pub(crate) in_call: bool,
+    pub(crate) waits_for: Option<Rank>,
+    /// The last calls, oldest first.
+    pub(crate) calls: Vec<Recorded>,
+}
+
+impl Snapshot {
+    pub(crate) fn call(&self, sequence: u64) -> Option<Signature> {
+        self.calls.iter().find(|call| call.sequence == sequence).map(|call| call.signature)
+    }
+
+    /// The current or last call, in words.
+    pub(crate) fn last(&self) -> String {
+        match self.call(self.sequence) {
+            Some(call) => format!("call {}, {call}", self.sequence),
+            None if self.sequence == 0 => String::from("no call yet"),
+            None => format!("call {}", self.sequence),
+        }
+    }
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            now: AtomicU64::new(0),
+            waits: AtomicU64::new(0),
+            ring: std::array::from_fn(|_| Slot::default()),
+        }
+    }
+}
+
+impl Record {
+    /// The writer enters its next call.
+    #[inline]
+    pub(crate) fn begin(&self, signature: Signature) {
+        let sequence = (self.now.load(Ordering::Relaxed) >> 1) + 1;
+        // Pairs with the fence in `read`: who sees a word of this call's slot sees that the call before it has begun.
+        fence(Ordering::Release);
+        let slot = self.slot(sequence);
+        slot.what.store(signature.what, Ordering::Relaxed);
+        slot.count.store(signature.count, Ordering::Relaxed);
+        slot.time.store(0, Ordering::Relaxed);
+        // Pairs with the load in `read`: who sees the number sees the slot.
+        self.now.store(sequence << 1 | 1, Ordering::Release);
+    }
+
+    /// The writer leaves its call.
+    #[inline]
+    pub(crate) fn end(&self) {
+        let now = self.now.load(Ordering::Relaxed);
+        let time = &self.slot(now >> 1).time;
+        let started = time.load(Ordering::Relaxed);
+        if started != 0 {
+            time.store(ENDED | nanoseconds().saturating_sub(started), Ordering::Relaxed);
+        }
+        self.now.store(now & !1, Ordering::Release);
+    }
+
+    /// The call that was begun was refused: it never was.
+    #[cold]
+    pub(crate) fn retract(&self) {
+        let sequence = self.now.load(Ordering::Relaxed) >> 1;
+        self.now.store((sequence - 1) << 1, Ordering::Release);
+    }
+
+    /// The writer waits long, for `peer`; or no more.
+    pub(crate) fn waits(&self, peer: Option<Rank>) {
+        let sequence = self.now.load(Ordering::Relaxed) >> 1;
+        let word = peer.map_or(0, |peer| sequence << 32 | (u64::from(peer) + 1));
+        self.waits.store(word, Ordering::Relaxed);
+        let time = &self.slot(sequence).time;
+        if peer.is_some() && time.load(Ordering::Relaxed) == 0 {
+            time.store(nanoseconds().max(1), Ordering::Relaxed);
+        }
+    }
+
+    /// By any thread.
+    pub(crate) fn read(&self) -> Snapshot {
+        // Pairs with the store in `begin`.
+        let now = self.now.load(Ordering::Acquire);
+        let sequence = now >> 1;
+        let first = sequence.saturating_sub(KEPT - 1).max(1);
+        let mut calls: Vec<Recorded> =
+            (first..=sequence).map(|sequence| self.slot(sequence).read(sequence)).collect();
+        let waits = self.waits.load(Ordering::Relaxed);
+        // Pairs with the fence in `begin`: a slot that was written anew while it was read is known by the number.
+        fence(Ordering::Acquire);
+        let later = self.now.load(Ordering::Relaxed) >> 1;
+        calls.retain(|call| call.sequence + KEPT > later + 1);
+        let in_call = now & 1 != 0;
+        let waiting = in_call && waits >> 32 == sequence & 0xffff_ffff;
+        let waits_for = ((waits as u32) != 0 && waiting).then(|| waits as u32 - 1);
+        Snapshot { sequence, in_call, waits_for, calls }
+    }
+
+    #[inline]
+    fn slot(&self, sequence: u64) -> &Slot {
+        &self.ring[(sequence % KEPT) as usize]
+    }
+}
+
+impl Slot {
+    fn read(&self, sequence: u64) -> Recorded {
+        let what = self.what.load(Ordering::Relaxed);
+        let count = self.count.load(Ordering::Relaxed);
+        let time = self.time.load(Ordering::Relaxed);
+        let took = (time & ENDED != 0).then(|| Duration::from_nanos(time & !ENDED));
+        Recorded { sequence, signature: Signature { what, count }, took }
+    }
+}
+
+fn nanoseconds() -> u64 {
+    EPOCH.elapsed().as_nanos() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn signature(count: u64) -> Signature {
+        Signature { what: 7 << 8, count }
+    }
+
+    #[test]
+    fn the_last_calls_are_kept() {
+        let record = Record::default();
+        assert_eq!(record.read(), Snapshot::default());
+        for count in 1..=100 {
+            record.begin(signature(count));
+            record.end();
+        }
+        record.begin(signature(101));
+        record.waits(Some(0));
+        let seen = record.read();
+        assert_eq!((seen.sequence, seen.in_call, seen.waits_for), (101, true, Some(0)));
+        // One slot fewer: a writer may be at it.
+        assert_eq!(seen.calls.len() as u64, KEPT - 1);
+        assert!(seen.calls.iter().all(|call| call.signature == signature(call.sequence)));
+        record.end();
+        let seen = record.read();
+        assert_eq!((seen.in_call, seen.waits_for), (false, None));
+        assert!(seen.calls.last().is_some_and(|call| call.took.is_some()));
+        record.begin(signature(7));
+        record.retract();
+        assert_eq!(record.read().sequence, 101);
+    }
+
+    #[test]
+    fn a_reader_never_sees_half_a_call() {
+        const ROUNDS: u64 = 300_000;
+        let record = Record::default();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for count in 1..=ROUNDS {
+                    record.begin(Signature { what: count, count });
+                    record.end();
+                }
+            });
+            while record.read().sequence < ROUNDS {
+                for call in record.read().calls {
+                    assert_eq!(
+                        (call.signature.what, call.signature.count),
+                        (call.sequence, call.sequence)
+                    );
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn calls_read_like_prose() {
+        let call = Call {
+            collective: Collective::Broadcast { root: 3 },
+            send: std::ptr::null(),
+            recv: std::ptr::null_mut(),
+            count: 5,
+            dtype: DType::Int32,
+            reduction: RedOp::Sum.into(),
+        };
+        let text = Signature::of(&call).to_string();
+        assert_eq!(text, "broadcast from/to rank 3 of 5 int32");
+        let call = Call { collective: Collective::AllReduce, ..call };
+        assert_eq!(Signature::of(&call).to_string(), "all_reduce of 5 int32 sum");
+    }
+}

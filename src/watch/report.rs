@@ -1,0 +1,131 @@
+//! Reports: why a wait takes so long. A report is no error: who is late may still come.
+
+use std::fmt;
+use std::time::Duration;
+
+use maypole_algorithms::Rank;
+
+/// What was found out about a long wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The rank that waits: this one.
+    pub rank: Rank,
+    /// What it is in: number of the call and the call in words.
+    pub call: String,
+    /// Since when.
+    pub waited: Duration,
+    /// Who waits for whom: from the rank that this one waits for to the one at which the search ended.
+    pub chain: Vec<Rank>,
+    /// Host of the last rank of the chain.
+    pub host: String,
+    /// Process of the last rank of the chain.
+    pub pid: u32,
+    /// The current or last call of the last rank of the chain, if it answered.
+    pub their_call: Option<String>,
+    /// What keeps the last rank of the chain.
+    pub reason: Reason,
+}
+
+/// What keeps a rank that others wait for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// It is outside of the library: the program has not made the call yet.
+    NotJoined,
+    /// It is in an earlier call and waits for nobody: it computes, or lacks a processor.
+    EarlierCall,
+    /// It is in the call and waits for nobody: it computes, or lacks a processor.
+    Working,
+    /// It has done its part: what it sent is under way.
+    SlowLink,
+    /// The ranks of the chain wait for each other.
+    Cycle,
+    /// Its thread is in a call of another communicator.
+    OtherCommunicator {
+        /// What it does there.
+        what: String,
+    },
+    /// Its process is stopped, by a signal or a debugger.
+    Stopped,
+    /// It has left the communicator.
+    Left,
+    /// It does not answer.
+    NoAnswer {
+        /// A rank on the way to it that is stopped and passes nothing on.
+        stopped_on_the_way: Option<Rank>,
+    },
+}
+
+impl Report {
+    /// The rank at which the search ended.
+    pub fn culprit(&self) -> Rank {
+        self.chain.last().copied().unwrap_or(self.rank)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "rank {} waits since {:.1} s in {}",
+            self.rank,
+            self.waited.as_secs_f64(),
+            self.call
+        )?;
+        for (at, rank) in self.chain.iter().enumerate() {
+            f.write_str(if at == 0 { " for " } else { ", which waits for " })?;
+            write!(f, "rank {rank}")?;
+        }
+        write!(f, " (host {}, process {}): it {}", self.host, self.pid, self.reason)?;
+        match &self.their_call {
+            Some(call) => write!(f, "; it is at {call}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotJoined => f.write_str("has not joined the call: its program is elsewhere"),
+            Self::EarlierCall => f.write_str("is busy in an earlier call"),
+            Self::Working => f.write_str("is busy in the call"),
+            Self::SlowLink => f.write_str("has done its part: the link between them is slow"),
+            Self::Cycle => f.write_str("waits for a rank of this chain: the links are slow"),
+            Self::OtherCommunicator { what } => {
+                write!(f, "is in a call of another communicator: {what}")
+            }
+            Self::Stopped => f.write_str("is stopped, by a signal or a debugger"),
+            Self::Left => f.write_str("has left the communicator"),
+            Self::NoAnswer { stopped_on_the_way: None } => f.write_str("does not answer"),
+            Self::NoAnswer { stopped_on_the_way: Some(rank) } => {
+                write!(f, "cannot be asked, for rank {rank} on the way to it is stopped")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_reads_like_prose() {
+        let report = Report {
+            rank: 0,
+            call: "call 7, all_reduce of 3 int32 sum".into(),
+            waited: Duration::from_secs(10),
+            chain: vec![2, 5],
+            host: "node1".into(),
+            pid: 77,
+            their_call: Some("call 6, all_gather of 3 int32".into()),
+            reason: Reason::NotJoined,
+        };
+        assert_eq!(
+            report.to_string(),
+            "rank 0 waits since 10.0 s in call 7, all_reduce of 3 int32 sum for rank 2, which waits for rank 5 (host node1, \
+             process 77): it has not joined the call: its program is elsewhere; it is at call 6, all_gather of 3 int32"
+        );
+        assert_eq!(report.culprit(), 5);
+    }
+}

@@ -1,0 +1,135 @@
+//! Two hosts: network namespaces joined by a virtual cable, with ranks in each. Needs root and the `ip` command, and says so
+//! where it is skipped.
+//!
+//! The test binary starts itself: rank 0 makes the unique id and prints it, the others read it.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+
+use maypole::{Communicator, RedOp, UniqueId};
+
+const RANKS: u32 = 4;
+
+/// Namespaces of this test run, gone when it ends.
+struct Hosts([String; 2]);
+
+impl Hosts {
+    /// None, and why, if this is not possible here.
+    fn new() -> Result<Self, String> {
+        // SAFETY: a call without conditions.
+        if unsafe { libc::geteuid() } != 0 {
+            return Err("network namespaces need root".to_owned());
+        }
+        let id = std::process::id();
+        let hosts = Self([format!("maypole-a-{id}"), format!("maypole-b-{id}")]);
+        let [a, b] = &hosts.0;
+        let cable = [format!("mpa{id}"), format!("mpb{id}")];
+        for command in [
+            format!("netns add {a}"),
+            format!("netns add {b}"),
+            format!("link add {} netns {a} type veth peer name {} netns {b}", cable[0], cable[1]),
+            format!("-n {a} address add 10.77.0.1/24 dev {}", cable[0]),
+            format!("-n {b} address add 10.77.0.2/24 dev {}", cable[1]),
+            format!("-n {a} link set {} up", cable[0]),
+            format!("-n {b} link set {} up", cable[1]),
+            format!("-n {a} link set lo up"),
+            format!("-n {b} link set lo up"),
+        ] {
+            let output = Command::new("ip").args(command.split(' ')).output();
+            match output {
+                Ok(output) if output.status.success() => {}
+                Ok(output) => {
+                    let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+                    return Err(format!("ip {command}: {why}"));
+                }
+                Err(error) => return Err(format!("ip: {error}")),
+            }
+        }
+        Ok(hosts)
+    }
+
+    fn start(&self, rank: u32) -> Child {
+        let host = &self.0[rank as usize % 2];
+        let cable = if rank.is_multiple_of(2) { "=mpa" } else { "=mpb" };
+        Command::new("ip")
+            .args(["netns", "exec", host])
+            .arg(std::env::current_exe().expect("the test binary"))
+            .args(["--exact", "rank", "--ignored", "--nocapture", "--test-threads=1"])
+            .env("MAYPOLE_TEST_RANK", rank.to_string())
+            .env("NCCL_SOCKET_IFNAME", format!("{cable}{}", std::process::id()))
+            .env("MAYPOLE_INIT_TIMEOUT", "30")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a rank process")
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for name in &self.0 {
+            let _ = Command::new("ip").args(["netns", "delete", name]).output();
+        }
+    }
+}
+
+/// Not a test of its own: what a rank process does.
+#[test]
+#[ignore = "run by the other test, as a rank"]
+fn rank() {
+    let Ok(rank) = std::env::var("MAYPOLE_TEST_RANK") else { return };
+    let rank: u32 = rank.parse().expect("a rank");
+    let id = if rank == 0 {
+        let id = UniqueId::create().expect("a unique id");
+        let hex: String = id.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        println!("say:{hex}");
+        id
+    } else {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).expect("a line");
+        let byte = |i: usize| u8::from_str_radix(&line[2 * i..2 * i + 2], 16).expect("hex");
+        UniqueId::from_bytes(std::array::from_fn(byte)).expect("an id")
+    };
+    let mut comm = Communicator::init(&id, RANKS, rank).unwrap_or_else(|e| panic!("init: {e}"));
+    for count in [1, 1000, 300_001] {
+        let send: Vec<i32> = (0..count).map(|i| i + rank as i32).collect();
+        let mut recv = vec![0; send.len()];
+        comm.all_reduce(&send, &mut recv, RedOp::Sum).unwrap_or_else(|e| panic!("{e}"));
+        assert!(recv.iter().zip(0..).all(|(sum, i)| *sum == 4 * i + 6));
+    }
+    println!("say:done");
+}
+
+fn hear(from: &mut impl BufRead) -> String {
+    for line in from.lines() {
+        if let Some((_, said)) = line.expect("text").split_once("say:") {
+            return said.to_owned();
+        }
+    }
+    String::new()
+}
+
+#[test]
+fn ranks_on_two_hosts_sum_over_tcp() {
+    let hosts = match Hosts::new() {
+        Ok(hosts) => hosts,
+        Err(why) => return eprintln!("skipped: {why}"),
+    };
+    let mut children: Vec<Child> = (0..RANKS).map(|rank| hosts.start(rank)).collect();
+    let mut voices: Vec<_> = children
+        .iter_mut()
+        .map(|child| BufReader::new(child.stdout.take().expect("a pipe")))
+        .collect();
+    let id = hear(&mut voices[0]);
+    for child in &mut children[1..] {
+        let stdin = child.stdin.as_mut().expect("a pipe");
+        writeln!(stdin, "{id}").expect("the rank reads its id");
+    }
+    // Every wait of the ranks has an end: initialisation's limit, and the death of a rank that gives up.
+    for (rank, voice) in voices.iter_mut().enumerate() {
+        assert_eq!(hear(voice), "done", "rank {rank}");
+    }
+    for child in &mut children {
+        assert!(child.wait().expect("a child").success());
+    }
+}

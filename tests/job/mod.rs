@@ -1,0 +1,109 @@
+//! A job of rank processes: copies of the test binary, each of which runs its ignored test `rank`.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use maypole::{Communicator, UniqueId};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A job of rank processes; what is left of it is killed when it goes, or by its watchdog.
+pub(crate) struct Job {
+    ranks: Vec<(Child, BufReader<ChildStdout>)>,
+    /// Dropped with the job, which tells the watchdog to go.
+    _leash: mpsc::Sender<()>,
+}
+
+impl Job {
+    pub(crate) fn start(nranks: u32, scene: &str, environment: &[(&str, &str)]) -> Self {
+        let id = UniqueId::create().expect("a unique id");
+        let start = |rank: u32| {
+            let mut child = Command::new(std::env::current_exe().expect("the test binary"))
+                .args(["--exact", "rank", "--ignored", "--nocapture", "--test-threads=1"])
+                .env("MAYPOLE_TEST_SCENE", format!("{scene} {rank} {nranks}"))
+                .envs(environment.iter().copied())
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("a rank process");
+            let mut stdin = child.stdin.take().expect("a pipe");
+            stdin.write_all(&id.to_bytes()).expect("the rank reads its id");
+            let out = BufReader::new(child.stdout.take().expect("a pipe"));
+            (child, out)
+        };
+        let ranks: Vec<_> = (0..nranks).map(start).collect();
+        let pids: Vec<u32> = ranks.iter().map(|(child, _)| child.id()).collect();
+        let (leash, free) = mpsc::channel();
+        std::thread::spawn(move || {
+            if free.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("the job hangs: its ranks are killed");
+                pids.into_iter().for_each(|pid| signal(pid, libc::SIGKILL));
+            }
+        });
+        Self { ranks, _leash: leash }
+    }
+
+    /// The next thing that rank `rank` says; empty if it ended.
+    pub(crate) fn hear(&mut self, rank: usize) -> String {
+        for line in self.ranks[rank].1.by_ref().lines() {
+            if let Some((_, said)) = line.expect("text").split_once("say:") {
+                return said.to_owned();
+            }
+        }
+        String::new()
+    }
+
+    /// Waits until all ranks have said `word`.
+    pub(crate) fn all_say(&mut self, word: &str) {
+        for rank in 0..self.ranks.len() {
+            assert_eq!(self.hear(rank), word, "rank {rank}");
+        }
+    }
+
+    /// What a rank wrote to standard error until `end` turned up in it.
+    pub(crate) fn errors_until(&mut self, rank: usize, end: &str) -> String {
+        let mut text = String::new();
+        let mut lines = BufReader::new(self.ranks[rank].0.stderr.take().expect("a pipe"));
+        while lines.read_line(&mut text).expect("text") > 0 && !text.contains(end) {}
+        text
+    }
+
+    /// The rank's process has ended well.
+    pub(crate) fn ends_well(&mut self, rank: usize) {
+        let status = self.ranks[rank].0.wait().expect("a child");
+        assert!(status.success(), "rank {rank} failed: {status}");
+    }
+
+    pub(crate) fn signal(&self, rank: usize, number: libc::c_int) {
+        signal(self.ranks[rank].0.id(), number);
+    }
+}
+
+pub(crate) fn signal(pid: u32, number: libc::c_int) {
+    // SAFETY: no memory is involved; the process is a child not yet reaped, or a child of one, which outlives the test.
+    unsafe { libc::kill(pid as libc::pid_t, number) };
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        for (child, _) in &mut self.ranks {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// In a rank process: the scene's name and the communicator; None if this is no rank process.
+pub(crate) fn enter() -> Option<(String, Communicator)> {
+    let scene = std::env::var("MAYPOLE_TEST_SCENE").ok()?;
+    let words: Vec<&str> = scene.split(' ').collect();
+    let (rank, nranks) = (words[1].parse().expect("a rank"), words[2].parse().expect("a count"));
+    let mut bytes = [0; 128];
+    std::io::stdin().read_exact(&mut bytes).expect("128 bytes");
+    let id = UniqueId::from_bytes(bytes).expect("an id");
+    let comm = Communicator::init(&id, nranks, rank).unwrap_or_else(|e| panic!("init: {e}"));
+    Some((words[0].to_owned(), comm))
+}

@@ -1,0 +1,583 @@
+//! No silent hang, no silent mismatch: ranks as processes and as threads that die, stop, come late, or do something else.
+
+mod job;
+
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use job::{Job, signal};
+use maypole::bootstrap::Options;
+use maypole::config::Config;
+use maypole::{Call, Collective, Communicator, DType, Error, Reason, RedOp, UniqueId};
+use maypole_transport::error::LinkError;
+
+/// Not a test of its own: what a rank process does.
+#[test]
+#[ignore = "run by the other tests, as a rank"]
+fn rank() {
+    let Some((scene, mut comm)) = job::enter() else { return };
+    match scene.as_str() {
+        "forever" => forever(&mut comm),
+        "idle" => idle(&comm),
+        "orphan" => orphan(&mut comm),
+        "fork" => fork(comm),
+        "until-reported" => until_reported(&mut comm),
+        "farewell" => farewell(comm),
+        "exit" => exit(comm),
+        other => panic!("no scene {other}"),
+    }
+}
+
+fn sum(comm: &mut Communicator, value: i32) -> Result<i32, Error> {
+    let mut result = [0];
+    comm.all_reduce(&[value], &mut result, RedOp::Sum)?;
+    Ok(result[0])
+}
+
+/// Calls until one fails; says how.
+fn forever(comm: &mut Communicator) {
+    let (send, mut recv) = (vec![1.0f32; 1 << 18], vec![0.0f32; 1 << 18]);
+    sum(comm, 1).expect("a first call");
+    println!("say:started");
+    loop {
+        for count in [1, 1 << 18, 2000] {
+            if let Err(error) = comm.all_reduce(&send[..count], &mut recv[..count], RedOp::Sum) {
+                println!("say:{error}");
+                return;
+            }
+        }
+    }
+}
+
+/// Makes no call at all until something happens.
+fn idle(comm: &Communicator) {
+    println!("say:started");
+    loop {
+        if let Some(error) = comm.async_error() {
+            println!("say:{error}");
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Rank 1 has a child, which inherits all its sockets and outlives it.
+fn orphan(comm: &mut Communicator) {
+    sum(comm, 1).expect("a first call");
+    if comm.rank() == 1 {
+        // SAFETY: the child calls nothing but what may be called in a child of a process with many threads.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: as above. The alarm ends the child should the test not.
+            unsafe {
+                libc::alarm(30);
+                loop {
+                    libc::pause();
+                }
+            }
+        }
+        println!("say:{child}");
+    }
+    forever(comm);
+}
+
+/// Rank 0 has a child that uses the communicator and drops it; that must not hurt the parent.
+fn fork(mut comm: Communicator) {
+    sum(&mut comm, 1).expect("a first call");
+    if comm.rank() == 0 {
+        // SAFETY: glibc's allocator works in the child, and it uses nothing else that another thread could hold.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let refused = matches!(sum(&mut comm, 1), Err(Error::InvalidUsage { what }) if what.contains("fork"));
+            drop(comm);
+            // SAFETY: it ends the process at once.
+            unsafe { libc::_exit(if refused { 0 } else { 1 }) };
+        }
+        let mut status = 1;
+        // SAFETY: `status` is writable.
+        unsafe { libc::waitpid(child, &raw mut status, 0) };
+        println!("say:{status}");
+    }
+    let nranks = comm.nranks() as i32;
+    for _ in 0..1000 {
+        assert_eq!(sum(&mut comm, 1).expect("a call"), nranks);
+    }
+    println!("say:done");
+}
+
+/// Calls until rank 0 has a report, which it says.
+fn until_reported(comm: &mut Communicator) {
+    sum(comm, 1).expect("a first call");
+    println!("say:started");
+    while sum(comm, i32::from(comm.rank() == 0 && !comm.reports().is_empty())).expect("a call") == 0
+    {
+    }
+    if let Some(report) = comm.reports().first() {
+        println!("say:{report}");
+    }
+}
+
+/// Rank 0 leaves while rank 1 is stopped.
+fn farewell(mut comm: Communicator) {
+    sum(&mut comm, 1).expect("a first call");
+    println!("say:started");
+    std::thread::sleep(Duration::from_millis(500));
+    drop(comm);
+    println!("say:gone");
+}
+
+/// Rank 1 ends its process without dropping its communicator; the others do not need it, until they do.
+fn exit(mut comm: Communicator) {
+    let mut large = vec![1.0f32; 1 << 20];
+    comm.all_reduce_in_place(&mut large, RedOp::Sum).expect("a first call");
+    if comm.rank() == 1 {
+        std::process::exit(0);
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    println!("say:{:?}", comm.async_error());
+    // Until the others have looked, too: the next call fails, and everyone hears of that.
+    std::thread::sleep(Duration::from_millis(1000));
+    println!(
+        "say:{}",
+        comm.all_reduce_in_place(&mut large, RedOp::Sum).expect_err("rank 1 is gone")
+    );
+}
+
+/// Kills one of 8 ranks at some moment; all others must name it.
+fn kill_at_random(times: u64, salt: u64) {
+    let mut random = Random(salt);
+    let mut longest = Duration::ZERO;
+    for _ in 0..times {
+        let victim = random.below(8) as usize;
+        let mut job = Job::start(8, "forever", &[]);
+        job.all_say("started");
+        std::thread::sleep(Duration::from_micros(random.below(60_000)));
+        let killed = Instant::now();
+        job.signal(victim, libc::SIGKILL);
+        for rank in (0..8).filter(|rank| *rank != victim) {
+            let said = job.hear(rank);
+            assert!(said.contains(&format!("process of rank {victim} died")), "{rank}: {said}");
+        }
+        longest = longest.max(killed.elapsed());
+    }
+    println!("all knew after {longest:?} at most");
+}
+
+#[test]
+fn a_rank_that_is_killed_is_named_by_all_the_others() {
+    kill_at_random(20, 1);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_rank_that_is_killed_is_named_by_all_the_others_at_any_moment() {
+    // Jobs have a watchdog each, so that the number of them does not matter.
+    kill_at_random(200, 2);
+}
+
+#[test]
+fn a_death_is_heard_by_ranks_that_are_connected_to_nobody_and_wait_for_nothing() {
+    for victim in [0, 1, 6] {
+        let mut job = Job::start(7, "idle", &[]);
+        job.all_say("started");
+        job.signal(victim, libc::SIGKILL);
+        for rank in (0..7).filter(|rank| *rank != victim) {
+            let said = job.hear(rank);
+            assert!(said.contains(&format!("process of rank {victim} died")), "{rank}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_child_that_holds_the_sockets_of_a_dead_rank_does_not_hide_its_death() {
+    let mut job = Job::start(4, "orphan", &[]);
+    let child: u32 = job.hear(1).parse().expect("a process");
+    job.all_say("started");
+    let killed = Instant::now();
+    job.signal(1, libc::SIGKILL);
+    for rank in [0, 2, 3] {
+        let said = job.hear(rank);
+        assert!(said.contains("process of rank 1 died"), "{rank}: {said}");
+    }
+    println!("all knew after {:?}", killed.elapsed());
+    signal(child, libc::SIGKILL);
+}
+
+#[test]
+fn a_child_made_by_fork_can_neither_use_nor_hurt_a_communicator() {
+    let mut job = Job::start(3, "fork", &[]);
+    assert_eq!(job.hear(0), "0", "the child was not refused");
+    job.all_say("done");
+    (0..3).for_each(|rank| job.ends_well(rank));
+}
+
+#[test]
+fn a_stopped_rank_is_reported_as_such_and_may_go_on() {
+    let mut job = Job::start(4, "until-reported", &[("MAYPOLE_REPORT", "1")]);
+    job.all_say("started");
+    job.signal(3, libc::SIGSTOP);
+    std::thread::sleep(Duration::from_millis(2500));
+    job.signal(3, libc::SIGCONT);
+    let said = job.hear(0);
+    assert!(said.contains("rank 3 (host") && said.contains("is stopped"), "{said}");
+    (0..4).for_each(|rank| job.ends_well(rank));
+}
+
+#[test]
+fn leaving_waits_for_nobody() {
+    let mut job = Job::start(3, "farewell", &[]);
+    job.all_say("started");
+    job.signal(1, libc::SIGSTOP);
+    for rank in [0, 2] {
+        assert_eq!(job.hear(rank), "gone");
+        job.ends_well(rank);
+    }
+    job.signal(1, libc::SIGCONT);
+    assert_eq!(job.hear(1), "gone");
+    job.ends_well(1);
+}
+
+#[test]
+fn a_process_that_just_exits_hurts_only_those_who_wait_for_it() {
+    let mut job = Job::start(4, "exit", &[]);
+    job.ends_well(1);
+    for rank in [0, 2, 3] {
+        assert_eq!(job.hear(rank), "None");
+    }
+    for rank in [0, 2, 3] {
+        let said = job.hear(rank);
+        assert!(said.contains("rank 1"), "{said}");
+    }
+}
+
+#[test]
+fn the_last_calls_are_written_at_a_signal() {
+    let mut job = Job::start(2, "idle", &[("MAYPOLE_DUMP_SIGNAL", "SIGUSR2")]);
+    job.all_say("started");
+    job.signal(1, libc::SIGUSR2);
+    let text = job.errors_until(1, "no call yet");
+    assert!(text.contains("rank 1 of 2: after no call yet"), "{text}");
+    let mut job = Job::start(2, "forever", &[("MAYPOLE_DUMP_SIGNAL", "USR2")]);
+    job.all_say("started");
+    std::thread::sleep(Duration::from_millis(300));
+    job.signal(0, libc::SIGUSR2);
+    let text = job.errors_until(0, "262144 float sum");
+    assert!(text.contains("rank 0 of 2") && text.contains("all_reduce of"), "{text}");
+}
+
+/// A small generator of pseudo-random numbers (splitmix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}
+
+/// Runs `f` as each of `nranks` ranks, in threads; fails if that takes a minute.
+fn as_ranks<T: Send + 'static>(
+    nranks: u32,
+    config: &Config,
+    f: impl Fn(Communicator) -> T + Send + Sync + 'static,
+) -> Vec<T> {
+    let id = UniqueId::create().expect("a unique id");
+    let f = Arc::new(f);
+    let (done, all) = mpsc::channel();
+    for rank in 0..nranks {
+        let (f, done, config) = (Arc::clone(&f), done.clone(), config.clone());
+        std::thread::spawn(move || {
+            let comm = Communicator::init_with(&id, nranks, rank, &config, &Options::default());
+            let result = f(comm.unwrap_or_else(|e| panic!("rank {rank}: {e}")));
+            done.send((rank, result)).expect("the test waits");
+        });
+    }
+    drop(done);
+    let mut results: Vec<(u32, T)> = (0..nranks)
+        .map(|_| all.recv_timeout(Duration::from_secs(60)).expect("a rank failed or hangs"))
+        .collect();
+    results.sort_by_key(|result| result.0);
+    results.into_iter().map(|result| result.1).collect()
+}
+
+fn impatient() -> Config {
+    Config { report: Duration::from_millis(150), ..Config::default() }
+}
+
+#[test]
+fn a_late_rank_is_reported_as_absent_along_the_chain_of_those_who_wait() {
+    for algorithm in ["ring", "oneshot", "tree"] {
+        let config = Config { algorithms: Some(algorithm.to_owned()), ..impatient() };
+        let config = if algorithm == "tree" { impatient() } else { config };
+        let reports = as_ranks(5, &config, |mut comm| {
+            sum(&mut comm, 1).expect("a first call");
+            if comm.rank() == 3 {
+                std::thread::sleep(Duration::from_millis(1500));
+            }
+            sum(&mut comm, 1).expect("the rank comes");
+            (comm.rank(), comm.reports())
+        });
+        for (rank, reports) in reports.into_iter().filter(|(rank, _)| *rank != 3) {
+            // On a busy host others may be slow for a moment, too.
+            let named = |r: &maypole::Report| {
+                (r.rank, r.culprit(), &r.reason) == (rank, 3, &Reason::NotJoined)
+                    && r.pid == std::process::id()
+                    && r.call.starts_with("call 2, all_reduce of 1 int32 sum")
+                    && r.their_call.as_deref() == Some("call 1, all_reduce of 1 int32 sum")
+            };
+            assert!(reports.iter().any(named), "{algorithm}, rank {rank}: {reports:?}");
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_does_not_connect_is_reported_too() {
+    let reports = as_ranks(3, &impatient(), |mut comm| {
+        if comm.rank() == 0 {
+            std::thread::sleep(Duration::from_millis(1000));
+        }
+        sum(&mut comm, 1).expect("the rank comes");
+        comm.reports()
+    });
+    for reports in &reports[1..] {
+        let absent = |r: &maypole::Report| r.culprit() == 0 && r.reason == Reason::NotJoined;
+        assert!(reports.iter().any(absent), "{reports:?}");
+    }
+}
+
+#[test]
+fn a_rank_in_another_communicator_is_reported_as_such() {
+    let other = UniqueId::create().expect("a unique id");
+    let results = as_ranks(2, &impatient(), move |mut first| {
+        let rank = first.rank();
+        let second = Communicator::init_with(&other, 2, rank, &impatient(), &Options::default());
+        let mut second = second.expect("a second communicator");
+        for comm in [&mut first, &mut second] {
+            sum(comm, 1).expect("a first call");
+        }
+        // A deadlock of the program's making: each rank waits in another communicator.
+        let (mine, abort) = if rank == 0 {
+            (&mut first, second.abort_handle())
+        } else {
+            (&mut second, first.abort_handle())
+        };
+        let breaker = mine.abort_handle();
+        let guard = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(900));
+            breaker.abort();
+        });
+        let error = sum(mine, 1).expect_err("nobody comes");
+        let reports = mine.reports();
+        drop(abort);
+        guard.join().expect("a thread");
+        (error, reports)
+    });
+    for (error, reports) in results {
+        // Whoever is aborted first leaves both communicators.
+        let left = matches!(error, Error::Link(LinkError::PeerLeft { .. }));
+        assert!(left || matches!(error, Error::Aborted { .. }), "{error}");
+        let elsewhere = |r: &maypole::Report| matches!(r.reason, Reason::OtherCommunicator { .. });
+        assert!(reports.iter().any(elsewhere), "{reports:?}");
+    }
+}
+
+#[test]
+fn a_wait_ends_when_the_user_says_so_and_everyone_hears_why() {
+    let config = Config { timeout: Some(Duration::from_millis(400)), ..impatient() };
+    let errors = as_ranks(4, &config, |mut comm| {
+        sum(&mut comm, 1).expect("a first call");
+        if comm.rank() == 2 {
+            std::thread::sleep(Duration::from_millis(1500));
+        }
+        // The late one may find all that it needs; others will have given up.
+        loop {
+            if let Err(error) = sum(&mut comm, 1) {
+                return error;
+            }
+        }
+    });
+    for error in &errors {
+        let Error::Timeout { rank, peer, .. } = error else { panic!("{error}") };
+        assert!(*rank != 2 && peer != rank, "{error}");
+        assert_eq!(error.code() as i32, 8);
+    }
+    let named = |e: &Error| matches!(e, Error::Timeout { peer: 2, .. });
+    assert!(errors.iter().any(named), "{errors:?}");
+}
+
+#[test]
+fn an_abort_reaches_ranks_that_are_connected_to_nobody() {
+    let errors = as_ranks(6, &Config::default(), |comm| {
+        if comm.rank() == 5 {
+            comm.abort_handle().abort();
+        }
+        loop {
+            if let Some(error) = comm.async_error() {
+                return error;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    assert!(errors.iter().all(|e| *e == Error::Aborted { by: 5 }), "{errors:?}");
+}
+
+/// What is different in one rank's call.
+#[derive(Clone, Copy, Debug)]
+enum Deviation {
+    Count,
+    Type,
+    Operator,
+    Root,
+    Collective,
+    /// A call that the others do not make.
+    Extra,
+    /// A call of no elements, which does not wait.
+    Nothing,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Plain {
+    collective: Collective,
+    count: usize,
+    dtype: DType,
+    op: RedOp,
+}
+
+impl Plain {
+    fn random(random: &mut Random, nranks: u32) -> Self {
+        let root = random.below(u64::from(nranks)) as u32;
+        Self {
+            collective: random.pick(&[
+                Collective::AllReduce,
+                Collective::AllGather,
+                Collective::ReduceScatter,
+                Collective::Broadcast { root },
+            ]),
+            count: random.pick(&[1, 5, 100, 3000, 70_000]),
+            dtype: random.pick(&[DType::Int32, DType::Float32, DType::Uint8]),
+            op: random.pick(&[RedOp::Sum, RedOp::Max]),
+        }
+    }
+
+    fn deviate(self, deviation: Deviation, nranks: u32) -> Self {
+        let Self { collective, count, dtype, op } = self;
+        match deviation {
+            Deviation::Count => Self { count: count + 1, ..self },
+            Deviation::Type if dtype == DType::Uint8 => Self { dtype: DType::Int8, ..self },
+            Deviation::Type => Self { dtype: DType::Uint32, ..self },
+            Deviation::Operator => {
+                // Of a collective that has one.
+                let op = if op == RedOp::Sum { RedOp::Max } else { RedOp::Sum };
+                Self { collective: Collective::AllReduce, op, ..self }
+            }
+            Deviation::Root => match collective {
+                Collective::Broadcast { root } => {
+                    Self { collective: Collective::Broadcast { root: (root + 1) % nranks }, ..self }
+                }
+                _ => Self { collective: Collective::Broadcast { root: 0 }, ..self },
+            },
+            Deviation::Collective if collective == Collective::AllReduce => {
+                Self { collective: Collective::AllGather, ..self }
+            }
+            Deviation::Collective => Self { collective: Collective::AllReduce, ..self },
+            Deviation::Extra => self,
+            Deviation::Nothing => Self { count: 0, ..self },
+        }
+    }
+
+    fn run(self, comm: &mut Communicator, memory: &Memory) -> Result<(), Error> {
+        let call = Call {
+            collective: self.collective,
+            send: memory.send.as_ptr().cast(),
+            recv: memory.recv.as_ptr().cast_mut().cast(),
+            count: self.count,
+            dtype: self.dtype,
+            reduction: self.op.into(),
+        };
+        // SAFETY: both buffers are larger than any call of this test on so few ranks needs, and outlive the communicator.
+        unsafe { comm.run(&call) }
+    }
+}
+
+/// A rank's buffers, which outlive all ranks of the test: a peer may read what was lent to it until it has failed too.
+struct Memory {
+    send: Vec<u64>,
+    recv: Vec<u64>,
+}
+
+fn mismatches(cases: u64, salt: u64) {
+    let mut random = Random(salt);
+    for case in 0..cases {
+        let nranks = 2 + random.below(4) as u32;
+        let deviant = random.below(u64::from(nranks)) as u32;
+        let deviation = random.pick(&[
+            Deviation::Count,
+            Deviation::Type,
+            Deviation::Operator,
+            Deviation::Root,
+            Deviation::Collective,
+            Deviation::Extra,
+            Deviation::Nothing,
+        ]);
+        let plain = Plain::random(&mut random, nranks);
+        // What has an operator for operators to differ.
+        let plain = match deviation {
+            Deviation::Operator => Plain { collective: Collective::AllReduce, ..plain },
+            _ => plain,
+        };
+        let config = Config { p2p_disable: random.below(2) == 0, ..impatient() };
+        let warm = random.below(3);
+        let kept: Arc<Mutex<Vec<Arc<Memory>>>> = Arc::default();
+        let keep = kept.clone();
+        let errors = as_ranks(nranks, &config, move |mut comm| {
+            let memory = Arc::new(Memory { send: vec![0; 200_000], recv: vec![0; 200_000] });
+            keep.lock().expect("a lock").push(memory.clone());
+            let deviates = comm.rank() == deviant;
+            for _ in 0..warm {
+                sum(&mut comm, 1)?;
+            }
+            let mine = if deviates { plain.deviate(deviation, nranks) } else { plain };
+            if deviates && matches!(deviation, Deviation::Extra) {
+                let extra = Plain { count: plain.count + 3, ..plain };
+                extra.run(&mut comm, &memory)?;
+            }
+            mine.run(&mut comm, &memory)?;
+            // Whoever was not hurt by it yet will be soon.
+            for _ in 0..100_000 {
+                sum(&mut comm, 1)?;
+            }
+            Ok::<(), Error>(())
+        });
+        let story = format!("case {case}: {plain:?}, rank {deviant} of {nranks}: {deviation:?}");
+        for (rank, error) in errors.iter().enumerate() {
+            let Err(Error::Mismatch { ranks, what }) = error else {
+                panic!("{story}: rank {rank}: {error:?}");
+            };
+            let both = ranks.iter().all(|r| what.contains(&format!("rank {r}")));
+            assert!(ranks.contains(&deviant) && both, "{story}: rank {rank}: {what}");
+            assert!(what.starts_with("in call "), "{story}: rank {rank}: {what}");
+        }
+    }
+}
+
+#[test]
+fn ranks_that_make_different_calls_are_told_which() {
+    let threads = [1, 2, 3, 4].map(|salt| std::thread::spawn(move || mismatches(25, salt)));
+    for thread in threads {
+        thread.join().expect("all cases end well");
+    }
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn ranks_that_make_different_calls_are_told_which_at_length() {
+    mismatches(500, 99);
+}

@@ -1,0 +1,294 @@
+//! Streams of a TCP link that break, and uninvited callers at its door.
+//!
+//! One test after the other: they look at the sockets of the whole process.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use maypole_transport::LinkError;
+use maypole_transport::conformance::{PATIENCE, Watchdog};
+use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
+use maypole_transport::inbox::InboxLayout;
+use maypole_transport::link::{Incoming, Outgoing};
+use maypole_transport::tcp::TcpConfig;
+
+static ALONE: Mutex<()> = Mutex::new(());
+
+const LAYOUT: InboxLayout = InboxLayout { nranks: 2, channels: 2, slot_bytes: 1 << 16, depth: 4 };
+const STREAMS: u32 = 4;
+/// Both ends of all streams are in this process.
+const SOCKETS: usize = 2 * STREAMS as usize;
+
+fn make(rank: u32, secret: u8, layout: InboxLayout) -> Endpoint {
+    let tcp = TcpConfig { addresses: vec![Ipv4Addr::LOCALHOST.into()], streams: STREAMS };
+    let media = Media { local: false, shm: false, tcp: Some(tcp) };
+    let config = EndpointConfig { rank, nranks: 2, secret: [secret; 32], layout };
+    Endpoint::with(config, &media).unwrap()
+}
+
+fn soon() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+fn connect_both(low: &Endpoint, high: &Endpoint) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| low.connect(1, &high.address(), soon()).unwrap());
+        high.connect(0, &low.address(), soon()).unwrap();
+    });
+}
+
+/// Descriptors of this process that are established TCP connections.
+fn established() -> Vec<i32> {
+    let connected = |fd: &i32| {
+        let mut state = 0_u8;
+        let mut length = 1;
+        // SAFETY: one byte of the answer, its first field, is all that is asked for; whatever `fd` is.
+        let result = unsafe {
+            let place = (&raw mut state).cast();
+            libc::getsockopt(*fd, libc::IPPROTO_TCP, libc::TCP_INFO, place, &mut length)
+        };
+        result == 0 && state == 1
+    };
+    (3..1024).filter(connected).collect()
+}
+
+/// How a stream may be broken: ended in one direction or in both, or reset.
+fn break_stream(fd: i32, how: u64) {
+    // SAFETY: no memory is involved but a socket address that is alive; the descriptor is open, or the call fails.
+    unsafe {
+        match how % 4 {
+            0 => libc::shutdown(fd, libc::SHUT_RD),
+            1 => libc::shutdown(fd, libc::SHUT_WR),
+            2 => libc::shutdown(fd, libc::SHUT_RDWR),
+            _ => {
+                let mut nobody: libc::sockaddr = std::mem::zeroed();
+                nobody.sa_family = libc::AF_UNSPEC as libc::sa_family_t;
+                libc::connect(fd, &nobody, size_of_val(&nobody) as u32)
+            }
+        };
+    }
+}
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+const LAST: u32 = u32::MAX;
+
+/// The message of this number: both ends know it.
+fn content(number: u64) -> Vec<u8> {
+    let mut random = Random(number + 1);
+    let len = random.next() as usize % LAYOUT.slot_bytes;
+    let len = if random.next().is_multiple_of(2) { len } else { len % 100 };
+    let word = random.next().to_le_bytes();
+    (0..len).map(|at| word[at % 8] ^ (at / 8) as u8).collect()
+}
+
+fn wait<T>(endpoint: &Endpoint, mut look: impl FnMut() -> Result<Option<T>, LinkError>) -> T {
+    let mut found = None;
+    let ended = endpoint.doorbell().wait(20, 0, Some(PATIENCE), || {
+        found = look().unwrap();
+        found.is_some()
+    });
+    assert!(ended, "a wait did not end");
+    found.unwrap()
+}
+
+/// Sends messages until it is told to stop; then the last one.
+fn send(endpoint: &Endpoint, mut out: Outgoing, stop: impl Fn() -> bool) {
+    for number in 1.. {
+        let last = stop();
+        let slot = wait(endpoint, || out.slots.reserve());
+        let data = content(number);
+        // SAFETY: the slot is reserved and has room.
+        unsafe { slot.data.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        let tag = if last { LAST } else { number as u32 };
+        assert_eq!(out.slots.send(data.len(), tag), number);
+        if last {
+            wait(endpoint, || Ok((out.slots.released() == number).then_some(())));
+            return;
+        }
+    }
+}
+
+/// Receives every message once and in order; returns how many there were.
+fn receive(endpoint: &Endpoint, mut inc: Incoming) -> u64 {
+    for number in 1.. {
+        let message = wait(endpoint, || inc.slots.receive());
+        // SAFETY: a message that is not released.
+        let data = unsafe { std::slice::from_raw_parts(message.data, message.len) };
+        assert!(data == content(number), "message {number} is damaged");
+        assert_eq!(message.sequence, number);
+        inc.slots.release();
+        if message.tag == LAST {
+            return number;
+        }
+        assert_eq!(message.tag, number as u32);
+    }
+    unreachable!("an endless range ended")
+}
+
+/// Traffic in both directions on two channels while `harm` happens.
+fn traffic(harm: impl FnOnce() + Send) {
+    let (low, high) = (make(0, 1, LAYOUT), make(1, 1, LAYOUT));
+    connect_both(&low, &high);
+    assert_eq!(established().len(), SOCKETS);
+    let done = AtomicU32::new(0);
+    let stop = || done.load(Ordering::Relaxed) == 1;
+    std::thread::scope(|scope| {
+        for channel in 0..2 {
+            for (endpoint, peer) in [(&low, 1), (&high, 0)] {
+                let (out, inc) = endpoint.open(peer, channel).unwrap();
+                scope.spawn(move || send(endpoint, out, stop));
+                scope.spawn(|| assert!(receive(endpoint, inc) > 1));
+            }
+        }
+        harm();
+        done.store(1, Ordering::Relaxed);
+    });
+    assert_eq!((low.gone(1), high.gone(0)), (None, None));
+}
+
+/// Until the lower rank has made all streams again.
+fn await_all() -> Vec<i32> {
+    let limit = soon();
+    loop {
+        let sockets = established();
+        if sockets.len() == SOCKETS {
+            return sockets;
+        }
+        assert!(Instant::now() < limit, "streams were not made again: {}", sockets.len());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn streams_that_break_at_random_lose_and_repeat_nothing() {
+    let _alone = ALONE.lock().unwrap();
+    let _watchdog = Watchdog::new("streams that break");
+    traffic(|| {
+        let mut random = Random(99);
+        for _ in 0..60 {
+            let sockets = await_all();
+            break_stream(sockets[random.next() as usize % SOCKETS], random.next() >> 8);
+            std::thread::sleep(Duration::from_micros(random.next() % 8000));
+        }
+        await_all();
+    });
+}
+
+#[test]
+fn a_pair_whose_streams_all_break_finds_together_again() {
+    let _alone = ALONE.lock().unwrap();
+    let _watchdog = Watchdog::new("all streams break");
+    traffic(|| {
+        for _ in 0..3 {
+            for socket in await_all() {
+                break_stream(socket, 3);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        await_all();
+    });
+}
+
+fn port(endpoint: &Endpoint) -> SocketAddr {
+    let address = endpoint.address();
+    let port = u16::from_le_bytes([address[address.len() - 2], address[address.len() - 1]]);
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+#[test]
+fn strangers_get_nothing_and_keep_nobody_out() {
+    let _alone = ALONE.lock().unwrap();
+    let (low, high) = (make(0, 2, LAYOUT), make(1, 2, LAYOUT));
+    let stranger = || {
+        let stranger = TcpStream::connect(port(&high)).unwrap();
+        stranger.set_read_timeout(Some(PATIENCE)).unwrap();
+        stranger
+    };
+    // Many who say nothing, some who stop or leave within the hello.
+    let mut silent: Vec<_> = (0..300).map(|_| stranger()).collect();
+    for bytes in [1, 35, 71] {
+        stranger().write_all(&vec![7; bytes]).unwrap();
+        silent[bytes].write_all(&vec![7; bytes]).unwrap();
+    }
+    connect_both(&low, &high);
+    // Now that somebody answers: noise gets a challenge, and the end (or a reset, as not all that was sent was read).
+    for _ in 0..10 {
+        let mut noise = stranger();
+        noise.write_all(&[0x5a; 200]).unwrap();
+        let mut answer = Vec::new();
+        let _ = noise.read_to_end(&mut answer);
+        assert!(answer.len() <= 32, "a stranger was answered");
+    }
+    let (mut out, _to_low) = low.open(1, 0).unwrap();
+    let (_, mut inc) = high.open(0, 0).unwrap();
+    out.slots.reserve().unwrap().unwrap();
+    out.slots.send(0, 9);
+    assert_eq!(wait(&high, || inc.slots.receive()).tag, 9);
+    drop(silent);
+}
+
+#[test]
+fn another_secret_or_shape_is_told() {
+    let _alone = ALONE.lock().unwrap();
+    let (low, high) = (make(0, 3, LAYOUT), make(1, 4, LAYOUT));
+    std::thread::scope(|scope| {
+        let late = Instant::now() + Duration::from_secs(2);
+        let waits = scope.spawn(move || {
+            let error = high.connect(0, &make(0, 4, LAYOUT).address(), late);
+            assert!(matches!(error, Err(LinkError::Timeout { peer: 0, .. })), "{error:?}");
+            high
+        });
+        // The other end's address is in the kernel's hands before it waits.
+        let high = waits.join().unwrap();
+        let error = low.connect(1, &high.address(), soon()).unwrap_err();
+        assert!(matches!(error, LinkError::Refused { peer: 1, .. }), "{error}");
+    });
+    let layout = InboxLayout { depth: 3, ..LAYOUT };
+    let (low, high) = (make(0, 5, LAYOUT), make(1, 5, layout));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let error = low.connect(1, &high.address(), soon()).unwrap_err();
+            assert!(matches!(error, LinkError::Corrupt { peer: 1, .. }), "{error}");
+        });
+        let error = high.connect(0, &low.address(), soon()).unwrap_err();
+        assert!(matches!(error, LinkError::Corrupt { peer: 0, .. }), "{error}");
+    });
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    let _alone = ALONE.lock().unwrap();
+    let entries = |directory| std::fs::read_dir(directory).unwrap().count();
+    let before = (entries("/proc/self/fd"), established().len());
+    let threads = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let name = |task: std::io::Result<std::fs::DirEntry>| {
+            std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap_or_default()
+        };
+        tasks.map(name).filter(|name| name.starts_with("maypole-tcp")).count()
+    };
+    let (low, high) = (make(0, 6, LAYOUT), make(1, 6, LAYOUT));
+    connect_both(&low, &high);
+    let (mut out, to_low) = low.open(1, 0).unwrap();
+    assert_eq!(threads(), 2);
+    drop((low, high));
+    // Links outlive endpoints.
+    out.slots.reserve().unwrap().unwrap();
+    out.slots.send(0, 1);
+    assert_eq!((established().len(), threads()), (0, 0));
+    drop((out, to_low));
+    assert_eq!((entries("/proc/self/fd"), established().len()), before);
+}
