@@ -132,26 +132,42 @@ impl Gate {
                 continue;
             }
             let _ = stream.set_nodelay(true);
-            if self.pending.len() == MOST_PENDING
-                && let Some(oldest) = self.pending.pop_front()
-            {
-                oldest.refuse("too many come at once");
-            }
-            let mut it = Pending {
-                stream,
-                peer,
-                until: now + PATIENCE,
-                got: 0,
-                hello: [0; HELLO_BYTES],
-                challenge: None,
-                proof: [0; PROOF_BYTES],
-            };
-            match it.advance(&self.secret, self.role, self.me) {
-                Progress::Waiting => self.pending.push_back(it),
-                Progress::Passed(hello) => passed.push((hello, it.stream)),
-                Progress::Refused(why) => it.refuse(why),
-            }
+            self.greet(stream, peer, passed);
         }
+    }
+
+    /// Begins the handshake with one who came.
+    pub(super) fn greet(
+        &mut self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        passed: &mut Vec<(Hello, TcpStream)>,
+    ) {
+        if self.pending.len() == MOST_PENDING
+            && let Some(oldest) = self.pending.pop_front()
+        {
+            oldest.refuse("too many come at once");
+        }
+        let mut it = Pending {
+            stream,
+            peer,
+            until: Instant::now() + PATIENCE,
+            got: 0,
+            hello: [0; HELLO_BYTES],
+            challenge: None,
+            proof: [0; PROOF_BYTES],
+        };
+        match it.advance(&self.secret, self.role, self.me) {
+            Progress::Waiting => self.pending.push_back(it),
+            Progress::Passed(hello) => passed.push((hello, it.stream)),
+            Progress::Refused(why) => it.refuse(why),
+        }
+    }
+
+    /// Handshakes in progress.
+    #[cfg(test)]
+    pub(super) fn pending(&self) -> usize {
+        self.pending.len()
     }
 }
 

@@ -38,6 +38,8 @@ mod tree;
 mod wire;
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use address::addresses;

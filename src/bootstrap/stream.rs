@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::wire::{Frame, HEADER_BYTES, Header};
 
 /// Read from a socket at once.
-const READ_BYTES: usize = 64 << 10;
+pub(super) const READ_BYTES: usize = 64 << 10;
 
 /// Frames over a non-blocking socket. Nothing here blocks: what the socket does not take is kept until
 /// [`flush`](Self::flush). (Rust's sockets are close-on-exec and send with `MSG_NOSIGNAL`.)
@@ -156,6 +156,12 @@ impl Framed {
         self.inbox.clear();
         self.fill();
         self.inbox.clear();
+    }
+
+    /// Bytes of memory for what was read and is not taken.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.inbox.capacity()
     }
 
     /// The largest frame is here: no need to read on before it is taken.

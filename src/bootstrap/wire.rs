@@ -346,7 +346,7 @@ fn put_error(out: &mut Vec<u8>, error: &BootstrapError) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
@@ -356,7 +356,7 @@ mod tests {
         Frame::decode(header, body.get(..header.len)?)
     }
 
-    fn frames() -> Vec<Frame> {
+    pub(in super::super) fn frames() -> Vec<Frame> {
         let reach = Reach { host_tag: 9, addresses: vec!["[::1]:3".parse().unwrap()] };
         let ms = Duration::from_millis(1500);
         let ranks = RankSet::new([1, 2, 7]);

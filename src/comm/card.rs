@@ -92,6 +92,7 @@ impl Card {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use maypole_transport::conformance::fuzz::rounds;
 
     #[test]
     fn a_card_survives_the_wire_and_a_damaged_one_is_refused() {
@@ -108,5 +109,25 @@ mod tests {
             assert_eq!(Card::from_bytes(&bytes[..len]), None);
         }
         assert_eq!(Card::from_bytes(&[&bytes[..], &[0]].concat()), None);
+    }
+
+    #[test]
+    fn fuzz_cards() {
+        let valid = Card {
+            host: Host::here(),
+            process: Process::here(),
+            address: vec![7; 61],
+            meeting: vec![9; 40],
+            settings: "NCCL_ALGO=ring".to_owned(),
+        };
+        let valid = valid.to_bytes();
+        rounds(|random| {
+            let bytes = random.damaged(&valid, &[0xc3; 50]);
+            let Some(card) = Card::from_bytes(&bytes) else { return };
+            // What was read is in the bytes, no more, and is read again.
+            let again = card.to_bytes();
+            assert!(again.len() == bytes.len());
+            assert_eq!(Card::from_bytes(&again), Some(card));
+        });
     }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use maypole_algorithms::verify::{Proved, prove};
 use maypole_algorithms::{Class, Collective, DType, Rank, RedOp, Schedule};
 use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
+use maypole_transport::fault::{Faults, Recipe};
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::lines::CAPACITY;
 use maypole_transport::tcp::TcpConfig;
@@ -166,6 +167,8 @@ impl Communicator {
             explicit_class: config.bits == Bits::Canonical,
             algorithms: AlgorithmFilter::parse(config.algorithms.as_deref().unwrap_or("")),
             protocol: match config.protocol {
+                // Faults are on slots alone.
+                _ if config.fault.is_some() => Some(Protocol::Slots),
                 config::Protocol::Auto => None,
                 config::Protocol::Line => Some(Protocol::Line),
                 config::Protocol::Slots => Some(Protocol::Slots),
@@ -181,13 +184,18 @@ impl Communicator {
         let ranks = cards.iter().map(peer).collect();
         let keys = joined.keys();
         let watch = Watch::start(joined.control, &endpoint, key, ranks, config)?;
+        let abort = AbortHandle { shared: watch.shared(), _endpoint: Arc::clone(&endpoint) };
+        let faults = config
+            .fault
+            .clone()
+            .map(|recipe| Faults::new(recipe, Arc::clone(&endpoint), move || abort.abort()));
         Ok(Self {
             rank,
             nranks,
             watch,
             endpoint,
             addresses,
-            links: Links::default(),
+            links: Links::new(faults),
             plans: Plans::default(),
             proofs: HashMap::new(),
             tuner,
@@ -196,7 +204,10 @@ impl Communicator {
             scratch: Scratch::default(),
             staging: Box::default(),
             broken: None,
-            config: config.clone(),
+            config: Config {
+                fault: config.fault.as_ref().map(Recipe::without_ends),
+                ..config.clone()
+            },
             options: *options,
             keys,
             meeting,
@@ -536,11 +547,12 @@ fn layout(config: &Config, nranks: u32) -> InboxLayout {
 fn settings(config: &Config, layout: InboxLayout) -> String {
     let algorithms = config.algorithms.as_deref().unwrap_or("");
     format!(
-        "NCCL_ALGO={algorithms} MAYPOLE_BITS={:?} MAYPOLE_PROTO={:?} MAYPOLE_SLOT_BYTES={} MAYPOLE_SLOT_DEPTH={} version={}",
+        "NCCL_ALGO={algorithms} MAYPOLE_BITS={:?} MAYPOLE_PROTO={:?} MAYPOLE_SLOT_BYTES={} MAYPOLE_SLOT_DEPTH={} MAYPOLE_FAULT={:?} version={}",
         config.bits,
         config.protocol,
         layout.slot_bytes,
         layout.depth,
+        config.fault,
         env!("CARGO_PKG_VERSION"),
     )
 }

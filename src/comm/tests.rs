@@ -398,6 +398,88 @@ fn many_small_tiles_and_the_fewest_slots() {
     }
 }
 
+/// A recipe of faults that a right program does not notice, but for the time they take.
+fn lateness(seed: u64) -> Option<Recipe> {
+    Recipe::parse(&format!("seed={seed},delay=0.05:100us,backpressure=0.1"))
+}
+
+#[test]
+fn late_messages_and_spurious_back_pressure_change_no_bit() {
+    for generator in GENERATORS {
+        for (seed, nranks, apart) in [(1, 2, false), (2, 4, true), (3, 5, false), (4, 7, true)] {
+            let config = Config {
+                slot_bytes: Some(4096),
+                fault: lateness(seed),
+                p2p_disable: apart,
+                ..Config::default()
+            };
+            run_cases(generator, nranks, &config, 8);
+        }
+    }
+}
+
+#[test]
+fn damaged_tags_end_in_an_error_on_all_ranks_and_never_in_a_wrong_result() {
+    for (seed, nranks, apart) in [(1, 2, false), (2, 2, true), (3, 3, false), (4, 5, true)] {
+        let recipe = Recipe::parse(&format!("seed={seed},delay=0.02:50us,corrupt=0.01"));
+        let config = Config {
+            slot_bytes: Some(4096),
+            fault: recipe,
+            p2p_disable: apart,
+            ..Config::default()
+        };
+        let results = as_ranks(nranks, &config, |comm| {
+            let (rank, n) = (comm.rank(), comm.nranks());
+            for call in 0..5_000u32 {
+                let count = [1, 300, 5000][call as usize % 3];
+                let send: Vec<u32> = (0..count).map(|i| i * 5 + rank * call).collect();
+                let mut recv = vec![0; send.len()];
+                match comm.all_reduce(&send, &mut recv, RedOp::Sum) {
+                    Ok(()) => {
+                        let right = (0..count).map(|i| n * i * 5 + call * n * (n - 1) / 2);
+                        assert!(recv.into_iter().eq(right), "call {call} is wrong");
+                    }
+                    Err(error) => return Some((call, error)),
+                }
+            }
+            None
+        });
+        assert!(results.iter().all(Option::is_some), "seed {seed}: {results:?}");
+        let noticed = |r: &Option<_>| matches!(r, Some((_, Error::Mismatch { .. })));
+        assert!(results.iter().any(noticed), "seed {seed}: {results:?}");
+        // A rank may be done with a call that fails on another, but not with the next one.
+        let calls = results.iter().flatten().map(|r| r.0);
+        let (first, last) = (calls.clone().min(), calls.max());
+        assert!(last <= first.map(|f| f + 1), "seed {seed}: {results:?}");
+    }
+}
+
+#[test]
+fn a_rank_that_aborts_in_the_middle_of_a_call_is_named_by_all() {
+    // Not in the first call, during which a slow rank may not have met the others yet.
+    for message in [5, 6, 11, 40] {
+        for apart in [false, true] {
+            let recipe = Recipe::parse(&format!("delay=0.05:50us,abort=1:{message}"));
+            let config = Config { fault: recipe, p2p_disable: apart, ..Config::default() };
+            let results = as_ranks(4, &config, |comm| {
+                let (send, mut recv) = ([1; 1000], [0; 1000]);
+                let error = loop {
+                    if let Err(error) = comm.all_reduce(&send, &mut recv, RedOp::Sum) {
+                        break error;
+                    }
+                };
+                // What is left does not inherit the abort.
+                let left = (comm.rank() != 1).then(|| comm.shrink(&[1]).expect("the others"));
+                (error, left.map(|mut left| (0..50).map(|_| sum_of(&mut left, 1)).max()))
+            });
+            for (rank, (error, left)) in results.into_iter().enumerate() {
+                assert_eq!(error, Error::Aborted { by: 1 }, "rank {rank}, message {message}");
+                assert_eq!(left, (rank != 1).then_some(Some(3)));
+            }
+        }
+    }
+}
+
 #[test]
 fn every_type_and_operation() {
     let config = Config { algorithms: Some("oneshot".to_owned()), ..Config::default() };
@@ -496,9 +578,16 @@ fn abort_ends_a_wait(config: &Config) -> Vec<bool> {
 
 #[test]
 fn transfers_in_any_order_arrive_whole() {
-    for (apart, slot_bytes) in [(false, None), (true, None), (true, Some(256)), (false, Some(256))]
-    {
-        let config = Config { p2p_disable: apart, slot_bytes, ..Config::default() };
+    for (apart, slot_bytes, fault) in [
+        (false, None, None),
+        (true, None, None),
+        (true, Some(256), None),
+        (false, Some(256), None),
+        (true, Some(256), lateness(1)),
+        (false, None, lateness(2)),
+        (false, Some(256), lateness(3)),
+    ] {
+        let config = Config { p2p_disable: apart, slot_bytes, fault, ..Config::default() };
         let results = as_ranks(5, &config, |comm| {
             let (rank, n) = (comm.rank(), comm.nranks());
             for round in 0..20u64 {

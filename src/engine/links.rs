@@ -7,6 +7,7 @@ use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::Channel;
 use maypole_transport::endpoint::Endpoint;
 use maypole_transport::error::LinkError;
+use maypole_transport::fault::Faults;
 use maypole_transport::link::{Incoming, Outgoing, Sequence};
 
 use crate::error::Error;
@@ -22,9 +23,16 @@ pub(crate) struct Links {
     index: HashMap<(Rank, Channel), u32>,
     /// Messages of a call that failed which lend memory and were not released: link and sequence.
     pub(crate) unreleased: Vec<(u32, Sequence)>,
+    /// What goes wrong on all of them.
+    faults: Option<Faults>,
 }
 
 impl Links {
+    /// None yet, and on those to come what `faults` says.
+    pub(crate) fn new(faults: Option<Faults>) -> Self {
+        Self { faults, ..Self::default() }
+    }
+
     /// The index of the links to and from `peer` on `channel`; opens them if need be.
     pub(crate) fn open(
         &mut self,
@@ -52,7 +60,11 @@ impl Links {
             other => other.into(),
         })?;
         drop(opening);
-        let (outgoing, incoming) = endpoint.open(peer, channel)?;
+        let ends = endpoint.open(peer, channel)?;
+        let (outgoing, incoming) = match &self.faults {
+            Some(faults) => faults.wrap(peer, channel, ends),
+            None => ends,
+        };
         let index = self.ends.len() as u32;
         self.outgoing.push(outgoing);
         self.incoming.push(incoming);

@@ -7,7 +7,7 @@
 //! An [`endpoint::Endpoint`] is one rank's presence: its [`inbox`], the memory that its peers write to, and the
 //! connections to them: in [`local`] for ranks that are threads of one process, in [`shm`] for other processes of the host, in
 //! [`tcp`] for other hosts.
-//! `conformance` is the one suite that every link passes.
+//! `conformance` is the one suite that every link passes, and [`fault`] makes links on which things go wrong.
 //!
 //! The crate knows ranks, bytes and messages, and never a schedule.
 
@@ -26,6 +26,8 @@ pub mod sync;
 pub mod conformance;
 #[cfg(not(loom))]
 pub mod endpoint;
+#[cfg(not(loom))]
+pub mod fault;
 #[cfg(not(loom))]
 mod hello;
 #[cfg(not(loom))]

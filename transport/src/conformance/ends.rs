@@ -11,12 +11,17 @@ fn ends_with(side: &mut Side, error: LinkError) {
         other => Some(other),
     });
     assert_eq!(seen.unwrap_err(), error);
-    while let Ok(slot) = side.out.slots.reserve() {
-        // Credits that are left may be used; waiting for one is in vain.
-        slot.expect("a wait that does not end");
-        side.out.slots.send(0, 0);
-    }
-    assert_eq!(side.out.slots.reserve().unwrap_err(), error);
+    // Credits that are left may be used; waiting for one is in vain, and ends.
+    let mut reserve = || {
+        wait(&side.endpoint, || match side.out.slots.reserve() {
+            Ok(None) => None,
+            other => Some(other),
+        })
+        .map(|_| side.out.slots.send(0, 0))
+    };
+    let refused = std::iter::repeat_with(&mut reserve).find_map(Result::err);
+    assert_eq!(refused, Some(error));
+    assert_eq!(reserve().unwrap_err(), error);
     if !side.has_lines() {
         return;
     }

@@ -5,10 +5,12 @@
 //! whoever has made a connected [`Side`] calls [`Case::left`] or [`Case::right`] with it.
 
 mod ends;
+pub mod fuzz;
 mod lines;
 mod slots;
 mod traffic;
 
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,7 +33,7 @@ pub const LAYOUTS: [InboxLayout; 2] = [
 /// One end of a connected pair.
 pub struct Side {
     /// The rank.
-    pub endpoint: Endpoint,
+    pub endpoint: Arc<Endpoint>,
     /// To the peer; fresh.
     pub out: Outgoing,
     /// From the peer; fresh.
@@ -82,6 +84,14 @@ pub const CASES: &[Case] = &[
 
 /// Runs all cases in this process, each end in a thread of its own. `make` makes a rank of a communicator of two.
 pub fn run(make: fn(EndpointConfig) -> Result<Endpoint, LinkError>) {
+    run_over(make, |side| side);
+}
+
+/// The same over what `wrap` makes of the links of each end.
+pub fn run_over(
+    make: fn(EndpointConfig) -> Result<Endpoint, LinkError>,
+    wrap: impl Fn(Side) -> Side + Copy + Send,
+) {
     for layout in LAYOUTS {
         for case in CASES {
             let _watchdog = Watchdog::new(case.name);
@@ -92,7 +102,7 @@ pub fn run(make: fn(EndpointConfig) -> Result<Endpoint, LinkError>) {
             let roles = [case.left, case.right];
             thread::scope(|scope| {
                 for ((endpoint, address), role) in ends.into_iter().zip(addresses).zip(roles) {
-                    scope.spawn(move || case.play(role, Side::connect(endpoint, &address)));
+                    scope.spawn(move || case.play(role, wrap(Side::connect(endpoint, &address))));
                 }
             });
         }
@@ -105,9 +115,14 @@ pub struct Watchdog(#[expect(dead_code, reason = "its end is the signal")] Sende
 impl Watchdog {
     /// Watches over what `name` says.
     pub fn new(name: &'static str) -> Self {
+        Self::over(name, 2 * PATIENCE)
+    }
+
+    /// The same over what takes longer.
+    pub fn over(name: &'static str, time: Duration) -> Self {
         let (alive, end) = channel();
         thread::spawn(move || {
-            if end.recv_timeout(2 * PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            if end.recv_timeout(time) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
                 eprintln!("watchdog: '{name}' hangs");
                 std::process::abort();
             }
@@ -127,7 +142,7 @@ impl Side {
         endpoint.connect(peer, address, Instant::now()).expect("connecting is idempotent");
         let (out, inc) = endpoint.open(peer, 0).unwrap();
         let control = endpoint.open(peer, 1).unwrap();
-        Self { endpoint, out, inc, control, peer }
+        Self { endpoint: Arc::new(endpoint), out, inc, control, peer }
     }
 
     /// Whether the link has lines, the same at both ends.
