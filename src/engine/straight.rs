@@ -1,5 +1,7 @@
 //! Runs a straight line: stores and polls of cache lines, no queue, no state, no allocation. The path of small messages.
 
+use std::mem::MaybeUninit;
+
 use maypole_transport::endpoint::Endpoint;
 use maypole_transport::lines::{CAPACITY, LINE_PAYLOAD, Poll};
 use maypole_transport::sync::full_fence;
@@ -56,16 +58,19 @@ impl Straight<'_> {
 
     #[inline]
     unsafe fn op(&mut self, op: &Op) -> Result<(), Error> {
-        let mut sources = [std::ptr::null::<u8>(); MAX_FAN];
+        // Not cleared first: these few bytes are a part of what a small message costs.
+        let mut sources = [const { MaybeUninit::<*const u8>::uninit() }; MAX_FAN];
         for (i, &at) in op.inputs.iter().enumerate() {
-            sources[i] = match at {
+            sources[i].write(match at {
                 At::Line(link) => self.message(link, i, op.bytes)?,
                 // SAFETY: within the buffer, by the caller's promise.
                 local => unsafe { self.address(local) },
-            };
+            });
         }
+        // SAFETY: the loop has written as many as there are inputs.
+        let sources = unsafe { sources[..op.inputs.len()].assume_init_ref() };
         // SAFETY: as above; a line's message stays until its release below.
-        let result = unsafe { self.compute(op, &sources) };
+        let result = unsafe { self.compute(op, sources) };
         if !op.sends.is_empty() {
             for &link in &op.sends {
                 // SAFETY: `result` holds the op's bytes.
@@ -90,7 +95,7 @@ impl Straight<'_> {
 
     /// Writes the result to the local outputs; returns where it can be read.
     #[inline]
-    unsafe fn compute(&mut self, op: &Op, sources: &[*const u8; MAX_FAN]) -> *const u8 {
+    unsafe fn compute(&mut self, op: &Op, sources: &[*const u8]) -> *const u8 {
         if op.copy {
             for &at in &op.outputs {
                 // SAFETY: both hold the op's bytes; they may be the same memory.
@@ -98,17 +103,18 @@ impl Straight<'_> {
             }
             return sources[0];
         }
-        let mut targets = [std::ptr::null_mut::<u8>(); MAX_FAN];
-        let outputs = op.outputs.len().max(1);
-        targets[0] = self.staging.0[MAX_FAN].as_mut_ptr();
+        let mut targets = [const { MaybeUninit::<*mut u8>::uninit() }; MAX_FAN];
+        targets[0].write(self.staging.0[MAX_FAN].as_mut_ptr());
         for (target, &at) in targets.iter_mut().zip(&op.outputs) {
             // SAFETY: within the buffer, by the caller's promise.
-            *target = unsafe { self.address(at) };
+            target.write(unsafe { self.address(at) });
         }
+        // SAFETY: the first is written above, each other one by the loop.
+        let targets = unsafe { targets[..op.outputs.len().max(1)].assume_init_ref() };
         let pass = Pass {
-            inputs: &sources[..op.inputs.len()],
+            inputs: sources,
             own: op.own,
-            outputs: &targets[..outputs],
+            outputs: targets,
             streamed: 0,
             count: op.count,
             finish: op.finish,

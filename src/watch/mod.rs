@@ -83,6 +83,8 @@ pub(crate) struct Watch {
     generation: u32,
     report: Duration,
     timeout: Option<Duration>,
+    /// Number of the current or last call.
+    sequence: u64,
     /// Hash of all calls, and what it was before the current one.
     history: u64,
     before: u64,
@@ -152,7 +154,7 @@ impl Watch {
         let queue = service::add(|| Member::new(shared.clone(), tree, peers, report))?;
         *lock(&shared.queue) = Some(queue);
         let (generation, timeout) = (process::generation(), config.timeout);
-        Ok(Self { shared, generation, report, timeout, history: 0, before: 0 })
+        Ok(Self { shared, generation, report, timeout, sequence: 0, history: 0, before: 0 })
     }
 
     /// The communicator enters a call. Returns a hash of all calls before it, which differs between ranks from the first call on
@@ -161,11 +163,12 @@ impl Watch {
     pub(crate) fn begin(&mut self, call: &Call) -> u32 {
         debug_assert!(self.check_fork().is_ok());
         let signature = Signature::of(call);
-        self.shared.record.begin(signature);
+        self.sequence += 1;
+        self.shared.record.begin(self.sequence, signature);
         self.before = self.history;
         self.history = signature.extend(self.history);
-        // The high bits depend on all of it.
-        (self.history >> 32) as u32
+        // The high bits depend on all of it. This call's own part is in its plan's tag, so nobody waits for the new hash.
+        (self.before >> 32) as u32
     }
 
     /// To be asked before every use.
@@ -183,13 +186,14 @@ impl Watch {
     /// The communicator leaves a call.
     #[inline]
     pub(crate) fn end(&self) {
-        self.shared.record.end();
+        self.shared.record.end(self.sequence);
     }
 
     /// The call was refused before anything was sent: it does not count.
     pub(crate) fn retract(&mut self) {
         self.history = self.before;
-        self.shared.record.retract();
+        self.shared.record.retract(self.sequence);
+        self.sequence -= 1;
     }
 
     /// A wait that is about to sleep tells for whom; `None` when it is over.
@@ -233,9 +237,14 @@ impl Watch {
         self.shared.fail(error)
     }
 
-    /// Ends the waits of all connected ranks, if nothing has yet; the verdict says why.
+    /// Ends the waits of all connected ranks, if nothing has yet. A reason that names the culprit is passed on; else they wait
+    /// for the verdict.
     pub(crate) fn abort_peers(&self) {
-        self.shared.abort_endpoint(VERDICT);
+        let aborted = self.shared.endpoint.upgrade().and_then(|endpoint| endpoint.aborted());
+        self.shared.abort_endpoint(match aborted {
+            Some(LinkError::Aborted { reason, .. }) if reason & (DEAD | LEFT) != 0 => reason,
+            _ => VERDICT,
+        });
     }
 
     /// What ended the communicator, if something did.

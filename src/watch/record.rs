@@ -90,6 +90,8 @@ pub(crate) struct Record {
     now: AtomicU64,
     /// Low half: one more than the rank that the call waits for; high half: low bits of the call's number.
     waits: AtomicU64,
+    /// The last call that had a long wait.
+    long: AtomicU64,
     ring: [Slot; KEPT as usize],
 }
 
@@ -97,12 +99,20 @@ pub(crate) struct Record {
 struct Slot {
     what: AtomicU64,
     count: AtomicU64,
-    /// 0 if no wait of the call was long; while it runs, nanoseconds of [`EPOCH`] at its first long wait; then how long
-    /// it took from there, with [`ENDED`].
+    /// Written only if the call had a long wait, which the high 16 bits tell: they are the [`turn`] of its number. While it
+    /// runs, nanoseconds of [`EPOCH`] at its first long wait; then how long it took from there, with [`ENDED`].
     time: AtomicU64,
 }
 
-const ENDED: u64 = 1 << 63;
+const ENDED: u64 = 1 << 47;
+/// Enough for a day and a half.
+const NANOSECONDS: u64 = ENDED - 1;
+
+/// How often the ring had gone round before call `sequence`, as far as 16 bits tell, and never 0.
+fn turn(sequence: u64) -> u64 {
+    (sequence / KEPT % 0xffff + 1) << 48
+}
+
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// One call of a [`Snapshot`].
@@ -145,42 +155,45 @@ impl Default for Record {
         Self {
             now: AtomicU64::new(0),
             waits: AtomicU64::new(0),
+            long: AtomicU64::new(0),
             ring: std::array::from_fn(|_| Slot::default()),
         }
     }
 }
 
 impl Record {
-    /// The writer enters its next call.
+    /// The writer enters call `sequence`, one more than the last.
     #[inline]
-    pub(crate) fn begin(&self, signature: Signature) {
-        let sequence = (self.now.load(Ordering::Relaxed) >> 1) + 1;
+    pub(crate) fn begin(&self, sequence: u64, signature: Signature) {
         // Pairs with the fence in `read`: who sees a word of this call's slot sees that the call before it has begun.
         fence(Ordering::Release);
         let slot = self.slot(sequence);
         slot.what.store(signature.what, Ordering::Relaxed);
         slot.count.store(signature.count, Ordering::Relaxed);
-        slot.time.store(0, Ordering::Relaxed);
         // Pairs with the load in `read`: who sees the number sees the slot.
         self.now.store(sequence << 1 | 1, Ordering::Release);
     }
 
-    /// The writer leaves its call.
+    /// The writer leaves call `sequence`.
     #[inline]
-    pub(crate) fn end(&self) {
-        let now = self.now.load(Ordering::Relaxed);
-        let time = &self.slot(now >> 1).time;
-        let started = time.load(Ordering::Relaxed);
-        if started != 0 {
-            time.store(ENDED | nanoseconds().saturating_sub(started), Ordering::Relaxed);
+    pub(crate) fn end(&self, sequence: u64) {
+        if self.long.load(Ordering::Relaxed) == sequence {
+            self.end_long(sequence);
         }
-        self.now.store(now & !1, Ordering::Release);
+        self.now.store(sequence << 1, Ordering::Release);
     }
 
-    /// The call that was begun was refused: it never was.
     #[cold]
-    pub(crate) fn retract(&self) {
-        let sequence = self.now.load(Ordering::Relaxed) >> 1;
+    fn end_long(&self, sequence: u64) {
+        let time = &self.slot(sequence).time;
+        let started = time.load(Ordering::Relaxed) & NANOSECONDS;
+        let took = nanoseconds().saturating_sub(started) & NANOSECONDS;
+        time.store(turn(sequence) | ENDED | took, Ordering::Relaxed);
+    }
+
+    /// Call `sequence`, which was begun, was refused: it never was.
+    #[cold]
+    pub(crate) fn retract(&self, sequence: u64) {
         self.now.store((sequence - 1) << 1, Ordering::Release);
     }
 
@@ -189,9 +202,9 @@ impl Record {
         let sequence = self.now.load(Ordering::Relaxed) >> 1;
         let word = peer.map_or(0, |peer| sequence << 32 | (u64::from(peer) + 1));
         self.waits.store(word, Ordering::Relaxed);
-        let time = &self.slot(sequence).time;
-        if peer.is_some() && time.load(Ordering::Relaxed) == 0 {
-            time.store(nanoseconds().max(1), Ordering::Relaxed);
+        if peer.is_some() && self.long.swap(sequence, Ordering::Relaxed) != sequence {
+            let time = turn(sequence) | (nanoseconds() & NANOSECONDS);
+            self.slot(sequence).time.store(time, Ordering::Relaxed);
         }
     }
 
@@ -225,7 +238,8 @@ impl Slot {
         let what = self.what.load(Ordering::Relaxed);
         let count = self.count.load(Ordering::Relaxed);
         let time = self.time.load(Ordering::Relaxed);
-        let took = (time & ENDED != 0).then(|| Duration::from_nanos(time & !ENDED));
+        let known = time & !NANOSECONDS == turn(sequence) | ENDED;
+        let took = known.then(|| Duration::from_nanos(time & NANOSECONDS));
         Recorded { sequence, signature: Signature { what, count }, took }
     }
 }
@@ -247,22 +261,22 @@ mod tests {
         let record = Record::default();
         assert_eq!(record.read(), Snapshot::default());
         for count in 1..=100 {
-            record.begin(signature(count));
-            record.end();
+            record.begin(count, signature(count));
+            record.end(count);
         }
-        record.begin(signature(101));
+        record.begin(101, signature(101));
         record.waits(Some(0));
         let seen = record.read();
         assert_eq!((seen.sequence, seen.in_call, seen.waits_for), (101, true, Some(0)));
         // One slot fewer: a writer may be at it.
         assert_eq!(seen.calls.len() as u64, KEPT - 1);
         assert!(seen.calls.iter().all(|call| call.signature == signature(call.sequence)));
-        record.end();
+        record.end(101);
         let seen = record.read();
         assert_eq!((seen.in_call, seen.waits_for), (false, None));
         assert!(seen.calls.last().is_some_and(|call| call.took.is_some()));
-        record.begin(signature(7));
-        record.retract();
+        record.begin(102, signature(7));
+        record.retract(102);
         assert_eq!(record.read().sequence, 101);
     }
 
@@ -273,8 +287,8 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for count in 1..=ROUNDS {
-                    record.begin(Signature { what: count, count });
-                    record.end();
+                    record.begin(count, Signature { what: count, count });
+                    record.end(count);
                 }
             });
             while record.read().sequence < ROUNDS {
