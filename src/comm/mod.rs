@@ -498,7 +498,7 @@ impl Communicator {
     fn fail(&mut self, error: Error) -> Error {
         let error = self.watch.fail(error);
         log::warn!("rank {}: {error}", self.rank);
-        self.watch.abort_peers();
+        self.watch.abort_peers(&error);
         self.links.withdraw(&self.endpoint);
         self.broken.get_or_insert(error).clone()
     }

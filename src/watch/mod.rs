@@ -237,12 +237,12 @@ impl Watch {
         self.shared.fail(error)
     }
 
-    /// Ends the waits of all connected ranks, if nothing has yet. A reason that names the culprit is passed on; else they wait
-    /// for the verdict.
-    pub(crate) fn abort_peers(&self) {
-        let aborted = self.shared.endpoint.upgrade().and_then(|endpoint| endpoint.aborted());
-        self.shared.abort_endpoint(match aborted {
-            Some(LinkError::Aborted { reason, .. }) if reason & (DEAD | LEFT) != 0 => reason,
+    /// Ends the waits of all connected ranks, if nothing has yet, because of `error`. Where that has a culprit they are told; else they
+    /// wait for the verdict.
+    pub(crate) fn abort_peers(&self, error: &Error) {
+        self.shared.abort_endpoint(match *error {
+            Error::Link(LinkError::PeerDied { peer }) => DEAD | peer,
+            Error::Link(LinkError::PeerLeft { peer }) => LEFT | peer,
             _ => VERDICT,
         });
     }
