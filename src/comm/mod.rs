@@ -292,18 +292,17 @@ impl Communicator {
     #[inline]
     pub unsafe fn run(&mut self, call: &Call) -> Result<(), Error> {
         self.watch.check_fork()?;
-        let history = self.watch.begin(call);
         // SAFETY: the caller's promise.
-        let result = unsafe { self.dispatch(call, history) };
+        let result = unsafe { self.dispatch(call) };
         match &result {
             Err(error) if error.is_harmless() => self.watch.retract(),
-            _ => self.watch.end(),
+            _ => self.watch.end(call),
         }
         result
     }
 
     #[inline]
-    unsafe fn dispatch(&mut self, call: &Call, history: u32) -> Result<(), Error> {
+    unsafe fn dispatch(&mut self, call: &Call) -> Result<(), Error> {
         if call.count == 0 {
             return Ok(());
         }
@@ -312,7 +311,10 @@ impl Communicator {
             _ => self.prepare(call)?,
         };
         // SAFETY: the caller's promise.
-        unsafe { self.execute(number, call, history) }.map_err(|e| self.fail(e))
+        unsafe { self.execute(number, call) }.map_err(|error| {
+            self.watch.enter(call);
+            self.fail(error)
+        })
     }
 
     /// Sends and receives, all at once: returns when all are done, whatever the order in which they and their partners on the
@@ -395,8 +397,9 @@ impl Communicator {
         self.watch.reports()
     }
 
-    unsafe fn execute(&mut self, number: usize, call: &Call, history: u32) -> Result<(), Error> {
+    unsafe fn execute(&mut self, number: usize, call: &Call) -> Result<(), Error> {
         let plan = self.plans.get(number);
+        let history = self.watch.history();
         // Ranks whose calls ever differed meet with different tags, whatever the calls of today.
         let tag = plan.tag ^ history;
         let buffers = Buffers { send: call.send, recv: call.recv };
@@ -421,11 +424,13 @@ impl Communicator {
                     endpoint: &self.endpoint,
                     patience: self.patience,
                     watch: &self.watch,
+                    call,
                 };
                 // SAFETY: the caller's promise; scratch was just made large enough.
                 unsafe { straight.run(line) }
             }
             Body::Walk(program) => {
+                self.watch.enter(call);
                 let size = call.dtype.size();
                 self.scratch.prepare(program.scratch, program.tile * size);
                 let mut walk = Walk {
@@ -448,6 +453,7 @@ impl Communicator {
     /// Makes the plan for `call`, or says why there can be none.
     #[cold]
     fn prepare(&mut self, call: &Call) -> Result<usize, Error> {
+        self.watch.enter(call);
         if let Some(error) = &self.broken {
             return Err(error.clone());
         }

@@ -8,6 +8,7 @@ use maypole_transport::sync::full_fence;
 
 use maypole_algorithms::schedule::MAX_FAN;
 
+use crate::call::Call;
 use crate::engine::links::Links;
 use crate::engine::wait::{Patience, Wait};
 use crate::engine::{Buffers, mismatch};
@@ -39,6 +40,8 @@ pub(crate) struct Straight<'a> {
     pub(crate) endpoint: &'a Endpoint,
     pub(crate) patience: Patience,
     pub(crate) watch: &'a Watch,
+    /// The call, to be made known before a wait.
+    pub(crate) call: &'a Call,
 }
 
 impl Straight<'_> {
@@ -132,6 +135,7 @@ impl Straight<'_> {
             return Err(Error::internal("a straight line over a link without lines"));
         };
         if line.poll(bytes, self.tag) != Poll::Ready {
+            self.watch.enter(self.call);
             let mut wait = Wait::new(self.endpoint, self.patience, self.watch);
             let ends = &self.links.ends;
             loop {
@@ -161,6 +165,7 @@ impl Straight<'_> {
             return Err(Error::internal("a straight line over a link without lines"));
         };
         if !line.ready() {
+            self.watch.enter(self.call);
             let mut wait = Wait::new(self.endpoint, self.patience, self.watch);
             let ends = &self.links.ends;
             while !line.ready() {

@@ -31,6 +31,7 @@ mod report;
 mod service;
 mod verdict;
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -83,11 +84,12 @@ pub(crate) struct Watch {
     generation: u32,
     report: Duration,
     timeout: Option<Duration>,
-    /// Number of the current or last call.
+    /// Number of the last call that has ended.
     sequence: u64,
-    /// Hash of all calls, and what it was before the current one.
+    /// The call after it is known to others.
+    entered: Cell<bool>,
+    /// Hash of all calls up to the last.
     history: u64,
-    before: u64,
 }
 
 /// What a communicator's thread, its abort handles and the service thread share.
@@ -154,21 +156,30 @@ impl Watch {
         let queue = service::add(|| Member::new(shared.clone(), tree, peers, report))?;
         *lock(&shared.queue) = Some(queue);
         let (generation, timeout) = (process::generation(), config.timeout);
-        Ok(Self { shared, generation, report, timeout, sequence: 0, history: 0, before: 0 })
+        Ok(Self {
+            shared,
+            generation,
+            report,
+            timeout,
+            sequence: 0,
+            entered: Cell::new(false),
+            history: 0,
+        })
     }
 
-    /// The communicator enters a call. Returns a hash of all calls before it, which differs between ranks from the first call on
-    /// in which they differed.
+    /// A hash of all calls so far, which differs between ranks from the first call on in which they differed.
     #[inline]
-    pub(crate) fn begin(&mut self, call: &Call) -> u32 {
-        debug_assert!(self.check_fork().is_ok());
-        let signature = Signature::of(call);
-        self.sequence += 1;
-        self.shared.record.begin(self.sequence, signature);
-        self.before = self.history;
-        self.history = signature.extend(self.history);
-        // The high bits depend on all of it. This call's own part is in its plan's tag, so nobody waits for the new hash.
-        (self.before >> 32) as u32
+    pub(crate) fn history(&self) -> u32 {
+        // The high bits depend on all of it.
+        (self.history >> 32) as u32
+    }
+
+    /// Makes the current call known. Only from here on may others ask for it, so it is called before a wait, when there is time:
+    /// a call that never waits is recorded at its end.
+    pub(crate) fn enter(&self, call: &Call) {
+        if !self.entered.replace(true) {
+            self.shared.record.begin(self.sequence + 1, Signature::of(call));
+        }
     }
 
     /// To be asked before every use.
@@ -185,15 +196,21 @@ impl Watch {
 
     /// The communicator leaves a call.
     #[inline]
-    pub(crate) fn end(&self) {
+    pub(crate) fn end(&mut self, call: &Call) {
+        let signature = Signature::of(call);
+        self.sequence += 1;
+        if !self.entered.replace(false) {
+            self.shared.record.begin(self.sequence, signature);
+        }
         self.shared.record.end(self.sequence);
+        self.history = signature.extend(self.history);
     }
 
     /// The call was refused before anything was sent: it does not count.
-    pub(crate) fn retract(&mut self) {
-        self.history = self.before;
-        self.shared.record.retract(self.sequence);
-        self.sequence -= 1;
+    pub(crate) fn retract(&self) {
+        if self.entered.replace(false) {
+            self.shared.record.retract(self.sequence + 1);
+        }
     }
 
     /// A wait that is about to sleep tells for whom; `None` when it is over.
