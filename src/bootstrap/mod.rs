@@ -22,6 +22,7 @@
 //! | `wire`, `stream` | frames, and frames over a socket |
 //! | `meeting` | where ranks of a damaged communicator meet again |
 //! | `root`, `join`, `tree` | the rendezvous, a rank's way in, what it leads to |
+//! | `traffic` | what that cost |
 
 mod address;
 mod dial;
@@ -34,6 +35,7 @@ mod meeting;
 mod root;
 mod secret;
 pub(crate) mod stream;
+mod traffic;
 mod tree;
 mod wire;
 
@@ -47,6 +49,7 @@ pub use error::{BootstrapError, Options, RankSet};
 pub use id::{UNIQUE_ID_BYTES, UniqueId};
 pub use join::{Joined, Keys, MOST_CARD, join, join_with};
 pub use meeting::Meeting;
+pub use traffic::Traffic;
 pub use tree::{ControlTree, MOST_ITEM};
 pub(crate) use tree::{Exchange, Heard};
 pub(crate) use wire::{Take, put_text};

@@ -18,7 +18,16 @@ pub(crate) struct Job {
 
 impl Job {
     pub(crate) fn start(nranks: u32, scene: &str, environment: &[(&str, &str)]) -> Self {
-        let id = UniqueId::create().expect("a unique id");
+        Self::start_with(UniqueId::create().expect("a unique id"), nranks, scene, environment)
+    }
+
+    /// With an id that was made elsewhere.
+    pub(crate) fn start_with(
+        id: UniqueId,
+        nranks: u32,
+        scene: &str,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let start = |rank: u32| {
             let mut child = Command::new(std::env::current_exe().expect("the test binary"))
                 .args(["--exact", "rank", "--ignored", "--nocapture", "--test-threads=1"])
@@ -98,12 +107,26 @@ impl Drop for Job {
 
 /// In a rank process: the scene's name and the communicator; None if this is no rank process.
 pub(crate) fn enter() -> Option<(String, Communicator)> {
+    let Invitation { scene, id, rank, nranks } = invitation()?;
+    let comm = Communicator::init(&id, nranks, rank).unwrap_or_else(|e| panic!("init: {e}"));
+    Some((scene, comm))
+}
+
+/// What a rank process is told.
+pub(crate) struct Invitation {
+    pub(crate) scene: String,
+    pub(crate) id: UniqueId,
+    pub(crate) rank: u32,
+    pub(crate) nranks: u32,
+}
+
+/// In a rank process; None elsewhere.
+pub(crate) fn invitation() -> Option<Invitation> {
     let scene = std::env::var("MAYPOLE_TEST_SCENE").ok()?;
     let words: Vec<&str> = scene.split(' ').collect();
     let (rank, nranks) = (words[1].parse().expect("a rank"), words[2].parse().expect("a count"));
     let mut bytes = [0; 128];
     std::io::stdin().read_exact(&mut bytes).expect("128 bytes");
     let id = UniqueId::from_bytes(bytes).expect("an id");
-    let comm = Communicator::init(&id, nranks, rank).unwrap_or_else(|e| panic!("init: {e}"));
-    Some((words[0].to_owned(), comm))
+    Some(Invitation { scene: words[0].to_owned(), id, rank, nranks })
 }
