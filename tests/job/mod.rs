@@ -86,6 +86,11 @@ impl Job {
         assert!(status.success(), "rank {rank} failed: {status}");
     }
 
+    /// The ranks' processes.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.ranks.iter().map(|(child, _)| child.id()).collect()
+    }
+
     pub(crate) fn signal(&self, rank: usize, number: libc::c_int) {
         signal(self.ranks[rank].0.id(), number);
     }
