@@ -49,10 +49,12 @@ fn rank() {
 fn work(comm: &mut Communicator) {
     println!("say:ready");
     let before = descriptors();
-    for round in 0.. {
-        check_sums(comm, round);
+    let mut rounds = 0;
+    loop {
+        check_sums(comm, rounds);
         let part = comm.split(Some(comm.rank() % 2), 0).expect("a split");
-        check_sums(&mut part.expect("a part"), round);
+        check_sums(&mut part.expect("a part"), rounds);
+        rounds += 1;
         let mut over = [0];
         let seen = [i32::from(comm.rank() == 0 && sign().exists())];
         comm.all_reduce(&seen, &mut over, RedOp::Max).unwrap_or_else(|e| panic!("{e}"));
@@ -63,7 +65,7 @@ fn work(comm: &mut Communicator) {
     if comm.rank() != 2 {
         check_sums(&mut comm.shrink(&[2]).expect("the others"), 0);
     }
-    println!("say:shrunk");
+    println!("say:{rounds}");
     wait_until("the strangers' end", || descriptors() <= before);
 }
 
@@ -121,8 +123,9 @@ fn at_work(environment: &[(&str, &str)], strangers: usize) {
     let fire = Fire::start(&job.pids(), door);
     fire.made(strangers);
     std::fs::write(&sign, "").expect("a file");
-    job.all_say("shrunk");
-    println!("at work, {environment:?}: {}", fire.stop());
+    let rounds: Vec<i32> =
+        (0..NRANKS as usize).map(|rank| job.hear(rank).parse().expect("a shrink")).collect();
+    println!("at work, {} rounds, {environment:?}: {}", rounds[0], fire.stop());
     job.all_say("nothing is left");
     (0..NRANKS as usize).for_each(|rank| job.ends_well(rank));
     drop(job);
@@ -146,11 +149,10 @@ fn waiting(environment: &[(&str, &str)], strangers: usize) {
     let mut job = Job::start_with(door.id(), NRANKS, "late", &environment);
     wait_until("three ranks", || door.hellos() == NRANKS as usize - 1);
     let fire = Fire::start(&job.pids(), door);
-    fire.made(strangers / 2);
+    fire.made(strangers);
     let error = Communicator::init(&imposter, NRANKS, 3).err().expect("it knows no secret");
     assert!(error.to_string().contains("does not know the secret"), "{error}");
     std::fs::write(&sign, "").expect("a file");
-    fire.made(strangers);
     job.all_say("nothing is left");
     println!("in init, {environment:?}: {}", fire.stop());
     (0..NRANKS as usize).for_each(|rank| job.ends_well(rank));

@@ -3,6 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,10 +16,10 @@ use maypole::bootstrap::{Meeting, Options};
 
 /// Connections that the strangers hold at a time; one more ends the oldest.
 const MOST_HELD: usize = 400;
-/// After so many connections it is looked again at which ports the job listens.
-const LOOK_EVERY: usize = 100;
-/// The longest answer to one who does not know the secret.
-const CHALLENGE: usize = 72;
+/// Looking at which ports the job listens takes one part in so many of the strangers' time.
+const LOOK_SHARE: u32 = 2;
+/// Bytes of the answers to one who does not know the secret: none, the challenge of a link, that of the bootstrap.
+const ANSWERS: [usize; 3] = [0, 32, 72];
 /// What a dialer of the bootstrap sends before anything that is said in confidence: hello and proof.
 const HELLO_AND_PROOF: usize = 56 + 32;
 /// For strangers to connect. A full queue answers nobody.
@@ -152,10 +153,12 @@ impl Fire {
                 (Arc::clone(&stop), Arc::clone(&made), Arc::clone(&door.heard));
             move || {
                 let mut strangers = Strangers { heard, ..Strangers::default() };
+                let mut look_at = Instant::now();
                 while !stop.load(Ordering::Relaxed) {
-                    if strangers.connected.is_multiple_of(LOOK_EVERY) || strangers.ports.is_empty()
-                    {
+                    let now = Instant::now();
+                    if now >= look_at {
                         strangers.ports = ports(&pids);
+                        look_at = Instant::now() + now.elapsed() * (LOOK_SHARE - 1);
                     }
                     strangers.one_more();
                     made.store(strangers.connected, Ordering::Relaxed);
@@ -238,7 +241,7 @@ impl Strangers {
         match self.below(8) {
             // Nothing, and stays.
             0 => {}
-            // Nothing, and goes.
+            // Nothing, and goes; all others end by a reset.
             1 => return,
             2 => stream.say(&noise),
             3 => stream.say(&hello[..28]),
@@ -251,14 +254,15 @@ impl Strangers {
             }
             _ => trickle = hello.into_iter().chain(noise).rev().collect(),
         }
+        stream.end_by_reset();
         self.held.push_back(Stranger { stream, trickle });
     }
 
-    /// The oldest goes. What it was answered must not be a welcome.
+    /// The oldest goes. What it was answered must be no more than a challenge.
     fn dismiss(&mut self) {
         let Some(mut oldest) = self.held.pop_front() else { return };
         let answer = oldest.stream.answer();
-        assert!(answer <= CHALLENGE, "a stranger was let in: {answer} bytes");
+        assert!(ANSWERS.contains(&answer), "a stranger was let in: {answer} bytes");
         self.answered += usize::from(answer > 0);
     }
 
@@ -335,6 +339,23 @@ impl Port {
 }
 
 impl Stream {
+    /// Leaves no address in TIME_WAIT: thousands of them would slow down all that looks for a free one.
+    fn end_by_reset(&self) {
+        let Self::Tcp(stream) = self else { return };
+        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        // SAFETY: the descriptor is open and `linger` is alive and of the length told.
+        let set = unsafe {
+            libc::setsockopt(
+                stream.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_LINGER,
+                (&raw const linger).cast(),
+                size_of::<libc::linger>() as libc::socklen_t,
+            )
+        };
+        assert_eq!(set, 0);
+    }
+
     fn say(&mut self, bytes: &[u8]) {
         // A stranger may be cut off at any time.
         let _ = match self {
