@@ -10,8 +10,6 @@ use std::time::Instant;
 use maypole::bootstrap::Traffic;
 use maypole::{Communicator, RedOp, UniqueId};
 
-// Each file of tests uses its part of it.
-#[allow(dead_code)]
 mod job;
 use job::Job;
 

@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 use maypole::{Communicator, RedOp};
 
 mod fire;
-// Each file of tests uses its part of it.
-#[allow(dead_code)]
 mod job;
 use fire::{Door, Fire};
 use job::Job;

@@ -1,5 +1,8 @@
 //! A job of rank processes: copies of the test binary, each of which runs its ignored test `rank`.
 
+// Each file of tests uses its part of this.
+#![allow(dead_code)]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
