@@ -11,7 +11,8 @@
 //! Every connection begins with a handshake in which both ends prove that they know the secret of the unique id, before
 //! anything else is parsed; a stranger is dropped and the job goes on. Every wait has a deadline. Each rank has at most
 //! three connections; messages go 2 log2(n) deep. A rank sends and receives at most 15 messages until it has a
-//! communicator, whatever the number of ranks; the root two and one of each rank. Their bytes grow with the number of ranks,
+//! communicator, whatever the number of ranks, and three more with each report of missing ranks; the root receives two of
+//! each rank and sends it one. Bytes grow with the number of ranks,
 //! as every rank learns every card. After some seconds the root names the ranks that are missing, to all
 //! that wait; at the deadline every waiting rank returns [`BootstrapError::MissingRanks`].
 //!
