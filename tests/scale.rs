@@ -77,7 +77,7 @@ fn sixty_four_processes_on_few_cores() {
 fn threads() {
     let told = job::invitation().expect("a rank process");
     let per_process: u32 = told.scene.parse().expect("threads of a process");
-    raise_descriptors();
+    job::raise_descriptors();
     let nranks = told.nranks * per_process;
     let ranks: Vec<_> = (told.rank * per_process..(told.rank + 1) * per_process)
         .map(|rank| {
@@ -110,7 +110,7 @@ fn threads() {
 fn a_thousand_ranks_join_by_a_few_messages_each() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for (processes, threads) in [(8, 128), (128, 8)] {
-        let (wanted, most) = (DESCRIPTORS.0 * threads + DESCRIPTORS.1, raise_descriptors());
+        let (wanted, most) = (DESCRIPTORS.0 * threads + DESCRIPTORS.1, job::raise_descriptors());
         if most < wanted {
             println!(
                 "SKIPPED: {threads} ranks in a process need {wanted} descriptors, and the hard limit is {most}; raise `ulimit -Hn`"
@@ -135,17 +135,6 @@ fn a_thousand_ranks_join_by_a_few_messages_each() {
         );
         println!("the root: {}", root.last_words());
     }
-}
-
-/// Raises the soft limit of descriptors to the hard one, which it returns.
-fn raise_descriptors() -> u64 {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is alive and of the type that the call writes.
-    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
-    limit.rlim_cur = limit.rlim_max;
-    // SAFETY: `limit` is alive.
-    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-    limit.rlim_max
 }
 
 /// A process that is no rank and makes the unique id, so that the root is there.

@@ -138,3 +138,14 @@ pub(crate) fn invitation() -> Option<Invitation> {
     let id = UniqueId::from_bytes(bytes).expect("an id");
     Some(Invitation { scene: words[0].to_owned(), id, rank, nranks })
 }
+
+/// Raises the soft limit of descriptors to the hard one, which it returns.
+pub(crate) fn raise_descriptors() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is alive and of the type that the call writes.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is alive.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    limit.rlim_max
+}
