@@ -346,6 +346,7 @@ impl Arrival {
         if wait {
             stream::drain(std::iter::once(&mut root), Instant::now() + FAREWELL);
         }
+        self.tree.closing(&root);
     }
 
     /// Who it is that does not come, after the root has failed to say so.

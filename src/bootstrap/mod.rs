@@ -10,7 +10,10 @@
 //!
 //! Every connection begins with a handshake in which both ends prove that they know the secret of the unique id, before
 //! anything else is parsed; a stranger is dropped and the job goes on. Every wait has a deadline. Each rank has at most
-//! three connections; messages go 2 log2(n) deep. After some seconds the root names the ranks that are missing, to all
+//! three connections; messages go 2 log2(n) deep. A rank sends and receives at most 15 messages until it has a
+//! communicator, whatever the number of ranks, and three more with each report of missing ranks; the root receives two of
+//! each rank and sends it one. Bytes grow with the number of ranks,
+//! as every rank learns every card. After some seconds the root names the ranks that are missing, to all
 //! that wait; at the deadline every waiting rank returns [`BootstrapError::MissingRanks`].
 //!
 //! | file | idea |
@@ -22,6 +25,7 @@
 //! | `wire`, `stream` | frames, and frames over a socket |
 //! | `meeting` | where ranks of a damaged communicator meet again |
 //! | `root`, `join`, `tree` | the rendezvous, a rank's way in, what it leads to |
+//! | `traffic` | what that cost |
 
 mod address;
 mod dial;
@@ -34,6 +38,7 @@ mod meeting;
 mod root;
 mod secret;
 pub(crate) mod stream;
+mod traffic;
 mod tree;
 mod wire;
 
@@ -47,6 +52,7 @@ pub use error::{BootstrapError, Options, RankSet};
 pub use id::{UNIQUE_ID_BYTES, UniqueId};
 pub use join::{Joined, Keys, MOST_CARD, join, join_with};
 pub use meeting::Meeting;
+pub use traffic::Traffic;
 pub use tree::{ControlTree, MOST_ITEM};
 pub(crate) use tree::{Exchange, Heard};
 pub(crate) use wire::{Take, put_text};

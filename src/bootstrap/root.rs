@@ -14,6 +14,7 @@ use super::gate::Gate;
 use super::hello::{Hello, Role};
 use super::secret::Secret;
 use super::stream::{self, Broken, Framed};
+use super::traffic::Traffic;
 use super::tree::{children, parent};
 use super::wire::{Frame, Registration};
 
@@ -43,6 +44,7 @@ pub(super) fn start(
         deadline: None,
         next_notice: options.notice.max(SHORTEST_NOTICE),
         idle_since: Instant::now(),
+        traffic: Traffic::default(),
     };
     std::thread::Builder::new()
         .name(String::from("maypole-root"))
@@ -79,6 +81,8 @@ struct Root {
     /// Time since the start at which missing ranks are named next.
     next_notice: Duration,
     idle_since: Instant,
+    /// With ranks that have left.
+    traffic: Traffic,
 }
 
 struct Fresh {
@@ -113,7 +117,14 @@ impl Root {
             self.welcome(passed);
 
             if self.is_served() {
-                log::info!("all {} ranks have joined; the root ends", self.members.len());
+                log::info!(
+                    "all {} ranks have joined in {:.2} s; the root ends after {} connections, {} messages sent and {} received",
+                    self.members.len(),
+                    self.waited().as_secs_f64(),
+                    self.traffic.connections,
+                    self.traffic.sent,
+                    self.traffic.received
+                );
                 return;
             }
             if self.is_over() {
@@ -238,7 +249,10 @@ impl Root {
         framed.fill();
         framed.flush();
         match framed.next() {
-            Ok(Some(Frame::Leave)) => member.framed = None,
+            Ok(Some(Frame::Leave)) => {
+                self.traffic.add(framed);
+                member.framed = None;
+            }
             Ok(None) => {}
             // It may come again; its children will be told where it is then.
             Err(Broken::Ended) => {

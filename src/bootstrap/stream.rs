@@ -21,6 +21,8 @@ pub(super) struct Framed {
     /// Most bytes of the body of an `Up` or `Down`.
     most: usize,
     ended: bool,
+    /// Frames sent and received.
+    frames: (u64, u64),
 }
 
 /// Why there will be no more frames.
@@ -37,7 +39,15 @@ impl Framed {
     pub(super) fn new(stream: TcpStream, most: usize) -> Self {
         // Best effort: without it small frames are slower, not wrong.
         let _ = stream.set_nodelay(true);
-        Self { stream, inbox: Vec::new(), outbox: Vec::new(), taken: 0, most, ended: false }
+        Self {
+            stream,
+            inbox: Vec::new(),
+            outbox: Vec::new(),
+            taken: 0,
+            most,
+            ended: false,
+            frames: (0, 0),
+        }
     }
 
     pub(super) fn peer(&self) -> Option<SocketAddr> {
@@ -86,6 +96,7 @@ impl Framed {
 
     pub(super) fn send(&mut self, frame: &Frame) {
         frame.encode(&mut self.outbox);
+        self.frames.0 += 1;
         self.flush();
     }
 
@@ -143,7 +154,13 @@ impl Framed {
         };
         let frame = Frame::decode(header, body).ok_or(Broken::Malformed)?;
         self.inbox.drain(..HEADER_BYTES + header.len);
+        self.frames.1 += 1;
         Ok(Some(frame))
+    }
+
+    /// Frames sent and received so far.
+    pub(super) fn frames(&self) -> (u64, u64) {
+        self.frames
     }
 
     /// Tells the other end that nothing more will come.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::error::{BootstrapError, RankSet};
 use super::stream::{self, Broken, Framed};
+use super::traffic::Traffic;
 use super::wire::{self, Frame, ITEM_HEADER};
 
 /// Most bytes that one rank gives to one exchange.
@@ -42,6 +43,8 @@ pub struct ControlTree {
     broken: Option<BootstrapError>,
     /// Messages of the control plane that came in between.
     notes: Vec<(u32, Vec<u8>)>,
+    /// Over connections that are closed.
+    past: Traffic,
 }
 
 struct Child {
@@ -63,6 +66,7 @@ impl ControlTree {
             down: None,
             broken: None,
             notes: Vec::new(),
+            past: Traffic::default(),
         }
     }
 
@@ -87,6 +91,19 @@ impl ControlTree {
             return Err(self.fail(error));
         }
         self.exchange(bytes, deadline).map_err(|error| self.fail(error))
+    }
+
+    /// What it took this rank to join, and to exchange since.
+    pub fn traffic(&self) -> Traffic {
+        let mut sum = self.past;
+        self.above.iter().for_each(|above| sum.add(above));
+        self.below.iter().for_each(|child| sum.add(&child.framed));
+        sum
+    }
+
+    /// Counts a connection that is about to be closed.
+    pub(super) fn closing(&mut self, framed: &Framed) {
+        self.past.add(framed);
     }
 
     /// Returns when every rank has called it.
@@ -312,7 +329,10 @@ impl ControlTree {
     /// Adds a child, or replaces one that dialed again.
     pub(super) fn add_child(&mut self, rank: u32, mut framed: Framed) {
         framed.allow(self.most());
-        self.below.retain(|child| child.rank != rank);
+        if let Some(at) = self.below.iter().position(|child| child.rank == rank) {
+            let old = self.below.swap_remove(at);
+            self.closing(&old.framed);
+        }
         self.below.push(Child { rank, framed, up: None });
     }
 

@@ -16,7 +16,7 @@ use maypole_transport::inbox::InboxLayout;
 use maypole_transport::lines::CAPACITY;
 use maypole_transport::tcp::TcpConfig;
 
-use crate::bootstrap::{self, Joined, Keys, Meeting, Options, UniqueId};
+use crate::bootstrap::{self, Joined, Keys, Meeting, Options, Traffic, UniqueId};
 use crate::call::Call;
 use crate::config::{self, Bits, Config};
 use crate::engine::Buffers;
@@ -92,6 +92,7 @@ pub struct Communicator {
     meetings: Vec<Vec<u8>>,
     /// How often it was shrunk.
     shrunk: u64,
+    init_traffic: Traffic,
 }
 
 impl Communicator {
@@ -183,6 +184,7 @@ impl Communicator {
         };
         let ranks = cards.iter().map(peer).collect();
         let keys = joined.keys();
+        let init_traffic = joined.control.traffic();
         let watch = Watch::start(joined.control, &endpoint, key, ranks, config)?;
         let abort = AbortHandle { shared: watch.shared(), _endpoint: Arc::clone(&endpoint) };
         let faults = config
@@ -213,6 +215,7 @@ impl Communicator {
             meeting,
             meetings: cards.iter().map(|c| c.meeting.clone()).collect(),
             shrunk: 0,
+            init_traffic,
         })
     }
 
@@ -224,6 +227,11 @@ impl Communicator {
     /// How many ranks the communicator has.
     pub fn nranks(&self) -> u32 {
         self.nranks
+    }
+
+    /// What it took this rank to find all others.
+    pub fn init_traffic(&self) -> Traffic {
+        self.init_traffic
     }
 
     /// Reduces `send` of all ranks, element by element; every rank gets the result in `recv`.

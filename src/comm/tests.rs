@@ -414,6 +414,7 @@ fn late_messages_and_spurious_back_pressure_change_no_bit() {
                 ..Config::default()
             };
             run_cases(generator, nranks, &config, 8);
+            run_cases(generator, nranks, &Config { fault: lateness(seed), ..over_tcp(1) }, 4);
         }
     }
 }
@@ -554,6 +555,47 @@ fn ranks_in_different_calls_are_told() {
     });
     assert!(errors.iter().all(Result::is_err), "{errors:?}");
     assert!(errors.iter().any(|e| e.as_ref().is_err_and(|e| e.contains("rank"))), "{errors:?}");
+}
+
+#[test]
+fn ranks_whose_settings_differ_are_told_both_ranks_and_both_settings() {
+    let ring = Config { algorithms: Some("ring".to_owned()), ..Config::default() };
+    let small = Config { slot_bytes: Some(4096), ..Config::default() };
+    for (odd, theirs, ours) in [
+        (ring, "NCCL_ALGO=ring", "NCCL_ALGO= "),
+        (small, "MAYPOLE_SLOT_BYTES=4096", "MAYPOLE_SLOT_BYTES=65536"),
+    ] {
+        for odd_rank in [0, 2] {
+            let id = UniqueId::create().expect("a unique id");
+            let (done, all) = mpsc::channel();
+            for rank in 0..4 {
+                let config = if rank == odd_rank { odd.clone() } else { Config::default() };
+                let done = done.clone();
+                std::thread::spawn(move || {
+                    let comm = Communicator::init_with(&id, 4, rank, &config, &Options::default());
+                    done.send((rank, comm.map(drop))).expect("the test waits");
+                });
+            }
+            for _ in 0..4 {
+                let (rank, result) =
+                    all.recv_timeout(Duration::from_secs(60)).expect("a rank hangs");
+                let error = result.expect_err("settings differ");
+                assert!(matches!(error, Error::InvalidUsage { .. }), "{error}");
+                let text = error.to_string();
+                // A rank names the first one that differs from it.
+                let other = match (rank == odd_rank, odd_rank) {
+                    (false, _) => odd_rank,
+                    (true, 0) => 1,
+                    (true, _) => 0,
+                };
+                let (here, there) = if rank == odd_rank { (theirs, ours) } else { (ours, theirs) };
+                assert!(text.contains(&format!("rank {rank} and rank {other} differ")), "{text}");
+                let (_, settings) = text.split_once("here ").expect("both settings");
+                let (first, second) = settings.split_once("there ").expect("both settings");
+                assert!(first.contains(here) && second.contains(there), "{text}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! A job of rank processes: copies of the test binary, each of which runs its ignored test `rank`.
 
+// Each file of tests uses its part of this.
+#![allow(dead_code)]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
@@ -18,7 +21,16 @@ pub(crate) struct Job {
 
 impl Job {
     pub(crate) fn start(nranks: u32, scene: &str, environment: &[(&str, &str)]) -> Self {
-        let id = UniqueId::create().expect("a unique id");
+        Self::start_with(UniqueId::create().expect("a unique id"), nranks, scene, environment)
+    }
+
+    /// With an id that was made elsewhere.
+    pub(crate) fn start_with(
+        id: UniqueId,
+        nranks: u32,
+        scene: &str,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let start = |rank: u32| {
             let mut child = Command::new(std::env::current_exe().expect("the test binary"))
                 .args(["--exact", "rank", "--ignored", "--nocapture", "--test-threads=1"])
@@ -77,6 +89,11 @@ impl Job {
         assert!(status.success(), "rank {rank} failed: {status}");
     }
 
+    /// The ranks' processes.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.ranks.iter().map(|(child, _)| child.id()).collect()
+    }
+
     pub(crate) fn signal(&self, rank: usize, number: libc::c_int) {
         signal(self.ranks[rank].0.id(), number);
     }
@@ -98,12 +115,37 @@ impl Drop for Job {
 
 /// In a rank process: the scene's name and the communicator; None if this is no rank process.
 pub(crate) fn enter() -> Option<(String, Communicator)> {
+    let Invitation { scene, id, rank, nranks } = invitation()?;
+    let comm = Communicator::init(&id, nranks, rank).unwrap_or_else(|e| panic!("init: {e}"));
+    Some((scene, comm))
+}
+
+/// What a rank process is told.
+pub(crate) struct Invitation {
+    pub(crate) scene: String,
+    pub(crate) id: UniqueId,
+    pub(crate) rank: u32,
+    pub(crate) nranks: u32,
+}
+
+/// In a rank process; None elsewhere.
+pub(crate) fn invitation() -> Option<Invitation> {
     let scene = std::env::var("MAYPOLE_TEST_SCENE").ok()?;
     let words: Vec<&str> = scene.split(' ').collect();
     let (rank, nranks) = (words[1].parse().expect("a rank"), words[2].parse().expect("a count"));
     let mut bytes = [0; 128];
     std::io::stdin().read_exact(&mut bytes).expect("128 bytes");
     let id = UniqueId::from_bytes(bytes).expect("an id");
-    let comm = Communicator::init(&id, nranks, rank).unwrap_or_else(|e| panic!("init: {e}"));
-    Some((words[0].to_owned(), comm))
+    Some(Invitation { scene: words[0].to_owned(), id, rank, nranks })
+}
+
+/// Raises the soft limit of descriptors to the hard one, which it returns.
+pub(crate) fn raise_descriptors() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is alive and of the type that the call writes.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is alive.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    limit.rlim_max
 }

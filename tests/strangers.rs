@@ -1,0 +1,159 @@
+//! A whole job under fire: strangers at every port that its processes listen at, while ranks call collectives, part and shrink,
+//! and while they wait for one that is late. The results are right, nobody is let in, and nothing is left behind.
+//!
+//! What each listener does with one stranger is tested where the listener is. Everything here stays on this host.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use maypole::{Communicator, RedOp};
+
+mod fire;
+mod job;
+use fire::{Door, Fire};
+use job::Job;
+
+const NRANKS: u32 = 4;
+/// The file whose existence tells the ranks to go on.
+const SIGN: &str = "MAYPOLE_TEST_SIGN";
+/// For whatever is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+const OVER_TCP: [(&str, &str); 2] = [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1")];
+/// One test after the other: they count this process' descriptors.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Not a test of its own: what a rank process does.
+#[test]
+#[ignore = "run by the other tests, as a rank"]
+fn rank() {
+    let Some(told) = job::invitation() else { return };
+    let before = descriptors();
+    if told.scene == "late" && told.rank == NRANKS - 1 {
+        wait_until("the sign", || sign().exists());
+    }
+    let comm = Communicator::init(&told.id, told.nranks, told.rank);
+    let mut comm = comm.unwrap_or_else(|e| panic!("init: {e}"));
+    (0..20).for_each(|round| check_sums(&mut comm, round));
+    if told.scene == "working" {
+        work(&mut comm);
+    }
+    drop(comm);
+    wait_until("the descriptors' end", || descriptors() <= before);
+    println!("say:nothing is left");
+}
+
+/// Calls, and makes and ends communicators, until the sign; then goes on with what is left after a shrink.
+fn work(comm: &mut Communicator) {
+    println!("say:ready");
+    let before = descriptors();
+    let mut rounds = 0;
+    loop {
+        check_sums(comm, rounds);
+        let part = comm.split(Some(comm.rank() % 2), 0).expect("a split");
+        check_sums(&mut part.expect("a part"), rounds);
+        rounds += 1;
+        let mut over = [0];
+        let seen = [i32::from(comm.rank() == 0 && sign().exists())];
+        comm.all_reduce(&seen, &mut over, RedOp::Max).unwrap_or_else(|e| panic!("{e}"));
+        if over == [1] {
+            break;
+        }
+    }
+    if comm.rank() != 2 {
+        check_sums(&mut comm.shrink(&[2]).expect("the others"), 0);
+    }
+    println!("say:{rounds}");
+    wait_until("the strangers' end", || descriptors() <= before);
+}
+
+fn check_sums(comm: &mut Communicator, salt: i32) {
+    let (rank, n) = (comm.rank() as i32, comm.nranks() as i32);
+    for count in [1, 1000, 100_000] {
+        let send: Vec<i32> = (0..count).map(|i| i * 7 + salt + rank).collect();
+        let mut recv = vec![0; send.len()];
+        comm.all_reduce(&send, &mut recv, RedOp::Sum).unwrap_or_else(|e| panic!("{e}"));
+        let right = (0..count).map(|i| n * (i * 7 + salt) + n * (n - 1) / 2);
+        assert!(recv.into_iter().eq(right), "a sum of {count} elements is wrong");
+    }
+}
+
+fn sign() -> PathBuf {
+    std::env::var_os(SIGN).expect("the sign's path").into()
+}
+
+fn wait_until(what: &str, is: impl Fn() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !is() {
+        if Instant::now() >= until {
+            for fd in std::fs::read_dir("/proc/self/fd").expect("/proc").flatten() {
+                println!("{:?} {:?}", fd.file_name(), std::fs::read_link(fd.path()));
+            }
+            panic!("{what} does not come");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").expect("/proc").count()
+}
+
+#[test]
+fn a_job_at_work_over_shared_memory() {
+    at_work(&[], 2500);
+}
+
+#[test]
+fn a_job_at_work_over_tcp() {
+    at_work(&OVER_TCP, 4500);
+}
+
+fn at_work(environment: &[(&str, &str)], strangers: usize) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (before, folder) = (descriptors(), tempfile::tempdir().expect("a folder"));
+    let sign = folder.path().join("sign");
+    let environment = [environment, &[(SIGN, sign.to_str().expect("text"))]].concat();
+    let door = Door::open();
+    let mut job = Job::start_with(door.id(), NRANKS, "working", &environment);
+    job.all_say("ready");
+    assert_eq!(door.hellos(), NRANKS as usize);
+    let fire = Fire::start(&job.pids(), door);
+    fire.made(strangers);
+    std::fs::write(&sign, "").expect("a file");
+    let rounds: Vec<i32> =
+        (0..NRANKS as usize).map(|rank| job.hear(rank).parse().expect("a shrink")).collect();
+    println!("at work, {} rounds, {environment:?}: {}", rounds[0], fire.stop());
+    job.all_say("nothing is left");
+    (0..NRANKS as usize).for_each(|rank| job.ends_well(rank));
+    drop(job);
+    wait_until("the end of all of it", || descriptors() <= before);
+}
+
+#[test]
+fn a_job_that_waits_for_a_rank() {
+    for (environment, strangers) in [(&[][..], 1500), (&OVER_TCP, 1500)] {
+        waiting(environment, strangers);
+    }
+}
+
+fn waiting(environment: &[(&str, &str)], strangers: usize) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (before, folder) = (descriptors(), tempfile::tempdir().expect("a folder"));
+    let sign = folder.path().join("sign");
+    let environment = [environment, &[(SIGN, sign.to_str().expect("text"))]].concat();
+    let door = Door::open();
+    let imposter = door.id_with_another_secret();
+    let mut job = Job::start_with(door.id(), NRANKS, "late", &environment);
+    wait_until("three ranks", || door.hellos() == NRANKS as usize - 1);
+    let fire = Fire::start(&job.pids(), door);
+    fire.made(strangers);
+    let error = Communicator::init(&imposter, NRANKS, 3).err().expect("it knows no secret");
+    assert!(error.to_string().contains("does not know the secret"), "{error}");
+    std::fs::write(&sign, "").expect("a file");
+    job.all_say("nothing is left");
+    println!("in init, {environment:?}: {}", fire.stop());
+    (0..NRANKS as usize).for_each(|rank| job.ends_well(rank));
+    drop(job);
+    wait_until("the end of all of it", || descriptors() <= before);
+}
