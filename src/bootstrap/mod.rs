@@ -9,13 +9,15 @@
 //! ```
 //!
 //! Every connection begins with a handshake in which both ends prove that they know the secret of the unique id, before
-//! anything else is parsed; a stranger is dropped and the job goes on. Every wait has a deadline. Each rank has at most
+//! anything else is parsed; a stranger is dropped and the job goes on. Every wait has a deadline, and an abort ends it.
+//! Each rank has at most
 //! three connections; messages go 2 log2(n) deep. After some seconds the root names the ranks that are missing, to all
 //! that wait; at the deadline every waiting rank returns [`BootstrapError::MissingRanks`].
 //!
 //! | file | idea |
 //! |---|---|
 //! | `id` | the 128 bytes |
+//! | `abort` | ending a wait from another thread |
 //! | `address` | interfaces and where a listener can be reached |
 //! | `secret`, `hello` | proofs, and the handshake made of them |
 //! | `gate`, `dial` | the two ends of a handshake, over sockets |
@@ -23,6 +25,7 @@
 //! | `meeting` | where ranks of a damaged communicator meet again |
 //! | `root`, `join`, `tree` | the rendezvous, a rank's way in, what it leads to |
 
+mod abort;
 mod address;
 mod dial;
 mod error;
@@ -42,6 +45,8 @@ mod fuzz;
 #[cfg(test)]
 mod tests;
 
+pub use abort::AbortSignal;
+pub(crate) use abort::{Abort, Enrolled};
 pub(crate) use address::addresses;
 pub use error::{BootstrapError, Options, RankSet};
 pub use id::{UNIQUE_ID_BYTES, UniqueId};

@@ -40,7 +40,7 @@ use maypole_transport::endpoint::Endpoint;
 use maypole_transport::error::LinkError;
 use maypole_transport::sync::{AtomicU64, Ordering};
 
-use crate::bootstrap::ControlTree;
+use crate::bootstrap::{Abort, ControlTree};
 use crate::call::Call;
 use crate::config::Config;
 use crate::error::Error;
@@ -297,6 +297,12 @@ impl Drop for Opening<'_> {
     fn drop(&mut self) {
         self.shared.opening.store(0, Ordering::Relaxed);
         self.shared.record.waits(None);
+    }
+}
+
+impl Abort for Shared {
+    fn abort(&self) {
+        Self::abort(self);
     }
 }
 

@@ -18,6 +18,16 @@ pub(crate) struct Job {
 
 impl Job {
     pub(crate) fn start(nranks: u32, scene: &str, environment: &[(&str, &str)]) -> Self {
+        Self::start_patient(nranks, scene, environment, PATIENCE)
+    }
+
+    /// With a watchdog that waits longer.
+    pub(crate) fn start_patient(
+        nranks: u32,
+        scene: &str,
+        environment: &[(&str, &str)],
+        patience: Duration,
+    ) -> Self {
         let id = UniqueId::create().expect("a unique id");
         let start = |rank: u32| {
             let mut child = Command::new(std::env::current_exe().expect("the test binary"))
@@ -38,7 +48,7 @@ impl Job {
         let pids: Vec<u32> = ranks.iter().map(|(child, _)| child.id()).collect();
         let (leash, free) = mpsc::channel();
         std::thread::spawn(move || {
-            if free.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if free.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
                 eprintln!("the job hangs: its ranks are killed");
                 pids.into_iter().for_each(|pid| signal(pid, libc::SIGKILL));
             }
@@ -54,6 +64,13 @@ impl Job {
             }
         }
         String::new()
+    }
+
+    /// The next line that rank `rank` prints and that holds `text`; empty if it ended.
+    #[allow(dead_code, reason = "not every test that runs jobs needs it")]
+    pub(crate) fn hear_line(&mut self, rank: usize, text: &str) -> String {
+        let mut lines = self.ranks[rank].1.by_ref().lines().map(|line| line.expect("text"));
+        lines.find(|line| line.contains(text)).unwrap_or_default()
     }
 
     /// Waits until all ranks have said `word`.
