@@ -239,8 +239,10 @@ impl Arrival {
     /// With the root reached.
     fn run(mut self, card: &[u8]) -> Result<Joined, BootstrapError> {
         if let Err(error) = self.link() {
-            // Some wait at the root, some at us.
-            return Err(self.tree.fail_at(error, self.root.take()));
+            // Some wait at the root, some at us; and the parent may be about to.
+            let above = self.dial.take().and_then(Dial::abandon).map(|it| Framed::new(it, 0));
+            let others = above.into_iter().chain(self.root.take());
+            return Err(self.tree.fail_at(error, others));
         }
         self.gate.close();
         if self.rank == 0

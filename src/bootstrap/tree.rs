@@ -336,20 +336,20 @@ impl ControlTree {
     }
 
     fn fail(&mut self, error: BootstrapError) -> BootstrapError {
-        self.fail_at(error, None)
+        self.fail_at(error, std::iter::empty())
     }
 
-    /// Tells the neighbours why, and the root if this rank still has one, and gives up. The root tells those that have no
-    /// neighbour yet.
+    /// Tells the neighbours and `others` why, and gives up. Among them is the root while this rank still has it, which tells
+    /// those that have no neighbour yet.
     pub(super) fn fail_at(
         &mut self,
         error: BootstrapError,
-        root: Option<Framed>,
+        others: impl IntoIterator<Item = Framed>,
     ) -> BootstrapError {
         let verdict = error.verdict(self.rank);
         let mut neighbours: Vec<Framed> = self.below.drain(..).map(|child| child.framed).collect();
         // During the bootstrap rank 0 has the root above.
-        neighbours.extend(self.above.take().into_iter().chain(root));
+        neighbours.extend(self.above.take().into_iter().chain(others));
         for neighbour in &mut neighbours {
             neighbour.send(&Frame::Verdict(verdict.clone()));
         }
