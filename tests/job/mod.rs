@@ -1,5 +1,7 @@
 //! A job of rank processes: copies of the test binary, each of which runs its ignored test `rank`.
 
+#![allow(dead_code, reason = "not every test that runs jobs needs all of it")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
@@ -67,7 +69,6 @@ impl Job {
     }
 
     /// The next line that rank `rank` prints and that holds `text`; empty if it ended.
-    #[allow(dead_code, reason = "not every test that runs jobs needs it")]
     pub(crate) fn hear_line(&mut self, rank: usize, text: &str) -> String {
         let mut lines = self.ranks[rank].1.by_ref().lines().map(|line| line.expect("text"));
         lines.find(|line| line.contains(text)).unwrap_or_default()
