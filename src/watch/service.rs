@@ -75,7 +75,7 @@ struct Service {
 static SERVICE: AtomicPtr<Mutex<Service>> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Hands a communicator's tree over to the thread, which is started if need be.
-pub(crate) fn add(member: impl FnOnce() -> Member) -> Result<Arc<Queue>, Error> {
+pub(crate) fn add(member: impl FnOnce() -> Option<Member>) -> Result<Arc<Queue>, Error> {
     let mut service = service();
     let queue = match &service.running {
         Some((queue, _)) => queue.clone(),
@@ -101,7 +101,7 @@ pub(crate) fn add(member: impl FnOnce() -> Member) -> Result<Arc<Queue>, Error> 
         }
     };
     service.members += 1;
-    queue.send(Command::Add(Box::new(member())));
+    member().into_iter().for_each(|member| queue.send(Command::Add(Box::new(member))));
     Ok(queue)
 }
 
