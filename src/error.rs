@@ -62,7 +62,7 @@ pub enum Error {
     Link(#[from] LinkError),
     /// The ranks did not find together.
     #[error(transparent)]
-    Bootstrap(#[from] BootstrapError),
+    Bootstrap(BootstrapError),
     /// Nobody's fault: this version does not do it.
     #[error("not supported: {what}")]
     Unsupported {
@@ -101,6 +101,16 @@ pub enum ResultCode {
     Timeout = 8,
 }
 
+impl From<BootstrapError> for Error {
+    fn from(error: BootstrapError) -> Self {
+        match error {
+            // The same thing, whenever it happens.
+            BootstrapError::Aborted { by } => Self::Aborted { by },
+            other => Self::Bootstrap(other),
+        }
+    }
+}
+
 impl Error {
     /// Something that should never be.
     pub fn internal(what: impl Into<String>) -> Self {
@@ -136,7 +146,8 @@ impl Error {
                 B::RootUnreachable { .. }
                 | B::RootLost { .. }
                 | B::PeerLost { .. }
-                | B::PeerFailed { .. },
+                | B::PeerFailed { .. }
+                | B::Aborted { .. },
             ) => ResultCode::RemoteError,
             Self::Timeout { .. }
             | Self::Link(L::Timeout { .. })

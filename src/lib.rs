@@ -20,7 +20,7 @@ pub mod reduce;
 pub mod tune;
 mod watch;
 
-pub use bootstrap::UniqueId;
+pub use bootstrap::{AbortSignal, UniqueId};
 pub use call::Call;
 pub use comm::{AbortHandle, Communicator, Element};
 pub use error::Error;

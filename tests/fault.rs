@@ -21,12 +21,25 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Moment {
     nranks: u32,
     victim: u32,
-    /// The message of the victim's at which it happens.
-    message: u64,
-    /// It dies; else it aborts.
-    dies: bool,
+    what: What,
     seed: u64,
+    /// The ranks share nothing but the network, whatever the host.
+    over_tcp: bool,
 }
+
+/// What happens to the victim.
+#[derive(Clone, Copy, Debug)]
+enum What {
+    /// It dies at this message of its own.
+    Dies(u64),
+    /// It aborts at this message of its own.
+    Aborts(u64),
+    /// It is killed this long after all have made a call.
+    Killed(Duration),
+}
+
+/// What makes ranks of one host use TCP.
+const OVER_TCP: [(&str, &str); 2] = [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1")];
 
 impl Moment {
     fn random(seed: u64) -> Self {
@@ -40,14 +53,29 @@ impl Moment {
         };
         let nranks = [4, 8][below(2) as usize];
         let victim = below(nranks.into()) as u32;
-        Self { nranks, victim, message: 1 + below(300), dies: below(2) == 0, seed }
+        let message = 1 + below(300);
+        let what = if below(2) == 0 { What::Dies(message) } else { What::Aborts(message) };
+        Self { nranks, victim, what, seed, over_tcp: false }
     }
 
-    /// Runs the job and checks what its ranks say.
-    fn run(self) {
-        let Self { nranks, victim, message, dies, seed } = self;
-        let how = if dies { "kill" } else { "abort" };
-        let fault = format!("seed={seed},delay=0.02:50us,{how}={victim}:{message}");
+    /// One of 8 ranks is killed.
+    fn random_kill(seed: u64, over_tcp: bool) -> Self {
+        let moment = Self::random(seed);
+        let (What::Dies(random) | What::Aborts(random)) = moment.what else { return moment };
+        let what = What::Killed(Duration::from_micros(random * 250));
+        Self { nranks: 8, victim: (random % 8) as u32, what, over_tcp, ..moment }
+    }
+
+    /// Runs the job and checks what its ranks say. Returns the time from a kill to the last survivor's error.
+    fn run(self) -> Duration {
+        let Self { nranks, victim, what, seed, over_tcp } = self;
+        let end = match what {
+            What::Dies(message) => format!(",kill={victim}:{message}"),
+            What::Aborts(message) => format!(",abort={victim}:{message}"),
+            What::Killed(_) => String::new(),
+        };
+        let dies = !matches!(what, What::Aborts(_));
+        let fault = format!("seed={seed},delay=0.02:50us{end}");
         let folder = tempfile::tempdir().expect("a folder");
         let before = shared_memory();
         let id = UniqueId::create().expect("a unique id");
@@ -58,6 +86,7 @@ impl Moment {
                 .env("MAYPOLE_FAULT", &fault)
                 .env("MAYPOLE_INIT_TIMEOUT", "30")
                 .env("TMPDIR", folder.path())
+                .envs(OVER_TCP.into_iter().filter(|_| over_tcp))
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()
@@ -68,8 +97,17 @@ impl Moment {
             (child, out)
         });
         let mut job = Job::new(ranks.collect());
+        let mut killed = 0;
+        if let What::Killed(after) = what {
+            (0..nranks).for_each(|rank| job.hear_start(rank as usize));
+            std::thread::sleep(after);
+            killed = clock();
+            job.kill(victim as usize);
+        }
+        let mut last = killed;
         for rank in 0..nranks {
-            let (said, status) = job.hear(rank as usize);
+            let (said, failed_at, status) = job.hear(rank as usize);
+            last = last.max(failed_at);
             let expected = match (rank == victim, dies) {
                 (true, true) => vec![],
                 (true, false) => vec![format!("aborted {victim}")],
@@ -84,7 +122,16 @@ impl Moment {
         let left = std::fs::read_dir(folder.path()).expect("the folder").count();
         assert_eq!(left, 0, "files are left, {self:?}");
         assert!(shared_memory().is_subset(&before), "shared memory is left, {self:?}");
+        Duration::from_nanos(last - killed)
     }
+}
+
+/// Nanoseconds of the clock that all processes share.
+fn clock() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid for the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// What we could have left in the one place where memory has names.
@@ -119,12 +166,28 @@ impl Job {
         Self { ranks, _leash: leash }
     }
 
-    /// All that a rank says until its end, and how it ended.
-    fn hear(&mut self, rank: usize) -> (Vec<String>, ExitStatus) {
+    /// Waits until a rank has made its first call.
+    fn hear_start(&mut self, rank: usize) {
+        let mut lines = self.ranks[rank].1.by_ref().lines().map(|line| line.expect("text"));
+        assert!(lines.any(|line| line.contains("started:")), "rank {rank} does not start");
+    }
+
+    fn kill(&mut self, rank: usize) {
+        self.ranks[rank].0.kill().expect("a child");
+    }
+
+    /// All that a rank says until its end, when it failed if it says so, and how it ended.
+    fn hear(&mut self, rank: usize) -> (Vec<String>, u64, ExitStatus) {
         let (child, out) = &mut self.ranks[rank];
-        let lines = out.lines().map(|line| line.expect("text"));
-        let said = lines.filter_map(|l| Some(l.split_once("say:")?.1.to_owned())).collect();
-        (said, child.wait().expect("a child"))
+        let (mut said, mut failed_at) = (Vec::new(), 0);
+        for line in out.lines().map(|line| line.expect("text")) {
+            if let Some((_, what)) = line.split_once("say:") {
+                said.push(what.to_owned());
+            } else if let Some((_, at)) = line.split_once("failed at:") {
+                failed_at = at.parse().expect("nanoseconds");
+            }
+        }
+        (said, failed_at, child.wait().expect("a child"))
     }
 }
 
@@ -150,7 +213,15 @@ fn rank() {
     let before = Holdings::now();
     let mut comm = Communicator::init(&id, nranks, rank).unwrap_or_else(|e| panic!("init: {e}"));
     let mut calls = 0..;
-    let error = calls.find_map(|call| sum(&mut comm, call).err()).expect("it does not end");
+    let error = calls.find_map(|call| {
+        let error = sum(&mut comm, call).err();
+        if call == 0 && error.is_none() {
+            println!("started:");
+        }
+        error
+    });
+    let error = error.expect("it does not end");
+    println!("failed at:{}", clock());
     let victim = match error {
         Error::Link(LinkError::PeerDied { peer }) => {
             println!("say:died {peer}");
@@ -223,12 +294,46 @@ impl Holdings {
 
 #[test]
 fn survivors_of_a_random_moment_go_on_and_nothing_is_left() {
-    (0..20).for_each(|seed| Moment::random(seed).run());
+    (0..20).for_each(|seed| _ = Moment::random(seed).run());
+}
+
+/// Kills ranks one after the other, each in a job of its own; says how long the others took to notice.
+fn kill(seeds: std::ops::Range<u64>, over_tcp: bool) {
+    let times = seeds.map(|seed| Moment::random_kill(seed, over_tcp).run());
+    let mut times: Vec<Duration> = times.collect();
+    times.sort_unstable();
+    let (half, last) = (times[times.len() / 2], times[times.len() - 1]);
+    println!(
+        "{} kills: all survivors knew after {half:?} in the middle, {last:?} at most",
+        times.len()
+    );
+}
+
+#[test]
+fn survivors_of_a_kill_go_on() {
+    kill(0..4, false);
+}
+
+#[test]
+fn survivors_of_a_kill_go_on_over_tcp() {
+    kill(0..4, true);
 }
 
 /// By hand or in the full matrix: `cargo test --release -p maypole --test fault many -- --ignored`.
 #[test]
 #[ignore = "takes minutes"]
 fn survivors_of_many_random_moments_go_on_and_nothing_is_left() {
-    (1000..1200).for_each(|seed| Moment::random(seed).run());
+    (1000..1200).for_each(|seed| _ = Moment::random(seed).run());
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn survivors_of_many_kills_go_on() {
+    kill(2000..2200, false);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn survivors_of_many_kills_go_on_over_tcp() {
+    kill(2000..2200, true);
 }

@@ -23,6 +23,7 @@ fn rank() {
         "orphan" => orphan(&mut comm),
         "fork" => fork(comm),
         "until-reported" => until_reported(&mut comm),
+        "late" => late(&mut comm),
         "farewell" => farewell(comm),
         "exit" => exit(comm),
         other => panic!("no scene {other}"),
@@ -116,6 +117,32 @@ fn until_reported(comm: &mut Communicator) {
     if let Some(report) = comm.reports().first() {
         println!("say:{report}");
     }
+}
+
+/// Rank 1 comes to the second call as many seconds late as the environment says; the others say what they found out.
+fn late(comm: &mut Communicator) {
+    sum(comm, 1).expect("a first call");
+    println!("say:started");
+    if comm.rank() == 1 {
+        std::thread::sleep(seconds(LATE, 300));
+    }
+    let nranks = comm.nranks() as i32;
+    assert_eq!(sum(comm, 1).expect("the rank comes"), nranks);
+    let named = |r: &&maypole::Report| r.culprit() == 1 && r.reason == Reason::NotJoined;
+    let reports = comm.reports();
+    println!(
+        "say:{}",
+        reports.iter().filter(named).map(ToString::to_string).next_back().unwrap_or_default()
+    );
+}
+
+/// How long the demonstrations take, in seconds.
+const STOPPED: &str = "MAYPOLE_TEST_STOPPED";
+const LATE: &str = "MAYPOLE_TEST_LATE";
+
+fn seconds(variable: &str, otherwise: u64) -> Duration {
+    let value = std::env::var(variable).ok();
+    Duration::from_secs(value.map_or(otherwise, |value| value.parse().expect("seconds")))
 }
 
 /// Rank 0 leaves while rank 1 is stopped.
@@ -221,6 +248,41 @@ fn a_stopped_rank_is_reported_as_such_and_may_go_on() {
     job.signal(3, libc::SIGCONT);
     let said = job.hear(0);
     assert!(said.contains("rank 3 (host") && said.contains("is stopped"), "{said}");
+    (0..4).for_each(|rank| job.ends_well(rank));
+}
+
+/// Slowness is never an error, however long it lasts.
+#[test]
+#[ignore = "takes a minute; MAYPOLE_TEST_STOPPED sets the seconds"]
+fn a_rank_that_is_stopped_for_a_minute_is_reported_meanwhile_and_the_job_completes() {
+    let pause = seconds(STOPPED, 60);
+    let environment = [("NCCL_DEBUG", "WARN")];
+    let patience = pause + Duration::from_secs(60);
+    let mut job = Job::start_patient(4, "until-reported", &environment, patience);
+    job.all_say("started");
+    job.signal(3, libc::SIGSTOP);
+    let stopped = Instant::now();
+    let line = job.hear_line(0, "is stopped");
+    let heard = stopped.elapsed();
+    assert!(line.contains("rank 3 (host") && heard < pause, "after {heard:?}: {line}");
+    println!("reported after {heard:?}: {line}");
+    std::thread::sleep(pause.saturating_sub(heard));
+    job.signal(3, libc::SIGCONT);
+    println!("completed; rank 0 says: {}", job.hear(0));
+    (0..4).for_each(|rank| job.ends_well(rank));
+}
+
+#[test]
+#[ignore = "takes five minutes; MAYPOLE_TEST_LATE sets the seconds"]
+fn a_rank_that_comes_five_minutes_late_is_reported_as_absent_and_the_job_completes() {
+    let patience = seconds(LATE, 300) + Duration::from_secs(60);
+    let mut job = Job::start_patient(4, "late", &[], patience);
+    job.all_say("started");
+    for rank in [0, 2, 3] {
+        let said = job.hear(rank);
+        assert!(said.contains("rank 1 (host"), "rank {rank}: {said}");
+        println!("rank {rank} said at the end: {said}");
+    }
     (0..4).for_each(|rank| job.ends_well(rank));
 }
 

@@ -86,6 +86,14 @@ impl Dial {
         &self.last
     }
 
+    /// Gives up. The connection that the other end may regard as made, if it has come so far.
+    pub(super) fn abandon(self) -> Option<TcpStream> {
+        match self.state {
+            State::Proving(stream) => Some(stream),
+            _ => None,
+        }
+    }
+
     /// Goes on as far as possible without waiting.
     pub(super) fn advance(&mut self) -> Result<Dialed, BootstrapError> {
         loop {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::abort::AbortSignal;
 use crate::config::Config;
 
 /// Failure of a bootstrap or of an exchange over the control tree.
@@ -137,6 +138,12 @@ pub enum BootstrapError {
         /// Its error.
         why: String,
     },
+    /// A rank's user ended the attempt.
+    #[error("rank {by} aborted the communicator while it was being made")]
+    Aborted {
+        /// That rank; possibly this one.
+        by: u32,
+    },
     /// A rank's deadline passed while a neighbour kept it waiting.
     #[error("rank {rank} waited {:.1} s for rank {waiting_for} {what}", waited.as_secs_f64())]
     TimedOut {
@@ -180,23 +187,39 @@ pub enum BootstrapError {
 }
 
 impl BootstrapError {
+    /// What the other ranks are told when `rank` gives up for this reason.
+    pub(super) fn verdict(&self, rank: u32) -> Self {
+        match self {
+            // These mean the same to every rank; all others are this rank's own troubles.
+            Self::MissingRanks { .. }
+            | Self::PeerLost { .. }
+            | Self::PeerFailed { .. }
+            | Self::Aborted { .. }
+            | Self::TimedOut { .. }
+            | Self::Disagreement { .. } => self.clone(),
+            own => Self::PeerFailed { rank, why: own.to_string() },
+        }
+    }
+
     pub(super) fn system(call: &'static str, error: &std::io::Error) -> Self {
         Self::System { call, errno: error.raw_os_error().unwrap_or(libc::EIO) }
     }
 }
 
 /// How an attempt to join is bounded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// How long to wait for the other ranks.
     pub timeout: Duration,
     /// After what time ranks that are missing are named for the first time; again at each doubling of it.
     pub notice: Duration,
+    /// By what another thread can end it; also the communicator that comes of it, and those made from that.
+    pub abort: Option<AbortSignal>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { timeout: Config::get().init_timeout, notice: Duration::from_secs(5) }
+        Self { timeout: Config::get().init_timeout, notice: Duration::from_secs(5), abort: None }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use super::abort::{self, AbortSignal};
 use super::address::{self, Reach};
 use super::dial::{Dial, Dialed};
 use super::error::{BootstrapError, Options};
@@ -24,6 +25,8 @@ const REACH_PATIENCE: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(3);
 /// For the root to close after the last rank has left.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// For a rank that gives up without a connection to reach the root and say so.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// For the previous root at an address given by `NCCL_COMM_ID` to go away.
 const REBIND: Duration = Duration::from_secs(5);
 
@@ -104,14 +107,49 @@ fn admit(
             rank,
             nranks,
             cards: vec![card.to_vec()],
-            control: ControlTree::new(0, 1),
+            control: ControlTree::new(0, 1, None),
             secret: contents.secret,
         });
     }
     if contents.fixed && rank == 0 {
         start_fixed(&contents, options)?;
     }
-    Arrival::new(&contents, rank, nranks, options)?.run(card)
+    let registered = Arrival::new(&contents, rank, nranks, options).and_then(|mut arrival| {
+        arrival.register()?;
+        Ok(arrival)
+    });
+    match registered {
+        Ok(arrival) => arrival.run(card),
+        Err(error) => {
+            // Whoever waits for this rank learns that it will not come. If it has no root, neither have they.
+            if !matches!(
+                error,
+                BootstrapError::RootUnreachable { .. } | BootstrapError::WrongId { .. }
+            ) {
+                give_up(&contents, rank, nranks, &error);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Tells the root that this rank, which has no connection to it, will not come. Best effort.
+fn give_up(contents: &Contents, rank: u32, nranks: u32, error: &BootstrapError) {
+    let until = Instant::now() + LAST_WORDS;
+    let hello = Hello { role: Role::Root, from: rank, to: 0, nranks, nonce: [0; 32] };
+    let mut dial = Dial::new(contents.secret.clone(), hello, contents.reach.reachable_here());
+    let stream = loop {
+        match dial.advance() {
+            Ok(Dialed::Connected(stream)) => break stream,
+            Ok(Dialed::NotYet) if Instant::now() < until => {
+                stream::wait(&mut [dial.poll_fd()], until.min(dial.wake()));
+            }
+            Ok(Dialed::NotYet | Dialed::WrongId(_)) | Err(_) => return,
+        }
+    };
+    let mut root = Framed::new(stream, 0);
+    root.send(&Frame::Verdict(error.verdict(rank)));
+    stream::drain(std::iter::once(&mut root), until);
 }
 
 /// The root of an id with an address of the user's choice runs at rank 0.
@@ -123,7 +161,9 @@ fn start_fixed(contents: &Contents, options: &Options) -> Result<(), BootstrapEr
             Err(BootstrapError::System { errno: libc::EADDRINUSE, .. })
                 if Instant::now() < until =>
             {
-                std::thread::sleep(Duration::from_millis(10));
+                abort::check(options.abort.as_ref(), 0)?;
+                let mut fds: Vec<_> = options.abort.iter().map(AbortSignal::poll_fd).collect();
+                stream::wait(&mut fds, Instant::now() + Duration::from_millis(10));
             }
             Err(error) => return Err(error),
         }
@@ -131,7 +171,7 @@ fn start_fixed(contents: &Contents, options: &Options) -> Result<(), BootstrapEr
 }
 
 /// A rank that is alone needs no root; the one that its id has started, if it is on this host, may end at once. If it
-/// cannot be reached it ends by itself later.
+/// cannot be reached it ends by itself later. No abort ends this: it is short.
 fn release(contents: &Contents) {
     if contents.reach.host_tag != address::host_tag() {
         return;
@@ -164,6 +204,7 @@ struct Arrival {
     gate: Gate,
     reach: Reach,
     tree: ControlTree,
+    abort: Option<AbortSignal>,
 }
 
 impl Arrival {
@@ -190,15 +231,18 @@ impl Arrival {
             dial: None,
             gate: Gate::new(listeners, contents.secret.clone(), Role::Tree, rank),
             reach,
-            tree: ControlTree::new(rank, nranks),
+            tree: ControlTree::new(rank, nranks, options.abort.clone()),
+            abort: options.abort.clone(),
         })
     }
 
+    /// With the root reached.
     fn run(mut self, card: &[u8]) -> Result<Joined, BootstrapError> {
-        self.register()?;
         if let Err(error) = self.link() {
-            // The root has told all that wait at it; those below wait at us.
-            return Err(self.tree.fail(error));
+            // Some wait at the root, some at us; and the parent may be about to.
+            let above = self.dial.take().and_then(Dial::abandon).map(|it| Framed::new(it, 0));
+            let others = above.into_iter().chain(self.root.take());
+            return Err(self.tree.fail_at(error, others));
         }
         self.gate.close();
         if self.rank == 0
@@ -232,6 +276,7 @@ impl Arrival {
         let until = self.deadline.min(self.started + REACH_PATIENCE);
         let mut dial = Dial::new(self.secret.clone(), hello, addresses.clone());
         let stream = loop {
+            abort::check(self.abort.as_ref(), self.rank)?;
             match dial.advance()? {
                 Dialed::Connected(stream) => break stream,
                 Dialed::WrongId(address) => {
@@ -246,7 +291,11 @@ impl Arrival {
                         last: dial.last().to_owned(),
                     });
                 }
-                Dialed::NotYet => stream::wait(&mut [dial.poll_fd()], until.min(dial.wake())),
+                Dialed::NotYet => {
+                    let mut fds = vec![dial.poll_fd()];
+                    fds.extend(self.abort.iter().map(AbortSignal::poll_fd));
+                    stream::wait(&mut fds, until.min(dial.wake()));
+                }
             }
         };
         let mut root = Framed::new(stream, 0);
@@ -264,6 +313,7 @@ impl Arrival {
     fn link(&mut self) -> Result<(), BootstrapError> {
         let mut linked = self.rank == 0;
         loop {
+            abort::check(self.abort.as_ref(), self.rank)?;
             self.hear_root()?;
             if let Some(dial) = &mut self.dial
                 && let Dialed::Connected(stream) = dial.advance()?
@@ -286,6 +336,7 @@ impl Arrival {
             self.tree.poll_fds(&mut fds);
             fds.extend(self.root.iter().map(Framed::poll_fd));
             fds.extend(self.dial.iter().map(Dial::poll_fd));
+            fds.extend(self.abort.iter().map(AbortSignal::poll_fd));
             let wake = [self.gate.wake(), self.dial.as_ref().map(Dial::wake)];
             let until = wake.into_iter().flatten().fold(self.deadline + GRACE, Instant::min);
             stream::wait(&mut fds, until);

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Every connection begins with a handshake in which both ends prove that they know the secret of the unique id, before
-//! anything else is parsed; a stranger is dropped and the job goes on. Every wait has a deadline. Each rank has at most
+//! anything else is parsed; a stranger is dropped and the job goes on. Every wait has a deadline, and an abort ends it. Each rank has at most
 //! three connections; messages go 2 log2(n) deep. A rank sends and receives at most 15 messages until it has a
 //! communicator, whatever the number of ranks, and three more with each report of missing ranks; the root receives two of
 //! each rank and sends it one. Bytes grow with the number of ranks,
@@ -19,6 +19,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `id` | the 128 bytes |
+//! | `abort` | ending a wait from another thread |
 //! | `address` | interfaces and where a listener can be reached |
 //! | `secret`, `hello` | proofs, and the handshake made of them |
 //! | `gate`, `dial` | the two ends of a handshake, over sockets |
@@ -27,6 +28,7 @@
 //! | `root`, `join`, `tree` | the rendezvous, a rank's way in, what it leads to |
 //! | `traffic` | what that cost |
 
+mod abort;
 mod address;
 mod dial;
 mod error;
@@ -47,6 +49,8 @@ mod fuzz;
 #[cfg(test)]
 mod tests;
 
+pub use abort::AbortSignal;
+pub(crate) use abort::{Abort, Enrolled};
 pub(crate) use address::addresses;
 pub use error::{BootstrapError, Options, RankSet};
 pub use id::{UNIQUE_ID_BYTES, UniqueId};

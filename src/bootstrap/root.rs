@@ -17,6 +17,7 @@ use super::stream::{self, Broken, Framed};
 use super::traffic::Traffic;
 use super::tree::{children, parent};
 use super::wire::{Frame, Registration};
+use crate::config::Config;
 
 /// How long the root stays when no rank is connected to it.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -42,6 +43,7 @@ pub(super) fn start(
         nranks: None,
         started: None,
         deadline: None,
+        verdict: None,
         next_notice: options.notice.max(SHORTEST_NOTICE),
         idle_since: Instant::now(),
         traffic: Traffic::default(),
@@ -78,6 +80,8 @@ struct Root {
     started: Option<Instant>,
     /// The earliest of the ranks' deadlines.
     deadline: Option<Instant>,
+    /// What a rank that gave up said: who comes now is told that.
+    verdict: Option<BootstrapError>,
     /// Time since the start at which missing ranks are named next.
     next_notice: Duration,
     idle_since: Instant,
@@ -100,6 +104,14 @@ struct Member {
     framed: Option<Framed>,
 }
 
+impl Member {
+    /// One that needs nothing any more.
+    fn gone() -> Self {
+        let reach = Reach { host_tag: 0, addresses: Vec::new() };
+        Self { host: String::new(), pid: 0, reach, framed: None }
+    }
+}
+
 impl Root {
     fn serve(mut self) {
         loop {
@@ -117,14 +129,17 @@ impl Root {
             self.welcome(passed);
 
             if self.is_served() {
-                log::info!(
-                    "all {} ranks have joined in {:.2} s; the root ends after {} connections, {} messages sent and {} received",
-                    self.members.len(),
-                    self.waited().as_secs_f64(),
-                    self.traffic.connections,
-                    self.traffic.sent,
-                    self.traffic.received
-                );
+                match self.verdict {
+                    None => log::info!(
+                        "all {} ranks have joined in {:.2} s; the root ends after {} connections, {} messages sent and {} received",
+                        self.members.len(),
+                        self.waited().as_secs_f64(),
+                        self.traffic.connections,
+                        self.traffic.sent,
+                        self.traffic.received
+                    ),
+                    Some(_) => log::info!("all ranks know of the failure; the root ends"),
+                }
                 return;
             }
             if self.is_over() {
@@ -146,7 +161,8 @@ impl Root {
     }
 
     fn wake(&self) -> Instant {
-        let notice = self.started.map(|started| started + self.next_notice);
+        let notice = self.started.filter(|_| self.verdict.is_none());
+        let notice = notice.map(|started| started + self.next_notice);
         let fresh = self.fresh.iter().map(|fresh| fresh.until).min();
         [notice, fresh, self.end(), self.gate.wake()]
             .into_iter()
@@ -174,6 +190,15 @@ impl Root {
             match fresh.framed.next() {
                 Ok(Some(Frame::Register(registration))) => {
                     self.register(fresh.hello, registration, fresh.framed);
+                }
+                // It does not even come. Unless another has come in its place: then the job goes on without it.
+                Ok(Some(Frame::Verdict(verdict))) => {
+                    let Hello { from: rank, nranks, .. } = fresh.hello;
+                    let ours = *self.nranks.get_or_insert(nranks) == nranks;
+                    if ours && !self.members.contains_key(&rank) {
+                        self.members.insert(rank, Member::gone());
+                        self.condemn(rank, verdict);
+                    }
                 }
                 Ok(None) if now < fresh.until => self.fresh.push(fresh),
                 _ => log::info!("rank {} did not register", fresh.hello.from),
@@ -205,6 +230,12 @@ impl Root {
             return;
         }
         self.started.get_or_insert(now);
+        if let Some(verdict) = &self.verdict {
+            framed.send(&Frame::Verdict(verdict.clone()));
+            framed.finish();
+            self.members.insert(rank, Member { framed: Some(framed), ..Member::gone() });
+            return;
+        }
         let deadline = now + registration.patience;
         self.deadline = Some(self.deadline.map_or(deadline, |earliest| earliest.min(deadline)));
 
@@ -243,6 +274,21 @@ impl Root {
         }
     }
 
+    /// A rank gave up: nobody waits any longer.
+    fn condemn(&mut self, rank: u32, verdict: BootstrapError) {
+        if self.verdict.is_some() {
+            return;
+        }
+        log::info!("rank {rank} gave up: {verdict}");
+        self.tell(&Frame::Verdict(verdict.clone()));
+        self.members.values_mut().filter_map(|it| it.framed.as_mut()).for_each(Framed::finish);
+        self.verdict = Some(verdict);
+        // Those that have not come yet are told when they do, until the root would have given up.
+        let now = Instant::now();
+        self.started.get_or_insert(now);
+        self.deadline.get_or_insert(now + Config::get().init_timeout);
+    }
+
     fn hear_member(&mut self, rank: u32) {
         let Some(member) = self.members.get_mut(&rank) else { return };
         let Some(framed) = &mut member.framed else { return };
@@ -253,7 +299,13 @@ impl Root {
                 self.traffic.add(framed);
                 member.framed = None;
             }
+            Ok(Some(Frame::Verdict(verdict))) => {
+                member.framed = None;
+                self.condemn(rank, verdict);
+            }
             Ok(None) => {}
+            // It was told.
+            Err(Broken::Ended) if self.verdict.is_some() => member.framed = None,
             // It may come again; its children will be told where it is then.
             Err(Broken::Ended) => {
                 log::info!("rank {rank} went away before it was linked");
@@ -278,7 +330,7 @@ impl Root {
     fn is_over(&mut self) -> bool {
         let now = Instant::now();
         if self.end().is_some_and(|end| end <= now) {
-            if !self.is_complete() {
+            if !self.is_complete() && self.verdict.is_none() {
                 let verdict = BootstrapError::MissingRanks {
                     ranks: self.missing(),
                     nranks: self.nranks.unwrap_or(0),
@@ -299,7 +351,7 @@ impl Root {
 
     /// Names the missing ranks when it is time.
     fn notify(&mut self) {
-        if self.started.is_none() || self.waited() < self.next_notice {
+        if self.verdict.is_some() || self.started.is_none() || self.waited() < self.next_notice {
             return;
         }
         let (missing, waited) = (self.missing(), self.waited());

@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use super::wire::{Frame, HEADER_BYTES, Header};
@@ -190,6 +190,24 @@ impl Framed {
 /// What to poll a descriptor for; -1 is skipped.
 pub(crate) fn poll_fd(fd: RawFd, events: i16) -> libc::pollfd {
     libc::pollfd { fd, events, revents: 0 }
+}
+
+/// A new event counter, as a descriptor that is readable once it was [`ring`]ed.
+pub(crate) fn event() -> std::io::Result<OwnedFd> {
+    // SAFETY: no memory is involved.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just gave us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes an event counter readable.
+pub(crate) fn ring(event: &OwnedFd) {
+    let one = 1_u64;
+    // SAFETY: the event is open and the 8 bytes are readable. A full counter is readable as well.
+    unsafe { libc::write(event.as_raw_fd(), (&raw const one).cast(), 8) };
 }
 
 /// Sleeps until one of the descriptors is ready, a signal comes, or the time has come.

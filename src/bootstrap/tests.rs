@@ -19,7 +19,7 @@ type Outcome = Result<Joined, BootstrapError>;
 const LONG: Duration = Duration::from_secs(20);
 
 fn options(timeout: Duration) -> Options {
-    Options { timeout, notice: Duration::from_millis(100) }
+    Options { timeout, notice: Duration::from_millis(100), ..Options::default() }
 }
 
 /// Fails the test if `work` does not end.

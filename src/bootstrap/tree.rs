@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::abort::{self, AbortSignal};
 use super::error::{BootstrapError, RankSet};
 use super::stream::{self, Broken, Framed};
 use super::traffic::Traffic;
@@ -45,6 +46,8 @@ pub struct ControlTree {
     notes: Vec<(u32, Vec<u8>)>,
     /// Over connections that are closed.
     past: Traffic,
+    /// What ends [`all_gather`](Self::all_gather).
+    abort: Option<AbortSignal>,
 }
 
 struct Child {
@@ -56,7 +59,7 @@ struct Child {
 
 impl ControlTree {
     /// A tree without connections: whole only if there is one rank.
-    pub(super) fn new(rank: u32, nranks: u32) -> Self {
+    pub(super) fn new(rank: u32, nranks: u32, abort: Option<AbortSignal>) -> Self {
         Self {
             rank,
             nranks,
@@ -67,6 +70,7 @@ impl ControlTree {
             broken: None,
             notes: Vec::new(),
             past: Traffic::default(),
+            abort,
         }
     }
 
@@ -75,7 +79,7 @@ impl ControlTree {
     ///
     /// # Errors
     /// [`BootstrapError::PeerLost`] when a rank's process ends, [`BootstrapError::TimedOut`] at the deadline of any rank; all
-    /// ranks get the same error.
+    /// ranks get the same error; as they do of an abort.
     pub fn all_gather(
         &mut self,
         bytes: &[u8],
@@ -128,11 +132,13 @@ impl ControlTree {
             if let Some(whole) = whole.take_if(|_| flushed) {
                 return Ok(whole);
             }
+            abort::check(self.abort.as_ref(), self.rank)?;
             if Instant::now() >= deadline {
                 return Err(self.late(&exchange));
             }
             let mut fds = Vec::new();
             self.poll_fds(&mut fds);
+            fds.extend(self.abort.iter().map(AbortSignal::poll_fd));
             stream::wait(&mut fds, deadline);
             self.hear(whole.is_some())?;
         }
@@ -342,20 +348,28 @@ impl ControlTree {
             .filter(|&rank| self.below.iter().all(|child| child.rank != rank))
     }
 
-    /// Tells the neighbours why, and gives up.
-    pub(super) fn fail(&mut self, error: BootstrapError) -> BootstrapError {
-        // These mean the same to every rank; all others are this rank's own troubles.
-        let verdict = match &error {
-            BootstrapError::MissingRanks { .. }
-            | BootstrapError::PeerLost { .. }
-            | BootstrapError::PeerFailed { .. }
-            | BootstrapError::TimedOut { .. }
-            | BootstrapError::Disagreement { .. } => error.clone(),
-            own => BootstrapError::PeerFailed { rank: self.rank, why: own.to_string() },
-        };
+    /// This rank cannot go on, for reasons that it found outside the tree: tells the others.
+    pub(crate) fn give_up(&mut self, why: String) {
+        if self.broken.is_none() {
+            self.fail(BootstrapError::PeerFailed { rank: self.rank, why });
+        }
+    }
+
+    fn fail(&mut self, error: BootstrapError) -> BootstrapError {
+        self.fail_at(error, std::iter::empty())
+    }
+
+    /// Tells the neighbours and `others` why, and gives up. Among them is the root while this rank still has it, which tells
+    /// those that have no neighbour yet.
+    pub(super) fn fail_at(
+        &mut self,
+        error: BootstrapError,
+        others: impl IntoIterator<Item = Framed>,
+    ) -> BootstrapError {
+        let verdict = error.verdict(self.rank);
         let mut neighbours: Vec<Framed> = self.below.drain(..).map(|child| child.framed).collect();
-        // Rank 0 has the root above during the bootstrap; that learns by the end of the connection.
-        neighbours.extend(self.above.take().filter(|_| self.rank > 0));
+        // During the bootstrap rank 0 has the root above.
+        neighbours.extend(self.above.take().into_iter().chain(others));
         for neighbour in &mut neighbours {
             neighbour.send(&Frame::Verdict(verdict.clone()));
         }
@@ -632,13 +646,13 @@ mod tests {
             for (from, to) in (0..nranks).flat_map(|a| (0..nranks).map(move |b| (a, b))) {
                 let mut way = vec![from];
                 while from != to && way.last() != Some(&to) {
-                    let at = ControlTree::new(*way.last().unwrap(), nranks);
+                    let at = ControlTree::new(*way.last().unwrap(), nranks, None);
                     way.push(at.toward(to).unwrap());
                     assert!(way.len() < 12);
                 }
                 let passed: Vec<u32> =
                     way.iter().copied().filter(|r| *r != from && *r != to).collect();
-                let mut between = ControlTree::new(from, nranks).between(to);
+                let mut between = ControlTree::new(from, nranks, None).between(to);
                 between.sort_unstable();
                 let mut sorted = passed.clone();
                 sorted.sort_unstable();

@@ -34,7 +34,7 @@ pub(super) enum Frame {
     Parent(Reach),
     /// Root to rank, parent to child: these are missing.
     Status { missing: RankSet, waited: Duration },
-    /// To all neighbours: it failed, for this reason.
+    /// To all neighbours and the root, and from the root to all: it failed, for this reason.
     Verdict(BootstrapError),
     /// Rank to root: I do not need you any more.
     Leave,
@@ -267,6 +267,7 @@ impl<'a> Take<'a> {
                 what: self.text()?,
                 waited: self.duration()?,
             },
+            8 => BootstrapError::Aborted { by: self.u32()? },
             7 => BootstrapError::Disagreement { what: self.text()?, ranks: self.ranks()? },
             _ => return None,
         })
@@ -331,6 +332,10 @@ fn put_error(out: &mut Vec<u8>, error: &BootstrapError) {
             put_text(out, what);
             put_ranks(out, ranks);
         }
+        BootstrapError::Aborted { by } => {
+            out.push(8);
+            out.extend(by.to_le_bytes());
+        }
         BootstrapError::PeerFailed { rank, why } => {
             out.push(5);
             out.extend(rank.to_le_bytes());
@@ -368,6 +373,7 @@ pub(super) mod tests {
             BootstrapError::PeerFailed { rank: 5, why: "full".into() },
             BootstrapError::TimedOut { rank: 1, waiting_for: 3, what: "x".into(), waited: ms },
             BootstrapError::Disagreement { what: "size".into(), ranks: ranks.clone() },
+            BootstrapError::Aborted { by: 3 },
         ];
         let mut frames = vec![
             Frame::Register(Registration {
@@ -439,7 +445,7 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn damaged_frames_never_panic(which in 0..14_usize, at: prop::sample::Index, flip: u8) {
+        fn damaged_frames_never_panic(which in 0..15_usize, at: prop::sample::Index, flip: u8) {
             let mut bytes = Vec::new();
             frames()[which].encode(&mut bytes);
             let at = at.index(bytes.len());

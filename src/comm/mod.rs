@@ -16,7 +16,9 @@ use maypole_transport::inbox::InboxLayout;
 use maypole_transport::lines::CAPACITY;
 use maypole_transport::tcp::TcpConfig;
 
-use crate::bootstrap::{self, Joined, Keys, Meeting, Options, Traffic, UniqueId};
+use crate::bootstrap::{
+    self, AbortSignal, Enrolled, Joined, Keys, Meeting, Options, Traffic, UniqueId,
+};
 use crate::call::Call;
 use crate::config::{self, Bits, Config};
 use crate::engine::Buffers;
@@ -69,6 +71,8 @@ const CHANNELS: u16 = exchange::CHANNEL + 1;
 pub struct Communicator {
     rank: Rank,
     nranks: u32,
+    /// Before all that an abort needs.
+    _enrolled: Option<Enrolled>,
     /// Before the endpoint, so that it leaves first.
     watch: Watch,
     endpoint: Arc<Endpoint>,
@@ -116,27 +120,22 @@ impl Communicator {
         crate::logger::install();
         let mut joined = bootstrap::join_with(id, rank, nranks, &[], options)?;
         let layout = layout(config, nranks);
-        let secret = joined.derive("links");
-        let endpoint = Arc::new(endpoint(config, EndpointConfig { rank, nranks, secret, layout })?);
-        let meeting = Meeting::open()?;
-        let card = Card {
-            host: Host::here(),
-            process: Process::here(),
-            address: endpoint.address(),
-            meeting: meeting.address(),
-            settings: settings(config, layout),
-        };
-        let deadline = Instant::now() + options.timeout;
-        let cards = exchange(&mut joined, &card, deadline)?;
-        let addresses: Vec<Vec<u8>> = cards.iter().map(|c| c.address.clone()).collect();
-        let tcp = endpoint.survey(&addresses)?;
+        let introduced = introduce(&mut joined, config, layout, options);
+        let (endpoint, meeting, cards, addresses, tcp) = introduced.inspect_err(|error| {
+            // The others wait for this rank: they are told why it does not go on.
+            joined.control.give_up(error.to_string());
+        })?;
+        let here = cards[rank as usize].host.clone();
         let peers = (&cards[..], addresses, tcp);
         let comm = Self::assemble(config, joined, endpoint, meeting, layout, peers, options)?;
+        if options.abort.as_ref().is_some_and(AbortSignal::is_raised) {
+            return Err(Error::Aborted { by: rank });
+        }
         log::info!(
             target: "INIT",
             "comm {:p} rank {rank} nranks {nranks} host memory, {} ranks on this host, {:.1} ranks per core, {} - Init COMPLETE",
             Arc::as_ptr(&comm.endpoint),
-            cards.iter().filter(|c| c.host.same_machine(&card.host)).count(),
+            cards.iter().filter(|c| c.host.same_machine(&here)).count(),
             comm.tuner.ranks_per_core,
             if tcp { "over TCP where memory is not shared" } else { "all memory shared" },
         );
@@ -186,6 +185,7 @@ impl Communicator {
         let keys = joined.keys();
         let init_traffic = joined.control.traffic();
         let watch = Watch::start(joined.control, &endpoint, key, ranks, config)?;
+        let enrolled = options.abort.as_ref().map(|signal| signal.enroll(watch.shared()));
         let abort = AbortHandle { shared: watch.shared(), _endpoint: Arc::clone(&endpoint) };
         let faults = config
             .fault
@@ -194,6 +194,7 @@ impl Communicator {
         Ok(Self {
             rank,
             nranks,
+            _enrolled: enrolled,
             watch,
             endpoint,
             addresses,
@@ -210,7 +211,7 @@ impl Communicator {
                 fault: config.fault.as_ref().map(Recipe::without_ends),
                 ..config.clone()
             },
-            options: *options,
+            options: options.clone(),
             keys,
             meeting,
             meetings: cards.iter().map(|c| c.meeting.clone()).collect(),
@@ -531,6 +532,32 @@ impl AbortHandle {
     pub fn abort(&self) {
         self.shared.abort();
     }
+}
+
+/// The rank's endpoint and meeting place, what all ranks say of themselves, where they are, and whether they meet over TCP.
+type Introduced = (Arc<Endpoint>, Meeting, Vec<Card>, Vec<Vec<u8>>, bool);
+
+/// Makes what the other ranks must know of, and exchanges that with them.
+fn introduce(
+    joined: &mut Joined,
+    config: &Config,
+    layout: InboxLayout,
+    options: &Options,
+) -> Result<Introduced, Error> {
+    let (rank, nranks, secret) = (joined.rank, joined.nranks, joined.derive("links"));
+    let endpoint = Arc::new(endpoint(config, EndpointConfig { rank, nranks, secret, layout })?);
+    let meeting = Meeting::open()?;
+    let card = Card {
+        host: Host::here(),
+        process: Process::here(),
+        address: endpoint.address(),
+        meeting: meeting.address(),
+        settings: settings(config, layout),
+    };
+    let cards = exchange(joined, &card, Instant::now() + options.timeout)?;
+    let addresses: Vec<Vec<u8>> = cards.iter().map(|c| c.address.clone()).collect();
+    let tcp = endpoint.survey(&addresses)?;
+    Ok((endpoint, meeting, cards, addresses, tcp))
 }
 
 /// The rank's end of all links, of the kinds that the settings allow.

@@ -7,9 +7,9 @@ use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Once;
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use crate::bootstrap::stream::event;
 use crate::config::Config;
 use crate::watch::Shared;
-use crate::watch::service::event;
 
 /// What the handler writes to; -1 if there is none.
 static EVENT: AtomicI32 = AtomicI32::new(-1);

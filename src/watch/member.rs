@@ -163,10 +163,11 @@ impl Member {
                 Heard::Failed(rank, error) => {
                     let error = match error {
                         error @ (BootstrapError::PeerLost { .. }
-                        | BootstrapError::PeerFailed { .. }) => error,
+                        | BootstrapError::PeerFailed { .. }
+                        | BootstrapError::Aborted { .. }) => error,
                         other => BootstrapError::PeerFailed { rank, why: other.to_string() },
                     };
-                    self.decide(Verdict::of(self.shared.rank, &Error::Bootstrap(error)), None);
+                    self.decide(Verdict::of(self.shared.rank, &error.into()), None);
                 }
                 Heard::Ended(rank) if self.left.contains(&rank) => {}
                 Heard::Ended(rank) => self.decide(Verdict::Dead { rank }, None),

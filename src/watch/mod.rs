@@ -41,7 +41,7 @@ use maypole_transport::endpoint::Endpoint;
 use maypole_transport::error::LinkError;
 use maypole_transport::sync::{AtomicU64, Ordering};
 
-use crate::bootstrap::ControlTree;
+use crate::bootstrap::{Abort, ControlTree};
 use crate::call::Call;
 use crate::config::Config;
 use crate::error::Error;
@@ -62,6 +62,8 @@ const LEFT: u32 = 1 << 30;
 
 /// For a verdict that others have heard to reach this rank too, and for the service thread to spread ours.
 const VERDICT_PATIENCE: Duration = Duration::from_secs(2);
+/// For the reason why a connection was not made to come over the tree.
+const UNMADE_PATIENCE: Duration = Duration::from_millis(500);
 /// For the rank accused of a mismatch to say what it does.
 const ACCUSED_PATIENCE: Duration = Duration::from_secs(4);
 /// Reports that are kept.
@@ -153,7 +155,16 @@ impl Watch {
             opening: AtomicU64::new(0),
         });
         let report = config.report;
-        let queue = service::add(|| Member::new(shared.clone(), tree, peers, report))?;
+        let mut tree = Some(tree);
+        let added = service::add(|| {
+            tree.take().map(|tree| Member::new(shared.clone(), tree, peers, report))
+        });
+        let queue = added.inspect_err(|error| {
+            // There is no service to tell the others.
+            if let Some(tree) = &mut tree {
+                tree.give_up(error.to_string());
+            }
+        })?;
         *lock(&shared.queue) = Some(queue);
         let (generation, timeout) = (process::generation(), config.timeout);
         Ok(Self {
@@ -326,6 +337,12 @@ impl Drop for Opening<'_> {
     }
 }
 
+impl Abort for Shared {
+    fn abort(&self) {
+        Self::abort(self);
+    }
+}
+
 impl Shared {
     /// Ends every wait of the communicator, on all ranks.
     pub(crate) fn abort(&self) {
@@ -356,6 +373,13 @@ impl Shared {
             }
             other => {
                 let error = cause(other);
+                // A connection that was not made says little: its other end may have failed, and why is on its way to us.
+                if is_unmade(&error)
+                    && let Some(verdict) =
+                        self.wait(Instant::now() + UNMADE_PATIENCE, |state| state.verdict.clone())
+                {
+                    return verdict.error();
+                }
                 let verdict = Verdict::of(self.rank, &error);
                 self.send(Command::Decide(self.id, verdict));
                 (error, VERDICT_PATIENCE)
@@ -429,6 +453,18 @@ impl Shared {
         change(&mut self.state());
         self.changed.notify_all();
     }
+}
+
+/// Whether the other end ended a connection in the making.
+fn is_unmade(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Link(
+            LinkError::Refused { .. }
+                | LinkError::PeerLeft { .. }
+                | LinkError::System { errno: libc::ECONNREFUSED, .. }
+        )
+    )
 }
 
 /// What an abort by a peer was about.

@@ -4,7 +4,7 @@
 //! send it commands and never wait for it for more than its next turn, for it never blocks.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
 
-use crate::bootstrap::stream::{poll_fd, wait};
+use crate::bootstrap::stream::{event, poll_fd, ring, wait};
 use crate::error::Error;
 use crate::watch::member::Member;
 use crate::watch::verdict::Verdict;
@@ -54,9 +54,7 @@ pub(crate) struct Queue {
 impl Queue {
     pub(crate) fn send(&self, command: Command) {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
-        let one = 1_u64;
-        // SAFETY: the event is open and the 8 bytes are readable. A full counter wakes the thread as well.
-        unsafe { libc::write(self.event.as_raw_fd(), (&raw const one).cast(), 8) };
+        ring(&self.event);
     }
 
     fn take(&self) -> Vec<Command> {
@@ -77,7 +75,7 @@ struct Service {
 static SERVICE: AtomicPtr<Mutex<Service>> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Hands a communicator's tree over to the thread, which is started if need be.
-pub(crate) fn add(member: impl FnOnce() -> Member) -> Result<Arc<Queue>, Error> {
+pub(crate) fn add(member: impl FnOnce() -> Option<Member>) -> Result<Arc<Queue>, Error> {
     let mut service = service();
     let queue = match &service.running {
         Some((queue, _)) => queue.clone(),
@@ -103,7 +101,7 @@ pub(crate) fn add(member: impl FnOnce() -> Member) -> Result<Arc<Queue>, Error> 
         }
     };
     service.members += 1;
-    queue.send(Command::Add(Box::new(member())));
+    member().into_iter().for_each(|member| queue.send(Command::Add(Box::new(member))));
     Ok(queue)
 }
 
@@ -148,17 +146,6 @@ extern "C" fn at_exit() {
 /// In a child made by fork: only atomics are touched.
 pub(crate) fn forget() {
     SERVICE.store(std::ptr::null_mut(), Ordering::Relaxed);
-}
-
-/// A new event counter, as a descriptor.
-pub(crate) fn event() -> io::Result<OwnedFd> {
-    // SAFETY: no memory is involved.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just gave us this descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn service() -> MutexGuard<'static, Service> {

@@ -1,7 +1,6 @@
 //! A job of rank processes: copies of the test binary, each of which runs its ignored test `rank`.
 
-// Each file of tests uses its part of this.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "not every test that runs jobs needs all of it")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -21,7 +20,7 @@ pub(crate) struct Job {
 
 impl Job {
     pub(crate) fn start(nranks: u32, scene: &str, environment: &[(&str, &str)]) -> Self {
-        Self::start_with(UniqueId::create().expect("a unique id"), nranks, scene, environment)
+        Self::start_patient(nranks, scene, environment, PATIENCE)
     }
 
     /// With an id that was made elsewhere.
@@ -30,6 +29,27 @@ impl Job {
         nranks: u32,
         scene: &str,
         environment: &[(&str, &str)],
+    ) -> Self {
+        Self::launch(id, nranks, scene, environment, PATIENCE)
+    }
+
+    /// With a watchdog that waits longer.
+    pub(crate) fn start_patient(
+        nranks: u32,
+        scene: &str,
+        environment: &[(&str, &str)],
+        patience: Duration,
+    ) -> Self {
+        let id = UniqueId::create().expect("a unique id");
+        Self::launch(id, nranks, scene, environment, patience)
+    }
+
+    fn launch(
+        id: UniqueId,
+        nranks: u32,
+        scene: &str,
+        environment: &[(&str, &str)],
+        patience: Duration,
     ) -> Self {
         let start = |rank: u32| {
             let mut child = Command::new(std::env::current_exe().expect("the test binary"))
@@ -50,7 +70,7 @@ impl Job {
         let pids: Vec<u32> = ranks.iter().map(|(child, _)| child.id()).collect();
         let (leash, free) = mpsc::channel();
         std::thread::spawn(move || {
-            if free.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if free.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
                 eprintln!("the job hangs: its ranks are killed");
                 pids.into_iter().for_each(|pid| signal(pid, libc::SIGKILL));
             }
@@ -66,6 +86,12 @@ impl Job {
             }
         }
         String::new()
+    }
+
+    /// The next line that rank `rank` prints and that holds `text`; empty if it ended.
+    pub(crate) fn hear_line(&mut self, rank: usize, text: &str) -> String {
+        let mut lines = self.ranks[rank].1.by_ref().lines().map(|line| line.expect("text"));
+        lines.find(|line| line.contains(text)).unwrap_or_default()
     }
 
     /// Waits until all ranks have said `word`.

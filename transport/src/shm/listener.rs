@@ -288,7 +288,7 @@ impl Service {
         }
         self.peers.begin(peer);
         if let Err(error) = socket::send(stream, &proof, self.peers.inbox.file()) {
-            self.peers.fail(peer, LinkError::system("sendmsg", &error));
+            self.peers.fail(peer, broken(peer, "sendmsg", &error));
             return None;
         }
         Some(peer)
@@ -298,11 +298,11 @@ impl Service {
     fn complete(&self, stream: &UnixStream, peer: Rank) -> Result<bool, LinkError> {
         let refused = |why| Err(LinkError::Refused { peer, why });
         let file = match socket::receive(stream, &mut [0]) {
-            Ok((0, _)) => return refused("it closed the connection before it was made"),
+            Ok((0, _)) => return refused(CLOSED),
             Ok((_, None)) => return refused("it handed over no inbox"),
             Ok((_, Some(file))) => file,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            Err(error) => return Err(LinkError::system("recvmsg", &error)),
+            Err(error) => return Err(broken(peer, "recvmsg", &error)),
         };
         let inbox = PeerInbox::map(file.as_fd(), self.peers.me, peer, self.peers.layout)?;
         self.peers.add(peer, inbox);
@@ -313,6 +313,18 @@ impl Service {
         if let Stage::Proven { peer, .. } = connection.stage {
             self.peers.fail(peer, LinkError::Timeout { peer, during: "exchanging inboxes" });
         }
+    }
+}
+
+const CLOSED: &str = "it closed the connection before it was made";
+
+/// A call on the connection of a proven peer failed.
+fn broken(peer: Rank, call: &'static str, error: &io::Error) -> LinkError {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+            LinkError::Refused { peer, why: CLOSED }
+        }
+        _ => LinkError::system(call, error),
     }
 }
 

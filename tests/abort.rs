@@ -1,0 +1,241 @@
+//! An abort from another thread, at any moment: before, during and after init. Nobody hangs, all learn who did it, and nothing
+//! is left behind.
+
+use std::sync::mpsc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use maypole::bootstrap::Options;
+use maypole::config::Config;
+use maypole::{AbortSignal, Communicator, Error, RedOp, UniqueId};
+use maypole_transport::LinkError;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A small generator of pseudo-random numbers (splitmix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+}
+
+/// The tests of this file count what the process holds: one at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Open descriptors, and threads of the library. (The test harness has threads that come and go.)
+fn holdings() -> [usize; 2] {
+    let entries = |folder| std::fs::read_dir(folder).expect("a folder of /proc");
+    let ours = entries("/proc/self/task").filter(|task| {
+        // A thread that has just ended has no name any more.
+        let name = task.as_ref().map(|task| std::fs::read_to_string(task.path().join("comm")));
+        name.is_ok_and(|name| name.is_ok_and(|name| name.starts_with("maypole")))
+    });
+    [entries("/proc/self/fd").count(), ours.count()]
+}
+
+/// Threads of the library that are on their way out may take a moment.
+fn assert_nothing_is_left(before: [usize; 2]) {
+    let until = Instant::now() + PATIENCE;
+    while holdings().iter().zip(before).any(|(now, before)| *now > before) {
+        assert!(Instant::now() < until, "before: {before:?}, after: {:?}", holdings());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A rank in a thread of its own, which calls until that fails; its error comes back.
+fn start(
+    id: UniqueId,
+    nranks: u32,
+    rank: u32,
+    config: &Config,
+    pause: Duration,
+) -> (AbortSignal, mpsc::Receiver<(bool, Error)>) {
+    let signal = AbortSignal::new().expect("a signal");
+    let options = Options { abort: Some(signal.clone()), ..Options::default() };
+    let (config, (say, hear)) = (config.clone(), mpsc::channel());
+    std::thread::spawn(move || {
+        std::thread::sleep(pause);
+        let result = match Communicator::init_with(&id, nranks, rank, &config, &options) {
+            Err(error) => (false, error),
+            Ok(mut comm) => (true, until_it_fails(&mut comm)),
+        };
+        say.send(result).expect("the test listens");
+    });
+    (signal, hear)
+}
+
+fn until_it_fails(comm: &mut Communicator) -> Error {
+    let (send, mut recv) = (vec![1.0f32; 5000], vec![0.0f32; 5000]);
+    loop {
+        for count in [1, 5000] {
+            if let Err(error) = comm.all_reduce(&send[..count], &mut recv[..count], RedOp::Sum) {
+                return error;
+            }
+        }
+        // A rank that is alone waits for nobody.
+        if let Some(error) = comm.async_error() {
+            return error;
+        }
+    }
+}
+
+fn media(round: u64) -> Config {
+    match round % 3 {
+        0 => Config::default(),
+        1 => Config { p2p_disable: true, ..Config::default() },
+        _ => Config { p2p_disable: true, shm_disable: true, ..Config::default() },
+    }
+}
+
+/// Aborts one rank, or two, at random moments; checks what all ranks say. True for each rank that had joined.
+fn round(number: u64, random: &mut Random) -> Vec<bool> {
+    let nranks = 1 + random.below(5) as u32;
+    let id = UniqueId::create().expect("a unique id");
+    let ranks: Vec<_> = (0..nranks)
+        .map(|rank| {
+            let pause = Duration::from_micros(random.below(3000));
+            start(id, nranks, rank, &media(number), pause)
+        })
+        .collect();
+    let mut culprits: Vec<u32> =
+        (0..=random.below(2)).map(|_| random.below(nranks.into()) as u32).collect();
+    for culprit in &culprits {
+        std::thread::sleep(Duration::from_micros(random.below(12_000)));
+        ranks[*culprit as usize].0.abort();
+    }
+    culprits.dedup();
+    let said = ranks.iter().enumerate().map(|(rank, (_, hear))| {
+        let story = format!("round {number}: rank {rank} of {nranks}, aborted by {culprits:?}");
+        let (joined, error) =
+            hear.recv_timeout(PATIENCE).unwrap_or_else(|e| panic!("{story}: hangs ({e})"));
+        match error {
+            Error::Aborted { by } if culprits.contains(&by) => {}
+            // Once there are links their end may be seen before the reason is heard.
+            Error::Link(LinkError::Aborted { by, .. }) if joined && culprits.contains(&by) => {}
+            Error::Link(LinkError::PeerLeft { .. }) if joined => {}
+            other => panic!("{story}: {other:?}, joined: {joined}"),
+        }
+        joined
+    });
+    said.collect()
+}
+
+#[test]
+fn an_abort_at_any_moment_of_init_ends_all_ranks_and_leaves_nothing() {
+    let _alone = alone();
+    let before = holdings();
+    let mut random = Random(7);
+    let started = Instant::now();
+    let joined: Vec<bool> = (0..100).flat_map(|number| round(number, &mut random)).collect();
+    println!(
+        "100 rounds in {:?}; {} of {} ranks had joined",
+        started.elapsed(),
+        joined.iter().filter(|joined| **joined).count(),
+        joined.len()
+    );
+    assert_nothing_is_left(before);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn an_abort_at_very_many_moments_of_init_ends_all_ranks_and_leaves_nothing() {
+    let _alone = alone();
+    let before = holdings();
+    let mut random = Random(8);
+    for number in 0..3000 {
+        round(number, &mut random);
+    }
+    assert_nothing_is_left(before);
+}
+
+/// What is waited for never comes: only the abort can end it.
+#[test]
+fn an_abort_ends_an_init_for_which_a_rank_is_missing() {
+    let _alone = alone();
+    let before = holdings();
+    for (nranks, absent, culprit) in [(2, 1, 0), (3, 0, 2), (7, 6, 5), (7, 3, 1), (7, 1, 3)] {
+        let id = UniqueId::create().expect("a unique id");
+        let none = Duration::ZERO;
+        let mut ranks: Vec<_> = (0..nranks)
+            .filter(|rank| *rank != absent)
+            .map(|rank| (rank, start(id, nranks, rank, &Config::default(), none)))
+            .collect();
+        std::thread::sleep(Duration::from_millis(30));
+        let signal = ranks.iter().find(|(rank, _)| *rank == culprit).expect("it is there");
+        signal.1.0.abort();
+        // Whoever comes later hears of it too.
+        let late = start(id, nranks, absent, &Config::default(), Duration::from_millis(30));
+        ranks.push((absent, late));
+        for (rank, (_, hear)) in &ranks {
+            let (joined, error) = hear.recv_timeout(PATIENCE).expect("no rank hangs");
+            let story = format!("rank {rank} of {nranks}, without {absent}");
+            assert_eq!((joined, error), (false, Error::Aborted { by: culprit }), "{story}");
+        }
+    }
+    assert_nothing_is_left(before);
+}
+
+#[test]
+fn a_raised_signal_ends_the_next_init_and_what_is_split_off() {
+    let _alone = alone();
+    let before = holdings();
+    let signal = AbortSignal::new().expect("a signal");
+    let options = Options { abort: Some(signal.clone()), ..Options::default() };
+    let init = || {
+        let id = UniqueId::create().expect("a unique id");
+        Communicator::init_with(&id, 1, 0, &Config::default(), &options)
+    };
+    let mut first = init().expect("alone");
+    let mut second = first.split(Some(0), 0).expect("a part").expect("this rank is in it");
+    signal.abort();
+    for comm in [&mut first, &mut second] {
+        assert_eq!(comm.async_error(), Some(Error::Aborted { by: 0 }));
+    }
+    assert_eq!(init().err(), Some(Error::Aborted { by: 0 }));
+    drop((first, second, options, signal));
+    assert_nothing_is_left(before);
+}
+
+/// Rank 0 never makes the call for which rank 1 opens its links: where the lower rank dials, the higher waits for that.
+#[test]
+fn an_abort_ends_a_first_call_that_still_opens_links() {
+    let _alone = alone();
+    let before = holdings();
+    for number in 0..3 {
+        let id = UniqueId::create().expect("a unique id");
+        let (say, hear) = mpsc::channel();
+        let (go, wait) = mpsc::channel::<()>();
+        let config = media(number);
+        let idle = std::thread::spawn(move || {
+            let comm = Communicator::init_with(&id, 2, 0, &config, &Options::default());
+            // Until the other has ended.
+            let _ = wait.recv();
+            drop(comm);
+        });
+        let config = media(number);
+        std::thread::spawn(move || {
+            let comm = Communicator::init_with(&id, 2, 1, &config, &Options::default());
+            let mut comm = comm.expect("both come");
+            let abort = comm.abort_handle();
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(50));
+                abort.abort();
+            });
+            say.send(until_it_fails(&mut comm)).expect("the test listens");
+        });
+        let error = hear.recv_timeout(PATIENCE).expect("no rank hangs");
+        assert_eq!(error, Error::Aborted { by: 1 }, "media {number}");
+        go.send(()).expect("rank 0 waits");
+        idle.join().expect("rank 0 ran");
+    }
+    assert_nothing_is_left(before);
+}

@@ -1,0 +1,164 @@
+//! Several communicators of the same ranks at once: from threads of their own, by turns from one thread, and left while a
+//! peer cannot answer.
+
+mod job;
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use job::Job;
+use maypole::bootstrap::Options;
+use maypole::config::Config;
+use maypole::{Communicator, RedOp, UniqueId};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What makes ranks of one host use TCP.
+const OVER_TCP: [(&str, &str); 2] = [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1")];
+
+/// Not a test of its own: what a rank process does.
+#[test]
+#[ignore = "run by the other tests, as a rank"]
+fn rank() {
+    let Some((scene, comm)) = job::enter() else { return };
+    match scene.as_str() {
+        "threads" => threads(comm),
+        "turns" => turns(comm),
+        "leave" => leave(comm),
+        other => panic!("no scene {other}"),
+    }
+}
+
+/// A communicator of the same ranks in another order.
+fn another(comm: &mut Communicator, salt: i32) -> Communicator {
+    let key = (comm.rank() as i32 * 5 + salt) % comm.nranks() as i32;
+    comm.split(Some(0), key).expect("a split").expect("all are in it")
+}
+
+/// A call that is checked.
+fn sum(comm: &mut Communicator, call: usize) {
+    let count = [1, 900, 20_000, 150_000][call % 4];
+    let (rank, n, call) = (comm.rank(), comm.nranks(), call as u32);
+    let send: Vec<u32> = (0..count).map(|i| i * 7 + call + rank).collect();
+    let mut recv = vec![0; send.len()];
+    comm.all_reduce(&send, &mut recv, RedOp::Sum).unwrap_or_else(|e| panic!("call {call}: {e}"));
+    let right = (0..count).map(|i| n * (i * 7 + call) + n * (n - 1) / 2);
+    assert!(recv.into_iter().eq(right), "call {call} is wrong");
+}
+
+/// Three communicators, each in a thread of its own; what one does says nothing about the others.
+fn threads(mut first: Communicator) {
+    let others = [another(&mut first, 1), another(&mut first, 3)];
+    let threads: Vec<_> = std::iter::once(first)
+        .chain(others)
+        .enumerate()
+        .map(|(which, mut comm)| {
+            std::thread::spawn(move || {
+                (0..100 + 20 * which).for_each(|call| sum(&mut comm, call + which));
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().expect("all calls are right"));
+    println!("say:done");
+}
+
+/// Two communicators by turns, in the same order on all ranks.
+fn turns(mut first: Communicator) {
+    let mut second = another(&mut first, 2);
+    for call in 0..150 {
+        sum(&mut first, call);
+        // Not strictly one after the other.
+        if call % 3 != 0 {
+            sum(&mut second, call + 1);
+        }
+    }
+    println!("say:done");
+}
+
+/// Communicators that are left at a word from outside, whatever the peers do then. Some have links, some have none.
+fn leave(mut first: Communicator) {
+    let mut second = another(&mut first, 1);
+    let third = another(&mut first, 2);
+    (0..4).for_each(|call| sum(&mut first, call));
+    (0..4).for_each(|call| sum(&mut second, call));
+    println!("say:ready");
+    if first.rank() != 1 {
+        // Until the test has dealt with rank 1.
+        std::thread::sleep(Duration::from_millis(400));
+    } else {
+        std::thread::sleep(Duration::from_secs(3600));
+    }
+    drop(second);
+    drop((third, first));
+    println!("say:gone");
+}
+
+fn run(scene: &str, nranks: u32, environment: &[(&str, &str)]) {
+    let mut job = Job::start(nranks, scene, environment);
+    job.all_say("done");
+    (0..nranks as usize).for_each(|rank| job.ends_well(rank));
+}
+
+#[test]
+fn three_communicators_in_three_threads() {
+    run("threads", 4, &[]);
+    run("threads", 3, &OVER_TCP);
+}
+
+#[test]
+fn two_communicators_by_turns() {
+    run("turns", 4, &[]);
+    run("turns", 3, &OVER_TCP);
+}
+
+/// The watchdog of the job ends what waits for rank 1, and then nobody says that it is gone.
+fn left_behind(signal: libc::c_int, environment: &[(&str, &str)]) {
+    let mut job = Job::start(4, "leave", environment);
+    job.all_say("ready");
+    job.signal(1, signal);
+    for rank in [0, 2, 3] {
+        assert_eq!(job.hear(rank), "gone", "rank {rank}");
+        job.ends_well(rank);
+    }
+}
+
+#[test]
+fn leaving_does_not_wait_for_a_rank_that_is_stopped() {
+    left_behind(libc::SIGSTOP, &[]);
+    left_behind(libc::SIGSTOP, &OVER_TCP);
+}
+
+#[test]
+fn leaving_does_not_wait_for_a_rank_that_is_dead() {
+    left_behind(libc::SIGKILL, &[]);
+    left_behind(libc::SIGKILL, &OVER_TCP);
+}
+
+/// Three communicators per rank and three ranks in one process, each pair in a thread of its own.
+#[test]
+fn ranks_as_threads_have_three_communicators_each() {
+    for config in [
+        Config::default(),
+        Config { p2p_disable: true, ..Config::default() },
+        Config { p2p_disable: true, shm_disable: true, ..Config::default() },
+    ] {
+        let (say, hear) = mpsc::channel();
+        for which in 0..3 {
+            let id = UniqueId::create().expect("a unique id");
+            for rank in 0..3 {
+                let (say, config) = (say.clone(), config.clone());
+                std::thread::spawn(move || {
+                    let options = Options::default();
+                    let comm = Communicator::init_with(&id, 3, rank, &config, &options);
+                    let mut comm = comm.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
+                    (0..60).for_each(|call| sum(&mut comm, call + which));
+                    say.send(()).expect("the test listens");
+                });
+            }
+        }
+        drop(say);
+        for _ in 0..9 {
+            hear.recv_timeout(PATIENCE).expect("a rank failed or hangs");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Exhausted resources: what a rank lacks, it says; the others hear of it and do not wait. What does not matter, does not.
+
+mod job;
+
+use std::io::Read;
+
+use job::Job;
+use maypole::{Communicator, RedOp, UniqueId};
+
+/// Not a test of its own: what a rank process does.
+#[test]
+#[ignore = "run by the other tests, as a rank"]
+fn rank() {
+    let Ok(scene) = std::env::var("MAYPOLE_TEST_SCENE") else { return };
+    let words: Vec<&str> = scene.split(' ').collect();
+    let (rank, nranks) = (words[1].parse().expect("a rank"), words[2].parse().expect("a count"));
+    let mut bytes = [0; 128];
+    std::io::stdin().read_exact(&mut bytes).expect("128 bytes");
+    let id = UniqueId::from_bytes(bytes).expect("an id");
+    match words[0].split_once('=') {
+        // Rank 1 may open so many descriptors more, during init or after it.
+        Some((when, spare)) => {
+            let spare = spare.parse().expect("a count");
+            if rank == 1 && when == "init" {
+                spare_descriptors(spare);
+            }
+            let error = match Communicator::init(&id, nranks, rank) {
+                Err(error) => Some(error),
+                Ok(comm) => {
+                    if rank == 1 && when == "call" {
+                        spare_descriptors(spare);
+                    }
+                    sums(comm).err()
+                }
+            };
+            println!("say:{}", error.map_or(String::from("done"), |error| error.to_string()));
+        }
+        None => {
+            limit(libc::RLIMIT_MEMLOCK, 0);
+            let comm = Communicator::init(&id, nranks, rank).expect("memory need not be locked");
+            sums(comm).expect("calls go on");
+            println!("say:done");
+        }
+    }
+}
+
+fn sums(mut comm: Communicator) -> Result<(), maypole::Error> {
+    for count in [1, 5000, 200_000] {
+        let mut data = vec![1u32; count];
+        comm.all_reduce_in_place(&mut data, RedOp::Sum)?;
+        assert!(data.iter().all(|sum| *sum == comm.nranks()));
+    }
+    Ok(())
+}
+
+fn spare_descriptors(spare: u64) {
+    let open = std::fs::read_dir("/proc/self/fd").expect("a folder of /proc").map(|entry| {
+        let name = entry.expect("an entry").file_name();
+        name.to_string_lossy().parse::<u64>().expect("a descriptor")
+    });
+    let highest = open.max().expect("standard input");
+    // The limit is on the numbers: those below are taken first.
+    loop {
+        // SAFETY: it has no preconditions; the copy stays open until the process ends.
+        let copy = unsafe { libc::dup(0) };
+        assert!(copy >= 0, "the limit is not there yet");
+        if copy as u64 > highest {
+            return limit(libc::RLIMIT_NOFILE, copy as u64 + 1 + spare);
+        }
+    }
+}
+
+fn limit(resource: libc::__rlimit_resource_t, soft: u64) {
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: soft };
+    // SAFETY: `limit` is valid for the call.
+    assert_eq!(unsafe { libc::setrlimit(resource, &raw const limit) }, 0);
+}
+
+/// Rank 1 runs out of descriptors; the other two hear of it. Returns what each of them says.
+fn exhausted(when: &str, spare: u32, environment: &[(&str, &str)]) -> [String; 3] {
+    let environment = [&[("MAYPOLE_INIT_TIMEOUT", "20")], environment].concat();
+    let mut job = Job::start(3, &format!("{when}={spare}"), &environment);
+    let said = [0, 1, 2].map(|rank| job.hear(rank));
+    println!("{when}, {spare} to spare: {said:?}");
+    said
+}
+
+const OVER_TCP: [(&str, &str); 2] = [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1")];
+
+/// With none at all it cannot even say so, and the others name it at their time limit; else at once.
+#[test]
+fn a_rank_without_descriptors_says_so_and_ends_the_others() {
+    for (when, environment) in [("init", &[][..]), ("init", &OVER_TCP[..]), ("call", &[][..])] {
+        let mut failures = 0;
+        for spare in [1, 2, 3, 4, 5, 7, 8, 9, 40] {
+            let said = exhausted(when, spare, environment);
+            if said[1] == "done" {
+                assert!(said.iter().all(|said| said == "done"), "{when}, {spare}: {said:?}");
+                continue;
+            }
+            failures += 1;
+            assert!(
+                said[1].contains("descriptor") || said[1].contains("open files"),
+                "{when}, {spare}: {said:?}"
+            );
+            for other in [&said[0], &said[2]] {
+                assert!(other.contains("rank 1"), "{when}, {spare}: {said:?}");
+            }
+        }
+        assert!(when == "call" || failures > 0, "nothing was exhausted");
+    }
+}
+
+#[test]
+fn memory_need_not_be_locked_and_a_full_disk_for_the_log_is_harmless() {
+    let environment = [("NCCL_DEBUG", "TRACE"), ("NCCL_DEBUG_FILE", "/dev/full")];
+    let mut job = Job::start(3, "modest", &environment);
+    job.all_say("done");
+    (0..3).for_each(|rank| job.ends_well(rank));
+}
