@@ -33,7 +33,7 @@ use crate::plan::{Body, Key, Plan, Plans, STREAM_FROM};
 use crate::reduce::{Isa, Kernel, Reduction};
 use crate::tune::{AlgorithmFilter, Choice, Protocol, Tuner};
 use crate::watch::process::Process;
-use crate::watch::{Peer, Report, Shared, Watch};
+use crate::watch::{Peer, Report, Shared, Signature, Watch};
 use card::{Card, Host};
 
 pub use element::Element;
@@ -301,29 +301,40 @@ impl Communicator {
     #[inline]
     pub unsafe fn run(&mut self, call: &Call) -> Result<(), Error> {
         self.watch.check_fork()?;
-        // SAFETY: the caller's promise.
-        let result = unsafe { self.dispatch(call) };
-        match &result {
-            Err(error) if error.is_harmless() => self.watch.retract(),
-            _ => self.watch.end(call),
-        }
-        result
-    }
-
-    #[inline]
-    unsafe fn dispatch(&mut self, call: &Call) -> Result<(), Error> {
-        if call.count == 0 {
-            return Ok(());
-        }
         let number = match self.plans.find(&Key::new(call)) {
             Some(number) if self.broken.is_none() => number,
-            _ => self.prepare(call)?,
+            _ => match self.prepare(call) {
+                Ok(Some(number)) => number,
+                Ok(None) => {
+                    self.watch.end(Signature::of(call));
+                    return Ok(());
+                }
+                Err(error) => return Err(self.refuse(call, error)),
+            },
         };
         // SAFETY: the caller's promise.
-        unsafe { self.execute(number, call) }.map_err(|error| {
-            self.watch.enter(call);
-            self.fail(error)
-        })
+        match unsafe { self.execute(number, call) } {
+            Ok(()) => {
+                self.watch.end(self.plans.get(number).signature);
+                Ok(())
+            }
+            Err(error) => {
+                self.watch.enter(call);
+                let error = self.fail(error);
+                Err(self.refuse(call, error))
+            }
+        }
+    }
+
+    /// The call ends with `error`, which counts as a call if others may have heard of it.
+    #[cold]
+    fn refuse(&mut self, call: &Call, error: Error) -> Error {
+        if error.is_harmless() {
+            self.watch.retract();
+        } else {
+            self.watch.end(Signature::of(call));
+        }
+        error
     }
 
     /// Sends and receives, all at once: returns when all are done, whatever the order in which they and their partners on the
@@ -459,9 +470,12 @@ impl Communicator {
         }
     }
 
-    /// Makes the plan for `call`, or says why there can be none.
+    /// Makes the plan for `call`, or says why there can be none. A call of no elements needs none.
     #[cold]
-    fn prepare(&mut self, call: &Call) -> Result<usize, Error> {
+    fn prepare(&mut self, call: &Call) -> Result<Option<usize>, Error> {
+        if call.count == 0 {
+            return Ok(None);
+        }
         self.watch.enter(call);
         if let Some(error) = &self.broken {
             return Err(error.clone());
@@ -472,7 +486,7 @@ impl Communicator {
             });
         }
         let (schedule, choice) = self.tuner.choose(call)?;
-        self.plan(schedule, &choice, call)
+        self.plan(schedule, &choice, call).map(Some)
     }
 
     /// Proves `schedule` and binds it for calls like `call`.

@@ -19,6 +19,7 @@ use crate::plan::geometry::Geometry;
 use crate::plan::straight::StraightLine;
 use crate::reduce::{Isa, Kernel, Reduction};
 use crate::tune::{Choice, Protocol};
+use crate::watch::Signature;
 
 /// What a plan depends on. Pointers and a rank's own scalar are bound by the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -68,6 +69,8 @@ pub(crate) struct Plan {
     /// The kernel scales contributions.
     pub(crate) scaled: bool,
     pub(crate) tag: u32,
+    /// What the watch knows such calls by.
+    pub(crate) signature: Signature,
     /// Outputs that are not read again are written past the caches.
     pub(crate) stream: bool,
 }
@@ -108,7 +111,8 @@ impl Plan {
         };
         let kernel = Kernel::select(call.dtype, reduction(call), schedule.nranks, isa);
         let stream = call.count.saturating_mul(size) >= STREAM_FROM;
-        Ok(Self { key, body, kernel, scaled, tag, stream })
+        let signature = Signature::of(call);
+        Ok(Self { key, body, kernel, scaled, tag, signature, stream })
     }
 }
 

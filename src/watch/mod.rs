@@ -47,7 +47,8 @@ use crate::config::Config;
 use crate::error::Error;
 use member::Member;
 use process::Process;
-use record::{Record, Signature};
+use record::Record;
+pub(crate) use record::Signature;
 use service::{Command, Queue};
 use verdict::Verdict;
 
@@ -207,8 +208,7 @@ impl Watch {
 
     /// The communicator leaves a call.
     #[inline]
-    pub(crate) fn end(&mut self, call: &Call) {
-        let signature = Signature::of(call);
+    pub(crate) fn end(&mut self, signature: Signature) {
         self.sequence += 1;
         if !self.entered.replace(false) {
             self.shared.record.begin(self.sequence, signature);
