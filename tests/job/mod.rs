@@ -115,6 +115,18 @@ impl Job {
         assert!(status.success(), "rank {rank} failed: {status}");
     }
 
+    /// The one thing that each rank says; all must end well.
+    pub(crate) fn all_well(&mut self) -> Vec<String> {
+        (0..self.ranks.len())
+            .map(|rank| {
+                let said = self.hear(rank);
+                assert_eq!(self.hear(rank), "", "rank {rank} says more");
+                self.ends_well(rank);
+                said
+            })
+            .collect()
+    }
+
     /// The ranks' processes.
     pub(crate) fn pids(&self) -> Vec<u32> {
         self.ranks.iter().map(|(child, _)| child.id()).collect()

@@ -70,6 +70,8 @@ pub(crate) fn connect(
     let inbox = PeerInbox::map(file.as_fd(), peers.me, peer, peers.layout)?;
     socket::send(&stream, &[0], peers.inbox.file())
         .map_err(|error| dial.broken("sendmsg", &error))?;
+    // Its confirmation: a peer that could not take our inbox has not died, it has refused.
+    dial.read(&stream, &mut [0])?;
     stream.set_nonblocking(true).map_err(|error| LinkError::system("fcntl", &error))?;
     Ok((inbox, stream))
 }

@@ -306,7 +306,12 @@ impl Service {
         };
         let inbox = PeerInbox::map(file.as_fd(), self.peers.me, peer, self.peers.layout)?;
         self.peers.add(peer, inbox);
-        Ok(true)
+        // The dialer counts on nothing before this: a connection that ends without it was never made.
+        match io::Write::write(&mut &*stream, &[CONFIRMED]) {
+            Ok(1) => Ok(true),
+            Ok(_) => refused(CLOSED),
+            Err(error) => Err(broken(peer, "write", &error)),
+        }
     }
 
     fn give_up(&self, connection: &Connection) {
@@ -315,6 +320,9 @@ impl Service {
         }
     }
 }
+
+/// The last byte of a handshake, to the dialer.
+const CONFIRMED: u8 = 1;
 
 const CLOSED: &str = "it closed the connection before it was made";
 
