@@ -141,6 +141,7 @@ impl Member {
             Command::Decide(_, verdict) => self.decide(verdict, None),
             Command::Accuse(_, peer, fallback) => self.ask(Purpose::Mismatch { peer, fallback }),
             Command::Exchange(_, bytes, deadline) => {
+                self.pass_on_end();
                 let gone = self.left.first().map(|&peer| LinkError::PeerLeft { peer }.into());
                 match self.shared.ended().or(gone) {
                     Some(error) => self.shared.change(|state| state.exchanged = Some(Err(error))),
@@ -189,6 +190,7 @@ impl Member {
 
     /// Says goodbye.
     pub(crate) fn leave(mut self) {
+        self.pass_on_end();
         let neighbours: Vec<Rank> = self.tree.neighbours().collect();
         for rank in neighbours {
             self.tree.tell(rank, &Note::Leave.encode());
@@ -255,6 +257,18 @@ impl Member {
     }
 
     /// It is over: tells everybody, then ends the waits here. The first verdict counts.
+    /// What ended the communicator over a link goes over the tree too, and before anything that follows from it: else a neighbour
+    /// may hear of this rank's departure before it hears of the reason.
+    fn pass_on_end(&mut self) {
+        if let Some(
+            error @ (Error::Aborted { .. }
+            | Error::Link(LinkError::PeerDied { .. } | LinkError::PeerLeft { .. })),
+        ) = self.shared.ended()
+        {
+            self.decide(Verdict::of(self.shared.rank, &error), None);
+        }
+    }
+
     fn decide(&mut self, verdict: Verdict, heard_from: Option<Rank>) {
         let mut first = false;
         self.shared.change(|state| {
