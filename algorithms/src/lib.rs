@@ -12,6 +12,7 @@ pub mod interpret;
 pub mod mutate;
 pub mod pattern;
 pub mod schedule;
+pub mod topology;
 pub mod types;
 pub mod verify;
 

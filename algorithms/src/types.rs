@@ -209,6 +209,25 @@ pub enum Collective {
 }
 
 impl Collective {
+    /// All collectives; those with a root have `root`.
+    pub const fn all(root: Rank) -> [Self; 8] {
+        [
+            Self::AllReduce,
+            Self::ReduceScatter,
+            Self::AllGather,
+            Self::Broadcast { root },
+            Self::Reduce { root },
+            Self::AllToAll,
+            Self::Gather { root },
+            Self::Scatter { root },
+        ]
+    }
+
+    /// The collective of that [`name`](Self::name), if there is one, with `root` where it has a root.
+    pub fn named(name: &str, root: Rank) -> Option<Self> {
+        Self::all(root).into_iter().find(|collective| collective.name() == name)
+    }
+
     /// Input chunks per rank at `parts` parts per block.
     pub const fn input_chunks(self, nranks: u32, parts: u32) -> u32 {
         match self {

@@ -4,7 +4,7 @@ mod concrete;
 
 use std::collections::BTreeMap;
 
-use maypole_algorithms::collective::GENERATORS;
+use maypole_algorithms::collective::all;
 use maypole_algorithms::mutate::{Mutant, mutants};
 use maypole_algorithms::schedule::Table;
 use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
@@ -90,23 +90,9 @@ fn chain(nranks: u32) -> Schedule {
 
 fn schedules() -> Vec<Schedule> {
     let mut schedules: Vec<_> = (2..=9).map(chain).collect();
-    for generator in GENERATORS {
+    for generator in all() {
         for nranks in 2..=9 {
-            let root = nranks / 2;
-            let collective = [
-                Collective::AllReduce,
-                Collective::ReduceScatter,
-                Collective::AllGather,
-                Collective::AllToAll,
-                Collective::Broadcast { root },
-                Collective::Reduce { root },
-                Collective::Gather { root },
-                Collective::Scatter { root },
-            ]
-            .into_iter()
-            .find(|collective| collective.name() == generator.collective)
-            .expect("a generator is of a collective");
-            schedules.push(generator.schedule(collective, nranks));
+            schedules.push(generator.schedule(generator.of(nranks / 2), nranks));
         }
     }
     schedules

@@ -228,8 +228,8 @@ impl Paper<'_> {
 
 #[cfg(test)]
 mod tests {
-    use maypole_algorithms::collective::GENERATORS;
-    use maypole_algorithms::{Collective, DType, RedOp};
+    use maypole_algorithms::collective::all;
+    use maypole_algorithms::{DType, RedOp};
 
     use super::*;
     use crate::call::Call;
@@ -254,18 +254,7 @@ mod tests {
     }
 
     fn schedules() -> impl Iterator<Item = Schedule> {
-        let collective = |name| {
-            let all = [
-                Collective::AllReduce,
-                Collective::AllGather,
-                Collective::ReduceScatter,
-                Collective::Broadcast { root: 0 },
-            ];
-            all.into_iter().find(|c| c.name() == name).expect("a collective that the test knows")
-        };
-        GENERATORS
-            .iter()
-            .flat_map(move |g| (1..10).map(move |n| g.schedule(collective(g.collective), n)))
+        all().flat_map(move |g| (1..10).map(move |n| g.schedule(g.of(0), n)))
     }
 
     #[test]

@@ -2,8 +2,12 @@
 
 pub mod all_gather;
 pub mod all_reduce;
+pub mod all_to_all;
 pub mod broadcast;
+pub mod gather;
+pub mod reduce;
 pub mod reduce_scatter;
+pub mod scatter;
 
 use crate::schedule::{Schedule, Step, Table, operand};
 use crate::types::{Collective, Rank};
@@ -19,6 +23,20 @@ pub struct Generator {
 }
 
 impl Generator {
+    /// A generator for a collective without a root.
+    const fn new(
+        name: &'static str,
+        collective: &'static str,
+        build: fn(Collective, u32) -> Schedule,
+    ) -> Self {
+        Self { name, collective, build }
+    }
+
+    /// What it generates schedules for, with `root` where that has a root.
+    pub fn of(&self, root: Rank) -> Collective {
+        Collective::named(self.collective, root).expect("tables name collectives that there are")
+    }
+
     /// The schedule for `nranks >= 1`; a root is taken from `collective`.
     ///
     /// # Panics
@@ -35,54 +53,26 @@ fn root(collective: Collective) -> Rank {
     collective.root().expect("only generators of rooted collectives ask")
 }
 
-/// All generators. A new one is added here, and nowhere else.
-pub const GENERATORS: &[Generator] = &[
-    Generator {
-        name: "ring",
-        collective: "all_reduce",
-        build: |_, n| all_reduce::ring::schedule(n),
-    },
-    Generator {
-        name: "oneshot",
-        collective: "all_reduce",
-        build: |_, n| all_reduce::one_shot::schedule(n),
-    },
-    Generator {
-        name: "twoshot",
-        collective: "all_reduce",
-        build: |_, n| all_reduce::two_shot::schedule(n),
-    },
-    Generator {
-        name: "doubling",
-        collective: "all_reduce",
-        build: |_, n| all_reduce::recursive_doubling::schedule(n),
-    },
-    Generator {
-        name: "tree",
-        collective: "all_reduce",
-        build: |_, n| all_reduce::double_tree::schedule(n),
-    },
-    Generator {
-        name: "direct",
-        collective: "all_gather",
-        build: |_, n| all_gather::direct::schedule(n),
-    },
-    Generator { name: "pat", collective: "all_gather", build: |_, n| all_gather::pat::schedule(n) },
-    Generator {
-        name: "direct",
-        collective: "reduce_scatter",
-        build: |_, n| reduce_scatter::direct::schedule(n),
-    },
-    Generator {
-        name: "direct",
-        collective: "broadcast",
-        build: |c, n| broadcast::direct::schedule(n, root(c)),
-    },
+/// The generators of each kind of collective; a new one is added to the table in its collective's `mod.rs`.
+const TABLES: [&[Generator]; 8] = [
+    all_reduce::GENERATORS,
+    reduce_scatter::GENERATORS,
+    all_gather::GENERATORS,
+    broadcast::GENERATORS,
+    reduce::GENERATORS,
+    all_to_all::GENERATORS,
+    gather::GENERATORS,
+    scatter::GENERATORS,
 ];
 
-/// The generators for `collective`, in the order of the table.
+/// All generators, by collective.
+pub fn all() -> impl Iterator<Item = &'static Generator> {
+    TABLES.into_iter().flatten()
+}
+
+/// The generators for `collective`, in the order of their table.
 pub fn generators(collective: Collective) -> impl Iterator<Item = &'static Generator> {
-    GENERATORS.iter().filter(move |g| g.collective == collective.name())
+    all().filter(move |g| g.collective == collective.name())
 }
 
 /// The schedule of a communicator of one rank: every chunk of the output is the own contribution.

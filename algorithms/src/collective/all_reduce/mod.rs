@@ -9,3 +9,14 @@ pub mod recursive_doubling;
 pub mod ring;
 pub mod two_shot;
 pub mod uneven_example;
+
+use crate::collective::Generator;
+
+/// All of them.
+pub(super) const GENERATORS: &[Generator] = &[
+    Generator::new("ring", "all_reduce", |_, n| ring::schedule(n)),
+    Generator::new("oneshot", "all_reduce", |_, n| one_shot::schedule(n)),
+    Generator::new("twoshot", "all_reduce", |_, n| two_shot::schedule(n)),
+    Generator::new("doubling", "all_reduce", |_, n| recursive_doubling::schedule(n)),
+    Generator::new("tree", "all_reduce", |_, n| double_tree::schedule(n)),
+];

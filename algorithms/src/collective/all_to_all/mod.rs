@@ -1,0 +1,9 @@
+//! Rank `r` ends with block `r` of every rank's input, by rank.
+
+pub mod direct;
+
+use crate::collective::Generator;
+
+/// All of them.
+pub(super) const GENERATORS: &[Generator] =
+    &[Generator::new("direct", "alltoall", |_, n| direct::schedule(n))];

@@ -1,0 +1,9 @@
+//! Rank `r` ends with block `r` of the root's input.
+
+pub mod direct;
+
+use crate::collective::{Generator, root};
+
+/// All of them.
+pub(super) const GENERATORS: &[Generator] =
+    &[Generator::new("direct", "scatter", |c, n| direct::schedule(n, root(c)))];

@@ -1,0 +1,149 @@
+//! Which rank is on which node: the grouping that hierarchical schedules and the cost model follow.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::types::Rank;
+
+/// A partition of the ranks into nodes: any sizes, any order. Nodes are numbered by their lowest rank, the ranks of a
+/// node by their order, which is their *place* on it. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Grouping(Arc<Parts>);
+
+#[derive(PartialEq, Eq, Hash)]
+struct Parts {
+    /// Per rank its node and its place there.
+    seats: Vec<(u32, u32)>,
+    /// The ranks by node; those of node `i` are `ranks[first[i]..first[i + 1]]`.
+    ranks: Vec<Rank>,
+    first: Vec<u32>,
+}
+
+impl Grouping {
+    /// Ranks with equal labels share a node.
+    ///
+    /// # Panics
+    /// If there is no rank.
+    pub fn new<L: Eq + std::hash::Hash>(labels: impl IntoIterator<Item = L>) -> Self {
+        let mut numbers = HashMap::new();
+        let mut nodes: Vec<Vec<Rank>> = Vec::new();
+        let mut seats = Vec::new();
+        for (rank, label) in (0..).zip(labels) {
+            let node = *numbers.entry(label).or_insert(nodes.len());
+            if node == nodes.len() {
+                nodes.push(Vec::new());
+            }
+            seats.push((node as u32, nodes[node].len() as u32));
+            nodes[node].push(rank);
+        }
+        assert!(!seats.is_empty(), "a grouping is of one rank at least");
+        let mut first = vec![0];
+        first.extend(nodes.iter().scan(0, |sum, node| {
+            *sum += node.len() as u32;
+            Some(*sum)
+        }));
+        Self(Arc::new(Parts { seats, ranks: nodes.concat(), first }))
+    }
+
+    /// Nodes of those sizes, the ranks numbered through them.
+    ///
+    /// # Panics
+    /// If there is no rank.
+    pub fn of_sizes(sizes: &[u32]) -> Self {
+        Self::new(
+            (0..).zip(sizes).flat_map(|(node, &size)| (0..size).map(move |_: u32| node as u32)),
+        )
+    }
+
+    /// All `nranks >= 1` ranks on one node.
+    pub fn one_node(nranks: u32) -> Self {
+        Self::of_sizes(&[nranks])
+    }
+
+    /// How many ranks there are.
+    pub fn nranks(&self) -> u32 {
+        self.0.seats.len() as u32
+    }
+
+    /// How many nodes there are.
+    pub fn nodes(&self) -> u32 {
+        self.0.first.len() as u32 - 1
+    }
+
+    /// The node of `rank`.
+    pub fn node(&self, rank: Rank) -> u32 {
+        self.0.seats[rank as usize].0
+    }
+
+    /// The place of `rank` among the ranks of its node.
+    pub fn place(&self, rank: Rank) -> u32 {
+        self.0.seats[rank as usize].1
+    }
+
+    /// The ranks of `node`, ascending.
+    pub fn members(&self, node: u32) -> &[Rank] {
+        let Parts { ranks, first, .. } = &*self.0;
+        &ranks[first[node as usize] as usize..first[node as usize + 1] as usize]
+    }
+
+    /// How many ranks are on `node`.
+    pub fn size(&self, node: u32) -> u32 {
+        self.members(node).len() as u32
+    }
+
+    /// The number of ranks of the smallest node.
+    pub fn smallest(&self) -> u32 {
+        (0..self.nodes()).map(|node| self.size(node)).min().expect("there is a node")
+    }
+
+    /// Whether two ranks are on one node.
+    pub fn together(&self, a: Rank, b: Rank) -> bool {
+        self.node(a) == self.node(b)
+    }
+}
+
+/// The sizes where ranks are numbered through the nodes, else the nodes' ranks: `4+4+2`, `{0 2}{1 3}`.
+impl fmt::Display for Grouping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.ranks.is_sorted() {
+            let sizes: Vec<_> = (0..self.nodes()).map(|node| self.size(node).to_string()).collect();
+            return f.pad(&sizes.join("+"));
+        }
+        for node in 0..self.nodes() {
+            let ranks: Vec<_> = self.members(node).iter().map(Rank::to_string).collect();
+            write!(f, "{{{}}}", ranks.join(" "))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Grouping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_in_any_order() {
+        let grouping = Grouping::new(["b", "a", "b", "c", "a", "b"]);
+        assert_eq!((grouping.nranks(), grouping.nodes(), grouping.smallest()), (6, 3, 1));
+        assert_eq!(grouping.members(0), [0, 2, 5]);
+        assert_eq!(grouping.members(1), [1, 4]);
+        assert_eq!((grouping.node(4), grouping.place(4)), (1, 1));
+        assert_eq!(grouping.to_string(), "{0 2 5}{1 4}{3}");
+        assert!(grouping.together(0, 5) && !grouping.together(0, 1));
+    }
+
+    #[test]
+    fn sizes() {
+        let grouping = Grouping::of_sizes(&[4, 1, 3]);
+        assert_eq!(grouping.members(2), [5, 6, 7]);
+        assert_eq!(grouping.to_string(), "4+1+3");
+        assert_eq!(Grouping::one_node(3), Grouping::of_sizes(&[3]));
+    }
+}
