@@ -40,7 +40,7 @@ pub(crate) struct Options {
     pub(crate) unaligned: bool,
     /// -a: which rank's time is shown.
     pub(crate) average: Average,
-    /// -T: seconds without progress after which everything is stopped.
+    /// -T: seconds without progress after which everything is stopped; 0 for never.
     pub(crate) timeout: u64,
 }
 
@@ -73,7 +73,7 @@ maypole bench COLLECTIVE [-np RANKS] [OPTIONS]
 Runs a collective in RANKS processes on this host and prints what nccl-tests prints.
 COLLECTIVE is all_reduce, all_gather, reduce_scatter or broadcast.
 
-  -np, --ranks N          processes (2)
+  -np, --ranks N          processes (1)
   -b, --minbytes SIZE     smallest size; K, M or G may follow (32M)
   -e, --maxbytes SIZE     largest size (32M)
   -i, --stepbytes SIZE    from one size to the next (1M)
@@ -90,7 +90,7 @@ COLLECTIVE is all_reduce, all_gather, reduce_scatter or broadcast.
                           since calls on host memory are over when they return (0)
   -u, --unalign 0|1       buffers that begin one element behind the start of a page (0)
   -a, --average 0|1|2|3   the time shown: rank 0's, the mean, the shortest, the longest (1)
-  -T, --timeout SECONDS   without progress, after which all processes are stopped (120)
+  -T, --timeout SECONDS   without progress, after which all processes are stopped; 0 for never (0)
   -t 1, -g 1              accepted: one rank is one process here
 
 Memory is the allocator's. #wrong counts, over all ranks, the elements that are not exactly as expected, the damaged
@@ -228,7 +228,6 @@ impl Options {
             ),
             (self.iterations > 0, "-n: at least one iteration"),
             (self.calls > 0, "-m: at least one call"),
-            (self.timeout > 0, "-T: at least one second"),
             (self.roots.iter().all(|&root| root < self.nranks), "-r: no such rank"),
         ];
         match fine.into_iter().find(|(fine, _)| !fine) {
@@ -272,7 +271,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             operation: OPERATIONS[0],
-            nranks: 2,
+            nranks: 1,
             min_bytes: 32 << 20,
             max_bytes: 32 << 20,
             step: Step::Bytes(1 << 20),
@@ -286,7 +285,7 @@ impl Default for Options {
             barrier: false,
             unaligned: false,
             average: Average::Mean,
-            timeout: 120,
+            timeout: 0,
         }
     }
 }

@@ -2,28 +2,32 @@
 
 use std::error::Error;
 use std::io::Write;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use maypole::{Call, Communicator, DType, RedOp, Reduction, UniqueId};
 
 use crate::buffers::Buffer;
 use crate::data::Data;
-use crate::exchange::Exchange;
+use crate::launch::{Exchange, Place};
 use crate::options::{Average, Options};
 use crate::status;
 use crate::table::{self, Measured, Participant};
+use crate::watchdog::Watchdog;
 
 /// The version of NCCL whose interface the library has.
 const NCCL_VERSION: u32 = 23203;
 
 /// Runs as `rank`; returns the exit status.
-pub(crate) fn run(options: &Options, rank: u32) -> Result<u8, Box<dyn Error>> {
-    let mut exchange = Exchange::inherited(options.nranks)?;
+pub(crate) fn run(options: &Options, place: Place) -> Result<u8, Box<dyn Error>> {
+    let Place { rank, nranks, mut exchange, .. } = place;
+    let options = &Options { nranks, ..options.clone() };
+    let watchdog = Watchdog::start(rank, 1, options.timeout);
     let id = if rank == 0 { UniqueId::create()?.to_bytes().to_vec() } else { Vec::new() };
     let id = exchange.all_gather(&id)?.swap_remove(0);
     let id = UniqueId::from_bytes(id.try_into().map_err(|_| "rank 0 gave no unique id")?)?;
     let comm = Communicator::init(&id, options.nranks, rank)?;
-    Bench::new(options, comm, exchange)?.sweep()
+    Bench::new(options, comm, exchange, watchdog)?.sweep()
 }
 
 /// What is measured: one line of the table.
@@ -39,7 +43,8 @@ struct Case {
 struct Bench<'a> {
     options: &'a Options,
     comm: Communicator,
-    exchange: Exchange,
+    exchange: Box<dyn Exchange>,
+    watchdog: Arc<Watchdog>,
     send: Buffer,
     recv: Buffer,
     corrupt: bool,
@@ -50,7 +55,8 @@ impl<'a> Bench<'a> {
     fn new(
         options: &'a Options,
         comm: Communicator,
-        exchange: Exchange,
+        exchange: Box<dyn Exchange>,
+        watchdog: Arc<Watchdog>,
     ) -> Result<Self, Box<dyn Error>> {
         let most = options.sizes().max().unwrap_or(0);
         // Both placements need up to two such buffers in every rank.
@@ -67,6 +73,7 @@ impl<'a> Bench<'a> {
             options,
             comm,
             exchange,
+            watchdog,
             send: Buffer::new(most, 0),
             recv: Buffer::new(most, 0),
             corrupt: std::env::var("MAYPOLE_BENCH_CORRUPT").is_ok_and(|v| v == "1"),
@@ -147,7 +154,7 @@ impl<'a> Bench<'a> {
         for _ in 0..self.options.checks {
             wrong += self.check(case, in_place)?;
         }
-        let all = self.exchange.numbers((seconds, wrong))?;
+        let all = self.numbers((seconds, wrong))?;
         let times = all.iter().map(|&(seconds, _)| seconds);
         let seconds = match self.options.average {
             Average::First => all[0].0,
@@ -165,6 +172,17 @@ impl<'a> Bench<'a> {
         })
     }
 
+    /// What each rank gave of two numbers.
+    fn numbers(&mut self, mine: (f64, u64)) -> Result<Vec<(f64, u64)>, Box<dyn Error>> {
+        let (a, b) = (mine.0.to_le_bytes(), mine.1.to_le_bytes());
+        let all = self.exchange.all_gather(&[a, b].concat())?;
+        let numbers = all.iter().map(|bytes| match bytes.as_chunks() {
+            (&[a, b], []) => Ok((f64::from_le_bytes(a), u64::from_le_bytes(b))),
+            _ => Err("ranks are out of step".into()),
+        });
+        numbers.collect()
+    }
+
     /// Seconds per call on this rank.
     fn time(&mut self, case: Case, in_place: bool) -> Result<f64, Box<dyn Error>> {
         let data = self.data(case);
@@ -172,7 +190,7 @@ impl<'a> Bench<'a> {
         for _ in 0..self.options.warmup {
             self.call(&call)?;
         }
-        self.exchange.barrier()?;
+        self.exchange.all_gather(&[])?;
         let calls = self.options.iterations * self.options.calls;
         let mut spent = Duration::ZERO;
         if self.options.barrier {
@@ -180,7 +198,7 @@ impl<'a> Bench<'a> {
                 let start = Instant::now();
                 self.call(&call)?;
                 spent += start.elapsed();
-                self.exchange.barrier()?;
+                self.exchange.all_gather(&[])?;
             }
         } else {
             let start = Instant::now();
@@ -200,7 +218,7 @@ impl<'a> Bench<'a> {
         let data = self.data(case);
         let call = self.set_up(case, in_place, &data);
         // Nobody's call may see a peer that still prepares, or the data of the measurement would be as good.
-        self.exchange.barrier()?;
+        self.exchange.all_gather(&[])?;
         self.call(&call)?;
         if self.corrupt {
             self.recv.corrupt();
@@ -251,7 +269,9 @@ impl<'a> Bench<'a> {
 
     fn call(&mut self, call: &Call) -> Result<(), maypole::Error> {
         // SAFETY: `set_up` made both buffers large enough for the call, and laid them out as in place demands.
-        unsafe { self.comm.run(call) }
+        let result = unsafe { self.comm.run(call) };
+        self.watchdog.step(0);
+        result
     }
 
     /// The next set of data; the same on all ranks.

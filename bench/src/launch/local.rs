@@ -1,18 +1,21 @@
-//! The launcher: starts the ranks as processes, carries what they exchange, and ends them all when one fails.
+//! `-np N`: starts this program again as N processes of this host, carries what they exchange, and ends them all when one fails.
 //!
-//! Nothing is left behind: every rank asks the kernel for SIGKILL when the launcher dies, of whatever.
+//! Nothing is left behind: every process asks the kernel for SIGKILL when the launcher dies, of whatever.
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use crate::exchange;
+use super::socket::{self, Inherited};
+use super::{Exchange, Place};
 use crate::status;
+
+/// The variable that tells a process its rank and how many there are: `2/8`. Its standard input is its socket.
+const VARIABLE: &str = "MAYPOLE_BENCH_PLACE";
 
 /// How long the others may take to fail too, or to finish, once a rank has ended.
 const GRACE: Duration = Duration::from_secs(2);
@@ -25,53 +28,68 @@ enum Event {
     Left(u32),
 }
 
+/// The place of a process that [`launch`] started.
+pub(super) fn place() -> io::Result<Option<Place>> {
+    let Some(text) = std::env::var_os(VARIABLE) else { return Ok(None) };
+    let text = text.to_string_lossy();
+    let numbers = text.split_once('/').and_then(|(r, n)| Some((r.parse().ok()?, n.parse().ok()?)));
+    let Some((rank, nranks)) = numbers.filter(|&(rank, nranks): &(u32, u32)| rank < nranks) else {
+        let what = format!("{VARIABLE}={text} is for maypole bench -np to set; unset it");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    };
+    let exchange: Box<dyn Exchange> = Box::new(Inherited::take(nranks)?);
+    Ok(Some(Place { rank, nranks, exchange }))
+}
+
+/// True if [`launch`] started this process.
+pub(super) fn placed() -> bool {
+    std::env::var_os(VARIABLE).is_some()
+}
+
 /// Runs `program(rank)` for every rank and returns the exit status for all.
 pub(crate) fn launch(
     program: &mut dyn FnMut(u32) -> io::Result<Command>,
     nranks: u32,
-    patience: Duration,
 ) -> io::Result<u8> {
     let (events, inbox) = mpsc::channel();
     let mut ranks = Ranks::default();
     for rank in 0..nranks {
-        ranks.start(program(rank)?, rank, events.clone())?;
+        ranks.start(program(rank)?, (rank, nranks), events.clone())?;
     }
     drop(events);
-    let failure = ranks.serve(&inbox, patience)?;
+    let failure = ranks.serve(&inbox)?;
     let all_ended = ranks.children.iter_mut().all(|child| !matches!(child.try_wait(), Ok(None)));
     let others = if all_ended { "" } else { "; the others were stopped" };
     ranks.stop();
     Ok(match failure {
         None => status::FINE,
-        // Rank 0 has told it in the table's footer.
-        Some(Failure::Ended(_, end)) if end.code() == Some(i32::from(status::WRONG)) => {
-            status::WRONG
-        }
-        Some(Failure::Ended(rank, end)) => {
+        // Who ended has told why.
+        Some(Failure { end, .. }) if end.code().is_some_and(told) => end.code().unwrap_or(0) as u8,
+        Some(Failure { rank, end }) => {
             eprintln!("maypole: rank {rank} {}{others}", describe(end));
             end.code().unwrap_or_else(|| 128 + end.signal().unwrap_or(0)) as u8
-        }
-        Some(Failure::Stuck(missing)) => {
-            let missing = missing.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
-            let seconds = patience.as_secs();
-            eprintln!("maypole: no progress for {seconds} s; waiting for rank {missing}{others}");
-            status::TIMEOUT
         }
     })
 }
 
-/// This program again, as a rank.
-pub(crate) fn myself(rank: u32, args: &[OsString]) -> io::Result<Command> {
+/// Statuses that a process ends with only after it, or rank 0, has said why.
+fn told(status: i32) -> bool {
+    [status::WRONG, status::USAGE, status::UNSUPPORTED, status::TIMEOUT]
+        .into_iter()
+        .any(|s| status == i32::from(s))
+}
+
+/// This program again, with the same arguments.
+pub(crate) fn myself() -> io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["rank", &rank.to_string()]).args(args);
+    command.args(std::env::args_os().skip(1));
     Ok(command)
 }
 
 /// Why a run did not end well.
-enum Failure {
-    Ended(u32, ExitStatus),
-    /// These ranks were not heard of.
-    Stuck(Vec<u32>),
+struct Failure {
+    rank: u32,
+    end: ExitStatus,
 }
 
 #[derive(Default)]
@@ -81,10 +99,16 @@ struct Ranks {
 }
 
 impl Ranks {
-    fn start(&mut self, mut command: Command, rank: u32, events: Sender<Event>) -> io::Result<()> {
+    fn start(
+        &mut self,
+        mut command: Command,
+        (rank, nranks): (u32, u32),
+        events: Sender<Event>,
+    ) -> io::Result<()> {
         let (mine, theirs) = UnixStream::pair()?;
         let launcher = std::process::id();
         command.stdin(Stdio::from(OwnedFd::from(theirs)));
+        command.env(VARIABLE, format!("{rank}/{nranks}"));
         // SAFETY: prctl, getppid and _exit are async-signal-safe, and the closure touches nothing else.
         unsafe {
             command.pre_exec(move || {
@@ -102,7 +126,7 @@ impl Ranks {
         let mut from = mine.try_clone()?;
         self.sockets.push(mine);
         std::thread::Builder::new().stack_size(64 << 10).spawn(move || {
-            while let Ok(bytes) = exchange::receive(&mut from) {
+            while let Ok(bytes) = socket::receive(&mut from) {
                 if events.send(Event::Gave(rank, bytes)).is_err() {
                     return;
                 }
@@ -113,24 +137,18 @@ impl Ranks {
     }
 
     /// Carries exchanges until all ranks have ended, or one has failed.
-    fn serve(
-        &mut self,
-        inbox: &Receiver<Event>,
-        patience: Duration,
-    ) -> io::Result<Option<Failure>> {
+    fn serve(&mut self, inbox: &Receiver<Event>) -> io::Result<Option<Failure>> {
         let mut given: Vec<Option<Vec<u8>>> = vec![None; self.children.len()];
         let mut left = vec![false; self.children.len()];
-        let mut deadline = Instant::now() + patience;
-        loop {
-            match inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Event::Gave(rank, bytes)) => {
+        while let Ok(event) = inbox.recv() {
+            match event {
+                Event::Gave(rank, bytes) => {
                     given[rank as usize] = Some(bytes);
                     if given.iter().all(Option::is_some) {
                         self.scatter(given.iter_mut().filter_map(Option::take).collect());
                     }
-                    deadline = Instant::now() + patience;
                 }
-                Ok(Event::Left(rank)) => {
+                Event::Left(rank) => {
                     left[rank as usize] = true;
                     // Its end closed the socket, so this takes a moment at most, unless it closed its standard input.
                     let end = self.children[rank as usize].wait()?;
@@ -140,25 +158,17 @@ impl Ranks {
                     if left.iter().all(|&left| left) {
                         return Ok(None);
                     }
-                    deadline = Instant::now() + patience;
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    let missing =
-                        |&rank: &u32| given[rank as usize].is_none() && !left[rank as usize];
-                    return Ok(Some(Failure::Stuck(
-                        (0..self.children.len() as u32).filter(missing).collect(),
-                    )));
-                }
-                Err(RecvTimeoutError::Disconnected) => return Ok(None),
             }
         }
+        Ok(None)
     }
 
     /// Gives everyone what all gave. Who cannot be written to has ended, which is seen elsewhere.
     fn scatter(&mut self, all: Vec<Vec<u8>>) {
         for socket in &mut self.sockets {
             for bytes in &all {
-                if exchange::send(socket, bytes).is_err() {
+                if socket::send(socket, bytes).is_err() {
                     break;
                 }
             }
@@ -174,10 +184,10 @@ impl Ranks {
             let ends: Vec<_> = ends.collect();
             let killed = ends.iter().position(|end| end.is_some_and(|end| end.signal().is_some()));
             if let Some(killed) = killed {
-                return Failure::Ended(killed as u32, ends[killed].unwrap_or(end));
+                return Failure { rank: killed as u32, end: ends[killed].unwrap_or(end) };
             }
             if ends.iter().all(Option::is_some) || Instant::now() > deadline {
-                return Failure::Ended(rank, end);
+                return Failure { rank, end };
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -211,39 +221,31 @@ fn describe(end: ExitStatus) -> String {
 mod tests {
     use super::*;
 
-    fn shell(scripts: &[&'static str], patience: Duration) -> u8 {
+    fn shell(scripts: &[&'static str]) -> u8 {
         let mut program = |rank: u32| {
             let mut command = Command::new("sh");
             command.args(["-c", scripts[rank as usize]]);
             Ok(command)
         };
-        launch(&mut program, scripts.len() as u32, patience).unwrap()
+        launch(&mut program, scripts.len() as u32).unwrap()
     }
-
-    const PATIENCE: Duration = Duration::from_secs(30);
 
     #[test]
     fn the_exit_status_of_a_failing_rank_is_passed_on() {
-        assert_eq!(shell(&["exit 0", "exit 0"], PATIENCE), 0);
-        assert_eq!(shell(&["exec sleep 1000", "exit 5"], PATIENCE), 5);
-        assert_eq!(shell(&["exit 7", "exit 7"], PATIENCE), 7);
+        assert_eq!(shell(&["exit 0", "exit 0"]), 0);
+        assert_eq!(shell(&["exec sleep 1000", "exit 5"]), 5);
+        assert_eq!(shell(&["exit 7", "exit 7"]), 7);
     }
 
     #[test]
     fn a_killed_rank_is_the_cause_even_if_others_fail_of_it() {
-        assert_eq!(shell(&["exit 3", "kill -9 $$"], PATIENCE), 137);
-    }
-
-    #[test]
-    fn silence_is_ended() {
-        let scripts = ["exec sleep 1000", "exec sleep 1000"];
-        assert_eq!(shell(&scripts, Duration::from_millis(50)), status::TIMEOUT);
+        assert_eq!(shell(&["exit 3", "kill -9 $$"]), 137);
     }
 
     #[test]
     fn ranks_get_what_all_gave() {
         // Each gives one byte, and succeeds if it reads both back: 2 * (4 + 1) bytes.
         let script = r"printf '\1\0\0\0x' >&0; test $(head -c 10 | tr -dc x | wc -c) = 2";
-        assert_eq!(shell(&[script, script], PATIENCE), 0);
+        assert_eq!(shell(&[script, script]), 0);
     }
 }

@@ -1,0 +1,5 @@
+//! `all_reduce_perf`, as nccl-tests has it.
+
+fn main() -> std::process::ExitCode {
+    maypole_bench::perf("all_reduce")
+}

@@ -1,0 +1,70 @@
+//! The `maypole` command: which word does what.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use crate::options::{self, Options};
+use crate::{environment, launch, prove, rank, status};
+
+const HELP: &str = "\
+maypole COMMAND
+
+  bench COLLECTIVE [OPTIONS]   measure a collective among processes of this host, as nccl-tests does
+  verify COLLECTIVE [OPTIONS]  prove the schedules of a collective
+  env                          print the variables that the library reads, their values and sources
+  COMMAND --help               more
+";
+
+/// Runs the command with these arguments.
+pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
+    let mut args = args.into_iter();
+    let command = args.next().unwrap_or_default();
+    let args: Vec<_> = args.collect();
+    if command != "bench" {
+        // What only prints may be piped into `head`. (A benchmark must see a failed write itself, to end its ranks.)
+        // SAFETY: no other thread runs yet, and the default action is not a handler.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
+    let outcome = match command.to_str() {
+        Some("bench") => bench(args),
+        Some("verify") => prove::run(args),
+        Some("env") if args.is_empty() => {
+            environment::print();
+            Ok(status::FINE)
+        }
+        Some("--help" | "-h" | "help") => {
+            print!("{HELP}");
+            Ok(status::FINE)
+        }
+        Some("") | None => Err("which command? See maypole --help".into()),
+        Some("env") => Err("env takes no arguments".into()),
+        Some(other) => Err(format!("'{other}' is not a command; see maypole --help").into()),
+    };
+    ExitCode::from(outcome.unwrap_or_else(|error| {
+        eprintln!("maypole: {error}");
+        status::USAGE
+    }))
+}
+
+/// Starts the processes of a benchmark, or is one of them.
+fn bench(args: Vec<OsString>) -> Result<u8, lexopt::Error> {
+    let Some(options) = Options::parse(args.clone())? else {
+        print!("{}", options::HELP);
+        return Ok(status::FINE);
+    };
+    if options.nranks > 1 && !launch::placed() {
+        let nranks = options.nranks;
+        let mut program = |_| launch::local::myself();
+        return Ok(launch::local::launch(&mut program, nranks).unwrap_or_else(|error| {
+            eprintln!("maypole: cannot run {nranks} processes: {error}");
+            status::SYSTEM
+        }));
+    }
+    maypole::logger::install();
+    let place = launch::find().map_err(|error| error.to_string())?;
+    let rank = place.rank;
+    Ok(rank::run(&options, place).unwrap_or_else(|error| {
+        eprintln!("maypole: rank {rank}: {error}");
+        status::FAILED
+    }))
+}
