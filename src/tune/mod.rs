@@ -9,7 +9,7 @@ mod filter;
 use std::fmt;
 
 use maypole_algorithms::collective::{Generator, generators};
-use maypole_algorithms::cost::Machine;
+use maypole_algorithms::cost::{Decoded, LinkCost, Machine};
 use maypole_algorithms::{Class, Collective, Schedule};
 
 use crate::call::Call;
@@ -100,8 +100,13 @@ impl Tuner {
             if schedule.class > self.class && (self.explicit_class || !asked) {
                 continue;
             }
-            for (protocol, tile) in self.ways(&schedule, call) {
-                let cost = self.cost(&schedule, call, protocol, tile);
+            let ways = self.ways(&schedule, call);
+            if ways.is_empty() {
+                continue;
+            }
+            let decoded = Decoded::new(&schedule);
+            for (protocol, tile) in ways {
+                let cost = self.cost(&schedule, &decoded, call, protocol, tile);
                 ranking.push((schedule.clone(), protocol, tile, cost));
             }
         }
@@ -155,11 +160,18 @@ impl Tuner {
         [slot, slot / 2, slot / 4].into_iter().filter(move |t| *t >= 4096 || *t == slot)
     }
 
-    fn cost(&self, schedule: &Schedule, call: &Call, protocol: Protocol, tile: usize) -> f64 {
+    fn cost(
+        &self,
+        schedule: &Schedule,
+        decoded: &Decoded,
+        call: &Call,
+        protocol: Protocol,
+        tile: usize,
+    ) -> f64 {
         let size = call.dtype.size();
         let geometry = Geometry::new(schedule, call, tile);
         let bytes = geometry.extent(0).slice(geometry.tile, 0).len * size;
-        self.machine(protocol).cost(schedule, bytes, geometry.tiles)
+        self.machine(protocol).cost_decoded(decoded, bytes, geometry.tiles)
     }
 
     /// The model of this machine, from measurements over shared memory, or over TCP if any two ranks meet there: the slowest
@@ -174,12 +186,13 @@ impl Tuner {
             Protocol::Slots => (0.15e-6, 0.10e-6, 0.04e-6, 0.04e-9),
         };
         Machine {
-            latency: latency + wakeup,
             step,
             operand,
             byte,
             lanes_share_a_core: true,
             ranks_per_core: self.ranks_per_core,
+            link: LinkCost { latency: latency + wakeup, message: 0.0, byte: 0.0 },
+            network: None,
         }
     }
 

@@ -1,0 +1,253 @@
+//! What a schedule costs: the schedule itself is executed in a model of time, not a formula beside it.
+//!
+//! # The model
+//!
+//! * A step keeps its lane busy for [`Machine::step`] seconds, plus [`Machine::operand`] for every operand, plus
+//!   [`Machine::byte`] for every byte that it reads or writes (all its operands are as long as a tile of a chunk), plus
+//!   [`LinkCost::message`] for every message that it takes or sends.
+//! * A step starts when the step before it in its lane is over, the steps of `after` are over, and its messages are
+//!   there. The lanes of a rank run side by side ([`Machine::lanes_share_a_core`] false, a GPU) or take turns, in the order
+//!   in which they became ready (true, the host engine). Where ranks outnumber cores, a core's time is shared evenly.
+//! * A message leaves when its step is over. Its first byte is under way for [`LinkCost::latency`] seconds; its bytes
+//!   leave by the sender's port and enter by the receiver's, each at [`LinkCost::byte`] seconds a byte, and enter while they
+//!   leave. So a message of `m` bytes that meets no other is there `latency + m byte` after its step.
+//! * A port carries one message at a time, in the order in which they come to it, each way by itself (full duplex). **Inside a
+//!   node** every rank has a port of its own. **Between nodes** all ranks of a node share the one port of the node, and
+//!   their messages queue there. A message between nodes does not pass the ranks' own ports.
+//! * Links have as many credits as are asked for, and nothing is lost, late or retried.
+//!
+//! With no [`Network`] all ranks are on one node. Where besides the cost of a byte on a link is zero (shared memory, where
+//! the steps themselves move the bytes), ports are never busy and cost nothing to model.
+
+mod decoded;
+mod run;
+mod timeline;
+
+pub use decoded::Decoded;
+pub use timeline::{Flight, Span, Timeline, timeline};
+
+use crate::schedule::Schedule;
+use crate::topology::Grouping;
+use run::Run;
+
+/// What a message costs between two ranks, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LinkCost {
+    /// From the end of a step to the arrival of its message's first byte.
+    pub latency: f64,
+    /// Time that the sending step and the taking step spend on a message, each.
+    pub message: f64,
+    /// Time that a byte keeps a port busy.
+    pub byte: f64,
+}
+
+/// Which ranks share a node, and what messages between nodes cost.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Network {
+    /// The nodes; of as many ranks as the schedules that are costed.
+    pub grouping: Grouping,
+    /// Between ranks of different nodes.
+    pub link: LinkCost,
+}
+
+/// What the model knows of a machine, in seconds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Machine {
+    /// Fixed cost of a step.
+    pub step: f64,
+    /// Cost of every operand of a step.
+    pub operand: f64,
+    /// Cost of reading or writing a byte.
+    pub byte: f64,
+    /// All lanes of a rank run on one core.
+    pub lanes_share_a_core: bool,
+    /// Ranks per core, at least 1.
+    pub ranks_per_core: f64,
+    /// Between ranks of one node.
+    pub link: LinkCost,
+    /// What is between nodes; None if all ranks are on one.
+    pub network: Option<Network>,
+}
+
+/// Tiles that are executed; longer runs are extrapolated from the last two.
+const TILES: u32 = 4;
+
+impl Machine {
+    /// Seconds from the start on all ranks at once to the end on the last, for chunks that take `tiles` tiles of `bytes` bytes.
+    pub fn cost(&self, schedule: &Schedule, bytes: usize, tiles: u64) -> f64 {
+        self.cost_decoded(&Decoded::new(schedule), bytes, tiles)
+    }
+
+    /// The same for a schedule that is costed more than once.
+    ///
+    /// # Panics
+    /// If the network's grouping is of another number of ranks.
+    pub fn cost_decoded(&self, schedule: &Decoded, bytes: usize, tiles: u64) -> f64 {
+        let executed = tiles.min(TILES.into()) as u32;
+        let ends = Run::new(self, schedule, bytes, executed).finish(None);
+        match ends[..] {
+            [.., before, last] if tiles > executed.into() => {
+                last + (tiles - u64::from(executed)) as f64 * (last - before)
+            }
+            _ => ends.last().copied().unwrap_or(0.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collective::all_reduce::{one_shot, recursive_doubling, ring, uneven_example};
+    use crate::collective::{all_gather, all_to_all};
+    use crate::schedule::operand::{input, output, peer, scratch};
+    use crate::schedule::{Step, Table};
+    use crate::types::Collective;
+
+    const LATENCY: LinkCost = LinkCost { latency: 1.0, message: 0.0, byte: 0.0 };
+
+    const LATENCY_ONLY: Machine = Machine {
+        step: 0.0,
+        operand: 0.0,
+        byte: 0.0,
+        lanes_share_a_core: true,
+        ranks_per_core: 1.0,
+        link: LATENCY,
+        network: None,
+    };
+
+    /// Where links inside nodes have `inside` and between them `between`, and steps cost nothing.
+    fn nodes(sizes: &[u32], inside: LinkCost, between: LinkCost) -> Machine {
+        let network = Network { grouping: Grouping::of_sizes(sizes), link: between };
+        Machine { link: inside, network: Some(network), ..LATENCY_ONLY }
+    }
+
+    #[test]
+    fn latency_terms_are_those_of_the_books() {
+        for n in 2..20u32 {
+            let steps = |s| LATENCY_ONLY.cost(&s, 8, 1);
+            assert_eq!(steps(ring::schedule(n)), f64::from(2 * (n - 1)));
+            assert_eq!(steps(one_shot::schedule(n)), 1.0);
+            assert_eq!(steps(recursive_doubling::schedule(n)), f64::from(n).log2().ceil());
+        }
+    }
+
+    #[test]
+    fn byte_terms_are_those_of_the_books() {
+        let link = LinkCost { latency: 100.0, byte: 1.0, ..LATENCY };
+        let machine = Machine { link, ..LATENCY_ONLY };
+        for n in 2..20u32 {
+            let rounds = f64::from(n - 1);
+            // 2 (n-1) (a + m/n b), a + (n-1) m b, and a + (n-1) m b for blocks of m.
+            assert_eq!(machine.cost(&ring::schedule(n), 8, 1), 2.0 * rounds * 108.0);
+            assert_eq!(machine.cost(&one_shot::schedule(n), 8, 1), 100.0 + rounds * 8.0);
+            let direct = all_gather::direct::schedule(n);
+            assert_eq!(machine.cost(&direct, 8, 1), 100.0 + rounds * 8.0);
+        }
+    }
+
+    #[test]
+    fn long_runs_grow_by_the_steady_tile() {
+        let machine = Machine { byte: 1e-9, step: 1e-7, ..LATENCY_ONLY };
+        let schedule = ring::schedule(4);
+        let cost = |tiles| machine.cost(&schedule, 1 << 16, tiles);
+        let exact = timeline(&machine, &schedule, 1 << 16, 50).end();
+        assert!((cost(50) / exact - 1.0).abs() < 0.02, "{} against {exact}", cost(50));
+    }
+
+    #[test]
+    fn a_hierarchy_pays_each_level_its_own_latency() {
+        let link = |latency| LinkCost { latency, ..LATENCY };
+        // Up inside the groups, between the leaders, down inside the groups.
+        let schedule = uneven_example::schedule();
+        let cost = nodes(&[3, 2, 2], link(1.0), link(50.0)).cost(&schedule, 8, 1);
+        assert_eq!(cost, 1.0 + 50.0 + 1.0);
+        // The same grouped against its grain: every hop may be a far one.
+        let cost = nodes(&[1; 7], link(1.0), link(50.0)).cost(&schedule, 8, 1);
+        assert_eq!(cost, 3.0 * 50.0);
+        // A ring through two nodes waits for the slow link in every round.
+        let cost = nodes(&[4, 4], link(1.0), link(50.0)).cost(&ring::schedule(8), 8, 1);
+        assert!(cost > 100.0 && cost < 14.0 * 50.0, "{cost}");
+    }
+
+    #[test]
+    fn the_ranks_of_a_node_share_its_port() {
+        let slow = LinkCost { latency: 10.0, byte: 1.0, ..LATENCY };
+        let free = LinkCost::default();
+        for k in 1..9u32 {
+            // Rank r of one node to rank r of the other, both ways at once: a port carries k messages each way.
+            let schedule = twins(k);
+            let cost = nodes(&[k, k], free, slow).cost(&schedule, 8, 1);
+            assert_eq!(cost, 10.0 + f64::from(8 * k));
+            // Every rank on a node of its own has a port of its own.
+            let cost = nodes(&vec![1; 2 * k as usize], free, slow).cost(&schedule, 8, 1);
+            assert_eq!(cost, 18.0);
+            // The ranks' own ports inside a node are not shared either.
+            let one = Machine { link: slow, ..LATENCY_ONLY };
+            assert_eq!(one.cost(&schedule, 8, 1), 18.0);
+            // All-to-all on two nodes of k: k^2 messages leave each of them.
+            let cost = nodes(&[k, k], free, slow).cost(&all_to_all::direct::schedule(2 * k), 8, 1);
+            assert_eq!(cost, 10.0 + f64::from(8 * k * k));
+        }
+    }
+
+    #[test]
+    fn messages_cost_their_sender_and_their_receiver() {
+        let dear = |message| LinkCost { message, ..LinkCost::default() };
+        let cost = |sizes: &[u32]| nodes(sizes, dear(1.0), dear(10.0)).cost(&twins(1), 8, 1);
+        // Each rank sends one and takes one, on one core.
+        assert_eq!((cost(&[2]), cost(&[1, 1])), (2.0, 20.0));
+    }
+
+    #[test]
+    fn lanes_take_turns_on_a_core_or_run_side_by_side() {
+        let step = |i| Step::new([input(0)], [scratch(i)]);
+        let lanes = vec![vec![step(0), step(1)], vec![step(2)], vec![step(3).after(1, 0)]];
+        let table = Table(vec![lanes]);
+        let schedule = Schedule::new("lanes", Collective::AllReduce, 1, 1, table).with_scratch(4);
+        let machine = Machine { step: 1.0, ..LATENCY_ONLY };
+        assert_eq!(machine.cost(&schedule, 8, 1), 4.0);
+        let machine = Machine { lanes_share_a_core: false, ..machine };
+        assert_eq!(machine.cost(&schedule, 8, 1), 2.0);
+    }
+
+    #[test]
+    fn a_timeline_has_every_step_and_every_message() {
+        let machine = Machine { step: 1.0, ..LATENCY_ONLY };
+        let timeline = timeline(&machine, &ring::schedule(4), 8, 2);
+        assert_eq!((timeline.steps.len(), timeline.messages.len()), (2 * 4 * 7, 2 * 4 * 6));
+        assert_eq!(timeline.end(), machine.cost(&ring::schedule(4), 8, 2));
+        for flight in &timeline.messages {
+            let sent = |s: &&Span| s.rank == flight.from && s.end == flight.depart;
+            assert!(timeline.steps.iter().any(|s| sent(&s)), "{flight:?}");
+            assert_eq!(flight.arrive, flight.depart + 1.0);
+            let taken = |s: &Span| s.rank == flight.to && s.start >= flight.arrive;
+            assert!(timeline.steps.iter().any(taken), "{flight:?}");
+        }
+    }
+
+    #[test]
+    fn what_waits_in_vain_is_left_out() {
+        let lost = Step::new([peer(1, 0)], [output(0)]);
+        let table = Table(vec![vec![vec![lost]], vec![vec![Step::new([input(0)], [output(0)])]]]);
+        let schedule = Schedule::new("lost", Collective::AllReduce, 2, 1, table);
+        assert_eq!(timeline(&LATENCY_ONLY, &schedule, 8, 1).steps.len(), 1);
+    }
+
+    /// Rank `r` below `k` and rank `r + k` exchange their blocks.
+    fn twins(k: u32) -> Schedule {
+        let rank = |r: u32| {
+            let twin = if r < k { r + k } else { r - k };
+            vec![
+                vec![Step::new([input(0)], [peer(twin, 0)])],
+                vec![Step::new([peer(twin, 0)], [output(twin)])],
+            ]
+        };
+        Schedule::new(
+            "twins",
+            Collective::AllGather,
+            2 * k,
+            1,
+            Table((0..2 * k).map(rank).collect()),
+        )
+    }
+}
