@@ -185,6 +185,7 @@ fn redirect_peer(changed: &mut Changed, random: &mut Random) -> Option<String> {
 }
 
 fn change_channel(changed: &mut Changed, random: &mut Random) -> Option<String> {
+    changed.schedule.channels = changed.schedule.channels.max(2).next_multiple_of(2);
     change_operand(changed, random, |_, _, _, operand| {
         let Operand::Peer { rank, channel } = operand else { return None };
         Some(Operand::Peer { rank, channel: channel ^ 1 })

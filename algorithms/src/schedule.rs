@@ -205,13 +205,17 @@ pub struct Schedule {
     pub scratch: u32,
     /// The smallest number of credits per link that it needs.
     pub credit: u32,
+    /// Its channels are below this: what a communicator sizes its inboxes by.
+    pub channels: Channel,
     /// What it declares of its bits; the verifier checks it.
     pub class: Class,
+    /// What there is to say of it beyond its name: a hierarchy's components and grouping.
+    pub detail: Option<Arc<str>>,
     program: Arc<dyn Program>,
 }
 
 impl Schedule {
-    /// A schedule of `program` with no scratch, one credit and class fast; set the fields that differ.
+    /// A schedule of `program` with no scratch, one credit, one channel and class fast; set the fields that differ.
     pub fn new(
         name: &'static str,
         collective: Collective,
@@ -226,7 +230,9 @@ impl Schedule {
             parts,
             scratch: 0,
             credit: 1,
+            channels: 1,
             class: Class::Fast,
+            detail: None,
             program: Arc::new(program),
         }
     }
@@ -240,6 +246,18 @@ impl Schedule {
     /// The same, needing `credit` credits per link.
     pub fn with_credit(mut self, credit: u32) -> Self {
         self.credit = credit;
+        self
+    }
+
+    /// The same, on that many channels.
+    pub fn with_channels(mut self, channels: Channel) -> Self {
+        self.channels = channels;
+        self
+    }
+
+    /// The same, with more to say of it than its name.
+    pub fn with_detail(mut self, detail: impl Into<Arc<str>>) -> Self {
+        self.detail = Some(detail.into());
         self
     }
 
@@ -297,8 +315,12 @@ impl Schedule {
 
 impl fmt::Debug for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, collective, nranks, parts, .. } = self;
-        write!(f, "{collective} by {name}, {nranks} ranks, {parts} parts")
+        let Self { name, collective, nranks, parts, detail, .. } = self;
+        write!(f, "{collective} by {name}")?;
+        if let Some(detail) = detail {
+            write!(f, " ({detail})")?;
+        }
+        write!(f, ", {nranks} ranks, {parts} parts")
     }
 }
 

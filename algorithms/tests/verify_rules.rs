@@ -16,7 +16,7 @@ fn copy(parts: u32, lanes: Vec<Vec<Step>>) -> Schedule {
 
 /// Two ranks, in these lanes.
 fn two(collective: Collective, ranks: [Vec<Vec<Step>>; 2]) -> Schedule {
-    Schedule::new("by hand", collective, 2, 1, Table(ranks.into())).with_scratch(4)
+    Schedule::new("by hand", collective, 2, 1, Table(ranks.into())).with_scratch(4).with_channels(2)
 }
 
 fn rejected(schedule: Schedule) -> Box<Counterexample> {
@@ -53,6 +53,9 @@ fn operands_exist_and_outputs_are_distinct() {
     malformed(copy(1, vec![vec![Step::new([input(0)], [output(0)]).after(0, 0)]]), "other lanes");
     malformed(copy(1, vec![vec![Step::new([input(0)], [output(0)]).after(1, 0)]]), "no step 1:0");
     malformed(copy(1, vec![]).with_credit(0), "start at one");
+    malformed(copy(1, vec![]).with_channels(0), "start at one");
+    let third = vec![vec![Step::new([input(0)], [peer(1, 2)])]];
+    malformed(two(COPY, [third, vec![]]), "peer 1.c2 is on a channel that is not below 2");
     let twice = [
         vec![vec![Step::new([input(0)], [output(0), peer(1, 0)])]],
         vec![vec![Step::new([peer(0, 0), peer(0, 0)], [output(0)])]],

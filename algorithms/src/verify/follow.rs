@@ -30,4 +30,5 @@ pub(super) fn exchange(form: &Form) -> Schedule {
     }
     let table = Table(lanes.into_iter().map(|lane| vec![lane]).collect());
     Schedule::new("exchange", Collective::AllGather, form.nranks, parts, table)
+        .with_channels(channels.last().map_or(1, |last| last + 1))
 }

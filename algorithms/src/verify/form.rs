@@ -137,6 +137,12 @@ impl Form {
         }
         for &operand in step.inputs.iter().chain(&step.outputs) {
             self.check_operand(rank, operand)?;
+            if let Operand::Peer { channel, .. } = operand
+                && channel >= schedule.channels
+            {
+                let channels = schedule.channels;
+                return Err(format!("{operand} is on a channel that is not below {channels}"));
+            }
         }
         for (i, output) in step.outputs.iter().enumerate() {
             if matches!(output, Operand::Local(Chunk::Input(_))) {
@@ -314,9 +320,9 @@ pub(super) fn takes(collective: Collective, rank: Rank) -> bool {
 }
 
 fn check_declarations(schedule: &Schedule) -> Result<(), Box<Malformed>> {
-    let Schedule { nranks, parts, credit, collective, .. } = *schedule;
-    let reason = if nranks == 0 || parts == 0 || credit == 0 {
-        "ranks, parts and credits start at one"
+    let Schedule { nranks, parts, credit, channels, collective, .. } = *schedule;
+    let reason = if nranks == 0 || parts == 0 || credit == 0 || channels == 0 {
+        "ranks, parts, credits and channels start at one"
     } else if collective.root().is_some_and(|root| root >= nranks) {
         "the root is not among the ranks"
     } else {

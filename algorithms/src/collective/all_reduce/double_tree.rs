@@ -19,7 +19,7 @@ pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
         return crate::collective::alone("tree", Collective::AllReduce);
     }
-    Schedule::new("tree", Collective::AllReduce, nranks, 2, DoubleTree { nranks })
+    Schedule::new("tree", Collective::AllReduce, nranks, 2, DoubleTree { nranks }).with_channels(2)
 }
 
 struct DoubleTree {

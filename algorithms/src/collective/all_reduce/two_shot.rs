@@ -25,6 +25,7 @@ pub fn schedule(nranks: u32) -> Schedule {
     let program = TwoShot { nranks };
     Schedule::new("twoshot", Collective::AllReduce, nranks, nranks, program)
         .with_scratch(program.fan_in().results())
+        .with_channels(2)
         .canonical()
 }
 
