@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use crate::compare::{self, Request};
 use crate::options::{self, Options};
 use crate::{environment, launch, prove, rank, status};
 
@@ -10,6 +11,7 @@ const HELP: &str = "\
 maypole COMMAND
 
   bench COLLECTIVE [OPTIONS]   measure a collective among processes of this host, as nccl-tests does
+  compare COLLECTIVE [OPTIONS] measure all algorithms of a collective in turns, beside what the cost model expects
   verify COLLECTIVE [OPTIONS]  prove the schedules of a collective
   env                          print the variables that the library reads, their values and sources
   COMMAND --help               more
@@ -20,13 +22,14 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
     let mut args = args.into_iter();
     let command = args.next().unwrap_or_default();
     let args: Vec<_> = args.collect();
-    if command != "bench" {
+    if !matches!(command.to_str(), Some("bench" | "compare")) {
         // What only prints may be piped into `head`. (A benchmark must see a failed write itself, to end its ranks.)
         // SAFETY: no other thread runs yet, and the default action is not a handler.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     }
     let outcome = match command.to_str() {
         Some("bench") => bench(args),
+        Some("compare") => compare(args),
         Some("verify") => prove::run(args),
         Some("env") if args.is_empty() => {
             environment::print();
@@ -53,12 +56,7 @@ fn bench(args: Vec<OsString>) -> Result<u8, lexopt::Error> {
         return Ok(status::FINE);
     };
     if options.nranks > 1 && !launch::placed() {
-        let nranks = options.nranks;
-        let mut program = |_| launch::local::myself();
-        return Ok(launch::local::launch(&mut program, nranks).unwrap_or_else(|error| {
-            eprintln!("maypole: cannot run {nranks} processes: {error}");
-            status::SYSTEM
-        }));
+        return Ok(start(options.nranks));
     }
     maypole::logger::install();
     let place = launch::find().map_err(|error| error.to_string())?;
@@ -67,4 +65,33 @@ fn bench(args: Vec<OsString>) -> Result<u8, lexopt::Error> {
         eprintln!("maypole: rank {rank}: {error}");
         status::FAILED
     }))
+}
+
+/// Starts the processes of a comparison, or is one of them.
+fn compare(args: Vec<OsString>) -> Result<u8, lexopt::Error> {
+    let Some(request) = Request::parse(args)? else {
+        print!("{}", compare::HELP);
+        return Ok(status::FINE);
+    };
+    if request.nranks > 1 && !launch::placed() {
+        return Ok(start(request.nranks));
+    }
+    maypole::logger::install();
+    let place = launch::find().map_err(|error| error.to_string())?;
+    let rank = place.rank;
+    Ok(compare::run(&request, place).map_or_else(
+        |error| {
+            eprintln!("maypole: rank {rank}: {error}");
+            status::FAILED
+        },
+        |()| status::FINE,
+    ))
+}
+
+/// This command again, as that many processes; returns the exit status of them all.
+fn start(nranks: u32) -> u8 {
+    launch::local::launch(&mut |_| launch::local::myself(), nranks).unwrap_or_else(|error| {
+        eprintln!("maypole: cannot run {nranks} processes: {error}");
+        status::SYSTEM
+    })
 }

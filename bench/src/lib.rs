@@ -8,9 +8,11 @@
 //! * [`options`] - what to measure
 //! * [`rank`] - a rank's work: [`operation`]s over [`buffers`] of [`data`] that can be checked exactly
 //! * [`table`] - what is printed
+//! * [`compare`] - all algorithms of a collective beside one another
 
 mod buffers;
 mod command;
+mod compare;
 mod data;
 mod environment;
 mod launch;

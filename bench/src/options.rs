@@ -319,7 +319,7 @@ fn all_or_one<T: Copy + std::str::FromStr<Err = maypole_algorithms::types::Unkno
 }
 
 /// A number of bytes with an optional fraction and an optional K, M or G.
-fn size(parser: &mut Parser) -> Result<usize, lexopt::Error> {
+pub(crate) fn size(parser: &mut Parser) -> Result<usize, lexopt::Error> {
     let text = parser.value()?.string()?;
     let unit = match text.as_bytes().last() {
         Some(b'K' | b'k') => 1 << 10,
