@@ -21,7 +21,7 @@ pub mod tune;
 mod watch;
 
 pub use bootstrap::{AbortSignal, UniqueId};
-pub use call::Call;
+pub use call::{Blocks, Call, UnevenCall};
 pub use comm::{AbortHandle, Communicator, Element};
 pub use error::Error;
 pub use maypole_algorithms::{Collective, DType, RedOp};

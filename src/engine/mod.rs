@@ -19,6 +19,16 @@ pub(crate) struct Buffers {
     pub(crate) recv: *mut u8,
 }
 
+/// A message of `peer` belongs to a transfer of another length than the `bytes` that this rank receives, or to none; it is
+/// `piece` bytes long, which is all of it or one tile.
+#[cold]
+pub(crate) fn other_length(peer: Rank, bytes: usize, piece: usize) -> Error {
+    let what = format!(
+        "rank {peer} sends another number of bytes than the {bytes} that are received from it (a piece of {piece} came)"
+    );
+    Error::Mismatch { ranks: [peer, peer], what }
+}
+
 /// A message of `peer` carries another hash than ours: the two ranks are not in the same call.
 #[cold]
 pub(crate) fn mismatch(peer: Rank, ours: u32, theirs: u32) -> Error {

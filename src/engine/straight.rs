@@ -8,14 +8,13 @@ use maypole_transport::sync::full_fence;
 
 use maypole_algorithms::schedule::MAX_FAN;
 
-use crate::call::Call;
 use crate::engine::links::Links;
 use crate::engine::wait::{Patience, Wait};
 use crate::engine::{Buffers, mismatch};
 use crate::error::Error;
 use crate::plan::straight::{At, Op, StraightLine};
 use crate::reduce::{Kernel, Pass};
-use crate::watch::Watch;
+use crate::watch::{Signature, Watch};
 
 /// Memory for messages of more than one line and for results that are only sent.
 #[repr(C, align(64))]
@@ -41,7 +40,7 @@ pub(crate) struct Straight<'a> {
     pub(crate) patience: Patience,
     pub(crate) watch: &'a Watch,
     /// The call, to be made known before a wait.
-    pub(crate) call: &'a Call,
+    pub(crate) signature: &'a Signature,
 }
 
 impl Straight<'_> {
@@ -135,7 +134,7 @@ impl Straight<'_> {
             return Err(Error::internal("a straight line over a link without lines"));
         };
         if line.poll(bytes, self.tag) != Poll::Ready {
-            self.watch.enter(self.call);
+            self.watch.enter(*self.signature);
             let mut wait = Wait::new(self.endpoint, self.patience, self.watch);
             let ends = &self.links.ends;
             loop {
@@ -165,7 +164,7 @@ impl Straight<'_> {
             return Err(Error::internal("a straight line over a link without lines"));
         };
         if !line.ready() {
-            self.watch.enter(self.call);
+            self.watch.enter(*self.signature);
             let mut wait = Wait::new(self.endpoint, self.patience, self.watch);
             let ends = &self.links.ends;
             while !line.ready() {

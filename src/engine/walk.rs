@@ -12,13 +12,13 @@ use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::{After, Few, MAX_FAN};
 use maypole_transport::link::Sequence;
 
+use crate::call::Extent;
 use crate::engine::links::Links;
 use crate::engine::scratch::Scratch;
 use crate::engine::wait::Wait;
-use crate::engine::{Buffers, mismatch};
+use crate::engine::{Buffers, mismatch, other_length};
 use crate::error::Error;
 use crate::plan::bind::{BoundStep, Place, Program, Segment};
-use crate::plan::geometry::Extent;
 use crate::reduce::{Kernel, Pass};
 
 /// What a run needs besides its program.
@@ -177,7 +177,9 @@ impl Walk<'_> {
         if !step.after.iter().all(|a| done(&lanes[a.lane as usize], before(a))) {
             return Ok(false);
         }
-        let Some((inputs, count)) = self.inputs(step, at.tile, tag)? else { return Ok(false) };
+        let Some((inputs, count)) = self.inputs(step, at.tile, tag, segment.bytes)? else {
+            return Ok(false);
+        };
         let outputs = self.local_outputs(step, at.tile, count)?;
         self.collect_released(&mut lanes[index]);
         let written =
@@ -202,12 +204,14 @@ impl Walk<'_> {
         Ok(true)
     }
 
-    /// Addresses of all inputs and their common length in elements, or None while a message is missing.
+    /// Addresses of all inputs and their common length in elements, or None while a message is missing. `expected`: see
+    /// [`Segment::bytes`].
     fn inputs(
         &mut self,
         step: &BoundStep,
         tile: u64,
         tag: u32,
+        expected: Option<usize>,
     ) -> Result<Option<(Few<usize>, usize)>, Error> {
         let mut addresses = Few::new();
         let mut count = None;
@@ -218,7 +222,11 @@ impl Walk<'_> {
                         return Ok(None);
                     };
                     if message.tag != tag || message.len % self.size != 0 {
-                        return Err(mismatch(self.links.peer(link), tag, message.tag));
+                        let peer = self.links.peer(link);
+                        return Err(match expected {
+                            Some(bytes) => other_length(peer, bytes, message.len),
+                            None => mismatch(peer, tag, message.tag),
+                        });
                     }
                     (message.data as usize, message.len / self.size)
                 }

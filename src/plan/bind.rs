@@ -1,14 +1,17 @@
 //! Binding a schedule to a rank's memory and links: the program that the walker runs.
 
+use std::collections::HashSet;
+
 use maypole_algorithms::schedule::{After, Few};
 use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
 
+use crate::call::Extent;
 use crate::engine::links::Links;
 use crate::error::Error;
-use crate::plan::geometry::{Extent, Geometry};
+use crate::plan::geometry::Geometry;
 
 /// An operand with its place in memory, or the index of its link in [`Links`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Place {
     /// In the send buffer; the extent is that of the chunk, over all tiles.
     Send(Extent),
@@ -75,13 +78,15 @@ pub(crate) struct Segment {
     pub(crate) tiles: u64,
     /// The hash that each message carries.
     pub(crate) tag: u32,
+    /// Of a transfer between two ranks: how many bytes it is of. No other rank knows that before they meet.
+    pub(crate) bytes: Option<usize>,
 }
 
 impl Program {
     /// Binds `rank`'s steps of `schedule`. `link` opens the link to a peer on a channel and gives its index.
     pub(crate) fn bind(
         schedule: &Schedule,
-        geometry: Geometry,
+        geometry: &Geometry,
         tag: u32,
         rank: Rank,
         links: &mut Links,
@@ -91,9 +96,9 @@ impl Program {
         for lane in 0..schedule.lanes(rank) {
             let mut steps = Vec::new();
             for step in schedule.lane(rank, lane) {
-                steps.push(bound(&step, &geometry, &mut |r, c| link(links, r, c))?);
+                steps.push(bound(&step, geometry, rank, &mut |r, c| link(links, r, c))?);
             }
-            lanes.push(vec![Segment { steps, tiles: geometry.tiles, tag }]);
+            lanes.push(vec![Segment { steps, tiles: geometry.tiles, tag, bytes: None }]);
         }
         let mut program = Self { lanes, tile: geometry.tile, scratch: schedule.scratch };
         program.mark_last_writes();
@@ -105,7 +110,7 @@ impl Program {
         self.lanes.iter_mut().flatten().flat_map(|segment| &mut segment.steps)
     }
 
-    fn reads(&self) -> Vec<Place> {
+    fn reads(&self) -> HashSet<Place> {
         let steps = self.lanes.iter().flatten().flat_map(|segment| &segment.steps);
         steps.flat_map(|step| step.inputs.iter().copied()).collect()
     }
@@ -145,14 +150,15 @@ impl Program {
 fn bound(
     step: &Step,
     geometry: &Geometry,
+    rank: Rank,
     link: &mut impl FnMut(Rank, u16) -> Result<u32, Error>,
 ) -> Result<BoundStep, Error> {
     let mut place = |operand: &Operand| {
         Ok::<_, Error>(match *operand {
-            Operand::Local(Chunk::Input(i)) => Place::Send(geometry.extent(i)),
-            Operand::Local(Chunk::Output(i)) => Place::Recv(geometry.extent(i)),
+            Operand::Local(Chunk::Input(i)) => Place::Send(geometry.input(rank, i)),
+            Operand::Local(Chunk::Output(i)) => Place::Recv(geometry.output(rank, i)),
             Operand::Local(Chunk::Scratch(i)) => Place::Scratch(i),
-            Operand::Peer { rank, channel } => Place::Link(link(rank, channel)?),
+            Operand::Peer { rank: peer, channel } => Place::Link(link(peer, channel)?),
         })
     };
     let inputs = step.inputs.iter().map(&mut place).collect::<Result<Few<_>, _>>()?;

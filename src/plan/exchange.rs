@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::Channel;
 
+use crate::call::Extent;
 use crate::error::Error;
 use crate::plan::bind::{BoundStep, Lane, Place, Program, Segment};
-use crate::plan::geometry::Extent;
 
 /// The channel of sends and receives; collectives use those below.
 pub(crate) const CHANNEL: Channel = 4;
@@ -41,6 +41,13 @@ pub enum Transfer {
 }
 
 impl Transfer {
+    /// How many bytes.
+    pub const fn bytes(&self) -> usize {
+        match *self {
+            Self::Send { bytes, .. } | Self::Receive { bytes, .. } => bytes,
+        }
+    }
+
     /// The other rank.
     pub const fn peer(&self) -> Rank {
         match *self {
@@ -49,10 +56,12 @@ impl Transfer {
     }
 }
 
-/// The program for `transfers`, none of them to `rank` itself, in tiles of `tile` bytes. Addresses are absolute.
+/// The program for `transfers`, none of them to `rank` itself, in tiles of `tile` bytes. Addresses are absolute. `call` is a
+/// hash of what they are a part of, 0 for sends and receives of their own.
 pub(crate) fn bind(
     transfers: &[Transfer],
     tile: usize,
+    call: u32,
     mut link: impl FnMut(Rank) -> Result<u32, Error>,
 ) -> Result<Program, Error> {
     // By peer and direction.
@@ -74,7 +83,8 @@ pub(crate) fn bind(
         step.inputs.push(from);
         step.outputs.push(to);
         let tiles = bytes.div_ceil(tile).max(1) as u64;
-        let segment = Segment { steps: vec![step], tiles, tag: tag(bytes) };
+        let tag = tag(bytes) ^ call;
+        let segment = Segment { steps: vec![step], tiles, tag, bytes: Some(bytes) };
         lanes.entry((peer, sends)).or_default().push(segment);
     }
     Ok(Program { lanes: lanes.into_values().collect(), tile, scratch: 0 })

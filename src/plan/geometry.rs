@@ -1,84 +1,97 @@
 //! Where the chunks of a schedule lie in the caller's buffers.
 
-use maypole_algorithms::{Chunk, Schedule};
+use maypole_algorithms::{Chunk, Rank, Schedule};
 
-use crate::call::Call;
+use crate::call::{Extent, Extents, Task};
 
-/// Parts begin on cache lines (relative to the buffer), so that two ranks never write the same line.
+/// Parts begin on cache lines (relative to their block), so that two ranks never write the same line.
 const ALIGN: usize = 64;
 
 /// The extents of all chunks of a call, in elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Geometry {
-    /// Elements per block.
-    count: usize,
+    blocks: Extents,
     /// Chunks per block.
     parts: u32,
-    /// Elements of every part but the last ones.
-    part: usize,
+    /// Parts are multiples of so many elements.
+    align: usize,
+    /// The send buffer has a block for each rank, not one.
+    sends_blocks: bool,
+    /// Likewise the receive buffer.
+    receives_blocks: bool,
     /// Elements of a chunk that one tile covers.
     pub(crate) tile: usize,
-    /// Number of tiles, at least one.
+    /// Number of tiles of the longest chunk, at least one. Shorter ones end before: nothing is left of them in the last tiles.
     pub(crate) tiles: u64,
 }
 
-/// A piece of a buffer, in elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub(crate) struct Extent {
-    pub(crate) start: usize,
-    pub(crate) len: usize,
-}
-
-impl Extent {
-    /// The part that tile number `tile` covers, in tiles of `elements`.
-    pub(crate) fn slice(self, elements: usize, tile: u64) -> Self {
-        let skip = (tile as usize * elements).min(self.len);
-        Self { start: self.start + skip, len: elements.min(self.len - skip) }
-    }
-}
-
 impl Geometry {
-    /// The extents for `call` by `schedule` in tiles of at most `tile_bytes`.
-    pub(crate) fn new(schedule: &Schedule, call: &Call, tile_bytes: usize) -> Self {
-        let align = ALIGN / call.dtype.size();
-        let part = call.count.div_ceil(schedule.parts as usize).next_multiple_of(align);
-        let tile = (tile_bytes / call.dtype.size()).max(1);
-        let tiles = part.min(call.count).div_ceil(tile).max(1) as u64;
-        Self { count: call.count, parts: schedule.parts, part, tile, tiles }
+    /// The extents for `task` by `schedule` in tiles of at most `tile_bytes`.
+    pub(crate) fn new(schedule: &Schedule, task: &Task, tile_bytes: usize) -> Self {
+        let size = task.dtype.size();
+        let mut geometry = Self {
+            blocks: task.extents.clone(),
+            parts: schedule.parts,
+            align: ALIGN / size,
+            // Of two ranks at one part each.
+            sends_blocks: task.collective.input_chunks(2, 1) == 2,
+            receives_blocks: task.collective.output_chunks(2, 1) == 2,
+            tile: (tile_bytes / size).max(1),
+            tiles: 1,
+        };
+        geometry.tiles = geometry.longest().div_ceil(geometry.tile).max(1) as u64;
+        geometry
     }
 
-    /// Where a chunk of the send or the receive buffer lies.
-    pub(crate) fn extent(&self, chunk: u32) -> Extent {
-        let block = (chunk / self.parts) as usize;
-        let start = ((chunk % self.parts) as usize).saturating_mul(self.part).min(self.count);
-        Extent { start: block * self.count + start, len: self.part.min(self.count - start) }
+    /// Elements of the longest chunk.
+    pub(crate) fn longest(&self) -> usize {
+        self.part(Extent { start: 0, len: self.blocks.longest() }, 0).len
     }
 
-    /// Extent of `chunk` in a schedule that runs in one tile, or None for scratch, whose length is that of its content.
-    pub(crate) fn of(&self, chunk: Chunk) -> Option<Extent> {
+    /// Where a chunk of the send buffer of `rank` lies.
+    pub(crate) fn input(&self, rank: Rank, chunk: u32) -> Extent {
+        self.chunk(self.sends_blocks, rank, chunk)
+    }
+
+    /// Where a chunk of the receive buffer of `rank` lies.
+    pub(crate) fn output(&self, rank: Rank, chunk: u32) -> Extent {
+        self.chunk(self.receives_blocks, rank, chunk)
+    }
+
+    /// Extent of `chunk` of `rank` in a schedule that runs in one tile, or None for scratch, whose length is that of its content.
+    pub(crate) fn of(&self, rank: Rank, chunk: Chunk) -> Option<Extent> {
         match chunk {
-            Chunk::Input(i) | Chunk::Output(i) => Some(self.extent(i)),
+            Chunk::Input(i) => Some(self.input(rank, i)),
+            Chunk::Output(i) => Some(self.output(rank, i)),
             Chunk::Scratch(_) => None,
         }
+    }
+
+    fn chunk(&self, all_blocks: bool, rank: Rank, chunk: u32) -> Extent {
+        if all_blocks {
+            return self.part(self.blocks.block(chunk / self.parts), chunk % self.parts);
+        }
+        // The buffer is the rank's own block, or a vector that all ranks have.
+        let Extent { len, .. } = self.blocks.block(rank);
+        self.part(Extent { start: 0, len }, chunk)
+    }
+
+    fn part(&self, block: Extent, part: u32) -> Extent {
+        let size = block.len.div_ceil(self.parts as usize).next_multiple_of(self.align);
+        let skip = (part as usize).saturating_mul(size).min(block.len);
+        Extent { start: block.start + skip, len: size.min(block.len - skip) }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use maypole_algorithms::collective::all_reduce::two_shot;
+    use maypole_algorithms::collective::{all_gather, all_reduce::two_shot};
     use maypole_algorithms::{Collective, DType, RedOp};
 
     use super::*;
 
-    fn call(count: usize, dtype: DType) -> Call {
-        Call {
-            collective: Collective::AllReduce,
-            send: std::ptr::null(),
-            recv: std::ptr::null_mut(),
-            count,
-            dtype,
-            reduction: RedOp::Sum.into(),
-        }
+    fn task(collective: Collective, extents: Extents, dtype: DType) -> Task {
+        Task { collective, extents, dtype, reduction: RedOp::Sum.into(), barrier: false }
     }
 
     #[test]
@@ -88,11 +101,15 @@ mod tests {
                 for count in [0, 1, 7, 63, 64, 65, 1000, 4097] {
                     for tile_bytes in [64, 512, 4096] {
                         let schedule = two_shot::schedule(n);
-                        let g = Geometry::new(&schedule, &call(count, dtype), tile_bytes);
+                        let g = Geometry::new(
+                            &schedule,
+                            &task(Collective::AllReduce, Extents::Even(count), dtype),
+                            tile_bytes,
+                        );
                         let mut seen = 0;
                         for chunk in 0..schedule.output_chunks() {
                             for tile in 0..g.tiles {
-                                let s = g.extent(chunk).slice(g.tile, tile);
+                                let s = g.output(n - 1, chunk).slice(g.tile, tile);
                                 assert!(s.len == 0 || s.start == seen);
                                 assert!(s.len * dtype.size() <= tile_bytes);
                                 seen += s.len;
@@ -102,6 +119,17 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+    #[test]
+    fn uneven_blocks_have_the_chunks_of_their_own_length() {
+        let extents = [(70, 5), (0, 0), (3, 67)].map(|(start, len)| Extent { start, len });
+        let task = task(Collective::AllGather, Extents::Uneven(extents.into()), DType::Float64);
+        let g = Geometry::new(&all_gather::direct::schedule(3), &task, 256);
+        assert_eq!((g.longest(), g.tile, g.tiles), (67, 32, 3));
+        for (rank, extent) in (0..).zip(extents) {
+            assert_eq!(g.output(0, rank), extent);
+            assert_eq!(g.input(rank, 0), Extent { start: 0, ..extent });
         }
     }
 }

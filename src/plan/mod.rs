@@ -11,17 +11,17 @@ use maypole_algorithms::schedule::Channel;
 use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{Collective, DType, Rank, RedOp};
 
-use crate::call::Call;
+use crate::call::{Call, Extents, Task};
 use crate::engine::links::Links;
 use crate::error::Error;
 use crate::plan::bind::Program;
 use crate::plan::geometry::Geometry;
 use crate::plan::straight::StraightLine;
-use crate::reduce::{Isa, Kernel, Reduction};
+use crate::reduce::{Isa, Kernel};
 use crate::tune::{Choice, Protocol};
 use crate::watch::Signature;
 
-/// What a plan depends on. Pointers and a rank's own scalar are bound by the call.
+/// What the plan of an even call is found by. Pointers and a rank's own scalar are bound by the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     collective: Collective,
@@ -31,25 +31,11 @@ pub(crate) struct Key {
 }
 
 impl Key {
+    #[inline]
     pub(crate) fn new(call: &Call) -> Self {
-        let Call { collective, count, dtype, .. } = *call;
-        Self { collective, count, dtype, op: reduction(call).op }
-    }
-
-    /// Whether the call brings a scalar of its own, which the plan's kernel does not know.
-    pub(crate) fn brings_scalar(&self) -> bool {
-        self.op == RedOp::PreMulSum
-    }
-
-    /// A hash of all that must be the same on all ranks, to be carried by every message.
-    fn tag(&self, choice: &Choice) -> u32 {
-        let Self { collective, count, dtype, op } = *self;
-        let text = format!(
-            "{collective} {count} {dtype} {op} {} {} {}",
-            choice.algorithm, choice.protocol, choice.tile
-        );
-        // FNV-1a: any hash will do, as long as it is the same in every process and version that can meet.
-        text.bytes().fold(0x811c_9dc5, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193))
+        let Call { collective, count, dtype, reduction, .. } = *call;
+        let op = if collective.reduces() { reduction.op } else { RedOp::Max };
+        Self { collective, count, dtype, op }
     }
 }
 
@@ -63,9 +49,10 @@ pub(crate) enum Body {
 
 /// A plan.
 pub(crate) struct Plan {
-    pub(crate) key: Key,
     pub(crate) body: Body,
     pub(crate) kernel: Kernel,
+    /// The call is to be looked at more closely: it brings a scalar that the plan's kernel does not know, or it must not be in place.
+    pub(crate) unusual: bool,
     /// The kernel scales contributions.
     pub(crate) scaled: bool,
     pub(crate) tag: u32,
@@ -80,22 +67,22 @@ pub(crate) struct Plan {
 pub(crate) const STREAM_FROM: usize = 8 << 20;
 
 impl Plan {
-    /// Binds a proved schedule for `call` as `choice` says. `link` opens the link to a peer on a channel.
+    /// Binds a proved schedule for `task` as `choice` says. `link` opens the link to a peer on a channel.
     pub(crate) fn new(
         proved: &Proved,
         choice: &Choice,
-        call: &Call,
+        task: &Task,
         rank: Rank,
         isa: Isa,
         links: &mut Links,
         mut link: impl FnMut(&mut Links, Rank, Channel) -> Result<u32, Error>,
     ) -> Result<Self, Error> {
         let schedule = proved.schedule();
-        let key = Key::new(call);
-        let size = call.dtype.size();
-        let geometry = Geometry::new(schedule, call, choice.tile);
-        let scaled = scaled(key.op, call.dtype);
-        let tag = key.tag(choice);
+        let (size, reduction) = (task.dtype.size(), task.reduction());
+        let geometry = Geometry::new(schedule, task, choice.tile);
+        let scaled = scaled(reduction.op, task.dtype);
+        let signature = Signature::of(task);
+        let tag = tag(signature, choice);
         let body = match choice.protocol {
             Protocol::Line => Body::Straight(StraightLine::compile(
                 schedule,
@@ -106,19 +93,22 @@ impl Plan {
                 |peer, channel| link(links, peer, channel),
             )?),
             Protocol::Slots => {
-                Body::Walk(Program::bind(schedule, geometry, tag, rank, links, link)?)
+                Body::Walk(Program::bind(schedule, &geometry, tag, rank, links, link)?)
             }
         };
-        let kernel = Kernel::select(call.dtype, reduction(call), schedule.nranks, isa);
-        let stream = call.count.saturating_mul(size) >= STREAM_FROM;
-        let signature = Signature::of(call);
-        Ok(Self { key, body, kernel, scaled, tag, signature, stream })
+        let kernel = Kernel::select(task.dtype, reduction, schedule.nranks, isa);
+        let unusual = reduction.op == RedOp::PreMulSum || task.collective == Collective::AllToAll;
+        let stream = task.bytes() >= STREAM_FROM;
+        Ok(Self { body, kernel, unusual, scaled, tag, signature, stream })
     }
 }
 
-/// How the call combines contributions. Collectives that do not reduce move them as they are, whatever the call says.
-fn reduction(call: &Call) -> Reduction {
-    if call.collective.reduces() { call.reduction } else { RedOp::Max.into() }
+/// A hash of all that must be the same on all ranks, to be carried by every message.
+fn tag(signature: Signature, choice: &Choice) -> u32 {
+    let Choice { algorithm, protocol, tile, .. } = choice;
+    let text = format!("{:x} {:x} {algorithm} {protocol} {tile}", signature.what, signature.count);
+    // FNV-1a: any hash will do, as long as it is the same in every process and version that can meet.
+    text.bytes().fold(0x811c_9dc5, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193))
 }
 
 /// Whether `op` on `dtype` scales every contribution.
@@ -126,35 +116,86 @@ fn scaled(op: RedOp, dtype: DType) -> bool {
     op == RedOp::PreMulSum || (op == RedOp::Avg && dtype.is_float())
 }
 
+/// Plans of uneven calls that are kept: their blocks may be others in every call.
+const MOST_UNEVEN: usize = 32;
+
 /// A communicator's plans.
 #[derive(Default)]
 pub(crate) struct Plans {
     plans: Vec<Plan>,
     index: HashMap<Key, usize>,
-    /// The plan of the last call: most calls repeat it.
-    last: usize,
+    /// The plan of the last even call: most calls repeat it.
+    last: Option<(Key, usize)>,
+    /// Those of uneven calls, the last used first.
+    uneven: Vec<(UnevenKey, usize)>,
+    pub(crate) barrier: Option<usize>,
+}
+
+#[derive(PartialEq, Eq)]
+struct UnevenKey {
+    collective: Collective,
+    dtype: DType,
+    op: RedOp,
+    extents: Extents,
 }
 
 impl Plans {
     /// The number of the plan for `key`, if there is one. No hash when it is that of the last call.
     #[inline]
     pub(crate) fn find(&mut self, key: &Key) -> Option<usize> {
-        if self.plans.get(self.last).is_some_and(|p| p.key == *key) {
-            return Some(self.last);
+        if let Some((last, number)) = &self.last
+            && last == key
+        {
+            return Some(*number);
         }
-        self.last = *self.index.get(key)?;
-        Some(self.last)
+        let number = *self.index.get(key)?;
+        self.last = Some((*key, number));
+        Some(number)
     }
 
-    pub(crate) fn insert(&mut self, plan: Plan) -> usize {
-        self.last = self.plans.len();
-        self.index.insert(plan.key, self.last);
+    /// The number of the plan for an uneven call, if there is one.
+    pub(crate) fn find_uneven(&mut self, task: &Task) -> Option<usize> {
+        let key = UnevenKey::new(task);
+        let at = self.uneven.iter().position(|(known, _)| *known == key)?;
+        self.uneven[..=at].rotate_right(1);
+        Some(self.uneven[0].1)
+    }
+
+    /// The plan of all calls that have this key.
+    pub(crate) fn insert(&mut self, key: Key, plan: Plan) -> usize {
+        let number = self.add(plan);
+        self.index.insert(key, number);
+        number
+    }
+
+    /// The plan of uneven calls like `task`. It takes the place of the one that was not used for longest where there are many.
+    pub(crate) fn insert_uneven(&mut self, task: &Task, plan: Plan) -> usize {
+        let number = if self.uneven.len() < MOST_UNEVEN {
+            self.add(plan)
+        } else {
+            let (_, number) = self.uneven.remove(MOST_UNEVEN - 1);
+            self.plans[number] = plan;
+            number
+        };
+        self.uneven.insert(0, (UnevenKey::new(task), number));
+        number
+    }
+
+    /// A plan that is found by its number alone.
+    pub(crate) fn add(&mut self, plan: Plan) -> usize {
         self.plans.push(plan);
-        self.last
+        self.plans.len() - 1
     }
 
     #[inline]
     pub(crate) fn get(&self, number: usize) -> &Plan {
         &self.plans[number]
+    }
+}
+
+impl UnevenKey {
+    fn new(task: &Task) -> Self {
+        let Task { collective, dtype, .. } = *task;
+        Self { collective, dtype, op: task.reduction().op, extents: task.extents.clone() }
     }
 }

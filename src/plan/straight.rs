@@ -5,7 +5,7 @@
 //! ranks compute the same run, so blocking in that order cannot deadlock: the first unfired step of the common run can
 //! always fire. Steps that carry no elements are dropped on both ends alike, since every length follows from the call.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use maypole_algorithms::schedule::{Channel, Few};
 use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
@@ -16,7 +16,7 @@ use crate::plan::bind::own_mask;
 use crate::plan::geometry::Geometry;
 
 /// An operand with its place in bytes, or the index of its link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum At {
     /// Bytes into the send buffer.
     Send(usize),
@@ -64,9 +64,7 @@ pub(crate) struct StraightLine {
 impl StraightLine {
     /// True if all messages of `schedule` in this geometry fit the line protocol.
     pub(crate) fn fits(schedule: &Schedule, geometry: &Geometry, size: usize) -> bool {
-        let chunks = schedule.input_chunks().max(schedule.output_chunks());
-        schedule.credit <= LineSender::CREDITS
-            && (0..chunks).all(|c| geometry.extent(c).len * size <= CAPACITY)
+        schedule.credit <= LineSender::CREDITS && geometry.longest() * size <= CAPACITY
     }
 
     /// Compiles `rank`'s part of `schedule`. `scaled`: the operation scales contributions. `link` gives the index of the link with
@@ -82,7 +80,7 @@ impl StraightLine {
         let mut ops = Vec::new();
         for (step, count) in run_on_paper(schedule, geometry, rank) {
             if count > 0 {
-                ops.push(op(&step, geometry, count, size, scaled, &mut link)?);
+                ops.push(op(&step, geometry, (rank, count, size), scaled, &mut link)?);
             }
         }
         drop_unread_scratch(&mut ops);
@@ -93,17 +91,16 @@ impl StraightLine {
 fn op(
     step: &Step,
     geometry: &Geometry,
-    count: usize,
-    size: usize,
+    (rank, count, size): (Rank, usize, usize),
     scaled: bool,
     link: &mut impl FnMut(Rank, Channel) -> Result<u32, Error>,
 ) -> Result<Op, Error> {
     let mut at = |operand: &Operand| {
         Ok::<_, Error>(match *operand {
-            Operand::Local(Chunk::Input(i)) => At::Send(geometry.extent(i).start * size),
-            Operand::Local(Chunk::Output(i)) => At::Recv(geometry.extent(i).start * size),
+            Operand::Local(Chunk::Input(i)) => At::Send(geometry.input(rank, i).start * size),
+            Operand::Local(Chunk::Output(i)) => At::Recv(geometry.output(rank, i).start * size),
             Operand::Local(Chunk::Scratch(i)) => At::Scratch(i as usize * CAPACITY),
-            Operand::Peer { rank, channel } => At::Line(link(rank, channel)?),
+            Operand::Peer { rank: peer, channel } => At::Line(link(peer, channel)?),
         })
     };
     let mut op = Op { own: own_mask(&step.inputs), finish: step.finish, count, ..Op::default() };
@@ -123,7 +120,7 @@ fn op(
 
 /// The lines hold copies: what was put aside only to be lent need not be written.
 fn drop_unread_scratch(ops: &mut [Op]) {
-    let read: Vec<At> = ops.iter().flat_map(|op| op.inputs.iter().copied()).collect();
+    let read: HashSet<At> = ops.iter().flat_map(|op| op.inputs.iter().copied()).collect();
     for op in ops {
         while let Some(i) =
             op.outputs.iter().position(|at| matches!(at, At::Scratch(_)) && !read.contains(at))
@@ -215,7 +212,7 @@ impl Paper<'_> {
                 self.messages.get(&(from, rank, channel))?.front().copied()
             }
             Operand::Local(Chunk::Scratch(i)) => self.scratch.get(&(rank, i)).copied(),
-            Operand::Local(chunk) => self.geometry.of(chunk).map(|e| e.len),
+            Operand::Local(chunk) => self.geometry.of(rank, chunk).map(|e| e.len),
         }
     }
 
@@ -232,18 +229,17 @@ mod tests {
     use maypole_algorithms::{DType, RedOp};
 
     use super::*;
-    use crate::call::Call;
+    use crate::call::{Extents, Task};
 
     fn lines(schedule: &Schedule, count: usize) -> Vec<StraightLine> {
-        let call = Call {
+        let task = Task {
             collective: schedule.collective,
-            send: std::ptr::null(),
-            recv: std::ptr::null_mut(),
-            count,
+            extents: Extents::Even(count),
             dtype: DType::Int32,
             reduction: RedOp::Sum.into(),
+            barrier: false,
         };
-        let geometry = Geometry::new(schedule, &call, CAPACITY);
+        let geometry = Geometry::new(schedule, &task, CAPACITY);
         assert!(StraightLine::fits(schedule, &geometry, 4));
         let compile = |rank| {
             // A number that is one for each link, whoever asks.

@@ -12,7 +12,7 @@ use maypole_algorithms::collective::{Generator, generators};
 use maypole_algorithms::cost::{Decoded, LinkCost, Machine};
 use maypole_algorithms::{Class, Collective, Schedule};
 
-use crate::call::Call;
+use crate::call::Task;
 use crate::error::Error;
 use crate::plan::geometry::Geometry;
 use crate::plan::straight::StraightLine;
@@ -91,22 +91,22 @@ pub(crate) struct Tuner {
 const MANY_STEPS: u64 = 1 << 17;
 
 impl Tuner {
-    /// The cheapest allowed schedule for `call`.
-    pub(crate) fn choose(&self, call: &Call) -> Result<(Schedule, Choice), Error> {
+    /// The cheapest allowed schedule for `task`. Blocks of uneven length are costed as if all were as long as the longest.
+    pub(crate) fn choose(&self, task: &Task) -> Result<(Schedule, Choice), Error> {
         let mut ranking = Vec::new();
-        for generator in self.allowed(call.collective) {
-            let schedule = generator.schedule(call.collective, self.nranks);
-            let asked = self.algorithms.names(call.collective, generator.name);
+        for generator in self.allowed(task.collective) {
+            let schedule = generator.schedule(task.collective, self.nranks);
+            let asked = self.algorithms.names(task.collective, generator.name);
             if schedule.class > self.class && (self.explicit_class || !asked) {
                 continue;
             }
-            let ways = self.ways(&schedule, call);
+            let ways = self.ways(&schedule, task);
             if ways.is_empty() {
                 continue;
             }
             let decoded = Decoded::new(&schedule);
             for (protocol, tile) in ways {
-                let cost = self.cost(&schedule, &decoded, call, protocol, tile);
+                let cost = self.cost(&schedule, &decoded, task, protocol, tile);
                 ranking.push((schedule.clone(), protocol, tile, cost));
             }
         }
@@ -114,7 +114,7 @@ impl Tuner {
         let entry = |(s, p, t, c): &(Schedule, _, _, f64)| (s.name, *p, *t, c * 1e6);
         let others = ranking.iter().skip(1).map(entry).collect();
         let Some((schedule, protocol, tile, cost)) = ranking.into_iter().next() else {
-            return Err(self.none(call.collective));
+            return Err(self.none(task.collective));
         };
         let algorithm = schedule.name;
         Ok((schedule, Choice { algorithm, protocol, tile, predicted: cost * 1e6, others }))
@@ -138,13 +138,13 @@ impl Tuner {
         u64::from(self.nranks) * (0..schedule.lanes(rank)).map(steps).sum::<u64>()
     }
 
-    /// Protocols and tiles that `schedule` can use for `call`.
-    fn ways(&self, schedule: &Schedule, call: &Call) -> Vec<(Protocol, usize)> {
-        let geometry = Geometry::new(schedule, call, self.slot_bytes);
+    /// Protocols and tiles that `schedule` can use for `task`.
+    fn ways(&self, schedule: &Schedule, task: &Task) -> Vec<(Protocol, usize)> {
+        let geometry = Geometry::new(schedule, task, self.slot_bytes);
         let mut ways = Vec::new();
         if self.lines
             && self.protocol != Some(Protocol::Slots)
-            && StraightLine::fits(schedule, &geometry, call.dtype.size())
+            && StraightLine::fits(schedule, &geometry, task.dtype.size())
         {
             ways.push((Protocol::Line, self.slot_bytes));
         }
@@ -164,13 +164,12 @@ impl Tuner {
         &self,
         schedule: &Schedule,
         decoded: &Decoded,
-        call: &Call,
+        task: &Task,
         protocol: Protocol,
         tile: usize,
     ) -> f64 {
-        let size = call.dtype.size();
-        let geometry = Geometry::new(schedule, call, tile);
-        let bytes = geometry.extent(0).slice(geometry.tile, 0).len * size;
+        let geometry = Geometry::new(schedule, task, tile);
+        let bytes = geometry.longest().min(geometry.tile) * task.dtype.size();
         self.machine(protocol).cost_decoded(decoded, bytes, geometry.tiles)
     }
 

@@ -42,7 +42,6 @@ use maypole_transport::error::LinkError;
 use maypole_transport::sync::{AtomicU64, Ordering};
 
 use crate::bootstrap::{Abort, ControlTree};
-use crate::call::Call;
 use crate::config::Config;
 use crate::error::Error;
 use member::Member;
@@ -188,9 +187,9 @@ impl Watch {
 
     /// Makes the current call known. Only from here on may others ask for it, so it is called before a wait, when there is time:
     /// a call that never waits is recorded at its end.
-    pub(crate) fn enter(&self, call: &Call) {
+    pub(crate) fn enter(&self, signature: Signature) {
         if !self.entered.replace(true) {
-            self.shared.record.begin(self.sequence + 1, Signature::of(call));
+            self.shared.record.begin(self.sequence + 1, signature);
         }
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use maypole_algorithms::{Collective, DType, Rank, RedOp};
 use maypole_transport::sync::{AtomicU64, Ordering};
 
-use crate::call::Call;
+use crate::call::{Extents, Task};
 
 /// Calls that are kept, a power of two.
 pub(crate) const KEPT: u64 = 64;
@@ -19,18 +19,44 @@ pub(crate) const KEPT: u64 = 64;
 /// All that must be the same on all ranks of a call, in two words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Signature {
-    /// From the low end: collective, type and operator, 8 bits each, 8 zeros, and the root.
+    /// From the low end: collective, type, operator and form, 8 bits each, and the root. In its place, where all ranks know the
+    /// lengths of uneven blocks, a hash of those.
     pub(crate) what: u64,
+    /// Elements per block; of all uneven blocks together, or 0 where not every rank knows them.
     pub(crate) count: u64,
 }
 
 /// In place of an operator.
 const NO_OP: u64 = 0xff;
 
+/// Forms of a collective.
+const EVEN: u64 = 0;
+const UNEVEN: u64 = 1;
+const BARRIER: u64 = 2;
+
 impl Signature {
-    #[inline]
-    pub(crate) fn of(call: &Call) -> Self {
-        let (code, root) = match call.collective {
+    pub(crate) fn of(task: &Task) -> Self {
+        let signature = Self::among(task.collective, task.dtype, task.reduction().op);
+        match &task.extents {
+            _ if task.barrier => Self { what: signature.what | BARRIER << 24, count: 1 },
+            Extents::Even(count) => Self { count: *count as u64, ..signature },
+            Extents::Uneven(extents) => {
+                let count = extents.iter().map(|e| e.len as u64).sum();
+                let each = |hash, len: usize| Self { what: len as u64, count }.extend(hash);
+                let hash = extents.iter().fold(0, |hash, extent| each(hash, extent.len)) >> 32;
+                Self { what: signature.what | UNEVEN << 24 | hash << 32, count }
+            }
+        }
+    }
+
+    /// Of a call in which a rank knows only the lengths of its own blocks.
+    pub(crate) fn of_pairs(collective: Collective, dtype: DType) -> Self {
+        let signature = Self::among(collective, dtype, RedOp::Max);
+        Self { what: signature.what | UNEVEN << 24, ..signature }
+    }
+
+    fn among(collective: Collective, dtype: DType, op: RedOp) -> Self {
+        let (code, root) = match collective {
             Collective::AllReduce => (0, 0),
             Collective::ReduceScatter => (1, 0),
             Collective::AllGather => (2, 0),
@@ -40,9 +66,8 @@ impl Signature {
             Collective::Gather { root } => (6, root),
             Collective::Scatter { root } => (7, root),
         };
-        let op = if call.collective.reduces() { call.reduction.op as u64 } else { NO_OP };
-        let what = code | (call.dtype as u64) << 8 | op << 16 | u64::from(root) << 32;
-        Self { what, count: call.count as u64 }
+        let op = if collective.reduces() { op as u64 } else { NO_OP };
+        Self { what: code | (dtype as u64) << 8 | op << 16 | u64::from(root) << 32, count: 0 }
     }
 
     /// The hash of a history to which this call is added: a multiply-xorshift step for each word.
@@ -74,7 +99,19 @@ impl fmt::Display for Signature {
         let (Some(collective), Some(dtype)) = (self.collective(), dtype) else {
             return f.write_str("a call that this version does not know");
         };
-        write!(f, "{collective} of {} {dtype}", self.count)?;
+        let (name, upper) = (collective.name(), self.what >> 32);
+        match self.what >> 24 & 0xff {
+            EVEN => write!(f, "{collective} of {} {dtype}", self.count)?,
+            BARRIER => return f.write_str("barrier"),
+            UNEVEN if self.count > 0 => {
+                write!(f, "{name}_v of {} {dtype} in blocks of lengths {upper:08x}", self.count)?;
+            }
+            UNEVEN => match collective.root() {
+                Some(root) => write!(f, "{name}_v from/to rank {root} of {dtype}")?,
+                None => write!(f, "{name}_v of {dtype}")?,
+            },
+            _ => return f.write_str("a call that this version does not know"),
+        }
         match RedOp::ALL.get((self.what >> 16 & 0xff) as usize) {
             Some(op) => write!(f, " {op}"),
             None => Ok(()),
@@ -251,6 +288,7 @@ fn nanoseconds() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::call::Extent;
 
     fn signature(count: u64) -> Signature {
         Signature { what: 7 << 8, count }
@@ -304,17 +342,28 @@ mod tests {
 
     #[test]
     fn calls_read_like_prose() {
-        let call = Call {
+        let task = Task {
             collective: Collective::Broadcast { root: 3 },
-            send: std::ptr::null(),
-            recv: std::ptr::null_mut(),
-            count: 5,
+            extents: Extents::Even(5),
             dtype: DType::Int32,
             reduction: RedOp::Sum.into(),
+            barrier: false,
         };
-        let text = Signature::of(&call).to_string();
-        assert_eq!(text, "broadcast from/to rank 3 of 5 int32");
-        let call = Call { collective: Collective::AllReduce, ..call };
-        assert_eq!(Signature::of(&call).to_string(), "all_reduce of 5 int32 sum");
+        let text = |task: &Task| Signature::of(task).to_string();
+        assert_eq!(text(&task), "broadcast from/to rank 3 of 5 int32");
+        let task = Task { collective: Collective::AllReduce, ..task };
+        assert_eq!(text(&task), "all_reduce of 5 int32 sum");
+        assert_eq!(text(&Task::barrier()), "barrier");
+        let uneven = |lens: [usize; 2]| Task {
+            collective: Collective::ReduceScatter,
+            extents: Extents::Uneven(lens.map(|len| Extent { start: 0, len }).into()),
+            ..task.clone()
+        };
+        let (one, other) = (text(&uneven([3, 4])), text(&uneven([4, 3])));
+        assert!(one.starts_with("reduce_scatter_v of 7 int32 in blocks of lengths "), "{one}");
+        assert!(one.ends_with(" sum") && one != other, "{one}, {other}");
+        let pairs = |collective| Signature::of_pairs(collective, DType::Int8).to_string();
+        assert_eq!(pairs(Collective::AllToAll), "alltoall_v of int8");
+        assert_eq!(pairs(Collective::Gather { root: 2 }), "gather_v from/to rank 2 of int8");
     }
 }

@@ -1,0 +1,254 @@
+//! From a call to its plan, and from the plan to its result.
+
+use std::time::{Duration, Instant};
+
+use maypole_algorithms::verify::{Proved, prove};
+use maypole_algorithms::{Collective, DType, RedOp, Schedule};
+use maypole_transport::lines::CAPACITY;
+
+use super::Communicator;
+use crate::call::{Call, Task, no_such_root};
+use crate::engine::Buffers;
+use crate::engine::straight::Straight;
+use crate::engine::wait::Wait;
+use crate::engine::walk::Walk;
+use crate::error::Error;
+use crate::plan::{Body, Key, Plan, Plans};
+use crate::reduce::Kernel;
+use crate::tune::Choice;
+use crate::watch::Signature;
+
+impl Communicator {
+    /// Runs a collective call; returns when its result is there. A call of no elements does nothing, not even wait.
+    ///
+    /// # Errors
+    /// Mismatched calls, dead or aborted peers, an algorithm that the settings exclude. The communicator is then broken, on all
+    /// ranks, except where the call was refused before anything was sent ([`Error::is_harmless`]).
+    ///
+    /// # Safety
+    /// Send and receive buffers are valid for the extents that the call implies (see [`Call`]), and nobody else writes
+    /// them, or reads the receive buffer, during the call. They are the same memory where `nccl.h` calls that in place,
+    /// and do not overlap otherwise.
+    #[inline]
+    pub unsafe fn run(&mut self, call: &Call) -> Result<(), Error> {
+        self.watch.check_fork()?;
+        let key = Key::new(call);
+        let number = match self.plans.find(&key) {
+            Some(number) if self.broken.is_none() => number,
+            _ => {
+                let task = Task::from(call);
+                match self.prepare(&task, |plans, plan| plans.insert(key, plan))? {
+                    Some(number) => number,
+                    None => return Ok(()),
+                }
+            }
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.run_plan(number, call) }
+    }
+
+    /// Returns when all ranks have called it: then whatever a rank did before its barrier is done.
+    ///
+    /// It is an all-reduce of one byte: that its result holds the contribution of every rank is proved of every algorithm, so no rank
+    /// can have it before all have begun.
+    ///
+    /// # Errors
+    /// What [`run`](Self::run) returns.
+    pub fn barrier(&mut self) -> Result<(), Error> {
+        self.watch.check_fork()?;
+        let number = match self.plans.barrier {
+            Some(number) if self.broken.is_none() => Some(number),
+            _ => self.prepare(&Task::barrier(), |plans, plan| plans.add(plan))?,
+        };
+        self.plans.barrier = number;
+        let Some(number) = number else { return Ok(()) };
+        let (send, mut recv) = ([0u8; 1], [0u8; 1]);
+        let call = Call {
+            collective: Collective::AllReduce,
+            send: send.as_ptr(),
+            recv: recv.as_mut_ptr(),
+            count: 1,
+            dtype: DType::Uint8,
+            reduction: RedOp::Max.into(),
+        };
+        // SAFETY: both arrays hold the one element.
+        unsafe { self.run_plan(number, &call) }
+    }
+
+    /// Runs plan `number` on the memory of `call`, which the plan is for.
+    #[inline]
+    pub(super) unsafe fn run_plan(&mut self, number: usize, call: &Call) -> Result<(), Error> {
+        // SAFETY: the caller's promise.
+        let result = unsafe { self.execute(number, call) };
+        let signature = self.plans.get(number).signature;
+        match result {
+            Ok(()) => {
+                self.watch.end(signature);
+                Ok(())
+            }
+            Err(error) => Err(self.fail_call(signature, error)),
+        }
+    }
+
+    /// The call fails with `error`.
+    #[cold]
+    pub(super) fn fail_call(&mut self, signature: Signature, error: Error) -> Error {
+        if error.is_harmless() {
+            return self.refuse(signature, error);
+        }
+        self.watch.enter(signature);
+        let error = self.fail(error);
+        self.refuse(signature, error)
+    }
+
+    /// The call ends with `error`, which counts as a call if others may have heard of it.
+    #[cold]
+    fn refuse(&mut self, signature: Signature, error: Error) -> Error {
+        if error.is_harmless() {
+            self.watch.retract();
+        } else {
+            self.watch.end(signature);
+        }
+        error
+    }
+
+    unsafe fn execute(&mut self, number: usize, call: &Call) -> Result<(), Error> {
+        let plan = self.plans.get(number);
+        let history = self.watch.history();
+        // Ranks whose calls ever differed meet with different tags, whatever the calls of today.
+        let tag = plan.tag ^ history;
+        let buffers = Buffers { send: call.send, recv: call.recv };
+        let rescaled;
+        let kernel = if plan.unusual {
+            check_in_place(call, self.nranks)?;
+            let reduction = Task::from(call).reduction();
+            rescaled = Kernel::select(call.dtype, reduction, self.nranks, self.isa);
+            &rescaled
+        } else {
+            &plan.kernel
+        };
+        match &plan.body {
+            Body::Straight(line) => {
+                let mut straight = Straight {
+                    buffers,
+                    kernel,
+                    tag,
+                    links: &mut self.links,
+                    scratch: self.scratch.base(line.scratch, CAPACITY),
+                    staging: &mut self.staging,
+                    endpoint: &self.endpoint,
+                    patience: self.patience,
+                    watch: &self.watch,
+                    signature: &plan.signature,
+                };
+                // SAFETY: the caller's promise; scratch was just made large enough.
+                unsafe { straight.run(line) }
+            }
+            Body::Walk(program) => {
+                self.watch.enter(plan.signature);
+                let size = call.dtype.size();
+                self.scratch.prepare(program.scratch, program.tile * size);
+                let mut walk = Walk {
+                    program,
+                    buffers,
+                    kernel: *kernel,
+                    size,
+                    scaled: plan.scaled,
+                    stream: plan.stream,
+                    history,
+                    links: &mut self.links,
+                    scratch: &mut self.scratch,
+                };
+                // SAFETY: the caller's promise.
+                unsafe { walk.run(Wait::new(&self.endpoint, self.patience, &self.watch)) }
+            }
+        }
+    }
+
+    /// Makes the plan for `task`, which `keep` keeps, or says why there can be none. A call of no elements needs none, and is over.
+    #[cold]
+    pub(super) fn prepare(
+        &mut self,
+        task: &Task,
+        keep: impl FnOnce(&mut Plans, Plan) -> usize,
+    ) -> Result<Option<usize>, Error> {
+        let signature = Signature::of(task);
+        if task.extents.longest() == 0 {
+            self.watch.end(signature);
+            return Ok(None);
+        }
+        self.watch.enter(signature);
+        match self.plan_for(task) {
+            Ok(plan) => Ok(Some(keep(&mut self.plans, plan))),
+            Err(error) => Err(self.refuse(signature, error)),
+        }
+    }
+
+    fn plan_for(&mut self, task: &Task) -> Result<Plan, Error> {
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
+        }
+        if let Some(root) = task.collective.root().filter(|&r| r >= self.nranks) {
+            return Err(no_such_root(root, self.nranks));
+        }
+        let (schedule, choice) = self.tuner.choose(task)?;
+        self.plan(schedule, &choice, task)
+    }
+
+    /// Proves `schedule` and binds it for calls like `task`.
+    pub(super) fn plan(
+        &mut self,
+        schedule: Schedule,
+        choice: &Choice,
+        task: &Task,
+    ) -> Result<Plan, Error> {
+        log::info!(target: "TUNING", "{}: {choice}", Signature::of(task));
+        let proved = self.proved(schedule)?;
+        let deadline = self.link_deadline();
+        let Self { rank, isa, endpoint, addresses, links, watch, .. } = self;
+        let plan = Plan::new(&proved, choice, task, *rank, *isa, links, |links, peer, channel| {
+            links.open(endpoint, addresses, peer, channel, deadline, watch)
+        });
+        // The other ranks wait for this one's links.
+        plan.map_err(|error| self.fail(error))
+    }
+
+    /// Until when a link must be open.
+    pub(super) fn link_deadline(&self) -> Instant {
+        let timeout = self.config.timeout.unwrap_or(Duration::MAX).min(self.options.timeout);
+        Instant::now() + timeout
+    }
+
+    fn proved(&mut self, schedule: Schedule) -> Result<Proved, Error> {
+        let key = (schedule.collective, schedule.name);
+        if let Some(proved) = self.proofs.get(&key) {
+            return Ok(proved.clone());
+        }
+        let proved = prove(schedule).map_err(|c| Error::Internal { what: c.to_string() })?;
+        self.proofs.insert(key, proved.clone());
+        Ok(proved)
+    }
+
+    /// A call failed: tell all ranks, log it, remember it. What others saw first is the error here too.
+    #[cold]
+    pub(super) fn fail(&mut self, error: Error) -> Error {
+        let error = self.watch.fail(error);
+        log::warn!("rank {}: {error}", self.rank);
+        self.watch.abort_peers(&error);
+        self.links.withdraw(&self.endpoint);
+        self.broken.get_or_insert(error).clone()
+    }
+}
+
+/// All-to-all has no form in place: a rank would write over what it has not sent yet.
+fn check_in_place(call: &Call, nranks: u32) -> Result<(), Error> {
+    let same = call.send == call.recv.cast_const();
+    if call.collective == Collective::AllToAll && same && nranks > 1 {
+        return Err(Error::InvalidArgument {
+            what: String::from(
+                "alltoall with the same send and receive buffer; it has no form in place, so give it two buffers",
+            ),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! Every algorithm over every kind of link gives the bits of its proved tree.
+
+use maypole_algorithms::collective::all_reduce::uneven_example;
+use maypole_algorithms::collective::{Generator, all};
+use maypole_algorithms::{Collective, DType, RedOp};
+
+use super::case::{Case, element, plan};
+use super::{Random, as_ranks, lateness, over_tcp};
+use crate::config::{self, Config};
+use crate::tune::Protocol;
+
+#[test]
+fn a_schedule_written_by_hand_runs_like_any_other() {
+    let config = Config { slot_bytes: Some(512), ..Config::default() };
+    for protocol in [Protocol::Line, Protocol::Slots] {
+        let results = as_ranks(uneven_example::schedule().nranks, &config, move |comm| {
+            let mut random = Random(5);
+            (0..40).try_for_each(|i| {
+                let case = Case {
+                    generator: uneven_example::schedule().name,
+                    // Another kind of call each time, so that each gets a plan of its own.
+                    count: 1 + i * if protocol == Protocol::Line { 5 } else { 131 },
+                    ..Case::random(&mut random, all().next().expect("a generator"), comm.nranks())
+                };
+                plan(comm, uneven_example::schedule(), &case, protocol);
+                case.run(comm).map_err(|why| format!("{case:?}: {why}"))
+            })
+        });
+        for result in results {
+            result.unwrap_or_else(|why| panic!("{protocol}: {why}"));
+        }
+    }
+}
+
+fn run_cases(generator: &'static Generator, nranks: u32, config: &Config, cases: u64) {
+    let only = format!("{}:{}", generator.collective, generator.name);
+    let config = Config { algorithms: Some(only), ..config.clone() };
+    let results = as_ranks(nranks, &config, move |comm| {
+        // The same cases on all ranks.
+        let seed = generator.name.bytes().fold(u64::from(nranks), |s, b| s * 31 + u64::from(b));
+        let mut random = Random(seed);
+        (0..cases).try_for_each(|_| {
+            let case = Case::random(&mut random, generator, comm.nranks());
+            case.run(comm).map_err(|why| format!("rank {}: {case:?}: {why}", comm.rank()))
+        })
+    });
+    for result in results {
+        result.unwrap_or_else(|why| panic!("{}, {nranks} ranks: {why}", generator.name));
+    }
+}
+
+#[test]
+fn every_algorithm_gives_the_bits_of_its_proved_tree() {
+    for generator in all() {
+        for nranks in [1, 2, 3, 4, 5, 8, 11] {
+            run_cases(generator, nranks, &Config::default(), 25);
+        }
+    }
+}
+
+#[test]
+fn the_same_over_memory_shared_by_descriptors() {
+    let config = Config { p2p_disable: true, ..Config::default() };
+    for generator in all() {
+        for nranks in [2, 3, 6] {
+            run_cases(generator, nranks, &config, 15);
+        }
+    }
+}
+
+#[test]
+fn the_same_over_tcp() {
+    for (nranks, sockets_per_thread) in [(2, 1), (3, 4), (6, 1)] {
+        let config = over_tcp(sockets_per_thread);
+        for generator in all() {
+            run_cases(generator, nranks, &config, 15);
+        }
+    }
+}
+
+#[test]
+fn many_small_tiles_and_the_fewest_slots() {
+    for generator in all() {
+        for (nranks, apart) in [(2, true), (3, false), (7, true), (7, false)] {
+            let case = Case::random(&mut Random(0), generator, nranks);
+            let credit = generator.schedule(case.collective, nranks).credit;
+            let config = Config {
+                slot_bytes: Some(256),
+                slot_depth: Some(credit),
+                protocol: config::Protocol::Slots,
+                p2p_disable: apart,
+                ..Config::default()
+            };
+            run_cases(generator, nranks, &config, 10);
+        }
+    }
+}
+
+#[test]
+fn late_messages_and_spurious_back_pressure_change_no_bit() {
+    for generator in all() {
+        for (seed, nranks, apart) in [(1, 2, false), (2, 4, true), (3, 5, false), (4, 7, true)] {
+            let config = Config {
+                slot_bytes: Some(4096),
+                fault: lateness(seed),
+                p2p_disable: apart,
+                ..Config::default()
+            };
+            run_cases(generator, nranks, &config, 8);
+            run_cases(generator, nranks, &Config { fault: lateness(seed), ..over_tcp(1) }, 4);
+        }
+    }
+}
+
+#[test]
+fn every_type_and_operation() {
+    let config = Config { algorithms: Some("oneshot".to_owned()), ..Config::default() };
+    let results = as_ranks(3, &config, |comm| {
+        let mut failures = Vec::new();
+        for dtype in DType::ALL {
+            for op in RedOp::ALL {
+                for count in [1, 9, 900] {
+                    for in_place in [false, true] {
+                        let case = Case {
+                            generator: "oneshot",
+                            collective: Collective::AllReduce,
+                            dtype,
+                            op,
+                            count,
+                            in_place,
+                            skew: 0,
+                            seed: count as u64,
+                        };
+                        failures.extend(case.run(comm).err().map(|why| format!("{case:?}: {why}")));
+                    }
+                }
+            }
+        }
+        failures
+    });
+    let failures = results.concat();
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn canonical_algorithms_give_the_same_bits_whatever_is_chosen() {
+    let sum = |algorithm: &str, protocol| {
+        let config =
+            Config { algorithms: Some(algorithm.to_owned()), protocol, ..Config::default() };
+        as_ranks(6, &config, |comm| {
+            let value = |i| f32::from_bits(element(DType::Float32, 7, comm.rank(), i) as u32);
+            let send: Vec<f32> = (0..300).map(value).collect();
+            let mut recv = vec![0.0f32; 300];
+            comm.all_reduce(&send, &mut recv, RedOp::Sum).expect("an all-reduce");
+            recv.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        })
+    };
+    let reference = sum("oneshot", config::Protocol::Auto);
+    for algorithm in ["oneshot", "twoshot", "doubling"] {
+        for protocol in [config::Protocol::Line, config::Protocol::Slots] {
+            assert_eq!(sum(algorithm, protocol), reference, "{algorithm}");
+        }
+    }
+    assert!(reference.iter().all(|r| *r == reference[0]), "ranks differ");
+}

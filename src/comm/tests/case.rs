@@ -1,0 +1,241 @@
+//! One call on guarded memory, compared bit for bit with a scalar evaluation of its proved tree.
+
+use maypole_algorithms::collective::Generator;
+use maypole_algorithms::interpret::Algebra;
+use maypole_algorithms::verify::Proved;
+use maypole_algorithms::{Collective, DType, RedOp, Schedule};
+
+use super::Random;
+use crate::call::{Call, Task};
+use crate::comm::Communicator;
+use crate::plan::Key;
+use crate::plan::geometry::Geometry;
+use crate::reduce::{Reduction, scalar};
+use crate::tune::{Choice, Protocol};
+
+/// The bits of element `index` of `rank`'s send buffer: floats of similar magnitude, so that sums round.
+pub(super) fn element(dtype: DType, seed: u64, rank: u32, index: usize) -> u64 {
+    let bits = Random(seed ^ u64::from(rank) << 40 ^ index as u64).next();
+    let mask = u64::MAX >> (64 - 8 * dtype.size());
+    let (exponent, fraction) = match dtype {
+        DType::Float16 => (5, 10),
+        DType::Bfloat16 => (8, 7),
+        DType::Float32 => (8, 23),
+        DType::Float64 => (11, 52),
+        DType::Float8E4M3 => (4, 3),
+        DType::Float8E5M2 => (5, 2),
+        _ => return bits & mask,
+    };
+    let middle = (1u64 << (exponent - 1)) - 2 + (bits >> 60 & 3);
+    let sign = bits >> 59 & 1;
+    sign << (exponent + fraction) | middle << fraction | bits & ((1 << fraction) - 1)
+}
+
+pub(super) struct Numbers {
+    pub(super) dtype: DType,
+    pub(super) op: RedOp,
+    pub(super) nranks: u32,
+}
+
+impl Algebra for Numbers {
+    type Value = u64;
+
+    fn contribute(&mut self, value: u64) -> u64 {
+        value
+    }
+
+    fn combine(&mut self, left: u64, right: u64) -> u64 {
+        scalar::combine(self.dtype, self.op, left, right)
+    }
+
+    fn finish(&mut self, value: u64) -> u64 {
+        scalar::finish(self.dtype, self.op, self.nranks, value)
+    }
+}
+
+/// One random call, the same on all ranks but for the rank's own scalar.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Case {
+    pub(super) generator: &'static str,
+    pub(super) collective: Collective,
+    pub(super) dtype: DType,
+    pub(super) op: RedOp,
+    pub(super) count: usize,
+    pub(super) in_place: bool,
+    /// Bytes by which the buffers are off alignment.
+    pub(super) skew: usize,
+    pub(super) seed: u64,
+}
+
+pub(super) const GUARD: usize = 192;
+
+pub(super) const FILL: u8 = 0xa5;
+
+impl Case {
+    pub(super) fn random(random: &mut Random, generator: &Generator, nranks: u32) -> Self {
+        let root = random.below(u64::from(nranks)) as u32;
+        let sizes = [0, 1, 2, 3, 7, 13, 64, 100, 447, 449, 1000, 1793, 5000, 20_011];
+        let collective = generator.of(root);
+        let in_place = random.below(2) == 1 && collective != Collective::AllToAll;
+        Self {
+            generator: generator.name,
+            collective,
+            dtype: random.pick(&DType::ALL),
+            op: random.pick(&RedOp::ALL),
+            count: random.pick(&sizes),
+            in_place,
+            skew: random.pick(&[0, 0, 1, 3, 8, 33]),
+            seed: random.next(),
+        }
+    }
+
+    pub(super) fn reduction(&self, rank: u32) -> Reduction {
+        let scalar = element(self.dtype, !self.seed, rank, 0);
+        if self.op == RedOp::PreMulSum { Reduction { op: self.op, scalar } } else { self.op.into() }
+    }
+
+    pub(super) fn run(&self, comm: &mut Communicator) -> Result<(), String> {
+        let (rank, nranks, size) = (comm.rank(), comm.nranks(), self.dtype.size());
+        let blocks = |chunks: u32| chunks as usize * self.count * size;
+        let send_len = blocks(self.collective.input_chunks(nranks, 1));
+        let recv_len = blocks(self.collective.output_chunks(nranks, 1));
+        let mut input = Vec::with_capacity(send_len);
+        for i in 0..send_len / size {
+            input.extend(&element(self.dtype, self.seed, rank, i).to_le_bytes()[..size]);
+        }
+        let mut send = Guarded::new(send_len, self.skew);
+        let mut recv = Guarded::new(recv_len, self.skew ^ 4);
+        let large = send_len.max(recv_len);
+        let mut both = Guarded::new(large, self.skew);
+        let block = rank as usize * self.count * size;
+        let (send_at, recv_at) = match self.collective {
+            Collective::AllGather => (block, 0),
+            Collective::ReduceScatter => (0, block),
+            Collective::Gather { root } if root == rank => (block, 0),
+            Collective::Scatter { root } if root == rank => (0, block),
+            _ => (0, 0),
+        };
+        let (from, to) = if self.in_place {
+            both.bytes()[send_at..send_at + send_len].copy_from_slice(&input);
+            let base = both.bytes().as_mut_ptr();
+            // SAFETY: both places lie within the buffer.
+            unsafe { (base.add(send_at).cast_const(), base.add(recv_at)) }
+        } else {
+            send.bytes().copy_from_slice(&input);
+            (send.bytes().as_ptr(), recv.bytes().as_mut_ptr())
+        };
+        let call = Call {
+            collective: self.collective,
+            send: from,
+            recv: to,
+            count: self.count,
+            dtype: self.dtype,
+            reduction: self.reduction(rank),
+        };
+        // SAFETY: the buffers are as long as the collective asks for.
+        unsafe { comm.run(&call) }.map_err(|e| e.to_string())?;
+        if self.count == 0 {
+            return Ok(());
+        }
+        let result = if self.in_place {
+            both.bytes()[recv_at..recv_at + recv_len].to_vec()
+        } else {
+            recv.bytes().to_vec()
+        };
+        if !self.in_place && send.bytes() != input {
+            return Err("the send buffer was changed".to_owned());
+        }
+        if ![&send, &recv, &both].iter().all(|b| b.is_unhurt()) {
+            return Err("memory beside a buffer was written".to_owned());
+        }
+        self.check(comm, &call, &result)
+    }
+
+    /// Compares bit for bit with a scalar evaluation of the proved tree of each element's chunk.
+    pub(super) fn check(
+        &self,
+        comm: &Communicator,
+        call: &Call,
+        result: &[u8],
+    ) -> Result<(), String> {
+        let (rank, nranks, size) = (comm.rank(), comm.nranks(), self.dtype.size());
+        let proved: &Proved = comm
+            .proofs
+            .get(&(self.collective, self.generator))
+            .ok_or_else(|| format!("another algorithm ran: {:?}", comm.proofs.keys()))?;
+        let schedule = proved.schedule();
+        let geometry = Geometry::new(schedule, &Task::from(call), usize::MAX);
+        let mut numbers = Numbers { dtype: self.dtype, op: self.op, nranks };
+        for chunk in 0..schedule.output_chunks() {
+            // A rank that gets nothing has no tree.
+            let Some(tree) = proved.tree(rank, chunk) else { continue };
+            let out = geometry.output(rank, chunk);
+            for i in 0..out.len {
+                let expected = tree.evaluate(&mut numbers, |from, input| {
+                    let at = geometry.input(from, input).start + i;
+                    let value = element(self.dtype, self.seed, from, at);
+                    if !self.collective.reduces() {
+                        return value;
+                    }
+                    scalar::contribute(self.dtype, self.reduction(from), nranks, value)
+                });
+                let at = (out.start + i) * size;
+                let mut bits = [0; 8];
+                bits[..size].copy_from_slice(&result[at..at + size]);
+                let got = u64::from_le_bytes(bits);
+                if got != expected {
+                    return Err(format!(
+                        "element {}: {got:#x} instead of {expected:#x}",
+                        out.start + i
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes between two walls that must stay as they are.
+pub(super) struct Guarded {
+    memory: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Guarded {
+    pub(super) fn new(len: usize, skew: usize) -> Self {
+        let memory = vec![FILL; len + 2 * GUARD + 64];
+        let start = GUARD + skew + memory.as_ptr().align_offset(64) % 64;
+        Self { memory, start: start.min(2 * GUARD), len }
+    }
+
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + self.len]
+    }
+
+    pub(super) fn is_unhurt(&self) -> bool {
+        let (before, rest) = self.memory.split_at(self.start);
+        before.iter().chain(&rest[self.len..]).all(|b| *b == FILL)
+    }
+}
+
+/// Plans `schedule` for the case's kind of call, whatever the tuner would choose.
+pub(super) fn plan(comm: &mut Communicator, schedule: Schedule, case: &Case, protocol: Protocol) {
+    let choice = Choice {
+        algorithm: schedule.name,
+        protocol,
+        tile: comm.tuner.slot_bytes,
+        predicted: 0.0,
+        others: Vec::new(),
+    };
+    let call = Call {
+        collective: case.collective,
+        send: std::ptr::null(),
+        recv: std::ptr::null_mut(),
+        count: case.count,
+        dtype: case.dtype,
+        reduction: case.reduction(comm.rank()),
+    };
+    let plan = comm.plan(schedule, &choice, &Task::from(&call)).expect("a plan");
+    comm.plans.insert(Key::new(&call), plan);
+}

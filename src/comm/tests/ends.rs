@@ -1,0 +1,129 @@
+//! Mismatches, damage and aborts: how calls end that do not end well.
+
+use std::time::Duration;
+
+use maypole_algorithms::RedOp;
+use maypole_transport::fault::Recipe;
+
+use super::{as_ranks, over_tcp, sum_of};
+use crate::config::Config;
+use crate::error::Error;
+
+#[test]
+fn damaged_tags_end_in_an_error_on_all_ranks_and_never_in_a_wrong_result() {
+    for (seed, nranks, apart) in [(1, 2, false), (2, 2, true), (3, 3, false), (4, 5, true)] {
+        let recipe = Recipe::parse(&format!("seed={seed},delay=0.02:50us,corrupt=0.01"));
+        let config = Config {
+            slot_bytes: Some(4096),
+            fault: recipe,
+            p2p_disable: apart,
+            ..Config::default()
+        };
+        let results = as_ranks(nranks, &config, |comm| {
+            let (rank, n) = (comm.rank(), comm.nranks());
+            for call in 0..5_000u32 {
+                let count = [1, 300, 5000][call as usize % 3];
+                let send: Vec<u32> = (0..count).map(|i| i * 5 + rank * call).collect();
+                let mut recv = vec![0; send.len()];
+                match comm.all_reduce(&send, &mut recv, RedOp::Sum) {
+                    Ok(()) => {
+                        let right = (0..count).map(|i| n * i * 5 + call * n * (n - 1) / 2);
+                        assert!(recv.into_iter().eq(right), "call {call} is wrong");
+                    }
+                    Err(error) => return Some((call, error)),
+                }
+            }
+            None
+        });
+        assert!(results.iter().all(Option::is_some), "seed {seed}: {results:?}");
+        let noticed = |r: &Option<_>| matches!(r, Some((_, Error::Mismatch { .. })));
+        assert!(results.iter().any(noticed), "seed {seed}: {results:?}");
+        // A rank may be done with a call that fails on another, but not with the next one.
+        let calls = results.iter().flatten().map(|r| r.0);
+        let (first, last) = (calls.clone().min(), calls.max());
+        assert!(last <= first.map(|f| f + 1), "seed {seed}: {results:?}");
+    }
+}
+
+#[test]
+fn a_rank_that_aborts_in_the_middle_of_a_call_is_named_by_all() {
+    // Not in the first call, during which a slow rank may not have met the others yet.
+    for message in [5, 6, 11, 40] {
+        for apart in [false, true] {
+            let recipe = Recipe::parse(&format!("delay=0.05:50us,abort=1:{message}"));
+            let config = Config { fault: recipe, p2p_disable: apart, ..Config::default() };
+            let results = as_ranks(4, &config, |comm| {
+                let (send, mut recv) = ([1; 1000], [0; 1000]);
+                let error = loop {
+                    if let Err(error) = comm.all_reduce(&send, &mut recv, RedOp::Sum) {
+                        break error;
+                    }
+                };
+                // What is left does not inherit the abort.
+                let left = (comm.rank() != 1).then(|| comm.shrink(&[1]).expect("the others"));
+                (error, left.map(|mut left| (0..50).map(|_| sum_of(&mut left, 1)).max()))
+            });
+            for (rank, (error, left)) in results.into_iter().enumerate() {
+                assert_eq!(error, Error::Aborted { by: 1 }, "rank {rank}, message {message}");
+                assert_eq!(left, (rank != 1).then_some(Some(3)));
+            }
+        }
+    }
+}
+
+#[test]
+fn ranks_in_different_calls_are_told() {
+    let errors = as_ranks(2, &Config::default(), |comm| {
+        let (send, mut recv) = (vec![1i32; 8], vec![0i32; 8]);
+        let count = 4 + 4 * comm.rank() as usize;
+        comm.all_reduce(&send[..count], &mut recv[..count], RedOp::Sum).map_err(|e| e.to_string())
+    });
+    assert!(errors.iter().all(Result::is_err), "{errors:?}");
+    assert!(errors.iter().any(|e| e.as_ref().is_err_and(|e| e.contains("rank"))), "{errors:?}");
+}
+
+#[test]
+fn an_abort_ends_a_wait() {
+    assert_eq!(abort_ends_a_wait(&Config::default()), [true, true]);
+}
+
+#[test]
+fn an_abort_ends_a_wait_over_tcp() {
+    assert_eq!(abort_ends_a_wait(&over_tcp(2)), [true, true]);
+}
+
+fn abort_ends_a_wait(config: &Config) -> Vec<bool> {
+    as_ranks(2, config, |comm| {
+        let mut recv = [0u8; 1];
+        // Opens the links, so that there is a peer to tell.
+        comm.all_reduce(&[1], &mut recv, RedOp::Sum).expect("a first call");
+        if comm.rank() == 1 {
+            // The other rank may still be in the first call.
+            std::thread::sleep(Duration::from_millis(50));
+            comm.abort_handle().abort();
+            return true;
+        }
+        comm.all_reduce(&[1], &mut recv, RedOp::Sum).is_err() && comm.async_error().is_some()
+    })
+}
+
+#[test]
+fn nothing_is_lent_any_more_after_an_error() {
+    for round in 0..20u64 {
+        let results = as_ranks(3, &Config::default(), move |comm| {
+            let rank = comm.rank();
+            let mut sum = [0];
+            comm.all_reduce(&[1], &mut sum, RedOp::Sum).expect("a first call");
+            if rank == 2 {
+                std::thread::sleep(Duration::from_micros(round * 150));
+                comm.abort_handle().abort();
+                return true;
+            }
+            let (mut send, mut recv) = (vec![1u64; 1 << 20], vec![0u64; 1 << 20]);
+            let failed = comm.all_reduce(&send, &mut recv, RedOp::Sum).is_err();
+            send.fill(7);
+            failed && comm.links.unreleased.is_empty()
+        });
+        assert_eq!(results, [true; 3]);
+    }
+}

@@ -1,0 +1,83 @@
+//! Ranks as threads: every collective against a scalar evaluation of the tree that was proved of its schedule.
+
+mod algorithms;
+mod case;
+mod control;
+mod ends;
+mod offspring;
+mod settings;
+mod transfers;
+mod typed;
+mod uneven;
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use maypole_algorithms::RedOp;
+
+use super::*;
+
+/// Runs `f` as each of `nranks` ranks, in threads; fails if that takes a minute.
+pub(super) fn as_ranks<T: Send + 'static>(
+    nranks: u32,
+    config: &Config,
+    f: impl Fn(&mut Communicator) -> T + Send + Sync + 'static,
+) -> Vec<T> {
+    let id = UniqueId::create().expect("a unique id");
+    let f = Arc::new(f);
+    let (done, all) = mpsc::channel();
+    for rank in 0..nranks {
+        let (f, done, config) = (Arc::clone(&f), done.clone(), config.clone());
+        std::thread::spawn(move || {
+            let options = Options::default();
+            let comm = Communicator::init_with(&id, nranks, rank, &config, &options);
+            let mut comm = comm.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
+            let result = f(&mut comm);
+            done.send((rank, result)).expect("the test waits");
+        });
+    }
+    drop(done);
+    let mut results: Vec<(u32, T)> = (0..nranks)
+        .map(|_| all.recv_timeout(Duration::from_secs(60)).expect("a rank failed or hangs"))
+        .collect();
+    results.sort_by_key(|r| r.0);
+    results.into_iter().map(|r| r.1).collect()
+}
+
+/// A small generator of pseudo-random numbers (splitmix64).
+#[derive(Clone)]
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(super) fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}
+
+pub(super) fn over_tcp(sockets_per_thread: u32) -> Config {
+    Config { shm_disable: true, p2p_disable: true, sockets_per_thread, ..Config::default() }
+}
+
+/// A recipe of faults that a right program does not notice, but for the time they take.
+pub(super) fn lateness(seed: u64) -> Option<Recipe> {
+    Recipe::parse(&format!("seed={seed},delay=0.05:100us,backpressure=0.1"))
+}
+
+/// The sum of the ranks' numbers in their former communicator.
+pub(super) fn sum_of(comm: &mut Communicator, number: u32) -> u32 {
+    let mut sum = [0];
+    comm.all_reduce(&[number], &mut sum, RedOp::Sum).expect("a sum");
+    sum[0]
+}

@@ -1,0 +1,44 @@
+//! Splitting, and going on without some ranks.
+
+use maypole_algorithms::RedOp;
+
+use super::{as_ranks, sum_of};
+use crate::config::Config;
+
+#[test]
+fn a_communicator_parts_by_color_in_the_order_of_the_keys() {
+    let results = as_ranks(7, &Config::default(), |comm| {
+        let rank = comm.rank();
+        let color = (rank != 3).then_some(rank % 2);
+        let part = comm.split(color, -(rank as i32)).expect("a split");
+        let all = sum_of(comm, rank);
+        (all, part.map(|mut part| (part.rank(), part.nranks(), sum_of(&mut part, rank))))
+    });
+    assert_eq!(results.iter().map(|r| r.0).collect::<Vec<_>>(), [21; 7]);
+    let parts: Vec<_> = results.into_iter().map(|r| r.1).collect();
+    let (even, odd) = (|at| Some((at, 4, 12)), |at| Some((at, 2, 6)));
+    assert_eq!(parts, [even(3), odd(1), even(2), None, even(1), odd(0), even(0)]);
+}
+
+#[test]
+fn what_is_left_of_a_broken_communicator_goes_on() {
+    let results = as_ranks(5, &Config::default(), |comm| {
+        let rank = comm.rank();
+        sum_of(comm, rank);
+        if rank == 1 || rank == 4 {
+            comm.abort_handle().abort();
+            return None;
+        }
+        let mut sum = [0];
+        comm.all_reduce(&[rank], &mut sum, RedOp::Sum).expect_err("it was aborted");
+        assert!(comm.split(Some(0), 0).is_err() && comm.shrink(&[]).is_err());
+        assert!(comm.shrink(&[rank]).is_err() && comm.shrink(&[5]).is_err());
+        let mut left = comm.shrink(&[1, 4]).expect("a smaller communicator");
+        let mut again = left.shrink(&[0]).ok();
+        Some((left.rank(), sum_of(&mut left, rank), again.as_mut().map(|a| sum_of(a, rank))))
+    });
+    assert_eq!(
+        results,
+        [Some((0, 5, None)), None, Some((1, 5, Some(5))), Some((2, 5, Some(5))), None]
+    );
+}

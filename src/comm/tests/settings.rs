@@ -1,0 +1,87 @@
+//! What settings exclude, and that they must agree.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use maypole_algorithms::{Collective, DType, RedOp};
+
+use super::{as_ranks, over_tcp};
+use crate::bootstrap::{Options, UniqueId};
+use crate::call::Call;
+use crate::comm::Communicator;
+use crate::config::{self, Bits, Config};
+use crate::error::Error;
+use crate::tune::Protocol;
+
+#[test]
+fn lines_are_never_chosen_over_tcp() {
+    let config = Config { protocol: config::Protocol::Line, ..over_tcp(1) };
+    let chosen = as_ranks(2, &config, |comm| {
+        let mut recv = [0.0f32];
+        comm.all_reduce(&[1.0], &mut recv, RedOp::Sum).expect("an all-reduce");
+        let call = Call {
+            collective: Collective::AllReduce,
+            send: std::ptr::null(),
+            recv: std::ptr::null_mut(),
+            count: 1,
+            dtype: DType::Float32,
+            reduction: RedOp::Sum.into(),
+        };
+        (recv[0], comm.explain(&call).expect("a choice").protocol)
+    });
+    assert_eq!(chosen, [(2.0, Protocol::Slots); 2]);
+}
+
+#[test]
+fn a_class_that_the_user_insists_on_excludes_algorithms_of_another() {
+    let config =
+        Config { algorithms: Some("ring".to_owned()), bits: Bits::Canonical, ..Config::default() };
+    let errors = as_ranks(2, &config, |comm| {
+        let mut recv = [0];
+        comm.all_reduce(&[1], &mut recv, RedOp::Sum).map_err(|e| e.to_string())
+    });
+    for error in errors {
+        assert!(error.expect_err("ring is fast").contains("NCCL_ALGO"));
+    }
+}
+
+#[test]
+fn ranks_whose_settings_differ_are_told_both_ranks_and_both_settings() {
+    let ring = Config { algorithms: Some("ring".to_owned()), ..Config::default() };
+    let small = Config { slot_bytes: Some(4096), ..Config::default() };
+    for (odd, theirs, ours) in [
+        (ring, "NCCL_ALGO=ring", "NCCL_ALGO= "),
+        (small, "MAYPOLE_SLOT_BYTES=4096", "MAYPOLE_SLOT_BYTES=65536"),
+    ] {
+        for odd_rank in [0, 2] {
+            let id = UniqueId::create().expect("a unique id");
+            let (done, all) = mpsc::channel();
+            for rank in 0..4 {
+                let config = if rank == odd_rank { odd.clone() } else { Config::default() };
+                let done = done.clone();
+                std::thread::spawn(move || {
+                    let comm = Communicator::init_with(&id, 4, rank, &config, &Options::default());
+                    done.send((rank, comm.map(drop))).expect("the test waits");
+                });
+            }
+            for _ in 0..4 {
+                let (rank, result) =
+                    all.recv_timeout(Duration::from_secs(60)).expect("a rank hangs");
+                let error = result.expect_err("settings differ");
+                assert!(matches!(error, Error::InvalidUsage { .. }), "{error}");
+                let text = error.to_string();
+                // A rank names the first one that differs from it.
+                let other = match (rank == odd_rank, odd_rank) {
+                    (false, _) => odd_rank,
+                    (true, 0) => 1,
+                    (true, _) => 0,
+                };
+                let (here, there) = if rank == odd_rank { (theirs, ours) } else { (ours, theirs) };
+                assert!(text.contains(&format!("rank {rank} and rank {other} differ")), "{text}");
+                let (_, settings) = text.split_once("here ").expect("both settings");
+                let (first, second) = settings.split_once("there ").expect("both settings");
+                assert!(first.contains(here) && second.contains(there), "{text}");
+            }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Groups of sends and receives.
+
+use super::{Random, as_ranks, lateness};
+use crate::config::Config;
+use crate::plan::exchange::Transfer;
+
+#[test]
+fn transfers_in_any_order_arrive_whole() {
+    for (apart, slot_bytes, fault) in [
+        (false, None, None),
+        (true, None, None),
+        (true, Some(256), None),
+        (false, Some(256), None),
+        (true, Some(256), lateness(1)),
+        (false, None, lateness(2)),
+        (false, Some(256), lateness(3)),
+    ] {
+        let config = Config { p2p_disable: apart, slot_bytes, fault, ..Config::default() };
+        let results = as_ranks(5, &config, |comm| {
+            let (rank, n) = (comm.rank(), comm.nranks());
+            for round in 0..20u64 {
+                // What goes from a to b as its k-th message: length and content follow from all three.
+                let len = |a: u32, b: u32, k: u64| {
+                    let spread =
+                        [0, 1, 255, 256, 5000][(u64::from(a * 7 + b * 3) + k + round) as usize % 5];
+                    spread as usize + usize::from(a == b)
+                };
+                let byte = |a: u32, b: u32, k: u64, i: usize| {
+                    (a as usize * 31 + b as usize * 17 + k as usize * 5 + i) as u8
+                };
+                let fill =
+                    |a, b, k| (0..len(a, b, k)).map(|i| byte(a, b, k, i)).collect::<Vec<u8>>();
+                let pairs: Vec<(u32, u64)> = (0..n).flat_map(|p| [(p, 0), (p, 1)]).collect();
+                let sent: Vec<Vec<u8>> = pairs.iter().map(|&(p, k)| fill(rank, p, k)).collect();
+                let mut received: Vec<Vec<u8>> =
+                    pairs.iter().map(|&(p, k)| vec![0xee; len(p, rank, k)]).collect();
+                let mut list = Vec::new();
+                for ((&(peer, k), data), space) in pairs.iter().zip(&sent).zip(&mut received) {
+                    let (data, bytes) = (data.as_ptr(), data.len());
+                    list.push((k, Transfer::Send { data, bytes, peer }));
+                    let (data, bytes) = (space.as_mut_ptr(), space.len());
+                    list.push((k, Transfer::Receive { data, bytes, peer }));
+                }
+                // Any order that keeps a pair's own.
+                let mut random = Random(round << 8 | u64::from(rank));
+                let mut keyed: Vec<_> =
+                    list.into_iter().map(|(k, t)| ((k, random.next()), t)).collect();
+                keyed.sort_by_key(|t| t.0);
+                let list: Vec<Transfer> = keyed.into_iter().map(|t| t.1).collect();
+                // SAFETY: each transfer has a vector of its length to itself.
+                unsafe { comm.exchange(&list) }.map_err(|e| e.to_string())?;
+                for (&(peer, k), got) in pairs.iter().zip(&received) {
+                    if *got != fill(peer, rank, k) {
+                        return Err(format!("round {round}: message {k} from {peer} is wrong"));
+                    }
+                }
+            }
+            Ok(())
+        });
+        for result in results {
+            result.unwrap_or_else(|why| panic!("apart {apart}, slots {slot_bytes:?}: {why}"));
+        }
+    }
+}
+
+#[test]
+fn transfers_without_a_partner_are_told() {
+    let results = as_ranks(2, &Config::default(), |comm| {
+        let mut space = [0u8; 8];
+        let own = Transfer::Send { data: space.as_ptr(), bytes: 8, peer: comm.rank() };
+        let nobody = Transfer::Send { data: space.as_ptr(), bytes: 8, peer: 2 };
+        // SAFETY: the array outlives the calls.
+        let harmless = unsafe { [comm.exchange(&[own]), comm.exchange(&[nobody])] };
+        let bytes = 4 + 4 * comm.rank() as usize;
+        let (data, peer) = (space.as_mut_ptr(), 1 - comm.rank());
+        let transfer = if peer == 0 {
+            Transfer::Send { data, bytes, peer }
+        } else {
+            Transfer::Receive { data, bytes, peer }
+        };
+        // SAFETY: as above.
+        let unequal = unsafe { comm.exchange(&[transfer]) };
+        (harmless.map(|h| h.is_err()), unequal.map_err(|e| e.to_string()))
+    });
+    assert!(results.iter().all(|r| r.0 == [true, true]));
+    assert!(results[0].1.as_ref().is_err_and(|e| e.contains("rank 1")), "{results:?}");
+}

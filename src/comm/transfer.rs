@@ -1,0 +1,96 @@
+//! Sends and receives, alone and in groups.
+
+use maypole_algorithms::{DType, RedOp};
+
+use super::{Communicator, Element};
+use crate::engine::Buffers;
+use crate::engine::wait::Wait;
+use crate::engine::walk::Walk;
+use crate::error::Error;
+use crate::plan::STREAM_FROM;
+use crate::plan::exchange::{self, Transfer};
+use crate::reduce::Kernel;
+
+impl Communicator {
+    /// Sends `data` to `peer`, which receives it with [`receive`](Self::receive) into as many elements; returns when the memory may be
+    /// used again. Two ranks that send to each other need an [`exchange`](Self::exchange): each would wait for the other to receive.
+    ///
+    /// # Errors
+    /// What [`exchange`](Self::exchange) returns; this rank as its own peer.
+    pub fn send<T: Element>(&mut self, data: &[T], peer: u32) -> Result<(), Error> {
+        let transfer =
+            Transfer::Send { data: data.as_ptr().cast(), bytes: size_of_val(data), peer };
+        // SAFETY: the slice is borrowed for the call.
+        unsafe { self.exchange(&[transfer]) }
+    }
+
+    /// Receives into `data` what `peer` sends with [`send`](Self::send), exactly as many elements.
+    ///
+    /// # Errors
+    /// What [`exchange`](Self::exchange) returns; this rank as its own peer.
+    pub fn receive<T: Element>(&mut self, data: &mut [T], peer: u32) -> Result<(), Error> {
+        let bytes = size_of_val(data);
+        let transfer = Transfer::Receive { data: data.as_mut_ptr().cast(), bytes, peer };
+        // SAFETY: the slice is borrowed for the call, and its type has no invalid values.
+        unsafe { self.exchange(&[transfer]) }
+    }
+
+    /// Sends and receives, all at once: returns when all are done, whatever the order in which they and their partners on the
+    /// other ranks are listed. Transfers between two ranks are matched in their order. A transfer to this rank
+    /// itself needs its partner in the same list.
+    ///
+    /// # Errors
+    /// A rank that does not exist, transfers to itself without a partner (both harmless); a partner of another length, a dead or
+    /// aborted peer.
+    ///
+    /// # Safety
+    /// The memory of each transfer is valid for its length, nobody else writes it or reads what is received during the call, and no
+    /// received range overlaps another range.
+    pub unsafe fn exchange(&mut self, transfers: &[Transfer]) -> Result<(), Error> {
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
+        }
+        if let Some(bad) = transfers.iter().find(|t| t.peer() >= self.nranks) {
+            return Err(Error::InvalidArgument {
+                what: format!("peer {} in a communicator of {} ranks", bad.peer(), self.nranks),
+            });
+        }
+        let mut transfers = transfers.to_vec();
+        for (from, to, bytes) in exchange::take_own(&mut transfers, self.rank)? {
+            // SAFETY: the caller's promise; `take_own` matched equal lengths.
+            unsafe { std::ptr::copy(from, to, bytes) };
+        }
+        // Transfers are no calls of all ranks.
+        // SAFETY: the caller's promise.
+        unsafe { self.exchange_with_peers(&transfers, 0, 0) }.map_err(|e| self.fail(e))
+    }
+
+    /// `transfers` with other ranks. `call` and `history` are hashes of the call that they are a part of and of those before it, 0 for
+    /// sends and receives of their own.
+    pub(super) unsafe fn exchange_with_peers(
+        &mut self,
+        transfers: &[Transfer],
+        call: u32,
+        history: u32,
+    ) -> Result<(), Error> {
+        let deadline = self.link_deadline();
+        let Self { endpoint, addresses, links, watch, .. } = self;
+        let program = exchange::bind(transfers, self.tuner.slot_bytes, call, |peer| {
+            links.open(endpoint, addresses, peer, exchange::CHANNEL, deadline, watch)
+        })?;
+        let mut walk = Walk {
+            program: &program,
+            // The program's extents are addresses.
+            buffers: Buffers { send: std::ptr::null(), recv: std::ptr::null_mut() },
+            kernel: Kernel::select(DType::Uint8, RedOp::Max.into(), self.nranks, self.isa),
+            size: 1,
+            scaled: false,
+            stream: transfers.iter().map(Transfer::bytes).sum::<usize>() >= STREAM_FROM,
+            history,
+            links: &mut self.links,
+            scratch: &mut self.scratch,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { walk.run(Wait::new(&self.endpoint, self.patience, &self.watch)) }
+    }
+}
