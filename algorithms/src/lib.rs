@@ -8,6 +8,7 @@
 pub mod collective;
 pub mod cost;
 pub mod few;
+pub mod hierarchy;
 pub mod interpret;
 pub mod mutate;
 pub mod pattern;

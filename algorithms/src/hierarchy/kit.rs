@@ -1,0 +1,135 @@
+//! The components of one role in a hierarchy: the same collective over groups of several sizes, from several roots.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use crate::collective::generators;
+use crate::schedule::{Channel, Class, Schedule};
+use crate::topology::Grouping;
+use crate::types::{Collective, Rank};
+
+/// Where components come from: the schedule for a collective at a rank count, or None if there is none. Any function will do, one
+/// that returns hierarchies included: then there are three levels.
+pub type Source<'a> = &'a dyn Fn(Collective, u32) -> Option<Schedule>;
+
+/// The source that takes the first of `names` that there is a generator of for the collective.
+pub fn named<'a>(names: &'a [&'a str]) -> impl Fn(Collective, u32) -> Option<Schedule> + 'a {
+    move |collective, nranks| {
+        let generator = |name: &&str| generators(collective).find(|g| g.name == *name);
+        Some(names.iter().find_map(generator)?.schedule(collective, nranks))
+    }
+}
+
+/// Schedules by rank count and root (0 where the collective has none).
+pub(super) struct Kit(HashMap<(u32, Rank), Schedule>);
+
+impl Kit {
+    /// Schedules for those; None if `source` lacks one.
+    pub(super) fn new(
+        source: Source<'_>,
+        wanted: impl IntoIterator<Item = (Collective, u32)>,
+    ) -> Option<Self> {
+        let mut kit = HashMap::new();
+        for (collective, nranks) in wanted {
+            let key = (nranks, collective.root().unwrap_or(0));
+            if let Entry::Vacant(vacant) = kit.entry(key) {
+                vacant.insert(source(collective, nranks)?);
+            }
+        }
+        Some(Self(kit))
+    }
+
+    /// The one for `nranks` and `root`, which must be among those that were wanted.
+    pub(super) fn get(&self, nranks: u32, root: Rank) -> &Schedule {
+        &self.0[&(nranks, root)]
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &Schedule> {
+        self.0.values()
+    }
+
+    /// The most scratch chunks that one needs.
+    pub(super) fn scratch(&self) -> u32 {
+        self.all().map(|s| s.scratch).max().unwrap_or(0)
+    }
+
+    /// The most channels that one needs.
+    pub(super) fn channels(&self) -> Channel {
+        self.all().map(|s| s.channels).max().unwrap_or(0)
+    }
+
+    /// The most lanes that a rank has in one.
+    pub(super) fn lanes(&self) -> u32 {
+        self.all().flat_map(|s| (0..s.nranks).map(|r| s.lanes(r))).max().unwrap_or(0)
+    }
+
+    /// The most credits that one needs.
+    pub(super) fn credit(&self) -> u32 {
+        self.all().map(|s| s.credit).max().unwrap_or(1)
+    }
+
+    /// Whether all are canonical.
+    pub(super) fn is_canonical(&self) -> bool {
+        self.all().all(|s| s.class == Class::Canonical)
+    }
+
+    /// The components' name.
+    pub(super) fn name(&self) -> String {
+        let largest = self.all().max_by_key(|s| s.nranks);
+        largest.map_or(String::new(), |s| match &s.detail {
+            Some(detail) => format!("{} ({detail})", s.name),
+            None => s.name.to_owned(),
+        })
+    }
+}
+
+/// The most parts that a block is cut into: more make chunks too small to be worth a message.
+const MOST_PARTS: u32 = 512;
+
+/// The least number of parts that every component's own number divides; None if that is too many.
+pub(super) fn common_parts<'a>(kits: impl IntoIterator<Item = &'a Kit>) -> Option<u32> {
+    let mut parts = 1;
+    for schedule in kits.into_iter().flat_map(Kit::all) {
+        parts = parts / common_divisor(parts, schedule.parts) * schedule.parts;
+        if parts > MOST_PARTS {
+            return None;
+        }
+    }
+    Some(parts)
+}
+
+fn common_divisor(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { common_divisor(b, a % b) }
+}
+
+/// Whether each node's ranks are a subtree of the canonical tree: consecutive, the nodes of one size that is a power of two, the last
+/// perhaps smaller. One node of any size is the tree itself.
+pub(super) fn is_aligned(grouping: &Grouping) -> bool {
+    let (size, last) = (grouping.size(0), grouping.nodes() - 1);
+    let consecutive =
+        (0..grouping.nranks()).all(|r| grouping.node(r) * size + grouping.place(r) == r);
+    consecutive
+        && (last == 0 || size.is_power_of_two() && grouping.size(last) <= size)
+        && (0..last).all(|node| grouping.size(node) == size)
+}
+
+/// Whether all nodes are of one size.
+pub(super) fn is_even(grouping: &Grouping) -> bool {
+    (0..grouping.nodes()).all(|node| grouping.size(node) == grouping.size(0))
+}
+
+/// The sizes of the nodes.
+pub(super) fn sizes(grouping: &Grouping) -> impl Iterator<Item = u32> + Clone + '_ {
+    (0..grouping.nodes()).map(|node| grouping.size(node))
+}
+
+/// What a schedule says of its components.
+pub(super) fn detail(grouping: &Grouping, rails: u32, intra: &[&Kit], inter: &Kit) -> String {
+    let intra: Vec<_> = intra.iter().map(|kit| kit.name()).collect();
+    let inter = inter.name();
+    let nodes = match grouping.nodes() {
+        0..=16 => grouping.to_string(),
+        nodes => format!("{nodes} nodes"),
+    };
+    format!("{} in {nodes}, {inter} between, {rails} rails", intra.join(" and "))
+}
