@@ -27,4 +27,4 @@ pub use error::Error;
 pub use maypole_algorithms::{Collective, DType, RedOp};
 pub use plan::exchange::Transfer;
 pub use reduce::Reduction;
-pub use watch::{Reason, Report};
+pub use watch::{Reason, Report, live};

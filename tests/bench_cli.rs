@@ -128,6 +128,30 @@ fn a_killed_rank_ends_the_others_and_is_named() {
     assert!(errors.contains("maypole: rank 1 was ended by signal 9"), "{errors}");
 }
 
+#[test]
+fn ps_tells_who_waits_for_whom_and_who_is_stopped() {
+    let mut endless = Endless::start();
+    let [waiting, stopped] = [endless.ranks[0], endless.ranks[1]];
+    kill("-STOP", stopped);
+    // In a call that ended before its peer stopped, rank 0 may still be for a moment.
+    wait_for(|| {
+        let lists = text(&run("ps"));
+        let rank = lists.lines().find(|line| line.contains(&format!(" pid {waiting} ")));
+        let rank = rank.is_some_and(|line| {
+            line.contains("  rank 0 ")
+                && line.contains("all_reduce of 2 float sum, waits for rank 1, ")
+        });
+        rank && lists.lines().any(|line| {
+            line.starts_with(&format!("pid {stopped} ")) && line.contains(" is stopped")
+        })
+    });
+    let json = text(&run("ps --json"));
+    assert!(json.contains(&format!("\"pid\": {stopped}, ")), "{json}");
+    kill("-INT", endless.bench);
+    endless.launcher.wait().expect("the launcher ends");
+    wait_for(|| !text(&run("ps")).contains(&format!("pid {waiting} ")));
+}
+
 /// A benchmark of two ranks that takes forever.
 struct Endless {
     launcher: Child,

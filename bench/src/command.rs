@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::compare::{self, Request};
 use crate::options::{self, Options};
-use crate::{environment, launch, prove, rank, status};
+use crate::{environment, launch, prove, ps, rank, status};
 
 const HELP: &str = "\
 maypole COMMAND
@@ -13,6 +13,7 @@ maypole COMMAND
   bench COLLECTIVE [OPTIONS]   measure a collective among processes of this host, as nccl-tests does
   compare COLLECTIVE [OPTIONS] measure all algorithms of a collective in turns, beside what the cost model expects
   verify COLLECTIVE [OPTIONS]  prove the schedules of a collective
+  ps [--json]                  list the live communicators of this host and what each rank does
   env                          print the variables that the library reads, their values and sources
   COMMAND --help               more
 ";
@@ -31,6 +32,7 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
         Some("bench") => bench(args),
         Some("compare") => compare(args),
         Some("verify") => prove::run(args),
+        Some("ps") => ps::run(&args),
         Some("env") if args.is_empty() => {
             environment::print();
             Ok(status::FINE)

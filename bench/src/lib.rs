@@ -8,6 +8,7 @@
 //! * [`options`] - what to measure
 //! * [`rank`] - a rank's work: [`operation`]s over [`buffers`] of [`data`] that can be checked exactly
 //! * [`table`] - what is printed
+//! * [`ps`] - what the communicators of this host do
 //! * [`compare`] - all algorithms of a collective beside one another
 
 mod buffers;
@@ -15,11 +16,13 @@ mod command;
 mod compare;
 mod data;
 mod environment;
+mod json;
 mod launch;
 mod number;
 mod operation;
 mod options;
 mod prove;
+mod ps;
 mod rank;
 mod status;
 mod table;

@@ -21,8 +21,10 @@
 //! | `service` | the thread |
 //! | `process` | processes: whether one runs, and forks |
 //! | `dump` | the flight recorder on demand |
+//! | `live` | what other processes may ask: `maypole ps` |
 
 mod dump;
+pub mod live;
 mod member;
 mod note;
 pub(crate) mod process;

@@ -38,6 +38,17 @@ impl Process {
         Self { pid, started, namespace }
     }
 
+    /// The process that has this number now, as seen from here.
+    pub(crate) fn numbered(pid: u32) -> Option<Self> {
+        let (_, started) = read_stat(pid)?;
+        Some(Self { pid, started, namespace: 0 })
+    }
+
+    /// A name that no other process of this host has, now or later.
+    pub(crate) fn unique_name(&self) -> String {
+        format!("{}/{}/{:x}", self.pid, self.started, self.namespace)
+    }
+
     pub(crate) fn to_bytes(self) -> [u8; 20] {
         let mut bytes = [0; 20];
         bytes[..4].copy_from_slice(&self.pid.to_le_bytes());

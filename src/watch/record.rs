@@ -264,6 +264,13 @@ impl Record {
         Snapshot { sequence, in_call, waits_for, calls }
     }
 
+    /// How long the current call, `sequence`, has been in it since its first long wait, if it has had one.
+    pub(crate) fn waited(&self, sequence: u64) -> Option<Duration> {
+        let time = self.slot(sequence).time.load(Ordering::Relaxed);
+        let known = time & !NANOSECONDS == turn(sequence);
+        known.then(|| Duration::from_nanos(nanoseconds().saturating_sub(time & NANOSECONDS)))
+    }
+
     #[inline]
     fn slot(&self, sequence: u64) -> &Slot {
         &self.ring[(sequence % KEPT) as usize]
@@ -306,12 +313,14 @@ mod tests {
         record.waits(Some(0));
         let seen = record.read();
         assert_eq!((seen.sequence, seen.in_call, seen.waits_for), (101, true, Some(0)));
+        assert!(record.waited(101).is_some() && record.waited(100).is_none());
         // One slot fewer: a writer may be at it.
         assert_eq!(seen.calls.len() as u64, KEPT - 1);
         assert!(seen.calls.iter().all(|call| call.signature == signature(call.sequence)));
         record.end(101);
         let seen = record.read();
         assert_eq!((seen.in_call, seen.waits_for), (false, None));
+        assert_eq!(record.waited(101), None);
         assert!(seen.calls.last().is_some_and(|call| call.took.is_some()));
         record.begin(102, signature(7));
         record.retract(102);

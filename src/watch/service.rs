@@ -15,6 +15,7 @@ use maypole_algorithms::Rank;
 
 use crate::bootstrap::stream::{event, poll_fd, ring, wait};
 use crate::error::Error;
+use crate::watch::live::Desk;
 use crate::watch::member::Member;
 use crate::watch::verdict::Verdict;
 use crate::watch::{Shared, dump};
@@ -172,6 +173,7 @@ fn service() -> MutexGuard<'static, Service> {
 
 fn run(queue: &Queue) {
     let mut members: Vec<Member> = Vec::new();
+    let mut desk = Desk::open();
     loop {
         for command in queue.take() {
             let id = match &command {
@@ -212,9 +214,10 @@ fn run(queue: &Queue) {
         for member in &mut members {
             member.turn(now, &roster);
         }
+        desk.serve(&roster);
         drop(roster);
-        let mut fds =
-            vec![poll_fd(queue.event.as_raw_fd(), libc::POLLIN), poll_fd(dump::fd(), libc::POLLIN)];
+        let events = [queue.event.as_raw_fd(), dump::fd(), desk.fd()];
+        let mut fds = events.map(|fd| poll_fd(fd, libc::POLLIN)).to_vec();
         members.iter().for_each(|member| member.poll_fds(&mut fds));
         let wake = members.iter().filter_map(Member::wake).min();
         wait(&mut fds, wake.unwrap_or_else(|| now + Duration::from_secs(3600)));
