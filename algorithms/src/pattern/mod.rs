@@ -1,5 +1,7 @@
 //! Who talks to whom: shapes over ranks, free of what is moved.
 
+pub mod aligned;
+pub mod binomial;
 pub mod butterfly;
 pub mod fan;
 pub mod ring;

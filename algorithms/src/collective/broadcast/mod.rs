@@ -1,9 +1,14 @@
 //! Every rank ends with the root's input.
 
+pub mod binomial;
+pub mod chain;
 pub mod direct;
 
 use crate::collective::{Generator, root};
 
 /// All of them.
-pub(super) const GENERATORS: &[Generator] =
-    &[Generator::new("direct", "broadcast", |c, n| direct::schedule(n, root(c)))];
+pub(super) const GENERATORS: &[Generator] = &[
+    Generator::new("direct", "broadcast", |c, n| direct::schedule(n, root(c))),
+    Generator::new("binomial", "broadcast", |c, n| binomial::schedule(n, root(c))),
+    Generator::new("chain", "broadcast", |c, n| chain::schedule(n, root(c))),
+];

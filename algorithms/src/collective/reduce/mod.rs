@@ -1,9 +1,14 @@
 //! The root ends with the reduction of all inputs.
 
+pub mod binomial;
+pub mod chain;
 pub mod direct;
 
 use crate::collective::{Generator, root};
 
 /// All of them.
-pub(super) const GENERATORS: &[Generator] =
-    &[Generator::new("direct", "reduce", |c, n| direct::schedule(n, root(c)))];
+pub(super) const GENERATORS: &[Generator] = &[
+    Generator::new("direct", "reduce", |c, n| direct::schedule(n, root(c))),
+    Generator::new("binomial", "reduce", |c, n| binomial::schedule(n, root(c))),
+    Generator::new("chain", "reduce", |c, n| chain::schedule(n, root(c))),
+];

@@ -1,9 +1,12 @@
 //! Rank `r` ends with block `r` of the root's input.
 
+pub mod binomial;
 pub mod direct;
 
 use crate::collective::{Generator, root};
 
 /// All of them.
-pub(super) const GENERATORS: &[Generator] =
-    &[Generator::new("direct", "scatter", |c, n| direct::schedule(n, root(c)))];
+pub(super) const GENERATORS: &[Generator] = &[
+    Generator::new("direct", "scatter", |c, n| direct::schedule(n, root(c))),
+    Generator::new("binomial", "scatter", |c, n| binomial::schedule(n, root(c))),
+];
