@@ -23,29 +23,50 @@ pub trait Algebra {
 pub fn apply<A: Algebra>(
     algebra: &mut A,
     step: &Step,
-    mut read: impl FnMut(Operand) -> A::Value,
+    read: impl FnMut(Operand) -> A::Value,
 ) -> A::Value {
-    let mut values = Vec::with_capacity(step.inputs.len());
-    for &operand in &step.inputs {
-        let value = read(operand);
-        values.push(match operand {
-            Operand::Local(Chunk::Input(_)) => algebra.contribute(value),
-            _ => value,
-        });
+    let chunk = |operand| match operand {
+        Operand::Local(chunk) => Some(chunk),
+        Operand::Peer { .. } => None,
+    };
+    evaluate(algebra, &step.inputs, step.finish, chunk, read)
+}
+
+/// The same for a step whose inputs (at least one) are written down in another way: `chunk` tells which piece of the rank's
+/// memory one is, None of a message. Inputs are read in their order.
+pub fn evaluate<A: Algebra, O: Copy>(
+    algebra: &mut A,
+    inputs: &[O],
+    finish: bool,
+    chunk: impl Fn(O) -> Option<Chunk>,
+    mut read: impl FnMut(O) -> A::Value,
+) -> A::Value {
+    let mut value = |algebra: &mut A, input: O| match chunk(input) {
+        Some(Chunk::Input(_)) => algebra.contribute(read(input)),
+        _ => read(input),
+    };
+    let value = fold_by(algebra, inputs, &mut value);
+    if finish { algebra.finish(value) } else { value }
+}
+
+fn fold_by<A: Algebra, O: Copy>(
+    algebra: &mut A,
+    inputs: &[O],
+    value: &mut impl FnMut(&mut A, O) -> A::Value,
+) -> A::Value {
+    if let [input] = *inputs {
+        return value(algebra, input);
     }
-    let value = fold(algebra, &values);
-    if step.finish { algebra.finish(value) } else { value }
+    let (low, high) = inputs.split_at(split(inputs.len()));
+    let left = fold_by(algebra, low, value);
+    let right = fold_by(algebra, high, value);
+    algebra.combine(left, right)
 }
 
 /// The balanced fold of `values` (at least one): the canonical tree when they are the ranks' contributions in order.
 pub fn fold<A: Algebra>(algebra: &mut A, values: &[A::Value]) -> A::Value {
-    if let [value] = values {
-        return value.clone();
-    }
-    let (low, high) = values.split_at(split(values.len()));
-    let left = fold(algebra, low);
-    let right = fold(algebra, high);
-    algebra.combine(left, right)
+    let places: Vec<_> = values.iter().collect();
+    fold_by(algebra, &places, &mut |_, value: &A::Value| value.clone())
 }
 
 /// Where the balanced tree over `len >= 2` positions parts: the largest power of two below `len`.

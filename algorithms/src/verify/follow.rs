@@ -1,6 +1,7 @@
 //! The exchange that follows the schedule under proof: another collective on the same links.
 
 use super::form::Form;
+use crate::few::MAX_FAN;
 use crate::schedule::{Schedule, Step, Table, operand};
 use crate::types::Collective;
 
@@ -19,8 +20,16 @@ pub(super) fn exchange(form: &Form) -> Schedule {
             ROUNDS * index as u32 + round
         };
         for link in &form.links {
+            let from = operand::input(part(link.channel));
             let to = operand::peer(link.destination, link.channel);
-            lanes[link.source as usize].push(Step::new([operand::input(part(link.channel))], [to]));
+            let lane = &mut lanes[link.source as usize];
+            // One step for as many links of a channel as it can feed.
+            match lane.last_mut() {
+                Some(step) if step.inputs[..] == [from] && step.outputs.len() < MAX_FAN => {
+                    step.outputs.push(to);
+                }
+                _ => lane.push(Step::new([from], [to])),
+            }
         }
         for link in &form.links {
             let from = operand::peer(link.source, link.channel);

@@ -1,9 +1,9 @@
 //! Whether a schedule is well formed, and its steps laid out flat for the executions.
 
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 
 use super::counterexample::{Place, Violation};
-use crate::schedule::{Channel, Chunk, Operand, Schedule, Step};
+use crate::schedule::{After, Channel, Chunk, Operand, Schedule, Step};
 use crate::types::{Collective, Rank};
 
 /// No lane: of a link's end, until one is found.
@@ -22,11 +22,29 @@ pub(super) struct Form {
     pub(super) lanes: Vec<Lane>,
     /// Per rank the first of its lanes, and their number at the end.
     pub(super) first_lane: Vec<u32>,
-    pub(super) steps: Vec<Step>,
-    /// Per step where its operands start in `operands`: the inputs, then the outputs.
-    first_operand: Vec<u32>,
+    steps: Vec<Span>,
     operands: Vec<Resolved>,
+    after: Vec<After>,
     pub(super) links: Vec<Link>,
+}
+
+/// Where a step's parts are: inputs and then outputs in `operands`, and what it comes after.
+struct Span {
+    operands: u32,
+    after: u32,
+    inputs: u8,
+    outputs: u8,
+    afters: u8,
+    finish: bool,
+}
+
+/// A step, decoded.
+#[derive(Clone, Copy)]
+pub(super) struct Decoded<'a> {
+    pub(super) inputs: &'a [Resolved],
+    pub(super) outputs: &'a [Resolved],
+    pub(super) after: &'a [After],
+    pub(super) finish: bool,
 }
 
 /// A lane of a rank.
@@ -60,7 +78,7 @@ pub(super) enum Resolved {
 }
 
 /// Numbers of links, shared by schedules that use the same ones.
-pub(super) type LinkNumbers = HashMap<(Rank, Rank, Channel), u32>;
+pub(super) type LinkNumbers = FxHashMap<(Rank, Rank, Channel), u32>;
 
 /// What is ill-formed, and at which step.
 pub(super) type Malformed = (Violation, Option<Place>);
@@ -84,8 +102,8 @@ impl Form {
             lanes: Vec::new(),
             first_lane: vec![0],
             steps: Vec::new(),
-            first_operand: vec![0],
             operands: Vec::new(),
+            after: Vec::new(),
             links: Vec::new(),
         };
         for rank in 0..schedule.nranks {
@@ -113,7 +131,7 @@ impl Form {
         for at in 0..steps {
             let step = schedule.step(rank, index, at);
             self.check_step(schedule, rank, index, &step)
-                .and_then(|()| self.add_step(rank, step, numbers))
+                .and_then(|()| self.add_step(rank, &step, numbers))
                 .map_err(|reason| {
                     let place = Place { rank, lane: index, step: at, tile: 0, call: 0, text: step };
                     Box::new((Violation::Malformed(reason), Some(place)))
@@ -188,10 +206,19 @@ impl Form {
     fn add_step(
         &mut self,
         rank: Rank,
-        step: Step,
+        step: &Step,
         numbers: &mut LinkNumbers,
     ) -> Result<(), String> {
         let lane = self.lanes.len() as u32 - 1;
+        self.steps.push(Span {
+            operands: self.operands.len() as u32,
+            after: self.after.len() as u32,
+            inputs: step.inputs.len() as u8,
+            outputs: step.outputs.len() as u8,
+            afters: step.after.len() as u8,
+            finish: step.finish,
+        });
+        self.after.extend_from_slice(&step.after);
         for (at, &operand) in step.inputs.iter().chain(&step.outputs).enumerate() {
             let sent = at >= step.inputs.len();
             let resolved = match operand {
@@ -205,8 +232,6 @@ impl Form {
             };
             self.operands.push(resolved);
         }
-        self.first_operand.push(self.operands.len() as u32);
-        self.steps.push(step);
         Ok(())
     }
 
@@ -230,10 +255,19 @@ impl Form {
         number
     }
 
-    /// The operands of step number `step`: inputs, outputs.
-    pub(super) fn operands(&self, step: usize) -> (&[Resolved], &[Resolved]) {
-        let span = self.first_operand[step] as usize..self.first_operand[step + 1] as usize;
-        self.operands[span].split_at(self.steps[step].inputs.len())
+    /// Step number `step`.
+    pub(super) fn step(&self, step: u32) -> Decoded<'_> {
+        let Span { operands, after, inputs, outputs, afters, finish } = self.steps[step as usize];
+        let count = usize::from(inputs) + usize::from(outputs);
+        let operands = &self.operands[operands as usize..][..count];
+        let (inputs, outputs) = operands.split_at(inputs.into());
+        let after = &self.after[after as usize..][..afters.into()];
+        Decoded { inputs, outputs, after, finish }
+    }
+
+    /// How many steps there are.
+    pub(super) fn steps(&self) -> usize {
+        self.steps.len()
     }
 
     /// The lanes of `rank`.
@@ -244,14 +278,79 @@ impl Form {
     /// One execution of a step of the call number `call`.
     pub(super) fn place(&self, call: usize, lane: u32, step: u32, tile: u32) -> Place {
         let Lane { rank, index, first_step, .. } = self.lanes[lane as usize];
-        Place {
-            rank,
-            lane: index,
-            step,
-            tile,
-            call,
-            text: self.steps[(first_step + step) as usize],
+        Place { rank, lane: index, step, tile, call, text: self.text(first_step + step) }
+    }
+
+    /// Step number `step` as the schedule has it.
+    fn text(&self, step: u32) -> Step {
+        let Decoded { inputs, outputs, after, finish } = self.step(step);
+        let operand = |resolved: &Resolved, sent| match *resolved {
+            Resolved::Local(chunk) => Operand::Local(chunk),
+            Resolved::Message { link, .. } => {
+                let Link { source, destination, channel, .. } = self.links[link as usize];
+                Operand::Peer { rank: if sent { destination } else { source }, channel }
+            }
+        };
+        Step {
+            inputs: inputs.iter().map(|input| operand(input, false)).collect(),
+            outputs: outputs.iter().map(|output| operand(output, true)).collect(),
+            after: after.iter().copied().collect(),
+            finish,
         }
+    }
+}
+
+impl Resolved {
+    /// The chunk, of what is memory of the rank.
+    pub(super) fn chunk(self) -> Option<Chunk> {
+        match self {
+            Self::Local(chunk) => Some(chunk),
+            Self::Message { .. } => None,
+        }
+    }
+
+    /// The link and the number in the tile, of a message.
+    pub(super) fn message(self) -> Option<(u32, u32)> {
+        match self {
+            Self::Message { link, ordinal } => Some((link, ordinal)),
+            Self::Local(_) => None,
+        }
+    }
+}
+
+impl<'a> Decoded<'a> {
+    /// The messages that it takes: link, number in the tile.
+    pub(super) fn taken(self) -> impl Iterator<Item = (u32, u32)> + 'a {
+        self.inputs.iter().filter_map(|input| input.message())
+    }
+
+    /// The messages that it sends.
+    pub(super) fn sent(self) -> impl Iterator<Item = (u32, u32)> + 'a {
+        self.outputs.iter().filter_map(|output| output.message())
+    }
+
+    /// The chunks that it reads.
+    pub(super) fn read(self) -> impl Iterator<Item = Chunk> + 'a {
+        self.inputs.iter().filter_map(|input| input.chunk())
+    }
+
+    /// The chunks that it writes.
+    pub(super) fn written(self) -> impl Iterator<Item = Chunk> + 'a {
+        self.outputs.iter().filter_map(|output| output.chunk())
+    }
+
+    /// The chunks that a message of it may be by rendezvous.
+    pub(super) fn lent(self) -> impl Iterator<Item = Chunk> + 'a {
+        let from = if self.sent().next().is_none() {
+            &[]
+        } else if self.written().next().is_some() {
+            self.outputs
+        } else if self.inputs.len() == 1 {
+            self.inputs
+        } else {
+            &[]
+        };
+        from.iter().filter_map(|operand| operand.chunk())
     }
 }
 
@@ -283,24 +382,6 @@ impl Link {
             received: self.drained,
         }
     }
-}
-
-/// The chunks that a message of `step` may be by rendezvous.
-pub(super) fn lent(step: &Step) -> impl Iterator<Item = Chunk> + '_ {
-    let local = |operand: &Operand| matches!(operand, Operand::Local(_));
-    let from: &[Operand] = if step.outputs.iter().all(local) {
-        &[]
-    } else if step.outputs.iter().any(local) {
-        &step.outputs
-    } else if step.inputs.len() == 1 {
-        &step.inputs
-    } else {
-        &[]
-    };
-    from.iter().filter_map(|operand| match operand {
-        Operand::Local(chunk) => Some(*chunk),
-        Operand::Peer { .. } => None,
-    })
 }
 
 /// Whether the collective takes anything from `rank`'s send buffer.

@@ -1,26 +1,35 @@
 //! Races: two lanes of a rank use the same memory, one of them writes, and nothing orders the two.
 //!
-//! Vector clocks, one component for each lane of each rank, carry the weakest order that every allowed execution
+//! Vector clocks, one component for each lane, carry the weakest order that every allowed execution
 //! keeps: the order within lanes, `after`, and each message before the step that takes it. Credits and releases
 //! order nothing here, since an engine may have more credits and may copy. Beyond that, a lent chunk is read
 //! until its messages are released, and what is known to come later than the release is: the steps that took all the
 //! messages; the steps that name the lending step in `after` (an engine that lends waits there); and all else that comes
 //! later than those. A step of the lending lane itself waits for the release when it writes the chunk.
 //! Each message is looked at as if it alone were lent and all others copied, which is the hardest mixture.
+//!
+//! Only chunks that several lanes use and one of them writes can be raced for; the others are not looked at, and if there are
+//! none, nothing is. Where there are, the order that the rank itself keeps (lanes and `after`, no messages) often shows
+//! all: clocks of the rank's own lanes are enough then ([`Reach::Rank`]). That order is part of the whole one, so what it
+//! orders is ordered. What it does not order is looked at again with clocks of all lanes ([`Reach::World`]), and what these do
+//! not order is a race.
 
+use super::clock::{Clocks, Moment, Stamp};
 use super::counterexample::{Access, AccessKind, Violation};
-use super::form::{Form, Resolved, lent};
-use super::machine::{Firing, Numbering, written};
+use super::form::{Decoded, Form};
+use super::machine::{Firing, Numbering};
 use super::memory::Memory;
-use crate::schedule::{Chunk, Operand};
+use crate::schedule::Chunk;
 
 const NONE: u32 = u32::MAX;
 
-/// A point in a lane: its number of firings up to and including the one meant.
-#[derive(Clone, Copy)]
-struct Moment {
-    lane: u32,
-    count: u32,
+/// Whose lanes the clocks know.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Those of the rank; a race may turn out to be none.
+    Rank,
+    /// Those of all ranks.
+    World,
 }
 
 /// A read that a later write must not overtake. `loan` if it lasts beyond the step.
@@ -39,7 +48,7 @@ struct Uses {
 
 /// The messages of one firing that may be memory of the sender.
 struct Loan {
-    /// How many are not taken yet.
+    /// How many are not taken yet, as far as messages are followed.
     pending: u32,
     takers: Vec<Moment>,
     /// Firings that wait for the release of all of them.
@@ -51,128 +60,157 @@ pub(super) struct Hazards<'a> {
     form: &'a Form,
     memory: &'a Memory,
     numbering: &'a Numbering,
-    /// Per lane, its clock: a row.
-    clocks: Rows,
-    cells: Vec<Uses>,
+    reach: Reach,
+    clocks: Clocks,
+    contested: Contested,
+    /// By contested chunk and tile.
+    uses: Vec<Uses>,
     loans: Vec<Loan>,
     /// By slot of the link: the sender's clock, and its loan.
-    messages: Vec<(u32, u32)>,
+    messages: Vec<(Stamp, u32)>,
     /// Per step and tile, for steps that some `after` names: clock and loan.
-    done: Vec<(u32, u32)>,
-    named: Vec<bool>,
+    done: Vec<(Stamp, u32)>,
+    /// Per step, how many name it.
+    namers: Vec<u32>,
 }
 
 impl<'a> Hazards<'a> {
-    /// For the first call; None where no rank has two lanes: the only order is then the lane's own, and the lane itself
-    /// waits for what it lent.
+    /// For the first call; None where nothing can be raced for: whatever is written is used by one lane, whose order is its own,
+    /// and which waits itself for what it lent.
     pub(super) fn new(
         calls: &'a [Form],
         memory: &'a Memory,
         numbering: &'a Numbering,
+        reach: Reach,
     ) -> Option<Self> {
         let form = &calls[0];
-        if (0..form.nranks).all(|rank| form.lanes_of(rank).len() < 2) {
+        let contested = Contested::new(form, memory);
+        if contested.count == 0 {
             return None;
         }
-        let mut named = vec![false; form.steps.len()];
+        let mut namers = vec![0; form.steps()];
         for lane in &form.lanes {
             for step in lane.first_step..lane.first_step + lane.steps {
-                for after in &form.steps[step as usize].after {
+                for after in form.step(step).after {
                     let other = form.first_lane[lane.rank as usize] + after.lane;
-                    named[(form.lanes[other as usize].first_step + after.step) as usize] = true;
+                    namers[(form.lanes[other as usize].first_step + after.step) as usize] += 1;
                 }
             }
         }
+        let columns: Vec<u32> = match reach {
+            Reach::Rank => form.lanes.iter().map(|lane| lane.index).collect(),
+            Reach::World => (0..form.lanes.len() as u32).collect(),
+        };
+        let tiles = form.tiles as usize;
         Some(Self {
             form,
             memory,
             numbering,
-            clocks: Rows::new(form.lanes.len()),
-            cells: vec![Uses::default(); memory.cells],
+            reach,
+            clocks: Clocks::new(columns),
+            uses: vec![Uses::default(); contested.count as usize * tiles],
+            contested,
             loans: Vec::new(),
-            messages: vec![(NONE, NONE); numbering.total],
-            done: vec![(NONE, NONE); form.steps.len() * form.tiles as usize],
-            named,
+            messages: match reach {
+                Reach::Rank => Vec::new(),
+                Reach::World => vec![(Stamp::NONE, NONE); numbering.total],
+            },
+            done: vec![(Stamp::NONE, NONE); form.steps() * tiles],
+            namers,
         })
     }
 
     /// Takes note of a firing; the calls after the first have one lane a rank and nothing to race with.
     pub(super) fn fire(&mut self, firing: &Firing) -> Result<(), Violation> {
-        let Firing { call: 0, lane, position, tile, .. } = *firing else { return Ok(()) };
+        let Firing { call: 0, lane, step, position, tile } = *firing else { return Ok(()) };
         let form = self.form;
+        let rank = form.lanes[lane as usize].rank;
+        if self.reach == Reach::Rank && !self.contested.ranks[rank as usize] {
+            return Ok(());
+        }
         let count = tile * form.lanes[lane as usize].steps + position + 1;
         let now = Moment { lane, count };
-        self.clocks.set(lane, now);
-        self.follow(firing, now);
-        let loan = self.lend(firing);
-        self.use_memory(firing, now, loan)?;
-        self.publish(firing, loan);
+        let text = form.step(step);
+        self.clocks.set(now);
+        self.follow(firing, text, now);
+        let loan = self.lend(firing, text);
+        self.use_memory(firing, text, now, loan)?;
+        self.publish(firing, text, loan);
         Ok(())
     }
 
     /// Joins the clocks of what the firing comes after.
-    fn follow(&mut self, firing: &Firing, now: Moment) {
-        let Firing { lane, step, tile, .. } = *firing;
+    fn follow(&mut self, firing: &Firing, text: Decoded<'_>, now: Moment) {
+        let Firing { lane, tile, .. } = *firing;
         let form = self.form;
         let rank = form.lanes[lane as usize].rank;
-        for after in &form.steps[step as usize].after {
+        for after in text.after {
             let other = form.first_lane[rank as usize] + after.lane;
             let named = form.lanes[other as usize].first_step + after.step;
-            let (row, loan) = self.done[self.done_index(named, tile)];
-            self.clocks.join(lane, row);
+            let (stamp, loan) = self.done[self.done_index(named, tile)];
+            self.clocks.join(lane, stamp);
             if loan != NONE {
                 self.loans[loan as usize].waiters.push(now);
             }
         }
-        for input in form.operands(step as usize).0 {
-            if let Resolved::Message { link, ordinal } = *input {
-                let message = self.numbering.message(0, form, tile, link, ordinal);
-                let (row, loan) = self.messages[self.numbering.slot(link, message)];
-                self.clocks.join(lane, row);
-                self.clocks.drop(row);
-                if loan != NONE {
-                    let loan = &mut self.loans[loan as usize];
-                    loan.pending -= 1;
-                    loan.takers.push(now);
-                }
+        if self.reach == Reach::Rank {
+            return;
+        }
+        for (link, ordinal) in text.taken() {
+            let message = self.numbering.message(0, form, tile, link, ordinal);
+            let (stamp, loan) = self.messages[self.numbering.slot(link, message)];
+            self.clocks.join(lane, stamp);
+            if loan != NONE {
+                let loan = &mut self.loans[loan as usize];
+                loan.pending -= 1;
+                loan.takers.push(now);
             }
         }
     }
 
-    /// Opens a loan if the step's messages may be memory of a rank with several lanes.
-    fn lend(&mut self, firing: &Firing) -> u32 {
-        let form = self.form;
-        let text = &form.steps[firing.step as usize];
-        let rank = form.lanes[firing.lane as usize].rank;
-        if form.lanes_of(rank).len() < 2 || lent(text).next().is_none() {
+    /// Opens a loan if the step's messages may be memory that is contested.
+    fn lend(&mut self, firing: &Firing, text: Decoded<'_>) -> u32 {
+        let mut lent = text.lent();
+        if !lent.any(|chunk| self.contested.number(self.cell(firing, chunk)) != NONE) {
             return NONE;
         }
-        let sent = text.outputs.iter().filter(|output| matches!(output, Operand::Peer { .. }));
-        let pending = sent.count() as u32;
+        let pending = text.sent().count() as u32;
         self.loans.push(Loan { pending, takers: Vec::new(), waiters: Vec::new() });
         self.loans.len() as u32 - 1
     }
 
-    fn use_memory(&mut self, firing: &Firing, now: Moment, loan: u32) -> Result<(), Violation> {
-        let Firing { lane, step, tile, .. } = *firing;
-        let form = self.form;
-        let rank = form.lanes[lane as usize].rank;
-        if form.lanes_of(rank).len() < 2 {
-            return Ok(());
-        }
-        let cell = |chunk| self.memory.cell(0, form, rank, chunk, tile);
-        let text = &form.steps[step as usize];
-        for operand in &text.inputs {
-            let Operand::Local(chunk) = *operand else { continue };
-            let uses = &mut self.cells[cell(chunk)];
+    /// The cell of a chunk in the first tile, by which it is known whether it is contested.
+    fn cell(&self, firing: &Firing, chunk: Chunk) -> usize {
+        let rank = self.form.lanes[firing.lane as usize].rank;
+        self.memory.cell(0, self.form, rank, chunk, 0)
+    }
+
+    /// Where the uses of a chunk are kept, if it is contested. Scratch is the same memory in every tile.
+    fn place(&self, firing: &Firing, chunk: Chunk) -> Option<usize> {
+        let number = self.contested.number(self.cell(firing, chunk));
+        let tile = if matches!(chunk, Chunk::Scratch(_)) { 0 } else { firing.tile };
+        (number != NONE).then(|| (number * self.form.tiles + tile) as usize)
+    }
+
+    fn use_memory(
+        &mut self,
+        firing: &Firing,
+        text: Decoded<'_>,
+        now: Moment,
+        loan: u32,
+    ) -> Result<(), Violation> {
+        let lane = firing.lane;
+        for chunk in text.read() {
+            let Some(place) = self.place(firing, chunk) else { continue };
+            let uses = &mut self.uses[place];
             if let Some(write) = uses.write.filter(|&write| !self.clocks.knows(lane, write)) {
                 return Err(self.race(chunk, (write, AccessKind::Write), (now, AccessKind::Read)));
             }
             uses.reads.push(Read { at: now, loan: None });
         }
-        for chunk in written(text) {
-            let cell = cell(chunk);
-            let uses = &self.cells[cell];
+        for chunk in text.written() {
+            let Some(place) = self.place(firing, chunk) else { continue };
+            let uses = &self.uses[place];
             if let Some(write) = uses.write.filter(|&write| !self.clocks.knows(lane, write)) {
                 return Err(self.race(chunk, (write, AccessKind::Write), (now, AccessKind::Write)));
             }
@@ -192,12 +230,14 @@ impl<'a> Hazards<'a> {
                     ));
                 }
             }
-            self.cells[cell].write = Some(now);
-            self.cells[cell].reads.clear();
+            self.uses[place].write = Some(now);
+            self.uses[place].reads.clear();
         }
         if loan != NONE {
-            for chunk in lent(text) {
-                self.cells[cell(chunk)].reads.push(Read { at: now, loan: Some(loan) });
+            for chunk in text.lent() {
+                if let Some(place) = self.place(firing, chunk) {
+                    self.uses[place].reads.push(Read { at: now, loan: Some(loan) });
+                }
             }
         }
         Ok(())
@@ -212,27 +252,25 @@ impl<'a> Hazards<'a> {
     }
 
     /// Leaves the clock with the messages and with those who come after the step.
-    fn publish(&mut self, firing: &Firing, loan: u32) {
+    fn publish(&mut self, firing: &Firing, text: Decoded<'_>, loan: u32) {
         let Firing { lane, step, tile, .. } = *firing;
-        let form = self.form;
-        let outputs = form.operands(step as usize).1;
-        let sent =
-            outputs.iter().filter(|output| matches!(output, Resolved::Message { .. })).count();
-        let readers = sent as u32 + u32::from(self.named[step as usize]);
-        if readers == 0 {
+        let namers = self.namers[step as usize];
+        let sent = match self.reach {
+            Reach::Rank => 0,
+            Reach::World => text.sent().count() as u32,
+        };
+        if namers + sent == 0 {
             return;
         }
-        let row = self.clocks.copy(lane, readers);
-        for output in outputs {
-            if let Resolved::Message { link, ordinal } = *output {
-                let message = self.numbering.message(0, form, tile, link, ordinal);
-                self.messages[self.numbering.slot(link, message)] = (row, loan);
+        let stamp = self.clocks.publish(lane, namers + sent);
+        if sent > 0 {
+            for (link, ordinal) in text.sent() {
+                let message = self.numbering.message(0, self.form, tile, link, ordinal);
+                self.messages[self.numbering.slot(link, message)] = (stamp, loan);
             }
         }
-        if self.named[step as usize] {
-            let index = self.done_index(step, tile);
-            self.done[index] = (row, loan);
-        }
+        let index = self.done_index(step, tile);
+        self.done[index] = (stamp, loan);
     }
 
     fn done_index(&self, step: u32, tile: u32) -> usize {
@@ -255,59 +293,56 @@ impl<'a> Hazards<'a> {
     }
 }
 
-/// Clocks: the first rows are the lanes' own, the others copies, each for a number of readers.
-struct Rows {
-    width: usize,
-    counts: Vec<u32>,
-    readers: Vec<u32>,
-    free: Vec<u32>,
+/// The chunks that several lanes use and at least one writes.
+struct Contested {
+    /// By cell of the first tile, [`NONE`] if it is not contested.
+    numbers: Vec<u32>,
+    count: u32,
+    /// The ranks that have any.
+    ranks: Vec<bool>,
 }
 
-impl Rows {
-    fn new(lanes: usize) -> Self {
-        let (counts, readers) = (vec![0; lanes * lanes], vec![0; lanes]);
-        Self { width: lanes, counts, readers, free: Vec::new() }
-    }
-
-    fn set(&mut self, lane: u32, now: Moment) {
-        self.counts[lane as usize * self.width + now.lane as usize] = now.count;
-    }
-
-    fn knows(&self, lane: u32, moment: Moment) -> bool {
-        self.counts[lane as usize * self.width + moment.lane as usize] >= moment.count
-    }
-
-    fn join(&mut self, lane: u32, row: u32) {
-        let (own, other) = (lane as usize * self.width, row as usize * self.width);
-        // Copies lie behind the lanes' own rows.
-        let (low, high) = self.counts.split_at_mut(other);
-        for (own, other) in low[own..own + self.width].iter_mut().zip(&high[..self.width]) {
-            *own = (*own).max(*other);
-        }
-    }
-
-    fn copy(&mut self, lane: u32, readers: u32) -> u32 {
-        let start = lane as usize * self.width;
-        let from = start..start + self.width;
-        match self.free.pop() {
-            Some(row) => {
-                self.counts.copy_within(from, row as usize * self.width);
-                self.readers[row as usize] = readers;
-                row
+impl Contested {
+    fn new(form: &Form, memory: &Memory) -> Self {
+        const SEVERAL: u32 = NONE - 1;
+        // Per cell the lane that uses it, and whether one writes.
+        let mut users = vec![(NONE, false); memory.cells];
+        for (number, lane) in (0..).zip(&form.lanes) {
+            if form.lanes_of(lane.rank).len() < 2 {
+                continue;
             }
-            None => {
-                self.counts.extend_from_within(from);
-                self.readers.push(readers);
-                self.readers.len() as u32 - 1
+            let mut used = |chunk, writes| {
+                let (user, written) = &mut users[memory.cell(0, form, lane.rank, chunk, 0)];
+                *user = if *user == NONE || *user == number { number } else { SEVERAL };
+                *written |= writes;
+            };
+            for step in (lane.first_step..lane.first_step + lane.steps).map(|at| form.step(at)) {
+                step.read().for_each(|chunk| used(chunk, false));
+                step.written().for_each(|chunk| used(chunk, true));
             }
         }
+        let mut contested =
+            Self { numbers: Vec::new(), count: 0, ranks: vec![false; form.nranks as usize] };
+        contested.numbers = users
+            .iter()
+            .map(|user| {
+                let number = if *user == (SEVERAL, true) { contested.count } else { NONE };
+                contested.count += u32::from(number != NONE);
+                number
+            })
+            .collect();
+        for lane in &form.lanes {
+            let steps = lane.first_step..lane.first_step + lane.steps;
+            let uses_one = steps.map(|at| form.step(at)).any(|step| {
+                let cell = |chunk| memory.cell(0, form, lane.rank, chunk, 0);
+                step.read().chain(step.written()).any(|chunk| contested.number(cell(chunk)) != NONE)
+            });
+            contested.ranks[lane.rank as usize] |= uses_one;
+        }
+        contested
     }
 
-    /// One reader of the copy less; the last gives it back.
-    fn drop(&mut self, row: u32) {
-        self.readers[row as usize] -= 1;
-        if self.readers[row as usize] == 0 {
-            self.free.push(row);
-        }
+    fn number(&self, cell: usize) -> u32 {
+        self.numbers[cell]
     }
 }

@@ -23,8 +23,8 @@
 //!   without races all orders give the same values.
 //! * **Races** are looked for in that same execution, but against the order that the *weakest* semantics
 //!   guarantees: vector clocks that know nothing of credits, nor of the release of any message except the one whose
-//!   lent memory is looked at. See `hazard.rs`. A rank of one lane has no races, since a lane waits for its own
-//!   loans; if all are so, no clocks are kept.
+//!   lent memory is looked at. See `hazard.rs`. What one lane alone uses is not raced for, since a lane waits for its own
+//!   loans; if all memory that is written is so, no clocks are kept.
 //! * **Leftover messages**: a lane runs the same list in every tile, so it suffices to count each link's messages.
 //!
 //! That makes one execution for buffers apart and one in place, where output chunks are the memory of input chunks and
@@ -48,6 +48,7 @@
 //! ([`crate::interpret::fold`]), and whoever declares it must have it. Tiles, and the ranks of an
 //! all-reduce, must agree on their trees: else ranks would end with different bits.
 
+mod clock;
 mod counterexample;
 mod follow;
 mod form;
@@ -71,7 +72,7 @@ pub use tree::{Node, Tree};
 use crate::schedule::{Class, Schedule};
 use crate::types::Rank;
 use form::{Form, LinkNumbers};
-use hazard::Hazards;
+use hazard::{Hazards, Reach};
 use machine::{Halt, Machine, Numbering};
 use memory::Memory;
 use term::{Term, Terms};
@@ -167,7 +168,7 @@ pub struct Facts {
 
 /// The schedule, and the exchange that follows it.
 fn decode(schedule: &Schedule) -> Result<[Form; 2], Box<Counterexample>> {
-    let mut numbers = LinkNumbers::new();
+    let mut numbers = LinkNumbers::default();
     let form = Form::new(schedule, TILES, &mut numbers).map_err(|malformed| {
         let (violation, place) = *malformed;
         Box::new(Counterexample {
@@ -212,11 +213,25 @@ impl Run<'_> {
         &self,
         terms: &mut [Terms],
     ) -> Result<(u64, Vec<Option<Term>>), Box<Counterexample>> {
+        match self.execute_within(terms, Reach::Rank) {
+            Err(refuted) if matches!(refuted.violation, Violation::Race { .. }) => {
+                self.execute_within(terms, Reach::World)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// The same with clocks of that reach.
+    fn execute_within(
+        &self,
+        terms: &mut [Terms],
+        reach: Reach,
+    ) -> Result<(u64, Vec<Option<Term>>), Box<Counterexample>> {
         let memory = Memory::new(self.calls, self.placement);
         let credit = self.schedule.credit;
         let numbering = Numbering::new(self.calls, credit);
         let mut values = Values::new(self.calls, &memory, &numbering, terms);
-        let mut hazards = Hazards::new(self.calls, &memory, &numbering);
+        let mut hazards = Hazards::new(self.calls, &memory, &numbering, reach);
         let machine = Machine::new(self.calls, &memory, &numbering, Semantics::Rendezvous, credit);
         let ended = machine.run(|firing| {
             if let Some(hazards) = &mut hazards {

@@ -1,6 +1,6 @@
 //! Symbolic values: what a chunk holds, as a term over the ranks' contributions. Equal terms have equal numbers.
 
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 
 use crate::interpret::{Algebra, fold};
 use crate::types::{Collective, Rank};
@@ -37,7 +37,7 @@ pub(super) struct Terms {
     nranks: u32,
     inputs: u32,
     made: Vec<Shape>,
-    numbers: HashMap<Shape, Term>,
+    numbers: FxHashMap<Shape, Term>,
     /// Per made term the input chunk that it reduces, and the ranks whose contributions are in it.
     origins: Vec<u32>,
     sets: Vec<u64>,
@@ -52,7 +52,7 @@ impl Terms {
             nranks,
             inputs,
             made: Vec::new(),
-            numbers: HashMap::new(),
+            numbers: FxHashMap::default(),
             origins: Vec::new(),
             sets: Vec::new(),
             words: nranks.div_ceil(64) as usize,

@@ -6,8 +6,8 @@ use super::machine::{Firing, Numbering};
 use super::memory::Memory;
 use super::term::{Shape, Symbolic, Term, Terms, Value};
 use super::tree::Tree;
-use crate::interpret::apply;
-use crate::schedule::{Chunk, Operand};
+use crate::interpret::evaluate;
+use crate::schedule::Chunk;
 use crate::types::{Collective, Rank};
 
 /// The contents during one execution.
@@ -48,18 +48,13 @@ impl<'a> Values<'a> {
         let Firing { call, lane, step, tile, .. } = *firing;
         let form = &self.calls[call];
         let rank = form.lanes[lane as usize].rank;
-        let text = &form.steps[step as usize];
-        let (inputs, outputs) = form.operands(step as usize);
+        let text = form.step(step);
         let slot = |link: u32, ordinal: u32| {
             self.numbering.slot(link, self.numbering.message(call, form, tile, link, ordinal))
         };
-        let resolved = |operand: Operand| {
-            let at = text.inputs.iter().position(|&input| input == operand);
-            inputs[at.expect("a step reads its inputs and nothing else")]
-        };
         let mut violation = None;
         let mut symbolic = Symbolic { terms: &mut terms[call], fault: None };
-        let result = apply(&mut symbolic, text, |operand| match resolved(operand) {
+        let read = |operand| match operand {
             Resolved::Local(chunk) => {
                 let mut value = self.cells[self.memory.cell(call, form, rank, chunk, tile)];
                 match (chunk, value) {
@@ -77,14 +72,15 @@ impl<'a> Values<'a> {
                 value
             }
             Resolved::Message { link, ordinal } => self.messages[slot(link, ordinal)],
-        });
+        };
+        let result = evaluate(&mut symbolic, text.inputs, text.finish, Resolved::chunk, read);
         if let Some(violation) = violation {
             return Err(violation);
         }
         if let Some(fault) = symbolic.fault {
             return Err(Violation::Algebra(fault));
         }
-        for output in outputs {
+        for output in text.outputs {
             match *output {
                 Resolved::Local(chunk) => {
                     self.cells[self.memory.cell(call, form, rank, chunk, tile)] = result;
