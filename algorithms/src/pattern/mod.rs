@@ -2,6 +2,7 @@
 
 pub mod aligned;
 pub mod binomial;
+pub mod biring;
 pub mod butterfly;
 pub mod fan;
 pub mod ring;

@@ -1,12 +1,16 @@
 //! Every rank ends with all inputs, by rank.
 
+pub mod biring;
 pub mod direct;
 pub mod pat;
+pub mod ring;
 
 use crate::collective::Generator;
 
 /// All of them.
 pub(super) const GENERATORS: &[Generator] = &[
     Generator::new("direct", "all_gather", |_, n| direct::schedule(n)),
+    Generator::new("ring", "all_gather", |_, n| ring::schedule(n)),
+    Generator::new("biring", "all_gather", |_, n| biring::schedule(n)),
     Generator::new("pat", "all_gather", |_, n| pat::schedule(n)),
 ];

@@ -3,6 +3,7 @@
 //! Costs are in the alpha-beta model: `n` ranks, `m` bytes per rank, `a` seconds per message, `b` per byte moved, `g` per byte
 //! reduced.
 
+pub mod biring;
 pub mod double_tree;
 pub mod one_shot;
 pub mod recursive_doubling;
@@ -15,6 +16,7 @@ use crate::collective::Generator;
 /// All of them.
 pub(super) const GENERATORS: &[Generator] = &[
     Generator::new("ring", "all_reduce", |_, n| ring::schedule(n)),
+    Generator::new("biring", "all_reduce", |_, n| biring::schedule(n)),
     Generator::new("oneshot", "all_reduce", |_, n| one_shot::schedule(n)),
     Generator::new("twoshot", "all_reduce", |_, n| two_shot::schedule(n)),
     Generator::new("doubling", "all_reduce", |_, n| recursive_doubling::schedule(n)),

@@ -1,0 +1,59 @@
+//! Bidirectional ring all-gather: each block goes out along two arms of the ring, half of the ranks on each.
+//!
+//! * steps: `ceil((n-1)/2) + 1` and `floor((n-1)/2) + 1` in two lanes, one for each direction
+//! * bytes sent per rank: `(n-1) m` for blocks of `m` bytes, half of them in each direction
+//! * cost: `ceil((n-1)/2) (a + m b)` where both directions of a link are free
+//! * credits: 2, as on any ring
+//! * class: canonical (nothing is reduced)
+//! * wins: where the ring does and links are full duplex: half of its steps
+//! * source: folklore of rings with two directions
+
+use crate::pattern::biring::{Direction, lanes};
+use crate::schedule::operand::{input, output, peer};
+use crate::schedule::{Program, Schedule, Step};
+use crate::types::{Collective, Rank};
+
+/// All-gather over a ring of `nranks` in rank order, both ways.
+pub fn schedule(nranks: u32) -> Schedule {
+    if nranks == 1 {
+        return crate::collective::alone("biring", Collective::AllGather);
+    }
+    Schedule::new("biring", Collective::AllGather, nranks, 1, Biring { nranks })
+        .with_credit(2)
+        .with_channels(lanes(nranks) as u16)
+        .canonical()
+}
+
+struct Biring {
+    nranks: u32,
+}
+
+impl Program for Biring {
+    fn lanes(&self, _: Rank) -> u32 {
+        lanes(self.nranks)
+    }
+
+    fn steps(&self, _: Rank, lane: u32) -> u32 {
+        Direction::of_lane(lane).arm(self.nranks) + 1
+    }
+
+    fn step(&self, rank: Rank, lane: u32, index: u32) -> Step {
+        let n = self.nranks;
+        let direction = Direction::of_lane(lane);
+        let to = peer(direction.ahead(rank, 1, n), direction.channel());
+        if index == 0 {
+            // In place the block is its copy: who sends it the other way waits for that to be made.
+            return match direction {
+                Direction::Up => Step::new([input(0)], [output(rank), to]),
+                Direction::Down => Step::new([output(rank)], [to]).after(0, 0),
+            };
+        }
+        let from = peer(direction.behind(rank, 1, n), direction.channel());
+        let block = output(direction.behind(rank, index, n));
+        if index < direction.arm(n) {
+            Step::new([from], [block, to])
+        } else {
+            Step::new([from], [block])
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Bidirectional ring reduce-scatter: each block comes to its owner along two arms of the ring, half of the ranks on each.
+//!
+//! * steps: `ceil((n-1)/2) + 1` and `floor((n-1)/2) + 1` in two lanes, one for each direction
+//! * bytes sent per rank: `(n-1)/n m`, half of them in each direction
+//! * cost: `ceil((n-1)/2) (a + m/n b) + (n-1)/n m g` where both directions of a link are free
+//! * credits: 2 as on any ring; no scratch, since the owner keeps what the arm from above brings in its output
+//! * class: fast. Block `c` is the chain from `c - n/2` up to `c - 1`, combined with the chain from `c + (n-1)/2` down to `c`.
+//! * wins: where the ring does and links are full duplex: half of its steps
+//! * source: folklore of rings with two directions
+
+use crate::pattern::biring::{Direction, lanes};
+use crate::schedule::operand::{input, output, peer};
+use crate::schedule::{Program, Schedule, Step};
+use crate::types::{Collective, Rank};
+
+/// Reduce-scatter over a ring of `nranks` in rank order, both ways.
+pub fn schedule(nranks: u32) -> Schedule {
+    if nranks == 1 {
+        return crate::collective::alone("biring", Collective::ReduceScatter);
+    }
+    Schedule::new("biring", Collective::ReduceScatter, nranks, 1, Biring { nranks })
+        .with_credit(2)
+        .with_channels(lanes(nranks) as u16)
+}
+
+struct Biring {
+    nranks: u32,
+}
+
+impl Program for Biring {
+    fn lanes(&self, _: Rank) -> u32 {
+        lanes(self.nranks)
+    }
+
+    fn steps(&self, _: Rank, lane: u32) -> u32 {
+        Direction::of_lane(lane).arm(self.nranks) + 1
+    }
+
+    fn step(&self, rank: Rank, lane: u32, index: u32) -> Step {
+        let n = self.nranks;
+        let direction = Direction::of_lane(lane);
+        let hops = direction.arm(n) - index;
+        let from = peer(direction.behind(rank, 1, n), direction.channel());
+        if hops > 0 {
+            let own = input(direction.ahead(rank, hops, n));
+            let to = peer(direction.ahead(rank, 1, n), direction.channel());
+            return if index == 0 { Step::new([own], [to]) } else { Step::new([from, own], [to]) };
+        }
+        match direction {
+            Direction::Down => Step::new([input(rank), from], [output(0)]),
+            Direction::Up if lanes(n) == 1 => {
+                Step::new([from, input(rank)], [output(0)]).finishing()
+            }
+            Direction::Up => Step::new([from, output(0)], [output(0)])
+                .finishing()
+                .after(1, self.steps(rank, 1) - 1),
+        }
+    }
+}
