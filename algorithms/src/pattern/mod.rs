@@ -5,5 +5,6 @@ pub mod binomial;
 pub mod biring;
 pub mod butterfly;
 pub mod fan;
+pub mod halving;
 pub mod ring;
 pub mod tree;

@@ -2,6 +2,7 @@
 
 pub mod biring;
 pub mod direct;
+pub mod doubling;
 pub mod pat;
 pub mod ring;
 
@@ -13,4 +14,5 @@ pub(super) const GENERATORS: &[Generator] = &[
     Generator::new("ring", "all_gather", |_, n| ring::schedule(n)),
     Generator::new("biring", "all_gather", |_, n| biring::schedule(n)),
     Generator::new("pat", "all_gather", |_, n| pat::schedule(n)),
+    Generator::new("doubling", "all_gather", |_, n| doubling::schedule(n)),
 ];

@@ -5,6 +5,7 @@
 
 pub mod biring;
 pub mod double_tree;
+pub mod halving;
 pub mod one_shot;
 pub mod recursive_doubling;
 pub mod ring;
@@ -21,4 +22,5 @@ pub(super) const GENERATORS: &[Generator] = &[
     Generator::new("twoshot", "all_reduce", |_, n| two_shot::schedule(n)),
     Generator::new("doubling", "all_reduce", |_, n| recursive_doubling::schedule(n)),
     Generator::new("tree", "all_reduce", |_, n| double_tree::schedule(n)),
+    Generator::new("halving", "all_reduce", |_, n| halving::schedule(n)),
 ];

@@ -1,0 +1,105 @@
+//! All-gather by doubling: the mirror of the reduce-scatter by halving. Blocks of ranks part, farthest first, and with every
+//! parting a rank gives its peer all the blocks of data it has, and gets as many. For any rank count, see [`crate::pattern::halving`].
+//!
+//! * steps: per rank `n-1` sends and `n-1` receives on average, those of each parting in a lane each; a send waits for the receive of the same
+//!   block
+//! * bytes sent per rank: `(n-1) m` on average for blocks of `m` bytes (off powers of two some ranks send more than others)
+//! * cost: `ceil(log2 n) a + (n-1) m b`
+//! * credits: 1. All lanes go through the blocks in ascending order, so the least that is not finished can always go on.
+//! * class: canonical (nothing is reduced)
+//! * wins: mid-size blocks at many ranks; most data moves between near ranks
+//! * source: as for the pattern
+
+use crate::pattern::halving::{Join, joins};
+use crate::schedule::operand::{input, output, peer};
+use crate::schedule::{After, Channel, Program, Schedule, Step};
+use crate::types::{Collective, Rank};
+
+/// All-gather over parting blocks.
+pub fn schedule(nranks: u32) -> Schedule {
+    if nranks == 1 {
+        return crate::collective::alone("doubling", Collective::AllGather);
+    }
+    let spread = Spread { nranks, first_lane: 1, channel: 0, own: After { lane: 0, step: 0 } };
+    Schedule::new("doubling", Collective::AllGather, nranks, 1, Doubling { spread }).canonical()
+}
+
+/// How chunk `r` gets from rank `r` to all outputs: for each of the rank's joins a lane that sends and one that receives.
+#[derive(Clone, Copy)]
+pub(in crate::collective) struct Spread {
+    pub(in crate::collective) nranks: u32,
+    /// Its lanes begin there.
+    pub(in crate::collective) first_lane: u32,
+    pub(in crate::collective) channel: Channel,
+    /// The step that puts the own chunk into the output and sends it to [`first`](Self::first).
+    pub(in crate::collective) own: After,
+}
+
+impl Spread {
+    /// Where the own chunk goes first.
+    pub(in crate::collective) fn first(self, rank: Rank) -> Rank {
+        joins(rank, self.nranks).next_back().expect("two ranks join").peer(rank)
+    }
+
+    pub(in crate::collective) fn lanes(self, rank: Rank) -> u32 {
+        2 * joins(rank, self.nranks).count() as u32 - 1
+    }
+
+    /// What `lane` does: receive or send, for which join. The farthest join has only a lane that receives.
+    fn part(self, rank: Rank, lane: u32) -> (bool, Join) {
+        let mut joins = joins(rank, self.nranks).rev();
+        let nth = (lane - self.first_lane).div_ceil(2);
+        let receives = (lane - self.first_lane).is_multiple_of(2);
+        (receives, joins.nth(nth as usize).expect("two lanes per join"))
+    }
+
+    pub(in crate::collective) fn steps(self, rank: Rank, lane: u32) -> u32 {
+        let (receives, join) = self.part(rank, lane);
+        if receives { join.lost() } else { join.after.count() }
+    }
+
+    pub(in crate::collective) fn step(self, rank: Rank, lane: u32, index: u32) -> Step {
+        let (receives, join) = self.part(rank, lane);
+        if receives {
+            let chunk = join.lost_chunk(index);
+            return Step::new([peer(join.peer(chunk), self.channel)], [output(chunk)]);
+        }
+        let chunk = join.after.chunk(index);
+        let After { lane, step } = self.arrival(rank, chunk);
+        let to = peer(join.peer(chunk), self.channel);
+        Step::new([output(chunk)], [to]).after(lane, step)
+    }
+
+    /// The step that puts `chunk` into the output: of the join in which the rank gives it away.
+    fn arrival(self, rank: Rank, chunk: u32) -> After {
+        if chunk == rank {
+            return self.own;
+        }
+        let mut partings = (0..).zip(joins(rank, self.nranks).rev());
+        let (nth, join) = partings
+            .find(|(_, join)| join.before.contains(chunk))
+            .expect("before the first join a rank holds all");
+        After { lane: self.first_lane + 2 * nth, step: join.lost_index(chunk) }
+    }
+}
+
+struct Doubling {
+    spread: Spread,
+}
+
+impl Program for Doubling {
+    fn lanes(&self, rank: Rank) -> u32 {
+        1 + self.spread.lanes(rank)
+    }
+
+    fn steps(&self, rank: Rank, lane: u32) -> u32 {
+        if lane == 0 { 1 } else { self.spread.steps(rank, lane) }
+    }
+
+    fn step(&self, rank: Rank, lane: u32, index: u32) -> Step {
+        if lane == 0 {
+            return Step::new([input(0)], [output(rank), peer(self.spread.first(rank), 0)]);
+        }
+        self.spread.step(rank, lane, index)
+    }
+}

@@ -1,0 +1,57 @@
+//! Scratch is the same memory in every tile: the lane that writes it first in a tile must not begin the next before the
+//! other lanes are through with it. Its last step names the last steps of those lanes; where they are more than a step can name,
+//! each of the first of them is named by another.
+
+use crate::few::MAX_FAN;
+use crate::schedule::{After, Step};
+
+/// The lanes `first..end` are to be through before a closing step.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Closing {
+    pub(super) first: u32,
+    pub(super) end: u32,
+    /// How many of them the closing step names.
+    pub(super) width: u32,
+}
+
+impl Closing {
+    /// How many lanes a step names, unless a test wants fewer.
+    pub(super) const WIDTH: u32 = MAX_FAN as u32;
+
+    /// `step` closes a tile; `last` gives the last step of a lane.
+    pub(super) fn close(self, mut step: Step, last: impl Fn(u32) -> u32) -> Step {
+        for lane in self.end.saturating_sub(self.width).max(self.first)..self.end {
+            step.after.push(After { lane, step: last(lane) });
+        }
+        step
+    }
+
+    /// `step` is the last of `lane`, one of those lanes.
+    pub(super) fn pass_on(self, lane: u32, step: Step, last: impl Fn(u32) -> u32) -> Step {
+        match lane.checked_sub(self.width).filter(|other| *other >= self.first) {
+            Some(other) => step.after(other, last(other)),
+            None => step,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_lane_is_waited_for() {
+        for width in 1..4 {
+            for end in 2..12 {
+                let closing = Closing { first: 2, end, width };
+                let named = |step: Step| step.after.iter().map(|a| a.lane).collect::<Vec<_>>();
+                let mut seen = named(closing.close(Step::default(), |_| 0));
+                seen.extend(
+                    (2..end).flat_map(|l| named(closing.pass_on(l, Step::default(), |_| 0))),
+                );
+                seen.sort_unstable();
+                assert_eq!(seen, (2..end).collect::<Vec<_>>());
+            }
+        }
+    }
+}
