@@ -10,6 +10,7 @@ pub mod cost;
 pub mod few;
 pub mod hierarchy;
 pub mod interpret;
+pub mod listed;
 pub mod mutate;
 pub mod pattern;
 pub mod schedule;

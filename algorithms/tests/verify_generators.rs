@@ -1,37 +1,48 @@
-//! Every generator is proved at every small rank count.
+//! Every schedule of the list is proved, and rooted ones from a middle rank too.
 
-use maypole_algorithms::Collective;
-use maypole_algorithms::collective::{Generator, all};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use maypole_algorithms::collective::all;
 use maypole_algorithms::verify::prove;
+use maypole_algorithms::{Schedule, listed};
 
 #[test]
 fn every_generator_is_proved() {
-    let mut steps = 0;
-    let mut failures = Vec::new();
-    for generator in all() {
-        let start = std::time::Instant::now();
-        for nranks in 1..=64 {
-            for collective in collectives(generator, nranks) {
-                let schedule = generator.schedule(collective, nranks);
-                let declared = schedule.class;
-                match prove(schedule) {
-                    Ok(proved) => {
-                        steps += proved.facts().steps;
-                        assert!(proved.facts().class <= declared, "{proved:?}");
-                    }
-                    Err(counterexample) => failures.push(counterexample.to_string()),
-                }
-            }
-        }
-        println!("{} {}: {:?}", generator.collective, generator.name, start.elapsed());
-    }
-    println!("{steps} steps executed");
-    assert!(failures.is_empty(), "{} are wrong, first: {}", failures.len(), failures[0]);
+    let roots = |n: u32| [0, n / 2, n - 1];
+    let of = |generator| (1..=64).flat_map(move |n| listed::of(generator, n, &roots(n)));
+    prove_each(all().flat_map(of).collect());
 }
 
-/// What it is for; with a root at the first, the last and a middle rank.
-fn collectives(generator: &Generator, nranks: u32) -> Vec<Collective> {
-    let mut all = [0, nranks / 2, nranks - 1].map(|root| generator.of(root)).to_vec();
-    all.dedup();
-    all
+#[test]
+fn every_generator_is_proved_at_some_larger_rank_counts() {
+    prove_each(listed::large().collect());
+}
+
+/// Proves them on all cores, the last first: they tend to be the largest.
+fn prove_each(schedules: Vec<Schedule>) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let (mut steps, mut failures) = (0, Vec::new());
+        // Relaxed: only the number counts.
+        while let Some(schedule) = schedules.iter().rev().nth(next.fetch_add(1, Ordering::Relaxed))
+        {
+            match prove(schedule.clone()) {
+                Ok(proved) => {
+                    steps += proved.facts().steps;
+                    assert!(proved.facts().class <= schedule.class, "{proved:?}");
+                }
+                Err(counterexample) => failures.push(counterexample.to_string()),
+            }
+        }
+        (steps, failures)
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let done: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no assertion failed")).collect()
+    });
+    let steps: u64 = done.iter().map(|(steps, _)| steps).sum();
+    let failures: Vec<_> = done.iter().flat_map(|(_, failures)| failures).collect();
+    println!("{} schedules, {steps} steps executed", schedules.len());
+    assert!(failures.is_empty(), "{} are wrong, first: {}", failures.len(), failures[0]);
 }
