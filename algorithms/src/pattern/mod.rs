@@ -3,8 +3,11 @@
 pub mod aligned;
 pub mod binomial;
 pub mod biring;
+pub mod broadcast_rounds;
+pub mod broadcast_turns;
 pub mod butterfly;
 pub mod fan;
 pub mod halving;
 pub mod ring;
+pub mod rooted_pair;
 pub mod tree;

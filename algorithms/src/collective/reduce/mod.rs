@@ -2,7 +2,9 @@
 
 pub mod binomial;
 pub mod chain;
+pub mod circulant;
 pub mod direct;
+pub mod double_tree;
 
 use crate::collective::{Generator, root};
 
@@ -11,4 +13,6 @@ pub(super) const GENERATORS: &[Generator] = &[
     Generator::new("direct", "reduce", |c, n| direct::schedule(n, root(c))),
     Generator::new("binomial", "reduce", |c, n| binomial::schedule(n, root(c))),
     Generator::new("chain", "reduce", |c, n| chain::schedule(n, root(c))),
+    Generator::new("tree", "reduce", |c, n| double_tree::schedule(n, root(c))),
+    Generator::new("circulant", "reduce", |c, n| circulant::schedule(n, root(c))),
 ];

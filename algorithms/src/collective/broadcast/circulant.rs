@@ -1,0 +1,76 @@
+//! Circulant broadcast: the vector in `k` blocks, spread over a circulant graph in the optimal number of rounds, for any number of
+//! ranks.
+//!
+//! With `q = ceil(log2 n)` the vector has `k = 4 q + 1` parts, and one tile moves a tile of each of them: `k - 1 + q = 5 q` rounds.
+//! The next tile begins where a rank is through with its rounds.
+//!
+//! * steps: at most one send and one receive per round, in one lane: up to `10 q`
+//! * bytes sent per rank: `m` on average; `(5 q / (4 q + 1)) m`, about a quarter more, by the root
+//! * cost: `(k - 1 + q) (a + m/k b)`, here `5 q a + 5 q / (4 q + 1) m b`: no other broadcast in one-ported full-duplex rounds takes
+//!   fewer rounds for as many blocks
+//! * class: canonical (nothing is reduced)
+//! * wins: large vectors at any number of ranks, where ranks have one port: no rank moves twice what it must, and latency is
+//!   logarithmic
+//! * source: J. L. Träff, "Optimal Broadcast Schedules in Logarithmic Time with Applications to Broadcast, All-Broadcast, Reduction
+//!   and All-Reduction" (2024), arXiv:2407.18004; see [`crate::pattern::broadcast_rounds`]
+//!
+//! Four blocks per skip and tile: the root repeats the last block in the last `q - 1` rounds, so more blocks would bring its bytes
+//! closer to `m`, and fewer the latency of a small vector closer to `q`.
+
+use crate::pattern::binomial::{node, rank as at};
+use crate::pattern::broadcast_rounds::Rounds;
+use crate::pattern::broadcast_turns::Turns;
+use crate::schedule::operand::{input, output, peer};
+use crate::schedule::{Program, Schedule, Step};
+use crate::types::{Collective, Rank};
+
+/// Phases after the first, so blocks per skip.
+const LATER: u32 = 4;
+
+/// Broadcast from `root` in optimal rounds.
+pub fn schedule(nranks: u32, root: Rank) -> Schedule {
+    let collective = Collective::Broadcast { root };
+    if nranks == 1 {
+        return crate::collective::alone("circulant", collective);
+    }
+    let program = Circulant { nranks, root };
+    let blocks = program.turns(root).blocks();
+    Schedule::new("circulant", collective, nranks, blocks, program).canonical()
+}
+
+struct Circulant {
+    nranks: u32,
+    root: Rank,
+}
+
+impl Circulant {
+    fn turns(&self, rank: Rank) -> Turns {
+        let node = node(rank, self.root, self.nranks);
+        Turns { rounds: Rounds::new(self.nranks), later: LATER, node }
+    }
+}
+
+impl Program for Circulant {
+    fn lanes(&self, _: Rank) -> u32 {
+        1
+    }
+
+    fn steps(&self, rank: Rank, _: u32) -> u32 {
+        self.turns(rank).count()
+    }
+
+    fn step(&self, rank: Rank, _: u32, index: u32) -> Step {
+        let turns = self.turns(rank);
+        let turn = turns.turn(index);
+        let link = peer(at(turn.peer, self.root, self.nranks), 0);
+        if !turn.gives {
+            return Step::new([link], [output(turn.block)]);
+        }
+        if rank != self.root {
+            return Step::new([output(turn.block)], [link]);
+        }
+        // The root gives every block once, and the last again in what is left of the last phase.
+        let kept = (index < turns.blocks()).then_some(output(turn.block));
+        Step::new([input(turn.block)], kept.into_iter().chain([link]))
+    }
+}

@@ -1,0 +1,171 @@
+//! The [`Rounds`] of an optimal broadcast as one list per node: what it gives and takes, in the order of the rounds.
+//!
+//! With `c q + 1` blocks every phase is whole, see [`crate::pattern::broadcast_rounds`]. Within a round a node gives first, so
+//! that no two nodes wait for each other. Read from the end, with giving and taking exchanged, the list is that of a
+//! reduction.
+
+use crate::pattern::broadcast_rounds::Rounds;
+
+/// What one node does in the rounds that spread `later * q + 1` blocks, with `q` skips.
+#[derive(Clone, Copy, Debug)]
+pub struct Turns {
+    /// Who meets whom.
+    pub rounds: Rounds,
+    /// Number of phases after phase 0.
+    pub later: u32,
+    /// The node.
+    pub node: u32,
+}
+
+/// A node's part in one round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// What is moved.
+    pub block: u32,
+    /// With which node.
+    pub peer: u32,
+    /// The node gives; else it takes.
+    pub gives: bool,
+    /// The phase of the round.
+    pub phase: u32,
+    /// The skip of the round.
+    pub skip: u32,
+}
+
+impl Turns {
+    /// How many blocks there are.
+    pub const fn blocks(self) -> u32 {
+        self.later * self.rounds.skips() + 1
+    }
+
+    /// How many turns the node has.
+    pub fn count(self) -> u32 {
+        let q = self.rounds.skips();
+        if self.node == 0 {
+            return (self.later + 1) * q;
+        }
+        self.first_phase() + self.later * self.phase()
+    }
+
+    /// Turns of a node other than 0 in phase 0: it takes its base block, and gives it over its larger skips.
+    fn first_phase(self) -> u32 {
+        1 + self.rounds.skips() - self.rounds.first_sent(self.node)
+    }
+
+    /// Turns of a node other than 0 in a later phase: it gives and takes in every round, but gives nothing to node 0.
+    fn phase(self) -> u32 {
+        2 * self.rounds.skips() - u32::from(self.skip_to_root().is_some())
+    }
+
+    fn skip_to_root(self) -> Option<u32> {
+        (0..self.rounds.skips()).find(|&k| self.rounds.to(self.node, k) == 0)
+    }
+
+    /// Turn `index < count()`. O(log nodes).
+    pub fn turn(self, index: u32) -> Turn {
+        let q = self.rounds.skips();
+        if self.node == 0 {
+            return self.round(index / q, index % q, true);
+        }
+        let Some(index) = index.checked_sub(self.first_phase()) else {
+            return match index {
+                0 => self.round(0, self.rounds.first(self.node), false),
+                _ => self.round(0, self.rounds.first_sent(self.node) + index - 1, true),
+            };
+        };
+        let (phase, mut place) = (1 + index / self.phase(), index % self.phase());
+        if self.skip_to_root().is_some_and(|k| place >= 2 * k) {
+            place += 1;
+        }
+        self.round(phase, place / 2, place.is_multiple_of(2))
+    }
+
+    fn round(self, phase: u32, skip: u32, gives: bool) -> Turn {
+        let Self { rounds, node, .. } = self;
+        let (block, peer) = if gives {
+            let block = rounds.gives(node, skip).expect("nothing is given to node 0");
+            (block, rounds.to(node, skip))
+        } else {
+            (rounds.takes(node, skip), rounds.from(node, skip))
+        };
+        let block = (phase * rounds.skips()).saturating_add_signed(block);
+        Turn { block: block.min(self.blocks() - 1), peer, gives, phase, skip }
+    }
+
+    /// The phases and skips in which the node gives `block`, in no order. O(log^2 nodes).
+    pub fn gifts(self, block: u32) -> impl Iterator<Item = (u32, u32)> {
+        let q = self.rounds.skips() as i64;
+        let last = self.blocks() - 1;
+        (0..self.rounds.skips()).filter_map(move |skip| {
+            let given = i64::from(self.rounds.gives(self.node, skip)?);
+            if block == last {
+                // In the last phase all beyond it stand for the last block.
+                return (given >= 0).then_some((self.later, skip));
+            }
+            let ahead = i64::from(block) - given;
+            let phase = ahead / q;
+            let is_given = ahead >= 0 && ahead % q == 0 && phase <= i64::from(self.later);
+            is_given.then_some((phase as u32, skip))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turns(nodes: u32, later: u32, node: u32) -> Turns {
+        Turns { rounds: Rounds::new(nodes), later, node }
+    }
+
+    #[test]
+    fn blocks_spread_in_the_optimal_number_of_rounds() {
+        for nodes in 2..80 {
+            for later in [1, 2, 4] {
+                let q = Rounds::new(nodes).skips();
+                let blocks = turns(nodes, later, 0).blocks();
+                // Round by block and node in which it comes.
+                let mut has = vec![vec![None; nodes as usize]; blocks as usize];
+                has.iter_mut().for_each(|block| block[0] = Some(0));
+                let mut all: Vec<_> = (0..nodes)
+                    .flat_map(|node| {
+                        let turns = turns(nodes, later, node);
+                        (0..turns.count()).map(move |i| (node, turns.turn(i)))
+                    })
+                    .collect();
+                all.sort_by_key(|(_, t)| (t.phase, t.skip));
+                let time = |t: &Turn| t.phase * q + t.skip + 1;
+                for (node, t) in &all {
+                    let has = &mut has[t.block as usize];
+                    if t.gives {
+                        assert!(has[*node as usize].is_some_and(|came| came < time(t)));
+                    } else {
+                        assert_eq!(has[*node as usize], None, "{t:?} twice");
+                        has[*node as usize] = Some(time(t));
+                    }
+                }
+                let last = has.iter().flatten().map(|came| came.expect("all have all")).max();
+                assert_eq!(last, Some(blocks - 1 + q), "{nodes} nodes, {blocks} blocks");
+            }
+        }
+    }
+
+    #[test]
+    fn gifts_are_the_turns_that_give() {
+        for nodes in (2..70).chain([129]) {
+            for node in 0..nodes {
+                let turns = turns(nodes, 3, node);
+                let mut given: Vec<_> = (0..turns.count())
+                    .map(|i| turns.turn(i))
+                    .filter(|t| t.gives)
+                    .map(|t| (t.block, t.phase, t.skip))
+                    .collect();
+                let gifts = |b| turns.gifts(b).map(move |(phase, skip)| (b, phase, skip));
+                let mut gifts: Vec<_> = (0..turns.blocks()).flat_map(gifts).collect();
+                given.sort_unstable();
+                gifts.sort_unstable();
+                assert_eq!(given, gifts, "{node} of {nodes}");
+            }
+        }
+    }
+}
