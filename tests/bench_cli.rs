@@ -74,15 +74,18 @@ fn a_wrong_value_is_found_and_ends_in_status_7() {
 
 #[test]
 fn what_is_not_supported_is_said_in_a_line() {
-    for (line, part) in [
-        ("bench all_reduce -G 1", "'G' of nccl-tests is not supported yet"),
-        ("bench all_reduce --nonsense", "'--nonsense' is not an option"),
-        ("bench sendrecv", "'sendrecv' is not a collective"),
-        ("verify all_reduce --algorithm nonsense", "no such schedule"),
-        ("dance", "'dance' is not a command"),
+    for (line, status, part) in [
+        ("bench all_reduce -G 1", 5, "-G 1: there are no graphs"),
+        ("bench all_reduce -np 4 -R 2", 5, "-R 2: host memory needs no registration"),
+        ("bench all_reduce --nonsense", 6, "'--nonsense' is not an option"),
+        ("bench all_reduce -np 3 -n x", 6, "\"x\""),
+        ("bench broadcast -np 3 -r 3 -b 8 -e 8", 6, "-r 3: no such rank among 3"),
+        ("bench bisection", 6, "'bisection' is not a collective"),
+        ("verify all_reduce --algorithm nonsense", 6, "no such schedule"),
+        ("dance", 6, "'dance' is not a command"),
     ] {
         let output = run(line);
-        assert_status(&output, 6);
+        assert_status(&output, status);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(errors.contains(part) && errors.lines().count() == 1, "{line}: {errors}");
     }

@@ -3,7 +3,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
-use crate::operation::Expected;
+use crate::operation::work::Expected;
 
 /// Bytes of a guard.
 const GUARD: usize = 256;
@@ -24,6 +24,8 @@ pub(crate) struct Buffer {
     start: usize,
     /// Bytes of the payload in use.
     len: usize,
+    /// The most that were ever in use.
+    most: usize,
 }
 
 impl Buffer {
@@ -37,12 +39,13 @@ impl Buffer {
         let Some(base) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
             handle_alloc_error(layout)
         };
-        Self { base, layout, start: PAGE + shift, len: 0 }
+        Self { base, layout, start: PAGE + shift, len: 0, most: 0 }
     }
 
     /// Takes the first `len` bytes into use, sets the guards around them and fills them with stale data.
     pub(crate) fn prepare(&mut self, len: usize) {
         self.len = len;
+        self.most = self.most.max(len);
         let (start, all) = (self.start, self.all());
         all[start - GUARD..start].fill(GUARD_BYTE);
         all[start..start + len].fill(STALE_BYTE);
@@ -56,6 +59,11 @@ impl Buffer {
             to.chunks_mut(source.len())
                 .for_each(|chunk| chunk.copy_from_slice(&source[..chunk.len()]));
         }
+    }
+
+    /// Bytes that were ever written: memory that it really takes.
+    pub(crate) fn touched(&self) -> usize {
+        self.most
     }
 
     /// The payload's address.
@@ -87,9 +95,9 @@ impl Buffer {
         guards.filter(|&&byte| byte != GUARD_BYTE).count() as u64
     }
 
-    /// Inverts a byte of the payload, if there is one: the self-test of the check.
-    pub(crate) fn corrupt(&mut self) {
-        if let Some(byte) = self.payload().last_mut() {
+    /// Inverts the last of the first `len` bytes of the payload, if there are any: the self-test of the check.
+    pub(crate) fn corrupt(&mut self, len: usize) {
+        if let Some(byte) = self.payload()[..len].last_mut() {
             *byte = !*byte;
         }
     }
@@ -145,7 +153,7 @@ mod tests {
             assert_eq!(buffer.wrong(&expected, 0, 4), 1, "byte {at}");
         }
         let (mut buffer, expected) = filled();
-        buffer.corrupt();
+        buffer.corrupt(4 * COUNT);
         assert_eq!(buffer.wrong(&expected, 0, 4), 1);
     }
 
@@ -174,7 +182,7 @@ mod tests {
         let mut buffer = Buffer::new(0, 0);
         buffer.prepare(0);
         buffer.fill(&[], 0, 0, 4);
-        buffer.corrupt();
+        buffer.corrupt(0);
         assert_eq!((buffer.wrong(&[], 0, 4), buffer.damage()), (0, 0));
     }
 }

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use crate::compare::{self, Request};
 use crate::options::{self, Options};
-use crate::{environment, launch, prove, ps, rank, status};
+use crate::status::{self, Failure};
+use crate::{environment, launch, measure, prove, ps};
 
 const HELP: &str = "\
 maypole COMMAND
@@ -29,7 +30,7 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     }
     let outcome = match command.to_str() {
-        Some("bench") => bench(args),
+        Some("bench") => Ok(bench(args)),
         Some("compare") => compare(args),
         Some("verify") => prove::run(args),
         Some("ps") => ps::run(&args),
@@ -52,21 +53,38 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
 }
 
 /// Starts the processes of a benchmark, or is one of them.
-fn bench(args: Vec<OsString>) -> Result<u8, lexopt::Error> {
-    let Some(options) = Options::parse(args.clone())? else {
-        print!("{}", options::HELP);
-        return Ok(status::FINE);
+fn bench(args: Vec<OsString>) -> u8 {
+    let lookup = |name: &str| std::env::var_os(name).map(|v| v.to_string_lossy().into_owned());
+    let outcome = match Options::parse(args, &lookup) {
+        Ok(None) => {
+            print!("{}", options::HELP);
+            return status::FINE;
+        }
+        Ok(Some(options)) => match options.processes {
+            Some(processes) if !launch::placed() => Ok(start(processes)),
+            _ => one_of_them(options),
+        },
+        Err(failure) => Err((failure, true)),
     };
-    if options.nranks > 1 && !launch::placed() {
-        return Ok(start(options.nranks));
-    }
+    outcome.unwrap_or_else(|(failure, speaks)| {
+        if speaks {
+            eprintln!("maypole: {failure}");
+        }
+        failure.status
+    })
+}
+
+/// A failure, and whether it is for this process to tell.
+type Told = (Failure, bool);
+
+fn one_of_them(options: Options) -> Result<u8, Told> {
     maypole::logger::install();
-    let place = launch::find().map_err(|error| error.to_string())?;
-    let rank = place.rank;
-    Ok(rank::run(&options, place).unwrap_or_else(|error| {
-        eprintln!("maypole: rank {rank}: {error}");
-        status::FAILED
-    }))
+    let place = launch::find().map_err(|error| (error.into(), true))?;
+    let first = place.rank == 0;
+    measure::run(options, place).map_err(|failure| {
+        let speaks = first || !failure.common;
+        (failure, speaks)
+    })
 }
 
 /// Starts the processes of a comparison, or is one of them.

@@ -3,30 +3,30 @@
 //!
 //! [`maypole`] and [`perf`] are whole programs; each binary of the crate calls one of them and does nothing else.
 //!
-//! * [`command`] - which word of the command line does what
-//! * [`launch`] - where a process stands among the others
-//! * [`options`] - what to measure
-//! * [`rank`] - a rank's work: [`operation`]s over [`buffers`] of [`data`] that can be checked exactly
-//! * [`table`] - what is printed
-//! * [`ps`] - what the communicators of this host do
-//! * [`compare`] - all algorithms of a collective beside one another
+//! * `command` - which word of the command line does what
+//! * `launch` - where a process stands among the others; `crew` - the ranks that share a process
+//! * `options` - what to measure
+//! * `measure` - how: `operation`s over `buffers` of `data` that can be checked exactly
+//! * `report` - what is printed
+//! * `compare` - all algorithms of a collective beside one another
+//! * `ps` - what the communicators of this host do
 
 mod buffers;
 mod command;
 mod compare;
+mod crew;
 mod data;
 mod environment;
 mod json;
 mod launch;
+mod measure;
 mod number;
 mod operation;
 mod options;
 mod prove;
 mod ps;
-mod rank;
+mod report;
 mod status;
-mod table;
-mod watchdog;
 
 use std::process::ExitCode;
 

@@ -5,38 +5,43 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::Team;
 use crate::status;
 
 /// Counts the steps of the ranks of this process.
-#[derive(Default)]
-pub(crate) struct Watchdog {
+pub(super) struct Watchdog {
+    first: u32,
     steps: Vec<AtomicU64>,
 }
 
 impl Watchdog {
-    /// Watches ranks `first..first + count`, all of this process, until it ends; with `seconds` 0 it never bites.
-    pub(crate) fn start(first: u32, count: u32, seconds: u64) -> Arc<Self> {
-        let dog = Arc::new(Self { steps: (0..count).map(|_| AtomicU64::new(0)).collect() });
-        if seconds > 0 {
-            let dog = Arc::clone(&dog);
-            std::thread::spawn(move || dog.watch(first, Duration::from_secs(seconds)));
-        }
-        dog
+    /// Counts for ranks `first..first + count`.
+    pub(super) fn new(first: u32, count: u32) -> Self {
+        Self { first, steps: (0..count).map(|_| AtomicU64::new(0)).collect() }
     }
 
-    /// The rank, the `member`th of this process, has come one step further.
-    pub(crate) fn step(&self, member: usize) {
+    /// Watches the ranks of this process until it ends, if the options want it.
+    pub(super) fn start(team: &Arc<Team>) {
+        let seconds = team.options.timeout;
+        if seconds > 0 {
+            let team = Arc::clone(team);
+            std::thread::spawn(move || team.watchdog.watch(Duration::from_secs(seconds)));
+        }
+    }
+
+    /// The `member`th rank of this process has come one step further.
+    #[inline]
+    pub(super) fn step(&self, member: u32) {
         // Written by one thread and compared with itself: no order is needed.
-        let steps = &self.steps[member];
+        let steps = &self.steps[member as usize];
         steps.store(steps.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
-    fn watch(&self, first: u32, patience: Duration) {
-        let mut last: Vec<(u64, Instant)> =
-            self.steps.iter().map(|_| (0, Instant::now())).collect();
+    fn watch(&self, patience: Duration) {
+        let mut last: Vec<_> = self.steps.iter().map(|_| (0, Instant::now())).collect();
         loop {
             std::thread::sleep(patience / 10);
-            for (rank, (steps, last)) in (first..).zip(self.steps.iter().zip(&mut last)) {
+            for (rank, (steps, last)) in (self.first..).zip(self.steps.iter().zip(&mut last)) {
                 let steps = steps.load(Ordering::Relaxed);
                 if steps != last.0 {
                     *last = (steps, Instant::now());

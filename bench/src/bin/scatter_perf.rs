@@ -1,0 +1,5 @@
+//! `scatter_perf`, as nccl-tests has it.
+
+fn main() -> std::process::ExitCode {
+    maypole_bench::perf("scatter")
+}

@@ -1,0 +1,64 @@
+//! The lines below the measurements, as nccl-tests prints them.
+
+use super::number::{bytes, general};
+use super::{Memory, Summary};
+use crate::options::Options;
+
+/// All of them.
+pub(crate) fn footer(options: &Options, summary: &Summary, memory: Option<&Memory>) -> String {
+    let verdict = |fine| if fine { "OK" } else { "FAILED" };
+    let program = options.operation.name();
+    let memory = memory.map_or(String::new(), |Memory { program, buffers, all }| {
+        let library = (all - program - buffers).max(0.0);
+        format!(
+            "# {:<20} : Program {} | Buffers {} | Library {} | Total  {}\n",
+            "Memory usage",
+            bytes(*program),
+            bytes(*buffers),
+            bytes(library),
+            bytes(*all)
+        )
+    });
+    format!(
+        "# {:<20} : {} {}\n# {:<20} : {} {}\n{memory}#\n# Collective test concluded: {program}_perf\n#\n",
+        "Out of bounds values",
+        summary.wrong,
+        verdict(summary.wrong == 0),
+        "Avg bus bandwidth",
+        general(summary.bandwidth()),
+        summary.fast(options).map_or("", verdict),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::Variables;
+
+    #[test]
+    fn the_footer_is_that_of_nccl_tests() {
+        let text = footer(&Options::default(), &Summary::default(), None);
+        let golden = "# Out of bounds values : 0 OK\n\
+                      # Avg bus bandwidth    : 0 \n\
+                      #\n\
+                      # Collective test concluded: all_reduce_perf\n\
+                      #\n";
+        assert_eq!(text, golden);
+    }
+
+    #[test]
+    fn failure_is_told() {
+        let variables = Variables { min_bandwidth: Some(1.0), ..Variables::default() };
+        let options = Options { variables, ..Options::default() };
+        let text = footer(&options, &Summary { wrong: 3, ..Summary::default() }, None);
+        assert!(
+            text.starts_with(
+                "# Out of bounds values : 3 FAILED\n# Avg bus bandwidth    : 0 FAILED\n"
+            )
+        );
+        let memory = Memory { program: 1024.0, buffers: 2048.0, all: 4096.0 };
+        let text = footer(&Options::default(), &Summary::default(), Some(&memory));
+        let line = "# Memory usage         : Program 1.00 KB | Buffers 2.00 KB | Library 1.00 KB | Total  4.00 KB\n";
+        assert!(text.contains(line), "{text}");
+    }
+}

@@ -1,0 +1,168 @@
+//! The lines above the measurements, as nccl-tests prints them.
+
+use std::fmt::Write as _;
+
+use super::{NCCL_VERSION, Participant};
+use crate::options::{Options, Step};
+
+/// All of them.
+pub(crate) fn header(options: &Options, ranks: &[Participant]) -> String {
+    let mut text = parameters(options);
+    for (rank, Participant { group, pid, host, device }) in ranks.iter().enumerate() {
+        let _ = writeln!(
+            text,
+            "#  Rank {rank:2} Group {group:2} Pid {pid:6} on {host:>10} device {device:2} [host memory] CPU"
+        );
+    }
+    text.push_str("#\n");
+    text.push_str(&titles(options));
+    text
+}
+
+fn parameters(options: &Options) -> String {
+    let (step, unit) = match options.step {
+        Step::Bytes(bytes) => (bytes, "bytes"),
+        Step::Factor(factor) => (factor, "factor"),
+    };
+    let Options { threads, gpus, min_bytes, max_bytes, .. } = options;
+    let Options { warmup, iterations, calls, checks, unaligned, .. } = options;
+    let program = options.operation.name();
+    let library = env!("CARGO_PKG_VERSION");
+    let mut text = format!(
+        "# nccl-tests version maypole-{library} nccl-headers={NCCL_VERSION} nccl-library={NCCL_VERSION}\n\
+         # Collective test starting: {program}_perf\n\
+         # nThread {threads} nGpus {gpus} minBytes {min_bytes} maxBytes {max_bytes} step: {step}({unit}) \
+         warmup iters: {warmup} iters: {iterations} agg iters: {calls} validation: {checks} graph: 0 unalign: {unaligned}\n"
+    );
+    text.push_str(match options.blocking {
+        0 => "",
+        1 => "# Blocking Enabled: wait for completion and barrier after each collective \n",
+        _ => "# Blocking Enabled: wait for completion after each collective (no barrier) \n",
+    });
+    if options.per_iteration {
+        text.push_str(
+            "# Per-Iteration Report: host clock; i_* is of the slowest rank of each iteration\n",
+        );
+    }
+    if options.parallel_init {
+        text.push_str("# Parallel Init Enabled: threads call into NcclInitRank concurrently \n");
+    }
+    text.push_str("#\n# Using devices\n");
+    text
+}
+
+/// The three lines over the columns.
+fn titles(options: &Options) -> String {
+    let left = |size, count, dtype, op, root| {
+        format!("# {size:>10}  {count:>12}  {dtype:>8}  {op:>6}  {root:>6}")
+    };
+    let time = if options.cpu_time { "cputime" } else { "time" };
+    let mut side = ["", ""].map(str::to_owned);
+    let mut add = |width: usize, name: &str, unit: &str| {
+        for (line, word) in side.iter_mut().zip([name, unit]) {
+            let _ = write!(line, "  {word:>width$}");
+        }
+    };
+    add(7, time, "(us)");
+    add(6, "algbw", "(GB/s)");
+    add(6, "busbw", "(GB/s)");
+    add(6, "#wrong", "");
+    if options.per_iteration {
+        [("i_min", "(us)"), ("i_max", "(us)"), ("i_p99", "(us)"), ("i_cv%", "(%)")]
+            .into_iter()
+            .for_each(|(name, unit)| add(7, name, unit));
+    }
+    if options.percentiles {
+        add(7, "p50", "(us)");
+        add(7, "p99", "(us)");
+    }
+    let mut ends = ["", ""].map(str::to_owned);
+    let mut add = |width: usize, name: &str, unit: &str| {
+        for (line, word) in ends.iter_mut().zip([name, unit]) {
+            let _ = write!(line, "  {word:>width$}");
+        }
+    };
+    if options.roof {
+        add(7, "roof", "(us)");
+        add(6, "roof%", "(%)");
+    }
+    if options.resources {
+        add(7, "cpu", "(s)");
+        add(7, "peak", "(MB)");
+    }
+    let stamps = if options.timestamps { ["timestamp", "%Y-%m-%d %H:%M:%S"] } else { ["", ""] };
+    let width = if options.timestamps { 19 } else { 0 };
+    let line = |left: String, which: usize| {
+        let (side, end, stamp) = (&side[which], &ends[which], stamps[which]);
+        format!("{left}{side}{side}{end} {stamp:>width$}\n")
+    };
+    let placements = if options.per_iteration {
+        "              out-of-place (+ per-iteration)                                in-place (+ per-iteration)"
+    } else {
+        "           out-of-place                       in-place          "
+    };
+    format!(
+        "{}{placements}\n{}{}",
+        left("", "", "", "", ""),
+        line(left("size", "count", "type", "redop", "root"), 0),
+        line(left("(B)", "(elements)", "", "", ""), 1),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(options: &Options) -> Vec<String> {
+        let one = Participant { group: 0, pid: 17, host: "node".to_owned(), device: 0 };
+        header(options, &[one]).lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_header_stands_over_the_columns() {
+        let options = Options { step: Step::Factor(2), ..Options::default() };
+        assert_eq!(
+            lines(&options)[1..],
+            [
+                "# Collective test starting: all_reduce_perf",
+                "# nThread 1 nGpus 1 minBytes 33554432 maxBytes 33554432 step: 2(factor) warmup iters: 1 iters: 20 \
+                 agg iters: 1 validation: 1 graph: 0 unalign: 0",
+                "#",
+                "# Using devices",
+                "#  Rank  0 Group  0 Pid     17 on       node device  0 [host memory] CPU",
+                "#",
+                "#                                                              out-of-place                       in-place          ",
+                "#       size         count      type   redop    root     time   algbw   busbw  #wrong     time   algbw   busbw  #wrong ",
+                "#        (B)    (elements)                               (us)  (GB/s)  (GB/s)             (us)  (GB/s)  (GB/s)         ",
+            ]
+        );
+    }
+
+    #[test]
+    fn options_change_the_titles() {
+        let options = Options { cpu_time: true, timestamps: true, ..Options::default() };
+        let all = lines(&options);
+        assert!(
+            all[8].ends_with("  #wrong  cputime   algbw   busbw  #wrong           timestamp"),
+            "{}",
+            all[8]
+        );
+        assert!(all[9].ends_with("  (GB/s)           %Y-%m-%d %H:%M:%S"), "{}", all[9]);
+        let options = Options { per_iteration: true, blocking: 2, ..Options::default() };
+        let all = lines(&options);
+        assert!(
+            all[3].starts_with("# Blocking Enabled: wait for completion after each"),
+            "{}",
+            all[3]
+        );
+        assert!(all[10].ends_with("#wrong    i_min    i_max    i_p99    i_cv% "), "{}", all[10]);
+        let options =
+            Options { roof: true, resources: true, percentiles: true, ..Options::default() };
+        let all = lines(&options);
+        assert!(
+            all[8].ends_with("      p50      p99     roof   roof%      cpu     peak "),
+            "{}",
+            all[8]
+        );
+    }
+}

@@ -1,0 +1,81 @@
+//! Single iterations: how long each took, and how much they differ.
+
+/// Seconds per call of each iteration, in the slowest rank of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Iterations {
+    /// All of them, in their order.
+    pub(crate) all: Vec<f64>,
+    /// Those that count, from the shortest to the longest.
+    sorted: Vec<f64>,
+}
+
+impl Iterations {
+    /// Of what each rank measured; the first `skip` iterations do not count.
+    pub(crate) fn new(ranks: &[Vec<f64>], skip: usize) -> Self {
+        let len = ranks.iter().map(Vec::len).min().unwrap_or(0);
+        let slowest = |i: usize| ranks.iter().map(|rank| rank[i]).fold(0.0, f64::max);
+        let all: Vec<f64> = (0..len).map(slowest).collect();
+        let mut sorted = all[skip.min(len)..].to_vec();
+        sorted.sort_by(f64::total_cmp);
+        Self { all, sorted }
+    }
+
+    /// The shortest.
+    pub(crate) fn min(&self) -> f64 {
+        self.sorted.first().copied().unwrap_or(0.0)
+    }
+
+    /// The longest.
+    pub(crate) fn max(&self) -> f64 {
+        self.sorted.last().copied().unwrap_or(0.0)
+    }
+
+    /// The mean.
+    pub(crate) fn mean(&self) -> f64 {
+        self.sorted.iter().sum::<f64>() / self.sorted.len().max(1) as f64
+    }
+
+    /// What so many percent of them do not exceed.
+    pub(crate) fn percentile(&self, percent: usize) -> f64 {
+        let rank = (self.sorted.len() * percent).div_ceil(100);
+        self.sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
+    }
+
+    /// The standard deviation.
+    pub(crate) fn deviation(&self) -> f64 {
+        let mean = self.mean();
+        let squares = self.sorted.iter().map(|time| (time - mean).powi(2)).sum::<f64>();
+        (squares / self.sorted.len().max(1) as f64).sqrt()
+    }
+
+    /// The standard deviation in percent of the mean.
+    pub(crate) fn variation(&self) -> f64 {
+        let mean = self.mean();
+        if mean > 0.0 { self.deviation() / mean * 100.0 } else { 0.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slowest_rank_counts() {
+        let iterations = Iterations::new(&[vec![9.0, 1.0, 4.0], vec![2.0, 3.0, 2.0]], 1);
+        assert_eq!(iterations.all, [9.0, 3.0, 4.0]);
+        assert_eq!((iterations.min(), iterations.max(), iterations.mean()), (3.0, 4.0, 3.5));
+        assert_eq!(iterations.deviation(), 0.5);
+    }
+
+    #[test]
+    fn percentiles_are_measured_values() {
+        let times: Vec<f64> = (1..=200).map(f64::from).collect();
+        let iterations = Iterations::new(&[times], 0);
+        assert_eq!(
+            [50, 95, 99, 100].map(|p| iterations.percentile(p)),
+            [100.0, 190.0, 198.0, 200.0]
+        );
+        assert_eq!(Iterations::new(&[vec![7.0]], 0).percentile(99), 7.0);
+        assert_eq!(Iterations::new(&[], 0).percentile(99), 0.0);
+    }
+}

@@ -1,0 +1,273 @@
+//! --plot: bus bandwidth and time by size, as a picture with logarithmic axes.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use super::Row;
+
+/// Width and height of the picture, and where the two fields lie in it.
+const WIDTH: f64 = 960.0;
+const HEIGHT: f64 = 470.0;
+const TOP: f64 = 56.0;
+const BOTTOM: f64 = 390.0;
+const FIELDS: [(f64, f64); 2] = [(70.0, 460.0), (550.0, 940.0)];
+
+/// Colours that differ also to people who see fewer of them (Okabe and Ito, 2008).
+const COLORS: [&str; 7] =
+    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000"];
+
+/// A curve: its name, whether it is dashed, and its points by size.
+struct Curve {
+    name: String,
+    dashed: bool,
+    bandwidth: BTreeMap<usize, f64>,
+    microseconds: BTreeMap<usize, f64>,
+}
+
+/// An axis with a logarithmic scale.
+struct Axis {
+    /// Values at both ends.
+    ends: (f64, f64),
+    /// Places at both ends.
+    places: (f64, f64),
+}
+
+/// The picture of a table.
+pub(crate) fn svg(collective: &str, nranks: u32, rows: &[Row]) -> String {
+    let curves = curves(rows);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
+         font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+    );
+    text(
+        &mut svg,
+        WIDTH / 2.0,
+        22.0,
+        "middle",
+        &format!("{collective}, {nranks} ranks, host memory"),
+        "font-size=\"15\"",
+    );
+    let bandwidth = |curve: &Curve| curve.bandwidth.clone();
+    let microseconds = |curve: &Curve| curve.microseconds.clone();
+    field(&mut svg, FIELDS[0], "bus bandwidth (GB/s)", &curves, bandwidth);
+    field(&mut svg, FIELDS[1], "time (us)", &curves, microseconds);
+    legend(&mut svg, &curves);
+    svg.push_str("</svg>\n");
+    svg
+}
+
+fn curves(rows: &[Row]) -> Vec<Curve> {
+    let mut curves: Vec<Curve> = Vec::new();
+    let mut add = |name: String, dashed: bool, size: usize, bandwidth: f64, seconds: f64| {
+        let index = curves.iter().position(|curve| curve.name == name).unwrap_or_else(|| {
+            let (bandwidth, microseconds) = Default::default();
+            curves.push(Curve { name, dashed, bandwidth, microseconds });
+            curves.len() - 1
+        });
+        // What is nothing has no place on a logarithmic axis.
+        if size > 0 && bandwidth > 0.0 && seconds > 0.0 {
+            curves[index].bandwidth.insert(size, bandwidth / 1e9);
+            curves[index].microseconds.insert(size, seconds * 1e6);
+        }
+    };
+    for row in rows {
+        let mut name = row.dtype.name().to_owned();
+        if let Some(op) = row.op {
+            let _ = write!(name, " {op}");
+        }
+        if let Some(root) = row.root {
+            let _ = write!(name, " root {root}");
+        }
+        if let Some(measured) = &row.out_of_place {
+            add(name.clone(), false, row.size, measured.busbw, measured.seconds);
+            if let Some(roof) = row.roof {
+                let busbw = measured.busbw * measured.seconds / roof;
+                add(format!("{name}, roof"), true, row.size, busbw, roof);
+            }
+        }
+        if let Some(measured) = &row.in_place {
+            add(format!("{name}, in place"), true, row.size, measured.busbw, measured.seconds);
+        }
+    }
+    curves
+}
+
+fn field(
+    svg: &mut String,
+    (left, right): (f64, f64),
+    title: &str,
+    curves: &[Curve],
+    of: impl Fn(&Curve) -> BTreeMap<usize, f64>,
+) {
+    text(svg, (left + right) / 2.0, TOP - 10.0, "middle", title, "");
+    let _ = writeln!(
+        svg,
+        "<rect x=\"{left}\" y=\"{TOP}\" width=\"{}\" height=\"{}\" fill=\"none\" stroke=\"#888\"/>",
+        right - left,
+        BOTTOM - TOP
+    );
+    let points: Vec<(f64, f64)> =
+        curves.iter().flat_map(|c| of(c).into_iter().map(|(x, y)| (x as f64, y))).collect();
+    if points.is_empty() {
+        text(svg, (left + right) / 2.0, (TOP + BOTTOM) / 2.0, "middle", "nothing to show", "");
+        return;
+    }
+    let sizes = Axis::new(points.iter().map(|p| p.0), 2.0, (left, right));
+    let values = Axis::new(points.iter().map(|p| p.1), 10.0, (BOTTOM, TOP));
+    for size in sizes.ticks(2.0, 10) {
+        let x = sizes.place(size);
+        line(svg, (x, TOP), (x, BOTTOM), "#e4e4e4");
+        text(svg, x, BOTTOM + 16.0, "middle", &short(size), "");
+    }
+    text(svg, (left + right) / 2.0, BOTTOM + 33.0, "middle", "size (bytes)", "");
+    for value in values.ticks(10.0, 12) {
+        let y = values.place(value);
+        line(svg, (left, y), (right, y), "#e4e4e4");
+        text(svg, left - 5.0, y + 4.0, "end", &format!("{value}"), "");
+    }
+    for (curve, color) in curves.iter().zip(COLORS.iter().cycle()) {
+        let points = of(curve);
+        let place =
+            |(size, value): (&usize, &f64)| (sizes.place(*size as f64), values.place(*value));
+        let path: Vec<String> =
+            points.iter().map(place).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+        let dashes = if curve.dashed { " stroke-dasharray=\"5 3\"" } else { "" };
+        let _ = writeln!(
+            svg,
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2\"{dashes}/>",
+            path.join(" ")
+        );
+        for (x, y) in points.iter().map(place) {
+            let _ =
+                writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.5\" fill=\"{color}\"/>");
+        }
+    }
+}
+
+/// The names of the curves, in rows of three; what does not fit is counted.
+fn legend(svg: &mut String, curves: &[Curve]) {
+    const SHOWN: usize = 6;
+    for (index, (curve, color)) in curves.iter().zip(COLORS.iter().cycle()).enumerate().take(SHOWN)
+    {
+        let (x, y) = (70.0 + (index % 3) as f64 * 280.0, 440.0 + (index / 3) as f64 * 18.0);
+        let dashes = if curve.dashed { " stroke-dasharray=\"5 3\"" } else { "" };
+        let _ = writeln!(
+            svg,
+            "<line x1=\"{x}\" y1=\"{y}\" x2=\"{}\" y2=\"{y}\" stroke=\"{color}\" stroke-width=\"2\"{dashes}/>",
+            x + 26.0
+        );
+        text(svg, x + 32.0, y + 4.0, "start", &curve.name, "");
+    }
+    if curves.len() > SHOWN {
+        text(svg, 890.0, 462.0, "start", &format!("+ {}", curves.len() - SHOWN), "");
+    }
+}
+
+impl Axis {
+    /// From the power of `base` below the smallest value to that above the largest.
+    fn new(values: impl Iterator<Item = f64>, base: f64, places: (f64, f64)) -> Self {
+        let ends = values.fold((f64::INFINITY, 0.0f64), |(a, b), v| (a.min(v), b.max(v)));
+        let low = base.powf((ends.0.ln() / base.ln() + 1e-9).floor());
+        let high = base.powf((ends.1.ln() / base.ln() - 1e-9).ceil());
+        Self { ends: (low, if high > low { high } else { low * base }), places }
+    }
+
+    fn place(&self, value: f64) -> f64 {
+        let (low, high) = self.ends;
+        let share = (value / low).ln() / (high / low).ln();
+        self.places.0 + share * (self.places.1 - self.places.0)
+    }
+
+    /// Powers of `base` along the axis, at most `most` and about that many.
+    fn ticks(&self, base: f64, most: usize) -> Vec<f64> {
+        let (low, high) = self.ends;
+        let powers = ((high / low).ln() / base.ln()).round() as usize;
+        let step = powers.div_ceil(most - 1).max(1);
+        (0..=powers).step_by(step).map(|power| low * base.powi(power as i32)).collect()
+    }
+}
+
+/// A size as people write it.
+fn short(bytes: f64) -> String {
+    let units = [(f64::from(1 << 30), "G"), (f64::from(1 << 20), "M"), (1024.0, "K")];
+    match units.into_iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) => format!("{}{name}", bytes / unit),
+        None => format!("{bytes}"),
+    }
+}
+
+fn line(svg: &mut String, from: (f64, f64), to: (f64, f64), color: &str) {
+    let ((x1, y1), (x2, y2)) = (from, to);
+    let _ = writeln!(
+        svg,
+        "<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" stroke=\"{color}\"/>"
+    );
+}
+
+fn text(svg: &mut String, x: f64, y: f64, anchor: &str, text: &str, more: &str) {
+    let escaped = text.replace('&', "&amp;").replace('<', "&lt;");
+    let _ = writeln!(
+        svg,
+        "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" {more}>{escaped}</text>"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use maypole_algorithms::{DType, RedOp};
+
+    use super::*;
+    use crate::report::Measured;
+
+    fn rows(sizes: &[usize]) -> Vec<Row> {
+        let row = |&size: &usize| {
+            let seconds = 1e-6 + size as f64 / 1e10;
+            let busbw = size as f64 / seconds;
+            let measured = Some(Measured { seconds, busbw, ..Measured::default() });
+            Row {
+                size,
+                count: size / 4,
+                dtype: DType::Float32,
+                op: Some(RedOp::Sum),
+                root: None,
+                out_of_place: measured.clone(),
+                in_place: measured,
+                roof: Some(seconds / 2.0),
+            }
+        };
+        sizes.iter().map(row).collect()
+    }
+
+    #[test]
+    fn every_point_is_drawn_in_its_field() {
+        let svg = svg("all_reduce", 4, &rows(&[8, 1024, 1 << 20]));
+        // Three curves of three points in two fields.
+        assert_eq!(svg.matches("<polyline").count(), 6);
+        assert_eq!(svg.matches("<circle").count(), 18);
+        assert!(svg.contains("float sum, in place") && svg.contains("float sum, roof"));
+        for circle in svg.lines().filter(|line| line.starts_with("<circle")) {
+            let number = |name: &str| -> f64 {
+                circle.split(name).nth(1).unwrap().split('"').nth(1).unwrap().parse().unwrap()
+            };
+            let (x, y) = (number("cx="), number("cy="));
+            assert!(FIELDS.iter().any(|&(left, right)| (left..=right).contains(&x)), "{circle}");
+            assert!((TOP..=BOTTOM).contains(&y), "{circle}");
+        }
+    }
+
+    #[test]
+    fn nothing_and_a_single_size_make_pictures_too() {
+        assert!(svg("all_reduce", 1, &rows(&[0])).contains("nothing to show"));
+        assert!(!svg("all_reduce", 2, &rows(&[64])).contains("NaN"));
+    }
+
+    #[test]
+    fn axes_end_at_powers() {
+        let axis = Axis::new([8.0, 1000.0].into_iter(), 2.0, (0.0, 70.0));
+        assert_eq!(axis.ends, (8.0, 1024.0));
+        assert_eq!((axis.place(8.0), axis.place(1024.0).round()), (0.0, 70.0));
+        assert_eq!(axis.ticks(2.0, 8), [8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0]);
+        assert_eq!(axis.ticks(2.0, 5), [8.0, 32.0, 128.0, 512.0]);
+        assert_eq!([8.0, 2048.0, 1.5e9].map(short), ["8", "2K", "1.3969838619232178G"]);
+    }
+}

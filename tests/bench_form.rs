@@ -1,0 +1,354 @@
+//! The benchmark programs as somebody uses them who knows nccl-tests: the form of what they print, what the columns mean, the
+//! check that must be able to fail, ranks as threads, groups, JSON.
+
+mod artifact;
+mod perf;
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+
+use perf::{Line, PROGRAMS, Side, run, table};
+
+/// Whether a program's name is among these, without their endings.
+fn is(name: &str, names: &[&str]) -> bool {
+    names.contains(&name.trim_end_matches("_perf"))
+}
+
+/// Bus bandwidth over algorithm bandwidth, and the bytes that the latter counts, of `n` ranks.
+fn meaning(name: &str, line: &Line, n: f64) -> (f64, f64) {
+    let factor = match name.trim_end_matches("_perf") {
+        "all_reduce" => 2.0 * (n - 1.0) / n,
+        "broadcast" | "reduce" | "sendrecv" | "hypercube" => 1.0,
+        _ => (n - 1.0) / n,
+    };
+    let bytes = 4.0 * line.count as f64;
+    let counted = match name.trim_end_matches("_perf") {
+        "all_reduce" | "broadcast" | "reduce" | "sendrecv" => bytes,
+        "hypercube" => bytes * (n - 1.0),
+        // Blocks of different sizes: the largest total is the size.
+        "alltoallv" => line.size as f64,
+        _ => bytes * n,
+    };
+    (factor, counted)
+}
+
+/// Two decimals were printed.
+fn close(a: f64, b: f64, slack: f64) -> bool {
+    (a - b).abs() <= 0.0051 + slack
+}
+
+#[test]
+fn every_program_prints_the_table_of_nccl_tests() {
+    for name in PROGRAMS {
+        let table = table(name, "-np 4 -b 64 -e 256K -f 64 -n 3 -w 1", &[], 0);
+        let parameter = |wanted: &str| {
+            let found = table.parameters.iter().find(|(name, _)| name == wanted);
+            found.map(|(_, value)| value.as_str())
+        };
+        assert_eq!(parameter("minBytes"), Some("64"));
+        assert_eq!((parameter("step"), parameter("iters")), (Some("64(factor)"), Some("3")));
+        assert_eq!((table.ranks.len(), table.rows.len(), table.wrong), (4, 3, 0), "{name}");
+        let mut busbw = Vec::new();
+        for line in &table.rows {
+            let reduces = is(name, &["all_reduce", "reduce", "reduce_scatter"]);
+            let rooted = is(name, &["broadcast", "reduce", "gather", "scatter"]);
+            assert_eq!(line.dtype, "float");
+            assert_eq!(line.redop, if reduces { "sum" } else { "none" }, "{name}");
+            assert_eq!(line.root, if rooted { 0 } else { -1 }, "{name}");
+            let in_place = !is(name, &["alltoall", "alltoallv", "sendrecv"]);
+            assert_eq!(line.in_place.is_some(), in_place, "{name}");
+            let (factor, counted) = meaning(name, line, 4.0);
+            for Side { time, algbw, busbw: bus, wrong } in
+                line.out_of_place.iter().chain(&line.in_place)
+            {
+                assert_eq!(*wrong, Some(0.0), "{name}");
+                assert!(close(*bus, algbw * factor, 0.0051 * factor), "{name}: {line:?}");
+                // The time has two decimals too.
+                let expected = counted / time / 1e3;
+                let slack = expected * 0.0051 / time;
+                assert!(
+                    close(*algbw, expected, slack),
+                    "{name}: {algbw} is not {expected} in {line:?}"
+                );
+                busbw.push(*bus);
+            }
+        }
+        let mean = busbw.iter().sum::<f64>() / busbw.len() as f64;
+        assert!(close(table.average, mean, 0.0), "{name}: {} is not {mean}", table.average);
+    }
+}
+
+#[test]
+fn sizes_and_counts_are_those_of_nccl_tests() {
+    for (name, size, count) in [
+        ("all_reduce_perf", 1000, 250),
+        ("broadcast_perf", 1000, 250),
+        ("sendrecv_perf", 1000, 250),
+        // Blocks of whole 16 bytes: 1000 / 4 / 3 is 83 elements, of which 80 are whole.
+        ("all_gather_perf", 960, 80),
+        ("reduce_scatter_perf", 960, 80),
+        ("alltoall_perf", 960, 80),
+        ("gather_perf", 960, 80),
+        ("scatter_perf", 960, 80),
+        // By distance: 0, 1 and 2 thirds of 960 bytes.
+        ("alltoallv_perf", 960, 80),
+    ] {
+        let table = table(name, "-np 3 -b 1000 -e 1000 -n 1", &[], 0);
+        assert_eq!((table.rows[0].size, table.rows[0].count), (size, count), "{name}");
+    }
+}
+
+#[test]
+fn a_wrong_value_is_found_by_every_program() {
+    for name in PROGRAMS {
+        let corrupt = [("MAYPOLE_BENCH_CORRUPT", "1")];
+        let table = table(name, "-np 2 -b 64K -e 64K -n 1", &corrupt, 7);
+        // One element in every rank that receives something, for each placement that there is.
+        let receivers = if is(name, &["reduce", "gather"]) { 1 } else { 2 };
+        let placements = if table.rows[0].in_place.is_some() { 2 } else { 1 };
+        assert_eq!(table.wrong, receivers * placements, "{name}");
+    }
+}
+
+#[test]
+fn every_root_type_and_operation_is_right() {
+    for (name, rows) in [
+        ("broadcast_perf", 12 * 3),
+        ("reduce_perf", 12 * 6 * 3),
+        ("gather_perf", 12 * 3),
+        ("scatter_perf", 12 * 3),
+        ("reduce_scatter_perf", 12 * 6),
+        ("alltoall_perf", 12),
+        ("alltoallv_perf", 12),
+        ("sendrecv_perf", 12),
+    ] {
+        let table = table(name, "-np 3 -d all -o all -r all -b 9K -e 9K -n 1 -u 3", &[], 0);
+        assert_eq!(table.rows.len(), rows, "{name}");
+        assert!(
+            table.rows.iter().all(|line| line.out_of_place.as_ref().unwrap().wrong == Some(0.0))
+        );
+    }
+}
+
+#[test]
+fn ranks_may_be_threads() {
+    for (arguments, ranks, pids) in [("-t 3", 3, 1), ("-g 2", 2, 1), ("-np 2 -t 2 -g 2", 8, 2)] {
+        let table = table("all_reduce_perf", &format!("{arguments} -b 4K -e 4K -n 2"), &[], 0);
+        let mut all: Vec<u32> = table.ranks.iter().map(|&(_, pid)| pid).collect();
+        assert_eq!(all.len(), ranks, "{arguments}");
+        all.dedup();
+        assert_eq!(all.len(), pids, "{arguments}");
+        let side = table.rows[0].out_of_place.as_ref().unwrap();
+        let n = ranks as f64;
+        assert!(close(side.busbw, side.algbw * 2.0 * (n - 1.0) / n, 0.011), "{side:?}");
+    }
+}
+
+#[test]
+fn groups_are_measured_at_once() {
+    for (variable, value, groups) in [
+        ("NCCL_TESTS_SPLIT", "MOD 2", [0, 1, 0, 1]),
+        ("NCCL_TESTS_SPLIT", "DIV 2", [0, 0, 1, 1]),
+        ("NCCL_TESTS_SPLIT", "AND 0x2", [0, 0, 2, 2]),
+        ("NCCL_TESTS_SPLIT", "OR 2", [2, 3, 2, 3]),
+        ("NCCL_TESTS_SPLIT_MASK", "0x1", [0, 1, 0, 1]),
+    ] {
+        let table = table("all_gather_perf", "-np 4 -b 8K -e 8K -n 2", &[(variable, value)], 0);
+        let colors: Vec<u32> = table.ranks.iter().map(|&(group, _)| group).collect();
+        assert_eq!(colors, groups, "{value}");
+        // Two ranks to a group: each sends half of the size.
+        assert_eq!(table.rows[0].count * 4 * 2, 8192, "{value}");
+    }
+    let output = run("reduce_perf", "-np 4 -r 2 -b 8 -e 8", &[("NCCL_TESTS_SPLIT", "MOD 2")]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), errors.lines().count()), (Some(6), 1), "{errors}");
+    assert!(errors.contains("-r 2: no such rank among 2"), "{errors}");
+}
+
+#[test]
+fn too_little_bandwidth_is_a_failure() {
+    let least = |value| [("NCCL_TESTS_MIN_BW", value)];
+    table("all_reduce_perf", "-np 2 -b 64K -e 64K -n 2", &least("0.000001"), 0);
+    table("all_reduce_perf", "-np 2 -b 64K -e 64K -n 2", &least("1000000"), 7);
+}
+
+#[test]
+fn a_hypercube_needs_a_power_of_two() {
+    let three = table("hypercube_perf", "-np 3 -b 8K -e 8K -n 1", &[], 0);
+    assert_eq!((three.rows.len(), three.average), (0, 0.0));
+}
+
+#[test]
+fn a_matrix_says_who_sends_what() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("matrix");
+    std::fs::write(&path, "0 160 320\n1600 0 0\n32 32 32\n").expect("it is written");
+    let variables = [
+        ("NCCL_TESTS_ALLTOALLV_MATRIX_FILE", path.to_str().expect("text")),
+        ("NCCL_TESTS_ALLTOALLV_MATRIX_SCALE", "2"),
+        ("NCCL_TESTS_ALLTOALLV_PRINT_SUMMARY", "1"),
+    ];
+    let measured = table("alltoallv_perf", "-np 3 -b 8K -e 8K -n 1", &variables, 0);
+    // Rank 0 receives the most: twice 1632 bytes.
+    assert_eq!((measured.rows[0].size, measured.rows[0].count), (3264, 0));
+    for (arguments, part) in
+        [("-np 4 -b 8K -e 8K", "for 3 ranks"), ("-np 3 -b 1K -e 1K", "-e must be")]
+    {
+        let output = run("alltoallv_perf", arguments, &variables);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), errors.lines().count()), (Some(6), 1), "{errors}");
+        assert!(errors.contains(part), "{errors}");
+    }
+}
+
+#[test]
+fn more_columns_follow_the_standard_ones() {
+    let all = "--roof --resources --percentiles -S 1 -M 1 -C 1 -z 1 -p 1 -N 2 -m 3 -a 3";
+    let output = run("all_reduce_perf", &format!("-np 2 -b 1K -e 8K -f 8 -n 4 {all}"), &[]);
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    // Two cycles of two sizes.
+    let rows: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(rows.len(), 4);
+    for row in rows {
+        // The standard 13, twice two percentiles, roof, processor and memory, day and time.
+        assert_eq!(row.split_whitespace().count(), 13 + 4 + 4 + 2, "{row}");
+    }
+    for part in [
+        "# Blocking Enabled: ",
+        "# Parallel Init Enabled: ",
+        "cputime",
+        "# Memory usage  ",
+        "timestamp",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let single = table("all_reduce_perf", "-np 2 -b 1K -e 1K -n 4 --roof --resources", &[], 0);
+    assert_eq!(single.rows[0].rest.len(), 4);
+    let roof: f64 = single.rows[0].rest[0].parse().expect("a time");
+    assert!(roof >= 0.0);
+    let output = run("all_reduce_perf", "-np 2 -b 1K -e 1K -n 9 -I 1 -K 3", &[]);
+    let text = String::from_utf8(output.stdout).expect("text");
+    let row = text.lines().find(|line| !line.starts_with('#')).expect("a line");
+    let numbers: Vec<f64> = row.split_whitespace().skip(5).map(|w| w.parse().expect(w)).collect();
+    assert_eq!(numbers.len(), 2 * 8);
+    // Shortest, 99th percentile and longest.
+    assert!(numbers[4] <= numbers[6] && numbers[6] <= numbers[5], "{row}");
+}
+
+#[test]
+fn results_are_written_as_json_and_as_a_picture() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str| folder.path().join(name).to_str().expect("text").to_owned();
+    let (json, plot) = (file("result.json"), file("plot.svg"));
+    let arguments = format!("-np 2 -t 2 -b 1K -e 64K -f 8 -n 3 -I 1 -J {json} --plot {plot}");
+    for written in [json.clone(), format!("{json}.0"), format!("{json}.1")] {
+        let output = run("reduce_scatter_perf", &arguments, &[("NCCL_TESTS_MIN_BW", "0.0000001")]);
+        let text = String::from_utf8(output.stdout).expect("text");
+        assert_eq!(output.status.code(), Some(0), "{text}");
+        assert!(text.starts_with(&format!("# Writing JSON output to {written}\n")), "{text}");
+        let all: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(&written).expect("it is there"))
+                .expect("JSON");
+        assert_eq!(all["version"], 2);
+        assert_eq!(all["config"]["devices"].as_array().expect("a list").len(), 4);
+        assert_eq!(all["config"]["nthreads"], 2);
+        let results = all["results"].as_array().expect("a list");
+        assert_eq!(results.len(), 3);
+        for result in results {
+            assert_eq!((&result["type"], &result["redop"]), (&"float".into(), &"sum".into()));
+            for placement in ["out_of_place", "in_place"] {
+                assert!(result[placement]["time"].as_f64() > Some(0.0), "{result}");
+                assert_eq!(result[placement]["nwrong"], 0, "{result}");
+                let times = &result[format!("{placement}_per_iter")]["times_us"];
+                assert_eq!(times.as_array().map(Vec::len), Some(3), "{result}");
+            }
+        }
+        assert_eq!(all["out_of_bounds"]["okay"], "true");
+        assert_eq!(all["average_bus_bandwidth"]["okay"], "true");
+        let ours = |word: &str| word.starts_with("NCCL_") || word.starts_with("MAYPOLE_");
+        let variables = all["env"].as_array().expect("a list");
+        assert!(variables.iter().all(|word| word.as_str().is_some_and(ours)), "{variables:?}");
+    }
+    let picture = std::fs::read_to_string(plot).expect("it is there");
+    assert!(picture.starts_with("<svg ") && picture.ends_with("</svg>\n"));
+    let output = run("reduce_scatter_perf", "-np 2 -b 8 -e 8 -J /nonexistent/x.json", &[]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn a_rank_that_does_not_come_ends_in_a_time_out() {
+    let mut stopped = perf::program("all_reduce_perf");
+    stopped.args(["-np", "2", "-b", "8", "-e", "8", "-n", "1000000000", "-T", "1"]);
+    // Nothing is wrong for as long as calls end; then one rank is stopped.
+    let child = stopped.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let second = second_rank(child.id());
+    let status = std::process::Command::new("kill").args(["-STOP", &second.to_string()]).status();
+    assert!(status.expect("kill runs").success());
+    let output = child.wait_with_output().expect("it ends");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{errors}");
+    assert!(errors.contains("maypole: rank 0: no progress for 1 s (-T 1)"), "{errors}");
+}
+
+/// A launcher as the programs know it: it gives each process its number and a socket.
+#[test]
+fn processes_that_disagree_say_so_once_and_all_fail() {
+    let mut processes = Vec::new();
+    let mut sockets = Vec::new();
+    for (rank, size) in ["8", "8", "16"].into_iter().enumerate() {
+        let (mine, theirs) = UnixStream::pair().expect("a socket");
+        let mut command = perf::program("all_reduce_perf");
+        command.args(["-b", size, "-e", "16"]).env("MAYPOLE_BENCH_PLACE", format!("{rank}/3"));
+        command.stdin(Stdio::from(OwnedFd::from(theirs)));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        processes.push(command.spawn().expect("it starts"));
+        sockets.push(mine);
+    }
+    // What they say first is compared by all; nobody gets further.
+    let messages: Vec<Vec<u8>> = sockets
+        .iter_mut()
+        .map(|socket| {
+            let mut len = [0; 4];
+            socket.read_exact(&mut len).expect("a length");
+            let mut message = vec![0; u32::from_le_bytes(len) as usize];
+            socket.read_exact(&mut message).expect("a message");
+            [&len[..], &message].concat()
+        })
+        .collect();
+    for socket in &mut sockets {
+        socket.write_all(&messages.concat()).expect("it is read");
+    }
+    let mut errors = String::new();
+    for process in processes {
+        let output = process.wait_with_output().expect("it ends");
+        assert_eq!(output.status.code(), Some(6));
+        assert!(output.stdout.is_empty());
+        errors.push_str(&String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    assert!(errors.contains("process 0 '-b 8 -e 16', process 2 '-b 16 -e 16'"), "{errors}");
+}
+
+/// The process of rank 1 of the benchmark under `timeout`, once it is there.
+fn second_rank(timeout: u32) -> u32 {
+    let children = |pid: u32| -> Vec<u32> {
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    };
+    let watchdog = std::time::Instant::now() + std::time::Duration::from_secs(50);
+    loop {
+        assert!(std::time::Instant::now() < watchdog, "the ranks do not come");
+        let ranks = children(timeout).first().map_or(Vec::new(), |&bench| children(bench));
+        // The program of a rank has several threads when its communicator is there.
+        let threads =
+            |pid: u32| std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+        match ranks[..] {
+            [_, second] if threads(second) > 3 => return second,
+            _ => std::thread::sleep(std::time::Duration::from_millis(10)),
+        }
+    }
+}
