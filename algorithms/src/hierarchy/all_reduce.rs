@@ -19,7 +19,7 @@
 
 use super::compose::{At, Layout, Needs, Part, compose};
 use super::kit::{Kit, Source, common_parts, detail, is_aligned, is_even, sizes};
-use crate::schedule::{Channel, Chunk, Schedule};
+use crate::schedule::{Chunk, Schedule};
 use crate::topology::Grouping;
 use crate::types::{Collective, Rank};
 
@@ -55,10 +55,13 @@ pub fn schedule(
     let detail = detail(grouping, rails, &[&collect, &spread], &across);
     let canonical = is_aligned(grouping) && collect.is_canonical() && across.is_canonical();
     let groups = if scattered { 1 } else { rails };
-    let grouping_of = grouping.clone();
-    let layout = Layered { grouping: grouping_of, rails, groups, piece, collect, across, spread };
-    let needs = layout.needs();
+    let mut needs = Needs::default();
+    let across = across.placed(1, 0, &mut needs);
+    let collect = collect.placed(groups, 0, &mut needs);
+    let spread = spread.placed(groups, collect.channel(groups), &mut needs);
+    let grouping = grouping.clone();
     let size = (grouping.nranks(), rails * piece);
+    let layout = Layered { grouping, rails, groups, piece, collect, across, spread };
     let schedule = compose("hier", Collective::AllReduce, size, layout, &needs).with_detail(detail);
     Some(if canonical { schedule.canonical() } else { schedule })
 }
@@ -83,19 +86,6 @@ enum Phase {
 }
 
 impl Layered {
-    fn needs(&self) -> Needs {
-        let Self { groups, collect, across, spread, .. } = self;
-        let kits = [collect, across, spread];
-        Needs {
-            scratch: groups * (collect.scratch() + spread.scratch()) + across.scratch(),
-            channels: across
-                .channels()
-                .max(*groups as Channel * (collect.channels() + spread.channels())),
-            credit: kits.map(Kit::credit).into_iter().max().unwrap_or(1),
-            lanes: kits.map(Kit::lanes).into_iter().max().unwrap_or(0),
-        }
-    }
-
     fn phase(&self, slot: u32) -> Phase {
         match slot {
             slot if slot < self.groups => Phase::Collect(slot),
@@ -116,38 +106,19 @@ impl Layout for Layered {
         let on_rail = place < *rails;
         // The slot of phase 1 or 3 that has the own rail.
         let own = place % groups;
-        let part = |schedule, me, scratch, channel, follows| Part {
-            schedule,
-            me,
-            repeats: piece / schedule.parts,
-            scratch,
-            channel,
-            finishes: false,
-            in_place: true,
-            follows: [follows, 0..0],
-            guard: None,
-        };
-        let (of_collect, of_across) = (groups * collect.scratch(), across.scratch());
         Some(match self.phase(slot) {
             Phase::Collect(j) => {
-                let channel = j as Channel * collect.channels();
-                let reduce =
-                    part(collect.get(size, j), place, j * collect.scratch(), channel, 0..0);
-                Part { in_place: false, ..reduce }
+                Part { in_place: false, ..collect.part((size, j), place, *piece, j) }
             }
             Phase::Across => {
-                let schedule = across.get(grouping.nodes(), 0);
                 let node = grouping.node(rank);
-                let all_reduce =
-                    on_rail.then(|| part(schedule, node, of_collect, 0, own..own + 1))?;
-                Part { finishes: true, ..all_reduce }
+                let part = across.part((grouping.nodes(), 0), node, *piece, 0);
+                on_rail.then_some(Part { finishes: true, follows: [own..own + 1, 0..0], ..part })?
             }
             Phase::Spread(j) => {
-                let channel =
-                    *groups as Channel * collect.channels() + j as Channel * spread.channels();
-                let scratch = of_collect + of_across + j * spread.scratch();
                 let before = if on_rail && own == j { *groups } else { j };
-                part(spread.get(size, j), place, scratch, channel, before..before + 1)
+                let follows = [before..before + 1, 0..0];
+                Part { follows, ..spread.part((size, j), place, *piece, j) }
             }
         })
     }

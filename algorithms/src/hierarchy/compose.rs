@@ -81,6 +81,7 @@ pub(super) struct Guard {
 }
 
 /// What a composition needs of a schedule's declarations.
+#[derive(Default)]
 pub(super) struct Needs {
     /// Scratch chunks of the components, the values between them, and guards.
     pub(super) scratch: u32,
@@ -88,8 +89,16 @@ pub(super) struct Needs {
     pub(super) channels: Channel,
     /// Credits: the most that a component needs.
     pub(super) credit: u32,
-    /// The most lanes that a component can have to wait for.
+    /// At least as many lanes as a component can have to wait for.
     pub(super) lanes: u32,
+}
+
+impl Needs {
+    /// Room for that many more scratch chunks; returns the first.
+    pub(super) fn room(&mut self, chunks: u32) -> u32 {
+        self.scratch += chunks;
+        self.scratch - chunks
+    }
 }
 
 /// The schedule `named` that `layout` makes of components.
@@ -105,7 +114,7 @@ pub(super) fn compose(
     Schedule::new(name, collective, nranks, parts, program)
         .with_scratch(needs.scratch + gates)
         .with_channels(needs.channels.max(1))
-        .with_credit(needs.credit)
+        .with_credit(needs.credit.max(1))
 }
 
 struct Composition<L> {

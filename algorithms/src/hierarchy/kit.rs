@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use super::compose::{Needs, Part};
 use crate::collective::generators;
 use crate::schedule::{Channel, Class, Schedule};
 use crate::topology::Grouping;
@@ -20,8 +21,19 @@ pub fn named<'a>(names: &'a [&'a str]) -> impl Fn(Collective, u32) -> Option<Sch
     }
 }
 
-/// Schedules by rank count and root (0 where the collective has none).
-pub(super) struct Kit(HashMap<(u32, Rank), Schedule>);
+/// Schedules by rank count and root (0 where the collective has none), and where the scratch and channels of their copies begin.
+pub(super) struct Kit {
+    schedules: HashMap<(u32, Rank), Schedule>,
+    /// The most scratch chunks, channels, lanes of a rank and credits that one needs.
+    scratch: u32,
+    channels: Channel,
+    lanes: u32,
+    credit: u32,
+    first_scratch: u32,
+    first_channel: Channel,
+    /// From the channels of one copy to those of the next.
+    stride: Channel,
+}
 
 impl Kit {
     /// Schedules for those; None if `source` lacks one.
@@ -29,43 +41,80 @@ impl Kit {
         source: Source<'_>,
         wanted: impl IntoIterator<Item = (Collective, u32)>,
     ) -> Option<Self> {
-        let mut kit = HashMap::new();
+        let mut schedules = HashMap::new();
         for (collective, nranks) in wanted {
             let key = (nranks, collective.root().unwrap_or(0));
-            if let Entry::Vacant(vacant) = kit.entry(key) {
+            if let Entry::Vacant(vacant) = schedules.entry(key) {
                 vacant.insert(source(collective, nranks)?);
             }
         }
-        Some(Self(kit))
+        let all = || schedules.values();
+        let lanes = |s: &Schedule| (0..s.nranks).map(|r| s.lanes(r)).max().unwrap_or(0);
+        let channels = all().map(|s| s.channels).max().unwrap_or(0);
+        Some(Self {
+            scratch: all().map(|s| s.scratch).max().unwrap_or(0),
+            channels,
+            stride: channels,
+            lanes: all().map(lanes).max().unwrap_or(0),
+            credit: all().map(|s| s.credit).max().unwrap_or(1),
+            first_scratch: 0,
+            first_channel: 0,
+            schedules,
+        })
     }
 
-    /// The one for `nranks` and `root`, which must be among those that were wanted.
-    pub(super) fn get(&self, nranks: u32, root: Rank) -> &Schedule {
-        &self.0[&(nranks, root)]
+    /// The same, its copies on the same channels: their links are others anyway.
+    pub(super) fn on_other_links(mut self) -> Self {
+        self.stride = 0;
+        self
     }
 
-    pub(super) fn all(&self) -> impl Iterator<Item = &Schedule> {
-        self.0.values()
+    /// The same, with room for `copies` side by side on a rank: their scratch is taken from `needs`, and their channels begin at
+    /// `channel`.
+    pub(super) fn placed(mut self, copies: u32, channel: Channel, needs: &mut Needs) -> Self {
+        (self.first_scratch, self.first_channel) = (needs.scratch, channel);
+        needs.scratch += copies * self.scratch;
+        needs.channels = needs.channels.max(self.channel(copies - 1) + self.channels);
+        needs.credit = needs.credit.max(self.credit);
+        needs.lanes += self.lanes;
+        self
     }
 
-    /// The most scratch chunks that one needs.
-    pub(super) fn scratch(&self) -> u32 {
-        self.all().map(|s| s.scratch).max().unwrap_or(0)
+    /// The first channel of copy `copy`; of the first that there is not, where the channels end.
+    pub(super) fn channel(&self, copy: u32) -> Channel {
+        self.first_channel + copy as Channel * self.stride
     }
 
-    /// The most channels that one needs.
-    pub(super) fn channels(&self) -> Channel {
-        self.all().map(|s| s.channels).max().unwrap_or(0)
+    /// Member `me` of the schedule for `nranks` and `root`, run as often as makes `parts` parts, as copy `copy`. It runs in
+    /// place, finishes nothing and waits for nothing: change what is otherwise.
+    pub(super) fn part(
+        &self,
+        (nranks, root): (u32, Rank),
+        me: u32,
+        parts: u32,
+        copy: u32,
+    ) -> Part<'_> {
+        let schedule = &self.schedules[&(nranks, root)];
+        Part {
+            schedule,
+            me,
+            repeats: parts / schedule.parts,
+            scratch: self.first_scratch + copy * self.scratch,
+            channel: self.channel(copy),
+            finishes: false,
+            in_place: true,
+            follows: [0..0, 0..0],
+            guard: None,
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Schedule> {
+        self.schedules.values()
     }
 
     /// The most lanes that a rank has in one.
     pub(super) fn lanes(&self) -> u32 {
-        self.all().flat_map(|s| (0..s.nranks).map(|r| s.lanes(r))).max().unwrap_or(0)
-    }
-
-    /// The most credits that one needs.
-    pub(super) fn credit(&self) -> u32 {
-        self.all().map(|s| s.credit).max().unwrap_or(1)
+        self.lanes
     }
 
     /// Whether all are canonical.
@@ -74,7 +123,7 @@ impl Kit {
     }
 
     /// The components' name.
-    pub(super) fn name(&self) -> String {
+    fn name(&self) -> String {
         let largest = self.all().max_by_key(|s| s.nranks);
         largest.map_or(String::new(), |s| match &s.detail {
             Some(detail) => format!("{} ({detail})", s.name),
