@@ -58,7 +58,7 @@ pub fn schedule(
     let mut needs = Needs::default();
     let across = across.placed(1, 0, &mut needs);
     let collect = collect.placed(groups, 0, &mut needs);
-    let spread = spread.placed(groups, collect.channel(groups), &mut needs);
+    let spread = spread.placed(groups, collect.channels_end(groups), &mut needs);
     let grouping = grouping.clone();
     let size = (grouping.nranks(), rails * piece);
     let layout = Layered { grouping, rails, groups, piece, collect, across, spread };

@@ -51,7 +51,7 @@ pub fn schedule(
     let mut needs = Needs::default();
     let across = across.placed(1, 0, &mut needs);
     let scatter = scatter.placed(1, 0, &mut needs);
-    let spread = spread.placed(groups, scatter.channel(1), &mut needs);
+    let spread = spread.placed(groups, scatter.channels_end(1), &mut needs);
     let size = (grouping.nranks(), rails.rails * piece);
     let collective = Collective::Broadcast { root };
     let layout = Layered { rails, groups, piece, scatter, across, spread };

@@ -1,11 +1,11 @@
 //! The components of one role in a hierarchy: the same collective over groups of several sizes, from several roots.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 use super::compose::{Needs, Part};
 use crate::collective::generators;
-use crate::schedule::{Channel, Class, Schedule};
+use crate::schedule::{Channel, Class, Operand, Schedule};
 use crate::topology::Grouping;
 use crate::types::{Collective, Rank};
 
@@ -69,20 +69,52 @@ impl Kit {
         self
     }
 
+    /// Whether no link is used by two of the schedules for the same ranks. Not looked into where that would take long.
+    fn has_disjoint_links(&self) -> bool {
+        const MOST_RANKS: u32 = 64;
+        let mut seen = HashSet::new();
+        self.all().all(|schedule| {
+            let ranks = schedule.nranks;
+            let links = (0..ranks).flat_map(|rank| {
+                let lanes = 0..schedule.lanes(rank);
+                let mut peers: Vec<_> = lanes
+                    .flat_map(|lane| schedule.lane(rank, lane))
+                    .flat_map(|step| step.outputs.to_vec())
+                    .filter_map(|output| match output {
+                        Operand::Peer { rank: peer, channel } => Some((rank, peer, channel)),
+                        Operand::Local(_) => None,
+                    })
+                    .collect();
+                peers.sort_unstable();
+                peers.dedup();
+                peers
+            });
+            ranks <= MOST_RANKS && links.into_iter().all(|link| seen.insert((ranks, link)))
+        })
+    }
+
     /// The same, with room for `copies` side by side on a rank: their scratch is taken from `needs`, and their channels begin at
     /// `channel`.
     pub(super) fn placed(mut self, copies: u32, channel: Channel, needs: &mut Needs) -> Self {
         (self.first_scratch, self.first_channel) = (needs.scratch, channel);
+        if copies > 1 && self.stride > 0 && self.has_disjoint_links() {
+            self.stride = 0;
+        }
         needs.scratch += copies * self.scratch;
-        needs.channels = needs.channels.max(self.channel(copies - 1) + self.channels);
+        needs.channels = needs.channels.max(self.channels_end(copies));
         needs.credit = needs.credit.max(self.credit);
         needs.lanes += self.lanes;
         self
     }
 
-    /// The first channel of copy `copy`; of the first that there is not, where the channels end.
-    pub(super) fn channel(&self, copy: u32) -> Channel {
+    /// The first channel of copy `copy`.
+    fn channel(&self, copy: u32) -> Channel {
         self.first_channel + copy as Channel * self.stride
+    }
+
+    /// The first channel after those of `copies` copies.
+    pub(super) fn channels_end(&self, copies: u32) -> Channel {
+        self.channel(copies - 1) + self.channels
     }
 
     /// Member `me` of the schedule for `nranks` and `root`, run as often as makes `parts` parts, as copy `copy`. It runs in
@@ -180,5 +212,6 @@ pub(super) fn detail(grouping: &Grouping, rails: u32, intra: &[&Kit], inter: &Ki
         0..=16 => grouping.to_string(),
         nodes => format!("{nodes} nodes"),
     };
-    format!("{} in {nodes}, {inter} between, {rails} rails", intra.join(" and "))
+    let plural = if rails == 1 { "" } else { "s" };
+    format!("{} in {nodes}, {inter} between, {rails} rail{plural}", intra.join(" and "))
 }

@@ -1,4 +1,9 @@
-//! Hierarchies: schedules for several nodes, composed of schedules within the nodes and between them.
+//! Hierarchies: schedules for several nodes, made of schedules within the nodes and schedules between them.
+//!
+//! Whatever there is a schedule for can be a component, over nodes of any sizes whose ranks are numbered in any way; see
+//! `docs/schedule.md`, and `compose.rs` for why a composition of proved schedules is right. It is proved all the same before it runs.
+//!
+//! [`schedule`] composes given components, [`all`] are the named hierarchies that the tuner picks from.
 
 pub mod all_gather;
 pub mod all_reduce;
@@ -8,8 +13,38 @@ pub mod channels;
 mod columns;
 mod compose;
 mod kit;
+mod listed;
 mod rails;
 pub mod reduce;
 pub mod reduce_scatter;
+mod table;
 
 pub use kit::{Source, named};
+pub use listed::listed;
+pub use table::{FAMILY, Hierarchy, all, hierarchies};
+
+use crate::schedule::Schedule;
+use crate::topology::Grouping;
+use crate::types::Collective;
+
+/// The hierarchy for `collective` over `grouping`, with components from `intra` within nodes and from `inter` between them. `rails` is how many
+/// ranks of a node exchange with other nodes; all-gather, reduce-scatter and all-to-all take all ranks, whatever it says. None if
+/// there is no such hierarchy: a component is lacking, the smallest node has fewer ranks than rails, the nodes of an all-to-all differ in
+/// size, or it is a gather or a scatter, which gain nothing.
+pub fn schedule(
+    collective: Collective,
+    grouping: &Grouping,
+    rails: u32,
+    intra: Source<'_>,
+    inter: Source<'_>,
+) -> Option<Schedule> {
+    match collective {
+        Collective::AllReduce => all_reduce::schedule(grouping, rails, intra, inter),
+        Collective::Reduce { root } => reduce::schedule(grouping, root, rails, intra, inter),
+        Collective::Broadcast { root } => broadcast::schedule(grouping, root, rails, intra, inter),
+        Collective::AllGather => all_gather::schedule(grouping, intra, inter),
+        Collective::ReduceScatter => reduce_scatter::schedule(grouping, intra, inter),
+        Collective::AllToAll => all_to_all::schedule(grouping, intra, inter),
+        Collective::Gather { .. } | Collective::Scatter { .. } => None,
+    }
+}

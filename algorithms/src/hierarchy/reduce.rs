@@ -55,7 +55,7 @@ pub fn schedule(
     let mut needs = Needs::default();
     let across = across.placed(1, 0, &mut needs);
     let collect = collect.placed(groups, 0, &mut needs);
-    let gather = gather.placed(1, collect.channel(groups), &mut needs);
+    let gather = gather.placed(1, collect.channels_end(groups), &mut needs);
     let kept = needs.room(piece);
     let guards = needs.room(groups * collect.lanes());
     let size = (grouping.nranks(), rails.rails * piece);

@@ -1,0 +1,154 @@
+//! The named hierarchies.
+
+use std::ops::RangeInclusive;
+
+use super::kit::named;
+use super::schedule;
+use crate::schedule::Schedule;
+use crate::topology::Grouping;
+use crate::types::{Collective, Rank};
+
+/// What all names of hierarchies begin with. Next comes the component between nodes, then that within nodes where it is not
+/// the direct one: `hierring`, `hierringbinomial`.
+pub const FAMILY: &str = "hier";
+
+/// A named way to compose schedules for one kind of collective.
+#[derive(Clone, Copy, Debug)]
+pub struct Hierarchy {
+    /// The name, as NCCL_ALGO and `maypole verify` take it.
+    pub name: &'static str,
+    /// The collective's name, see [`Collective::name`].
+    pub collective: &'static str,
+    /// The generators within nodes: the first that there is for each collective that is needed.
+    pub intra: &'static [&'static str],
+    /// The generators between nodes, likewise.
+    pub inter: &'static [&'static str],
+}
+
+impl Hierarchy {
+    const fn new(
+        collective: &'static str,
+        name: &'static str,
+        inter: &'static [&'static str],
+        intra: &'static [&'static str],
+    ) -> Self {
+        Self { name, collective, intra, inter }
+    }
+
+    /// What it composes schedules for, with `root` where that has a root.
+    pub fn of(&self, root: Rank) -> Collective {
+        Collective::named(self.collective, root)
+            .expect("the table names collectives that there are")
+    }
+
+    /// How many rails it can have over `grouping`.
+    pub fn rails(&self, grouping: &Grouping) -> RangeInclusive<u32> {
+        let most = grouping.smallest();
+        match self.of(0) {
+            Collective::AllReduce | Collective::Reduce { .. } | Collective::Broadcast { .. } => {
+                1..=most
+            }
+            _ => most..=most,
+        }
+    }
+
+    /// The schedule over `grouping` with that many rails; a root is taken from `collective`. None where it does not apply: one node
+    /// only, or one rank on each; other numbers of rails than [`Hierarchy::rails`]; an all-to-all over nodes that differ in size;
+    /// pieces that would be too small.
+    ///
+    /// # Panics
+    /// If `collective` is of another kind than this hierarchy's.
+    pub fn schedule(
+        &self,
+        collective: Collective,
+        grouping: &Grouping,
+        rails: u32,
+    ) -> Option<Schedule> {
+        assert_eq!(collective.name(), self.collective, "a hierarchy of another collective");
+        let flat = grouping.nodes() == 1 || grouping.nodes() == grouping.nranks();
+        if flat || !self.rails(grouping).contains(&rails) {
+            return None;
+        }
+        let (intra, inter) = (named(self.intra), named(self.inter));
+        let mut schedule = schedule(collective, grouping, rails, &intra, &inter)?;
+        schedule.name = self.name;
+        Some(schedule)
+    }
+}
+
+const DIRECT: &[&str] = &["direct"];
+const BINOMIAL: &[&str] = &["binomial"];
+const CHAIN: &[&str] = &["chain"];
+const RING: &[&str] = &["ring"];
+const PAT: &[&str] = &["pat", "direct"];
+
+/// Better first, as a rule.
+const ALL: &[Hierarchy] = &[
+    Hierarchy::new("all_reduce", "hierring", RING, DIRECT),
+    Hierarchy::new("all_reduce", "hierdoubling", &["doubling"], DIRECT),
+    Hierarchy::new("all_reduce", "hiertree", &["tree"], DIRECT),
+    Hierarchy::new("all_reduce", "hiertwoshot", &["twoshot"], DIRECT),
+    Hierarchy::new("all_reduce", "hieroneshot", &["oneshot"], DIRECT),
+    Hierarchy::new("all_reduce", "hierringbinomial", RING, BINOMIAL),
+    Hierarchy::new("all_reduce", "hierringchain", RING, CHAIN),
+    Hierarchy::new("all_reduce", "hierdoublingbinomial", &["doubling"], BINOMIAL),
+    Hierarchy::new("reduce_scatter", "hierdirect", DIRECT, DIRECT),
+    Hierarchy::new("reduce_scatter", "hierdirectbinomial", DIRECT, BINOMIAL),
+    Hierarchy::new("all_gather", "hierdirect", DIRECT, DIRECT),
+    Hierarchy::new("all_gather", "hierpat", PAT, DIRECT),
+    Hierarchy::new("all_gather", "hierpatbinomial", PAT, BINOMIAL),
+    Hierarchy::new("broadcast", "hierbinomial", BINOMIAL, DIRECT),
+    Hierarchy::new("broadcast", "hierchain", CHAIN, DIRECT),
+    Hierarchy::new("broadcast", "hierdirect", DIRECT, DIRECT),
+    Hierarchy::new("broadcast", "hierbinomialbinomial", BINOMIAL, BINOMIAL),
+    Hierarchy::new("reduce", "hierbinomial", BINOMIAL, DIRECT),
+    Hierarchy::new("reduce", "hierchain", CHAIN, DIRECT),
+    Hierarchy::new("reduce", "hierdirect", DIRECT, DIRECT),
+    Hierarchy::new("reduce", "hierbinomialbinomial", BINOMIAL, BINOMIAL),
+    Hierarchy::new("alltoall", "hierdirect", DIRECT, DIRECT),
+];
+
+/// All named hierarchies, by collective.
+pub fn all() -> impl Iterator<Item = &'static Hierarchy> {
+    ALL.iter()
+}
+
+/// The hierarchies for `collective`, in the order of the table.
+pub fn hierarchies(collective: Collective) -> impl Iterator<Item = &'static Hierarchy> {
+    all().filter(move |h| h.collective == collective.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collective::generators;
+
+    #[test]
+    fn names_are_plain_and_say_what_is_composed() {
+        for h in all() {
+            let intra = if h.intra == DIRECT { "" } else { h.intra[0] };
+            assert_eq!(h.name, format!("{FAMILY}{}{intra}", h.inter[0]));
+            assert!(h.name.chars().all(|c| c.is_ascii_alphanumeric()));
+            let twins = hierarchies(h.of(0)).filter(|other| other.name == h.name).count();
+            assert_eq!(twins, 1, "{}", h.name);
+            assert!(generators(h.of(0)).all(|g| !g.name.starts_with(FAMILY)));
+        }
+    }
+
+    #[test]
+    fn it_applies_where_there_are_nodes_of_several_ranks() {
+        let rails = |h: &Hierarchy, sizes: &[u32]| {
+            let grouping = Grouping::of_sizes(sizes);
+            let some = |r: &u32| h.schedule(h.of(1), &grouping, *r).is_some();
+            (0..6).filter(some).collect::<Vec<_>>()
+        };
+        for h in all() {
+            assert!(rails(h, &[4]).is_empty() && rails(h, &[1, 1, 1]).is_empty(), "{h:?}");
+            match h.collective {
+                "alltoall" => assert!(rails(h, &[3, 2]).is_empty() && rails(h, &[2, 2]) == [2]),
+                "all_gather" | "reduce_scatter" => assert_eq!(rails(h, &[3, 2]), [2]),
+                _ => assert_eq!(rails(h, &[3, 2]), [1, 2], "{h:?}"),
+            }
+        }
+    }
+}
