@@ -1,12 +1,15 @@
 //! The configuration table: every environment variable the library reads, in one place.
 //!
-//! The table is the only global state besides the [logger](crate::logger). It is read from the environment once, at
-//! the first [`Config::get`]. A value that cannot be read is never silently ignored: a warning names the variable,
+//! The table is the only global state besides the [logger](crate::logger). It is read from the environment, and from files as NCCL
+//! reads them, once, at the first [`Config::get`]. A value that cannot be read is never silently ignored: a warning names the variable,
 //! the value, the form that was expected and the default that is used instead. As in NCCL, an empty value means that the
 //! variable is not set; integers may be decimal, `0x` hexadecimal or `0` octal; a boolean is an integer, 0 for no.
 //!
 //! `docs/environment.md` is the table rendered by [`document`]; a test holds them equal. To write it again:
 //! `MAYPOLE_REGENERATE_DOCS=1 cargo test -p maypole config`.
+
+mod file;
+mod foreign;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -15,6 +18,9 @@ use std::time::Duration;
 
 use maypole_transport::fault::Recipe;
 use maypole_transport::tcp::MOST_STREAMS;
+
+pub use file::{Origin, lookup};
+pub use foreign::report;
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +156,15 @@ table! {
     shm_disable: bool = "NCCL_SHM_DISABLE", "an integer, 0 for no", "0", parse_bool, false;
     /// Forbids direct access to a peer's memory; ranks that are threads of one process then meet as those of several do.
     p2p_disable: bool = "NCCL_P2P_DISABLE", "an integer, 0 for no", "0", parse_bool, false;
+    /// Whether calls that make a communicator return when it is there (1), or at once (0). Overrides what the program says.
+    blocking: Option<bool> = "NCCL_COMM_BLOCKING", "0 or 1", "what the program says",
+        |text| integer_in(text, 0, 1).map(|value| Some(value != 0)), None;
+    /// Which network connects hosts. There is Socket; another one is warned about, and Socket used.
+    net: Option<String> = "NCCL_NET", "Socket, in any case", "Socket", |text| Some(Some(text.to_owned())), None;
+    /// Whether ncclCommInitAll takes a device that is listed twice.
+    multi_rank_gpu: bool = "NCCL_MULTI_RANK_GPU_ENABLE", "an integer, 0 for no", "0", parse_bool, false;
+    /// Whether windows can be registered; if not, ncclCommWindowRegister succeeds and gives NULL.
+    windows: bool = "NCCL_WIN_ENABLE", "an integer, 0 for no", "1", parse_bool, true;
 }
 
 impl Config {
@@ -163,9 +178,7 @@ impl Config {
         static CONFIG: OnceLock<Config> = OnceLock::new();
         let mut malformed = Vec::new();
         let config = CONFIG.get_or_init(|| {
-            let (config, found) = Self::read(|name| {
-                std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
-            });
+            let (config, found) = Self::read(|name| lookup(name).map(|(value, _)| value));
             malformed = found;
             config
         });
@@ -193,7 +206,8 @@ pub fn table() -> impl Iterator<Item = &'static Variable> {
 pub fn document() -> String {
     let mut page = String::from(
         "# Environment variables\n\n\
-         Read once, at the first use of the library. A value that is not understood is reported by a warning and the\n\
+         Read once, at the first use of the library; what the environment does not set may be set in the file that\n\
+         `NCCL_CONF_FILE` names, else `~/.nccl.conf`, else `/etc/nccl.conf` (lines `NAME=value`, `#` comments). A value that is not understood is reported by a warning and the\n\
          default is used. An empty value means not set; integers may be decimal, `0x` hexadecimal or `0` octal.\n\
          This page is generated from `src/config.rs`.\n",
     );
@@ -409,8 +423,8 @@ fn read_row<T>(
     }
 }
 
-/// An integer as C's `strtoll` with base 0 reads it, but with nothing left over.
-fn integer(text: &str) -> Option<i64> {
+/// An integer in a setting, as C's `strtoll` with base 0 reads it, but with nothing left over.
+pub fn integer(text: &str) -> Option<i64> {
     let (negative, digits) = match text.strip_prefix('-') {
         Some(digits) => (true, digits),
         None => (false, text.strip_prefix('+').unwrap_or(text)),
@@ -536,7 +550,8 @@ mod tests {
         // A value no variable but the free texts accepts: exactly the others must complain, each under its name.
         for row in table() {
             let (_, malformed) = with(row.name, "^:no,,such value");
-            let free = ["NCCL_DEBUG_FILE", "MAYPOLE_SECRET_FILE", "NCCL_ALGO"].contains(&row.name);
+            let free = ["NCCL_DEBUG_FILE", "MAYPOLE_SECRET_FILE", "NCCL_ALGO", "NCCL_NET"];
+            let free = free.contains(&row.name);
             let complaints: Vec<_> = malformed.iter().map(|value| value.name).collect();
             assert_eq!(complaints, if free { vec![] } else { vec![row.name] });
         }

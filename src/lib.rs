@@ -22,7 +22,7 @@ mod watch;
 
 pub use bootstrap::{AbortSignal, UniqueId};
 pub use call::{Blocks, Call, UnevenCall};
-pub use comm::{AbortHandle, Communicator, Element};
+pub use comm::{AbortHandle, Communicator, Element, Memory};
 pub use error::Error;
 pub use maypole_algorithms::{Collective, DType, RedOp};
 pub use plan::exchange::Transfer;

@@ -27,21 +27,26 @@ fn text(command: &mut Command) -> String {
     String::from_utf8(output(command).stdout).expect("tools write text")
 }
 
-/// Compiles a program of `tests/abi` against the header and the library.
+/// Compiles a program of `tests/abi` against the headers and the library. The name may begin with options of the compiler.
 fn compile(compiler: &str, source: &str, into: &TempDir) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let program = into.path().join("program");
-    let library = library();
     // The name that the program will ask for.
     let soname = into.path().join("libnccl.so.2");
-    std::os::unix::fs::symlink(&library, &soname).expect("a new folder takes a link");
+    if !soname.exists() {
+        std::os::unix::fs::symlink(library(), &soname).expect("a new folder takes a link");
+    }
+    let mut words = compiler.split_whitespace();
     output(
-        Command::new(compiler)
+        Command::new(words.next().expect("a compiler"))
+            .args(words)
             .args(["-Wall", "-Wextra", "-Werror", "-pthread", "-I"])
             .arg(root.join("ffi/include"))
+            .current_dir(root)
             .arg("-o")
             .arg(&program)
             .arg(root.join("tests/abi").join(source))
+            .args(["-x", "none"])
             .arg(&soname)
             .arg(format!("-Wl,-rpath,{}", into.path().display())),
     );
@@ -53,26 +58,47 @@ fn run(program: &Path, arguments: &[&str]) {
     output(Command::new("timeout").args(["--signal=KILL", "50"]).arg(program).args(arguments));
 }
 
+/// The committed list of what is exported, sorted.
+const EXPORTS: &str = include_str!("../ffi/exports.txt");
+
 #[test]
-fn only_the_abi_is_exported() {
+fn exactly_the_abi_is_exported() {
     let symbols = text(Command::new("nm").args(["-D", "--defined-only"]).arg(library()));
-    let names: Vec<&str> = symbols.lines().filter_map(|l| l.split_whitespace().last()).collect();
-    assert!(names.contains(&"ncclAllReduce"), "{names:?}");
-    let prefixes = ["nccl", "pnccl", "maypole"];
-    let stray: Vec<_> =
-        names.iter().filter(|name| !prefixes.iter().any(|p| name.starts_with(p))).collect();
-    assert!(stray.is_empty(), "{stray:?}");
+    let mut names: Vec<&str> =
+        symbols.lines().filter_map(|l| l.split_whitespace().last()).collect();
+    names.sort_unstable();
+    let listed: Vec<&str> = EXPORTS.lines().collect();
+    assert_eq!(names, listed);
+    let count = |prefix| listed.iter().filter(|name| name.starts_with(prefix)).count();
+    assert_eq!((count("nccl"), count("pnccl")), (96, 96));
 }
 
 #[test]
-fn everything_exported_is_declared() {
-    let header = include_str!("../ffi/include/nccl.h");
-    let symbols = text(Command::new("nm").args(["-D", "--defined-only"]).arg(library()));
-    for name in symbols.lines().filter_map(|l| l.split_whitespace().last()) {
-        assert!(
-            header.contains(&format!(" {name}(")) || header.contains(&format!("*{name}(")),
-            "{name}"
-        );
+fn everything_exported_is_declared_in_c_and_in_cpp() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let addresses: String =
+        EXPORTS.lines().map(|name| format!("  (fun)(void*){name},\n")).collect();
+    let source = folder.path().join("all.c");
+    let program = format!(
+        "#include <maypole.h>\n#include <nccl_device.h>\ntypedef void (*fun)(void);\n\
+         static fun const all[] = {{\n{addresses}}};\n\
+         int main(void) {{\n  for (unsigned i = 0; i < sizeof all / sizeof *all; i++)\n    \
+         if (!all[i]) return 1;\n  return 0;\n}}\n"
+    );
+    std::fs::write(&source, program).expect("a file in a new folder");
+    let source = source.to_str().expect("a path");
+    for compiler in ["cc -x c", "c++ -x c++"] {
+        run(&compile(compiler, source, &folder), &[]);
+    }
+}
+
+#[test]
+fn the_layout_is_the_one_that_programs_were_compiled_for() {
+    let folder = TempDir::new().expect("a temporary folder");
+    for compiler in ["cc -std=c11 -x c", "c++ -std=c++11 -x c++"] {
+        for cuda in ["", " -Itests/abi/cuda", " -Itests/abi/cuda -DMAYPOLE_NO_CUDA"] {
+            run(&compile(&format!("{compiler}{cuda}"), "layout.c", &folder), &[]);
+        }
     }
 }
 
@@ -81,6 +107,11 @@ fn the_soname_is_the_one_that_clients_ask_for() {
     let dynamic = text(Command::new("readelf").arg("-d").arg(library()));
     assert!(dynamic.contains("[libnccl.so.2]"), "{dynamic}");
     assert!(dynamic.contains("NODELETE"), "{dynamic}");
+    let needed = dynamic.lines().filter(|line| line.contains("(NEEDED)"));
+    let allowed = ["[libc.so.6]", "[libm.so.6]", "[libgcc_s.so.1]", "[ld-linux"];
+    let strange: Vec<_> =
+        needed.filter(|line| !allowed.iter().any(|name| line.contains(name))).collect();
+    assert!(strange.is_empty(), "{strange:?}");
 }
 
 #[test]

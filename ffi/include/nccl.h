@@ -1,30 +1,44 @@
 /*
- * nccl.h of maypole: collective communication over host memory behind NCCL's C interface.
+ * nccl.h of Maypole: collective communication over host memory behind NCCL's C interface.
  *
- * The declarations are those of NCCL 2.32; what is not declared here is not in this version. Without the CUDA headers,
- * or with MAYPOLE_NO_CUDA defined, a stream is an opaque pointer; pass NULL. A call, or the outermost ncclGroupEnd,
- * returns when its result is in the receive buffer.
+ * The types, values and functions are those of NCCL 2.32.3, so that a program compiles against either header and runs with
+ * either library. docs/abi.md says what each function does here. Where CUDA's headers are not found, or with MAYPOLE_NO_CUDA
+ * defined, a stream is an opaque pointer; pass NULL: a call, or the outermost ncclGroupEnd, then returns when its result is there.
  */
 #ifndef NCCL_H_
 #define NCCL_H_
 
 #include <limits.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #if !defined(MAYPOLE_NO_CUDA) && defined(__has_include)
 #if __has_include(<cuda_runtime.h>)
-#include <cuda_runtime.h>
 #define MAYPOLE_HAS_CUDA 1
 #endif
 #endif
-#ifndef MAYPOLE_HAS_CUDA
+
+#ifdef MAYPOLE_HAS_CUDA
+#include <cuda_runtime.h>
+#if __has_include(<cuda_fp16.h>)
+#include <cuda_fp16.h>
+#endif
+#if CUDART_VERSION >= 11000 && __has_include(<cuda_bf16.h>)
+#include <cuda_bf16.h>
+#endif
+#if CUDART_VERSION >= 11080 && __has_include(<cuda_fp8.h>)
+#include <cuda_fp8.h>
+#endif
+#else
 typedef struct CUstream_st* cudaStream_t;
+typedef struct CUevent_st* cudaEvent_t;
 #endif
 
 #define NCCL_MAJOR 2
 #define NCCL_MINOR 32
 #define NCCL_PATCH 3
 #define NCCL_SUFFIX ""
+
 #define NCCL_VERSION(X, Y, Z) \
   (((X) <= 2 && (Y) <= 8) ? (X) * 1000 + (Y) * 100 + (Z) : (X) * 10000 + (Y) * 100 + (Z))
 #define NCCL_VERSION_CODE NCCL_VERSION(NCCL_MAJOR, NCCL_MINOR, NCCL_PATCH)
@@ -33,25 +47,22 @@ typedef struct CUstream_st* cudaStream_t;
 extern "C" {
 #endif
 
-/* A communicator. Not a pointer to anything: one that was destroyed is refused by every function. */
-typedef struct ncclComm* ncclComm_t;
-#define NCCL_COMM_NULL NULL
+/* Every function is there twice, as in NCCL: a tool may define the first name itself and call the second. */
+#define MAYPOLE_FUNCTION(result, name, ...) \
+  result name(__VA_ARGS__);                 \
+  result p##name(__VA_ARGS__)
 
-/* Made by one rank, given to all. It holds a secret: whoever has it can join. */
-#define NCCL_UNIQUE_ID_BYTES 128
-typedef struct {
-  char internal[NCCL_UNIQUE_ID_BYTES];
-} ncclUniqueId;
+/* ---- types ---- */
 
 typedef enum {
   ncclSuccess = 0,
   ncclUnhandledCudaError = 1,
   ncclSystemError = 2,
   ncclInternalError = 3,
-  ncclInvalidArgument = 4,
+  ncclInvalidArgument = 4, /* the call had no effect */
   ncclInvalidUsage = 5,
   ncclRemoteError = 6,
-  ncclInProgress = 7,
+  ncclInProgress = 7, /* no error: poll ncclCommGetAsyncError */
   ncclTimeout = 8,
   ncclNumResults = 9
 } ncclResult_t;
@@ -77,61 +88,350 @@ typedef enum {
   ncclNumTypes = 12
 } ncclDataType_t;
 
+typedef enum { ncclNumOps_dummy = 5 } ncclRedOp_dummy_t;
 typedef enum {
   ncclSum = 0,
   ncclProd = 1,
   ncclMax = 2,
   ncclMin = 3,
   ncclAvg = 4,
-  /* Operators made by ncclRedOpCreatePreMulSum lie from here on. */
-  ncclNumOps = 5,
+  ncclNumOps = 5, /* operators made by ncclRedOpCreatePreMulSum lie from here on */
   ncclMaxRedOp = 0x7fffffff
 } ncclRedOp_t;
 
 /* When the factor of an operator is read: as calls run, or as it is made. */
 typedef enum { ncclScalarDevice = 0, ncclScalarHostImmediate = 1 } ncclScalarResidence_t;
 
-ncclResult_t ncclGetVersion(int* version);
-const char* ncclGetErrorString(ncclResult_t result);
-/* Of the process; comm is not looked at. Valid until the same thread asks again. */
-const char* ncclGetLastError(ncclComm_t comm);
+/* For ncclCommMemStats. Here it is host memory. */
+typedef enum {
+  ncclStatGpuMemSuspend = 0,   /* bytes that ncclCommSuspend gives back */
+  ncclStatGpuMemSuspended = 1, /* 1 while suspended */
+  ncclStatGpuMemPersist = 2,   /* bytes that stay */
+  ncclStatGpuMemTotal = 3
+} ncclCommMemStat_t;
 
-ncclResult_t ncclGetUniqueId(ncclUniqueId* uniqueId);
-/* Returns when all ranks have joined. In a group, one thread may be several ranks. */
-ncclResult_t ncclCommInitRank(ncclComm_t* comm, int nranks, ncclUniqueId commId, int rank);
-ncclResult_t ncclCommFinalize(ncclComm_t comm);
-ncclResult_t ncclCommDestroy(ncclComm_t comm);
-/* From any thread: ends a call that is under way, on all ranks. */
-ncclResult_t ncclCommAbort(ncclComm_t comm);
-ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* asyncError);
-ncclResult_t ncclCommCount(const ncclComm_t comm, int* count);
-/* -1: a communicator of host memory has no device. */
-ncclResult_t ncclCommCuDevice(const ncclComm_t comm, int* device);
-ncclResult_t ncclCommUserRank(const ncclComm_t comm, int* rank);
+typedef enum {
+  ncclHostCftDefault = INT_MIN,
+  ncclHostCftEnable = 1,
+  ncclHostCftDisable = 2,
+  ncclHostCftFallback = 3
+} ncclHostCftMode_t;
 
-ncclResult_t ncclRedOpCreatePreMulSum(ncclRedOp_t* op, void* scalar, ncclDataType_t datatype,
-                                      ncclScalarResidence_t residence, ncclComm_t comm);
-ncclResult_t ncclRedOpDestroy(ncclRedOp_t op, ncclComm_t comm);
+typedef enum {
+  ncclNvlsHostModeDefault = INT_MIN,
+  ncclNvlsHostModeEnable = 0,
+  ncclNvlsHostModeDisableTransport = 1,
+  ncclNvlsHostModeDisableSymmetricMultimem = 2,
+  ncclNvlsHostModeDisable = INT_MAX
+} ncclNvlsHostMode_t;
 
-ncclResult_t ncclAllReduce(const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t datatype,
-                           ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream);
-ncclResult_t ncclReduceScatter(const void* sendbuff, void* recvbuff, size_t recvcount, ncclDataType_t datatype,
-                               ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream);
-ncclResult_t ncclAllGather(const void* sendbuff, void* recvbuff, size_t sendcount, ncclDataType_t datatype,
-                           ncclComm_t comm, cudaStream_t stream);
-ncclResult_t ncclBroadcast(const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t datatype, int root,
-                           ncclComm_t comm, cudaStream_t stream);
-ncclResult_t ncclBcast(void* buff, size_t count, ncclDataType_t datatype, int root, ncclComm_t comm,
-                       cudaStream_t stream);
+/* A communicator, a window, a parameter. No pointers to anything: one that is gone is refused by every function. */
+typedef struct ncclComm* ncclComm_t;
+typedef struct ncclWindow_vidmem* ncclWindow_t;
+typedef struct ncclParamHandle* ncclParamHandle_t;
+#define NCCL_COMM_NULL NULL
 
-/* Several at once, and to oneself, in a group. */
-ncclResult_t ncclSend(const void* sendbuff, size_t count, ncclDataType_t datatype, int peer, ncclComm_t comm,
-                      cudaStream_t stream);
-ncclResult_t ncclRecv(void* recvbuff, size_t count, ncclDataType_t datatype, int peer, ncclComm_t comm,
-                      cudaStream_t stream);
+/* Made by one rank, given to all. It holds a secret: whoever has it can join. */
+#define NCCL_UNIQUE_ID_BYTES 128
+typedef struct {
+  char internal[NCCL_UNIQUE_ID_BYTES];
+} ncclUniqueId;
 
-ncclResult_t ncclGroupStart(void);
-ncclResult_t ncclGroupEnd(void);
+#define NCCL_API_MAGIC 0xcafebeef
+#define NCCL_CONFIG_UNDEF_INT INT_MIN
+#define NCCL_CONFIG_UNDEF_PTR NULL
+#define NCCL_CONFIG_UNDEF_FLOAT -1.0f
+#define NCCL_UNDEF_FLOAT -1.0f
+
+#define NCCL_SPLIT_NOCOLOR -1
+#define NCCL_SHRINK_DEFAULT 0x00
+#define NCCL_SHRINK_ABORT 0x01
+#define NCCL_REVOKE_DEFAULT 0x00
+#define NCCL_SUSPEND_MEM 0x01
+
+#define NCCL_CTA_POLICY_DEFAULT 0x00
+#define NCCL_CTA_POLICY_EFFICIENCY 0x01
+#define NCCL_CTA_POLICY_ZERO 0x02
+
+#define NCCL_WIN_DEFAULT 0x00
+#define NCCL_WIN_COLL_SYMMETRIC 0x01
+#define NCCL_WIN_STRICT_ORDERING 0x02
+#define NCCL_WIN_GIN_ONLY 0x04
+#define NCCL_WIN_CFT_COUNTED 0x08
+#define NCCL_WIN_REQUIRED_ALIGNMENT 4096
+
+/* How a communicator is made. On host memory only blocking and commName change anything; all fields are checked. */
+typedef struct ncclConfig_v23200 {
+  /* set by the initialiser alone */
+  size_t size;
+  unsigned int magic;
+  unsigned int version;
+  /* 2.14 */
+  int blocking;
+  /* 2.17 */
+  int cgaClusterSize;
+  int minCTAs;
+  int maxCTAs;
+  const char* netName;
+  /* 2.18 */
+  int splitShare;
+  /* 2.26 */
+  int trafficClass;
+  /* 2.27 */
+  const char* commName;
+  int collnetEnable;
+  int CTAPolicy;
+  int shrinkShare;
+  int nvlsCTAs;
+  /* 2.28 */
+  int nChannelsPerNetPeer;
+  int nvlinkCentricSched;
+  /* 2.29 */
+  int graphUsageMode;
+  int numRmaCtx;
+  /* 2.30 */
+  int maxP2pPeers;
+  int graphStreamOrdering;
+  /* 2.31 */
+  int launchOrderImplicit;
+  int numRmaSig;
+  int rmaEagerInit;
+  int hostCftMode;
+  /* 2.32 */
+  int nvlsHostMode;
+} ncclConfig_t;
+
+#define NCCL_CONFIG_INITIALIZER                                                                             \
+  {                                                                                                         \
+    sizeof(ncclConfig_t), NCCL_API_MAGIC, NCCL_VERSION_CODE,                                                \
+    NCCL_CONFIG_UNDEF_INT, /* blocking */                                                                   \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* cgaClusterSize, minCTAs, maxCTAs */ \
+    NCCL_CONFIG_UNDEF_PTR, /* netName */                                                                    \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* splitShare, trafficClass */                            \
+    NCCL_CONFIG_UNDEF_PTR, /* commName */                                                                   \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* collnetEnable, CTAPolicy */                            \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* shrinkShare, nvlsCTAs */                               \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* nChannelsPerNetPeer, nvlinkCentricSched */             \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* graphUsageMode, numRmaCtx */                           \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* maxP2pPeers, graphStreamOrdering */                    \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* launchOrderImplicit, numRmaSig */                      \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* rmaEagerInit, hostCftMode */                           \
+    NCCL_CONFIG_UNDEF_INT                         /* nvlsHostMode */                                        \
+  }
+
+/* Further options of a vendor, a list. There are none here. */
+typedef struct ncclConfigExt {
+  struct ncclConfigExt* next;
+  struct {
+    int vendorId;
+    int optionId;
+  } key;
+  union {
+    int i;
+    const char* s;
+    void* raw;
+  } val;
+} ncclConfigExt_t;
+
+/* How one collective is done. On host memory algSelection has a meaning: see docs/abi.md. */
+typedef struct ncclCollConfig_v23200 {
+  /* set by the initialiser alone */
+  size_t size;
+  unsigned int magic;
+  unsigned int version;
+  /* 2.31 */
+  ncclConfigExt_t* ext;
+  int minCTAs;
+  int maxCTAs;
+  int nvlsCTAs;
+  int cgaClusterSize;
+  const char* algSelection;
+  int forceAlgSelection;
+  int CTAPolicy;
+  uint64_t userProfilerTag;
+  /* 2.32 */
+  cudaEvent_t launchCompletionEvent;
+} ncclCollConfig_t;
+
+#define NCCL_COLLCONFIG_INITIALIZER                                                             \
+  {                                                                                             \
+    sizeof(ncclCollConfig_t), NCCL_API_MAGIC, NCCL_VERSION_CODE,                                \
+    NULL, /* ext */                                                                             \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* minCTAs, maxCTAs */                        \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* nvlsCTAs, cgaClusterSize */                \
+    NCCL_CONFIG_UNDEF_PTR, 1,                     /* algSelection, forceAlgSelection */         \
+    NCCL_CONFIG_UNDEF_INT, 0,                     /* CTAPolicy, userProfilerTag */              \
+    NULL                                          /* launchCompletionEvent */                   \
+  }
+
+typedef struct ncclSimInfo_v22200 {
+  size_t size;
+  unsigned int magic;
+  unsigned int version;
+  float estimatedTime; /* microseconds */
+} ncclSimInfo_t;
+
+#define NCCL_SIM_INFO_INITIALIZER \
+  { sizeof(ncclSimInfo_t), 0x74685283, NCCL_VERSION_CODE, NCCL_UNDEF_FLOAT }
+
+typedef struct {
+  int opCnt; /* signals to wait for */
+  int peer;  /* from whom */
+  int sigIdx;
+  int ctx;
+} ncclWaitSignalDesc_t;
+
+#define NCCL_ENCRYPTION_MODE_NONE 0
+#define NCCL_ENCRYPTION_MODE_PSK 1
+typedef struct ncclEncryptionConfig_v23200 {
+  size_t size;
+  unsigned int magic;
+  unsigned int version;
+  int mode;
+  const char* psk;
+} ncclEncryptionConfig_t;
+
+#define NCCL_ENCRYPTION_CONFIG_INITIALIZER \
+  { sizeof(ncclEncryptionConfig_t), NCCL_API_MAGIC, NCCL_VERSION_CODE, NCCL_ENCRYPTION_MODE_NONE, NULL }
+
+/* ---- errors, version, logs ---- */
+
+MAYPOLE_FUNCTION(ncclResult_t, ncclGetVersion, int* version);
+MAYPOLE_FUNCTION(const char*, ncclGetErrorString, ncclResult_t result);
+/* The last error of the process, in words; comm is not looked at. Valid until the same thread asks again. */
+MAYPOLE_FUNCTION(const char*, ncclGetLastError, ncclComm_t comm);
+/* Does nothing. */
+MAYPOLE_FUNCTION(void, ncclResetDebugInit, void);
+/* Pre-shared keys are refused: this version does not encrypt. */
+MAYPOLE_FUNCTION(ncclResult_t, ncclSetEncryption, const ncclEncryptionConfig_t* config);
+
+/* ---- communicators ---- */
+
+MAYPOLE_FUNCTION(ncclResult_t, ncclGetUniqueId, ncclUniqueId* uniqueId);
+/* Returns when all ranks have joined. In a group, one thread may be several ranks. The handle is there at once, for abort. */
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommInitRank, ncclComm_t* comm, int nranks, ncclUniqueId commId, int rank);
+/* With blocking = 0 it returns ncclInProgress. */
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommInitRankConfig, ncclComm_t* comm, int nranks, ncclUniqueId commId, int rank,
+                 ncclConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommInitRankScalable, ncclComm_t* newcomm, int nranks, int myrank, int nId,
+                 ncclUniqueId* commIds, ncclConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommInitAll, ncclComm_t* comm, int ndev, const int* devlist);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommSplit, ncclComm_t comm, int color, int key, ncclComm_t* newcomm,
+                 ncclConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommShrink, ncclComm_t comm, int* excludeRanksList, int excludeRanksCount,
+                 ncclComm_t* newcomm, ncclConfig_t* config, int shrinkFlags);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommGetUniqueId, ncclComm_t comm, ncclUniqueId* uniqueId);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommGrow, ncclComm_t comm, int nRanks, const ncclUniqueId* uniqueId, int rank,
+                 ncclComm_t* newcomm, ncclConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommFinalize, ncclComm_t comm);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommDestroy, ncclComm_t comm);
+/* From any thread: ends a call, or an init, that is under way, on all ranks. */
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommAbort, ncclComm_t comm);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommRevoke, ncclComm_t comm, int revokeFlags);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommGetAsyncError, ncclComm_t comm, ncclResult_t* asyncError);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommCount, const ncclComm_t comm, int* count);
+/* As named to ncclCommInitAll, else -1: a communicator of host memory has no device. */
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommCuDevice, const ncclComm_t comm, int* device);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommUserRank, const ncclComm_t comm, int* rank);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommSuspend, ncclComm_t comm, int flags);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommResume, ncclComm_t comm);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommMemStats, ncclComm_t comm, ncclCommMemStat_t stat, uint64_t* value);
+
+/* ---- memory ---- */
+
+MAYPOLE_FUNCTION(ncclResult_t, ncclMemAlloc, void** ptr, size_t size);
+MAYPOLE_FUNCTION(ncclResult_t, ncclMemFree, void* ptr);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommRegister, const ncclComm_t comm, void* buff, size_t size, void** handle);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommDeregister, const ncclComm_t comm, void* handle);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommWindowRegister, ncclComm_t comm, void* buff, size_t size, ncclWindow_t* win,
+                 int winFlags);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommWindowDeregister, ncclComm_t comm, ncclWindow_t win);
+MAYPOLE_FUNCTION(ncclResult_t, ncclWinGetUserPtr, ncclComm_t comm, ncclWindow_t win, void** outUserPtr);
+
+/* ---- operators ---- */
+
+MAYPOLE_FUNCTION(ncclResult_t, ncclRedOpCreatePreMulSum, ncclRedOp_t* op, void* scalar, ncclDataType_t datatype,
+                 ncclScalarResidence_t residence, ncclComm_t comm);
+MAYPOLE_FUNCTION(ncclResult_t, ncclRedOpDestroy, ncclRedOp_t op, ncclComm_t comm);
+
+/* ---- collectives ---- */
+
+/* A buffer that a rank has no use for, as recvbuff off the root of a reduce, may be NULL. */
+MAYPOLE_FUNCTION(ncclResult_t, ncclAllReduce, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
+                 datatype, ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclReduce, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
+                 datatype, ncclRedOp_t op, int root, ncclComm_t comm, cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclBroadcast, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
+                 datatype, int root, ncclComm_t comm, cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclReduceScatter, const void* sendbuff, void* recvbuff, size_t recvcount,
+                 ncclDataType_t datatype, ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclAllGather, const void* sendbuff, void* recvbuff, size_t sendcount, ncclDataType_t
+                 datatype, ncclComm_t comm, cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclAlltoAll, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
+                 datatype, ncclComm_t comm, cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclGather, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
+                 datatype, int root, ncclComm_t comm, cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclScatter, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
+                 datatype, int root, ncclComm_t comm, cudaStream_t stream);
+/* As the plain call, done as config says; NULL is the plain call. */
+MAYPOLE_FUNCTION(ncclResult_t, ncclAllReduceConfig, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
+                 datatype, ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream, const ncclCollConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclReduceConfig, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
+                 datatype, ncclRedOp_t op, int root, ncclComm_t comm, cudaStream_t stream, const ncclCollConfig_t*
+                 config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclBroadcastConfig, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
+                 datatype, int root, ncclComm_t comm, cudaStream_t stream, const ncclCollConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclReduceScatterConfig, const void* sendbuff, void* recvbuff, size_t recvcount,
+                 ncclDataType_t datatype, ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream, const
+                 ncclCollConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclAllGatherConfig, const void* sendbuff, void* recvbuff, size_t sendcount,
+                 ncclDataType_t datatype, ncclComm_t comm, cudaStream_t stream, const ncclCollConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclAlltoAllConfig, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
+                 datatype, ncclComm_t comm, cudaStream_t stream, const ncclCollConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclGatherConfig, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
+                 datatype, int root, ncclComm_t comm, cudaStream_t stream, const ncclCollConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclScatterConfig, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
+                 datatype, int root, ncclComm_t comm, cudaStream_t stream, const ncclCollConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclBcast, void* buff, size_t count, ncclDataType_t datatype, int root, ncclComm_t comm,
+                 cudaStream_t stream);
+
+/* ---- between two ranks: several at once, and to oneself, in a group ---- */
+
+MAYPOLE_FUNCTION(ncclResult_t, ncclSend, const void* sendbuff, size_t count, ncclDataType_t datatype, int peer,
+                 ncclComm_t comm, cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclRecv, void* recvbuff, size_t count, ncclDataType_t datatype, int peer,
+                 ncclComm_t comm, cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclPutSignal, const void* localbuff, size_t count, ncclDataType_t datatype, int peer,
+                 ncclWindow_t peerWin, size_t peerWinOffset, int sigIdx, int ctx, unsigned int flags, ncclComm_t comm,
+                 cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclSignal, int peer, int sigIdx, int ctx, unsigned int flags, ncclComm_t comm,
+                 cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclWaitSignal, int nDesc, ncclWaitSignalDesc_t* signalDescs, ncclComm_t comm,
+                 cudaStream_t stream);
+
+/* ---- groups ---- */
+
+MAYPOLE_FUNCTION(ncclResult_t, ncclGroupStart, void);
+MAYPOLE_FUNCTION(ncclResult_t, ncclGroupEnd, void);
+/* Drops the group, and tells how long it would have taken. */
+MAYPOLE_FUNCTION(ncclResult_t, ncclGroupSimulateEnd, ncclSimInfo_t* simInfo);
+
+/* ---- settings, by the name of their environment variable, with or without NCCL_ ---- */
+
+MAYPOLE_FUNCTION(ncclResult_t, ncclParamBind, ncclParamHandle_t* out, const char* key);
+MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetI8, ncclParamHandle_t h, int8_t* out);
+MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetI16, ncclParamHandle_t h, int16_t* out);
+MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetI32, ncclParamHandle_t h, int32_t* out);
+MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetI64, ncclParamHandle_t h, int64_t* out);
+MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetU8, ncclParamHandle_t h, uint8_t* out);
+MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetU16, ncclParamHandle_t h, uint16_t* out);
+MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetU32, ncclParamHandle_t h, uint32_t* out);
+MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetU64, ncclParamHandle_t h, uint64_t* out);
+MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetStr, ncclParamHandle_t h, const char** out);
+MAYPOLE_FUNCTION(ncclResult_t, ncclParamGet, ncclParamHandle_t h, void* out, int maxLen, int* len);
+MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetParameter, const char* key, const char** value, int* valueLen);
+MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetAllParameterKeys, const char*** table, int* tableLen);
+MAYPOLE_FUNCTION(void, ncclParamDumpAll, void);
 
 #ifdef __cplusplus
 }

@@ -1,12 +1,15 @@
 //! What calls answer: result codes, their texts, the last error; and the boundary that no panic crosses.
 
 use std::cell::RefCell;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use maypole::Error;
 use maypole::error::ResultCode;
 use maypole::logger;
+
+use crate::export::abi;
+use crate::registry::Handle;
 
 /// What every function of the ABI returns: `ncclResult_t`.
 pub(crate) type NcclResult = c_int;
@@ -53,39 +56,39 @@ pub(crate) fn failed(error: &Error) -> ResultCode {
     error.code()
 }
 
-/// `ncclGetErrorString`
-#[unsafe(no_mangle)]
-pub extern "C" fn ncclGetErrorString(result: NcclResult) -> *const c_char {
-    let text: &'static CStr = match result {
-        0 => c"no error",
-        1 => c"unhandled cuda error (run with NCCL_DEBUG=INFO for details)",
-        2 => c"unhandled system error (run with NCCL_DEBUG=INFO for details)",
-        3 => c"internal error - please report it, with the output of NCCL_DEBUG=INFO",
-        4 => c"invalid argument (run with NCCL_DEBUG=WARN for details)",
-        5 => c"invalid usage (run with NCCL_DEBUG=WARN for details)",
-        6 => c"remote process exited or there was a network error",
-        7 => c"NCCL operation in progress",
-        8 => c"timeout",
-        _ => c"unknown result code",
-    };
-    text.as_ptr()
-}
-
-/// `ncclGetLastError`: of the whole process; the communicator is not looked at. The text is valid until the same thread
-/// asks again.
-#[unsafe(no_mangle)]
-pub extern "C" fn ncclGetLastError(_comm: *const c_void) -> *const c_char {
-    thread_local! {
-        static TEXT: RefCell<CString> = RefCell::default();
+abi! {
+    /// `ncclGetErrorString`
+    fn ncclGetErrorString(result: NcclResult) -> *const c_char {
+        let text: &'static CStr = match result {
+            0 => c"no error",
+            1 => c"unhandled cuda error (run with NCCL_DEBUG=INFO for details)",
+            2 => c"unhandled system error (run with NCCL_DEBUG=INFO for details)",
+            3 => c"internal error - please report it, with the output of NCCL_DEBUG=INFO",
+            4 => c"invalid argument (run with NCCL_DEBUG=WARN for details)",
+            5 => c"invalid usage (run with NCCL_DEBUG=WARN for details)",
+            6 => c"remote process exited or there was a network error",
+            7 => c"NCCL operation in progress",
+            8 => c"timeout",
+            _ => c"unknown result code",
+        };
+        text.as_ptr()
     }
-    let text = || {
-        let text = CString::new(logger::last_error().replace('\0', " ")).unwrap_or_default();
-        TEXT.with_borrow_mut(|kept| {
-            *kept = text;
-            kept.as_ptr()
-        })
-    };
-    catch_unwind(text).unwrap_or(c"".as_ptr())
+
+    /// `ncclGetLastError`: of the whole process; the communicator is not looked at. The text is valid until the same thread
+    /// asks again.
+    fn ncclGetLastError(_comm: Handle) -> *const c_char {
+        thread_local! {
+            static TEXT: RefCell<CString> = RefCell::default();
+        }
+        let text = || {
+            let text = CString::new(logger::last_error().replace('\0', " ")).unwrap_or_default();
+            TEXT.with_borrow_mut(|kept| {
+                *kept = text;
+                kept.as_ptr()
+            })
+        };
+        catch_unwind(text).unwrap_or(c"".as_ptr())
+    }
 }
 
 #[cfg(test)]

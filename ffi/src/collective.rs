@@ -6,15 +6,19 @@ use maypole::error::ResultCode;
 use maypole::{Call, Collective, DType, RedOp};
 
 use crate::answer::{NcclResult, answer, failed, invalid};
-use crate::group;
+use crate::configured::Selection;
+use crate::export::abi;
+use crate::group::{self, Queued};
 use crate::operator::Operation;
-use crate::registry::{self, Entered, Handle};
+use crate::registry::{self, Entered, Handle, Stage};
+use crate::stream::{self, Stream};
 
 /// A checked call; only its factor may still have to be read.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Request {
     call: Call,
     operation: Operation,
+    selection: Option<Box<Selection>>,
 }
 
 // SAFETY: the client lends the buffers to the call until it is over, on whatever thread it runs.
@@ -25,20 +29,45 @@ impl Request {
     #[inline]
     pub(crate) fn run(mut self, entered: &mut Entered) -> Result<(), ResultCode> {
         self.call.reduction = self.operation.resolve(self.call.dtype);
+        if let Some(selection) = &self.selection {
+            selection.check(&self.call, entered)?;
+        }
         // SAFETY: the client promised, by the terms of nccl.h, buffers that are valid for the call.
-        unsafe { entered.comm.run(&self.call) }.map_err(|error| failed(&error))
+        match unsafe { entered.comm.run(&self.call) } {
+            Ok(()) => Ok(()),
+            Err(error) => Err(broken(&error, entered)),
+        }
+    }
+
+    /// Microseconds that the cost model expects.
+    pub(crate) fn predict(&self, entered: &Entered) -> Result<f64, ResultCode> {
+        if self.call.count == 0 {
+            return Ok(0.0);
+        }
+        let choice = entered.comm.explain(&self.call).map_err(|error| failed(&error))?;
+        Ok(choice.predicted)
     }
 }
 
+/// A call failed.
+#[cold]
+pub(crate) fn broken(error: &maypole::Error, entered: &Entered) -> ResultCode {
+    let code = failed(error);
+    if !error.is_harmless() {
+        entered.broke(code);
+    }
+    code
+}
+
 /// What the client gave, apart from the collective.
-struct Arguments {
-    send: *const c_void,
-    recv: *mut c_void,
-    count: usize,
-    dtype: c_int,
-    op: c_int,
-    comm: Handle,
-    stream: *mut c_void,
+pub(crate) struct Arguments {
+    pub(crate) send: *const c_void,
+    pub(crate) recv: *mut c_void,
+    pub(crate) count: usize,
+    pub(crate) dtype: c_int,
+    pub(crate) op: c_int,
+    pub(crate) comm: Handle,
+    pub(crate) stream: Stream,
 }
 
 /// The element type of that code.
@@ -47,24 +76,35 @@ pub(crate) fn data_type(code: c_int) -> Result<DType, ResultCode> {
     DType::from_code(code).ok_or_else(|| invalid(&format!("{code} is not a data type")))
 }
 
+/// Runs the call, or queues it.
 #[inline]
-fn submit(collective: Collective, arguments: Arguments) -> NcclResult {
+pub(crate) fn submit(
+    collective: Collective,
+    arguments: Arguments,
+    selection: Result<Option<Box<Selection>>, ResultCode>,
+) -> NcclResult {
     let Arguments { comm, .. } = arguments;
     answer(|| {
         if group::is_open() {
-            return group::note(enqueue(collective, &arguments));
+            return group::note(selection.and_then(|s| enqueue(collective, &arguments, s)));
         }
+        let selection = selection?;
         let mut entered = registry::enter(comm)?;
-        let request = check(collective, &arguments, &entered)?;
+        let request = check(collective, &arguments, selection, &entered)?;
         request.run(&mut entered)
     })
 }
 
 #[cold]
-fn enqueue(collective: Collective, arguments: &Arguments) -> Result<(), ResultCode> {
+fn enqueue(
+    collective: Collective,
+    arguments: &Arguments,
+    selection: Option<Box<Selection>>,
+) -> Result<(), ResultCode> {
     let entered = registry::enter(arguments.comm)?;
-    let request = check(collective, arguments, &entered)?;
-    group::queue(arguments.comm, request);
+    group::agree(entered.blocks())?;
+    let request = check(collective, arguments, selection, &entered)?;
+    group::queue(arguments.comm, Queued::Even(request));
     Ok(())
 }
 
@@ -72,25 +112,36 @@ fn enqueue(collective: Collective, arguments: &Arguments) -> Result<(), ResultCo
 fn check(
     collective: Collective,
     arguments: &Arguments,
+    selection: Option<Box<Selection>>,
     entered: &Entered,
 ) -> Result<Request, ResultCode> {
-    let &Arguments { send, recv, count, dtype, op, stream, .. } = arguments;
+    let &Arguments { mut send, recv, count, dtype, op, stream, .. } = arguments;
     let dtype = data_type(dtype)?;
     let operation = entered.operators.find(op, dtype)?;
     usable(entered, stream)?;
     let (rank, nranks) = (entered.comm.rank(), entered.comm.nranks());
-    let send = match collective.root() {
-        Some(root) if root >= nranks => {
+    // A buffer that the rank has no use for may be anything.
+    let (mut sends, mut receives) = (true, true);
+    if let Some(root) = collective.root() {
+        if root >= nranks {
+            let root = root as c_int;
             return Err(invalid(&format!("root {root} in a communicator of {nranks} ranks")));
         }
-        // The send buffer is the root's alone; elsewhere the call is as if in place.
-        Some(root) if root != rank => recv.cast_const(),
-        _ => send,
-    };
-    if (send.is_null() || recv.is_null()) && count != 0 {
+        match collective {
+            Collective::Reduce { .. } | Collective::Gather { .. } => receives = rank == root,
+            Collective::Scatter { .. } => sends = rank == root,
+            // As if in place.
+            _ if root != rank => send = recv.cast_const(),
+            _ => {}
+        }
+    }
+    if (send.is_null() && sends || recv.is_null() && receives) && count != 0 {
         return Err(invalid("a buffer is NULL"));
     }
-    let blocks = if collective == Collective::AllReduce { 1 } else { nranks as usize };
+    let blocks = match collective {
+        Collective::AllReduce | Collective::Broadcast { .. } | Collective::Reduce { .. } => 1,
+        _ => nranks as usize,
+    };
     if count.checked_mul(blocks * dtype.size()).is_none_or(|bytes| bytes > isize::MAX as usize) {
         return Err(invalid("the count is larger than any memory"));
     }
@@ -102,108 +153,152 @@ fn check(
         dtype,
         reduction: RedOp::Sum.into(),
     };
-    Ok(Request { call, operation })
+    Ok(Request { call, operation, selection })
 }
 
 /// Whether the communicator takes calls, and on that stream.
 #[inline]
-pub(crate) fn usable(entered: &Entered, stream: *mut c_void) -> Result<(), ResultCode> {
-    // NULL, cudaStreamLegacy and cudaStreamPerThread are the default streams.
-    if stream.addr() > 2 {
-        return Err(invalid("a communicator of host memory takes no stream but the default ones"));
-    }
-    if entered.finalized {
-        return Err(invalid("the communicator was finalized; it can only be destroyed"));
+pub(crate) fn usable(entered: &Entered, stream: Stream) -> Result<(), ResultCode> {
+    stream::check(stream)?;
+    if entered.stage != Stage::Open {
+        return Err(closed(entered.stage));
     }
     Ok(())
 }
 
+#[cold]
+fn closed(stage: Stage) -> ResultCode {
+    let code = match stage {
+        Stage::Finalized => ResultCode::InvalidArgument,
+        _ => ResultCode::InvalidUsage,
+    };
+    crate::answer::refuse(code, &format!("the communicator is {}", stage.name()))
+}
+
 /// A root that no communicator has, where the client's is negative.
-fn root(root: c_int) -> u32 {
-    u32::try_from(root).unwrap_or(u32::MAX)
+pub(crate) fn root(root: c_int) -> u32 {
+    root as u32
 }
 
-/// `ncclAllReduce`
-///
-/// # Safety
-/// The buffers hold `count` elements, until the call, or its group, has ended.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn ncclAllReduce(
-    send: *const c_void,
-    recv: *mut c_void,
-    count: usize,
-    dtype: c_int,
-    op: c_int,
-    comm: Handle,
-    stream: *mut c_void,
-) -> NcclResult {
-    submit(Collective::AllReduce, Arguments { send, recv, count, dtype, op, comm, stream })
-}
+abi! {
+    /// `ncclAllReduce`
+    fn ncclAllReduce(
+        send: *const c_void,
+        recv: *mut c_void,
+        count: usize,
+        dtype: c_int,
+        op: c_int,
+        comm: Handle,
+        stream: Stream,
+    ) -> NcclResult {
+        submit(Collective::AllReduce, Arguments { send, recv, count, dtype, op, comm, stream }, Ok(None))
+    }
 
-/// `ncclReduceScatter`
-///
-/// # Safety
-/// `send` holds `count` elements for each rank, `recv` `count`, until the call, or its group, has ended.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn ncclReduceScatter(
-    send: *const c_void,
-    recv: *mut c_void,
-    count: usize,
-    dtype: c_int,
-    op: c_int,
-    comm: Handle,
-    stream: *mut c_void,
-) -> NcclResult {
-    submit(Collective::ReduceScatter, Arguments { send, recv, count, dtype, op, comm, stream })
-}
+    /// `ncclReduce`: `recv` is used on the root alone.
+    fn ncclReduce(
+        send: *const c_void,
+        recv: *mut c_void,
+        count: usize,
+        dtype: c_int,
+        op: c_int,
+        root: c_int,
+        comm: Handle,
+        stream: Stream,
+    ) -> NcclResult {
+        let collective = Collective::Reduce { root: self::root(root) };
+        submit(collective, Arguments { send, recv, count, dtype, op, comm, stream }, Ok(None))
+    }
 
-/// `ncclAllGather`
-///
-/// # Safety
-/// `send` holds `count` elements, `recv` `count` of each rank, until the call, or its group, has ended.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn ncclAllGather(
-    send: *const c_void,
-    recv: *mut c_void,
-    count: usize,
-    dtype: c_int,
-    comm: Handle,
-    stream: *mut c_void,
-) -> NcclResult {
-    submit(Collective::AllGather, Arguments { send, recv, count, dtype, op: 0, comm, stream })
-}
+    /// `ncclReduceScatter`
+    fn ncclReduceScatter(
+        send: *const c_void,
+        recv: *mut c_void,
+        count: usize,
+        dtype: c_int,
+        op: c_int,
+        comm: Handle,
+        stream: Stream,
+    ) -> NcclResult {
+        submit(Collective::ReduceScatter, Arguments { send, recv, count, dtype, op, comm, stream }, Ok(None))
+    }
 
-/// `ncclBroadcast`
-///
-/// # Safety
-/// `recv`, and on the root `send`, hold `count` elements, until the call, or its group, has ended.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn ncclBroadcast(
-    send: *const c_void,
-    recv: *mut c_void,
-    count: usize,
-    dtype: c_int,
-    root: c_int,
-    comm: Handle,
-    stream: *mut c_void,
-) -> NcclResult {
-    let collective = Collective::Broadcast { root: self::root(root) };
-    submit(collective, Arguments { send, recv, count, dtype, op: 0, comm, stream })
-}
+    /// `ncclAllGather`
+    fn ncclAllGather(
+        send: *const c_void,
+        recv: *mut c_void,
+        count: usize,
+        dtype: c_int,
+        comm: Handle,
+        stream: Stream,
+    ) -> NcclResult {
+        submit(Collective::AllGather, Arguments { send, recv, count, dtype, op: 0, comm, stream }, Ok(None))
+    }
 
-/// `ncclBcast`: [`ncclBroadcast`] in place.
-///
-/// # Safety
-/// `buffer` holds `count` elements, until the call, or its group, has ended.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn ncclBcast(
-    buffer: *mut c_void,
-    count: usize,
-    dtype: c_int,
-    root: c_int,
-    comm: Handle,
-    stream: *mut c_void,
-) -> NcclResult {
-    // SAFETY: the caller's promise.
-    unsafe { ncclBroadcast(buffer, buffer, count, dtype, root, comm, stream) }
+    /// `ncclAlltoAll`
+    fn ncclAlltoAll(
+        send: *const c_void,
+        recv: *mut c_void,
+        count: usize,
+        dtype: c_int,
+        comm: Handle,
+        stream: Stream,
+    ) -> NcclResult {
+        submit(Collective::AllToAll, Arguments { send, recv, count, dtype, op: 0, comm, stream }, Ok(None))
+    }
+
+    /// `ncclGather`: `recv` is used on the root alone.
+    fn ncclGather(
+        send: *const c_void,
+        recv: *mut c_void,
+        count: usize,
+        dtype: c_int,
+        root: c_int,
+        comm: Handle,
+        stream: Stream,
+    ) -> NcclResult {
+        let collective = Collective::Gather { root: self::root(root) };
+        submit(collective, Arguments { send, recv, count, dtype, op: 0, comm, stream }, Ok(None))
+    }
+
+    /// `ncclScatter`: `send` is used on the root alone.
+    fn ncclScatter(
+        send: *const c_void,
+        recv: *mut c_void,
+        count: usize,
+        dtype: c_int,
+        root: c_int,
+        comm: Handle,
+        stream: Stream,
+    ) -> NcclResult {
+        let collective = Collective::Scatter { root: self::root(root) };
+        submit(collective, Arguments { send, recv, count, dtype, op: 0, comm, stream }, Ok(None))
+    }
+
+    /// `ncclBroadcast`: `send` is used on the root alone.
+    fn ncclBroadcast(
+        send: *const c_void,
+        recv: *mut c_void,
+        count: usize,
+        dtype: c_int,
+        root: c_int,
+        comm: Handle,
+        stream: Stream,
+    ) -> NcclResult {
+        let collective = Collective::Broadcast { root: self::root(root) };
+        submit(collective, Arguments { send, recv, count, dtype, op: 0, comm, stream }, Ok(None))
+    }
+
+    /// `ncclBcast`: [`ncclBroadcast`] in place.
+    fn ncclBcast(
+        buffer: *mut c_void,
+        count: usize,
+        dtype: c_int,
+        root: c_int,
+        comm: Handle,
+        stream: Stream,
+    ) -> NcclResult {
+        let collective = Collective::Broadcast { root: self::root(root) };
+        let send = buffer.cast_const();
+        submit(collective, Arguments { send, recv: buffer, count, dtype, op: 0, comm, stream }, Ok(None))
+    }
 }

@@ -1,7 +1,11 @@
 //! Groups: between start and end, calls are queued by the thread; the outermost end runs them.
 //!
-//! Collectives of one communicator run in their order, then its sends and receives all at once. Different communicators of one thread are run by a thread each, since
-//! peers may be in either, and so are initialisations: one thread can so be several ranks.
+//! Collectives of one communicator run in their order, then its sends and receives all at once. Different communicators of one thread
+//! are run by a thread each, since peers may be in either; and so are communicators to be, unless they have a parent in common:
+//! one thread can so be several ranks.
+//!
+//! Where the communicators do not block, those to be are made after the end has returned `ncclInProgress`; calls, which have their result
+//! when they return, are over.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_int;
@@ -9,11 +13,14 @@ use std::ffi::c_int;
 use maypole::Transfer;
 use maypole::error::ResultCode;
 
-use crate::answer::{NcclResult, answer, refuse};
+use crate::answer::{NcclResult, answer, invalid, refuse};
 use crate::collective::Request;
-use crate::communicator::Initialisation;
+use crate::export::abi;
+use crate::layout::{NcclSimInfo, SIMULATION_MAGIC};
+use crate::making::{Litter, Making, Parent};
 use crate::registry::{self, Entered, Handle};
 use crate::transfer;
+use crate::uneven::{self, UnevenRequest};
 
 thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
@@ -22,17 +29,48 @@ thread_local! {
 
 /// What a thread's open group holds.
 struct Work {
-    initialisations: Vec<Initialisation>,
+    makings: Vec<Litter>,
     /// By communicator, in the order of the first call.
     calls: Vec<(Communicator, Calls)>,
     /// The first error.
     error: Option<ResultCode>,
+    /// Whether its communicators block; they must agree.
+    blocking: Option<bool>,
+}
+
+/// A call that waits for the end of its group.
+pub(crate) enum Queued {
+    /// A collective of `nccl.h`.
+    Even(Request),
+    /// One whose blocks differ.
+    Uneven(UnevenRequest),
+    /// `maypoleBarrier`
+    Barrier,
+}
+
+impl Queued {
+    /// Runs it; returns when its result is there.
+    pub(crate) fn run(self, entered: &mut Entered) -> Result<(), ResultCode> {
+        match self {
+            Self::Even(request) => request.run(entered),
+            Self::Uneven(request) => request.run(entered),
+            Self::Barrier => uneven::barrier(entered),
+        }
+    }
+
+    /// Microseconds that the cost model expects; it has nothing to say of the calls of `maypole.h`.
+    fn predict(&self, entered: &Entered) -> Result<f64, ResultCode> {
+        match self {
+            Self::Even(request) => request.predict(entered),
+            Self::Uneven(_) | Self::Barrier => Ok(0.0),
+        }
+    }
 }
 
 /// The calls of one communicator.
 #[derive(Default)]
 struct Calls {
-    collectives: Vec<Request>,
+    collectives: Vec<Queued>,
     transfers: Vec<Transfer>,
 }
 
@@ -47,6 +85,15 @@ impl Calls {
         }
         transfer::run(&self.transfers, entered)
     }
+
+    /// Microseconds that the cost model expects.
+    fn predict(&self, entered: &Entered) -> Result<f64, ResultCode> {
+        let mut total = 0.0;
+        for request in &self.collectives {
+            total += request.predict(entered)?;
+        }
+        Ok(total + transfer::predict(&self.transfers, entered)?)
+    }
 }
 
 /// A handle on its way to another thread.
@@ -58,19 +105,56 @@ unsafe impl Send for Communicator {}
 
 impl Work {
     const fn new() -> Self {
-        Self { initialisations: Vec::new(), calls: Vec::new(), error: None }
+        Self { makings: Vec::new(), calls: Vec::new(), error: None, blocking: None }
     }
 
     fn run(self) -> Result<(), ResultCode> {
-        if let Some(code) = self.error {
+        let Self { makings, calls, error, blocking } = self;
+        if let Some(code) = error {
+            makings.into_iter().for_each(Litter::cancel);
             return Err(code);
         }
-        side_by_side(self.initialisations, Initialisation::run)?;
-        side_by_side(self.calls, |(Communicator(handle), calls)| {
+        let made = if blocking == Some(false) {
+            start_all(makings)
+        } else {
+            side_by_side(makings, Litter::run)
+        };
+        match made {
+            Ok(()) | Err(ResultCode::InProgress) => {}
+            Err(code) => return Err(code),
+        }
+        let called = side_by_side(calls, |(Communicator(handle), calls)| {
             let mut entered = registry::enter(handle)?;
             calls.run(&mut entered)
-        })
+        });
+        called.and(made)
     }
+
+    /// Drops the work; how long it would have taken, in microseconds: as long as the slowest communicator.
+    fn predict(self) -> Result<f64, ResultCode> {
+        let Self { makings, calls, error, .. } = self;
+        makings.into_iter().for_each(Litter::cancel);
+        if let Some(code) = error {
+            return Err(code);
+        }
+        let mut slowest: f64 = 0.0;
+        for (Communicator(handle), calls) in calls {
+            let entered: Entered = registry::enter(handle)?;
+            slowest = slowest.max(calls.predict(&entered)?);
+        }
+        Ok(slowest)
+    }
+}
+
+/// Starts what need not be waited for. All are started even if one cannot be.
+fn start_all(makings: Vec<Litter>) -> Result<(), ResultCode> {
+    let mut result = Ok(());
+    for litter in makings {
+        if let (Err(code), Ok(()) | Err(ResultCode::InProgress)) = (litter.start(), result) {
+            result = Err(code);
+        }
+    }
+    result
 }
 
 /// Runs every item on a thread of its own, a single one on this; returns the first error in the order of the items.
@@ -109,9 +193,23 @@ pub(crate) fn note(result: Result<(), ResultCode>) -> Result<(), ResultCode> {
     result
 }
 
+/// Whether a communicator that blocks, or does not, may be in the open group with those that are.
+pub(crate) fn agree(blocking: bool) -> Result<(), ResultCode> {
+    if !is_open() {
+        return Ok(());
+    }
+    let others = WORK.with_borrow_mut(|work| *work.blocking.get_or_insert(blocking));
+    if others == blocking {
+        return Ok(());
+    }
+    Err(invalid(
+        "a group holds communicators that block and such that do not; use a group for each kind",
+    ))
+}
+
 /// Queues a collective of the open group.
-pub(crate) fn queue(comm: Handle, request: Request) {
-    with_calls(comm, |calls| calls.collectives.push(request));
+pub(crate) fn queue(comm: Handle, queued: Queued) {
+    with_calls(comm, |calls| calls.collectives.push(queued));
 }
 
 /// Queues a send or a receive of the open group.
@@ -130,32 +228,76 @@ fn with_calls(comm: Handle, add: impl FnOnce(&mut Calls)) {
     });
 }
 
-/// Queues an initialisation of the open group.
-pub(crate) fn queue_initialisation(initialisation: Initialisation) {
-    WORK.with_borrow_mut(|work| work.initialisations.push(initialisation));
+/// Queues a communicator to be of the open group. Those of one parent are made in order, all others at once.
+pub(crate) fn queue_making(parent: Option<Parent>, making: Making) {
+    WORK.with_borrow_mut(|work| {
+        let siblings = work.makings.iter_mut().find(|l| parent.is_some() && l.parent == parent);
+        match siblings {
+            Some(litter) => litter.makings.push(making),
+            None => work.makings.push(Litter { parent, makings: vec![making] }),
+        }
+    });
 }
 
-/// `ncclGroupStart`
-#[unsafe(no_mangle)]
-pub extern "C" fn ncclGroupStart() -> NcclResult {
+/// Opens a group in the open one, if there is one.
+pub(crate) fn start() {
     DEPTH.set(DEPTH.get() + 1);
-    ResultCode::Success as c_int
 }
 
-/// `ncclGroupEnd`
-#[unsafe(no_mangle)]
-pub extern "C" fn ncclGroupEnd() -> NcclResult {
-    answer(|| match DEPTH.get() {
-        0 => Err(refuse(ResultCode::InvalidUsage, "ncclGroupEnd without ncclGroupStart")),
+/// Closes the innermost group; the outermost runs.
+pub(crate) fn end() -> Result<(), ResultCode> {
+    close("ncclGroupEnd", Work::run).map(|run| run.unwrap_or(()))
+}
+
+/// Closes the innermost group; what `run` makes of the outermost one.
+fn close<T>(
+    function: &str,
+    run: impl FnOnce(Work) -> Result<T, ResultCode>,
+) -> Result<Option<T>, ResultCode> {
+    match DEPTH.get() {
+        0 => Err(refuse(ResultCode::InvalidUsage, &format!("{function} without ncclGroupStart"))),
         1 => {
             DEPTH.set(0);
-            WORK.replace(Work::new()).run()
+            run(WORK.replace(Work::new())).map(Some)
         }
         depth => {
             DEPTH.set(depth - 1);
-            Ok(())
+            Ok(None)
         }
-    })
+    }
+}
+
+abi! {
+    /// `ncclGroupStart`
+    fn ncclGroupStart() -> NcclResult {
+        start();
+        ResultCode::Success as c_int
+    }
+
+    /// `ncclGroupEnd`
+    fn ncclGroupEnd() -> NcclResult {
+        answer(end)
+    }
+
+    /// `ncclGroupSimulateEnd`: the group is dropped, and what the cost model expects of it told.
+    fn ncclGroupSimulateEnd(info: *mut NcclSimInfo) -> NcclResult {
+        answer(|| {
+            let expected = close("ncclGroupSimulateEnd", Work::predict)?;
+            if info.is_null() {
+                return Err(invalid("ncclGroupSimulateEnd: simInfo is NULL"));
+            }
+            // SAFETY: the caller's promise.
+            let (size, magic) = unsafe { ((&raw const (*info).size).read(), (&raw const (*info).magic).read()) };
+            if magic != SIMULATION_MAGIC || size < size_of::<NcclSimInfo>() {
+                return Err(invalid("ncclGroupSimulateEnd: simInfo was not initialised by NCCL_SIM_INFO_INITIALIZER"));
+            }
+            if let Some(expected) = expected {
+                // SAFETY: the caller's promise.
+                unsafe { (&raw mut (*info).estimated_time).write(expected as f32) };
+            }
+            Ok(())
+        })
+    }
 }
 
 #[cfg(test)]
@@ -164,22 +306,33 @@ mod tests {
 
     #[test]
     fn ends_match_starts() {
-        assert_eq!(ncclGroupEnd(), ResultCode::InvalidUsage as c_int);
-        assert_eq!([ncclGroupStart(), ncclGroupStart(), ncclGroupEnd()], [0; 3]);
+        assert_eq!(end(), Err(ResultCode::InvalidUsage));
+        start();
+        start();
+        assert_eq!(end(), Ok(()));
         assert!(is_open());
-        assert_eq!(ncclGroupEnd(), 0);
+        assert_eq!(end(), Ok(()));
         assert!(!is_open());
     }
 
     #[test]
     fn the_first_error_of_a_group_is_its_end() {
-        ncclGroupStart();
+        start();
         assert!(note(Err(ResultCode::InvalidArgument)).is_err());
         assert!(note(Err(ResultCode::InvalidUsage)).is_err());
-        assert_eq!(ncclGroupEnd(), ResultCode::InvalidArgument as c_int);
+        assert_eq!(end(), Err(ResultCode::InvalidArgument));
         assert!(note(Err(ResultCode::SystemError)).is_err());
-        ncclGroupStart();
-        assert_eq!(ncclGroupEnd(), 0);
+        start();
+        assert_eq!(end(), Ok(()));
+    }
+
+    #[test]
+    fn kinds_do_not_mix_in_a_group() {
+        assert!(agree(true).is_ok() && agree(false).is_ok());
+        start();
+        assert!(agree(false).is_ok() && agree(false).is_ok());
+        assert_eq!(agree(true), Err(ResultCode::InvalidArgument));
+        assert_eq!(end(), Ok(()));
     }
 
     #[test]

@@ -1,18 +1,44 @@
 //! libnccl.so.2: NCCL's C ABI on the maypole library, and nothing else.
 //!
-//! * `answer`: results, their texts, and the boundary that no panic crosses
-//! * `registry`: communicator handles, which are checked numbers and not pointers
-//! * `communicator`, `collective`, `group`, `operator`: the functions of `nccl.h`
+//! | file | functions |
+//! |---|---|
+//! | `identity` | version, unique ids, what a communicator says of itself |
+//! | `init`, `offspring` | communicators of an id, and of a communicator; `making` is how both come to be |
+//! | `ending` | finalize, destroy, abort, revoke |
+//! | `collective`, `configured`, `transfer` | collectives, those with a configuration, send and receive |
+//! | `group` | groups, and what they would cost |
+//! | `operator` | operators with a factor |
+//! | `memory`, `window` | memory, registered buffers, windows, one-sided calls |
+//! | `parameter`, `debug` | settings, logs, encryption |
+//! | `uneven` | `maypole.h`: the barrier, collectives with blocks of different length |
+//! | `device` | the host's side of the device API |
 //!
-//! Communicators are of host memory: a call, or the outermost group end, returns when its result is there. The header is
-//! `include/nccl.h`.
-
-#![expect(unreachable_pub, reason = "what is exported is found by its name, not by a path")]
+//! Below them: `export` (a name and its `p` twin), `answer` (results, their texts, and the boundary that no panic crosses), `layout` (the
+//! structures of `nccl.h`), `config` (`ncclConfig_t`), `registry` (communicator handles, which are checked numbers and not
+//! pointers), `stream` (which streams there are).
+//!
+//! Communicators are of host memory: a call, or the outermost group end, returns when its result is there. The headers are in
+//! `include/`; `docs/abi.md` says what each function does.
 
 mod answer;
 mod collective;
-mod communicator;
+mod config;
+mod configured;
+mod debug;
+mod device;
+mod ending;
+mod export;
 mod group;
+mod identity;
+mod init;
+mod layout;
+mod making;
+mod memory;
+mod offspring;
 mod operator;
+mod parameter;
 mod registry;
+mod stream;
 mod transfer;
+mod uneven;
+mod window;

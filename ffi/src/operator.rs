@@ -6,6 +6,9 @@ use maypole::error::ResultCode;
 use maypole::{DType, RedOp, Reduction};
 
 use crate::answer::{NcclResult, answer, invalid};
+use crate::collective::data_type;
+use crate::export::abi;
+use crate::identity::put;
 use crate::registry::{self, Handle};
 
 /// `ncclNumOps`: operator codes from here on are made by clients.
@@ -116,42 +119,38 @@ unsafe fn read(at: *const u8, dtype: DType) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// `ncclRedOpCreatePreMulSum`
-///
-/// # Safety
-/// `op` is writable; `scalar` is readable for an element, if `residence` is `ncclScalarDevice` until the calls that use
-/// the operator have run.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn ncclRedOpCreatePreMulSum(
-    op: *mut c_int,
-    scalar: *mut c_void,
-    dtype: c_int,
-    residence: c_int,
-    comm: Handle,
-) -> NcclResult {
-    answer(|| {
-        if op.is_null() || scalar.is_null() {
-            return Err(invalid("ncclRedOpCreatePreMulSum: op or scalar is NULL"));
-        }
-        let dtype = crate::collective::data_type(dtype)?;
-        let scalar = scalar.cast_const().cast();
-        let operation = match residence {
-            0 => Operation::FactorAt(scalar),
-            // SAFETY: the caller's promise.
-            1 => Operation::Known(premultiply(unsafe { read(scalar, dtype) })),
-            _ => return Err(invalid("ncclRedOpCreatePreMulSum: no such residence")),
-        };
-        let code = registry::enter(comm)?.operators.make(dtype, operation)?;
-        // SAFETY: the caller's promise.
-        unsafe { op.write(code) };
-        Ok(())
-    })
-}
+abi! {
+    /// `ncclRedOpCreatePreMulSum`: `scalar` is read now, or, with `ncclScalarDevice`, when the calls that use the operator run.
+    fn ncclRedOpCreatePreMulSum(
+        op: *mut c_int,
+        scalar: *mut c_void,
+        dtype: c_int,
+        residence: c_int,
+        comm: Handle,
+    ) -> NcclResult {
+        answer(|| {
+            put("ncclRedOpCreatePreMulSum", op, || {
+                let dtype = data_type(dtype)?;
+                let mut entered = registry::enter(comm)?;
+                if scalar.is_null() {
+                    return Err(invalid("ncclRedOpCreatePreMulSum: the scalar is NULL"));
+                }
+                let scalar = scalar.cast_const().cast();
+                let operation = match residence {
+                    0 => Operation::FactorAt(scalar),
+                    // SAFETY: the caller's promise.
+                    1 => Operation::Known(premultiply(unsafe { read(scalar, dtype) })),
+                    _ => return Err(invalid("ncclRedOpCreatePreMulSum: no such residence")),
+                };
+                entered.operators.make(dtype, operation)
+            })
+        })
+    }
 
-/// `ncclRedOpDestroy`
-#[unsafe(no_mangle)]
-pub extern "C" fn ncclRedOpDestroy(op: c_int, comm: Handle) -> NcclResult {
-    answer(|| registry::enter(comm)?.operators.destroy(op))
+    /// `ncclRedOpDestroy`
+    fn ncclRedOpDestroy(op: c_int, comm: Handle) -> NcclResult {
+        answer(|| registry::enter(comm)?.operators.destroy(op))
+    }
 }
 
 #[cfg(test)]

@@ -2,32 +2,56 @@
 //! tenant. So a handle that was destroyed, or that never was one, is refused and nothing is read through it; a live one is
 //! found without a hash, an allocation or a lock beyond one uncontended exchange.
 //!
+//! A place is let before its communicator exists, so that another thread can ask for it, or abort it, while it is being made.
 //! Places are never freed, only let again, to the next generation.
 
 use std::cell::UnsafeCell;
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use maypole::error::ResultCode;
-use maypole::{AbortHandle, Communicator};
+use maypole::{AbortHandle, AbortSignal, Communicator};
 
-use crate::answer::{invalid, refuse};
+use crate::answer::{failed, invalid, refuse};
+use crate::config::Settings;
+use crate::memory::Registrations;
 use crate::operator::Operators;
+use crate::window::Windows;
 
 /// `ncclComm_t` as the client holds it.
 pub(crate) type Handle = *mut c_void;
+
+/// What a communicator may be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Everything.
+    Open,
+    /// Its end.
+    Finalized,
+    /// Its end, and offspring.
+    Revoked,
+    /// To resume.
+    Suspended,
+}
 
 /// What belongs to a communicator.
 pub(crate) struct Body {
     /// The communicator itself.
     pub(crate) comm: Communicator,
+    /// How it was configured.
+    pub(crate) settings: Settings,
     /// The operators made on it.
     pub(crate) operators: Operators,
-    /// `ncclCommFinalize` was called.
-    pub(crate) finalized: bool,
+    /// The buffers registered with it.
+    pub(crate) registrations: Registrations,
+    /// The windows registered with it.
+    pub(crate) windows: Windows,
+    /// Where it is in its life.
+    pub(crate) stage: Stage,
 }
 
 /// Live communicators at most.
@@ -39,25 +63,70 @@ const INDEX_BITS: u32 = PLACES.trailing_zeros();
 
 /// The place is let.
 const LIVE: u64 = 1;
-/// Its tenant is in use by a thread.
+/// Its tenant is in use by a thread, or being made by one.
 const BUSY: u64 = 2;
+/// There is no communicator in it: not yet, or because making it failed.
+const HOLLOW: u64 = 4;
+/// The generation is above.
+const GENERATION: u32 = 3;
 
 struct Place {
-    /// Generation, then [`BUSY`] and [`LIVE`].
+    /// Generation, then [`HOLLOW`], [`BUSY`] and [`LIVE`].
     state: AtomicU64,
     rank: AtomicU32,
+    /// 0 as long as it is not known.
     nranks: AtomicU32,
-    abort: Mutex<Option<AbortHandle>>,
+    side: Mutex<Side>,
     body: UnsafeCell<Option<Body>>,
 }
 
-// SAFETY: `body` is touched only by the thread that set BUSY, or that let the place and has not yet set LIVE; the rest is
-// atomics and a lock. `Body` may move between threads: `Communicator` is Send, `Operators` is.
+/// What other threads may know of a communicator while it is in use.
+struct Side {
+    /// Ends its making; also its waits and those of what is being made from it.
+    signal: Option<AbortSignal>,
+    /// Of the thing that is being made from it.
+    child: Option<AbortSignal>,
+    /// Ends its waits, and tells whether they were.
+    abort: Option<AbortHandle>,
+    /// Of what does not block: in progress, or how it ended; and the first failure of a call.
+    result: ResultCode,
+    /// Aborted while it was being made: who makes it clears it away.
+    abandoned: bool,
+    /// Of its configuration.
+    blocking: bool,
+    /// `ncclCommCuDevice`
+    device: c_int,
+}
+
+impl Side {
+    const fn new() -> Self {
+        Self {
+            signal: None,
+            child: None,
+            abort: None,
+            result: ResultCode::Success,
+            abandoned: false,
+            blocking: true,
+            device: -1,
+        }
+    }
+}
+
+// SAFETY: `body` is touched only by the thread that set BUSY, or that let the place; the rest is
+// atomics and a lock. `Body` may move between threads: `Communicator` is Send, what else it holds is.
 unsafe impl Sync for Place {}
 
 static TABLE: [AtomicPtr<Place>; PLACES] = [const { AtomicPtr::new(null_mut()) }; PLACES];
 /// Indices of places that are not let, and how many places were ever made.
 static VACANT: Mutex<(Vec<usize>, usize)> = Mutex::new((Vec::new(), 0));
+
+/// A place for a communicator that is being made. Dropped, it is one whose making failed.
+pub(crate) struct Reserved {
+    place: &'static Place,
+    index: usize,
+    /// Live and neither busy nor hollow.
+    state: u64,
+}
 
 /// A communicator in use by this thread; given back when dropped.
 pub(crate) struct Entered {
@@ -66,19 +135,99 @@ pub(crate) struct Entered {
     index: usize,
 }
 
-/// Registers a communicator and returns its handle.
-pub(crate) fn admit(comm: Communicator) -> Result<Handle, ResultCode> {
+/// Lets a place: its handle is good at once for questions and for abort.
+pub(crate) fn reserve(
+    identity: Option<(u32, u32)>,
+    blocking: bool,
+    device: c_int,
+) -> Result<Reserved, ResultCode> {
+    let signal = AbortSignal::new().map_err(|error| failed(&error.into()))?;
     let (index, place) = vacant_place()?;
-    place.rank.store(comm.rank(), Ordering::Relaxed);
-    place.nranks.store(comm.nranks(), Ordering::Relaxed);
-    *place.abort.lock().unwrap_or_else(PoisonError::into_inner) = Some(comm.abort_handle());
-    let body = Body { comm, operators: Operators::new(index as u32), finalized: false };
-    // SAFETY: the place is vacant and was taken off the list by this thread, so nobody else touches its body.
-    unsafe { *place.body.get() = Some(body) };
-    let state = (place.state.load(Ordering::Relaxed) + (1 << 2)) | LIVE;
-    // Pairs with the exchange in `enter`: who sees LIVE sees the body.
-    place.state.store(state, Ordering::Release);
-    Ok(handle(index, state >> 2))
+    let (rank, nranks) = identity.unwrap_or((0, 0));
+    place.rank.store(rank, Ordering::Relaxed);
+    place.nranks.store(nranks, Ordering::Relaxed);
+    let result = ResultCode::InProgress;
+    *place.side() = Side { signal: Some(signal), result, blocking, device, ..Side::new() };
+    let generation = (place.state.load(Ordering::Relaxed) >> GENERATION) + 1;
+    let state = generation << GENERATION | LIVE;
+    place.state.store(state | BUSY | HOLLOW, Ordering::Release);
+    Ok(Reserved { place, index, state })
+}
+
+impl Reserved {
+    /// What the client gets.
+    pub(crate) fn handle(&self) -> Handle {
+        handle(self.index, self.state >> GENERATION)
+    }
+
+    /// By which its making is aborted.
+    pub(crate) fn signal(&self) -> Option<AbortSignal> {
+        self.place.side().signal.clone()
+    }
+
+    /// The communicator is there.
+    pub(crate) fn fill(self, comm: Communicator, settings: Settings) -> Result<(), ResultCode> {
+        let Self { place, index, state } = *ManuallyDrop::new(self);
+        place.rank.store(comm.rank(), Ordering::Relaxed);
+        place.nranks.store(comm.nranks(), Ordering::Relaxed);
+        let mut side = place.side();
+        if side.abandoned {
+            drop(side);
+            drop(comm);
+            vacate(place, index, state);
+            return Err(invalid("the communicator was aborted while it was being made"));
+        }
+        side.abort = Some(comm.abort_handle());
+        side.result = ResultCode::Success;
+        let body = Body {
+            comm,
+            settings,
+            operators: Operators::new(index as u32),
+            registrations: Registrations::default(),
+            windows: Windows::default(),
+            stage: Stage::Open,
+        };
+        // SAFETY: the place is busy for the sake of this reservation, so nobody else touches its body.
+        unsafe { *place.body.get() = Some(body) };
+        // Pairs with the exchange in `enter`: who sees the place neither busy nor hollow sees the body.
+        place.state.store(state, Ordering::Release);
+        Ok(())
+    }
+
+    /// It could not be made, and the handle says so until it is destroyed.
+    pub(crate) fn fail(self, code: ResultCode) {
+        let Self { place, index, state } = *ManuallyDrop::new(self);
+        fail(place, index, state, code);
+    }
+
+    /// There will be none, and the handle is none.
+    pub(crate) fn cancel(self) {
+        let Self { place, index, state } = *ManuallyDrop::new(self);
+        vacate(place, index, state);
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        fail(self.place, self.index, self.state, ResultCode::InternalError);
+    }
+}
+
+fn fail(place: &'static Place, index: usize, state: u64, code: ResultCode) {
+    let mut side = place.side();
+    side.result = code;
+    if side.abandoned {
+        drop(side);
+        vacate(place, index, state);
+    } else {
+        place.state.store(state | HOLLOW, Ordering::Release);
+    }
+}
+
+fn vacate(place: &'static Place, index: usize, state: u64) {
+    *place.side() = Side::new();
+    place.state.store(state & !LIVE, Ordering::Release);
+    VACANT.lock().unwrap_or_else(PoisonError::into_inner).0.push(index);
 }
 
 /// Takes the communicator into use by this thread. One thread at a time: another one is refused.
@@ -89,11 +238,30 @@ pub(crate) fn enter(handle: Handle) -> Result<Entered, ResultCode> {
         place.state.compare_exchange(state, state | BUSY, Ordering::Acquire, Ordering::Relaxed);
     match exchanged {
         Ok(_) => Ok(Entered { place, state, index }),
-        Err(now) if now == state | BUSY => Err(refuse(
+        Err(now) => Err(not_now(place, state, now)),
+    }
+}
+
+/// Why a communicator cannot be used.
+#[cold]
+fn not_now(place: &Place, state: u64, now: u64) -> ResultCode {
+    if now & !(BUSY | HOLLOW) != state {
+        return not_live();
+    }
+    let side = place.side();
+    match side.result {
+        _ if side.abandoned => not_live(),
+        ResultCode::InProgress => invalid(
+            "an earlier call on the communicator is in progress; poll ncclCommGetAsyncError until it says ncclSuccess",
+        ),
+        code if now & HOLLOW != 0 => refuse(
+            code,
+            "the communicator could not be made, see the error of its init; abort or destroy it",
+        ),
+        _ => refuse(
             ResultCode::InvalidUsage,
             "the communicator is in use by another thread; one thread at a time may call it",
-        )),
-        Err(_) => Err(not_live()),
+        ),
     }
 }
 
@@ -101,40 +269,133 @@ pub(crate) fn enter(handle: Handle) -> Result<Entered, ResultCode> {
 pub(crate) fn identity(handle: Handle) -> Result<(u32, u32), ResultCode> {
     let (_, place, state) = find(handle)?;
     let identity = (place.rank.load(Ordering::Acquire), place.nranks.load(Ordering::Acquire));
-    if place.state.load(Ordering::Acquire) & !BUSY == state {
+    let now = place.state.load(Ordering::Acquire);
+    if now & !BUSY == state || now & !(BUSY | HOLLOW) == state && identity.1 != 0 {
         Ok(identity)
     } else {
-        Err(not_live())
+        Err(not_now(place, state, now))
     }
 }
 
-/// True if the communicator is live and in use by a thread.
+/// The communicator's device.
+pub(crate) fn device(handle: Handle) -> Result<c_int, ResultCode> {
+    with_side(handle, |side| side.device)
+}
+
+/// Whether calls on it block.
+pub(crate) fn blocks(handle: Handle) -> Result<bool, ResultCode> {
+    with_side(handle, |side| side.blocking)
+}
+
+/// `ncclCommGetAsyncError`: never waits for a call that is under way.
+pub(crate) fn async_result(handle: Handle) -> Result<ResultCode, ResultCode> {
+    with_side(handle, |side| match side.result {
+        ResultCode::Success => side
+            .abort
+            .as_ref()
+            .and_then(AbortHandle::async_error)
+            .map_or(ResultCode::Success, |error| error.code()),
+        other => other,
+    })
+}
+
+/// True while the communicator is in use by a thread; an error once it is gone.
 pub(crate) fn is_busy(handle: Handle) -> Result<bool, ResultCode> {
     let (_, place, state) = find(handle)?;
     match place.state.load(Ordering::Acquire) {
-        now if now & !BUSY == state => Ok(now & BUSY != 0),
+        now if now & !(BUSY | HOLLOW) == state => Ok(now & BUSY != 0),
         _ => Err(not_live()),
     }
 }
 
-/// The handle by which another thread can end the communicator's waits.
-pub(crate) fn abort_handle(handle: Handle) -> Result<AbortHandle, ResultCode> {
+/// Makes every wait of the communicator, and of what is being made from it, end. False if it was itself being made: then
+/// its handle is none any more.
+pub(crate) fn abort(handle: Handle) -> Result<bool, ResultCode> {
     let (_, place, state) = find(handle)?;
-    let abort = place.abort.lock().unwrap_or_else(PoisonError::into_inner);
-    let live = place.state.load(Ordering::Acquire) & !BUSY == state;
-    abort.as_ref().filter(|_| live).cloned().ok_or_else(not_live)
+    let mut side = place.side();
+    let now = place.state.load(Ordering::Acquire);
+    if now & !(BUSY | HOLLOW) != state || side.abandoned {
+        return Err(not_live());
+    }
+    let making = now & HOLLOW != 0 && now & BUSY != 0;
+    side.abandoned = making;
+    let (signal, child) = (side.signal.clone(), side.child.clone());
+    drop(side);
+    signal.into_iter().chain(child).for_each(|signal| signal.abort());
+    Ok(!making)
+}
+
+/// The handle by which the communicator's waits are ended on all ranks, without an end of the communicator.
+pub(crate) fn abort_handle(handle: Handle) -> Result<AbortHandle, ResultCode> {
+    with_side(handle, |side| side.abort.clone())?.ok_or_else(not_live)
+}
+
+/// Ends the tenancy of a communicator, or of one that could not be made; its handle is refused from now on.
+pub(crate) fn evict(handle: Handle) -> Result<Option<Body>, ResultCode> {
+    let (index, place, state) = find(handle)?;
+    let exchanged = |from, to| {
+        place.state.compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    };
+    if exchanged(state | HOLLOW, state | HOLLOW | BUSY) {
+        vacate(place, index, state);
+        return Ok(None);
+    }
+    Ok(enter(handle)?.evict())
+}
+
+fn with_side<T>(handle: Handle, read: impl FnOnce(&Side) -> T) -> Result<T, ResultCode> {
+    let (_, place, state) = find(handle)?;
+    let side = place.side();
+    let now = place.state.load(Ordering::Acquire);
+    if now & !(BUSY | HOLLOW) == state && !side.abandoned {
+        Ok(read(&side))
+    } else {
+        drop(side);
+        Err(not_live())
+    }
 }
 
 impl Entered {
     /// Ends the tenancy and returns what belongs to the communicator; its handle is refused from now on.
     pub(crate) fn evict(self) -> Option<Body> {
-        let this = std::mem::ManuallyDrop::new(self);
-        *this.place.abort.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let Self { place, state, index } = *ManuallyDrop::new(self);
         // SAFETY: this thread set BUSY.
-        let body = unsafe { (*this.place.body.get()).take() };
-        this.place.state.store(this.state & !LIVE, Ordering::Release);
-        VACANT.lock().unwrap_or_else(PoisonError::into_inner).0.push(this.index);
+        let body = unsafe { (*place.body.get()).take() };
+        vacate(place, index, state);
         body
+    }
+
+    /// Whether calls on it block.
+    pub(crate) fn blocks(&self) -> bool {
+        self.place.side().blocking
+    }
+
+    /// Something is made from it: an abort of this one aborts that.
+    pub(crate) fn set_child(&self, signal: Option<AbortSignal>) {
+        self.place.side().child = signal;
+    }
+
+    /// What is done with it goes on after the call has returned; until [`settle`](Self::settle) it is in progress.
+    pub(crate) fn defer(&self) {
+        self.place.side().result = ResultCode::InProgress;
+    }
+
+    /// What was deferred is over. A failure stays.
+    pub(crate) fn settle(&self, result: Result<(), ResultCode>) {
+        self.place.side().result = match result {
+            // The arguments were bad; the communicator is not.
+            Ok(()) | Err(ResultCode::InvalidArgument) if self.comm.async_error().is_none() => {
+                ResultCode::Success
+            }
+            Ok(()) => self.comm.async_error().map_or(ResultCode::Success, |e| e.code()),
+            Err(code) => code,
+        };
+    }
+
+    /// A call failed, and with it the communicator.
+    #[cold]
+    pub(crate) fn broke(&self, code: ResultCode) {
+        self.place.side().result = code;
     }
 }
 
@@ -143,7 +404,7 @@ impl Deref for Entered {
 
     #[inline]
     fn deref(&self) -> &Body {
-        // SAFETY: this thread set BUSY, and a live place has a body.
+        // SAFETY: this thread set BUSY, and a live place that is not hollow has a body.
         unsafe { (*self.place.body.get()).as_ref().unwrap_unchecked() }
     }
 }
@@ -151,7 +412,7 @@ impl Deref for Entered {
 impl DerefMut for Entered {
     #[inline]
     fn deref_mut(&mut self) -> &mut Body {
-        // SAFETY: this thread set BUSY, and a live place has a body.
+        // SAFETY: this thread set BUSY, and a live place that is not hollow has a body.
         unsafe { (*self.place.body.get()).as_mut().unwrap_unchecked() }
     }
 }
@@ -161,6 +422,13 @@ impl Drop for Entered {
     fn drop(&mut self) {
         // Pairs with the exchange in `enter`: the next user sees what this one did.
         self.place.state.store(self.state, Ordering::Release);
+    }
+}
+
+impl Place {
+    /// Whole at all times, so a panic elsewhere under the lock does no harm.
+    fn side(&self) -> MutexGuard<'_, Side> {
+        self.side.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -181,7 +449,7 @@ fn find(handle: Handle) -> Result<(usize, &'static Place, u64), ResultCode> {
     }
     let generation = (value >> (LOW + INDEX_BITS)) as u64;
     // SAFETY: places are made once and never freed.
-    Ok((index, unsafe { &*place }, generation << 2 | LIVE))
+    Ok((index, unsafe { &*place }, generation << GENERATION | LIVE))
 }
 
 #[cold]
@@ -205,7 +473,7 @@ fn vacant_place() -> Result<(usize, &'static Place), ResultCode> {
                 state: AtomicU64::new(0),
                 rank: AtomicU32::new(0),
                 nranks: AtomicU32::new(0),
-                abort: Mutex::new(None),
+                side: Mutex::new(Side::new()),
                 body: UnsafeCell::new(None),
             });
             TABLE[*made].store(Box::into_raw(place), Ordering::Release);
@@ -224,12 +492,15 @@ mod tests {
     use super::*;
 
     fn alone() -> Handle {
+        let reserved = reserve(Some((0, 1)), true, -1).unwrap();
+        let handle = reserved.handle();
         let id = UniqueId::create().unwrap();
-        admit(Communicator::init(&id, 1, 0).unwrap()).unwrap()
+        reserved.fill(Communicator::init(&id, 1, 0).unwrap(), Settings::default()).unwrap();
+        handle
     }
 
     #[test]
-    fn a_handle_lives_from_admission_to_eviction() {
+    fn a_handle_lives_from_reservation_to_eviction() {
         let first = alone();
         assert_eq!(identity(first), Ok((0, 1)));
         assert_eq!(enter(first).unwrap().comm.nranks(), 1);
@@ -238,7 +509,8 @@ mod tests {
         let second = alone();
         assert_ne!(first, second);
         assert!(identity(first).is_err() && abort_handle(first).is_err());
-        drop(enter(second).unwrap().evict());
+        drop(evict(second).unwrap());
+        assert!(evict(second).is_err());
     }
 
     #[test]
@@ -247,10 +519,43 @@ mod tests {
         let entered = enter(handle).unwrap();
         assert_eq!(enter(handle).err(), Some(ResultCode::InvalidUsage));
         assert_eq!((is_busy(handle), identity(handle)), (Ok(true), Ok((0, 1))));
-        assert!(abort_handle(handle).is_ok());
+        assert_eq!(async_result(handle), Ok(ResultCode::Success));
+        entered.defer();
+        assert_eq!(enter(handle).err(), Some(ResultCode::InvalidArgument));
+        assert_eq!(async_result(handle), Ok(ResultCode::InProgress));
+        entered.settle(Ok(()));
         drop(entered);
         assert_eq!(is_busy(handle), Ok(false));
-        drop(enter(handle).unwrap().evict());
+        drop(evict(handle).unwrap());
+    }
+
+    #[test]
+    fn what_is_being_made_can_be_asked_for_and_aborted() {
+        let reserved = reserve(Some((1, 2)), false, 3).unwrap();
+        let handle = reserved.handle();
+        assert_eq!(identity(handle), Ok((1, 2)));
+        assert_eq!((device(handle), blocks(handle)), (Ok(3), Ok(false)));
+        assert_eq!(async_result(handle), Ok(ResultCode::InProgress));
+        assert_eq!(enter(handle).err(), Some(ResultCode::InvalidArgument));
+        assert_eq!(evict(handle).err(), Some(ResultCode::InvalidArgument));
+        let signal = reserved.signal().unwrap();
+        assert_eq!(abort(handle), Ok(false));
+        assert!(signal.is_raised());
+        assert!(abort(handle).is_err() && async_result(handle).is_err());
+        reserved.fail(ResultCode::RemoteError);
+        assert!(evict(handle).is_err());
+    }
+
+    #[test]
+    fn what_could_not_be_made_says_so_until_it_is_destroyed() {
+        let reserved = reserve(None, false, -1).unwrap();
+        let handle = reserved.handle();
+        assert_eq!(identity(handle), Err(ResultCode::InvalidArgument));
+        reserved.fail(ResultCode::Timeout);
+        assert_eq!(async_result(handle), Ok(ResultCode::Timeout));
+        assert_eq!(enter(handle).err(), Some(ResultCode::Timeout));
+        assert!(evict(handle).unwrap().is_none());
+        assert!(async_result(handle).is_err());
     }
 
     #[test]
@@ -264,6 +569,7 @@ mod tests {
             std::ptr::without_provenance_mut(usize::MAX),
         ] {
             assert_eq!(enter(value).err(), Some(ResultCode::InvalidArgument));
+            assert!(evict(value).is_err() && abort(value).is_err());
         }
     }
 }

@@ -2,18 +2,43 @@
 
 use std::ffi::{c_int, c_void};
 
-use maypole::Transfer;
 use maypole::error::ResultCode;
+use maypole::{Call, Collective, DType, RedOp, Transfer};
 
 use crate::answer::{NcclResult, answer, failed, invalid};
-use crate::collective::{data_type, usable};
+use crate::collective::{broken, data_type, usable};
+use crate::export::abi;
 use crate::group;
 use crate::registry::{self, Entered, Handle};
+use crate::stream::Stream;
 
 /// Runs transfers all at once.
 pub(crate) fn run(transfers: &[Transfer], entered: &mut Entered) -> Result<(), ResultCode> {
     // SAFETY: the client promised, by the terms of nccl.h, buffers that are valid for the call.
-    unsafe { entered.comm.exchange(transfers) }.map_err(|error| failed(&error))
+    match unsafe { entered.comm.exchange(transfers) } {
+        Ok(()) => Ok(()),
+        Err(error) => Err(broken(&error, entered)),
+    }
+}
+
+/// Microseconds that the cost model expects of transfers that run at once: what it expects of an exchange of everything with
+/// everybody, in pieces as large as the largest.
+pub(crate) fn predict(transfers: &[Transfer], entered: &Entered) -> Result<f64, ResultCode> {
+    let bytes = |transfer: &Transfer| match *transfer {
+        Transfer::Send { bytes, .. } | Transfer::Receive { bytes, .. } => bytes,
+    };
+    let call = Call {
+        collective: Collective::AllToAll,
+        send: std::ptr::null(),
+        recv: std::ptr::null_mut(),
+        count: transfers.iter().map(bytes).max().unwrap_or(0),
+        dtype: DType::Uint8,
+        reduction: RedOp::Sum.into(),
+    };
+    if call.count == 0 {
+        return Ok(0.0);
+    }
+    entered.comm.explain(&call).map(|choice| choice.predicted).map_err(|error| failed(&error))
 }
 
 fn submit(
@@ -21,7 +46,7 @@ fn submit(
     dtype: c_int,
     peer: c_int,
     comm: Handle,
-    stream: *mut c_void,
+    stream: Stream,
     buffer: *const c_void,
     make: impl FnOnce(usize, u32) -> Transfer,
 ) -> NcclResult {
@@ -40,6 +65,7 @@ fn submit(
             }
             let transfer = make(bytes, peer);
             if group::is_open() {
+                group::agree(entered.blocks())?;
                 group::queue_transfer(comm, transfer);
                 return Ok(());
             }
@@ -49,41 +75,35 @@ fn submit(
     })
 }
 
-/// `ncclSend`
-///
-/// # Safety
-/// `send` holds `count` elements, until the call, or its group, has ended.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn ncclSend(
-    send: *const c_void,
-    count: usize,
-    dtype: c_int,
-    peer: c_int,
-    comm: Handle,
-    stream: *mut c_void,
-) -> NcclResult {
-    let data = send.cast();
-    submit(count, dtype, peer, comm, stream, send, |bytes, peer| Transfer::Send {
-        data,
-        bytes,
-        peer,
-    })
-}
+abi! {
+    /// `ncclSend`
+    fn ncclSend(
+        send: *const c_void,
+        count: usize,
+        dtype: c_int,
+        peer: c_int,
+        comm: Handle,
+        stream: Stream,
+    ) -> NcclResult {
+        let data = send.cast();
+        submit(count, dtype, peer, comm, stream, send, |bytes, peer| Transfer::Send {
+            data,
+            bytes,
+            peer,
+        })
+    }
 
-/// `ncclRecv`
-///
-/// # Safety
-/// `recv` holds `count` elements, until the call, or its group, has ended.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn ncclRecv(
-    recv: *mut c_void,
-    count: usize,
-    dtype: c_int,
-    peer: c_int,
-    comm: Handle,
-    stream: *mut c_void,
-) -> NcclResult {
-    let data = recv.cast();
-    let make = |bytes, peer| Transfer::Receive { data, bytes, peer };
-    submit(count, dtype, peer, comm, stream, recv, make)
+    /// `ncclRecv`
+    fn ncclRecv(
+        recv: *mut c_void,
+        count: usize,
+        dtype: c_int,
+        peer: c_int,
+        comm: Handle,
+        stream: Stream,
+    ) -> NcclResult {
+        let data = recv.cast();
+        let make = |bytes, peer| Transfer::Receive { data, bytes, peer };
+        submit(count, dtype, peer, comm, stream, recv, make)
+    }
 }

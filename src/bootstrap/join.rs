@@ -173,9 +173,13 @@ fn start_fixed(contents: &Contents, options: &Options) -> Result<(), BootstrapEr
 /// A rank that is alone needs no root; the one that its id has started, if it is on this host, may end at once. If it
 /// cannot be reached it ends by itself later. No abort ends this: it is short.
 fn release(contents: &Contents) {
-    if contents.reach.host_tag != address::host_tag() {
-        return;
+    if contents.reach.host_tag == address::host_tag() {
+        dismiss(contents);
     }
+}
+
+/// Tells a root that it may end.
+pub(super) fn dismiss(contents: &Contents) {
     let options = Options { timeout: FAREWELL, ..Options::default() };
     let left = Arrival::new(contents, 0, 1, &options).and_then(|mut arrival| {
         arrival.register()?;
@@ -183,7 +187,7 @@ fn release(contents: &Contents) {
         Ok(())
     });
     if let Err(error) = left {
-        log::info!("the root of a communicator of one rank was not told to end: {error}");
+        log::info!("a root that is not needed was not told to end: {error}");
     }
 }
 

@@ -239,6 +239,19 @@ impl Communicator {
         Ok(self.tuner.choose(&Task::from(call))?.1)
     }
 
+    /// What this rank's part of the communicator holds.
+    pub fn memory(&self) -> Memory {
+        Memory {
+            releasable: self.scratch.held(),
+            lasting: self.endpoint.held() + size_of::<Staging>(),
+        }
+    }
+
+    /// Gives back the memory that later calls take again when they need it.
+    pub fn release_memory(&mut self) {
+        self.scratch = Scratch::default();
+    }
+
     /// A handle by which any thread can end this communicator's waits, on all ranks.
     pub fn abort_handle(&self) -> AbortHandle {
         AbortHandle { shared: self.watch.shared(), _endpoint: Arc::clone(&self.endpoint) }
@@ -256,6 +269,15 @@ impl Communicator {
     }
 }
 
+/// Bytes that a communicator holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// What [`Communicator::release_memory`] gives back.
+    pub releasable: usize,
+    /// The rank's end of its links, as far as it was used.
+    pub lasting: usize,
+}
+
 /// Ends a communicator's waits from any thread, on all ranks.
 #[derive(Clone)]
 pub struct AbortHandle {
@@ -268,5 +290,11 @@ impl AbortHandle {
     /// Makes every present and future wait of the communicator end with an error, here and on all other ranks.
     pub fn abort(&self) {
         self.shared.abort();
+    }
+
+    /// As [`Communicator::async_error`], from any thread and during a call; a failure that only this rank knows of is not there
+    /// until it has been told to the others.
+    pub fn async_error(&self) -> Option<Error> {
+        self.shared.ended()
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use maypole_algorithms::Rank;
 
 use super::Communicator;
-use crate::bootstrap::UniqueId;
+use crate::bootstrap::{Options, UniqueId};
 use crate::error::Error;
 
 /// What a rank says in a split.
@@ -36,8 +36,22 @@ impl Communicator {
     /// # Errors
     /// A rank that is gone, or does not come before `MAYPOLE_INIT_TIMEOUT`.
     pub fn split(&mut self, color: Option<u32>, key: i32) -> Result<Option<Self>, Error> {
+        let options = self.options.clone();
+        self.split_with(color, key, &options)
+    }
+
+    /// As [`split`](Self::split), with limits of the new communicator's own.
+    ///
+    /// # Errors
+    /// As for [`split`](Self::split).
+    pub fn split_with(
+        &mut self,
+        color: Option<u32>,
+        key: i32,
+        options: &Options,
+    ) -> Result<Option<Self>, Error> {
         self.whole()?;
-        let deadline = Instant::now() + self.options.timeout;
+        let deadline = Instant::now() + options.timeout;
         let mine = Wish { color, key, rank: self.rank };
         let wishes = self.watch.all_gather(&mine.to_bytes(), deadline)?;
         let mut part = Vec::new();
@@ -50,7 +64,7 @@ impl Communicator {
         }
         part.sort_unstable();
         let leads = color.is_some() && part.first() == Some(&(key, self.rank));
-        let id = if leads { Some(UniqueId::create_with(&self.options)?) } else { None };
+        let id = if leads { Some(UniqueId::create_with(options)?) } else { None };
         let bytes = id.map_or(Vec::new(), |id| id.to_bytes().to_vec());
         let ids = self.watch.all_gather(&bytes, deadline)?;
         if color.is_none() {
@@ -62,7 +76,39 @@ impl Communicator {
         let id = UniqueId::from_bytes(bytes)?;
         let rank = part.iter().position(|p| p.1 == self.rank).unwrap_or_default();
         let nranks = part.len() as u32;
-        Self::init_with(&id, nranks, rank as Rank, &self.config, &self.options).map(Some)
+        Self::init_with(&id, nranks, rank as Rank, &self.config, options).map(Some)
+    }
+
+    /// A communicator of all ranks of this one, in their order, and of new ones after them. Every rank here calls it, one
+    /// or more of them with the id; the new ranks join that id by [`init`](Self::init), as the ranks from this one's `nranks` on.
+    ///
+    /// # Errors
+    /// A number of ranks that is no growth; no id, or several that differ; ranks that do not come before
+    /// `MAYPOLE_INIT_TIMEOUT`.
+    pub fn grow_with(
+        &mut self,
+        id: Option<&UniqueId>,
+        nranks: u32,
+        options: &Options,
+    ) -> Result<Self, Error> {
+        self.whole()?;
+        let bad = |what: String| Err(Error::InvalidArgument { what: format!("grow: {what}") });
+        if nranks <= self.nranks {
+            return bad(format!("{nranks} ranks are no more than the {} there are", self.nranks));
+        }
+        let deadline = Instant::now() + options.timeout;
+        let mine = id.map_or(Vec::new(), |id| id.to_bytes().to_vec());
+        let mut given = self.watch.all_gather(&mine, deadline)?;
+        given.retain(|bytes| !bytes.is_empty());
+        given.sort_unstable();
+        given.dedup();
+        let [bytes] = &given[..] else {
+            return bad(format!("the ranks gave {} different ids, not one", given.len()));
+        };
+        let bytes = bytes.as_slice().try_into();
+        let id =
+            UniqueId::from_bytes(bytes.map_err(|_| Error::internal("an id of another length"))?)?;
+        Self::init_with(&id, nranks, self.rank, &self.config, options)
     }
 
     /// A communicator of all ranks but `excluded`, in their order. The survivors call it, all with the same list; the excluded
@@ -71,6 +117,15 @@ impl Communicator {
     /// # Errors
     /// An empty or impossible list; survivors that do not come before `MAYPOLE_INIT_TIMEOUT`.
     pub fn shrink(&mut self, excluded: &[Rank]) -> Result<Self, Error> {
+        let options = self.options.clone();
+        self.shrink_with(excluded, &options)
+    }
+
+    /// As [`shrink`](Self::shrink), with limits of the new communicator's own.
+    ///
+    /// # Errors
+    /// As for [`shrink`](Self::shrink).
+    pub fn shrink_with(&mut self, excluded: &[Rank], options: &Options) -> Result<Self, Error> {
         let bad = |what: &str| Err(Error::InvalidArgument { what: format!("shrink: {what}") });
         if excluded.is_empty() {
             return bad("no rank is excluded");
@@ -81,20 +136,33 @@ impl Communicator {
         if excluded.contains(&self.rank) {
             return bad("this rank is among the excluded ones");
         }
+        self.regroup(excluded, options)
+    }
+
+    /// A communicator of all ranks of this one, which may be broken as long as no rank is dead. All ranks call it; this
+    /// communicator is of no further use afterwards but for a shrink or another renewal.
+    ///
+    /// # Errors
+    /// Ranks that do not come before `MAYPOLE_INIT_TIMEOUT`.
+    pub fn renew_with(&mut self, options: &Options) -> Result<Self, Error> {
+        self.regroup(&[], options)
+    }
+
+    fn regroup(&mut self, excluded: &[Rank], options: &Options) -> Result<Self, Error> {
         let survivors: Vec<Rank> = (0..self.nranks).filter(|r| !excluded.contains(r)).collect();
         let host = survivors[0];
         self.shrunk += 1;
         // Survivors with another list have another secret and are turned away, instead of being mixed up.
         let secret = self.keys.derive(&format!("shrink {} {survivors:?}", self.shrunk));
         let id = if host == self.rank {
-            self.meeting.host(secret, &self.options)?
+            self.meeting.host(secret, options)?
         } else {
             UniqueId::at_meeting(&self.meetings[host as usize], secret)
                 .ok_or_else(|| Error::internal(format!("rank {host} has no meeting place")))?
         };
         let rank = survivors.iter().position(|r| *r == self.rank).unwrap_or_default();
         let nranks = survivors.len() as u32;
-        Self::init_with(&id, nranks, rank as Rank, &self.config, &self.options)
+        Self::init_with(&id, nranks, rank as Rank, &self.config, options)
     }
 
     /// Refuses what needs all ranks where a call has failed.

@@ -16,6 +16,11 @@ pub(crate) struct Scratch {
 struct Line([u8; 64]);
 
 impl Scratch {
+    /// Bytes that are held.
+    pub(crate) fn held(&self) -> usize {
+        self.memory.capacity() * size_of::<Line>()
+    }
+
     /// Makes room for `chunks` chunks of `bytes` each. What they held is lost.
     pub(crate) fn prepare(&mut self, chunks: u32, bytes: usize) {
         self.stride = bytes.div_ceil(size_of::<Line>());

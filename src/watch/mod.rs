@@ -398,7 +398,7 @@ impl Shared {
         }
     }
 
-    fn ended(&self) -> Option<Error> {
+    pub(crate) fn ended(&self) -> Option<Error> {
         let verdict = self.state().verdict.as_ref().map(Verdict::error);
         verdict.or_else(|| {
             let error = self.endpoint.upgrade()?.aborted()?;

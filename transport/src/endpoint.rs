@@ -268,6 +268,11 @@ impl Endpoint {
         }
     }
 
+    /// Bytes of memory that the rank's own end of its links takes by now.
+    pub fn held(&self) -> usize {
+        self.presence.peers.inbox.held()
+    }
+
     /// While the result lives, this rank may read memory that others lend it. Whoever receives messages of links that lend needs
     /// it, for the sake of a lender that fails: see [`is_reading`](Self::is_reading).
     pub fn reading(&self) -> Reading<'_> {

@@ -159,6 +159,11 @@ impl Inbox {
         self.file.as_fd()
     }
 
+    /// Bytes that were ever touched; the rest costs nothing.
+    pub(crate) fn held(&self) -> usize {
+        memory::held(self.file.as_fd())
+    }
+
     pub(crate) fn header(&self) -> &Header {
         // SAFETY: `new` put a header there; it consists of atomics and constants.
         unsafe { &*self.memory.start().cast() }

@@ -34,6 +34,18 @@ pub(crate) fn create(bytes: usize) -> Result<OwnedFd, LinkError> {
     Ok(file.into())
 }
 
+/// Bytes of a file of [`create`] that take memory.
+pub(crate) fn held(file: BorrowedFd<'_>) -> usize {
+    let mut status = std::mem::MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: the descriptor is open, and there is room for the result.
+    let result = unsafe { libc::fstat(file.as_raw_fd(), status.as_mut_ptr()) };
+    if result != 0 {
+        return 0;
+    }
+    // SAFETY: it was zeroed, and fstat has filled it. Blocks are of 512 bytes whatever the file.
+    unsafe { status.assume_init().st_blocks as usize * 512 }
+}
+
 /// Whether a file that came from elsewhere has `bytes` bytes and will keep them.
 pub(crate) fn is_sealed(file: BorrowedFd<'_>, bytes: usize) -> bool {
     // SAFETY: the descriptor is open; no memory is involved. Not a memfd gives -1, with all bits set, hence the sign.

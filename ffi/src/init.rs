@@ -1,0 +1,159 @@
+//! Communicators of an id: `ncclCommInitRank`, with a configuration, with several ids, and all ranks at once.
+
+use std::collections::HashSet;
+use std::ffi::c_int;
+
+use maypole::config;
+use maypole::error::ResultCode;
+use maypole::logger;
+
+use crate::answer::{NcclResult, answer, invalid, refuse};
+use crate::config::{Settings, read};
+use crate::debug;
+use crate::export::abi;
+use crate::group;
+use crate::identity::{new_unique_id, unique_id};
+use crate::layout::{NcclConfig, NcclUniqueId};
+use crate::making::{Source, make};
+use crate::registry::Handle;
+
+/// # Safety
+/// As `nccl.h` says: `comm` is NULL or writable, `ids` readable for `count`, `config` as for [`read`].
+unsafe fn init(
+    function: &str,
+    comm: *mut Handle,
+    (nranks, rank): (c_int, c_int),
+    (ids, count): (*const NcclUniqueId, c_int),
+    config: *const NcclConfig,
+) -> NcclResult {
+    answer(|| {
+        debug::begin();
+        let checked = || {
+            if comm.is_null() {
+                return Err(invalid(&format!("{function}: comm is NULL")));
+            }
+            if nranks < 1 || !(0..nranks).contains(&rank) {
+                return Err(invalid(&format!("{function}: rank {rank} of {nranks}")));
+            }
+            if !(1..=nranks).contains(&count) {
+                return Err(invalid(&format!("{function}: {count} ids for {nranks} ranks")));
+            }
+            if ids.is_null() {
+                return Err(invalid(&format!("{function}: the ids are NULL")));
+            }
+            // SAFETY: the caller's promise.
+            let ids = unsafe { std::slice::from_raw_parts(ids, count as usize) };
+            let mut ids = ids.iter().map(unique_id).collect::<Result<Vec<_>, _>>()?;
+            let id = ids.remove(0);
+            // SAFETY: the caller's promise.
+            let settings = unsafe { read(config, None) }?;
+            log::info!(
+                target: "INIT",
+                "{function} rank {rank} nranks {nranks} cudaDev -1 nvmlDev -1 busId 0 commName {:?} - Init START",
+                settings.name
+            );
+            let source = Source::Id { id, others: ids, nranks: nranks as u32, rank: rank as u32 };
+            // SAFETY: the caller's promise.
+            unsafe { make(source, settings, None, comm, -1) }
+        };
+        group::note(checked())
+    })
+}
+
+/// All ranks of a new communicator, in this process.
+///
+/// # Safety
+/// `comms` is writable for as many as there are devices.
+unsafe fn init_all(comms: *mut Handle, devices: &[c_int]) -> Result<(), ResultCode> {
+    let id = unique_id(&new_unique_id()?)?;
+    let nranks = devices.len() as u32;
+    for (rank, &device) in devices.iter().enumerate() {
+        let source = Source::Id { id, others: Vec::new(), nranks, rank: rank as u32 };
+        // SAFETY: the caller's promise.
+        unsafe { make(source, Settings::default(), None, comms.add(rank), device) }?;
+    }
+    Ok(())
+}
+
+fn check_devices(devices: &[c_int]) -> Result<(), ResultCode> {
+    if let Some(bad) = devices.iter().find(|device| **device < 0) {
+        return Err(invalid(&format!("ncclCommInitAll: there is no device {bad}")));
+    }
+    let mut seen = HashSet::new();
+    let repeated = devices.iter().find(|device| !seen.insert(**device));
+    match repeated {
+        Some(device) if !config::Config::get().multi_rank_gpu => Err(refuse(
+            ResultCode::InvalidUsage,
+            &format!(
+                "ncclCommInitAll: device {device} is listed twice; NCCL_MULTI_RANK_GPU_ENABLE=1 allows that"
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+abi! {
+    /// `ncclCommInitRank`
+    fn ncclCommInitRank(comm: *mut Handle, nranks: c_int, id: NcclUniqueId, rank: c_int) -> NcclResult {
+        // SAFETY: the caller's promise.
+        unsafe { init("ncclCommInitRank", comm, (nranks, rank), (&raw const id, 1), std::ptr::null()) }
+    }
+
+    /// `ncclCommInitRankConfig`
+    fn ncclCommInitRankConfig(
+        comm: *mut Handle,
+        nranks: c_int,
+        id: NcclUniqueId,
+        rank: c_int,
+        config: *mut NcclConfig,
+    ) -> NcclResult {
+        // SAFETY: the caller's promise.
+        unsafe { init("ncclCommInitRankConfig", comm, (nranks, rank), (&raw const id, 1), config) }
+    }
+
+    /// `ncclCommInitRankScalable`: the first id is the one that is used. Here a root has little to do, as ranks find each other
+    /// over a tree; the others are told that they are not needed.
+    fn ncclCommInitRankScalable(
+        comm: *mut Handle,
+        nranks: c_int,
+        rank: c_int,
+        count: c_int,
+        ids: *mut NcclUniqueId,
+        config: *mut NcclConfig,
+    ) -> NcclResult {
+        // SAFETY: the caller's promise.
+        unsafe { init("ncclCommInitRankScalable", comm, (nranks, rank), (ids, count), config) }
+    }
+
+    /// `ncclCommInitAll`: devices are names without a meaning on host memory, which `ncclCommCuDevice` gives back.
+    fn ncclCommInitAll(comms: *mut Handle, count: c_int, devices: *const c_int) -> NcclResult {
+        answer(|| {
+            logger::install();
+            debug::begin();
+            let checked = || {
+                let Ok(len) = usize::try_from(count) else {
+                    return Err(invalid(&format!("ncclCommInitAll: {count} devices")));
+                };
+                if comms.is_null() {
+                    return Err(invalid("ncclCommInitAll: comm is NULL"));
+                }
+                let list: Vec<c_int> = if devices.is_null() {
+                    (0..count).collect()
+                } else {
+                    // SAFETY: the caller's promise.
+                    unsafe { std::slice::from_raw_parts(devices, len) }.to_vec()
+                };
+                check_devices(&list)?;
+                if list.is_empty() {
+                    return Ok(());
+                }
+                group::start();
+                // SAFETY: the caller's promise.
+                let queued = group::note(unsafe { init_all(comms, &list) });
+                let ended = group::end();
+                queued.and(ended)
+            };
+            group::note(checked())
+        })
+    }
+}

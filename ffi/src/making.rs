@@ -1,0 +1,236 @@
+//! How a communicator comes to be, whatever it comes of: the handle is there at once, then the ranks meet, on this thread or, where the
+//! client does not want to wait, on one of its own.
+
+use maypole::bootstrap::Options;
+use maypole::config::Config;
+use maypole::error::ResultCode;
+use maypole::{Communicator, Error, UniqueId};
+
+use crate::answer::failed;
+use crate::config::Settings;
+use crate::group;
+use crate::registry::{self, Entered, Handle, Reserved, Stage};
+
+/// What a communicator comes of.
+pub(crate) enum Source {
+    /// Nothing but an id: its rank, and how many there are. Further ids are of no use and told so.
+    Id { id: UniqueId, others: Vec<UniqueId>, nranks: u32, rank: u32 },
+    /// A part of its parent.
+    Split { color: Option<u32>, key: i32 },
+    /// What is left of its parent.
+    Shrink { excluded: Vec<u32> },
+    /// Its parent and new ranks.
+    Grow { id: Option<UniqueId>, nranks: u32 },
+}
+
+/// A communicator to be.
+pub(crate) struct Making {
+    source: Source,
+    settings: Settings,
+    reserved: Reserved,
+    /// Where the client wants the handle.
+    out: Out,
+    /// Its calls wait for it; then `out` is the client's to lend until the end.
+    waits: bool,
+}
+
+/// The client's memory for a handle.
+struct Out(*mut Handle);
+
+// SAFETY: the client promised it to be writable until the call, or its group, has ended, whatever the thread, and no other
+// thread uses it.
+unsafe impl Send for Out {}
+
+/// Makings of one parent, or one of none, in order.
+pub(crate) struct Litter {
+    pub(crate) parent: Option<Parent>,
+    pub(crate) makings: Vec<Making>,
+}
+
+/// A parent's handle on its way to another thread.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct Parent(pub(crate) Handle);
+
+// SAFETY: a handle is a number, not an address.
+unsafe impl Send for Parent {}
+
+/// Starts to make a communicator and writes its handle to `out`. Returns when it is there; at the group's end if one is
+/// open; at once, with `ncclInProgress`, where the client does not want to wait.
+///
+/// # Safety
+/// `out` is writable, until the group's end if one is open.
+pub(crate) unsafe fn make(
+    source: Source,
+    settings: Settings,
+    parent: Option<Handle>,
+    out: *mut Handle,
+    device: i32,
+) -> Result<(), ResultCode> {
+    // As NCCL has it: whether to wait for an offspring is its parent's way.
+    let waits = match parent {
+        Some(parent) => registry::blocks(parent)?,
+        None => settings.blocking,
+    };
+    let identity = match &source {
+        Source::Id { nranks, rank, .. } => Some((*rank, *nranks)),
+        _ => None,
+    };
+    group::agree(waits)?;
+    let reserved = registry::reserve(identity, settings.blocking, device)?;
+    // Who is in no part gets no handle, not even for now.
+    let nobody = matches!(source, Source::Split { color: None, .. });
+    let handle = if nobody { std::ptr::null_mut() } else { reserved.handle() };
+    // SAFETY: the caller's promise.
+    unsafe { out.write(handle) };
+    let making = Making { source, settings, reserved, out: Out(out), waits };
+    let parent = parent.map(Parent);
+    if group::is_open() {
+        group::queue_making(parent, making);
+        return Ok(());
+    }
+    let litter = Litter { parent, makings: vec![making] };
+    if waits { litter.run() } else { litter.start() }
+}
+
+impl Litter {
+    /// Makes them; returns when they are there.
+    pub(crate) fn run(self) -> Result<(), ResultCode> {
+        let Self { parent, makings } = self;
+        match parent.map(|Parent(handle)| registry::enter(handle)).transpose() {
+            Ok(entered) => make_all(makings, entered),
+            Err(code) => {
+                cancel(makings, code);
+                Err(code)
+            }
+        }
+    }
+
+    /// Makes them on a thread of their own.
+    pub(crate) fn start(self) -> Result<(), ResultCode> {
+        let Self { parent, makings } = self;
+        // The parent is in progress from the moment that the call returns.
+        let entered = match parent.map(|Parent(handle)| registry::enter(handle)).transpose() {
+            Ok(entered) => entered,
+            Err(code) => {
+                cancel(makings, code);
+                return Err(code);
+            }
+        };
+        if let Some(entered) = &entered {
+            entered.defer();
+        }
+        let run = move || {
+            // The handles tell how it ended.
+            let _ = make_all(makings, entered);
+        };
+        match std::thread::Builder::new().name("maypole-init".into()).spawn(run) {
+            Ok(_) => Err(ResultCode::InProgress),
+            Err(error) => Err(failed(&Error::System {
+                call: "pthread_create",
+                errno: error.raw_os_error().unwrap_or(libc::EAGAIN),
+            })),
+        }
+    }
+
+    /// There will be none of them.
+    pub(crate) fn cancel(self) {
+        cancel(self.makings, ResultCode::InvalidArgument);
+    }
+}
+
+/// None of these will be.
+fn cancel(makings: Vec<Making>, code: ResultCode) {
+    for making in makings {
+        // It is `code`.
+        let _ = making.end(Err(code));
+    }
+}
+
+fn make_all(makings: Vec<Making>, mut parent: Option<Entered>) -> Result<(), ResultCode> {
+    let mut result = Ok(());
+    for making in makings {
+        let made = match result {
+            Ok(()) => making.run(parent.as_mut()),
+            // Those that come after a failure are not tried: other ranks may not try them either.
+            Err(code) => {
+                cancel(vec![making], code);
+                continue;
+            }
+        };
+        result = made;
+    }
+    if let Some(parent) = &parent {
+        parent.settle(result);
+    }
+    result
+}
+
+impl Making {
+    fn run(self, mut parent: Option<&mut Entered>) -> Result<(), ResultCode> {
+        if let Some(parent) = &parent {
+            parent.set_child(self.reserved.signal());
+        }
+        let options = Options { abort: self.reserved.signal(), ..Options::default() };
+        let made = make_of(&self.source, parent.as_deref_mut(), &options);
+        if let Some(parent) = &parent {
+            parent.set_child(None);
+        }
+        self.end(made.map_err(|error| failed(&error)))
+    }
+
+    /// Hands out what was made. Where the client waits, what failed leaves no handle behind.
+    fn end(self, made: Result<Option<Communicator>, ResultCode>) -> Result<(), ResultCode> {
+        let Self { settings, reserved, out: Out(out), waits, .. } = self;
+        let filled = match made {
+            Ok(Some(comm)) => reserved.fill(comm, settings),
+            Ok(None) => {
+                reserved.cancel();
+                return Ok(());
+            }
+            Err(code) if waits => {
+                reserved.cancel();
+                Err(code)
+            }
+            Err(code) => {
+                reserved.fail(code);
+                Err(code)
+            }
+        };
+        if filled.is_err() && waits {
+            // SAFETY: the client's promise.
+            unsafe { out.write(std::ptr::null_mut()) };
+        }
+        filled
+    }
+}
+
+fn make_of(
+    source: &Source,
+    parent: Option<&mut Entered>,
+    options: &Options,
+) -> Result<Option<Communicator>, Error> {
+    let orphan = || Error::internal("an offspring without a parent");
+    match source {
+        Source::Id { id, others, nranks, rank } => {
+            let comm = Communicator::init_with(id, *nranks, *rank, Config::get(), options)?;
+            // The roots of the ids that were not needed may end; each is told by one rank.
+            let told = others.iter().enumerate().skip(*rank as usize).step_by(*nranks as usize);
+            told.for_each(|(_, id)| id.retire());
+            Ok(Some(comm))
+        }
+        Source::Split { color, key } => {
+            let parent = parent.ok_or_else(orphan)?;
+            if parent.stage == Stage::Revoked {
+                let mut whole = parent.comm.renew_with(options)?;
+                return whole.split_with(*color, *key, options);
+            }
+            parent.comm.split_with(*color, *key, options)
+        }
+        Source::Shrink { excluded } => {
+            parent.ok_or_else(orphan)?.comm.shrink_with(excluded, options).map(Some)
+        }
+        Source::Grow { id, nranks } => {
+            parent.ok_or_else(orphan)?.comm.grow_with(id.as_ref(), *nranks, options).map(Some)
+        }
+    }
+}

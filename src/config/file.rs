@@ -1,0 +1,121 @@
+//! Settings from files, as NCCL reads them: `NAME=value` lines, `#` comments. The environment wins over the user's file, `NCCL_CONF_FILE` or
+//! `~/.nccl.conf`, and that over `/etc/nccl.conf`.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It is not set.
+    Default,
+    /// The environment.
+    Environment,
+    /// A file.
+    File(PathBuf),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::Environment => f.write_str("environment"),
+            Self::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// The file of the whole system.
+const SYSTEM: &str = "/etc/nccl.conf";
+
+/// The files of this process, the strongest first, as they were when a setting was first asked for.
+static FILES: LazyLock<Vec<(PathBuf, HashMap<String, String>)>> = LazyLock::new(|| {
+    paths(|name| std::env::var_os(name).map(PathBuf::from))
+        .into_iter()
+        .filter_map(|path| {
+            let text = read(&path)?;
+            Some((path, parse(&text)))
+        })
+        .collect()
+});
+
+/// What a variable is set to, and where. Empty means not set, as everywhere.
+pub fn lookup(name: &str) -> Option<(String, Origin)> {
+    let here = std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    if let Some(value) = here.filter(|value| !value.is_empty()) {
+        return Some((value, Origin::Environment));
+    }
+    let found = FILES.iter().find_map(|(path, values)| Some((path, values.get(name)?)));
+    found.map(|(path, value)| (value.clone(), Origin::File(path.clone())))
+}
+
+/// The names that any file sets.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    FILES.iter().flat_map(|(_, values)| values.keys().map(String::as_str))
+}
+
+fn paths(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
+    let named = variable("NCCL_CONF_FILE").filter(|path| !path.as_os_str().is_empty());
+    let users = named.or_else(|| variable("HOME").map(|home| home.join(".nccl.conf")));
+    users.into_iter().chain([PathBuf::from(SYSTEM)]).collect()
+}
+
+/// None where there is no such file. One that cannot be read is told, as a warning would come too early.
+fn read(path: &Path) -> Option<String> {
+    match std::fs::read(path) {
+        Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) => {
+            if !matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+            ) {
+                log::warn!("settings in {} are not used: {error}", path.display());
+            }
+            None
+        }
+    }
+}
+
+/// The first of several lines for one name counts.
+fn parse(text: &str) -> HashMap<String, String> {
+    let mut values = HashMap::new();
+    for line in text.lines() {
+        let line = line.split_once('#').map_or(line, |(line, _)| line);
+        let Some((name, value)) = line.split_once('=') else { continue };
+        let (name, value) = (name.trim(), value.trim());
+        if !name.is_empty() && !value.is_empty() {
+            values.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+        }
+    }
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_names_and_values() {
+        let values = parse(
+            "# all\nNCCL_DEBUG=WARN\n NCCL_ALGO = ring,tree # both\nnothing\n=x\nEMPTY=\nNCCL_DEBUG=INFO\n",
+        );
+        assert_eq!(values.len(), 2);
+        assert_eq!(
+            (values["NCCL_DEBUG"].as_str(), values["NCCL_ALGO"].as_str()),
+            ("WARN", "ring,tree")
+        );
+    }
+
+    #[test]
+    fn the_users_file_comes_first() {
+        let at = |set: &'static str, value: &'static str| {
+            paths(move |name| (name == set).then(|| PathBuf::from(value)))
+        };
+        let system = PathBuf::from(SYSTEM);
+        assert_eq!(at("NCCL_CONF_FILE", "/x"), [PathBuf::from("/x"), system.clone()]);
+        assert_eq!(at("HOME", "/home/u"), [PathBuf::from("/home/u/.nccl.conf"), system.clone()]);
+        assert_eq!(at("NCCL_CONF_FILE", ""), [system]);
+    }
+}
