@@ -1,6 +1,7 @@
 //! Every rank ends with all inputs, by rank.
 
 pub mod biring;
+pub mod circulant;
 pub mod direct;
 pub mod doubling;
 pub mod pat;
@@ -15,4 +16,5 @@ pub(super) const GENERATORS: &[Generator] = &[
     Generator::new("biring", "all_gather", |_, n| biring::schedule(n)),
     Generator::new("pat", "all_gather", |_, n| pat::schedule(n)),
     Generator::new("doubling", "all_gather", |_, n| doubling::schedule(n)),
+    Generator::new("circulant", "all_gather", |_, n| circulant::schedule(n)),
 ];

@@ -4,6 +4,7 @@
 //! reduced.
 
 pub mod biring;
+pub mod circulant;
 pub mod double_tree;
 pub mod halving;
 pub mod one_shot;
@@ -23,4 +24,5 @@ pub(super) const GENERATORS: &[Generator] = &[
     Generator::new("doubling", "all_reduce", |_, n| recursive_doubling::schedule(n)),
     Generator::new("tree", "all_reduce", |_, n| double_tree::schedule(n)),
     Generator::new("halving", "all_reduce", |_, n| halving::schedule(n)),
+    Generator::new("circulant", "all_reduce", |_, n| circulant::schedule(n)),
 ];

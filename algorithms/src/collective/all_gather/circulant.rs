@@ -1,0 +1,107 @@
+//! Circulant all-gather: `ceil(log2 n)` rounds and the least data, at every rank count; the reduce-scatter run backwards. See
+//! [`crate::pattern::circulant`].
+//!
+//! * steps: per rank `n-1` sends and `n-1` receives, those of each round in a lane each
+//! * bytes sent per rank: `(n-1) m` for blocks of `m` bytes; half of them go to the farthest rank
+//! * cost: `ceil(log2 n) a + (n-1) m b`
+//! * credits: 1
+//! * class: canonical (nothing is reduced)
+//! * wins: mid-size blocks at many ranks, on networks whose far links are as good as the near ones
+//! * source: as for the pattern
+//!
+//! A round sends offsets in the order in which the rounds before brought them: the first of each of those rounds waits for the last of its
+//! receives.
+
+use crate::pattern::circulant::Circulant;
+use crate::pattern::ring::{after, before};
+use crate::schedule::operand::{input, output, peer};
+use crate::schedule::{After, Channel, Program, Schedule, Step};
+use crate::types::{Collective, Rank};
+
+/// All-gather over the circulant graph.
+pub fn schedule(nranks: u32) -> Schedule {
+    if nranks == 1 {
+        return crate::collective::alone("circulant", Collective::AllGather);
+    }
+    let (pattern, own) = (Circulant { nranks }, After { lane: 0, step: 0 });
+    let spread = Spread { pattern, first_lane: 1, channel: 0, own };
+    Schedule::new("circulant", Collective::AllGather, nranks, 1, Gather { spread }).canonical()
+}
+
+/// How block `r` gets from rank `r` to all outputs: for each round a lane that receives and one that sends.
+#[derive(Clone, Copy)]
+pub(in crate::collective) struct Spread {
+    pub(in crate::collective) pattern: Circulant,
+    /// Its lanes begin there.
+    pub(in crate::collective) first_lane: u32,
+    pub(in crate::collective) channel: Channel,
+    /// The step that puts the own block into the output and sends it to [`first`](Self::first).
+    pub(in crate::collective) own: After,
+}
+
+impl Spread {
+    /// Where the own block goes first.
+    pub(in crate::collective) const fn first(self, rank: Rank) -> Rank {
+        before(rank, 1, self.pattern.nranks)
+    }
+
+    pub(in crate::collective) const fn lanes(self) -> u32 {
+        2 * self.pattern.rounds() - 1
+    }
+
+    /// What `lane` does: receive or send, in which round. The first round, number `q`, has only a lane that receives.
+    const fn part(self, lane: u32) -> (bool, u32) {
+        let nth = lane - self.first_lane;
+        (nth.is_multiple_of(2), self.pattern.rounds() - nth.div_ceil(2))
+    }
+
+    /// The lane that receives in round `k`.
+    const fn receiver(self, k: u32) -> u32 {
+        self.first_lane + 2 * (self.pattern.rounds() - k)
+    }
+
+    pub(in crate::collective) const fn steps(self, lane: u32) -> u32 {
+        self.pattern.moved(self.part(lane).1)
+    }
+
+    pub(in crate::collective) fn step(self, rank: Rank, lane: u32, index: u32) -> Step {
+        let n = self.pattern.nranks;
+        let (receives, k) = self.part(lane);
+        let skip = self.pattern.skip(k);
+        if receives {
+            let from = peer(after(rank, skip, n), self.channel);
+            return Step::new([from], [output(after(rank, skip + index, n))]);
+        }
+        let to = peer(before(rank, skip, n), self.channel);
+        let send = Step::new([output(after(rank, index, n))], [to]);
+        if index == 0 {
+            return send.after(self.own.lane, self.own.step);
+        }
+        let came = self.pattern.round(index);
+        if index == self.pattern.skip(came) {
+            return send.after(self.receiver(came), self.pattern.moved(came) - 1);
+        }
+        send
+    }
+}
+
+struct Gather {
+    spread: Spread,
+}
+
+impl Program for Gather {
+    fn lanes(&self, _: Rank) -> u32 {
+        1 + self.spread.lanes()
+    }
+
+    fn steps(&self, _: Rank, lane: u32) -> u32 {
+        if lane == 0 { 1 } else { self.spread.steps(lane) }
+    }
+
+    fn step(&self, rank: Rank, lane: u32, index: u32) -> Step {
+        if lane == 0 {
+            return Step::new([input(0)], [output(rank), peer(self.spread.first(rank), 0)]);
+        }
+        self.spread.step(rank, lane, index)
+    }
+}
