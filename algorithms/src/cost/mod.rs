@@ -98,7 +98,7 @@ impl Machine {
 mod tests {
     use super::*;
     use crate::collective::all_reduce::{one_shot, recursive_doubling, ring, uneven_example};
-    use crate::collective::{all_gather, all_to_all};
+    use crate::collective::{all_gather, all_reduce, all_to_all, reduce_scatter};
     use crate::schedule::operand::{input, output, peer, scratch};
     use crate::schedule::{Step, Table};
     use crate::types::Collective;
@@ -128,6 +128,54 @@ mod tests {
             assert_eq!(steps(ring::schedule(n)), f64::from(2 * (n - 1)));
             assert_eq!(steps(one_shot::schedule(n)), 1.0);
             assert_eq!(steps(recursive_doubling::schedule(n)), f64::from(n).log2().ceil());
+        }
+    }
+
+    #[test]
+    fn rings_take_a_message_per_rank_and_both_ways_half_of_them() {
+        for n in 2..40u32 {
+            let steps = |s| LATENCY_ONLY.cost(&s, 8, 1);
+            let (once, both) = (f64::from(n - 1), f64::from((n - 1).div_ceil(2)));
+            assert_eq!(steps(reduce_scatter::ring::schedule(n)), once);
+            assert_eq!(steps(all_gather::ring::schedule(n)), once);
+            assert_eq!(steps(reduce_scatter::biring::schedule(n)), both);
+            assert_eq!(steps(all_gather::biring::schedule(n)), both);
+            assert_eq!(steps(all_reduce::biring::schedule(n)), 2.0 * both);
+        }
+    }
+
+    #[test]
+    fn algorithms_in_rounds_take_a_message_per_round() {
+        for n in (2..70u32).chain([100, 128, 129]) {
+            let steps = |s| LATENCY_ONLY.cost(&s, 8, 1);
+            let rounds = f64::from(n).log2().ceil();
+            assert_eq!(steps(reduce_scatter::halving::schedule(n)), rounds, "{n}");
+            assert_eq!(steps(all_gather::doubling::schedule(n)), rounds, "{n}");
+            assert_eq!(steps(all_reduce::halving::schedule(n)), 2.0 * rounds, "{n}");
+            // Off powers of two no chain of messages need go through all rounds.
+            let [scatter, gather] =
+                [reduce_scatter::circulant::schedule(n), all_gather::circulant::schedule(n)]
+                    .map(steps);
+            let reduce = steps(all_reduce::circulant::schedule(n));
+            assert!(scatter <= rounds && gather <= rounds && reduce <= 2.0 * rounds, "{n}");
+            if n.is_power_of_two() {
+                assert_eq!((scatter, gather, reduce), (rounds, rounds, 2.0 * rounds), "{n}");
+            }
+        }
+    }
+
+    #[test]
+    fn parallel_trees_take_a_message_per_level_until_levels_share_a_lane() {
+        let steps = |s| LATENCY_ONLY.cost(&s, 8, 1);
+        for n in 2..=64u32 {
+            // No chain is longer than the bits that are set in an offset.
+            let depth = f64::from((1..n).map(u32::count_ones).max().unwrap_or(0));
+            assert_eq!(steps(reduce_scatter::pat::schedule(n)), depth, "{n}");
+            assert_eq!(steps(all_gather::pat::schedule(n)), depth, "{n}");
+        }
+        for n in [128, 256, 512] {
+            assert_eq!(steps(reduce_scatter::pat::schedule(n)), f64::from(4 + n / 32));
+            assert_eq!(steps(all_gather::pat::schedule(n)), f64::from(4 + n / 32));
         }
     }
 
