@@ -383,7 +383,8 @@ pub struct HostPort {
 }
 
 impl HostPort {
-    fn parse(text: &str) -> Option<Self> {
+    /// From `host:port` or `[v6 address]:port`.
+    pub fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let host = match host.strip_prefix('[') {
             Some(rest) => {

@@ -16,6 +16,7 @@ maypole COMMAND
   verify COLLECTIVE [OPTIONS]  prove the schedules of a collective
   ps [--json]                  list the live communicators of this host and what each rank does
   env                          print the variables that the library reads, their values and sources
+  --version                    this program's version, and the MPI that it was built with
   COMMAND --help               more
 ";
 
@@ -36,6 +37,11 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
         Some("ps") => ps::run(&args),
         Some("env") if args.is_empty() => {
             environment::print();
+            Ok(status::FINE)
+        }
+        Some("--version" | "-V") => {
+            let mpi = launch::mpi().map_or("without MPI".to_owned(), |mpi| format!("with {mpi}"));
+            println!("maypole {}, {mpi}", env!("CARGO_PKG_VERSION"));
             Ok(status::FINE)
         }
         Some("--help" | "-h" | "help") => {

@@ -81,7 +81,10 @@ impl Reach {
 }
 
 /// This host's addresses at which to be reached: those that the configuration admits, and loopback.
-pub(crate) fn addresses(config: &Config) -> Result<Vec<IpAddr>, BootstrapError> {
+///
+/// # Errors
+/// No interface is what `NCCL_SOCKET_IFNAME` names, or the kernel does not tell.
+pub fn addresses(config: &Config) -> Result<Vec<IpAddr>, BootstrapError> {
     let mut ips = chosen(&interfaces()?, config)?;
     let loopback = match config.socket_family {
         Some(Family::V6) => IpAddr::V6(Ipv6Addr::LOCALHOST),

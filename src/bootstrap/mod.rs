@@ -51,7 +51,7 @@ mod tests;
 
 pub use abort::AbortSignal;
 pub(crate) use abort::{Abort, Enrolled};
-pub(crate) use address::addresses;
+pub use address::addresses;
 pub use error::{BootstrapError, Options, RankSet};
 pub use id::{UNIQUE_ID_BYTES, UniqueId};
 pub use join::{Joined, Keys, MOST_CARD, join, join_with};

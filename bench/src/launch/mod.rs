@@ -2,11 +2,31 @@
 //!
 //! Whoever started the processes gives each a [`Place`]: its number, how many there are, and an [`Exchange`]. Nothing else of a
 //! launcher is known outside of this module. [`find`] asks the launchers in turn; a process that none of them started is alone.
-//! Another launcher is another file here, with a `place` function that returns None where it has not started this process, and
-//! a line in [`find`].
+//! Another launcher is another file here, with a `job` function that returns None where it has not started this process, and a
+//! line in [`job`]'s table. `docs/launchers.md` says how the secret of a job travels under each.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `local`, `socket` | `-np`: this program is the launcher |
+//! | `job` | which launcher started this process, by its variables |
+//! | `pmi`, `pmix`, `torchrun`, `slurm` | the launchers |
+//! | `connect` | from what a launcher says to an exchange |
+//! | `meet`, `sealed`, `star` | finding rank 0, an encrypted connection, an exchange over connections to rank 0 |
+//! | `mpi` | with feature `mpi`: MPI itself |
 
+mod connect;
+mod job;
 pub(crate) mod local;
+mod meet;
+#[cfg(feature = "mpi")]
+mod mpi;
+mod pmi;
+mod pmix;
+mod sealed;
+mod slurm;
 mod socket;
+mod star;
+mod torchrun;
 
 use std::io;
 
@@ -49,12 +69,30 @@ pub(crate) fn find() -> io::Result<Place> {
     if let Some(place) = local::place()? {
         return Ok(place);
     }
+    if let Some(job) = job::job(&environment).map_err(io::Error::other)? {
+        return connect::place(job);
+    }
     Ok(Place { rank: 0, nranks: 1, exchange: Box::new(Alone) })
 }
 
-/// True if a launcher started this process as one of several: it does not start others.
+/// True if a launcher started this process: it does not start others.
 pub(crate) fn placed() -> bool {
-    local::placed()
+    // What is wrong with a launcher's variables is for `find` to say.
+    local::placed() || job::job(&environment) != Ok(None)
+}
+
+/// The MPI that this program was built with, if any.
+pub(crate) fn mpi() -> Option<String> {
+    #[cfg(feature = "mpi")]
+    return Some(mpi::version());
+    #[cfg(not(feature = "mpi"))]
+    None
+}
+
+/// A variable of this process; an empty one is not set.
+fn environment(name: &str) -> Option<String> {
+    let value = std::env::var_os(name)?.to_string_lossy().into_owned();
+    Some(value).filter(|value| !value.is_empty())
 }
 
 #[cfg(test)]

@@ -1,0 +1,192 @@
+//! PMI-1, as MPICH's Hydra, Intel MPI and others speak it: lines of `name=value` words over an inherited socket, `PMI_FD`.
+//!
+//! Rank 0 puts one value, all meet at a barrier, the others get it; then the channel is closed. What travels is as safe as
+//! the launcher's own connections: on one host sockets of this user, between hosts whatever Hydra has there.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{BorrowedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use super::job::{Job, Lookup, Way, number, place};
+
+const NAME: &str = "PMI-1 (mpirun of MPICH or Intel MPI)";
+
+/// Under which the value is put.
+const KEY: &str = "maypole-launch";
+
+pub(super) fn job(lookup: Lookup) -> Result<Option<Job>, String> {
+    let placed = place(lookup, "PMI_RANK", "PMI_SIZE")?;
+    let (Some((rank, nranks)), Some(fd)) = (placed, number(lookup, "PMI_FD")?) else {
+        return match (placed, lookup("PMI_PORT"), lookup("PMIX_NAMESPACE")) {
+            // Slurm sets rank and size whatever its --mpi is.
+            _ if lookup("SLURM_STEP_ID").is_some() => Ok(None),
+            (Some((rank, nranks)), port, None) if nranks > 1 => Err(format!(
+                "PMI_RANK={rank} of PMI_SIZE={nranks}, but PMI_FD is not set{}: this program speaks PMI-1 over PMI_FD, as mpirun of \
+                 MPICH and Intel MPI offer it",
+                port.map_or(String::new(), |it| format!(
+                    " (PMI_PORT={it} is, and is not supported)"
+                ))
+            )),
+            _ => Ok(None),
+        };
+    };
+    let fd = RawFd::try_from(fd).map_err(|_| format!("PMI_FD={fd} is no descriptor"))?;
+    Ok(Some(Job { launcher: NAME, rank, nranks, way: Way::Pmi(fd) }))
+}
+
+/// Gives what rank 0 gives to all.
+pub(super) fn broadcast(fd: RawFd, rank: u32, mine: Option<&str>) -> io::Result<String> {
+    // SAFETY: the launcher left this descriptor open for us, or fcntl says that it did not.
+    if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        return Err(failed(&format!("PMI_FD={fd} is not open: was it closed by a wrapper?")));
+    }
+    // SAFETY: it is open, as was just seen, and a copy is made at once.
+    let copy = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?;
+    Session::new(UnixStream::from(copy))?.broadcast(rank, mine)
+}
+
+struct Session {
+    send: UnixStream,
+    receive: BufReader<UnixStream>,
+}
+
+impl Session {
+    fn new(socket: UnixStream) -> io::Result<Self> {
+        Ok(Self { send: socket.try_clone()?, receive: BufReader::new(socket) })
+    }
+
+    fn broadcast(&mut self, rank: u32, mine: Option<&str>) -> io::Result<String> {
+        self.ask("cmd=init pmi_version=1 pmi_subversion=1", "response_to_init")?;
+        let name = self.ask("cmd=get_my_kvsname", "my_kvsname")?;
+        let name = word(&name, "kvsname").ok_or_else(|| failed("it names no key-value space"))?;
+        let name = name.to_owned();
+        if let Some(value) = mine.filter(|_| rank == 0) {
+            let put = format!("cmd=put kvsname={name} key={KEY} value={value}");
+            self.ask(&put, "put_result")?;
+        }
+        self.ask("cmd=barrier_in", "barrier_out")?;
+        let got = self.ask(&format!("cmd=get kvsname={name} key={KEY}"), "get_result")?;
+        let value = word(&got, "value").ok_or_else(|| failed("it lost what rank 0 put"))?;
+        self.ask("cmd=finalize", "finalize_ack")?;
+        Ok(value.to_owned())
+    }
+
+    /// Sends a line; returns the answer, which must be of this kind and good.
+    fn ask(&mut self, line: &str, kind: &str) -> io::Result<String> {
+        self.send.write_all(format!("{line}\n").as_bytes())?;
+        let mut answer = String::new();
+        if self.receive.read_line(&mut answer)? == 0 {
+            return Err(failed("it closed the channel"));
+        }
+        let good = word(&answer, "rc").is_none_or(|rc| rc == "0");
+        if word(&answer, "cmd") != Some(kind) || !good {
+            // The line may hold what is nobody's business; its answer does not, if it is not what was asked for.
+            let asked = word(line, "cmd").unwrap_or_default();
+            return Err(failed(&format!("it answered {asked} with: {}", answer.trim())));
+        }
+        Ok(answer)
+    }
+}
+
+fn failed(why: &str) -> io::Error {
+    io::Error::other(format!("the launcher's PMI-1 channel: {why}"))
+}
+
+/// The value of a word of a line. A value has no blanks; `msg`, which may have, comes last.
+fn word<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    let mut words = line.split_ascii_whitespace();
+    words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::job::tests::under;
+    use super::*;
+
+    /// A launcher of two processes with what it says on a `get`.
+    fn launcher(sockets: Vec<UnixStream>, last: &'static str) -> std::thread::JoinHandle<()> {
+        std::thread::spawn(move || {
+            let mut value = String::new();
+            let mut waiting = Vec::new();
+            let mut readers: Vec<_> =
+                sockets.iter().map(|it| BufReader::new(it.try_clone().unwrap())).collect();
+            // All of one process, up to its barrier, then the next; then each to its end.
+            for phase in 0..2 {
+                for (at, reader) in readers.iter_mut().enumerate() {
+                    if phase == 1 {
+                        (&sockets[at]).write_all(b"cmd=barrier_out\n").unwrap();
+                    }
+                    let mut line = String::new();
+                    while {
+                        line.clear();
+                        reader.read_line(&mut line).unwrap() > 0
+                    } {
+                        let answer = match word(&line, "cmd").unwrap() {
+                            "init" => "cmd=response_to_init pmi_version=1 pmi_subversion=1 rc=0"
+                                .to_owned(),
+                            "get_my_kvsname" => "cmd=my_kvsname kvsname=kvs_1".to_owned(),
+                            "put" => {
+                                value = word(&line, "value").unwrap().to_owned();
+                                "cmd=put_result rc=0 msg=success".to_owned()
+                            }
+                            "barrier_in" => {
+                                waiting.push(at);
+                                break;
+                            }
+                            "get" => last.replace('%', &value),
+                            "finalize" => "cmd=finalize_ack".to_owned(),
+                            other => panic!("{other}"),
+                        };
+                        (&sockets[at]).write_all(format!("{answer}\n").as_bytes()).unwrap();
+                        if answer == "cmd=finalize_ack" {
+                            break;
+                        }
+                    }
+                }
+            }
+        })
+    }
+
+    fn run(last: &'static str) -> Vec<io::Result<String>> {
+        let (theirs, ours): (Vec<_>, Vec<_>) = (0..2).map(|_| UnixStream::pair().unwrap()).unzip();
+        let launcher = launcher(theirs, last);
+        let ranks: Vec<_> = (0..)
+            .zip(ours)
+            .map(|(rank, socket)| {
+                std::thread::spawn(move || {
+                    let mine = format!("secret@{rank}");
+                    Session::new(socket)?.broadcast(rank, (rank == 0).then_some(&*mine))
+                })
+            })
+            .collect();
+        let got = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
+        launcher.join().unwrap();
+        got
+    }
+
+    #[test]
+    fn all_get_what_rank_0_puts() {
+        let got = run("cmd=get_result rc=0 msg=success value=%");
+        assert_eq!(
+            got.iter().map(|it| it.as_deref().unwrap()).collect::<Vec<_>>(),
+            ["secret@0"; 2]
+        );
+    }
+
+    #[test]
+    fn a_refusal_is_told() {
+        for got in run("cmd=get_result rc=-1 msg=key_not_found value=unknown") {
+            let error = got.unwrap_err().to_string();
+            assert!(error.contains("answered get with: cmd=get_result rc=-1"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_rank_without_a_channel_is_an_error() {
+        let error =
+            under(&[("PMI_RANK", "0"), ("PMI_SIZE", "2"), ("PMI_PORT", "n1:7")]).unwrap_err();
+        assert!(error.contains("PMI_FD is not set (PMI_PORT=n1:7"), "{error}");
+        assert_eq!(under(&[("PMI_RANK", "0"), ("PMI_SIZE", "1")]), Ok(None));
+        assert!(broadcast(9999, 1, None).unwrap_err().to_string().contains("not open"));
+    }
+}
