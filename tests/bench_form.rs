@@ -4,7 +4,7 @@
 mod artifact;
 mod perf;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
@@ -276,6 +276,30 @@ fn results_are_written_as_json_and_as_a_picture() {
     assert!(picture.starts_with("<svg ") && picture.ends_with("</svg>\n"));
     let output = run("reduce_scatter_perf", "-np 2 -b 8 -e 8 -J /nonexistent/x.json", &[]);
     assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn tables_for_ever_go_on_until_somebody_ends_them() {
+    let mut command = perf::program("all_reduce_perf");
+    command.args(["-np", "2", "-b", "8", "-e", "16", "-f", "2", "-n", "1", "-N", "0"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().expect("it starts");
+    let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+    let rows = lines.map(|line| line.expect("text")).filter(|line| !line.starts_with('#'));
+    let sizes: Vec<String> =
+        rows.take(9).map(|row| row.split_whitespace().next().unwrap_or("").to_owned()).collect();
+    assert_eq!(sizes, ["8", "16", "8", "16", "8", "16", "8", "16", "8"]);
+    // Nobody reads any more: the next line cannot be written, and that ends it.
+    assert_eq!(child.wait().expect("it ends").code(), Some(2));
+}
+
+#[test]
+fn the_number_of_a_device_is_shown() {
+    let output = run("all_reduce_perf", "-b 8 -e 8", &[("NCCL_TESTS_DEVICE", "3")]);
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(text.contains(" device  3 ["), "{text}");
+    let output = run("all_reduce_perf", "-b 8 -e 8", &[("NCCL_TESTS_DEVICE", "x")]);
+    assert_eq!(output.status.code(), Some(6));
 }
 
 #[test]

@@ -38,6 +38,8 @@ struct Team {
     watchdog: Watchdog,
     /// Bytes that this process had before there was a rank.
     before: u64,
+    /// The largest size is smaller than was asked for.
+    reduced: bool,
 }
 
 /// What a process says of itself.
@@ -68,8 +70,10 @@ pub(crate) fn run(options: Options, place: Place) -> Result<u8, Failure> {
     let matrix = matrix?;
     let per_process = options.ranks_per_process();
     let watchdog = Watchdog::new(process * per_process, per_process);
-    let options = limit(options, &processes);
-    let team = Arc::new(Team { options, matrix, processes, watchdog, before });
+    let wanted = options.max_bytes;
+    let options = limit(options, &processes)?;
+    let reduced = options.max_bytes < wanted;
+    let team = Arc::new(Team { options, matrix, processes, watchdog, before, reduced });
     Watchdog::start(&team);
     // What ended a rank first; the others end of it.
     let failed = Mutex::new(None);
@@ -167,15 +171,21 @@ fn agree(processes: &[Process]) -> Result<(), Failure> {
     )))
 }
 
-/// The sizes that fit everybody's memory.
-fn limit(options: Options, processes: &[Process]) -> Options {
+/// The options with the sizes that fit everybody's memory: each rank has two buffers.
+fn limit(options: Options, processes: &[Process]) -> Result<Options, Failure> {
     let per_process = options.ranks_per_process() as usize;
     let room = |process: &Process| {
         let neighbours = processes.iter().filter(|p| p.host == process.host).count();
         process.room / (neighbours * per_process) / 2
     };
     let room = processes.iter().map(room).min().unwrap_or(usize::MAX);
-    Options { max_bytes: options.max_bytes.min(room.max(options.min_bytes)), ..options }
+    if room < options.min_bytes {
+        let least = options.min_bytes;
+        let text =
+            format!("-b {least}: not every host has memory for buffers of more than {room} bytes");
+        return Err(Failure { common: true, ..Failure::system(text) });
+    }
+    Ok(Options { max_bytes: options.max_bytes.min(room), ..options })
 }
 
 impl Team {
@@ -238,8 +248,10 @@ mod tests {
     fn sizes_are_limited_by_the_scarcest_memory() {
         let options = Options { max_bytes: 1 << 40, min_bytes: 8, ..Options::default() };
         let mut processes = vec![process(1), process(1)];
-        assert_eq!(limit(options.clone(), &processes).max_bytes, 1 << 28);
+        assert_eq!(limit(options.clone(), &processes).unwrap().max_bytes, 1 << 28);
         processes[1] = Process { host: "b".to_owned(), room: 1 << 20, ..process(1) };
-        assert_eq!(limit(options, &processes).max_bytes, 1 << 19);
+        assert_eq!(limit(options.clone(), &processes).unwrap().max_bytes, 1 << 19);
+        let options = Options { min_bytes: 1 << 20, ..options };
+        assert_eq!(limit(options, &processes).unwrap_err().status, status::SYSTEM);
     }
 }

@@ -64,7 +64,7 @@ impl<'a> Bench<'a> {
         if let Some(json) = &json {
             self.print(&json.announcement())?;
         }
-        self.print(&header::header(options, &participants))?;
+        self.print(&header::header(options, &participants, self.team.reduced))?;
         let outcome = self.cycles(json.as_ref());
         if let (Some(json), Err(failure)) = (&json, &outcome) {
             // That the file cannot be written either is not what is to be told.

@@ -5,14 +5,18 @@ use std::fmt::Write as _;
 use super::{NCCL_VERSION, Participant};
 use crate::options::{Options, Step};
 
-/// All of them.
-pub(crate) fn header(options: &Options, ranks: &[Participant]) -> String {
+/// All of them; `reduced` if the largest size is smaller than was asked for.
+pub(crate) fn header(options: &Options, ranks: &[Participant], reduced: bool) -> String {
     let mut text = parameters(options);
     for (rank, Participant { group, pid, host, device }) in ranks.iter().enumerate() {
         let _ = writeln!(
             text,
             "#  Rank {rank:2} Group {group:2} Pid {pid:6} on {host:>10} device {device:2} [host memory] CPU"
         );
+    }
+    if reduced {
+        let most = options.max_bytes;
+        let _ = writeln!(text, "#\n# Reducing maxBytes to {most} due to memory limitation");
     }
     text.push_str("#\n");
     text.push_str(&titles(options));
@@ -115,7 +119,7 @@ mod tests {
 
     fn lines(options: &Options) -> Vec<String> {
         let one = Participant { group: 0, pid: 17, host: "node".to_owned(), device: 0 };
-        header(options, &[one]).lines().map(str::to_owned).collect()
+        header(options, &[one], false).lines().map(str::to_owned).collect()
     }
 
     #[test]
@@ -136,6 +140,12 @@ mod tests {
                 "#        (B)    (elements)                               (us)  (GB/s)  (GB/s)             (us)  (GB/s)  (GB/s)         ",
             ]
         );
+    }
+
+    #[test]
+    fn a_smaller_size_than_was_asked_for_is_said() {
+        let text = header(&Options { max_bytes: 99, ..Options::default() }, &[], true);
+        assert!(text.contains("\n#\n# Reducing maxBytes to 99 due to memory limitation\n#\n"));
     }
 
     #[test]

@@ -71,7 +71,11 @@ impl<'a> Json<'a> {
     }
 
     fn text(&self, rows: &[Row], summary: Option<&Summary>, error: Option<&str>) -> String {
-        let ours = |name: &str| name.starts_with("NCCL_") || name.starts_with("MAYPOLE_");
+        let ours = |name: &str| {
+            // The exception is between a launcher and its processes.
+            (name.starts_with("NCCL_") || name.starts_with("MAYPOLE_"))
+                && name != "MAYPOLE_BENCH_PLACE"
+        };
         let variables = std::env::vars_os().map(|(name, value)| {
             (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
         });

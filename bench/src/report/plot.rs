@@ -4,22 +4,32 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::Row;
+use super::number::general;
 
-/// Width and height of the picture, and where the two fields lie in it.
+/// Width of the picture, and where the two fields lie in it. Below them is the legend.
 const WIDTH: f64 = 960.0;
-const HEIGHT: f64 = 470.0;
 const TOP: f64 = 56.0;
 const BOTTOM: f64 = 390.0;
 const FIELDS: [(f64, f64); 2] = [(70.0, 460.0), (550.0, 940.0)];
 
-/// Colours that differ also to people who see fewer of them (Okabe and Ito, 2008).
-const COLORS: [&str; 7] =
-    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000"];
+/// Colours that differ also to people who see fewer of them (Okabe and Ito, 2008), and some more.
+const COLORS: [&str; 12] = [
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#7f3c8d",
+    "#a5a500", "#8c564b", "#e15759", "#7f7f7f",
+];
 
-/// A curve: its name, whether it is dashed, and its points by size.
+/// What a curve shows of a case.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    OutOfPlace,
+    InPlace,
+    Roof,
+}
+
+/// A curve: the number of its case, which gives its colour, and its points by size.
 struct Curve {
-    name: String,
-    dashed: bool,
+    case: usize,
+    kind: Kind,
     bandwidth: BTreeMap<usize, f64>,
     microseconds: BTreeMap<usize, f64>,
 }
@@ -34,42 +44,25 @@ struct Axis {
 
 /// The picture of a table.
 pub(crate) fn svg(collective: &str, nranks: u32, rows: &[Row]) -> String {
-    let curves = curves(rows);
+    let (cases, curves) = curves(rows);
+    let height = BOTTOM + 84.0 + 18.0 * cases.len().saturating_sub(1).div_euclid(4) as f64;
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" \
          font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
     );
-    text(
-        &mut svg,
-        WIDTH / 2.0,
-        22.0,
-        "middle",
-        &format!("{collective}, {nranks} ranks, host memory"),
-        "font-size=\"15\"",
-    );
-    let bandwidth = |curve: &Curve| curve.bandwidth.clone();
-    let microseconds = |curve: &Curve| curve.microseconds.clone();
-    field(&mut svg, FIELDS[0], "bus bandwidth (GB/s)", &curves, bandwidth);
-    field(&mut svg, FIELDS[1], "time (us)", &curves, microseconds);
-    legend(&mut svg, &curves);
+    let title = format!("{collective}, {nranks} ranks, host memory");
+    text(&mut svg, WIDTH / 2.0, 22.0, "middle", &title, "font-size=\"15\"");
+    field(&mut svg, FIELDS[0], "bus bandwidth (GB/s)", &curves, |curve| &curve.bandwidth);
+    field(&mut svg, FIELDS[1], "time (us)", &curves, |curve| &curve.microseconds);
+    legend(&mut svg, &cases, &curves);
     svg.push_str("</svg>\n");
     svg
 }
 
-fn curves(rows: &[Row]) -> Vec<Curve> {
+/// The names of the cases, in their order, and the curves.
+fn curves(rows: &[Row]) -> (Vec<String>, Vec<Curve>) {
+    let mut cases: Vec<String> = Vec::new();
     let mut curves: Vec<Curve> = Vec::new();
-    let mut add = |name: String, dashed: bool, size: usize, bandwidth: f64, seconds: f64| {
-        let index = curves.iter().position(|curve| curve.name == name).unwrap_or_else(|| {
-            let (bandwidth, microseconds) = Default::default();
-            curves.push(Curve { name, dashed, bandwidth, microseconds });
-            curves.len() - 1
-        });
-        // What is nothing has no place on a logarithmic axis.
-        if size > 0 && bandwidth > 0.0 && seconds > 0.0 {
-            curves[index].bandwidth.insert(size, bandwidth / 1e9);
-            curves[index].microseconds.insert(size, seconds * 1e6);
-        }
-    };
     for row in rows {
         let mut name = row.dtype.name().to_owned();
         if let Some(op) = row.op {
@@ -78,18 +71,34 @@ fn curves(rows: &[Row]) -> Vec<Curve> {
         if let Some(root) = row.root {
             let _ = write!(name, " root {root}");
         }
+        let case = cases.iter().position(|known| *known == name).unwrap_or_else(|| {
+            cases.push(name);
+            cases.len() - 1
+        });
+        let mut add = |kind: Kind, bandwidth: f64, seconds: f64| {
+            let known = curves.iter().position(|c| c.case == case && c.kind == kind);
+            let index = known.unwrap_or_else(|| {
+                let (bandwidth, microseconds) = Default::default();
+                curves.push(Curve { case, kind, bandwidth, microseconds });
+                curves.len() - 1
+            });
+            // What is nothing has no place on a logarithmic axis.
+            if row.size > 0 && bandwidth > 0.0 && seconds > 0.0 {
+                curves[index].bandwidth.insert(row.size, bandwidth / 1e9);
+                curves[index].microseconds.insert(row.size, seconds * 1e6);
+            }
+        };
         if let Some(measured) = &row.out_of_place {
-            add(name.clone(), false, row.size, measured.busbw, measured.seconds);
+            add(Kind::OutOfPlace, measured.busbw, measured.seconds);
             if let Some(roof) = row.roof {
-                let busbw = measured.busbw * measured.seconds / roof;
-                add(format!("{name}, roof"), true, row.size, busbw, roof);
+                add(Kind::Roof, measured.busbw * measured.seconds / roof, roof);
             }
         }
         if let Some(measured) = &row.in_place {
-            add(format!("{name}, in place"), true, row.size, measured.busbw, measured.seconds);
+            add(Kind::InPlace, measured.busbw, measured.seconds);
         }
     }
-    curves
+    (cases, curves)
 }
 
 fn field(
@@ -97,7 +106,7 @@ fn field(
     (left, right): (f64, f64),
     title: &str,
     curves: &[Curve],
-    of: impl Fn(&Curve) -> BTreeMap<usize, f64>,
+    of: impl Fn(&Curve) -> &BTreeMap<usize, f64>,
 ) {
     text(svg, (left + right) / 2.0, TOP - 10.0, "middle", title, "");
     let _ = writeln!(
@@ -107,7 +116,7 @@ fn field(
         BOTTOM - TOP
     );
     let points: Vec<(f64, f64)> =
-        curves.iter().flat_map(|c| of(c).into_iter().map(|(x, y)| (x as f64, y))).collect();
+        curves.iter().flat_map(|c| of(c).iter().map(|(&x, &y)| (x as f64, y))).collect();
     if points.is_empty() {
         text(svg, (left + right) / 2.0, (TOP + BOTTOM) / 2.0, "middle", "nothing to show", "");
         return;
@@ -123,18 +132,18 @@ fn field(
     for value in values.ticks(10.0, 12) {
         let y = values.place(value);
         line(svg, (left, y), (right, y), "#e4e4e4");
-        text(svg, left - 5.0, y + 4.0, "end", &format!("{value}"), "");
+        text(svg, left - 5.0, y + 4.0, "end", &general(value), "");
     }
-    for (curve, color) in curves.iter().zip(COLORS.iter().cycle()) {
-        let points = of(curve);
+    for curve in curves {
+        let (points, color) = (of(curve), COLORS[curve.case % COLORS.len()]);
         let place =
             |(size, value): (&usize, &f64)| (sizes.place(*size as f64), values.place(*value));
         let path: Vec<String> =
             points.iter().map(place).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-        let dashes = if curve.dashed { " stroke-dasharray=\"5 3\"" } else { "" };
+        let dashes = curve.kind.dashes();
         let _ = writeln!(
             svg,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2\"{dashes}/>",
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2\" {dashes}/>",
             path.join(" ")
         );
         for (x, y) in points.iter().map(place) {
@@ -144,22 +153,43 @@ fn field(
     }
 }
 
-/// The names of the curves, in rows of three; what does not fit is counted.
-fn legend(svg: &mut String, curves: &[Curve]) {
-    const SHOWN: usize = 6;
-    for (index, (curve, color)) in curves.iter().zip(COLORS.iter().cycle()).enumerate().take(SHOWN)
-    {
-        let (x, y) = (70.0 + (index % 3) as f64 * 280.0, 440.0 + (index / 3) as f64 * 18.0);
-        let dashes = if curve.dashed { " stroke-dasharray=\"5 3\"" } else { "" };
+/// What the dashes mean, then the names of the cases in rows of four.
+fn legend(svg: &mut String, cases: &[String], curves: &[Curve]) {
+    let mut entry = |x: f64, y: f64, color: &str, dashes: &str, name: &str| {
         let _ = writeln!(
             svg,
-            "<line x1=\"{x}\" y1=\"{y}\" x2=\"{}\" y2=\"{y}\" stroke=\"{color}\" stroke-width=\"2\"{dashes}/>",
-            x + 26.0
+            "<line x1=\"{x}\" y1=\"{y}\" x2=\"{}\" y2=\"{y}\" stroke=\"{color}\" stroke-width=\"2\" {dashes}/>",
+            x + 30.0
         );
-        text(svg, x + 32.0, y + 4.0, "start", &curve.name, "");
+        text(svg, x + 36.0, y + 4.0, "start", name, "");
+    };
+    let column = |index: usize| 70.0 + index as f64 * 220.0;
+    let kinds = [Kind::OutOfPlace, Kind::InPlace, Kind::Roof];
+    let shown = kinds.into_iter().filter(|kind| curves.iter().any(|curve| curve.kind == *kind));
+    for (index, kind) in shown.enumerate() {
+        entry(column(index), BOTTOM + 50.0, "#444", kind.dashes(), kind.name());
     }
-    if curves.len() > SHOWN {
-        text(svg, 890.0, 462.0, "start", &format!("+ {}", curves.len() - SHOWN), "");
+    for (index, name) in cases.iter().enumerate() {
+        let y = BOTTOM + 70.0 + (index / 4) as f64 * 18.0;
+        entry(column(index % 4), y, COLORS[index % COLORS.len()], "", name);
+    }
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::OutOfPlace => "out of place",
+            Self::InPlace => "in place",
+            Self::Roof => "roof",
+        }
+    }
+
+    fn dashes(self) -> &'static str {
+        match self {
+            Self::OutOfPlace => "",
+            Self::InPlace => "stroke-dasharray=\"6 3\"",
+            Self::Roof => "stroke-dasharray=\"2 3\"",
+        }
     }
 }
 
@@ -191,8 +221,8 @@ impl Axis {
 fn short(bytes: f64) -> String {
     let units = [(f64::from(1 << 30), "G"), (f64::from(1 << 20), "M"), (1024.0, "K")];
     match units.into_iter().find(|(unit, _)| bytes >= *unit) {
-        Some((unit, name)) => format!("{}{name}", bytes / unit),
-        None => format!("{bytes}"),
+        Some((unit, name)) => format!("{}{name}", general(bytes / unit)),
+        None => general(bytes),
     }
 }
 
@@ -244,7 +274,9 @@ mod tests {
         // Three curves of three points in two fields.
         assert_eq!(svg.matches("<polyline").count(), 6);
         assert_eq!(svg.matches("<circle").count(), 18);
-        assert!(svg.contains("float sum, in place") && svg.contains("float sum, roof"));
+        assert!(
+            ["float sum", "out of place", "in place", "roof"].iter().all(|name| svg.contains(name))
+        );
         for circle in svg.lines().filter(|line| line.starts_with("<circle")) {
             let number = |name: &str| -> f64 {
                 circle.split(name).nth(1).unwrap().split('"').nth(1).unwrap().parse().unwrap()
@@ -268,6 +300,6 @@ mod tests {
         assert_eq!((axis.place(8.0), axis.place(1024.0).round()), (0.0, 70.0));
         assert_eq!(axis.ticks(2.0, 8), [8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0]);
         assert_eq!(axis.ticks(2.0, 5), [8.0, 32.0, 128.0, 512.0]);
-        assert_eq!([8.0, 2048.0, 1.5e9].map(short), ["8", "2K", "1.3969838619232178G"]);
+        assert_eq!([8.0, 2048.0, 1.5e9].map(short), ["8", "2K", "1.39698G"]);
     }
 }
