@@ -116,9 +116,14 @@ table! {
     /// NCCL_COMM_ID is set.
     secret_file: Option<PathBuf> = "MAYPOLE_SECRET_FILE", "a path", "none; NCCL_COMM_ID is then refused",
         |text| Some(Some(PathBuf::from(text))), None;
-    /// Which algorithms may be chosen; the tuner reads the list.
+    /// Which algorithms may be chosen. A list without a function is for those that no other list names; where it leaves none it is not
+    /// obeyed. Names of NCCL's that are for other hardware are understood; init fails on words that mean nothing.
     algorithms: Option<String> = "NCCL_ALGO", "comma list of names, ^ excludes, per function as ring,tree;allreduce:^tree",
         "the fastest by the cost model", |text| Some(Some(text.to_owned())), None;
+    /// Which ranks are on one node, in place of the hosts that they run on: hierarchies can so be tried on one machine. Communicators of
+    /// another number of ranks go by the hosts.
+    nodes: Option<Nodes> = "MAYPOLE_NODES", "sizes of nodes as 4+4+2, or a label for each rank as a,b,a,b", "the hosts",
+        |text| Nodes::parse(text).map(Some), None;
     /// How long initialisation waits for missing ranks before it fails and names them.
     init_timeout: Duration = "MAYPOLE_INIT_TIMEOUT", "seconds, at least 1", "600", parse_seconds, Duration::from_secs(600);
     /// After what time a wait is reported: who is waited for, and what that rank does. Again at each doubling of it.
@@ -401,6 +406,29 @@ impl HostPort {
     }
 }
 
+/// Value of `MAYPOLE_NODES`: the node of each rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nodes {
+    /// By rank; equal labels are one node.
+    pub labels: Vec<String>,
+}
+
+impl Nodes {
+    fn parse(text: &str) -> Option<Self> {
+        let labels: Vec<String> = if text.contains(',') {
+            text.split(',').map(|label| label.trim().to_owned()).collect()
+        } else {
+            let mut labels = Vec::new();
+            for (node, size) in text.split('+').enumerate() {
+                let size = integer_in(size.trim(), 1, 1 << 20)?;
+                labels.extend((0..size).map(|_| node.to_string()));
+            }
+            labels
+        };
+        (!labels.iter().any(String::is_empty)).then_some(Self { labels })
+    }
+}
+
 fn read_row<T>(
     row: Option<&'static Variable>,
     lookup: &impl Fn(&str) -> Option<String>,
@@ -605,6 +633,17 @@ mod tests {
         assert!(!admits("^docker,lo", "docker0") && admits("^docker,lo", "eth0"));
         assert!(!admits("^=eth0", "eth0") && admits("^=eth0", "eth01"));
         assert_eq!(Interfaces::parse("eth,,ib"), None);
+    }
+
+    #[test]
+    fn nodes() {
+        let parse = |text| Nodes::parse(text).map(|nodes| nodes.labels.concat());
+        assert_eq!(parse("2+1"), Some("001".into()));
+        assert_eq!(parse("3"), Some("000".into()));
+        assert_eq!(parse("a, b,a"), Some("aba".into()));
+        for bad in ["a", "2+", "2+0", "a,,b", "2+-1"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
     }
 
     #[test]

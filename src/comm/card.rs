@@ -40,6 +40,11 @@ impl Host {
         }
     }
 
+    /// What is equal where memory can be passed.
+    pub(super) fn identity(&self) -> &str {
+        &self.identity
+    }
+
     /// Whether memory can be passed between the two.
     pub(super) fn same_machine(&self, other: &Self) -> bool {
         self.identity == other.identity

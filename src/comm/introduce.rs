@@ -3,23 +3,38 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use maypole_algorithms::topology::Grouping;
 use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::tcp::TcpConfig;
 
 use super::card::{Card, Host};
 use crate::bootstrap::{self, Joined, Meeting, Options};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Nodes};
 use crate::error::Error;
 use crate::plan::exchange;
 use crate::reduce::Isa;
+use crate::tune::{AlgorithmFilter, MOST_CHANNELS};
 use crate::watch::process::Process;
 
-/// Links between every ordered pair of ranks: more than any generator uses, and one for sends and receives.
-const CHANNELS: u16 = exchange::CHANNEL + 1;
+/// Links between every ordered pair of ranks: those of schedules, and one for sends and receives.
+const CHANNELS: u16 = exchange::FIRST_BEYOND + MOST_CHANNELS;
 
-/// The rank's endpoint and meeting place, what all ranks say of themselves, where they are, and whether they meet over TCP.
-type Introduced = (Arc<Endpoint>, Meeting, Vec<Card>, Vec<Vec<u8>>, bool);
+/// What the ranks know of each other before they make calls.
+pub(super) struct Introduced {
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) meeting: Meeting,
+    /// What each rank says of itself.
+    pub(super) cards: Vec<Card>,
+    /// Where each rank's endpoint is.
+    pub(super) addresses: Vec<Vec<u8>>,
+    /// Any two ranks meet over TCP.
+    pub(super) tcp: bool,
+    /// Any two ranks of one node do.
+    pub(super) tcp_within_nodes: bool,
+    pub(super) grouping: Grouping,
+    pub(super) algorithms: AlgorithmFilter,
+}
 
 /// Makes what the other ranks must know of, and exchanges that with them.
 pub(super) fn introduce(
@@ -28,6 +43,7 @@ pub(super) fn introduce(
     layout: InboxLayout,
     options: &Options,
 ) -> Result<Introduced, Error> {
+    let algorithms = AlgorithmFilter::parse(config.algorithms.as_deref().unwrap_or(""))?;
     let (rank, nranks, secret) = (joined.rank, joined.nranks, joined.derive("links"));
     let endpoint = Arc::new(endpoint(config, EndpointConfig { rank, nranks, secret, layout })?);
     let meeting = Meeting::open()?;
@@ -41,7 +57,38 @@ pub(super) fn introduce(
     let cards = exchange_cards(joined, &card, Instant::now() + options.timeout)?;
     let addresses: Vec<Vec<u8>> = cards.iter().map(|c| c.address.clone()).collect();
     let tcp = endpoint.survey(&addresses)?;
-    Ok((endpoint, meeting, cards, addresses, tcp))
+    let grouping = grouping(config, &cards);
+    let mut tcp_within_nodes = false;
+    for node in 0..grouping.nodes() {
+        let members = grouping.members(node).iter();
+        let members: Vec<&[u8]> = members.map(|r| &addresses[*r as usize][..]).collect();
+        tcp_within_nodes |= Endpoint::over_tcp(&members)?;
+    }
+    Ok(Introduced {
+        endpoint,
+        meeting,
+        cards,
+        addresses,
+        tcp,
+        tcp_within_nodes,
+        grouping,
+        algorithms,
+    })
+}
+
+/// Which rank is on which node: as the user says, or by the hosts.
+fn grouping(config: &Config, cards: &[Card]) -> Grouping {
+    if let Some(Nodes { labels }) = &config.nodes {
+        if labels.len() == cards.len() {
+            return Grouping::new(labels);
+        }
+        let (named, nranks) = (labels.len(), cards.len());
+        log::info!(
+            target: "GRAPH",
+            "MAYPOLE_NODES is for {named} ranks and this communicator has {nranks}: its nodes are the hosts"
+        );
+    }
+    Grouping::new(cards.iter().map(|card| card.host.identity()))
 }
 
 /// The rank's end of all links, of the kinds that the settings allow.
@@ -71,8 +118,9 @@ pub(super) fn layout(config: &Config, nranks: u32) -> InboxLayout {
 /// The settings that must be the same on all ranks, as text that a person can compare.
 fn settings(config: &Config, layout: InboxLayout) -> String {
     let algorithms = config.algorithms.as_deref().unwrap_or("");
+    let nodes = config.nodes.as_ref().map_or(String::new(), |nodes| nodes.labels.join(","));
     format!(
-        "NCCL_ALGO={algorithms} MAYPOLE_BITS={:?} MAYPOLE_PROTO={:?} MAYPOLE_SLOT_BYTES={} MAYPOLE_SLOT_DEPTH={} MAYPOLE_FAULT={:?} version={}",
+        "NCCL_ALGO={algorithms} MAYPOLE_NODES={nodes} MAYPOLE_BITS={:?} MAYPOLE_PROTO={:?} MAYPOLE_SLOT_BYTES={} MAYPOLE_SLOT_DEPTH={} MAYPOLE_FAULT={:?} version={}",
         config.bits,
         config.protocol,
         layout.slot_bytes,

@@ -9,11 +9,9 @@ mod run;
 mod transfer;
 mod uneven;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use maypole_algorithms::verify::Proved;
-use maypole_algorithms::{Class, Collective, Rank};
+use maypole_algorithms::{Class, Rank};
 use maypole_transport::endpoint::Endpoint;
 use maypole_transport::fault::{Faults, Recipe};
 use maypole_transport::inbox::InboxLayout;
@@ -30,10 +28,10 @@ use crate::engine::wait::Patience;
 use crate::error::Error;
 use crate::plan::Plans;
 use crate::reduce::Isa;
-use crate::tune::{AlgorithmFilter, Choice, Protocol, Tuner};
+use crate::tune::{Choice, Protocol, Tuner};
 use crate::watch::{Peer, Report, Shared, Watch};
 use card::{Card, Host};
-use introduce::{introduce, isa, layout};
+use introduce::{Introduced, introduce, isa, layout};
 
 pub use element::Element;
 
@@ -75,7 +73,6 @@ pub struct Communicator {
     addresses: Vec<Vec<u8>>,
     links: Links,
     plans: Plans,
-    proofs: HashMap<(Collective, &'static str), Proved>,
     tuner: Tuner,
     isa: Isa,
     patience: Patience,
@@ -117,21 +114,21 @@ impl Communicator {
         let mut joined = bootstrap::join_with(id, rank, nranks, &[], options)?;
         let layout = layout(config, nranks);
         let introduced = introduce(&mut joined, config, layout, options);
-        let (endpoint, meeting, cards, addresses, tcp) = introduced.inspect_err(|error| {
+        let introduced = introduced.inspect_err(|error| {
             // The others wait for this rank: they are told why it does not go on.
             joined.control.give_up(error.to_string());
         })?;
-        let here = cards[rank as usize].host.clone();
-        let peers = (&cards[..], addresses, tcp);
-        let comm = Self::assemble(config, joined, endpoint, meeting, layout, peers, options)?;
+        let (tcp, grouping) = (introduced.tcp, introduced.grouping.clone());
+        let here = introduced.cards[rank as usize].host.clone();
+        let near = introduced.cards.iter().filter(|c| c.host.same_machine(&here)).count();
+        let comm = Self::assemble(config, joined, introduced, layout, options)?;
         if options.abort.as_ref().is_some_and(AbortSignal::is_raised) {
             return Err(Error::Aborted { by: rank });
         }
         log::info!(
             target: "INIT",
-            "comm {:p} rank {rank} nranks {nranks} host memory, {} ranks on this host, {:.1} ranks per core, {} - Init COMPLETE",
+            "comm {:p} rank {rank} nranks {nranks} host memory, {near} ranks on this host, nodes {grouping}, {:.1} ranks per core, {} - Init COMPLETE",
             Arc::as_ptr(&comm.endpoint),
-            cards.iter().filter(|c| c.host.same_machine(&here)).count(),
             comm.tuner.ranks_per_core,
             if tcp { "over TCP where memory is not shared" } else { "all memory shared" },
         );
@@ -141,27 +138,27 @@ impl Communicator {
     fn assemble(
         config: &Config,
         joined: Joined,
-        endpoint: Arc<Endpoint>,
-        meeting: Meeting,
+        introduced: Introduced,
         layout: InboxLayout,
-        (cards, addresses, tcp): (&[Card], Vec<Vec<u8>>, bool),
         options: &Options,
     ) -> Result<Self, Error> {
+        let Introduced { endpoint, meeting, cards, addresses, .. } = introduced;
         let (rank, nranks) = (joined.rank, joined.nranks);
         let on_host = |host: &Host| cards.iter().filter(|c| c.host.same_machine(host)).count();
         let crowding = |card: &Card| on_host(&card.host) as f64 / f64::from(card.host.cores);
         let tuner = Tuner {
-            nranks,
+            grouping: introduced.grouping,
             slot_bytes: layout.slot_bytes,
             depth: layout.depth,
-            lines: !tcp,
+            lines: !introduced.tcp,
+            tcp_within_nodes: introduced.tcp_within_nodes,
             ranks_per_core: cards.iter().map(crowding).fold(1.0, f64::max),
             class: match config.bits {
                 Bits::Fast => Class::Fast,
                 Bits::Default | Bits::Canonical => Class::Canonical,
             },
             explicit_class: config.bits == Bits::Canonical,
-            algorithms: AlgorithmFilter::parse(config.algorithms.as_deref().unwrap_or("")),
+            algorithms: introduced.algorithms,
             protocol: match config.protocol {
                 // Faults are on slots alone.
                 _ if config.fault.is_some() => Some(Protocol::Slots),
@@ -196,7 +193,6 @@ impl Communicator {
             addresses,
             links: Links::new(faults),
             plans: Plans::default(),
-            proofs: HashMap::new(),
             tuner,
             isa: isa(config.isa),
             patience: Patience::new(on_host(here), here.cores as usize, config.spin),

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use maypole_algorithms::verify::{Proved, prove};
 use maypole_algorithms::{Collective, DType, RedOp, Schedule};
 use maypole_transport::lines::CAPACITY;
 
@@ -13,7 +12,7 @@ use crate::engine::straight::Straight;
 use crate::engine::wait::Wait;
 use crate::engine::walk::Walk;
 use crate::error::Error;
-use crate::plan::{Body, Key, Plan, Plans};
+use crate::plan::{Body, Key, Plan, Plans, exchange, proofs};
 use crate::reduce::Kernel;
 use crate::tune::Choice;
 use crate::watch::Signature;
@@ -203,10 +202,11 @@ impl Communicator {
         task: &Task,
     ) -> Result<Plan, Error> {
         log::info!(target: "TUNING", "{}: {choice}", Signature::of(task));
-        let proved = self.proved(schedule)?;
+        let proved = proofs::proved(schedule)?;
         let deadline = self.link_deadline();
         let Self { rank, isa, endpoint, addresses, links, watch, .. } = self;
         let plan = Plan::new(&proved, choice, task, *rank, *isa, links, |links, peer, channel| {
+            let channel = exchange::FIRST_BEYOND + channel;
             links.open(endpoint, addresses, peer, channel, deadline, watch)
         });
         // The other ranks wait for this one's links.
@@ -217,16 +217,6 @@ impl Communicator {
     pub(super) fn link_deadline(&self) -> Instant {
         let timeout = self.config.timeout.unwrap_or(Duration::MAX).min(self.options.timeout);
         Instant::now() + timeout
-    }
-
-    fn proved(&mut self, schedule: Schedule) -> Result<Proved, Error> {
-        let key = (schedule.collective, schedule.name);
-        if let Some(proved) = self.proofs.get(&key) {
-            return Ok(proved.clone());
-        }
-        let proved = prove(schedule).map_err(|c| Error::Internal { what: c.to_string() })?;
-        self.proofs.insert(key, proved.clone());
-        Ok(proved)
     }
 
     /// A call failed: tell all ranks, log it, remember it. What others saw first is the error here too.

@@ -91,25 +91,31 @@ impl Walk<'_> {
         mut wait: Wait<'_>,
     ) -> Result<(), Error> {
         let _reading = wait.reading();
-        loop {
-            let mut progress = false;
-            let mut open = false;
-            for index in 0..lanes.len() {
+        // Those that are not over, in their order.
+        let mut open: Vec<usize> = (0..lanes.len()).collect();
+        while !open.is_empty() {
+            let (mut progress, mut over) = (false, false);
+            for &index in &open {
                 // SAFETY: the caller's promise.
                 progress |= unsafe { self.fire(lanes, index)? };
                 let lane = &mut lanes[index];
                 self.collect_released(lane);
-                open |= self.segment(index, lane.at).is_some() || !lane.lent.is_empty();
+                over |= self.is_over(index, lane);
             }
-            if !open {
-                return Ok(());
+            if over {
+                open.retain(|&index| !self.is_over(index, &lanes[index]));
             }
-            if progress {
+            if progress || over {
                 wait.over();
             } else {
                 wait.idle(|| None, || self.whom(lanes))?;
             }
         }
+        Ok(())
+    }
+
+    fn is_over(&self, index: usize, lane: &Position) -> bool {
+        self.segment(index, lane.at).is_none() && lane.lent.is_empty()
     }
 
     fn segment(&self, lane: usize, at: At) -> Option<&Segment> {

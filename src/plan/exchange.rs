@@ -14,8 +14,11 @@ use crate::call::Extent;
 use crate::error::Error;
 use crate::plan::bind::{BoundStep, Lane, Place, Program, Segment};
 
-/// The channel of sends and receives; collectives use those below.
-pub(crate) const CHANNEL: Channel = 4;
+/// The channel of sends and receives.
+pub(crate) const CHANNEL: Channel = 0;
+
+/// Channel 0 of a schedule; its others follow.
+pub(crate) const FIRST_BEYOND: Channel = 1;
 
 /// One send or receive.
 #[derive(Clone, Copy, Debug)]

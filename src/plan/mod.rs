@@ -3,6 +3,7 @@
 pub(crate) mod bind;
 pub(crate) mod exchange;
 pub(crate) mod geometry;
+pub(crate) mod proofs;
 pub(crate) mod straight;
 
 use std::collections::HashMap;
@@ -165,6 +166,7 @@ impl Plans {
     pub(crate) fn insert(&mut self, key: Key, plan: Plan) -> usize {
         let number = self.add(plan);
         self.index.insert(key, number);
+        self.last = Some((key, number));
         number
     }
 

@@ -1,6 +1,9 @@
-//! The grammar of NCCL_ALGO: `ring,tree`, `^ring`, or by collective `allreduce:tree;broadcast:ring`.
+//! The grammar of NCCL_ALGO: `ring,tree`, `^ring`, or by collective `ring,tree;allreduce:^tree;broadcast:ring`.
 
 use maypole_algorithms::Collective;
+
+use super::candidates;
+use crate::error::Error;
 
 /// Which algorithms a user allows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,10 +20,15 @@ struct Rule {
     names: Vec<String>,
 }
 
+/// Algorithms of NCCL's that need hardware which is not for host memory: their names are understood, and there is no such algorithm.
+const ELSEWHERE: [&str; 4] = ["CollnetDirect", "CollnetChain", "NVLS", "NVLSTree"];
+
 impl AlgorithmFilter {
-    /// Parses the value of NCCL_ALGO; an empty one allows everything. Names that no generator has simply never match, as
-    /// settings made for NCCL name algorithms that need hardware we do not see.
-    pub fn parse(text: &str) -> Self {
+    /// Parses the value of NCCL_ALGO; an empty one allows everything. Case does not matter, nor do `_` and `-`.
+    ///
+    /// # Errors
+    /// Words that are neither algorithms nor collectives, as in NCCL.
+    pub fn parse(text: &str) -> Result<Self, Error> {
         let rule = |part: &str| {
             let (collective, list) = match part.split_once(':') {
                 Some((name, list)) => (Some(plain(name)), list),
@@ -33,20 +41,33 @@ impl AlgorithmFilter {
             let names = list.split(',').map(plain).filter(|n| !n.is_empty()).collect();
             Rule { collective, except, names }
         };
-        let rules = text.split(';').filter(|p| !p.trim().is_empty()).map(rule).collect();
-        Self { rules }
+        let rules: Vec<Rule> = text.split(';').filter(|p| !p.trim().is_empty()).map(rule).collect();
+        let algorithms: Vec<&str> = candidates::names().into_iter().chain(ELSEWHERE).collect();
+        let collectives = Collective::all(0).map(Collective::name);
+        for Rule { collective, names, .. } in &rules {
+            if let Some(name) = collective {
+                known("collective", name, &collectives, text)?;
+            }
+            for name in names {
+                known("algorithm", name, &algorithms, text)?;
+            }
+        }
+        Ok(Self { rules })
     }
 
-    /// Whether `algorithm` may be used for `collective`.
-    pub fn allows(&self, collective: Collective, algorithm: &str) -> bool {
-        self.rule(collective)
-            .is_none_or(|r| r.names.iter().any(|n| *n == plain(algorithm)) != r.except)
+    /// Those of `algorithms` that may be used for `collective`. A rule for all collectives that leaves none of them is about others: in NCCL
+    /// too most collectives have one algorithm alone, whatever the rule. A rule for this collective is obeyed.
+    pub fn among<'a>(&self, collective: Collective, algorithms: &[&'a str]) -> Vec<&'a str> {
+        let Some(rule) = self.rule(collective) else { return algorithms.to_vec() };
+        let allows = |name: &&&str| rule.names.contains(&plain(name)) != rule.except;
+        let allowed: Vec<&str> = algorithms.iter().filter(allows).copied().collect();
+        let binds = rule.collective.is_some() || !allowed.is_empty();
+        if binds { allowed } else { algorithms.to_vec() }
     }
 
     /// Whether the user asked for `algorithm` by its name.
     pub fn names(&self, collective: Collective, algorithm: &str) -> bool {
-        self.rule(collective)
-            .is_some_and(|r| !r.except && r.names.iter().any(|n| *n == plain(algorithm)))
+        self.rule(collective).is_some_and(|r| !r.except && r.names.contains(&plain(algorithm)))
     }
 
     fn rule(&self, collective: Collective) -> Option<&Rule> {
@@ -54,6 +75,18 @@ impl AlgorithmFilter {
         let named = self.rules.iter().find(|r| r.collective.as_ref() == Some(&name));
         named.or_else(|| self.rules.iter().find(|r| r.collective.is_none()))
     }
+}
+
+fn known(kind: &str, name: &str, all: &[&str], text: &str) -> Result<(), Error> {
+    if all.iter().any(|known| plain(known) == name) {
+        return Ok(());
+    }
+    Err(Error::InvalidUsage {
+        what: format!(
+            "NCCL_ALGO is \"{text}\", in which \"{name}\" is no {kind}; there are: {}",
+            all.join(", ")
+        ),
+    })
 }
 
 /// `All_Reduce` and `allreduce` are the same name.
@@ -67,24 +100,42 @@ mod tests {
 
     #[test]
     fn grammar() {
+        let of = |text: &str, collective| {
+            let filter = AlgorithmFilter::parse(text).unwrap_or_else(|e| panic!("{e}"));
+            filter.among(collective, &["ring", "oneshot"]).join(" ")
+        };
         let (reduce, gather) = (Collective::AllReduce, Collective::AllGather);
         let cases = [
-            ("", true, true),
-            ("Ring,Tree", true, false),
-            ("^ring", false, true),
-            ("allreduce:tree", false, false),
-            ("allreduce:^tree;ring", true, true),
-            (" AllGather : tree ; oneshot ", false, true),
+            ("", "ring oneshot", "ring oneshot"),
+            ("Ring,Tree", "ring", "ring"),
+            ("^ring", "oneshot", "oneshot"),
+            ("allreduce:tree", "", "ring oneshot"),
+            ("RING;All_Reduce:^ring", "oneshot", "ring"),
+            ("allreduce:^tree;ring", "ring oneshot", "ring"),
+            (" AllGather : tree ; oneshot ", "oneshot", ""),
+            ("^ring,NVLS", "oneshot", "oneshot"),
+            // Leaves nothing for any collective, of which it then does not speak.
+            ("NVLS,collnetdirect", "ring oneshot", "ring oneshot"),
+            ("allreduce:NVLSTree", "", "ring oneshot"),
+            ("^ring,oneshot", "ring oneshot", "ring oneshot"),
         ];
-        for (text, ring, oneshot) in cases {
-            let filter = AlgorithmFilter::parse(text);
-            assert_eq!(filter.allows(reduce, "ring"), ring, "{text}");
-            assert_eq!(filter.allows(reduce, "oneshot"), oneshot, "{text}");
+        for (text, first, second) in cases {
+            assert_eq!(
+                (of(text, reduce), of(text, gather)),
+                (first.into(), second.into()),
+                "{text}"
+            );
         }
-        let filter = AlgorithmFilter::parse("allgather:direct;ring");
-        assert!(filter.allows(gather, "direct") && !filter.allows(gather, "ring"));
-        assert!(filter.allows(reduce, "ring") && !filter.allows(reduce, "direct"));
+        let filter = AlgorithmFilter::parse("allgather:direct;ring").expect("a rule");
         assert!(filter.names(reduce, "ring") && !filter.names(gather, "ring"));
-        assert!(!AlgorithmFilter::parse("^ring").names(reduce, "tree"));
+        assert!(!AlgorithmFilter::parse("^ring").expect("a rule").names(reduce, "tree"));
+    }
+
+    #[test]
+    fn words_that_mean_nothing_are_refused() {
+        for (text, word) in [("ring,tre", "\"tre\""), ("allredce:ring", "\"allredce\"")] {
+            let error = AlgorithmFilter::parse(text).expect_err("a misspelling").to_string();
+            assert!(error.contains(word) && error.contains(text), "{error}");
+        }
     }
 }

@@ -4,12 +4,16 @@
 //! ([`maypole_algorithms::cost`]); the cheapest wins. All inputs are the same on all ranks (the call, the rank count,
 //! and settings agreed at init), so all ranks choose alike.
 
+mod candidates;
 mod filter;
+mod machine;
 
 use std::fmt;
+use std::sync::Arc;
 
-use maypole_algorithms::collective::{Generator, generators};
-use maypole_algorithms::cost::{Decoded, LinkCost, Machine};
+use maypole_algorithms::cost::Decoded;
+use maypole_algorithms::schedule::Channel;
+use maypole_algorithms::topology::Grouping;
 use maypole_algorithms::{Class, Collective, Schedule};
 
 use crate::call::Task;
@@ -17,6 +21,7 @@ use crate::error::Error;
 use crate::plan::geometry::Geometry;
 use crate::plan::straight::StraightLine;
 
+pub(crate) use candidates::candidates;
 pub use filter::AlgorithmFilter;
 
 /// How messages travel.
@@ -40,22 +45,28 @@ impl fmt::Display for Protocol {
 /// What was chosen for a call.
 #[derive(Clone, Debug)]
 pub struct Choice {
-    /// The generator's name.
+    /// The algorithm's name.
     pub algorithm: &'static str,
+    /// What there is to say of it beyond its name: what a hierarchy is made of.
+    pub detail: Option<Arc<str>>,
     /// How its messages travel.
     pub protocol: Protocol,
     /// Bytes of a chunk that one tile covers.
     pub tile: usize,
     /// What the model expects, in microseconds.
     pub predicted: f64,
-    /// The others that were allowed: name, protocol, tile and expected microseconds, best first.
+    /// The others that were costed: name, protocol, tile and expected microseconds, best first.
     pub others: Vec<(&'static str, Protocol, usize, f64)>,
 }
 
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { algorithm, protocol, tile, predicted, others } = self;
-        write!(f, "{algorithm} by {protocol}, tiles of {tile} B, {predicted:.2} us expected")?;
+        let Self { algorithm, detail, protocol, tile, predicted, others } = self;
+        f.write_str(algorithm)?;
+        if let Some(detail) = detail {
+            write!(f, " ({detail})")?;
+        }
+        write!(f, " by {protocol}, tiles of {tile} B, {predicted:.2} us expected")?;
         for (i, (name, protocol, tile, cost)) in others.iter().enumerate() {
             let lead = if i == 0 { "; instead of" } else { "," };
             write!(f, "{lead} {name}/{protocol}/{tile} {cost:.2} us")?;
@@ -67,13 +78,16 @@ impl fmt::Display for Choice {
 /// What choices depend on besides the call. The same on all ranks of a communicator.
 #[derive(Clone, Debug)]
 pub(crate) struct Tuner {
-    pub(crate) nranks: u32,
+    /// Which rank is on which node.
+    pub(crate) grouping: Grouping,
     /// Bytes of a slot: the largest tile.
     pub(crate) slot_bytes: usize,
     /// Slots of a link: the credits that a schedule has.
     pub(crate) depth: u32,
     /// All links have lines: no two ranks meet over TCP.
     pub(crate) lines: bool,
+    /// Some ranks of one node meet over TCP.
+    pub(crate) tcp_within_nodes: bool,
     /// Ranks per core on the busiest node, at least 1.
     pub(crate) ranks_per_core: f64,
     /// Schedules of this class or a stricter one are allowed.
@@ -86,78 +100,121 @@ pub(crate) struct Tuner {
     pub(crate) protocol: Option<Protocol>,
 }
 
+/// Channels of a link that schedules may use; those that need more are not considered. A link costs memory only where it is used.
+pub(crate) const MOST_CHANNELS: Channel = 16;
+
 /// Steps of all ranks together above which a schedule is considered only if there is none of fewer: proving and costing
 /// it would take seconds.
 const MANY_STEPS: u64 = 1 << 17;
 
+/// A schedule with a protocol and a tile, and what the model says of them in seconds.
+struct Way {
+    schedule: Schedule,
+    protocol: Protocol,
+    tile: usize,
+    cost: f64,
+}
+
 impl Tuner {
     /// The cheapest allowed schedule for `task`. Blocks of uneven length are costed as if all were as long as the longest.
+    ///
+    /// A schedule is executed in the model only if its busiest rank would not take longer for its own steps alone than the best one so
+    /// far takes in all, and smaller tiles are tried of the best alone: most candidates cost next to nothing.
     pub(crate) fn choose(&self, task: &Task) -> Result<(Schedule, Choice), Error> {
-        let mut ranking = Vec::new();
-        for generator in self.allowed(task.collective) {
-            let schedule = generator.schedule(task.collective, self.nranks);
-            let asked = self.algorithms.names(task.collective, generator.name);
-            if schedule.class > self.class && (self.explicit_class || !asked) {
-                continue;
-            }
-            let ways = self.ways(&schedule, task);
-            if ways.is_empty() {
-                continue;
+        let mut bounds: Vec<(f64, Schedule, Protocol)> = Vec::new();
+        for schedule in self.allowed(task.collective) {
+            let geometry = Geometry::new(&schedule, task, self.slot_bytes);
+            let Some(protocol) = self.protocol(&schedule, &geometry, task) else { continue };
+            bounds.push((self.bound(&schedule, &geometry, task, protocol), schedule, protocol));
+        }
+        bounds.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut ranking: Vec<Way> = Vec::new();
+        let mut best: Option<(f64, Decoded)> = None;
+        for (bound, schedule, protocol) in bounds {
+            if best.as_ref().is_some_and(|(cost, _)| *cost <= bound) {
+                break;
             }
             let decoded = Decoded::new(&schedule);
-            for (protocol, tile) in ways {
-                let cost = self.cost(&schedule, &decoded, task, protocol, tile);
-                ranking.push((schedule.clone(), protocol, tile, cost));
+            let tile = self.slot_bytes;
+            let cost = self.cost(&schedule, &decoded, task, protocol, tile);
+            if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+                best = Some((cost, decoded));
+                ranking.insert(0, Way { schedule, protocol, tile, cost });
+            } else {
+                ranking.push(Way { schedule, protocol, tile, cost });
             }
         }
-        ranking.sort_by(|a, b| a.3.total_cmp(&b.3));
-        let entry = |(s, p, t, c): &(Schedule, _, _, f64)| (s.name, *p, *t, c * 1e6);
+        if let (Some((_, decoded)), Some(first)) = (&best, ranking.first()) {
+            let (schedule, protocol) = (first.schedule.clone(), first.protocol);
+            for tile in self.smaller_tiles(&schedule, task, protocol) {
+                let cost = self.cost(&schedule, decoded, task, protocol, tile);
+                ranking.push(Way { schedule: schedule.clone(), protocol, tile, cost });
+            }
+        }
+        ranking.sort_by(|a, b| a.cost.total_cmp(&b.cost));
+        let entry = |w: &Way| (w.schedule.name, w.protocol, w.tile, w.cost * 1e6);
         let others = ranking.iter().skip(1).map(entry).collect();
-        let Some((schedule, protocol, tile, cost)) = ranking.into_iter().next() else {
+        let Some(Way { schedule, protocol, tile, cost }) = ranking.into_iter().next() else {
             return Err(self.none(task.collective));
         };
-        let algorithm = schedule.name;
-        Ok((schedule, Choice { algorithm, protocol, tile, predicted: cost * 1e6, others }))
+        let (algorithm, detail, predicted) = (schedule.name, schedule.detail.clone(), cost * 1e6);
+        Ok((schedule, Choice { algorithm, detail, protocol, tile, predicted, others }))
     }
 
-    /// The generators that the user allows, as far as their schedules can be proved and costed in reasonable time.
-    fn allowed(&self, collective: Collective) -> Vec<&'static Generator> {
-        let allowed: Vec<_> = generators(collective)
-            .filter(|g| self.algorithms.allows(collective, g.name))
-            .map(|g| (self.steps(&g.schedule(collective, self.nranks)), g))
-            .collect();
-        let least = allowed.iter().map(|(steps, _)| *steps).min().unwrap_or(0);
-        let affordable = |steps: u64| steps <= MANY_STEPS.max(least);
-        allowed.into_iter().filter(|(steps, _)| affordable(*steps)).map(|(_, g)| g).collect()
+    /// The schedules that the user allows, as far as they can be proved and costed in reasonable time.
+    fn allowed(&self, collective: Collective) -> Vec<Schedule> {
+        let mut schedules = candidates(collective, &self.grouping);
+        let names: Vec<_> = schedules.iter().map(|s| s.name).collect();
+        let allowed = self.algorithms.among(collective, &names);
+        schedules.retain(|schedule| {
+            let asked = self.algorithms.names(collective, schedule.name);
+            let of_class = schedule.class <= self.class || (asked && !self.explicit_class);
+            allowed.contains(&schedule.name) && of_class
+        });
+        let least = schedules.iter().map(|s| self.steps(s)).min().unwrap_or(0);
+        schedules.retain(|schedule| self.steps(schedule) <= MANY_STEPS.max(least));
+        schedules
     }
 
     /// Steps of all ranks together, if all do as much as the last one.
     fn steps(&self, schedule: &Schedule) -> u64 {
-        let rank = self.nranks - 1;
+        let rank = schedule.nranks - 1;
         let steps = |lane| u64::from(schedule.steps(rank, lane));
-        u64::from(self.nranks) * (0..schedule.lanes(rank)).map(steps).sum::<u64>()
+        u64::from(schedule.nranks) * (0..schedule.lanes(rank)).map(steps).sum::<u64>()
     }
 
-    /// Protocols and tiles that `schedule` can use for `task`.
-    fn ways(&self, schedule: &Schedule, task: &Task) -> Vec<(Protocol, usize)> {
-        let geometry = Geometry::new(schedule, task, self.slot_bytes);
-        let mut ways = Vec::new();
-        if self.lines
-            && self.protocol != Some(Protocol::Slots)
-            && StraightLine::fits(schedule, &geometry, task.dtype.size())
-        {
-            ways.push((Protocol::Line, self.slot_bytes));
+    /// The protocol for `task` by `schedule`: lines for what fits them. None if links have too few slots.
+    fn protocol(&self, schedule: &Schedule, geometry: &Geometry, task: &Task) -> Option<Protocol> {
+        let lines = self.lines && self.protocol != Some(Protocol::Slots);
+        if lines && StraightLine::fits(schedule, geometry, task.dtype.size()) {
+            return Some(Protocol::Line);
         }
-        if ways.is_empty() && schedule.credit <= self.depth {
-            ways.extend(self.tiles().map(|tile| (Protocol::Slots, tile)));
-        }
-        ways
+        (schedule.credit <= self.depth).then_some(Protocol::Slots)
     }
 
-    /// Whole slots for long vectors, parts of slots where short ones would not fill the pipeline.
-    fn tiles(&self) -> impl Iterator<Item = usize> {
+    /// Parts of slots, where short vectors would not fill the pipeline.
+    fn smaller_tiles(&self, schedule: &Schedule, task: &Task, protocol: Protocol) -> Vec<usize> {
         let slot = self.slot_bytes;
-        [slot, slot / 2, slot / 4].into_iter().filter(move |t| *t >= 4096 || *t == slot)
+        let longest = Geometry::new(schedule, task, slot).longest() * task.dtype.size();
+        // A tile that a chunk does not fill is no other than the one that it just fills.
+        let makes_a_difference = |tile: &usize| *tile >= 4096 && *tile < longest;
+        let tiles = [slot / 2, slot / 4].into_iter().filter(makes_a_difference);
+        if protocol == Protocol::Line { Vec::new() } else { tiles.collect() }
+    }
+
+    /// Seconds that the busiest of the ranks that differ most (the first, the last, the root) needs for its own steps.
+    fn bound(
+        &self,
+        schedule: &Schedule,
+        geometry: &Geometry,
+        task: &Task,
+        protocol: Protocol,
+    ) -> f64 {
+        let machine = self.machine(protocol);
+        let bytes = geometry.longest().min(geometry.tile) * task.dtype.size();
+        let ranks = [0, schedule.nranks - 1, task.collective.root().unwrap_or(0)];
+        let busy = ranks.map(|rank| machine::busy(&machine, schedule, rank, bytes));
+        busy.into_iter().fold(0.0, f64::max) * geometry.tiles as f64
     }
 
     fn cost(
@@ -173,33 +230,13 @@ impl Tuner {
         self.machine(protocol).cost_decoded(decoded, bytes, geometry.tiles)
     }
 
-    /// The model of this machine, from measurements over shared memory, or over TCP if any two ranks meet there: the slowest
-    /// link sets the pace. See `docs/tuning.md`.
-    fn machine(&self, protocol: Protocol) -> Machine {
-        // A rank that shares its core with others is woken by the scheduler, not by a cache line.
-        let wakeup = if self.ranks_per_core > 1.0 { 3e-6 } else { 0.0 };
-        let (latency, step, operand, byte) = match protocol {
-            Protocol::Line => (0.08e-6, 0.01e-6, 0.01e-6, 0.2e-9),
-            // A message is a system call at either end, and is copied by each.
-            Protocol::Slots if !self.lines => (10e-6, 1.5e-6, 1.5e-6, 0.3e-9),
-            Protocol::Slots => (0.15e-6, 0.10e-6, 0.04e-6, 0.04e-9),
-        };
-        Machine {
-            step,
-            operand,
-            byte,
-            lanes_share_a_core: true,
-            ranks_per_core: self.ranks_per_core,
-            link: LinkCost { latency: latency + wakeup, message: 0.0, byte: 0.0 },
-            network: None,
-        }
-    }
-
     fn none(&self, collective: Collective) -> Error {
-        let names: Vec<_> = generators(collective).map(|g| g.name).collect();
+        let mut names: Vec<_> =
+            candidates(collective, &self.grouping).iter().map(|s| s.name).collect();
+        names.dedup();
         Error::InvalidUsage {
             what: format!(
-                "no algorithm for {collective} is left by NCCL_ALGO and MAYPOLE_BITS; there are: {}",
+                "no algorithm for {collective} is left by NCCL_ALGO, MAYPOLE_BITS and MAYPOLE_SLOT_DEPTH; there are: {}",
                 names.join(", ")
             ),
         }

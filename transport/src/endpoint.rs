@@ -152,11 +152,13 @@ impl Endpoint {
                 tcp.dismiss();
             }
         }
-        // Two that differ from a third may be alike, but then each of them meets the third over TCP.
-        let Some(first) = all.first() else { return Ok(false) };
-        let one_process = all.iter().all(|other| other.token == first.token);
-        let one_host = all.iter().all(|a| a.host == first.host && !a.shm.is_empty());
-        Ok(!one_process && !one_host)
+        Ok(meet_over_tcp(&all))
+    }
+
+    /// True if any two ranks of those at these addresses meet over TCP.
+    pub fn over_tcp(addresses: &[&[u8]]) -> Result<bool, LinkError> {
+        let all: Result<Vec<_>, _> = addresses.iter().map(|bytes| Address::decode(bytes)).collect();
+        Ok(meet_over_tcp(&all?))
     }
 
     /// Connects to a peer, which does the same; returns when links to it can be opened or `deadline` has passed. Between
@@ -344,4 +346,11 @@ fn process_token() -> Result<Token, LinkError> {
     token[..16].copy_from_slice(random);
     token[16..].copy_from_slice(&std::process::id().to_le_bytes());
     Ok(token)
+}
+fn meet_over_tcp(all: &[Address]) -> bool {
+    // Two that differ from a third may be alike, but then each of them meets the third over TCP.
+    let Some(first) = all.first() else { return false };
+    let one_process = all.iter().all(|other| other.token == first.token);
+    let one_host = all.iter().all(|a| a.host == first.host && !a.shm.is_empty());
+    !one_process && !one_host
 }

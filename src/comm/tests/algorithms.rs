@@ -1,6 +1,6 @@
 //! Every algorithm over every kind of link gives the bits of its proved tree.
 
-use maypole_algorithms::collective::all_reduce::uneven_example;
+use maypole_algorithms::collective::all_reduce::{one_shot, uneven_example};
 use maypole_algorithms::collective::{Generator, all};
 use maypole_algorithms::{Collective, DType, RedOp};
 
@@ -17,13 +17,13 @@ fn a_schedule_written_by_hand_runs_like_any_other() {
             let mut random = Random(5);
             (0..40).try_for_each(|i| {
                 let case = Case {
-                    generator: uneven_example::schedule().name,
                     // Another kind of call each time, so that each gets a plan of its own.
                     count: 1 + i * if protocol == Protocol::Line { 5 } else { 131 },
-                    ..Case::random(&mut random, all().next().expect("a generator"), comm.nranks())
+                    ..Case::random(&mut random, Collective::AllReduce)
                 };
-                plan(comm, uneven_example::schedule(), &case, protocol);
-                case.run(comm).map_err(|why| format!("{case:?}: {why}"))
+                let schedule = uneven_example::schedule();
+                plan(comm, schedule.clone(), &case, protocol, 512);
+                case.run(comm, &schedule).map_err(|why| format!("{case:?}: {why}"))
             })
         });
         for result in results {
@@ -40,8 +40,13 @@ fn run_cases(generator: &'static Generator, nranks: u32, config: &Config, cases:
         let seed = generator.name.bytes().fold(u64::from(nranks), |s, b| s * 31 + u64::from(b));
         let mut random = Random(seed);
         (0..cases).try_for_each(|_| {
-            let case = Case::random(&mut random, generator, comm.nranks());
-            case.run(comm).map_err(|why| format!("rank {}: {case:?}: {why}", comm.rank()))
+            let root = random.below(u64::from(nranks)) as u32;
+            let case = Case::random(&mut random, generator.of(root));
+            let chosen = comm.explain(&case.call(comm.rank())).expect("a choice").algorithm;
+            assert_eq!(chosen, generator.name);
+            let schedule = generator.schedule(case.collective, nranks);
+            case.run(comm, &schedule)
+                .map_err(|why| format!("rank {}: {case:?}: {why}", comm.rank()))
         })
     });
     for result in results {
@@ -82,8 +87,7 @@ fn the_same_over_tcp() {
 fn many_small_tiles_and_the_fewest_slots() {
     for generator in all() {
         for (nranks, apart) in [(2, true), (3, false), (7, true), (7, false)] {
-            let case = Case::random(&mut Random(0), generator, nranks);
-            let credit = generator.schedule(case.collective, nranks).credit;
+            let credit = generator.schedule(generator.of(0), nranks).credit;
             let config = Config {
                 slot_bytes: Some(256),
                 slot_depth: Some(credit),
@@ -122,7 +126,6 @@ fn every_type_and_operation() {
                 for count in [1, 9, 900] {
                     for in_place in [false, true] {
                         let case = Case {
-                            generator: "oneshot",
                             collective: Collective::AllReduce,
                             dtype,
                             op,
@@ -131,7 +134,10 @@ fn every_type_and_operation() {
                             skew: 0,
                             seed: count as u64,
                         };
-                        failures.extend(case.run(comm).err().map(|why| format!("{case:?}: {why}")));
+                        let schedule = one_shot::schedule(3);
+                        failures.extend(
+                            case.run(comm, &schedule).err().map(|why| format!("{case:?}: {why}")),
+                        );
                     }
                 }
             }

@@ -1,15 +1,13 @@
 //! One call on guarded memory, compared bit for bit with a scalar evaluation of its proved tree.
 
-use maypole_algorithms::collective::Generator;
 use maypole_algorithms::interpret::Algebra;
-use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{Collective, DType, RedOp, Schedule};
 
 use super::Random;
 use crate::call::{Call, Task};
 use crate::comm::Communicator;
-use crate::plan::Key;
 use crate::plan::geometry::Geometry;
+use crate::plan::{Key, proofs};
 use crate::reduce::{Reduction, scalar};
 use crate::tune::{Choice, Protocol};
 
@@ -56,7 +54,6 @@ impl Algebra for Numbers {
 /// One random call, the same on all ranks but for the rank's own scalar.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Case {
-    pub(super) generator: &'static str,
     pub(super) collective: Collective,
     pub(super) dtype: DType,
     pub(super) op: RedOp,
@@ -72,13 +69,10 @@ pub(super) const GUARD: usize = 192;
 pub(super) const FILL: u8 = 0xa5;
 
 impl Case {
-    pub(super) fn random(random: &mut Random, generator: &Generator, nranks: u32) -> Self {
-        let root = random.below(u64::from(nranks)) as u32;
+    pub(super) fn random(random: &mut Random, collective: Collective) -> Self {
         let sizes = [0, 1, 2, 3, 7, 13, 64, 100, 447, 449, 1000, 1793, 5000, 20_011];
-        let collective = generator.of(root);
         let in_place = random.below(2) == 1 && collective != Collective::AllToAll;
         Self {
-            generator: generator.name,
             collective,
             dtype: random.pick(&DType::ALL),
             op: random.pick(&RedOp::ALL),
@@ -89,12 +83,25 @@ impl Case {
         }
     }
 
+    /// The call on `rank`, but for its buffers.
+    pub(super) fn call(&self, rank: u32) -> Call {
+        Call {
+            collective: self.collective,
+            send: std::ptr::null(),
+            recv: std::ptr::null_mut(),
+            count: self.count,
+            dtype: self.dtype,
+            reduction: self.reduction(rank),
+        }
+    }
+
     pub(super) fn reduction(&self, rank: u32) -> Reduction {
         let scalar = element(self.dtype, !self.seed, rank, 0);
         if self.op == RedOp::PreMulSum { Reduction { op: self.op, scalar } } else { self.op.into() }
     }
 
-    pub(super) fn run(&self, comm: &mut Communicator) -> Result<(), String> {
+    /// Runs it; the plan that the communicator has or makes for it must be of `schedule`.
+    pub(super) fn run(&self, comm: &mut Communicator, schedule: &Schedule) -> Result<(), String> {
         let (rank, nranks, size) = (comm.rank(), comm.nranks(), self.dtype.size());
         let blocks = |chunks: u32| chunks as usize * self.count * size;
         let send_len = blocks(self.collective.input_chunks(nranks, 1));
@@ -115,8 +122,10 @@ impl Case {
             Collective::Scatter { root } if root == rank => (0, block),
             _ => (0, 0),
         };
+        let mut before = Vec::new();
         let (from, to) = if self.in_place {
             both.bytes()[send_at..send_at + send_len].copy_from_slice(&input);
+            before = both.bytes().to_vec();
             let base = both.bytes().as_mut_ptr();
             // SAFETY: both places lie within the buffer.
             unsafe { (base.add(send_at).cast_const(), base.add(recv_at)) }
@@ -124,46 +133,47 @@ impl Case {
             send.bytes().copy_from_slice(&input);
             (send.bytes().as_ptr(), recv.bytes().as_mut_ptr())
         };
-        let call = Call {
-            collective: self.collective,
-            send: from,
-            recv: to,
-            count: self.count,
-            dtype: self.dtype,
-            reduction: self.reduction(rank),
-        };
+        let call = Call { send: from, recv: to, ..self.call(rank) };
         // SAFETY: the buffers are as long as the collective asks for.
         unsafe { comm.run(&call) }.map_err(|e| e.to_string())?;
         if self.count == 0 {
             return Ok(());
         }
+        let gets = !matches!(self.collective, Collective::Reduce { root } | Collective::Gather { root } if root != rank);
         let result = if self.in_place {
-            both.bytes()[recv_at..recv_at + recv_len].to_vec()
+            // What is not received into is as it was.
+            let after = both.bytes();
+            let results = if gets { recv_at..recv_at + recv_len } else { 0..0 };
+            let stays = |at: &usize| !results.contains(at) && before[*at] != after[*at];
+            if let Some(at) = (0..large).find(stays) {
+                return Err(format!("byte {at} of the buffer, which is no result, was changed"));
+            }
+            after[recv_at..recv_at + recv_len].to_vec()
         } else {
             recv.bytes().to_vec()
         };
         if !self.in_place && send.bytes() != input {
             return Err("the send buffer was changed".to_owned());
         }
+        if !self.in_place && !gets && result.iter().any(|b| *b != FILL) {
+            return Err("the receive buffer of a rank that gets nothing was changed".to_owned());
+        }
         if ![&send, &recv, &both].iter().all(|b| b.is_unhurt()) {
             return Err("memory beside a buffer was written".to_owned());
         }
-        self.check(comm, &call, &result)
+        self.check(rank, schedule, &call, &result)
     }
 
     /// Compares bit for bit with a scalar evaluation of the proved tree of each element's chunk.
     pub(super) fn check(
         &self,
-        comm: &Communicator,
+        rank: u32,
+        schedule: &Schedule,
         call: &Call,
         result: &[u8],
     ) -> Result<(), String> {
-        let (rank, nranks, size) = (comm.rank(), comm.nranks(), self.dtype.size());
-        let proved: &Proved = comm
-            .proofs
-            .get(&(self.collective, self.generator))
-            .ok_or_else(|| format!("another algorithm ran: {:?}", comm.proofs.keys()))?;
-        let schedule = proved.schedule();
+        let (nranks, size) = (schedule.nranks, self.dtype.size());
+        let proved = proofs::proved(schedule.clone()).map_err(|e| e.to_string())?;
         let geometry = Geometry::new(schedule, &Task::from(call), usize::MAX);
         let mut numbers = Numbers { dtype: self.dtype, op: self.op, nranks };
         for chunk in 0..schedule.output_chunks() {
@@ -220,22 +230,16 @@ impl Guarded {
 }
 
 /// Plans `schedule` for the case's kind of call, whatever the tuner would choose.
-pub(super) fn plan(comm: &mut Communicator, schedule: Schedule, case: &Case, protocol: Protocol) {
-    let choice = Choice {
-        algorithm: schedule.name,
-        protocol,
-        tile: comm.tuner.slot_bytes,
-        predicted: 0.0,
-        others: Vec::new(),
-    };
-    let call = Call {
-        collective: case.collective,
-        send: std::ptr::null(),
-        recv: std::ptr::null_mut(),
-        count: case.count,
-        dtype: case.dtype,
-        reduction: case.reduction(comm.rank()),
-    };
+pub(super) fn plan(
+    comm: &mut Communicator,
+    schedule: Schedule,
+    case: &Case,
+    protocol: Protocol,
+    tile: usize,
+) {
+    let (algorithm, detail) = (schedule.name, schedule.detail.clone());
+    let choice = Choice { algorithm, detail, protocol, tile, predicted: 0.0, others: Vec::new() };
+    let call = case.call(comm.rank());
     let plan = comm.plan(schedule, &choice, &Task::from(&call)).expect("a plan");
     comm.plans.insert(Key::new(&call), plan);
 }

@@ -5,6 +5,7 @@ mod case;
 mod control;
 mod ends;
 mod offspring;
+mod random;
 mod settings;
 mod transfers;
 mod typed;
@@ -18,7 +19,17 @@ use maypole_algorithms::RedOp;
 use super::*;
 
 /// Runs `f` as each of `nranks` ranks, in threads; fails if that takes a minute.
-pub(super) fn as_ranks<T: Send + 'static>(
+fn as_ranks<T: Send + 'static>(
+    nranks: u32,
+    config: &Config,
+    f: impl Fn(&mut Communicator) -> T + Send + Sync + 'static,
+) -> Vec<T> {
+    as_ranks_within(Duration::from_secs(60), nranks, config, f)
+}
+
+/// The same with more patience, or less.
+fn as_ranks_within<T: Send + 'static>(
+    patience: Duration,
     nranks: u32,
     config: &Config,
     f: impl Fn(&mut Communicator) -> T + Send + Sync + 'static,
@@ -37,9 +48,8 @@ pub(super) fn as_ranks<T: Send + 'static>(
         });
     }
     drop(done);
-    let mut results: Vec<(u32, T)> = (0..nranks)
-        .map(|_| all.recv_timeout(Duration::from_secs(60)).expect("a rank failed or hangs"))
-        .collect();
+    let mut results: Vec<(u32, T)> =
+        (0..nranks).map(|_| all.recv_timeout(patience).expect("a rank failed or hangs")).collect();
     results.sort_by_key(|r| r.0);
     results.into_iter().map(|r| r.1).collect()
 }

@@ -28,8 +28,11 @@ fn lay_out(counts: Vec<usize>, random: &mut Random) -> (Vec<usize>, Vec<usize>, 
     (counts, displacements, end)
 }
 
+/// Calls in a round.
+pub(super) const CALLS: u32 = 7;
+
 /// One call of each V form; lengths follow from `seed`, places from rank and seed.
-fn round(comm: &mut Communicator, seed: u64) {
+pub(super) fn round(comm: &mut Communicator, seed: u64) {
     let (rank, n) = (comm.rank(), comm.nranks());
     let len = |from: u32, to: u32| {
         let mut random = Random(seed ^ u64::from(from) << 32 ^ u64::from(to) << 16);

@@ -1,0 +1,267 @@
+//! Thousands of random calls on real memory: every collective, every algorithm and hierarchy, type, operation, root, size, placement
+//! and protocol, on 1 to 16 ranks, as threads and as processes, over every kind of link.
+//!
+//! Each result is compared bit for bit with a scalar evaluation of the tree that was proved of its schedule; what is beside the
+//! buffers, and what is only sent, must be as it was. The numbers follow from a seed that a failure prints.
+//! `MAYPOLE_RANDOM_CALLS` says how many calls there are in all.
+
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use maypole_algorithms::topology::Grouping;
+use maypole_algorithms::{Collective, Rank, Schedule};
+
+use super::case::{Case, plan};
+use super::{Random, as_ranks_within, over_tcp, uneven};
+use crate::bootstrap::{Options, UniqueId};
+use crate::call::Task;
+use crate::comm::Communicator;
+use crate::config::{Bits, Config, Nodes};
+use crate::plan::geometry::Geometry;
+use crate::plan::straight::StraightLine;
+use crate::tune::{Protocol, candidates};
+
+/// Calls in all, unless the environment says otherwise.
+const CALLS: u32 = 10_000;
+
+/// For one communicator's calls, however busy the machine is.
+const PATIENCE: Duration = Duration::from_secs(400);
+
+/// Steps of all ranks above which a schedule is left out: its proof would take longer than all calls of a communicator.
+const MOST_STEPS: u32 = 20_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Medium {
+    /// Each other's memory.
+    Local,
+    /// Memory shared by descriptors.
+    Shared,
+    Tcp,
+}
+
+/// The calls of one communicator. All that is random follows from the seed.
+#[derive(Clone, Copy, Debug)]
+struct Session {
+    nranks: u32,
+    medium: Medium,
+    calls: u32,
+    seed: u64,
+}
+
+const AS_THREADS: [(Medium, &[u32]); 3] = [
+    (Medium::Local, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]),
+    (Medium::Shared, &[2, 3, 5, 8, 12]),
+    (Medium::Tcp, &[2, 3, 4, 7, 10]),
+];
+
+const AS_PROCESSES: [(Medium, &[u32]); 2] =
+    [(Medium::Shared, &[1, 2, 3, 4, 6, 9, 16]), (Medium::Tcp, &[2, 4, 5, 8])];
+
+fn sessions(shapes: &[(Medium, &'static [u32])], part_of_all: u32) -> Vec<Session> {
+    let wanted = std::env::var("MAYPOLE_RANDOM_CALLS").ok();
+    let all = wanted.map_or(CALLS, |text| text.parse().expect("a number of calls"));
+    let pairs =
+        shapes.iter().flat_map(|&(medium, counts)| counts.iter().map(move |n| (medium, *n)));
+    let pairs: Vec<_> = pairs.collect();
+    let calls = (all / 100 * part_of_all).div_ceil(pairs.len() as u32);
+    let session = |(i, (medium, nranks)): (u64, (Medium, u32))| Session {
+        nranks,
+        medium,
+        calls,
+        seed: i * 1009 + 7,
+    };
+    (0_u64..).zip(pairs).map(session).collect()
+}
+
+#[test]
+fn random_calls_among_threads() {
+    for session in sessions(&AS_THREADS, 70) {
+        let play = move |comm: &mut Communicator| session.play(comm);
+        for result in as_ranks_within(PATIENCE, session.nranks, &session.config(), play) {
+            result.unwrap_or_else(|why| panic!("{session:?}: {why}"));
+        }
+    }
+}
+
+#[test]
+fn random_calls_among_processes() {
+    for session in sessions(&AS_PROCESSES, 30) {
+        session.run_as_processes();
+    }
+}
+
+/// Not a test of its own: what a rank process does.
+#[test]
+#[ignore = "run by the other tests, as a rank"]
+fn rank() {
+    let Ok(text) = std::env::var("MAYPOLE_TEST_SESSION") else { return };
+    let mut words = text.split(' ').map(|word| word.parse::<u64>().expect("a number"));
+    let mut next = || words.next().expect("five numbers");
+    let (rank, nranks) = (next() as Rank, next() as u32);
+    let medium = if next() == 0 { Medium::Shared } else { Medium::Tcp };
+    let session = Session { nranks, medium, calls: next() as u32, seed: next() };
+    let mut bytes = [0; 128];
+    std::io::stdin().read_exact(&mut bytes).expect("an id");
+    let id = UniqueId::from_bytes(bytes).expect("an id");
+    let config = session.config();
+    let comm = Communicator::init_with(&id, nranks, rank, &config, &Options::default());
+    let mut comm = comm.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
+    session.play(&mut comm).unwrap_or_else(|why| panic!("{session:?}: {why}"));
+}
+
+impl Session {
+    fn config(&self) -> Config {
+        let mut random = Random(self.seed);
+        let base = match self.medium {
+            Medium::Local => Config::default(),
+            Medium::Shared => Config { p2p_disable: true, ..Config::default() },
+            Medium::Tcp => over_tcp(1 + random.below(2) as u32),
+        };
+        let mut labels = || (0..self.nranks).map(|_| random.below(3).to_string()).collect();
+        let nodes = Nodes { labels: labels() };
+        let split = self.seed.is_multiple_of(2);
+        Config {
+            slot_bytes: random.pick(&[None, Some(256), Some(4096), Some(16_384)]),
+            nodes: split.then_some(nodes),
+            // The tuner's own choices are from all algorithms.
+            bits: Bits::Fast,
+            ..base
+        }
+    }
+
+    fn run_as_processes(&self) {
+        let id = UniqueId::create().expect("a unique id");
+        let Self { nranks, medium, calls, seed } = *self;
+        let start = |rank: Rank| {
+            let medium = u32::from(medium == Medium::Tcp);
+            let mut child = Command::new(std::env::current_exe().expect("the test binary"))
+                .args(["--exact", "comm::tests::random::rank", "--ignored", "--test-threads=1"])
+                .env("MAYPOLE_TEST_SESSION", format!("{rank} {nranks} {medium} {calls} {seed}"))
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("a rank process");
+            let mut stdin = child.stdin.take().expect("a pipe");
+            stdin.write_all(&id.to_bytes()).expect("the rank reads its id");
+            child
+        };
+        let children: Vec<Child> = (0..nranks).map(start).collect();
+        let pids: Vec<u32> = children.iter().map(Child::id).collect();
+        let (done, all) = mpsc::channel();
+        for child in children {
+            let done = done.clone();
+            std::thread::spawn(move || {
+                let output = child.wait_with_output().expect("a child");
+                let said = String::from_utf8_lossy(&output.stdout).into_owned();
+                let _ = done.send((output.status.success(), said));
+            });
+        }
+        for _ in 0..nranks {
+            let ended = all.recv_timeout(PATIENCE);
+            if !matches!(ended, Ok((true, _))) {
+                for pid in &pids {
+                    // SAFETY: no memory is involved. The process is a child, whose number is not used again before it is waited for;
+                    // one that has ended well by now is at worst missed.
+                    unsafe { libc::kill(*pid as libc::pid_t, libc::SIGKILL) };
+                }
+            }
+            let (well, said) = ended.unwrap_or_else(|_| panic!("{self:?}: a rank hangs"));
+            assert!(well && said.contains("1 passed"), "{self:?}: {said}");
+        }
+    }
+
+    /// The calls of one rank.
+    fn play(&self, comm: &mut Communicator) -> Result<(), String> {
+        let mut random = Random(self.seed << 20);
+        let mut calls = 0;
+        while calls < self.calls {
+            let draw = random.below(100);
+            calls += match draw {
+                0..3 => {
+                    comm.barrier().map_err(|e| format!("barrier: {e}"))?;
+                    1
+                }
+                3..5 => {
+                    uneven::round(comm, random.below(1 << 30));
+                    uneven::CALLS
+                }
+                _ => {
+                    let tuned = draw < 20;
+                    self.even(comm, &mut random, tuned)
+                        .map_err(|why| format!("rank {}, call {calls}: {why}", comm.rank()))?;
+                    1
+                }
+            };
+        }
+        Ok(())
+    }
+
+    /// One call by a schedule that is drawn, or that the tuner chooses.
+    fn even(
+        &self,
+        comm: &mut Communicator,
+        random: &mut Random,
+        tuned: bool,
+    ) -> Result<(), String> {
+        let root = random.below(self.nranks.into()) as Rank;
+        let collective = random.pick(&Collective::all(root));
+        let mut case = Case::random(random, collective);
+        let most = 300_000 / (self.nranks * collective.output_chunks(self.nranks, 1)) as usize;
+        // Large ones now and then.
+        let bound = if random.below(4) == 0 { most } else { most.min(1000) };
+        case.count = case.count.min(bound);
+        let call = case.call(comm.rank());
+        let schedule = if tuned || case.count == 0 {
+            let chosen = comm.tuner.choose(&Task::from(&call)).map_err(|e| e.to_string())?.0;
+            // It may have been planned by a schedule that was drawn.
+            self.plan(comm, random, chosen, &case)
+        } else {
+            let grouping = self.grouping(comm, random);
+            let mut known = candidates(collective, &grouping);
+            known.retain(|s| steps(s) <= MOST_STEPS && s.credit <= comm.tuner.depth);
+            let at = random.below(known.len() as u64) as usize;
+            self.plan(comm, random, known.swap_remove(at), &case)
+        };
+        let shown = format!("{case:?} by {schedule:?}");
+        case.run(comm, &schedule).map_err(|why| format!("{shown}: {why}"))
+    }
+
+    fn plan(
+        &self,
+        comm: &mut Communicator,
+        random: &mut Random,
+        schedule: Schedule,
+        case: &Case,
+    ) -> Schedule {
+        let slot = comm.tuner.slot_bytes;
+        let tile = random.pick(&[slot, slot, slot / 2]);
+        let geometry = Geometry::new(&schedule, &Task::from(&case.call(comm.rank())), slot);
+        let fits = comm.tuner.lines && StraightLine::fits(&schedule, &geometry, case.dtype.size());
+        let line = fits && random.below(2) == 0;
+        if case.count > 0 {
+            let protocol = if line { Protocol::Line } else { Protocol::Slots };
+            plan(comm, schedule.clone(), case, protocol, tile);
+        }
+        schedule
+    }
+
+    /// The communicator's own nodes, or others.
+    fn grouping(&self, comm: &Communicator, random: &mut Random) -> Grouping {
+        let nodes = 1 + random.below(4);
+        let size = u64::from(self.nranks).div_ceil(nodes);
+        let labels: Vec<u64> = match random.below(3) {
+            0 => return comm.tuner.grouping.clone(),
+            1 => (0..u64::from(self.nranks)).map(|rank| rank / size).collect(),
+            _ => (0..self.nranks).map(|_| random.below(nodes)).collect(),
+        };
+        Grouping::new(labels)
+    }
+}
+
+fn steps(schedule: &Schedule) -> u32 {
+    let rank = |rank| (0..schedule.lanes(rank)).map(|lane| schedule.steps(rank, lane)).sum::<u32>();
+    (0..schedule.nranks).map(rank).sum()
+}
