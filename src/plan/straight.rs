@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn a_line_has_the_messages_of_its_schedule() {
         for schedule in schedules() {
-            let lines = lines(&schedule, 16 * schedule.nranks as usize);
+            let lines = lines(&schedule, 16 * schedule.parts as usize);
             for (rank, line) in (0..).zip(&lines) {
                 let steps: Vec<Step> =
                     (0..schedule.lanes(rank)).flat_map(|l| schedule.lane(rank, l)).collect();
