@@ -120,6 +120,14 @@ table! {
     /// obeyed. Names of NCCL's that are for other hardware are understood; init fails on words that mean nothing.
     algorithms: Option<String> = "NCCL_ALGO", "comma list of names, ^ excludes, per function as ring,tree;allreduce:^tree",
         "the fastest by the cost model", |text| Some(Some(text.to_owned())), None;
+    /// The fewest copies of an algorithm that run side by side, each on a part of the data. All lanes of a rank share its core here, so
+    /// that more than one gain nothing but over several network cards.
+    min_channels: Option<u32> = "NCCL_MIN_NCHANNELS", "an integer from 1 to 16", "1",
+        |text| integer_in(text, 1, 16).map(|n| Some(n as u32)), None;
+    /// The most copies of an algorithm that may run side by side; the cost model chooses among the powers of two between the
+    /// fewest and the most.
+    max_channels: Option<u32> = "NCCL_MAX_NCHANNELS", "an integer from 1 to 64; more than 16 are 16", "the fewest",
+        |text| integer_in(text, 1, 64).map(|n| Some(n as u32)), None;
     /// Which ranks are on one node, in place of the hosts that they run on: hierarchies can so be tried on one machine. Communicators of
     /// another number of ranks go by the hosts.
     nodes: Option<Nodes> = "MAYPOLE_NODES", "sizes of nodes as 4+4+2, or a label for each rank as a,b,a,b", "the hosts",
@@ -176,6 +184,15 @@ impl Config {
     /// TCP streams to each peer.
     pub fn streams(&self) -> u32 {
         (self.socket_threads * self.sockets_per_thread).min(MOST_STREAMS)
+    }
+
+    /// How many copies of an algorithm may run side by side: the fewest, and powers of two from there to the most.
+    pub fn copies(&self) -> Vec<u32> {
+        let most = self.max_channels.map(|most| most.min(16));
+        let least = self.min_channels.unwrap_or(1).min(most.unwrap_or(16));
+        let most = most.unwrap_or(least);
+        let between = (0..5).map(|power| 1 << power).filter(|n| *n > least && *n <= most);
+        [least].into_iter().chain(between).collect()
     }
 
     /// The configuration of this process, read from the environment by the first call.
@@ -633,6 +650,18 @@ mod tests {
         assert!(!admits("^docker,lo", "docker0") && admits("^docker,lo", "eth0"));
         assert!(!admits("^=eth0", "eth0") && admits("^=eth0", "eth01"));
         assert_eq!(Interfaces::parse("eth,,ib"), None);
+    }
+
+    #[test]
+    fn copies_are_the_fewest_and_powers_of_two_up_to_the_most() {
+        let copies = |min_channels, max_channels| {
+            Config { min_channels, max_channels, ..Config::default() }.copies()
+        };
+        assert_eq!(copies(None, None), [1]);
+        assert_eq!(copies(Some(3), None), [3]);
+        assert_eq!(copies(None, Some(64)), [1, 2, 4, 8, 16]);
+        assert_eq!(copies(Some(3), Some(9)), [3, 4, 8]);
+        assert_eq!(copies(Some(8), Some(2)), [2]);
     }
 
     #[test]

@@ -112,7 +112,7 @@ unsafe fn read(config: *const NcclCollConfig) -> Result<Option<Box<Selection>>, 
         bare.map_or_else(|| name.clone(), str::to_owned)
     };
     let list: Vec<String> = names.split(',').map(plain).collect();
-    let filter = AlgorithmFilter::parse(&list.join(","));
+    let filter = AlgorithmFilter::parse(&list.join(",")).map_err(|error| failed(&error))?;
     Ok(Some(Box::new(Selection { names, filter })))
 }
 

@@ -120,7 +120,8 @@ fn settings(config: &Config, layout: InboxLayout) -> String {
     let algorithms = config.algorithms.as_deref().unwrap_or("");
     let nodes = config.nodes.as_ref().map_or(String::new(), |nodes| nodes.labels.join(","));
     format!(
-        "NCCL_ALGO={algorithms} MAYPOLE_NODES={nodes} MAYPOLE_BITS={:?} MAYPOLE_PROTO={:?} MAYPOLE_SLOT_BYTES={} MAYPOLE_SLOT_DEPTH={} MAYPOLE_FAULT={:?} version={}",
+        "NCCL_ALGO={algorithms} NCHANNELS={:?} MAYPOLE_NODES={nodes} MAYPOLE_BITS={:?} MAYPOLE_PROTO={:?} MAYPOLE_SLOT_BYTES={} MAYPOLE_SLOT_DEPTH={} MAYPOLE_FAULT={:?} version={}",
+        config.copies(),
         config.bits,
         config.protocol,
         layout.slot_bytes,

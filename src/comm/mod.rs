@@ -159,6 +159,7 @@ impl Communicator {
             },
             explicit_class: config.bits == Bits::Canonical,
             algorithms: introduced.algorithms,
+            copies: config.copies(),
             protocol: match config.protocol {
                 // Faults are on slots alone.
                 _ if config.fault.is_some() => Some(Protocol::Slots),

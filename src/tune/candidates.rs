@@ -1,49 +1,65 @@
 //! The schedules among which a call may choose: those of all generators, and on several nodes hierarchies.
 
 use maypole_algorithms::collective::{all, generators};
-use maypole_algorithms::hierarchy::{self, named};
+use maypole_algorithms::hierarchy::{self, FAMILY, channels, hierarchies};
 use maypole_algorithms::topology::Grouping;
 use maypole_algorithms::{Collective, Schedule};
 
 use super::MOST_CHANNELS;
 
-/// Every schedule that there is for `collective` among ranks of that `grouping`, in a fixed order. Those that need more channels
+/// Every schedule that there is for `collective` among ranks of that `grouping`, in a fixed order: flat ones, then hierarchies over one
+/// rail and over as many as there are; of each as many copies side by side as `copies` lists. Those that need more channels
 /// than there are are left out.
-pub(crate) fn candidates(collective: Collective, grouping: &Grouping) -> Vec<Schedule> {
+pub(crate) fn candidates(
+    collective: Collective,
+    grouping: &Grouping,
+    copies: &[u32],
+) -> Vec<Schedule> {
     let flat = generators(collective).map(|g| g.schedule(collective, grouping.nranks()));
-    let mut schedules: Vec<Schedule> = flat.collect();
-    if grouping.nodes() > 1 {
-        schedules.extend(hierarchies(collective, grouping));
+    let nested = hierarchies(collective).flat_map(|hierarchy| {
+        let rails = hierarchy.rails(grouping);
+        let rails = [*rails.start(), *rails.end()].into_iter();
+        let rails = rails.take(if hierarchy.rails(grouping).count() > 1 { 2 } else { 1 });
+        rails.filter_map(|rails| hierarchy.schedule(collective, grouping, rails))
+    });
+    let mut schedules = Vec::new();
+    for schedule in flat.chain(nested) {
+        for &copies in copies {
+            let all = copies * u32::from(schedule.channels);
+            if all <= u32::from(MOST_CHANNELS) {
+                schedules.push(channels::schedule(&schedule, copies));
+            }
+        }
     }
-    schedules.retain(|schedule| schedule.channels <= MOST_CHANNELS);
     schedules
 }
 
-/// The names of all algorithms.
+/// The names of all algorithms, and that of all hierarchies.
 pub(crate) fn names() -> Vec<&'static str> {
-    let mut names: Vec<_> = all().map(|g| g.name).chain(["hier"]).collect();
+    let hierarchies = hierarchy::all().map(|h| h.name);
+    let mut names: Vec<_> = all().map(|g| g.name).chain(hierarchies).chain([FAMILY]).collect();
     names.sort_unstable();
     names.dedup();
     names
 }
 
-/// Hierarchies of direct exchange within the nodes and of every algorithm between them, over one rail and over as many as the smallest
-/// node has ranks.
-fn hierarchies(collective: Collective, grouping: &Grouping) -> Vec<Schedule> {
-    let within = named(&["direct"]);
-    let most = grouping.smallest();
-    let rails = [1, most].into_iter().take(if most > 1 { 2 } else { 1 });
-    let mut schedules = Vec::new();
-    for rails in rails {
-        for across in generators(collective).map(|g| [g.name]) {
-            let between = named(&across);
-            schedules.extend(match collective {
-                Collective::AllReduce => {
-                    hierarchy::all_reduce::schedule(grouping, rails, &within, &between)
-                }
-                _ => None,
-            });
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hierarchies_are_among_them_on_several_nodes_alone_and_copies_where_asked_for() {
+        let count = |sizes: &[u32], copies: &[u32], test: &dyn Fn(&Schedule) -> bool| {
+            let all = candidates(Collective::AllReduce, &Grouping::of_sizes(sizes), copies);
+            all.iter().filter(|s| test(s)).count()
+        };
+        let nested = |s: &Schedule| s.name.starts_with(FAMILY);
+        assert_eq!(count(&[8], &[1], &nested), 0);
+        assert_eq!(count(&[1, 1, 1], &[1], &nested), 0);
+        assert!(count(&[4, 4], &[1], &nested) > 8);
+        let two = |s: &Schedule| s.detail.as_ref().is_some_and(|d| d.contains("2 side by side"));
+        assert_eq!(count(&[8], &[1], &two), 0);
+        assert!(count(&[8], &[1, 2], &two) > 4 && count(&[8], &[2], &two) > 4);
+        assert!(count(&[4, 4], &[1, 2], &|s| s.channels > MOST_CHANNELS) == 0);
     }
-    schedules
 }

@@ -1,6 +1,7 @@
 //! The grammar of NCCL_ALGO: `ring,tree`, `^ring`, or by collective `ring,tree;allreduce:^tree;broadcast:ring`.
 
 use maypole_algorithms::Collective;
+use maypole_algorithms::hierarchy::FAMILY;
 
 use super::candidates;
 use crate::error::Error;
@@ -59,21 +60,39 @@ impl AlgorithmFilter {
     /// too most collectives have one algorithm alone, whatever the rule. A rule for this collective is obeyed.
     pub fn among<'a>(&self, collective: Collective, algorithms: &[&'a str]) -> Vec<&'a str> {
         let Some(rule) = self.rule(collective) else { return algorithms.to_vec() };
-        let allows = |name: &&&str| rule.names.contains(&plain(name)) != rule.except;
-        let allowed: Vec<&str> = algorithms.iter().filter(allows).copied().collect();
+        let allowed: Vec<&str> =
+            algorithms.iter().filter(|name| rule.allows(name)).copied().collect();
         let binds = rule.collective.is_some() || !allowed.is_empty();
         if binds { allowed } else { algorithms.to_vec() }
     }
 
+    /// Whether the rule for `collective`, if there is one, allows `algorithm`, whatever others there are.
+    pub fn allows(&self, collective: Collective, algorithm: &str) -> bool {
+        self.rule(collective).is_none_or(|rule| rule.allows(algorithm))
+    }
+
     /// Whether the user asked for `algorithm` by its name.
     pub fn names(&self, collective: Collective, algorithm: &str) -> bool {
-        self.rule(collective).is_some_and(|r| !r.except && r.names.contains(&plain(algorithm)))
+        self.rule(collective).is_some_and(|r| !r.except && r.lists(algorithm))
     }
 
     fn rule(&self, collective: Collective) -> Option<&Rule> {
         let name = plain(collective.name());
         let named = self.rules.iter().find(|r| r.collective.as_ref() == Some(&name));
         named.or_else(|| self.rules.iter().find(|r| r.collective.is_none()))
+    }
+}
+
+impl Rule {
+    /// By its own name, or by that of its family.
+    fn lists(&self, algorithm: &str) -> bool {
+        let name = plain(algorithm);
+        let family = |listed: &String| *listed == FAMILY && name.starts_with(FAMILY);
+        self.names.iter().any(|listed| *listed == name || family(listed))
+    }
+
+    fn allows(&self, algorithm: &str) -> bool {
+        self.lists(algorithm) != self.except
     }
 }
 
@@ -128,6 +147,10 @@ mod tests {
         }
         let filter = AlgorithmFilter::parse("allgather:direct;ring").expect("a rule");
         assert!(filter.names(reduce, "ring") && !filter.names(gather, "ring"));
+        assert!(filter.allows(gather, "direct") && !filter.allows(gather, "ring"));
+        let filter = AlgorithmFilter::parse("hier;allgather:^hierdirect").expect("a family");
+        assert!(filter.allows(reduce, "hierring") && !filter.allows(reduce, "ring"));
+        assert!(filter.allows(gather, "hierpat") && !filter.allows(gather, "hierdirect"));
         assert!(!AlgorithmFilter::parse("^ring").expect("a rule").names(reduce, "tree"));
     }
 

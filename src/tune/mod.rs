@@ -98,6 +98,8 @@ pub(crate) struct Tuner {
     pub(crate) algorithms: AlgorithmFilter,
     /// Which protocol the user wants.
     pub(crate) protocol: Option<Protocol>,
+    /// How many copies of a schedule may run side by side, NCCL's channels.
+    pub(crate) copies: Vec<u32>,
 }
 
 /// Channels of a link that schedules may use; those that need more are not considered. A link costs memory only where it is used.
@@ -163,7 +165,7 @@ impl Tuner {
 
     /// The schedules that the user allows, as far as they can be proved and costed in reasonable time.
     fn allowed(&self, collective: Collective) -> Vec<Schedule> {
-        let mut schedules = candidates(collective, &self.grouping);
+        let mut schedules = candidates(collective, &self.grouping, &self.copies);
         let names: Vec<_> = schedules.iter().map(|s| s.name).collect();
         let allowed = self.algorithms.among(collective, &names);
         schedules.retain(|schedule| {
@@ -232,11 +234,11 @@ impl Tuner {
 
     fn none(&self, collective: Collective) -> Error {
         let mut names: Vec<_> =
-            candidates(collective, &self.grouping).iter().map(|s| s.name).collect();
+            candidates(collective, &self.grouping, &[1]).iter().map(|s| s.name).collect();
         names.dedup();
         Error::InvalidUsage {
             what: format!(
-                "no algorithm for {collective} is left by NCCL_ALGO, MAYPOLE_BITS and MAYPOLE_SLOT_DEPTH; there are: {}",
+                "no algorithm for {collective} is left by NCCL_ALGO, NCCL_MIN_NCHANNELS, MAYPOLE_BITS and MAYPOLE_SLOT_DEPTH; there are: {}",
                 names.join(", ")
             ),
         }

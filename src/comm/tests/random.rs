@@ -220,7 +220,7 @@ impl Session {
             self.plan(comm, random, chosen, &case)
         } else {
             let grouping = self.grouping(comm, random);
-            let mut known = candidates(collective, &grouping);
+            let mut known = candidates(collective, &grouping, &[random.pick(&[1, 1, 1, 2, 3])]);
             known.retain(|s| steps(s) <= MOST_STEPS && s.credit <= comm.tuner.depth);
             let at = random.below(known.len() as u64) as usize;
             self.plan(comm, random, known.swap_remove(at), &case)
