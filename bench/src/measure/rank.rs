@@ -65,37 +65,36 @@ impl<'a> Bench<'a> {
             self.print(&json.announcement())?;
         }
         self.print(&header::header(options, &participants, self.team.reduced))?;
-        let outcome = self.cycles(json.as_ref());
+        let mut rows = Vec::new();
+        let outcome = self.cycles(&mut rows, json.as_ref());
         if let (Some(json), Err(failure)) = (&json, &outcome) {
             // That the file cannot be written either is not what is to be told.
-            let _ = json.write(&[], None, Some(&failure.text));
+            let _ = json.write(&rows, None, Some(&failure.text));
         }
         outcome
     }
 
-    fn cycles(&mut self, json: Option<&Json>) -> Result<u8, Failure> {
+    fn cycles(&mut self, rows: &mut Vec<Row>, json: Option<&Json>) -> Result<u8, Failure> {
         let options = self.options();
-        let mut rows = Vec::new();
+        let mut summary = Summary::default();
         let mut cycle = 0;
         while options.cycles == 0 || cycle < options.cycles {
             cycle += 1;
-            let mut summary = Summary::default();
-            self.table(&mut rows)?;
-            rows.iter().for_each(|row| summary.add(row));
+            let begin = rows.len();
+            self.table(rows)?;
+            rows[begin..].iter().for_each(|row| summary.add(row));
             if let Some(json) = json {
-                json.write(&rows, Some(&summary), None)?;
+                json.write(rows, Some(&summary), None)?;
             }
             if options.cycles == 0 && rows.len() > 1 << 16 {
                 // For ever: what is kept must not grow for ever.
                 rows.drain(..rows.len() / 2);
             }
         }
-        let mut summary = Summary::default();
-        rows.iter().for_each(|row| summary.add(row));
         let memory = if options.memory { Some(self.memory()?) } else { None };
         self.print(&footer::footer(options, &summary, memory.as_ref()))?;
         if let Some(path) = options.plot.as_ref().filter(|_| self.speaks) {
-            let picture = plot::svg(options.operation.name(), self.group.nranks, &rows);
+            let picture = plot::svg(options.operation.name(), self.group.nranks, rows);
             std::fs::write(path, picture)
                 .map_err(|error| Failure::system(format!("--plot {}: {error}", path.display())))?;
         }

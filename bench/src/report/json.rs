@@ -66,7 +66,11 @@ impl<'a> Json<'a> {
         error: Option<&str>,
     ) -> Result<(), Failure> {
         let text = self.text(rows, summary, error);
-        fs::write(&self.path, text)
+        let mut part = self.path.clone().into_os_string();
+        part.push(".part");
+        // Whoever ends this process meanwhile leaves the file as it was.
+        fs::write(&part, text)
+            .and_then(|()| fs::rename(&part, &self.path))
             .map_err(|error| Failure::system(format!("-J {}: {error}", self.path.display())))
     }
 
