@@ -74,6 +74,15 @@ fn exactly_the_abi_is_exported() {
 }
 
 #[test]
+fn the_page_says_of_every_function_what_it_does() {
+    let page = include_str!("../docs/abi.md");
+    let words: Vec<&str> = page.split(|c: char| !c.is_alphanumeric()).collect();
+    let functions = EXPORTS.lines().filter(|name| !name.starts_with('p'));
+    let silent: Vec<_> = functions.filter(|name| !words.contains(name)).collect();
+    assert!(silent.is_empty(), "{silent:?}");
+}
+
+#[test]
 fn everything_exported_is_declared_in_c_and_in_cpp() {
     let folder = TempDir::new().expect("a temporary folder");
     let addresses: String =
@@ -139,4 +148,95 @@ fn a_group_lets_one_thread_be_several_ranks() {
 fn an_abort_ends_a_call_that_waits() {
     let folder = TempDir::new().expect("a temporary folder");
     run(&compile("cc", "abort.c", &folder), &[]);
+}
+
+#[test]
+fn every_wrong_argument_is_answered_and_not_crashed_on() {
+    let folder = TempDir::new().expect("a temporary folder");
+    run(&compile("cc", "arguments.c", &folder), &[]);
+}
+
+#[test]
+fn communicators_live_as_nccl_has_it() {
+    let folder = TempDir::new().expect("a temporary folder");
+    run(&compile("cc", "lifecycle.c", &folder), &[]);
+}
+
+#[test]
+fn the_other_collectives_are_right_and_so_are_groups() {
+    let folder = TempDir::new().expect("a temporary folder");
+    run(&compile("cc", "rooted.c", &folder), &[]);
+}
+
+/// Random sequences of calls; for `MAYPOLE_FUZZ_SECONDS`, 3 if that is not set.
+#[test]
+fn fuzz_sequences_of_calls() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let program = compile("cc", "fuzz.c", &folder);
+    let seconds = std::env::var("MAYPOLE_FUZZ_SECONDS").unwrap_or_else(|_| "3".to_owned());
+    let patience = format!("{}", 60 + seconds.parse::<u64>().expect("seconds"));
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", &patience]).arg(&program).arg(&seconds);
+    println!("{}", text(&mut command));
+}
+
+fn stress(communicators: u32) {
+    let folder = TempDir::new().expect("a temporary folder");
+    let program = compile("cc", "stress.c", &folder);
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", "500"]).arg(&program).arg(communicators.to_string());
+    // One arena, so that what is held can be counted.
+    command.args(["1"]).env("MALLOC_ARENA_MAX", "1");
+    println!("{}", text(&mut command));
+}
+
+#[test]
+fn communicators_leave_nothing_behind() {
+    stress(60);
+}
+
+#[test]
+#[ignore = "the whole run, for scripts/test --full"]
+fn a_thousand_communicators_leave_nothing_behind() {
+    stress(1000);
+}
+
+/// What a program of one rank logs, with these variables.
+fn log(variables: &[(&str, &str)]) -> String {
+    let folder = TempDir::new().expect("a temporary folder");
+    let program = compile("cc", "client/one.c", &folder);
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", "50"]).arg(program).env_remove("NCCL_DEBUG");
+    text(command.env("HOME", folder.path()).envs(variables.iter().copied()))
+}
+
+#[test]
+fn the_log_shows_what_scrapers_look_for_and_that_this_is_maypole() {
+    assert_eq!(log(&[]), "");
+    let version = log(&[("NCCL_DEBUG", "VERSION")]);
+    assert!(version.starts_with("NCCL version 2.32.3+maypole"), "{version}");
+    let info = log(&[("NCCL_DEBUG", "INFO"), ("NCCL_IB_HCA", "mlx5_0"), ("NCCL_MIN_CTAS", "4")]);
+    for line in [
+        "NCCL version 2.32.3",
+        "NCCL INFO Maypole ",
+        "NCCL INFO Using network Socket",
+        "- Init START",
+        "- Init COMPLETE",
+        "NCCL_DEBUG set by environment to INFO.",
+        "NCCL_IB_HCA set by environment to mlx5_0. It has no effect here: ",
+        "NCCL_MIN_CTAS set by environment to 4. It has no effect here: ",
+    ] {
+        assert!(info.contains(line), "no {line:?} in:\n{info}");
+    }
+}
+
+#[test]
+fn settings_come_from_files_too_and_the_environment_wins() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let file = folder.path().join("settings");
+    std::fs::write(&file, "# a file\nNCCL_DEBUG=VERSION\n").expect("a file in a new folder");
+    let file = file.to_str().expect("a path");
+    assert!(log(&[("NCCL_CONF_FILE", file)]).starts_with("NCCL version"));
+    assert_eq!(log(&[("NCCL_CONF_FILE", file), ("NCCL_DEBUG", "WARN")]).lines().count(), 1);
+    assert_eq!(log(&[("NCCL_CONF_FILE", "/nowhere")]), "");
 }

@@ -47,11 +47,6 @@ unsafe fn init(
             let id = ids.remove(0);
             // SAFETY: the caller's promise.
             let settings = unsafe { read(config, None) }?;
-            log::info!(
-                target: "INIT",
-                "{function} rank {rank} nranks {nranks} cudaDev -1 nvmlDev -1 busId 0 commName {:?} - Init START",
-                settings.name
-            );
             let source = Source::Id { id, others: ids, nranks: nranks as u32, rank: rank as u32 };
             // SAFETY: the caller's promise.
             unsafe { make(source, settings, None, comm, -1) }

@@ -77,6 +77,14 @@ pub(crate) unsafe fn make(
     };
     group::agree(waits)?;
     let reserved = registry::reserve(identity, settings.blocking, device)?;
+    if let Some((rank, nranks)) = identity {
+        log::info!(
+            target: "INIT",
+            "comm {:p} rank {rank} nranks {nranks} cudaDev {device} nvmlDev -1 busId 0 commName {:?} - Init START",
+            reserved.handle(),
+            settings.name
+        );
+    }
     // Who is in no part gets no handle, not even for now.
     let nobody = matches!(source, Source::Split { color: None, .. });
     let handle = if nobody { std::ptr::null_mut() } else { reserved.handle() };

@@ -222,6 +222,8 @@ impl Member {
         let me = self.shared.rank;
         match Note::decode(bytes) {
             Some(Note::Leave) => {
+                // What it sent before it left may be all that an exchange still needs.
+                self.advance(Instant::now());
                 self.left.push(from);
                 self.watched.retain(|(watched, _)| *watched != from);
                 self.tree.forget(from);
