@@ -9,6 +9,7 @@ pub mod butterfly;
 pub mod circulant;
 pub mod fan;
 pub mod halving;
+pub mod hops;
 pub mod pat;
 pub mod ring;
 pub mod rooted_pair;

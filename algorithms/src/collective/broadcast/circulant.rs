@@ -14,6 +14,8 @@
 //! * source: J. L. Träff, "Optimal Broadcast Schedules in Logarithmic Time with Applications to Broadcast, All-Broadcast, Reduction
 //!   and All-Reduction" (2024), arXiv:2407.18004; see [`crate::pattern::broadcast_rounds`]
 //!
+//! Ranks keep no clock, so a rank may run ahead of the rounds as far as its credits let it; then messages queue at a receiver's port.
+//!
 //! Four blocks per skip and tile: the root repeats the last block in the last `q - 1` rounds, so more blocks would bring its bytes
 //! closer to `m`, and fewer the latency of a small vector closer to `q`.
 
