@@ -13,6 +13,7 @@ pub mod interpret;
 pub mod listed;
 pub mod mutate;
 pub mod pattern;
+pub mod picture;
 pub mod schedule;
 pub mod topology;
 pub mod types;

@@ -9,6 +9,8 @@ use crate::schedule::{After, Chunk, Operand, Schedule, Step, Table};
 
 /// A schedule with one fault.
 pub struct Mutant {
+    /// Which kind of fault.
+    pub kind: &'static str,
     /// What was done to it.
     pub description: String,
     /// The schedule after it.
@@ -31,10 +33,10 @@ pub fn mutants(schedule: &Schedule, seed: u64, count: usize) -> impl Iterator<It
     (0..count).map(move |_| {
         loop {
             let mut changed = Changed { schedule: schedule.clone(), table: original.clone() };
-            let kind = KINDS[random.below(KINDS.len())];
-            if let Some(description) = kind(&mut changed, &mut random) {
+            let (kind, fault) = KINDS[random.below(KINDS.len())];
+            if let Some(description) = fault(&mut changed, &mut random) {
                 let schedule = changed.schedule.with_program(changed.table);
-                return Mutant { description, schedule };
+                return Mutant { kind, description, schedule };
             }
         }
     })
@@ -46,24 +48,24 @@ struct Changed {
     table: Table,
 }
 
-/// A kind of fault: tells what it did, or None if it does not apply at the place that it drew.
-type Kind = fn(&mut Changed, &mut Random) -> Option<String>;
+/// Makes a fault: tells what it did, or None if it does not apply at the place that it drew.
+type Fault = fn(&mut Changed, &mut Random) -> Option<String>;
 
 // Dropping a step always applies, so that there is always a mutant.
-const KINDS: &[Kind] = &[
-    drop_step,
-    duplicate_step,
-    swap_steps,
-    redirect_peer,
-    change_channel,
-    change_chunk,
-    swap_inputs,
-    drop_input,
-    drop_output,
-    drop_after,
-    toggle_finish,
-    merge_scratch,
-    reduce_credit,
+const KINDS: &[(&str, Fault)] = &[
+    ("step dropped", drop_step),
+    ("step duplicated", duplicate_step),
+    ("steps swapped", swap_steps),
+    ("peer redirected", redirect_peer),
+    ("channel changed", change_channel),
+    ("chunk mis-addressed", change_chunk),
+    ("order of the fold changed", swap_inputs),
+    ("input dropped", drop_input),
+    ("output dropped", drop_output),
+    ("dependency dropped", drop_after),
+    ("finish toggled", toggle_finish),
+    ("scratch merged", merge_scratch),
+    ("credit reduced", reduce_credit),
 ];
 
 /// The position of a step.
@@ -185,11 +187,15 @@ fn redirect_peer(changed: &mut Changed, random: &mut Random) -> Option<String> {
 }
 
 fn change_channel(changed: &mut Changed, random: &mut Random) -> Option<String> {
-    changed.schedule.channels = changed.schedule.channels.max(2).next_multiple_of(2);
-    change_operand(changed, random, |_, _, _, operand| {
+    let mut used = 0;
+    let description = change_operand(changed, random, |_, _, _, operand| {
         let Operand::Peer { rank, channel } = operand else { return None };
-        Some(Operand::Peer { rank, channel: channel ^ 1 })
-    })
+        used = channel ^ 1;
+        Some(Operand::Peer { rank, channel: used })
+    });
+    // Else the declaration alone would be wrong.
+    changed.schedule.channels = changed.schedule.channels.max(used + 1);
+    description
 }
 
 fn change_chunk(changed: &mut Changed, random: &mut Random) -> Option<String> {

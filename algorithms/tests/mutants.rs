@@ -3,50 +3,85 @@
 mod concrete;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use maypole_algorithms::collective::all;
+use maypole_algorithms::collective::{Generator, all};
+use maypole_algorithms::hierarchy::{self, channels};
 use maypole_algorithms::mutate::{Mutant, mutants};
 use maypole_algorithms::schedule::Table;
 use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
 use maypole_algorithms::verify::{Semantics, Violation, prove};
 use maypole_algorithms::{Collective, Schedule, Step};
 
-const MUTANTS: usize = 20;
+/// Random executions on numbers for each mutant that is looked at.
 const RUNS: usize = 12;
 
 #[test]
-fn a_mutant_is_rejected_or_harmless() {
-    let mut tally = Tally::default();
-    for (i, schedule) in schedules().into_iter().enumerate() {
-        let proof =
-            prove(schedule.clone()).unwrap_or_else(|counterexample| panic!("{counterexample}"));
-        concrete::check(&schedule, Some(&proof), 1, RUNS)
-            .unwrap_or_else(|what| panic!("{schedule:?}: {what}"));
-        for mutant in mutants(&schedule, i as u64, MUTANTS) {
-            if tally.judge(&mutant) {
-                // What one fault leaves right, two may not.
-                for again in mutants(&mutant.schedule, i as u64, 2) {
-                    tally.judge(&again);
-                }
-            }
-        }
-    }
-    let Tally { made, equivalent, rejected } = tally;
-    println!("{made} mutants, {equivalent} equivalent, the others rejected for {rejected:?}");
-    assert!(made >= 1000, "{made} mutants are too few");
+fn ten_thousand_mutants_are_rejected_or_harmless() {
+    judge_mutants(10_000, 0);
 }
 
+/// Other mutants than those of the test above, for minutes.
+#[test]
+#[ignore = "takes minutes"]
+fn two_hundred_thousand_mutants_are_rejected_or_harmless() {
+    judge_mutants(200_000, 1 << 32);
+}
+
+/// Makes at least `count` mutants, alike many of each schedule.
+fn judge_mutants(count: usize, seed: u64) {
+    let schedules = schedules();
+    let each = count.div_ceil(schedules.len());
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut tally = Tally::default();
+        loop {
+            // Relaxed: only the number counts.
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(schedule) = schedules.get(number) else { return tally };
+            tally.judge_mutants(schedule, each, seed + number as u64);
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let tallies = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().map(|t| t.join().expect("no assertion failed")).collect::<Vec<_>>()
+    });
+    let tally = tallies.into_iter().fold(Tally::default(), Tally::merge);
+    println!("{} schedules, {tally}", schedules.len());
+    assert!(tally.made() >= count, "{} mutants are too few", tally.made());
+}
+
+/// What became of the mutants.
 #[derive(Default)]
 struct Tally {
-    made: usize,
-    equivalent: usize,
+    /// By kind of fault: all, and those that were proved and ran well.
+    kinds: BTreeMap<&'static str, (usize, usize)>,
+    /// By what they were rejected for.
     rejected: BTreeMap<&'static str, usize>,
 }
 
 impl Tally {
+    /// Proves and runs `schedule`, then makes `each` mutants of it and judges them.
+    fn judge_mutants(&mut self, schedule: &Schedule, each: usize, seed: u64) {
+        let proof =
+            prove(schedule.clone()).unwrap_or_else(|counterexample| panic!("{counterexample}"));
+        concrete::check(schedule, Some(&proof), 1, RUNS)
+            .unwrap_or_else(|what| panic!("{schedule:?}: {what}"));
+        for mutant in mutants(schedule, seed, each) {
+            if self.judge(&mutant) {
+                // What one fault leaves right, two may not.
+                for again in mutants(&mutant.schedule, seed, 2) {
+                    self.judge(&again);
+                }
+            }
+        }
+    }
+
     /// Whether the mutant is proved; that must be no mistake, nor, where it is plain to see, the contrary.
     fn judge(&mut self, mutant: &Mutant) -> bool {
-        self.made += 1;
+        let (made, equivalent) = self.kinds.entry(mutant.kind).or_default();
+        *made += 1;
         match prove(mutant.schedule.clone()) {
             Err(counterexample) => {
                 *self.rejected.entry(kind(&counterexample.violation)).or_default() += 1;
@@ -57,12 +92,38 @@ impl Tally {
                 false
             }
             Ok(proof) => {
-                self.equivalent += 1;
+                *equivalent += 1;
                 concrete::check(&mutant.schedule, Some(&proof), 7, RUNS)
                     .unwrap_or_else(|what| panic!("accepted, but wrong: {mutant:?}: {what}"));
                 true
             }
         }
+    }
+
+    fn made(&self) -> usize {
+        self.kinds.values().map(|(made, _)| made).sum()
+    }
+
+    fn merge(mut self, other: Self) -> Self {
+        for (kind, (made, equivalent)) in other.kinds {
+            let sum = self.kinds.entry(kind).or_default();
+            *sum = (sum.0 + made, sum.1 + equivalent);
+        }
+        for (kind, count) in other.rejected {
+            *self.rejected.entry(kind).or_default() += count;
+        }
+        self
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let equivalent: usize = self.kinds.values().map(|(_, equivalent)| equivalent).sum();
+        writeln!(f, "{} mutants, {equivalent} equivalent, the others rejected", self.made())?;
+        for (kind, (made, equivalent)) in &self.kinds {
+            writeln!(f, "  {kind:<26} {made:>6} mutants, {equivalent:>5} equivalent")?;
+        }
+        write!(f, "  rejected for {:?}", self.rejected)
     }
 }
 
@@ -95,7 +156,25 @@ fn schedules() -> Vec<Schedule> {
             schedules.push(generator.schedule(generator.of(nranks / 2), nranks));
         }
     }
+    schedules.extend(hierarchies().chain(side_by_side()));
     schedules
+}
+
+/// The small ones of the list: the executor on numbers is simple, and slow where there are many lanes.
+fn hierarchies() -> impl Iterator<Item = Schedule> {
+    hierarchy::listed().filter(is_small)
+}
+
+/// The small ones of every generator twice side by side, as on two channels.
+fn side_by_side() -> impl Iterator<Item = Schedule> {
+    let twice =
+        |generator: &Generator| channels::schedule(&generator.schedule(generator.of(1), 3), 2);
+    all().map(twice).filter(is_small)
+}
+
+fn is_small(schedule: &Schedule) -> bool {
+    let of = |rank| (0..schedule.lanes(rank)).map(move |lane| schedule.steps(rank, lane));
+    (0..schedule.nranks).flat_map(of).sum::<u32>() <= 60
 }
 
 /// Whether any execution with numbers must show it.

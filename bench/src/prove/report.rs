@@ -48,7 +48,7 @@ impl Total {
         let Self { class, ranks: (first, last), proofs, executions, steps, seconds } = self;
         let ranks = format!("{first}..{last}");
         format!(
-            "{collective:<14}  {algorithm:<12}  {class:<9}  {ranks:>9}  {proofs:>6}  {executions:>10}  {steps:>12}  {seconds:>8.2}"
+            "{collective:<14}  {algorithm:<20}  {class:<9}  {ranks:>9}  {proofs:>6}  {executions:>10}  {steps:>12}  {seconds:>8.2}"
         )
     }
 }
@@ -77,7 +77,7 @@ pub(super) fn prove_all(schedules: Vec<(u8, Schedule)>) -> u8 {
         return status::DISPROVED;
     }
     println!(
-        "{:<14}  {:<12}  {:<9}  {:>9}  {:>6}  {:>10}  {:>12}  {:>8}",
+        "{:<14}  {:<20}  {:<9}  {:>9}  {:>6}  {:>10}  {:>12}  {:>8}",
         "collective", "algorithm", "class", "ranks", "proofs", "executions", "steps", "seconds"
     );
     let mut sum = Total::default();

@@ -2,17 +2,38 @@
 
 use std::ffi::OsString;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 
 use lexopt::{Arg, Parser, ValueExt};
-use maypole_algorithms::Schedule;
-use maypole_algorithms::collective::{Generator, all};
-use maypole_algorithms::listed;
+use maypole_algorithms::collective::all;
+use maypole_algorithms::hierarchy::{self, channels};
+use maypole_algorithms::topology::Grouping;
+use maypole_algorithms::{Collective, Schedule, listed};
 
 /// The schedules to prove, and what to show of them.
+#[derive(Default)]
 pub(super) struct Request {
     /// Each with the part of the list that it is from: a row of the table is of one part.
     pub(super) schedules: Vec<(u8, Schedule)>,
     pub(super) print: bool,
+    /// Where to draw it.
+    pub(super) svg: Option<PathBuf>,
+    /// The nodes, where they are given.
+    pub(super) nodes: Option<Grouping>,
+}
+
+/// The command line as it stands.
+#[derive(Default)]
+struct Line {
+    collective: Option<String>,
+    every: bool,
+    algorithm: Option<String>,
+    ranks: Option<RangeInclusive<u32>>,
+    nodes: Option<Grouping>,
+    rails: Option<u32>,
+    channels: Option<u32>,
+    print: bool,
+    svg: Option<PathBuf>,
 }
 
 impl Request {
@@ -21,54 +42,107 @@ impl Request {
         args: impl IntoIterator<Item = OsString>,
     ) -> Result<Option<Self>, lexopt::Error> {
         let mut parser = Parser::from_args(args);
-        let (mut collective, mut every, mut algorithm, mut print) = (None, false, None, false);
-        let mut ranks = None;
+        let mut line = Line::default();
         while let Some(arg) = parser.next()? {
             match arg {
                 Arg::Short('h') | Arg::Long("help") => return Ok(None),
-                Arg::Long("all") => every = true,
-                Arg::Long("ranks") => ranks = Some(range(&parser.value()?.string()?)?),
-                Arg::Long("algorithm") => algorithm = Some(parser.value()?.string()?),
-                Arg::Long("print") => print = true,
-                Arg::Value(name) if collective.is_none() => collective = Some(name.string()?),
+                Arg::Long("all") => line.every = true,
+                Arg::Long("ranks") => line.ranks = Some(range(&parser.value()?.string()?)?),
+                Arg::Long("algorithm") => line.algorithm = Some(parser.value()?.string()?),
+                Arg::Long("nodes") => line.nodes = Some(nodes(&parser.value()?.string()?)?),
+                Arg::Long("rails") => line.rails = Some(parser.value()?.parse()?),
+                Arg::Long("channels") => line.channels = Some(parser.value()?.parse()?),
+                Arg::Long("print") => line.print = true,
+                Arg::Long("svg") => line.svg = Some(parser.value()?.into()),
+                Arg::Value(name) if line.collective.is_none() => {
+                    line.collective = Some(name.string()?);
+                }
                 _ => return Err(arg.unexpected()),
             }
         }
-        if collective.is_some() == every {
+        if line.collective.is_some() == line.every {
             return Err("either a collective or --all; see maypole verify --help".into());
         }
-        let wanted = |g: &&Generator| {
-            collective.as_ref().is_none_or(|name| name == g.collective)
-                && algorithm.as_ref().is_none_or(|name| name == g.name)
-        };
-        if !all().any(|g| wanted(&g)) {
-            let known: Vec<_> = all().map(|g| format!("{} {}", g.collective, g.name)).collect();
-            return Err(format!("no such schedule; known are: {}", known.join(", ")).into());
+        if line.rails.is_some() && line.nodes.is_none() {
+            return Err("--rails is for hierarchies, which need --nodes".into());
         }
-        let whole_list = every && ranks.is_none() && algorithm.is_none();
-        let ranks = ranks.unwrap_or(listed::RANKS);
+        let mut schedules = line.schedules()?;
+        if let Some(copies) = line.channels {
+            for (_, schedule) in &mut schedules {
+                *schedule = channels::schedule(schedule, copies);
+            }
+        }
+        let Line { print, svg, nodes, .. } = line;
+        Ok(Some(Self { schedules, print, svg, nodes }))
+    }
+    /// The schedule to show, from each of its roots.
+    pub(super) fn single(&self) -> Result<impl Iterator<Item = &Schedule>, lexopt::Error> {
+        let schedules = || self.schedules.iter().map(|(_, schedule)| schedule);
+        let key = |s: &Schedule| (s.name, s.collective.name(), s.nranks, s.detail.clone());
+        let first = schedules().next().map(key);
+        if schedules().any(|schedule| Some(key(schedule)) != first) {
+            return Err("only one schedule can be shown: a collective, --ranks N (or --nodes and --rails), and --algorithm if there are several".into());
+        }
+        Ok(schedules())
+    }
+}
+
+impl Line {
+    fn schedules(&self) -> Result<Vec<(u8, Schedule)>, lexopt::Error> {
+        let named = |collective: &str, name: &str| {
+            self.collective.as_ref().is_none_or(|wanted| wanted == collective)
+                && self.algorithm.as_ref().is_none_or(|wanted| wanted == name)
+        };
+        let ranks = match (&self.nodes, &self.ranks) {
+            (Some(_), Some(_)) => return Err("--nodes tells the ranks; leave out --ranks".into()),
+            (Some(nodes), None) => nodes.nranks()..=nodes.nranks(),
+            (None, ranks) => ranks.clone().unwrap_or(listed::RANKS),
+        };
         let mut schedules = Vec::new();
-        for generator in all().filter(wanted) {
+        for generator in all().filter(|g| named(g.collective, g.name)) {
             for n in ranks.clone() {
                 let of = listed::of(generator, n, &[0, n - 1]);
                 schedules.extend(of.into_iter().map(|schedule| (0, schedule)));
             }
         }
-        if whole_list {
+        if let Some(nodes) = &self.nodes {
+            for hierarchy in hierarchy::all().filter(|h| named(h.collective, h.name)) {
+                let mut collectives =
+                    [0, nodes.nranks() - 1].map(|root| hierarchy.of(root)).to_vec();
+                collectives.dedup();
+                let rails = hierarchy.rails(nodes);
+                let wanted = rails.filter(|rails| self.rails.is_none_or(|given| given == *rails));
+                let of = wanted.flat_map(|rails| {
+                    let schedule = |c: &Collective| hierarchy.schedule(*c, nodes, rails);
+                    collectives.iter().filter_map(schedule).collect::<Vec<_>>()
+                });
+                schedules.extend(of.map(|schedule| (2, schedule)));
+            }
+        }
+        if schedules.is_empty() {
+            let flat = all().map(|g| format!("{} {}", g.collective, g.name));
+            let known: Vec<_> = flat
+                .chain(
+                    hierarchy::all().map(|h| format!("{} {} (with --nodes)", h.collective, h.name)),
+                )
+                .collect();
+            return Err(format!("no such schedule; known are: {}", known.join(", ")).into());
+        }
+        if self.every && self.ranks.is_none() && self.nodes.is_none() && self.algorithm.is_none() {
             schedules.extend(listed::large().map(|schedule| (1, schedule)));
+            schedules.extend(hierarchy::listed().map(|schedule| (2, schedule)));
         }
-        Ok(Some(Self { schedules, print }))
+        Ok(schedules)
     }
+}
 
-    /// The schedule to show, from each of its roots.
-    pub(super) fn single(&self) -> Result<impl Iterator<Item = &Schedule>, lexopt::Error> {
-        let schedules = || self.schedules.iter().map(|(_, schedule)| schedule);
-        let key = |s: &Schedule| (s.name, s.collective.name(), s.nranks);
-        let first = schedules().next().map(key);
-        if schedules().any(|schedule| Some(key(schedule)) != first) {
-            return Err("only one schedule can be shown: a collective, --ranks N, and --algorithm if there are several".into());
-        }
-        Ok(schedules())
+/// Nodes of those sizes: `4+4+2`.
+fn nodes(text: &str) -> Result<Grouping, lexopt::Error> {
+    let sizes: Option<Vec<u32>> =
+        text.split('+').map(|size| size.parse().ok().filter(|&size| size > 0)).collect();
+    match sizes {
+        Some(sizes) => Ok(Grouping::of_sizes(&sizes)),
+        None => Err(format!("'{text}' is not the ranks of each node, such as 4+4+2").into()),
     }
 }
 
@@ -102,9 +176,17 @@ mod tests {
         assert_eq!((rooted.schedules.len(), rooted.single().unwrap().count()), (2, 2));
         let every = request("--all --ranks 2..=5").unwrap();
         assert_eq!(every.schedules.len(), listed::small(2..=5).count());
+        let hierarchy =
+            request("all_reduce --algorithm hierring --nodes 4+4+2 --rails 2 --print").unwrap();
+        assert_eq!(hierarchy.single().unwrap().next().unwrap().nranks, 10);
+        assert!(hierarchy.print && hierarchy.svg.is_none());
+        let drawn = request("all_reduce --algorithm ring --ranks 4 --svg ring.svg").unwrap();
+        assert_eq!(drawn.svg, Some(PathBuf::from("ring.svg")));
+        let copies = request("all_reduce --algorithm ring --ranks 4 --channels 3").unwrap();
+        assert_eq!(copies.schedules[0].1.channels, 3);
         let list = request("--all").unwrap();
         let listed = listed::small(listed::RANKS).count() + listed::large().count();
-        assert!(list.schedules.len() >= listed);
+        assert_eq!(list.schedules.len(), listed + hierarchy::listed().count());
     }
 
     #[test]
@@ -116,6 +198,10 @@ mod tests {
             ("all_reduce --ranks 5..2", "'5..2' is not"),
             ("all_reduce --algorithm square", "known are: all_reduce ring"),
             ("all_reduce --fast", "--fast"),
+            ("all_reduce --rails 2", "need --nodes"),
+            ("all_reduce --nodes 4+0", "'4+0' is not the ranks"),
+            ("all_reduce --nodes 2+2 --ranks 4", "leave out --ranks"),
+            ("all_reduce --algorithm hierring --nodes 2+2 --rails 3", "no such schedule"),
         ] {
             let error = request(line).err().expect(line);
             assert!(error.contains(text), "{line}: {error}");

@@ -1,0 +1,45 @@
+//! The pictures of the documentation are those of the schedules as they are now.
+//!
+//! `MAYPOLE_DRAW=1 cargo test -p maypole-algorithms --test pictures` draws them anew.
+
+use maypole_algorithms::collective::generators;
+use maypole_algorithms::cost::{LinkCost, Machine, timeline};
+use maypole_algorithms::{Collective, picture};
+
+/// Nearly that of shared memory, with latencies that can be seen.
+const MACHINE: Machine = Machine {
+    step: 0.1e-6,
+    operand: 0.04e-6,
+    byte: 0.0,
+    lanes_share_a_core: false,
+    ranks_per_core: 1.0,
+    link: LinkCost { latency: 0.3e-6, message: 0.0, byte: 0.0 },
+    network: None,
+};
+
+fn drawn(algorithm: &str, nranks: u32) -> String {
+    let generator = generators(Collective::AllReduce).find(|g| g.name == algorithm);
+    let schedule = generator.expect("it is in the table").schedule(Collective::AllReduce, nranks);
+    picture::svg(&schedule, &timeline(&MACHINE, &schedule, 4096, 1))
+}
+
+#[test]
+fn the_pictures_of_the_documentation_are_current() {
+    for algorithm in ["ring", "twoshot"] {
+        let path = format!("{}/../docs/pictures/{algorithm}-4.svg", env!("CARGO_MANIFEST_DIR"));
+        let now = drawn(algorithm, 4);
+        if std::env::var_os("MAYPOLE_DRAW").is_some() {
+            std::fs::write(&path, &now).expect("the folder is there");
+        }
+        let kept = std::fs::read_to_string(&path).expect("the picture is there");
+        assert!(kept == now, "{path} is out of date; this file's text says how to draw it anew");
+    }
+}
+
+#[test]
+fn every_step_and_every_message_is_drawn() {
+    let picture = drawn("ring", 5);
+    assert_eq!(picture.matches("rx=\"2\"").count(), 5 * 9);
+    assert_eq!(picture.matches("marker-end").count(), 5 * 8);
+    assert!(picture.contains("all_reduce by ring") && picture.contains("5 ranks, class fast"));
+}
