@@ -109,6 +109,10 @@ pub(crate) const MOST_CHANNELS: Channel = 16;
 /// it would take seconds.
 const MANY_STEPS: u64 = 1 << 17;
 
+/// Steps that are executed in the model for one choice, all candidates together; the first one is executed whatever it takes. All ranks
+/// count alike, which a clock would not.
+const MOST_WORK: u64 = 1 << 16;
+
 /// A schedule with a protocol and a tile, and what the model says of them in seconds.
 struct Way {
     schedule: Schedule,
@@ -121,7 +125,7 @@ impl Tuner {
     /// The cheapest allowed schedule for `task`. Blocks of uneven length are costed as if all were as long as the longest.
     ///
     /// A schedule is executed in the model only if its busiest rank would not take longer for its own steps alone than the best one so
-    /// far takes in all, and smaller tiles are tried of the best alone: most candidates cost next to nothing.
+    /// far takes in all, and while there is work left to be spent; smaller tiles are tried of the best alone: most candidates cost next to nothing.
     pub(crate) fn choose(&self, task: &Task) -> Result<(Schedule, Choice), Error> {
         let mut bounds: Vec<(f64, Schedule, Protocol)> = Vec::new();
         for schedule in self.allowed(task.collective) {
@@ -132,8 +136,14 @@ impl Tuner {
         bounds.sort_by(|a, b| a.0.total_cmp(&b.0));
         let mut ranking: Vec<Way> = Vec::new();
         let mut best: Option<(f64, Decoded)> = None;
+        let mut work = 0;
         for (bound, schedule, protocol) in bounds {
             if best.as_ref().is_some_and(|(cost, _)| *cost <= bound) {
+                break;
+            }
+            let tiles = Geometry::new(&schedule, task, self.slot_bytes).tiles.min(4);
+            work += self.steps(&schedule) * tiles;
+            if best.is_some() && work > MOST_WORK {
                 break;
             }
             let decoded = Decoded::new(&schedule);
@@ -229,7 +239,9 @@ impl Tuner {
     ) -> f64 {
         let geometry = Geometry::new(schedule, task, tile);
         let bytes = geometry.longest().min(geometry.tile) * task.dtype.size();
-        self.machine(protocol).cost_decoded(decoded, bytes, geometry.tiles)
+        let modelled = self.machine(protocol).cost_decoded(decoded, bytes, geometry.tiles);
+        // Many tiles are extrapolated from few, which may promise too much.
+        modelled.max(self.bound(schedule, &geometry, task, protocol))
     }
 
     fn none(&self, collective: Collective) -> Error {
@@ -241,6 +253,101 @@ impl Tuner {
                 "no algorithm for {collective} is left by NCCL_ALGO, NCCL_MIN_NCHANNELS, MAYPOLE_BITS and MAYPOLE_SLOT_DEPTH; there are: {}",
                 names.join(", ")
             ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use maypole_algorithms::{DType, RedOp};
+
+    use super::*;
+    use crate::call::Extents;
+
+    fn tuner(grouping: Grouping) -> Tuner {
+        Tuner {
+            grouping,
+            slot_bytes: 16 << 10,
+            depth: 4,
+            lines: true,
+            tcp_within_nodes: false,
+            ranks_per_core: 1.0,
+            class: Class::Fast,
+            explicit_class: false,
+            algorithms: AlgorithmFilter::default(),
+            protocol: None,
+            copies: vec![1],
+        }
+    }
+
+    fn task(collective: Collective, count: usize) -> Task {
+        let (extents, reduction) = (Extents::Even(count), RedOp::Sum.into());
+        Task { collective, extents, dtype: DType::Float32, reduction, barrier: false }
+    }
+
+    /// The cheapest of all candidates and tiles, each executed in the model.
+    fn exhaustive(tuner: &Tuner, task: &Task) -> f64 {
+        let costs = tuner.allowed(task.collective).into_iter().flat_map(|schedule| {
+            let geometry = Geometry::new(&schedule, task, tuner.slot_bytes);
+            let protocol = tuner.protocol(&schedule, &geometry, task);
+            let cost = |protocol| {
+                let tile = tuner.slot_bytes;
+                tuner.cost(&schedule, &Decoded::new(&schedule), task, protocol, tile)
+            };
+            protocol.map(cost)
+        });
+        costs.fold(f64::INFINITY, f64::min)
+    }
+
+    #[test]
+    fn what_is_not_executed_would_not_have_been_chosen() {
+        for sizes in [&[2][..], &[5], &[16], &[4, 4], &[3, 5, 2]] {
+            let tuner = tuner(Grouping::of_sizes(sizes));
+            for collective in Collective::all(1) {
+                for count in [1, 100, 3000, 100_000, 5_000_000] {
+                    let task = task(collective, count);
+                    let (_, choice) = tuner.choose(&task).expect("a choice");
+                    let best = exhaustive(&tuner, &task) * 1e6;
+                    // Smaller tiles may be better still.
+                    assert!(choice.predicted <= best * 1.000_001, "{task:?}: {choice}, {best}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nodes_make_hierarchies_win_long_vectors() {
+        let long = task(Collective::AllReduce, 4 << 20);
+        let chosen = |sizes: &[u32]| {
+            let (schedule, choice) =
+                tuner(Grouping::of_sizes(sizes)).choose(&long).expect("a choice");
+            assert_eq!(schedule.detail, choice.detail);
+            schedule.name
+        };
+        assert!(chosen(&[4, 4]).starts_with("hier"), "{}", chosen(&[4, 4]));
+        assert!(!chosen(&[8]).starts_with("hier"), "{}", chosen(&[8]));
+    }
+
+    /// Prints what a first call costs; `cargo test --release -- --ignored --nocapture first_choices`.
+    #[test]
+    #[ignore = "measures"]
+    fn first_choices() {
+        for (name, grouping) in
+            [("64", Grouping::of_sizes(&[64])), ("8 x 8", Grouping::of_sizes(&[8; 8]))]
+        {
+            let tuner = tuner(grouping);
+            for collective in Collective::all(0) {
+                for count in [2, 1 << 14, 1 << 22] {
+                    let started = std::time::Instant::now();
+                    let (_, choice) = tuner.choose(&task(collective, count)).expect("a choice");
+                    let took = started.elapsed();
+                    let costed = choice.others.len() + 1;
+                    let best = choice.algorithm;
+                    println!(
+                        "{name} ranks, {collective} of {count}: {best}, {costed} costed in {took:.1?}"
+                    );
+                }
+            }
         }
     }
 }

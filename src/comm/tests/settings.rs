@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use maypole_algorithms::{Collective, DType, RedOp};
 
+use super::case::Case;
 use super::{as_ranks, over_tcp};
 use crate::bootstrap::{Options, UniqueId};
-use crate::call::Call;
+use crate::call::{Call, Task};
 use crate::comm::Communicator;
-use crate::config::{self, Bits, Config};
+use crate::config::{self, Bits, Config, Nodes};
 use crate::error::Error;
 use crate::tune::Protocol;
 
@@ -83,5 +84,56 @@ fn ranks_whose_settings_differ_are_told_both_ranks_and_both_settings() {
                 assert!(first.contains(here) && second.contains(there), "{text}");
             }
         }
+    }
+}
+
+#[test]
+fn nodes_as_the_user_says_make_hierarchies_run() {
+    let nodes = |labels: &[&str]| {
+        let labels = labels.iter().map(|label| (*label).to_owned()).collect();
+        Config { nodes: Some(Nodes { labels }), bits: Bits::Fast, ..Config::default() }
+    };
+    // The last is for another number of ranks, and goes by the one host.
+    for (config, nested) in [
+        (nodes(&["a", "a", "b", "b"]), true),
+        (nodes(&["a", "b", "b", "a"]), true),
+        (nodes(&["a", "b"]), false),
+    ] {
+        let chosen = as_ranks(4, &config, |comm| {
+            let case = Case {
+                collective: Collective::AllReduce,
+                dtype: DType::Float32,
+                op: RedOp::Sum,
+                count: 200_000,
+                in_place: false,
+                skew: 0,
+                seed: 3,
+            };
+            let call = case.call(comm.rank());
+            let (schedule, _) = comm.tuner.choose(&Task::from(&call)).expect("a choice");
+            case.run(comm, &schedule).expect("the right bits");
+            comm.explain(&call).expect("a choice").algorithm
+        });
+        for name in chosen {
+            assert_eq!(name.starts_with("hier"), nested, "{name}");
+        }
+    }
+}
+
+#[test]
+fn words_in_nccl_algo_that_mean_nothing_fail_init_on_all_ranks() {
+    let config = Config { algorithms: Some("ring,tre".to_owned()), ..Config::default() };
+    let id = UniqueId::create().expect("a unique id");
+    let ranks: Vec<_> = (0..3)
+        .map(|rank| {
+            let config = config.clone();
+            std::thread::spawn(move || {
+                Communicator::init_with(&id, 3, rank, &config, &Options::default()).map(drop)
+            })
+        })
+        .collect();
+    for rank in ranks {
+        let error = rank.join().expect("a rank").expect_err("no such algorithm").to_string();
+        assert!(error.contains("\"tre\" is no algorithm"), "{error}");
     }
 }
