@@ -93,12 +93,13 @@ fn nodes_as_the_user_says_make_hierarchies_run() {
         let labels = labels.iter().map(|label| (*label).to_owned()).collect();
         Config { nodes: Some(Nodes { labels }), bits: Bits::Fast, ..Config::default() }
     };
-    // The last is for another number of ranks, and goes by the one host.
+    // Hierarchies are all that is allowed, where there are any. The last is for another number of ranks, and goes by the one host.
     for (config, nested) in [
         (nodes(&["a", "a", "b", "b"]), true),
         (nodes(&["a", "b", "b", "a"]), true),
         (nodes(&["a", "b"]), false),
     ] {
+        let config = Config { algorithms: Some("hier".to_owned()), ..config };
         let chosen = as_ranks(4, &config, |comm| {
             let case = Case {
                 collective: Collective::AllReduce,
