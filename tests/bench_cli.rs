@@ -132,6 +132,23 @@ fn a_killed_rank_ends_the_others_and_is_named() {
 }
 
 #[test]
+fn doctor_finds_what_is_made_to_hurt() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -Sn 200; exec \"$@\"", "sh"]);
+    let maypole = maypole();
+    let output = command.arg(maypole.get_program()).args(maypole.get_args()).arg("doctor").output();
+    let output = output.expect("the command runs");
+    assert_status(&output, 1);
+    let text = text(&output);
+    assert!(text.contains("HURT  descriptors    200 at once"), "{text}");
+    assert!(text.contains("change: ulimit -n "), "{text}");
+    let other = run("doctor --json");
+    // What this machine has is not known here, but that the two forms agree is.
+    let hurts = String::from_utf8_lossy(&other.stdout).contains("\"verdict\": \"hurts\"");
+    assert_status(&other, i32::from(hurts));
+}
+
+#[test]
 fn ps_tells_who_waits_for_whom_and_who_is_stopped() {
     let mut endless = Endless::start();
     let [waiting, stopped] = [endless.ranks[0], endless.ranks[1]];

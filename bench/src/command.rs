@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use crate::compare::{self, Request};
 use crate::options::{self, Options};
 use crate::status::{self, Failure};
-use crate::{environment, launch, measure, prove, ps};
+use crate::{doctor, environment, launch, measure, prove, ps};
 
 const HELP: &str = "\
 maypole COMMAND
@@ -14,6 +14,7 @@ maypole COMMAND
   bench COLLECTIVE [OPTIONS]   measure a collective among processes of this host, as nccl-tests does
   compare COLLECTIVE [OPTIONS] measure all algorithms of a collective in turns, beside what the cost model expects
   verify COLLECTIVE [OPTIONS]  prove the schedules of a collective
+  doctor [--json]              look at this machine: what will hurt, what that means, what to change
   ps [--json]                  list the live communicators of this host and what each rank does
   env                          print the variables that the library reads, their values and sources
   --version                    this program's version, and the MPI that it was built with
@@ -34,6 +35,7 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
         Some("bench") => Ok(bench(args)),
         Some("compare") => compare(args),
         Some("verify") => prove::run(args),
+        Some("doctor") => doctor::run(&args),
         Some("ps") => ps::run(&args),
         Some("env") if args.is_empty() => {
             environment::print();

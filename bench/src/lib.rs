@@ -16,6 +16,7 @@ mod command;
 mod compare;
 mod crew;
 mod data;
+mod doctor;
 mod environment;
 mod json;
 mod launch;

@@ -146,12 +146,12 @@ mod tests {
     #[test]
     fn this_host_is_here_and_a_documentation_address_is_not() {
         assert!(is_here("127.0.0.1") && is_here("localhost"));
-        assert!(!is_here("192.0.2.1"));
+        assert!(!is_here("203.0.113.254"));
     }
 
     #[test]
     fn an_error_says_who_and_under_which_launcher() {
-        let way = Way::Dial { host: "192.0.2.1".into(), port: 1, here: String::new() };
+        let way = Way::Dial { host: "203.0.113.254".into(), port: 1, here: String::new() };
         let job = Job { launcher: "torchrun", rank: 1, nranks: 2, way };
         let error = place(job).err().unwrap().to_string();
         assert!(
