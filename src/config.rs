@@ -159,6 +159,9 @@ table! {
     isa: Isa = "MAYPOLE_ISA", "auto, scalar, avx2 or avx512", "auto: the widest that the processor has", parse_isa, Isa::Auto;
     /// Which protocol of a link carries messages: flag lines (small ones only) or slots.
     protocol: Protocol = "MAYPOLE_PROTO", "auto, line or slots", "auto: by the size of the message", parse_protocol, Protocol::Auto;
+    /// The same in NCCL's words, for all collectives together: LL and LL128 are flag lines, Simple is slots. MAYPOLE_PROTO wins.
+    nccl_protocol: Protocol = "NCCL_PROTO", "comma list of LL, LL128 and Simple, or ^list", "by the size of the message",
+        parse_nccl_protocol, Protocol::Auto;
     /// For tests: makes things go wrong on the links, at random but the same for the same seed. Messages and credits come late, tags or
     /// payloads are damaged, a rank's process is killed in place of sending its n-th message, or it aborts after it. All
     /// messages then travel in slots.
@@ -181,6 +184,14 @@ table! {
 }
 
 impl Config {
+    /// With what one variable says where another one says nothing.
+    fn settled(mut self) -> Self {
+        if self.protocol == Protocol::Auto {
+            self.protocol = self.nccl_protocol;
+        }
+        self
+    }
+
     /// TCP streams to each peer.
     pub fn streams(&self) -> u32 {
         (self.socket_threads * self.sockets_per_thread).min(MOST_STREAMS)
@@ -202,7 +213,7 @@ impl Config {
         let config = CONFIG.get_or_init(|| {
             let (config, found) = Self::read(|name| lookup(name).map(|(value, _)| value));
             malformed = found;
-            config
+            config.settled()
         });
         // Only now: the logger reads the configuration too.
         for value in malformed {
@@ -563,6 +574,31 @@ fn parse_protocol(text: &str) -> Option<Protocol> {
     one_of(text, &[("auto", Protocol::Auto), ("line", Protocol::Line), ("slots", Protocol::Slots)])
 }
 
+/// None if nothing is left, too.
+fn parse_nccl_protocol(text: &str) -> Option<Protocol> {
+    let (negated, list) = match text.strip_prefix('^') {
+        Some(list) => (true, list),
+        None => (false, text),
+    };
+    let (mut line, mut slots) = (negated, negated);
+    for name in list.split(',') {
+        match name.trim().to_ascii_lowercase().as_str() {
+            // Forbidding one kind of lines leaves the other.
+            "ll" | "ll128" if !negated => line = true,
+            "ll" => line = false,
+            "ll128" => {}
+            "simple" => slots = !negated,
+            _ => return None,
+        }
+    }
+    match (line, slots) {
+        (true, true) => Some(Protocol::Auto),
+        (true, false) => Some(Protocol::Line),
+        (false, true) => Some(Protocol::Slots),
+        (false, false) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -622,6 +658,27 @@ mod tests {
         assert_eq!(integer("0x-1"), None);
         assert_eq!(integer("-12"), Some(-12));
         assert_eq!(integer("9223372036854775808"), None);
+    }
+
+    #[test]
+    fn protocols_in_nccls_words() {
+        let cases = [
+            ("LL", Some(Protocol::Line)),
+            ("ll128,LL", Some(Protocol::Line)),
+            ("Simple", Some(Protocol::Slots)),
+            ("LL,Simple", Some(Protocol::Auto)),
+            ("^LL", Some(Protocol::Slots)),
+            ("^LL128", Some(Protocol::Auto)),
+            ("^Simple", Some(Protocol::Line)),
+            ("^LL,Simple", None),
+            ("fast", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(parse_nccl_protocol(text), expected, "{text}");
+        }
+        let both = Config { protocol: Protocol::Line, ..with("NCCL_PROTO", "Simple").0 };
+        assert_eq!(with("NCCL_PROTO", "Simple").0.settled().protocol, Protocol::Slots);
+        assert_eq!(both.settled().protocol, Protocol::Line);
     }
 
     #[test]

@@ -240,3 +240,15 @@ fn settings_come_from_files_too_and_the_environment_wins() {
     assert_eq!(log(&[("NCCL_CONF_FILE", file), ("NCCL_DEBUG", "WARN")]).lines().count(), 1);
     assert_eq!(log(&[("NCCL_CONF_FILE", "/nowhere")]), "");
 }
+
+#[test]
+fn the_environment_has_the_last_word_on_blocking() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let program = compile("cc", "blocking.c", &folder);
+    for (value, answers) in [("", "0 7\n"), ("0", "7 7\n"), ("1", "0 0\n"), ("maybe", "0 7\n")] {
+        let mut command = Command::new("timeout");
+        command.args(["--signal=KILL", "50"]).arg(&program);
+        let answered = text(command.env("NCCL_COMM_BLOCKING", value));
+        assert_eq!(answered, answers, "{value}");
+    }
+}

@@ -60,7 +60,6 @@ const FAMILIES: &[(&str, &str)] = &[
     ("NCCL_PAT_", TOPOLOGY),
     ("NCCL_IGNORE_", TOPOLOGY),
     ("NCCL_RUNTIME_", "links are always made on first use"),
-    ("NCCL_PROTO", "MAYPOLE_PROTO chooses among the protocols there are"),
     ("NCCL_BUFFSIZE", "MAYPOLE_SLOT_BYTES and MAYPOLE_SLOT_DEPTH give the size of buffers"),
     ("NCCL_LL", PROTOCOL),
     ("NCCL_WORK_", PROTOCOL),

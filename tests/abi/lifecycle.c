@@ -16,6 +16,16 @@ static void wait_for(ncclComm_t comm, ncclResult_t wanted) {
   EXPECT(state == wanted);
 }
 
+/* Until the communicator is told of another rank's end. */
+static void wait_for_end(ncclComm_t comm) {
+  ncclResult_t state = ncclSuccess;
+  for (int i = 0; i < 20000 && (state == ncclSuccess || state == ncclInProgress); i++) {
+    OK(ncclCommGetAsyncError(comm, &state));
+    usleep(1000);
+  }
+  EXPECT(state == ncclRemoteError);
+}
+
 /* A sum over all ranks, one thread as all of them. */
 static void check_sum(ncclComm_t* comms, int n) {
   double send[8], recv[8], sum = 0;
@@ -193,6 +203,80 @@ static void aborted_init(void) {
   close(ready[1]);
 }
 
+static ncclComm_t parents[2];
+
+static void* split_that_waits(void* unused) {
+  (void)unused;
+  char byte = 'x';
+  ncclComm_t child;
+  EXPECT(write(ready[1], &byte, 1) == 1);
+  ncclResult_t result = ncclCommSplit(parents[0], 0, 0, &child, NULL);
+  EXPECT(result == ncclRemoteError || result == ncclInvalidArgument);
+  return NULL;
+}
+
+/* A split that waits for a rank which does not come is ended by an abort of its parent. */
+static void aborted_split(void) {
+  pthread_t thread;
+  char byte;
+  make(parents, 2, NULL);
+  EXPECT(pipe(ready) == 0);
+  EXPECT(pthread_create(&thread, NULL, split_that_waits, NULL) == 0);
+  EXPECT(read(ready[0], &byte, 1) == 1);
+  usleep(100 * 1000);
+  OK(ncclCommAbort(parents[0]));
+  EXPECT(pthread_join(thread, NULL) == 0);
+  wait_for_end(parents[1]);
+  OK(ncclCommAbort(parents[1]));
+  close(ready[0]);
+  close(ready[1]);
+}
+
+/* A part that is being made without waiting is aborted; its parent is none the worse for the handle. */
+static void aborted_part(void) {
+  ncclComm_t comms[2], part;
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = 0;
+  make(comms, 2, &config);
+  EXPECT(ncclCommSplit(comms[0], 0, 0, &part, NULL) == ncclInProgress);
+  ncclResult_t state;
+  OK(ncclCommGetAsyncError(comms[0], &state));
+  EXPECT(state == ncclInProgress);
+  int number;
+  EXPECT(ncclCommCount(part, &number) == ncclInvalidArgument);
+  OK(ncclCommCount(comms[0], &number));
+  EXPECT(number == 2);
+  OK(ncclCommAbort(part));
+  EXPECT(ncclCommGetAsyncError(part, &state) == ncclInvalidArgument);
+  OK(ncclCommAbort(comms[0]));
+  wait_for_end(comms[1]);
+  OK(ncclCommAbort(comms[1]));
+}
+
+/* A watchdog asks all the time; calls of another thread are none the worse for it. */
+static int volatile stop;
+
+static void* watch(void* comm) {
+  ncclResult_t state;
+  while (!stop) {
+    OK(ncclCommGetAsyncError(comm, &state));
+    EXPECT(state == ncclSuccess);
+  }
+  return NULL;
+}
+
+static void watched(void) {
+  ncclComm_t comm;
+  pthread_t thread;
+  float value = 1;
+  make(&comm, 1, NULL);
+  EXPECT(pthread_create(&thread, NULL, watch, comm) == 0);
+  for (int i = 0; i < 20000; i++) OK(ncclAllReduce(&value, &value, 1, ncclFloat, ncclSum, comm, NULL));
+  stop = 1;
+  EXPECT(pthread_join(thread, NULL) == 0);
+  OK(ncclCommDestroy(comm));
+}
+
 static void suspended(void) {
   ncclComm_t comms[2];
   uint64_t value, total, lasting, releasable;
@@ -267,6 +351,9 @@ int main(void) {
   offspring(&nonblocking);
   revoked();
   aborted_init();
+  aborted_split();
+  aborted_part();
+  watched();
   suspended();
   mixed_group();
   simulated();
