@@ -15,8 +15,11 @@
 //! with *guards*, steps that wait until its readers are done with the tile. A step has an input and an output; a guard
 //! reads a chunk of the send buffer and writes a chunk of scratch that nobody reads.
 //!
-//! A step names at most eight others in `after`. Where more lanes must be waited for, a lane of *gates* waits for them by eights.
+//! A step names at most eight others in `after`. Where more lanes must be waited for, a lane of *gates* waits for them by eights. A gate
+//! too must read something that nobody writes at the time; if each chunk of the component were written by more than eight lanes there
+//! would be nothing, and the proof would fail.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::few::MAX_FAN;
@@ -328,18 +331,54 @@ impl<L: Layout> Composition<L> {
         step
     }
 
-    /// Waits for eight of the lanes that the component follows. It must read something: what one of them wrote last, else read last.
+    /// Waits for eight of the lanes that the component follows. It must read something: the first gate what nobody writes any more
+    /// once those eight are through, the others what the first wrote.
     fn gate(&self, rank: Rank, seats: &[Seat<'_>], seat: &Seat<'_>, index: u32) -> Step {
-        let after = group(&seat.gates, index);
-        let cell = Chunk::Scratch(self.gates + seat.slot);
-        let last = || after.iter().map(|a| self.step_of(rank, seats, a.lane, a.step));
-        let local = |o: &Operand| matches!(o, Operand::Local(_));
-        let written = last().find_map(|step| step.outputs.iter().copied().find(local));
-        let read = || last().find_map(|step| step.inputs.iter().copied().find(local));
-        let from = written.or_else(read).unwrap_or(Operand::Local(cell));
-        let mut step = Step::new([from], [Operand::Local(cell)]);
-        step.after = after;
+        let cell = Operand::Local(Chunk::Scratch(self.gates + seat.slot));
+        let (settled, lanes) = self.settled(rank, seats, &seat.gates);
+        let from = if index == 0 { settled.map_or(cell, Operand::Local) } else { cell };
+        let mut step = Step::new([from], [cell]);
+        step.after = group(&lanes, index);
         step
+    }
+
+    /// `awaited` with the lanes first that write some chunk, as few as possible, and that chunk; if they write none, one that
+    /// they read.
+    fn settled(
+        &self,
+        rank: Rank,
+        seats: &[Seat<'_>],
+        awaited: &[After],
+    ) -> (Option<Chunk>, Vec<After>) {
+        let (mut writers, mut read) = (BTreeMap::<Chunk, Vec<u32>>::new(), None);
+        for &After { lane, .. } in awaited {
+            let seat = seat_of(seats, lane);
+            let local = lane - seat.first;
+            let (each, skipped) = (seat.each(local), seat.skipped(local));
+            let named = |operand: &Operand, repeat| match *operand {
+                Operand::Local(chunk @ (Chunk::Input(_) | Chunk::Output(_))) => {
+                    Some(self.layout.chunk(rank, seat.slot, seat.part.at(chunk, repeat)))
+                }
+                _ => None,
+            };
+            for index in 0..seat.length(local) {
+                let (own, repeat) = (seat.own_step(local, index % each + skipped), index / each);
+                for chunk in own.outputs.iter().filter_map(|o| named(o, repeat)) {
+                    let lanes = writers.entry(chunk).or_default();
+                    if lanes.last() != Some(&lane) {
+                        lanes.push(lane);
+                    }
+                }
+                read = read.or_else(|| own.inputs.iter().find_map(|o| named(o, repeat)));
+            }
+        }
+        let Some((&chunk, first)) = writers.iter().min_by_key(|(_, lanes)| lanes.len()) else {
+            return (read, awaited.to_vec());
+        };
+        let (mut lanes, others): (Vec<_>, Vec<_>) =
+            awaited.iter().copied().partition(|after| first.contains(&after.lane));
+        lanes.extend(others);
+        (Some(chunk), lanes)
     }
 }
 

@@ -79,30 +79,48 @@ impl Hierarchy {
 const DIRECT: &[&str] = &["direct"];
 const BINOMIAL: &[&str] = &["binomial"];
 const CHAIN: &[&str] = &["chain"];
+const CIRCULANT: &[&str] = &["circulant"];
+const DOUBLING: &[&str] = &["doubling"];
 const RING: &[&str] = &["ring"];
-const PAT: &[&str] = &["pat", "direct"];
+const TREE: &[&str] = &["tree"];
+/// Nodes that share one ring: a switch without multicast, sockets of a board.
+const RINGS: &[&str] = &["ring", "chain"];
+/// Many ranks on a node.
+const HALVES: &[&str] = &["halving", "doubling", "binomial"];
 
-/// Better first, as a rule.
+/// By collective.
 const ALL: &[Hierarchy] = &[
     Hierarchy::new("all_reduce", "hierring", RING, DIRECT),
-    Hierarchy::new("all_reduce", "hierdoubling", &["doubling"], DIRECT),
-    Hierarchy::new("all_reduce", "hiertree", &["tree"], DIRECT),
+    Hierarchy::new("all_reduce", "hierhalving", &["halving"], DIRECT),
+    Hierarchy::new("all_reduce", "hierdoubling", DOUBLING, DIRECT),
+    Hierarchy::new("all_reduce", "hiertree", TREE, DIRECT),
     Hierarchy::new("all_reduce", "hiertwoshot", &["twoshot"], DIRECT),
     Hierarchy::new("all_reduce", "hieroneshot", &["oneshot"], DIRECT),
-    Hierarchy::new("all_reduce", "hierringbinomial", RING, BINOMIAL),
-    Hierarchy::new("all_reduce", "hierringchain", RING, CHAIN),
-    Hierarchy::new("all_reduce", "hierdoublingbinomial", &["doubling"], BINOMIAL),
+    Hierarchy::new("all_reduce", "hierringring", RING, RINGS),
+    Hierarchy::new("all_reduce", "hierringhalving", RING, HALVES),
+    Hierarchy::new("all_reduce", "hiertreechain", TREE, CHAIN),
+    Hierarchy::new("all_reduce", "hierdoublingbinomial", DOUBLING, BINOMIAL),
+    Hierarchy::new("reduce_scatter", "hierring", RING, DIRECT),
+    Hierarchy::new("reduce_scatter", "hierhalving", &["halving"], DIRECT),
     Hierarchy::new("reduce_scatter", "hierdirect", DIRECT, DIRECT),
-    Hierarchy::new("reduce_scatter", "hierdirectbinomial", DIRECT, BINOMIAL),
+    Hierarchy::new("reduce_scatter", "hierringring", RING, RINGS),
+    Hierarchy::new("reduce_scatter", "hierhalvinghalving", &["halving"], HALVES),
+    Hierarchy::new("all_gather", "hierring", RING, DIRECT),
+    Hierarchy::new("all_gather", "hierpat", &["pat"], DIRECT),
+    Hierarchy::new("all_gather", "hierdoubling", DOUBLING, DIRECT),
     Hierarchy::new("all_gather", "hierdirect", DIRECT, DIRECT),
-    Hierarchy::new("all_gather", "hierpat", PAT, DIRECT),
-    Hierarchy::new("all_gather", "hierpatbinomial", PAT, BINOMIAL),
+    Hierarchy::new("all_gather", "hierringring", RING, RINGS),
+    Hierarchy::new("all_gather", "hierpatbinomial", &["pat"], BINOMIAL),
     Hierarchy::new("broadcast", "hierbinomial", BINOMIAL, DIRECT),
     Hierarchy::new("broadcast", "hierchain", CHAIN, DIRECT),
+    Hierarchy::new("broadcast", "hiertree", TREE, DIRECT),
+    Hierarchy::new("broadcast", "hiercirculant", CIRCULANT, DIRECT),
     Hierarchy::new("broadcast", "hierdirect", DIRECT, DIRECT),
     Hierarchy::new("broadcast", "hierbinomialbinomial", BINOMIAL, BINOMIAL),
     Hierarchy::new("reduce", "hierbinomial", BINOMIAL, DIRECT),
     Hierarchy::new("reduce", "hierchain", CHAIN, DIRECT),
+    Hierarchy::new("reduce", "hiertree", TREE, DIRECT),
+    Hierarchy::new("reduce", "hiercirculant", CIRCULANT, DIRECT),
     Hierarchy::new("reduce", "hierdirect", DIRECT, DIRECT),
     Hierarchy::new("reduce", "hierbinomialbinomial", BINOMIAL, BINOMIAL),
     Hierarchy::new("alltoall", "hierdirect", DIRECT, DIRECT),
