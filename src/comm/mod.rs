@@ -1,5 +1,6 @@
 //! The communicator: a group of ranks that call collectives together.
 
+mod by_schedule;
 mod card;
 mod element;
 mod even;

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{Collective, DType, RedOp, Schedule};
 use maypole_transport::lines::CAPACITY;
 
@@ -171,25 +172,45 @@ impl Communicator {
         task: &Task,
         keep: impl FnOnce(&mut Plans, Plan) -> usize,
     ) -> Result<Option<usize>, Error> {
+        self.prepare_with(task, Self::chosen, keep)
+    }
+
+    /// The same, with the plan that `make` makes.
+    #[cold]
+    pub(super) fn prepare_with(
+        &mut self,
+        task: &Task,
+        make: impl FnOnce(&mut Self, &Task) -> Result<Plan, Error>,
+        keep: impl FnOnce(&mut Plans, Plan) -> usize,
+    ) -> Result<Option<usize>, Error> {
         let signature = Signature::of(task);
         if task.extents.longest() == 0 {
             self.watch.end(signature);
             return Ok(None);
         }
         self.watch.enter(signature);
-        match self.plan_for(task) {
+        match self.plan_for(task, make) {
             Ok(plan) => Ok(Some(keep(&mut self.plans, plan))),
             Err(error) => Err(self.refuse(signature, error)),
         }
     }
 
-    fn plan_for(&mut self, task: &Task) -> Result<Plan, Error> {
+    fn plan_for(
+        &mut self,
+        task: &Task,
+        make: impl FnOnce(&mut Self, &Task) -> Result<Plan, Error>,
+    ) -> Result<Plan, Error> {
         if let Some(error) = &self.broken {
             return Err(error.clone());
         }
         if let Some(root) = task.collective.root().filter(|&r| r >= self.nranks) {
             return Err(no_such_root(root, self.nranks));
         }
+        make(self, task)
+    }
+
+    /// The plan that the tuner wants.
+    fn chosen(&mut self, task: &Task) -> Result<Plan, Error> {
         let (schedule, choice) = self.tuner.choose(task)?;
         self.plan(schedule, &choice, task)
     }
@@ -201,11 +222,20 @@ impl Communicator {
         choice: &Choice,
         task: &Task,
     ) -> Result<Plan, Error> {
+        self.plan_proved(&proofs::proved(schedule)?, choice, task)
+    }
+
+    /// Binds a schedule for calls like `task`.
+    pub(super) fn plan_proved(
+        &mut self,
+        proved: &Proved,
+        choice: &Choice,
+        task: &Task,
+    ) -> Result<Plan, Error> {
         log::info!(target: "TUNING", "{}: {choice}", Signature::of(task));
-        let proved = proofs::proved(schedule)?;
         let deadline = self.link_deadline();
         let Self { rank, isa, endpoint, addresses, links, watch, .. } = self;
-        let plan = Plan::new(&proved, choice, task, *rank, *isa, links, |links, peer, channel| {
+        let plan = Plan::new(proved, choice, task, *rank, *isa, links, |links, peer, channel| {
             let channel = exchange::FIRST_BEYOND + channel;
             links.open(endpoint, addresses, peer, channel, deadline, watch)
         });

@@ -130,6 +130,8 @@ pub(crate) struct Plans {
     /// Those of uneven calls, the last used first.
     uneven: Vec<(UnevenKey, usize)>,
     pub(crate) barrier: Option<usize>,
+    /// Those by a schedule of the caller's own.
+    by_schedule: Vec<(Proved, Key, usize)>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -180,6 +182,19 @@ impl Plans {
             number
         };
         self.uneven.insert(0, (UnevenKey::new(task), number));
+        number
+    }
+
+    /// The number of the plan of calls that have this key by `schedule`, if there is one.
+    pub(crate) fn find_by(&self, schedule: &Proved, key: &Key) -> Option<usize> {
+        let known = self.by_schedule.iter().find(|(s, k, _)| k == key && s.is_same(schedule));
+        known.map(|(_, _, number)| *number)
+    }
+
+    /// The plan of all calls that have this key, by `schedule`.
+    pub(crate) fn insert_by(&mut self, schedule: Proved, key: Key, plan: Plan) -> usize {
+        let number = self.add(plan);
+        self.by_schedule.push((schedule, key, number));
         number
     }
 

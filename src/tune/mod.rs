@@ -173,6 +173,35 @@ impl Tuner {
         Ok((schedule, Choice { algorithm, detail, protocol, tile, predicted, others }))
     }
 
+    /// How a schedule of the caller's own is run, in whole slots, if this communicator can.
+    pub(crate) fn admit(&self, schedule: &Schedule, task: &Task) -> Result<Choice, Error> {
+        let refused = |what: String| Err(Error::InvalidArgument { what });
+        let Schedule { collective, nranks, channels, credit, .. } = *schedule;
+        if (collective, nranks) != (task.collective, self.grouping.nranks()) {
+            let here = self.grouping.nranks();
+            return refused(format!(
+                "{schedule:?}, for {} among {here} ranks: bring a schedule of that",
+                task.collective
+            ));
+        }
+        if channels > MOST_CHANNELS {
+            return refused(format!(
+                "{schedule:?} uses {channels} channels; communicators have {MOST_CHANNELS}"
+            ));
+        }
+        let tile = self.slot_bytes;
+        let geometry = Geometry::new(schedule, task, tile);
+        let Some(protocol) = self.protocol(schedule, &geometry, task) else {
+            return refused(format!(
+                "{schedule:?} needs {credit} slots per link, and there are {}: set MAYPOLE_SLOT_DEPTH",
+                self.depth
+            ));
+        };
+        let predicted = self.cost(schedule, &Decoded::new(schedule), task, protocol, tile) * 1e6;
+        let (algorithm, detail) = (schedule.name, schedule.detail.clone());
+        Ok(Choice { algorithm, detail, protocol, tile, predicted, others: Vec::new() })
+    }
+
     /// The schedules that the user allows, as far as they can be proved and costed in reasonable time.
     fn allowed(&self, collective: Collective) -> Vec<Schedule> {
         let mut schedules = candidates(collective, &self.grouping, &self.copies);

@@ -73,6 +73,18 @@ pub struct Machine {
 const TILES: u32 = 4;
 
 impl Machine {
+    /// Ranks with a core each on one host, messages in slots of shared memory: rounded from measurements on a machine with two
+    /// cores. It ranks algorithms; it does not predict microseconds of another machine.
+    pub const SHARED_MEMORY: Self = Self {
+        step: 0.10e-6,
+        operand: 0.04e-6,
+        byte: 0.04e-9,
+        lanes_share_a_core: true,
+        ranks_per_core: 1.0,
+        link: LinkCost { latency: 0.15e-6, message: 0.0, byte: 0.0 },
+        network: None,
+    };
+
     /// Seconds from the start on all ranks at once to the end on the last, for chunks that take `tiles` tiles of `bytes` bytes.
     pub fn cost(&self, schedule: &Schedule, bytes: usize, tiles: u64) -> f64 {
         self.cost_decoded(&Decoded::new(schedule), bytes, tiles)

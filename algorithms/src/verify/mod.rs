@@ -127,6 +127,11 @@ impl Proved {
         &self.0.schedule
     }
 
+    /// Whether it is a clone of `other`.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// What the proof found out.
     pub fn facts(&self) -> &Facts {
         &self.0.facts
