@@ -29,11 +29,13 @@ impl Request {
     #[inline]
     pub(crate) fn run(mut self, entered: &mut Entered) -> Result<(), ResultCode> {
         self.call.reduction = self.operation.resolve(self.call.dtype);
-        if let Some(selection) = &self.selection {
-            selection.check(&self.call, entered)?;
-        }
-        // SAFETY: the client promised, by the terms of nccl.h, buffers that are valid for the call.
-        match unsafe { entered.comm.run(&self.call) } {
+        let result = match &self.selection {
+            // SAFETY: the client promised, by the terms of nccl.h, buffers that are valid for the call.
+            None => unsafe { entered.comm.run(&self.call) },
+            // SAFETY: likewise.
+            Some(selection) => unsafe { entered.comm.run_among(&self.call, &selection.0) },
+        };
+        match result {
             Ok(()) => Ok(()),
             Err(error) => Err(broken(&error, entered)),
         }

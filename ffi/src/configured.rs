@@ -1,50 +1,27 @@
 //! The collectives with a configuration of their own. NULL is the plain call.
 //!
-//! The configuration is checked. Of its fields `algSelection` has a meaning on host memory: with `forceAlgSelection` a call whose algorithm is
-//! not among the names is refused, without it the names are a wish. The others steer GPU kernels and profilers.
+//! The configuration is checked. Of its fields `algSelection` has a meaning on host memory: with `forceAlgSelection` the call runs by one of the
+//! named algorithms or is refused, without it the names are a wish that is not followed. The others steer GPU kernels and profilers.
 
 use std::ffi::{CStr, c_int, c_void};
 
+use maypole::Collective;
 use maypole::error::ResultCode;
 use maypole::tune::AlgorithmFilter;
-use maypole::{Call, Collective};
 
-use crate::answer::{NcclResult, failed, invalid, refuse};
+use crate::answer::{NcclResult, failed, invalid};
 use crate::collective::{Arguments, root, submit};
 use crate::export::abi;
 use crate::layout::{API_MAGIC, NcclCollConfig, UNDEFINED};
-use crate::registry::{Entered, Handle};
+use crate::registry::Handle;
 use crate::stream::Stream;
 
 /// The algorithms that a call may use.
 #[derive(Clone)]
-pub(crate) struct Selection {
-    names: String,
-    filter: AlgorithmFilter,
-}
+pub(crate) struct Selection(pub(crate) AlgorithmFilter);
 
 /// The smallest configuration there ever was.
 const LEAST: usize = 64;
-
-impl Selection {
-    /// Refuses the call if another algorithm would run it.
-    pub(crate) fn check(&self, call: &Call, entered: &Entered) -> Result<(), ResultCode> {
-        if call.count == 0 {
-            return Ok(());
-        }
-        let choice = entered.comm.explain(call).map_err(|error| failed(&error))?;
-        if self.filter.allows(call.collective, choice.algorithm) {
-            return Ok(());
-        }
-        Err(refuse(
-            ResultCode::InvalidUsage,
-            &format!(
-                "algSelection forces {}, but {} would run by {}; name that, leave the choice open with forceAlgSelection = 0, or set NCCL_ALGO for the whole communicator",
-                self.names, call.collective, choice.algorithm
-            ),
-        ))
-    }
-}
 
 /// Reads the client's configuration.
 ///
@@ -113,7 +90,7 @@ unsafe fn read(config: *const NcclCollConfig) -> Result<Option<Box<Selection>>, 
     };
     let list: Vec<String> = names.split(',').map(plain).collect();
     let filter = AlgorithmFilter::parse(&list.join(",")).map_err(|error| failed(&error))?;
-    Ok(Some(Box::new(Selection { names, filter })))
+    Ok(Some(Box::new(Selection(filter))))
 }
 
 abi! {

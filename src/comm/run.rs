@@ -15,7 +15,7 @@ use crate::engine::walk::Walk;
 use crate::error::Error;
 use crate::plan::{Body, Key, Plan, Plans, exchange, proofs};
 use crate::reduce::Kernel;
-use crate::tune::Choice;
+use crate::tune::{AlgorithmFilter, Choice};
 use crate::watch::Signature;
 
 impl Communicator {
@@ -38,6 +38,48 @@ impl Communicator {
             _ => {
                 let task = Task::from(call);
                 match self.prepare(&task, |plans, plan| plans.insert(key, plan))? {
+                    Some(number) => number,
+                    None => return Ok(()),
+                }
+            }
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.run_plan(number, call) }
+    }
+
+    /// As [`run`](Self::run), by one of the algorithms that `algorithms` allows for it, whatever `NCCL_ALGO` says. All ranks must allow the
+    /// same ones.
+    ///
+    /// # Errors
+    /// What [`run`](Self::run) returns; [`Error::InvalidUsage`] if no such algorithm can run the call, which then had no effect
+    /// on any rank.
+    ///
+    /// # Safety
+    /// As for [`run`](Self::run).
+    pub unsafe fn run_among(
+        &mut self,
+        call: &Call,
+        algorithms: &AlgorithmFilter,
+    ) -> Result<(), Error> {
+        self.watch.check_fork()?;
+        let key = Key::new(call);
+        let number = match self.plans.find_selected(&key, algorithms) {
+            Some(number) if self.broken.is_none() => number,
+            _ => {
+                let usual = std::mem::replace(&mut self.tuner.algorithms, algorithms.clone());
+                let task = Task::from(call);
+                // What cannot be chosen is refused before it counts as a call, on this rank or any other.
+                let chosen = match task.extents.longest() {
+                    0 => Ok(()),
+                    _ => self.tuner.choose(&task).map(drop),
+                };
+                let prepared = chosen.and_then(|()| {
+                    self.prepare(&task, |plans, plan| {
+                        plans.insert_selected(key, algorithms.clone(), plan)
+                    })
+                });
+                self.tuner.algorithms = usual;
+                match prepared? {
                     Some(number) => number,
                     None => return Ok(()),
                 }

@@ -19,7 +19,7 @@ use crate::plan::bind::Program;
 use crate::plan::geometry::Geometry;
 use crate::plan::straight::StraightLine;
 use crate::reduce::{Isa, Kernel};
-use crate::tune::{Choice, Protocol};
+use crate::tune::{AlgorithmFilter, Choice, Protocol};
 use crate::watch::Signature;
 
 /// What the plan of an even call is found by. Pointers and a rank's own scalar are bound by the call.
@@ -124,6 +124,8 @@ const MOST_UNEVEN: usize = 32;
 #[derive(Default)]
 pub(crate) struct Plans {
     plans: Vec<Plan>,
+    /// Of calls that say by which algorithms.
+    selected: Vec<(Key, AlgorithmFilter, usize)>,
     index: HashMap<Key, usize>,
     /// The plan of the last even call: most calls repeat it.
     last: Option<(Key, usize)>,
@@ -169,6 +171,26 @@ impl Plans {
         let number = self.add(plan);
         self.index.insert(key, number);
         self.last = Some((key, number));
+        number
+    }
+
+    /// The number of the plan for `key` by one of these algorithms, if there is one.
+    pub(crate) fn find_selected(&self, key: &Key, algorithms: &AlgorithmFilter) -> Option<usize> {
+        self.selected
+            .iter()
+            .find(|(k, a, _)| k == key && a == algorithms)
+            .map(|(_, _, number)| *number)
+    }
+
+    /// The plan of all calls that have this key and may use these algorithms.
+    pub(crate) fn insert_selected(
+        &mut self,
+        key: Key,
+        algorithms: AlgorithmFilter,
+        plan: Plan,
+    ) -> usize {
+        let number = self.add(plan);
+        self.selected.push((key, algorithms, number));
         number
     }
 

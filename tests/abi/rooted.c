@@ -112,6 +112,23 @@ static void configured(int root) {
   }
 }
 
+/* By the algorithm that the call names, in turns with the usual one. */
+static void selected(void) {
+  static const char* const names[] = {"oneshot", "ring", "RING_SIMPLE,tree"};
+  ncclCollConfig_t config = NCCL_COLLCONFIG_INITIALIZER;
+  for (int turn = 0; turn < 6; turn++) {
+    config.algSelection = names[turn % 3];
+    fill();
+    EACH(ncclAllReduceConfig(send[rank], recv[rank], COUNT, ncclInt, ncclMax, comms[rank], NULL, turn == 4 ? NULL : &config));
+    for (int rank = 0; rank < N; rank++)
+      for (int i = 0; i < COUNT; i++) EXPECT(recv[rank][i] == given(N - 1, i));
+  }
+  config.algSelection = "no_such_algorithm";
+  EXPECT(ncclAllReduceConfig(send[0], recv[0], COUNT, ncclInt, ncclMax, comms[0], NULL, &config) == ncclInvalidUsage);
+  /* That had no effect. */
+  plain(1);
+}
+
 /* Block r is of r * 10 elements. */
 static void uneven(int root) {
   size_t counts[N], places[N], sends[N][N], total = 0;
@@ -188,6 +205,7 @@ int main(void) {
     uneven(root);
   }
   grouped();
+  selected();
   for (int rank = 0; rank < N; rank++) OK(ncclCommDestroy(comms[rank]));
   return 0;
 }
