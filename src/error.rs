@@ -20,6 +20,12 @@ pub enum Error {
         /// Which rule it breaks.
         what: String,
     },
+    /// Work that was issued on a stream failed, and the log says why.
+    #[error("work of the stream failed ({code:?}); see the log for why")]
+    Failed {
+        /// What the C ABI has for it.
+        code: ResultCode,
+    },
     /// The caller's fault, here or there: two ranks are not in the same call.
     #[error(
         "the ranks are in different calls: {what}; every rank must make the same calls in the same order, with the same \
@@ -126,6 +132,7 @@ impl Error {
             | Self::Bootstrap(B::NoSuchRank { .. } | B::TooLong { .. } | B::NotAnId { .. }) => {
                 ResultCode::InvalidArgument
             }
+            Self::Failed { code } => *code,
             Self::InvalidUsage { .. }
             | Self::Mismatch { .. }
             | Self::Unsupported { .. }

@@ -17,6 +17,7 @@ pub mod error;
 pub mod logger;
 mod plan;
 pub mod reduce;
+pub mod stream;
 pub mod tune;
 mod watch;
 

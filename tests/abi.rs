@@ -145,6 +145,26 @@ fn a_group_lets_one_thread_be_several_ranks() {
 }
 
 #[test]
+fn host_streams_run_calls_in_order_behind_the_callers_back() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let program = compile("cc", "streams.c", &folder);
+    for part in ["order", "join", "drain", "abort", "fork", "exit"] {
+        run(&program, &[part]);
+    }
+}
+
+#[test]
+fn the_example_of_the_page_on_streams_works() {
+    let page = include_str!("../docs/streams.md");
+    let (_, rest) = page.split_once("```c\n").expect("an example in C");
+    let (example, _) = rest.split_once("```").expect("it ends");
+    let folder = TempDir::new().expect("a temporary folder");
+    let source = folder.path().join("example.c");
+    std::fs::write(&source, example).expect("a file in a new folder");
+    run(&compile("cc", source.to_str().expect("a path"), &folder), &[]);
+}
+
+#[test]
 fn an_abort_ends_a_call_that_waits() {
     let folder = TempDir::new().expect("a temporary folder");
     run(&compile("cc", "abort.c", &folder), &[]);

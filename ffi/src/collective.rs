@@ -10,7 +10,7 @@ use crate::configured::Selection;
 use crate::export::abi;
 use crate::group::{self, Queued};
 use crate::operator::Operation;
-use crate::registry::{self, Entered, Handle, Stage};
+use crate::registry::{self, Entered, Handle, Running, Stage, Visitor};
 use crate::stream::{self, Stream};
 
 /// A checked call; only its factor may still have to be read.
@@ -27,17 +27,17 @@ unsafe impl Send for Request {}
 impl Request {
     /// Runs the call; returns when its result is there.
     #[inline]
-    pub(crate) fn run(mut self, entered: &mut Entered) -> Result<(), ResultCode> {
+    pub(crate) fn run(mut self, on: &mut Running<'_>) -> Result<(), ResultCode> {
         self.call.reduction = self.operation.resolve(self.call.dtype);
         let result = match &self.selection {
             // SAFETY: the client promised, by the terms of nccl.h, buffers that are valid for the call.
-            None => unsafe { entered.comm.run(&self.call) },
+            None => unsafe { on.comm.run(&self.call) },
             // SAFETY: likewise.
-            Some(selection) => unsafe { entered.comm.run_among(&self.call, &selection.0) },
+            Some(selection) => unsafe { on.comm.run_among(&self.call, &selection.0) },
         };
         match result {
             Ok(()) => Ok(()),
-            Err(error) => Err(broken(&error, entered)),
+            Err(error) => Err(broken(&error, on)),
         }
     }
 
@@ -53,10 +53,10 @@ impl Request {
 
 /// A call failed.
 #[cold]
-pub(crate) fn broken(error: &maypole::Error, entered: &Entered) -> ResultCode {
+pub(crate) fn broken(error: &maypole::Error, on: &Running<'_>) -> ResultCode {
     let code = failed(error);
     if !error.is_harmless() {
-        entered.broke(code);
+        on.broke(code);
     }
     code
 }
@@ -91,9 +91,14 @@ pub(crate) fn submit(
             return group::note(selection.and_then(|s| enqueue(collective, &arguments, s)));
         }
         let selection = selection?;
-        let mut entered = registry::enter(comm)?;
-        let request = check(collective, &arguments, selection, &entered)?;
-        request.run(&mut entered)
+        let visitor = registry::visit(comm)?;
+        let request = check(collective, &arguments, selection, &visitor)?;
+        match stream::find(arguments.stream)? {
+            None => request.run(&mut visitor.alone()?.running()),
+            Some(on) => {
+                stream::issue(visitor.launch(vec![on], move |running| request.run(running)))
+            }
+        }
     })
 }
 
@@ -103,10 +108,11 @@ fn enqueue(
     arguments: &Arguments,
     selection: Option<Box<Selection>>,
 ) -> Result<(), ResultCode> {
-    let entered = registry::enter(arguments.comm)?;
-    group::agree(entered.blocks())?;
-    let request = check(collective, arguments, selection, &entered)?;
-    group::queue(arguments.comm, Queued::Even(request));
+    let visitor = registry::visit(arguments.comm)?;
+    group::agree(visitor.blocks())?;
+    let request = check(collective, arguments, selection, &visitor)?;
+    let on = stream::find(arguments.stream)?;
+    group::queue(arguments.comm, on, Queued::Even(request));
     Ok(())
 }
 
@@ -115,13 +121,13 @@ fn check(
     collective: Collective,
     arguments: &Arguments,
     selection: Option<Box<Selection>>,
-    entered: &Entered,
+    visitor: &Visitor,
 ) -> Result<Request, ResultCode> {
-    let &Arguments { mut send, recv, count, dtype, op, stream, .. } = arguments;
+    let &Arguments { mut send, recv, count, dtype, op, .. } = arguments;
     let dtype = data_type(dtype)?;
-    let operation = entered.operators.find(op, dtype)?;
-    usable(entered, stream)?;
-    let (rank, nranks) = (entered.comm.rank(), entered.comm.nranks());
+    let operation = visitor.operators().find(op, dtype)?;
+    usable(visitor)?;
+    let (rank, nranks) = visitor.identity();
     // A buffer that the rank has no use for may be anything.
     let (mut sends, mut receives) = (true, true);
     if let Some(root) = collective.root() {
@@ -158,12 +164,11 @@ fn check(
     Ok(Request { call, operation, selection })
 }
 
-/// Whether the communicator takes calls, and on that stream.
+/// Whether the communicator takes calls.
 #[inline]
-pub(crate) fn usable(entered: &Entered, stream: Stream) -> Result<(), ResultCode> {
-    stream::check(stream)?;
-    if entered.stage != Stage::Open {
-        return Err(closed(entered.stage));
+pub(crate) fn usable(visitor: &Visitor) -> Result<(), ResultCode> {
+    if visitor.stage() != Stage::Open {
+        return Err(closed(visitor.stage()));
     }
     Ok(())
 }

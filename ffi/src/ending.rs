@@ -27,6 +27,7 @@ impl Stage {
 /// Ends the calls on the communicator, on all ranks, and returns when no thread is in one here.
 pub(crate) fn stop(function: &str, comm: Handle) -> Result<(), ResultCode> {
     registry::abort_handle(comm)?.abort();
+    registry::cancel(comm)?;
     wait_until_idle(function, comm)
 }
 
@@ -44,7 +45,7 @@ fn wait_until_idle(function: &str, comm: Handle) -> Result<(), ResultCode> {
 }
 
 abi! {
-    /// `ncclCommFinalize`: calls are over when they return, so there is nothing to wait for.
+    /// `ncclCommFinalize`: waits for the calls that were issued on streams; all others are over when they return.
     fn ncclCommFinalize(comm: Handle) -> NcclResult {
         answer(|| {
             if comm.is_null() {
@@ -67,7 +68,7 @@ abi! {
         })
     }
 
-    /// `ncclCommDestroy`
+    /// `ncclCommDestroy`: waits as [`ncclCommFinalize`] does.
     fn ncclCommDestroy(comm: Handle) -> NcclResult {
         answer(|| {
             if !comm.is_null() {

@@ -2,7 +2,8 @@
 //!
 //! Collectives of one communicator run in their order, then its sends and receives all at once. Different communicators of one thread
 //! are run by a thread each, since peers may be in either; and so are communicators to be, unless they have a parent in common:
-//! one thread can so be several ranks.
+//! one thread can so be several ranks. On host streams the calls of a communicator are one piece of work, which begins when all of
+//! the streams that they are on have come to it, and which all of these wait for.
 //!
 //! Where the communicators do not block, those to be are made after the end has returned `ncclInProgress`; calls, which have their result
 //! when they return, are over.
@@ -12,13 +13,15 @@ use std::ffi::c_int;
 
 use maypole::Transfer;
 use maypole::error::ResultCode;
+use maypole::stream::Stream;
 
 use crate::answer::{NcclResult, answer, invalid, refuse};
 use crate::collective::Request;
 use crate::export::abi;
 use crate::layout::{NcclSimInfo, SIMULATION_MAGIC};
 use crate::making::{Litter, Making, Parent};
-use crate::registry::{self, Entered, Handle};
+use crate::registry::{self, Entered, Handle, Running};
+use crate::stream;
 use crate::transfer;
 use crate::uneven::{self, UnevenRequest};
 
@@ -50,11 +53,11 @@ pub(crate) enum Queued {
 
 impl Queued {
     /// Runs it; returns when its result is there.
-    pub(crate) fn run(self, entered: &mut Entered) -> Result<(), ResultCode> {
+    pub(crate) fn run(self, on: &mut Running<'_>) -> Result<(), ResultCode> {
         match self {
-            Self::Even(request) => request.run(entered),
-            Self::Uneven(request) => request.run(entered),
-            Self::Barrier => uneven::barrier(entered),
+            Self::Even(request) => request.run(on),
+            Self::Uneven(request) => request.run(on),
+            Self::Barrier => uneven::barrier(on),
         }
     }
 
@@ -69,21 +72,38 @@ impl Queued {
 
 /// The calls of one communicator.
 #[derive(Default)]
-struct Calls {
+pub(crate) struct Calls {
     collectives: Vec<Queued>,
     transfers: Vec<Transfer>,
+    /// The host streams that they are on.
+    streams: Vec<Stream>,
+    /// Some are on a default stream: the end of the group waits for all of them.
+    waits: bool,
 }
 
 // SAFETY: the client lends the buffers to the group until its end, on whatever thread its calls run.
 unsafe impl Send for Calls {}
 
 impl Calls {
-    fn run(self, entered: &mut Entered) -> Result<(), ResultCode> {
-        self.collectives.into_iter().try_for_each(|request| request.run(entered))?;
+    /// A transfer alone.
+    pub(crate) fn of(transfer: Transfer) -> Self {
+        Self { transfers: vec![transfer], ..Self::default() }
+    }
+
+    /// Runs them; returns when their results are there.
+    pub(crate) fn run(self, on: &mut Running<'_>) -> Result<(), ResultCode> {
+        self.collectives.into_iter().try_for_each(|request| request.run(on))?;
         if self.transfers.is_empty() {
             return Ok(());
         }
-        transfer::run(&self.transfers, entered)
+        transfer::run(&self.transfers, on)
+    }
+
+    fn put_on(&mut self, stream: Option<Stream>) {
+        match stream {
+            Some(stream) => self.streams.push(stream),
+            None => self.waits = true,
+        }
     }
 
     /// Microseconds that the cost model expects.
@@ -123,11 +143,7 @@ impl Work {
             Ok(()) | Err(ResultCode::InProgress) => {}
             Err(code) => return Err(code),
         }
-        let called = side_by_side(calls, |(Communicator(handle), calls)| {
-            let mut entered = registry::enter(handle)?;
-            calls.run(&mut entered)
-        });
-        called.and(made)
+        run_calls(calls).and(made)
     }
 
     /// Drops the work; how long it would have taken, in microseconds: as long as the slowest communicator.
@@ -144,6 +160,28 @@ impl Work {
         }
         Ok(slowest)
     }
+}
+
+/// Runs the calls, those of a communicator that has some on host streams behind this thread's back. They are issued
+/// first and at once: the others may be ranks that they wait for.
+fn run_calls(calls: Vec<(Communicator, Calls)>) -> Result<(), ResultCode> {
+    let (issued, run): (Vec<_>, _) =
+        calls.into_iter().partition(|(_, calls)| !calls.streams.is_empty());
+    let (mut launches, mut waits) = (Vec::new(), Vec::new());
+    for (Communicator(handle), mut calls) in issued {
+        let visitor = registry::visit(handle)?;
+        waits.push(calls.waits);
+        let streams = std::mem::take(&mut calls.streams);
+        launches.push(visitor.launch(streams, move |running| calls.run(running)));
+    }
+    let tickets = if launches.is_empty() { Vec::new() } else { registry::issue(launches)? };
+    let result = side_by_side(run, |(Communicator(handle), calls)| {
+        let mut entered = registry::enter(handle)?;
+        calls.run(&mut entered.running())
+    });
+    let mut waits = waits.into_iter();
+    let waited: Vec<_> = tickets.into_iter().filter(|_| waits.next() == Some(true)).collect();
+    result.and(stream::wait_for(&waited))
 }
 
 /// Starts what need not be waited for. All are started even if one cannot be.
@@ -208,13 +246,19 @@ pub(crate) fn agree(blocking: bool) -> Result<(), ResultCode> {
 }
 
 /// Queues a collective of the open group.
-pub(crate) fn queue(comm: Handle, queued: Queued) {
-    with_calls(comm, |calls| calls.collectives.push(queued));
+pub(crate) fn queue(comm: Handle, stream: Option<Stream>, queued: Queued) {
+    with_calls(comm, |calls| {
+        calls.put_on(stream);
+        calls.collectives.push(queued);
+    });
 }
 
 /// Queues a send or a receive of the open group.
-pub(crate) fn queue_transfer(comm: Handle, transfer: Transfer) {
-    with_calls(comm, |calls| calls.transfers.push(transfer));
+pub(crate) fn queue_transfer(comm: Handle, stream: Option<Stream>, transfer: Transfer) {
+    with_calls(comm, |calls| {
+        calls.put_on(stream);
+        calls.transfers.push(transfer);
+    });
 }
 
 fn with_calls(comm: Handle, add: impl FnOnce(&mut Calls)) {

@@ -15,9 +15,9 @@
 //!
 //! Below them: `export` (a name and its `p` twin), `answer` (results, their texts, and the boundary that no panic crosses), `layout` (the
 //! structures of `nccl.h`), `config` (`ncclConfig_t`), `registry` (communicator handles, which are checked numbers and not
-//! pointers), `stream` (which streams there are).
+//! pointers), `stream` (host streams, of `maypole.h`, and which streams there are).
 //!
-//! Communicators are of host memory: a call, or the outermost group end, returns when its result is there. The headers are in
+//! Communicators are of host memory: a call on a default stream, or the outermost group end, returns when its result is there. The headers are in
 //! `include/`; `docs/abi.md` says what each function does.
 
 mod answer;

@@ -2,6 +2,9 @@
 //! tenant. So a handle that was destroyed, or that never was one, is refused and nothing is read through it; a live one is
 //! found without a hash, an allocation or a lock beyond one uncontended exchange.
 //!
+//! A communicator is in use by one thread at a time, which may look at it ([`Visitor`]) while calls that were issued on host
+//! streams wait or run on other threads; for all else ([`Entered`]) it waits until there are none.
+//!
 //! A place is let before its communicator exists, so that another thread can ask for it, or abort it, while it is being made.
 //! Places are never freed, only let again, to the next generation.
 
@@ -11,9 +14,10 @@ use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use maypole::error::ResultCode;
+use maypole::stream::{self, Issue, Stream, Ticket, Work};
 use maypole::{AbortHandle, AbortSignal, Communicator};
 
 use crate::answer::{failed, invalid, refuse};
@@ -76,8 +80,13 @@ struct Place {
     rank: AtomicU32,
     /// 0 as long as it is not known.
     nranks: AtomicU32,
+    /// Calls that were issued on streams and have not ended. Only who set BUSY adds to it.
+    issued: AtomicU32,
     side: Mutex<Side>,
-    body: UnsafeCell<Option<Body>>,
+    /// Told, under the lock of `side`, when `issued` becomes 0.
+    quiet: Condvar,
+    /// NULL while there is none.
+    body: UnsafeCell<*mut Body>,
 }
 
 /// What other threads may know of a communicator while it is in use.
@@ -96,6 +105,10 @@ struct Side {
     blocking: bool,
     /// `ncclCommCuDevice`
     device: c_int,
+    /// On which its calls on streams are issued, whatever the stream: they keep their order.
+    line: Option<Stream>,
+    /// Those that may not have begun.
+    tickets: Vec<Ticket>,
 }
 
 impl Side {
@@ -108,11 +121,14 @@ impl Side {
             abandoned: false,
             blocking: true,
             device: -1,
+            line: None,
+            tickets: Vec::new(),
         }
     }
 }
 
-// SAFETY: `body` is touched only by the thread that set BUSY, or that let the place; the rest is
+// SAFETY: `body` is touched only by the thread that set BUSY, or that let the place, but for its `comm`: as long as `issued` is not
+// 0 that belongs to the call on a stream that runs, of which there is one at a time, and to nobody else. The rest is
 // atomics and a lock. `Body` may move between threads: `Communicator` is Send, what else it holds is.
 unsafe impl Sync for Place {}
 
@@ -128,12 +144,41 @@ pub(crate) struct Reserved {
     state: u64,
 }
 
-/// A communicator in use by this thread; given back when dropped.
-pub(crate) struct Entered {
+/// A communicator that this thread looks at, and may issue calls on; given back when dropped. Calls that were issued on streams
+/// may be running.
+pub(crate) struct Visitor {
     place: &'static Place,
     state: u64,
     index: usize,
 }
+
+/// A communicator in use by this thread and no other; given back when dropped.
+pub(crate) struct Entered(Visitor);
+
+/// A communicator in use by the one call that runs.
+pub(crate) struct Running<'a> {
+    /// The communicator.
+    pub(crate) comm: &'a mut Communicator,
+    place: &'static Place,
+}
+
+/// A call that was issued and has not ended; ends when dropped.
+struct Issued {
+    place: &'static Place,
+}
+
+/// What is to run on a communicator, and on which streams.
+pub(crate) struct Launch {
+    /// Counted among the communicator's calls already.
+    issued: Issued,
+    line: Stream,
+    /// What is done with the communicator.
+    call: LaunchedCall,
+    /// Apart from the communicator's own.
+    streams: Vec<Stream>,
+}
+
+type LaunchedCall = Box<dyn FnOnce(&mut Running<'_>) -> Result<(), ResultCode> + Send>;
 
 /// Lets a place: its handle is good at once for questions and for abort.
 pub(crate) fn reserve(
@@ -187,9 +232,10 @@ impl Reserved {
             windows: Windows::default(),
             stage: Stage::Open,
         };
+        let body = Box::into_raw(Box::new(body));
         // SAFETY: the place is busy for the sake of this reservation, so nobody else touches its body.
-        unsafe { *place.body.get() = Some(body) };
-        // Pairs with the exchange in `enter`: who sees the place neither busy nor hollow sees the body.
+        unsafe { *place.body.get() = body };
+        // Pairs with the exchange in `visit`: who sees the place neither busy nor hollow sees the body.
         place.state.store(state, Ordering::Release);
         Ok(())
     }
@@ -230,16 +276,37 @@ fn vacate(place: &'static Place, index: usize, state: u64) {
     VACANT.lock().unwrap_or_else(PoisonError::into_inner).0.push(index);
 }
 
-/// Takes the communicator into use by this thread. One thread at a time: another one is refused.
+/// Takes the communicator into use by this thread, as soon as nothing that was issued on a stream is left. One thread at a time: another
+/// one is refused.
 #[inline]
 pub(crate) fn enter(handle: Handle) -> Result<Entered, ResultCode> {
+    visit(handle)?.alone()
+}
+
+/// Looks at the communicator. One thread at a time: another one is refused.
+#[inline]
+pub(crate) fn visit(handle: Handle) -> Result<Visitor, ResultCode> {
     let (index, place, state) = find(handle)?;
     let exchanged =
         place.state.compare_exchange(state, state | BUSY, Ordering::Acquire, Ordering::Relaxed);
     match exchanged {
-        Ok(_) => Ok(Entered { place, state, index }),
+        Ok(_) => Ok(Visitor { place, state, index }),
         Err(now) => Err(not_now(place, state, now)),
     }
+}
+
+/// Issues calls, all at once: those of different communicators run side by side even on one stream. What waits for their results
+/// gets tickets in the same order.
+pub(crate) fn issue(launches: Vec<Launch>) -> Result<Vec<Ticket>, ResultCode> {
+    let places: Vec<_> = launches.iter().map(|launch| launch.issued.place).collect();
+    let batch = launches.into_iter().map(Launch::into_issue).collect();
+    let tickets = stream::issue(batch).map_err(|error| failed(&error))?;
+    for (place, ticket) in places.iter().zip(&tickets) {
+        let mut side = place.side();
+        side.tickets.retain(|ticket| !ticket.has_ended());
+        side.tickets.push(ticket.clone());
+    }
+    Ok(tickets)
 }
 
 /// Why a communicator cannot be used.
@@ -299,11 +366,13 @@ pub(crate) fn async_result(handle: Handle) -> Result<ResultCode, ResultCode> {
     })
 }
 
-/// True while the communicator is in use by a thread; an error once it is gone.
+/// True while the communicator is in use by a thread, or calls on streams have not ended; an error once it is gone.
 pub(crate) fn is_busy(handle: Handle) -> Result<bool, ResultCode> {
     let (_, place, state) = find(handle)?;
     match place.state.load(Ordering::Acquire) {
-        now if now & !(BUSY | HOLLOW) == state => Ok(now & BUSY != 0),
+        now if now & !(BUSY | HOLLOW) == state => {
+            Ok(now & BUSY != 0 || place.issued.load(Ordering::Acquire) != 0)
+        }
         _ => Err(not_live()),
     }
 }
@@ -322,7 +391,21 @@ pub(crate) fn abort(handle: Handle) -> Result<bool, ResultCode> {
     let (signal, child) = (side.signal.clone(), side.child.clone());
     drop(side);
     signal.into_iter().chain(child).for_each(|signal| signal.abort());
+    cancel_issued(place);
     Ok(!making)
+}
+
+/// Drops the calls of the communicator that wait for their turn on a stream: they might for long, behind others.
+pub(crate) fn cancel(handle: Handle) -> Result<(), ResultCode> {
+    let (_, place, _) = find(handle)?;
+    cancel_issued(place);
+    Ok(())
+}
+
+fn cancel_issued(place: &Place) {
+    let tickets = std::mem::take(&mut place.side().tickets);
+    // What ends by it takes the lock.
+    tickets.iter().for_each(Ticket::cancel);
 }
 
 /// The handle by which the communicator's waits are ended on all ranks, without an end of the communicator.
@@ -331,7 +414,7 @@ pub(crate) fn abort_handle(handle: Handle) -> Result<AbortHandle, ResultCode> {
 }
 
 /// Ends the tenancy of a communicator, or of one that could not be made; its handle is refused from now on.
-pub(crate) fn evict(handle: Handle) -> Result<Option<Body>, ResultCode> {
+pub(crate) fn evict(handle: Handle) -> Result<Option<Box<Body>>, ResultCode> {
     let (index, place, state) = find(handle)?;
     let exchanged = |from, to| {
         place.state.compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed).is_ok()
@@ -355,14 +438,66 @@ fn with_side<T>(handle: Handle, read: impl FnOnce(&Side) -> T) -> Result<T, Resu
     }
 }
 
-impl Entered {
-    /// Ends the tenancy and returns what belongs to the communicator; its handle is refused from now on.
-    pub(crate) fn evict(self) -> Option<Body> {
-        let Self { place, state, index } = *ManuallyDrop::new(self);
-        // SAFETY: this thread set BUSY.
-        let body = unsafe { (*place.body.get()).take() };
-        vacate(place, index, state);
-        body
+impl Visitor {
+    /// Waits until nothing that was issued on a stream is left; then the communicator is this thread's alone.
+    #[inline]
+    pub(crate) fn alone(self) -> Result<Entered, ResultCode> {
+        // Pairs as `issued`: what the calls did is seen.
+        if self.place.issued.load(Ordering::Acquire) != 0 {
+            self.wait()?;
+        }
+        Ok(Entered(self))
+    }
+
+    #[cold]
+    fn wait(&self) -> Result<(), ResultCode> {
+        let place = self.place;
+        let mut side = place.side();
+        if let Some(line) = &side.line {
+            line.check_fork().map_err(|error| failed(&error))?;
+        }
+        if stream::is_at_work() {
+            return Err(refuse(
+                ResultCode::InvalidUsage,
+                "a callback must not wait for the calls that were issued on streams: it may stand before them",
+            ));
+        }
+        // Pairs as `issued`.
+        while place.issued.load(Ordering::Acquire) != 0 {
+            side = place.quiet.wait(side).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+
+    fn body(&self) -> *mut Body {
+        // SAFETY: this thread set BUSY; the pointer is written only by who has.
+        unsafe { *self.place.body.get() }
+    }
+
+    /// The communicator's rank, and how many there are.
+    #[inline]
+    pub(crate) fn identity(&self) -> (u32, u32) {
+        (self.place.rank.load(Ordering::Relaxed), self.place.nranks.load(Ordering::Relaxed))
+    }
+
+    /// The operators made on it.
+    #[inline]
+    pub(crate) fn operators(&self) -> &Operators {
+        // SAFETY: this thread set BUSY, a live place that is not hollow has a body, and calls on streams touch only its `comm`.
+        unsafe { &(*self.body()).operators }
+    }
+
+    /// The windows registered with it.
+    pub(crate) fn windows(&self) -> &Windows {
+        // SAFETY: as in `operators`.
+        unsafe { &(*self.body()).windows }
+    }
+
+    /// Where it is in its life.
+    #[inline]
+    pub(crate) fn stage(&self) -> Stage {
+        // SAFETY: as in `operators`.
+        unsafe { (*self.body()).stage }
     }
 
     /// Whether calls on it block.
@@ -370,19 +505,87 @@ impl Entered {
         self.place.side().blocking
     }
 
+    /// A call to be issued on these streams; from now on the communicator has it to wait for.
+    pub(crate) fn launch(
+        &self,
+        streams: Vec<Stream>,
+        call: impl FnOnce(&mut Running<'_>) -> Result<(), ResultCode> + Send + 'static,
+    ) -> Launch {
+        let place = self.place;
+        place.issued.fetch_add(1, Ordering::Relaxed);
+        let line = place.side().line.get_or_insert_with(Stream::new).clone();
+        Launch { issued: Issued { place }, line, call: Box::new(call), streams }
+    }
+}
+
+impl Launch {
+    fn into_issue(self) -> Issue {
+        let Self { issued, line, call, streams: mut on } = self;
+        on.push(line);
+        let work: Work = Box::new(move || {
+            // All of it, and not its place alone.
+            let issued = issued;
+            let place = issued.place;
+            // SAFETY: the place is let and its body stays as long as `issued`, which keeps others off its `comm`; the
+            // communicator's line lets one call run at a time.
+            let comm = unsafe { &mut (**place.body.get()).comm };
+            call(&mut Running { comm, place })
+        });
+        Issue { work, on }
+    }
+}
+
+impl Drop for Issued {
+    fn drop(&mut self) {
+        let place = self.place;
+        // Pairs as `issued`: the next user sees what this one did.
+        if place.issued.fetch_sub(1, Ordering::Release) == 1 {
+            // Who found it otherwise under the lock waits by now.
+            drop(place.side());
+            place.quiet.notify_all();
+        }
+    }
+}
+
+impl Running<'_> {
+    /// A call failed, and with it the communicator.
+    #[cold]
+    pub(crate) fn broke(&self, code: ResultCode) {
+        self.place.side().result = code;
+    }
+}
+
+impl Entered {
+    /// The communicator for a call that runs on this thread.
+    #[inline]
+    pub(crate) fn running(&mut self) -> Running<'_> {
+        let place = self.0.place;
+        Running { comm: &mut self.comm, place }
+    }
+
+    /// Ends the tenancy and returns what belongs to the communicator; its handle is refused from now on.
+    pub(crate) fn evict(self) -> Option<Box<Body>> {
+        let Visitor { place, state, index } = *ManuallyDrop::new(self.0);
+        // SAFETY: this thread set BUSY, and nothing that was issued is left.
+        let body = unsafe { std::mem::replace(&mut *place.body.get(), null_mut()) };
+        vacate(place, index, state);
+        // SAFETY: it came of a box in `fill`, and is in the place no more.
+        (!body.is_null()).then(|| unsafe { Box::from_raw(body) })
+    }
+
     /// Something is made from it: an abort of this one aborts that.
     pub(crate) fn set_child(&self, signal: Option<AbortSignal>) {
-        self.place.side().child = signal;
+        self.0.place.side().child = signal;
     }
 
     /// What is done with it goes on after the call has returned; until [`settle`](Self::settle) it is in progress.
     pub(crate) fn defer(&self) {
-        self.place.side().result = ResultCode::InProgress;
+        self.0.place.side().result = ResultCode::InProgress;
     }
 
     /// What was deferred is over. A failure stays.
     pub(crate) fn settle(&self, result: Result<(), ResultCode>) {
-        self.place.side().result = match result {
+        self.0.place.side().result = match result {
             // The arguments were bad; the communicator is not.
             Ok(()) | Err(ResultCode::InvalidArgument) if self.comm.async_error().is_none() => {
                 ResultCode::Success
@@ -391,12 +594,6 @@ impl Entered {
             Err(code) => code,
         };
     }
-
-    /// A call failed, and with it the communicator.
-    #[cold]
-    pub(crate) fn broke(&self, code: ResultCode) {
-        self.place.side().result = code;
-    }
 }
 
 impl Deref for Entered {
@@ -404,23 +601,23 @@ impl Deref for Entered {
 
     #[inline]
     fn deref(&self) -> &Body {
-        // SAFETY: this thread set BUSY, and a live place that is not hollow has a body.
-        unsafe { (*self.place.body.get()).as_ref().unwrap_unchecked() }
+        // SAFETY: this thread set BUSY, nothing that was issued is left, and a live place that is not hollow has a body.
+        unsafe { &*self.0.body() }
     }
 }
 
 impl DerefMut for Entered {
     #[inline]
     fn deref_mut(&mut self) -> &mut Body {
-        // SAFETY: this thread set BUSY, and a live place that is not hollow has a body.
-        unsafe { (*self.place.body.get()).as_mut().unwrap_unchecked() }
+        // SAFETY: as in `deref`.
+        unsafe { &mut *self.0.body() }
     }
 }
 
-impl Drop for Entered {
+impl Drop for Visitor {
     #[inline]
     fn drop(&mut self) {
-        // Pairs with the exchange in `enter`: the next user sees what this one did.
+        // Pairs with the exchange in `visit`: the next user sees what this one did.
         self.place.state.store(self.state, Ordering::Release);
     }
 }
@@ -473,8 +670,10 @@ fn vacant_place() -> Result<(usize, &'static Place), ResultCode> {
                 state: AtomicU64::new(0),
                 rank: AtomicU32::new(0),
                 nranks: AtomicU32::new(0),
+                issued: AtomicU32::new(0),
                 side: Mutex::new(Side::new()),
-                body: UnsafeCell::new(None),
+                quiet: Condvar::new(),
+                body: UnsafeCell::new(null_mut()),
             });
             TABLE[*made].store(Box::into_raw(place), Ordering::Release);
             *made += 1;

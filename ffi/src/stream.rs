@@ -1,25 +1,192 @@
-//! On what stream a call runs. A communicator of host memory has none: a call on one of the default streams returns when it is done.
-//! Host streams, an extension to come, are told apart here.
+//! On what stream a call runs: on a default one it returns when it is done; on a host stream, an extension of `maypole.h`, it is issued and
+//! runs in order. Handles of streams are numbers in the shape of pointers, never given twice, so that everything else is refused
+//! and nothing is read through it.
 
-use std::ffi::c_void;
+use std::collections::HashMap;
+use std::ffi::{c_int, c_void};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use maypole::error::ResultCode;
+use maypole::stream::{self, PerProcess, Ticket, Work};
 
-use crate::answer::invalid;
+use crate::answer::{NcclResult, answer, failed, invalid, refuse};
+use crate::export::extension;
+use crate::group;
+use crate::identity::put;
+use crate::registry::{self, Launch};
 
 /// `cudaStream_t` as the client holds it.
 pub(crate) type Stream = *mut c_void;
 
+/// `void (*)(ncclResult_t, void*)`
+type Callback = Option<unsafe extern "C" fn(NcclResult, *mut c_void)>;
+
 /// `cudaStreamPerThread`, the largest of the handles that are no address; NULL and `cudaStreamLegacy` are below.
 const PER_THREAD: usize = 2;
+/// Low bits of a handle: no device's runtime aligns its streams like this.
+const LOW_BITS: usize = 0b100;
+/// Bits of a handle below its number.
+const LOW: u32 = 4;
 
-/// Whether a call may run on this stream.
+/// Streams of this process by number, and how many were made. A child made by fork begins with none.
+static LIVE: PerProcess<Mutex<(HashMap<usize, stream::Stream>, usize)>> = PerProcess::new();
+
+fn live() -> MutexGuard<'static, (HashMap<usize, stream::Stream>, usize)> {
+    LIVE.get().lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The host stream of a handle, none for a default stream.
 #[inline]
-pub(crate) fn check(stream: Stream) -> Result<(), ResultCode> {
-    if stream.addr() > PER_THREAD {
-        return Err(invalid(
-            "a communicator of host memory takes no stream but the default ones (NULL, cudaStreamLegacy, cudaStreamPerThread)",
-        ));
+pub(crate) fn find(stream: Stream) -> Result<Option<stream::Stream>, ResultCode> {
+    if stream.addr() <= PER_THREAD {
+        return Ok(None);
+    }
+    known(stream).map(Some)
+}
+
+#[cold]
+fn known(stream: Stream) -> Result<stream::Stream, ResultCode> {
+    let number = stream.addr() >> LOW;
+    let found = live().0.get(&number).cloned();
+    found.filter(|_| stream.addr() & ((1 << LOW) - 1) == LOW_BITS).ok_or_else(|| {
+        invalid(
+            "a communicator of host memory takes the default streams (NULL, cudaStreamLegacy, cudaStreamPerThread) and those of maypoleStreamCreate that were not destroyed",
+        )
+    })
+}
+
+/// Issues one call.
+#[cold]
+pub(crate) fn issue(launch: Launch) -> Result<(), ResultCode> {
+    registry::issue(vec![launch]).map(drop)
+}
+
+/// What calls of a group that were issued ended with, for those that are to be waited for.
+pub(crate) fn wait_for(tickets: &[Ticket]) -> Result<(), ResultCode> {
+    tickets.iter().map(Ticket::wait).fold(Ok(()), Result::and)
+}
+
+/// What the functions of streams are not called in.
+fn outside(function: &str) -> Result<(), ResultCode> {
+    if group::is_open() {
+        let text = format!("{function} in a group, whose calls are not issued yet");
+        return Err(refuse(ResultCode::InvalidUsage, &text));
     }
     Ok(())
+}
+
+/// A callback on its way to the thread that runs it.
+struct Called {
+    callback: unsafe extern "C" fn(NcclResult, *mut c_void),
+    data: *mut c_void,
+}
+
+// SAFETY: the client promised that the function may be called with this data on any thread.
+unsafe impl Send for Called {}
+
+impl Called {
+    fn call(self, result: NcclResult) {
+        // SAFETY: the client's promise.
+        unsafe { (self.callback)(result, self.data) }
+    }
+}
+
+extension! {
+    /// `maypoleStreamCreate`
+    fn maypoleStreamCreate(out: *mut Stream) -> NcclResult {
+        answer(|| {
+            put("maypoleStreamCreate", out, || {
+                let (streams, made) = &mut *live();
+                *made += 1;
+                streams.insert(*made, stream::Stream::new());
+                Ok(std::ptr::without_provenance_mut(*made << LOW | LOW_BITS))
+            })
+        })
+    }
+
+    /// `maypoleStreamDestroy`: waits for what was issued on it.
+    fn maypoleStreamDestroy(stream: Stream) -> NcclResult {
+        answer(|| {
+            if stream.is_null() {
+                return Ok(());
+            }
+            outside("maypoleStreamDestroy")?;
+            let known = known(stream)?;
+            let ended = known.synchronize();
+            if matches!(ended, Err(maypole::Error::InvalidUsage { .. })) {
+                return ended.map_err(|error| failed(&error));
+            }
+            live().0.remove(&(stream.addr() >> LOW));
+            ended.map_err(|error| error.code())
+        })
+    }
+
+    /// `maypoleStreamSynchronize`
+    fn maypoleStreamSynchronize(stream: Stream) -> NcclResult {
+        answer(|| {
+            outside("maypoleStreamSynchronize")?;
+            match find(stream)? {
+                Some(stream) => stream.synchronize().map_err(|error| error.code()),
+                // What is on a default stream is done.
+                None => Ok(()),
+            }
+        })
+    }
+
+    /// `maypoleStreamQuery`
+    fn maypoleStreamQuery(stream: Stream) -> NcclResult {
+        answer(|| match find(stream)? {
+            Some(stream) => match stream.is_idle() {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(ResultCode::InProgress),
+                Err(error) => Err(error.code()),
+            },
+            None => Ok(()),
+        })
+    }
+
+    /// `maypoleStreamWaitStream`
+    fn maypoleStreamWaitStream(stream: Stream, other: Stream) -> NcclResult {
+        answer(|| {
+            outside("maypoleStreamWaitStream")?;
+            match (find(stream)?, find(other)?) {
+                (Some(stream), Some(other)) => stream.wait_for(&other).map_err(|error| failed(&error)),
+                (_, None) => Ok(()),
+                (None, Some(_)) => Err(invalid(
+                    "maypoleStreamWaitStream: a default stream cannot wait; synchronise with the other one",
+                )),
+            }
+        })
+    }
+
+    /// `maypoleStreamAddCallback`
+    fn maypoleStreamAddCallback(stream: Stream, callback: Callback, data: *mut c_void) -> NcclResult {
+        answer(|| {
+            outside("maypoleStreamAddCallback")?;
+            let Some(callback) = callback else {
+                return Err(invalid("maypoleStreamAddCallback: the callback is NULL"));
+            };
+            let stream = find(stream)?.ok_or_else(|| {
+                invalid("maypoleStreamAddCallback: a default stream has no callbacks; what is on it is done")
+            })?;
+            let (called, of) = (Called { callback, data }, stream.clone());
+            let work: Work = Box::new(move || {
+                called.call(of.failure().map_or(0, |code| code as c_int));
+                Ok(())
+            });
+            stream.run(work).map(drop).map_err(|error| failed(&error))
+        })
+    }
+
+    /// `maypoleStreamGetEventFd`
+    fn maypoleStreamGetEventFd(stream: Stream, out: *mut c_int) -> NcclResult {
+        answer(|| {
+            put("maypoleStreamGetEventFd", out, || {
+                let stream = find(stream)?.ok_or_else(|| {
+                    invalid("maypoleStreamGetEventFd: a default stream has none; what is on it is done")
+                })?;
+                stream.event_fd().map_err(|error| failed(&error))
+            })
+        })
+    }
 }

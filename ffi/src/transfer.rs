@@ -8,16 +8,16 @@ use maypole::{Call, Collective, DType, RedOp, Transfer};
 use crate::answer::{NcclResult, answer, failed, invalid};
 use crate::collective::{broken, data_type, usable};
 use crate::export::abi;
-use crate::group;
-use crate::registry::{self, Entered, Handle};
-use crate::stream::Stream;
+use crate::group::{self, Calls};
+use crate::registry::{self, Entered, Handle, Running};
+use crate::stream::{self, Stream};
 
 /// Runs transfers all at once.
-pub(crate) fn run(transfers: &[Transfer], entered: &mut Entered) -> Result<(), ResultCode> {
+pub(crate) fn run(transfers: &[Transfer], on: &mut Running<'_>) -> Result<(), ResultCode> {
     // SAFETY: the client promised, by the terms of nccl.h, buffers that are valid for the call.
-    match unsafe { entered.comm.exchange(transfers) } {
+    match unsafe { on.comm.exchange(transfers) } {
         Ok(()) => Ok(()),
-        Err(error) => Err(broken(&error, entered)),
+        Err(error) => Err(broken(&error, on)),
     }
 }
 
@@ -51,9 +51,9 @@ fn submit(
     make: impl FnOnce(usize, u32) -> Transfer,
 ) -> NcclResult {
     answer(|| {
-        let submitted = registry::enter(comm).and_then(|mut entered| {
-            usable(&entered, stream)?;
-            let nranks = entered.comm.nranks();
+        let submitted = registry::visit(comm).and_then(|visitor| {
+            usable(&visitor)?;
+            let (_, nranks) = visitor.identity();
             let peer = u32::try_from(peer).ok().filter(|p| *p < nranks).ok_or_else(|| {
                 invalid(&format!("peer {peer} in a communicator of {nranks} ranks"))
             })?;
@@ -64,12 +64,19 @@ fn submit(
                 return Err(invalid("a buffer is NULL"));
             }
             let transfer = make(bytes, peer);
+            let on = stream::find(stream)?;
             if group::is_open() {
-                group::agree(entered.blocks())?;
-                group::queue_transfer(comm, transfer);
+                group::agree(visitor.blocks())?;
+                group::queue_transfer(comm, on, transfer);
                 return Ok(());
             }
-            run(&[transfer], &mut entered)
+            match on {
+                None => run(&[transfer], &mut visitor.alone()?.running()),
+                Some(on) => {
+                    let calls = Calls::of(transfer);
+                    stream::issue(visitor.launch(vec![on], move |running| calls.run(running)))
+                }
+            }
         });
         group::note(submitted)
     })

@@ -10,8 +10,8 @@ use crate::collective::{broken, data_type, root, usable};
 use crate::export::extension;
 use crate::group::{self, Queued};
 use crate::operator::Operation;
-use crate::registry::{self, Entered, Handle};
-use crate::stream::Stream;
+use crate::registry::{self, Handle, Running, Visitor};
+use crate::stream::{self, Stream};
 
 /// Counts and displacements of a buffer's blocks.
 struct Table {
@@ -95,7 +95,7 @@ unsafe impl Send for UnevenRequest {}
 
 impl UnevenRequest {
     /// Runs the call; returns when its result is there.
-    pub(crate) fn run(&self, entered: &mut Entered) -> Result<(), ResultCode> {
+    pub(crate) fn run(&self, on: &mut Running<'_>) -> Result<(), ResultCode> {
         let call = UnevenCall {
             collective: self.collective,
             send: self.send,
@@ -106,31 +106,37 @@ impl UnevenRequest {
             reduction: self.operation.resolve(self.dtype),
         };
         // SAFETY: the client promised, by the terms of maypole.h, buffers that are valid for the call.
-        unsafe { entered.comm.run_uneven(&call) }.map_err(|error| broken(&error, entered))
+        unsafe { on.comm.run_uneven(&call) }.map_err(|error| broken(&error, on))
     }
 }
 
 /// Waits for all ranks.
-pub(crate) fn barrier(entered: &mut Entered) -> Result<(), ResultCode> {
-    entered.comm.barrier().map_err(|error| broken(&error, entered))
+pub(crate) fn barrier(on: &mut Running<'_>) -> Result<(), ResultCode> {
+    on.comm.barrier().map_err(|error| broken(&error, on))
 }
 
 /// Runs what `make` makes, or queues it.
 fn submit(
     comm: Handle,
     stream: Stream,
-    make: impl FnOnce(&Entered) -> Result<Queued, ResultCode>,
+    make: impl FnOnce(&Visitor) -> Result<Queued, ResultCode>,
 ) -> NcclResult {
     answer(|| {
-        let submitted = registry::enter(comm).and_then(|mut entered| {
-            usable(&entered, stream)?;
-            let queued = make(&entered)?;
-            if !group::is_open() {
-                return queued.run(&mut entered);
+        let submitted = registry::visit(comm).and_then(|visitor| {
+            usable(&visitor)?;
+            let queued = make(&visitor)?;
+            let on = stream::find(stream)?;
+            if group::is_open() {
+                group::agree(visitor.blocks())?;
+                group::queue(comm, on, queued);
+                return Ok(());
             }
-            group::agree(entered.blocks())?;
-            group::queue(comm, queued);
-            Ok(())
+            match on {
+                None => queued.run(&mut visitor.alone()?.running()),
+                Some(on) => {
+                    stream::issue(visitor.launch(vec![on], move |running| queued.run(running)))
+                }
+            }
         });
         group::note(submitted)
     })
@@ -154,15 +160,15 @@ fn submit_uneven(
     sides: impl FnOnce(u32, u32) -> (Side, Side),
 ) -> NcclResult {
     let Common { dtype, comm, stream } = common;
-    submit(comm, stream, |entered| {
+    submit(comm, stream, |visitor| {
         let dtype = data_type(dtype)?;
-        let (rank, nranks) = (entered.comm.rank(), entered.comm.nranks());
+        let (rank, nranks) = visitor.identity();
         if let Some(root) = collective.root().filter(|root| *root >= nranks) {
             let root = root as c_int;
             return Err(invalid(&format!("root {root} in a communicator of {nranks} ranks")));
         }
         let operation = match op {
-            Some(op) => entered.operators.find(op, dtype)?,
+            Some(op) => visitor.operators().find(op, dtype)?,
             None => Operation::Known(Reduction::from(RedOp::Sum)),
         };
         let (sends, recvs) = sides(rank, nranks);

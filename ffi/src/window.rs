@@ -17,8 +17,8 @@ use crate::export::abi;
 use crate::group;
 use crate::identity::put;
 use crate::layout::NcclWaitSignalDesc;
-use crate::registry::{self, Entered, Handle};
-use crate::stream::Stream;
+use crate::registry::{self, Handle, Visitor};
+use crate::stream::{self, Stream};
 
 /// `ncclWindow_t` as the client holds it: a number in the shape of a pointer, never given twice.
 pub(crate) type Window = *mut c_void;
@@ -106,20 +106,21 @@ fn one_sided(
     function: &str,
     comm: Handle,
     stream: Stream,
-    check: impl FnOnce(&Entered) -> Result<(), ResultCode>,
+    check: impl FnOnce(&Visitor) -> Result<(), ResultCode>,
 ) -> NcclResult {
     answer(|| {
-        let checked = registry::enter(comm).and_then(|entered| {
-            usable(&entered, stream)?;
-            check(&entered)?;
+        let checked = registry::visit(comm).and_then(|visitor| {
+            usable(&visitor)?;
+            stream::find(stream)?;
+            check(&visitor)?;
             Err(unsupported(function))
         });
         group::note(checked)
     })
 }
 
-fn check_peer(entered: &Entered, peer: c_int) -> Result<(), ResultCode> {
-    let nranks = entered.comm.nranks();
+fn check_peer(visitor: &Visitor, peer: c_int) -> Result<(), ResultCode> {
+    let (_, nranks) = visitor.identity();
     if u32::try_from(peer).is_ok_and(|peer| peer < nranks) {
         return Ok(());
     }
@@ -198,11 +199,11 @@ abi! {
         comm: Handle,
         stream: Stream,
     ) -> NcclResult {
-        one_sided("ncclPutSignal", comm, stream, |entered| {
-            check_peer(entered, peer)?;
+        one_sided("ncclPutSignal", comm, stream, |visitor| {
+            check_peer(visitor, peer)?;
             check_signal(signal, context, flags)?;
             let size = data_type(dtype)?.size();
-            entered.windows.find(window)?;
+            visitor.windows().find(window)?;
             if local.is_null() && count != 0 {
                 return Err(invalid("ncclPutSignal: the buffer is NULL"));
             }
@@ -223,21 +224,21 @@ abi! {
         comm: Handle,
         stream: Stream,
     ) -> NcclResult {
-        one_sided("ncclSignal", comm, stream, |entered| {
-            check_peer(entered, peer)?;
+        one_sided("ncclSignal", comm, stream, |visitor| {
+            check_peer(visitor, peer)?;
             check_signal(signal, context, flags)
         })
     }
 
     /// `ncclWaitSignal`
     fn ncclWaitSignal(count: c_int, waits: *mut NcclWaitSignalDesc, comm: Handle, stream: Stream) -> NcclResult {
-        one_sided("ncclWaitSignal", comm, stream, |entered| {
+        one_sided("ncclWaitSignal", comm, stream, |visitor| {
             if count < 1 || waits.is_null() {
                 return Err(invalid("ncclWaitSignal: there is nothing to wait for"));
             }
             // SAFETY: the caller's promise.
             for wait in unsafe { std::slice::from_raw_parts(waits, count as usize) } {
-                check_peer(entered, wait.peer)?;
+                check_peer(visitor, wait.peer)?;
                 check_signal(wait.sig_idx, wait.ctx, 0)?;
                 if wait.op_cnt < 1 {
                     return Err(invalid(&format!("ncclWaitSignal: opCnt is {}", wait.op_cnt)));

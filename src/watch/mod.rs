@@ -48,8 +48,10 @@ use crate::config::Config;
 use crate::error::Error;
 use member::Member;
 use process::Process;
+pub(crate) use process::{generation, notice_forks};
 use record::Record;
 pub(crate) use record::Signature;
+pub(crate) use service::without_signals;
 use service::{Command, Queue};
 use verdict::Verdict;
 
@@ -138,7 +140,7 @@ impl Watch {
         config: &Config,
     ) -> Result<Self, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        process::notice_forks();
+        notice_forks();
         service::notice_exit();
         dump::install();
         let shared = Arc::new(Shared {
@@ -148,7 +150,7 @@ impl Watch {
             key,
             // SAFETY: it has no preconditions.
             thread: unsafe { libc::gettid() },
-            generation: process::generation(),
+            generation: generation(),
             record: Record::default(),
             endpoint: Arc::downgrade(endpoint),
             queue: Mutex::default(),
@@ -168,7 +170,7 @@ impl Watch {
             }
         })?;
         *lock(&shared.queue) = Some(queue);
-        let (generation, timeout) = (process::generation(), config.timeout);
+        let (generation, timeout) = (generation(), config.timeout);
         Ok(Self {
             shared,
             generation,
@@ -201,7 +203,7 @@ impl Watch {
     /// In a child made by fork.
     #[inline]
     pub(crate) fn check_fork(&self) -> Result<(), Error> {
-        if process::generation() != self.generation {
+        if generation() != self.generation {
             return Err(made_before_fork());
         }
         Ok(())
@@ -315,7 +317,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         // A child made by fork has neither the thread nor a say.
-        if process::generation() != self.generation {
+        if generation() != self.generation {
             return;
         }
         self.shared.send(Command::Remove(self.shared.id));
@@ -416,7 +418,7 @@ impl Shared {
 
     /// False in a child made by fork, which shares descriptors and memory with its parent and must not use them.
     fn is_ours(&self) -> bool {
-        process::generation() == self.generation
+        generation() == self.generation
     }
 
     fn send(&self, command: Command) {

@@ -225,7 +225,7 @@ fn run(queue: &Queue) {
 }
 
 /// Runs `spawn` such that the new thread takes no signals: handlers of the program run on the program's threads.
-fn without_signals<T>(spawn: impl FnOnce() -> T) -> T {
+pub(crate) fn without_signals<T>(spawn: impl FnOnce() -> T) -> T {
     // SAFETY: the sets are alive and all zeros is a valid one; masks are this thread's own.
     unsafe {
         let mut all: libc::sigset_t = std::mem::zeroed();
