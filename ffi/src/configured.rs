@@ -28,7 +28,10 @@ const LEAST: usize = 64;
 /// # Safety
 /// `config` is NULL, or readable for 16 bytes, and if these are the start of a configuration, for as many as it says; its
 /// string is NULL or ends in a zero.
-unsafe fn read(config: *const NcclCollConfig) -> Result<Option<Box<Selection>>, ResultCode> {
+unsafe fn read(
+    config: *const NcclCollConfig,
+    collective: Collective,
+) -> Result<Option<Box<Selection>>, ResultCode> {
     if config.is_null() {
         return Ok(None);
     }
@@ -89,7 +92,9 @@ unsafe fn read(config: *const NcclCollConfig) -> Result<Option<Box<Selection>>, 
         bare.map_or_else(|| name.clone(), str::to_owned)
     };
     let list: Vec<String> = names.split(',').map(plain).collect();
-    let filter = AlgorithmFilter::parse(&list.join(",")).map_err(|error| failed(&error))?;
+    // A rule for this collective binds, whatever other collectives could make of the names.
+    let filter = AlgorithmFilter::parse(&format!("{}:{}", collective.name(), list.join(",")))
+        .map_err(|error| failed(&error))?;
     Ok(Some(Box::new(Selection(filter))))
 }
 
@@ -107,7 +112,7 @@ abi! {
     ) -> NcclResult {
         let collective = Collective::AllReduce;
         // SAFETY: the caller's promise.
-        let selection = unsafe { read(config) };
+        let selection = unsafe { read(config, collective) };
         submit(collective, Arguments { send, recv, count, dtype, op, comm, stream }, selection)
     }
 
@@ -124,7 +129,7 @@ abi! {
     ) -> NcclResult {
         let collective = Collective::Broadcast { root: self::root(root) };
         // SAFETY: the caller's promise.
-        let selection = unsafe { read(config) };
+        let selection = unsafe { read(config, collective) };
         submit(collective, Arguments { send, recv, count, dtype, op: 0, comm, stream }, selection)
     }
 
@@ -142,7 +147,7 @@ abi! {
     ) -> NcclResult {
         let collective = Collective::Reduce { root: self::root(root) };
         // SAFETY: the caller's promise.
-        let selection = unsafe { read(config) };
+        let selection = unsafe { read(config, collective) };
         submit(collective, Arguments { send, recv, count, dtype, op, comm, stream }, selection)
     }
 
@@ -158,7 +163,7 @@ abi! {
     ) -> NcclResult {
         let collective = Collective::AllGather;
         // SAFETY: the caller's promise.
-        let selection = unsafe { read(config) };
+        let selection = unsafe { read(config, collective) };
         submit(collective, Arguments { send, recv, count, dtype, op: 0, comm, stream }, selection)
     }
 
@@ -175,7 +180,7 @@ abi! {
     ) -> NcclResult {
         let collective = Collective::ReduceScatter;
         // SAFETY: the caller's promise.
-        let selection = unsafe { read(config) };
+        let selection = unsafe { read(config, collective) };
         submit(collective, Arguments { send, recv, count, dtype, op, comm, stream }, selection)
     }
 
@@ -191,7 +196,7 @@ abi! {
     ) -> NcclResult {
         let collective = Collective::AllToAll;
         // SAFETY: the caller's promise.
-        let selection = unsafe { read(config) };
+        let selection = unsafe { read(config, collective) };
         submit(collective, Arguments { send, recv, count, dtype, op: 0, comm, stream }, selection)
     }
 
@@ -208,7 +213,7 @@ abi! {
     ) -> NcclResult {
         let collective = Collective::Gather { root: self::root(root) };
         // SAFETY: the caller's promise.
-        let selection = unsafe { read(config) };
+        let selection = unsafe { read(config, collective) };
         submit(collective, Arguments { send, recv, count, dtype, op: 0, comm, stream }, selection)
     }
 
@@ -225,7 +230,7 @@ abi! {
     ) -> NcclResult {
         let collective = Collective::Scatter { root: self::root(root) };
         // SAFETY: the caller's promise.
-        let selection = unsafe { read(config) };
+        let selection = unsafe { read(config, collective) };
         submit(collective, Arguments { send, recv, count, dtype, op: 0, comm, stream }, selection)
     }
 }

@@ -125,6 +125,9 @@ static void selected(void) {
   }
   config.algSelection = "no_such_algorithm";
   EXPECT(ncclAllReduceConfig(send[0], recv[0], COUNT, ncclInt, ncclMax, comms[0], NULL, &config) == ncclInvalidUsage);
+  /* One of another collective. */
+  config.algSelection = "pat";
+  EXPECT(ncclAllReduceConfig(send[0], recv[0], COUNT, ncclInt, ncclMax, comms[0], NULL, &config) == ncclInvalidUsage);
   /* That had no effect. */
   plain(1);
 }
