@@ -89,6 +89,13 @@ impl Communicator {
         unsafe { self.run_plan(number, call) }
     }
 
+    /// Whether a plan for calls like `call` is kept, found as [`run`](Self::run) finds it. There is no use for it but to measure that.
+    #[cfg(feature = "bench")]
+    #[inline]
+    pub fn finds_plan(&mut self, call: &Call) -> bool {
+        self.plans.find(&Key::new(call)).is_some()
+    }
+
     /// Returns when all ranks have called it: then whatever a rank did before its barrier is done.
     ///
     /// It is an all-reduce of one byte: that its result holds the contribution of every rank is proved of every algorithm, so no rank
