@@ -15,6 +15,7 @@
 
 extern "C" {
 thread_local SimDim sim_thread, sim_block, sim_block_dim, sim_grid_dim;
+__thread uintptr_t sim_alias;
 }
 
 namespace {
@@ -24,6 +25,7 @@ constexpr size_t STACK = 64 << 10;
 struct Block {
   const SimKernel* kernel;
   const void* argument;
+  const int* broken;
   unsigned jitter_us;
   jmp_buf scheduler;
   std::vector<jmp_buf*> fibers;
@@ -71,23 +73,24 @@ extern "C" int sim_barrier_count(int predicate) {
 
 extern "C" void sim_barrier() { sim_barrier_count(0); }
 
+// A device that has failed stops its blocks where they wait.
 extern "C" void sim_wait(unsigned turns) {
+  Block* b = block;
+  if (b && __atomic_load_n(b->broken, __ATOMIC_ACQUIRE)) {
+    b->alive = 0;
+    _longjmp(b->scheduler, 1);
+  }
   if (turns < 8) sched_yield();
   else usleep(turns < 64 ? 20 : 200);
 }
 
-void jitter(unsigned jitter_us) {
-  if (!jitter_us) return;
-  static thread_local unsigned state = (unsigned)(uintptr_t)&state;
-  state = state * 1664525 + 1013904223;
-  if (state >> 28 == 0) usleep((state >> 8) % jitter_us);
-}
-
-void run_block(const SimKernel& kernel, const void* argument, SimDim grid, SimDim threads, SimDim index, unsigned jitter_us) {
+void run_block(Device& device, const SimKernel& kernel, const void* argument, SimDim grid, SimDim threads, SimDim index, unsigned jitter_us) {
   const unsigned n = threads.x;
   Block b;
   b.kernel = &kernel;
   b.argument = argument;
+  b.broken = &device.broken;
+  sim_alias = ALIAS + (uintptr_t)device.physical * DEVICE_SPAN;
   b.jitter_us = jitter_us;
   b.alive = n;
   b.through.assign(n, false);
@@ -111,7 +114,7 @@ void run_block(const SimKernel& kernel, const void* argument, SimDim grid, SimDi
     if (_setjmp(b.scheduler) == 0) setcontext(&start);
   }
   while (b.alive) {
-    for (volatile unsigned i = 0; i < n; i = i + 1) {
+    for (volatile unsigned i = 0; i < n && b.alive; i = i + 1) {
       if (b.through[i]) continue;
       b.current = i;
       sim_thread = {i, 0, 0};

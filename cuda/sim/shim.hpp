@@ -1,7 +1,8 @@
 // The g++ side of kernels/portable.cuh: CUDA's words on top of fibers. A block is an OS thread, its threads are fibers.
 //
-// Device memory is not readable at its device address: the same bytes are mapped ALIAS higher, and only gptr (and the
-// simulated driver) adds that. So host code that touches device memory traps, and so does a kernel that bypasses gptr.
+// Device memory is not readable at its device address: the same bytes are mapped higher, elsewhere for each device that may access
+// them, and only gptr (and the simulated driver) adds that. So host code that touches device memory traps, and so does a kernel that
+// bypasses gptr, or that touches memory of a device without peer access. Host memory has the same address for all.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -16,6 +17,7 @@ struct SimDim {
 // Given by the simulated driver.
 extern "C" {
 extern thread_local SimDim sim_thread, sim_block, sim_block_dim, sim_grid_dim;
+extern __thread uintptr_t sim_alias;  // of the device that runs this block
 void sim_barrier();
 int sim_barrier_count(int predicate);
 void sim_wait(unsigned turns);
@@ -47,7 +49,10 @@ struct gptr {
   gptr() = default;
   gptr(T* p) : device(p) {}
   operator gptr<const T>() const { return gptr<const T>(device); }
-  T* host() const { return (T*)((uintptr_t)device + ALIAS); }
+  T* host() const {
+    const uintptr_t at = (uintptr_t)device;
+    return (T*)(at - DEVICE_BASE < DEVICE_SPAN ? at + sim_alias : at);
+  }
   T& operator*() const { return *host(); }
   T* operator->() const { return host(); }
   T& operator[](size_t i) const { return host()[i]; }

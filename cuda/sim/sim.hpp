@@ -1,7 +1,10 @@
-// What the files of the simulated driver share.
+// What the files of the simulated driver share: devices, memory, operations, streams and captures.
 #pragma once
 #include <condition_variable>
+#include <functional>
+#include <memory>
 #include <mutex>
+#include <vector>
 
 #include "driver_api.h"
 typedef unsigned char u8;
@@ -10,30 +13,156 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 #include "shim.hpp"
 
-constexpr int DEVICES = 8;
+#define DRIVER_API extern "C" __attribute__((visibility("default"))) CUresult
+using Lock = std::unique_lock<std::mutex>;
 
-// Room for blocks: what the multiprocessors of a device can hold at once.
-struct Device {
-  std::mutex lock;
-  std::condition_variable freed;
-  unsigned capacity = 128, resident = 0;
-  unsigned jitter_us = 0;
-};
-Device& device(CUdevice ordinal);
+// ---- calls.cpp: counting, failing by order, random delays
 
-// The device of the calling thread's context; nullptr without one.
-Device* current_device();
+// Counts the call. Not zero: the error that SIMCUDA_FAIL asks for.
+CUresult enter(const char* name);
+// At the top of every function of the driver.
+#define ENTER(name)                            \
+  if (CUresult failed_ = enter(#name)) return failed_
+// As ENTER, for functions that need a current context whose device has not failed.
+#define ENTER_CONTEXT(name)                    \
+  ENTER(name);                                 \
+  if (CUresult failed_ = context_state()) return failed_
 
-// Runs one block to its end on the calling thread.
-void run_block(const SimKernel& kernel, const void* argument, SimDim grid, SimDim threads, SimDim index, unsigned jitter_us);
-
-// Sleeps up to `jitter_us`, by chance: what no test may depend on.
+int setting(const char* name, int otherwise);
+// Sleeps up to `jitter_us`, by chance: what no test may depend on. Seeded by SIMCUDA_SEED.
 void jitter(unsigned jitter_us);
 
-// Waits until every stream has run what it was given.
-void synchronize_all_streams();
+// ---- device.cpp
 
-// Where the simulator itself reaches an address that may be the device's or the host's.
-static inline void* reach(u64 address) {
-  return (void*)(address - DEVICE_BASE < DEVICE_SPAN ? address + ALIAS : address);
-}
+constexpr size_t DEVICE_BYTES = (size_t)16 << 30;
+constexpr int MAX_DEVICES = 16;
+
+struct Queue;
+// Ordinals are physical: those that CUDA_VISIBLE_DEVICES numbers.
+struct Device {
+  int physical = 0;
+  std::mutex lock;  // of resident, capacity
+  std::condition_variable freed;
+  unsigned capacity = 128, resident = 0;  // blocks
+  unsigned jitter_us = 0;
+  std::vector<Queue*> queues;
+  unsigned next_queue = 0;
+  int broken = 0;  // the sticky error
+};
+
+struct CUctx_st {
+  Device* device;
+  CUstream legacy;
+  bool peers[MAX_DEVICES] = {};  // devices whose memory this one may access
+};
+
+int device_count();
+Device& device_of(CUdevice ordinal);
+CUdevice ordinal_of(const Device& device);
+CUcontext primary(CUdevice ordinal);
+CUcontext current_context();
+CUresult context_state();
+bool may_access(const Device& from, int physical);
+
+// ---- memory.cpp
+
+struct Region {
+  CUdeviceptr start;  // what the user got
+  size_t bytes;       // what the user asked for
+  uintptr_t mapping;
+  size_t mapped;
+  int fd, physical;
+  bool imported;
+  int references;
+  u64 id;
+};
+// Maps the memfd as memory of device `physical`; takes the fd.
+CUresult map_region(int fd, size_t bytes, size_t mapped, int physical, bool imported, CUdeviceptr* start);
+bool find_region(CUdeviceptr address, Region* found);
+// Finds, and changes under the lock of all regions.
+void with_regions(const std::function<void(std::vector<Region*>&)>& change);
+CUresult release_region(CUdeviceptr start, bool imported);
+// Maps what `from` may access from now on of memory of `to`, or unmaps it.
+void map_peer(Device& from, int to, bool on);
+bool is_pinned(const void* address, size_t bytes);
+// Where the simulator itself reaches an address that may be a device's or the host's.
+void* reach(u64 address);
+
+// ---- operation.cpp: what is queued
+
+struct Completion {
+  std::mutex lock;
+  std::condition_variable changed;
+  bool done = false;
+  u64 nanoseconds = 0;  // CLOCK_MONOTONIC, when done
+  std::vector<std::function<void()>> then;
+  void finish();
+  void wait();
+  bool is_done();
+};
+using Done = std::shared_ptr<Completion>;
+
+// SHORT and WAIT are run where they are issued, and WAIT may keep its queue for long; ASIDE blocks nobody but its stream.
+enum class Kind { SHORT, WAIT, ASIDE };
+struct Operation {
+  Kind kind;
+  Device* device;
+  std::function<void(const Done&)> start;  // calls finish(), then or later
+};
+Operation simple(Kind kind, Device* device, std::function<void()> run);
+void begin(const Operation& operation, const Done& done);
+// Puts an operation into a hardware queue.
+void issue(Device& device, unsigned queue, std::vector<Done> after, Operation operation, Done done);
+// Fails all later calls on the device, as an error of a kernel does.
+void break_device(Device& device, CUresult error);
+
+// ---- block.cpp
+
+// Runs one block to its end on the calling thread.
+void run_block(Device& device, const SimKernel& kernel, const void* argument, SimDim grid, SimDim threads, SimDim index,
+               unsigned jitter_us);
+
+// ---- stream.cpp
+
+struct Capture;
+using CapturePtr = std::shared_ptr<Capture>;
+struct CUstream_st {
+  CUcontext context;
+  unsigned flags;
+  unsigned queue;
+  bool is_legacy = false;
+  Done tail;  // of the last operation
+  CapturePtr capture;
+  std::vector<int> front;  // nodes of the capture that the next one comes after
+};
+// One lock for the order of submission: streams, tails, fronts, captures.
+extern std::mutex order;
+// The stream that a handle means; nullptr without a context. Creates default streams.
+CUstream stream_of(CUstream handle);
+std::vector<CUstream>& all_streams();
+// Queues or captures.
+CUresult submit(CUstream stream, Operation operation, Done* done = nullptr);
+void synchronize_all();
+
+// ---- capture.cpp
+
+struct Node {
+  Operation operation;
+  std::vector<int> after;
+};
+struct CUgraph_st {
+  std::vector<Node> nodes;
+};
+struct Capture {
+  u64 id;
+  int mode;
+  u64 thread;
+  CUstream origin;
+  bool invalid = false;
+  std::shared_ptr<CUgraph_st> graph = std::make_shared<CUgraph_st>();
+};
+// Under `order`. What a capture forbids is an error, and invalidates it.
+CUresult capture_node(CUstream stream, Operation operation);
+CUresult forbid_unsafe();              // calls that captures of this or other threads forbid
+CUresult forbid_on(CUstream stream);   // calls that ask a capturing stream, or the legacy stream beside one
+u64 thread_id();

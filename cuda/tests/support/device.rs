@@ -3,23 +3,10 @@
 
 use maypole_cuda::driver::{Device, Driver, Module};
 use std::ffi::{CStr, CString};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::{env, fs};
-
-const FLAGS: [&str; 9] = [
-    "-std=c++17",
-    "-O2",
-    "-g",
-    "-Wall",
-    "-Wno-unknown-pragmas",
-    "-fPIC",
-    "-shared",
-    "-pthread",
-    "-ffp-contract=off",
-];
 
 /// A device, the kernels, and the right to use it: worlds of two tests might not be resident together.
 pub(crate) struct TestDevice {
@@ -80,46 +67,13 @@ impl Drop for TestDevice {
     }
 }
 
-/// Compiles the simulator and the kernels, once for each content of their sources.
+/// Builds the simulator and the kernels, once for each content of their sources.
 fn build() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut hasher = DefaultHasher::new();
-    FLAGS.hash(&mut hasher);
-    for folder in ["sim", "kernels"] {
-        let mut files: Vec<_> = fs::read_dir(root.join(folder))
-            .expect("the sources")
-            .map(|entry| entry.expect("a directory entry").path())
-            .collect();
-        files.sort();
-        files.iter().for_each(|file| fs::read(file).expect("a source").hash(&mut hasher));
-    }
-    let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("sim-{:x}", hasher.finish()));
-    if !built.exists() {
-        let fresh = built.with_extension(std::process::id().to_string());
-        fs::create_dir_all(&fresh).expect("a folder to build in");
-        let driver = fresh.join("libcuda.so.1");
-        let sources = ["block", "driver", "memory"].map(|s| root.join(format!("sim/{s}.cpp")));
-        compile(
-            Command::new("g++").arg("-Wl,-soname,libcuda.so.1").args(sources).arg("-ldl"),
-            &driver,
-        );
-        let kernels = root.join("kernels/interpret.cu");
-        let args = ["-x", "c++"];
-        compile(
-            Command::new("g++").args(args).arg(kernels).args(["-x", "none"]).arg(&driver),
-            &fresh.join("kernels.so"),
-        );
-        // Another process may have been faster; then its work is as good.
-        if fs::rename(&fresh, &built).is_err() {
-            assert!(built.exists(), "cannot move {} into place", fresh.display());
-            fs::remove_dir_all(&fresh).expect("to remove what is not needed");
-        }
-    }
+    let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join("simulated-gpu");
+    let script = root.join("../scripts/simulated-gpu");
+    let done = Command::new(script).arg(&built).output().expect("bash runs the script");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "the simulated GPU (it needs g++) cannot be built:\n{said}");
     built
-}
-
-fn compile(command: &mut Command, output: &Path) {
-    let done = command.args(FLAGS).arg("-o").arg(output).output();
-    let done = done.expect("g++ is needed to build the simulated device");
-    assert!(done.status.success(), "g++ failed:\n{}", String::from_utf8_lossy(&done.stderr));
 }
