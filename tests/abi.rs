@@ -135,7 +135,18 @@ fn collectives_are_right_among_processes() {
 #[test]
 fn wrong_calls_are_answered_and_not_crashed_on() {
     let folder = TempDir::new().expect("a temporary folder");
-    run(&compile("cc", "answers.c", &folder), &[]);
+    let program = compile("cc", "answers.c", &folder);
+    run(&program, &[]);
+    // The texts of results send people to the log: it has to tell, also what no communicator is there for.
+    let log = text(
+        Command::new("timeout")
+            .args(["--signal=KILL", "50"])
+            .arg(&program)
+            .env("NCCL_DEBUG", "WARN"),
+    );
+    for told in ["not a unique id", "rank 1 of 1", "a buffer is NULL"] {
+        assert!(log.contains(told), "{told}: {log}");
+    }
 }
 
 #[test]

@@ -1,0 +1,106 @@
+//! `cudarc::nccl`'s `sys` and `result` layers with addresses of host memory: 4 processes, each this program again.
+
+use std::ffi::{c_char, c_int, c_void};
+use std::fmt::Debug;
+use std::mem::MaybeUninit;
+use std::process::Command;
+
+use cudarc::nccl::result;
+use cudarc::nccl::safe::Id;
+use cudarc::nccl::sys::{self, ncclDataType_t as Type, ncclRedOp_t as Op};
+
+const N: usize = 4;
+const COUNT: usize = 1003;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    match arguments.as_slice() {
+        [_, rank, id] => one_rank(rank.parse().unwrap(), id),
+        _ => start(&arguments[0]),
+    }
+    only_ours();
+}
+
+/// Makes the id, through the safe layer, and the processes.
+fn start(program: &str) {
+    assert_eq!(result::get_nccl_version().unwrap(), 23203);
+    let id = Id::new().unwrap();
+    let hex: String = id.internal().iter().map(|byte| format!("{:02x}", *byte as u8)).collect();
+    let ranks: Vec<_> = (0..N)
+        .map(|rank| Command::new(program).args([&rank.to_string(), &hex]).spawn().unwrap())
+        .collect();
+    for mut rank in ranks {
+        assert!(rank.wait().unwrap().success());
+    }
+    println!("{N} processes, 5 collectives, send and receive");
+}
+
+fn same<T: PartialEq + Debug>(found: &[T], expected: impl Iterator<Item = T>, what: &str) {
+    assert!(found.iter().eq(expected.collect::<Vec<_>>().iter()), "{what}: {found:?}");
+}
+
+/// What a rank has in a place.
+fn value(rank: usize, place: usize) -> f64 {
+    (1000 * rank + place) as f64
+}
+
+/// The sum of all ranks in a place.
+fn total(place: usize) -> f64 {
+    (0..N).map(|rank| value(rank, place)).sum()
+}
+
+fn one_rank(rank: usize, hex: &str) {
+    let bytes: Vec<c_char> = (0..128)
+        .map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap() as c_char)
+        .collect();
+    let id = sys::ncclUniqueId { internal: bytes.try_into().unwrap() };
+    let none = std::ptr::null_mut();
+    // SAFETY: all addresses are of vectors that are as long as said, and live until the calls have returned.
+    unsafe {
+        let mut comm = MaybeUninit::uninit();
+        result::comm_init_rank(comm.as_mut_ptr(), N as c_int, id, rank as c_int).unwrap();
+        let comm = comm.assume_init();
+        assert_eq!(result::comm_count(comm).unwrap() as usize, N);
+        assert_eq!(result::comm_user_rank(comm).unwrap() as usize, rank);
+
+        let mine: Vec<f64> = (0..COUNT * N).map(|i| value(rank, i)).collect();
+        let send: *const c_void = mine.as_ptr().cast();
+        let mut out = vec![0.0f64; COUNT * N];
+        let recv: *mut c_void = out.as_mut_ptr().cast();
+
+        result::all_reduce(send, recv, COUNT, Type::ncclFloat64, Op::ncclSum, comm, none).unwrap();
+        same(&out[..COUNT], (0..COUNT).map(total), "all-reduce");
+        result::reduce_scatter(send, recv, COUNT, Type::ncclFloat64, Op::ncclSum, comm, none)
+            .unwrap();
+        same(&out[..COUNT], (0..COUNT).map(|i| total(COUNT * rank + i)), "reduce-scatter");
+        result::all_gather(send, recv, COUNT, Type::ncclFloat64, comm, none).unwrap();
+        same(&out, (0..COUNT * N).map(|i| value(i / COUNT, i % COUNT)), "all-gather");
+        result::broadcast(send, recv, COUNT, Type::ncclFloat64, 2, comm, none).unwrap();
+        same(&out[..COUNT], (0..COUNT).map(|i| value(2, i)), "broadcast");
+        out.fill(-1.0);
+        result::reduce(send, recv, COUNT, Type::ncclFloat64, Op::ncclMax, 1, comm, none).unwrap();
+        let largest = |i| if rank == 1 { value(N - 1, i) } else { -1.0 };
+        same(&out[..COUNT], (0..COUNT).map(largest), "reduce");
+
+        let (right, left) = ((rank + 1) % N, (rank + N - 1) % N);
+        result::group_start().unwrap();
+        result::send(send, COUNT, Type::ncclFloat64, right as c_int, comm, none).unwrap();
+        result::recv(recv, COUNT, Type::ncclFloat64, left as c_int, comm, none).unwrap();
+        result::group_end().unwrap();
+        same(&out[..COUNT], (0..COUNT).map(|i| value(left, i)), "send and receive");
+
+        result::comm_finalize(comm).unwrap();
+        result::comm_destroy(comm).unwrap();
+    }
+}
+
+/// Fails unless our library, and no other libnccl, is mapped into this process.
+fn only_ours() {
+    let ours = std::env::var("MAYPOLE_CLIENTS_LIBRARY").unwrap();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let files: Vec<&str> =
+        maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..])).collect();
+    let mut libraries = files.iter().filter(|file| file.contains("/libnccl")).peekable();
+    assert!(libraries.peek().is_some(), "no libnccl is mapped");
+    assert!(libraries.all(|file| *file == ours), "{files:?}");
+}

@@ -1,0 +1,25 @@
+/* Which libnccl this process has mapped, for programs in C and C++. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* 0 if it is the file that MAYPOLE_CLIENTS_LIBRARY names and no other; where none is wanted, if there is none. */
+static int only_ours(int wanted) {
+  const char* ours = getenv("MAYPOLE_CLIENTS_LIBRARY");
+  FILE* maps = fopen("/proc/self/maps", "r");
+  char line[4096];
+  int mapped = 0;
+  if (!ours || !maps) return 20;
+  while (fgets(line, sizeof line, maps)) {
+    char* file = strchr(line, '/');
+    if (!file || !strstr(file, "/libnccl")) continue;
+    file[strcspn(file, "\n")] = 0;
+    if (!wanted || strcmp(file, ours)) {
+      fprintf(stderr, "mapped: %s\n", file);
+      return 21;
+    }
+    mapped++;
+  }
+  fclose(maps);
+  return mapped > 0 || !wanted ? 0 : 22;
+}
