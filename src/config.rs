@@ -20,7 +20,7 @@ use maypole_transport::fault::Recipe;
 use maypole_transport::tcp::MOST_STREAMS;
 
 pub use file::{Origin, lookup};
-pub use foreign::report;
+pub use foreign::{Setting, idle, report, settings};
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

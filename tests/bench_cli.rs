@@ -8,6 +8,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use maypole::config;
+
 fn maypole() -> Command {
     static PATH: OnceLock<std::path::PathBuf> = OnceLock::new();
     // The watchdog of everything here: a run that hangs is killed, and its ranks with it.
@@ -216,4 +218,40 @@ fn children(pid: u32) -> Vec<u32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// Every variable of the table, set by a file: all of them may be.
+#[test]
+fn env_shows_what_files_and_the_environment_set() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("settings");
+    let lines = config::table().map(|row| format!("{}=from-the-file # why\n", row.name));
+    std::fs::write(&file, lines.collect::<String>() + "NCCL_IB_HCA=mlx5_0\n").expect("a file");
+    let mut command = maypole();
+    command.arg("env").env_clear().env("PATH", "/usr/bin:/bin").env("NCCL_CONF_FILE", &file);
+    let output =
+        command.env("NCCL_ALGO", "ring").env("NCCL_NO_SUCH", "1").output().expect("it runs");
+    assert_status(&output, 0);
+    let text = text(&output);
+    let mut lines = text.lines();
+    for row in config::table() {
+        let line = lines.next().unwrap_or_default();
+        let words: Vec<_> = line.split_whitespace().collect();
+        let (source, value) = match row.name {
+            "NCCL_ALGO" => ("environment", "ring"),
+            _ => (file.to_str().expect("a path of UTF-8"), "from-the-file"),
+        };
+        assert_eq!(words[..3], [row.name, source, value], "{line}");
+        assert!(line.ends_with(&format!("(default: {})", row.default)), "{line}");
+    }
+    let rest: String = lines.collect();
+    let (idle, malformed) = rest.split_once("not understood:").expect("values that make no sense");
+    assert!(idle.contains("set, but without effect:"), "{rest}");
+    assert!(idle.contains("mlx5_0: it steers InfiniBand"), "{rest}");
+    assert!(idle.contains("1: neither NCCL 2.32 nor this library is known to read it"), "{rest}");
+    assert!(!idle.contains("NCCL_ALGO") && !idle.contains("NCCL_CONF_FILE"), "{rest}");
+    assert!(
+        malformed.contains("MAYPOLE_SPIN is \"from-the-file\", which is not understood"),
+        "{rest}"
+    );
 }

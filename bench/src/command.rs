@@ -16,7 +16,7 @@ maypole COMMAND
   verify COLLECTIVE [OPTIONS]  prove the schedules of a collective
   doctor [--json]              look at this machine: what will hurt, what that means, what to change
   ps [--json]                  list the live communicators of this host and what each rank does
-  env                          print the variables that the library reads, their values and sources
+  env [--all]                  print the variables that the library reads, their values and sources
   --version                    this program's version, and the MPI that it was built with
   COMMAND --help               more
 ";
@@ -37,10 +37,7 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
         Some("verify") => prove::run(args),
         Some("doctor") => doctor::run(&args),
         Some("ps") => ps::run(&args),
-        Some("env") if args.is_empty() => {
-            environment::print();
-            Ok(status::FINE)
-        }
+        Some("env") => environment::run(&args),
         Some("--version" | "-V") => {
             let mpi = launch::mpi().map_or("without MPI".to_owned(), |mpi| format!("with {mpi}"));
             println!("maypole {}, {mpi}", env!("CARGO_PKG_VERSION"));
@@ -51,7 +48,6 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
             Ok(status::FINE)
         }
         Some("") | None => Err("which command? See maypole --help".into()),
-        Some("env") => Err("env takes no arguments".into()),
         Some(other) => Err(format!("'{other}' is not a command; see maypole --help").into()),
     };
     ExitCode::from(outcome.unwrap_or_else(|error| {

@@ -1,38 +1,117 @@
-//! `maypole env`: every variable the library reads, with its value and where that comes from: the environment or a file.
+//! `maypole env`: every variable the library reads, with its value, where that comes from (the environment or a file) and its default;
+//! then what is set and changes nothing, and what is set and not understood.
 
-use maypole::config::{self, Config, Origin, Variable};
+use std::ffi::OsString;
 
-/// Prints the table.
-pub(crate) fn print() {
-    print!("{}", render(&config::lookup));
-    let (_, malformed) = Config::read(|name| config::lookup(name).map(|(value, _)| value));
-    for value in malformed {
-        println!("warning: {value}");
+use maypole::config::{self, Config, Origin, Setting, Variable};
+
+use crate::status;
+
+const HELP: &str = "\
+maypole env [--all]
+
+Prints every variable that the library reads, in columns: its name, where its value comes from (the environment, a file, or the default),
+and the value. Files are the one that NCCL_CONF_FILE names, else ~/.nccl.conf, and then /etc/nccl.conf. What is set without having an
+effect follows, with the reason, and what is set to something that is not understood.
+
+  --all   lists as well which variables of NCCL are known and have no effect
+
+docs/environment.md says what each does and which values it takes.
+";
+
+/// Runs `maypole env` with these arguments.
+pub(crate) fn run(arguments: &[OsString]) -> Result<u8, lexopt::Error> {
+    let all = match arguments {
+        [] => false,
+        [one] if one == "--all" => true,
+        [one] if one == "--help" || one == "-h" => {
+            print!("{HELP}");
+            return Ok(status::FINE);
+        }
+        _ => return Err("env takes --all and nothing else".into()),
+    };
+    print!("{}", rows(&config::lookup));
+    print!("{}", without_effect(&config::settings()));
+    if all {
+        println!("\nof NCCL's variables, these have no effect here:");
+        for (beginning, why) in config::idle() {
+            println!("{:<26}  {why}", format!("{beginning}*"));
+        }
     }
+    let (_, malformed) = Config::read(|name| config::lookup(name).map(|(value, _)| value));
+    if !malformed.is_empty() {
+        println!("\nnot understood:");
+    }
+    for value in malformed {
+        println!("{value}");
+    }
+    Ok(status::FINE)
 }
 
-fn render(lookup: &dyn Fn(&str) -> Option<(String, Origin)>) -> String {
+/// A line for each row of the table.
+fn rows(lookup: &dyn Fn(&str) -> Option<(String, Origin)>) -> String {
     let line = |Variable { name, default, .. }: &Variable| match lookup(name) {
-        Some((value, origin)) => format!("{name:<26}  {:<11}  {value}\n", origin.to_string()),
+        Some((value, origin)) => {
+            format!("{name:<26}  {:<11}  {value}  (default: {default})\n", origin.to_string())
+        }
         None => format!("{name:<26}  default      {default}\n"),
     };
     config::table().map(line).collect()
+}
+
+fn without_effect(settings: &[Setting]) -> String {
+    let line = |Setting { name, value, origin, idle }: &Setting| {
+        let why = (*idle)?;
+        Some(format!("{name:<26}  {:<11}  {value}: {why}\n", origin.to_string()))
+    };
+    let lines: String = settings.iter().filter_map(line).collect();
+    if lines.is_empty() { lines } else { format!("\nset, but without effect:\n{lines}") }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Name, source, and value with what follows it.
+    fn columns(line: &str) -> (&str, &str, &str) {
+        let (name, rest) = line.split_once(' ').expect("a name");
+        let (source, rest) = rest.trim_start().split_once(' ').expect("a source");
+        (name, source, rest.trim_start())
+    }
+
     #[test]
-    fn every_variable_has_a_line_with_its_source() {
-        let text = render(&|name| match name {
-            "NCCL_ALGO" => Some(("ring".to_owned(), Origin::Environment)),
-            "NCCL_NET" => Some(("Socket".to_owned(), Origin::File("/f".into()))),
-            _ => None,
-        });
-        assert_eq!(text.lines().count(), config::table().count());
-        assert!(text.contains("NCCL_ALGO                   environment  ring\n"));
-        assert!(text.contains("NCCL_NET                    /f           Socket\n"));
-        assert!(text.contains("NCCL_DEBUG                  default      "));
+    fn the_lines_are_the_table() {
+        for source in [None, Some(Origin::Environment), Some(Origin::File("/f".into()))] {
+            let text = rows(&|name| Some((format!("x of {name}"), source.clone()?)));
+            let lines: Vec<_> = text.lines().collect();
+            assert_eq!(lines.len(), config::table().count());
+            for (line, Variable { name, default, .. }) in lines.iter().zip(config::table()) {
+                let expected = match &source {
+                    None => (*name, "default", (*default).to_owned()),
+                    Some(origin) => {
+                        let word =
+                            if *origin == Origin::Environment { "environment" } else { "/f" };
+                        (*name, word, format!("x of {name}  (default: {default})"))
+                    }
+                };
+                assert_eq!(columns(line), (expected.0, expected.1, &*expected.2));
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_no_effect_says_why() {
+        let setting = |name: &str, idle| Setting {
+            name: name.to_owned(),
+            value: "1".to_owned(),
+            origin: Origin::Environment,
+            idle,
+        };
+        let text = without_effect(&[setting("NCCL_ALGO", None), setting("NCCL_IB_X", Some("no"))]);
+        assert_eq!(
+            text,
+            "\nset, but without effect:\nNCCL_IB_X                   environment  1: no\n"
+        );
+        assert_eq!(without_effect(&[setting("NCCL_ALGO", None)]), "");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{file, lookup, table};
+use super::{Origin, file, lookup, table};
 
 /// Why a variable changes nothing.
 const DEVICE: &str = "it steers GPU kernels or GPU memory, and there is no GPU";
@@ -80,22 +80,53 @@ const FAMILIES: &[(&str, &str)] = &[
     ("NCCL_DUMP_", TOPOLOGY),
     ("NCCL_PARAM_", "the parameter API shows every setting"),
     ("NCCL_CONF_FILE", ""),
+    // For the benchmark programs and the tests.
     ("NCCL_TESTS_", ""),
+    ("MAYPOLE_BENCH_", ""),
+    ("MAYPOLE_LAUNCHER", ""),
+    ("MAYPOLE_TEST_", ""),
 ];
+
+/// A variable of NCCL's or of ours that is set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Its name.
+    pub name: String,
+    /// What it is set to.
+    pub value: String,
+    /// Where.
+    pub origin: Origin,
+    /// Why it changes nothing, if so.
+    pub idle: Option<&'static str>,
+}
+
+/// What is set in this process' environment and files, by name.
+pub fn settings() -> Vec<Setting> {
+    let environment = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+    let names: BTreeSet<String> = environment
+        .chain(file::names().map(str::to_owned))
+        .filter(|name| name.starts_with("NCCL_") || name.starts_with("MAYPOLE_"))
+        .collect();
+    let setting = |name: String| {
+        let (value, origin) = lookup(&name)?;
+        let idle = verdict(&name);
+        Some(Setting { name, value, origin, idle })
+    };
+    names.into_iter().filter_map(setting).collect()
+}
+
+/// Beginnings of names of NCCL's variables that change nothing, and why. What begins so and is in the table has its effect.
+pub fn idle() -> impl Iterator<Item = (&'static str, &'static str)> {
+    FAMILIES.iter().copied().filter(|(_, why)| !why.is_empty())
+}
 
 /// Logs which variables of NCCL are set, by whom, and which of them change nothing.
 pub fn report() {
     if !log::log_enabled!(target: "ENV", log::Level::Info) {
         return;
     }
-    let environment = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
-    let names: BTreeSet<String> = environment
-        .chain(file::names().map(str::to_owned))
-        .filter(|name| name.starts_with("NCCL_") || name.starts_with("MAYPOLE_"))
-        .collect();
-    for name in names {
-        let Some((value, origin)) = lookup(&name) else { continue };
-        match verdict(&name) {
+    for Setting { name, value, origin, idle } in settings() {
+        match idle {
             None => log::info!(target: "ENV", "{name} set by {origin} to {value}."),
             Some(why) => {
                 log::info!(target: "ENV", "{name} set by {origin} to {value}. It has no effect here: {why}");
