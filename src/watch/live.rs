@@ -1,7 +1,7 @@
 //! The communicators of this host that live now, as their processes tell: what `maypole ps` shows.
 //!
-//! A process with communicators listens at the abstract socket `maypole/PID/START` ([`Desk`]), which is served by its service
-//! thread and tells what the [`record`](super::record) holds anyway: no call is slowed by it. Only the same user or root is
+//! A process with communicators listens at the abstract socket `maypole/PID/START` (`Desk`), which is served by its service
+//! thread and tells what the `record` holds anyway: no call is slowed by it. Only the same user or root is
 //! answered, which the kernel vouches for, and only answers of the same user are believed (all, if root asks). The name is in
 //! `/proc/net/unix`, so nothing is left behind and nothing is found from another network namespace.
 
