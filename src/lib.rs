@@ -20,6 +20,7 @@ pub mod reduce;
 pub mod stream;
 pub mod tune;
 mod watch;
+mod window;
 
 pub use bootstrap::{AbortSignal, UniqueId};
 pub use call::{Blocks, Call, UnevenCall};
@@ -29,3 +30,4 @@ pub use maypole_algorithms::{Collective, DType, RedOp};
 pub use plan::exchange::Transfer;
 pub use reduce::Reduction;
 pub use watch::{Reason, Report, live};
+pub use window::WindowId;

@@ -12,13 +12,13 @@ use super::card::{Card, Host};
 use crate::bootstrap::{self, Joined, Meeting, Options};
 use crate::config::{self, Config, Nodes};
 use crate::error::Error;
-use crate::plan::exchange;
 use crate::reduce::Isa;
-use crate::tune::{AlgorithmFilter, MOST_CHANNELS};
+use crate::tune::AlgorithmFilter;
 use crate::watch::process::Process;
+use crate::window;
 
-/// Links between every ordered pair of ranks: those of schedules, and one for sends and receives.
-const CHANNELS: u16 = exchange::FIRST_BEYOND + MOST_CHANNELS;
+/// Links between every ordered pair of ranks: those of schedules, one for sends and receives, and one for windows.
+const CHANNELS: u16 = window::CHANNEL + 1;
 
 /// What the ranks know of each other before they make calls.
 pub(super) struct Introduced {

@@ -9,6 +9,7 @@ mod offspring;
 mod run;
 mod transfer;
 mod uneven;
+mod window;
 
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ use crate::plan::Plans;
 use crate::reduce::Isa;
 use crate::tune::{Choice, Protocol, Tuner};
 use crate::watch::{Peer, Report, Shared, Watch};
+use crate::window::Windows;
 use card::{Card, Host};
 use introduce::{Introduced, introduce, isa, layout};
 
@@ -68,6 +70,8 @@ pub struct Communicator {
     nranks: u32,
     /// Before all that an abort needs.
     _enrolled: Option<Enrolled>,
+    /// Their thread ends before all that it uses.
+    windows: Windows,
     /// Before the endpoint, so that it leaves first.
     watch: Watch,
     endpoint: Arc<Endpoint>,
@@ -190,6 +194,7 @@ impl Communicator {
             rank,
             nranks,
             _enrolled: enrolled,
+            windows: Windows::default(),
             watch,
             endpoint,
             addresses,

@@ -166,7 +166,7 @@ impl Communicator {
     }
 
     /// Refuses what needs all ranks where a call has failed.
-    fn whole(&self) -> Result<(), Error> {
+    pub(super) fn whole(&self) -> Result<(), Error> {
         self.async_error().map_or(Ok(()), Err)
     }
 }

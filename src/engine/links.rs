@@ -46,6 +46,29 @@ impl Links {
         if let Some(&index) = self.index.get(&(peer, channel)) {
             return Ok(index);
         }
+        self.connect(endpoint, addresses, peer, deadline, watch)?;
+        let ends = endpoint.open(peer, channel)?;
+        let (outgoing, incoming) = match &self.faults {
+            Some(faults) => faults.wrap(peer, channel, ends),
+            None => ends,
+        };
+        let index = self.ends.len() as u32;
+        self.outgoing.push(outgoing);
+        self.incoming.push(incoming);
+        self.ends.push((peer, channel));
+        self.index.insert((peer, channel), index);
+        Ok(index)
+    }
+
+    /// Connects to `peer`, if need be.
+    pub(crate) fn connect(
+        &self,
+        endpoint: &Endpoint,
+        addresses: &[Vec<u8>],
+        peer: Rank,
+        deadline: Instant,
+        watch: &Watch,
+    ) -> Result<(), Error> {
         let first = self.ends.iter().all(|end| end.0 != peer);
         let opening = first.then(|| watch.opening(peer));
         let started = Instant::now();
@@ -60,17 +83,7 @@ impl Links {
             other => other.into(),
         })?;
         drop(opening);
-        let ends = endpoint.open(peer, channel)?;
-        let (outgoing, incoming) = match &self.faults {
-            Some(faults) => faults.wrap(peer, channel, ends),
-            None => ends,
-        };
-        let index = self.ends.len() as u32;
-        self.outgoing.push(outgoing);
-        self.incoming.push(incoming);
-        self.ends.push((peer, channel));
-        self.index.insert((peer, channel), index);
-        Ok(index)
+        Ok(())
     }
 
     /// The rank at the other end of link `index`.

@@ -11,6 +11,7 @@ mod settings;
 mod transfers;
 mod typed;
 mod uneven;
+mod windows;
 
 use std::sync::mpsc;
 use std::time::Duration;

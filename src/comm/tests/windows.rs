@@ -1,0 +1,204 @@
+//! Windows, over every kind of link: puts and signals keep their order, need nothing of the target, and are refused where they
+//! do not fit.
+
+use std::cell::UnsafeCell;
+
+use super::{Random, as_ranks, over_tcp};
+use crate::config::Config;
+use crate::error::Error;
+use crate::{Communicator, RedOp, WindowId};
+
+/// Memory that others write to.
+struct Part(Box<[UnsafeCell<u64>]>);
+
+impl Part {
+    fn new(len: usize) -> Self {
+        Self((0..len).map(|_| UnsafeCell::new(0)).collect())
+    }
+
+    fn register(&self, comm: &mut Communicator) -> Result<WindowId, Error> {
+        let bytes = self.0.len() * 8;
+        // SAFETY: the tests drop the part after the window, and read what was signalled.
+        unsafe { comm.register_window(self.0[0].get().cast(), bytes) }
+    }
+
+    fn get(&self, at: usize) -> u64 {
+        // SAFETY: the rank that wrote it has signalled, and writes again only when told.
+        unsafe { self.0[at].get().read() }
+    }
+}
+
+fn put(
+    comm: &mut Communicator,
+    data: &[u64],
+    peer: u32,
+    window: WindowId,
+    at: usize,
+) -> Result<(), Error> {
+    // SAFETY: the slice is borrowed for the call.
+    unsafe { comm.put(data.as_ptr().cast(), data.len() * 8, peer, window, at * 8) }
+}
+
+fn links() -> [Config; 3] {
+    let slot_bytes = Some(256);
+    [
+        Config { slot_bytes, ..Config::default() },
+        Config { slot_bytes, p2p_disable: true, ..Config::default() },
+        Config { slot_bytes, ..over_tcp(2) },
+    ]
+}
+
+#[test]
+fn what_was_put_is_there_with_its_signal() {
+    const SLOT: usize = 300;
+    for config in links() {
+        as_ranks(4, &config, |comm| {
+            let (rank, n) = (comm.rank(), comm.nranks());
+            let parts = [Part::new(SLOT * n as usize), Part::new(SLOT * n as usize)];
+            let windows = parts.each_ref().map(|part| part.register(comm).unwrap());
+            let mut random = Random(rank.into());
+            for round in 0..30u64 {
+                let mut peers: Vec<u32> = (0..n).collect();
+                (0..n as usize).for_each(|i| peers.swap(i, random.below(n.into()) as usize));
+                let word = |from: u32, to: u32, i: usize| {
+                    round << 40 | u64::from(from) << 32 | u64::from(to) << 24 | i as u64
+                };
+                for &peer in &peers {
+                    let data: Vec<u64> = (0..SLOT).map(|i| word(rank, peer, i)).collect();
+                    for window in windows {
+                        put(comm, &data, peer, window, SLOT * rank as usize).unwrap();
+                    }
+                    comm.signal(peer).unwrap();
+                }
+                for &peer in &peers {
+                    comm.wait_signals(&[(peer, 1), (peer, 2)]).unwrap();
+                    for part in &parts {
+                        for i in 0..SLOT {
+                            assert_eq!(part.get(SLOT * peer as usize + i), word(peer, rank, i));
+                        }
+                    }
+                }
+                // All have looked.
+                comm.barrier().unwrap();
+            }
+            windows.into_iter().for_each(|window| comm.deregister_window(window).unwrap());
+            comm.barrier().unwrap();
+        });
+    }
+}
+
+/// Far more than fits the link is put to a rank that is in a collective with the one that puts.
+#[test]
+fn a_put_needs_nothing_of_its_target() {
+    for config in links() {
+        as_ranks(2, &config, |comm| {
+            let part = Part::new(100_000);
+            let window = part.register(comm).unwrap();
+            if comm.rank() == 0 {
+                put(comm, &vec![7; 100_000], 1, window, 0).unwrap();
+            }
+            let mut sum = [0.0f32];
+            comm.all_reduce(&[1.0], &mut sum, RedOp::Sum).unwrap();
+            assert_eq!(sum, [2.0]);
+            if comm.rank() == 1 {
+                comm.wait_signals(&[(0, 1)]).unwrap();
+                assert!((0..100_000).all(|i| part.get(i) == 7));
+            }
+            comm.barrier().unwrap();
+        });
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_does_no_harm() {
+    as_ranks(2, &Config::default(), |comm| {
+        let invalid = |result| assert!(matches!(result, Err(Error::InvalidArgument { .. })));
+        let other = 1 - comm.rank();
+        invalid(comm.signal(other));
+        invalid(comm.wait_signals(&[(other, 1)]));
+        // The parts differ in length.
+        let part = Part::new(4 + comm.rank() as usize);
+        let window = part.register(comm).unwrap();
+        let theirs = 4 + other as usize;
+        for (peer, window, at, len) in [
+            (2, window, 0, 1),
+            (other, WindowId(9), 0, 1),
+            (other, window, theirs, 1),
+            (other, window, 0, theirs + 1),
+            (other, window, usize::MAX / 8, 1),
+        ] {
+            invalid(put(comm, &vec![1; len], peer, window, at));
+        }
+        invalid(comm.deregister_window(WindowId(9)));
+        put(comm, &vec![5; theirs], other, window, 0).unwrap();
+        put(comm, &[], other, window, theirs).unwrap();
+        comm.wait_signals(&[(other, 2)]).unwrap();
+        assert!((0..part.0.len()).all(|i| part.get(i) == 5));
+        // Of itself it can wait only for what it has sent.
+        let me = comm.rank();
+        put(comm, &[6], me, window, 1).unwrap();
+        comm.signal(me).unwrap();
+        let waited = comm.wait_signals(&[(me, 3)]);
+        assert!(matches!(waited, Err(Error::InvalidUsage { .. })));
+        comm.wait_signals(&[(me, 2)]).unwrap();
+        assert_eq!(part.get(1), 6);
+        comm.barrier().unwrap();
+        comm.deregister_window(window).unwrap();
+        invalid(comm.deregister_window(window));
+        invalid(put(comm, &[1], other, window, 0));
+        comm.barrier().unwrap();
+    });
+}
+
+#[test]
+fn a_put_to_memory_that_was_taken_back_writes_nothing_and_ends_all() {
+    let errors = as_ranks(3, &Config::default(), |comm| {
+        let part = Part::new(4);
+        let window = part.register(comm).unwrap();
+        if comm.rank() == 1 {
+            comm.deregister_window(window).unwrap();
+        }
+        comm.barrier().unwrap();
+        let result = match comm.rank() {
+            0 => put(comm, &[1; 4], 1, window, 0).and_then(|()| comm.wait_signals(&[(1, 1)])),
+            _ => comm.wait_signals(&[(0, 1)]),
+        };
+        assert!((0..4).all(|i| part.get(i) == 0));
+        result.expect_err("nobody signals").to_string()
+    });
+    assert!(errors[1].contains("not registered any more"), "{errors:?}");
+    assert!(errors[0].contains("rank 1") && errors[2].contains("rank 1"), "{errors:?}");
+}
+
+#[test]
+fn an_abort_ends_a_wait_for_signals() {
+    for config in links() {
+        let errors = as_ranks(2, &config, |comm| {
+            let part = Part::new(4);
+            part.register(comm).unwrap();
+            if comm.rank() == 0 {
+                comm.abort_handle().abort();
+            }
+            comm.wait_signals(&[(1 - comm.rank(), 1)]).expect_err("it was aborted").code()
+        });
+        assert_eq!(errors, [crate::error::ResultCode::RemoteError; 2]);
+    }
+}
+
+#[test]
+fn a_rank_that_leaves_ends_waits_for_it_after_its_last_signal() {
+    for config in links() {
+        as_ranks(2, &config, |comm| {
+            let part = Part::new(4);
+            let window = part.register(comm).unwrap();
+            if comm.rank() == 0 {
+                put(comm, &[3], 1, window, 2).unwrap();
+                return;
+            }
+            comm.wait_signals(&[(0, 1)]).unwrap();
+            assert_eq!(part.get(2), 3);
+            let error = comm.wait_signals(&[(0, 1)]).expect_err("rank 0 has left");
+            assert_eq!(error.code(), crate::error::ResultCode::InvalidUsage, "{error}");
+        });
+    }
+}

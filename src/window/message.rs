@@ -1,0 +1,54 @@
+//! The form of a put or a signal on its way: a header, and the bytes to be written.
+
+/// What all of these messages carry where those of a call have its hash.
+pub(crate) const TAG: u32 = 0x7769_6e64;
+
+/// Bytes of the header; what follows it is aligned.
+pub(crate) const HEADER: usize = 64;
+
+/// What to do with the bytes that follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Message {
+    /// Number of the window; 0 for a signal alone.
+    pub(crate) window: u32,
+    /// Where in the window.
+    pub(crate) offset: u64,
+    /// A signal comes with it, after the bytes.
+    pub(crate) signals: bool,
+}
+
+impl Message {
+    pub(crate) fn encode(self) -> [u8; HEADER] {
+        let mut bytes = [0; HEADER];
+        bytes[..4].copy_from_slice(&self.window.to_le_bytes());
+        bytes[4] = self.signals.into();
+        bytes[8..16].copy_from_slice(&self.offset.to_le_bytes());
+        bytes
+    }
+
+    /// None if no correct rank writes this.
+    pub(crate) fn decode(bytes: &[u8; HEADER]) -> Option<Self> {
+        let (window, rest) = bytes.split_first_chunk()?;
+        let signals = match rest[0] {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
+        let offset = u64::from_le_bytes(*rest[4..].first_chunk()?);
+        Some(Self { window: u32::from_le_bytes(*window), offset, signals })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_read_as_it_was_written() {
+        let message = Message { window: 7, offset: 1 << 40, signals: true };
+        assert_eq!(Message::decode(&message.encode()), Some(message));
+        let mut bytes = message.encode();
+        bytes[4] = 2;
+        assert_eq!(Message::decode(&bytes), None);
+    }
+}
