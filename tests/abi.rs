@@ -165,6 +165,15 @@ fn host_streams_run_calls_in_order_behind_the_callers_back() {
 }
 
 #[test]
+fn ranks_put_into_windows_of_others_and_signal_them() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let program = compile("cc", "windows.c", &folder);
+    for link in ["local", "shm", "tcp"] {
+        run(&program, &[link]);
+    }
+}
+
+#[test]
 fn the_example_of_the_page_on_streams_works() {
     let page = include_str!("../docs/streams.md");
     let (_, rest) = page.split_once("```c\n").expect("an example in C");

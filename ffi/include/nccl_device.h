@@ -140,7 +140,7 @@ typedef struct ncclCommProperties {
   bool multimemSupport;  /* false */
   ncclGinType_t ginType;
   int nLsaTeams;
-  bool hostRmaSupport; /* false */
+  bool hostRmaSupport; /* true */
   ncclGinType_t railedGinType;
   uint64_t commHash;
   int ginMinStride;

@@ -127,7 +127,7 @@ abi! {
                 multimem_support: false,
                 gin_type: 0,
                 n_lsa_teams: nranks as c_int,
-                host_rma_support: false,
+                host_rma_support: true,
                 railed_gin_type: 0,
                 comm_hash: comm.addr() as u64,
                 gin_min_stride: 0,

@@ -1,6 +1,7 @@
 //! Groups: between start and end, calls are queued by the thread; the outermost end runs them.
 //!
-//! Collectives of one communicator run in their order, then its sends and receives all at once. Different communicators of one thread
+//! Collectives of one communicator run in their order, then its puts and signals, then its sends and receives all at once, then its waits
+//! for signals. Different communicators of one thread
 //! are run by a thread each, since peers may be in either; and so are communicators to be, unless they have a parent in common:
 //! one thread can so be several ranks. On host streams the calls of a communicator are one piece of work, which begins when all of
 //! the streams that they are on have come to it, and which all of these wait for.
@@ -24,6 +25,7 @@ use crate::registry::{self, Entered, Handle, Running};
 use crate::stream;
 use crate::transfer;
 use crate::uneven::{self, UnevenRequest};
+use crate::window::{OneSided, Registration};
 
 thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
@@ -49,6 +51,8 @@ pub(crate) enum Queued {
     Uneven(UnevenRequest),
     /// `maypoleBarrier`
     Barrier,
+    /// `ncclCommWindowRegister`
+    Window(Registration),
 }
 
 impl Queued {
@@ -58,6 +62,7 @@ impl Queued {
             Self::Even(request) => request.run(on),
             Self::Uneven(request) => request.run(on),
             Self::Barrier => uneven::barrier(on),
+            Self::Window(registration) => registration.run(on),
         }
     }
 
@@ -65,7 +70,7 @@ impl Queued {
     fn predict(&self, entered: &Entered) -> Result<f64, ResultCode> {
         match self {
             Self::Even(request) => request.predict(entered),
-            Self::Uneven(_) | Self::Barrier => Ok(0.0),
+            Self::Uneven(_) | Self::Barrier | Self::Window(_) => Ok(0.0),
         }
     }
 }
@@ -75,6 +80,7 @@ impl Queued {
 pub(crate) struct Calls {
     collectives: Vec<Queued>,
     transfers: Vec<Transfer>,
+    one_sided: Vec<OneSided>,
     /// The host streams that they are on.
     streams: Vec<Stream>,
     /// Some are on a default stream: the end of the group waits for all of them.
@@ -93,10 +99,13 @@ impl Calls {
     /// Runs them; returns when their results are there.
     pub(crate) fn run(self, on: &mut Running<'_>) -> Result<(), ResultCode> {
         self.collectives.into_iter().try_for_each(|request| request.run(on))?;
-        if self.transfers.is_empty() {
-            return Ok(());
+        // Others may wait for what this rank puts and sends; what it waits for itself comes last.
+        let (waits, puts): (Vec<_>, _) = self.one_sided.into_iter().partition(OneSided::waits);
+        puts.into_iter().try_for_each(|call| call.run(on))?;
+        if !self.transfers.is_empty() {
+            transfer::run(&self.transfers, on)?;
         }
-        transfer::run(&self.transfers, on)
+        waits.into_iter().try_for_each(|call| call.run(on))
     }
 
     fn put_on(&mut self, stream: Option<Stream>) {
@@ -258,6 +267,14 @@ pub(crate) fn queue_transfer(comm: Handle, stream: Option<Stream>, transfer: Tra
     with_calls(comm, |calls| {
         calls.put_on(stream);
         calls.transfers.push(transfer);
+    });
+}
+
+/// Queues a one-sided call of the open group.
+pub(crate) fn queue_one_sided(comm: Handle, stream: Option<Stream>, call: OneSided) {
+    with_calls(comm, |calls| {
+        calls.put_on(stream);
+        calls.one_sided.push(call);
     });
 }
 

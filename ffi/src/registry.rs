@@ -229,7 +229,7 @@ impl Reserved {
             settings,
             operators: Operators::new(index as u32),
             registrations: Registrations::default(),
-            windows: Windows::default(),
+            windows: Windows::of(handle(index, state >> GENERATION)),
             stage: Stage::Open,
         };
         let body = Box::into_raw(Box::new(body));

@@ -1,23 +1,23 @@
-//! Windows, and one-sided transfers over them.
+//! Windows, and one-sided transfers over them. `docs/abi.md` says what holds; the library's `window` does it.
 //!
-//! A window is registered and gives its memory back, which is what a collective needs of it; that peers reach into it is to come, and
-//! until then puts and signals answer as NCCL does where the hardware cannot: `ncclInvalidUsage`, and
-//! `hostRmaSupport` is false in `ncclCommQueryProperties`.
+//! In a group, puts and signals come after its collectives, and waits for signals after everything else: so two ranks may put
+//! to each other and wait in one group.
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
+use maypole::WindowId;
 use maypole::config::Config;
 use maypole::error::ResultCode;
 
-use crate::answer::{NcclResult, answer, invalid, refuse};
-use crate::collective::{data_type, usable};
+use crate::answer::{NcclResult, answer, failed, invalid};
+use crate::collective::{broken, data_type, usable};
 use crate::export::abi;
 use crate::group;
 use crate::identity::put;
 use crate::layout::NcclWaitSignalDesc;
-use crate::registry::{self, Handle, Visitor};
+use crate::registry::{self, Handle, Running, Visitor};
 use crate::stream::{self, Stream};
 
 /// `ncclWindow_t` as the client holds it: a number in the shape of a pointer, never given twice.
@@ -27,54 +27,47 @@ pub(crate) type Window = *mut c_void;
 const FLAGS: c_int = 0b1111;
 
 /// Every window of the process: the functions of the device API have no communicator to look in.
-static LIVE: LazyLock<Mutex<(HashMap<usize, Extent>, usize)>> = LazyLock::new(Mutex::default);
+static LIVE: LazyLock<Mutex<(HashMap<usize, Live>, usize)>> = LazyLock::new(Mutex::default);
 
-/// A window's memory.
+/// A window, and this rank's memory of it.
 #[derive(Clone, Copy)]
-struct Extent {
+struct Live {
     at: usize,
     size: usize,
+    /// The communicator's handle.
+    owner: usize,
+    id: WindowId,
 }
 
-fn live() -> MutexGuard<'static, (HashMap<usize, Extent>, usize)> {
+fn live() -> MutexGuard<'static, (HashMap<usize, Live>, usize)> {
     LIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The windows registered with a communicator. They end with it.
-#[derive(Default)]
 pub(crate) struct Windows {
-    numbers: Vec<usize>,
+    owner: usize,
 }
 
 impl Windows {
-    fn add(&mut self, extent: Extent) -> Window {
-        let (windows, made) = &mut *live();
-        *made += 1;
-        windows.insert(*made, extent);
-        self.numbers.push(*made);
-        std::ptr::without_provenance_mut(*made << 4)
+    /// None yet, of the communicator with that handle.
+    pub(crate) fn of(comm: Handle) -> Self {
+        Self { owner: comm.addr() }
     }
 
-    fn find(&self, window: Window) -> Result<usize, ResultCode> {
-        let number = window.addr() >> 4;
-        let at = self.numbers.iter().position(|known| *known == number);
-        at.filter(|_| window.addr() & 0xf == 0).ok_or_else(unknown)
-    }
-
-    fn remove(&mut self, window: Window) -> Result<(), ResultCode> {
-        let number = self.numbers.swap_remove(self.find(window)?);
-        live().0.remove(&number);
-        Ok(())
+    fn find(&self, window: Window) -> Result<Live, ResultCode> {
+        find(window).filter(|live| live.owner == self.owner).ok_or_else(unknown)
     }
 }
 
 impl Drop for Windows {
     fn drop(&mut self) {
-        let mut live = live();
-        for number in &self.numbers {
-            live.0.remove(number);
-        }
+        live().0.retain(|_, window| window.owner != self.owner);
     }
+}
+
+fn find(window: Window) -> Option<Live> {
+    let number = window.addr() >> 4;
+    live().0.get(&number).copied().filter(|_| window.addr() & 0xf == 0)
 }
 
 fn unknown() -> ResultCode {
@@ -83,48 +76,107 @@ fn unknown() -> ResultCode {
 
 /// Whether the process has that window, and that many bytes before its end.
 pub(crate) fn check(window: Window, offset: usize) -> Result<(), ResultCode> {
-    let number = window.addr() >> 4;
-    let extent = live().0.get(&number).copied().filter(|_| window.addr() & 0xf == 0);
-    let extent = extent.ok_or_else(|| invalid("the window is not a registered one"))?;
-    if offset >= extent.size {
-        return Err(invalid(&format!("offset {offset} in a window of {} bytes", extent.size)));
+    let live = find(window).ok_or_else(|| invalid("the window is not a registered one"))?;
+    if offset >= live.size {
+        return Err(invalid(&format!("offset {offset} in a window of {} bytes", live.size)));
     }
     Ok(())
 }
 
-/// What one-sided calls answer until there are any.
-fn unsupported(function: &str) -> ResultCode {
-    refuse(
-        ResultCode::InvalidUsage,
-        &format!(
-            "{function}: one-sided transfers are not in this version; ncclCommQueryProperties says hostRmaSupport = false"
-        ),
-    )
+/// A window to be registered by all ranks.
+pub(crate) struct Registration {
+    comm: Handle,
+    buffer: *mut c_void,
+    size: usize,
+    out: *mut Window,
 }
 
+// SAFETY: the client lends the buffer to the window, and the place for the handle to the call or its group, whatever the thread.
+unsafe impl Send for Registration {}
+
+impl Registration {
+    /// Registers it; returns when all ranks have.
+    pub(crate) fn run(self, on: &mut Running<'_>) -> Result<(), ResultCode> {
+        let Self { comm, buffer, size, out } = self;
+        // SAFETY: the client promised, by the terms of nccl.h, memory that is the window's until it is deregistered.
+        let registered = unsafe { on.comm.register_window(buffer.cast(), size) };
+        let id = registered.map_err(|error| broken(&error, on))?;
+        let (windows, made) = &mut *live();
+        *made += 1;
+        let at = buffer.expose_provenance();
+        windows.insert(*made, Live { at, size, owner: comm.addr(), id });
+        // SAFETY: the client promised it to be writable.
+        unsafe { out.write(std::ptr::without_provenance_mut(*made << 4)) };
+        Ok(())
+    }
+}
+
+/// A one-sided call, checked as far as that needs no look at the communicator's other ranks.
+pub(crate) enum OneSided {
+    /// `ncclPutSignal`
+    Put { local: *const u8, bytes: usize, peer: u32, window: WindowId, offset: usize },
+    /// `ncclSignal`
+    Signal { peer: u32 },
+    /// `ncclWaitSignal`: rank and number of signals.
+    Wait(Vec<(u32, u64)>),
+}
+
+// SAFETY: the client lends the buffer to the call until it is over, on whatever thread it runs.
+unsafe impl Send for OneSided {}
+
+impl OneSided {
+    /// Whether it waits for others.
+    pub(crate) fn waits(&self) -> bool {
+        matches!(self, Self::Wait(_))
+    }
+
+    /// Runs it.
+    pub(crate) fn run(self, on: &mut Running<'_>) -> Result<(), ResultCode> {
+        let result = match self {
+            Self::Put { local, bytes, peer, window, offset } => {
+                // SAFETY: the client promised, by the terms of nccl.h, a buffer that is valid for the call.
+                unsafe { on.comm.put(local, bytes, peer, window, offset) }
+            }
+            Self::Signal { peer } => on.comm.signal(peer),
+            Self::Wait(waits) => on.comm.wait_signals(&waits),
+        };
+        result.map_err(|error| broken(&error, on))
+    }
+}
+
+/// Runs what `make` makes, issues it, or queues it.
 fn one_sided(
-    function: &str,
     comm: Handle,
     stream: Stream,
-    check: impl FnOnce(&Visitor) -> Result<(), ResultCode>,
+    make: impl FnOnce(&Visitor) -> Result<OneSided, ResultCode>,
 ) -> NcclResult {
     answer(|| {
-        let checked = registry::visit(comm).and_then(|visitor| {
+        let submitted = registry::visit(comm).and_then(|visitor| {
             usable(&visitor)?;
-            stream::find(stream)?;
-            check(&visitor)?;
-            Err(unsupported(function))
+            let call = make(&visitor)?;
+            let on = stream::find(stream)?;
+            if group::is_open() {
+                group::agree(visitor.blocks())?;
+                group::queue_one_sided(comm, on, call);
+                return Ok(());
+            }
+            match on {
+                None => call.run(&mut visitor.alone()?.running()),
+                Some(on) => {
+                    stream::issue(visitor.launch(vec![on], move |running| call.run(running)))
+                }
+            }
         });
-        group::note(checked)
+        group::note(submitted)
     })
 }
 
-fn check_peer(visitor: &Visitor, peer: c_int) -> Result<(), ResultCode> {
+fn check_peer(visitor: &Visitor, peer: c_int) -> Result<u32, ResultCode> {
     let (_, nranks) = visitor.identity();
-    if u32::try_from(peer).is_ok_and(|peer| peer < nranks) {
-        return Ok(());
-    }
-    Err(invalid(&format!("peer {peer} in a communicator of {nranks} ranks")))
+    u32::try_from(peer)
+        .ok()
+        .filter(|peer| *peer < nranks)
+        .ok_or_else(|| invalid(&format!("peer {peer} in a communicator of {nranks} ranks")))
 }
 
 fn check_signal(signal: c_int, context: c_int, flags: c_uint) -> Result<(), ResultCode> {
@@ -137,7 +189,7 @@ fn check_signal(signal: c_int, context: c_int, flags: c_uint) -> Result<(), Resu
 }
 
 abi! {
-    /// `ncclCommWindowRegister`
+    /// `ncclCommWindowRegister`: of all ranks together.
     fn ncclCommWindowRegister(
         comm: Handle,
         buffer: *mut c_void,
@@ -146,8 +198,11 @@ abi! {
         flags: c_int,
     ) -> NcclResult {
         answer(|| {
-            put("ncclCommWindowRegister", window, || {
-                let mut entered = registry::enter(comm)?;
+            let registered = registry::visit(comm).and_then(|visitor| {
+                usable(&visitor)?;
+                if window.is_null() {
+                    return Err(invalid("ncclCommWindowRegister: the place for the result is NULL"));
+                }
                 if buffer.is_null() || size == 0 {
                     return Err(invalid("ncclCommWindowRegister: the buffer is NULL or of no bytes"));
                 }
@@ -155,18 +210,32 @@ abi! {
                     return Err(invalid(&format!("ncclCommWindowRegister: unknown flags {flags:#x}")));
                 }
                 if !Config::get().windows {
-                    return Ok(std::ptr::null_mut());
+                    // SAFETY: the client promised it to be writable.
+                    unsafe { window.write(std::ptr::null_mut()) };
+                    return Ok(());
                 }
-                Ok(entered.windows.add(Extent { at: buffer.expose_provenance(), size }))
-            })
+                let registration = Registration { comm, buffer, size, out: window };
+                if group::is_open() {
+                    group::agree(visitor.blocks())?;
+                    group::queue(comm, None, group::Queued::Window(registration));
+                    return Ok(());
+                }
+                registration.run(&mut visitor.alone()?.running())
+            });
+            group::note(registered)
         })
     }
 
-    /// `ncclCommWindowDeregister`
+    /// `ncclCommWindowDeregister`: of this rank's memory alone.
     fn ncclCommWindowDeregister(comm: Handle, window: Window) -> NcclResult {
         answer(|| {
             let mut entered = registry::enter(comm)?;
-            if window.is_null() { Ok(()) } else { entered.windows.remove(window) }
+            if window.is_null() {
+                return Ok(());
+            }
+            let Live { id, .. } = entered.windows.find(window)?;
+            live().0.remove(&(window.addr() >> 4));
+            entered.comm.deregister_window(id).map_err(|error| failed(&error))
         })
     }
 
@@ -174,13 +243,12 @@ abi! {
     fn ncclWinGetUserPtr(comm: Handle, window: Window, out: *mut *mut c_void) -> NcclResult {
         answer(|| {
             put("ncclWinGetUserPtr", out, || {
-                let entered = registry::enter(comm)?;
+                let visitor = registry::visit(comm)?;
                 if window.is_null() {
                     return Ok(std::ptr::null_mut());
                 }
-                entered.windows.find(window)?;
-                let extent = live().0.get(&(window.addr() >> 4)).copied().ok_or_else(unknown)?;
-                Ok(std::ptr::with_exposed_provenance_mut(extent.at))
+                let Live { at, .. } = visitor.windows().find(window)?;
+                Ok(std::ptr::with_exposed_provenance_mut(at))
             })
         })
     }
@@ -199,19 +267,17 @@ abi! {
         comm: Handle,
         stream: Stream,
     ) -> NcclResult {
-        one_sided("ncclPutSignal", comm, stream, |visitor| {
-            check_peer(visitor, peer)?;
+        one_sided(comm, stream, |visitor| {
+            let peer = check_peer(visitor, peer)?;
             check_signal(signal, context, flags)?;
             let size = data_type(dtype)?.size();
-            visitor.windows().find(window)?;
+            let Live { id, .. } = visitor.windows().find(window)?;
             if local.is_null() && count != 0 {
                 return Err(invalid("ncclPutSignal: the buffer is NULL"));
             }
-            match count.checked_mul(size).and_then(|bytes| offset.checked_add(bytes)) {
-                Some(0) => Ok(()),
-                Some(end) => check(window, end - 1),
-                None => Err(invalid("ncclPutSignal: the count is larger than any memory")),
-            }
+            let bytes = count.checked_mul(size).filter(|bytes| *bytes <= isize::MAX as usize);
+            let bytes = bytes.ok_or_else(|| invalid("ncclPutSignal: the count is larger than any memory"))?;
+            Ok(OneSided::Put { local: local.cast(), bytes, peer, window: id, offset })
         })
     }
 
@@ -224,27 +290,28 @@ abi! {
         comm: Handle,
         stream: Stream,
     ) -> NcclResult {
-        one_sided("ncclSignal", comm, stream, |visitor| {
-            check_peer(visitor, peer)?;
-            check_signal(signal, context, flags)
+        one_sided(comm, stream, |visitor| {
+            check_signal(signal, context, flags)?;
+            Ok(OneSided::Signal { peer: check_peer(visitor, peer)? })
         })
     }
 
     /// `ncclWaitSignal`
     fn ncclWaitSignal(count: c_int, waits: *mut NcclWaitSignalDesc, comm: Handle, stream: Stream) -> NcclResult {
-        one_sided("ncclWaitSignal", comm, stream, |visitor| {
+        one_sided(comm, stream, |visitor| {
             if count < 1 || waits.is_null() {
                 return Err(invalid("ncclWaitSignal: there is nothing to wait for"));
             }
             // SAFETY: the caller's promise.
-            for wait in unsafe { std::slice::from_raw_parts(waits, count as usize) } {
-                check_peer(visitor, wait.peer)?;
+            let waits = unsafe { std::slice::from_raw_parts(waits, count as usize) };
+            let checked = waits.iter().map(|wait| {
                 check_signal(wait.sig_idx, wait.ctx, 0)?;
                 if wait.op_cnt < 1 {
                     return Err(invalid(&format!("ncclWaitSignal: opCnt is {}", wait.op_cnt)));
                 }
-            }
-            Ok(())
+                Ok((check_peer(visitor, wait.peer)?, wait.op_cnt as u64))
+            });
+            Ok(OneSided::Wait(checked.collect::<Result<_, _>>()?))
         })
     }
 }

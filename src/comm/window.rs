@@ -35,7 +35,7 @@ impl Communicator {
         let sizes = all.iter().map(size).collect::<Option<Vec<_>>>();
         let sizes = sizes.ok_or_else(|| Error::internal("the sizes of a window are unreadable"))?;
         if self.windows.service.is_none() {
-            let service = self.start_service().map_err(|error| self.fail(error))?;
+            let service = self.start_service().map_err(|error| self.fail_window(error))?;
             self.windows.service = Some(service);
         }
         self.windows.made += 1;
@@ -120,7 +120,7 @@ impl Communicator {
         }
         // SAFETY: the caller's promise.
         let sent = unsafe { self.send_pieces(from, bytes, peer, window, offset) };
-        sent.map_err(|error| self.fail(error))
+        sent.map_err(|error| self.fail_window(error))
     }
 
     unsafe fn send_pieces(
@@ -199,7 +199,7 @@ impl Communicator {
         // SAFETY: of no bytes.
         let sent =
             unsafe { self.send_message(peer, std::ptr::NonNull::dangling().as_ptr(), piece) };
-        sent.map(drop).map_err(|error| self.fail(error))
+        sent.map(drop).map_err(|error| self.fail_window(error))
     }
 
     /// Waits for that many signals of each rank, and consumes them.
@@ -215,8 +215,8 @@ impl Communicator {
         }
         for &(peer, count) in waits {
             self.wait_signals_of(peer, count).map_err(|error| match error {
-                Error::InvalidUsage { .. } => error,
-                error => self.fail(error),
+                Error::InvalidArgument { .. } => error,
+                error => self.fail_window(error),
             })?;
         }
         Ok(())
@@ -229,7 +229,7 @@ impl Communicator {
         let consumed = &mut service.consumed[peer as usize];
         let wanted = *consumed + count;
         if peer == *rank && board.signals(peer) < wanted {
-            return Err(Error::InvalidUsage {
+            return Err(Error::InvalidArgument {
                 what: format!(
                     "rank {peer} waits for {count} signals of itself and has sent {}: it would wait for ever",
                     board.signals(peer) - *consumed
@@ -244,13 +244,21 @@ impl Communicator {
                 let in_vain = closed && board.signals(peer) < wanted;
                 in_vain.then(|| endpoint.gone(peer).unwrap_or(LinkError::PeerLeft { peer }))
             };
-            if let Err(error) = wait.idle(failed, || Some(peer)) {
-                return Err(board.failure().clone().unwrap_or(error));
-            }
+            wait.idle(failed, || Some(peer))?;
         }
         wait.over();
         *consumed = wanted;
         Ok(())
+    }
+
+    /// A call failed. Where the reason is a message that this rank's thread could not apply, it is told before the abort that it led to.
+    #[cold]
+    fn fail_window(&mut self, error: Error) -> Error {
+        let service = self.windows.service.as_ref();
+        match service.and_then(|service| service.board.failure().clone()) {
+            Some(failure) => self.broken.get_or_insert(failure).clone(),
+            None => self.fail(error),
+        }
     }
 
     fn unbroken(&self) -> Result<(), Error> {

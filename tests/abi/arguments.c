@@ -380,12 +380,15 @@ static void others(ncclComm_t comm, ncclComm_t other) {
   BAD(ncclPutSignal(send, 4, ncclFloat, 0, window, 0, 1, 0, 0, comm, NULL));
   BAD(ncclPutSignal(send, 4, ncclFloat, 0, window, 0, 0, 1, 0, comm, NULL));
   BAD(ncclPutSignal(send, 4, ncclFloat, 0, window, 0, 0, 0, 1, comm, NULL));
-  MISUSE(ncclPutSignal(send, 4, ncclFloat, 0, window, 0, 0, 0, 0, comm, NULL));
-  MISUSE(ncclSignal(0, 0, 0, 0, comm, NULL));
+  OK(ncclPutSignal(send, 4, ncclFloat, 0, window, 0, 0, 0, 0, comm, NULL));
+  OK(ncclSignal(0, 0, 0, 0, comm, NULL));
   BAD(ncclWaitSignal(0, &wait, comm, NULL));
   BAD(ncclWaitSignal(1, NULL, comm, NULL));
   BAD(ncclWaitSignal(1, &wrong, comm, NULL));
-  MISUSE(ncclWaitSignal(1, &wait, comm, NULL));
+  OK(ncclWaitSignal(1, &wait, comm, NULL));
+  OK(ncclWaitSignal(1, &wait, comm, NULL));
+  /* Of itself a rank would wait for ever. */
+  BAD(ncclWaitSignal(1, &wait, comm, NULL));
   /* The device API. */
   ncclCommProperties_t properties = NCCL_COMM_PROPERTIES_INITIALIZER;
   ncclMultimemHandle_t multimem = {NULL};
@@ -404,9 +407,9 @@ static void others(ncclComm_t comm, ncclComm_t other) {
   properties.size = 8;
   BAD(ncclCommQueryProperties(comm, &properties));
   properties.size = sizeof properties;
-  properties.deviceApiSupport = properties.hostRmaSupport = true;
+  properties.deviceApiSupport = true, properties.hostRmaSupport = false;
   OK(ncclCommQueryProperties(comm, &properties));
-  EXPECT(!properties.deviceApiSupport && !properties.hostRmaSupport && properties.nRanks == 1);
+  EXPECT(!properties.deviceApiSupport && properties.hostRmaSupport && properties.nRanks == 1);
   BAD(ncclDevCommCreate(comm, NULL, (ncclDevComm_t*)memory));
   MISUSE(ncclDevCommCreate(comm, (ncclDevCommRequirements_t*)memory, (ncclDevComm_t*)memory));
   MISUSE(ncclDevCommDestroy(comm, (ncclDevComm_t*)memory));

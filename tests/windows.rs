@@ -1,0 +1,95 @@
+//! Windows between processes: what is put arrives, and a target or a source that is killed ends the others' calls with its number.
+
+mod job;
+
+use job::Job;
+use maypole::{Communicator, Error, WindowId};
+
+const OVER_TCP: [(&str, &str); 2] = [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1")];
+const WORDS: usize = 100_000;
+
+/// Not a test of its own: what a rank process does.
+#[test]
+#[ignore = "run by the other tests, as a rank"]
+fn rank() {
+    let Some((scene, mut comm)) = job::enter() else { return };
+    // Others write to it until the process ends.
+    let part: &'static mut [u64] = vec![0; WORDS].leak();
+    let part = part.as_mut_ptr();
+    // SAFETY: the memory is never freed, and from here on read through the pointer alone.
+    let window = unsafe { comm.register_window(part.cast(), WORDS * 8) };
+    let window = window.unwrap_or_else(|e| panic!("{e}"));
+    match scene.as_str() {
+        "ring" => ring(&mut comm, window, part),
+        "puts" => puts(&mut comm, window),
+        "waits" => waits(&mut comm),
+        other => panic!("no scene {other}"),
+    }
+}
+
+fn put(comm: &mut Communicator, data: &[u64], peer: u32, window: WindowId) -> Result<(), Error> {
+    // SAFETY: the slice is borrowed for the call.
+    unsafe { comm.put(data.as_ptr().cast(), data.len() * 8, peer, window, 0) }
+}
+
+/// What each rank has it puts to the next, as often as there are ranks.
+fn ring(comm: &mut Communicator, window: WindowId, part: *mut u64) {
+    let (rank, n) = (comm.rank(), comm.nranks());
+    let mut data: Vec<u64> = (0..WORDS as u64).map(|i| u64::from(rank) << 32 | i).collect();
+    for _ in 0..n {
+        put(comm, &data, (rank + 1) % n, window).unwrap_or_else(|e| panic!("{e}"));
+        comm.wait_signals(&[((rank + n - 1) % n, 1)]).unwrap_or_else(|e| panic!("{e}"));
+        // SAFETY: the rank before has signalled, and puts again only after the barrier.
+        unsafe { std::ptr::copy_nonoverlapping(part, data.as_mut_ptr(), WORDS) };
+        comm.barrier().unwrap_or_else(|e| panic!("{e}"));
+    }
+    assert!(data.iter().zip(0..).all(|(word, i)| *word == u64::from(rank) << 32 | i));
+    println!("say:done");
+}
+
+/// Rank 0 puts to rank 1 until that fails; rank 1 waits for rank 2, and rank 2 for rank 0.
+fn puts(comm: &mut Communicator, window: WindowId) {
+    println!("say:started");
+    let error = match comm.rank() {
+        0 => {
+            let data = vec![1; WORDS];
+            loop {
+                if let Err(error) = put(comm, &data, 1, window) {
+                    break error;
+                }
+            }
+        }
+        rank => comm.wait_signals(&[(2 * (2 - rank), 1)]).expect_err("nobody signals it"),
+    };
+    println!("say:{error}");
+}
+
+/// All wait for rank 1, which does nothing.
+fn waits(comm: &mut Communicator) {
+    println!("say:started");
+    let whom = if comm.rank() == 1 { 0 } else { 1 };
+    let error = comm.wait_signals(&[(whom, 1)]).expect_err("rank 1 sends no signal");
+    println!("say:{error}");
+}
+
+#[test]
+fn puts_travel_around_a_ring_of_processes() {
+    for environment in [&[][..], &OVER_TCP] {
+        Job::start(3, "ring", environment).all_say("done");
+    }
+}
+
+#[test]
+fn a_killed_process_ends_puts_and_waits_with_its_number() {
+    for environment in [&[][..], &OVER_TCP] {
+        for scene in ["puts", "waits"] {
+            let mut job = Job::start(3, scene, environment);
+            job.all_say("started");
+            job.signal(1, libc::SIGKILL);
+            for survivor in [0, 2] {
+                let said = job.hear(survivor);
+                assert!(said.contains("rank 1 died"), "{scene}: rank {survivor} says {said}");
+            }
+        }
+    }
+}
