@@ -58,7 +58,8 @@ CUcontext primary(CUdevice ordinal) {
   CUcontext& context = (*contexts)[ordinal];
   if (!context) {
     context = new CUctx_st{&device_of(ordinal), nullptr};
-    context->legacy = new CUstream_st{context, 0, 0, true, nullptr, nullptr, {}};
+    context->legacy = new CUstream_st{context, 0, MAX_QUEUES, true,  // a queue of its own
+                                       nullptr, nullptr, {}};
   }
   return context;
 }

@@ -36,6 +36,7 @@ void jitter(unsigned jitter_us);
 
 constexpr size_t DEVICE_BYTES = (size_t)16 << 30;
 constexpr int MAX_DEVICES = 16;
+constexpr unsigned MAX_QUEUES = 32;
 
 struct Queue;
 // Ordinals are physical: those that CUDA_VISIBLE_DEVICES numbers.

@@ -20,7 +20,7 @@ std::vector<CUstream>& all_streams() {
 static CUstream create(CUcontext context, unsigned flags) {
   static const unsigned queues = [] {
     const int n = setting("CUDA_DEVICE_MAX_CONNECTIONS", 8);
-    return (unsigned)(n < 1 ? 1 : n > 32 ? 32 : n);
+    return n < 1 ? 1 : (unsigned)n > MAX_QUEUES ? MAX_QUEUES : (unsigned)n;
   }();
   Lock guard(order);
   CUstream stream = new CUstream_st{context, flags, context->device->next_queue++ % queues, false, nullptr, nullptr, {}};

@@ -5,4 +5,7 @@
 
 pub mod driver;
 pub mod encode;
+pub mod ipc;
 pub mod launch;
+pub mod memory;
+pub mod stream;
