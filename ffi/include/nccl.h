@@ -140,7 +140,6 @@ typedef struct {
 #define NCCL_API_MAGIC 0xcafebeef
 #define NCCL_CONFIG_UNDEF_INT INT_MIN
 #define NCCL_CONFIG_UNDEF_PTR NULL
-#define NCCL_CONFIG_UNDEF_FLOAT -1.0f
 #define NCCL_UNDEF_FLOAT -1.0f
 
 #define NCCL_SPLIT_NOCOLOR -1
@@ -161,7 +160,7 @@ typedef struct {
 #define NCCL_WIN_REQUIRED_ALIGNMENT 4096
 
 /* How a communicator is made. On host memory only blocking and commName change anything; all fields are checked. */
-typedef struct ncclConfig_v23200 {
+typedef struct ncclConfig_v23100 {
   /* set by the initialiser alone */
   size_t size;
   unsigned int magic;
@@ -281,8 +280,7 @@ typedef struct {
   int ctx;
 } ncclWaitSignalDesc_t;
 
-#define NCCL_ENCRYPTION_MODE_NONE 0
-#define NCCL_ENCRYPTION_MODE_PSK 1
+typedef enum { NCCL_ENCRYPTION_MODE_NONE = 0, NCCL_ENCRYPTION_MODE_PSK = 1 } ncclEncryptionMode_t;
 typedef struct ncclEncryptionConfig_v23200 {
   size_t size;
   unsigned int magic;

@@ -147,12 +147,15 @@ typedef struct ncclCommProperties {
   ncclGinConnectionType_t ginConnectionType;
   bool ginSupport[64];
   size_t devCommRuntimeVersionSize;
+  bool cftSupport;          /* false */
+  bool cftMulticastSupport; /* false */
+  bool cftCountedSupport;   /* false */
 } ncclCommProperties_t;
 
 #define NCCL_COMM_PROPERTIES_INITIALIZER                                                                            \
   {                                                                                                                 \
     sizeof(ncclCommProperties_t), NCCL_API_MAGIC, NCCL_VERSION_CODE, 0, 0, 0, 0, false, false, NCCL_GIN_TYPE_NONE, 0, \
-      false, NCCL_GIN_TYPE_NONE, 0, 0, NCCL_GIN_CONNECTION_NONE, {false}, 0                                         \
+      false, NCCL_GIN_TYPE_NONE, 0, 0, NCCL_GIN_CONNECTION_NONE, {false}, 0, false, false, false                    \
   }
 
 MAYPOLE_FUNCTION(ncclResult_t, ncclCommQueryProperties, ncclComm_t comm, ncclCommProperties_t* props);

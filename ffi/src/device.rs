@@ -134,6 +134,9 @@ abi! {
                 gin_connection_type: 0,
                 gin_support: [false; 64],
                 dev_comm_runtime_version_size: 0,
+                cft_support: false,
+                cft_multicast_support: false,
+                cft_counted_support: false,
             };
             let len = size.min(size_of::<NcclCommProperties>());
             // SAFETY: the caller's promise: the client's structure is that long.

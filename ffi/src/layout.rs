@@ -121,6 +121,9 @@ pub(crate) struct NcclCommProperties {
     pub(crate) gin_connection_type: c_int,
     pub(crate) gin_support: [bool; 64],
     pub(crate) dev_comm_runtime_version_size: usize,
+    pub(crate) cft_support: bool,
+    pub(crate) cft_multicast_support: bool,
+    pub(crate) cft_counted_support: bool,
 }
 
 /// `ncclTeam_t`
@@ -160,8 +163,8 @@ laid_out!(NcclCollConfig: 72, size 0, magic 8, version 12, ext 16, min_ctas 24, 
 laid_out!(NcclSimInfo: 24, size 0, magic 8, version 12, estimated_time 16);
 laid_out!(NcclWaitSignalDesc: 16, op_cnt 0, peer 4, sig_idx 8, ctx 12);
 laid_out!(NcclEncryptionConfig: 32, size 0, magic 8, version 12, mode 16, psk 24);
-laid_out!(NcclCommProperties: 144, size 0, magic 8, version 12, rank 16, n_ranks 20, cuda_dev 24, nvml_dev 28,
+laid_out!(NcclCommProperties: 152, size 0, magic 8, version 12, rank 16, n_ranks 20, cuda_dev 24, nvml_dev 28,
     device_api_support 32, multimem_support 33, gin_type 36, n_lsa_teams 40, host_rma_support 44, railed_gin_type 48,
-    comm_hash 56, gin_min_stride 64, gin_connection_type 68, gin_support 72, dev_comm_runtime_version_size 136);
+    comm_hash 56, gin_min_stride 64, gin_connection_type 68, gin_support 72, dev_comm_runtime_version_size 136, cft_support 144, cft_counted_support 146);
 laid_out!(NcclTeam: 12, n_ranks 0, rank 4, stride 8);
 laid_out!(NcclMultimemHandle: 8, base 0);

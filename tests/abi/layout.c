@@ -73,7 +73,7 @@ SIZE(ncclEncryptionConfig_t, 32);
 AT(ncclEncryptionConfig_t, mode, 16);
 AT(ncclEncryptionConfig_t, psk, 24);
 
-SIZE(ncclCommProperties_t, 144);
+SIZE(ncclCommProperties_t, 152);
 AT(ncclCommProperties_t, rank, 16);
 AT(ncclCommProperties_t, nRanks, 20);
 AT(ncclCommProperties_t, cudaDev, 24);
@@ -87,6 +87,9 @@ AT(ncclCommProperties_t, railedGinType, 48);
 AT(ncclCommProperties_t, commHash, 56);
 AT(ncclCommProperties_t, ginSupport, 72);
 AT(ncclCommProperties_t, devCommRuntimeVersionSize, 136);
+AT(ncclCommProperties_t, cftSupport, 144);
+AT(ncclCommProperties_t, cftMulticastSupport, 145);
+AT(ncclCommProperties_t, cftCountedSupport, 146);
 
 SIZE(ncclTeam_t, 12);
 AT(ncclTeam_t, rank, 4);
@@ -135,7 +138,7 @@ int main(void) {
   good = good && coll.size == 72 && coll.magic == 0xcafebeef && coll.forceAlgSelection == 1 && coll.userProfilerTag == 0;
   good = good && simulation.size == 24 && simulation.magic == 0x74685283 && simulation.estimatedTime == -1.0f;
   good = good && encryption.size == 32 && encryption.mode == NCCL_ENCRYPTION_MODE_NONE && encryption.psk == NULL;
-  good = good && properties.size == 144 && properties.magic == 0xcafebeef && properties.rank == 0;
+  good = good && properties.size == 152 && properties.magic == 0xcafebeef && properties.rank == 0;
   good = good && requirements.size == sizeof requirements && requirements.ginContextCount == 4;
   return good ? 0 : 1;
 }
