@@ -4,7 +4,7 @@ mod artifact;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -190,6 +190,8 @@ struct Endless {
     launcher: Child,
     bench: u32,
     ranks: Vec<u32>,
+    /// Kept open: rank 0 ends when nobody reads what it prints.
+    _out: BufReader<ChildStdout>,
 }
 
 impl Endless {
@@ -208,7 +210,7 @@ impl Endless {
         let bench = children(launcher.id())[0];
         let ranks = children(bench);
         assert_eq!(ranks.len(), 2);
-        Self { launcher, bench, ranks }
+        Self { launcher, bench, ranks, _out: out }
     }
 }
 
