@@ -5,6 +5,7 @@ pub mod chain;
 pub mod circulant;
 pub mod direct;
 pub mod double_tree;
+pub mod scatter;
 
 use crate::collective::{Generator, root};
 
@@ -14,5 +15,6 @@ pub(super) const GENERATORS: &[Generator] = &[
     Generator::new("binomial", "broadcast", |c, n| binomial::schedule(n, root(c))),
     Generator::new("chain", "broadcast", |c, n| chain::schedule(n, root(c))),
     Generator::new("tree", "broadcast", |c, n| double_tree::schedule(n, root(c))),
+    Generator::new("scatter", "broadcast", |c, n| scatter::schedule(n, root(c))),
     Generator::new("circulant", "broadcast", |c, n| circulant::schedule(n, root(c))),
 ];

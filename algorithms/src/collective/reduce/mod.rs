@@ -5,6 +5,7 @@ pub mod chain;
 pub mod circulant;
 pub mod direct;
 pub mod double_tree;
+pub mod scatter;
 
 use crate::collective::{Generator, root};
 
@@ -14,5 +15,6 @@ pub(super) const GENERATORS: &[Generator] = &[
     Generator::new("binomial", "reduce", |c, n| binomial::schedule(n, root(c))),
     Generator::new("chain", "reduce", |c, n| chain::schedule(n, root(c))),
     Generator::new("tree", "reduce", |c, n| double_tree::schedule(n, root(c))),
+    Generator::new("scatter", "reduce", |c, n| scatter::schedule(n, root(c))),
     Generator::new("circulant", "reduce", |c, n| circulant::schedule(n, root(c))),
 ];
