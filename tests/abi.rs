@@ -241,6 +241,44 @@ fn a_thousand_communicators_leave_nothing_behind() {
     stress(1000);
 }
 
+/// Memory errors, and what is definitely lost, of these programs; one that runs among processes is watched in all of them.
+#[test]
+#[ignore = "valgrind is slow; for scripts/test --full"]
+fn valgrind_has_nothing_to_say() {
+    if !Command::new("valgrind").arg("--version").output().is_ok_and(|o| o.status.success()) {
+        eprintln!("valgrind is not here: the C programs were not run under it");
+        return;
+    }
+    let suppressions = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/abi/valgrind.supp");
+    for (compiler, source, runs) in [
+        ("cc", "answers.c", &[""][..]),
+        ("cc", "arguments.c", &[""]),
+        ("cc", "lifecycle.c", &[""]),
+        ("cc", "rooted.c", &[""]),
+        ("cc", "abort.c", &[""]),
+        ("cc", "collectives.c", &["2"]),
+        // Without its part on fork: a child leaves alone what it inherited, which counts as lost there.
+        ("cc", "streams.c", &["order", "join", "drain", "abort", "exit"]),
+        ("c++", "groups.cc", &[""]),
+    ] {
+        let folder = TempDir::new().expect("a temporary folder");
+        let program = compile(&format!("{compiler} -g"), source, &folder);
+        for arguments in runs {
+            output(
+                Command::new("timeout")
+                    .args(["--signal=KILL", "300", "valgrind", "--quiet", "--error-exitcode=9"])
+                    .args(["--leak-check=full", "--show-leak-kinds=definite"])
+                    .args(["--errors-for-leak-kinds=definite", "--fair-sched=yes"])
+                    .arg(format!("--suppressions={}", suppressions.display()))
+                    .arg(&program)
+                    .args(arguments.split_whitespace())
+                    // valgrind may not know the instructions of this machine.
+                    .env("MAYPOLE_ISA", "avx2"),
+            );
+        }
+    }
+}
+
 /// What a program of one rank logs, with these variables.
 fn log(variables: &[(&str, &str)]) -> String {
     let folder = TempDir::new().expect("a temporary folder");

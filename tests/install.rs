@@ -113,6 +113,51 @@ fn the_installed_tree_serves_programs() {
     }
 }
 
+/// The tarball of `scripts/release`: what is in it, and a program built against it where it was unpacked.
+#[test]
+fn the_released_tarball_serves_programs() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let printed = run(Command::new(root().join("scripts/release")).arg(folder.path()));
+    let tarball = Path::new(printed.trim());
+    let name = tarball.file_name().and_then(|name| name.to_str()).expect("a name");
+    let name = name.strip_suffix(".tar.gz").expect("a tarball");
+    let list = run(Command::new("tar").arg("-tzf").arg(tarball));
+    assert!(list.lines().all(|entry| entry.starts_with(&format!("{name}/"))), "{list}");
+    for file in [
+        "LICENSE",
+        "README.md",
+        "bin/all_reduce_perf",
+        "bin/maypole",
+        "include/maypole.h",
+        "include/nccl.h",
+        "include/nccl_device.h",
+        "lib/libnccl.so",
+        "lib/libnccl.so.2",
+        "lib/libnccl.so.2.32.3",
+        "lib/libnccl_static.a",
+        "lib/pkgconfig/nccl.pc",
+    ] {
+        assert!(list.lines().any(|entry| entry == format!("{name}/{file}")), "{file}: {list}");
+    }
+    run(Command::new("tar").arg("-xzf").arg(tarball).arg("-C").arg(folder.path()));
+    let prefix = folder.path().join(name);
+    run(timed(&prefix.join("bin/maypole")).arg("env"));
+    if !found("pkg-config") {
+        eprintln!("pkg-config is not here: no program was built against the tarball");
+        return;
+    }
+    let mut pkg_config = Command::new("pkg-config");
+    pkg_config.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
+    let flags = run(pkg_config.args(["--cflags", "--libs", "nccl"]));
+    let program = folder.path().join("one");
+    run(Command::new("cc")
+        .arg(root().join("tests/abi/client/one.c"))
+        .arg("-o")
+        .arg(&program)
+        .args(flags.split_whitespace()));
+    run(timed(&program).env("LD_LIBRARY_PATH", prefix.join("lib")));
+}
+
 /// Programs that are linked with NCCL, or open it, get Maypole when it is preloaded or first on the path.
 #[test]
 fn a_preloaded_library_is_the_one_that_is_opened_by_name() {
