@@ -487,6 +487,7 @@ static void failures(void) { /* SIMCUDA_FAIL=cuMemAlloc_v2:3:2,cuStreamQuery:1:9
 static void kernel_failure(void) { /* SIMCUDA_FAIL=kernel:2:700 */
   begin_two(2);
   OK(launch(await_, 1, b, FLAG(0), word, 1)); /* never told: ends because the device fails */
+  while (simCalls("kernel") < 1) usleep(100);
   OK(launch(add, 1, a, word, other, 1));
   IS(CUDA_ERROR_ILLEGAL_ADDRESS, cuStreamSynchronize(a));
   IS(CUDA_ERROR_ILLEGAL_ADDRESS, cuStreamSynchronize(b));
@@ -550,6 +551,7 @@ static void graphs(void) {
   OK(cuStreamIsCapturing(b, &status));
   CHECK(status == CU_STREAM_CAPTURE_STATUS_ACTIVE);
   /* Two branches, the first of which waits for the second: they run side by side. */
+  OK(cuStreamWaitValue64_v2(a, FLAG(0), 1, CU_STREAM_WAIT_VALUE_GEQ));
   OK(launch(await_, 1, a, FLAG(0), FLAG(1), 1));
   OK(cuStreamWriteValue64_v2(b, FLAG(0), 1, 0));
   OK(cuLaunchHostFunc(b, add_flag, &flags[2]));
@@ -563,7 +565,7 @@ static void graphs(void) {
   OK(cuStreamIsCapturing(b, &status));
   CHECK(status == CU_STREAM_CAPTURE_STATUS_NONE);
   OK(cuGraphGetNodes(graph, NULL, &n));
-  CHECK(n == 6);
+  CHECK(n == 7);
   CHECK(read_word(word) == 0); /* nothing has run */
   CUgraphExec exec = instantiate(graph);
   for (u64 i = 1; i <= 3; i++) OK(cuGraphLaunch(exec, i % 2 ? a : b));
