@@ -492,6 +492,7 @@ static void kernel_failure(void) { /* SIMCUDA_FAIL=kernel:2:700 */
   IS(CUDA_ERROR_ILLEGAL_ADDRESS, cuStreamSynchronize(a));
   IS(CUDA_ERROR_ILLEGAL_ADDRESS, cuStreamSynchronize(b));
   IS(CUDA_ERROR_ILLEGAL_ADDRESS, cuMemAlloc_v2(&word, 8));
+  cuMemFreeHost(flags); /* waits for the kernel that nobody told */
   OK(cuCtxSetCurrent(second)); /* the other device goes on */
   OK(cuMemAlloc_v2(&word, 8));
 }
