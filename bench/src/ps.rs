@@ -55,7 +55,7 @@ fn as_text(found: &[Live]) -> String {
     for (key, mut ranks) in by_key {
         ranks.sort_by_key(|(_, it)| it.rank);
         let (nranks, here) = (ranks[0].1.nranks, ranks.len());
-        let _ = writeln!(text, "communicator {key:016x}: {nranks} ranks, {here} of them told");
+        let _ = writeln!(text, "communicator {key:016x}: {nranks} ranks, {here} of them seen here");
         for (process, it) in ranks {
             let Live { pid, command, .. } = process;
             let _ =
@@ -90,11 +90,12 @@ fn state(it: &Communicator) -> String {
         };
     }
     let mut text = format!("in {}", it.call);
-    if let Some(peer) = it.waits_for {
-        let _ = write!(text, ", waits for rank {peer}");
-    }
     if let Some(waited) = it.waited {
-        let _ = write!(text, ", {:.1} s", waited.as_secs_f64());
+        let _ = write!(text, ", waits {:.1} s", waited.as_secs_f64());
+    }
+    if let Some(peer) = it.waits_for {
+        let waits = if it.waited.is_none() { ", waits" } else { "" };
+        let _ = write!(text, "{waits} for rank {peer}");
     }
     text
 }
@@ -162,9 +163,9 @@ mod tests {
     fn ranks_of_a_communicator_stand_together_in_order() {
         assert_eq!(
             as_text(&found()),
-            "communicator 0000000000000abc: 3 ranks, 2 of them told\n\
+            "communicator 0000000000000abc: 3 ranks, 2 of them seen here\n\
              \x20 rank 0     pid 12       train            after call 7, all_reduce of 3 int32 sum\n\
-             \x20 rank 1     pid 10       train            in call 7, all_reduce of 3 int32 sum, waits for rank 0, 3.2 s\n\
+             \x20 rank 1     pid 10       train            in call 7, all_reduce of 3 int32 sum, waits 3.2 s for rank 0\n\
              pid 11 of user 5 (train) is stopped, by a signal or a debugger, and cannot say what it does\n\
              pid 12 of user 5 (train) has 2 more communicators\n"
         );

@@ -65,7 +65,12 @@ pub(super) fn job(lookup: Lookup) -> Result<Option<Job>, String> {
     };
     if let Some((name, read)) = of_wanted {
         let job = read(lookup)?;
-        let missing = || format!("{CHOICE}={name}, but {name} has set none of its variables");
+        let missing = || {
+            format!(
+                "{CHOICE}={name}, but {name} has set none of its variables, or not both a rank and a number of ranks; \
+                 docs/launchers.md lists them"
+            )
+        };
         return job.map(Some).ok_or_else(missing);
     }
     for (_, read) in LAUNCHERS {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{NCCL_VERSION, Participant};
+use crate::launch;
 use crate::options::{Options, Step};
 
 /// All of them; `reduced` if the largest size is smaller than was asked for.
@@ -32,9 +33,10 @@ fn parameters(options: &Options) -> String {
     let Options { warmup, iterations, calls, checks, unaligned, .. } = options;
     let program = options.operation.name();
     let library = env!("CARGO_PKG_VERSION");
+    let mpi = launch::mpi().map_or_else(String::new, |mpi| format!("# Built with {mpi}\n"));
     let mut text = format!(
         "# nccl-tests version maypole-{library} nccl-headers={NCCL_VERSION} nccl-library={NCCL_VERSION}\n\
-         # Collective test starting: {program}_perf\n\
+         {mpi}# Collective test starting: {program}_perf\n\
          # nThread {threads} nGpus {gpus} minBytes {min_bytes} maxBytes {max_bytes} step: {step}({unit}) \
          warmup iters: {warmup} iters: {iterations} agg iters: {calls} validation: {checks} graph: 0 unalign: {unaligned}\n"
     );
@@ -119,7 +121,19 @@ mod tests {
 
     fn lines(options: &Options) -> Vec<String> {
         let one = Participant { group: 0, pid: 17, host: "node".to_owned(), device: 0 };
-        header(options, &[one], false).lines().map(str::to_owned).collect()
+        let text = header(options, &[one], false);
+        let all = text.lines().map(str::to_owned);
+        all.filter(|line| !line.starts_with("# Built with ")).collect()
+    }
+
+    #[test]
+    fn the_mpi_that_it_is_built_with_is_said() {
+        let text = header(&Options::default(), &[], false);
+        let second = text.lines().nth(1).expect("a second line");
+        match launch::mpi() {
+            Some(mpi) => assert_eq!(second, format!("# Built with {mpi}")),
+            None => assert!(second.starts_with("# Collective test starting"), "{second}"),
+        }
     }
 
     #[test]
