@@ -159,7 +159,8 @@ fn ps_tells_who_waits_for_whom_and_who_is_stopped() {
         let rank = lists.lines().find(|line| line.contains(&format!(" pid {waiting} ")));
         let rank = rank.is_some_and(|line| {
             line.contains("  rank 0 ")
-                && line.contains("all_reduce of 2 float sum, waits for rank 1, ")
+                && line.contains("all_reduce of 2 float sum, waits ")
+                && line.ends_with(" s for rank 1")
         });
         rank && lists.lines().any(|line| {
             line.starts_with(&format!("pid {stopped} ")) && line.contains(" is stopped")
