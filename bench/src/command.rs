@@ -65,7 +65,9 @@ fn bench(args: Vec<OsString>) -> u8 {
             return status::FINE;
         }
         Ok(Some(options)) => match options.processes {
-            Some(processes) if !launch::placed() => Ok(start(processes)),
+            Some(processes) if !launch::placed() => {
+                Ok(start(processes, options.ranks_per_process() == 1))
+            }
             _ => one_of_them(options),
         },
         Err(failure) => Err((failure, true)),
@@ -98,7 +100,7 @@ fn compare(args: Vec<OsString>) -> Result<u8, lexopt::Error> {
         return Ok(status::FINE);
     };
     if request.nranks > 1 && !launch::placed() {
-        return Ok(start(request.nranks));
+        return Ok(start(request.nranks, true));
     }
     maypole::logger::install();
     let place = launch::find().map_err(|error| error.to_string())?;
@@ -113,8 +115,8 @@ fn compare(args: Vec<OsString>) -> Result<u8, lexopt::Error> {
 }
 
 /// This command again, as that many processes; returns the exit status of them all.
-fn start(nranks: u32) -> u8 {
-    launch::local::launch(&mut |_| launch::local::myself(), nranks).unwrap_or_else(|error| {
+fn start(nranks: u32, bind: bool) -> u8 {
+    launch::local::launch(&mut |_| launch::local::myself(), nranks, bind).unwrap_or_else(|error| {
         eprintln!("maypole: cannot run {nranks} processes: {error}");
         status::SYSTEM
     })

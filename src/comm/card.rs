@@ -9,8 +9,10 @@ pub(super) struct Host {
     pub(super) name: String,
     /// What ranks share that can pass memory to each other: the running kernel and its network namespace.
     identity: String,
-    /// Cores that the rank's process may use.
-    pub(super) cores: u32,
+    /// How many cores the rank may keep busy: those it is bound to, or what a quota leaves of them.
+    cores: u32,
+    /// Which cores the rank is bound to: a bit each, as the kernel has them. Empty where that is unknown.
+    bound: Vec<u8>,
 }
 
 /// What a rank tells the others.
@@ -37,7 +39,22 @@ impl Host {
             name: read("/proc/sys/kernel/hostname"),
             identity: format!("{boot} {}", network.display()),
             cores,
+            bound: bound(),
         }
+    }
+
+    /// How many cores ranks of one host have together: each of them may be bound to another one.
+    pub(super) fn cores<'a>(ranks: impl Iterator<Item = &'a Self>) -> usize {
+        let (mut union, mut most, mut quota) = (Vec::new(), 1, u32::MAX);
+        for Self { cores, bound, .. } in ranks {
+            union.resize(bound.len().max(union.len()), 0);
+            union.iter_mut().zip(bound).for_each(|(all, own)| *all |= own);
+            most = most.max(*cores);
+            if *cores < ones(bound) {
+                quota = quota.min(*cores);
+            }
+        }
+        ones(&union).max(most).min(quota).max(1) as usize
     }
 
     /// What is equal where memory can be passed.
@@ -51,15 +68,38 @@ impl Host {
     }
 }
 
+/// The cores that this thread may run on.
+fn bound() -> Vec<u8> {
+    // SAFETY: an all-zero set is a valid one, and the kernel writes no more than its size.
+    let set = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        (libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) == 0).then_some(set)
+    };
+    let Some(set) = set else { return Vec::new() };
+    let one = |byte: usize, bit| {
+        // SAFETY: the number is below that of the bits of a set.
+        u8::from(unsafe { libc::CPU_ISSET(8 * byte + bit, &set) }) << bit
+    };
+    let mut bytes: Vec<u8> =
+        (0..size_of_val(&set)).map(|byte| (0..8).map(|bit| one(byte, bit)).sum()).collect();
+    bytes.truncate(bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1));
+    bytes
+}
+
+fn ones(bits: &[u8]) -> u32 {
+    bits.iter().map(|byte| byte.count_ones()).sum()
+}
+
 impl Card {
     /// Fields as a 16-bit length and that many bytes each.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let cores = self.host.cores.to_le_bytes();
         let process = self.process.to_bytes();
-        let fields: [&[u8]; 7] = [
+        let fields: [&[u8]; 8] = [
             self.host.name.as_bytes(),
             self.host.identity.as_bytes(),
             &cores,
+            &self.host.bound,
             &process,
             &self.address,
             &self.meeting,
@@ -85,11 +125,12 @@ impl Card {
         let name = String::from_utf8(field()?).ok()?;
         let identity = String::from_utf8(field()?).ok()?;
         let cores = u32::from_le_bytes(field()?.try_into().ok()?).max(1);
+        let bound = field()?;
         let process = Process::from_bytes(&field()?)?;
         let address = field()?;
         let meeting = field()?;
         let settings = String::from_utf8(field()?).ok()?;
-        let host = Host { name, identity, cores };
+        let host = Host { name, identity, cores, bound };
         bytes.is_empty().then_some(Self { host, process, address, meeting, settings })
     }
 }
@@ -114,6 +155,22 @@ mod tests {
             assert_eq!(Card::from_bytes(&bytes[..len]), None);
         }
         assert_eq!(Card::from_bytes(&[&bytes[..], &[0]].concat()), None);
+    }
+
+    #[test]
+    fn ranks_bound_to_cores_of_their_own_are_not_crowded() {
+        let here = Host::here();
+        let host = |cores, bound: &[u8]| Host { cores, bound: bound.to_vec(), ..here.clone() };
+        let cores = |hosts: &[Host]| Host::cores(hosts.iter());
+        assert_eq!(cores(&[host(1, &[1]), host(1, &[2])]), 2);
+        assert_eq!(cores(&[host(1, &[1]), host(1, &[1])]), 1);
+        assert_eq!(cores(&[host(1, &[1]), host(1, &[0, 0x80])]), 2);
+        assert_eq!(cores(&[host(4, &[15]), host(4, &[15])]), 4);
+        // Two of four cores' worth of time.
+        assert_eq!(cores(&[host(2, &[15]), host(2, &[15])]), 2);
+        // What a rank is bound to is unknown.
+        assert_eq!(cores(&[host(8, &[]), host(8, &[])]), 8);
+        assert_eq!(ones(&here.bound).min(here.cores), here.cores);
     }
 
     #[test]

@@ -149,15 +149,30 @@ impl Communicator {
     ) -> Result<Self, Error> {
         let Introduced { endpoint, meeting, cards, addresses, .. } = introduced;
         let (rank, nranks) = (joined.rank, joined.nranks);
-        let on_host = |host: &Host| cards.iter().filter(|c| c.host.same_machine(host)).count();
-        let crowding = |card: &Card| on_host(&card.host) as f64 / f64::from(card.host.cores);
+        let sharing = |host: &Host| {
+            let ranks: Vec<_> =
+                cards.iter().map(|c| &c.host).filter(|h| h.same_machine(host)).collect();
+            (ranks.len(), Host::cores(ranks.into_iter()))
+        };
+        let (on_host, cores) = sharing(&cards[rank as usize].host);
+        let mut hosts: Vec<&Host> = Vec::new();
+        for Card { host, .. } in &cards {
+            if !hosts.iter().any(|known| known.same_machine(host)) {
+                hosts.push(host);
+            }
+        }
+        let crowding = hosts.into_iter().map(|host| {
+            let (ranks, cores) = sharing(host);
+            ranks as f64 / cores as f64
+        });
+        let ranks_per_core = crowding.fold(1.0, f64::max);
         let tuner = Tuner {
             grouping: introduced.grouping,
             slot_bytes: layout.slot_bytes,
             depth: layout.depth,
             lines: !introduced.tcp,
             tcp_within_nodes: introduced.tcp_within_nodes,
-            ranks_per_core: cards.iter().map(crowding).fold(1.0, f64::max),
+            ranks_per_core,
             class: match config.bits {
                 Bits::Fast => Class::Fast,
                 Bits::Default | Bits::Canonical => Class::Canonical,
@@ -202,7 +217,7 @@ impl Communicator {
             plans: Plans::default(),
             tuner,
             isa: isa(config.isa),
-            patience: Patience::new(on_host(here), here.cores as usize, config.spin),
+            patience: Patience::new(on_host, cores, config.spin),
             scratch: Scratch::default(),
             staging: Box::default(),
             broken: None,

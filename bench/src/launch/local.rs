@@ -17,6 +17,9 @@ use crate::status;
 /// The variable that tells a process its rank and how many there are: `2/8`. Its standard input is its socket.
 const VARIABLE: &str = "MAYPOLE_BENCH_PLACE";
 
+/// Set to 1, processes are not bound to cores.
+pub(crate) const UNBOUND: &str = "MAYPOLE_BENCH_UNBOUND";
+
 /// How long the others may take to fail too, or to finish, once a rank has ended.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -46,15 +49,17 @@ pub(super) fn placed() -> bool {
     std::env::var_os(VARIABLE).is_some()
 }
 
-/// Runs `program(rank)` for every rank and returns the exit status for all.
+/// Runs `program(rank)` for every rank, each bound to a core if `bind`, and returns the exit status for all.
 pub(crate) fn launch(
     program: &mut dyn FnMut(u32) -> io::Result<Command>,
     nranks: u32,
+    bind: bool,
 ) -> io::Result<u8> {
     let (events, inbox) = mpsc::channel();
     let mut ranks = Ranks::default();
     for rank in 0..nranks {
-        ranks.start(program(rank)?, (rank, nranks), events.clone())?;
+        let core = if bind { core_of(rank) } else { None };
+        ranks.start(program(rank)?, (rank, nranks), core, events.clone())?;
     }
     drop(events);
     let failure = ranks.serve(&inbox)?;
@@ -86,6 +91,34 @@ pub(crate) fn myself() -> io::Result<Command> {
     Ok(command)
 }
 
+/// The core that the process of that rank is bound to, in turns over those that this process may use: else the kernel may leave two
+/// ranks on one core for good, since ranks that wait for each other there keep it no more than half busy. None if `UNBOUND` is set.
+fn core_of(rank: u32) -> Option<libc::cpu_set_t> {
+    if std::env::var_os(UNBOUND).is_some_and(|value| value != "0") {
+        return None;
+    }
+    // SAFETY: an all-zero set is a valid one, and the kernel writes no more than its size.
+    let (allowed, ended) = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        let ended = libc::sched_getaffinity(0, size_of_val(&set), &raw mut set);
+        (set, ended)
+    };
+    if ended != 0 {
+        return None;
+    }
+    // SAFETY: the numbers are below that of the bits of a set.
+    let cores: Vec<_> = (0..8 * size_of_val(&allowed))
+        .filter(|&core| unsafe { libc::CPU_ISSET(core, &allowed) })
+        .collect();
+    let core = *cores.get(rank as usize % cores.len().max(1))?;
+    // SAFETY: as above.
+    Some(unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(core, &mut set);
+        set
+    })
+}
+
 /// Why a run did not end well.
 struct Failure {
     rank: u32,
@@ -103,15 +136,20 @@ impl Ranks {
         &mut self,
         mut command: Command,
         (rank, nranks): (u32, u32),
+        core: Option<libc::cpu_set_t>,
         events: Sender<Event>,
     ) -> io::Result<()> {
         let (mine, theirs) = UnixStream::pair()?;
         let launcher = std::process::id();
         command.stdin(Stdio::from(OwnedFd::from(theirs)));
         command.env(VARIABLE, format!("{rank}/{nranks}"));
-        // SAFETY: prctl, getppid and _exit are async-signal-safe, and the closure touches nothing else.
+        // SAFETY: prctl, getppid, sched_setaffinity and _exit are async-signal-safe, and the closure touches nothing else.
         unsafe {
             command.pre_exec(move || {
+                if let Some(core) = &core {
+                    // A process that stays unbound is only slower.
+                    libc::sched_setaffinity(0, size_of_val(core), core);
+                }
                 if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                     return Err(io::Error::last_os_error());
                 }
@@ -227,7 +265,7 @@ mod tests {
             command.args(["-c", scripts[rank as usize]]);
             Ok(command)
         };
-        launch(&mut program, scripts.len() as u32).unwrap()
+        launch(&mut program, scripts.len() as u32, true).unwrap()
     }
 
     #[test]

@@ -62,6 +62,7 @@ Environment:
   NCCL_TESTS_ALLTOALLV_PRINT_SUMMARY  1 for a line per rank after each row
   MAYPOLE_BENCH_CORRUPT=1   a self-test of the check: every rank inverts a byte of its result before it is checked,
                             so the run must report wrong values and exit with 7
+  MAYPOLE_BENCH_UNBOUND=1   processes of -np are bound to the cores in turns unless this is set, or they have several ranks
 
 Exit status: 0 all fine, 1 internal error, 2 the system failed, 3 the library failed, 4 time-out, 5 not possible on host
 memory, 6 usage, 7 wrong values or too low bandwidth; that of a process that failed, or 128 plus the number of the
