@@ -204,6 +204,8 @@ struct Stranger {
     stream: Stream,
     /// Said byte by byte, from the last one.
     trickle: Vec<u8>,
+    /// It asked where `maypole ps` asks: whoever is of the same user is told what the process does, and nothing else.
+    desk: bool,
 }
 
 impl Strangers {
@@ -218,8 +220,9 @@ impl Strangers {
         match port.connect() {
             Ok(stream) => {
                 self.connected += 1;
+                let desk = port.is_desk();
                 self.visited.insert(port);
-                self.speak(stream);
+                self.speak(stream, desk);
             }
             Err(_) => self.turned_away += 1,
         }
@@ -228,7 +231,7 @@ impl Strangers {
         }
         for _ in 0..8 {
             let at = self.below(self.held.len().max(1));
-            if let Some(Stranger { stream, trickle }) = self.held.get_mut(at)
+            if let Some(Stranger { stream, trickle, .. }) = self.held.get_mut(at)
                 && let Some(byte) = trickle.pop()
             {
                 stream.say(&[byte]);
@@ -237,7 +240,7 @@ impl Strangers {
     }
 
     /// Says what this stranger has to say.
-    fn speak(&mut self, mut stream: Stream) {
+    fn speak(&mut self, mut stream: Stream, desk: bool) {
         let (hello, noise) = (self.hello(), self.noise(300));
         let mut trickle = Vec::new();
         match self.below(8) {
@@ -257,14 +260,15 @@ impl Strangers {
             _ => trickle = hello.into_iter().chain(noise).rev().collect(),
         }
         stream.end_by_reset();
-        self.held.push_back(Stranger { stream, trickle });
+        self.held.push_back(Stranger { stream, trickle, desk });
     }
 
     /// The oldest goes. What it was answered must be no more than a challenge.
     fn dismiss(&mut self) {
         let Some(mut oldest) = self.held.pop_front() else { return };
         let answer = oldest.stream.answer();
-        assert!(ANSWERS.contains(&answer), "a stranger was let in: {answer} bytes");
+        let harmless = oldest.desk || ANSWERS.contains(&answer);
+        assert!(harmless, "a stranger was let in: {answer} bytes");
         self.answered += usize::from(answer > 0);
     }
 
@@ -324,6 +328,11 @@ enum Stream {
 }
 
 impl Port {
+    /// Whether `maypole ps` asks there.
+    fn is_desk(&self) -> bool {
+        matches!(self, Self::Unix(name) if name.starts_with("maypole/"))
+    }
+
     fn connect(&self) -> std::io::Result<Stream> {
         Ok(match self {
             Self::Tcp(address) => {
