@@ -149,6 +149,19 @@ table! {
     /// Slots of a link: messages that may be on their way at once.
     slot_depth: Option<u32> = "MAYPOLE_SLOT_DEPTH", "an integer from 1 to 1024", "chosen by the transport",
         |text| integer_in(text, 1, 1024).map(|depth| Some(depth as u32)), None;
+    /// Which memory communicators are for, where the program does not say: that of a CUDA device, or of the host. With host no
+    /// driver is looked for; with cuda a process without a usable device is told so.
+    device: DeviceKind = "MAYPOLE_DEVICE", "auto, host or cuda", "auto: a CUDA device if this process sees one, else the host",
+        parse_device, DeviceKind::Auto;
+    /// Bytes of one slot of a link in the memory of a CUDA device.
+    gpu_slot_bytes: Option<usize> = "MAYPOLE_GPU_SLOT_BYTES", "bytes, a multiple of 64 from 64 to 1073741824",
+        "chosen by the number of ranks", parse_slot_bytes, None;
+    /// Slots of a link in the memory of a CUDA device.
+    gpu_slot_depth: Option<u32> = "MAYPOLE_GPU_SLOT_DEPTH", "an integer from 1 to 1024", "4",
+        |text| integer_in(text, 1, 1024).map(|depth| Some(depth as u32)), None;
+    /// Whether calls of communicators of a CUDA device ask the driver about every pointer, and refuse one to memory that the device does not
+    /// reach.
+    check_pointers: bool = "NCCL_CHECK_POINTERS", "an integer, 0 for no", "0", parse_bool, false;
     /// How many times a waiting rank polls before it gives up its core.
     spin: Option<u32> = "MAYPOLE_SPIN", "an integer from 0 to 4294967295",
         "automatic: by whether the ranks of the host outnumber its cores",
@@ -281,6 +294,17 @@ pub enum Bits {
     Canonical,
     /// Results may depend on size, algorithm and transport.
     Fast,
+}
+
+/// Value of `MAYPOLE_DEVICE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// A CUDA device if this process sees one, else the host.
+    Auto,
+    /// The host, whatever there is.
+    Host,
+    /// A CUDA device.
+    Cuda,
 }
 
 /// Value of `MAYPOLE_ISA`.
@@ -556,6 +580,12 @@ fn parse_bits(text: &str) -> Option<Bits> {
         text,
         &[("canonical", Bits::Canonical), ("fast", Bits::Fast), ("default", Bits::Default)],
     )
+}
+
+fn parse_device(text: &str) -> Option<DeviceKind> {
+    let kinds =
+        [("auto", DeviceKind::Auto), ("host", DeviceKind::Host), ("cuda", DeviceKind::Cuda)];
+    one_of(text, &kinds)
 }
 
 fn parse_isa(text: &str) -> Option<Isa> {

@@ -1,6 +1,7 @@
 //! What can go wrong: what happened, whose fault it is, what to do; and the `ncclResult_t` that says so in the C ABI.
 
 use maypole_algorithms::Rank;
+use maypole_cuda::driver::DriverError;
 use maypole_transport::error::LinkError;
 
 use crate::bootstrap::BootstrapError;
@@ -63,6 +64,9 @@ pub enum Error {
         /// Its error number.
         errno: i32,
     },
+    /// The CUDA driver refused a call. After an error of which it says that the process cannot use the device any more, nothing helps but a new process.
+    #[error(transparent)]
+    Cuda(#[from] DriverError),
     /// A link to a peer failed, or could not be made.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -133,6 +137,7 @@ impl Error {
                 ResultCode::InvalidArgument
             }
             Self::Failed { code } => *code,
+            Self::Cuda(_) => ResultCode::UnhandledCudaError,
             Self::InvalidUsage { .. }
             | Self::Mismatch { .. }
             | Self::Unsupported { .. }

@@ -12,6 +12,7 @@ pub mod bootstrap;
 mod call;
 mod comm;
 pub mod config;
+pub mod device;
 mod engine;
 pub mod error;
 pub mod logger;

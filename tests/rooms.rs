@@ -7,7 +7,7 @@ const ARROWS: [(&str, &[&str]); 6] = [
     ("maypole-algorithms", &[]),
     ("maypole-transport", &[]),
     ("maypole-cuda", &["maypole-algorithms"]),
-    ("maypole", &["maypole-algorithms", "maypole-transport"]),
+    ("maypole", &["maypole-algorithms", "maypole-transport", "maypole-cuda"]),
     ("maypole-ffi", &["maypole"]),
     ("maypole-bench", &["maypole", "maypole-algorithms"]),
 ];

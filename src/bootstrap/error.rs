@@ -215,11 +215,19 @@ pub struct Options {
     pub notice: Duration,
     /// By what another thread can end it; also the communicator that comes of it, and those made from that.
     pub abort: Option<AbortSignal>,
+    /// Number of the CUDA device whose memory the communicator is for, of those that this process sees; None: host memory. Ranks may differ
+    /// in it.
+    pub device: Option<i32>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { timeout: Config::get().init_timeout, notice: Duration::from_secs(5), abort: None }
+        Self {
+            timeout: Config::get().init_timeout,
+            notice: Duration::from_secs(5),
+            abort: None,
+            device: None,
+        }
     }
 }
 

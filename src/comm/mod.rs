@@ -116,6 +116,10 @@ impl Communicator {
         options: &Options,
     ) -> Result<Self, Error> {
         crate::logger::install();
+        if let Some(ordinal) = options.device {
+            let what = format!("communicators of CUDA devices, as of device {ordinal}");
+            return Err(Error::Unsupported { what });
+        }
         let mut joined = bootstrap::join_with(id, rank, nranks, &[], options)?;
         let layout = layout(config, nranks);
         let introduced = introduce(&mut joined, config, layout, options);
@@ -242,6 +246,11 @@ impl Communicator {
     /// How many ranks the communicator has.
     pub fn nranks(&self) -> u32 {
         self.nranks
+    }
+
+    /// Number of the CUDA device that the communicator is for; None: it is for host memory.
+    pub fn device(&self) -> Option<i32> {
+        None
     }
 
     /// What it took this rank to find all others.

@@ -43,7 +43,7 @@ impl Door {
         let secret = [0x5e; 32];
         let before = ports(&[std::process::id()]);
         let meeting = Meeting::open().expect("a port");
-        let options = Options { timeout: PATIENCE, notice: PATIENCE, abort: None };
+        let options = Options { timeout: PATIENCE, notice: PATIENCE, ..Options::default() };
         meeting.host(secret, &options).expect("a root");
         let loopback = |port: &Port| match port {
             Port::Tcp(address) if address.ip() == Ipv4Addr::LOCALHOST => Some(*address),

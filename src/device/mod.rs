@@ -1,0 +1,11 @@
+//! Communicators over the memory of CUDA devices.
+//!
+//! A communicator is of a device or of the host, as [`Options::device`](crate::bootstrap::Options) says at its init. A call of one of a
+//! device is queued on a stream ([`launch`]) and runs there by the kernel of `maypole_cuda`, which interprets the same proved schedule that
+//! a host communicator walks. Without a driver, libcuda.so.1, all of this is idle: there are no devices.
+
+mod detect;
+mod queue;
+
+pub use detect::{count, current};
+pub use queue::{CudaStream, Part, Queued, launch};

@@ -1,0 +1,62 @@
+//! Calls on streams: what is queued, and the one function that queues it.
+
+use std::ffi::c_void;
+
+use crate::call::{Call, UnevenCall};
+use crate::comm::Communicator;
+use crate::error::Error;
+use crate::plan::exchange::Transfer;
+use crate::tune::AlgorithmFilter;
+
+/// A stream of the user, `CUstream`: null and 1 are the legacy default stream, 2 is that of the calling thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CudaStream(pub *mut c_void);
+
+/// One call of a rank, to be queued. Pointers are to memory that the device of the communicator reaches: its own, or that of
+/// the host if it is pinned, registered or managed.
+#[derive(Clone, Debug)]
+pub enum Queued<'a> {
+    /// A collective call.
+    Collective(Call),
+    /// A collective call by one of these algorithms.
+    Among(Call, AlgorithmFilter),
+    /// A collective call of uneven blocks.
+    Uneven(UnevenCall<'a>),
+    /// A group of sends and receives.
+    Transfers(&'a [Transfer]),
+    /// A barrier: what is queued later runs when all ranks have come to it.
+    Barrier,
+}
+
+/// Calls of one communicator, in their order, on one stream.
+pub struct Part<'a> {
+    /// Of a device.
+    pub comm: &'a mut Communicator,
+    /// In the order in which all ranks make them.
+    pub calls: Vec<Queued<'a>>,
+    /// A stream of that device.
+    pub stream: CudaStream,
+}
+
+/// Queues calls of one or more communicators and returns; nothing waits for their results but what is queued behind them. Calls of
+/// communicators of one device are queued together, so that ranks that are driven by one thread need not be queued in turn.
+///
+/// # Errors
+/// What can be found before a call is queued: the communicator then goes on if that is harmless, and is broken otherwise. What goes wrong
+/// later is told by [`Communicator::async_error`].
+///
+/// # Safety
+/// As for the calls on host memory ([`Communicator::run`]), from now until the stream is through with them; where the stream is
+/// captured, at every replay. Streams are alive, and of the device of their communicator.
+pub unsafe fn launch(parts: Vec<Part<'_>>) -> Result<(), Error> {
+    match parts.first() {
+        // There are no others yet.
+        Some(part) => Err(Error::InvalidUsage {
+            what: format!(
+                "a call on a CUDA stream by rank {} of a communicator of host memory; make it with Options::device",
+                part.comm.rank()
+            ),
+        }),
+        None => Ok(()),
+    }
+}
