@@ -5,7 +5,11 @@
 //! a host communicator walks. Without a driver, libcuda.so.1, all of this is idle: there are no devices.
 
 mod detect;
+mod memory;
+mod order;
 mod queue;
 
 pub use detect::{count, current};
+pub use memory::{Allocation, is_known, owner};
+pub use order::order;
 pub use queue::{CudaStream, Part, Queued, launch};
