@@ -156,6 +156,12 @@ fn a_group_lets_one_thread_be_several_ranks() {
 }
 
 #[test]
+fn groups_of_several_communicators_make_no_threads_and_leave_none() {
+    let folder = TempDir::new().expect("a temporary folder");
+    run(&compile("cc", "threads.c", &folder), &[]);
+}
+
+#[test]
 fn host_streams_run_calls_in_order_behind_the_callers_back() {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile("cc", "streams.c", &folder);

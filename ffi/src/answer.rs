@@ -49,6 +49,12 @@ pub(crate) fn invalid(text: &str) -> ResultCode {
     refuse(ResultCode::InvalidArgument, text)
 }
 
+/// Logs an error of the library that nobody has logged, since no communicator is there that would, and keeps its text.
+#[cold]
+pub(crate) fn decided(error: &Error) -> ResultCode {
+    refuse(error.code(), &error.to_string())
+}
+
 /// Passes on an error of the library, which has logged it.
 #[cold]
 pub(crate) fn failed(error: &Error) -> ResultCode {

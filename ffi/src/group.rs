@@ -2,8 +2,8 @@
 //!
 //! Collectives of one communicator run in their order, then its puts and signals, then its sends and receives all at once, then its waits
 //! for signals. Different communicators of one thread
-//! are run by a thread each, since peers may be in either; and so are communicators to be, unless they have a parent in common:
-//! one thread can so be several ranks. On host streams the calls of a communicator are one piece of work, which begins when all of
+//! are run by a thread each, since peers may be in either: the first by this one, the others by those that streams have. So are communicators
+//! to be, unless they have a parent in common. One thread can so be several ranks. On host streams the calls of a communicator are one piece of work, which begins when all of
 //! the streams that they are on have come to it, and which all of these wait for.
 //!
 //! Where the communicators do not block, those to be are made after the end has returned `ncclInProgress`; calls, which have their result
@@ -14,9 +14,9 @@ use std::ffi::c_int;
 
 use maypole::Transfer;
 use maypole::error::ResultCode;
-use maypole::stream::Stream;
+use maypole::stream::{Stream, Work};
 
-use crate::answer::{NcclResult, answer, invalid, refuse};
+use crate::answer::{NcclResult, answer, decided, invalid, refuse};
 use crate::collective::Request;
 use crate::export::abi;
 use crate::layout::{NcclSimInfo, SIMULATION_MAGIC};
@@ -29,11 +29,11 @@ use crate::window::{OneSided, Registration};
 
 thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
-    static WORK: RefCell<Work> = const { RefCell::new(Work::new()) };
+    static WORK: RefCell<Contents> = const { RefCell::new(Contents::new()) };
 }
 
 /// What a thread's open group holds.
-struct Work {
+struct Contents {
     makings: Vec<Litter>,
     /// By communicator, in the order of the first call.
     calls: Vec<(Communicator, Calls)>,
@@ -132,7 +132,7 @@ struct Communicator(Handle);
 // SAFETY: a handle is a number, not an address.
 unsafe impl Send for Communicator {}
 
-impl Work {
+impl Contents {
     const fn new() -> Self {
         Self { makings: Vec::new(), calls: Vec::new(), error: None, blocking: None }
     }
@@ -204,26 +204,17 @@ fn start_all(makings: Vec<Litter>) -> Result<(), ResultCode> {
     result
 }
 
-/// Runs every item on a thread of its own, a single one on this; returns the first error in the order of the items.
-fn side_by_side<T: Send>(
+/// Runs every item on a thread of its own, the first on this; returns the first error in the order of the items.
+fn side_by_side<T: Send + 'static>(
     mut items: Vec<T>,
-    run: impl Fn(T) -> Result<(), ResultCode> + Sync,
+    run: impl Fn(T) -> Result<(), ResultCode> + Copy + Send + 'static,
 ) -> Result<(), ResultCode> {
     if items.len() <= 1 {
         return items.pop().map_or(Ok(()), run);
     }
-    std::thread::scope(|scope| {
-        let spawn = |item| {
-            let run = &run;
-            scope.spawn(move || run(item))
-        };
-        let threads: Vec<_> = items.into_iter().map(spawn).collect();
-        let results: Vec<_> = threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or(Err(ResultCode::InternalError)))
-            .collect();
-        results.into_iter().collect()
-    })
+    let works = items.into_iter().map(|item| Box::new(move || run(item)) as Work).collect();
+    let results = maypole::stream::side_by_side(works).map_err(|error| decided(&error))?;
+    results.into_iter().collect()
 }
 
 /// True if this thread is in a group.
@@ -307,19 +298,19 @@ pub(crate) fn start() {
 
 /// Closes the innermost group; the outermost runs.
 pub(crate) fn end() -> Result<(), ResultCode> {
-    close("ncclGroupEnd", Work::run).map(|run| run.unwrap_or(()))
+    close("ncclGroupEnd", Contents::run).map(|run| run.unwrap_or(()))
 }
 
 /// Closes the innermost group; what `run` makes of the outermost one.
 fn close<T>(
     function: &str,
-    run: impl FnOnce(Work) -> Result<T, ResultCode>,
+    run: impl FnOnce(Contents) -> Result<T, ResultCode>,
 ) -> Result<Option<T>, ResultCode> {
     match DEPTH.get() {
         0 => Err(refuse(ResultCode::InvalidUsage, &format!("{function} without ncclGroupStart"))),
         1 => {
             DEPTH.set(0);
-            run(WORK.replace(Work::new())).map(Some)
+            run(WORK.replace(Contents::new())).map(Some)
         }
         depth => {
             DEPTH.set(depth - 1);
@@ -343,7 +334,7 @@ abi! {
     /// `ncclGroupSimulateEnd`: the group is dropped, and what the cost model expects of it told.
     fn ncclGroupSimulateEnd(info: *mut NcclSimInfo) -> NcclResult {
         answer(|| {
-            let expected = close("ncclGroupSimulateEnd", Work::predict)?;
+            let expected = close("ncclGroupSimulateEnd", Contents::predict)?;
             if info.is_null() {
                 return Err(invalid("ncclGroupSimulateEnd: simInfo is NULL"));
             }
@@ -398,9 +389,10 @@ mod tests {
 
     #[test]
     fn items_run_side_by_side_and_the_first_error_counts() {
-        let barrier = std::sync::Barrier::new(3);
+        static BARRIER: std::sync::LazyLock<std::sync::Barrier> =
+            std::sync::LazyLock::new(|| std::sync::Barrier::new(3));
         let run = |code: Option<ResultCode>| {
-            barrier.wait();
+            BARRIER.wait();
             code.map_or(Ok(()), Err)
         };
         let codes = vec![None, Some(ResultCode::Timeout), Some(ResultCode::SystemError)];

@@ -3,9 +3,9 @@
 use std::ffi::{c_char, c_int};
 
 use maypole::error::ResultCode;
-use maypole::{Error, UniqueId, logger};
+use maypole::{UniqueId, logger};
 
-use crate::answer::{NcclResult, answer, invalid, refuse};
+use crate::answer::{NcclResult, answer, decided, invalid};
 use crate::export::abi;
 use crate::layout::NcclUniqueId;
 use crate::registry::{self, Handle};
@@ -15,19 +15,13 @@ pub(crate) const VERSION: c_int = 23203;
 
 /// The id in the client's bytes.
 pub(crate) fn unique_id(id: &NcclUniqueId) -> Result<UniqueId, ResultCode> {
-    UniqueId::from_bytes(id.internal.map(|byte| byte as u8)).map_err(refused)
+    UniqueId::from_bytes(id.internal.map(|byte| byte as u8)).map_err(|error| decided(&error.into()))
 }
 
 /// A new id in the client's form; its root runs in this process.
 pub(crate) fn new_unique_id() -> Result<NcclUniqueId, ResultCode> {
-    let id = UniqueId::create().map_err(refused)?;
+    let id = UniqueId::create().map_err(|error| decided(&error.into()))?;
     Ok(NcclUniqueId { internal: id.to_bytes().map(|byte| byte as c_char) })
-}
-
-/// An error of ids, which nobody has logged: no communicator is there yet that would.
-fn refused(error: impl Into<Error>) -> ResultCode {
-    let error = error.into();
-    refuse(error.code(), &error.to_string())
 }
 
 /// Writes what `value` gives to `out`, which must not be NULL.

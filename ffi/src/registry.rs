@@ -273,7 +273,13 @@ fn fail(place: &'static Place, index: usize, state: u64, code: ResultCode) {
 fn vacate(place: &'static Place, index: usize, state: u64) {
     *place.side() = Side::new();
     place.state.store(state & !LIVE, Ordering::Release);
-    VACANT.lock().unwrap_or_else(PoisonError::into_inner).0.push(index);
+    let mut vacant = VACANT.lock().unwrap_or_else(PoisonError::into_inner);
+    vacant.0.push(index);
+    let last = vacant.0.len() == vacant.1;
+    drop(vacant);
+    if last {
+        stream::dismiss();
+    }
 }
 
 /// Takes the communicator into use by this thread, as soon as nothing that was issued on a stream is left. One thread at a time: another

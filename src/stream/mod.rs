@@ -16,6 +16,7 @@
 mod graph;
 mod per_process;
 mod pool;
+mod side;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::error::{Error, ResultCode};
 use graph::{Line, Node};
 pub use graph::{Ticket, Work};
 pub use per_process::PerProcess;
+pub use side::{behind, side_by_side};
 
 /// A stream. Its clones are the same stream; what was issued on it runs even if all of them are dropped.
 ///
@@ -91,6 +93,11 @@ pub fn issue(batch: Vec<Issue>) -> Result<Vec<Ticket>, Error> {
 /// True on a thread that is running a piece of work: it must not wait for a stream.
 pub fn is_at_work() -> bool {
     pool::is_at_work()
+}
+
+/// Threads that are kept for work to come end now, and those at work when it is done. For when nothing is left to be done.
+pub fn dismiss() {
+    pool::here().dismiss();
 }
 
 impl Stream {
