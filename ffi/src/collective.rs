@@ -2,16 +2,18 @@
 
 use std::ffi::{c_int, c_void};
 
+use maypole::device::Queued as DeviceCall;
 use maypole::error::ResultCode;
 use maypole::{Call, Collective, DType, RedOp};
 
 use crate::answer::{NcclResult, answer, failed, invalid};
 use crate::configured::Selection;
+use crate::cuda;
 use crate::export::abi;
 use crate::group::{self, Queued};
 use crate::operator::Operation;
 use crate::registry::{self, Entered, Handle, Running, Stage, Visitor};
-use crate::stream::{self, Stream};
+use crate::stream::{self, On, Stream};
 
 /// A checked call; only its factor may still have to be read.
 #[derive(Clone)]
@@ -39,6 +41,19 @@ impl Request {
             Ok(()) => Ok(()),
             Err(error) => Err(broken(&error, on)),
         }
+    }
+
+    /// The call for a device. A factor in memory is read there.
+    pub(crate) fn on_device(&self) -> DeviceCall<'_> {
+        let mut call = self.call;
+        let call = |reduction| {
+            call.reduction = reduction;
+            match &self.selection {
+                None => DeviceCall::Collective(call),
+                Some(selection) => DeviceCall::Among(call, selection.0.clone()),
+            }
+        };
+        self.operation.on_device(call)
     }
 
     /// Microseconds that the cost model expects.
@@ -93,11 +108,12 @@ pub(crate) fn submit(
         let selection = selection?;
         let visitor = registry::visit(comm)?;
         let request = check(collective, &arguments, selection, &visitor)?;
-        match stream::find(arguments.stream)? {
-            None => request.run(&mut visitor.alone()?.running()),
-            Some(on) => {
+        match stream::on(&visitor, arguments.stream)? {
+            On::Caller => request.run(&mut visitor.alone()?.running()),
+            On::Host(on) => {
                 stream::issue(visitor.launch(vec![on], move |running| request.run(running)))
             }
+            On::Cuda(on) => cuda::launch_one(visitor.alone()?, request.on_device(), on),
         }
     })
 }
@@ -111,7 +127,7 @@ fn enqueue(
     let visitor = registry::visit(arguments.comm)?;
     group::agree(visitor.blocks())?;
     let request = check(collective, arguments, selection, &visitor)?;
-    let on = stream::find(arguments.stream)?;
+    let on = stream::on(&visitor, arguments.stream)?;
     group::queue(arguments.comm, on, Queued::Even(request));
     Ok(())
 }

@@ -7,6 +7,7 @@ use maypole::error::ResultCode;
 use maypole::{config, logger};
 
 use crate::answer::{NcclResult, answer, invalid, refuse};
+use crate::cuda;
 use crate::export::abi;
 use crate::layout::{API_MAGIC, NcclEncryptionConfig};
 
@@ -23,7 +24,7 @@ pub(crate) fn begin() {
     ONCE.call_once(|| {
         let maypole = env!("CARGO_PKG_VERSION");
         logger::version(&format!("NCCL version 2.32.3+maypole{maypole}"));
-        log::info!(target: "INIT", "Maypole {maypole} in the place of NCCL 2.32.3, on host memory, loaded from {}", path());
+        log::info!(target: "INIT", "Maypole {maypole} in the place of NCCL 2.32.3, {}, loaded from {}", cuda::seen(), path());
         log::info!(target: "INIT", "Using network Socket");
         config::report();
     });

@@ -1,4 +1,4 @@
-//! The host's side of the device API. There is no device: properties say so, teams are those of ranks that share no device memory, and
+//! The host's side of the device API. It is not there, on CUDA devices neither: properties say so, teams are those of ranks that share no device memory, and
 //! what would prepare kernels is refused as NCCL refuses it where the hardware cannot.
 
 use std::ffi::{c_int, c_void};
@@ -18,7 +18,7 @@ fn unsupported(function: &str) -> ResultCode {
     refuse(
         ResultCode::InvalidUsage,
         &format!(
-            "{function}: there is no device; ncclCommQueryProperties says deviceApiSupport = false"
+            "{function}: kernels of programs cannot communicate here; ncclCommQueryProperties says deviceApiSupport = false"
         ),
     )
 }
@@ -127,7 +127,7 @@ abi! {
                 multimem_support: false,
                 gin_type: 0,
                 n_lsa_teams: nranks as c_int,
-                host_rma_support: true,
+                host_rma_support: !registry::is_of_cuda(comm)?,
                 railed_gin_type: 0,
                 comm_hash: comm.addr() as u64,
                 gin_min_stride: 0,

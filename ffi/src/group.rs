@@ -3,8 +3,9 @@
 //! Collectives of one communicator run in their order, then its puts and signals, then its sends and receives all at once, then its waits
 //! for signals. Different communicators of one thread
 //! are run by a thread each, since peers may be in either: the first by this one, the others by those that streams have. So are communicators
-//! to be, unless they have a parent in common. One thread can so be several ranks. On host streams the calls of a communicator are one piece of work, which begins when all of
-//! the streams that they are on have come to it, and which all of these wait for.
+//! to be, unless they have a parent in common. One thread can so be several ranks. On host streams the calls of a communicator are one
+//! piece of work, which begins when all of the streams that they are on have come to it, and which all of these wait for. Communicators of
+//! CUDA devices are queued before all others, in one launch, which waits for nobody.
 //!
 //! Where the communicators do not block, those to be are made after the end has returned `ncclInProgress`; calls, which have their result
 //! when they return, are over.
@@ -13,16 +14,18 @@ use std::cell::{Cell, RefCell};
 use std::ffi::c_int;
 
 use maypole::Transfer;
+use maypole::device::{self, CudaStream};
 use maypole::error::ResultCode;
 use maypole::stream::{Stream, Work};
 
 use crate::answer::{NcclResult, answer, decided, invalid, refuse};
 use crate::collective::Request;
+use crate::cuda;
 use crate::export::abi;
 use crate::layout::{NcclSimInfo, SIMULATION_MAGIC};
 use crate::making::{Litter, Making, Parent};
 use crate::registry::{self, Entered, Handle, Running};
-use crate::stream;
+use crate::stream::{self, On};
 use crate::transfer;
 use crate::uneven::{self, UnevenRequest};
 use crate::window::{OneSided, Registration};
@@ -66,6 +69,24 @@ impl Queued {
         }
     }
 
+    /// Queues it on a stream of a device.
+    pub(crate) fn launch(&self, entered: Entered, stream: CudaStream) -> Result<(), ResultCode> {
+        match self.on_device() {
+            Some(call) => cuda::launch_one(entered, call, stream),
+            None => Ok(()),
+        }
+    }
+
+    fn on_device(&self) -> Option<device::Queued<'_>> {
+        match self {
+            Self::Even(request) => Some(request.on_device()),
+            Self::Uneven(request) => Some(request.on_device()),
+            Self::Barrier => Some(device::Queued::Barrier),
+            // There are none on a device: who registers one gets NULL before this.
+            Self::Window(_) => None,
+        }
+    }
+
     /// Microseconds that the cost model expects; it has nothing to say of the calls of `maypole.h`.
     fn predict(&self, entered: &Entered) -> Result<f64, ResultCode> {
         match self {
@@ -83,6 +104,8 @@ pub(crate) struct Calls {
     one_sided: Vec<OneSided>,
     /// The host streams that they are on.
     streams: Vec<Stream>,
+    /// The streams of a CUDA device that they are on, each once.
+    cuda: Vec<CudaStream>,
     /// Some are on a default stream: the end of the group waits for all of them.
     waits: bool,
 }
@@ -108,10 +131,24 @@ impl Calls {
         waits.into_iter().try_for_each(|call| call.run(on))
     }
 
-    fn put_on(&mut self, stream: Option<Stream>) {
-        match stream {
-            Some(stream) => self.streams.push(stream),
-            None => self.waits = true,
+    /// The streams of a CUDA device that they are on.
+    pub(crate) fn cuda(&self) -> &[CudaStream] {
+        &self.cuda
+    }
+
+    /// The calls for a device, in their order.
+    pub(crate) fn on_device(&self) -> Vec<device::Queued<'_>> {
+        let transfers =
+            (!self.transfers.is_empty()).then(|| device::Queued::Transfers(&self.transfers));
+        self.collectives.iter().filter_map(Queued::on_device).chain(transfers).collect()
+    }
+
+    fn put_on(&mut self, on: On) {
+        match on {
+            On::Caller => self.waits = true,
+            On::Host(stream) => self.streams.push(stream),
+            On::Cuda(stream) if self.cuda.contains(&stream) => {}
+            On::Cuda(stream) => self.cuda.push(stream),
         }
     }
 
@@ -174,6 +211,12 @@ impl Contents {
 /// Runs the calls, those of a communicator that has some on host streams behind this thread's back. They are issued
 /// first and at once: the others may be ranks that they wait for.
 fn run_calls(calls: Vec<(Communicator, Calls)>) -> Result<(), ResultCode> {
+    let (queued, calls): (Vec<_>, _) =
+        calls.into_iter().partition(|(_, calls)| !calls.cuda.is_empty());
+    if !queued.is_empty() {
+        let queued: Vec<_> = queued.into_iter().map(|(of, calls)| (of.0, calls)).collect();
+        cuda::launch_group(&queued)?;
+    }
     let (issued, run): (Vec<_>, _) =
         calls.into_iter().partition(|(_, calls)| !calls.streams.is_empty());
     let (mut launches, mut waits) = (Vec::new(), Vec::new());
@@ -246,25 +289,25 @@ pub(crate) fn agree(blocking: bool) -> Result<(), ResultCode> {
 }
 
 /// Queues a collective of the open group.
-pub(crate) fn queue(comm: Handle, stream: Option<Stream>, queued: Queued) {
+pub(crate) fn queue(comm: Handle, on: On, queued: Queued) {
     with_calls(comm, |calls| {
-        calls.put_on(stream);
+        calls.put_on(on);
         calls.collectives.push(queued);
     });
 }
 
 /// Queues a send or a receive of the open group.
-pub(crate) fn queue_transfer(comm: Handle, stream: Option<Stream>, transfer: Transfer) {
+pub(crate) fn queue_transfer(comm: Handle, on: On, transfer: Transfer) {
     with_calls(comm, |calls| {
-        calls.put_on(stream);
+        calls.put_on(on);
         calls.transfers.push(transfer);
     });
 }
 
 /// Queues a one-sided call of the open group.
-pub(crate) fn queue_one_sided(comm: Handle, stream: Option<Stream>, call: OneSided) {
+pub(crate) fn queue_one_sided(comm: Handle, on: On, call: OneSided) {
     with_calls(comm, |calls| {
-        calls.put_on(stream);
+        calls.put_on(on);
         calls.one_sided.push(call);
     });
 }

@@ -63,7 +63,7 @@ abi! {
         answer(|| put("ncclCommUserRank", rank, || Ok(registry::identity(comm)?.0 as c_int)))
     }
 
-    /// `ncclCommCuDevice`: the one named to `ncclCommInitAll`, else -1, there is no device.
+    /// `ncclCommCuDevice`; of a communicator of host memory the number given to `ncclCommInitAll`, else -1.
     fn ncclCommCuDevice(comm: Handle, device: *mut c_int) -> NcclResult {
         answer(|| put("ncclCommCuDevice", device, || registry::device(comm)))
     }

@@ -14,7 +14,7 @@ use crate::export::abi;
 use crate::group;
 use crate::identity::{new_unique_id, unique_id};
 use crate::layout::{NcclConfig, NcclUniqueId};
-use crate::making::{Source, make};
+use crate::making::{Of, Source, make};
 use crate::registry::Handle;
 
 /// # Safety
@@ -49,7 +49,7 @@ unsafe fn init(
             let settings = unsafe { read(config, None) }?;
             let source = Source::Id { id, others: ids, nranks: nranks as u32, rank: rank as u32 };
             // SAFETY: the caller's promise.
-            unsafe { make(source, settings, None, comm, -1) }
+            unsafe { make(source, settings, None, comm, Of::chosen()?) }
         };
         group::note(checked())
     })
@@ -60,12 +60,15 @@ unsafe fn init(
 /// # Safety
 /// `comms` is writable for as many as there are devices.
 unsafe fn init_all(comms: *mut Handle, devices: &[c_int]) -> Result<(), ResultCode> {
-    let id = unique_id(&new_unique_id()?)?;
     let nranks = devices.len() as u32;
-    for (rank, &device) in devices.iter().enumerate() {
+    // All of them before any is made.
+    let of = devices.iter().map(|&device| Of::listed("ncclCommInitAll", device));
+    let of = of.collect::<Result<Vec<_>, _>>()?;
+    let id = unique_id(&new_unique_id()?)?;
+    for (rank, of) in of.into_iter().enumerate() {
         let source = Source::Id { id, others: Vec::new(), nranks, rank: rank as u32 };
         // SAFETY: the caller's promise.
-        unsafe { make(source, Settings::default(), None, comms.add(rank), device) }?;
+        unsafe { make(source, Settings::default(), None, comms.add(rank), of) }?;
     }
     Ok(())
 }
@@ -120,7 +123,7 @@ abi! {
         unsafe { init("ncclCommInitRankScalable", comm, (nranks, rank), (ids, count), config) }
     }
 
-    /// `ncclCommInitAll`: devices are names without a meaning on host memory, which `ncclCommCuDevice` gives back.
+    /// `ncclCommInitAll`: on host memory devices are numbers without a meaning, which `ncclCommCuDevice` gives back.
     fn ncclCommInitAll(comms: *mut Handle, count: c_int, devices: *const c_int) -> NcclResult {
         answer(|| {
             logger::install();

@@ -15,15 +15,16 @@
 //!
 //! Below them: `export` (a name and its `p` twin), `answer` (results, their texts, and the boundary that no panic crosses), `layout` (the
 //! structures of `nccl.h`), `config` (`ncclConfig_t`), `registry` (communicator handles, which are checked numbers and not
-//! pointers), `stream` (host streams, of `maypole.h`, and which streams there are).
+//! pointers), `stream` (host streams, of `maypole.h`, and which streams there are), `cuda` (communicators of CUDA devices).
 //!
-//! Communicators are of host memory: a call on a default stream, or the outermost group end, returns when its result is there. The headers are in
-//! `include/`; `docs/abi.md` says what each function does.
+//! On a communicator of host memory a call on a default stream, or the outermost group end, returns when its result is there; on one of a CUDA
+//! device calls are queued on its streams. The headers are in `include/`; `docs/abi.md` says what each function does.
 
 mod answer;
 mod collective;
 mod config;
 mod configured;
+mod cuda;
 mod debug;
 mod device;
 mod ending;

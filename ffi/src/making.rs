@@ -1,5 +1,5 @@
 //! How a communicator comes to be, whatever it comes of: the handle is there at once, then the ranks meet, on this thread or, where the
-//! client does not want to wait, on one of its own.
+//! client does not want to wait, on one of its own. Which device it is for is settled at the call.
 
 use maypole::bootstrap::Options;
 use maypole::config::Config;
@@ -8,6 +8,7 @@ use maypole::{Communicator, Error, UniqueId};
 
 use crate::answer::failed;
 use crate::config::Settings;
+use crate::cuda;
 use crate::group;
 use crate::registry::{self, Entered, Handle, Reserved, Stage};
 
@@ -27,6 +28,8 @@ pub(crate) enum Source {
 pub(crate) struct Making {
     source: Source,
     settings: Settings,
+    /// The CUDA device that it is for; None: host memory.
+    device: Option<i32>,
     reserved: Reserved,
     /// Where the client wants the handle.
     out: Out,
@@ -54,6 +57,27 @@ pub(crate) struct Parent(pub(crate) Handle);
 // SAFETY: a handle is a number, not an address.
 unsafe impl Send for Parent {}
 
+/// Whose memory a communicator is for.
+#[derive(Clone, Copy)]
+pub(crate) enum Of {
+    /// A CUDA device's.
+    Cuda(i32),
+    /// The host's; with the number that the client gave, -1 if it gave none.
+    Host(i32),
+}
+
+impl Of {
+    /// What the calling thread has chosen.
+    pub(crate) fn chosen() -> Result<Self, ResultCode> {
+        Ok(cuda::chosen()?.map_or(Self::Host(-1), Self::Cuda))
+    }
+
+    /// What the client says by the number of a device.
+    pub(crate) fn listed(function: &str, number: i32) -> Result<Self, ResultCode> {
+        Ok(cuda::listed(function, number)?.map_or(Self::Host(number), Self::Cuda))
+    }
+}
+
 /// Starts to make a communicator and writes its handle to `out`. Returns when it is there; at the group's end if one is
 /// open; at once, with `ncclInProgress`, where the client does not want to wait.
 ///
@@ -64,7 +88,7 @@ pub(crate) unsafe fn make(
     settings: Settings,
     parent: Option<Handle>,
     out: *mut Handle,
-    device: i32,
+    of: Of,
 ) -> Result<(), ResultCode> {
     // As NCCL has it: whether to wait for an offspring is its parent's way.
     let waits = match parent {
@@ -76,11 +100,15 @@ pub(crate) unsafe fn make(
         _ => None,
     };
     group::agree(waits)?;
-    let reserved = registry::reserve(identity, settings.blocking, device)?;
+    let (device, number) = match of {
+        Of::Cuda(device) => (Some(device), device),
+        Of::Host(number) => (None, number),
+    };
+    let reserved = registry::reserve(identity, settings.blocking, number)?;
     if let Some((rank, nranks)) = identity {
         log::info!(
             target: "INIT",
-            "comm {:p} rank {rank} nranks {nranks} cudaDev {device} nvmlDev -1 busId 0 commName {:?} - Init START",
+            "comm {:p} rank {rank} nranks {nranks} cudaDev {number} nvmlDev -1 busId 0 commName {:?} - Init START",
             reserved.handle(),
             settings.name
         );
@@ -90,7 +118,7 @@ pub(crate) unsafe fn make(
     let handle = if nobody { std::ptr::null_mut() } else { reserved.handle() };
     // SAFETY: the caller's promise.
     unsafe { out.write(handle) };
-    let making = Making { source, settings, reserved, out: Out(out), waits };
+    let making = Making { source, settings, device, reserved, out: Out(out), waits };
     let parent = parent.map(Parent);
     if group::is_open() {
         group::queue_making(parent, making);
@@ -178,7 +206,8 @@ impl Making {
         if let Some(parent) = &parent {
             parent.set_child(self.reserved.signal());
         }
-        let options = Options { abort: self.reserved.signal(), ..Options::default() };
+        let (abort, device) = (self.reserved.signal(), self.device);
+        let options = Options { abort, device, ..Options::default() };
         let made = make_of(&self.source, parent.as_deref_mut(), &options);
         if let Some(parent) = &parent {
             parent.set_child(None);

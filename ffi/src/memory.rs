@@ -11,6 +11,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use maypole::error::ResultCode;
 
 use crate::answer::{NcclResult, answer, invalid, refuse};
+use crate::cuda;
 use crate::export::abi;
 use crate::identity::put;
 use crate::registry::{self, Handle, Stage};
@@ -57,6 +58,9 @@ fn allocate(size: usize) -> Result<*mut c_void, ResultCode> {
     if size == 0 {
         return Ok(std::ptr::null_mut());
     }
+    if let Some(memory) = cuda::allocate(size)? {
+        return Ok(memory);
+    }
     let none =
         || refuse(ResultCode::SystemError, &format!("ncclMemAlloc: no memory for {size} bytes"));
     let layout = Layout::from_size_align(size, ALIGNMENT).map_err(|_| none())?;
@@ -78,7 +82,7 @@ abi! {
     /// `ncclMemFree`
     fn ncclMemFree(memory: *mut c_void) -> NcclResult {
         answer(|| {
-            if memory.is_null() {
+            if memory.is_null() || cuda::free(memory) {
                 return Ok(());
             }
             let Some(layout) = allocated().remove(&memory.addr()) else {

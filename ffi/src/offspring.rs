@@ -11,7 +11,7 @@ use crate::export::abi;
 use crate::group;
 use crate::identity::{new_unique_id, put, unique_id};
 use crate::layout::{NcclConfig, NcclUniqueId};
-use crate::making::{Source, make};
+use crate::making::{Of, Source, make};
 use crate::registry::{self, Handle, Stage};
 
 /// `NCCL_SPLIT_NOCOLOR`
@@ -19,7 +19,7 @@ const NO_COLOR: c_int = -1;
 /// `NCCL_SHRINK_ABORT`
 const SHRINK_ABORT: c_int = 1;
 
-/// What an offspring of `parent` is to be like, if the parent may have any.
+/// What an offspring of `parent` is to be like, and on whose memory, if the parent may have any.
 ///
 /// # Safety
 /// As for [`read`].
@@ -28,7 +28,7 @@ unsafe fn inherit(
     parent: Handle,
     revoked: bool,
     config: *const NcclConfig,
-) -> Result<Settings, ResultCode> {
+) -> Result<(Settings, Of), ResultCode> {
     let entered = registry::enter(parent)?;
     match entered.stage {
         Stage::Open => {}
@@ -41,7 +41,9 @@ unsafe fn inherit(
         }
     }
     // SAFETY: the caller's promise.
-    unsafe { read(config, Some(&entered.settings)) }
+    let settings = unsafe { read(config, Some(&entered.settings)) }?;
+    // As NCCL has it: whatever device the calling thread has chosen.
+    Ok((settings, entered.device.map_or(Of::Host(-1), Of::Cuda)))
 }
 
 fn place(function: &str, new: *mut Handle) -> Result<(), ResultCode> {
@@ -67,10 +69,10 @@ abi! {
                     return Err(invalid(&format!("ncclCommSplit: color {color} is less than NCCL_SPLIT_NOCOLOR")));
                 }
                 // SAFETY: the caller's promise.
-                let settings = unsafe { inherit("ncclCommSplit", comm, true, config) }?;
+                let (settings, of) = unsafe { inherit("ncclCommSplit", comm, true, config) }?;
                 let source = Source::Split { color: u32::try_from(color).ok(), key };
                 // SAFETY: the caller's promise.
-                unsafe { make(source, settings, Some(comm), new, -1) }
+                unsafe { make(source, settings, Some(comm), new, of) }
             };
             group::note(checked())
         })
@@ -118,9 +120,9 @@ abi! {
                     stop("ncclCommShrink", comm)?;
                 }
                 // SAFETY: the caller's promise.
-                let settings = unsafe { inherit("ncclCommShrink", comm, true, config) }?;
+                let (settings, of) = unsafe { inherit("ncclCommShrink", comm, true, config) }?;
                 // SAFETY: the caller's promise.
-                unsafe { make(Source::Shrink { excluded }, settings, Some(comm), new, -1) }
+                unsafe { make(Source::Shrink { excluded }, settings, Some(comm), new, of) }
             };
             group::note(checked())
         })
@@ -161,7 +163,7 @@ abi! {
                     let (nranks, rank) = (nranks as u32, rank as u32);
                     let source = Source::Id { id, others: Vec::new(), nranks, rank };
                     // SAFETY: the caller's promise.
-                    return unsafe { make(source, settings, None, new, -1) };
+                    return unsafe { make(source, settings, None, new, Of::chosen()?) };
                 }
                 let (_, members) = registry::identity(comm)?;
                 if rank != -1 {
@@ -173,10 +175,10 @@ abi! {
                     )));
                 }
                 // SAFETY: the caller's promise.
-                let settings = unsafe { inherit("ncclCommGrow", comm, false, config) }?;
+                let (settings, of) = unsafe { inherit("ncclCommGrow", comm, false, config) }?;
                 let source = Source::Grow { id, nranks: nranks as u32 };
                 // SAFETY: the caller's promise.
-                unsafe { make(source, settings, Some(comm), new, -1) }
+                unsafe { make(source, settings, Some(comm), new, of) }
             };
             group::note(checked())
         })

@@ -2,6 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 
+use maypole::device::Queued;
 use maypole::error::ResultCode;
 use maypole::{DType, RedOp, Reduction};
 
@@ -36,6 +37,16 @@ impl Operation {
             Self::Known(reduction) => reduction,
             // SAFETY: the client promised `ncclScalarDevice`'s address to hold an element until the call has run.
             Self::FactorAt(at) => premultiply(unsafe { read(at, dtype) }),
+        }
+    }
+}
+
+impl Operation {
+    /// The call that `make` makes of the reduction, for a device, which reads the factor where that is in memory.
+    pub(crate) fn on_device<'a>(self, make: impl FnOnce(Reduction) -> Queued<'a>) -> Queued<'a> {
+        match self {
+            Self::Known(reduction) => make(reduction),
+            Self::FactorAt(at) => Queued::FactorAt(at, Box::new(make(premultiply(0)))),
         }
     }
 }

@@ -46,6 +46,8 @@ pub(crate) enum Stage {
 pub(crate) struct Body {
     /// The communicator itself.
     pub(crate) comm: Communicator,
+    /// The CUDA device that it is for; None: host memory.
+    pub(crate) device: Option<c_int>,
     /// How it was configured.
     pub(crate) settings: Settings,
     /// The operators made on it.
@@ -105,6 +107,8 @@ struct Side {
     blocking: bool,
     /// `ncclCommCuDevice`
     device: c_int,
+    /// It is of that CUDA device; on host memory the number has no meaning.
+    cuda: bool,
     /// On which its calls on streams are issued, whatever the stream: they keep their order.
     line: Option<Stream>,
     /// Those that may not have begun.
@@ -121,6 +125,7 @@ impl Side {
             abandoned: false,
             blocking: true,
             device: -1,
+            cuda: false,
             line: None,
             tickets: Vec::new(),
         }
@@ -224,7 +229,9 @@ impl Reserved {
         }
         side.abort = Some(comm.abort_handle());
         side.result = ResultCode::Success;
+        side.cuda = comm.device().is_some();
         let body = Body {
+            device: comm.device(),
             comm,
             settings,
             operators: Operators::new(index as u32),
@@ -353,6 +360,11 @@ pub(crate) fn identity(handle: Handle) -> Result<(u32, u32), ResultCode> {
 /// The communicator's device.
 pub(crate) fn device(handle: Handle) -> Result<c_int, ResultCode> {
     with_side(handle, |side| side.device)
+}
+
+/// Whether it is of a CUDA device.
+pub(crate) fn is_of_cuda(handle: Handle) -> Result<bool, ResultCode> {
+    with_side(handle, |side| side.cuda)
 }
 
 /// Whether calls on it block.
@@ -497,6 +509,13 @@ impl Visitor {
     pub(crate) fn windows(&self) -> &Windows {
         // SAFETY: as in `operators`.
         unsafe { &(*self.body()).windows }
+    }
+
+    /// The CUDA device that it is for; None: host memory.
+    #[inline]
+    pub(crate) fn device(&self) -> Option<c_int> {
+        // SAFETY: as in `operators`.
+        unsafe { (*self.body()).device }
     }
 
     /// Where it is in its life.

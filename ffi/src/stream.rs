@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use maypole::device::CudaStream;
 use maypole::error::ResultCode;
 use maypole::stream::{self, PerProcess, Ticket, Work};
 
@@ -13,7 +14,7 @@ use crate::answer::{NcclResult, answer, failed, invalid, refuse};
 use crate::export::extension;
 use crate::group;
 use crate::identity::put;
-use crate::registry::{self, Launch};
+use crate::registry::{self, Launch, Visitor};
 
 /// `cudaStream_t` as the client holds it.
 pub(crate) type Stream = *mut c_void;
@@ -28,11 +29,49 @@ const LOW_BITS: usize = 0b100;
 /// Bits of a handle below its number.
 const LOW: u32 = 4;
 
+/// The lowest handle that a driver might give: it makes them of addresses.
+const LEAST_ADDRESS: usize = 4096;
+
+/// Where a call runs.
+pub(crate) enum On {
+    /// On the calling thread: it returns when it is over.
+    Caller,
+    /// On a host stream.
+    Host(stream::Stream),
+    /// On a stream of a CUDA device.
+    Cuda(CudaStream),
+}
+
 /// Streams of this process by number, and how many were made. A child made by fork begins with none.
 static LIVE: PerProcess<Mutex<(HashMap<usize, stream::Stream>, usize)>> = PerProcess::new();
 
 fn live() -> MutexGuard<'static, (HashMap<usize, stream::Stream>, usize)> {
     LIVE.get().lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where a call on the communicator runs that the client puts on `stream`.
+#[inline]
+pub(crate) fn on(visitor: &Visitor, stream: Stream) -> Result<On, ResultCode> {
+    match visitor.device() {
+        None => Ok(find(stream)?.map_or(On::Caller, On::Host)),
+        Some(device) => cuda(device, stream).map(On::Cuda),
+    }
+}
+
+/// A stream of CUDA's, as far as that can be told: nothing is read through what may be no address.
+fn cuda(device: c_int, stream: Stream) -> Result<CudaStream, ResultCode> {
+    let handle = stream.addr();
+    if handle > PER_THREAD {
+        if handle < LEAST_ADDRESS {
+            return Err(invalid(&format!("{handle:#x} is not a stream")));
+        }
+        if handle & ((1 << LOW) - 1) == LOW_BITS {
+            return Err(invalid(&format!(
+                "a stream of maypoleStreamCreate, live or not, on a communicator of CUDA device {device}; it takes CUDA's streams"
+            )));
+        }
+    }
+    Ok(CudaStream(stream))
 }
 
 /// The host stream of a handle, none for a default stream.
@@ -50,7 +89,7 @@ fn known(stream: Stream) -> Result<stream::Stream, ResultCode> {
     let found = live().0.get(&number).cloned();
     found.filter(|_| stream.addr() & ((1 << LOW) - 1) == LOW_BITS).ok_or_else(|| {
         invalid(
-            "a communicator of host memory takes the default streams (NULL, cudaStreamLegacy, cudaStreamPerThread) and those of maypoleStreamCreate that were not destroyed",
+            "a communicator of host memory takes the default streams (NULL, cudaStreamLegacy, cudaStreamPerThread) and those of maypoleStreamCreate that were not destroyed; other streams of CUDA are for communicators of a device, see MAYPOLE_DEVICE",
         )
     })
 }

@@ -2,15 +2,17 @@
 
 use std::ffi::{c_int, c_void};
 
+use maypole::device::Queued;
 use maypole::error::ResultCode;
 use maypole::{Call, Collective, DType, RedOp, Transfer};
 
 use crate::answer::{NcclResult, answer, failed, invalid};
 use crate::collective::{broken, data_type, usable};
+use crate::cuda;
 use crate::export::abi;
 use crate::group::{self, Calls};
 use crate::registry::{self, Entered, Handle, Running};
-use crate::stream::{self, Stream};
+use crate::stream::{self, On, Stream};
 
 /// Runs transfers all at once.
 pub(crate) fn run(transfers: &[Transfer], on: &mut Running<'_>) -> Result<(), ResultCode> {
@@ -64,17 +66,20 @@ fn submit(
                 return Err(invalid("a buffer is NULL"));
             }
             let transfer = make(bytes, peer);
-            let on = stream::find(stream)?;
+            let on = stream::on(&visitor, stream)?;
             if group::is_open() {
                 group::agree(visitor.blocks())?;
                 group::queue_transfer(comm, on, transfer);
                 return Ok(());
             }
             match on {
-                None => run(&[transfer], &mut visitor.alone()?.running()),
-                Some(on) => {
+                On::Caller => run(&[transfer], &mut visitor.alone()?.running()),
+                On::Host(on) => {
                     let calls = Calls::of(transfer);
                     stream::issue(visitor.launch(vec![on], move |running| calls.run(running)))
+                }
+                On::Cuda(on) => {
+                    cuda::launch_one(visitor.alone()?, Queued::Transfers(&[transfer]), on)
                 }
             }
         });

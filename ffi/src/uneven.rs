@@ -2,6 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 
+use maypole::device::Queued as DeviceCall;
 use maypole::error::ResultCode;
 use maypole::{Blocks, Collective, DType, RedOp, Reduction, UnevenCall};
 
@@ -11,7 +12,7 @@ use crate::export::extension;
 use crate::group::{self, Queued};
 use crate::operator::Operation;
 use crate::registry::{self, Handle, Running, Visitor};
-use crate::stream::{self, Stream};
+use crate::stream::{self, On, Stream};
 
 /// Counts and displacements of a buffer's blocks.
 struct Table {
@@ -96,17 +97,26 @@ unsafe impl Send for UnevenRequest {}
 impl UnevenRequest {
     /// Runs the call; returns when its result is there.
     pub(crate) fn run(&self, on: &mut Running<'_>) -> Result<(), ResultCode> {
-        let call = UnevenCall {
+        let call = self.call(self.operation.resolve(self.dtype));
+        // SAFETY: the client promised, by the terms of maypole.h, buffers that are valid for the call.
+        unsafe { on.comm.run_uneven(&call) }.map_err(|error| broken(&error, on))
+    }
+
+    /// The call for a device. A factor in memory is read there.
+    pub(crate) fn on_device(&self) -> DeviceCall<'_> {
+        self.operation.on_device(|reduction| DeviceCall::Uneven(self.call(reduction)))
+    }
+
+    fn call(&self, reduction: Reduction) -> UnevenCall<'_> {
+        UnevenCall {
             collective: self.collective,
             send: self.send,
             sends: self.sends.blocks(),
             recv: self.recv,
             recvs: self.recvs.blocks(),
             dtype: self.dtype,
-            reduction: self.operation.resolve(self.dtype),
-        };
-        // SAFETY: the client promised, by the terms of maypole.h, buffers that are valid for the call.
-        unsafe { on.comm.run_uneven(&call) }.map_err(|error| broken(&error, on))
+            reduction,
+        }
     }
 }
 
@@ -125,17 +135,18 @@ fn submit(
         let submitted = registry::visit(comm).and_then(|visitor| {
             usable(&visitor)?;
             let queued = make(&visitor)?;
-            let on = stream::find(stream)?;
+            let on = stream::on(&visitor, stream)?;
             if group::is_open() {
                 group::agree(visitor.blocks())?;
                 group::queue(comm, on, queued);
                 return Ok(());
             }
             match on {
-                None => queued.run(&mut visitor.alone()?.running()),
-                Some(on) => {
+                On::Caller => queued.run(&mut visitor.alone()?.running()),
+                On::Host(on) => {
                     stream::issue(visitor.launch(vec![on], move |running| queued.run(running)))
                 }
+                On::Cuda(on) => queued.launch(visitor.alone()?, on),
             }
         });
         group::note(submitted)

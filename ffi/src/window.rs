@@ -11,14 +11,14 @@ use maypole::WindowId;
 use maypole::config::Config;
 use maypole::error::ResultCode;
 
-use crate::answer::{NcclResult, answer, failed, invalid};
+use crate::answer::{NcclResult, answer, failed, invalid, refuse};
 use crate::collective::{broken, data_type, usable};
 use crate::export::abi;
 use crate::group;
 use crate::identity::put;
 use crate::layout::NcclWaitSignalDesc;
 use crate::registry::{self, Handle, Running, Visitor};
-use crate::stream::{self, Stream};
+use crate::stream::{self, On, Stream};
 
 /// `ncclWindow_t` as the client holds it: a number in the shape of a pointer, never given twice.
 pub(crate) type Window = *mut c_void;
@@ -154,17 +154,25 @@ fn one_sided(
         let submitted = registry::visit(comm).and_then(|visitor| {
             usable(&visitor)?;
             let call = make(&visitor)?;
-            let on = stream::find(stream)?;
+            let on = stream::on(&visitor, stream)?;
+            if let (On::Cuda(_), Some(device)) = (&on, visitor.device()) {
+                return Err(refuse(
+                    ResultCode::InvalidUsage,
+                    &format!(
+                        "a one-sided call on a communicator of CUDA device {device}; ncclCommQueryProperties says hostRmaSupport = false"
+                    ),
+                ));
+            }
             if group::is_open() {
                 group::agree(visitor.blocks())?;
                 group::queue_one_sided(comm, on, call);
                 return Ok(());
             }
             match on {
-                None => call.run(&mut visitor.alone()?.running()),
-                Some(on) => {
+                On::Host(on) => {
                     stream::issue(visitor.launch(vec![on], move |running| call.run(running)))
                 }
+                _ => call.run(&mut visitor.alone()?.running()),
             }
         });
         group::note(submitted)
@@ -209,7 +217,8 @@ abi! {
                 if flags & !FLAGS != 0 {
                     return Err(invalid(&format!("ncclCommWindowRegister: unknown flags {flags:#x}")));
                 }
-                if !Config::get().windows {
+                // As NCCL where the hardware has no symmetric memory.
+                if !Config::get().windows || visitor.device().is_some() {
                     // SAFETY: the client promised it to be writable.
                     unsafe { window.write(std::ptr::null_mut()) };
                     return Ok(());
@@ -217,7 +226,7 @@ abi! {
                 let registration = Registration { comm, buffer, size, out: window };
                 if group::is_open() {
                     group::agree(visitor.blocks())?;
-                    group::queue(comm, None, group::Queued::Window(registration));
+                    group::queue(comm, On::Caller, group::Queued::Window(registration));
                     return Ok(());
                 }
                 registration.run(&mut visitor.alone()?.running())

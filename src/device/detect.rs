@@ -26,6 +26,19 @@ pub fn count() -> Result<u32, Error> {
     }
 }
 
+/// Whether communicators can be made for device `ordinal`.
+///
+/// # Errors
+/// Why not.
+pub fn check(ordinal: i32) -> Result<(), Error> {
+    match driver()? {
+        Some(driver) => Ok(Device::open(driver, ordinal).map(drop)?),
+        None => Err(Error::InvalidArgument {
+            what: format!("there is no CUDA device {ordinal}: this process sees none"),
+        }),
+    }
+}
+
 /// The device that the calling thread has chosen, if it has: the one whose context is current.
 pub fn current() -> Option<i32> {
     let driver = driver().ok()??;

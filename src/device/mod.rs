@@ -9,7 +9,7 @@ mod memory;
 mod order;
 mod queue;
 
-pub use detect::{count, current};
+pub use detect::{check, count, current};
 pub use memory::{Allocation, is_known, owner};
 pub use order::order;
 pub use queue::{CudaStream, Part, Queued, launch};

@@ -1,0 +1,64 @@
+//! From checked calls to [`device::launch`]. It queues them and returns: all calls of a group in one launch, so that one thread may be
+//! several ranks, and calls of ranks on one device need one launch of the driver.
+
+use maypole::device::{self, CudaStream, Part, Queued};
+use maypole::error::ResultCode;
+
+use crate::answer::failed;
+use crate::group::Calls;
+use crate::registry::{self, Entered, Handle};
+
+/// Queues one call.
+pub(crate) fn launch_one(
+    mut entered: Entered,
+    call: Queued<'_>,
+    stream: CudaStream,
+) -> Result<(), ResultCode> {
+    let parts = vec![Part { comm: &mut entered.comm, calls: vec![call], stream }];
+    // SAFETY: the client promised, by the terms of nccl.h, buffers and a stream that are valid until the call is over.
+    let launched = unsafe { device::launch(parts) };
+    launched.map_err(|error| broken(&error, &mut [entered]))
+}
+
+/// Queues the calls of a group. What is on several streams waits for all of them, and all of them for it.
+pub(crate) fn launch_group(calls: &[(Handle, Calls)]) -> Result<(), ResultCode> {
+    let entered: Result<Vec<_>, _> = calls.iter().map(|(comm, _)| registry::enter(*comm)).collect();
+    let mut entered = entered?;
+    let all = || calls.iter().map(|(_, calls)| calls);
+    let joined = || -> Result<(), maypole::Error> {
+        for (entered, calls) in entered.iter().zip(all()) {
+            if let (Some(ordinal), [first, others @ ..]) = (entered.device, calls.cuda()) {
+                // SAFETY: the client promised, by the terms of nccl.h, live streams of the device.
+                unsafe { device::order(ordinal, others, *first) }?;
+            }
+        }
+        let parts = entered.iter_mut().zip(all()).filter_map(|(entered, calls)| {
+            let stream = *calls.cuda().first()?;
+            Some(Part { comm: &mut entered.comm, calls: calls.on_device(), stream })
+        });
+        // SAFETY: the client promised, by the terms of nccl.h, buffers and streams that are valid until the calls are over.
+        unsafe { device::launch(parts.collect()) }?;
+        for (entered, calls) in entered.iter().zip(all()) {
+            if let (Some(ordinal), [first, others @ ..]) = (entered.device, calls.cuda()) {
+                for other in others {
+                    // SAFETY: as above.
+                    unsafe { device::order(ordinal, &[*first], *other) }?;
+                }
+            }
+        }
+        Ok(())
+    };
+    let launched = { joined }();
+    launched.map_err(|error| broken(&error, &mut entered))
+}
+
+/// A launch failed; communicators that are broken by it say so from now on.
+#[cold]
+fn broken(error: &maypole::Error, entered: &mut [Entered]) -> ResultCode {
+    for entered in entered {
+        if let Some(error) = entered.comm.async_error() {
+            entered.running().broke(error.code());
+        }
+    }
+    failed(error)
+}

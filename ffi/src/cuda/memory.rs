@@ -1,0 +1,40 @@
+//! Device memory for clients: what `ncclMemAlloc` gives to a thread that has chosen a device.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use maypole::config::{Config, DeviceKind};
+use maypole::device::{self, Allocation};
+use maypole::error::ResultCode;
+
+use crate::answer::failed;
+
+/// What was allocated and not freed, by address.
+static ALLOCATED: LazyLock<Mutex<HashMap<usize, Allocation>>> = LazyLock::new(Mutex::default);
+
+fn allocated() -> MutexGuard<'static, HashMap<usize, Allocation>> {
+    ALLOCATED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `size` bytes, not 0, in the memory of the device that this thread has chosen; None if it has chosen none, or `MAYPOLE_DEVICE` is `host`.
+pub(crate) fn allocate(size: usize) -> Result<Option<*mut c_void>, ResultCode> {
+    if Config::get().device == DeviceKind::Host {
+        return Ok(None);
+    }
+    let Some(ordinal) = device::current() else { return Ok(None) };
+    let allocation = Allocation::new(ordinal, size).map_err(|error| {
+        log::warn!("ncclMemAlloc of {size} bytes on device {ordinal}: {error}");
+        failed(&error)
+    })?;
+    let address = allocation.address();
+    allocated().insert(address.addr(), allocation);
+    Ok(Some(address))
+}
+
+/// Whether the memory was of a device; it is freed then, when all work of the device is done.
+pub(crate) fn free(memory: *mut c_void) -> bool {
+    let allocation = allocated().remove(&memory.addr());
+    // Not under the lock.
+    allocation.is_some()
+}
