@@ -2,7 +2,8 @@
 //!
 //! [`link`] is the contract that schedules are run on. Three protocols carry it, each in a file of its own and each with a
 //! loom model beside it: [`lines`] (small messages, data and flag in one cache line), [`ring`] (slots, credits,
-//! lent memory) and [`doorbell`] (sleeping and waking). They are written over plain words, wherever those live.
+//! lent memory) and [`doorbell`] (sleeping and waking). They are written over plain words, wherever those live. A fourth,
+//! [`counted`], is that between a kernel of a device and the host.
 //!
 //! An [`endpoint::Endpoint`] is one rank's presence: its [`inbox`], the memory that its peers write to, and the
 //! connections to them: in [`local`] for ranks that are threads of one process, in [`shm`] for other processes of the host, in
@@ -14,6 +15,7 @@
 #[cfg(not(loom))]
 mod address;
 mod copy;
+pub mod counted;
 pub mod doorbell;
 pub mod error;
 pub mod header;

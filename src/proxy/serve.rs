@@ -1,0 +1,206 @@
+//! The proxy's thread: turns the pumps, and sleeps when there is nothing to move.
+//!
+//! What can end a sleep are the peers, who ring the endpoint's doorbell, and the kernels, who cannot. As long as a launch is under way
+//! the kernels must therefore be looked at now and then: at once for as long as a rank of the host would spin, then after pauses that
+//! grow with the time that nothing has moved, to a millisecond. So a kernel that sends after a silence of a millisecond waits
+//! about an eighth of that, and a kernel that waits behind a long one on its stream costs a core less than a hundredth. All pauses are
+//! spent on the doorbell: what peers send is never late.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use maypole_transport::doorbell::{Doorbell, Ticket};
+use maypole_transport::endpoint::Endpoint;
+use maypole_transport::error::LinkError;
+use maypole_transport::sync::{AtomicU64, Ordering};
+
+use super::pump::Pump;
+use crate::engine::wait::Patience;
+use crate::error::Error;
+
+/// The longest sleep: bounds the damage if something does not ring that should.
+const NAP: Duration = Duration::from_millis(500);
+/// The shortest and the longest pause while kernels may have news.
+const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
+/// Pauses are this part of the time for which nothing has moved.
+const PART: u32 = 8;
+
+/// What the thread and the communicator share.
+pub(super) struct Board {
+    /// Works that were queued, counted from before they are.
+    pub(super) launched: AtomicU64,
+    /// How many of all works, replayed ones too, are through.
+    pub(super) finished: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// 1 once a call was captured: from then on works may begin at any time.
+    pub(super) captured: AtomicU64,
+    /// 1 when the thread shall end.
+    pub(super) stop: AtomicU64,
+    /// Pumps that the thread has not taken, and how many there ever were.
+    pub(super) fresh: Mutex<Vec<Pump>>,
+    pub(super) added: AtomicU64,
+}
+
+impl Board {
+    /// A kernel may be running.
+    fn is_busy(&self) -> bool {
+        self.is_captured() || (self.finished)() < self.launched.load(Ordering::Relaxed)
+    }
+
+    fn is_captured(&self) -> bool {
+        self.captured.load(Ordering::Relaxed) != 0
+    }
+
+    fn is_stopped(&self) -> bool {
+        // Pairs as `proxy-stop`.
+        self.stop.load(Ordering::Acquire) != 0
+    }
+}
+
+/// Runs until it is stopped and all that kernels sent is on its way, or to the first error, which goes to `fail`. Gives the pumps back:
+/// kernels may still use their rings. Nothing that goes wrong here leaves the thread but by `fail`.
+pub(super) fn run(
+    board: &Board,
+    endpoint: &Endpoint,
+    patience: Patience,
+    fail: Box<dyn FnOnce(Error) + Send>,
+) -> Vec<Pump> {
+    sharpen();
+    let mut pumps = Vec::new();
+    let served = AssertUnwindSafe(|| serve(board, endpoint, patience, &mut pumps));
+    let error = match catch_unwind(served) {
+        Ok(Ok(())) => return pumps,
+        Ok(Err(error)) => error.into(),
+        Err(_) => Error::internal("the proxy's thread panicked; its message is on standard error"),
+    };
+    if !board.is_stopped() {
+        fail(error);
+    }
+    pumps
+}
+
+fn serve(
+    board: &Board,
+    endpoint: &Endpoint,
+    patience: Patience,
+    pumps: &mut Vec<Pump>,
+) -> Result<(), LinkError> {
+    let mut rest = Rest::new(endpoint.doorbell(), patience);
+    let mut launched = 0;
+    loop {
+        // Before the look at the rings: no kernel runs any more when it is set, so what is flushed then is all.
+        let stopped = board.is_stopped();
+        if board.added.load(Ordering::Acquire) != pumps.len() as u64 {
+            let mut fresh = board.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+            pumps.append(&mut fresh);
+        }
+        if turn(endpoint, pumps)? {
+            rest.over();
+            continue;
+        }
+        let before = std::mem::replace(&mut launched, board.launched.load(Ordering::Relaxed));
+        if launched != before {
+            // The silence before it says nothing.
+            rest.over();
+        }
+        if stopped && flushed(pumps)? {
+            return Ok(());
+        }
+        if let Some(error) = endpoint.aborted() {
+            return Err(error);
+        }
+        if board.is_captured() {
+            departed(pumps)?;
+        }
+        rest.idle(board.is_busy());
+    }
+}
+
+/// Turns every pump once; true if something moved.
+fn turn(endpoint: &Endpoint, pumps: &mut [Pump]) -> Result<bool, LinkError> {
+    // Lent memory is copied within the turn, so who lends it is told that it is read for no longer.
+    let _reading = pumps.iter().any(Pump::borrows).then(|| endpoint.reading());
+    let mut moved = false;
+    for pump in pumps {
+        moved |= pump.turn()?;
+    }
+    Ok(moved)
+}
+
+fn flushed(pumps: &mut [Pump]) -> Result<bool, LinkError> {
+    for pump in pumps {
+        if !pump.is_flushed()? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What a replay needs is not known here. A dead peer is an error; one that left ought not to be needed any more.
+fn departed(pumps: &mut [Pump]) -> Result<(), LinkError> {
+    let dead = |pump: &Pump| pump.gone.filter(|gone| matches!(gone, LinkError::PeerDied { .. }));
+    pumps.iter().find_map(dead).map_or(Ok(()), Err)
+}
+
+/// One rest, from the first turn in vain to the next that moves something.
+struct Rest<'a> {
+    bell: &'a Doorbell,
+    patience: Patience,
+    polls: u32,
+    armed: Option<Ticket>,
+    /// Since it sleeps now and then.
+    since: Option<Instant>,
+}
+
+impl<'a> Rest<'a> {
+    fn new(bell: &'a Doorbell, patience: Patience) -> Self {
+        Self { bell, patience, polls: 0, armed: None, since: None }
+    }
+
+    /// To be called after every turn in vain; returns when it is time for the next one. `busy`: a kernel may have news that ring no bell.
+    fn idle(&mut self, busy: bool) {
+        let Patience { spins, yields } = self.patience;
+        self.polls = self.polls.saturating_add(1);
+        if self.polls <= spins {
+            std::hint::spin_loop();
+        } else if self.polls <= spins.saturating_add(yields) {
+            std::thread::yield_now();
+        } else if let Some(ticket) = self.armed.take() {
+            let since = *self.since.get_or_insert_with(Instant::now);
+            let nap = if busy { pause(since.elapsed()) } else { NAP };
+            self.bell.park(ticket, Some(nap));
+        } else {
+            // The bell is asked to ring before the last turn, so that no ring is lost.
+            self.armed = Some(self.bell.prepare());
+        }
+    }
+
+    /// To be called after a turn that moved something.
+    fn over(&mut self) {
+        (self.polls, self.armed, self.since) = (0, None, None);
+    }
+}
+
+/// How long to sleep when nothing has moved for `silence` and a kernel may have news.
+fn pause(silence: Duration) -> Duration {
+    (silence / PART).clamp(PAUSES.0, PAUSES.1)
+}
+
+/// Short sleeps of this thread end when they should: the kernel may let others be late by 50 us to save power.
+fn sharpen() {
+    // SAFETY: no memory is involved. It cannot fail, and if it did, sleeps would be longer.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_with_the_silence_to_a_bound() {
+        let micros = Duration::from_micros;
+        assert_eq!(pause(Duration::ZERO), micros(20));
+        assert_eq!(pause(micros(800)), micros(100));
+        assert_eq!(pause(Duration::from_secs(3600)), micros(1000));
+    }
+}
