@@ -162,6 +162,12 @@ fn groups_of_several_communicators_make_no_threads_and_leave_none() {
 }
 
 #[test]
+fn calls_that_do_not_block_are_over_when_the_communicator_says_so() {
+    let folder = TempDir::new().expect("a temporary folder");
+    run(&compile("cc", "nonblocking.c", &folder), &[]);
+}
+
+#[test]
 fn host_streams_run_calls_in_order_behind_the_callers_back() {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile("cc", "streams.c", &folder);
@@ -260,6 +266,7 @@ fn valgrind_has_nothing_to_say() {
         ("cc", "answers.c", &[""][..]),
         ("cc", "arguments.c", &[""]),
         ("cc", "lifecycle.c", &[""]),
+        ("cc", "nonblocking.c", &["valgrind"]),
         ("cc", "rooted.c", &[""]),
         ("cc", "abort.c", &[""]),
         ("cc", "collectives.c", &["2"]),

@@ -109,10 +109,8 @@ pub(crate) fn submit(
         let visitor = registry::visit(comm)?;
         let request = check(collective, &arguments, selection, &visitor)?;
         match stream::on(&visitor, arguments.stream)? {
-            On::Caller => request.run(&mut visitor.alone()?.running()),
-            On::Host(on) => {
-                stream::issue(visitor.launch(vec![on], move |running| request.run(running)))
-            }
+            On::Caller => visitor.run(None, move |running| request.run(running)),
+            On::Host(on) => visitor.run(Some(on), move |running| request.run(running)),
             On::Cuda(on) => cuda::launch_one(visitor.alone()?, request.on_device(), on),
         }
     })

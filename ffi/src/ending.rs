@@ -45,18 +45,23 @@ fn wait_until_idle(function: &str, comm: Handle) -> Result<(), ResultCode> {
 }
 
 abi! {
-    /// `ncclCommFinalize`: waits for the calls that were issued on streams; all others are over when they return.
+    /// `ncclCommFinalize`: waits for the calls that were issued on streams, behind its back where the communicator does not block;
+    /// all others are over by then.
     fn ncclCommFinalize(comm: Handle) -> NcclResult {
         answer(|| {
             if comm.is_null() {
                 return Ok(());
             }
-            let mut entered = registry::enter(comm)?;
-            match entered.stage {
-                Stage::Open | Stage::Suspended => {
-                    entered.stage = Stage::Finalized;
+            let visitor = registry::visit(comm)?;
+            match visitor.stage() {
+                Stage::Open | Stage::Suspended if visitor.blocks() || visitor.is_quiet() => {
+                    visitor.alone()?.stage = Stage::Finalized;
                     Ok(())
                 }
+                Stage::Open | Stage::Suspended => visitor.defer().start(|entered| {
+                    entered.stage = Stage::Finalized;
+                    Ok(())
+                }),
                 Stage::Finalized => {
                     Err(invalid("ncclCommFinalize: the communicator was finalized before"))
                 }

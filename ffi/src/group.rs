@@ -7,8 +7,7 @@
 //! piece of work, which begins when all of the streams that they are on have come to it, and which all of these wait for. Communicators of
 //! CUDA devices are queued before all others, in one launch, which waits for nobody.
 //!
-//! Where the communicators do not block, those to be are made after the end has returned `ncclInProgress`; calls, which have their result
-//! when they return, are over.
+//! Where the communicators do not block, those to be are made, and calls run, after the end has returned `ncclInProgress`.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_int;
@@ -114,13 +113,13 @@ pub(crate) struct Calls {
 unsafe impl Send for Calls {}
 
 impl Calls {
-    /// A transfer alone.
-    pub(crate) fn of(transfer: Transfer) -> Self {
-        Self { transfers: vec![transfer], ..Self::default() }
+    /// Whether windows are registered among them.
+    fn register_windows(&self) -> bool {
+        self.collectives.iter().any(|call| matches!(call, Queued::Window(_)))
     }
 
     /// Runs them; returns when their results are there.
-    pub(crate) fn run(self, on: &mut Running<'_>) -> Result<(), ResultCode> {
+    fn run(self, on: &mut Running<'_>) -> Result<(), ResultCode> {
         self.collectives.into_iter().try_for_each(|request| request.run(on))?;
         // Others may wait for what this rank puts and sends; what it waits for itself comes last.
         let (waits, puts): (Vec<_>, _) = self.one_sided.into_iter().partition(OneSided::waits);
@@ -181,7 +180,7 @@ impl Contents {
             return Err(code);
         }
         let made = if blocking == Some(false) {
-            start_all(makings)
+            first_failure(makings.into_iter().map(Litter::start))
         } else {
             side_by_side(makings, Litter::run)
         };
@@ -189,7 +188,10 @@ impl Contents {
             Ok(()) | Err(ResultCode::InProgress) => {}
             Err(code) => return Err(code),
         }
-        run_calls(calls).and(made)
+        match run_calls(calls, blocking != Some(false)) {
+            Ok(()) => made,
+            result => result,
+        }
     }
 
     /// Drops the work; how long it would have taken, in microseconds: as long as the slowest communicator.
@@ -209,42 +211,59 @@ impl Contents {
 }
 
 /// Runs the calls, those of a communicator that has some on host streams behind this thread's back. They are issued
-/// first and at once: the others may be ranks that they wait for.
-fn run_calls(calls: Vec<(Communicator, Calls)>) -> Result<(), ResultCode> {
+/// first and at once: the others may be ranks that they wait for. Of communicators that do not block all are run so, unless windows
+/// are registered, whose handles the client expects.
+fn run_calls(calls: Vec<(Communicator, Calls)>, blocking: bool) -> Result<(), ResultCode> {
     let (queued, calls): (Vec<_>, _) =
         calls.into_iter().partition(|(_, calls)| !calls.cuda.is_empty());
     if !queued.is_empty() {
         let queued: Vec<_> = queued.into_iter().map(|(of, calls)| (of.0, calls)).collect();
         cuda::launch_group(&queued)?;
     }
-    let (issued, run): (Vec<_>, _) =
+    let waits = blocking || calls.iter().any(|(_, calls)| calls.register_windows());
+    let (on_streams, on_default): (Vec<_>, _) =
         calls.into_iter().partition(|(_, calls)| !calls.streams.is_empty());
-    let (mut launches, mut waits) = (Vec::new(), Vec::new());
-    for (Communicator(handle), mut calls) in issued {
+    let mut behind = Vec::new();
+    if !waits {
+        // Before anything is begun: nothing is if one of them cannot be.
+        for (Communicator(handle), _) in &on_default {
+            behind.push(registry::visit(*handle)?);
+        }
+    }
+    let (mut launches, mut visitors) = (Vec::new(), Vec::new());
+    for (Communicator(handle), mut calls) in on_streams {
         let visitor = registry::visit(handle)?;
-        waits.push(calls.waits);
+        visitors.push((visitor, calls.waits));
+        let visitor = &visitors[visitors.len() - 1].0;
         let streams = std::mem::take(&mut calls.streams);
         launches.push(visitor.launch(streams, move |running| calls.run(running)));
     }
     let tickets = if launches.is_empty() { Vec::new() } else { registry::issue(launches)? };
-    let result = side_by_side(run, |(Communicator(handle), calls)| {
-        let mut entered = registry::enter(handle)?;
-        calls.run(&mut entered.running())
+    let waited = visitors.into_iter().zip(tickets).filter(|((_, waits), _)| *waits);
+    if waits {
+        let waited: Vec<_> = waited.map(|(_, ticket)| ticket).collect();
+        let result = side_by_side(on_default, |(Communicator(handle), calls)| {
+            let mut entered = registry::enter(handle)?;
+            calls.run(&mut entered.running())
+        });
+        return result.and(stream::wait_for(&waited));
+    }
+    let waited = waited.map(|((visitor, _), ticket)| visitor.defer().start(move |_| ticket.wait()));
+    let behind = behind.into_iter().zip(on_default).map(|(visitor, (_, calls))| {
+        visitor.defer().start(move |entered| calls.run(&mut entered.running()))
     });
-    let mut waits = waits.into_iter();
-    let waited: Vec<_> = tickets.into_iter().filter(|_| waits.next() == Some(true)).collect();
-    result.and(stream::wait_for(&waited))
+    first_failure(waited.chain(behind))
 }
 
-/// Starts what need not be waited for. All are started even if one cannot be.
-fn start_all(makings: Vec<Litter>) -> Result<(), ResultCode> {
-    let mut result = Ok(());
-    for litter in makings {
-        if let (Err(code), Ok(()) | Err(ResultCode::InProgress)) = (litter.start(), result) {
-            result = Err(code);
+/// Begins all of them, even if one cannot be; the first failure, else `ncclInProgress` if one of them is.
+fn first_failure(begun: impl Iterator<Item = Result<(), ResultCode>>) -> Result<(), ResultCode> {
+    let mut first = Ok(());
+    for next in begun {
+        if next.is_err() && matches!(first, Ok(()) | Err(ResultCode::InProgress)) {
+            first = next;
         }
     }
-    result
+    first
 }
 
 /// Runs every item on a thread of its own, the first on this; returns the first error in the order of the items.
@@ -428,6 +447,17 @@ mod tests {
         assert!(agree(false).is_ok() && agree(false).is_ok());
         assert_eq!(agree(true), Err(ResultCode::InvalidArgument));
         assert_eq!(end(), Ok(()));
+    }
+
+    #[test]
+    fn the_first_failure_counts_and_else_what_is_in_progress() {
+        use ResultCode::{InProgress, SystemError, Timeout};
+        let of = |codes: &[Option<ResultCode>]| {
+            first_failure(codes.iter().map(|code| code.map_or(Ok(()), Err)))
+        };
+        assert_eq!(of(&[]), Ok(()));
+        assert_eq!(of(&[None, Some(InProgress), None]), Err(InProgress));
+        assert_eq!(of(&[Some(InProgress), Some(Timeout), Some(SystemError)]), Err(Timeout));
     }
 
     #[test]

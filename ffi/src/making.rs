@@ -6,7 +6,7 @@ use maypole::config::Config;
 use maypole::error::ResultCode;
 use maypole::{Communicator, Error, UniqueId};
 
-use crate::answer::failed;
+use crate::answer::{decided, failed};
 use crate::config::Settings;
 use crate::cuda;
 use crate::group;
@@ -131,47 +131,44 @@ pub(crate) unsafe fn make(
 impl Litter {
     /// Makes them; returns when they are there.
     pub(crate) fn run(self) -> Result<(), ResultCode> {
-        let Self { parent, makings } = self;
-        match parent.map(|Parent(handle)| registry::enter(handle)).transpose() {
-            Ok(entered) => make_all(makings, entered),
-            Err(code) => {
-                cancel(makings, code);
-                Err(code)
-            }
+        let Self { parent, mut makings } = self;
+        let entered = parent.map(|Parent(handle)| registry::enter(handle)).transpose();
+        let mut entered = or_cancel(entered, &mut makings)?;
+        let made = make_all(makings, entered.as_mut());
+        if let Some(entered) = &entered {
+            entered.settle(made);
         }
+        made
     }
 
-    /// Makes them on a thread of their own.
+    /// Makes them on another thread.
     pub(crate) fn start(self) -> Result<(), ResultCode> {
-        let Self { parent, makings } = self;
+        let Self { parent, mut makings } = self;
+        let Some(Parent(parent)) = parent else {
+            let make = move || {
+                // The handles tell how it ended.
+                let _ = make_all(makings, None);
+            };
+            maypole::stream::behind(make).map_err(|error| decided(&error))?;
+            return Err(ResultCode::InProgress);
+        };
         // The parent is in progress from the moment that the call returns.
-        let entered = match parent.map(|Parent(handle)| registry::enter(handle)).transpose() {
-            Ok(entered) => entered,
-            Err(code) => {
-                cancel(makings, code);
-                return Err(code);
-            }
-        };
-        if let Some(entered) = &entered {
-            entered.defer();
-        }
-        let run = move || {
-            // The handles tell how it ended.
-            let _ = make_all(makings, entered);
-        };
-        match std::thread::Builder::new().name("maypole-init".into()).spawn(run) {
-            Ok(_) => Err(ResultCode::InProgress),
-            Err(error) => Err(failed(&Error::System {
-                call: "pthread_create",
-                errno: error.raw_os_error().unwrap_or(libc::EAGAIN),
-            })),
-        }
+        let visitor = or_cancel(registry::visit(parent), &mut makings)?;
+        visitor.defer().start(move |entered| match make_all(makings, Some(entered)) {
+            // The arguments were bad, as the handles say; the parent is not.
+            Err(ResultCode::InvalidArgument) => Ok(()),
+            made => made,
+        })
     }
 
     /// There will be none of them.
     pub(crate) fn cancel(self) {
         cancel(self.makings, ResultCode::InvalidArgument);
     }
+}
+
+fn or_cancel<T>(parent: Result<T, ResultCode>, makings: &mut Vec<Making>) -> Result<T, ResultCode> {
+    parent.inspect_err(|code| cancel(std::mem::take(makings), *code))
 }
 
 /// None of these will be.
@@ -182,11 +179,11 @@ fn cancel(makings: Vec<Making>, code: ResultCode) {
     }
 }
 
-fn make_all(makings: Vec<Making>, mut parent: Option<Entered>) -> Result<(), ResultCode> {
+fn make_all(makings: Vec<Making>, mut parent: Option<&mut Entered>) -> Result<(), ResultCode> {
     let mut result = Ok(());
     for making in makings {
         let made = match result {
-            Ok(()) => making.run(parent.as_mut()),
+            Ok(()) => making.run(parent.as_deref_mut()),
             // Those that come after a failure are not tried: other ranks may not try them either.
             Err(code) => {
                 cancel(vec![making], code);
@@ -194,9 +191,6 @@ fn make_all(makings: Vec<Making>, mut parent: Option<Entered>) -> Result<(), Res
             }
         };
         result = made;
-    }
-    if let Some(parent) = &parent {
-        parent.settle(result);
     }
     result
 }

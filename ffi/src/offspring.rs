@@ -29,8 +29,8 @@ unsafe fn inherit(
     revoked: bool,
     config: *const NcclConfig,
 ) -> Result<(Settings, Of), ResultCode> {
-    let entered = registry::enter(parent)?;
-    match entered.stage {
+    let visitor = registry::visit(parent)?;
+    match visitor.stage() {
         Stage::Open => {}
         Stage::Revoked if revoked => {}
         stage => {
@@ -41,9 +41,9 @@ unsafe fn inherit(
         }
     }
     // SAFETY: the caller's promise.
-    let settings = unsafe { read(config, Some(&entered.settings)) }?;
+    let settings = unsafe { read(config, Some(visitor.settings())) }?;
     // As NCCL has it: whatever device the calling thread has chosen.
-    Ok((settings, entered.device.map_or(Of::Host(-1), Of::Cuda)))
+    Ok((settings, visitor.device().map_or(Of::Host(-1), Of::Cuda)))
 }
 
 fn place(function: &str, new: *mut Handle) -> Result<(), ResultCode> {

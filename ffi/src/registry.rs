@@ -8,6 +8,8 @@
 //! A place is let before its communicator exists, so that another thread can ask for it, or abort it, while it is being made.
 //! Places are never freed, only let again, to the next generation.
 
+mod deferred;
+
 use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_void};
 use std::mem::ManuallyDrop;
@@ -20,7 +22,7 @@ use maypole::error::ResultCode;
 use maypole::stream::{self, Issue, Stream, Ticket, Work};
 use maypole::{AbortHandle, AbortSignal, Communicator};
 
-use crate::answer::{failed, invalid, refuse};
+use crate::answer::{decided, failed, invalid, refuse};
 use crate::config::Settings;
 use crate::memory::Registrations;
 use crate::operator::Operators;
@@ -197,7 +199,8 @@ pub(crate) fn reserve(
     place.rank.store(rank, Ordering::Relaxed);
     place.nranks.store(nranks, Ordering::Relaxed);
     let result = ResultCode::InProgress;
-    *place.side() = Side { signal: Some(signal), result, blocking, device, ..Side::new() };
+    let line = (!blocking).then(Stream::new);
+    *place.side() = Side { signal: Some(signal), result, blocking, device, line, ..Side::new() };
     let generation = (place.state.load(Ordering::Relaxed) >> GENERATION) + 1;
     let state = generation << GENERATION | LIVE;
     place.state.store(state | BUSY | HOLLOW, Ordering::Release);
@@ -374,14 +377,19 @@ pub(crate) fn blocks(handle: Handle) -> Result<bool, ResultCode> {
 
 /// `ncclCommGetAsyncError`: never waits for a call that is under way.
 pub(crate) fn async_result(handle: Handle) -> Result<ResultCode, ResultCode> {
-    with_side(handle, |side| match side.result {
-        ResultCode::Success => side
+    with_side(handle, |side| match (side.result, &side.line) {
+        (result @ (ResultCode::Success | ResultCode::InvalidArgument), _) => Ok(side
             .abort
             .as_ref()
             .and_then(AbortHandle::async_error)
-            .map_or(ResultCode::Success, |error| error.code()),
-        other => other,
-    })
+            .map_or(result, |error| error.code())),
+        // Nobody ends it in a child made by fork.
+        (ResultCode::InProgress, Some(line)) => {
+            line.check_fork().map_err(|error| decided(&error))?;
+            Ok(ResultCode::InProgress)
+        }
+        (other, _) => Ok(other),
+    })?
 }
 
 /// True while the communicator is in use by a thread, or calls on streams have not ended; an error once it is gone.
@@ -460,8 +468,8 @@ impl Visitor {
     /// Waits until nothing that was issued on a stream is left; then the communicator is this thread's alone.
     #[inline]
     pub(crate) fn alone(self) -> Result<Entered, ResultCode> {
-        // Pairs as `issued`: what the calls did is seen.
-        if self.place.issued.load(Ordering::Acquire) != 0 {
+        // What the calls did is seen.
+        if !self.is_quiet() {
             self.wait()?;
         }
         Ok(Entered(self))
@@ -480,8 +488,7 @@ impl Visitor {
                 "a callback must not wait for the calls that were issued on streams: it may stand before them",
             ));
         }
-        // Pairs as `issued`.
-        while place.issued.load(Ordering::Acquire) != 0 {
+        while !self.is_quiet() {
             side = place.quiet.wait(side).unwrap_or_else(PoisonError::into_inner);
         }
         Ok(())
@@ -525,9 +532,23 @@ impl Visitor {
         unsafe { (*self.body()).stage }
     }
 
+    /// How it was configured.
+    #[inline]
+    pub(crate) fn settings(&self) -> &Settings {
+        // SAFETY: as in `operators`.
+        unsafe { &(*self.body()).settings }
+    }
+
     /// Whether calls on it block.
+    #[inline]
     pub(crate) fn blocks(&self) -> bool {
-        self.place.side().blocking
+        self.settings().blocking
+    }
+
+    /// Whether nothing that was issued on streams is left.
+    pub(crate) fn is_quiet(&self) -> bool {
+        // Pairs as `issued`.
+        self.place.issued.load(Ordering::Acquire) == 0
     }
 
     /// A call to be issued on these streams; from now on the communicator has it to wait for.
@@ -576,7 +597,11 @@ impl Running<'_> {
     /// A call failed, and with it the communicator.
     #[cold]
     pub(crate) fn broke(&self, code: ResultCode) {
-        self.place.side().result = code;
+        let mut side = self.place.side();
+        // What is in progress says it itself, when it is over.
+        if side.result != ResultCode::InProgress {
+            side.result = code;
+        }
     }
 }
 
@@ -603,12 +628,7 @@ impl Entered {
         self.0.place.side().child = signal;
     }
 
-    /// What is done with it goes on after the call has returned; until [`settle`](Self::settle) it is in progress.
-    pub(crate) fn defer(&self) {
-        self.0.place.side().result = ResultCode::InProgress;
-    }
-
-    /// What was deferred is over. A failure stays.
+    /// What was made from it, or could not be, is over. A failure stays.
     pub(crate) fn settle(&self, result: Result<(), ResultCode>) {
         self.0.place.side().result = match result {
             // The arguments were bad; the communicator is not.
@@ -744,12 +764,39 @@ mod tests {
         assert_eq!(enter(handle).err(), Some(ResultCode::InvalidUsage));
         assert_eq!((is_busy(handle), identity(handle)), (Ok(true), Ok((0, 1))));
         assert_eq!(async_result(handle), Ok(ResultCode::Success));
-        entered.defer();
-        assert_eq!(enter(handle).err(), Some(ResultCode::InvalidArgument));
-        assert_eq!(async_result(handle), Ok(ResultCode::InProgress));
-        entered.settle(Ok(()));
         drop(entered);
         assert_eq!(is_busy(handle), Ok(false));
+        drop(evict(handle).unwrap());
+    }
+
+    #[test]
+    fn what_is_in_progress_is_refused_until_it_says_how_it_ended() {
+        let handle = alone();
+        for end in [Ok(()), Err(ResultCode::InvalidArgument), Err(ResultCode::Timeout), Ok(())] {
+            let (go, gate) = std::sync::mpsc::channel::<()>();
+            let deferred = visit(handle).unwrap().defer();
+            let begun = deferred.start(move |_| {
+                let _ = gate.recv();
+                end
+            });
+            assert_eq!(begun, Err(ResultCode::InProgress));
+            assert_eq!(enter(handle).err(), Some(ResultCode::InvalidArgument));
+            assert_eq!(async_result(handle), Ok(ResultCode::InProgress));
+            drop(go);
+            while async_result(handle) == Ok(ResultCode::InProgress) {
+                std::thread::yield_now();
+            }
+            // From the moment that it says so the communicator can be used.
+            assert!(enter(handle).is_ok());
+            assert_eq!(async_result(handle), Ok(end.err().unwrap_or(ResultCode::Success)));
+        }
+        // A panic is an end as well.
+        let begun = visit(handle).unwrap().defer().start(|_| panic!("on purpose"));
+        assert_eq!(begun, Err(ResultCode::InProgress));
+        while async_result(handle) == Ok(ResultCode::InProgress) {
+            std::thread::yield_now();
+        }
+        assert_eq!(async_result(handle), Ok(ResultCode::InternalError));
         drop(evict(handle).unwrap());
     }
 

@@ -14,7 +14,7 @@ use crate::answer::{NcclResult, answer, failed, invalid, refuse};
 use crate::export::extension;
 use crate::group;
 use crate::identity::put;
-use crate::registry::{self, Launch, Visitor};
+use crate::registry::Visitor;
 
 /// `cudaStream_t` as the client holds it.
 pub(crate) type Stream = *mut c_void;
@@ -92,12 +92,6 @@ fn known(stream: Stream) -> Result<stream::Stream, ResultCode> {
             "a communicator of host memory takes the default streams (NULL, cudaStreamLegacy, cudaStreamPerThread) and those of maypoleStreamCreate that were not destroyed; other streams of CUDA are for communicators of a device, see MAYPOLE_DEVICE",
         )
     })
-}
-
-/// Issues one call.
-#[cold]
-pub(crate) fn issue(launch: Launch) -> Result<(), ResultCode> {
-    registry::issue(vec![launch]).map(drop)
 }
 
 /// What calls of a group that were issued ended with, for those that are to be waited for.

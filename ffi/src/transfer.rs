@@ -10,7 +10,7 @@ use crate::answer::{NcclResult, answer, failed, invalid};
 use crate::collective::{broken, data_type, usable};
 use crate::cuda;
 use crate::export::abi;
-use crate::group::{self, Calls};
+use crate::group;
 use crate::registry::{self, Entered, Handle, Running};
 use crate::stream::{self, On, Stream};
 
@@ -43,6 +43,18 @@ pub(crate) fn predict(transfers: &[Transfer], entered: &Entered) -> Result<f64, 
     entered.comm.explain(&call).map(|choice| choice.predicted).map_err(|error| failed(&error))
 }
 
+/// A transfer on its way to the thread that runs it.
+struct Lent([Transfer; 1]);
+
+// SAFETY: the client lends the buffer to the call until it is over, on whatever thread it runs.
+unsafe impl Send for Lent {}
+
+impl Lent {
+    fn run(self, on: &mut Running<'_>) -> Result<(), ResultCode> {
+        run(&self.0, on)
+    }
+}
+
 fn submit(
     count: usize,
     dtype: c_int,
@@ -72,15 +84,11 @@ fn submit(
                 group::queue_transfer(comm, on, transfer);
                 return Ok(());
             }
+            let calls = Lent([transfer]);
             match on {
-                On::Caller => run(&[transfer], &mut visitor.alone()?.running()),
-                On::Host(on) => {
-                    let calls = Calls::of(transfer);
-                    stream::issue(visitor.launch(vec![on], move |running| calls.run(running)))
-                }
-                On::Cuda(on) => {
-                    cuda::launch_one(visitor.alone()?, Queued::Transfers(&[transfer]), on)
-                }
+                On::Caller => visitor.run(None, move |running| calls.run(running)),
+                On::Host(on) => visitor.run(Some(on), move |running| calls.run(running)),
+                On::Cuda(on) => cuda::launch_one(visitor.alone()?, Queued::Transfers(&calls.0), on),
             }
         });
         group::note(submitted)

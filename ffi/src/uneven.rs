@@ -142,10 +142,8 @@ fn submit(
                 return Ok(());
             }
             match on {
-                On::Caller => queued.run(&mut visitor.alone()?.running()),
-                On::Host(on) => {
-                    stream::issue(visitor.launch(vec![on], move |running| queued.run(running)))
-                }
+                On::Caller => visitor.run(None, move |running| queued.run(running)),
+                On::Host(on) => visitor.run(Some(on), move |running| queued.run(running)),
                 On::Cuda(on) => queued.launch(visitor.alone()?, on),
             }
         });

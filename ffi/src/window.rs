@@ -169,10 +169,8 @@ fn one_sided(
                 return Ok(());
             }
             match on {
-                On::Host(on) => {
-                    stream::issue(visitor.launch(vec![on], move |running| call.run(running)))
-                }
-                _ => call.run(&mut visitor.alone()?.running()),
+                On::Host(on) => visitor.run(Some(on), move |running| call.run(running)),
+                _ => visitor.run(None, move |running| call.run(running)),
             }
         });
         group::note(submitted)
