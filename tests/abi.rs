@@ -1,61 +1,17 @@
 //! libnccl.so as C and C++ programs see it: its header, its exports, its soname, and what the functions answer.
 
 mod artifact;
+mod program;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 
+use program::{compile, library, output, text, watched};
 use tempfile::TempDir;
-
-fn library() -> PathBuf {
-    artifact::built("maypole-ffi", "libnccl.so")
-}
-
-fn output(command: &mut Command) -> Output {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(
-        output.status.success(),
-        "{command:?}: {}\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    output
-}
-
-fn text(command: &mut Command) -> String {
-    String::from_utf8(output(command).stdout).expect("tools write text")
-}
-
-/// Compiles a program of `tests/abi` against the headers and the library. The name may begin with options of the compiler.
-fn compile(compiler: &str, source: &str, into: &TempDir) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let program = into.path().join("program");
-    // The name that the program will ask for.
-    let soname = into.path().join("libnccl.so.2");
-    if !soname.exists() {
-        std::os::unix::fs::symlink(library(), &soname).expect("a new folder takes a link");
-    }
-    let mut words = compiler.split_whitespace();
-    output(
-        Command::new(words.next().expect("a compiler"))
-            .args(words)
-            .args(["-Wall", "-Wextra", "-Werror", "-pthread", "-I"])
-            .arg(root.join("ffi/include"))
-            .current_dir(root)
-            .arg("-o")
-            .arg(&program)
-            .arg(root.join("tests/abi").join(source))
-            .args(["-x", "none"])
-            .arg(&soname)
-            .arg(format!("-Wl,-rpath,{}", into.path().display())),
-    );
-    program
-}
 
 /// Runs it, with a watchdog.
 fn run(program: &Path, arguments: &[&str]) {
-    output(Command::new("timeout").args(["--signal=KILL", "50"]).arg(program).args(arguments));
+    output(watched(program, 50).args(arguments));
 }
 
 /// The committed list of what is exported, sorted.
@@ -138,12 +94,7 @@ fn wrong_calls_are_answered_and_not_crashed_on() {
     let program = compile("cc", "answers.c", &folder);
     run(&program, &[]);
     // The texts of results send people to the log: it has to tell, also what no communicator is there for.
-    let log = text(
-        Command::new("timeout")
-            .args(["--signal=KILL", "50"])
-            .arg(&program)
-            .env("NCCL_DEBUG", "WARN"),
-    );
+    let log = text(watched(&program, 50).env("NCCL_DEBUG", "WARN"));
     for told in ["not a unique id", "rank 1 of 1", "a buffer is NULL"] {
         assert!(log.contains(told), "{told}: {log}");
     }
@@ -226,17 +177,15 @@ fn fuzz_sequences_of_calls() {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile("cc", "fuzz.c", &folder);
     let seconds = std::env::var("MAYPOLE_FUZZ_SECONDS").unwrap_or_else(|_| "3".to_owned());
-    let patience = format!("{}", 60 + seconds.parse::<u64>().expect("seconds"));
-    let mut command = Command::new("timeout");
-    command.args(["--signal=KILL", &patience]).arg(&program).arg(&seconds);
-    println!("{}", text(&mut command));
+    let patience = 60 + seconds.parse::<u64>().expect("seconds");
+    println!("{}", text(watched(&program, patience).arg(&seconds)));
 }
 
 fn stress(communicators: u32) {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile("cc", "stress.c", &folder);
-    let mut command = Command::new("timeout");
-    command.args(["--signal=KILL", "500"]).arg(&program).arg(communicators.to_string());
+    let mut command = watched(&program, 500);
+    command.arg(communicators.to_string());
     // One arena, so that what is held can be counted.
     command.args(["1"]).env("MALLOC_ARENA_MAX", "1");
     println!("{}", text(&mut command));
@@ -296,8 +245,8 @@ fn valgrind_has_nothing_to_say() {
 fn log(variables: &[(&str, &str)]) -> String {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile("cc", "client/one.c", &folder);
-    let mut command = Command::new("timeout");
-    command.args(["--signal=KILL", "50"]).arg(program).env_remove("NCCL_DEBUG");
+    let mut command = watched(&program, 50);
+    command.env_remove("NCCL_DEBUG");
     text(command.env("HOME", folder.path()).envs(variables.iter().copied()))
 }
 
@@ -337,9 +286,7 @@ fn the_environment_has_the_last_word_on_blocking() {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile("cc", "blocking.c", &folder);
     for (value, answers) in [("", "0 7\n"), ("0", "7 7\n"), ("1", "0 0\n"), ("maybe", "0 7\n")] {
-        let mut command = Command::new("timeout");
-        command.args(["--signal=KILL", "50"]).arg(&program);
-        let answered = text(command.env("NCCL_COMM_BLOCKING", value));
+        let answered = text(watched(&program, 50).env("NCCL_COMM_BLOCKING", value));
         assert_eq!(answered, answers, "{value}");
     }
 }

@@ -45,15 +45,11 @@ impl Request {
 
     /// The call for a device. A factor in memory is read there.
     pub(crate) fn on_device(&self) -> DeviceCall<'_> {
-        let mut call = self.call;
-        let call = |reduction| {
-            call.reduction = reduction;
-            match &self.selection {
-                None => DeviceCall::Collective(call),
-                Some(selection) => DeviceCall::Among(call, selection.0.clone()),
-            }
-        };
-        self.operation.on_device(call)
+        let call = Call { reduction: self.operation.on_device(), ..self.call };
+        match &self.selection {
+            None => DeviceCall::Collective(call),
+            Some(selection) => DeviceCall::Among(call, selection.0.clone()),
+        }
     }
 
     /// Microseconds that the cost model expects.

@@ -2,12 +2,12 @@
 
 use std::ffi::{c_int, c_void};
 
-use maypole::device::Queued;
 use maypole::error::ResultCode;
 use maypole::{DType, RedOp, Reduction};
 
 use crate::answer::{NcclResult, answer, invalid};
 use crate::collective::data_type;
+use crate::cuda;
 use crate::export::abi;
 use crate::identity::put;
 use crate::registry::{self, Handle};
@@ -42,11 +42,11 @@ impl Operation {
 }
 
 impl Operation {
-    /// The call that `make` makes of the reduction, for a device, which reads the factor where that is in memory.
-    pub(crate) fn on_device<'a>(self, make: impl FnOnce(Reduction) -> Queued<'a>) -> Queued<'a> {
+    /// The reduction of a call for a device, which reads the factor where that is in memory.
+    pub(crate) fn on_device(self) -> Reduction {
         match self {
-            Self::Known(reduction) => make(reduction),
-            Self::FactorAt(at) => Queued::FactorAt(at, Box::new(make(premultiply(0)))),
+            Self::Known(reduction) => reduction,
+            Self::FactorAt(at) => Reduction { resident: true, ..premultiply(at.addr() as u64) },
         }
     }
 }
@@ -116,7 +116,7 @@ fn unknown(code: c_int) -> ResultCode {
 }
 
 fn premultiply(scalar: u64) -> Reduction {
-    Reduction { op: RedOp::PreMulSum, scalar }
+    Reduction { scalar, ..RedOp::PreMulSum.into() }
 }
 
 /// The element of `dtype` at `at`, in the low bytes.
@@ -148,7 +148,10 @@ abi! {
                 }
                 let scalar = scalar.cast_const().cast();
                 let operation = match residence {
-                    0 => Operation::FactorAt(scalar),
+                    0 => {
+                        cuda::check_factor(entered.device, scalar)?;
+                        Operation::FactorAt(scalar)
+                    }
                     // SAFETY: the caller's promise.
                     1 => Operation::Known(premultiply(unsafe { read(scalar, dtype) })),
                     _ => return Err(invalid("ncclRedOpCreatePreMulSum: no such residence")),

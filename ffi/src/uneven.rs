@@ -104,7 +104,7 @@ impl UnevenRequest {
 
     /// The call for a device. A factor in memory is read there.
     pub(crate) fn on_device(&self) -> DeviceCall<'_> {
-        self.operation.on_device(|reduction| DeviceCall::Uneven(self.call(reduction)))
+        DeviceCall::Uneven(self.call(self.operation.on_device()))
     }
 
     fn call(&self, reduction: Reduction) -> UnevenCall<'_> {

@@ -5,11 +5,11 @@
 //! a host communicator walks. Without a driver, libcuda.so.1, all of this is idle: there are no devices.
 
 mod detect;
+mod join;
 mod memory;
-mod order;
 mod queue;
 
 pub use detect::{check, count, current};
+pub use join::join;
 pub use memory::{Allocation, is_known, owner};
-pub use order::order;
 pub use queue::{CudaStream, Part, Queued, launch};

@@ -26,9 +26,6 @@ pub enum Queued<'a> {
     Transfers(&'a [Transfer]),
     /// A barrier: what is queued later runs when all ranks have come to it.
     Barrier,
-    /// One of the first three, a premultiplied sum, whose factor is the element behind this address, of memory that the device reaches,
-    /// when the call runs; that in the call is not looked at.
-    FactorAt(*const u8, Box<Self>),
 }
 
 /// Calls of one communicator, in their order, on one stream.

@@ -40,11 +40,14 @@ pub struct Reduction {
     pub op: RedOp,
     /// [`RedOp::PreMulSum`]: this rank's factor, an element in the low bytes. Not looked at otherwise.
     pub scalar: u64,
+    /// `scalar` is the address of the factor, in memory that the device of the communicator reaches, where it is read when the call runs
+    /// there. Not for communicators of host memory.
+    pub resident: bool,
 }
 
 impl From<RedOp> for Reduction {
     fn from(op: RedOp) -> Self {
-        Self { op, scalar: 0 }
+        Self { op, scalar: 0, resident: false }
     }
 }
 

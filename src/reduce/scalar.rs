@@ -71,7 +71,7 @@ pub fn finish(dtype: DType, op: RedOp, nranks: u32, value: u64) -> u64 {
 }
 
 /// What contributions are multiplied by, where they are.
-pub(super) fn factor(dtype: DType, reduction: Reduction, nranks: u32) -> Option<u64> {
+pub(crate) fn factor(dtype: DType, reduction: Reduction, nranks: u32) -> Option<u64> {
     fn reciprocal<E: Element>(n: u32) -> u64 {
         E::reciprocal(n).to_bits()
     }

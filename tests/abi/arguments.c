@@ -1,5 +1,5 @@
-/* Every argument of every function, out of range or NULL: the documented code and a text that says what is wrong, never a crash. */
-#include "check.h"
+/* On host memory or devices: every argument of every function, out of range or NULL: the documented code and a text that says what is wrong, never a crash. */
+#include "gpu.h"
 
 #include <maypole.h>
 #include <nccl_device.h>
@@ -268,6 +268,8 @@ static void calls_of(ncclComm_t comm, ncclComm_t other) {
     BAD(maypoleGatherV(send, 4, recv, counts, NULL, ncclFloat, rank, comm, NULL));
     BAD(maypoleScatterV(send, counts, NULL, recv, 4, ncclFloat, rank, comm, NULL));
   }
+  /* On a device an address is a stream: nobody but the driver can tell. */
+  if (gpu) stream = (cudaStream_t)(uintptr_t)0x14;
   BAD(ncclAllReduce(send, recv, 4, ncclFloat, ncclSum, comm, stream));
   BAD(ncclBcast(send, 4, ncclFloat, 0, comm, stream));
   BAD(ncclSend(send, 4, ncclFloat, 0, comm, stream));
@@ -341,13 +343,13 @@ static void others(ncclComm_t comm, ncclComm_t other) {
   /* Memory. */
   BAD(ncclMemAlloc(NULL, 16));
   BAD(ncclMemFree(send));
-  IS(ncclSystemError, ncclMemAlloc(&pointer, SIZE_MAX));
+  IS(gpu ? ncclUnhandledCudaError : ncclSystemError, ncclMemAlloc(&pointer, SIZE_MAX));
   OK(ncclMemFree(NULL));
   OK(ncclMemAlloc(&pointer, 0));
   EXPECT(pointer == NULL);
   OK(ncclMemAlloc(&pointer, 12345));
-  EXPECT(((uintptr_t)pointer & 4095) == 0);
-  memset(pointer, 1, 12345);
+  EXPECT(((uintptr_t)pointer & (gpu ? 255 : 4095)) == 0);
+  if (!gpu) memset(pointer, 1, 12345);
   OK(ncclMemFree(pointer));
   BAD(ncclMemFree(pointer));
   BAD(ncclCommRegister(comm, NULL, 4, &handle));
@@ -366,10 +368,12 @@ static void others(ncclComm_t comm, ncclComm_t other) {
   BAD(ncclCommWindowRegister(comm, send, 4, &window, 0x10));
   OK(ncclCommWindowRegister(comm, send, sizeof send, &window, NCCL_WIN_COLL_SYMMETRIC));
   OK(ncclCommWindowRegister(other, send, sizeof send, &elsewhere, 0));
+  /* There are none on devices. */
+  EXPECT(!gpu == (window != NULL) && !gpu == (elsewhere != NULL));
   OK(ncclWinGetUserPtr(comm, window, &pointer));
-  EXPECT(pointer == send);
+  EXPECT(pointer == (gpu ? NULL : send));
   BAD(ncclWinGetUserPtr(comm, window, NULL));
-  BAD(ncclWinGetUserPtr(comm, elsewhere, &pointer));
+  if (!gpu) BAD(ncclWinGetUserPtr(comm, elsewhere, &pointer));
   BAD(ncclWinGetUserPtr(comm, (ncclWindow_t)ADDRESS, &pointer));
   ncclWaitSignalDesc_t wait = {1, 0, 0, 0}, wrong = {0, 0, 0, 0};
   BAD(ncclPutSignal(NULL, 4, ncclFloat, 0, window, 0, 0, 0, 0, comm, NULL));
@@ -380,15 +384,24 @@ static void others(ncclComm_t comm, ncclComm_t other) {
   BAD(ncclPutSignal(send, 4, ncclFloat, 0, window, 0, 1, 0, 0, comm, NULL));
   BAD(ncclPutSignal(send, 4, ncclFloat, 0, window, 0, 0, 1, 0, comm, NULL));
   BAD(ncclPutSignal(send, 4, ncclFloat, 0, window, 0, 0, 0, 1, comm, NULL));
-  OK(ncclPutSignal(send, 4, ncclFloat, 0, window, 0, 0, 0, 0, comm, NULL));
-  OK(ncclSignal(0, 0, 0, 0, comm, NULL));
+  if (gpu) {
+    BAD(ncclPutSignal(send, 4, ncclFloat, 0, window, 0, 0, 0, 0, comm, NULL));
+    MISUSE(ncclSignal(0, 0, 0, 0, comm, NULL));
+  } else {
+    OK(ncclPutSignal(send, 4, ncclFloat, 0, window, 0, 0, 0, 0, comm, NULL));
+    OK(ncclSignal(0, 0, 0, 0, comm, NULL));
+  }
   BAD(ncclWaitSignal(0, &wait, comm, NULL));
   BAD(ncclWaitSignal(1, NULL, comm, NULL));
   BAD(ncclWaitSignal(1, &wrong, comm, NULL));
-  OK(ncclWaitSignal(1, &wait, comm, NULL));
-  OK(ncclWaitSignal(1, &wait, comm, NULL));
-  /* Of itself a rank would wait for ever. */
-  BAD(ncclWaitSignal(1, &wait, comm, NULL));
+  if (gpu) {
+    MISUSE(ncclWaitSignal(1, &wait, comm, NULL));
+  } else {
+    OK(ncclWaitSignal(1, &wait, comm, NULL));
+    OK(ncclWaitSignal(1, &wait, comm, NULL));
+    /* Of itself a rank would wait for ever. */
+    BAD(ncclWaitSignal(1, &wait, comm, NULL));
+  }
   /* The device API. */
   ncclCommProperties_t properties = NCCL_COMM_PROPERTIES_INITIALIZER;
   ncclMultimemHandle_t multimem = {NULL};
@@ -407,23 +420,25 @@ static void others(ncclComm_t comm, ncclComm_t other) {
   properties.size = 8;
   BAD(ncclCommQueryProperties(comm, &properties));
   properties.size = sizeof properties;
-  properties.deviceApiSupport = true, properties.hostRmaSupport = false;
+  properties.deviceApiSupport = true, properties.hostRmaSupport = gpu;
   OK(ncclCommQueryProperties(comm, &properties));
-  EXPECT(!properties.deviceApiSupport && properties.hostRmaSupport && properties.nRanks == 1);
+  EXPECT(!properties.deviceApiSupport && properties.hostRmaSupport == !gpu && properties.nRanks == 1);
   BAD(ncclDevCommCreate(comm, NULL, (ncclDevComm_t*)memory));
   MISUSE(ncclDevCommCreate(comm, (ncclDevCommRequirements_t*)memory, (ncclDevComm_t*)memory));
   MISUSE(ncclDevCommDestroy(comm, (ncclDevComm_t*)memory));
+  /* A window that there is not. */
+#define OF_WINDOW(call) IS(gpu ? ncclInvalidArgument : ncclInvalidUsage, call)
   BAD(ncclGetLsaDevicePointer(window, 0, 0, NULL));
   BAD(ncclGetLsaDevicePointer(NULL, 0, 0, &pointer));
   BAD(ncclGetPeerDevicePointer(window, sizeof send, 0, &pointer));
-  MISUSE(ncclGetLsaDevicePointer(window, 0, 0, &pointer));
-  MISUSE(ncclGetPeerDevicePointer(window, 0, 0, &pointer));
-  MISUSE(ncclGetMultimemDevicePointer(window, 0, multimem, &pointer));
-  MISUSE(ncclGetLsaMultimemDevicePointer(window, 0, &pointer));
+  OF_WINDOW(ncclGetLsaDevicePointer(window, 0, 0, &pointer));
+  OF_WINDOW(ncclGetPeerDevicePointer(window, 0, 0, &pointer));
+  OF_WINDOW(ncclGetMultimemDevicePointer(window, 0, multimem, &pointer));
+  OF_WINDOW(ncclGetLsaMultimemDevicePointer(window, 0, &pointer));
   BAD(ncclGetPeerDeviceLeInfo(window, 0, 0, NULL, &offset));
-  MISUSE(ncclGetPeerDeviceLeInfo(window, 0, 0, &le, &offset));
-  MISUSE(ncclGetCftDeviceLeInfo(window, 0, 0, team, &le, &offset));
-  MISUSE(ncclGetMultimemDeviceLeInfo(window, 0, &le, &offset));
+  OF_WINDOW(ncclGetPeerDeviceLeInfo(window, 0, 0, &le, &offset));
+  OF_WINDOW(ncclGetCftDeviceLeInfo(window, 0, 0, team, &le, &offset));
+  OF_WINDOW(ncclGetMultimemDeviceLeInfo(window, 0, &le, &offset));
   BAD(ncclLsaBarrierCreateRequirement(team, 1, NULL, &requirement));
   MISUSE(ncclLsaBarrierCreateRequirement(team, 1, &lsa, &requirement));
   MISUSE(ncclGinBarrierCreateRequirement(comm, team, 1, &gin, &requirement));
@@ -435,9 +450,9 @@ static void others(ncclComm_t comm, ncclComm_t other) {
   EXPECT(ncclTeamRankToWorld(comm, team, 0) == 0 && ncclTeamRankToLsa(comm, team, 0) == 0);
   EXPECT(ncclTeamRankToWorld(comm, team, 1) == -1 && ncclTeamRankToLsa(comm, team, INT_MIN) == -1);
   EXPECT(ncclTeamCft(comm, (ncclCftTeamMode_t)9).nRanks == 0);
-  BAD(ncclCommWindowDeregister(comm, elsewhere));
+  if (!gpu) BAD(ncclCommWindowDeregister(comm, elsewhere));
   OK(ncclCommWindowDeregister(comm, window));
-  BAD(ncclCommWindowDeregister(comm, window));
+  if (!gpu) BAD(ncclCommWindowDeregister(comm, window));
   OK(ncclCommWindowDeregister(comm, NULL));
   (void)number;
 }
@@ -528,6 +543,7 @@ static void groups(ncclComm_t comm) {
   OK(ncclSend(send, 4, ncclFloat, 0, comm, NULL));
   OK(maypoleBarrier(comm, NULL));
   OK(ncclGroupEnd());
+  gpu_done();
   EXPECT(recv[0] == 3);
 }
 
@@ -535,6 +551,9 @@ int main(void) {
   ncclComm_t comm, other, dead;
   ncclUniqueId id;
   ncclComm_t* const all[] = {&comm, &other, &dead};
+  gpu_begin();
+  GPU_PIN(send);
+  GPU_PIN(recv);
   init();
   for (int i = 0; i < 3; i++) {
     OK(ncclGetUniqueId(&id));

@@ -1,13 +1,22 @@
-/* Every collective among processes: `collectives NRANKS`. The id goes to the children through pipes. */
-#include "check.h"
+/* On host memory or devices: every collective among processes: `collectives NRANKS`. The id goes to the children through pipes. */
+#include "gpu.h"
 
 #include <sys/wait.h>
 #include <unistd.h>
 
 enum { COUNT = 1000, MOST = 8 };
 
+/* A call, and its result. */
+#define DONE(call) \
+  do {             \
+    OK(call);      \
+    gpu_done();    \
+  } while (0)
+
 static void rank_main(ncclUniqueId id, int nranks, int rank) {
   ncclComm_t comm;
+  gpu_begin();
+  gpu_choose(rank);
   OK(ncclCommInitRank(&comm, nranks, id, rank));
   int number = -1;
   OK(ncclCommCount(comm, &number));
@@ -15,33 +24,38 @@ static void rank_main(ncclUniqueId id, int nranks, int rank) {
   OK(ncclCommUserRank(comm, &number));
   EXPECT(number == rank);
 
-  static float mine[MOST * COUNT], theirs[MOST * COUNT];
+  static float mine[MOST * COUNT], theirs[MOST * COUNT], factor, token;
+  GPU_PIN(mine);
+  GPU_PIN(theirs);
+  gpu_pin(&factor, sizeof factor);
+  gpu_pin(&token, sizeof token);
   float total = 0;
   for (int r = 0; r < nranks; r++) total += r + 1;
 
   for (int i = 0; i < COUNT; i++) mine[i] = (rank + 1) * (i % 7);
-  OK(ncclAllReduce(mine, theirs, COUNT, ncclFloat, ncclSum, comm, NULL));
+  DONE(ncclAllReduce(mine, theirs, COUNT, ncclFloat, ncclSum, comm, NULL));
   for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == total * (i % 7));
-  OK(ncclAllReduce(mine, mine, COUNT, ncclFloat, ncclMax, comm, NULL));
+  DONE(ncclAllReduce(mine, mine, COUNT, ncclFloat, ncclMax, comm, NULL));
   for (int i = 0; i < COUNT; i++) EXPECT(mine[i] == nranks * (i % 7));
 
   for (int i = 0; i < COUNT; i++) mine[i] = rank * COUNT + i;
-  OK(ncclAllGather(mine, theirs, COUNT, ncclFloat32, comm, NULL));
+  DONE(ncclAllGather(mine, theirs, COUNT, ncclFloat32, comm, NULL));
   for (int i = 0; i < nranks * COUNT; i++) EXPECT(theirs[i] == i);
 
   for (int i = 0; i < nranks * COUNT; i++) mine[i] = (rank + 1) * (i % 5);
-  OK(ncclReduceScatter(mine, theirs, COUNT, ncclFloat, ncclSum, comm, NULL));
+  DONE(ncclReduceScatter(mine, theirs, COUNT, ncclFloat, ncclSum, comm, NULL));
   for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == total * ((rank * COUNT + i) % 5));
 
   int root = nranks - 1;
   for (int i = 0; i < COUNT; i++) mine[i] = rank == root ? i : -1;
-  OK(ncclBroadcast(rank == root ? mine : NULL, theirs, COUNT, ncclFloat, root, comm, NULL));
+  DONE(ncclBroadcast(rank == root ? mine : NULL, theirs, COUNT, ncclFloat, root, comm, NULL));
   for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == i);
-  OK(ncclBcast(mine, COUNT, ncclFloat, root, comm, NULL));
+  DONE(ncclBcast(mine, COUNT, ncclFloat, root, comm, NULL));
   for (int i = 0; i < COUNT; i++) EXPECT(mine[i] == i);
 
   /* Factors of each rank's own: read at once, and read when the call runs. */
-  float factor = rank + 1, weighted = 0;
+  float weighted = 0;
+  factor = rank + 1;
   for (int r = 0; r < nranks; r++) weighted += (r + 1) * 2;
   ncclRedOp_t immediate, device;
   OK(ncclRedOpCreatePreMulSum(&immediate, &factor, ncclFloat, ncclScalarHostImmediate, comm));
@@ -49,9 +63,9 @@ static void rank_main(ncclUniqueId id, int nranks, int rank) {
   EXPECT(immediate >= ncclNumOps && device != immediate);
   factor = 10 * (rank + 1);
   for (int i = 0; i < COUNT; i++) mine[i] = 2;
-  OK(ncclAllReduce(mine, theirs, COUNT, ncclFloat, immediate, comm, NULL));
+  DONE(ncclAllReduce(mine, theirs, COUNT, ncclFloat, immediate, comm, NULL));
   for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == weighted);
-  OK(ncclAllReduce(mine, theirs, COUNT, ncclFloat, device, comm, NULL));
+  DONE(ncclAllReduce(mine, theirs, COUNT, ncclFloat, device, comm, NULL));
   for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == 10 * weighted);
   EXPECT(ncclAllReduce(mine, theirs, COUNT, ncclDouble, device, comm, NULL) == ncclInvalidArgument);
 
@@ -62,14 +76,15 @@ static void rank_main(ncclUniqueId id, int nranks, int rank) {
     OK(ncclSend(mine + peer * COUNT, COUNT, ncclFloat, peer, comm, NULL));
     OK(ncclRecv(theirs + peer * COUNT, COUNT, ncclFloat, peer, comm, NULL));
   }
-  OK(ncclGroupEnd());
+  DONE(ncclGroupEnd());
   for (int peer = 0; peer < nranks; peer++)
     for (int i = 0; i < COUNT; i++) EXPECT(theirs[peer * COUNT + i] == (peer * nranks + rank) * COUNT + i);
   if (nranks > 1) {
-    float token = rank ? -1 : 42;
+    token = rank ? -1 : 42;
     if (rank) OK(ncclRecv(&token, 1, ncclFloat, rank - 1, comm, NULL));
     OK(ncclSend(&token, 1, ncclFloat, (rank + 1) % nranks, comm, NULL));
     if (!rank) OK(ncclRecv(&token, 1, ncclFloat, nranks - 1, comm, NULL));
+    gpu_done();
     EXPECT(token == 42);
   }
 
@@ -80,7 +95,7 @@ static void rank_main(ncclUniqueId id, int nranks, int rank) {
   OK(ncclAllReduce(theirs, mine, COUNT, ncclFloat, ncclSum, comm, NULL));
   OK(ncclRedOpDestroy(immediate, comm));
   EXPECT(theirs[0] == 0);
-  OK(ncclGroupEnd());
+  DONE(ncclGroupEnd());
   for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == total && mine[i] == nranks * total);
   OK(ncclRedOpDestroy(device, comm));
 

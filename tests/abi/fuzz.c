@@ -2,9 +2,11 @@
  * fuzz SECONDS SEED: random sequences of calls, most of them wrong somewhere, by one thread that is up to four ranks. Whatever is called
  * answers with a code of ncclResult_t, and after it all a communicator can still be made and used.
  *
+ * On host memory or devices, there without streams that are none: a driver reads through them.
+ *
  * Calls that would wait for a call which this thread never makes are left out: collectives of several ranks are in groups, all ranks or none.
  */
-#include "check.h"
+#include "gpu.h"
 
 #include <maypole.h>
 #include <nccl_device.h>
@@ -79,7 +81,7 @@ static void alone(ncclComm_t comm) {
     case 18: answered(ncclCommWindowRegister(comm, s, BYTES, &windows[slot], odd(0))); break;
     case 19: answered(ncclCommWindowDeregister(comm, windows[slot])); break;
     case 20: answered(ncclPutSignal(s, count, dt, root, windows[slot], below(BYTES), odd(0), odd(0), 0, comm, NULL)); break;
-    case 21: answered(ncclAllReduce(s, r, count, dt, op, comm, (cudaStream_t)(uintptr_t)odd(0))); break;
+    case 21: answered(ncclAllReduce(s, r, count, dt, op, comm, (cudaStream_t)(uintptr_t)(gpu ? odd(0) & 0xfff : odd(0)))); break;
   }
 }
 
@@ -176,6 +178,8 @@ int main(int argc, char** argv) {
   double seconds = argc > 1 ? atof(argv[1]) : 2;
   uint64_t first = seed = argc > 2 ? strtoull(argv[2], NULL, 10) : (uint64_t)time(NULL);
   struct timespec start, now;
+  gpu_begin();
+  GPU_PIN(buffers);
   clock_gettime(CLOCK_MONOTONIC, &start);
   printf("seed %llu\n", (unsigned long long)first);
   fflush(stdout);
@@ -191,9 +195,12 @@ int main(int argc, char** argv) {
   } while (now.tv_sec - start.tv_sec + (now.tv_nsec - start.tv_nsec) / 1e9 < seconds);
   for (int i = 0; i < SLOTS; i++) ncclCommAbort(comms[i]);
   ncclComm_t comm;
-  float value = 3, sum = 0;
+  static float value = 3, sum = 0;
+  gpu_pin(&value, sizeof value);
+  gpu_pin(&sum, sizeof sum);
   OK(ncclCommInitAll(&comm, 1, NULL));
   OK(ncclAllReduce(&value, &sum, 1, ncclFloat, ncclSum, comm, NULL));
+  gpu_done();
   EXPECT(sum == 3);
   OK(ncclCommDestroy(comm));
   printf("%lu calls, %lu of them good\n", calls, good);

@@ -1,7 +1,8 @@
-// One thread as three ranks, from C++: in groups, where it would wait for itself otherwise.
-#include "check.h"
+// On host memory or devices: one thread as three ranks, from C++: in groups, where it would wait for itself otherwise.
+#include "gpu.h"
 
 int main() {
+  gpu_begin();
   const int nranks = 3;
   ncclUniqueId id;
   OK(ncclGetUniqueId(&id));
@@ -10,7 +11,10 @@ int main() {
   for (int rank = 0; rank < nranks; rank++) OK(ncclCommInitRank(&comms[rank], nranks, id, rank));
   OK(ncclGroupEnd());
 
-  double send[nranks], recv[nranks], again[nranks];
+  static double send[nranks], recv[nranks], again[nranks];
+  GPU_PIN(send);
+  GPU_PIN(recv);
+  GPU_PIN(again);
   OK(ncclGroupStart());
   for (int rank = 0; rank < nranks; rank++) {
     send[rank] = rank + 1;
@@ -20,6 +24,7 @@ int main() {
     OK(ncclGroupEnd());
   }
   OK(ncclGroupEnd());
+  gpu_done();
   for (int rank = 0; rank < nranks; rank++) EXPECT(recv[rank] == 6 && again[rank] > 5.99 && again[rank] < 6.01);
   for (ncclComm_t comm : comms) OK(ncclCommDestroy(comm));
 }

@@ -1,5 +1,5 @@
-/* Lives of communicators, one thread or several threads of one process as ranks. */
-#include "check.h"
+/* On host memory or devices: lives of communicators, one thread or several threads of one process as ranks. */
+#include "gpu.h"
 
 #include <pthread.h>
 #include <string.h>
@@ -28,7 +28,10 @@ static void wait_for_end(ncclComm_t comm) {
 
 /* A sum over all ranks, one thread as all of them. */
 static void check_sum(ncclComm_t* comms, int n) {
-  double send[8], recv[8], sum = 0;
+  static double send[8], recv[8];
+  static int pinned;
+  double sum = 0;
+  if (!pinned++) GPU_PIN(send), GPU_PIN(recv);
   OK(ncclGroupStart());
   for (int i = 0; i < n; i++) {
     sum += send[i] = i + 1;
@@ -37,6 +40,7 @@ static void check_sum(ncclComm_t* comms, int n) {
   ncclResult_t end = ncclGroupEnd();
   EXPECT(end == ncclSuccess || end == ncclInProgress);
   for (int i = 0; i < n; i++) wait_for(comms[i], ncclSuccess);
+  gpu_done();
   for (int i = 0; i < n; i++) EXPECT(recv[i] == sum);
 }
 
@@ -270,7 +274,8 @@ static void* watch(void* comm) {
 static void watched(void) {
   ncclComm_t comm;
   pthread_t thread;
-  float value = 1;
+  static float value = 1;
+  gpu_pin(&value, sizeof value);
   make(&comm, 1, NULL);
   EXPECT(pthread_create(&thread, NULL, watch, comm) == 0);
   for (int i = 0; i < 20000; i++) OK(ncclAllReduce(&value, &value, 1, ncclFloat, ncclSum, comm, NULL));
@@ -344,6 +349,7 @@ static void simulated(void) {
 }
 
 int main(void) {
+  gpu_begin();
   ncclConfig_t nonblocking = NCCL_CONFIG_INITIALIZER;
   nonblocking.blocking = 0;
   nonblocking.commName = "test";

@@ -1,5 +1,5 @@
-/* The collectives with a root, all-to-all, those with a configuration, uneven ones and the barrier, one thread as all ranks. */
-#include "check.h"
+/* On host memory or devices: the collectives with a root, all-to-all, those with a configuration, uneven ones and the barrier, one thread as all ranks. */
+#include "gpu.h"
 
 #include <maypole.h>
 #include <string.h>
@@ -22,6 +22,7 @@ static void fill(void) {
     OK(ncclGroupStart());                             \
     for (int rank = 0; rank < N; rank++) OK(call);    \
     OK(ncclGroupEnd());                               \
+    gpu_done();                                       \
   } while (0)
 
 static void reduced(int root) {
@@ -187,6 +188,7 @@ static void grouped(void) {
     }
   }
   OK(ncclGroupEnd());
+  gpu_done();
   exchanged();
   fill();
   OK(ncclGroupStart());
@@ -196,10 +198,14 @@ static void grouped(void) {
     OK(ncclRedOpDestroy(op, comms[rank]));
   }
   OK(ncclGroupEnd());
+  gpu_done();
   for (int rank = 0; rank < N; rank++) EXPECT(recv[rank][2] == 3 * (10 * 1000000 + 2 * N));
 }
 
 int main(void) {
+  gpu_begin();
+  GPU_PIN(send);
+  GPU_PIN(recv);
   OK(ncclCommInitAll(comms, N, NULL));
   for (int root = 0; root < N; root += 2) {
     plain(root);

@@ -32,7 +32,7 @@ impl Steps {
         };
         let Work { count, dtype, .. } = *work;
         let op = work.op.unwrap_or(RedOp::Sum);
-        let reduction = Reduction { op, scalar };
+        let reduction = Reduction { scalar, ..op.into() };
         Self::Call(Call { collective, send, recv, count, dtype, reduction })
     }
 

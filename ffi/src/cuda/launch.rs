@@ -29,7 +29,7 @@ pub(crate) fn launch_group(calls: &[(Handle, Calls)]) -> Result<(), ResultCode> 
         for (entered, calls) in entered.iter().zip(all()) {
             if let (Some(ordinal), [first, others @ ..]) = (entered.device, calls.cuda()) {
                 // SAFETY: the client promised, by the terms of nccl.h, live streams of the device.
-                unsafe { device::order(ordinal, others, *first) }?;
+                unsafe { device::join(ordinal, others, *first) }?;
             }
         }
         let parts = entered.iter_mut().zip(all()).filter_map(|(entered, calls)| {
@@ -42,7 +42,7 @@ pub(crate) fn launch_group(calls: &[(Handle, Calls)]) -> Result<(), ResultCode> 
             if let (Some(ordinal), [first, others @ ..]) = (entered.device, calls.cuda()) {
                 for other in others {
                     // SAFETY: as above.
-                    unsafe { device::order(ordinal, &[*first], *other) }?;
+                    unsafe { device::join(ordinal, &[*first], *other) }?;
                 }
             }
         }

@@ -1,14 +1,14 @@
 //! Device memory for clients: what `ncclMemAlloc` gives to a thread that has chosen a device.
 
 use std::collections::HashMap;
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use maypole::config::{Config, DeviceKind};
 use maypole::device::{self, Allocation};
 use maypole::error::ResultCode;
 
-use crate::answer::failed;
+use crate::answer::{failed, invalid};
 
 /// What was allocated and not freed, by address.
 static ALLOCATED: LazyLock<Mutex<HashMap<usize, Allocation>>> = LazyLock::new(Mutex::default);
@@ -37,4 +37,25 @@ pub(crate) fn free(memory: *mut c_void) -> bool {
     let allocation = allocated().remove(&memory.addr());
     // Not under the lock.
     allocation.is_some()
+}
+
+/// Whether calls on a communicator of that device, or of host memory, can read an element at that address.
+pub(crate) fn check_factor(on: Option<c_int>, at: *const u8) -> Result<(), ResultCode> {
+    if Config::get().device == DeviceKind::Host {
+        return Ok(());
+    }
+    let owner = device::owner(at.cast()).map_err(|error| failed(&error))?;
+    match (on, owner) {
+        (None, None) | (Some(_), Some(_)) => Ok(()),
+        (None, Some(owner)) => Err(invalid(&format!(
+            "ncclRedOpCreatePreMulSum: the scalar is in the memory of CUDA device {owner}, the communicator is of host memory"
+        ))),
+        (Some(device), None) => match device::is_known(at.cast()) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(invalid(&format!(
+                "ncclRedOpCreatePreMulSum: the scalar is in pageable memory of the host, which device {device} does not reach; ncclScalarHostImmediate reads it at once"
+            ))),
+            Err(error) => Err(failed(&error)),
+        },
+    }
 }

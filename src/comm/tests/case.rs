@@ -97,7 +97,11 @@ impl Case {
 
     pub(super) fn reduction(&self, rank: u32) -> Reduction {
         let scalar = element(self.dtype, !self.seed, rank, 0);
-        if self.op == RedOp::PreMulSum { Reduction { op: self.op, scalar } } else { self.op.into() }
+        if self.op == RedOp::PreMulSum {
+            Reduction { scalar, ..self.op.into() }
+        } else {
+            self.op.into()
+        }
     }
 
     /// Runs it; the plan that the communicator has or makes for it must be of `schedule`.

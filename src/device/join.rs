@@ -15,7 +15,7 @@ use crate::error::Error;
 ///
 /// # Safety
 /// Streams are alive, and of device `ordinal`.
-pub unsafe fn order(ordinal: i32, earlier: &[CudaStream], later: CudaStream) -> Result<(), Error> {
+pub unsafe fn join(ordinal: i32, earlier: &[CudaStream], later: CudaStream) -> Result<(), Error> {
     let Some(driver) = driver()? else {
         return Err(Error::internal("streams of a device without a driver"));
     };
