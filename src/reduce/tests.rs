@@ -174,7 +174,7 @@ impl Case {
     fn new(numbers: &mut Numbers, dtype: DType, op: RedOp, fan_in: usize, count: usize) -> Self {
         let size = dtype.size();
         let scalar = numbers.element(dtype);
-        let mut elements = Elements { dtype, reduction: Reduction { op, scalar } };
+        let mut elements = Elements { dtype, reduction: Reduction { op, scalar, resident: false } };
         let own =
             if numbers.below(2) == 0 { 1 << numbers.below(fan_in) } else { numbers.next() as u8 };
         let finish = numbers.below(2) == 0;
