@@ -3,8 +3,12 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 : "${MAYPOLE_CLIENTS_PREFIX:?start it by tests/clients/run $(basename "$here")}"
 lib=$MAYPOLE_CLIENTS_PREFIX/lib
+# For clients that find libraries by LD_LIBRARY_PATH; with the simulated GPU's folder where they are to run on that.
+path=$lib${MAYPOLE_CLIENTS_GPU:+:$MAYPOLE_CLIENTS_GPU}
+export MAYPOLE_DEVICE=${MAYPOLE_CLIENTS_GPU:+cuda}
+: "${MAYPOLE_DEVICE:=host}"
 # A GPU's NCCL, or settings of the one who runs this, must not get in the way.
-unset LD_PRELOAD LD_LIBRARY_PATH NCCL_COMM_ID NCCL_DEBUG
+unset LD_PRELOAD LD_LIBRARY_PATH NCCL_COMM_ID NCCL_DEBUG CUDA_VISIBLE_DEVICES
 
 skip() {
   echo "$1"

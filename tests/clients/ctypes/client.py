@@ -1,11 +1,12 @@
 """A ctypes wrapper in the manner of inference servers: the path from a variable, every function bound with its types as the library is
-loaded, the unique id handed over by value. 4 processes and Python's standard library alone."""
+loaded, the unique id handed over by value. 4 processes and Python's standard library alone; on host memory or on devices."""
 
 import ctypes
 import os
 from array import array
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
 
+import memory
 import ranks
 
 N = ranks.NRANKS
@@ -23,6 +24,7 @@ FUNCTIONS = {
     "ncclCommInitRank": [POINTER(c_void_p), c_int, UniqueId, c_int],
     "ncclCommCount": [c_void_p, POINTER(c_int)],
     "ncclCommUserRank": [c_void_p, POINTER(c_int)],
+    "ncclCommCuDevice": [c_void_p, POINTER(c_int)],
     "ncclCommGetAsyncError": [c_void_p, POINTER(c_int)],
     "ncclCommDestroy": [c_void_p],
     "ncclCommAbort": [c_void_p],
@@ -68,61 +70,70 @@ class Library:
         return checked
 
 
-def at(values):
-    return values.buffer_info()[0]
+def numbers(values):
+    return array("q", values).tobytes()
 
 
 def one_rank(rank, identity):
     nccl = Library(os.environ["MAYPOLE_SO_PATH"])
+    place = memory.of(rank)
+    stream = place.stream
     comm, number = c_void_p(), c_int()
     nccl.ncclCommInitRank(byref(comm), N, UniqueId.from_buffer_copy(identity), rank)
     nccl.ncclCommCount(comm, byref(number))
     assert number.value == N
     nccl.ncclCommUserRank(comm, byref(number))
     assert number.value == rank
+    nccl.ncclCommCuDevice(comm, byref(number))
+    assert number.value == place.device, number.value
 
     count = 1003
     value = lambda r, i: 1000 * r + i
     total = [sum(value(r, i) for r in range(N)) for i in range(count * N)]
-    mine = array("q", [value(rank, i) for i in range(count * N)])
-    out = array("q", bytes(8 * count * N))
+    mine = place.buffer(numbers(value(rank, i) for i in range(count * N)))
+    out = place.buffer(bytes(8 * count * N))
 
     def same(expected, what):
-        found = list(out[: len(expected)])
+        found = list(array("q", out.bytes()))[: len(expected)]
         assert found == expected, (what, found[:8], expected[:8])
 
-    nccl.ncclAllReduce(at(mine), at(out), count * N, INT64, SUM, comm, None)
+    nccl.ncclAllReduce(mine.at, out.at, count * N, INT64, SUM, comm, stream)
     same(total, "all-reduce")
-    nccl.ncclReduceScatter(at(mine), at(out), count, INT64, SUM, comm, None)
+    nccl.ncclReduceScatter(mine.at, out.at, count, INT64, SUM, comm, stream)
     same(total[rank * count : (rank + 1) * count], "reduce-scatter")
-    nccl.ncclAllGather(at(mine), at(out), count, INT64, comm, None)
+    nccl.ncclAllGather(mine.at, out.at, count, INT64, comm, stream)
     same([value(r, i) for r in range(N) for i in range(count)], "all-gather")
-    nccl.ncclBroadcast(at(mine), at(out), count, INT64, 3, comm, None)
+    nccl.ncclBroadcast(mine.at, out.at, count, INT64, 3, comm, stream)
     same([value(3, i) for i in range(count)], "broadcast")
-    nccl.ncclReduce(at(mine), at(out), count, INT64, MAX, 0, comm, None)
+    nccl.ncclReduce(mine.at, out.at, count, INT64, MAX, 0, comm, stream)
     same([value(N - 1 if rank == 0 else 3, i) for i in range(count)], "reduce")
+
     # All to all, as these servers do it.
-    nccl.ncclGroupStart()
-    for peer in range(N):
-        nccl.ncclSend(at(mine) + 8 * count * peer, count, INT64, peer, comm, None)
-        nccl.ncclRecv(at(out) + 8 * count * peer, count, INT64, peer, comm, None)
-    nccl.ncclGroupEnd()
+    def exchange():
+        nccl.ncclGroupStart()
+        for peer in range(N):
+            nccl.ncclSend(mine.at + 8 * count * peer, count, INT64, peer, comm, stream)
+            nccl.ncclRecv(out.at + 8 * count * peer, count, INT64, peer, comm, stream)
+        nccl.ncclGroupEnd()
+
+    place.asynchronous(exchange)
     same([value(r, rank * count + i) for r in range(N) for i in range(count)], "all to all by send and receive")
 
-    memory, window = c_void_p(), c_void_p()
-    nccl.ncclMemAlloc(byref(memory), 8)
-    nccl.ncclCommWindowRegister(comm, memory, 8, byref(window), 1)
-    word = c_uint64.from_address(memory.value)
-    word.value = 1 << rank
-    nccl.ncclAllReduce(memory, memory, 1, INT64, SUM, comm, None)
-    assert word.value == (1 << N) - 1, word.value
+    mine, window = c_void_p(), c_void_p()
+    nccl.ncclMemAlloc(byref(mine), 8)
+    nccl.ncclCommWindowRegister(comm, mine, 8, byref(window), 1)
+    # As with NCCL there is none where memory is not symmetric.
+    assert bool(window) != memory.ON_DEVICE
+    place.write(mine.value, numbers([1 << rank]))
+    nccl.ncclAllReduce(mine, out.at, 1, INT64, SUM, comm, stream)
+    same([(1 << N) - 1], "all-reduce of the library's memory")
     nccl.ncclCommWindowDeregister(comm, window)
-    nccl.ncclMemFree(memory)
+    nccl.ncclMemFree(mine)
 
     nccl.ncclCommGetAsyncError(comm, byref(number))
     assert number.value == 0
     try:
-        nccl.ncclAllReduce(None, at(out), 1, INT64, SUM, comm, None)
+        nccl.ncclAllReduce(None, out.at, 1, INT64, SUM, comm, stream)
     except RuntimeError as error:
         assert "invalid argument" in str(error), error
     else:

@@ -1,5 +1,6 @@
-"""CuPy's NcclCommunicator with addresses of NumPy arrays: 4 processes, every collective that CuPy has, every type that NumPy has."""
+"""CuPy's NcclCommunicator with plain addresses, of host memory or of a device's: 4 processes, every collective that CuPy has, every type that NumPy has."""
 
+import memory
 import numpy as np
 import ranks
 from cupy.cuda import nccl
@@ -24,66 +25,69 @@ def values(rank, count, dtype):
     return ((np.arange(count) * 7 + rank * 5) % 3 + 1).astype(dtype)
 
 
-def at(array):
-    return array.ctypes.data
-
-
 def same(found, expected, what):
-    np.testing.assert_array_equal(found, expected, what)
+    np.testing.assert_array_equal(np.frombuffer(found.bytes(), expected.dtype), expected, what)
 
 
-def one_type(comm, rank, name, code, count):
+def one_type(comm, place, rank, name, code, count):
     mine = [values(r, count, name) for r in range(N)]
+    zeros, stream = np.zeros(count, name), place.stream
+    send = place.buffer(mine[rank])
     for operator, op in OPERATORS.items():
         expected = getattr(np, operator).reduce(mine, dtype=name)
-        out = np.zeros(count, name)
-        comm.allReduce(at(mine[rank]), at(out), count, code, op, 0)
+        out = place.buffer(zeros)
+        comm.allReduce(send.at, out.at, count, code, op, stream)
         same(out, expected, f"all-reduce {operator} {name}")
-        out = mine[rank].copy()
-        comm.allReduce(at(out), at(out), count, code, op, 0)
+        out = place.buffer(mine[rank])
+        comm.allReduce(out.at, out.at, count, code, op, stream)
         same(out, expected, f"all-reduce in place {operator} {name}")
         root = 2
-        out = np.zeros(count, name)
-        comm.reduce(at(mine[rank]), at(out), count, code, op, root, 0)
-        same(out, expected if rank == root else np.zeros(count, name), f"reduce {operator} {name}")
+        out = place.buffer(zeros)
+        comm.reduce(send.at, out.at, count, code, op, root, stream)
+        same(out, expected if rank == root else zeros, f"reduce {operator} {name}")
         long = [values(r, count * N, name) for r in range(N)]
-        out = np.zeros(count, name)
-        comm.reduceScatter(at(long[rank]), at(out), count, code, op, 0)
+        out, all_of_mine = place.buffer(zeros), place.buffer(long[rank])
+        comm.reduceScatter(all_of_mine.at, out.at, count, code, op, stream)
         block = slice(rank * count, (rank + 1) * count)
         same(out, getattr(np, operator).reduce(long, dtype=name)[block], f"reduce-scatter {operator} {name}")
-    out = np.zeros(count, name)
-    comm.broadcast(at(mine[rank]), at(out), count, code, 1, 0)
+    out = place.buffer(zeros)
+    comm.broadcast(send.at, out.at, count, code, 1, stream)
     same(out, mine[1], f"broadcast {name}")
-    out = mine[rank].copy()
-    comm.bcast(at(out), count, code, 3, 0)
+    out = place.buffer(mine[rank])
+    comm.bcast(out.at, count, code, 3, stream)
     same(out, mine[3], f"bcast {name}")
-    out = np.zeros(count * N, name)
-    comm.allGather(at(mine[rank]), at(out), count, code, 0)
+    out = place.buffer(np.zeros(count * N, name))
+    comm.allGather(send.at, out.at, count, code, stream)
     same(out, np.concatenate(mine), f"all-gather {name}")
     right, left = (rank + 1) % N, (rank - 1) % N
-    out = np.zeros(count, name)
-    nccl.groupStart()
-    comm.send(at(mine[rank]), count, code, right, 0)
-    comm.recv(at(out), count, code, left, 0)
-    nccl.groupEnd()
+    out = place.buffer(zeros)
+
+    def exchange():
+        nccl.groupStart()
+        comm.send(send.at, count, code, right, stream)
+        comm.recv(out.at, count, code, left, stream)
+        nccl.groupEnd()
+
+    place.asynchronous(exchange)
     same(out, mine[left], f"send and receive {name}")
 
 
 def one_rank(rank, identity):
+    place = memory.of(rank)
     comm = nccl.NcclCommunicator(N, identity, rank)
-    assert (comm.rank_id(), comm.size()) == (rank, N)
+    assert (comm.rank_id(), comm.size(), comm.device_id()) == (rank, N, place.device)
     for name, code in TYPES.items():
         for count in (1, 1003, 40_000):
-            one_type(comm, rank, name, code, count)
+            one_type(comm, place, rank, name, code, count)
     # Two halves, with their ranks the other way round.
     half = comm.commSplit(rank % 2, -rank)
     assert (half.size(), half.rank_id()) == (2, 1 - rank // 2)
-    out = np.array([10.0**rank])
-    half.allReduce(at(out), at(out), 1, nccl.NCCL_FLOAT64, nccl.NCCL_SUM, 0)
-    same(out, [10.0 ** (rank % 2) + 10.0 ** (rank % 2 + 2)], "all-reduce in a half")
+    out = place.buffer(np.array([10.0**rank]))
+    half.allReduce(out.at, out.at, 1, nccl.NCCL_FLOAT64, nccl.NCCL_SUM, place.stream)
+    same(out, np.array([10.0 ** (rank % 2) + 10.0 ** (rank % 2 + 2)]), "all-reduce in a half")
     half.destroy()
     try:
-        comm.send(at(out), 1, nccl.NCCL_FLOAT64, N, 0)
+        comm.send(out.at, 1, nccl.NCCL_FLOAT64, N, place.stream)
     except nccl.NcclError as error:
         assert error.status == 4, error.status
     else:

@@ -1,8 +1,9 @@
-"""nccl4py's nccl.bindings.nccl with addresses of NumPy arrays: 4 processes; every collective, also with a configuration; communicators
-made from others; memory and windows; settings; and what there is no device for."""
+"""nccl4py's nccl.bindings.nccl with plain addresses, of host memory or of a device's: 4 processes; every collective, also with a configuration; communicators
+made from others; memory and windows; settings; and what is not there."""
 
 import ctypes
 
+import memory
 import nccl.bindings.nccl as nccl
 import numpy as np
 import ranks
@@ -12,25 +13,21 @@ FLOAT, DOUBLE, INT64 = nccl.DataType.Float32, nccl.DataType.Float64, nccl.DataTy
 COUNT = 1003
 
 
-def at(array):
-    return array.ctypes.data
-
-
 def values(rank, count=COUNT):
     return (np.arange(count) + 1000 * rank).astype(np.int64)
 
 
 def same(found, expected, what):
-    np.testing.assert_array_equal(found, expected, what)
+    np.testing.assert_array_equal(np.frombuffer(found.bytes(), expected.dtype), expected, what)
 
 
-def collectives(comm, rank):
+def collectives(comm, place, rank):
     mine = [values(r) for r in range(N)]
     long = [values(r, COUNT * N) for r in range(N)]
     block = slice(rank * COUNT, (rank + 1) * COUNT)
     every = np.concatenate(mine)
     to_me = np.concatenate([long[r][block] for r in range(N)])
-    none, root, add = np.zeros(COUNT, np.int64), 2, nccl.RedOp.Sum
+    none, root, add, stream = np.zeros(COUNT, np.int64), 2, nccl.RedOp.Sum, place.stream
     at_root = lambda expected: expected if rank == root else np.zeros_like(expected)
     config = nccl.CollConfig()
     # name, what is sent, the arguments between count and communicator, what is expected
@@ -46,30 +43,34 @@ def collectives(comm, rank):
     ]
     for name, send, words, expected in cases:
         for suffix, last in (("", ()), ("_config", (config,))):
-            out = np.zeros_like(expected)
-            getattr(nccl, name + suffix)(at(send), at(out), COUNT, *words, comm, 0, *last)
+            sent, out = place.buffer(send), place.buffer(np.zeros_like(expected))
+            call = lambda: getattr(nccl, name + suffix)(sent.at, out.at, COUNT, *words, comm, stream, *last)
+            place.asynchronous(call) if suffix else call()
             same(out, expected, name + suffix)
-    out = mine[rank].copy()
-    nccl.bcast(at(out), COUNT, INT64, 1, comm, 0)
+    out = place.buffer(mine[rank])
+    nccl.bcast(out.at, COUNT, INT64, 1, comm, stream)
     same(out, mine[1], "bcast")
-    out = none.copy()
+    sent, out = place.buffer(mine[rank]), place.buffer(none)
     nccl.group_start()
-    nccl.send(at(mine[rank]), COUNT, INT64, (rank + 1) % N, comm, 0)
-    nccl.recv(at(out), COUNT, INT64, (rank - 1) % N, comm, 0)
+    nccl.send(sent.at, COUNT, INT64, (rank + 1) % N, comm, stream)
+    nccl.recv(out.at, COUNT, INT64, (rank - 1) % N, comm, stream)
     nccl.group_end()
     same(out, mine[rank - 1], "send and receive")
+    # A factor that is read at once, and one that is read where the call runs.
     factor = np.array([0.5])
-    op = nccl.red_op_create_pre_mul_sum(at(factor), DOUBLE, nccl.ScalarResidence.HostImmediate, comm)
-    out = np.array([float(2 << rank)])
-    nccl.all_reduce(at(out), at(out), 1, DOUBLE, op, comm, 0)
-    nccl.red_op_destroy(op, comm)
-    same(out, [(1 << N) - 1], "sum of halves")
+    sent, out, later = place.buffer(np.array([float(2 << rank)])), place.buffer(np.zeros(1)), place.buffer(np.array([0.25]))
+    half = nccl.red_op_create_pre_mul_sum(factor.ctypes.data, DOUBLE, nccl.ScalarResidence.HostImmediate, comm)
+    quarter = nccl.red_op_create_pre_mul_sum(later.at, DOUBLE, nccl.ScalarResidence.Device, comm)
+    for op, expected in (half, (1 << N) - 1), (quarter, ((1 << N) - 1) / 2):
+        nccl.all_reduce(sent.at, out.at, 1, DOUBLE, op, comm, stream)
+        nccl.red_op_destroy(op, comm)
+        same(out, np.array([float(expected)]), "sum of parts")
 
 
-def sum_of_ranks(comm, expected, what):
-    out = np.array([float(nccl.comm_user_rank(comm) + 1)], np.float32)
-    nccl.all_reduce(at(out), at(out), 1, FLOAT, nccl.RedOp.Sum, comm, 0)
-    same(out, [expected], what)
+def sum_of_ranks(comm, place, expected, what):
+    out = place.buffer(np.array([float(nccl.comm_user_rank(comm) + 1)], np.float32))
+    nccl.all_reduce(out.at, out.at, 1, FLOAT, nccl.RedOp.Sum, comm, place.stream)
+    same(out, np.array([expected], np.float32), what)
 
 
 def refused(code, call, *arguments):
@@ -83,31 +84,35 @@ def refused(code, call, *arguments):
 
 def one_rank(rank, identity):
     unique_id = nccl.UniqueId.from_buffer(bytearray(identity))
+    place = memory.of(rank)
     config = nccl.Config()
     comm = nccl.comm_init_rank_config(N, unique_id, rank, config)
     assert (nccl.comm_user_rank(comm), nccl.comm_count(comm)) == (rank, N)
-    collectives(comm, rank)
+    assert nccl.comm_cu_device(comm) == place.device
+    collectives(comm, place, rank)
 
     half = nccl.comm_split(comm, rank % 2, rank, config)
-    sum_of_ranks(half, 3, "a half")
+    sum_of_ranks(half, place, 3, "a half")
     nccl.comm_destroy(half)
     if rank != 1:
         fewer = nccl.comm_shrink(comm, [1], 1, config, 0)
-        sum_of_ranks(fewer, 6, "without rank 1")
+        sum_of_ranks(fewer, place, 6, "without rank 1")
         nccl.comm_destroy(fewer)
 
-    memory = nccl.mem_alloc(1 << 20)
-    window = nccl.comm_window_register(comm, memory, 1 << 20, 1)
-    assert nccl.win_get_user_ptr(comm, window) == memory
+    mine = nccl.mem_alloc(1 << 20)
+    window = nccl.comm_window_register(comm, mine, 1 << 20, 1)
+    # As with NCCL there is none where memory is not symmetric.
+    assert bool(window) != memory.ON_DEVICE
+    assert nccl.win_get_user_ptr(comm, window) == (0 if memory.ON_DEVICE else mine)
     nccl.comm_window_deregister(comm, window)
-    handle = nccl.comm_register(comm, memory, 1 << 20)
+    handle = nccl.comm_register(comm, mine, 1 << 20)
     nccl.comm_deregister(comm, handle)
-    nccl.mem_free(memory)
+    nccl.mem_free(mine)
 
     world = nccl.team_world(comm)
     assert (world.n_ranks, world.rank, world.stride) == (N, rank, 1)
     properties = nccl.comm_query_properties(comm)
-    assert (properties.rank, properties.n_ranks) == (rank, N)
+    assert (properties.rank, properties.n_ranks, properties.cuda_dev) == (rank, N, place.device)
     refused(nccl.Result.InvalidUsage, nccl.dev_comm_create, comm, nccl.DevCommRequirements())
     refused(nccl.Result.InvalidArgument, nccl.all_reduce, 0, 0, 1, FLOAT, nccl.RedOp.Sum, comm, 0)
     assert nccl.get_last_error(comm) and nccl.get_error_string(4)

@@ -1,9 +1,13 @@
-//! `cudarc::nccl`'s `sys` and `result` layers with addresses of host memory: 4 processes, each this program again.
+//! `cudarc::nccl`: 4 processes, each this program again. On host memory its `sys` and `result` layers with addresses of vectors; on devices,
+//! where MAYPOLE_DEVICE is cuda, its safe layer.
+
+mod device;
 
 use std::ffi::{c_char, c_int, c_void};
 use std::fmt::Debug;
+use std::io::{BufRead, BufReader};
 use std::mem::MaybeUninit;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use cudarc::nccl::result;
 use cudarc::nccl::safe::Id;
@@ -15,10 +19,23 @@ const COUNT: usize = 1003;
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     match arguments.as_slice() {
-        [_, rank, id] => one_rank(rank.parse().unwrap(), id),
+        [_, rank, id] => {
+            let bytes: Vec<c_char> = (0..128)
+                .map(|i| u8::from_str_radix(&id[2 * i..2 * i + 2], 16).unwrap() as c_char)
+                .collect();
+            let (rank, id) = (rank.parse().unwrap(), bytes.try_into().unwrap());
+            match on_devices() {
+                true => device::one_rank(rank, Id::uninit(id)),
+                false => one_rank(rank, sys::ncclUniqueId { internal: id }),
+            }
+        }
         _ => start(&arguments[0]),
     }
     only_ours();
+}
+
+fn on_devices() -> bool {
+    std::env::var("MAYPOLE_DEVICE").is_ok_and(|kind| kind == "cuda")
 }
 
 /// Makes the id, through the safe layer, and the processes.
@@ -26,13 +43,22 @@ fn start(program: &str) {
     assert_eq!(result::get_nccl_version().unwrap(), 23203);
     let id = Id::new().unwrap();
     let hex: String = id.internal().iter().map(|byte| format!("{:02x}", *byte as u8)).collect();
-    let ranks: Vec<_> = (0..N)
-        .map(|rank| Command::new(program).args([&rank.to_string(), &hex]).spawn().unwrap())
-        .collect();
+    let start = |rank: usize| {
+        let mut command = Command::new(program);
+        command.args([&rank.to_string(), &hex]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let mut ranks: Vec<_> = (0..N).map(start).collect();
+    for rank in &mut ranks {
+        let mut line = String::new();
+        BufReader::new(rank.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "done\n");
+    }
     for mut rank in ranks {
         assert!(rank.wait().unwrap().success());
     }
-    println!("{N} processes, 5 collectives, send and receive");
+    let layer = if on_devices() { "safe layer" } else { "results" };
+    println!("{N} processes, {layer}: 5 collectives, send and receive");
 }
 
 fn same<T: PartialEq + Debug>(found: &[T], expected: impl Iterator<Item = T>, what: &str) {
@@ -49,11 +75,7 @@ fn total(place: usize) -> f64 {
     (0..N).map(|rank| value(rank, place)).sum()
 }
 
-fn one_rank(rank: usize, hex: &str) {
-    let bytes: Vec<c_char> = (0..128)
-        .map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap() as c_char)
-        .collect();
-    let id = sys::ncclUniqueId { internal: bytes.try_into().unwrap() };
+fn one_rank(rank: usize, id: sys::ncclUniqueId) {
     let none = std::ptr::null_mut();
     // SAFETY: all addresses are of vectors that are as long as said, and live until the calls have returned.
     unsafe {
@@ -92,6 +114,7 @@ fn one_rank(rank: usize, hex: &str) {
         result::comm_finalize(comm).unwrap();
         result::comm_destroy(comm).unwrap();
     }
+    println!("done");
 }
 
 /// Fails unless our library, and no other libnccl, is mapped into this process.
