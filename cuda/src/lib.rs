@@ -5,6 +5,7 @@
 
 pub mod driver;
 pub mod encode;
+pub mod image;
 pub mod ipc;
 pub mod launch;
 pub mod memory;
