@@ -133,9 +133,9 @@ impl Error {
         use LinkError as L;
         match self {
             Self::InvalidArgument { .. }
-            | Self::Bootstrap(B::NoSuchRank { .. } | B::TooLong { .. } | B::NotAnId { .. }) => {
-                ResultCode::InvalidArgument
-            }
+            | Self::Bootstrap(
+                B::NoSuchRank { .. } | B::TooLong { .. } | B::NotAnId { .. } | B::Ids { .. },
+            ) => ResultCode::InvalidArgument,
             Self::Failed { code } => *code,
             Self::Cuda(_) => ResultCode::UnhandledCudaError,
             Self::InvalidUsage { .. }

@@ -43,11 +43,10 @@ unsafe fn init(
             }
             // SAFETY: the caller's promise.
             let ids = unsafe { std::slice::from_raw_parts(ids, count as usize) };
-            let mut ids = ids.iter().map(unique_id).collect::<Result<Vec<_>, _>>()?;
-            let id = ids.remove(0);
+            let ids = ids.iter().map(unique_id).collect::<Result<Vec<_>, _>>()?;
             // SAFETY: the caller's promise.
             let settings = unsafe { read(config, None) }?;
-            let source = Source::Id { id, others: ids, nranks: nranks as u32, rank: rank as u32 };
+            let source = Source::Ids { ids, nranks: nranks as u32, rank: rank as u32 };
             // SAFETY: the caller's promise.
             unsafe { make(source, settings, None, comm, Of::chosen()?) }
         };
@@ -66,7 +65,7 @@ unsafe fn init_all(comms: *mut Handle, devices: &[c_int]) -> Result<(), ResultCo
     let of = of.collect::<Result<Vec<_>, _>>()?;
     let id = unique_id(&new_unique_id()?)?;
     for (rank, of) in of.into_iter().enumerate() {
-        let source = Source::Id { id, others: Vec::new(), nranks, rank: rank as u32 };
+        let source = Source::Ids { ids: vec![id], nranks, rank: rank as u32 };
         // SAFETY: the caller's promise.
         unsafe { make(source, Settings::default(), None, comms.add(rank), of) }?;
     }
@@ -109,8 +108,7 @@ abi! {
         unsafe { init("ncclCommInitRankConfig", comm, (nranks, rank), (&raw const id, 1), config) }
     }
 
-    /// `ncclCommInitRankScalable`: the first id is the one that is used. Here a root has little to do, as ranks find each other
-    /// over a tree; the others are told that they are not needed.
+    /// `ncclCommInitRankScalable`: the root of each id serves a block of ranks.
     fn ncclCommInitRankScalable(
         comm: *mut Handle,
         nranks: c_int,

@@ -14,8 +14,8 @@ use crate::registry::{self, Entered, Handle, Reserved, Stage};
 
 /// What a communicator comes of.
 pub(crate) enum Source {
-    /// Nothing but an id: its rank, and how many there are. Further ids are of no use and told so.
-    Id { id: UniqueId, others: Vec<UniqueId>, nranks: u32, rank: u32 },
+    /// Nothing but an id, or several: its rank, and how many there are.
+    Ids { ids: Vec<UniqueId>, nranks: u32, rank: u32 },
     /// A part of its parent.
     Split { color: Option<u32>, key: i32 },
     /// What is left of its parent.
@@ -96,7 +96,7 @@ pub(crate) unsafe fn make(
         None => settings.blocking,
     };
     let identity = match &source {
-        Source::Id { nranks, rank, .. } => Some((*rank, *nranks)),
+        Source::Ids { nranks, rank, .. } => Some((*rank, *nranks)),
         _ => None,
     };
     group::agree(waits)?;
@@ -242,12 +242,8 @@ fn make_of(
 ) -> Result<Option<Communicator>, Error> {
     let orphan = || Error::internal("an offspring without a parent");
     match source {
-        Source::Id { id, others, nranks, rank } => {
-            let comm = Communicator::init_with(id, *nranks, *rank, Config::get(), options)?;
-            // The roots of the ids that were not needed may end; each is told by one rank.
-            let told = others.iter().enumerate().skip(*rank as usize).step_by(*nranks as usize);
-            told.for_each(|(_, id)| id.retire());
-            Ok(Some(comm))
+        Source::Ids { ids, nranks, rank } => {
+            Communicator::init_among(ids, *nranks, *rank, Config::get(), options).map(Some)
         }
         Source::Split { color, key } => {
             let parent = parent.ok_or_else(orphan)?;

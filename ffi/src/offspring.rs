@@ -161,7 +161,7 @@ abi! {
                     // SAFETY: the caller's promise.
                     let settings = unsafe { read(config, None) }?;
                     let (nranks, rank) = (nranks as u32, rank as u32);
-                    let source = Source::Id { id, others: Vec::new(), nranks, rank };
+                    let source = Source::Ids { ids: vec![id], nranks, rank };
                     // SAFETY: the caller's promise.
                     return unsafe { make(source, settings, None, new, Of::chosen()?) };
                 }

@@ -40,6 +40,14 @@ pub enum BootstrapError {
         /// What shows it.
         why: &'static str,
     },
+    /// Several ids do not make a communicator.
+    #[error(
+        "the unique ids of the communicator: {what}; pass as many as there are roots, each of a call of its own, at most one for a rank"
+    )]
+    Ids {
+        /// What is wrong with them.
+        what: String,
+    },
     /// A setting of the environment makes it impossible.
     #[error("{variable}: {why}")]
     Setting {
@@ -251,20 +259,22 @@ impl RankSet {
         set
     }
 
-    /// The ranks below `nranks` that are not in `present`, which must ascend.
-    pub(super) fn missing(present: impl IntoIterator<Item = u32>, nranks: u32) -> Self {
-        let mut set = Self { ranges: Vec::new(), count: 0 };
-        let mut next = 0;
+    /// Adds the ranks of `range` that are not in `present`. All ascend, and come after those that are in the set.
+    pub(super) fn add_missing(
+        &mut self,
+        present: impl IntoIterator<Item = u32>,
+        range: std::ops::Range<u32>,
+    ) {
+        let mut next = range.start;
         for rank in present {
             if rank > next {
-                set.push(next, rank - 1);
+                self.push(next, rank - 1);
             }
             next = rank + 1;
         }
-        if next < nranks {
-            set.push(next, nranks - 1);
+        if next < range.end {
+            self.push(next, range.end - 1);
         }
-        set
     }
 
     /// How many ranks.
@@ -316,9 +326,18 @@ mod tests {
 
     #[test]
     fn sets_read_like_prose() {
-        assert_eq!(RankSet::missing([1, 2, 5], 9).to_string(), "ranks 0, 3-4, 6-8");
-        assert_eq!(RankSet::missing([0, 2], 3).to_string(), "rank 1");
-        assert!(RankSet::missing([0, 1], 2).is_empty());
+        let missing = |present: &[u32], nranks| {
+            let mut set = RankSet::new([]);
+            set.add_missing(present.iter().copied(), 0..nranks);
+            set
+        };
+        assert_eq!(missing(&[1, 2, 5], 9).to_string(), "ranks 0, 3-4, 6-8");
+        assert_eq!(missing(&[0, 2], 3).to_string(), "rank 1");
+        assert!(missing(&[0, 1], 2).is_empty());
+        let mut apart = missing(&[1], 2);
+        apart.add_missing([], 4..4);
+        apart.add_missing([7], 6..9);
+        assert_eq!(apart.to_string(), "ranks 0, 6, 8");
         assert_eq!(RankSet::new([3, 4, 9]).to_string(), "ranks 3-4, 9");
         let odd = RankSet::new((0..1000).map(|i| 2 * i));
         assert_eq!((odd.len(), odd.ranges().len()), (1000, MOST_RANGES));

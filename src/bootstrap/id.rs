@@ -17,7 +17,6 @@ use sha2::{Digest, Sha256};
 
 use super::address::{self, MOST_ADDRESSES, Reach};
 use super::error::{BootstrapError, Options};
-use super::join;
 use super::root;
 use super::secret::{self, BYTES, Secret};
 use super::wire::Take;
@@ -43,6 +42,7 @@ pub struct UniqueId {
 }
 
 /// What an id says.
+#[derive(Clone)]
 pub(super) struct Contents {
     pub(super) secret: Secret,
     pub(super) reach: Reach,
@@ -82,16 +82,6 @@ impl UniqueId {
     pub fn from_bytes(bytes: [u8; UNIQUE_ID_BYTES]) -> Result<Self, BootstrapError> {
         let id = Self { bytes };
         id.contents().map(|_| id)
-    }
-
-    /// Tells the root of this id, wherever it runs, that nobody will come. Best effort: a root that does not hear it ends by itself
-    /// after an hour.
-    pub fn retire(&self) {
-        if let Ok(contents) = self.contents()
-            && !contents.fixed
-        {
-            join::dismiss(&contents);
-        }
     }
 
     pub(super) fn contents(&self) -> Result<Contents, BootstrapError> {

@@ -12,6 +12,7 @@ use super::hello::{Hello, Role};
 use super::id::{Contents, UniqueId};
 use super::root;
 use super::secret::Secret;
+use super::share::Ids;
 use super::stream::{self, Broken, Framed};
 use super::tree::{ControlTree, children, parent};
 use super::wire::{Frame, Registration};
@@ -82,11 +83,25 @@ pub fn join_with(
     card: &[u8],
     options: &Options,
 ) -> Result<Joined, BootstrapError> {
-    admit(id, rank, nranks, card, options).inspect_err(|error| log::warn!("{error}"))
+    join_among(std::slice::from_ref(id), rank, nranks, card, options)
+}
+
+/// As [`join_with`], with one or several ids, the same in the same order on all ranks; their roots share the work.
+///
+/// # Errors
+/// As for [`join`]; also if there are more ids than ranks, two are the same, or ranks differ in them.
+pub fn join_among(
+    ids: &[UniqueId],
+    rank: u32,
+    nranks: u32,
+    card: &[u8],
+    options: &Options,
+) -> Result<Joined, BootstrapError> {
+    admit(ids, rank, nranks, card, options).inspect_err(|error| log::warn!("{error}"))
 }
 
 fn admit(
-    id: &UniqueId,
+    ids: &[UniqueId],
     rank: u32,
     nranks: u32,
     card: &[u8],
@@ -98,37 +113,39 @@ fn admit(
     if card.len() > MOST_CARD {
         return Err(BootstrapError::TooLong { rank, len: card.len(), most: MOST_CARD });
     }
-    let contents = id.contents()?;
+    let ids = Ids::new(ids, nranks)?;
     if nranks == 1 {
-        if !contents.fixed {
-            release(&contents);
-        }
+        release(&ids.roots[0]);
         return Ok(Joined {
             rank,
             nranks,
             cards: vec![card.to_vec()],
             control: ControlTree::new(0, 1, None),
-            secret: contents.secret,
+            secret: ids.secret,
         });
     }
-    if contents.fixed && rank == 0 {
-        start_fixed(&contents, options)?;
+    if rank == 0 {
+        for contents in ids.roots.iter().filter(|contents| contents.fixed) {
+            start_fixed(contents, options)?;
+        }
     }
-    let registered = Arrival::new(&contents, rank, nranks, options).and_then(|mut arrival| {
-        arrival.register()?;
-        Ok(arrival)
-    });
-    match registered {
-        Ok(arrival) => arrival.run(card),
+    match Arrival::new(&ids, rank, nranks, options) {
+        Ok(mut arrival) => match arrival.register() {
+            Ok(()) => arrival.run(card),
+            Err(error) => Err(arrival.give_up(error)),
+        },
         Err(error) => {
-            // Whoever waits for this rank learns that it will not come. If it has no root, neither have they.
-            if !matches!(
-                error,
-                BootstrapError::RootUnreachable { .. } | BootstrapError::WrongId { .. }
-            ) {
-                give_up(&contents, rank, nranks, &error);
-            }
+            tell_roots(&ids, &[], rank, nranks, &error);
             Err(error)
+        }
+    }
+}
+
+/// Tells the roots to which this rank comes, but for those that were `told`, that it will not come.
+fn tell_roots(ids: &Ids, told: &[usize], rank: u32, nranks: u32, error: &BootstrapError) {
+    for at in ids.visited(rank, nranks) {
+        if !told.contains(&at) && (rank == 0 || at == ids.home(rank, nranks)) {
+            give_up(&ids.roots[at], rank, nranks, error);
         }
     }
 }
@@ -173,17 +190,15 @@ fn start_fixed(contents: &Contents, options: &Options) -> Result<(), BootstrapEr
 /// A rank that is alone needs no root; the one that its id has started, if it is on this host, may end at once. If it
 /// cannot be reached it ends by itself later. No abort ends this: it is short.
 fn release(contents: &Contents) {
-    if contents.reach.host_tag == address::host_tag() {
-        dismiss(contents);
+    if contents.fixed || contents.reach.host_tag != address::host_tag() {
+        return;
     }
-}
-
-/// Tells a root that it may end.
-pub(super) fn dismiss(contents: &Contents) {
     let options = Options { timeout: FAREWELL, ..Options::default() };
-    let left = Arrival::new(contents, 0, 1, &options).and_then(|mut arrival| {
+    let ids = Ids::one(contents.clone());
+    let left = Arrival::new(&ids, 0, 1, &options).and_then(|mut arrival| {
         arrival.register()?;
-        arrival.leave(true);
+        let roots = arrival.take_roots();
+        arrival.leave(roots, true);
         Ok(())
     });
     if let Err(error) = left {
@@ -192,16 +207,14 @@ pub(super) fn dismiss(contents: &Contents) {
 }
 
 /// A rank on its way in.
-struct Arrival {
-    secret: Secret,
+struct Arrival<'a> {
+    ids: &'a Ids,
     rank: u32,
     nranks: u32,
     started: Instant,
     deadline: Instant,
-    /// Where the root can be.
-    roots: Reach,
-    /// The root, until the parent is linked.
-    root: Option<Framed>,
+    /// Until the parent is linked, the root of this rank's block, and of rank 0 all roots; with their numbers.
+    roots: Vec<(usize, Framed)>,
     /// The parent being dialed.
     dial: Option<Dial>,
     /// Where the children come in.
@@ -209,11 +222,13 @@ struct Arrival {
     reach: Reach,
     tree: ControlTree,
     abort: Option<AbortSignal>,
+    /// The root that was tried last.
+    unreached: Option<usize>,
 }
 
-impl Arrival {
+impl<'a> Arrival<'a> {
     fn new(
-        contents: &Contents,
+        ids: &'a Ids,
         rank: u32,
         nranks: u32,
         options: &Options,
@@ -225,18 +240,18 @@ impl Arrival {
         };
         let started = Instant::now();
         Ok(Self {
-            secret: contents.secret.clone(),
+            ids,
             rank,
             nranks,
             started,
             deadline: started + options.timeout,
-            roots: contents.reach.clone(),
-            root: None,
+            roots: Vec::new(),
             dial: None,
-            gate: Gate::new(listeners, contents.secret.clone(), Role::Tree, rank),
+            gate: Gate::new(listeners, ids.secret.clone(), Role::Tree, rank),
             reach,
             tree: ControlTree::new(rank, nranks, options.abort.clone()),
             abort: options.abort.clone(),
+            unreached: None,
         })
     }
 
@@ -245,19 +260,18 @@ impl Arrival {
         if let Err(error) = self.link() {
             // Some wait at the root, some at us; and the parent may be about to.
             let above = self.dial.take().and_then(Dial::abandon).map(|it| Framed::new(it, 0));
-            let others = above.into_iter().chain(self.root.take());
+            let others: Vec<Framed> = above.into_iter().chain(self.take_roots()).collect();
             return Err(self.tree.fail_at(error, others));
         }
         self.gate.close();
-        if self.rank == 0
-            && let Some(root) = self.root.take()
-        {
-            self.tree.set_above(root);
+        if self.rank == 0 {
+            let roots = self.take_roots();
+            self.tree.set_roots(roots);
         }
         let cards = self.tree.all_gather(card, self.deadline + GRACE)?;
         if self.rank == 0 {
-            self.root = self.tree.take_above();
-            self.leave(true);
+            let roots = self.tree.take_roots();
+            self.leave(roots, true);
         }
         log::debug!(
             "rank {} joined {} ranks in {:?}",
@@ -265,24 +279,68 @@ impl Arrival {
             self.nranks,
             self.started.elapsed()
         );
-        let Self { rank, nranks, tree, secret, .. } = self;
-        Ok(Joined { rank, nranks, cards, control: tree, secret })
+        let Self { ids, rank, nranks, tree, .. } = self;
+        Ok(Joined { rank, nranks, cards, control: tree, secret: ids.secret.clone() })
+    }
+
+    /// The roots that this rank is with.
+    fn take_roots(&mut self) -> Vec<Framed> {
+        std::mem::take(&mut self.roots).into_iter().map(|(_, root)| root).collect()
+    }
+
+    /// With some of the roots reached, or none. Whoever waits for this rank learns that it will not come; a root that could not
+    /// be reached is not tried again.
+    fn give_up(mut self, error: BootstrapError) -> BootstrapError {
+        let mut told: Vec<usize> = self.roots.iter().map(|(at, _)| *at).collect();
+        if matches!(error, BootstrapError::RootUnreachable { .. } | BootstrapError::WrongId { .. })
+        {
+            told.extend(self.unreached);
+        }
+        let roots = self.take_roots();
+        let error = self.tree.fail_at(error, roots);
+        tell_roots(self.ids, &told, self.rank, self.nranks, &error);
+        error
     }
 
     fn hello(&self, role: Role, to: u32) -> Hello {
         Hello { role, from: self.rank, to, nranks: self.nranks, nonce: [0; 32] }
     }
 
-    /// Reaches the root and says who and where this rank is.
+    /// Says to the roots who and where this rank is: to that of its block, and to those of its children's blocks.
     fn register(&mut self) -> Result<(), BootstrapError> {
-        let addresses = self.roots.reachable_here();
+        let home = self.ids.home(self.rank, self.nranks);
+        for at in self.ids.visited(self.rank, self.nranks) {
+            self.unreached = Some(at);
+            let mut root = Framed::new(self.reach_root(at)?, 0);
+            root.send(&Frame::Register(Registration {
+                host: crate::logger::host_name().to_owned(),
+                pid: std::process::id(),
+                patience: self.deadline.saturating_duration_since(Instant::now()),
+                reach: self.reach.clone(),
+                share: self.ids.share(at),
+            }));
+            if at == home || self.rank == 0 {
+                self.roots.push((at, root));
+            } else {
+                self.announced(root)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Connects to a root.
+    fn reach_root(&self, at: usize) -> Result<TcpStream, BootstrapError> {
+        let Contents { secret, reach, .. } = &self.ids.roots[at];
+        let addresses = reach.reachable_here();
         let hello = self.hello(Role::Root, 0);
-        let until = self.deadline.min(self.started + REACH_PATIENCE);
-        let mut dial = Dial::new(self.secret.clone(), hello, addresses.clone());
-        let stream = loop {
+        // Before the others' deadlines, so that they are told why and do not only miss this rank.
+        let patience = self.deadline.saturating_duration_since(self.started) * 9 / 10;
+        let until = self.started + patience.min(REACH_PATIENCE);
+        let mut dial = Dial::new(secret.clone(), hello, addresses.clone());
+        loop {
             abort::check(self.abort.as_ref(), self.rank)?;
             match dial.advance()? {
-                Dialed::Connected(stream) => break stream,
+                Dialed::Connected(stream) => return Ok(stream),
                 Dialed::WrongId(address) => {
                     return Err(BootstrapError::WrongId { rank: self.rank, address });
                 }
@@ -301,15 +359,29 @@ impl Arrival {
                     stream::wait(&mut fds, until.min(dial.wake()));
                 }
             }
-        };
-        let mut root = Framed::new(stream, 0);
-        root.send(&Frame::Register(Registration {
-            host: crate::logger::host_name().to_owned(),
-            pid: std::process::id(),
-            patience: self.deadline.saturating_duration_since(Instant::now()),
-            reach: self.reach.clone(),
-        }));
-        self.root = Some(root);
+        }
+    }
+
+    /// Leaves a root that has only to know where this rank is, as soon as it does.
+    fn announced(&mut self, mut root: Framed) -> Result<(), BootstrapError> {
+        root.send(&Frame::Leave);
+        root.finish();
+        let until = Instant::now() + FAREWELL;
+        loop {
+            root.fill();
+            match root.next() {
+                Ok(Some(Frame::Verdict(verdict))) => return Err(verdict),
+                // Others are told of who is missing.
+                Ok(Some(_)) => continue,
+                Ok(None) if Instant::now() < until => {}
+                _ => break,
+            }
+            abort::check(self.abort.as_ref(), self.rank)?;
+            let mut fds = vec![root.poll_fd()];
+            fds.extend(self.abort.iter().map(AbortSignal::poll_fd));
+            stream::wait(&mut fds, until);
+        }
+        self.tree.closing(&root);
         Ok(())
     }
 
@@ -318,14 +390,15 @@ impl Arrival {
         let mut linked = self.rank == 0;
         loop {
             abort::check(self.abort.as_ref(), self.rank)?;
-            self.hear_root()?;
+            self.hear_roots()?;
             if let Some(dial) = &mut self.dial
                 && let Dialed::Connected(stream) = dial.advance()?
             {
                 self.dial = None;
                 self.tree.set_above(Framed::new(stream, 0));
                 linked = true;
-                self.leave(false);
+                let roots = self.take_roots();
+                self.leave(roots, false);
             }
             if linked && self.tree.absent().next().is_none() {
                 return Ok(());
@@ -338,7 +411,7 @@ impl Arrival {
             self.gate.poll_fds(&mut fds);
             let gates = fds.len();
             self.tree.poll_fds(&mut fds);
-            fds.extend(self.root.iter().map(Framed::poll_fd));
+            fds.extend(self.roots.iter().map(|(_, root)| root.poll_fd()));
             fds.extend(self.dial.iter().map(Dial::poll_fd));
             fds.extend(self.abort.iter().map(AbortSignal::poll_fd));
             let wake = [self.gate.wake(), self.dial.as_ref().map(Dial::wake)];
@@ -353,31 +426,36 @@ impl Arrival {
         }
     }
 
-    fn hear_root(&mut self) -> Result<(), BootstrapError> {
-        let Some(root) = &mut self.root else { return Ok(()) };
-        root.fill();
-        root.flush();
-        while let Some(root) = &mut self.root {
-            match root.next() {
-                Ok(Some(Frame::Parent(reach))) => {
-                    let Some(above) = parent(self.rank) else { continue };
-                    let hello = self.hello(Role::Tree, above);
-                    self.dial = Some(Dial::new(self.secret.clone(), hello, reach.reachable_here()));
-                }
-                Ok(Some(Frame::Status { missing, waited })) => self.tree.status(&missing, waited),
-                Ok(Some(Frame::Verdict(verdict))) => return Err(verdict),
-                Ok(None) => return Ok(()),
-                Err(Broken::Ended) => {
-                    let address = root.peer().or(self.roots.addresses.first().copied());
-                    let Some(address) = address else { return Ok(()) };
-                    return Err(BootstrapError::RootLost { rank: self.rank, address });
-                }
-                Ok(Some(_)) | Err(Broken::Malformed) => {
-                    return Err(BootstrapError::Protocol {
-                        rank: self.rank,
-                        peer: String::from("the root"),
-                        what: "a frame",
-                    });
+    fn hear_roots(&mut self) -> Result<(), BootstrapError> {
+        for at in 0..self.roots.len() {
+            self.roots[at].1.fill();
+            self.roots[at].1.flush();
+            loop {
+                match self.roots[at].1.next() {
+                    Ok(Some(Frame::Parent(reach))) => {
+                        let Some(above) = parent(self.rank) else { continue };
+                        let hello = self.hello(Role::Tree, above);
+                        let secret = self.ids.secret.clone();
+                        self.dial = Some(Dial::new(secret, hello, reach.reachable_here()));
+                    }
+                    Ok(Some(Frame::Status { missing, waited })) => {
+                        self.tree.status(&missing, waited);
+                    }
+                    Ok(Some(Frame::Verdict(verdict))) => return Err(verdict),
+                    Ok(None) => break,
+                    Err(Broken::Ended) => {
+                        let (number, root) = &self.roots[at];
+                        let known = &self.ids.roots[*number].reach.addresses;
+                        let Some(address) = root.peer().or(known.first().copied()) else { break };
+                        return Err(BootstrapError::RootLost { rank: self.rank, address });
+                    }
+                    Ok(Some(_)) | Err(Broken::Malformed) => {
+                        return Err(BootstrapError::Protocol {
+                            rank: self.rank,
+                            peer: String::from("the root"),
+                            what: "a frame",
+                        });
+                    }
                 }
             }
         }
@@ -393,15 +471,16 @@ impl Arrival {
         }
     }
 
-    /// Tells the root that it is not needed any more; `wait`s until it knows, or a little.
-    fn leave(&mut self, wait: bool) {
-        let Some(mut root) = self.root.take() else { return };
-        root.send(&Frame::Leave);
-        root.finish();
-        if wait {
-            stream::drain(std::iter::once(&mut root), Instant::now() + FAREWELL);
+    /// Tells roots that they are not needed any more; `wait`s until they know, or a little.
+    fn leave(&mut self, mut roots: Vec<Framed>, wait: bool) {
+        for root in &mut roots {
+            root.send(&Frame::Leave);
+            root.finish();
         }
-        self.tree.closing(&root);
+        if wait {
+            stream::drain(roots.iter_mut(), Instant::now() + FAREWELL);
+        }
+        roots.iter().for_each(|root| self.tree.closing(root));
     }
 
     /// Who it is that does not come, after the root has failed to say so.

@@ -12,7 +12,7 @@
 //! anything else is parsed; a stranger is dropped and the job goes on. Every wait has a deadline, and an abort ends it. Each rank has at most
 //! three connections; messages go 2 log2(n) deep. A rank sends and receives at most 15 messages until it has a
 //! communicator, whatever the number of ranks, and three more with each report of missing ranks; the root receives two of
-//! each rank and sends it one. Bytes grow with the number of ranks,
+//! each rank and sends it one; several roots, of several ids, share that. Bytes grow with the number of ranks,
 //! as every rank learns every card. After some seconds the root names the ranks that are missing, to all
 //! that wait; at the deadline every waiting rank returns [`BootstrapError::MissingRanks`].
 //!
@@ -25,6 +25,7 @@
 //! | `gate`, `dial` | the two ends of a handshake, over sockets |
 //! | `wire`, `stream` | frames, and frames over a socket |
 //! | `meeting` | where ranks of a damaged communicator meet again |
+//! | `share` | several ids, and so several roots, for many ranks |
 //! | `root`, `join`, `tree` | the rendezvous, a rank's way in, what it leads to |
 //! | `traffic` | what that cost |
 
@@ -39,6 +40,7 @@ mod join;
 mod meeting;
 mod root;
 mod secret;
+mod share;
 pub(crate) mod stream;
 mod traffic;
 mod tree;
@@ -54,7 +56,7 @@ pub(crate) use abort::{Abort, Enrolled};
 pub use address::addresses;
 pub use error::{BootstrapError, Options, RankSet};
 pub use id::{UNIQUE_ID_BYTES, UniqueId};
-pub use join::{Joined, Keys, MOST_CARD, join, join_with};
+pub use join::{Joined, Keys, MOST_CARD, join, join_among, join_with};
 pub use meeting::Meeting;
 pub use traffic::Traffic;
 pub use tree::{ControlTree, MOST_ITEM};

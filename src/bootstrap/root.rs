@@ -13,6 +13,7 @@ use super::error::{BootstrapError, Options, RankSet};
 use super::gate::Gate;
 use super::hello::{Hello, Role};
 use super::secret::Secret;
+use super::share::Share;
 use super::stream::{self, Broken, Framed};
 use super::traffic::Traffic;
 use super::tree::{children, parent};
@@ -30,17 +31,25 @@ const VERDICT_PATIENCE: Duration = Duration::from_secs(10);
 /// For last words to be sent.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// What roots of this process have served: those that have ended, by a proof of their secrets.
+#[cfg(test)]
+pub(super) static ENDED: std::sync::Mutex<Vec<([u8; 32], Traffic)>> =
+    std::sync::Mutex::new(Vec::new());
+
 /// Starts the root of a unique id behind these listeners.
 pub(super) fn start(
     secret: Secret,
     listeners: Vec<TcpListener>,
     options: &Options,
 ) -> Result<(), BootstrapError> {
+    #[cfg(test)]
+    let proof = secret.prove("ended", &[]);
     let root = Root {
         gate: Gate::new(listeners, secret, Role::Root, 0),
         fresh: Vec::new(),
         members: BTreeMap::new(),
         nranks: None,
+        share: None,
         started: None,
         deadline: None,
         verdict: None,
@@ -52,7 +61,9 @@ pub(super) fn start(
         .name(String::from("maypole-root"))
         .spawn(move || {
             block_signals();
-            root.serve();
+            let _traffic = root.serve();
+            #[cfg(test)]
+            ENDED.lock().expect("nobody panics with it").push((proof, _traffic));
         })
         .map(drop)
         .map_err(|error| BootstrapError::system("pthread_create", &error))
@@ -76,6 +87,8 @@ struct Root {
     members: BTreeMap<u32, Member>,
     /// As the first comer says.
     nranks: Option<u32>,
+    /// Which ranks this root serves, as the first comer says, and how many come.
+    share: Option<(Share, usize)>,
     /// Arrival of the first comer.
     started: Option<Instant>,
     /// The earliest of the ranks' deadlines.
@@ -113,7 +126,8 @@ impl Member {
 }
 
 impl Root {
-    fn serve(mut self) {
+    /// Until nobody needs it any more; what it has served.
+    fn serve(mut self) -> Traffic {
         loop {
             let mut fds = Vec::new();
             self.gate.poll_fds(&mut fds);
@@ -131,7 +145,7 @@ impl Root {
             if self.is_served() {
                 match self.verdict {
                     None => log::info!(
-                        "all {} ranks have joined in {:.2} s; the root ends after {} connections, {} messages sent and {} received",
+                        "all {} ranks that come to this root have joined in {:.2} s; it ends after {} connections, {} messages sent and {} received",
                         self.members.len(),
                         self.waited().as_secs_f64(),
                         self.traffic.connections,
@@ -140,10 +154,10 @@ impl Root {
                     ),
                     Some(_) => log::info!("all ranks know of the failure; the root ends"),
                 }
-                return;
+                return self.traffic;
             }
             if self.is_over() {
-                return;
+                return self.traffic;
             }
             self.notify();
         }
@@ -209,9 +223,19 @@ impl Root {
     fn register(&mut self, hello: Hello, registration: Registration, mut framed: Framed) {
         let (rank, now) = (hello.from, Instant::now());
         let nranks = *self.nranks.get_or_insert(hello.nranks);
+        let ours = || {
+            let share = registration.share;
+            (share, share.expected(nranks))
+        };
+        let (share, _) = *self.share.get_or_insert_with(ours);
         let first = self.members.get(&rank);
         let objection = if nranks != hello.nranks {
             Some(BootstrapError::WrongWorld { rank, ours: hello.nranks, theirs: nranks })
+        } else if share != registration.share {
+            Some(BootstrapError::Disagreement {
+                what: String::from("the unique ids, their number or their order"),
+                ranks: RankSet::new([rank]),
+            })
         } else {
             first.map(|first| BootstrapError::DuplicateRank {
                 rank,
@@ -239,11 +263,13 @@ impl Root {
         let deadline = now + registration.patience;
         self.deadline = Some(self.deadline.map_or(deadline, |earliest| earliest.min(deadline)));
 
-        if let Some(above) = parent(rank).and_then(|above| self.members.get(&above)) {
+        let served = |rank: &u32| share.serves(*rank, nranks);
+        let above = parent(rank).filter(|_| served(&rank));
+        if let Some(above) = above.and_then(|above| self.members.get(&above)) {
             framed.send(&Frame::Parent(above.reach.clone()));
         }
         let parent_here = Frame::Parent(registration.reach.clone());
-        for child in children(rank, nranks) {
+        for child in children(rank, nranks).filter(served) {
             if let Some(framed) = self.members.get_mut(&child).and_then(|it| it.framed.as_mut()) {
                 framed.send(&parent_here);
             }
@@ -319,7 +345,7 @@ impl Root {
     }
 
     fn is_complete(&self) -> bool {
-        self.nranks.is_some_and(|nranks| self.members.len() == nranks as usize)
+        self.share.is_some_and(|(_, expected)| self.members.len() == expected)
     }
 
     fn is_served(&self) -> bool {
@@ -383,8 +409,17 @@ impl Root {
         stream::drain(left.iter_mut(), until);
     }
 
+    /// Of the ranks that come here; only other roots know of others.
     fn missing(&self) -> RankSet {
-        RankSet::missing(self.members.keys().copied(), self.nranks.unwrap_or(0))
+        let (Some((share, _)), Some(nranks)) = (self.share, self.nranks) else {
+            return RankSet::new([]);
+        };
+        let mut missing = RankSet::new([]);
+        for range in share.visitors(nranks) {
+            let here = self.members.range(range.clone()).map(|(rank, _)| *rank);
+            missing.add_missing(here, range);
+        }
+        missing
     }
 
     fn waited(&self) -> Duration {

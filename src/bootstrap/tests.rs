@@ -10,9 +10,12 @@ use super::address::Reach;
 use super::dial::{Dial, Dialed};
 use super::hello::{Hello, Role};
 use super::secret::Secret;
+use super::share::Share;
 use super::stream::{self, Framed};
 use super::wire::{Frame, Registration};
 use super::*;
+
+mod several;
 
 type Outcome = Result<Joined, BootstrapError>;
 
@@ -393,6 +396,7 @@ fn register(id: &UniqueId, rank: u32, nranks: u32) -> Framed {
         pid: 1,
         patience: LONG,
         reach: Reach { host_tag: 0, addresses: Vec::new() },
+        share: Share { index: 0, of: 1, fingerprint: 0 },
     }));
     framed
 }

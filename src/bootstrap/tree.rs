@@ -34,8 +34,10 @@ pub(super) fn children(rank: u32, nranks: u32) -> impl Iterator<Item = u32> {
 pub struct ControlTree {
     rank: u32,
     nranks: u32,
-    /// The parent. During the bootstrap rank 0 has the root in this place: statuses and verdicts come from it.
+    /// The parent.
     above: Option<Framed>,
+    /// During the bootstrap, the roots that rank 0 is still with: statuses and verdicts come from them.
+    roots: Vec<Framed>,
     below: Vec<Child>,
     /// Of the next exchange.
     sequence: u32,
@@ -64,6 +66,7 @@ impl ControlTree {
             rank,
             nranks,
             above: None,
+            roots: Vec::new(),
             below: Vec::new(),
             sequence: 0,
             down: None,
@@ -100,7 +103,7 @@ impl ControlTree {
     /// What it took this rank to join, and to exchange since.
     pub fn traffic(&self) -> Traffic {
         let mut sum = self.past;
-        self.above.iter().for_each(|above| sum.add(above));
+        self.above.iter().chain(&self.roots).for_each(|above| sum.add(above));
         self.below.iter().for_each(|child| sum.add(&child.framed));
         sum
     }
@@ -233,7 +236,7 @@ impl ControlTree {
 
     /// Appends what to poll.
     pub(crate) fn poll_fds(&self, fds: &mut Vec<libc::pollfd>) {
-        fds.extend(self.above.iter().map(Framed::poll_fd));
+        fds.extend(self.above.iter().chain(&self.roots).map(Framed::poll_fd));
         fds.extend(self.below.iter().map(|child| child.framed.poll_fd()));
     }
 
@@ -247,6 +250,7 @@ impl ControlTree {
             self.above = Some(above);
             heard?;
         }
+        self.hear_roots(done)?;
         for at in 0..self.below.len() {
             let child = &mut self.below[at];
             child.framed.fill();
@@ -274,6 +278,32 @@ impl ControlTree {
         Ok(())
     }
 
+    fn hear_roots(&mut self, done: bool) -> Result<(), BootstrapError> {
+        for at in 0..self.roots.len() {
+            let root = &mut self.roots[at];
+            root.fill();
+            root.flush();
+            loop {
+                match self.roots[at].next() {
+                    Ok(Some(Frame::Status { missing, waited })) => self.status(&missing, waited),
+                    Ok(Some(Frame::Verdict(verdict))) => return Err(verdict),
+                    Ok(None) => break,
+                    Err(Broken::Ended) if done => break,
+                    Err(Broken::Ended) => {
+                        return Err(self.roots[at].peer().map_or_else(
+                            || self.malformed("its end", "root"),
+                            |address| BootstrapError::RootLost { rank: self.rank, address },
+                        ));
+                    }
+                    Ok(Some(_)) | Err(Broken::Malformed) => {
+                        return Err(self.malformed("a frame", "root"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn hear_above(&mut self, above: &mut Framed, done: bool) -> Result<(), BootstrapError> {
         loop {
             match above.next() {
@@ -292,13 +322,8 @@ impl ControlTree {
                 Ok(None) => return Ok(()),
                 Err(Broken::Ended) if done || self.down.is_some() => return Ok(()),
                 Err(Broken::Ended) => {
-                    return Err(match (parent(self.rank), above.peer()) {
-                        (Some(rank), _) => BootstrapError::PeerLost { rank, seen_by: self.rank },
-                        (None, Some(address)) => {
-                            BootstrapError::RootLost { rank: self.rank, address }
-                        }
-                        (None, None) => self.malformed("its end", "root"),
-                    });
+                    let rank = parent(self.rank).unwrap_or_default();
+                    return Err(BootstrapError::PeerLost { rank, seen_by: self.rank });
                 }
                 Ok(Some(_)) | Err(Broken::Malformed) => {
                     return Err(self.malformed("a frame", "parent"));
@@ -327,9 +352,14 @@ impl ControlTree {
         self.above = Some(framed);
     }
 
-    /// The connection that stands in the parent's place.
-    pub(super) fn take_above(&mut self) -> Option<Framed> {
-        self.above.take()
+    /// The roots that rank 0 stays with.
+    pub(super) fn set_roots(&mut self, roots: Vec<Framed>) {
+        self.roots = roots;
+    }
+
+    /// Those roots.
+    pub(super) fn take_roots(&mut self) -> Vec<Framed> {
+        std::mem::take(&mut self.roots)
     }
 
     /// Adds a child, or replaces one that dialed again.
@@ -368,8 +398,8 @@ impl ControlTree {
     ) -> BootstrapError {
         let verdict = error.verdict(self.rank);
         let mut neighbours: Vec<Framed> = self.below.drain(..).map(|child| child.framed).collect();
-        // During the bootstrap rank 0 has the root above.
-        neighbours.extend(self.above.take().into_iter().chain(others));
+        let roots = self.take_roots();
+        neighbours.extend(self.above.take().into_iter().chain(roots).chain(others));
         for neighbour in &mut neighbours {
             neighbour.send(&Frame::Verdict(verdict.clone()));
         }

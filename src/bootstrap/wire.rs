@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::address::Reach;
 use super::error::{BootstrapError, MOST_RANGES, RankSet};
+use super::share::Share;
 
 pub(super) const HEADER_BYTES: usize = 12;
 /// Most bytes of the body of any frame but `Up` and `Down`.
@@ -24,6 +25,8 @@ pub(super) struct Registration {
     pub(super) patience: Duration,
     /// Where its children can reach it; no address if it will have none.
     pub(super) reach: Reach,
+    /// Which root the rank takes it for.
+    pub(super) share: Share,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,6 +106,10 @@ impl Frame {
                 put_text(out, &it.host);
                 out.extend(it.pid.to_le_bytes());
                 put_duration(out, it.patience);
+                let Share { index, of, fingerprint } = it.share;
+                out.extend(index.to_le_bytes());
+                out.extend(of.to_le_bytes());
+                out.extend(fingerprint.to_le_bytes());
                 it.reach.encode(out, MOST_SMALL);
             }
             Self::Parent(reach) => reach.encode(out, MOST_SMALL),
@@ -127,6 +134,7 @@ impl Frame {
                 host: take.text()?,
                 pid: take.u32()?,
                 patience: take.duration()?,
+                share: take.share()?,
                 reach: Reach::decode(&mut take)?,
             }),
             PARENT => Self::Parent(Reach::decode(&mut take)?),
@@ -221,6 +229,11 @@ impl<'a> Take<'a> {
     fn duration(&mut self) -> Option<Duration> {
         // As in the configuration: never so long that adding it to a clock overflows.
         self.u64().filter(|&ms| ms <= 3_153_600_000_000).map(Duration::from_millis)
+    }
+
+    fn share(&mut self) -> Option<Share> {
+        let share = Share { index: self.u32()?, of: self.u32()?, fingerprint: self.u64()? };
+        (share.index < share.of).then_some(share)
     }
 
     fn ranks(&mut self) -> Option<RankSet> {
@@ -381,6 +394,7 @@ pub(super) mod tests {
                 pid: 12,
                 patience: ms,
                 reach: reach.clone(),
+                share: Share { index: 1, of: 3, fingerprint: 1 << 60 },
             }),
             Frame::Parent(reach),
             Frame::Status { missing: ranks, waited: ms },

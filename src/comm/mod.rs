@@ -115,12 +115,27 @@ impl Communicator {
         config: &Config,
         options: &Options,
     ) -> Result<Self, Error> {
+        Self::init_among(std::slice::from_ref(id), nranks, rank, config, options)
+    }
+
+    /// As [`init_with`](Self::init_with), with several ids, so that several roots share the work of bringing many ranks together: each
+    /// serves a block of ranks. All ranks pass the same ids in the same order.
+    ///
+    /// # Errors
+    /// As for [`init`](Self::init); also none or more ids than ranks, two that are the same, ranks that differ in them.
+    pub fn init_among(
+        ids: &[UniqueId],
+        nranks: u32,
+        rank: u32,
+        config: &Config,
+        options: &Options,
+    ) -> Result<Self, Error> {
         crate::logger::install();
         if let Some(ordinal) = options.device {
             let what = format!("communicators of CUDA devices, as of device {ordinal}");
             return Err(Error::Unsupported { what });
         }
-        let mut joined = bootstrap::join_with(id, rank, nranks, &[], options)?;
+        let mut joined = bootstrap::join_among(ids, rank, nranks, &[], options)?;
         let layout = layout(config, nranks);
         let introduced = introduce(&mut joined, config, layout, options);
         let introduced = introduced.inspect_err(|error| {

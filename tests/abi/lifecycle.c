@@ -84,14 +84,19 @@ static void all_at_once(void) {
 }
 
 static void scalable(void) {
-  ncclComm_t comms[N];
-  ncclUniqueId ids[3];
-  for (int i = 0; i < 3; i++) OK(ncclGetUniqueId(&ids[i]));
-  OK(ncclGroupStart());
-  for (int i = 0; i < N; i++) OK(ncclCommInitRankScalable(&comms[i], N, i, 3, ids, NULL));
-  OK(ncclGroupEnd());
-  check_sum(comms, N);
-  destroy(comms, N);
+  ncclComm_t comms[8];
+  ncclUniqueId ids[8];
+  int counts[4] = {1, 2, 3, 8};
+  for (int at = 0; at < 4; at++) {
+    for (int i = 0; i < counts[at]; i++) OK(ncclGetUniqueId(&ids[i]));
+    OK(ncclGroupStart());
+    for (int i = 0; i < 8; i++) OK(ncclCommInitRankScalable(&comms[i], 8, i, counts[at], ids, NULL));
+    OK(ncclGroupEnd());
+    check_sum(comms, 8);
+    destroy(comms, 8);
+  }
+  ids[2] = ids[1];
+  EXPECT(ncclCommInitRankScalable(&comms[0], 8, 0, 3, ids, NULL) == ncclInvalidArgument);
   EXPECT(ncclCommInitRankScalable(&comms[0], 2, 0, 3, ids, NULL) == ncclInvalidArgument);
   EXPECT(ncclCommInitRankScalable(&comms[0], 2, 0, 0, ids, NULL) == ncclInvalidArgument);
   EXPECT(ncclCommInitRankScalable(&comms[0], 2, 0, 1, NULL, NULL) == ncclInvalidArgument);
