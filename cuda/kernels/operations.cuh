@@ -46,3 +46,19 @@ struct AvgI32 {
   __device__ int combine(int low, int high) const { return (int)((u32)low + (u32)high); }
   __device__ int finish(int x) const { return x / nranks; }
 };
+
+struct SumI32 {
+  typedef u32 Element;
+  __device__ explicit SumI32(u64) {}
+  __device__ u32 contribute(u32 x) const { return x; }
+  __device__ u32 combine(u32 low, u32 high) const { return low + high; }
+  __device__ u32 finish(u32 x) const { return x; }
+};
+
+struct SumU8 {
+  typedef u8 Element;
+  __device__ explicit SumU8(u64) {}
+  __device__ u8 contribute(u8 x) const { return x; }
+  __device__ u8 combine(u8 low, u8 high) const { return (u8)(low + high); }
+  __device__ u8 finish(u8 x) const { return x; }
+};

@@ -1,6 +1,6 @@
 // The words of the device that the kernels use. nvcc, NVRTC and clang see plain CUDA; g++ sees the simulated device.
 //
-// Rules for everything that includes this: global memory only through gptr; flags only through the three functions
+// Rules for everything that includes this: global memory only through gptr; flags only through the functions
 // below; sums and products of floats only through add_rn and mul_rn, which no compiler may contract into a fused
 // multiply-add (the bits are part of the contract).
 #pragma once
@@ -32,6 +32,15 @@ static __device__ __forceinline__ u64 load_acquire(gptr<const u64> p) {
 static __device__ __forceinline__ void store_release(gptr<u64> p, u64 v) {
   asm volatile("st.release.sys.global.u64 [%0],%1;" ::"l"(p), "l"(v) : "memory");
 }
+// No order, but neither torn nor kept in a cache.
+static __device__ __forceinline__ u64 load_relaxed(gptr<const u64> p) {
+  u64 v;
+  asm volatile("ld.relaxed.sys.global.u64 %0,[%1];" : "=l"(v) : "l"(p) : "memory");
+  return v;
+}
+static __device__ __forceinline__ void store_relaxed(gptr<u64> p, u64 v) {
+  asm volatile("st.relaxed.sys.global.u64 [%0],%1;" ::"l"(p), "l"(v) : "memory");
+}
 // Device scope: among the blocks of one launch.
 static __device__ __forceinline__ u64 fetch_add(gptr<u64> p, u64 v) {
   u64 old;
@@ -43,6 +52,14 @@ static __device__ __forceinline__ float add_rn(float a, float b) { return __fadd
 static __device__ __forceinline__ float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 static __device__ __forceinline__ u32 float_bits(float a) { return __float_as_uint(a); }
 static __device__ __forceinline__ float bits_float(u32 a) { return __uint_as_float(a); }
+
+// All threads call it; what the first 32 wrote to shared memory is there for the first 32.
+static __device__ __forceinline__ void first_warp_sync() {
+  if (threadIdx.x < 32) __syncwarp();
+}
+
+// Vain turns between two looks at a word of the host's.
+constexpr u32 ABORT_TURNS = 64;
 
 // One thread of the block calls this after `turns` vain turns in a row.
 static __device__ __forceinline__ void wait_hint(u32 turns) {

@@ -1,19 +1,20 @@
 // The encoded program as the device reads it, and what a launch binds to it.
 //
-// The twin of src/encode/layout.rs and src/launch.rs, where every field is explained; a test compares the numbers.
+// The twin of src/encode/layout.rs and src/launch.rs, where every field is explained; tests compare the numbers.
 #pragma once
 #include "portable.cuh"
 
-constexpr u32 MAGIC = 0x4d50'4731;
+constexpr u32 MAGIC = 0x4d50'4732;
 constexpr u32 HEADER_MAGIC = 0;
 constexpr u32 HEADER_LANES = 1;
 constexpr u32 HEADER_TILE = 2;
-constexpr u32 HEADER_TILES = 3;
-constexpr u32 HEADER_LANE_TABLE = 4;
+constexpr u32 HEADER_LANE_TABLE = 3;
+constexpr u32 HEADER_SEGMENT_TABLE = 4;
 constexpr u32 HEADER_INPUT_TABLE = 5;
 constexpr u32 HEADER_OUTPUT_TABLE = 6;
 constexpr u32 HEADER_WORDS = 7;
 constexpr u32 LANE_WORDS = 2;
+constexpr u32 SEGMENT_WORDS = 5;
 constexpr u32 EXTENT_WORDS = 4;
 constexpr u32 KIND_SHIFT = 30;
 constexpr u32 KIND_INPUT = 0;
@@ -23,35 +24,62 @@ constexpr u32 KIND_LINK = 3;
 constexpr u32 OUTPUTS_SHIFT = 4;
 constexpr u32 AFTER_SHIFT = 8;
 constexpr u32 FINISH_SHIFT = 12;
+constexpr u32 AWAITED_SHIFT = 13;
 constexpr u32 COUNT_MASK = 15;
 constexpr u32 MAX_FAN = 8;
 
 struct LinkEnd {
   gptr<u8> slots;
+  gptr<u64> heads;
+  gptr<u64> lines;
   gptr<u64> filled;
   gptr<u64> drained;
   gptr<u64> position;
   u64 slot_bytes;
   u64 depth;
+  u64 line_words;
 };
-static_assert(sizeof(LinkEnd) == 48, "LinkEnd is shared with the host");
+static_assert(sizeof(LinkEnd) == 72, "LinkEnd is shared with the host");
 
 struct LaneState {
-  u64 done;
-  u32 tile, step, cursor, padding;
+  u64 done, tile;
+  u32 segment, step, cursor, padding;
 };
-static_assert(sizeof(LaneState) == 24, "LaneState is shared with the host");
+static_assert(sizeof(LaneState) == 32, "LaneState is shared with the host");
 
-struct Launch {
+struct Departed {
+  u64 arrived, works, broken, padding;
+};
+static_assert(sizeof(Departed) == 32, "Departed is shared with the host");
+
+struct Work {
   gptr<const u32> program;
   gptr<const LinkEnd> sending;
   gptr<const LinkEnd> receiving;
   gptr<u8> input;
   gptr<u8> output;
   gptr<u8> scratch;
+  gptr<u32> scratch_lengths;
   gptr<LaneState> lanes;
-  gptr<u64> departed;
-  gptr<const u64> abort;
+  gptr<Departed> departed;
+  gptr<u64> abort;
+  gptr<u64> trouble;
+  gptr<u64> finished;
   u64 parameter;
+  u32 operation, tag, first_block, blocks, protocol, element;
 };
-static_assert(sizeof(Launch) == 80, "Launch is shared with the host");
+static_assert(sizeof(Work) == 128, "Work is shared with the host");
+
+constexpr u32 MAX_WORKS = 30;
+constexpr u32 OPERATION_ADDRESS = 0x8000'0000;
+constexpr u32 PROTOCOL_SLOTS = 0;
+constexpr u32 PROTOCOL_LINES = 1;
+constexpr u32 TROUBLE_TAG = 1;
+constexpr u32 TROUBLE_LENGTH = 2;
+constexpr u32 TROUBLE_PROGRAM = 3;
+
+struct Launch {
+  u32 works, padding;
+  Work work[MAX_WORKS];
+};
+static_assert(sizeof(Launch) == 3848, "Launch is shared with the host");

@@ -66,6 +66,8 @@ static inline gptr<T> gcast(gptr<U> p) {
 
 static inline u64 load_acquire(gptr<const u64> p) { return __atomic_load_n(p.host(), __ATOMIC_ACQUIRE); }
 static inline void store_release(gptr<u64> p, u64 v) { __atomic_store_n(p.host(), v, __ATOMIC_RELEASE); }
+static inline u64 load_relaxed(gptr<const u64> p) { return __atomic_load_n(p.host(), __ATOMIC_RELAXED); }
+static inline void store_relaxed(gptr<u64> p, u64 v) { __atomic_store_n(p.host(), v, __ATOMIC_RELAXED); }
 static inline u64 fetch_add(gptr<u64> p, u64 v) { return __atomic_fetch_add(p.host(), v, __ATOMIC_ACQ_REL); }
 
 // The build turns contraction off (-ffp-contract=off).
@@ -81,4 +83,6 @@ static inline float bits_float(u32 a) {
   memcpy(&value, &a, sizeof value);
   return value;
 }
+static inline void first_warp_sync() { sim_barrier(); }
+constexpr u32 ABORT_TURNS = 8;
 static inline void wait_hint(u32 turns) { sim_wait(turns); }

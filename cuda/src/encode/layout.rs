@@ -3,33 +3,36 @@
 //! A program is a list of 32-bit words; offsets count words from its start:
 //!
 //! ```text
-//! header        magic, lanes, tile (elements), tiles, offsets of the lane, input and output tables
-//! lane table    per lane: offset of its first step, number of steps
-//! input table   per chunk: first element, number of elements (64 bits each, low word first)
-//! output table  the same
-//! steps         lane by lane, each as long as it needs to be:
-//!                 head      inputs | outputs << 4 | after << 8 | finish << 12
-//!                 inputs    operands, in the order of the fold
-//!                 outputs   operands
-//!                 after     lane, step (two words each)
-//! operand       kind << 30 | index: of a chunk, or of a link in the table that the launch binds
+//! header         magic, lanes, tile (elements), offsets of the lane, segment, input and output tables
+//! lane table     per lane: index of its first segment, number of segments
+//! segment table  per segment: offset of its first step, number of steps, tiles (64 bits, low word first), tag
+//! input table    per chunk: first element, number of elements (64 bits each)
+//! output table   the same
+//! steps          segment by segment, each as long as it needs to be:
+//!                  head      inputs | outputs << 4 | after << 8 | finish << 12 | awaited << 13
+//!                  inputs    operands, in the order of the fold
+//!                  outputs   operands
+//!                  after     lane, step (two words each)
+//! operand        kind << 30 | index: of a chunk, or of a link in the table that the launch binds
 //! ```
 //!
-//! Scratch chunk `i` is the `i`-th tile of the scratch memory. There are no addresses: a program is good for any
-//! buffers and any communicator of the same shape.
+//! A lane runs its segments one after the other, and the steps of a segment once per tile. `after` refers to the same tile of a lane
+//! of one segment with as many tiles. Scratch chunk `i` is the `i`-th tile of the scratch memory. A program of a
+//! schedule has no addresses: it is good for any buffers and any communicator of the same shape. In one of transfers extents are
+//! addresses.
 
-/// First word of every program: "MPG1".
-pub const MAGIC: u32 = 0x4d50_4731;
+/// First word of every program: "MPG2".
+pub const MAGIC: u32 = 0x4d50_4732;
 /// Word of the header: [`MAGIC`].
 pub const HEADER_MAGIC: usize = 0;
 /// Word of the header: number of lanes.
 pub const HEADER_LANES: usize = 1;
 /// Word of the header: elements per tile.
 pub const HEADER_TILE: usize = 2;
-/// Word of the header: number of tiles.
-pub const HEADER_TILES: usize = 3;
 /// Word of the header: offset of the lane table.
-pub const HEADER_LANE_TABLE: usize = 4;
+pub const HEADER_LANE_TABLE: usize = 3;
+/// Word of the header: offset of the segment table.
+pub const HEADER_SEGMENT_TABLE: usize = 4;
 /// Word of the header: offset of the table of input chunks.
 pub const HEADER_INPUT_TABLE: usize = 5;
 /// Word of the header: offset of the table of output chunks.
@@ -38,6 +41,8 @@ pub const HEADER_OUTPUT_TABLE: usize = 6;
 pub const HEADER_WORDS: usize = 7;
 /// Length of an entry of the lane table.
 pub const LANE_WORDS: usize = 2;
+/// Length of an entry of the segment table.
+pub const SEGMENT_WORDS: usize = 5;
 /// Length of an entry of a chunk table.
 pub const EXTENT_WORDS: usize = 4;
 /// Where the kind of an operand stands.
@@ -56,12 +61,15 @@ pub const OUTPUTS_SHIFT: u32 = 4;
 pub const AFTER_SHIFT: u32 = 8;
 /// Where the finish flag stands in a step's head.
 pub const FINISH_SHIFT: u32 = 12;
+/// Where it stands in a step's head whether another comes after it.
+pub const AWAITED_SHIFT: u32 = 13;
 /// What a count in a step's head is masked with.
 pub const COUNT_MASK: u32 = 15;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::launch;
     use maypole_algorithms::few::MAX_FAN;
 
     #[test]
@@ -84,12 +92,13 @@ mod tests {
             ("HEADER_MAGIC", HEADER_MAGIC as u32),
             ("HEADER_LANES", HEADER_LANES as u32),
             ("HEADER_TILE", HEADER_TILE as u32),
-            ("HEADER_TILES", HEADER_TILES as u32),
             ("HEADER_LANE_TABLE", HEADER_LANE_TABLE as u32),
+            ("HEADER_SEGMENT_TABLE", HEADER_SEGMENT_TABLE as u32),
             ("HEADER_INPUT_TABLE", HEADER_INPUT_TABLE as u32),
             ("HEADER_OUTPUT_TABLE", HEADER_OUTPUT_TABLE as u32),
             ("HEADER_WORDS", HEADER_WORDS as u32),
             ("LANE_WORDS", LANE_WORDS as u32),
+            ("SEGMENT_WORDS", SEGMENT_WORDS as u32),
             ("EXTENT_WORDS", EXTENT_WORDS as u32),
             ("KIND_SHIFT", KIND_SHIFT),
             ("KIND_INPUT", KIND_INPUT),
@@ -99,8 +108,16 @@ mod tests {
             ("OUTPUTS_SHIFT", OUTPUTS_SHIFT),
             ("AFTER_SHIFT", AFTER_SHIFT),
             ("FINISH_SHIFT", FINISH_SHIFT),
+            ("AWAITED_SHIFT", AWAITED_SHIFT),
             ("COUNT_MASK", COUNT_MASK),
             ("MAX_FAN", MAX_FAN as u32),
+            ("MAX_WORKS", launch::MAX_WORKS as u32),
+            ("OPERATION_ADDRESS", launch::ADDRESS),
+            ("PROTOCOL_SLOTS", launch::SLOTS),
+            ("PROTOCOL_LINES", launch::LINES),
+            ("TROUBLE_TAG", 1),
+            ("TROUBLE_LENGTH", 2),
+            ("TROUBLE_PROGRAM", 3),
         ];
         assert_eq!(device, host);
     }

@@ -1,13 +1,18 @@
 //! Program to device: the lanes of one rank as flat words, in the [`layout`] that the kernels read.
 //!
 //! What the plan binds goes in as data: where the chunks lie in the buffers, how long a tile is, which link stands where in
-//! the tables of a launch. Everything the kernel would otherwise have to check is checked here.
+//! the tables of a launch. Everything the kernel would otherwise have to check is checked here. [`encode_transfers`] does the same for
+//! sends and receives, which have no schedule.
 
 pub mod layout;
+mod transfers;
+
+pub use transfers::{Place, Transfer, encode_transfers};
 
 use maypole_algorithms::few::MAX_FAN;
 use maypole_algorithms::schedule::Channel;
 use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
+use std::collections::HashSet;
 
 /// Where a chunk lies in its buffer, in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +42,9 @@ pub struct Binding<'a> {
     /// Elements per tile: what a slot of every link holds.
     pub tile: u32,
     /// Number of tiles, the same on all ranks: that of the longest chunk of any rank.
-    pub tiles: u32,
+    pub tiles: u64,
+    /// What the messages carry, xored with that of the work: the same on all ranks.
+    pub tag: u32,
     /// The links the rank may send on, as they stand in the launch's table.
     pub sending: &'a [Port],
     /// The links it may receive from.
@@ -56,7 +63,7 @@ pub enum EncodeError {
         /// Elements per tile.
         tile: u32,
         /// Number of tiles.
-        tiles: u32,
+        tiles: u64,
         /// The longest chunk.
         elements: u64,
     },
@@ -112,39 +119,115 @@ pub fn encode(
     binding: &Binding<'_>,
 ) -> Result<Vec<u32>, EncodeError> {
     check_tiles(rank, binding)?;
-    let lanes = schedule.lanes(rank);
-    let lane_table = layout::HEADER_WORDS;
-    let input_table = lane_table + lanes as usize * layout::LANE_WORDS;
-    let output_table = input_table + binding.inputs.len() * layout::EXTENT_WORDS;
-    let steps = output_table + binding.outputs.len() * layout::EXTENT_WORDS;
-
-    let mut words = vec![0; steps];
-    words[layout::HEADER_MAGIC] = layout::MAGIC;
-    words[layout::HEADER_LANES] = lanes;
-    words[layout::HEADER_TILE] = binding.tile;
-    words[layout::HEADER_TILES] = binding.tiles;
-    words[layout::HEADER_LANE_TABLE] = lane_table as u32;
-    words[layout::HEADER_INPUT_TABLE] = input_table as u32;
-    words[layout::HEADER_OUTPUT_TABLE] = output_table as u32;
-    let extents = words[input_table..].chunks_exact_mut(layout::EXTENT_WORDS);
-    for (entry, extent) in extents.zip(binding.inputs.iter().chain(binding.outputs)) {
-        let Extent { offset, elements } = *extent;
-        let halves = [offset, offset >> 32, elements, elements >> 32];
-        entry.copy_from_slice(&halves.map(|half| half as u32));
-    }
-    for lane in 0..lanes {
-        let entry = lane_table + lane as usize * layout::LANE_WORDS;
-        words[entry] = words.len() as u32;
-        words[entry + 1] = schedule.steps(rank, lane);
-        for (i, step) in schedule.lane(rank, lane).enumerate() {
-            encode_step(schedule, rank, binding, &step, &mut words)
-                .map_err(|problem| EncodeError::Step { rank, lane, step: i as u32, problem })?;
-        }
-    }
+    let read = reads(schedule, rank);
+    let lanes = (0..schedule.lanes(rank)).map(|lane| {
+        let steps = schedule.lane(rank, lane).enumerate().map(move |(i, step)| (lane, i, step));
+        vec![Segment { steps, tiles: binding.tiles, tag: binding.tag }]
+    });
+    let Binding { tile, inputs, outputs, .. } = *binding;
+    let tables = Tables { tile, inputs, outputs };
+    let words = assemble(&tables, lanes.collect(), |(lane, i, step), words| {
+        let step = (without_unread(step, &read), read.awaited.contains(&(lane, i as u32)));
+        encode_step(schedule, rank, binding, step, words).map_err(|problem| EncodeError::Step {
+            rank,
+            lane,
+            step: i as u32,
+            problem,
+        })
+    })?;
     if u32::try_from(words.len()).is_err() {
         return Err(EncodeError::TooLong { rank });
     }
     Ok(words)
+}
+
+/// What stands before the lanes.
+struct Tables<'a> {
+    tile: u32,
+    inputs: &'a [Extent],
+    outputs: &'a [Extent],
+}
+
+/// Steps that are run once per tile.
+struct Segment<I> {
+    steps: I,
+    tiles: u64,
+    tag: u32,
+}
+
+/// Lays the words out, and has `push` write each step.
+fn assemble<S, I: Iterator<Item = S>, E>(
+    tables: &Tables<'_>,
+    lanes: Vec<Vec<Segment<I>>>,
+    mut push: impl FnMut(S, &mut Vec<u32>) -> Result<(), E>,
+) -> Result<Vec<u32>, E> {
+    let lane_table = layout::HEADER_WORDS;
+    let segment_table = lane_table + lanes.len() * layout::LANE_WORDS;
+    let segments: usize = lanes.iter().map(Vec::len).sum();
+    let input_table = segment_table + segments * layout::SEGMENT_WORDS;
+    let output_table = input_table + tables.inputs.len() * layout::EXTENT_WORDS;
+    let steps = output_table + tables.outputs.len() * layout::EXTENT_WORDS;
+
+    let mut words = vec![0; steps];
+    words[layout::HEADER_MAGIC] = layout::MAGIC;
+    words[layout::HEADER_LANES] = lanes.len() as u32;
+    words[layout::HEADER_TILE] = tables.tile;
+    words[layout::HEADER_LANE_TABLE] = lane_table as u32;
+    words[layout::HEADER_SEGMENT_TABLE] = segment_table as u32;
+    words[layout::HEADER_INPUT_TABLE] = input_table as u32;
+    words[layout::HEADER_OUTPUT_TABLE] = output_table as u32;
+    let extents = words[input_table..].chunks_exact_mut(layout::EXTENT_WORDS);
+    for (entry, extent) in extents.zip(tables.inputs.iter().chain(tables.outputs)) {
+        let Extent { offset, elements } = *extent;
+        let halves = [offset, offset >> 32, elements, elements >> 32];
+        entry.copy_from_slice(&halves.map(|half| half as u32));
+    }
+    let mut segment = 0;
+    for (lane, segments) in lanes.into_iter().enumerate() {
+        let entry = lane_table + lane * layout::LANE_WORDS;
+        words[entry..][..2].copy_from_slice(&[segment, segments.len() as u32]);
+        for Segment { steps, tiles, tag } in segments {
+            let entry = segment_table + segment as usize * layout::SEGMENT_WORDS;
+            let first = words.len() as u32;
+            let mut count = 0;
+            for step in steps {
+                push(step, &mut words)?;
+                count += 1;
+            }
+            let values = [first, count, tiles as u32, (tiles >> 32) as u32, tag];
+            words[entry..][..layout::SEGMENT_WORDS].copy_from_slice(&values);
+            segment += 1;
+        }
+    }
+    Ok(words)
+}
+
+/// What the steps of a rank want of others.
+struct Reads {
+    operands: HashSet<Operand>,
+    /// Lanes and steps that another comes after.
+    awaited: HashSet<(u32, u32)>,
+}
+
+fn reads(schedule: &Schedule, rank: Rank) -> Reads {
+    let mut reads = Reads { operands: HashSet::new(), awaited: HashSet::new() };
+    for step in (0..schedule.lanes(rank)).flat_map(|lane| schedule.lane(rank, lane)) {
+        reads.operands.extend(step.inputs.iter());
+        reads.awaited.extend(step.after.iter().map(|after| (after.lane, after.step)));
+    }
+    reads
+}
+
+/// A scratch chunk that no step reads serves only to be lent. Messages are copies here, so it need not be written.
+fn without_unread(mut step: Step, reads: &Reads) -> Step {
+    let unread =
+        |o: &Operand| matches!(o, Operand::Local(Chunk::Scratch(_))) && !reads.operands.contains(o);
+    while step.outputs.len() > 1
+        && let Some(i) = step.outputs.iter().position(unread)
+    {
+        step.outputs.remove(i);
+    }
+    step
 }
 
 /// The links of `rank`, sorted: those it sends on and those it receives from.
@@ -173,7 +256,7 @@ fn check_tiles(rank: Rank, binding: &Binding<'_>) -> Result<(), EncodeError> {
     let chunks = binding.inputs.iter().chain(binding.outputs);
     let elements = chunks.map(|extent| extent.elements).max().unwrap_or(0);
     let Binding { tile, tiles, .. } = *binding;
-    if tile == 0 || u64::from(tile) * u64::from(tiles) < elements {
+    if tile == 0 || tiles.saturating_mul(tile.into()) < elements {
         return Err(EncodeError::Tiles { rank, tile, tiles, elements });
     }
     Ok(())
@@ -183,7 +266,7 @@ fn encode_step(
     schedule: &Schedule,
     rank: Rank,
     binding: &Binding<'_>,
-    step: &Step,
+    (step, awaited): (Step, bool),
     words: &mut Vec<u32>,
 ) -> Result<(), StepProblem> {
     if step.inputs.is_empty() || step.outputs.is_empty() {
@@ -193,7 +276,8 @@ fn encode_step(
         step.inputs.len() as u32
             | (step.outputs.len() as u32) << layout::OUTPUTS_SHIFT
             | (step.after.len() as u32) << layout::AFTER_SHIFT
-            | u32::from(step.finish) << layout::FINISH_SHIFT,
+            | u32::from(step.finish) << layout::FINISH_SHIFT
+            | u32::from(awaited) << layout::AWAITED_SHIFT,
     );
     for (operands, links) in [(&step.inputs, binding.receiving), (&step.outputs, binding.sending)] {
         for (i, operand) in operands.iter().enumerate() {
@@ -259,7 +343,7 @@ mod tests {
         let outputs = vec![WHOLE; schedule.output_chunks() as usize];
         let (inputs, outputs) = (&inputs[..], &outputs[..]);
         let (sending, receiving) = (&sending[..], &receiving[..]);
-        let binding = Binding { inputs, outputs, tile: 4, tiles: 3, sending, receiving };
+        let binding = Binding { inputs, outputs, tile: 4, tiles: 3, tag: 9, sending, receiving };
         encode(schedule, rank, &binding)
     }
 
@@ -285,7 +369,7 @@ mod tests {
         );
         let pairs = words[after..end].chunks(2);
         step.after = pairs.map(|p| After { lane: p[0], step: p[1] }).collect::<Few<_>>();
-        step.finish = count(layout::FINISH_SHIFT) == 1;
+        step.finish = words[at] >> layout::FINISH_SHIFT & 1 == 1;
         (step, end)
     }
 
@@ -295,14 +379,18 @@ mod tests {
             for rank in 0..schedule.nranks {
                 let words = encoded(&schedule, rank).unwrap();
                 let links: [Vec<Port>; 2] = ports(&schedule, rank).into();
+                let read = reads(&schedule, rank);
                 let mut at = words[layout::HEADER_OUTPUT_TABLE] as usize
                     + schedule.output_chunks() as usize * layout::EXTENT_WORDS;
                 for lane in 0..schedule.lanes(rank) {
                     let entry = layout::HEADER_WORDS + lane as usize * layout::LANE_WORDS;
-                    assert_eq!(words[entry..][..2], [at as u32, schedule.steps(rank, lane)]);
+                    assert_eq!(words[entry..][..2], [lane, 1]);
+                    let segments = words[layout::HEADER_SEGMENT_TABLE] as usize;
+                    let segment = &words[segments + lane as usize * layout::SEGMENT_WORDS..];
+                    assert_eq!(segment[..5], [at as u32, schedule.steps(rank, lane), 3, 0, 9]);
                     for expected in schedule.lane(rank, lane) {
                         let (step, next) = decode(&words, at, &links);
-                        assert_eq!(step, expected);
+                        assert_eq!(step, without_unread(expected, &read));
                         at = next;
                     }
                 }
@@ -343,6 +431,7 @@ mod tests {
             outputs: &[WHOLE],
             tile: 4,
             tiles: 2,
+            tag: 0,
             sending: &[],
             receiving: &[],
         };

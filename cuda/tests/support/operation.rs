@@ -2,17 +2,19 @@
 
 use half::bf16;
 use maypole_algorithms::interpret::Algebra;
-use std::ffi::CStr;
+use maypole_algorithms::{DType, RedOp};
+use maypole_cuda::launch::operation;
 
 /// A reduction over one element type. Elements are their bits, widened to 32.
 #[derive(Clone, Copy)]
 pub(crate) struct Operation {
-    pub(crate) kernel: &'static CStr,
+    /// [`Work::operation`](maypole_cuda::launch::Work).
+    pub(crate) code: u32,
     /// Bytes of an element.
     pub(crate) size: usize,
     /// An element out of 64 random bits.
     pub(crate) sample: fn(u64) -> u32,
-    /// [`Launch::parameter`](maypole_cuda::launch::Launch) for a rank of so many.
+    /// [`Work::parameter`](maypole_cuda::launch::Work) for a rank of so many.
     pub(crate) parameter: fn(u32, u32) -> u64,
     contribute: fn(u32, u64) -> u32,
     combine: fn(u32, u32) -> u32,
@@ -20,7 +22,7 @@ pub(crate) struct Operation {
 }
 
 pub(crate) const SUM_F32: Operation = Operation {
-    kernel: c"interpret_sum_f32",
+    code: operation(DType::Float32, RedOp::Sum),
     size: 4,
     sample: float,
     parameter: |_, _| 0,
@@ -30,14 +32,14 @@ pub(crate) const SUM_F32: Operation = Operation {
 };
 
 pub(crate) const PREMULSUM_F32: Operation = Operation {
-    kernel: c"interpret_premulsum_f32",
+    code: operation(DType::Float32, RedOp::PreMulSum),
     parameter: |rank, _| u64::from((0.3 + rank as f32).to_bits()),
     contribute: |x, factor| (f32::from_bits(x) * f32::from_bits(factor as u32)).to_bits(),
     ..SUM_F32
 };
 
 pub(crate) const SUM_BF16: Operation = Operation {
-    kernel: c"interpret_sum_bf16",
+    code: operation(DType::Bfloat16, RedOp::Sum),
     size: 2,
     sample: |random| float(random) >> 16,
     combine: |low, high| {
@@ -48,7 +50,7 @@ pub(crate) const SUM_BF16: Operation = Operation {
 };
 
 pub(crate) const AVG_I32: Operation = Operation {
-    kernel: c"interpret_avg_i32",
+    code: operation(DType::Int32, RedOp::Avg),
     sample: |random| random as u32,
     parameter: |_, nranks| u64::from(nranks),
     combine: u32::wrapping_add,

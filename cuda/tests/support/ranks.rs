@@ -6,8 +6,12 @@ use super::scalar::extents;
 use maypole_algorithms::{Rank, Schedule};
 use maypole_cuda::driver::{Buffer, Device, DriverError, Stream};
 use maypole_cuda::encode::{Binding, Port, encode, ports};
-use maypole_cuda::launch::{LANE_STATE_BYTES, Launch, LinkEnd};
+use maypole_cuda::launch::{
+    DEPARTED_BYTES, KERNEL, LANE_STATE_BYTES, Launch, LinkEnd, SLOTS, Trouble, Work,
+};
+use maypole_cuda::memory::Pinned;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{panicking, sleep};
 use std::time::{Duration, Instant};
 
@@ -33,7 +37,8 @@ pub(crate) struct Shape {
 pub(crate) struct Ranks<'a> {
     ranks: Vec<PerRank>,
     control: Stream,
-    abort: Buffer,
+    /// For all ranks: the abort word; for each rank: trouble, then finished.
+    pinned: Pinned,
     calls: Vec<Buffer>,
     /// Receive buffers, of all ranks for each call.
     results: Vec<Vec<Buffer>>,
@@ -49,7 +54,10 @@ struct PerRank {
     receiving_table: Buffer,
     /// Lane states, then `departed`.
     lanes: Buffer,
+    queued: u64,
 }
+
+const TAG: u32 = 0x5eed;
 
 /// More than any schedule here has.
 const LANES: usize = 16;
@@ -59,7 +67,7 @@ impl<'a> Ranks<'a> {
     pub(crate) fn new(device: &'a TestDevice, schedules: &[Schedule], shape: Shape) -> Self {
         let nranks = schedules[0].nranks;
         let on = &device.device;
-        let slot_bytes = u64::from(shape.tile) * 4;
+        let slot_bytes = (u64::from(shape.tile) * 4).next_multiple_of(16);
         let control = Stream::new(on).expect("a stream");
         let mut links = Vec::new();
         let all: Vec<_> = (0..nranks).map(|rank| all_ports(schedules, rank)).collect();
@@ -67,21 +75,25 @@ impl<'a> Ranks<'a> {
         for (rank, (sending, _)) in all.iter().enumerate() {
             for port in sending {
                 let slots = fresh(on, (slot_bytes * u64::from(shape.depth)) as usize);
+                let heads = fresh(on, shape.depth as usize * 8);
                 let counters = zeroed(&control, on, 4 * 64);
                 let [filled, drained, sent, taken] =
                     [0, 1, 2, 3].map(|i| counters.address() + i * 64);
                 let end = |position| LinkEnd {
                     slots: slots.address(),
+                    heads: heads.address(),
+                    lines: 0,
                     filled,
                     drained,
                     position,
                     slot_bytes,
                     depth: shape.depth.into(),
+                    line_words: 0,
                 };
                 let back = Port { peer: rank as Rank, channel: port.channel };
                 tables[rank].0.push((*port, end(sent)));
                 tables[port.peer as usize].1.push((back, end(taken)));
-                links.extend([slots, counters]);
+                links.extend([slots, heads, counters]);
             }
         }
         let ranks = tables.into_iter().map(|(sending, receiving)| PerRank {
@@ -90,12 +102,13 @@ impl<'a> Ranks<'a> {
             receiving_table: table(&control, on, &receiving),
             sending: sending.into_iter().map(|(port, _)| port).collect(),
             receiving: receiving.into_iter().map(|(port, _)| port).collect(),
-            lanes: zeroed(&control, on, LANES * LANE_STATE_BYTES + 8),
+            lanes: zeroed(&control, on, LANES * LANE_STATE_BYTES + DEPARTED_BYTES),
+            queued: 0,
         });
         let ranks = ranks.collect();
-        let abort = zeroed(&control, on, 8);
+        let pinned = Pinned::new(on, 8 + 16 * nranks as usize).expect("pinned memory");
         control.synchronize().expect("to set up");
-        Self { ranks, control, abort, calls: Vec::new(), results: Vec::new(), links, device }
+        Self { ranks, control, pinned, calls: Vec::new(), results: Vec::new(), links, device }
     }
 
     /// Queues a call on every rank.
@@ -113,12 +126,13 @@ impl<'a> Ranks<'a> {
         let longest = all.map(|extent| extent.elements).max().unwrap_or(0);
         let outputs = output_extents.iter().map(|e| e.elements).sum::<u64>() as usize;
         let mut results = Vec::new();
-        for (rank, mine) in self.ranks.iter().enumerate() {
+        for (rank, mine) in self.ranks.iter_mut().enumerate() {
             let binding = Binding {
                 inputs: &input_extents,
                 outputs: &output_extents,
                 tile: shape.tile,
-                tiles: longest.div_ceil(shape.tile.into()) as u32,
+                tiles: longest.div_ceil(shape.tile.into()),
+                tag: TAG,
                 sending: &mine.sending,
                 receiving: &mine.receiving,
             };
@@ -132,33 +146,45 @@ impl<'a> Ranks<'a> {
                 buffer
             });
             let (output, scratch) = (fresh(&on, outputs * operation.size), fresh(&on, scratch));
+            let lengths = fresh(&on, schedule.scratch as usize * 4);
             let lanes = schedule.lanes(rank as Rank);
             assert!(lanes as usize <= LANES, "{schedule:?} has {lanes} lanes");
-            let launch = Launch {
+            let pinned = self.pinned.address() + 8 + 16 * rank as u64;
+            let work = Work {
                 program: program.address(),
                 sending: mine.sending_table.address(),
                 receiving: mine.receiving_table.address(),
                 input: input.address(),
                 output: output.address(),
                 scratch: scratch.address(),
+                scratch_lengths: lengths.address(),
                 lanes: mine.lanes.address(),
                 departed: mine.lanes.address() + (LANES * LANE_STATE_BYTES) as u64,
-                abort: self.abort.address(),
+                abort: self.pinned.address(),
+                trouble: pinned,
+                finished: pinned + 8,
                 parameter: (operation.parameter)(rank as Rank, schedule.nranks),
+                operation: operation.code,
+                tag: self.results.len() as u32,
+                first_block: 0,
+                blocks: shape.blocks.unwrap_or(lanes),
+                protocol: SLOTS,
+                element: operation.size as u32,
             };
-            let blocks = shape.blocks.unwrap_or(lanes);
-            // SAFETY: the kernels take a Launch; `encode` has checked the program against the bound sizes, and `self` keeps
+            let launch = Launch::new(&[work]);
+            // SAFETY: the kernel takes a Launch; `encode` has checked the program against the bound sizes, and `self` keeps
             // all buffers until the device is through with them.
             unsafe {
                 self.device.module.launch(
-                    operation.kernel,
-                    blocks,
+                    KERNEL,
+                    launch.blocks(),
                     shape.threads,
                     &mine.stream,
                     &launch,
                 )?;
             }
-            self.calls.extend([program, input, scratch]);
+            mine.queued += 1;
+            self.calls.extend([program, input, scratch, lengths]);
             results.push(output);
         }
         self.results.push(results);
@@ -179,6 +205,10 @@ impl<'a> Ranks<'a> {
             }
             sleep(Duration::from_millis(1));
         }
+        for (rank, mine) in self.ranks.iter().enumerate() {
+            assert_eq!(self.trouble(rank), None);
+            assert_eq!(self.word(2 + 2 * rank).load(Ordering::Acquire), mine.queued);
+        }
         let read = |buffer| {
             let data = self.control.read(buffer, elements * operation.size).expect("to read");
             let widen = |bits: &[u8]| {
@@ -196,16 +226,27 @@ impl<'a> Ranks<'a> {
 
     /// Makes every launch that waits give up.
     pub(crate) fn abort(&self) {
-        self.control.write(&self.abort, &1u64.to_le_bytes()).expect("to write");
-        self.control.synchronize().expect("to write");
+        self.word(0).store(1, Ordering::Release);
         for rank in &self.ranks {
             rank.stream.synchronize().expect("an aborted launch ends");
         }
     }
 
+    /// What the rank's kernels say is wrong.
+    pub(crate) fn trouble(&self, rank: usize) -> Option<Trouble> {
+        Trouble::from_word(self.word(1 + 2 * rank).load(Ordering::Acquire))
+    }
+
+    /// A pinned word.
+    fn word(&self, index: usize) -> &AtomicU64 {
+        assert!(8 * index < self.pinned.bytes());
+        // SAFETY: the word is within the memory, which lives as long as `self`, and both sides access it atomically.
+        unsafe { AtomicU64::from_ptr(self.pinned.host().as_ptr().cast::<u64>().add(index)) }
+    }
+
     /// How many messages each link has carried.
     pub(crate) fn carried(&self) -> Vec<u64> {
-        let counters = self.links.chunks(2).map(|link| &link[1]);
+        let counters = self.links.chunks(3).map(|link| &link[2]);
         let words = counters.map(|buffer| {
             let data = self.control.read(buffer, 4 * 64).expect("to read");
             [0, 64, 128, 192].map(|i| u64::from_le_bytes(data[i..i + 8].try_into().expect("8")))

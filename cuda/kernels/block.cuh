@@ -1,0 +1,60 @@
+// What a block knows, in shared memory: its work, the lane that it is at, and the operands of the step at hand.
+#pragma once
+#include "program.cuh"
+
+constexpr u32 NO_LANE = ~0u;
+constexpr u32 OPERANDS = 2 * MAX_FAN;
+// A head, operands, and as many dependencies.
+constexpr u32 STEP_WORDS = 1 + OPERANDS + 2 * MAX_FAN;
+// Threads that look: one for each operand and each dependency.
+constexpr u32 LOOKERS = 3 * MAX_FAN;
+
+// Where the lane at hand stands, and the words of its step. The state in global memory is stale as long as it is at hand.
+struct Turn {
+  u64 tile, tiles;
+  u32 lane, over;
+  u32 segment, segments;  // this one and the end of the lane's, in the segment table
+  u32 first, steps, tag;  // of this segment
+  u32 step, cursor;
+  u32 words[STEP_WORDS];
+};
+
+// Operands as the threads that look found them: inputs at 0.., outputs at MAX_FAN...
+struct Operands {
+  gptr<u8> at[OPERANDS];
+  gptr<u64> counter[OPERANDS];   // what tells whether a link is ready
+  gptr<u64> position[OPERANDS];  // of this end of the link
+  gptr<u64> head[OPERANDS];      // of the message
+  u64 n[OPERANDS];               // which message it is
+  u64 depth[OPERANDS];
+  u32 elements[OPERANDS];
+  u32 ready[LOOKERS];
+};
+
+struct Block {
+  Work work;
+  Turn turn;
+  Operands operands;
+};
+
+__device__ static u64 word64(gptr<const u32> low) { return low[0] | (u64)low[1] << 32; }
+
+// `done` stands first in a lane's state.
+__device__ static gptr<u64> done_word(const Work& work, u32 lane) { return gcast<u64>(work.lanes + lane); }
+
+__device__ static gptr<u64> departed_word(const Work& work, u32 i) { return gcast<u64>(work.departed) + i; }
+constexpr u32 ARRIVED = 0, WORKS = 1, BROKEN = 2;
+
+__device__ static u32 inputs_of(u32 head) { return head & COUNT_MASK; }
+__device__ static u32 outputs_of(u32 head) { return head >> OUTPUTS_SHIFT & COUNT_MASK; }
+__device__ static u32 after_of(u32 head) { return head >> AFTER_SHIFT & COUNT_MASK; }
+__device__ static u32 kind_of(u32 operand) { return operand >> KIND_SHIFT; }
+__device__ static u32 index_of(u32 operand) { return operand & ((1u << KIND_SHIFT) - 1); }
+
+// Tells the host, and everybody who waits. Who comes second may overwrite the first, which is as true.
+__device__ static void report(const Work& work, u32 kind, u32 link, u32 found) {
+  if (load_relaxed(work.trouble) == 0)
+    store_release(work.trouble, (u64)kind << 56 | (u64)(link & 0xff'ffff) << 32 | found);
+  store_relaxed(departed_word(work, BROKEN), 1);
+  store_release(work.abort, 1);
+}

@@ -1,0 +1,136 @@
+// The step at hand as threads 0..23 see it: which operands it has, whether it may fire, and what the others may know afterwards.
+#pragma once
+#include "block.cuh"
+
+// Where operand `j` lies; all of it that does not change while the block waits. Each of the first threads calls this for itself.
+__device__ static void find(const Work& work, const Turn& t, Operands& f, u32 j, u32 word) {
+  const u32 kind = kind_of(word), index = index_of(word);
+  const u32 tile = work.program[HEADER_TILE];
+  if (kind == KIND_LINK) {
+    const bool in = j < MAX_FAN;
+    const gptr<const LinkEnd> end = (in ? work.receiving : work.sending) + index;
+    const u64 n = *end->position, slot = n % end->depth;
+    f.n[j] = n;
+    f.depth[j] = end->depth;
+    f.position[j] = end->position;
+    f.counter[j] = in ? end->filled : end->drained;
+    f.head[j] = end->heads + slot;
+    f.at[j] = end->slots + slot * end->slot_bytes;
+  } else if (kind == KIND_SCRATCH) {
+    f.at[j] = work.scratch + (u64)index * tile * work.element;
+  } else {
+    const u32 table = work.program[kind == KIND_INPUT ? HEADER_INPUT_TABLE : HEADER_OUTPUT_TABLE];
+    const gptr<const u32> extent = work.program + table + (u64)index * EXTENT_WORDS;
+    const u64 start = t.tile * tile, size = word64(extent + 2);
+    f.at[j] = (kind == KIND_INPUT ? work.input : work.output) + (word64(extent) + start) * work.element;
+    f.elements[j] = size <= start ? 0 : size - start < tile ? (u32)(size - start) : tile;
+  }
+}
+
+__device__ static void prepare(Block& b) {
+  const u32 j = threadIdx.x;
+  if (j >= LOOKERS) return;
+  const u32 head = b.turn.words[0], inputs = inputs_of(head), outputs = outputs_of(head);
+  const bool in = j < inputs, out = j - MAX_FAN < outputs && j < OPERANDS;
+  b.operands.ready[j] = !in && !out && j - OPERANDS >= after_of(head);
+  if (in || out) find(b.work, b.turn, b.operands, j, b.turn.words[1 + (in ? j : inputs + j - MAX_FAN)]);
+}
+
+// Is the `k`-th step of `after` done?
+__device__ static bool is_done(const Block& b, u32 k) {
+  const u32 head = b.turn.words[0];
+  const u32* after = b.turn.words + 1 + inputs_of(head) + outputs_of(head) + 2 * k;
+  const u32 segment = b.work.program[b.work.program[HEADER_LANE_TABLE] + after[0] * LANE_WORDS];
+  const u32 steps = b.work.program[b.work.program[HEADER_SEGMENT_TABLE] + segment * SEGMENT_WORDS + 1];
+  return load_acquire(done_word(b.work, after[0])) > b.turn.tile * steps + after[1];
+}
+
+// A message has come: is it the right one?
+__device__ static bool take_head(Block& b, u32 j, u32 link, u64 head) {
+  const u32 found = (u32)head, bytes = (u32)(head >> 32);
+  if (found != b.turn.tag) {
+    report(b.work, TROUBLE_TAG, link, found);
+    return false;
+  }
+  b.operands.elements[j] = bytes / b.work.element;
+  if (bytes % b.work.element == 0 && b.operands.elements[j] <= b.work.program[HEADER_TILE]) return true;
+  report(b.work, TROUBLE_LENGTH, link, found);
+  return false;
+}
+
+// Looks at what thread `j` has to look at; `bad` if it is a message of something else.
+__device__ static bool look(Block& b, u32 j, bool& bad) {
+  Operands& f = b.operands;
+  const u32 head = b.turn.words[0], inputs = inputs_of(head);
+  if (j >= OPERANDS) return is_done(b, j - OPERANDS);
+  const bool in = j < MAX_FAN;
+  const u32 word = b.turn.words[1 + (in ? j : inputs + j - MAX_FAN)];
+  if (kind_of(word) == KIND_LINK) {
+    const u64 count = load_acquire(f.counter[j]);
+    if (!in) return f.n[j] - count < f.depth[j];
+    if (count <= f.n[j]) return false;
+    bad = !take_head(b, j, index_of(word), *f.head[j]);
+    return !bad;
+  }
+  if (kind_of(word) == KIND_SCRATCH && in) {
+    // Who wrote the chunk wrote its length too: it may be a step of `after`, which another thread looks at meanwhile.
+    for (u32 k = 0; k < after_of(head); k++)
+      if (!is_done(b, k)) return false;
+    f.elements[j] = b.work.scratch_lengths[index_of(word)];
+  }
+  return true;
+}
+
+// This thread's share of "may the step fire?". What was ready once stays so.
+__device__ static bool ready(Block& b, bool& bad) {
+  const u32 j = threadIdx.x;
+  if (j >= LOOKERS || b.operands.ready[j]) return true;
+  if (!look(b, j, bad)) return false;
+  b.operands.ready[j] = 1;
+  return true;
+}
+
+// The common length of the step: that of its inputs, which local outputs must have too. All threads find the same.
+__device__ static bool lengths_fit(const Block& b, u32& elements) {
+  const u32 head = b.turn.words[0], inputs = inputs_of(head), outputs = outputs_of(head);
+  elements = b.operands.elements[0];
+  bool fit = true;
+  for (u32 k = 1; k < inputs; k++) fit &= b.operands.elements[k] == elements;
+  for (u32 o = 0; o < outputs; o++)
+    if (kind_of(b.turn.words[1 + inputs + o]) <= KIND_OUTPUT) fit &= b.operands.elements[MAX_FAN + o] == elements;
+  return fit;
+}
+
+// This thread's share of what the others may now know.
+__device__ static void publish(Block& b, u32 elements) {
+  const u32 j = threadIdx.x;
+  const u32 head = b.turn.words[0], inputs = inputs_of(head), outputs = outputs_of(head);
+  Operands& f = b.operands;
+  const bool in = j < inputs, out = j - MAX_FAN < outputs && j < OPERANDS;
+  if (in || out) {
+    const u32 word = b.turn.words[1 + (in ? j : inputs + j - MAX_FAN)];
+    if (kind_of(word) == KIND_LINK) {
+      if (out) *f.head[j] = (u64)(elements * b.work.element) << 32 | b.turn.tag;
+      const u64 next = f.n[j] + 1;
+      *f.position[j] = next;
+      // An end knows the counter that it reads; the other is the link's other end's.
+      const gptr<const LinkEnd> end = (in ? b.work.receiving : b.work.sending) + index_of(word);
+      store_release(in ? end->drained : end->filled, next);
+    } else if (kind_of(word) == KIND_SCRATCH && out) {
+      b.work.scratch_lengths[index_of(word)] = elements;
+    }
+  }
+  if (head >> AWAITED_SHIFT & 1) {
+    // The lengths of scratch chunks are among what it releases.
+    first_warp_sync();
+    if (j == OPERANDS) store_release(done_word(b.work, b.turn.lane), b.turn.tile * b.turn.steps + b.turn.step + 1);
+  }
+}
+
+// The host, or another block of the rank, has given up.
+__device__ static bool aborted(const Work& work) {
+  if (load_relaxed(departed_word(work, BROKEN)) != 0) return true;
+  if (load_relaxed(work.abort) == 0) return false;
+  store_relaxed(departed_word(work, BROKEN), 1);
+  return true;
+}

@@ -1,0 +1,80 @@
+// Going from step to step and from lane to lane.
+#pragma once
+#include "block.cuh"
+
+// Finds the segment that the lane is in: those without steps, or with no tile left, are passed over. One thread calls this.
+__device__ static void settle(const Work& work, Turn& t) {
+  for (; t.segment < t.segments; t.segment++, t.tile = 0) {
+    const gptr<const u32> entry = work.program + work.program[HEADER_SEGMENT_TABLE] + t.segment * SEGMENT_WORDS;
+    t.first = entry[0];
+    t.steps = entry[1];
+    t.tiles = word64(entry + 2);
+    t.tag = entry[4] ^ work.tag;
+    if (t.steps != 0 && t.tile < t.tiles) break;
+  }
+  t.over = t.segment >= t.segments;
+}
+
+// Fetches the words of the step at hand and finds its operands; `prepare` is in look.cuh.
+__device__ static void prepare(Block& b);
+
+__device__ static void fetch(Block& b) {
+  if (b.turn.over) return;
+  for (u32 i = threadIdx.x; i < STEP_WORDS && threadIdx.x < 32; i += 32) {
+    const gptr<const u32> words = b.work.program + b.turn.cursor;
+    const u32 head = words[0];
+    if (i <= inputs_of(head) + outputs_of(head) + 2 * after_of(head)) b.turn.words[i] = words[i];
+  }
+  first_warp_sync();
+  prepare(b);
+}
+
+// Makes `lane` the one at hand.
+__device__ static void enter(Block& b, u32 lane) {
+  Turn& t = b.turn;
+  if (t.lane == lane) return;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    if (t.lane != NO_LANE) {
+      const gptr<LaneState> old = b.work.lanes + t.lane;
+      old->tile = t.tile;
+      old->segment = t.segment;
+      old->step = t.step;
+      old->cursor = t.cursor;
+    }
+    const gptr<const u32> entry = b.work.program + b.work.program[HEADER_LANE_TABLE] + lane * LANE_WORDS;
+    const gptr<const LaneState> state = b.work.lanes + lane;
+    const bool fresh = state->cursor == 0;
+    t.lane = lane;
+    t.segment = fresh ? entry[0] : state->segment;
+    t.segments = entry[0] + entry[1];
+    t.tile = state->tile;
+    t.step = state->step;
+    settle(b.work, t);
+    t.cursor = fresh ? t.first : state->cursor;
+  }
+  __syncthreads();
+  fetch(b);
+}
+
+// The lane's next step. All threads have seen the present one for the last time when the barrier here opens.
+__device__ static void advance(Block& b) {
+  __syncthreads();
+  Turn& t = b.turn;
+  if (threadIdx.x == 0) {
+    const u32 head = t.words[0];
+    t.cursor += 1 + inputs_of(head) + outputs_of(head) + 2 * after_of(head);
+    if (++t.step == t.steps) {
+      t.step = 0;
+      t.tile++;
+      if (t.tile == t.tiles) {
+        t.tile = 0;
+        t.segment++;
+        settle(b.work, t);
+      }
+      t.cursor = t.first;
+    }
+  }
+  __syncthreads();
+  fetch(b);
+}

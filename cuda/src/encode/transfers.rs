@@ -1,0 +1,93 @@
+//! Groups of sends and receives as a program: lanes of transfers one after the other, with absolute addresses.
+
+use std::convert::Infallible;
+
+use super::layout::{KIND_INPUT, KIND_LINK, KIND_OUTPUT, KIND_SHIFT, OUTPUTS_SHIFT};
+use super::{Extent, Segment, Tables, assemble};
+
+/// An end of a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Memory that the device reaches.
+    Memory(u64),
+    /// The messages of a link: its index in the table of its direction.
+    Link(u32),
+}
+
+/// Bytes that go from one place to another, in tiles. With memory at both ends it is a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// Where they come from.
+    pub from: Place,
+    /// Where they go.
+    pub to: Place,
+    /// How many; zero is a message too.
+    pub bytes: u64,
+    /// What the messages carry, xored with that of the work: what both ends must agree on.
+    pub tag: u32,
+}
+
+/// The program of `lanes`, each of which does its transfers one after the other, in tiles of `tile` bytes. Lanes do not wait for each
+/// other, and a link belongs to one lane. The work's `input` and `output` are 0, and its `element` is 1.
+///
+/// # Panics
+/// If `tile` is 0 or an index of a link does not fit 30 bits.
+pub fn encode_transfers(lanes: &[Vec<Transfer>], tile: u32) -> Vec<u32> {
+    assert!(tile > 0, "a tile holds something");
+    let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+    let operand = |place, kind, extents: &mut Vec<Extent>, elements| match place {
+        Place::Link(link) => {
+            assert!(link >> KIND_SHIFT == 0, "there are not so many links");
+            KIND_LINK << KIND_SHIFT | link
+        }
+        Place::Memory(offset) => {
+            extents.push(Extent { offset, elements });
+            kind << KIND_SHIFT | (extents.len() - 1) as u32
+        }
+    };
+    let mut segment = |t: &Transfer| {
+        let from = operand(t.from, KIND_INPUT, &mut inputs, t.bytes);
+        let to = operand(t.to, KIND_OUTPUT, &mut outputs, t.bytes);
+        let steps = std::iter::once([1 | 1 << OUTPUTS_SHIFT, from, to]);
+        Segment { steps, tiles: t.bytes.div_ceil(tile.into()).max(1), tag: t.tag }
+    };
+    let lanes = lanes.iter().map(|lane| lane.iter().map(&mut segment).collect()).collect();
+    let tables = Tables { tile, inputs: &inputs, outputs: &outputs };
+    let words = assemble(&tables, lanes, |step: [u32; 3], words: &mut Vec<u32>| {
+        words.extend(step);
+        Ok::<_, Infallible>(())
+    });
+    words.unwrap_or_else(|never| match never {})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layout::*;
+    use super::*;
+
+    #[test]
+    fn lanes_are_segments_of_one_step() {
+        let far = 7 << 40;
+        let send = Transfer { from: Place::Memory(far), to: Place::Link(2), bytes: 9, tag: 5 };
+        let none = Transfer { bytes: 0, tag: 6, ..send };
+        let receive = Transfer { from: Place::Link(1), to: Place::Memory(64), bytes: 8, tag: 7 };
+        let words = encode_transfers(&[vec![send, none], vec![receive]], 4);
+        assert_eq!(words[HEADER_LANES], 2);
+        assert_eq!(words[HEADER_TILE], 4);
+        let lanes = &words[words[HEADER_LANE_TABLE] as usize..];
+        assert_eq!(lanes[..4], [0, 2, 2, 1]);
+        let segments = &words[words[HEADER_SEGMENT_TABLE] as usize..];
+        let [a, b, c] = [0, 1, 2].map(|i| &segments[i * SEGMENT_WORDS..][..SEGMENT_WORDS]);
+        assert_eq!(
+            (&a[1..], &b[1..], &c[1..]),
+            (&[1, 3, 0, 5][..], &[1, 1, 0, 6][..], &[1, 2, 0, 7][..])
+        );
+        let step = |segment: &[u32]| words[segment[0] as usize..][..3].to_vec();
+        assert_eq!(step(a), [0x11, 0, 0xc000_0002]);
+        assert_eq!(step(b), [0x11, 1, 0xc000_0002]);
+        assert_eq!(step(c), [0x11, 0xc000_0001, 0x4000_0000]);
+        let inputs = &words[words[HEADER_INPUT_TABLE] as usize..];
+        assert_eq!(inputs[..8], [0, 7 << 8, 9, 0, 0, 7 << 8, 0, 0]);
+        assert_eq!(words[words[HEADER_OUTPUT_TABLE] as usize..][..4], [64, 0, 8, 0]);
+    }
+}
