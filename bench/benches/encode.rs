@@ -38,6 +38,7 @@ fn encodes(criterion: &mut Criterion) {
             outputs: &outputs,
             tile: 250,
             tiles: 4,
+            tag: 0,
             sending: &sending,
             receiving: &receiving,
         };
