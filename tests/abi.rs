@@ -160,6 +160,12 @@ fn every_wrong_argument_is_answered_and_not_crashed_on() {
 }
 
 #[test]
+fn an_abort_ends_what_is_being_made() {
+    let folder = TempDir::new().expect("a temporary folder");
+    run(&compile("cc", "making.c", &folder), &[]);
+}
+
+#[test]
 fn communicators_live_as_nccl_has_it() {
     let folder = TempDir::new().expect("a temporary folder");
     run(&compile("cc", "lifecycle.c", &folder), &[]);
@@ -215,6 +221,7 @@ fn valgrind_has_nothing_to_say() {
         ("cc", "answers.c", &[""][..]),
         ("cc", "arguments.c", &[""]),
         ("cc", "lifecycle.c", &[""]),
+        ("cc", "making.c", &[""]),
         ("cc", "nonblocking.c", &["valgrind"]),
         ("cc", "rooted.c", &[""]),
         ("cc", "abort.c", &[""]),

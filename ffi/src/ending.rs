@@ -26,9 +26,10 @@ impl Stage {
 
 /// Ends the calls on the communicator, on all ranks, and returns when no thread is in one here.
 pub(crate) fn stop(function: &str, comm: Handle) -> Result<(), ResultCode> {
-    registry::abort_handle(comm)?.abort();
-    registry::cancel(comm)?;
-    wait_until_idle(function, comm)
+    registry::interrupt(comm)?;
+    wait_until_idle(function, comm)?;
+    registry::enter(comm)?.forget_interruption();
+    Ok(())
 }
 
 fn wait_until_idle(function: &str, comm: Handle) -> Result<(), ResultCode> {

@@ -103,6 +103,8 @@ struct Side {
     abort: Option<AbortHandle>,
     /// Of what does not block: in progress, or how it ended; and the first failure of a call.
     result: ResultCode,
+    /// Its waits were ended on purpose: what is made from it from now on is ended as well, unless that is asked for afterwards.
+    interrupted: bool,
     /// Aborted while it was being made: who makes it clears it away.
     abandoned: bool,
     /// Of its configuration.
@@ -124,6 +126,7 @@ impl Side {
             child: None,
             abort: None,
             result: ResultCode::Success,
+            interrupted: false,
             abandoned: false,
             blocking: true,
             device: -1,
@@ -414,6 +417,7 @@ pub(crate) fn abort(handle: Handle) -> Result<bool, ResultCode> {
     }
     let making = now & HOLLOW != 0 && now & BUSY != 0;
     side.abandoned = making;
+    side.interrupted = true;
     let (signal, child) = (side.signal.clone(), side.child.clone());
     drop(side);
     signal.into_iter().chain(child).for_each(|signal| signal.abort());
@@ -421,8 +425,15 @@ pub(crate) fn abort(handle: Handle) -> Result<bool, ResultCode> {
     Ok(!making)
 }
 
-/// Drops the calls of the communicator that wait for their turn on a stream: they might for long, behind others.
-pub(crate) fn cancel(handle: Handle) -> Result<(), ResultCode> {
+/// Ends the communicator's waits on all ranks, without an end of the communicator, and those of what is being made from it; drops
+/// its calls that wait for their turn on a stream, which they might for long, behind others.
+pub(crate) fn interrupt(handle: Handle) -> Result<(), ResultCode> {
+    let (abort, child) = with_side(handle, |side| {
+        side.interrupted = true;
+        (side.abort.clone(), side.child.clone())
+    })?;
+    abort.ok_or_else(not_live)?.abort();
+    child.into_iter().for_each(|signal| signal.abort());
     let (_, place, _) = find(handle)?;
     cancel_issued(place);
     Ok(())
@@ -432,11 +443,6 @@ fn cancel_issued(place: &Place) {
     let tickets = std::mem::take(&mut place.side().tickets);
     // What ends by it takes the lock.
     tickets.iter().for_each(Ticket::cancel);
-}
-
-/// The handle by which the communicator's waits are ended on all ranks, without an end of the communicator.
-pub(crate) fn abort_handle(handle: Handle) -> Result<AbortHandle, ResultCode> {
-    with_side(handle, |side| side.abort.clone())?.ok_or_else(not_live)
 }
 
 /// Ends the tenancy of a communicator, or of one that could not be made; its handle is refused from now on.
@@ -452,12 +458,12 @@ pub(crate) fn evict(handle: Handle) -> Result<Option<Box<Body>>, ResultCode> {
     Ok(enter(handle)?.evict())
 }
 
-fn with_side<T>(handle: Handle, read: impl FnOnce(&Side) -> T) -> Result<T, ResultCode> {
+fn with_side<T>(handle: Handle, read: impl FnOnce(&mut Side) -> T) -> Result<T, ResultCode> {
     let (_, place, state) = find(handle)?;
-    let side = place.side();
+    let mut side = place.side();
     let now = place.state.load(Ordering::Acquire);
     if now & !(BUSY | HOLLOW) == state && !side.abandoned {
-        Ok(read(&side))
+        Ok(read(&mut side))
     } else {
         drop(side);
         Err(not_live())
@@ -623,9 +629,18 @@ impl Entered {
         (!body.is_null()).then(|| unsafe { Box::from_raw(body) })
     }
 
-    /// Something is made from it: an abort of this one aborts that.
+    /// Something is made from it: an abort of this one, or one that came before, aborts that.
     pub(crate) fn set_child(&self, signal: Option<AbortSignal>) {
-        self.0.place.side().child = signal;
+        let mut side = self.0.place.side();
+        let late = signal.clone().filter(|_| side.interrupted);
+        side.child = signal;
+        drop(side);
+        late.into_iter().for_each(|signal| signal.abort());
+    }
+
+    /// What is made from it from now on is asked for by who knows that it was interrupted.
+    pub(crate) fn forget_interruption(&self) {
+        self.0.place.side().interrupted = false;
     }
 
     /// What was made from it, or could not be, is over. A failure stays.
@@ -752,7 +767,7 @@ mod tests {
         assert_eq!(enter(first).err(), Some(ResultCode::InvalidArgument));
         let second = alone();
         assert_ne!(first, second);
-        assert!(identity(first).is_err() && abort_handle(first).is_err());
+        assert!(identity(first).is_err() && interrupt(first).is_err());
         drop(evict(second).unwrap());
         assert!(evict(second).is_err());
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use maypole_algorithms::Rank;
 
 use super::Communicator;
-use crate::bootstrap::{Options, UniqueId};
+use crate::bootstrap::{Enrolled, Options, UniqueId};
 use crate::error::Error;
 
 /// What a rank says in a split.
@@ -40,7 +40,8 @@ impl Communicator {
         self.split_with(color, key, &options)
     }
 
-    /// As [`split`](Self::split), with limits of the new communicator's own.
+    /// As [`split`](Self::split), with limits of the new communicator's own. Its abort, while the ranks gather, aborts this communicator
+    /// too.
     ///
     /// # Errors
     /// As for [`split`](Self::split).
@@ -52,6 +53,7 @@ impl Communicator {
     ) -> Result<Option<Self>, Error> {
         self.whole()?;
         let deadline = Instant::now() + options.timeout;
+        let gathering = self.abort_with(options);
         let mine = Wish { color, key, rank: self.rank };
         let wishes = self.watch.all_gather(&mine.to_bytes(), deadline)?;
         let mut part = Vec::new();
@@ -67,6 +69,7 @@ impl Communicator {
         let id = if leads { Some(UniqueId::create_with(options)?) } else { None };
         let bytes = id.map_or(Vec::new(), |id| id.to_bytes().to_vec());
         let ids = self.watch.all_gather(&bytes, deadline)?;
+        drop(gathering);
         if color.is_none() {
             return Ok(None);
         }
@@ -98,7 +101,9 @@ impl Communicator {
         }
         let deadline = Instant::now() + options.timeout;
         let mine = id.map_or(Vec::new(), |id| id.to_bytes().to_vec());
+        let gathering = self.abort_with(options);
         let mut given = self.watch.all_gather(&mine, deadline)?;
+        drop(gathering);
         given.retain(|bytes| !bytes.is_empty());
         given.sort_unstable();
         given.dedup();
@@ -163,6 +168,12 @@ impl Communicator {
         let rank = survivors.iter().position(|r| *r == self.rank).unwrap_or_default();
         let nranks = survivors.len() as u32;
         Self::init_with(&id, nranks, rank as Rank, &self.config, options)
+    }
+
+    /// Until the result is dropped an abort of what is being made aborts this communicator: its ranks are gathering for that, and all
+    /// wait for one that left.
+    fn abort_with(&self, options: &Options) -> Option<Enrolled> {
+        options.abort.as_ref().map(|signal| signal.enroll(self.watch.shared()))
     }
 
     /// Refuses what needs all ranks where a call has failed.
