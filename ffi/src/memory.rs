@@ -102,6 +102,7 @@ abi! {
                 if buffer.is_null() || size == 0 {
                     return Err(invalid("ncclCommRegister: the buffer is NULL or of no bytes"));
                 }
+                cuda::note_registration(entered.device, buffer, size);
                 Ok(entered.registrations.add(buffer.addr(), size))
             })
         })

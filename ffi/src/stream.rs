@@ -62,13 +62,13 @@ pub(crate) fn on(visitor: &Visitor, stream: Stream) -> Result<On, ResultCode> {
 fn cuda(device: c_int, stream: Stream) -> Result<CudaStream, ResultCode> {
     let handle = stream.addr();
     if handle > PER_THREAD {
-        if handle < LEAST_ADDRESS {
-            return Err(invalid(&format!("{handle:#x} is not a stream")));
-        }
         if handle & ((1 << LOW) - 1) == LOW_BITS {
             return Err(invalid(&format!(
                 "a stream of maypoleStreamCreate, live or not, on a communicator of CUDA device {device}; it takes CUDA's streams"
             )));
+        }
+        if handle < LEAST_ADDRESS {
+            return Err(invalid(&format!("{handle:#x} is not a stream")));
         }
     }
     Ok(CudaStream(stream))

@@ -1,6 +1,6 @@
 /*
  * CUDA's driver for programs of tests/abi, opened at run time: nothing of CUDA is needed to build them. A program that calls `gpu_begin` runs on
- * devices where MAYPOLE_DEVICE is cuda, else on host memory, and then all of this does nothing.
+ * devices where MAYPOLE_DEVICE is cuda or auto, else on host memory, and then all of this does nothing.
  */
 #include "check.h"
 
@@ -61,7 +61,7 @@ __attribute__((unused)) static void gpu_choose(int device) {
 
 static void gpu_begin(void) {
   const char* wanted = getenv("MAYPOLE_DEVICE");
-  if (!wanted || strcmp(wanted, "cuda") != 0) return;
+  if (!wanted || (strcmp(wanted, "cuda") != 0 && strcmp(wanted, "auto") != 0)) return;
   void* library = dlopen("libcuda.so.1", RTLD_NOW);
   EXPECT(library);
 #define GPU_LOAD(name, arguments) EXPECT((*(void**)&name = dlsym(library, #name)));

@@ -22,34 +22,42 @@ pub(crate) fn launch_one(
 
 /// Queues the calls of a group. What is on several streams waits for all of them, and all of them for it.
 pub(crate) fn launch_group(calls: &[(Handle, Calls)]) -> Result<(), ResultCode> {
-    let entered: Result<Vec<_>, _> = calls.iter().map(|(comm, _)| registry::enter(*comm)).collect();
-    let mut entered = entered?;
-    let all = || calls.iter().map(|(_, calls)| calls);
-    let joined = || -> Result<(), maypole::Error> {
-        for (entered, calls) in entered.iter().zip(all()) {
-            if let (Some(ordinal), [first, others @ ..]) = (entered.device, calls.cuda()) {
-                // SAFETY: the client promised, by the terms of nccl.h, live streams of the device.
-                unsafe { device::join(ordinal, others, *first) }?;
-            }
+    let enter = |(comm, _): &(Handle, Calls)| registry::enter(*comm);
+    let mut entered = calls.iter().map(enter).collect::<Result<Vec<_>, _>>()?;
+    queue(&mut entered, calls).map_err(|error| broken(&error, &mut entered))
+}
+
+fn queue(entered: &mut [Entered], calls: &[(Handle, Calls)]) -> Result<(), maypole::Error> {
+    for (entered, (_, calls)) in entered.iter().zip(calls) {
+        if let Some((ordinal, first, others)) = several(entered, calls) {
+            // SAFETY: the client promised, by the terms of nccl.h, live streams of the device.
+            unsafe { device::join(ordinal, others, first) }?;
         }
-        let parts = entered.iter_mut().zip(all()).filter_map(|(entered, calls)| {
-            let stream = *calls.cuda().first()?;
-            Some(Part { comm: &mut entered.comm, calls: calls.on_device(), stream })
-        });
-        // SAFETY: the client promised, by the terms of nccl.h, buffers and streams that are valid until the calls are over.
-        unsafe { device::launch(parts.collect()) }?;
-        for (entered, calls) in entered.iter().zip(all()) {
-            if let (Some(ordinal), [first, others @ ..]) = (entered.device, calls.cuda()) {
-                for other in others {
-                    // SAFETY: as above.
-                    unsafe { device::join(ordinal, &[*first], *other) }?;
-                }
-            }
+    }
+    let parts = entered.iter_mut().zip(calls).filter_map(|(entered, (_, calls))| {
+        let stream = *calls.cuda().first()?;
+        Some(Part { comm: &mut entered.comm, calls: calls.on_device(), stream })
+    });
+    // SAFETY: the client promised, by the terms of nccl.h, buffers and streams that are valid until the calls are over.
+    unsafe { device::launch(parts.collect()) }?;
+    for (entered, (_, calls)) in entered.iter().zip(calls) {
+        let Some((ordinal, first, others)) = several(entered, calls) else { continue };
+        for other in others {
+            // SAFETY: as above.
+            unsafe { device::join(ordinal, &[first], *other) }?;
         }
-        Ok(())
-    };
-    let launched = { joined }();
-    launched.map_err(|error| broken(&error, &mut entered))
+    }
+    Ok(())
+}
+
+/// The device, and the streams, of calls that are on more than one.
+fn several<'a>(entered: &Entered, calls: &'a Calls) -> Option<(i32, CudaStream, &'a [CudaStream])> {
+    match (entered.device, calls.cuda()) {
+        (Some(ordinal), [first, others @ ..]) if !others.is_empty() => {
+            Some((ordinal, *first, others))
+        }
+        _ => None,
+    }
 }
 
 /// A launch failed; communicators that are broken by it say so from now on.

@@ -39,6 +39,15 @@ pub(crate) fn free(memory: *mut c_void) -> bool {
     allocation.is_some()
 }
 
+/// Says what registering with a communicator of a device means.
+pub(crate) fn note_registration(on: Option<c_int>, buffer: *mut c_void, size: usize) {
+    let Some(device) = on else { return };
+    log::info!(
+        target: "REG",
+        "{size} bytes at {buffer:p} are registered, as bookkeeping: kernels of CUDA device {device} use all memory that it reaches in the same way"
+    );
+}
+
 /// Whether calls on a communicator of that device, or of host memory, can read an element at that address.
 pub(crate) fn check_factor(on: Option<c_int>, at: *const u8) -> Result<(), ResultCode> {
     if Config::get().device == DeviceKind::Host {

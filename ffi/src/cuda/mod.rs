@@ -12,4 +12,4 @@ mod memory;
 
 pub(crate) use choice::{chosen, listed, seen};
 pub(crate) use launch::{launch_group, launch_one};
-pub(crate) use memory::{allocate, check_factor, free};
+pub(crate) use memory::{allocate, check_factor, free, note_registration};
