@@ -1,0 +1,329 @@
+//! Two ranks on one device, with links between them, and all-reduces of theirs: as communicators do it, without communicators.
+
+use crate::elements::Operation;
+use crate::gpu::Gpu;
+use maypole_algorithms::Collective;
+use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
+use maypole_algorithms::schedule::{Schedule, Step, Table};
+use maypole_algorithms::verify::prove;
+use maypole_cuda::driver::{Buffer, DriverError, Kernel, Stream};
+use maypole_cuda::encode::{Binding, Extent, Port, encode};
+use maypole_cuda::launch::{
+    self, DEPARTED_BYTES, KERNEL, LANE_STATE_BYTES, LINES, Launch, LinkEnd, SLOTS, Trouble, Work,
+};
+use maypole_cuda::memory::Pinned;
+use std::error::Error;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{panicking, sleep};
+use std::time::{Duration, Instant};
+
+type Failure = Box<dyn Error>;
+
+/// From one counter to the next: they share no cache line.
+const LINE: u64 = 128;
+
+/// The size of things.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    /// Lanes, which are channels and blocks too, of each rank.
+    pub(crate) lanes: u32,
+    /// Messages under way on each link.
+    pub(crate) depth: u64,
+    /// Of a slot; a multiple of 16.
+    pub(crate) slot_bytes: u64,
+    /// Small messages in lines.
+    pub(crate) lines: bool,
+}
+
+/// How the two are launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By one cooperative launch.
+    Together,
+    /// By two launches on two streams.
+    Apart,
+    /// By two cooperative launches on two streams.
+    ApartCooperative,
+}
+
+/// Two ranks.
+pub(crate) struct Pair<'a> {
+    pub(crate) gpu: &'a Gpu,
+    kernel: Kernel<'a>,
+    pub(crate) streams: [Stream; 2],
+    shape: Shape,
+    schedule: Schedule,
+    /// Abort; then trouble and finished of each rank.
+    pinned: Pinned,
+    /// Sending and receiving, of each rank.
+    tables: [[Buffer; 2]; 2],
+    departed: [Buffer; 2],
+    /// Of all links of one rank's sending: filled, drained, sent, taken for each lane.
+    counters: [Buffer; 2],
+    _rings: Vec<Buffer>,
+    calls: u32,
+}
+
+/// A call of both ranks, ready to be launched any number of times, one after the other.
+pub(crate) struct Call {
+    pub(crate) inputs: [Buffer; 2],
+    pub(crate) outputs: [Buffer; 2],
+    works: [Work; 2],
+    _programs: Vec<Buffer>,
+}
+
+/// Every lane sends its part of the input to the other rank and folds what comes from there.
+fn schedule(lanes: u32) -> Result<Schedule, Failure> {
+    let lane = |rank: u32, lane: u32| {
+        let other = peer(1 - rank, lane as u16);
+        // To scratch too, for links that lend memory; `encode` drops what nobody reads, so there is none here.
+        let send = Step::new([input(lane)], [scratch(lane), other]);
+        let fold = if rank == 0 { [input(lane), other] } else { [other, input(lane)] };
+        vec![send, Step::new(fold, [output(lane)]).finishing()]
+    };
+    let table = Table((0..2).map(|rank| (0..lanes).map(|l| lane(rank, l)).collect()).collect());
+    let schedule = Schedule::new("exchange", Collective::AllReduce, 2, lanes, table)
+        .with_scratch(lanes)
+        .with_channels(lanes as u16)
+        .canonical();
+    Ok(prove(schedule).map_err(|example| example.to_string())?.schedule().clone())
+}
+
+impl<'a> Pair<'a> {
+    pub(crate) fn new(gpu: &'a Gpu, shape: Shape) -> Result<Self, Failure> {
+        let device = &gpu.device;
+        let stream = Stream::new(device)?;
+        let links = u64::from(shape.lanes);
+        let zeroed = |bytes: u64| -> Result<Buffer, DriverError> {
+            let buffer = Buffer::new(device, bytes as usize)?;
+            stream.fill(&buffer, 0, bytes as usize)?;
+            Ok(buffer)
+        };
+        // What fits a slot in lines: 32 bits of data to a word of 64, and two words before them.
+        let line_words =
+            if shape.lines { (shape.slot_bytes / 4 + 2).next_multiple_of(2) } else { 0 };
+        let (mut ends, mut rings, mut counters) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..2 {
+            let slots = zeroed(links * shape.depth * shape.slot_bytes)?;
+            let heads = zeroed(links * shape.depth * 8)?;
+            let lines = zeroed(links * shape.depth * line_words * 8)?;
+            let counts = zeroed(links * 4 * LINE)?;
+            let end = |link: u64, position: u64| {
+                let counter = |i| counts.address() + (4 * link + i) * LINE;
+                LinkEnd {
+                    slots: slots.address() + link * shape.depth * shape.slot_bytes,
+                    heads: heads.address() + link * shape.depth * 8,
+                    lines: if shape.lines {
+                        lines.address() + link * shape.depth * line_words * 8
+                    } else {
+                        0
+                    },
+                    filled: counter(0),
+                    drained: counter(1),
+                    position: counter(position),
+                    slot_bytes: shape.slot_bytes,
+                    depth: shape.depth,
+                    line_words,
+                }
+            };
+            let words = |position| -> Vec<u8> {
+                let ends = (0..links).flat_map(|link| end(link, position).words());
+                ends.flat_map(u64::to_le_bytes).collect()
+            };
+            ends.push([2, 3].map(words));
+            rings.extend([slots, heads, lines]);
+            counters.push(counts);
+        }
+        let table = |words: &[u8]| -> Result<Buffer, DriverError> {
+            let buffer = Buffer::new(device, words.len())?;
+            stream.write(&buffer, words)?;
+            Ok(buffer)
+        };
+        // Links of `ends[r]` lead from rank r to the other.
+        let tables = [
+            [table(&ends[0][0])?, table(&ends[1][1])?],
+            [table(&ends[1][0])?, table(&ends[0][1])?],
+        ];
+        let departed = [zeroed(DEPARTED_BYTES as u64)?, zeroed(DEPARTED_BYTES as u64)?];
+        stream.synchronize()?;
+        let [first, second] = [counters.remove(0), counters.remove(0)];
+        Ok(Self {
+            gpu,
+            kernel: gpu.module.kernel(KERNEL)?,
+            streams: [stream, Stream::new(device)?],
+            shape,
+            schedule: schedule(shape.lanes)?,
+            pinned: Pinned::new(device, 5 * 8)?,
+            tables,
+            departed,
+            counters: [first, second],
+            _rings: rings,
+            calls: 0,
+        })
+    }
+
+    /// Prepares a call of `count` elements; what is in the inputs is for the caller to write.
+    pub(crate) fn prepare(&mut self, operation: &Operation, count: usize) -> Result<Call, Failure> {
+        let (device, size) = (&self.gpu.device, operation.dtype.size());
+        let part = (count as u64).div_ceil(self.shape.lanes.into());
+        let extents: Vec<Extent> = (0..u64::from(self.shape.lanes))
+            .map(|i| {
+                let offset = (i * part).min(count as u64);
+                Extent { offset, elements: part.min(count as u64 - offset) }
+            })
+            .collect();
+        let tile = self.shape.slot_bytes / size as u64;
+        self.calls += 1;
+        let buffer = || Buffer::new(device, count * size);
+        let (inputs, outputs) = ([buffer()?, buffer()?], [buffer()?, buffer()?]);
+        let (mut works, mut programs) = ([Work::default(); 2], Vec::new());
+        for rank in 0..2 {
+            let ports: Vec<Port> = (0..self.shape.lanes)
+                .map(|channel| Port { peer: 1 - rank, channel: channel as u16 })
+                .collect();
+            let binding = Binding {
+                inputs: &extents,
+                outputs: &extents,
+                tile: tile as u32,
+                tiles: part.div_ceil(tile),
+                tag: 0x5eed,
+                sending: &ports,
+                receiving: &ports,
+            };
+            let words = encode(&self.schedule, rank, &binding)?;
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let program = Buffer::new(device, bytes.len())?;
+            let lanes = Buffer::new(device, self.shape.lanes as usize * LANE_STATE_BYTES)?;
+            let stream = &self.streams[0];
+            stream.write(&program, &bytes)?;
+            stream.fill(&lanes, 0, lanes.bytes())?;
+            stream.synchronize()?;
+            let me = rank as usize;
+            works[me] = Work {
+                program: program.address(),
+                sending: self.tables[me][0].address(),
+                receiving: self.tables[me][1].address(),
+                input: inputs[me].address(),
+                output: outputs[me].address(),
+                lanes: lanes.address(),
+                departed: self.departed[me].address(),
+                abort: self.pinned.address(),
+                trouble: self.pinned.address() + 8 + 16 * me as u64,
+                finished: self.pinned.address() + 16 + 16 * me as u64,
+                parameter: operation.parameter[me],
+                operation: launch::operation(operation.dtype, operation.op),
+                tag: self.calls,
+                first_block: 0,
+                blocks: self.shape.lanes,
+                protocol: if self.shape.lines { LINES } else { SLOTS },
+                element: size as u32,
+                ..Work::default()
+            };
+            programs.extend([program, lanes]);
+        }
+        Ok(Call { inputs, outputs, works, _programs: programs })
+    }
+
+    /// Queues the call, of both ranks.
+    pub(crate) fn launch(&self, call: &Call, way: Way) -> Result<(), Failure> {
+        if way == Way::Together {
+            let [mut first, mut second] = call.works;
+            (first.first_block, second.first_block) = (0, first.blocks);
+            return self.one(&Launch::new(&[first, second]), &self.streams[0], true);
+        }
+        for (work, stream) in call.works.iter().zip(&self.streams) {
+            self.one(&Launch::new(&[*work]), stream, way == Way::ApartCooperative)?;
+        }
+        Ok(())
+    }
+
+    /// Queues the part of rank 0 alone.
+    pub(crate) fn launch_first(&self, call: &Call) -> Result<(), Failure> {
+        self.one(&Launch::new(&call.works[..1]), &self.streams[0], true)
+    }
+
+    fn one(&self, launch: &Launch, stream: &Stream, together: bool) -> Result<(), Failure> {
+        let (blocks, threads) = (launch.blocks(), self.gpu.threads);
+        // SAFETY: the kernel takes a Launch; the program was encoded for these tables and buffers, which the caller keeps until the streams are through.
+        unsafe {
+            match together {
+                true => self.kernel.launch_together(blocks, threads, stream, launch)?,
+                false => self.kernel.launch(blocks, threads, stream, launch)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for both streams. After `limit` the ranks are aborted, and that is the error.
+    pub(crate) fn wait(&self, limit: Duration) -> Result<(), Failure> {
+        let deadline = Instant::now() + limit;
+        while !self.is_idle()? {
+            if Instant::now() > deadline {
+                self.word(0).store(1, Ordering::Release);
+                return Err(format!("the ranks are still at it after {limit:?}").into());
+            }
+            sleep(Duration::from_micros(50));
+        }
+        for rank in 0..2 {
+            if let Some(trouble) =
+                Trouble::from_word(self.word(1 + 2 * rank).load(Ordering::Acquire))
+            {
+                return Err(format!("the kernel of rank {rank} reports {trouble:?}").into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Neither has anything queued or running.
+    pub(crate) fn is_idle(&self) -> Result<bool, Failure> {
+        Ok(self.streams[0].is_idle()? && self.streams[1].is_idle()?)
+    }
+
+    /// Tells works that wait to give up.
+    pub(crate) fn abort(&self) {
+        self.word(0).store(1, Ordering::Release);
+    }
+
+    /// Works of each rank that are over.
+    pub(crate) fn finished(&self) -> [u64; 2] {
+        [2, 4].map(|index| self.word(index).load(Ordering::Acquire))
+    }
+
+    /// How many messages the links have carried in all, and how many of them in slots.
+    pub(crate) fn carried(&self) -> Result<(u64, u64), Failure> {
+        let (mut all, mut slots) = (0, 0);
+        for counters in &self.counters {
+            let bytes = self.streams[0].read(counters, counters.bytes())?;
+            for link in bytes.chunks_exact(4 * LINE as usize) {
+                let [filled, drained, sent, taken] = [0, 1, 2, 3].map(|i| {
+                    let at = i * LINE as usize;
+                    u64::from_le_bytes(link[at..at + 8].try_into().expect("8 bytes"))
+                });
+                if sent != taken || drained != taken {
+                    return Err(format!(
+                        "{sent} messages were sent on a link, {taken} taken, {drained} released"
+                    )
+                    .into());
+                }
+                all += sent;
+                slots += filled;
+            }
+        }
+        Ok((all, slots))
+    }
+
+    fn word(&self, index: usize) -> &AtomicU64 {
+        assert!(8 * index < self.pinned.bytes());
+        // SAFETY: the word is within the memory, which lives as long as `self`, and both sides access it atomically.
+        unsafe { AtomicU64::from_ptr(self.pinned.host().as_ptr().cast::<u64>().add(index)) }
+    }
+}
+
+/// Kernels that wait for ever would keep the memory from being freed.
+impl Drop for Pair<'_> {
+    fn drop(&mut self) {
+        if panicking() || !self.is_idle().unwrap_or(true) {
+            self.abort();
+        }
+    }
+}
