@@ -168,6 +168,16 @@ const RANGE_BYTES: c_int = 12;
 /// CUDA_ERROR_INVALID_VALUE.
 const INVALID_VALUE: i32 = 1;
 
+/// True if `address` is in memory that the driver knows: of a device, or pinned, registered or managed. One call of the driver.
+pub fn is_known(driver: &Driver, address: u64) -> Result<bool, DriverError> {
+    let mut kind = 0u32;
+    let at = ptr::from_mut(&mut kind).cast();
+    match call!(driver, cuPointerGetAttribute(at, MEMORY_TYPE, address)) {
+        Err(DriverError::Failed { code: INVALID_VALUE, .. }) => Ok(false),
+        result => result.map(|()| true),
+    }
+}
+
 /// Where the byte at `address` lies. Any number may be asked for.
 pub fn place(driver: &Driver, address: u64) -> Result<Place, DriverError> {
     let mut kind = 0u32;

@@ -3,9 +3,10 @@
 //! What the user owns is never destroyed here. Handle 0 is the legacy default stream, as in the driver's own interface.
 
 use crate::driver::functions::call;
-use crate::driver::{Device, DriverError, Handle};
+use crate::driver::{Current, Device, Driver, DriverError, Handle};
 use crate::memory::Buffer;
 use std::ffi::{c_int, c_uint, c_void};
+use std::marker::PhantomData;
 use std::ptr;
 use std::sync::Arc;
 
@@ -36,6 +37,57 @@ pub enum Capture {
     Active(u64),
     /// It was, until something spoiled the capture: every call fails until the user ends it.
     Invalidated,
+}
+
+impl Capture {
+    /// As [`Stream::capture`], of a handle whose device is `current`: one call of the driver, none for the legacy default stream.
+    ///
+    /// # Safety
+    /// The stream is alive, or one of the default streams.
+    pub unsafe fn of(current: &Current<'_>, stream: *mut c_void) -> Result<Self, DriverError> {
+        if (stream as usize) < 2 {
+            return Ok(Self::None);
+        }
+        let (mut status, mut id): (c_int, u64) = (0, 0);
+        let driver: &Driver = current;
+        match call!(driver, cuStreamGetCaptureInfo(stream, &mut status, &mut id)) {
+            Err(DriverError::Failed { code: CAPTURE_IMPLICIT, .. }) => return Ok(Self::None),
+            result => result?,
+        }
+        Ok(match status {
+            0 => Self::None,
+            1 => Self::Active(id),
+            _ => Self::Invalidated,
+        })
+    }
+}
+
+/// CU_STREAM_CAPTURE_MODE_RELAXED.
+const RELAXED: c_int = 2;
+
+/// While this lives, this thread may allocate and synchronise though a stream is being captured, and spoils no capture by it; what it does
+/// is not recorded.
+pub struct Relaxed {
+    driver: Arc<Driver>,
+    before: c_int,
+    /// It is of one thread.
+    _thread: PhantomData<*const ()>,
+}
+
+impl Relaxed {
+    /// From now on.
+    pub fn begin(driver: &Arc<Driver>) -> Result<Self, DriverError> {
+        let mut before = RELAXED;
+        call!(&**driver, cuThreadExchangeStreamCaptureMode(&mut before))?;
+        Ok(Self { driver: driver.clone(), before, _thread: PhantomData })
+    }
+}
+
+impl Drop for Relaxed {
+    fn drop(&mut self) {
+        // It cannot fail where it has not failed before.
+        let _ = call!(&*self.driver, cuThreadExchangeStreamCaptureMode(&mut self.before));
+    }
 }
 
 impl Stream {
@@ -158,22 +210,8 @@ impl Stream {
     /// Whether the stream is being captured. The legacy default stream is not, and asking for it spoils captures of others: so it is
     /// not asked for.
     pub fn capture(&self) -> Result<Capture, DriverError> {
-        if (self.handle as usize) < 2 {
-            return Ok(Capture::None);
-        }
-        let (mut status, mut id): (c_int, u64) = (0, 0);
-        match call!(
-            &self.device.current()?,
-            cuStreamGetCaptureInfo(self.handle, &mut status, &mut id)
-        ) {
-            Err(DriverError::Failed { code: CAPTURE_IMPLICIT, .. }) => return Ok(Capture::None),
-            result => result?,
-        }
-        Ok(match status {
-            0 => Capture::None,
-            1 => Capture::Active(id),
-            _ => Capture::Invalidated,
-        })
+        // SAFETY: whoever made or wrapped the stream keeps it alive.
+        unsafe { Capture::of(&self.device.current()?, self.handle) }
     }
 
     /// From here to [`end_capture`](Self::end_capture) everything queued is recorded; other threads may do what they like.

@@ -1,5 +1,6 @@
 //! A rank's card: what all ranks need to know of it at init.
 
+use crate::device::card::DeviceCard;
 use crate::watch::process::Process;
 
 /// Where a rank runs.
@@ -26,6 +27,8 @@ pub(super) struct Card {
     pub(super) meeting: Vec<u8>,
     /// Settings that must agree.
     pub(super) settings: String,
+    /// Of a rank on a CUDA device.
+    pub(super) device: Option<DeviceCard>,
 }
 
 impl Host {
@@ -95,7 +98,8 @@ impl Card {
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let cores = self.host.cores.to_le_bytes();
         let process = self.process.to_bytes();
-        let fields: [&[u8]; 8] = [
+        let device = self.device.as_ref().map_or(Vec::new(), DeviceCard::to_bytes);
+        let fields: [&[u8]; 9] = [
             self.host.name.as_bytes(),
             self.host.identity.as_bytes(),
             &cores,
@@ -104,6 +108,7 @@ impl Card {
             &self.address,
             &self.meeting,
             self.settings.as_bytes(),
+            &device,
         ];
         let mut bytes = Vec::new();
         for field in fields {
@@ -130,8 +135,12 @@ impl Card {
         let address = field()?;
         let meeting = field()?;
         let settings = String::from_utf8(field()?).ok()?;
+        let device = match field()? {
+            none if none.is_empty() => None,
+            some => Some(DeviceCard::from_bytes(&some)?),
+        };
         let host = Host { name, identity, cores, bound };
-        bytes.is_empty().then_some(Self { host, process, address, meeting, settings })
+        bytes.is_empty().then_some(Self { host, process, address, meeting, settings, device })
     }
 }
 
@@ -148,6 +157,7 @@ mod tests {
             address: vec![1, 2, 3],
             meeting: vec![4],
             settings: "a=b".to_owned(),
+            device: None,
         };
         let bytes = card.to_bytes();
         assert_eq!(Card::from_bytes(&bytes), Some(card));
@@ -181,7 +191,9 @@ mod tests {
             address: vec![7; 61],
             meeting: vec![9; 40],
             settings: "NCCL_ALGO=ring".to_owned(),
+            device: DeviceCard::from_bytes(&[5; 28 + 73 + 32].map(|_| 1)),
         };
+        assert!(valid.device.is_some());
         let valid = valid.to_bytes();
         rounds(|random| {
             let bytes = random.damaged(&valid, &[0xc3; 50]);

@@ -11,6 +11,8 @@ use maypole_transport::tcp::TcpConfig;
 use super::card::{Card, Host};
 use crate::bootstrap::{self, Joined, Meeting, Options};
 use crate::config::{self, Config, Nodes};
+use crate::device::arrive::{Arrival, Other};
+use crate::device::inbox::Reached;
 use crate::error::Error;
 use crate::reduce::Isa;
 use crate::tune::AlgorithmFilter;
@@ -19,6 +21,9 @@ use crate::window;
 
 /// Links between every ordered pair of ranks: those of schedules, one for sends and receives, and one for windows.
 const CHANNELS: u16 = window::CHANNEL + 1;
+
+/// What a rank of a device brought, and the inboxes that its kernels reach.
+type Arrived = (Arrival, Vec<Option<Reached>>);
 
 /// What the ranks know of each other before they make calls.
 pub(super) struct Introduced {
@@ -34,6 +39,8 @@ pub(super) struct Introduced {
     pub(super) tcp_within_nodes: bool,
     pub(super) grouping: Grouping,
     pub(super) algorithms: AlgorithmFilter,
+    /// Of a rank on a CUDA device: what it brought, and the inboxes that its kernels and those of their owners reach mutually.
+    pub(super) device: Option<Arrived>,
 }
 
 /// Makes what the other ranks must know of, and exchanges that with them.
@@ -47,14 +54,19 @@ pub(super) fn introduce(
     let (rank, nranks, secret) = (joined.rank, joined.nranks, joined.derive("links"));
     let endpoint = Arc::new(endpoint(config, EndpointConfig { rank, nranks, secret, layout })?);
     let meeting = Meeting::open()?;
+    let arrival =
+        options.device.map(|ordinal| Arrival::new(config, ordinal, nranks)).transpose()?;
     let card = Card {
         host: Host::here(),
         process: Process::here(),
         address: endpoint.address(),
         meeting: meeting.address(),
         settings: settings(config, layout),
+        device: arrival.as_ref().map(|arrival| arrival.card.clone()),
     };
-    let cards = exchange_cards(joined, &card, Instant::now() + options.timeout)?;
+    let deadline = Instant::now() + options.timeout;
+    let cards = exchange_cards(joined, &card, deadline)?;
+    let device = reach(joined, config, &cards, arrival, deadline)?;
     let addresses: Vec<Vec<u8>> = cards.iter().map(|c| c.address.clone()).collect();
     let tcp = endpoint.survey(&addresses)?;
     let grouping = grouping(config, &cards);
@@ -73,7 +85,60 @@ pub(super) fn introduce(
         tcp_within_nodes,
         grouping,
         algorithms,
+        device,
     })
+}
+
+/// Which ranks' inboxes the kernels of this rank reach. All ranks take part where one is on a device, and all find the same: a pair
+/// that does not reach each other mutually is none that can meet.
+fn reach(
+    joined: &mut Joined,
+    config: &Config,
+    cards: &[Card],
+    arrival: Option<Arrival>,
+    deadline: Instant,
+) -> Result<Option<Arrived>, Error> {
+    if cards.iter().all(|card| card.device.is_none()) {
+        return Ok(None);
+    }
+    let me = joined.rank as usize;
+    let other = |card: &'_ Card| Other {
+        card: None,
+        same_process: card.process == cards[me].process,
+        same_host: card.host.same_machine(&cards[me].host),
+    };
+    let others: Vec<Other<'_>> =
+        cards.iter().map(|card| Other { card: card.device.as_ref(), ..other(card) }).collect();
+    let between_devices = !config.p2p_disable;
+    let mut reached = match &arrival {
+        Some(arrival) => arrival.reach(joined.rank, &others, between_devices),
+        None => cards.iter().map(|_| None).collect(),
+    };
+    let mine: Vec<u8> = reached.iter().map(|inbox| u8::from(inbox.is_some())).collect();
+    let all = joined.control.all_gather(&mine, deadline)?;
+    let direct = |a: usize, b: usize| all[a].get(b) == Some(&1) && all[b].get(a) == Some(&1);
+    let pairs = (0..cards.len()).flat_map(|a| (0..a).map(move |b| (b, a)));
+    if let Some((a, b)) = pairs.into_iter().find(|&(b, a)| !direct(a, b)) {
+        let kind = |rank: usize| match &cards[rank].device {
+            Some(card) => {
+                format!("rank {rank} (CUDA device {} on {})", card.ordinal, cards[rank].host.name)
+            }
+            None => format!("rank {rank} (host memory on {})", cards[rank].host.name),
+        };
+        return Err(Error::Unsupported {
+            what: format!(
+                "a communicator in which {} and {} do not reach each other's memory",
+                kind(a),
+                kind(b)
+            ),
+        });
+    }
+    for (rank, inbox) in reached.iter_mut().enumerate() {
+        if !direct(me, rank) {
+            *inbox = None;
+        }
+    }
+    Ok(arrival.map(|arrival| (arrival, reached)))
 }
 
 /// Which rank is on which node: as the user says, or by the hosts.
@@ -120,12 +185,14 @@ fn settings(config: &Config, layout: InboxLayout) -> String {
     let algorithms = config.algorithms.as_deref().unwrap_or("");
     let nodes = config.nodes.as_ref().map_or(String::new(), |nodes| nodes.labels.join(","));
     format!(
-        "NCCL_ALGO={algorithms} NCHANNELS={:?} MAYPOLE_NODES={nodes} MAYPOLE_BITS={:?} MAYPOLE_PROTO={:?} MAYPOLE_SLOT_BYTES={} MAYPOLE_SLOT_DEPTH={} MAYPOLE_FAULT={:?} version={}",
+        "NCCL_ALGO={algorithms} NCHANNELS={:?} MAYPOLE_NODES={nodes} MAYPOLE_BITS={:?} MAYPOLE_PROTO={:?} MAYPOLE_SLOT_BYTES={} MAYPOLE_SLOT_DEPTH={} MAYPOLE_GPU_SLOT_BYTES={:?} MAYPOLE_GPU_SLOT_DEPTH={:?} MAYPOLE_FAULT={:?} version={}",
         config.copies(),
         config.bits,
         config.protocol,
         layout.slot_bytes,
         layout.depth,
+        config.gpu_slot_bytes,
+        config.gpu_slot_depth,
         config.fault,
         env!("CARGO_PKG_VERSION"),
     )

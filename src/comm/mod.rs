@@ -6,6 +6,7 @@ mod element;
 mod even;
 mod introduce;
 mod offspring;
+mod on_device;
 mod run;
 mod transfer;
 mod uneven;
@@ -23,12 +24,14 @@ use crate::bootstrap::{
 };
 use crate::call::{Call, Task};
 use crate::config::{self, Bits, Config};
+use crate::device::rank::DeviceRank;
 use crate::engine::links::Links;
 use crate::engine::scratch::Scratch;
 use crate::engine::straight::Staging;
 use crate::engine::wait::Patience;
 use crate::error::Error;
 use crate::plan::Plans;
+use crate::plan::exchange::FIRST_BEYOND;
 use crate::reduce::Isa;
 use crate::tune::{Choice, Protocol, Tuner};
 use crate::watch::{Peer, Report, Shared, Watch};
@@ -68,6 +71,8 @@ mod tests;
 pub struct Communicator {
     rank: Rank,
     nranks: u32,
+    /// Of a communicator of a CUDA device. It waits for the device before anything else ends.
+    device: Option<Box<DeviceRank>>,
     /// Before all that an abort needs.
     _enrolled: Option<Enrolled>,
     /// Their thread ends before all that it uses.
@@ -131,10 +136,6 @@ impl Communicator {
         options: &Options,
     ) -> Result<Self, Error> {
         crate::logger::install();
-        if let Some(ordinal) = options.device {
-            let what = format!("communicators of CUDA devices, as of device {ordinal}");
-            return Err(Error::Unsupported { what });
-        }
         let mut joined = bootstrap::join_among(ids, rank, nranks, &[], options)?;
         let layout = layout(config, nranks);
         let introduced = introduce(&mut joined, config, layout, options);
@@ -149,9 +150,10 @@ impl Communicator {
         if options.abort.as_ref().is_some_and(AbortSignal::is_raised) {
             return Err(Error::Aborted { by: rank });
         }
+        let memory = comm.device.as_ref().map_or(String::from("host memory"), |it| it.to_string());
         log::info!(
             target: "INIT",
-            "comm {:p} rank {rank} nranks {nranks} host memory, {near} ranks on this host, nodes {grouping}, {:.1} ranks per core, {} - Init COMPLETE",
+            "comm {:p} rank {rank} nranks {nranks} {memory}, {near} ranks on this host, nodes {grouping}, {:.1} ranks per core, {} - Init COMPLETE",
             Arc::as_ptr(&comm.endpoint),
             comm.tuner.ranks_per_core,
             if tcp { "over TCP where memory is not shared" } else { "all memory shared" },
@@ -161,13 +163,20 @@ impl Communicator {
 
     fn assemble(
         config: &Config,
-        joined: Joined,
+        mut joined: Joined,
         introduced: Introduced,
         layout: InboxLayout,
         options: &Options,
     ) -> Result<Self, Error> {
-        let Introduced { endpoint, meeting, cards, addresses, .. } = introduced;
+        let Introduced { endpoint, meeting, cards, addresses, device, .. } = introduced;
         let (rank, nranks) = (joined.rank, joined.nranks);
+        let device = device.map(|(arrival, reached)| {
+            let sharing = on_device::sharing(&cards, rank);
+            DeviceRank::new(arrival, rank, reached, sharing).map(Box::new)
+        });
+        let device = device.transpose().inspect_err(|error| {
+            joined.control.give_up(error.to_string());
+        })?;
         let sharing = |host: &Host| {
             let ranks: Vec<_> =
                 cards.iter().map(|c| &c.host).filter(|h| h.same_machine(host)).collect();
@@ -187,11 +196,12 @@ impl Communicator {
         let ranks_per_core = crowding.fold(1.0, f64::max);
         let tuner = Tuner {
             grouping: introduced.grouping,
-            slot_bytes: layout.slot_bytes,
-            depth: layout.depth,
-            lines: !introduced.tcp,
+            slot_bytes: device.as_ref().map_or(layout.slot_bytes, |it| it.shape.slot_bytes),
+            depth: device.as_ref().map_or(layout.depth, |it| it.shape.depth),
+            lines: !introduced.tcp || device.is_some(),
+            device: device.as_ref().map(|it| it.shape.channels - FIRST_BEYOND),
             tcp_within_nodes: introduced.tcp_within_nodes,
-            ranks_per_core,
+            ranks_per_core: if device.is_some() { 1.0 } else { ranks_per_core },
             class: match config.bits {
                 Bits::Fast => Class::Fast,
                 Bits::Default | Bits::Canonical => Class::Canonical,
@@ -218,6 +228,9 @@ impl Communicator {
         let keys = joined.keys();
         let init_traffic = joined.control.traffic();
         let watch = Watch::start(joined.control, &endpoint, key, ranks, config)?;
+        if let Some(device) = &device {
+            watch.join_device(&device.signals);
+        }
         let enrolled = options.abort.as_ref().map(|signal| signal.enroll(watch.shared()));
         let abort = AbortHandle { shared: watch.shared(), _endpoint: Arc::clone(&endpoint) };
         let faults = config
@@ -227,6 +240,7 @@ impl Communicator {
         Ok(Self {
             rank,
             nranks,
+            device,
             _enrolled: enrolled,
             windows: Windows::default(),
             watch,
@@ -265,7 +279,7 @@ impl Communicator {
 
     /// Number of the CUDA device that the communicator is for; None: it is for host memory.
     pub fn device(&self) -> Option<i32> {
-        None
+        self.device.as_ref().map(|rank| rank.gpu.device.ordinal())
     }
 
     /// What it took this rank to find all others.
@@ -285,7 +299,10 @@ impl Communicator {
     pub fn memory(&self) -> Memory {
         Memory {
             releasable: self.scratch.held(),
-            lasting: self.endpoint.held() + size_of::<Staging>(),
+            lasting: self.endpoint.held()
+                + size_of::<Staging>()
+                + self.device.as_ref().map_or(0, |rank| rank.pinned()),
+            device: self.device.as_ref().map_or(0, |rank| rank.held()),
         }
     }
 
@@ -311,13 +328,15 @@ impl Communicator {
     }
 }
 
-/// Bytes that a communicator holds.
+/// Bytes that a communicator holds, of the host and of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     /// What [`Communicator::release_memory`] gives back.
     pub releasable: usize,
-    /// The rank's end of its links, as far as it was used.
+    /// The rank's end of its links, as far as it was used; of a rank on a CUDA device also its pinned memory.
     pub lasting: usize,
+    /// Memory of the rank's CUDA device: its inbox, which is there from the beginning, programs and scratch.
+    pub device: usize,
 }
 
 /// Ends a communicator's waits from any thread, on all ranks.

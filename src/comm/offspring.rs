@@ -79,7 +79,8 @@ impl Communicator {
         let id = UniqueId::from_bytes(bytes)?;
         let rank = part.iter().position(|p| p.1 == self.rank).unwrap_or_default();
         let nranks = part.len() as u32;
-        Self::init_with(&id, nranks, rank as Rank, &self.config, options).map(Some)
+        Self::init_with(&id, nranks, rank as Rank, &self.config, &self.of_this_device(options))
+            .map(Some)
     }
 
     /// A communicator of all ranks of this one, in their order, and of new ones after them. Every rank here calls it, one
@@ -113,7 +114,7 @@ impl Communicator {
         let bytes = bytes.as_slice().try_into();
         let id =
             UniqueId::from_bytes(bytes.map_err(|_| Error::internal("an id of another length"))?)?;
-        Self::init_with(&id, nranks, self.rank, &self.config, options)
+        Self::init_with(&id, nranks, self.rank, &self.config, &self.of_this_device(options))
     }
 
     /// A communicator of all ranks but `excluded`, in their order. The survivors call it, all with the same list; the excluded
@@ -167,7 +168,12 @@ impl Communicator {
         };
         let rank = survivors.iter().position(|r| *r == self.rank).unwrap_or_default();
         let nranks = survivors.len() as u32;
-        Self::init_with(&id, nranks, rank as Rank, &self.config, options)
+        Self::init_with(&id, nranks, rank as Rank, &self.config, &self.of_this_device(options))
+    }
+
+    /// Offspring stay where their parent is.
+    fn of_this_device(&self, options: &Options) -> Options {
+        Options { device: self.device(), ..options.clone() }
     }
 
     /// Until the result is dropped an abort of what is being made aborts this communicator: its ranks are gathering for that, and all

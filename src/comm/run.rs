@@ -14,7 +14,7 @@ use crate::engine::wait::Wait;
 use crate::engine::walk::Walk;
 use crate::error::Error;
 use crate::plan::{Body, Key, Plan, Plans, exchange, proofs};
-use crate::reduce::Kernel;
+use crate::reduce::{Kernel, Reduction};
 use crate::tune::{AlgorithmFilter, Choice};
 use crate::watch::Signature;
 
@@ -35,16 +35,19 @@ impl Communicator {
         let key = Key::new(call);
         let number = match self.plans.find(&key) {
             Some(number) if self.broken.is_none() => number,
-            _ => {
-                let task = Task::from(call);
-                match self.prepare(&task, |plans, plan| plans.insert(key, plan))? {
-                    Some(number) => number,
-                    None => return Ok(()),
-                }
-            }
+            _ => match self.prepare_even(key, call)? {
+                Some(number) => number,
+                None => return Ok(()),
+            },
         };
         // SAFETY: the caller's promise.
         unsafe { self.run_plan(number, call) }
+    }
+
+    /// The plan for calls like `call`, whose key it is; None for a call of no elements.
+    #[cold]
+    pub(super) fn prepare_even(&mut self, key: Key, call: &Call) -> Result<Option<usize>, Error> {
+        self.prepare(&Task::from(call), |plans, plan| plans.insert(key, plan))
     }
 
     /// As [`run`](Self::run), by one of the algorithms that `algorithms` allows for it, whatever `NCCL_ALGO` says. All ranks must allow the
@@ -62,9 +65,22 @@ impl Communicator {
         algorithms: &AlgorithmFilter,
     ) -> Result<(), Error> {
         self.watch.check_fork()?;
+        match self.number_among(call, algorithms)? {
+            // SAFETY: the caller's promise.
+            Some(number) => unsafe { self.run_plan(number, call) },
+            None => Ok(()),
+        }
+    }
+
+    /// The plan for calls like `call` by one of these algorithms; None for a call of no elements.
+    pub(super) fn number_among(
+        &mut self,
+        call: &Call,
+        algorithms: &AlgorithmFilter,
+    ) -> Result<Option<usize>, Error> {
         let key = Key::new(call);
-        let number = match self.plans.find_selected(&key, algorithms) {
-            Some(number) if self.broken.is_none() => number,
+        match self.plans.find_selected(&key, algorithms) {
+            Some(number) if self.broken.is_none() => Ok(Some(number)),
             _ => {
                 let usual = std::mem::replace(&mut self.tuner.algorithms, algorithms.clone());
                 let task = Task::from(call);
@@ -79,14 +95,9 @@ impl Communicator {
                     })
                 });
                 self.tuner.algorithms = usual;
-                match prepared? {
-                    Some(number) => number,
-                    None => return Ok(()),
-                }
+                prepared
             }
-        };
-        // SAFETY: the caller's promise.
-        unsafe { self.run_plan(number, call) }
+        }
     }
 
     /// Whether a plan for calls like `call` is kept, found as [`run`](Self::run) finds it. There is no use for it but to measure that.
@@ -105,23 +116,35 @@ impl Communicator {
     /// What [`run`](Self::run) returns.
     pub fn barrier(&mut self) -> Result<(), Error> {
         self.watch.check_fork()?;
+        let Some(number) = self.number_of_barrier()? else { return Ok(()) };
+        let (send, mut recv) = ([0u8; 1], [0u8; 1]);
+        let call = self.barrier_call(send.as_ptr(), recv.as_mut_ptr());
+        // SAFETY: both arrays hold the one element.
+        unsafe { self.run_plan(number, &call) }
+    }
+
+    /// The plan for barriers.
+    pub(super) fn number_of_barrier(&mut self) -> Result<Option<usize>, Error> {
         let number = match self.plans.barrier {
             Some(number) if self.broken.is_none() => Some(number),
             _ => self.prepare(&Task::barrier(), |plans, plan| plans.add(plan))?,
         };
         self.plans.barrier = number;
-        let Some(number) = number else { return Ok(()) };
-        let (send, mut recv) = ([0u8; 1], [0u8; 1]);
-        let call = Call {
+        Ok(number)
+    }
+
+    /// A barrier as a call, of one byte at these places, or of one on the device that the communicator is for.
+    pub(super) fn barrier_call(&self, send: *const u8, recv: *mut u8) -> Call {
+        let own = self.device.as_ref().map(|rank| rank.signals.barrier_addresses());
+        let (send, recv) = own.map_or((send, recv), |(s, r)| (s as *const u8, r as *mut u8));
+        Call {
             collective: Collective::AllReduce,
-            send: send.as_ptr(),
-            recv: recv.as_mut_ptr(),
+            send,
+            recv,
             count: 1,
             dtype: DType::Uint8,
             reduction: RedOp::Max.into(),
-        };
-        // SAFETY: both arrays hold the one element.
-        unsafe { self.run_plan(number, &call) }
+        }
     }
 
     /// Runs plan `number` on the memory of `call`, which the plan is for.
@@ -171,6 +194,7 @@ impl Communicator {
         let kernel = if plan.unusual {
             check_in_place(call, self.nranks)?;
             let reduction = Task::from(call).reduction();
+            self.check_factor(&reduction)?;
             rescaled = Kernel::select(call.dtype, reduction, self.nranks, self.isa);
             &rescaled
         } else {
@@ -211,6 +235,8 @@ impl Communicator {
                 // SAFETY: the caller's promise.
                 unsafe { walk.run(Wait::new(&self.endpoint, self.patience, &self.watch)) }
             }
+            // SAFETY: the caller's promise.
+            Body::Device(_) => unsafe { self.run_on_device(number, call) },
         }
     }
 
@@ -282,6 +308,10 @@ impl Communicator {
         task: &Task,
     ) -> Result<Plan, Error> {
         log::info!(target: "TUNING", "{}: {choice}", Signature::of(task));
+        if let Some(device) = &self.device {
+            let plan = Plan::on_device(proved, choice, task, self.rank, self.isa, device);
+            return plan.map_err(|error| self.fail(error));
+        }
         let deadline = self.link_deadline();
         let Self { rank, isa, endpoint, addresses, links, watch, .. } = self;
         let plan = Plan::new(proved, choice, task, *rank, *isa, links, |links, peer, channel| {
@@ -298,9 +328,21 @@ impl Communicator {
         Instant::now() + timeout
     }
 
+    /// That the factor of a reduction is where this communicator reads it.
+    fn check_factor(&self, reduction: &Reduction) -> Result<(), Error> {
+        if reduction.resident && self.device.is_none() {
+            return Err(Error::InvalidArgument {
+                what: String::from(
+                    "a factor in memory of a device, in a communicator of host memory",
+                ),
+            });
+        }
+        Ok(())
+    }
+
     /// A call failed: tell all ranks, log it, remember it. What others saw first is the error here too.
     #[cold]
-    pub(super) fn fail(&mut self, error: Error) -> Error {
+    pub(crate) fn fail(&mut self, error: Error) -> Error {
         let error = self.watch.fail(error);
         log::warn!("rank {}: {error}", self.rank);
         self.watch.abort_peers(&error);
@@ -310,7 +352,7 @@ impl Communicator {
 }
 
 /// All-to-all has no form in place: a rank would write over what it has not sent yet.
-fn check_in_place(call: &Call, nranks: u32) -> Result<(), Error> {
+pub(super) fn check_in_place(call: &Call, nranks: u32) -> Result<(), Error> {
     let same = call.send == call.recv.cast_const();
     if call.collective == Collective::AllToAll && same && nranks > 1 {
         return Err(Error::InvalidArgument {

@@ -2,6 +2,7 @@
 
 use maypole_algorithms::{DType, RedOp};
 
+use super::uneven::OwnBlock;
 use super::{Communicator, Element};
 use crate::engine::Buffers;
 use crate::engine::wait::Wait;
@@ -47,6 +48,25 @@ impl Communicator {
     /// The memory of each transfer is valid for its length, nobody else writes it or reads what is received during the call, and no
     /// received range overlaps another range.
     pub unsafe fn exchange(&mut self, transfers: &[Transfer]) -> Result<(), Error> {
+        if self.device.is_some() {
+            // SAFETY: the caller's promise.
+            return unsafe { self.exchange_on_device(transfers) };
+        }
+        let (transfers, own) = self.sorted(transfers)?;
+        for (from, to, bytes) in own {
+            // SAFETY: the caller's promise; `take_own` matched equal lengths.
+            unsafe { std::ptr::copy(from, to, bytes) };
+        }
+        // Transfers are no calls of all ranks.
+        // SAFETY: the caller's promise.
+        unsafe { self.exchange_with_peers(&transfers, 0, 0) }.map_err(|e| self.fail(e))
+    }
+
+    /// The transfers with other ranks, and what is to be copied here.
+    pub(super) fn sorted(
+        &self,
+        transfers: &[Transfer],
+    ) -> Result<(Vec<Transfer>, Vec<OwnBlock>), Error> {
         if let Some(error) = &self.broken {
             return Err(error.clone());
         }
@@ -56,13 +76,8 @@ impl Communicator {
             });
         }
         let mut transfers = transfers.to_vec();
-        for (from, to, bytes) in exchange::take_own(&mut transfers, self.rank)? {
-            // SAFETY: the caller's promise; `take_own` matched equal lengths.
-            unsafe { std::ptr::copy(from, to, bytes) };
-        }
-        // Transfers are no calls of all ranks.
-        // SAFETY: the caller's promise.
-        unsafe { self.exchange_with_peers(&transfers, 0, 0) }.map_err(|e| self.fail(e))
+        let own = exchange::take_own(&mut transfers, self.rank)?;
+        Ok((transfers, own))
     }
 
     /// `transfers` with other ranks. `call` and `history` are hashes of the call that they are a part of and of those before it, 0 for

@@ -13,6 +13,19 @@ use crate::plan::exchange::Transfer;
 use crate::reduce::Reduction;
 use crate::watch::Signature;
 
+/// How an uneven call is run.
+pub(super) enum Uneven {
+    /// As the even call, by this plan.
+    Planned(usize, Call),
+    /// As a group of transfers.
+    Pairs,
+    /// There is nothing to do.
+    Nothing,
+}
+
+/// From where to where a rank's own block goes, and how many bytes it has.
+pub(super) type OwnBlock = (*const u8, *mut u8, usize);
+
 impl Communicator {
     /// Every rank gets `send` of all ranks in `recv`: that of rank `r` as block `r`. All ranks give the same counts; displacements
     /// are their own affair.
@@ -161,6 +174,17 @@ impl Communicator {
     /// call. The rank's one block is the memory of its own block on the other side, or overlaps nothing; nothing else overlaps.
     pub unsafe fn run_uneven(&mut self, call: &UnevenCall<'_>) -> Result<(), Error> {
         self.watch.check_fork()?;
+        match self.uneven(call)? {
+            // SAFETY: the caller's promise; the plan's extents are the call's blocks.
+            Uneven::Planned(number, call) => unsafe { self.run_plan(number, &call) },
+            // SAFETY: the caller's promise.
+            Uneven::Pairs => unsafe { self.run_pairs(call) },
+            Uneven::Nothing => Ok(()),
+        }
+    }
+
+    /// How `call` is run.
+    pub(super) fn uneven(&mut self, call: &UnevenCall<'_>) -> Result<Uneven, Error> {
         if let Some(error) = &self.broken {
             return Err(error.clone());
         }
@@ -168,8 +192,7 @@ impl Communicator {
         let blocks = match call.collective {
             Collective::AllGather => call.recvs,
             Collective::ReduceScatter => call.sends,
-            // SAFETY: the caller's promise.
-            _ => return unsafe { self.run_pairs(call) },
+            _ => return Ok(Uneven::Pairs),
         };
         let task = Task {
             collective: call.collective,
@@ -182,7 +205,7 @@ impl Communicator {
             Some(number) => number,
             None => match self.prepare(&task, |plans, plan| plans.insert_uneven(&task, plan))? {
                 Some(number) => number,
-                None => return Ok(()),
+                None => return Ok(Uneven::Nothing),
             },
         };
         let call = Call {
@@ -193,12 +216,37 @@ impl Communicator {
             dtype: call.dtype,
             reduction: call.reduction,
         };
-        // SAFETY: the caller's promise; the plan's extents are the call's blocks.
-        unsafe { self.run_plan(number, &call) }
+        Ok(Uneven::Planned(number, call))
     }
 
-    /// All-to-all, gather and scatter: a transfer for each pair of ranks that has one, also of no bytes, so that both are told if they do not agree.
+    /// All-to-all, gather and scatter: a transfer for each pair of ranks that has one.
     unsafe fn run_pairs(&mut self, call: &UnevenCall<'_>) -> Result<(), Error> {
+        if self.device.is_some() {
+            // SAFETY: the caller's promise.
+            return unsafe { self.run_pairs_on_device(call) };
+        }
+        let (transfers, own) = self.pairs(call);
+        if let Some((from, to, bytes)) = own {
+            // SAFETY: both blocks are valid by the caller's promise and of the same length, which was checked; they may be the same
+            // memory.
+            unsafe { std::ptr::copy(from, to, bytes) };
+        }
+        let signature = Signature::of_pairs(call.collective, call.dtype);
+        self.watch.enter(signature);
+        let (hash, history) = (signature.extend(0) as u32, self.watch.history());
+        // SAFETY: the caller's promise.
+        match unsafe { self.exchange_with_peers(&transfers, hash, history) } {
+            Ok(()) => {
+                self.watch.end(signature);
+                Ok(())
+            }
+            Err(error) => Err(self.fail_call(signature, error)),
+        }
+    }
+
+    /// The transfers with other ranks of an all-to-all, gather or scatter, also those of no bytes, so that both ranks are told if they do not
+    /// agree; and the own block, from where to where and how many bytes.
+    pub(super) fn pairs(&self, call: &UnevenCall<'_>) -> (Vec<Transfer>, Option<OwnBlock>) {
         let size = call.dtype.size();
         let UnevenCall { collective, send, sends, recv, recvs, .. } = *call;
         let (own, ranks) = (self.rank as usize, 0..self.nranks);
@@ -224,25 +272,15 @@ impl Communicator {
             _ => Some(blocks.extent(own)),
         };
         let has_own = collective.root().is_none_or(|root| root == self.rank);
-        if let (true, Some(from), Some(to)) = (has_own, at(sends), at(recvs)) {
-            let (from, to) =
-                (send.wrapping_add(from.start * size), recv.wrapping_add(to.start * size));
-            let bytes = at(sends).map_or(0, |extent| extent.len * size);
-            // SAFETY: both blocks are valid by the caller's promise and of the same length, which was checked; they may be the same
-            // memory.
-            unsafe { std::ptr::copy(from, to, bytes) };
-        }
-        let signature = Signature::of_pairs(collective, call.dtype);
-        self.watch.enter(signature);
-        let (hash, history) = (signature.extend(0) as u32, self.watch.history());
-        // SAFETY: the caller's promise.
-        match unsafe { self.exchange_with_peers(&transfers, hash, history) } {
-            Ok(()) => {
-                self.watch.end(signature);
-                Ok(())
-            }
-            Err(error) => Err(self.fail_call(signature, error)),
-        }
+        let own = match (has_own, at(sends), at(recvs)) {
+            (true, Some(from), Some(to)) => Some((
+                send.wrapping_add(from.start * size),
+                recv.wrapping_add(to.start * size),
+                from.len * size,
+            )),
+            _ => None,
+        };
+        (transfers, own)
     }
 
     fn call_uneven<T: Element>(

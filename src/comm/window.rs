@@ -29,6 +29,7 @@ impl Communicator {
             return Err(Error::InvalidArgument { what: "a window of no memory".into() });
         }
         self.whole()?;
+        self.check_windows()?;
         let deadline = self.link_deadline();
         let all = self.watch.all_gather(&(bytes as u64).to_le_bytes(), deadline)?;
         let size = |bytes: &Vec<u8>| Some(u64::from_le_bytes(bytes[..].try_into().ok()?));
@@ -265,7 +266,20 @@ impl Communicator {
         self.broken.clone().map_or(Ok(()), Err)
     }
 
+    /// Puts and signals are the host's.
+    fn check_windows(&self) -> Result<(), Error> {
+        match self.device() {
+            None => Ok(()),
+            Some(device) => Err(Error::InvalidUsage {
+                what: format!(
+                    "windows, puts and signals in a communicator of CUDA device {device}; they are for communicators of host memory (MAYPOLE_DEVICE=host)"
+                ),
+            }),
+        }
+    }
+
     fn check_window_peer(&self, peer: Rank) -> Result<(), Error> {
+        self.check_windows()?;
         if peer >= self.nranks {
             return Err(Error::InvalidArgument {
                 what: format!("peer {peer} in a communicator of {} ranks", self.nranks),

@@ -4,10 +4,23 @@
 //! device is queued on a stream ([`launch`]) and runs there by the kernel of `maypole_cuda`, which interprets the same proved schedule that
 //! a host communicator walks. Without a driver, libcuda.so.1, all of this is idle: there are no devices.
 
+pub(crate) mod arrive;
+pub(crate) mod card;
 mod detect;
+pub(crate) mod gpu;
+pub(crate) mod group;
+pub(crate) mod inbox;
+pub(crate) mod issue;
 mod join;
 mod memory;
+pub(crate) mod order;
+mod pool;
+pub(crate) mod program;
 mod queue;
+pub(crate) mod rank;
+mod scratch;
+pub(crate) mod signals;
+mod store;
 
 pub use detect::{check, count, current};
 pub use join::join;

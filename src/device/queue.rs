@@ -1,7 +1,13 @@
 //! Calls on streams: what is queued, and the one function that queues it.
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
+use maypole_cuda::stream::Capture;
+
+use super::gpu::Gpu;
+use super::issue::{Batch, Member, issue};
+use super::order::Where;
 use crate::call::{Call, UnevenCall};
 use crate::comm::Communicator;
 use crate::error::Error;
@@ -49,14 +55,65 @@ pub struct Part<'a> {
 /// As for the calls on host memory ([`Communicator::run`]), from now until the stream is through with them; where the stream is
 /// captured, at every replay. Streams are alive, and of the device of their communicator.
 pub unsafe fn launch(parts: Vec<Part<'_>>) -> Result<(), Error> {
-    match parts.first() {
-        // There are no others yet.
+    let mut first = Ok(());
+    let mut parts: Vec<Option<Part<'_>>> = parts.into_iter().map(Some).collect();
+    while let Some(gpu) = parts.iter().flatten().find_map(|part| part.comm.gpu()) {
+        let here = parts.iter_mut().filter_map(|part| {
+            part.take_if(|part| part.comm.gpu().is_some_and(|other| Arc::ptr_eq(&gpu, &other)))
+        });
+        // SAFETY: the caller's promise.
+        let queued = unsafe { launch_on(&gpu, here.collect()) };
+        first = first.and(queued);
+    }
+    match parts.into_iter().flatten().next() {
+        None => first,
         Some(part) => Err(Error::InvalidUsage {
             what: format!(
                 "a call on a CUDA stream by rank {} of a communicator of host memory; make it with Options::device",
                 part.comm.rank()
             ),
         }),
-        None => Ok(()),
     }
+}
+
+/// Queues calls of communicators that are all on `gpu`.
+unsafe fn launch_on(gpu: &Gpu, parts: Vec<Part<'_>>) -> Result<(), Error> {
+    let current = gpu.device.current()?;
+    let mut first = Ok(());
+    let mut members: Vec<Member<'_>> = Vec::with_capacity(parts.len());
+    for Part { comm, calls, stream } in parts {
+        // SAFETY: the caller's promise.
+        let capture = match unsafe { Capture::of(&current, stream.0)? } {
+            Capture::None => None,
+            Capture::Active(id) => Some(id),
+            Capture::Invalidated => {
+                return Err(Error::InvalidUsage {
+                    what: String::from(
+                        "a call on a stream whose capture was spoiled before; end the capture",
+                    ),
+                });
+            }
+        };
+        let mut batch = Batch::new(Where { stream: stream.0 as usize, capture });
+        for call in &calls {
+            // SAFETY: the caller's promise.
+            let queued = unsafe { comm.queue(call, &mut batch) };
+            batch.next_call();
+            if let Err(error) = queued {
+                first = first.and(Err(error));
+                break;
+            }
+        }
+        members.push(Member::new(comm, batch));
+    }
+    while let Some(at) = members.first().map(|member| member.batch.at) {
+        // In their order.
+        let (mut here, others): (Vec<_>, Vec<_>) =
+            members.into_iter().partition(|member| member.batch.at == at);
+        // SAFETY: the caller's promise.
+        let issued = unsafe { issue(&current, gpu, at, &mut here) };
+        first = first.and(issued);
+        members = others;
+    }
+    first
 }

@@ -94,7 +94,7 @@ pub(crate) fn bind(
 }
 
 /// What both ends must agree on: that it is a transfer, and how long.
-fn tag(bytes: usize) -> u32 {
+pub(crate) fn tag(bytes: usize) -> u32 {
     let mixed = (bytes as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 32) as u32 ^ 0x7032_7000
 }

@@ -13,6 +13,8 @@ use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{Collective, DType, Rank, RedOp};
 
 use crate::call::{Call, Extents, Task};
+use crate::device::program::DevicePlan;
+use crate::device::rank::DeviceRank;
 use crate::engine::links::Links;
 use crate::error::Error;
 use crate::plan::bind::Program;
@@ -46,6 +48,8 @@ pub(crate) enum Body {
     Straight(StraightLine),
     /// By slots, tile by tile.
     Walk(Program),
+    /// On a stream of a CUDA device.
+    Device(DevicePlan),
 }
 
 /// A plan.
@@ -97,10 +101,30 @@ impl Plan {
                 Body::Walk(Program::bind(schedule, &geometry, tag, rank, links, link)?)
             }
         };
-        let kernel = Kernel::select(task.dtype, reduction, schedule.nranks, isa);
+        Ok(Self::of(body, choice, task, schedule.nranks, isa))
+    }
+
+    /// The same for a rank on a device.
+    pub(crate) fn on_device(
+        proved: &Proved,
+        choice: &Choice,
+        task: &Task,
+        me: Rank,
+        isa: Isa,
+        rank: &DeviceRank,
+    ) -> Result<Self, Error> {
+        let tag = tag(Signature::of(task), choice);
+        let body = Body::Device(DevicePlan::new(proved, choice, task, tag, me, rank)?);
+        Ok(Self::of(body, choice, task, proved.schedule().nranks, isa))
+    }
+
+    fn of(body: Body, choice: &Choice, task: &Task, nranks: u32, isa: Isa) -> Self {
+        let (reduction, signature) = (task.reduction(), Signature::of(task));
+        let (scaled, tag) = (scaled(reduction.op, task.dtype), tag(signature, choice));
+        let kernel = Kernel::select(task.dtype, reduction, nranks, isa);
         let unusual = reduction.op == RedOp::PreMulSum || task.collective == Collective::AllToAll;
         let stream = task.bytes() >= STREAM_FROM;
-        Ok(Self { body, kernel, unusual, scaled, tag, signature, stream })
+        Self { body, kernel, unusual, scaled, tag, signature, stream }
     }
 }
 

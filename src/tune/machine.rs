@@ -25,7 +25,7 @@ impl Tuner {
             step,
             operand,
             byte,
-            lanes_share_a_core: true,
+            lanes_share_a_core: self.device.is_none(),
             ranks_per_core: self.ranks_per_core,
             link: if self.tcp_within_nodes { awaited(TCP) } else { shared(latency) },
             network: several.then(|| Network { grouping, link: awaited(TCP) }),

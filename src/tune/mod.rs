@@ -17,6 +17,7 @@ use maypole_algorithms::topology::Grouping;
 use maypole_algorithms::{Class, Collective, Schedule};
 
 use crate::call::Task;
+use crate::device::inbox::LINE_BYTES;
 use crate::error::Error;
 use crate::plan::geometry::Geometry;
 use crate::plan::straight::StraightLine;
@@ -86,6 +87,8 @@ pub(crate) struct Tuner {
     pub(crate) depth: u32,
     /// All links have lines: no two ranks meet over TCP.
     pub(crate) lines: bool,
+    /// All ranks are on CUDA devices: then the most channels that a schedule may use.
+    pub(crate) device: Option<Channel>,
     /// Some ranks of one node meet over TCP.
     pub(crate) tcp_within_nodes: bool,
     /// Ranks per core on the busiest node, at least 1.
@@ -184,9 +187,10 @@ impl Tuner {
                 task.collective
             ));
         }
-        if channels > MOST_CHANNELS {
+        let most = self.device.unwrap_or(MOST_CHANNELS);
+        if channels > most {
             return refused(format!(
-                "{schedule:?} uses {channels} channels; communicators have {MOST_CHANNELS}"
+                "{schedule:?} uses {channels} channels; communicators have {most}"
             ));
         }
         let tile = self.slot_bytes;
@@ -210,7 +214,8 @@ impl Tuner {
         schedules.retain(|schedule| {
             let asked = self.algorithms.names(collective, schedule.name);
             let of_class = schedule.class <= self.class || (asked && !self.explicit_class);
-            allowed.contains(&schedule.name) && of_class
+            let channels = self.device.is_none_or(|most| schedule.channels <= most);
+            allowed.contains(&schedule.name) && of_class && channels
         });
         let least = schedules.iter().map(|s| self.steps(s)).min().unwrap_or(0);
         schedules.retain(|schedule| self.steps(schedule) <= MANY_STEPS.max(least));
@@ -226,8 +231,13 @@ impl Tuner {
 
     /// The protocol for `task` by `schedule`: lines for what fits them. None if links have too few slots.
     fn protocol(&self, schedule: &Schedule, geometry: &Geometry, task: &Task) -> Option<Protocol> {
-        let lines = self.lines && self.protocol != Some(Protocol::Slots);
-        if lines && StraightLine::fits(schedule, geometry, task.dtype.size()) {
+        let (lines, size) =
+            (self.lines && self.protocol != Some(Protocol::Slots), task.dtype.size());
+        let fits = match self.device {
+            None => StraightLine::fits(schedule, geometry, size),
+            Some(_) => schedule.credit <= self.depth && geometry.longest() * size <= LINE_BYTES,
+        };
+        if lines && fits {
             return Some(Protocol::Line);
         }
         (schedule.credit <= self.depth).then_some(Protocol::Slots)
@@ -299,6 +309,7 @@ mod tests {
             slot_bytes: 16 << 10,
             depth: 4,
             lines: true,
+            device: None,
             tcp_within_nodes: false,
             ranks_per_core: 1.0,
             class: Class::Fast,

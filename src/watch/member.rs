@@ -11,6 +11,7 @@ use maypole_transport::sync::Ordering;
 use crate::bootstrap::stream::poll_fd;
 use crate::bootstrap::{BootstrapError, ControlTree, Exchange, Heard};
 use crate::error::Error;
+use crate::watch::device::DeviceWork;
 use crate::watch::note::{Answer, Note};
 use crate::watch::process::{State, Watched};
 use crate::watch::record::Snapshot;
@@ -24,7 +25,7 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A communicator in the hands of the service thread.
 pub(crate) struct Member {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     tree: ControlTree,
     peers: Vec<Peer>,
     /// The processes of neighbours on this host.
@@ -40,6 +41,10 @@ pub(crate) struct Member {
     opening: Option<Opening>,
     /// After what time that is suspicious.
     report: Duration,
+    /// After what time a wait is an error.
+    pub(super) timeout: Option<Duration>,
+    /// Work on the rank's device.
+    pub(super) device: Option<DeviceWork>,
 }
 
 struct Opening {
@@ -56,7 +61,7 @@ struct Inquiry {
     due: Instant,
 }
 
-enum Purpose {
+pub(super) enum Purpose {
     /// Since when this rank waits, in which call, and whom it leads to; the last one was asked.
     Suspicion { since: Instant, sequence: u64, chain: Vec<Rank> },
     /// A message of this rank belongs to another call; what to say if it cannot be told to which.
@@ -78,6 +83,7 @@ impl Member {
         tree: ControlTree,
         peers: Vec<Peer>,
         report: Duration,
+        timeout: Option<Duration>,
     ) -> Self {
         let (mut watched, mut ended) = (Vec::new(), Vec::new());
         let me = &peers[shared.rank as usize].process;
@@ -106,6 +112,8 @@ impl Member {
             token: 0,
             opening: None,
             report,
+            timeout,
+            device: None,
         }
     }
 
@@ -127,7 +135,8 @@ impl Member {
     pub(crate) fn wake(&self) -> Option<Instant> {
         let exchange = self.exchange.iter().map(|(_, deadline)| *deadline);
         let inquiries = self.inquiries.iter().map(|inquiry| inquiry.due);
-        exchange.chain(inquiries).chain(self.opening.iter().map(|it| it.due)).min()
+        let device = self.device.iter().map(|work| work.due);
+        exchange.chain(inquiries).chain(self.opening.iter().map(|it| it.due)).chain(device).min()
     }
 
     /// Does what the communicator's thread asks for.
@@ -138,6 +147,7 @@ impl Member {
                 let since = Instant::now();
                 self.opening = Some(Opening { peer, since, due: since + self.report });
             }
+            Command::Look(_) => self.device = Some(DeviceWork::begin(Instant::now())),
             Command::Decide(_, verdict) => self.decide(verdict, None),
             Command::Accuse(_, peer, fallback) => self.ask(Purpose::Mismatch { peer, fallback }),
             Command::Exchange(_, bytes, deadline) => {
@@ -182,6 +192,7 @@ impl Member {
         }
         self.advance(now);
         self.look_at_opening(now);
+        self.look_at_device(now);
         while let Some(at) = self.inquiries.iter().position(|inquiry| inquiry.due <= now) {
             let inquiry = self.inquiries.swap_remove(at);
             self.unanswered(inquiry.purpose);
@@ -271,7 +282,7 @@ impl Member {
         }
     }
 
-    fn decide(&mut self, verdict: Verdict, heard_from: Option<Rank>) {
+    pub(super) fn decide(&mut self, verdict: Verdict, heard_from: Option<Rank>) {
         let mut first = false;
         self.shared.change(|state| {
             if state.verdict.is_none() {
@@ -345,7 +356,7 @@ impl Member {
         self.ask(Purpose::Suspicion { since, sequence, chain: vec![peer] });
     }
 
-    fn ask(&mut self, purpose: Purpose) {
+    pub(super) fn ask(&mut self, purpose: Purpose) {
         let asked = purpose.asked();
         if asked >= self.shared.nranks || self.shared.ended().is_some() {
             return;

@@ -19,10 +19,12 @@
 //! | `note` | what ranks tell each other |
 //! | `member` | one communicator, as the service thread sees it |
 //! | `service` | the thread |
+//! | `device` | what the thread sees of work on a CUDA device |
 //! | `process` | processes: whether one runs, and forks |
 //! | `dump` | the flight recorder on demand |
 //! | `live` | what other processes may ask: `maypole ps` |
 
+mod device;
 mod dump;
 pub mod live;
 mod member;
@@ -35,7 +37,7 @@ mod verdict;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
@@ -45,6 +47,7 @@ use maypole_transport::sync::{AtomicU64, Ordering};
 
 use crate::bootstrap::{Abort, ControlTree};
 use crate::config::Config;
+use crate::device::signals::Signals;
 use crate::error::Error;
 use member::Member;
 use process::Process;
@@ -119,6 +122,8 @@ pub(crate) struct Shared {
     changed: Condvar,
     /// One more than the rank to which a connection is being made.
     opening: AtomicU64,
+    /// Of a rank on a CUDA device.
+    device: OnceLock<Arc<Signals>>,
 }
 
 #[derive(Default)]
@@ -157,11 +162,12 @@ impl Watch {
             state: Mutex::default(),
             changed: Condvar::new(),
             opening: AtomicU64::new(0),
+            device: OnceLock::new(),
         });
-        let report = config.report;
+        let (report, timeout) = (config.report, config.timeout);
         let mut tree = Some(tree);
         let added = service::add(|| {
-            tree.take().map(|tree| Member::new(shared.clone(), tree, peers, report))
+            tree.take().map(|tree| Member::new(shared.clone(), tree, peers, report, timeout))
         });
         let queue = added.inspect_err(|error| {
             // There is no service to tell the others.
@@ -170,10 +176,9 @@ impl Watch {
             }
         })?;
         *lock(&shared.queue) = Some(queue);
-        let (generation, timeout) = (generation(), config.timeout);
         Ok(Self {
             shared,
-            generation,
+            generation: generation(),
             report,
             timeout,
             sequence: 0,
@@ -308,6 +313,27 @@ impl Watch {
         result.unwrap_or_else(|| Err(Error::internal("the service thread does not answer")))
     }
 
+    /// From now on whatever ends the communicator ends what it has on its device, and what goes wrong there ends the communicator.
+    pub(crate) fn join_device(&self, signals: &Arc<Signals>) {
+        // It is joined once.
+        let _ = self.shared.device.set(signals.clone());
+        if self.shared.ended().is_some() {
+            signals.abort();
+        }
+    }
+
+    /// Work was queued on the device while the service thread did not look there: it is to look now and then.
+    #[cold]
+    pub(crate) fn look_at_device(&self) {
+        self.shared.send(Command::Look(self.shared.id));
+    }
+
+    /// Why work on the device was told to end, as an error for [`fail`](Self::fail).
+    pub(crate) fn stopped(&self) -> Error {
+        let by = self.shared.rank;
+        self.ended().unwrap_or_else(|| LinkError::Aborted { by, reason: VERDICT }.into())
+    }
+
     /// For abort handles.
     pub(crate) fn shared(&self) -> Arc<Shared> {
         self.shared.clone()
@@ -413,6 +439,11 @@ impl Shared {
             && let Some(endpoint) = self.endpoint.upgrade()
         {
             endpoint.abort(reason);
+        }
+        if self.is_ours()
+            && let Some(signals) = self.device.get()
+        {
+            signals.abort();
         }
     }
 

@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Suspect(u64, Rank, Instant),
     /// A connection to this rank is being made.
     Opening(u64, Rank),
+    /// There is work on the rank's device.
+    Look(u64),
     /// It is over.
     Decide(u64, Verdict),
     /// This rank's message belongs to another call: find out which. The text is for want of something better.
@@ -181,6 +183,7 @@ fn run(queue: &Queue) {
                 Command::Remove(id)
                 | Command::Suspect(id, ..)
                 | Command::Opening(id, _)
+                | Command::Look(id)
                 | Command::Decide(id, _)
                 | Command::Accuse(id, ..)
                 | Command::Exchange(id, ..) => Some(*id),

@@ -123,7 +123,7 @@ impl Device {
     }
 
     /// Makes the context current on this thread while the value lives; one call of the driver where it is already.
-    pub(crate) fn current(&self) -> Result<Current<'_>, DriverError> {
+    pub fn current(&self) -> Result<Current<'_>, DriverError> {
         let driver = &*self.driver;
         let mut context = ptr::null_mut();
         call!(driver, cuCtxGetCurrent(&mut context))?;
@@ -148,7 +148,7 @@ impl Drop for Device {
 }
 
 /// The driver, while a context is current. Restores the one that was current before.
-pub(crate) struct Current<'a> {
+pub struct Current<'a> {
     driver: &'a Driver,
     pushed: bool,
 }

@@ -109,6 +109,7 @@ functions! {
     cuLaunchCooperativeKernel(
         Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void
     ) since 9000;
+    cuThreadExchangeStreamCaptureMode(*mut c_int) since 10010;
     cuStreamGetCaptureInfo(Handle, *mut c_int, *mut u64) since 10010;
     cuStreamBeginCapture_v2(Handle, c_int) since 10010;
     cuStreamEndCapture(Handle, *mut Handle) since 10000;

@@ -13,9 +13,9 @@ mod module;
 
 pub use crate::memory::Buffer;
 pub use crate::stream::Stream;
-pub use context::Device;
+pub use context::{Current, Device};
 pub use error::DriverError;
-pub use module::{Kernel, Module};
+pub use module::{Entry, Kernel, Module};
 
 use functions::{Functions, call};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};

@@ -1,7 +1,7 @@
 //! Kernels: loaded from an image, and launched.
 
 use super::functions::call;
-use super::{Device, DriverError, Handle, Stream};
+use super::{Current, Device, DriverError, Handle, Stream};
 use std::ffi::{CStr, c_void};
 use std::ptr;
 use std::sync::Arc;
@@ -118,5 +118,49 @@ impl Kernel<'_> {
             &driver,
             cuLaunchCooperativeKernel(self.handle, blocks, 1, 1, threads, 1, 1, 0, stream, at)
         )
+    }
+}
+
+/// A kernel that keeps its module.
+pub struct Entry {
+    handle: Handle,
+    _module: Module,
+}
+
+// SAFETY: a function's handle may be used from any thread.
+unsafe impl Send for Entry {}
+// SAFETY: as above.
+unsafe impl Sync for Entry {}
+
+impl Entry {
+    /// The kernel of this name.
+    pub fn new(module: Module, kernel: &CStr) -> Result<Self, DriverError> {
+        let handle = module.kernel(kernel)?.handle;
+        Ok(Self { handle, _module: module })
+    }
+
+    /// Queues the kernel with one argument, by one call of the driver. `together`: all blocks are resident together, or the launch is
+    /// refused; else blocks start as there is room.
+    ///
+    /// # Safety
+    /// As for [`Kernel::launch`]; the module's device is `current`.
+    pub unsafe fn launch<T: Copy>(
+        &self,
+        current: &Current<'_>,
+        together: bool,
+        (blocks, threads): (u32, u32),
+        stream: *mut c_void,
+        argument: &T,
+    ) -> Result<(), DriverError> {
+        let mut arguments = [ptr::from_ref(argument).cast_mut().cast::<c_void>()];
+        let (at, none) = (arguments.as_mut_ptr(), ptr::null_mut());
+        let driver: &super::Driver = current;
+        if together {
+            return call!(
+                driver,
+                cuLaunchCooperativeKernel(self.handle, blocks, 1, 1, threads, 1, 1, 0, stream, at)
+            );
+        }
+        call!(driver, cuLaunchKernel(self.handle, blocks, 1, 1, threads, 1, 1, 0, stream, at, none))
     }
 }

@@ -6,6 +6,7 @@ mod case;
 mod control;
 mod ends;
 mod offspring;
+mod on_device;
 mod random;
 mod settings;
 mod transfers;

@@ -1,0 +1,322 @@
+//! Calls of a communicator of a CUDA device: queued on a stream of the caller's, or on one of its own and waited for.
+
+use std::sync::Arc;
+
+use maypole_algorithms::Rank;
+use maypole_cuda::driver::{Driver, DriverError};
+use maypole_cuda::memory;
+
+use super::Communicator;
+use super::card::Card;
+use super::run::check_in_place;
+use super::uneven::Uneven;
+use crate::call::{Call, Task, UnevenCall};
+use crate::device::Queued;
+use crate::device::gpu::Gpu;
+use crate::device::group;
+use crate::device::issue::{Batch, Member, issue};
+use crate::device::order::Where;
+use crate::device::program::{DevicePlan, Operands, parameter};
+use crate::error::Error;
+use crate::plan::exchange::Transfer;
+use crate::plan::{Body, Key};
+use crate::watch::Signature;
+
+/// How many ranks are on the device of rank `me`, itself among them. Where it is more than one, the first of them says so.
+pub(super) fn sharing(cards: &[Card], me: Rank) -> u32 {
+    let here = &cards[me as usize];
+    let Some(device) = &here.device else { return 0 };
+    let same = |card: &Card| {
+        let on = card.device.as_ref().is_some_and(|other| other.uuid == device.uuid);
+        on && card.host.same_machine(&here.host)
+    };
+    let ranks: Vec<usize> = (0..cards.len()).filter(|rank| same(&cards[*rank])).collect();
+    if ranks.len() > 1 && ranks[0] == me as usize {
+        log::warn!(
+            "ranks {ranks:?} share CUDA device {} of {}: their kernels take turns or have few blocks each; give each rank a device of its own",
+            device.ordinal,
+            here.host.name
+        );
+    }
+    ranks.len() as u32
+}
+
+impl Communicator {
+    /// The device that the communicator is for.
+    pub(crate) fn gpu(&self) -> Option<Arc<Gpu>> {
+        self.device.as_ref().map(|rank| rank.gpu.clone())
+    }
+
+    /// Blocks that a call may have.
+    pub(crate) fn device_blocks(&self) -> u32 {
+        self.device.as_ref().map_or(1, |rank| rank.blocks)
+    }
+
+    /// Whether all blocks of a launch must be resident together.
+    pub(crate) fn launches_together(&self) -> bool {
+        self.device.as_ref().is_some_and(|rank| rank.together)
+    }
+
+    /// So many works more were launched.
+    pub(crate) fn launched(&self, works: u64) {
+        if let Some(rank) = &self.device
+            && rank.signals.launch(works)
+        {
+            self.watch.look_at_device();
+        }
+    }
+
+    /// What is queued at `at` from here on begins after all works so far.
+    pub(crate) unsafe fn follow(&mut self, gpu: &Gpu, at: Where) -> Result<(), DriverError> {
+        match &mut self.device {
+            // SAFETY: the caller's promise.
+            Some(rank) => unsafe { rank.order.follow(gpu, &rank.signals, at) },
+            None => Ok(()),
+        }
+    }
+
+    /// Adds a call to `batch`: what it takes is planned, and it counts as made.
+    ///
+    /// # Safety
+    /// As for [`launch`](crate::device::launch).
+    pub(crate) unsafe fn queue(
+        &mut self,
+        queued: &Queued<'_>,
+        batch: &mut Batch,
+    ) -> Result<(), Error> {
+        self.watch.check_fork()?;
+        self.running()?;
+        match queued {
+            Queued::Collective(call) => {
+                let key = Key::new(call);
+                let number = match self.plans.find(&key) {
+                    Some(number) => Some(number),
+                    None => self.prepare_even(key, call)?,
+                };
+                // SAFETY: the caller's promise.
+                unsafe { self.queue_planned(number, call, batch) }
+            }
+            Queued::Among(call, algorithms) => {
+                let number = self.number_among(call, algorithms)?;
+                // SAFETY: the caller's promise.
+                unsafe { self.queue_planned(number, call, batch) }
+            }
+            Queued::Uneven(call) => match self.uneven(call)? {
+                // SAFETY: the caller's promise.
+                Uneven::Planned(number, call) => unsafe {
+                    self.queue_planned(Some(number), &call, batch)
+                },
+                // SAFETY: the caller's promise.
+                Uneven::Pairs => unsafe { self.queue_pairs(call, batch) },
+                Uneven::Nothing => Ok(()),
+            },
+            Queued::Transfers(transfers) => {
+                let (transfers, own) = self.sorted(transfers)?;
+                for (from, to, bytes) in own {
+                    batch.copy(to as u64, from as u64, bytes);
+                }
+                // SAFETY: the caller's promise. Transfers are no calls of all ranks.
+                unsafe { self.queue_transfers(&transfers, 0, 0, batch) }.map_err(|e| self.fail(e))
+            }
+            Queued::Barrier => {
+                let number = self.number_of_barrier()?;
+                let call = self.barrier_call(std::ptr::null(), std::ptr::null_mut());
+                // SAFETY: the caller's promise; the barrier has memory of its own.
+                unsafe { self.queue_planned(number, &call, batch) }
+            }
+        }
+    }
+
+    /// Adds a call by plan `number`; by none if it is of no elements.
+    unsafe fn queue_planned(
+        &mut self,
+        number: Option<usize>,
+        call: &Call,
+        batch: &mut Batch,
+    ) -> Result<(), Error> {
+        let Some(number) = number else { return Ok(()) };
+        let signature = self.plans.get(number).signature;
+        // SAFETY: the caller's promise.
+        match unsafe { self.add_planned(number, call, batch) } {
+            Ok(()) => {
+                self.watch.end(signature);
+                Ok(())
+            }
+            Err(error) => Err(self.fail_call(signature, error)),
+        }
+    }
+
+    unsafe fn add_planned(
+        &mut self,
+        number: usize,
+        call: &Call,
+        batch: &mut Batch,
+    ) -> Result<(), Error> {
+        let Self { plans, device: Some(rank), watch, config, nranks, .. } = self else {
+            return Err(no_device());
+        };
+        let plan = plans.get(number);
+        if plan.unusual {
+            check_in_place(call, *nranks)?;
+        }
+        if config.check_pointers {
+            let pointers = [call.send, call.recv.cast_const()];
+            check_pointers(rank.gpu.device.driver(), &pointers)?;
+        }
+        let (send, recv) = (call.send as u64, call.recv as u64);
+        match &plan.body {
+            Body::Device(DevicePlan::Copy { from, to, bytes }) => {
+                batch.copy(recv + *to as u64, send + *from as u64, *bytes);
+            }
+            Body::Device(DevicePlan::Run(program)) => {
+                let reduction = Task::from(call).reduction();
+                let parameter = parameter(call.dtype, reduction, *nranks);
+                let operands = Operands { send, recv, parameter, history: watch.history() };
+                let number = batch.number(rank.signals.launched());
+                // SAFETY: the caller's promise.
+                let work = unsafe { program.work(rank, operands, batch.at, number)? };
+                batch.work(work, program.lanes);
+            }
+            Body::Straight(_) | Body::Walk(_) => return Err(no_device()),
+        }
+        Ok(())
+    }
+
+    /// Adds an all-to-all, gather or scatter of uneven blocks.
+    unsafe fn queue_pairs(
+        &mut self,
+        call: &UnevenCall<'_>,
+        batch: &mut Batch,
+    ) -> Result<(), Error> {
+        let signature = Signature::of_pairs(call.collective, call.dtype);
+        let (hash, history) = (signature.extend(0) as u32, self.watch.history());
+        let (transfers, own) = self.pairs(call);
+        if let Some((from, to, bytes)) = own {
+            batch.copy(to as u64, from as u64, bytes);
+        }
+        // SAFETY: the caller's promise.
+        match unsafe { self.queue_transfers(&transfers, hash, history, batch) } {
+            Ok(()) => {
+                self.watch.end(signature);
+                Ok(())
+            }
+            Err(error) => Err(self.fail_call(signature, error)),
+        }
+    }
+
+    /// Adds transfers with other ranks; see [`exchange_with_peers`](Self::exchange_with_peers).
+    unsafe fn queue_transfers(
+        &mut self,
+        transfers: &[Transfer],
+        call: u32,
+        history: u32,
+        batch: &mut Batch,
+    ) -> Result<(), Error> {
+        let check = self.config.check_pointers;
+        let Some(rank) = &mut self.device else { return Err(no_device()) };
+        if check {
+            let pointer = |transfer: &Transfer| match *transfer {
+                Transfer::Send { data, .. } => data,
+                Transfer::Receive { data, .. } => data.cast_const(),
+            };
+            let some = transfers.iter().filter(|transfer| transfer.bytes() > 0);
+            let pointers: Vec<_> = some.map(pointer).collect();
+            check_pointers(rank.gpu.device.driver(), &pointers)?;
+        }
+        if transfers.is_empty() {
+            return Ok(());
+        }
+        let kept = group::take(rank, transfers, call)?;
+        let operands = Operands { send: 0, recv: 0, parameter: (0, false), history };
+        let number = batch.number(rank.signals.launched());
+        // SAFETY: the caller's promise.
+        let work = unsafe { kept.program.work(rank, operands, batch.at, number) };
+        let lanes = kept.program.lanes;
+        group::keep(rank, kept);
+        batch.work(work?, lanes);
+        Ok(())
+    }
+
+    /// Runs plan `number`, and waits for it.
+    pub(super) unsafe fn run_on_device(&mut self, number: usize, call: &Call) -> Result<(), Error> {
+        // SAFETY: the caller's promise.
+        unsafe { self.wait_for(|comm, batch| comm.add_planned(number, call, batch)) }
+    }
+
+    /// Runs an all-to-all, gather or scatter of uneven blocks, and waits for it.
+    pub(super) unsafe fn run_pairs_on_device(
+        &mut self,
+        call: &UnevenCall<'_>,
+    ) -> Result<(), Error> {
+        // SAFETY: the caller's promise.
+        unsafe { self.wait_for(|comm, batch| comm.queue_pairs(call, batch)) }
+    }
+
+    /// Runs a group of transfers, and waits for it.
+    pub(super) unsafe fn exchange_on_device(
+        &mut self,
+        transfers: &[Transfer],
+    ) -> Result<(), Error> {
+        let queued = Queued::Transfers(transfers);
+        // SAFETY: the caller's promise.
+        unsafe { self.wait_for(|comm, batch| comm.queue(&queued, batch)) }
+    }
+
+    /// Queues on the communicator's own stream, behind what is on the default stream so far, and waits.
+    unsafe fn wait_for(
+        &mut self,
+        queue: impl FnOnce(&mut Self, &mut Batch) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.running()?;
+        let Some(gpu) = self.gpu() else { return Err(no_device()) };
+        let current = gpu.device.current()?;
+        let stream = self.device.as_ref().map_or(0, |rank| rank.stream.handle() as usize);
+        let at = Where { stream, capture: None };
+        let mut batch = Batch::new(at);
+        queue(self, &mut batch)?;
+        if let Some(rank) = &self.device {
+            rank.follow_default_stream()?;
+        }
+        // SAFETY: the caller's promise; the stream lives as long as the communicator.
+        unsafe { issue(&current, &gpu, at, &mut [Member::new(self, batch)])? };
+        if let Some(rank) = &self.device {
+            rank.stream.synchronize()?;
+        }
+        self.running()
+    }
+
+    /// That nothing has ended the communicator's work on its device.
+    fn running(&mut self) -> Result<(), Error> {
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
+        }
+        let Some(rank) = &self.device else { return Ok(()) };
+        if let Some(trouble) = rank.signals.trouble() {
+            return Err(self.fail(trouble));
+        }
+        if rank.signals.is_aborted() {
+            let error = self.watch.stopped();
+            return Err(self.fail(error));
+        }
+        Ok(())
+    }
+}
+
+/// That the device reaches what these point to. One call of the driver for each; null is not asked for.
+fn check_pointers(driver: &Driver, pointers: &[*const u8]) -> Result<(), Error> {
+    for pointer in pointers.iter().filter(|pointer| !pointer.is_null()) {
+        if !memory::is_known(driver, *pointer as u64)? {
+            return Err(Error::InvalidArgument {
+                what: format!(
+                    "{pointer:p} is in pageable memory of the host, which the device does not reach: register it (cuMemHostRegister), or use pinned, managed or device memory"
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cold]
+fn no_device() -> Error {
+    Error::internal("a call for a device in a communicator of host memory")
+}

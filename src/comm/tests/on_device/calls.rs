@@ -1,0 +1,189 @@
+//! What calls do: the bits of the host path, whatever the collective, the type and the way.
+
+use maypole_algorithms::{Collective, DType, RedOp};
+
+use super::super::Random;
+use super::super::case::Case;
+use super::super::uneven;
+use super::support::{configure, on_devices, simulator};
+use crate::call::{Call, Task};
+use crate::config::Config;
+use crate::device::{CudaStream, Part, Queued, launch};
+use crate::error::Error;
+use crate::plan::exchange::Transfer;
+use crate::reduce::Reduction;
+
+/// What the kernel knows so far.
+pub(super) const KNOWN: [(DType, RedOp); 4] = [
+    (DType::Int32, RedOp::Sum),
+    (DType::Int32, RedOp::Avg),
+    (DType::Float32, RedOp::Sum),
+    (DType::Bfloat16, RedOp::Sum),
+];
+
+/// Ranks on one device, and on two in turns.
+const WORLDS: [&[i32]; 5] = [&[0], &[0, 0], &[0, 1], &[0, 1, 0], &[0, 0, 1, 1, 0]];
+
+#[test]
+fn random_calls_have_the_bits_of_the_proved_trees() {
+    let simulator = simulator();
+    configure(200);
+    for devices in WORLDS {
+        let config = Config { gpu_slot_bytes: Some(4096), ..Config::default() };
+        on_devices(&simulator, devices, &config, |rank| {
+            let comm = &mut rank.comm;
+            let mut random = Random(5);
+            for round in 0..60 {
+                let all = Collective::all(comm.nranks() - 1);
+                let mut case = Case::random(&mut random, all[round % all.len()]);
+                (case.dtype, case.op) = random.pick(&KNOWN);
+                if !case.collective.reduces() {
+                    case.dtype = DType::Uint8;
+                }
+                let task = Task::from(&case.call(comm.rank()));
+                let (schedule, choice) = comm.tuner.choose(&task).expect("a choice");
+                let result = case.run(comm, &schedule);
+                result.unwrap_or_else(|why| panic!("round {round}, {case:?}, {choice}: {why}"));
+            }
+        });
+    }
+}
+
+#[test]
+#[ignore = "the kernel has no 8-byte integers yet"]
+fn v_forms_and_groups_of_transfers() {
+    let simulator = simulator();
+    for devices in WORLDS {
+        let config = Config { gpu_slot_bytes: Some(256), ..Config::default() };
+        on_devices(&simulator, devices, &config, |rank| {
+            (0..6).for_each(|seed| uneven::round(&mut rank.comm, seed));
+        });
+    }
+}
+
+#[test]
+fn device_memory_on_a_stream_and_barriers() {
+    let simulator = simulator();
+    on_devices(&simulator, &[0, 1, 1], &Config::default(), |rank| {
+        let (me, n) = (rank.comm.rank(), rank.comm.nranks());
+        let count = 3000;
+        let input: Vec<u8> = (0..count).flat_map(|i| (i * 7 + me).to_le_bytes()).collect();
+        let (send, recv) = (rank.put(&input), rank.put(&vec![0; 4 * count as usize]));
+        let call = Call {
+            collective: Collective::AllReduce,
+            send: send.address() as *const u8,
+            recv: recv.address() as *mut u8,
+            count: count as usize,
+            dtype: DType::Int32,
+            reduction: RedOp::Sum.into(),
+        };
+        let again = Call { send: call.recv, ..call };
+        let stream = CudaStream(rank.stream.handle());
+        let comm = &mut rank.comm;
+        let calls = vec![Queued::Collective(call), Queued::Barrier, Queued::Collective(again)];
+        // SAFETY: both buffers hold the elements, and live until all ranks are through.
+        unsafe { launch(vec![Part { comm, calls, stream }]) }.expect("to queue");
+        let sum = (0..count).map(|i| n * (n * i * 7 + n * (n - 1) / 2));
+        let expected: Vec<u8> = sum.flat_map(u32::to_le_bytes).collect();
+        assert!(rank.get(&recv) == expected, "rank {me}");
+        rank.comm.barrier().expect("a barrier");
+    });
+}
+
+#[test]
+#[ignore = "the kernel takes no factor from memory yet"]
+fn a_factor_in_device_memory_is_read_when_the_call_runs() {
+    let simulator = simulator();
+    on_devices(&simulator, &[0, 1], &Config::default(), |rank| {
+        let me = rank.comm.rank();
+        let ones: Vec<u8> = [1.0f32; 100].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let (send, recv) = (rank.put(&ones), rank.put(&[0; 400]));
+        let factor = rank.put(&0f32.to_le_bytes());
+        let call = Call {
+            collective: Collective::AllReduce,
+            send: send.address() as *const u8,
+            recv: recv.address() as *mut u8,
+            count: 100,
+            dtype: DType::Float32,
+            reduction: Reduction {
+                scalar: factor.address(),
+                resident: true,
+                ..RedOp::PreMulSum.into()
+            },
+        };
+        let stream = CudaStream(rank.stream.handle());
+        let value = (2.0 + me as f32).to_le_bytes();
+        rank.stream.write(&factor, &value).expect("to write");
+        let (comm, calls) = (&mut rank.comm, vec![Queued::Collective(call)]);
+        // SAFETY: the buffers hold the elements, and live until all ranks are through.
+        unsafe { launch(vec![Part { comm, calls, stream }]) }.expect("to queue");
+        let expected: Vec<u8> = [5.0f32; 100].iter().flat_map(|x| x.to_le_bytes()).collect();
+        assert!(rank.get(&recv) == expected);
+    });
+}
+
+#[test]
+fn transfers_to_itself_and_others_whose_programs_are_used_again() {
+    let simulator = simulator();
+    on_devices(&simulator, &[0, 1, 0], &Config::default(), |rank| {
+        let (me, n) = (rank.comm.rank(), rank.comm.nranks());
+        let sent = rank.put(&vec![me as u8 + 1; 1000]);
+        let received = rank.put(&vec![0; 1000 * n as usize]);
+        // More kinds than are kept.
+        for round in 0..150usize {
+            let bytes = 1 + round * 5;
+            let transfers: Vec<Transfer> = (0..n)
+                .flat_map(|peer| {
+                    let data = (received.address() + u64::from(peer) * 1000) as *mut u8;
+                    let send = Transfer::Send { data: sent.address() as *const u8, bytes, peer };
+                    [send, Transfer::Receive { data, bytes, peer }]
+                })
+                .collect();
+            let (comm, stream) = (&mut rank.comm, CudaStream(rank.stream.handle()));
+            let part = Part { comm, calls: vec![Queued::Transfers(&transfers)], stream };
+            // SAFETY: the buffers hold the bytes, and live until all ranks are through.
+            unsafe { launch(vec![part]) }.expect("to queue");
+        }
+        let got = rank.get(&received);
+        for peer in 0..n as usize {
+            assert!(got[peer * 1000..][..746].iter().all(|byte| *byte == peer as u8 + 1));
+            assert!(got[peer * 1000 + 746..][..254].iter().all(|byte| *byte == 0));
+        }
+        let memory = rank.comm.memory();
+        assert!(memory.device > 0 && memory.device < 200 << 20, "{memory:?}");
+    });
+}
+
+#[test]
+fn what_is_not_for_devices_is_refused_and_the_communicator_goes_on() {
+    let simulator = simulator();
+    let config = Config { check_pointers: true, ..Config::default() };
+    on_devices(&simulator, &[0, 1], &config, |rank| {
+        let mut memory = [0u32; 4];
+        // SAFETY: the array outlives the communicator.
+        let window = unsafe { rank.comm.register_window(memory.as_mut_ptr().cast(), 16) };
+        assert!(matches!(window, Err(Error::InvalidUsage { .. })), "{window:?}");
+        let pageable = rank.comm.all_reduce_in_place(&mut memory, RedOp::Sum);
+        assert!(matches!(pageable, Err(Error::InvalidArgument { .. })), "{pageable:?}");
+        rank.comm.barrier().expect("a barrier");
+        assert_eq!(rank.comm.device(), Some(rank.comm.rank() as i32));
+    });
+}
+
+#[test]
+fn offspring_stay_on_the_device() {
+    let simulator = simulator();
+    on_devices(&simulator, &[0, 1, 0, 1], &Config::default(), |rank| {
+        let me = rank.comm.rank();
+        let part = rank.comm.split(Some(me % 2), 0).expect("a part").expect("in it");
+        assert_eq!(part.device(), rank.comm.device());
+        let mut part = part;
+        part.barrier().expect("a barrier");
+        drop(part);
+        rank.comm.barrier().expect("a barrier");
+        if me != 3 {
+            let mut left = rank.comm.shrink(&[3]).expect("the others");
+            left.barrier().expect("a barrier");
+        }
+    });
+}

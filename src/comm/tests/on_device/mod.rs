@@ -1,0 +1,7 @@
+//! Communicators of devices, on the simulated GPU.
+
+mod calls;
+mod ends;
+mod processes;
+mod streams;
+mod support;

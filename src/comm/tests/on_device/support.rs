@@ -1,0 +1,183 @@
+//! The simulated GPU for tests of this process, and ranks on its devices.
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
+
+use maypole_cuda::driver::{Buffer, Device, Driver, Stream};
+
+use crate::bootstrap::{Options, UniqueId};
+use crate::comm::Communicator;
+use crate::config::Config;
+
+/// The right to use the simulated devices. Freeing memory of one waits for all that runs there, of other tests too.
+pub(super) struct Simulator {
+    pub(super) driver: Arc<Driver>,
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// The library, built where it is not up to date, and loaded: whoever looks for libcuda.so.1 in this process finds it from now on.
+static LIBRARY: LazyLock<PathBuf> = LazyLock::new(|| {
+    let library = folder().join("libcuda.so.1");
+    Driver::open(&library).expect("the simulated driver");
+    library
+});
+
+/// Where the simulated GPU is built.
+pub(super) fn folder() -> PathBuf {
+    let test = std::env::current_exe().expect("the test's own path");
+    let target = test.ancestors().nth(3).expect("target/profile/deps");
+    let built = target.join("tmp/simulated-gpu");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/simulated-gpu");
+    let done = Command::new(script).arg(&built).output().expect("bash runs the script");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "the simulated GPU (it needs g++) cannot be built:\n{said}");
+    built
+}
+
+/// Waits for other tests that use it.
+pub(super) fn simulator() -> Simulator {
+    static ALONE: Mutex<()> = Mutex::new(());
+    // A failed test has left nothing behind but its message.
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let driver = Driver::open(&LIBRARY).expect("the simulated driver");
+    let simulator = Simulator { driver, _alone: alone };
+    fail(c"nothing", 0, 0);
+    configure(0);
+    simulator
+}
+
+fn symbol(name: &CStr) -> *mut c_void {
+    let library = CString::new(LIBRARY.as_os_str().as_encoded_bytes()).expect("a path");
+    // SAFETY: both strings end in a zero byte; the library is loaded, so this only finds it again.
+    let address =
+        unsafe { libc::dlsym(libc::dlopen(library.as_ptr(), libc::RTLD_NOW), name.as_ptr()) };
+    assert!(!address.is_null(), "{name:?}");
+    address
+}
+
+/// Blocks and streams fall behind by chance, by up to so many microseconds.
+pub(super) fn configure(jitter_us: u32) {
+    // SAFETY: cuda/sim/device.cpp gives the function this signature.
+    let configure = unsafe {
+        std::mem::transmute::<*mut c_void, extern "C" fn(i32, u32, u32) -> i32>(symbol(
+            c"simDeviceConfigure",
+        ))
+    };
+    assert_eq!([0, 1].map(|device| configure(device, 128, jitter_us)), [0, 0]);
+}
+
+/// The `n`-th call of a function from now on fails with `error`; 0 takes all such orders back.
+pub(super) fn fail(name: &CStr, n: u64, error: i32) {
+    // SAFETY: cuda/sim/calls.cpp gives the function this signature.
+    let fail = unsafe {
+        std::mem::transmute::<*mut c_void, extern "C" fn(*const c_char, u64, i32)>(symbol(
+            c"simFail",
+        ))
+    };
+    fail(name.as_ptr(), n, error);
+}
+
+/// The calls of the driver that `what` makes, by name.
+pub(super) fn calls(what: impl FnOnce()) -> Vec<(String, u64)> {
+    // SAFETY: cuda/sim/calls.cpp gives the functions these signatures.
+    let (reset, report) = unsafe {
+        (
+            std::mem::transmute::<*mut c_void, extern "C" fn()>(symbol(c"simCallsReset")),
+            std::mem::transmute::<*mut c_void, extern "C" fn(*mut c_char, usize) -> usize>(symbol(
+                c"simCallsReport",
+            )),
+        )
+    };
+    reset();
+    what();
+    let mut text = vec![0u8; 1 << 16];
+    let bytes = report(text.as_mut_ptr().cast(), text.len());
+    let text = String::from_utf8_lossy(&text[..bytes]).into_owned();
+    let line = |line: &str| {
+        let (name, count) = line.split_once(' ').expect("name and count");
+        (name.to_owned(), count.parse().expect("a number"))
+    };
+    text.lines().map(line).collect()
+}
+
+/// A rank's device memory and stream. What it allocates is freed when all ranks are through: that waits for all work of the device.
+pub(super) struct Rank {
+    pub(super) comm: Communicator,
+    pub(super) device: Arc<Device>,
+    pub(super) stream: Stream,
+    buffers: Vec<Arc<Buffer>>,
+}
+
+impl Rank {
+    pub(super) fn new(comm: Communicator, driver: &Arc<Driver>, ordinal: i32) -> Self {
+        let device = Device::open(driver, ordinal).expect("a device");
+        let stream = Stream::new(&device).expect("a stream");
+        Self { comm, device, stream, buffers: Vec::new() }
+    }
+
+    /// Device memory with this content.
+    pub(super) fn put(&mut self, bytes: &[u8]) -> Arc<Buffer> {
+        let buffer = Arc::new(Buffer::new(&self.device, bytes.len()).expect("device memory"));
+        self.stream.write(&buffer, bytes).expect("to write");
+        self.stream.synchronize().expect("to write");
+        self.buffers.push(buffer.clone());
+        buffer
+    }
+
+    /// What is in device memory when all that was queued in the rank's stream is through.
+    pub(super) fn get(&self, buffer: &Buffer) -> Vec<u8> {
+        self.stream.read(buffer, buffer.bytes()).expect("to read")
+    }
+}
+
+/// Runs `f` as each rank, in threads, rank `r` on `devices[r]`; fails if that takes a minute.
+pub(super) fn on_devices<T: Send + 'static>(
+    simulator: &Simulator,
+    devices: &[i32],
+    config: &Config,
+    f: impl Fn(&mut Rank) -> T + Send + Sync + 'static,
+) -> Vec<T> {
+    let id = UniqueId::create().expect("a unique id");
+    let nranks = devices.len() as u32;
+    let f = Arc::new(f);
+    let (done, all) = mpsc::channel();
+    for (rank, &ordinal) in (0..).zip(devices) {
+        let (f, done, config) = (Arc::clone(&f), done.clone(), config.clone());
+        let driver = simulator.driver.clone();
+        std::thread::spawn(move || {
+            let options = Options { device: Some(ordinal), ..Options::default() };
+            let comm = Communicator::init_with(&id, nranks, rank, &config, &options);
+            let comm = comm.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
+            let mut rank_here = Rank::new(comm, &driver, ordinal);
+            let result = f(&mut rank_here);
+            let Rank { comm, buffers, .. } = rank_here;
+            drop(comm);
+            done.send((rank, result, buffers)).expect("the test waits");
+        });
+    }
+    drop(done);
+    let patience = Duration::from_secs(60);
+    let mut results: Vec<_> =
+        (0..nranks).map(|_| all.recv_timeout(patience).expect("a rank failed or hangs")).collect();
+    results.sort_by_key(|r| r.0);
+    results.into_iter().map(|r| r.1).collect()
+}
+
+/// The parts of a communicator of one process, rank `r` on `devices[r]`, for one thread to use.
+pub(super) fn all_ranks(simulator: &Simulator, devices: &[i32], config: &Config) -> Vec<Rank> {
+    let id = UniqueId::create().expect("a unique id");
+    let nranks = devices.len() as u32;
+    let init = |(rank, &ordinal): (u32, &i32)| {
+        let (config, driver) = (config.clone(), simulator.driver.clone());
+        std::thread::spawn(move || {
+            let options = Options { device: Some(ordinal), ..Options::default() };
+            let comm = Communicator::init_with(&id, nranks, rank, &config, &options);
+            Rank::new(comm.expect("a communicator"), &driver, ordinal)
+        })
+    };
+    let ranks: Vec<_> = (0..).zip(devices).map(init).collect();
+    ranks.into_iter().map(|rank| rank.join().expect("the rank ran")).collect()
+}

@@ -1,0 +1,109 @@
+//! What a rank of a device tells the others at init, and which pairs of ranks reach each other's memory.
+
+use maypole_cuda::driver::{Device, DriverError};
+use maypole_cuda::ipc::MemoryHandle;
+
+use super::gpu::Gpu;
+use super::inbox::Inbox;
+
+/// The device part of a rank's card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceCard {
+    pub(crate) uuid: [u8; 16],
+    /// Its number in the rank's process.
+    pub(crate) ordinal: i32,
+    /// Address of the inbox in the rank's process.
+    pub(crate) inbox: u64,
+    /// What other processes open the inbox by.
+    pub(crate) handle: Option<MemoryHandle>,
+    /// Other devices whose memory the rank's kernels can reach, as far as its process sees them.
+    pub(crate) accessible: Vec<[u8; 16]>,
+}
+
+impl DeviceCard {
+    pub(crate) fn new(gpu: &Gpu, inbox: &Inbox) -> Result<Self, DriverError> {
+        let driver = gpu.device.driver();
+        let mut accessible = Vec::new();
+        for ordinal in (0..driver.devices()?).filter(|other| *other != gpu.device.ordinal()) {
+            let other = Device::open(driver, ordinal)?;
+            if gpu.device.can_access(&other)? {
+                accessible.push(other.uuid()?);
+            }
+        }
+        Ok(Self {
+            uuid: gpu.uuid,
+            ordinal: gpu.device.ordinal(),
+            inbox: inbox.address(),
+            handle: inbox.handle(),
+            accessible,
+        })
+    }
+
+    /// Whether kernels of this rank can reach the memory of that one, as far as the devices go.
+    pub(crate) fn can_access(&self, other: &Self) -> bool {
+        self.uuid == other.uuid || self.accessible.contains(&other.uuid)
+    }
+
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.uuid.to_vec();
+        bytes.extend(self.ordinal.to_le_bytes());
+        bytes.extend(self.inbox.to_le_bytes());
+        match &self.handle {
+            Some(handle) => {
+                bytes.push(1);
+                bytes.extend(handle.bytes);
+                bytes.extend(handle.offset.to_le_bytes());
+            }
+            None => bytes.push(0),
+        }
+        bytes.extend(self.accessible.iter().flatten());
+        bytes
+    }
+
+    /// None if `bytes` is no such card.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (uuid, rest) = bytes.split_first_chunk()?;
+        let (ordinal, rest) = rest.split_first_chunk()?;
+        let (inbox, rest) = rest.split_first_chunk()?;
+        let (shared, mut rest) = rest.split_first()?;
+        let handle = match shared {
+            0 => None,
+            1 => {
+                let (bytes, after) = rest.split_first_chunk()?;
+                let (offset, after) = after.split_first_chunk()?;
+                rest = after;
+                Some(MemoryHandle { bytes: *bytes, offset: u64::from_le_bytes(*offset) })
+            }
+            _ => return None,
+        };
+        let (accessible, rest) = rest.as_chunks();
+        rest.is_empty().then_some(Self {
+            uuid: *uuid,
+            ordinal: i32::from_le_bytes(*ordinal),
+            inbox: u64::from_le_bytes(*inbox),
+            handle,
+            accessible: accessible.to_vec(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_survives_the_wire_and_a_damaged_one_is_refused() {
+        let handle = MemoryHandle { bytes: [7; 64], offset: 9 };
+        for handle in [None, Some(handle)] {
+            let accessible = vec![[2; 16], [3; 16]];
+            let card = DeviceCard { uuid: [1; 16], ordinal: 4, inbox: 5, handle, accessible };
+            let bytes = card.to_bytes();
+            assert_eq!(DeviceCard::from_bytes(&bytes), Some(card));
+            let lens = (0..bytes.len()).filter(|len| !(bytes.len() - len).is_multiple_of(16));
+            for len in lens {
+                assert_eq!(DeviceCard::from_bytes(&bytes[..len]), None, "{len}");
+            }
+        }
+        assert_eq!(DeviceCard::from_bytes(&[]), None);
+    }
+}

@@ -1,0 +1,81 @@
+//! What the service thread sees of a rank's work on its CUDA device: nobody waits for that on the host, so the thread looks now and
+//! then whether it went wrong, as long as there is any.
+
+use std::time::{Duration, Instant};
+
+use crate::device::signals::Signals;
+use crate::error::Error;
+use crate::watch::member::{Member, Purpose};
+use crate::watch::verdict::Verdict;
+
+/// How often the thread looks: soon after a launch, then ever more rarely, as long as nothing ends.
+const SOON: Duration = Duration::from_millis(2);
+/// The longest time between two looks.
+const RARELY: Duration = Duration::from_millis(50);
+
+/// Work on a device, as it was when the thread last looked.
+pub(super) struct DeviceWork {
+    /// When it looks again.
+    pub(super) due: Instant,
+    pause: Duration,
+    /// Works that were over, and since when they are so many.
+    finished: u64,
+    since: Instant,
+}
+
+impl DeviceWork {
+    /// There is some.
+    pub(super) fn begin(now: Instant) -> Self {
+        Self { due: now + SOON, pause: SOON, finished: 0, since: now }
+    }
+
+    /// Looks again later; how long nothing has ended.
+    fn go_on(&mut self, now: Instant, signals: &Signals) -> Duration {
+        let finished = signals.finished();
+        if finished == self.finished {
+            self.pause = (2 * self.pause).min(RARELY);
+        } else {
+            (self.finished, self.since, self.pause) = (finished, now, SOON);
+        }
+        self.due = now + self.pause;
+        now - self.since
+    }
+}
+
+impl Member {
+    pub(super) fn look_at_device(&mut self, now: Instant) {
+        let Some(work) = self.device.as_mut().filter(|work| work.due <= now) else { return };
+        let Some(signals) = self.shared.device.get().cloned() else {
+            self.device = None;
+            return;
+        };
+        if let Some(trouble) = signals.trouble() {
+            self.device = None;
+            return match trouble {
+                Error::Mismatch { ranks: [_, peer], what } => {
+                    self.ask(Purpose::Mismatch { peer, fallback: what });
+                }
+                other => self.decide(Verdict::of(self.shared.rank, &other), None),
+            };
+        }
+        if signals.is_aborted() {
+            self.device = None;
+            return;
+        }
+        if let Err(error) = signals.ask_device() {
+            self.device = None;
+            return self.decide(Verdict::of(self.shared.rank, &error.into()), None);
+        }
+        let waited = work.go_on(now, &signals);
+        if signals.is_idle() {
+            if signals.unwatch() {
+                self.device = None;
+            }
+        } else if self.timeout.is_some_and(|timeout| waited >= timeout) {
+            let (rank, what) = (self.shared.rank, self.shared.record.read().last());
+            // Which rank is waited for only the device knows.
+            let verdict = Verdict::Timeout { rank, peer: rank, what, waited };
+            self.decide(verdict, None);
+        }
+    }
+}
