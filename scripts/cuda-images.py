@@ -38,7 +38,8 @@ def ptx_of(source):
     if failed:
         sys.exit(f"{source}: NVRTC says\n{text_of(program, 'ProgramLog')}")
     lines = text_of(program, "PTX").splitlines(keepends=True)
-    lines = [line for line in lines if not line.startswith("//")]
+    # Nor the hints for tools, which need a newer PTX.
+    lines = [line for line in lines if not line.startswith("//") and '.pragma "used_bytes_mask' not in line]
     return "".join(f".version {PTX_VERSION}\n" if line.startswith(".version") else line for line in lines).lstrip()
 
 

@@ -13,67 +13,44 @@
 // counter with release (of everything the barrier ordered before it); the reader loads it with acquire, then meets its block
 // at a barrier. Pairs: `filled` (data and head of a slot), `drained` (the slot is free), `done` (chunks of other lanes), `works` (everything of
 // a work, for the next one of the same blocks).
-#include "block.cuh"
+#include "lines.cuh"
 #include "look.cuh"
-#include "operations.cuh"
+#include "pass.cuh"
 #include "turn.cuh"
 
-// Folds K inputs by the balanced tree over their positions and writes every output.
-template <class Op, u32 K>
-__device__ static void pass(const Op& op, const Block& b, u32 elements) {
-  typedef typename Op::Element Element;
-  const Operands& f = b.operands;
+// The step at hand, which is ready, done to memory. False if the work was aborted meanwhile.
+__device__ static bool fire(const Block& b, u32 elements) {
   const u32 head = b.turn.words[0];
-  for (u32 i = threadIdx.x; i < elements; i += blockDim.x) {
-    Element v[K];
-#pragma unroll
-    for (u32 k = 0; k < K; k++) {
-      v[k] = gcast<Element>(f.at[k])[i];
-      if (kind_of(b.turn.words[1 + k]) == KIND_INPUT) v[k] = op.contribute(v[k]);
-    }
-#pragma unroll
-    for (u32 s = 1; s < K; s *= 2)
-#pragma unroll
-      for (u32 k = 0; k + s < K; k += 2 * s) v[k] = op.combine(v[k], v[k + s]);
-    if (head >> FINISH_SHIFT & 1) v[0] = op.finish(v[0]);
-    for (u32 o = 0; o < outputs_of(head); o++) gcast<Element>(f.at[MAX_FAN + o])[i] = v[0];
+  Shape s = {inputs_of(head), outputs_of(head), b.arithmetic.scaled ? own_of(head) : 0, 0, 0};
+  s.finish = b.arithmetic.divisor != 0 && head >> FINISH_SHIFT & 1;
+  u32 stale = 0;
+  for (u32 i = 0; i < s.inputs + s.outputs; i++) {
+    const u32 j = i < s.inputs ? i : MAX_FAN + i - s.inputs;
+    if (b.operands.form[j] & FORM_LINES) s.lines |= 1u << j;
+    if (b.operands.form[j] & FORM_STALE) stale |= 1u << j;
   }
+  if (stale != 0) freshen(b, stale);
+  if (s.lines != 0) return !__syncthreads_or(!pass_lines(b, s, elements));
+  pass(b, s, elements);
+  __syncthreads();
+  return true;
 }
 
-template <class Op>
-__device__ static void fold(const Block& b, u32 elements) {
-  const Op op(b.work.parameter);
-  switch (inputs_of(b.turn.words[0])) {
-    case 1: return pass<Op, 1>(op, b, elements);
-    case 2: return pass<Op, 2>(op, b, elements);
-    case 3: return pass<Op, 3>(op, b, elements);
-    case 4: return pass<Op, 4>(op, b, elements);
-    case 5: return pass<Op, 5>(op, b, elements);
-    case 6: return pass<Op, 6>(op, b, elements);
-    case 7: return pass<Op, 7>(op, b, elements);
-    case 8: return pass<Op, 8>(op, b, elements);
-  }
-}
-
-__device__ static void fire(const Block& b, u32 elements) {
-  switch (b.work.operation & ~OPERATION_ADDRESS) {
-    case 2 * 8 + 0: return fold<SumI32>(b, elements);
-    case 2 * 8 + 4: return fold<AvgI32>(b, elements);
-    case 7 * 8 + 0: return fold<SumF32>(b, elements);
-    case 7 * 8 + 5: return fold<PreMulSumF32>(b, elements);
-    case 9 * 8 + 0: return fold<SumBf16>(b, elements);
-    default: return fold<SumU8>(b, elements);
-  }
+// Makes the block ready for its work; false if there is nothing to be done. One thread calls this.
+__device__ static bool begin(Block& b) {
+  for (u32 i = 0; i < HEADER_WORDS; i++) b.header[i] = b.work.program[i];
+  b.turn.lane = NO_LANE;
+  if (load_relaxed(departed_word(b.work, BROKEN)) != 0) return false;
+  if (b.header[HEADER_MAGIC] == MAGIC && arithmetic_of(b.work, b.arithmetic)) return true;
+  b.header[HEADER_LANES] = 0;
+  report(b.work, TROUBLE_PROGRAM, 0, 0);
+  return false;
 }
 
 // Walks the lanes of this block to their end; leaves when the work is aborted.
 __device__ static void run(Block& b) {
   const u32 me = blockIdx.x - b.work.first_block;
-  if (b.work.program[HEADER_MAGIC] != MAGIC) {
-    if (threadIdx.x == 0) report(b.work, TROUBLE_PROGRAM, 0, 0);
-    return;
-  }
-  const u32 lanes = b.work.program[HEADER_LANES];
+  const u32 lanes = b.header[HEADER_LANES];
   u32 vain = 0;
   for (;;) {
     bool through = true, fired = false, stuck = false, bad = false;
@@ -90,8 +67,7 @@ __device__ static void run(Block& b) {
         if (threadIdx.x == 0) report(b.work, TROUBLE_PROGRAM, 0, 0);
         return;
       }
-      fire(b, elements);
-      __syncthreads();
+      if (!fire(b, elements)) return;
       publish(b, elements);
       advance(b);
       fired = true;
@@ -107,12 +83,11 @@ __device__ static void run(Block& b) {
 
 // The block is through with its work. The last one to say so clears what the next work finds: nobody looks at the lanes' counters any more.
 // Links count on.
-__device__ static void depart(const Work& work, bool more) {
+__device__ static void depart(const Work& work, u32 lanes, bool more) {
   __syncthreads();
   if (threadIdx.x == 0) {
     const u64 works = load_relaxed(departed_word(work, WORKS));
     if (fetch_add(departed_word(work, ARRIVED), 1) == work.blocks - 1) {
-      const u32 lanes = work.program[HEADER_MAGIC] == MAGIC ? work.program[HEADER_LANES] : 0;
       for (u32 lane = 0; lane < lanes; lane++) work.lanes[lane] = LaneState{};
       *departed_word(work, ARRIVED) = 0;
       store_release(work.finished, works + 1);
@@ -131,12 +106,9 @@ KERNEL(maypole_interpret, Launch, launch) {
     for (next = w + 1; next < launch.works; next++)
       if (blockIdx.x - launch.work[next].first_block < launch.work[next].blocks) break;
     if (blockIdx.x - launch.work[w].first_block >= launch.work[w].blocks) continue;
-    if (threadIdx.x == 0) {
-      b.work = launch.work[w];
-      b.turn.lane = NO_LANE;
-    }
+    if (threadIdx.x == 0) b.work = launch.work[w];
     __syncthreads();
-    if (!__syncthreads_or(threadIdx.x == 0 && load_relaxed(departed_word(b.work, BROKEN)) != 0)) run(b);
-    depart(b.work, next < launch.works);
+    if (__syncthreads_and(threadIdx.x != 0 || begin(b))) run(b);
+    depart(b.work, b.header[HEADER_LANES], next < launch.works);
   }
 }

@@ -3,25 +3,33 @@
 #include "block.cuh"
 
 // Where operand `j` lies; all of it that does not change while the block waits. Each of the first threads calls this for itself.
-__device__ static void find(const Work& work, const Turn& t, Operands& f, u32 j, u32 word) {
+__device__ static void find(Block& b, u32 j, u32 word) {
+  const Work& work = b.work;
+  Operands& f = b.operands;
   const u32 kind = kind_of(word), index = index_of(word);
-  const u32 tile = work.program[HEADER_TILE];
+  const u32 tile = b.header[HEADER_TILE];
+  f.form[j] = 0;
   if (kind == KIND_LINK) {
     const bool in = j < MAX_FAN;
-    const gptr<const LinkEnd> end = (in ? work.receiving : work.sending) + index;
-    const u64 n = *end->position, slot = n % end->depth;
+    const LinkEnd end = (in ? work.receiving : work.sending)[index];
+    const u64 n = *end.position, place = place_of(n, end.depth);
+    const bool has_lines = address_of(gcast<const u8>(end.lines)) != 0, in_lines = has_lines && work.protocol == PROTOCOL_LINES;
     f.n[j] = n;
-    f.depth[j] = end->depth;
-    f.position[j] = end->position;
-    f.counter[j] = in ? end->filled : end->drained;
-    f.head[j] = end->heads + slot;
-    f.at[j] = end->slots + slot * end->slot_bytes;
+    f.depth[j] = end.depth;
+    f.position[j] = end.position;
+    f.counter[j] = in ? end.filled : end.drained;
+    f.signal[j] = in ? end.drained : end.filled;
+    f.head[j] = end.heads + place;
+    f.at[j] = in_lines ? gcast<u8>(end.lines + place * end.line_words) : end.slots + place * end.slot_bytes;
+    f.capacity[j] = in_lines ? 4 * (end.line_words - 2) : end.slot_bytes;
+    const bool stale = has_lines && !in && n >= end.depth && (n & 0x7fff'ffff) < end.depth;
+    f.form[j] = (in_lines ? FORM_LINES : 0) | (stale ? FORM_STALE : 0);
   } else if (kind == KIND_SCRATCH) {
     f.at[j] = work.scratch + (u64)index * tile * work.element;
   } else {
-    const u32 table = work.program[kind == KIND_INPUT ? HEADER_INPUT_TABLE : HEADER_OUTPUT_TABLE];
+    const u32 table = b.header[kind == KIND_INPUT ? HEADER_INPUT_TABLE : HEADER_OUTPUT_TABLE];
     const gptr<const u32> extent = work.program + table + (u64)index * EXTENT_WORDS;
-    const u64 start = t.tile * tile, size = word64(extent + 2);
+    const u64 start = b.turn.tile * tile, size = word64(extent + 2);
     f.at[j] = (kind == KIND_INPUT ? work.input : work.output) + (word64(extent) + start) * work.element;
     f.elements[j] = size <= start ? 0 : size - start < tile ? (u32)(size - start) : tile;
   }
@@ -33,27 +41,27 @@ __device__ static void prepare(Block& b) {
   const u32 head = b.turn.words[0], inputs = inputs_of(head), outputs = outputs_of(head);
   const bool in = j < inputs, out = j - MAX_FAN < outputs && j < OPERANDS;
   b.operands.ready[j] = !in && !out && j - OPERANDS >= after_of(head);
-  if (in || out) find(b.work, b.turn, b.operands, j, b.turn.words[1 + (in ? j : inputs + j - MAX_FAN)]);
+  if (in || out) find(b, j, b.turn.words[1 + (in ? j : inputs + j - MAX_FAN)]);
 }
 
 // Is the `k`-th step of `after` done?
 __device__ static bool is_done(const Block& b, u32 k) {
   const u32 head = b.turn.words[0];
   const u32* after = b.turn.words + 1 + inputs_of(head) + outputs_of(head) + 2 * k;
-  const u32 segment = b.work.program[b.work.program[HEADER_LANE_TABLE] + after[0] * LANE_WORDS];
-  const u32 steps = b.work.program[b.work.program[HEADER_SEGMENT_TABLE] + segment * SEGMENT_WORDS + 1];
+  const u32 segment = b.work.program[b.header[HEADER_LANE_TABLE] + after[0] * LANE_WORDS];
+  const u32 steps = b.work.program[b.header[HEADER_SEGMENT_TABLE] + segment * SEGMENT_WORDS + 1];
   return load_acquire(done_word(b.work, after[0])) > b.turn.tile * steps + after[1];
 }
 
 // A message has come: is it the right one?
-__device__ static bool take_head(Block& b, u32 j, u32 link, u64 head) {
-  const u32 found = (u32)head, bytes = (u32)(head >> 32);
+__device__ static bool take_head(Block& b, u32 j, u32 link, u32 found, u32 bytes) {
   if (found != b.turn.tag) {
     report(b.work, TROUBLE_TAG, link, found);
     return false;
   }
   b.operands.elements[j] = bytes / b.work.element;
-  if (bytes % b.work.element == 0 && b.operands.elements[j] <= b.work.program[HEADER_TILE]) return true;
+  if (bytes % b.work.element == 0 && b.operands.elements[j] <= b.header[HEADER_TILE] && bytes <= b.operands.capacity[j])
+    return true;
   report(b.work, TROUBLE_LENGTH, link, found);
   return false;
 }
@@ -66,10 +74,18 @@ __device__ static bool look(Block& b, u32 j, bool& bad) {
   const bool in = j < MAX_FAN;
   const u32 word = b.turn.words[1 + (in ? j : inputs + j - MAX_FAN)];
   if (kind_of(word) == KIND_LINK) {
+    if (!in) return f.n[j] - load_acquire(f.counter[j]) < f.depth[j];
+    if (f.form[j] & FORM_LINES) {
+      const u32 flag = (u32)f.n[j] + 1;
+      const Line first = load_line(gcast<const u64>(f.at[j]));
+      if ((u32)(first.a >> 32) != flag || (u32)(first.b >> 32) != flag) return false;
+      bad = !take_head(b, j, index_of(word), (u32)first.a, (u32)first.b);
+      return !bad;
+    }
     const u64 count = load_acquire(f.counter[j]);
-    if (!in) return f.n[j] - count < f.depth[j];
     if (count <= f.n[j]) return false;
-    bad = !take_head(b, j, index_of(word), *f.head[j]);
+    const u64 message = *f.head[j];
+    bad = !take_head(b, j, index_of(word), (u32)message, (u32)(message >> 32));
     return !bad;
   }
   if (kind_of(word) == KIND_SCRATCH && in) {
@@ -90,14 +106,17 @@ __device__ static bool ready(Block& b, bool& bad) {
   return true;
 }
 
-// The common length of the step: that of its inputs, which local outputs must have too. All threads find the same.
+// The common length of the step: that of its inputs, which local outputs must have too, and messages must be able to. All threads find the same.
 __device__ static bool lengths_fit(const Block& b, u32& elements) {
   const u32 head = b.turn.words[0], inputs = inputs_of(head), outputs = outputs_of(head);
   elements = b.operands.elements[0];
   bool fit = true;
   for (u32 k = 1; k < inputs; k++) fit &= b.operands.elements[k] == elements;
-  for (u32 o = 0; o < outputs; o++)
-    if (kind_of(b.turn.words[1 + inputs + o]) <= KIND_OUTPUT) fit &= b.operands.elements[MAX_FAN + o] == elements;
+  for (u32 o = 0; o < outputs; o++) {
+    const u32 kind = kind_of(b.turn.words[1 + inputs + o]);
+    if (kind <= KIND_OUTPUT) fit &= b.operands.elements[MAX_FAN + o] == elements;
+    if (kind == KIND_LINK) fit &= (u64)elements * b.work.element <= b.operands.capacity[MAX_FAN + o];
+  }
   return fit;
 }
 
@@ -110,12 +129,15 @@ __device__ static void publish(Block& b, u32 elements) {
   if (in || out) {
     const u32 word = b.turn.words[1 + (in ? j : inputs + j - MAX_FAN)];
     if (kind_of(word) == KIND_LINK) {
-      if (out) *f.head[j] = (u64)(elements * b.work.element) << 32 | b.turn.tag;
       const u64 next = f.n[j] + 1;
       *f.position[j] = next;
-      // An end knows the counter that it reads; the other is the link's other end's.
-      const gptr<const LinkEnd> end = (in ? b.work.receiving : b.work.sending) + index_of(word);
-      store_release(in ? end->drained : end->filled, next);
+      if (!(f.form[j] & FORM_LINES)) {
+        if (out) *f.head[j] = (u64)(elements * b.work.element) << 32 | b.turn.tag;
+        store_release(f.signal[j], next);
+      } else if (in) {
+        // The words have been read: their values were looked at.
+        store_relaxed(f.signal[j], next);
+      }
     } else if (kind_of(word) == KIND_SCRATCH && out) {
       b.work.scratch_lengths[index_of(word)] = elements;
     }

@@ -9,6 +9,19 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
+typedef signed char s8;
+typedef int s32;
+typedef long long s64;
+
+// 16 bytes, as memory holds them.
+struct alignas(16) Pack {
+  u32 w[4];
+};
+
+// Two words of a line.
+struct Line {
+  u64 a, b;
+};
 
 #if defined(__CUDACC__)
 
@@ -21,7 +34,10 @@ static __device__ __forceinline__ gptr<T> gcast(U* p) {
   return reinterpret_cast<T*>(p);
 }
 
-#define KERNEL(name, type, arg) extern "C" __global__ void name(type arg)
+// At most so many threads a block, and all the registers that one block can have.
+#define KERNEL(name, type, arg) extern "C" __global__ void __launch_bounds__(512, 1) name(type arg)
+#define NOINLINE __noinline__
+#define INLINE __forceinline__
 
 // System scope: a link's other end may be another device.
 static __device__ __forceinline__ u64 load_acquire(gptr<const u64> p) {
@@ -48,6 +64,22 @@ static __device__ __forceinline__ u64 fetch_add(gptr<u64> p, u64 v) {
   return old;
 }
 
+// Two neighbouring words, aligned to 16 bytes; each is whole, and there is no order between them.
+static __device__ __forceinline__ Line load_line(gptr<const u64> p) {
+  Line v;
+  asm volatile("ld.relaxed.sys.global.v2.u64 {%0,%1},[%2];" : "=l"(v.a), "=l"(v.b) : "l"(p) : "memory");
+  return v;
+}
+static __device__ __forceinline__ void store_line(gptr<u64> p, Line v) {
+  asm volatile("st.relaxed.sys.global.v2.u64 [%0],{%1,%2};" ::"l"(p), "l"(v.a), "l"(v.b) : "memory");
+}
+
+static __device__ __forceinline__ u64 address_of(gptr<const u8> p) { return (u64)p; }
+
+static __device__ __forceinline__ double add_rn(double a, double b) { return __dadd_rn(a, b); }
+static __device__ __forceinline__ double mul_rn(double a, double b) { return __dmul_rn(a, b); }
+static __device__ __forceinline__ double bits_double(u64 a) { return __longlong_as_double((s64)a); }
+static __device__ __forceinline__ u64 double_bits(double a) { return (u64)__double_as_longlong(a); }
 static __device__ __forceinline__ float add_rn(float a, float b) { return __fadd_rn(a, b); }
 static __device__ __forceinline__ float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 static __device__ __forceinline__ u32 float_bits(float a) { return __float_as_uint(a); }

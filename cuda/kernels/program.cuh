@@ -25,8 +25,10 @@ constexpr u32 OUTPUTS_SHIFT = 4;
 constexpr u32 AFTER_SHIFT = 8;
 constexpr u32 FINISH_SHIFT = 12;
 constexpr u32 AWAITED_SHIFT = 13;
+constexpr u32 OWN_SHIFT = 16;
 constexpr u32 COUNT_MASK = 15;
 constexpr u32 MAX_FAN = 8;
+constexpr u32 STEP_WORDS = 33;
 
 struct LinkEnd {
   gptr<u8> slots;

@@ -3,13 +3,14 @@
 #include "block.cuh"
 
 // Finds the segment that the lane is in: those without steps, or with no tile left, are passed over. One thread calls this.
-__device__ static void settle(const Work& work, Turn& t) {
+__device__ static void settle(Block& b) {
+  Turn& t = b.turn;
   for (; t.segment < t.segments; t.segment++, t.tile = 0) {
-    const gptr<const u32> entry = work.program + work.program[HEADER_SEGMENT_TABLE] + t.segment * SEGMENT_WORDS;
+    const gptr<const u32> entry = b.work.program + b.header[HEADER_SEGMENT_TABLE] + t.segment * SEGMENT_WORDS;
     t.first = entry[0];
     t.steps = entry[1];
     t.tiles = word64(entry + 2);
-    t.tag = entry[4] ^ work.tag;
+    t.tag = entry[4] ^ b.work.tag;
     if (t.steps != 0 && t.tile < t.tiles) break;
   }
   t.over = t.segment >= t.segments;
@@ -20,11 +21,8 @@ __device__ static void prepare(Block& b);
 
 __device__ static void fetch(Block& b) {
   if (b.turn.over) return;
-  for (u32 i = threadIdx.x; i < STEP_WORDS && threadIdx.x < 32; i += 32) {
-    const gptr<const u32> words = b.work.program + b.turn.cursor;
-    const u32 head = words[0];
-    if (i <= inputs_of(head) + outputs_of(head) + 2 * after_of(head)) b.turn.words[i] = words[i];
-  }
+  // All at once; a program has so many words behind its last step.
+  for (u32 i = threadIdx.x; i < STEP_WORDS && threadIdx.x < 32; i += 32) b.turn.words[i] = b.work.program[b.turn.cursor + i];
   first_warp_sync();
   prepare(b);
 }
@@ -42,7 +40,7 @@ __device__ static void enter(Block& b, u32 lane) {
       old->step = t.step;
       old->cursor = t.cursor;
     }
-    const gptr<const u32> entry = b.work.program + b.work.program[HEADER_LANE_TABLE] + lane * LANE_WORDS;
+    const gptr<const u32> entry = b.work.program + b.header[HEADER_LANE_TABLE] + lane * LANE_WORDS;
     const gptr<const LaneState> state = b.work.lanes + lane;
     const bool fresh = state->cursor == 0;
     t.lane = lane;
@@ -50,16 +48,16 @@ __device__ static void enter(Block& b, u32 lane) {
     t.segments = entry[0] + entry[1];
     t.tile = state->tile;
     t.step = state->step;
-    settle(b.work, t);
+    settle(b);
     t.cursor = fresh ? t.first : state->cursor;
   }
   __syncthreads();
   fetch(b);
 }
 
-// The lane's next step. All threads have seen the present one for the last time when the barrier here opens.
+// The lane's next step. Since the barrier after the pass only the first threads have looked at the present one.
 __device__ static void advance(Block& b) {
-  __syncthreads();
+  first_warp_sync();
   Turn& t = b.turn;
   if (threadIdx.x == 0) {
     const u32 head = t.words[0];
@@ -70,7 +68,7 @@ __device__ static void advance(Block& b) {
       if (t.tile == t.tiles) {
         t.tile = 0;
         t.segment++;
-        settle(b.work, t);
+        settle(b);
       }
       t.cursor = t.first;
     }

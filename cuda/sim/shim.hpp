@@ -31,6 +31,8 @@ struct SimKernel {
 
 #define __device__
 #define __shared__ static thread_local
+#define NOINLINE __attribute__((noinline))
+#define INLINE inline
 #define threadIdx sim_thread
 #define blockIdx sim_block
 #define blockDim sim_block_dim
@@ -70,7 +72,26 @@ static inline u64 load_relaxed(gptr<const u64> p) { return __atomic_load_n(p.hos
 static inline void store_relaxed(gptr<u64> p, u64 v) { __atomic_store_n(p.host(), v, __ATOMIC_RELAXED); }
 static inline u64 fetch_add(gptr<u64> p, u64 v) { return __atomic_fetch_add(p.host(), v, __ATOMIC_ACQ_REL); }
 
+static inline Line load_line(gptr<const u64> p) { return {load_relaxed(p), load_relaxed(p + 1)}; }
+static inline void store_line(gptr<u64> p, Line v) {
+  store_relaxed(p, v.a);
+  store_relaxed(p + 1, v.b);
+}
+static inline u64 address_of(gptr<const u8> p) { return (u64)p.device; }
+
 // The build turns contraction off (-ffp-contract=off).
+static inline double add_rn(double a, double b) { return a + b; }
+static inline double mul_rn(double a, double b) { return a * b; }
+static inline u64 double_bits(double a) {
+  u64 bits;
+  memcpy(&bits, &a, sizeof bits);
+  return bits;
+}
+static inline double bits_double(u64 a) {
+  double value;
+  memcpy(&value, &a, sizeof value);
+  return value;
+}
 static inline float add_rn(float a, float b) { return a + b; }
 static inline float mul_rn(float a, float b) { return a * b; }
 static inline u32 float_bits(float a) {

@@ -11,6 +11,9 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
+struct Line {
+  u64 a, b;
+};
 #include "shim.hpp"
 
 #define DRIVER_API extern "C" __attribute__((visibility("default"))) CUresult

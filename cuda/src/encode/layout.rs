@@ -9,10 +9,11 @@
 //! input table    per chunk: first element, number of elements (64 bits each)
 //! output table   the same
 //! steps          segment by segment, each as long as it needs to be:
-//!                  head      inputs | outputs << 4 | after << 8 | finish << 12 | awaited << 13
+//!                  head      inputs | outputs << 4 | after << 8 | finish << 12 | awaited << 13 | own << 16
 //!                  inputs    operands, in the order of the fold
 //!                  outputs   operands
 //!                  after     lane, step (two words each)
+//! padding        STEP_WORDS words: the device reads steps as long as they can be
 //! operand        kind << 30 | index: of a chunk, or of a link in the table that the launch binds
 //! ```
 //!
@@ -20,6 +21,8 @@
 //! of one segment with as many tiles. Scratch chunk `i` is the `i`-th tile of the scratch memory. A program of a
 //! schedule has no addresses: it is good for any buffers and any communicator of the same shape. In one of transfers extents are
 //! addresses.
+
+use maypole_algorithms::few::MAX_FAN;
 
 /// First word of every program: "MPG2".
 pub const MAGIC: u32 = 0x4d50_4732;
@@ -63,6 +66,10 @@ pub const AFTER_SHIFT: u32 = 8;
 pub const FINISH_SHIFT: u32 = 12;
 /// Where it stands in a step's head whether another comes after it.
 pub const AWAITED_SHIFT: u32 = 13;
+/// Where a step's head has a bit for each input: it is the rank's own contribution.
+pub const OWN_SHIFT: u32 = 16;
+/// Words of the longest step: its head, operands, and twice as many words as there can be dependencies.
+pub const STEP_WORDS: usize = 1 + 4 * MAX_FAN;
 /// What a count in a step's head is masked with.
 pub const COUNT_MASK: u32 = 15;
 
@@ -70,7 +77,6 @@ pub const COUNT_MASK: u32 = 15;
 mod tests {
     use super::*;
     use crate::launch;
-    use maypole_algorithms::few::MAX_FAN;
 
     #[test]
     fn the_device_reads_the_same_layout() {
@@ -109,8 +115,10 @@ mod tests {
             ("AFTER_SHIFT", AFTER_SHIFT),
             ("FINISH_SHIFT", FINISH_SHIFT),
             ("AWAITED_SHIFT", AWAITED_SHIFT),
+            ("OWN_SHIFT", OWN_SHIFT),
             ("COUNT_MASK", COUNT_MASK),
             ("MAX_FAN", MAX_FAN as u32),
+            ("STEP_WORDS", STEP_WORDS as u32),
             ("MAX_WORKS", launch::MAX_WORKS as u32),
             ("OPERATION_ADDRESS", launch::ADDRESS),
             ("PROTOCOL_SLOTS", launch::SLOTS),

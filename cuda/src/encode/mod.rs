@@ -199,6 +199,7 @@ fn assemble<S, I: Iterator<Item = S>, E>(
             segment += 1;
         }
     }
+    words.resize(words.len() + layout::STEP_WORDS, 0);
     Ok(words)
 }
 
@@ -272,12 +273,16 @@ fn encode_step(
     if step.inputs.is_empty() || step.outputs.is_empty() {
         return Err(StepProblem::Empty);
     }
+    let is_own = |operand: &Operand| matches!(operand, Operand::Local(Chunk::Input(_)));
+    let inputs = step.inputs.iter().enumerate();
+    let own = inputs.fold(0, |own, (i, operand)| own | u32::from(is_own(operand)) << i);
     words.push(
         step.inputs.len() as u32
             | (step.outputs.len() as u32) << layout::OUTPUTS_SHIFT
             | (step.after.len() as u32) << layout::AFTER_SHIFT
             | u32::from(step.finish) << layout::FINISH_SHIFT
-            | u32::from(awaited) << layout::AWAITED_SHIFT,
+            | u32::from(awaited) << layout::AWAITED_SHIFT
+            | own << layout::OWN_SHIFT,
     );
     for (operands, links) in [(&step.inputs, binding.receiving), (&step.outputs, binding.sending)] {
         for (i, operand) in operands.iter().enumerate() {
@@ -394,7 +399,7 @@ mod tests {
                         at = next;
                     }
                 }
-                assert_eq!(at, words.len());
+                assert_eq!(at + layout::STEP_WORDS, words.len());
             }
         }
     }

@@ -24,8 +24,8 @@ pub(crate) fn evaluate(
     schedule: &Schedule,
     operation: Operation,
     count: u64,
-    inputs: &[Vec<u32>],
-) -> Vec<Vec<u32>> {
+    inputs: &[Vec<u64>],
+) -> Vec<Vec<u64>> {
     let outputs = extents(schedule.output_chunks(), schedule.parts, count);
     let elements = outputs.iter().map(|e| e.elements).sum::<u64>() as usize;
     let ranks = 0..schedule.nranks;
@@ -67,10 +67,10 @@ struct Run<'a> {
     inputs: Vec<Extent>,
     outputs: Vec<Extent>,
     operation: Operation,
-    sent: &'a [Vec<u32>],
-    received: Vec<Vec<u32>>,
-    scratch: HashMap<(Rank, u32), Vec<u32>>,
-    links: HashMap<(Rank, Rank, u16), VecDeque<Vec<u32>>>,
+    sent: &'a [Vec<u64>],
+    received: Vec<Vec<u64>>,
+    scratch: HashMap<(Rank, u32), Vec<u64>>,
+    links: HashMap<(Rank, Rank, u16), VecDeque<Vec<u64>>>,
     done: Vec<Vec<u32>>,
     nranks: u32,
 }
@@ -90,7 +90,7 @@ impl Run<'_> {
         {
             return false;
         }
-        let parameter = (self.operation.parameter)(rank, self.nranks);
+        let parameter = self.operation.parameter(rank, self.nranks);
         let mut algebra = OnRank { operation: self.operation, parameter };
         let me = rank as usize;
         let value = apply(&mut algebra, step, |operand| match operand {

@@ -7,7 +7,7 @@ use maypole_algorithms::{Rank, Schedule};
 use maypole_cuda::driver::{Buffer, Device, DriverError, Stream};
 use maypole_cuda::encode::{Binding, Port, encode, ports};
 use maypole_cuda::launch::{
-    DEPARTED_BYTES, KERNEL, LANE_STATE_BYTES, Launch, LinkEnd, SLOTS, Trouble, Work,
+    DEPARTED_BYTES, KERNEL, LANE_STATE_BYTES, Launch, LinkEnd, Trouble, Work,
 };
 use maypole_cuda::memory::Pinned;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// Far beyond what any test takes; then the ranks are aborted and the test fails.
 const WATCHDOG: Duration = Duration::from_secs(30);
 
-/// The size of things.
+/// The size of things, and how they are launched.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     /// Elements per block of the collective.
@@ -27,10 +27,18 @@ pub(crate) struct Shape {
     pub(crate) tile: u32,
     /// Slots per link.
     pub(crate) depth: u32,
-    /// Blocks per launch; None is one per lane.
+    /// Blocks per work; None is one per lane.
     pub(crate) blocks: Option<u32>,
     /// Threads per block.
     pub(crate) threads: u32,
+    /// [`Work::protocol`].
+    pub(crate) protocol: u32,
+    /// Elements by which send and receive buffers are off their alignment.
+    pub(crate) askew: u64,
+    /// One launch for all ranks, not one for each.
+    pub(crate) together: bool,
+    /// Messages that the links have carried already.
+    pub(crate) carried: u64,
 }
 
 /// A communicator's worth of device memory. It keeps what the calls use: freeing any of it would wait for them.
@@ -40,10 +48,15 @@ pub(crate) struct Ranks<'a> {
     /// For all ranks: the abort word; for each rank: trouble, then finished.
     pinned: Pinned,
     calls: Vec<Buffer>,
+    /// Of each rank, not yet launched.
+    works: Vec<Vec<Work>>,
+    /// Where in its memory each receive buffer begins.
+    shapes: Vec<(u64, Operation)>,
     /// Receive buffers, of all ranks for each call.
     results: Vec<Vec<Buffer>>,
     links: Vec<Buffer>,
     device: &'a TestDevice,
+    carried: u64,
 }
 
 struct PerRank {
@@ -63,11 +76,11 @@ const TAG: u32 = 0x5eed;
 const LANES: usize = 16;
 
 impl<'a> Ranks<'a> {
-    /// Ranks with all links that `schedules` (of one number of ranks) use, with slots for elements of up to 4 bytes.
+    /// Ranks with all links that `schedules` (of one number of ranks) use, with slots for elements of up to 8 bytes.
     pub(crate) fn new(device: &'a TestDevice, schedules: &[Schedule], shape: Shape) -> Self {
         let nranks = schedules[0].nranks;
         let on = &device.device;
-        let slot_bytes = (u64::from(shape.tile) * 4).next_multiple_of(16);
+        let slot_bytes = (u64::from(shape.tile) * 8).next_multiple_of(16);
         let control = Stream::new(on).expect("a stream");
         let mut links = Vec::new();
         let all: Vec<_> = (0..nranks).map(|rank| all_ports(schedules, rank)).collect();
@@ -77,23 +90,30 @@ impl<'a> Ranks<'a> {
                 let slots = fresh(on, (slot_bytes * u64::from(shape.depth)) as usize);
                 let heads = fresh(on, shape.depth as usize * 8);
                 let counters = zeroed(&control, on, 4 * 64);
+                let word = shape.carried.to_le_bytes();
+                let all: Vec<u8> = word.iter().copied().cycle().take(4 * 64).collect();
+                control.write(&counters, &all).expect("to write");
+                let words = slot_bytes / 4 + 2;
+                let stale = stale_words(shape, words);
+                let lines = fresh(on, stale.len());
+                control.write(&lines, &stale).expect("to write");
                 let [filled, drained, sent, taken] =
                     [0, 1, 2, 3].map(|i| counters.address() + i * 64);
                 let end = |position| LinkEnd {
                     slots: slots.address(),
                     heads: heads.address(),
-                    lines: 0,
+                    lines: lines.address(),
                     filled,
                     drained,
                     position,
                     slot_bytes,
                     depth: shape.depth.into(),
-                    line_words: 0,
+                    line_words: words,
                 };
                 let back = Port { peer: rank as Rank, channel: port.channel };
                 tables[rank].0.push((*port, end(sent)));
                 tables[port.peer as usize].1.push((back, end(taken)));
-                links.extend([slots, heads, counters]);
+                links.extend([slots, heads, lines, counters]);
             }
         }
         let ranks = tables.into_iter().map(|(sending, receiving)| PerRank {
@@ -108,25 +128,39 @@ impl<'a> Ranks<'a> {
         let ranks = ranks.collect();
         let pinned = Pinned::new(on, 8 + 16 * nranks as usize).expect("pinned memory");
         control.synchronize().expect("to set up");
-        Self { ranks, control, pinned, calls: Vec::new(), results: Vec::new(), links, device }
+        Self {
+            ranks,
+            control,
+            pinned,
+            calls: Vec::new(),
+            works: vec![Vec::new(); nranks as usize],
+            shapes: Vec::new(),
+            results: Vec::new(),
+            links,
+            device,
+            carried: shape.carried,
+        }
     }
 
-    /// Queues a call on every rank.
+    /// Makes a work of a call for every rank, to be [launched](Self::launch) with those of the calls before.
     pub(crate) fn call(
         &mut self,
         schedule: &Schedule,
         operation: Operation,
         shape: Shape,
-        inputs: &[Vec<u32>],
-    ) -> Result<(), DriverError> {
+        inputs: &[Vec<u64>],
+    ) {
         let on = self.device.device.clone();
+        let size = operation.size();
         let input_extents = extents(schedule.input_chunks(), schedule.parts, shape.count);
         let output_extents = extents(schedule.output_chunks(), schedule.parts, shape.count);
         let all = input_extents.iter().chain(&output_extents);
         let longest = all.map(|extent| extent.elements).max().unwrap_or(0);
         let outputs = output_extents.iter().map(|e| e.elements).sum::<u64>() as usize;
+        let askew = shape.askew as usize * size;
         let mut results = Vec::new();
-        for (rank, mine) in self.ranks.iter_mut().enumerate() {
+        let mut first_block = 0;
+        for (rank, mine) in self.ranks.iter().enumerate() {
             let binding = Binding {
                 inputs: &input_extents,
                 outputs: &output_extents,
@@ -137,15 +171,16 @@ impl<'a> Ranks<'a> {
                 receiving: &mine.receiving,
             };
             let words = encode(schedule, rank as Rank, &binding).expect("a proved schedule");
-            let program = bytes(&words, 4);
-            let input = bytes(&inputs[rank], operation.size);
-            let scratch = (schedule.scratch * shape.tile) as usize * operation.size;
+            let program: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let mut input = vec![0; askew];
+            input.extend(bytes(&inputs[rank], size));
+            let scratch = (schedule.scratch * shape.tile) as usize * size;
             let [program, input] = [program, input].map(|data| {
                 let buffer = fresh(&on, data.len());
-                mine.stream.write(&buffer, &data).expect("to write");
+                self.control.write(&buffer, &data).expect("to write");
                 buffer
             });
-            let (output, scratch) = (fresh(&on, outputs * operation.size), fresh(&on, scratch));
+            let (output, scratch) = (fresh(&on, askew + outputs * size), fresh(&on, scratch));
             let lengths = fresh(&on, schedule.scratch as usize * 4);
             let lanes = schedule.lanes(rank as Rank);
             assert!(lanes as usize <= LANES, "{schedule:?} has {lanes} lanes");
@@ -154,8 +189,8 @@ impl<'a> Ranks<'a> {
                 program: program.address(),
                 sending: mine.sending_table.address(),
                 receiving: mine.receiving_table.address(),
-                input: input.address(),
-                output: output.address(),
+                input: input.address() + askew as u64,
+                output: output.address() + askew as u64,
                 scratch: scratch.address(),
                 scratch_lengths: lengths.address(),
                 lanes: mine.lanes.address(),
@@ -163,41 +198,53 @@ impl<'a> Ranks<'a> {
                 abort: self.pinned.address(),
                 trouble: pinned,
                 finished: pinned + 8,
-                parameter: (operation.parameter)(rank as Rank, schedule.nranks),
-                operation: operation.code,
+                parameter: operation.parameter(rank as Rank, schedule.nranks),
+                operation: operation.code(),
                 tag: self.results.len() as u32,
-                first_block: 0,
+                first_block,
                 blocks: shape.blocks.unwrap_or(lanes),
-                protocol: SLOTS,
-                element: operation.size as u32,
+                protocol: shape.protocol,
+                element: size as u32,
             };
-            let launch = Launch::new(&[work]);
-            // SAFETY: the kernel takes a Launch; `encode` has checked the program against the bound sizes, and `self` keeps
-            // all buffers until the device is through with them.
-            unsafe {
-                self.device.module.launch(
-                    KERNEL,
-                    launch.blocks(),
-                    shape.threads,
-                    &mine.stream,
-                    &launch,
-                )?;
+            if shape.together {
+                first_block += work.blocks;
             }
-            mine.queued += 1;
+            self.works[rank].push(work);
             self.calls.extend([program, input, scratch, lengths]);
             results.push(output);
         }
         self.results.push(results);
+        self.shapes.push((askew as u64, operation));
+    }
+
+    /// The works that the next launch has, to be changed before it.
+    pub(crate) fn works(&mut self, rank: usize) -> &mut [Work] {
+        &mut self.works[rank]
+    }
+
+    /// Launches what was called: each rank on a stream of its own, or all in one launch.
+    pub(crate) fn launch(&mut self, shape: Shape) -> Result<(), DriverError> {
+        self.control.synchronize().expect("to write");
+        let mut works: Vec<Vec<Work>> = self.works.iter_mut().map(std::mem::take).collect();
+        for (mine, works) in self.ranks.iter_mut().zip(&works) {
+            mine.queued += works.len() as u64;
+        }
+        if shape.together {
+            works = vec![works.concat()];
+        }
+        for (mine, works) in self.ranks.iter().zip(works) {
+            let launch = Launch::new(&works);
+            let blocks = launch.blocks();
+            let (module, stream) = (&self.device.module, &mine.stream);
+            // SAFETY: the kernel takes a Launch; `encode` has checked the programs against the bound sizes, and `self` keeps
+            // all buffers until the device is through with them.
+            unsafe { module.launch(KERNEL, blocks, shape.threads, stream, &launch)? };
+        }
         Ok(())
     }
 
-    /// Waits for the ranks, and reads what their receive buffers of the `call`-th call hold.
-    pub(crate) fn finish(
-        &self,
-        call: usize,
-        operation: Operation,
-        elements: usize,
-    ) -> Vec<Vec<u32>> {
+    /// Waits until no rank has anything queued or running.
+    pub(crate) fn wait(&self) {
         let deadline = Instant::now() + WATCHDOG;
         while !self.is_idle() {
             if Instant::now() > deadline {
@@ -206,17 +253,25 @@ impl<'a> Ranks<'a> {
             sleep(Duration::from_millis(1));
         }
         for (rank, mine) in self.ranks.iter().enumerate() {
-            assert_eq!(self.trouble(rank), None);
-            assert_eq!(self.word(2 + 2 * rank).load(Ordering::Acquire), mine.queued);
+            let finished = self.word(2 + 2 * rank).load(Ordering::Acquire);
+            assert_eq!(finished, mine.queued, "rank {rank} counts its works, aborted ones too");
         }
-        let read = |buffer| {
-            let data = self.control.read(buffer, elements * operation.size).expect("to read");
-            let widen = |bits: &[u8]| {
-                bits.iter().rev().fold(0u32, |wide, byte| wide << 8 | u32::from(*byte))
-            };
-            data.chunks(operation.size).map(widen).collect()
+    }
+
+    /// Waits for the ranks, and reads what their receive buffers of the `call`-th call hold.
+    pub(crate) fn finish(&self, call: usize, elements: usize) -> Vec<Vec<u64>> {
+        self.wait();
+        let (askew, operation) = self.shapes[call];
+        let size = operation.size();
+        let read = |(rank, buffer)| {
+            assert_eq!(self.trouble(rank), None);
+            let bytes = askew as usize + elements * size;
+            let data = self.control.read(buffer, bytes).expect("to read");
+            let widen =
+                |bits: &[u8]| bits.iter().rev().fold(0, |wide, byte| wide << 8 | u64::from(*byte));
+            data[askew as usize..].chunks(size).map(widen).collect()
         };
-        self.results[call].iter().map(read).collect()
+        self.results[call].iter().enumerate().map(read).collect()
     }
 
     /// True if no rank has anything queued or running.
@@ -246,18 +301,33 @@ impl<'a> Ranks<'a> {
 
     /// How many messages each link has carried.
     pub(crate) fn carried(&self) -> Vec<u64> {
-        let counters = self.links.chunks(3).map(|link| &link[2]);
+        let counters = self.links.chunks(4).map(|link| &link[3]);
         let words = counters.map(|buffer| {
             let data = self.control.read(buffer, 4 * 64).expect("to read");
             [0, 64, 128, 192].map(|i| u64::from_le_bytes(data[i..i + 8].try_into().expect("8")))
         });
         words
-            .map(|four| {
-                assert_eq!(four, [four[0]; 4], "all that was sent was taken and released");
-                four[0]
+            .map(|[filled, drained, sent, taken]| {
+                assert_eq!([drained, taken], [sent; 2], "all that was sent was taken and released");
+                assert!(filled <= sent, "messages in lines are counted later");
+                sent - self.carried
             })
             .collect()
     }
+}
+
+/// What a ring of lines may hold after so many messages: words that look as if they were of the messages to come, from 2^32 messages ago.
+/// A fresh one is zero.
+fn stale_words(shape: Shape, words: u64) -> Vec<u8> {
+    let depth = u64::from(shape.depth);
+    let word = |i: u64| {
+        let place = i / words;
+        let past_window = (shape.carried >> 31 << 31) + (1 << 31) + depth;
+        let next = (past_window..past_window + depth).find(|n| n % depth == place);
+        let flag = if shape.carried == 0 { 0 } else { next.map_or(0, |n| n as u32 + 1) };
+        u64::from(flag) << 32
+    };
+    (0..depth * words).flat_map(|i| word(i).to_le_bytes()).collect()
 }
 
 /// A test that fails must not wait for ranks that never end.
@@ -302,6 +372,6 @@ fn fresh(device: &Arc<Device>, bytes: usize) -> Buffer {
 }
 
 /// Elements as they lie in memory: the low `size` bytes of each.
-fn bytes(elements: &[u32], size: usize) -> Vec<u8> {
+fn bytes(elements: &[u64], size: usize) -> Vec<u8> {
     elements.iter().flat_map(|bits| bits.to_le_bytes().into_iter().take(size)).collect()
 }

@@ -1,6 +1,8 @@
 //! What the tests of the kernels stand on: a device, a scalar evaluation, ranks with links in device memory.
 
+pub(crate) mod alone;
 pub(crate) mod device;
 pub(crate) mod operation;
+pub(crate) mod random;
 pub(crate) mod ranks;
 pub(crate) mod scalar;

@@ -1,0 +1,343 @@
+//! Four schedules of quite different shapes, proved, encoded, and run by the interpreter kernel: every bit of every rank is that of the
+//! scalar evaluation.
+
+use super::support::device;
+use super::support::operation::{Operation, SUM_F32};
+use super::support::random::mix;
+use super::support::ranks::{Ranks, Shape};
+use super::support::scalar::evaluate;
+use maypole_algorithms::collective::all_gather::pat;
+use maypole_algorithms::collective::all_reduce::{double_tree, one_shot, uneven_example};
+use maypole_algorithms::verify::prove;
+use maypole_algorithms::{DType, RedOp, Schedule};
+use maypole_cuda::driver::DriverError;
+use maypole_cuda::launch::{LINES, SLOTS, Trouble};
+use std::slice::from_ref;
+use std::thread::sleep;
+use std::time::Duration;
+
+const SHAPE: Shape = Shape {
+    count: 331,
+    tile: 48,
+    depth: 1,
+    blocks: None,
+    threads: 32,
+    protocol: SLOTS,
+    askew: 0,
+    together: false,
+    carried: 0,
+};
+
+/// Trees with lanes up and down; one fold of eight; groups of 3, 2 and 2 with `after`; lanes that depend on lanes, fan-out.
+fn schedules() -> [Schedule; 5] {
+    [
+        double_tree::schedule(8),
+        one_shot::schedule(8),
+        uneven_example::schedule(),
+        pat::schedule(8),
+        pat::schedule(7),
+    ]
+    .map(|schedule| match prove(schedule) {
+        Ok(proved) => proved.schedule().clone(),
+        Err(counterexample) => panic!("{counterexample}"),
+    })
+}
+
+/// Runs `calls` one after the other, all queued at once over the same links, and compares each with the scalar evaluation.
+fn check(device: &device::TestDevice, calls: &[(&Schedule, Operation)], shape: Shape) {
+    let calls: Vec<_> =
+        calls.iter().map(|(schedule, operation)| (*schedule, *operation, shape)).collect();
+    check_each(device, &calls, 1);
+}
+
+/// The same with a shape for each call (that of the first for the links), and `batch` calls to a launch.
+fn check_each(device: &device::TestDevice, calls: &[(&Schedule, Operation, Shape)], batch: usize) {
+    let schedules: Vec<Schedule> = calls.iter().map(|call| call.0.clone()).collect();
+    let mut ranks = Ranks::new(device, &schedules, calls[0].2);
+    let mut queued = Vec::new();
+    for (i, &(schedule, operation, shape)) in calls.iter().enumerate() {
+        let inputs = inputs(schedule, operation, shape.count, i as u64 + 1);
+        ranks.call(schedule, operation, shape, &inputs);
+        if (i + 1) % batch == 0 || i + 1 == calls.len() {
+            ranks.launch(shape).expect("to launch");
+        }
+        queued.push(evaluate(schedule, operation, shape.count, &inputs));
+    }
+    for (i, (expected, (schedule, operation, shape))) in queued.iter().zip(calls).enumerate() {
+        let found = ranks.finish(i, expected[0].len());
+        for (rank, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let wrong = found.iter().zip(expected).position(|(f, e)| !operation.same(*f, *e));
+            assert_eq!(
+                wrong, None,
+                "{schedule:?}, {operation:?}, call {i}, rank {rank}, {shape:?}: first wrong element"
+            );
+        }
+    }
+    let messages = ranks.carried();
+    assert!(messages.iter().all(|n| *n > 0), "links of the ranks' own schedules are all used");
+}
+
+fn inputs(schedule: &Schedule, operation: Operation, count: u64, seed: u64) -> Vec<Vec<u64>> {
+    let elements = u64::from(schedule.input_chunks() / schedule.parts) * count;
+    let element = |rank: u32, i: u64| operation.sample(mix(seed << 40 | u64::from(rank) << 32 | i));
+    (0..schedule.nranks).map(|rank| (0..elements).map(|i| element(rank, i)).collect()).collect()
+}
+
+#[test]
+fn bits_are_those_of_the_scalar_evaluation() {
+    let device = device::open();
+    for schedule in &schedules() {
+        for depth in [schedule.credit, schedule.credit + 2] {
+            check(&device, &[(schedule, SUM_F32); 3], Shape { depth, ..SHAPE });
+        }
+    }
+}
+
+#[test]
+fn any_number_of_blocks_walks_all_lanes() {
+    let device = device::open();
+    for schedule in &schedules() {
+        for blocks in [1, 3] {
+            let shape = Shape { blocks: Some(blocks), threads: 64, ..SHAPE };
+            check(&device, &[(schedule, SUM_F32); 2], shape);
+        }
+    }
+}
+
+#[test]
+fn different_calls_follow_each_other_on_the_same_links() {
+    let device = device::open();
+    let [tree, one_shot, _, pat, _] = &schedules();
+    let calls = [tree, one_shot, pat, pat, one_shot, tree].map(|schedule| (schedule, SUM_F32));
+    check(&device, &calls, SHAPE);
+}
+
+#[test]
+fn operations_contribute_round_and_finish() {
+    let device = device::open();
+    for schedule in &schedules()[..3] {
+        let operations = [
+            (DType::Float32, RedOp::PreMulSum),
+            (DType::Bfloat16, RedOp::Sum),
+            (DType::Int32, RedOp::Avg),
+            (DType::Float8E4M3, RedOp::Avg),
+            (DType::Float64, RedOp::Min),
+        ];
+        for (dtype, op) in operations {
+            let operation = Operation { dtype, op };
+            check(&device, &[(schedule, operation)], SHAPE);
+        }
+    }
+}
+
+#[test]
+fn short_chunks_and_no_elements_at_all() {
+    let device = device::open();
+    for schedule in &schedules() {
+        for count in [1, 3, 49] {
+            check(&device, &[(schedule, SUM_F32)], Shape { count, ..SHAPE });
+        }
+        let mut ranks = Ranks::new(&device, from_ref(schedule), SHAPE);
+        let nothing = vec![Vec::new(); schedule.nranks as usize];
+        let empty = Shape { count: 0, ..SHAPE };
+        ranks.call(schedule, SUM_F32, empty, &nothing);
+        ranks.launch(empty).expect("to launch");
+        ranks.finish(0, 0);
+        assert!(ranks.carried().iter().all(|n| *n == 0));
+    }
+}
+
+/// Were sums of the samples the same in every order, the tests above would say little.
+#[test]
+fn another_order_of_the_fold_has_other_bits() {
+    let [tree, one_shot, ..] = &schedules();
+    let inputs = inputs(tree, SUM_F32, SHAPE.count, 1);
+    let bits = |schedule: &Schedule| evaluate(schedule, SUM_F32, SHAPE.count, &inputs);
+    let (tree, one_shot) = (bits(tree), bits(one_shot));
+    let differ = tree[0].iter().zip(&one_shot[0]).filter(|(a, b)| a != b).count();
+    assert!(differ as u64 > SHAPE.count / 4, "{differ} of {} differ", SHAPE.count);
+}
+
+/// One multiprocessor too few is refused before anything runs; one block less per launch, and the same program fits.
+#[test]
+fn a_launch_that_cannot_be_resident_is_refused() {
+    let device = device::open();
+    if !device.is_simulated() {
+        return;
+    }
+    let schedule = &schedules()[0];
+    device.configure(schedule.lanes(0) - 1, 0);
+    let mut ranks = Ranks::new(&device, from_ref(schedule), SHAPE);
+    let inputs = inputs(schedule, SUM_F32, SHAPE.count, 1);
+    ranks.call(schedule, SUM_F32, SHAPE, &inputs);
+    let refused = ranks.launch(SHAPE).err();
+    assert!(matches!(refused, Some(DriverError::Failed { code: 720, .. })), "{refused:?}");
+    device.configure(schedule.nranks * (schedule.lanes(0) - 1), 0);
+    let shape = Shape { blocks: Some(schedule.lanes(0) - 1), ..SHAPE };
+    check(&device, &[(schedule, SUM_F32)], shape);
+}
+
+/// A rank that waits for ever does so until it is told.
+#[test]
+fn waiting_ranks_can_be_aborted() {
+    let device = device::open();
+    let schedule = &schedules()[1];
+    // Every rank folds twice: the messages of the second time are never sent.
+    let mut table = schedule.to_table();
+    for rank in &mut table.0 {
+        let fold = *rank[0].last().expect("the fold");
+        rank[0].push(fold);
+    }
+    let stuck = schedule.with_program(table);
+    assert!(prove(stuck.clone()).is_err());
+    let mut ranks = Ranks::new(&device, from_ref(&stuck), SHAPE);
+    let inputs = inputs(schedule, SUM_F32, SHAPE.count, 1);
+    for _ in 0..2 {
+        ranks.call(&stuck, SUM_F32, SHAPE, &inputs);
+    }
+    ranks.launch(SHAPE).expect("to launch");
+    sleep(Duration::from_millis(50));
+    assert!(!ranks.is_idle());
+    ranks.abort();
+    assert!(ranks.is_idle());
+    // The next launch sees it too, and counts as over.
+    ranks.call(&stuck, SUM_F32, SHAPE, &inputs);
+    ranks.launch(SHAPE).expect("to launch");
+    ranks.wait();
+}
+
+/// Lines and slots follow each other on the same links; a block walks one lane or all of them.
+#[test]
+fn lines_and_slots_share_links() {
+    let device = device::open();
+    for schedule in &schedules() {
+        for blocks in [None, Some(1)] {
+            let depth = schedule.credit;
+            let lines = Shape { depth, blocks, protocol: LINES, threads: 64, ..SHAPE };
+            let slots = Shape { protocol: SLOTS, ..lines };
+            let calls = [lines, lines, slots, lines, slots].map(|shape| (schedule, SUM_F32, shape));
+            check_each(&device, &calls, 1);
+        }
+    }
+}
+
+/// Messages in lines of every length modulo 16 bytes, from memory that is off its alignment, of elements of every size.
+#[test]
+fn lines_of_any_length_and_alignment() {
+    let device = device::open();
+    device.configure(128, 0);
+    let schedule = &schedules()[0];
+    let dtypes = [DType::Uint8, DType::Float16, DType::Float32, DType::Int64];
+    for (dtype, askew) in dtypes.into_iter().zip([1, 3, 1, 1]) {
+        let operation = Operation { dtype, op: RedOp::Max };
+        let shape = |count| Shape { count, askew, tile: 96, protocol: LINES, ..SHAPE };
+        let calls: Vec<_> = (90..108).map(|count| (schedule, operation, shape(count))).collect();
+        check_each(&device, &calls, 6);
+    }
+}
+
+/// Several calls to a launch: a barrier of the rank's blocks lies between them.
+#[test]
+fn works_of_a_launch_follow_each_other() {
+    let device = device::open();
+    let [tree, one_shot, _, pat, _] = &schedules();
+    for blocks in [None, Some(2)] {
+        // All works of a rank have the same blocks.
+        let blocks = blocks.or(Some(4));
+        let [slots, lines] = [SLOTS, LINES].map(|protocol| Shape { blocks, protocol, ..SHAPE });
+        let calls = [(tree, slots), (one_shot, lines), (pat, slots), (tree, lines), (tree, slots)];
+        let calls = calls.map(|(schedule, shape)| (schedule, SUM_F32, shape));
+        check_each(&device, &calls, 5);
+    }
+}
+
+/// All ranks in one launch, with different operations one after the other.
+#[test]
+fn one_launch_for_all_ranks() {
+    let device = device::open();
+    let [tree, one_shot, ..] = &schedules();
+    let shape = Shape { together: true, blocks: Some(3), ..SHAPE };
+    let operation = Operation { dtype: DType::Int8, op: RedOp::Avg };
+    let calls = [
+        (tree, SUM_F32, shape),
+        (one_shot, operation, Shape { protocol: LINES, ..shape }),
+        (tree, operation, shape),
+    ];
+    check_each(&device, &calls, 3);
+}
+
+/// Past 2^31 and 2^32 messages, the ring of lines holds words with just the flags that are to come: they are overwritten in time.
+#[test]
+fn counters_go_on_past_32_bits() {
+    let device = device::open();
+    for schedule in &schedules()[..2] {
+        for carried in [(1 << 31) - 2, (1 << 32) - 2, (3 << 31) - 2] {
+            let lines = Shape { depth: 2, carried, protocol: LINES, ..SHAPE };
+            let slots = Shape { protocol: SLOTS, ..lines };
+            let calls = [lines, slots, lines].map(|shape| (schedule, SUM_F32, shape));
+            check_each(&device, &calls, 3);
+        }
+    }
+}
+
+/// A rank whose call is another one: whoever meets its message says so, and all ranks leave.
+#[test]
+fn a_wrong_tag_is_trouble_for_all() {
+    let device = device::open();
+    let schedule = &schedules()[1];
+    for protocol in [SLOTS, LINES] {
+        let shape = Shape { protocol, ..SHAPE };
+        let mut ranks = Ranks::new(&device, from_ref(schedule), shape);
+        let inputs = inputs(schedule, SUM_F32, shape.count, 1);
+        for _ in 0..2 {
+            ranks.call(schedule, SUM_F32, shape, &inputs);
+        }
+        ranks.works(3)[1].tag ^= 0xabc;
+        ranks.launch(shape).expect("to launch");
+        ranks.wait();
+        let found: Vec<_> = (0..8).filter_map(|rank| ranks.trouble(rank)).collect();
+        assert!(!found.is_empty());
+        for trouble in found {
+            let Trouble::Tag { link, found } = trouble else { panic!("{trouble:?}") };
+            // What rank 3 sends to others and what they send to it.
+            assert!([0xabc ^ 1, 1].contains(&(found ^ 0x5eed)), "{found:#x}");
+            assert!(link < 7);
+        }
+    }
+}
+
+/// A message that is not a whole number of elements, though its tag is right.
+#[test]
+fn a_wrong_length_is_trouble() {
+    let device = device::open();
+    let schedule = &schedules()[1];
+    for protocol in [SLOTS, LINES] {
+        // Rank 3 sends bytes, of which there are too many for a tile, or no whole number of the others' elements.
+        let shape = Shape { count: 45, protocol, ..SHAPE };
+        let mut ranks = Ranks::new(&device, from_ref(schedule), shape);
+        let inputs = inputs(schedule, SUM_F32, shape.count, 1);
+        ranks.call(schedule, SUM_F32, shape, &inputs);
+        ranks.works(3)[0].element = 1;
+        ranks.works(3)[0].operation = 0;
+        ranks.launch(shape).expect("to launch");
+        ranks.wait();
+        let found: Vec<_> = (0..8).filter_map(|rank| ranks.trouble(rank)).collect();
+        assert!(found.iter().any(|t| matches!(t, Trouble::Length { .. })), "{found:?}");
+    }
+}
+
+/// What is no program at all is said, and touches nothing.
+#[test]
+fn words_that_are_no_program_are_trouble() {
+    let device = device::open();
+    let schedule = &schedules()[1];
+    let mut ranks = Ranks::new(&device, from_ref(schedule), SHAPE);
+    let inputs = inputs(schedule, SUM_F32, SHAPE.count, 1);
+    ranks.call(schedule, SUM_F32, SHAPE, &inputs);
+    let work = &mut ranks.works(2)[0];
+    work.program = work.input;
+    ranks.works(5)[0].operation = 6;
+    ranks.launch(SHAPE).expect("to launch");
+    ranks.wait();
+    assert!([2, 5].iter().any(|rank| ranks.trouble(*rank) == Some(Trouble::Program)));
+}
