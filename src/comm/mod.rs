@@ -208,7 +208,11 @@ impl Communicator {
             },
             explicit_class: config.bits == Bits::Canonical,
             algorithms: introduced.algorithms,
-            copies: config.copies(),
+            copies: match (&device, config.min_channels, config.max_channels) {
+                // A lane is a block there, which does not keep a link busy alone.
+                (Some(_), None, None) => vec![1, 4, 16],
+                _ => config.copies(),
+            },
             protocol: match config.protocol {
                 // Faults are on slots alone.
                 _ if config.fault.is_some() => Some(Protocol::Slots),

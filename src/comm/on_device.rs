@@ -17,6 +17,7 @@ use crate::device::group;
 use crate::device::issue::{Batch, Member, issue};
 use crate::device::order::Where;
 use crate::device::program::{DevicePlan, Operands, parameter};
+use crate::device::rank::DeviceRank;
 use crate::error::Error;
 use crate::plan::exchange::Transfer;
 use crate::plan::{Body, Key};
@@ -269,20 +270,26 @@ impl Communicator {
     ) -> Result<(), Error> {
         self.running()?;
         let Some(gpu) = self.gpu() else { return Err(no_device()) };
-        let current = gpu.device.current()?;
+        let current = gpu.device.current().map_err(|error| self.fail(error.into()))?;
         let stream = self.device.as_ref().map_or(0, |rank| rank.stream.handle() as usize);
         let at = Where { stream, capture: None };
         let mut batch = Batch::new(at);
         queue(self, &mut batch)?;
-        if let Some(rank) = &self.device {
-            rank.follow_default_stream()?;
-        }
+        let follow = |rank: &DeviceRank| rank.follow_default_stream();
+        self.on_rank(follow)?;
         // SAFETY: the caller's promise; the stream lives as long as the communicator.
         unsafe { issue(&current, &gpu, at, &mut [Member::new(self, batch)])? };
-        if let Some(rank) = &self.device {
-            rank.stream.synchronize()?;
-        }
+        self.on_rank(|rank| rank.stream.synchronize())?;
         self.running()
+    }
+
+    /// A call of the driver for which the other ranks may be waiting.
+    fn on_rank(
+        &mut self,
+        call: impl FnOnce(&DeviceRank) -> Result<(), DriverError>,
+    ) -> Result<(), Error> {
+        let result = self.device.as_ref().map_or(Ok(()), |rank| call(rank));
+        result.map_err(|error| self.fail(error.into()))
     }
 
     /// That nothing has ended the communicator's work on its device.

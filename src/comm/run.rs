@@ -343,6 +343,9 @@ impl Communicator {
     /// A call failed: tell all ranks, log it, remember it. What others saw first is the error here too.
     #[cold]
     pub(crate) fn fail(&mut self, error: Error) -> Error {
+        if let Some(first) = &self.broken {
+            return first.clone();
+        }
         let error = self.watch.fail(error);
         log::warn!("rank {}: {error}", self.rank);
         self.watch.abort_peers(&error);

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use maypole_cuda::driver::{Buffer, Device, DriverError};
 use maypole_cuda::memory::Pinned;
+use maypole_cuda::stream::Relaxed;
 
 /// What is free on a device.
 pub(crate) struct Pool {
@@ -45,6 +46,14 @@ impl Pool {
     fn free(&self) -> MutexGuard<'_, Free> {
         // The lists are whole at all times.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // Somebody else may be capturing. Where that cannot be told to the driver, it is not new enough to capture.
+        let _relaxed = Relaxed::begin(self.device.driver());
+        *self.free() = Free::default();
     }
 }
 

@@ -80,11 +80,12 @@ pub unsafe fn launch(parts: Vec<Part<'_>>) -> Result<(), Error> {
 unsafe fn launch_on(gpu: &Gpu, parts: Vec<Part<'_>>) -> Result<(), Error> {
     let current = gpu.device.current()?;
     let mut first = Ok(());
-    let mut members: Vec<Member<'_>> = Vec::with_capacity(parts.len());
-    for Part { comm, calls, stream } in parts {
+    // What can be wrong with a stream is found before any call counts as made.
+    let mut captures = Vec::with_capacity(parts.len());
+    for Part { stream, .. } in &parts {
         // SAFETY: the caller's promise.
         let capture = match unsafe { Capture::of(&current, stream.0)? } {
-            Capture::None => None,
+            Capture::None => None::<u64>,
             Capture::Active(id) => Some(id),
             Capture::Invalidated => {
                 return Err(Error::InvalidUsage {
@@ -94,6 +95,10 @@ unsafe fn launch_on(gpu: &Gpu, parts: Vec<Part<'_>>) -> Result<(), Error> {
                 });
             }
         };
+        captures.push(capture);
+    }
+    let mut members: Vec<Member<'_>> = Vec::with_capacity(parts.len());
+    for (Part { comm, calls, stream }, capture) in parts.into_iter().zip(captures) {
         let mut batch = Batch::new(Where { stream: stream.0 as usize, capture });
         for call in &calls {
             // SAFETY: the caller's promise.

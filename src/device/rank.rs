@@ -21,6 +21,7 @@ use super::scratch::Scratch;
 use super::signals::Signals;
 use super::store::Store;
 use crate::error::Error;
+use crate::watch::generation;
 
 /// Blocks that a rank's call has at most: as many as keep a link of a device busy.
 const MOST_BLOCKS: u32 = 64;
@@ -33,6 +34,8 @@ const DRAINING: Duration = Duration::from_millis(500);
 /// A rank on its device.
 pub(crate) struct DeviceRank {
     pub(crate) gpu: Arc<Gpu>,
+    /// The process that made it, as [`generation`] tells.
+    generation: u32,
     me: Rank,
     /// For the communicator's own calls and uploads; it waits for no other stream.
     pub(crate) stream: Stream,
@@ -100,6 +103,7 @@ impl DeviceRank {
             scratch: Scratch::default(),
             groups: Groups::default(),
             gpu,
+            generation: generation(),
             me,
             stream,
             default,
@@ -208,6 +212,15 @@ impl DeviceRank {
 }
 
 impl DeviceRank {
+    /// Nothing is freed, for that waits for all work of the device.
+    fn abandon(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.scratch));
+        std::mem::forget(std::mem::take(&mut self.reached));
+        std::mem::forget(self.tables.clone());
+        std::mem::forget((self.gpu.clone(), self.inbox.clone()));
+        std::mem::forget((self.signals.clone(), self.store.clone()));
+    }
+
     /// Whether ranks of other processes write to the inbox no more. Those of this one keep it as long as they do.
     fn is_drained(&self) -> bool {
         let elsewhere = |port: &&Port| {
@@ -242,6 +255,10 @@ impl fmt::Display for DeviceRank {
 
 impl Drop for DeviceRank {
     fn drop(&mut self) {
+        if generation() != self.generation {
+            // A child made by fork has no device.
+            return self.abandon();
+        }
         if std::thread::panicking() {
             // The others may never come.
             self.signals.abort();
@@ -255,11 +272,6 @@ impl Drop for DeviceRank {
         log::warn!(
             "{self}: kernels of a communicator that ended are not known to be through; what they use is freed with the process"
         );
-        // Freeing waits for all work of the device.
-        std::mem::forget(std::mem::take(&mut self.scratch));
-        std::mem::forget(std::mem::take(&mut self.reached));
-        std::mem::forget(self.tables.clone());
-        std::mem::forget((self.gpu.clone(), self.inbox.clone()));
-        std::mem::forget((self.signals.clone(), self.store.clone()));
+        self.abandon();
     }
 }
