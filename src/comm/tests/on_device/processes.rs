@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use super::super::Random;
 use super::super::case::Case;
-use super::calls::KNOWN;
 use super::support::{Rank, configure, folder, simulator};
 use crate::bootstrap::{Options, UniqueId};
 use crate::call::Task;
 use crate::comm::Communicator;
 use crate::config::Config;
-use maypole_algorithms::{Collective, DType};
+use maypole_algorithms::Collective;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -82,11 +81,7 @@ fn rank() {
     let mut random = Random(17);
     for round in 0..40 {
         let all = Collective::all(nranks - 1);
-        let mut case = Case::random(&mut random, all[round % all.len()]);
-        (case.dtype, case.op) = random.pick(&KNOWN);
-        if !case.collective.reduces() {
-            case.dtype = DType::Uint8;
-        }
+        let case = Case::random(&mut random, all[round % all.len()]);
         let task = Task::from(&case.call(rank.comm.rank()));
         let (schedule, choice) = rank.comm.tuner.choose(&task).expect("a choice");
         let result = case.run(&mut rank.comm, &schedule);
