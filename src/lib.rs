@@ -28,6 +28,7 @@ pub use call::{Blocks, Call, UnevenCall};
 pub use comm::{AbortHandle, Communicator, Element, Memory};
 pub use error::Error;
 pub use maypole_algorithms::{Collective, DType, RedOp};
+pub use maypole_cuda::nvtx;
 pub use plan::exchange::Transfer;
 pub use reduce::Reduction;
 pub use watch::{Reason, Report, live};

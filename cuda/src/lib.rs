@@ -9,4 +9,5 @@ pub mod image;
 pub mod ipc;
 pub mod launch;
 pub mod memory;
+pub mod nvtx;
 pub mod stream;

@@ -18,14 +18,22 @@ macro_rules! abi {
         pub(crate) unsafe fn $name($($argument: $type),*) $(-> $answer)? $body
 
         const _: () = {
+            // What profilers show.
+            const NAME: &std::ffi::CStr = match std::ffi::CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+                Ok(name) => name,
+                Err(_) => unreachable!(),
+            };
+
             #[unsafe(export_name = stringify!($name))]
             unsafe extern "C" fn exported($($argument: $type),*) $(-> $answer)? {
+                let _range = maypole::nvtx::Range::new(NAME);
                 // SAFETY: the caller's promise is the same.
                 unsafe { $name($($argument),*) }
             }
 
             #[unsafe(export_name = concat!("p", stringify!($name)))]
             unsafe extern "C" fn twin($($argument: $type),*) $(-> $answer)? {
+                let _range = maypole::nvtx::Range::new(NAME);
                 // SAFETY: the caller's promise is the same.
                 unsafe { $name($($argument),*) }
             }

@@ -1,0 +1,47 @@
+//! Calls of the C ABI as profilers see them: ranges of NVTX, told to a library that `NVTX_INJECTION64_PATH` names.
+
+mod artifact;
+mod program;
+
+use std::path::Path;
+
+use program::{compile, output, watched};
+use tempfile::TempDir;
+
+/// What a run of `tests/abi/nvtx.c` writes to standard error, where the variable has that value.
+fn told(program: &Path, injection: Option<&Path>) -> Vec<String> {
+    let mut command = watched(program, 50);
+    command.env_remove("NVTX_INJECTION64_PATH").env_remove("NCCL_DEBUG");
+    if let Some(path) = injection {
+        command.env("NVTX_INJECTION64_PATH", path);
+    }
+    let text = String::from_utf8(output(&mut command).stderr).expect("text");
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn calls_are_ranges_for_the_profiler_that_listens_and_nothing_otherwise() {
+    let (folder, tools) = (TempDir::new().expect("a folder"), TempDir::new().expect("a folder"));
+    let program = compile("cc", "nvtx.c", &folder);
+    let tool = compile("cc -shared -fPIC", "nvtx_tool.c", &tools);
+    let lines = told(&program, Some(&tool));
+    let range =
+        |name: &str, depth| [format!("begin {name} depth {depth}"), format!("end depth {depth}")];
+    let mut expected = vec!["domain NCCL".to_owned()];
+    for name in [
+        "ncclGetUniqueId",
+        "ncclCommInitRank",
+        "ncclGroupStart",
+        "ncclAllReduce",
+        "ncclGroupEnd",
+        "ncclAllReduce",
+        "ncclCommDestroy",
+    ] {
+        expected.extend(range(name, 0));
+    }
+    assert_eq!(lines, expected);
+    assert_eq!(told(&program, None), [""; 0]);
+    // Neither a library, nor one without the function, is an error: as without a profiler.
+    assert_eq!(told(&program, Some(Path::new("/nowhere/tool.so"))), [""; 0]);
+    assert_eq!(told(&program, Some(Path::new("libm.so.6"))), [""; 0]);
+}
