@@ -23,7 +23,7 @@ fn lines(_: &Settings) -> Checked {
 fn litmus(lines: bool) -> Checked {
     let gpu = Gpu::open()?;
     // Messages on each link.
-    let rounds: usize = if gpu.simulated { 100 } else { 20_000 };
+    let rounds: usize = if gpu.simulated { 40 } else { 20_000 };
     let (mut messages, mut bits) = (0, 0);
     for (lanes, depth, bytes) in [(1, 1, 16), (8, 1, 512), (8, 2, 4096), (32, 1, 1024)] {
         let shape = Shape { lanes, depth, slot_bytes: bytes, lines };
