@@ -118,9 +118,10 @@ impl Tool {
             // SAFETY: the name ends in a zero byte.
             unsafe { create(DOMAIN.as_ptr()) }
         };
-        // SAFETY: the slots are for functions of these signatures.
-        let (push, pop): (PushFn, PopFn) =
-            unsafe { (std::mem::transmute(push), std::mem::transmute(pop)) };
+        // SAFETY: the slot is for a function of this signature.
+        let push = unsafe { std::mem::transmute::<*mut c_void, PushFn>(push) };
+        // SAFETY: as above.
+        let pop = unsafe { std::mem::transmute::<*mut c_void, PopFn>(pop) };
         Some(Self { domain, push, pop })
     }
 
