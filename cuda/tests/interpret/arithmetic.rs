@@ -10,7 +10,7 @@ use maypole_algorithms::schedule::Table;
 use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
 use maypole_algorithms::{Chunk, Collective, DType, Operand, RedOp, Schedule, Step};
 use maypole_cuda::encode::{Binding, Extent, Place, Transfer, encode, encode_transfers, ports};
-use maypole_cuda::launch::{LINES, SLOTS, Work};
+use maypole_cuda::launch::{ADDRESS, LINES, SLOTS, Work, operation};
 
 /// Bytes of a chunk, about: more than one tile, and in a tile more than all threads take in one round of any loop.
 const CHUNK: u64 = 4600;
@@ -203,10 +203,47 @@ fn operations_on_messages() {
     }
 }
 
+/// One block, which looks at the waiting lane first, and a block for each: a step waits for the other's steps, not for its whole tile, and tile by tile.
+#[test]
+fn steps_come_after_those_of_other_lanes() {
+    let device = device::open();
+    let mut alone = Alone::new(&device, Link::None);
+    let waits = vec![
+        Step::new([output(1)], [output(0)]).after(1, 0),
+        Step::new([input(0)], [output(3)]),
+        Step::new([scratch(0), input(1)], [output(2)]).after(1, 2),
+    ];
+    let goes = vec![
+        Step::new([input(0)], [output(1)]),
+        Step::new([input(3)], [output(4)]).after(0, 1),
+        Step::new([input(2)], [scratch(0)]),
+        Step::new([input(4)], [output(5)]).after(0, 2),
+    ];
+    let table = Table(vec![vec![waits, goes], vec![]]);
+    let schedule = Schedule::new("alone", Collective::AllReduce, 2, 8, table).with_scratch(1);
+    let extents = extents(10, 0);
+    let (inputs, outputs) = (&extents[..], &extents[..]);
+    let binding =
+        Binding { inputs, outputs, tile: 4, tiles: 3, tag: 0, sending: &[], receiving: &[] };
+    let words = encode(&schedule, 0, &binding).expect("steps that fit");
+    let data: Vec<u8> = (0..80).map(|i| mix(i) as u8).collect();
+    let work =
+        Work { operation: operation(DType::Uint8, RedOp::Sum), element: 1, ..Work::default() };
+    let chunk = |bytes: &[u8], i: usize| bytes[10 * i..][..10].to_vec();
+    let sum: Vec<u8> =
+        chunk(&data, 2).iter().zip(chunk(&data, 1)).map(|(a, b)| a.wrapping_add(b)).collect();
+    for blocks in [1, 2, 2, 2, 2, 2] {
+        let found = alone.run(&words, Work { blocks, ..work }, 4, &data, [0, 0]);
+        for (output, expected) in [(0, 0), (1, 0), (3, 0), (4, 3), (5, 4)] {
+            assert_eq!(chunk(&found, output), chunk(&data, expected), "output {output}");
+        }
+        assert_eq!(chunk(&found, 2), sum);
+    }
+}
+
 /// The factor may lie in memory of the device.
 #[test]
 fn a_factor_in_device_memory() {
-    use maypole_cuda::launch::ADDRESS;
     let device = device::open();
     let mut alone = Alone::new(&device, Link::None);
     for dtype in [DType::Float64, DType::Float16, DType::Uint8] {

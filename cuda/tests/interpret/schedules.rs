@@ -266,16 +266,31 @@ fn one_launch_for_all_ranks() {
     check_each(&device, &calls, 3);
 }
 
-/// Past 2^31 and 2^32 messages, the ring of lines holds words with just the flags that are to come: they are overwritten in time.
+/// Past 2^31 and 2^32 messages, rings of lines hold words with just the flags that are to come: they are overwritten in time, by messages
+/// that are short or in slots.
 #[test]
 fn counters_go_on_past_32_bits() {
     let device = device::open();
     for schedule in &schedules()[..2] {
         for carried in [(1 << 31) - 2, (1 << 32) - 2, (3 << 31) - 2] {
             let lines = Shape { depth: 2, carried, protocol: LINES, ..SHAPE };
-            let slots = Shape { protocol: SLOTS, ..lines };
-            let calls = [lines, slots, lines].map(|shape| (schedule, SUM_F32, shape));
-            check_each(&device, &calls, 3);
+            let short = Shape { count: 9, ..lines };
+            let slots = Shape { protocol: SLOTS, ..short };
+            let mut ranks = Ranks::new(&device, from_ref(schedule), lines);
+            assert!(ranks.stale() > 0);
+            let mut expected = Vec::new();
+            for (i, shape) in [short, slots, slots, short, lines].into_iter().enumerate() {
+                let inputs = inputs(schedule, SUM_F32, shape.count, i as u64);
+                ranks.call(schedule, SUM_F32, shape, &inputs);
+                ranks.launch(shape).expect("to launch");
+                ranks.wait();
+                // The first two calls are before the window.
+                assert_eq!(ranks.stale() > 0, i < 3, "call {i}");
+                expected.push(evaluate(schedule, SUM_F32, shape.count, &inputs));
+            }
+            for (i, expected) in expected.iter().enumerate() {
+                assert_eq!(&ranks.finish(i, expected[0].len()), expected, "call {i}");
+            }
         }
     }
 }

@@ -90,7 +90,7 @@ impl<'a> Alone<'a> {
         self.stream.read(buffer, bytes).expect("to read")
     }
 
-    /// Runs `work` with the program `words`, `scratch` bytes, and a send buffer that holds `data`; returns the receive buffer, which is
+    /// Runs `work` with the program `words`, `scratch` bytes, and a send buffer that holds `data`, on one block or as many as the work says; returns the receive buffer, which is
     /// as long. They begin `askew` bytes after an aligned address.
     pub(crate) fn run(
         &mut self,
@@ -125,12 +125,13 @@ impl<'a> Alone<'a> {
             abort: pinned,
             trouble: pinned + 8,
             finished: pinned + 16,
-            blocks: 1,
+            blocks: work.blocks.max(1),
             ..work
         };
+        let launch = Launch::new(&[work]);
         // SAFETY: the kernel takes a Launch; `encode` has checked the program, and what it is bound to is large enough.
         let launched = unsafe {
-            self.device.module.launch(KERNEL, 1, 32, &self.stream, &Launch::new(&[work]))
+            self.device.module.launch(KERNEL, launch.blocks(), 32, &self.stream, &launch)
         };
         launched.expect("to launch");
         self.works += 1;

@@ -316,6 +316,20 @@ impl<'a> Ranks<'a> {
     }
 }
 
+impl Ranks<'_> {
+    /// Words of rings of lines that look as if they were of messages that are not sent yet.
+    pub(crate) fn stale(&self) -> usize {
+        let stale = self.links.chunks(4).map(|link| {
+            let sent = self.control.read(&link[3], 136).expect("to read");
+            let sent = u64::from_le_bytes(sent[128..].try_into().expect("8")) as u32;
+            let words = self.control.read(&link[2], link[2].bytes()).expect("to read");
+            let flags = words.chunks(8).map(|w| u32::from_le_bytes(w[4..].try_into().expect("4")));
+            flags.filter(|flag| flag.wrapping_sub(sent) as i32 > 0).count()
+        });
+        stale.sum()
+    }
+}
+
 /// What a ring of lines may hold after so many messages: words that look as if they were of the messages to come, from 2^32 messages ago.
 /// A fresh one is zero.
 fn stale_words(shape: Shape, words: u64) -> Vec<u8> {
