@@ -64,12 +64,16 @@ pub enum ImageError {
     },
     /// The driver took none of those that are for the device.
     #[error(
-        "the driver takes none of the kernels for {name}: {}; update the driver",
-        Refusals(refused)
+        "the driver, of CUDA {}.{}, takes none of the kernels for {name}, a GPU of compute capability {}.{}: {}; update the driver",
+        version / 1000, version % 1000 / 10, capability.0, capability.1, Refusals(refused)
     )]
     Refused {
         /// The device's name.
         name: String,
+        /// What it is.
+        capability: (u32, u32),
+        /// Of the driver, as it counts: 12030 is 12.3.
+        version: i32,
         /// Each image that was tried, and the driver's answer.
         refused: Vec<(&'static str, DriverError)>,
     },
@@ -108,7 +112,9 @@ pub fn load(device: &Arc<Device>) -> Result<(Module, &'static str), ImageError> 
     let name = device.name()?;
     Err(match refused.is_empty() {
         true => ImageError::TooOld { name, capability },
-        false => ImageError::Refused { name, refused },
+        false => {
+            ImageError::Refused { name, capability, version: device.driver().version(), refused }
+        }
     })
 }
 
@@ -136,6 +142,19 @@ mod tests {
         assert_eq!(names((9, 0)), ["sm_90", ptx]);
         assert_eq!(names((10, 3)), ["sm_100", ptx]);
         assert_eq!(names((12, 0)), [ptx]);
+    }
+
+    #[test]
+    fn errors_say_what_was_tried_on_what() {
+        let driver = DriverError::NoFunction { function: "cuX", since: 12030, version: 11080 };
+        let refused = vec![("sm_90", driver.clone()), ("PTX", driver)];
+        let name = "G".to_owned();
+        let error = ImageError::Refused { name, capability: (9, 0), version: 11080, refused };
+        let text = error.to_string();
+        for part in ["CUDA 11.8", "for G", "capability 9.0", "sm_90: the CUDA driver", "; PTX: the"]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
     }
 
     #[test]
