@@ -113,7 +113,8 @@ __device__ static NOINLINE void fold_ends(const Block& b, Shape s, u32 head, u32
 }
 
 // The packs `first + threadIdx.x`, every blockDim.x-th, up to `packs`, U at a time; returns the first that is left. `from` bytes are skipped.
-template <class Op, u32 K, u32 U>
+// WIDE: `width` is 16.
+template <class Op, u32 K, u32 U, bool WIDE>
 __device__ static INLINE u32 fold_packs(Op op, const Block& b, const Shape& s, u32 width, u64 from, u32 first, u32 packs) {
   const u32 stride = blockDim.x * U;
 #pragma unroll 1
@@ -125,7 +126,7 @@ __device__ static INLINE u32 fold_packs(Op op, const Block& b, const Shape& s, u
 #pragma unroll
       for (u32 k = 0; k < K; k++) {
         v[u][k] = Pack{{0, 0, 0, 0}};
-        if (k < s.inputs && (U > 1 || p < packs)) v[u][k] = load_pack(b.operands.at[k] + from + 16ull * p, width);
+        if (k < s.inputs && (U > 1 || p < packs)) v[u][k] = load_pack(b.operands.at[k] + from + 16ull * p, WIDE ? 16 : width);
       }
     }
 #pragma unroll
@@ -134,16 +135,16 @@ __device__ static INLINE u32 fold_packs(Op op, const Block& b, const Shape& s, u
       if (U == 1 && p >= packs) continue;
       const Pack r = fold_tree<Op, K>(op, b.arithmetic, s, v[u]);
 #pragma unroll 1
-      for (u32 o = 0; o < s.outputs; o++) store_pack(b.operands.at[MAX_FAN + o] + from + 16ull * p, width, r);
+      for (u32 o = 0; o < s.outputs; o++) store_pack(b.operands.at[MAX_FAN + o] + from + 16ull * p, WIDE ? 16 : width, r);
     }
   }
   return first;
 }
 
-template <class Op, u32 K, u32 U>
+template <class Op, u32 K, u32 U, bool WIDE>
 __device__ static NOINLINE void fold_all(Op op, const Block& b, Shape s, u32 width, u64 from, u32 packs) {
-  const u32 left = fold_packs<Op, K, U>(op, b, s, width, from, 0, packs);
-  fold_packs<Op, K, 1>(op, b, s, width, from, left, packs);
+  const u32 left = fold_packs<Op, K, U, WIDE>(op, b, s, width, from, 0, packs);
+  fold_packs<Op, K, 1, WIDE>(op, b, s, width, from, left, packs);
 }
 
 // Copies, whatever the type: pieces of type T, U at a time.
@@ -211,13 +212,16 @@ __device__ static INLINE void pass(const Block& b, Shape s, u32 elements) {
     }
   }
   const Called op = {b.arithmetic.node};
-  const bool sums = s.own == 0 && !s.finish;
-  if (s.inputs > 4) return fold_all<Called, 8, 1>(op, b, s, width, from, packs);
-  if (s.inputs > 2) return fold_all<Called, 4, 2>(op, b, s, width, from, packs);
-  switch (sums ? op.node : ~0u) {
-    case node_of(SINGLE, SUM): return fold_all<Sum<SINGLE>, 2, 4>({}, b, s, width, from, packs);
-    case node_of(BFLOAT, SUM): return fold_all<Sum<BFLOAT>, 2, 4>({}, b, s, width, from, packs);
-    case node_of(HALF, SUM): return fold_all<Sum<HALF>, 2, 4>({}, b, s, width, from, packs);
-    default: return fold_all<Called, 2, 4>(op, b, s, width, from, packs);
+  if (width != 16) {
+    if (s.inputs > 2) return fold_all<Called, 8, 1, false>(op, b, s, width, from, packs);
+    return fold_all<Called, 2, 2, false>(op, b, s, width, from, packs);
+  }
+  if (s.inputs > 4) return fold_all<Called, 8, 1, true>(op, b, s, width, from, packs);
+  if (s.inputs > 2) return fold_all<Called, 4, 2, true>(op, b, s, width, from, packs);
+  switch (s.own != 0 || s.finish ? ~0u : op.node) {
+    case node_of(SINGLE, SUM): return fold_all<Sum<SINGLE>, 2, 4, true>({}, b, s, width, from, packs);
+    case node_of(BFLOAT, SUM): return fold_all<Sum<BFLOAT>, 2, 4, true>({}, b, s, width, from, packs);
+    case node_of(HALF, SUM): return fold_all<Sum<HALF>, 2, 4, true>({}, b, s, width, from, packs);
+    default: return fold_all<Called, 2, 4, true>(op, b, s, width, from, packs);
   }
 }

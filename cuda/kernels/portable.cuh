@@ -31,6 +31,8 @@ using gptr = T*;
 
 template <class T, class U>
 static __device__ __forceinline__ gptr<T> gcast(U* p) {
+  // Else accesses first find out which memory it is.
+  __builtin_assume(__isGlobal(p));
   return reinterpret_cast<T*>(p);
 }
 
