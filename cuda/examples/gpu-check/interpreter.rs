@@ -55,7 +55,7 @@ fn slots(_: &Settings) -> Checked {
     let gpu = Gpu::open()?;
     let largest = if gpu.simulated { 100_000 } else { 5_000_001 };
     let mut calls = 0;
-    for lanes in [1, 4, 16] {
+    for lanes in [1, 4, 16.min(gpu.blocks / 2)] {
         let shape = Shape { lanes, depth: 3, slot_bytes: 4096, lines: false };
         let mut pair = Pair::new(&gpu, shape)?;
         for operation in &OPERATIONS {

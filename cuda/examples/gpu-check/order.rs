@@ -26,6 +26,8 @@ fn litmus(lines: bool) -> Checked {
     let rounds: usize = if gpu.simulated { 40 } else { 20_000 };
     let (mut messages, mut bits) = (0, 0);
     for (lanes, depth, bytes) in [(1, 1, 16), (8, 1, 512), (8, 2, 4096), (32, 1, 1024)] {
+        // All blocks of both ranks have to be resident together.
+        let lanes = lanes.min(gpu.blocks / 2).max(1);
         let shape = Shape { lanes, depth, slot_bytes: bytes, lines };
         for way in [Way::Together, Way::Apart] {
             let mut pair = Pair::new(&gpu, shape)?;
