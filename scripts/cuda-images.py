@@ -2,6 +2,7 @@
 
 import ctypes
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -52,5 +53,6 @@ for architecture in CUBINS:
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"ptxas refuses {ptx} for {architecture}:\n{done.stderr}")
-    used = [line.split("info    :")[-1].strip() for line in done.stderr.splitlines() if "Used" in line or "spill" in line]
-    print(architecture, cubin.stat().st_size, "bytes;", "; ".join(used))
+    registers = max(map(int, re.findall(r"Used (\d+) registers", done.stderr)))
+    spilt = sum(map(int, re.findall(r"(\d+) bytes spill stores", done.stderr)))
+    print(f"{cubin.name}: {cubin.stat().st_size} bytes, {registers} registers, {spilt} bytes of them stored to memory in all functions")
