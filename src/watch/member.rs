@@ -33,14 +33,14 @@ pub(crate) struct Member {
     /// Neighbours that had ended before they could be watched.
     ended: Vec<Rank>,
     /// Neighbours that said that they leave.
-    left: Vec<Rank>,
+    pub(super) left: Vec<Rank>,
     exchange: Option<(Exchange, Instant)>,
     inquiries: Vec<Inquiry>,
     token: u32,
     /// A connection that is being made.
     opening: Option<Opening>,
     /// After what time that is suspicious.
-    report: Duration,
+    pub(super) report: Duration,
     /// After what time a wait is an error.
     pub(super) timeout: Option<Duration>,
     /// Work on the rank's device.
@@ -347,12 +347,12 @@ impl Member {
         }
     }
 
-    fn suspect(&mut self, peer: Rank, since: Instant) {
+    pub(super) fn suspect(&mut self, peer: Rank, since: Instant) {
         let busy = |inquiry: &Inquiry| matches!(inquiry.purpose, Purpose::Suspicion { .. });
         if peer == self.shared.rank || self.inquiries.iter().any(busy) {
             return;
         }
-        let sequence = self.shared.record.read().sequence;
+        let sequence = self.shared.record.read().sequence.saturating_sub(self.queued_behind());
         self.ask(Purpose::Suspicion { since, sequence, chain: vec![peer] });
     }
 
@@ -403,7 +403,7 @@ impl Member {
             }
             Purpose::Suspicion { since, sequence, chain } => {
                 // The wait may be over by now.
-                if ours.sequence == sequence && ours.in_call {
+                if self.still_waits(&ours, sequence) {
                     self.judge(since, sequence, chain, answer);
                 }
             }
@@ -413,6 +413,9 @@ impl Member {
     /// What keeps the last rank of the chain; if that is another rank, asks on.
     fn judge(&mut self, since: Instant, sequence: u64, mut chain: Vec<Rank>, answer: &Answer) {
         let Answer { snapshot: theirs, elsewhere } = answer;
+        if let Some(next) = self.next_to_ask(&chain, theirs, sequence) {
+            return self.ask(Purpose::Suspicion { since, sequence, chain: vec![next] });
+        }
         let reason = match (theirs.in_call, theirs.waits_for) {
             _ if theirs.sequence > sequence => Reason::SlowLink,
             (true, Some(next)) if next == self.shared.rank || chain.contains(&next) => {
@@ -449,7 +452,7 @@ impl Member {
             }
             Purpose::Suspicion { since, sequence, chain } => {
                 let ours = self.shared.record.read();
-                if ours.sequence != sequence || !ours.in_call {
+                if !self.still_waits(&ours, sequence) {
                     return;
                 }
                 let stopped = |rank: &Rank| self.state_of(*rank) == Some(State::Stopped);

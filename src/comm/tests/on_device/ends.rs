@@ -7,7 +7,9 @@ use maypole_algorithms::RedOp;
 
 use super::support::{fail, on_devices, simulator};
 use crate::config::Config;
+use crate::device::{CudaStream, Part, Queued, launch};
 use crate::error::Error;
+use crate::watch::Reason;
 
 #[test]
 fn an_abort_ends_kernels_that_wait() {
@@ -54,6 +56,32 @@ fn a_rank_that_does_not_come_is_an_error_after_the_time_that_the_user_allows() {
         rank.comm.async_error().map_or(Ok(()), Err)
     });
     assert!(errors.iter().all(|e| matches!(e, Err(Error::Timeout { rank: 0, .. }))), "{errors:?}");
+}
+
+#[test]
+fn a_rank_that_does_not_come_is_reported_by_name() {
+    let simulator = simulator();
+    let config = Config { report: Duration::from_secs(1), ..Config::default() };
+    let came = Arc::new(Barrier::new(3));
+    let reasons = on_devices(&simulator, &[0, 1, 0], &config, move |rank| {
+        if rank.comm.rank() == 1 {
+            came.wait();
+            rank.comm.barrier().expect("a barrier");
+            return Vec::new();
+        }
+        let stream = CudaStream(rank.stream.handle());
+        let (comm, calls) = (&mut rank.comm, vec![Queued::Barrier]);
+        // SAFETY: a barrier has no memory of the caller's.
+        unsafe { launch(vec![Part { comm, calls, stream }]) }.expect("to queue");
+        while rank.comm.reports().is_empty() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        came.wait();
+        rank.stream.synchronize().expect("it comes at last");
+        rank.comm.reports().into_iter().map(|report| (report.chain, report.reason)).collect()
+    });
+    let late = (vec![1], Reason::NotJoined);
+    assert!(reasons[0].contains(&late) && reasons[2].contains(&late), "{reasons:?}");
 }
 
 #[test]
