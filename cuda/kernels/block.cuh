@@ -41,12 +41,14 @@ struct Operands {
 struct Block {
   Work work;
   Arithmetic arithmetic;
-  u32 header[HEADER_WORDS];
+  u32 prefix[PREFIX_WORDS];  // of the program: all of it, if it is a short one
   Turn turn;
   Operands operands;
 };
 
-__device__ static u64 word64(gptr<const u32> low) { return low[0] | (u64)low[1] << 32; }
+// Word `i` of the program.
+__device__ static u32 word(const Block& b, u32 i) { return i < PREFIX_WORDS ? b.prefix[i] : b.work.program[i]; }
+__device__ static u64 word64(const Block& b, u32 i) { return word(b, i) | (u64)word(b, i + 1) << 32; }
 
 // `done` stands first in a lane's state.
 __device__ static gptr<u64> done_word(const Work& work, u32 lane) { return gcast<u64>(work.lanes + lane); }

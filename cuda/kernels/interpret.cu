@@ -36,21 +36,27 @@ __device__ static bool fire(const Block& b, u32 elements) {
   return true;
 }
 
-// Makes the block ready for its work; false if there is nothing to be done. One thread calls this.
+// Makes the block ready for its work; false if there is nothing to be done. All that it reads of global memory it reads at once.
 __device__ static bool begin(Block& b) {
-  for (u32 i = 0; i < HEADER_WORDS; i++) b.header[i] = b.work.program[i];
-  b.turn.lane = NO_LANE;
-  if (load_relaxed(departed_word(b.work, BROKEN)) != 0) return false;
-  if (b.header[HEADER_MAGIC] == MAGIC && arithmetic_of(b.work, b.arithmetic)) return true;
-  b.header[HEADER_LANES] = 0;
-  report(b.work, TROUBLE_PROGRAM, 0, 0);
-  return false;
+  bool good = true;
+  if (threadIdx.x == 0) {
+    b.turn.lane = NO_LANE;
+    good = load_relaxed(departed_word(b.work, BROKEN)) == 0;
+  }
+  for (u32 i = threadIdx.x; i < PREFIX_WORDS; i += blockDim.x) b.prefix[i] = b.work.program[i];
+  __syncthreads();
+  if (threadIdx.x == 0 && good && !(b.prefix[HEADER_MAGIC] == MAGIC && arithmetic_of(b.work, b.arithmetic))) {
+    b.prefix[HEADER_LANES] = 0;
+    report(b.work, TROUBLE_PROGRAM, 0, 0);
+    good = false;
+  }
+  return __syncthreads_and(good);
 }
 
 // Walks the lanes of this block to their end; leaves when the work is aborted.
 __device__ static void run(Block& b) {
   const u32 me = blockIdx.x - b.work.first_block;
-  const u32 lanes = b.header[HEADER_LANES];
+  const u32 lanes = b.prefix[HEADER_LANES];
   u32 vain = 0;
   for (;;) {
     bool through = true, fired = false, stuck = false, bad = false;
@@ -108,7 +114,7 @@ KERNEL(maypole_interpret, Launch, launch) {
     if (blockIdx.x - launch.work[w].first_block >= launch.work[w].blocks) continue;
     if (threadIdx.x == 0) b.work = launch.work[w];
     __syncthreads();
-    if (__syncthreads_and(threadIdx.x != 0 || begin(b))) run(b);
-    depart(b.work, b.header[HEADER_LANES], next < launch.works);
+    if (begin(b)) run(b);
+    depart(b.work, b.prefix[HEADER_LANES], next < launch.works);
   }
 }

@@ -7,7 +7,7 @@ __device__ static void find(Block& b, u32 j, u32 word) {
   const Work& work = b.work;
   Operands& f = b.operands;
   const u32 kind = kind_of(word), index = index_of(word);
-  const u32 tile = b.header[HEADER_TILE];
+  const u32 tile = b.prefix[HEADER_TILE];
   f.form[j] = 0;
   if (kind == KIND_LINK) {
     const bool in = j < MAX_FAN;
@@ -27,10 +27,9 @@ __device__ static void find(Block& b, u32 j, u32 word) {
   } else if (kind == KIND_SCRATCH) {
     f.at[j] = work.scratch + (u64)index * tile * work.element;
   } else {
-    const u32 table = b.header[kind == KIND_INPUT ? HEADER_INPUT_TABLE : HEADER_OUTPUT_TABLE];
-    const gptr<const u32> extent = work.program + table + (u64)index * EXTENT_WORDS;
-    const u64 start = b.turn.tile * tile, size = word64(extent + 2);
-    f.at[j] = (kind == KIND_INPUT ? work.input : work.output) + (word64(extent) + start) * work.element;
+    const u32 extent = b.prefix[kind == KIND_INPUT ? HEADER_INPUT_TABLE : HEADER_OUTPUT_TABLE] + index * EXTENT_WORDS;
+    const u64 start = b.turn.tile * tile, size = word64(b, extent + 2);
+    f.at[j] = (kind == KIND_INPUT ? work.input : work.output) + (word64(b, extent) + start) * work.element;
     f.elements[j] = size <= start ? 0 : size - start < tile ? (u32)(size - start) : tile;
   }
 }
@@ -48,8 +47,8 @@ __device__ static void prepare(Block& b) {
 __device__ static bool is_done(const Block& b, u32 k) {
   const u32 head = b.turn.words[0];
   const u32* after = b.turn.words + 1 + inputs_of(head) + outputs_of(head) + 2 * k;
-  const u32 segment = b.work.program[b.header[HEADER_LANE_TABLE] + after[0] * LANE_WORDS];
-  const u32 steps = b.work.program[b.header[HEADER_SEGMENT_TABLE] + segment * SEGMENT_WORDS + 1];
+  const u32 segment = word(b, b.prefix[HEADER_LANE_TABLE] + after[0] * LANE_WORDS);
+  const u32 steps = word(b, b.prefix[HEADER_SEGMENT_TABLE] + segment * SEGMENT_WORDS + 1);
   return load_acquire(done_word(b.work, after[0])) > b.turn.tile * steps + after[1];
 }
 
@@ -60,7 +59,7 @@ __device__ static bool take_head(Block& b, u32 j, u32 link, u32 found, u32 bytes
     return false;
   }
   b.operands.elements[j] = bytes / b.work.element;
-  if (bytes % b.work.element == 0 && b.operands.elements[j] <= b.header[HEADER_TILE] && bytes <= b.operands.capacity[j])
+  if (bytes % b.work.element == 0 && b.operands.elements[j] <= b.prefix[HEADER_TILE] && bytes <= b.operands.capacity[j])
     return true;
   report(b.work, TROUBLE_LENGTH, link, found);
   return false;

@@ -29,6 +29,7 @@ constexpr u32 OWN_SHIFT = 16;
 constexpr u32 COUNT_MASK = 15;
 constexpr u32 MAX_FAN = 8;
 constexpr u32 STEP_WORDS = 33;
+constexpr u32 PREFIX_WORDS = 512;
 
 struct LinkEnd {
   gptr<u8> slots;

@@ -6,11 +6,11 @@
 __device__ static void settle(Block& b) {
   Turn& t = b.turn;
   for (; t.segment < t.segments; t.segment++, t.tile = 0) {
-    const gptr<const u32> entry = b.work.program + b.header[HEADER_SEGMENT_TABLE] + t.segment * SEGMENT_WORDS;
-    t.first = entry[0];
-    t.steps = entry[1];
-    t.tiles = word64(entry + 2);
-    t.tag = entry[4] ^ b.work.tag;
+    const u32 entry = b.prefix[HEADER_SEGMENT_TABLE] + t.segment * SEGMENT_WORDS;
+    t.first = word(b, entry);
+    t.steps = word(b, entry + 1);
+    t.tiles = word64(b, entry + 2);
+    t.tag = word(b, entry + 4) ^ b.work.tag;
     if (t.steps != 0 && t.tile < t.tiles) break;
   }
   t.over = t.segment >= t.segments;
@@ -22,7 +22,7 @@ __device__ static void prepare(Block& b);
 __device__ static void fetch(Block& b) {
   if (b.turn.over) return;
   // All at once; a program has so many words behind its last step.
-  for (u32 i = threadIdx.x; i < STEP_WORDS && threadIdx.x < 32; i += 32) b.turn.words[i] = b.work.program[b.turn.cursor + i];
+  for (u32 i = threadIdx.x; i < STEP_WORDS && threadIdx.x < 32; i += 32) b.turn.words[i] = word(b, b.turn.cursor + i);
   first_warp_sync();
   prepare(b);
 }
@@ -40,12 +40,12 @@ __device__ static void enter(Block& b, u32 lane) {
       old->step = t.step;
       old->cursor = t.cursor;
     }
-    const gptr<const u32> entry = b.work.program + b.header[HEADER_LANE_TABLE] + lane * LANE_WORDS;
+    const u32 entry = b.prefix[HEADER_LANE_TABLE] + lane * LANE_WORDS, segment = word(b, entry);
     const gptr<const LaneState> state = b.work.lanes + lane;
     const bool fresh = state->cursor == 0;
     t.lane = lane;
-    t.segment = fresh ? entry[0] : state->segment;
-    t.segments = entry[0] + entry[1];
+    t.segment = fresh ? segment : state->segment;
+    t.segments = segment + word(b, entry + 1);
     t.tile = state->tile;
     t.step = state->step;
     settle(b);

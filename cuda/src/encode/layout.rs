@@ -13,7 +13,7 @@
 //!                  inputs    operands, in the order of the fold
 //!                  outputs   operands
 //!                  after     lane, step (two words each)
-//! padding        STEP_WORDS words: the device reads steps as long as they can be
+//! padding        STEP_WORDS words, and as many as make PREFIX_WORDS in all: the device reads so many at once
 //! operand        kind << 30 | index: of a chunk, or of a link in the table that the launch binds
 //! ```
 //!
@@ -70,6 +70,8 @@ pub const AWAITED_SHIFT: u32 = 13;
 pub const OWN_SHIFT: u32 = 16;
 /// Words of the longest step: its head, operands, and twice as many words as there can be dependencies.
 pub const STEP_WORDS: usize = 1 + 4 * MAX_FAN;
+/// Words of the shortest program: a block takes so many into its own memory before it looks at any.
+pub const PREFIX_WORDS: usize = 512;
 /// What a count in a step's head is masked with.
 pub const COUNT_MASK: u32 = 15;
 
@@ -119,6 +121,7 @@ mod tests {
             ("COUNT_MASK", COUNT_MASK),
             ("MAX_FAN", MAX_FAN as u32),
             ("STEP_WORDS", STEP_WORDS as u32),
+            ("PREFIX_WORDS", PREFIX_WORDS as u32),
             ("MAX_WORKS", launch::MAX_WORKS as u32),
             ("OPERATION_ADDRESS", launch::ADDRESS),
             ("PROTOCOL_SLOTS", launch::SLOTS),

@@ -199,7 +199,7 @@ fn assemble<S, I: Iterator<Item = S>, E>(
             segment += 1;
         }
     }
-    words.resize(words.len() + layout::STEP_WORDS, 0);
+    words.resize((words.len() + layout::STEP_WORDS).max(layout::PREFIX_WORDS), 0);
     Ok(words)
 }
 
@@ -399,7 +399,7 @@ mod tests {
                         at = next;
                     }
                 }
-                assert_eq!(at + layout::STEP_WORDS, words.len());
+                assert_eq!((at + layout::STEP_WORDS).max(layout::PREFIX_WORDS), words.len());
             }
         }
     }

@@ -165,7 +165,7 @@ fn any_size_and_alignment() {
     for dtype in types {
         let size = dtype.size() as u64;
         let operation = Operation { dtype, op: RedOp::Sum };
-        for elements in (0..40).chain([199, 200, 201]) {
+        for elements in (0..18).chain([31, 32, 33, 199, 200]) {
             for off in 0..16 / size {
                 let askew = [off * size, (off * 3 % (16 / size)) * size];
                 // Chunks begin where they may; a gap of 16 bytes after a whole number of packs keeps them alike.

@@ -346,13 +346,15 @@ fn a_wrong_length_is_trouble() {
 fn words_that_are_no_program_are_trouble() {
     let device = device::open();
     let schedule = &schedules()[1];
-    let mut ranks = Ranks::new(&device, from_ref(schedule), SHAPE);
-    let inputs = inputs(schedule, SUM_F32, SHAPE.count, 1);
-    ranks.call(schedule, SUM_F32, SHAPE, &inputs);
+    // The send buffer is as long as a program.
+    let shape = Shape { count: 600, ..SHAPE };
+    let mut ranks = Ranks::new(&device, from_ref(schedule), shape);
+    let inputs = inputs(schedule, SUM_F32, shape.count, 1);
+    ranks.call(schedule, SUM_F32, shape, &inputs);
     let work = &mut ranks.works(2)[0];
     work.program = work.input;
     ranks.works(5)[0].operation = 6;
-    ranks.launch(SHAPE).expect("to launch");
+    ranks.launch(shape).expect("to launch");
     ranks.wait();
     assert!([2, 5].iter().any(|rank| ranks.trouble(*rank) == Some(Trouble::Program)));
 }
