@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use maypole::error::ResultCode;
 
-use crate::answer::{NcclResult, answer, invalid, refuse};
+use crate::answer::{NcclResult, answer, failed, invalid, refuse};
 use crate::export::abi;
-use crate::registry::{self, Handle, Stage};
+use crate::registry::{self, Entered, Handle, Stage, Visitor};
 
 /// How long an aborted call may take to return. Every wait ends within a fraction of a second.
 const ABORT_PATIENCE: Duration = Duration::from_secs(30);
@@ -45,8 +45,23 @@ fn wait_until_idle(function: &str, comm: Handle) -> Result<(), ResultCode> {
     Ok(())
 }
 
+/// Whether there is nothing to wait for; of a device that is not asked.
+fn is_over(visitor: &Visitor) -> bool {
+    visitor.device().is_none() && visitor.is_quiet()
+}
+
+fn finalize(entered: &mut Entered) -> Result<(), ResultCode> {
+    entered.stage = Stage::Finalized;
+    let finished = entered.comm.finish();
+    finished.map_err(|error| {
+        let code = failed(&error);
+        entered.running().broke(code);
+        code
+    })
+}
+
 abi! {
-    /// `ncclCommFinalize`: waits for the calls that were issued on streams, behind its back where the communicator does not block;
+    /// `ncclCommFinalize`: waits for the calls that were put on streams, behind its back where the communicator does not block;
     /// all others are over by then.
     fn ncclCommFinalize(comm: Handle) -> NcclResult {
         answer(|| {
@@ -55,14 +70,10 @@ abi! {
             }
             let visitor = registry::visit(comm)?;
             match visitor.stage() {
-                Stage::Open | Stage::Suspended if visitor.blocks() || visitor.is_quiet() => {
-                    visitor.alone()?.stage = Stage::Finalized;
-                    Ok(())
+                Stage::Open | Stage::Suspended if visitor.blocks() || is_over(&visitor) => {
+                    finalize(&mut visitor.alone()?)
                 }
-                Stage::Open | Stage::Suspended => visitor.defer().start(|entered| {
-                    entered.stage = Stage::Finalized;
-                    Ok(())
-                }),
+                Stage::Open | Stage::Suspended => visitor.defer().start(finalize),
                 Stage::Finalized => {
                     Err(invalid("ncclCommFinalize: the communicator was finalized before"))
                 }
@@ -77,9 +88,16 @@ abi! {
     /// `ncclCommDestroy`: waits as [`ncclCommFinalize`] does.
     fn ncclCommDestroy(comm: Handle) -> NcclResult {
         answer(|| {
-            if !comm.is_null() {
-                drop(registry::evict(comm)?);
+            if comm.is_null() {
+                return Ok(());
             }
+            // An abort can end this wait as long as the handle is one. What it ends with, the communicator says no more.
+            if registry::is_of_cuda(comm)?
+                && let Ok(entered) = registry::enter(comm)
+            {
+                let _ = entered.comm.finish();
+            }
+            drop(registry::evict(comm)?);
             Ok(())
         })
     }

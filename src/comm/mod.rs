@@ -4,6 +4,7 @@ mod by_schedule;
 mod card;
 mod element;
 mod even;
+mod finish;
 mod introduce;
 mod offspring;
 mod on_device;

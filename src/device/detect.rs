@@ -1,9 +1,11 @@
 //! The driver and the devices of this process, as far as there are any.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use maypole_cuda::driver::{Device, Driver, DriverError};
 
+use super::gpu::Gpu;
 use crate::error::Error;
 
 /// The driver, looked for once per process; None where there is none, or no device that this process may see.
@@ -26,17 +28,20 @@ pub fn count() -> Result<u32, Error> {
     }
 }
 
-/// Whether communicators can be made for device `ordinal`.
+/// Whether communicators can be made for device `ordinal`: the driver takes the kernels for it. A device that could be used once is not
+/// asked again.
 ///
 /// # Errors
 /// Why not.
 pub fn check(ordinal: i32) -> Result<(), Error> {
-    match driver()? {
-        Some(driver) => Ok(Device::open(driver, ordinal).map(drop)?),
-        None => Err(Error::InvalidArgument {
-            what: format!("there is no CUDA device {ordinal}: this process sees none"),
-        }),
+    static USABLE: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+    let usable = || USABLE.lock().unwrap_or_else(PoisonError::into_inner);
+    if usable().contains(&ordinal) {
+        return Ok(());
     }
+    Gpu::open(ordinal)?;
+    usable().insert(ordinal);
+    Ok(())
 }
 
 /// The device that the calling thread has chosen, if it has: the one whose context is current.

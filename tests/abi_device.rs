@@ -1,0 +1,178 @@
+//! The C ABI over communicators of CUDA devices, as C and C++ programs see it, on the simulated GPU.
+
+mod artifact;
+mod program;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+
+use program::{compile, output, text, watched};
+use tempfile::TempDir;
+
+/// The simulated GPU.
+static GPU: LazyLock<PathBuf> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("simulated-gpu");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/simulated-gpu");
+    output(Command::new(script).arg(&folder));
+    folder
+});
+
+/// A program of devices, that many.
+fn on_devices(program: &Path, devices: u32) -> Command {
+    let mut command = watched(program, 100);
+    command.env("LD_LIBRARY_PATH", &*GPU).env("MAYPOLE_DEVICE", "cuda");
+    command.env("SIMCUDA_DEVICES", devices.to_string()).env_remove("CUDA_VISIBLE_DEVICES");
+    // Ranks may share a device.
+    command.env("NCCL_MULTI_RANK_GPU_ENABLE", "1");
+    command
+}
+
+/// These parts of a program on that many devices, with these variables.
+fn parts_of(source: &str, names: &[&str], devices: u32, variables: &[(&str, &str)]) {
+    let folder = TempDir::new().expect("a temporary folder");
+    let program = compile("cc -std=gnu11", source, &folder);
+    for name in names {
+        let mut command = on_devices(&program, devices);
+        command.arg(name).envs(variables.iter().copied());
+        println!("{name}: {}", text(&mut command));
+    }
+}
+
+fn parts(names: &[&str], devices: u32, variables: &[(&str, &str)]) {
+    parts_of("device.c", names, devices, variables);
+}
+
+fn lives(names: &[&str], devices: u32, variables: &[(&str, &str)]) {
+    parts_of("device_lives.c", names, devices, variables);
+}
+
+#[test]
+fn collectives_are_right_on_a_device_per_rank_and_on_fewer() {
+    for devices in [4, 2, 1] {
+        parts(&["collectives"], devices, &[]);
+    }
+}
+
+#[test]
+fn calls_return_and_obey_their_streams() {
+    parts(&["order", "join"], 4, &[]);
+    parts(&["order", "join"], 2, &[]);
+}
+
+#[test]
+fn one_hardware_queue_is_enough() {
+    let one = [("CUDA_DEVICE_MAX_CONNECTIONS", "1")];
+    parts(&["collectives", "captured"], 2, &one);
+}
+
+#[test]
+fn what_a_device_does_not_take_is_refused_in_words() {
+    lives(&["refused"], 4, &[]);
+}
+
+#[test]
+fn memory_is_of_the_device_that_the_thread_has_chosen() {
+    lives(&["memory"], 4, &[]);
+}
+
+#[test]
+fn communicators_live_on_the_device_of_their_call() {
+    lives(&["lives"], 4, &[]);
+}
+
+#[test]
+fn aborts_end_kernels_that_wait() {
+    lives(&["aborted"], 4, &[]);
+    lives(&["aborted"], 2, &[]);
+}
+
+#[test]
+fn calls_that_differ_are_found_out() {
+    lives(&["mismatched"], 4, &[]);
+}
+
+#[test]
+fn a_known_call_is_a_launch_and_two_other_calls_and_a_group_one_launch_per_device() {
+    parts(&["costs"], 4, &[]);
+    parts(&["costs"], 2, &[]);
+}
+
+#[test]
+fn graphs_are_captured_and_replayed() {
+    parts(&["captured"], 4, &[]);
+    parts(&["captured"], 2, &[]);
+}
+
+/// A program that is of host memory elsewhere.
+fn program(compiler: &str, source: &str, arguments: &[&str], devices: u32) {
+    let folder = TempDir::new().expect("a temporary folder");
+    let program = compile(compiler, source, &folder);
+    println!("{}", text(on_devices(&program, devices).args(arguments)));
+}
+
+/// As [`program`], where a device that is listed twice is refused.
+fn program_of_one_rank_per_device(compiler: &str, source: &str, devices: u32) {
+    let folder = TempDir::new().expect("a temporary folder");
+    let program = compile(compiler, source, &folder);
+    println!("{}", text(on_devices(&program, devices).env_remove("NCCL_MULTI_RANK_GPU_ENABLE")));
+}
+
+#[test]
+fn the_programs_of_host_memory_run_on_devices() {
+    for devices in [4, 2] {
+        program("cc", "collectives.c", &["1"], devices);
+        program("cc", "collectives.c", &["4"], devices);
+    }
+    program("c++", "groups.cc", &[], 2);
+    program("cc", "rooted.c", &[], 5);
+}
+
+#[test]
+fn wrong_arguments_are_answered_on_devices_too() {
+    program("cc", "arguments.c", &[], 2);
+}
+
+#[test]
+fn lives_of_communicators_are_the_same_on_devices() {
+    program_of_one_rank_per_device("cc", "lifecycle.c", 4);
+}
+
+/// Random sequences of calls; for `MAYPOLE_FUZZ_SECONDS`, 3 if that is not set.
+#[test]
+fn fuzz_sequences_of_calls_on_devices() {
+    let seconds = std::env::var("MAYPOLE_FUZZ_SECONDS").unwrap_or_else(|_| "3".to_owned());
+    program("cc", "fuzz.c", &[&seconds], 2);
+}
+
+#[test]
+fn a_device_that_cannot_be_used_is_an_error_for_who_has_chosen_it_and_host_memory_for_others() {
+    let automatic = ("MAYPOLE_DEVICE", "auto");
+    // Machine code and PTX.
+    let first = ("SIMCUDA_FAIL", "cuModuleLoadData:1:209,cuModuleLoadData:2:209");
+    lives(&["unusable", "unusable_and_chosen"], 2, &[automatic, first]);
+    lives(&["unusable_and_chosen"], 2, &[first]);
+}
+
+/// What a program of one rank says, in host memory, under MAYPOLE_DEVICE=auto.
+fn automatic(variables: &[(&str, &str)]) -> std::process::Output {
+    let folder = TempDir::new().expect("a temporary folder");
+    let program = compile("cc", "client/one.c", &folder);
+    let mut command = on_devices(&program, 2);
+    command.env("MAYPOLE_DEVICE", "auto").env("NCCL_DEBUG", "INFO");
+    command.envs(variables.iter().copied()).output().expect("it starts")
+}
+
+#[test]
+fn without_devices_communicators_are_of_host_memory() {
+    for variables in [("SIMCUDA_DEVICES", "0"), ("MAYPOLE_DEVICE", "host")] {
+        let done = automatic(&[variables]);
+        let log = String::from_utf8_lossy(&done.stdout).into_owned();
+        assert!(done.status.success() && log.contains("on host memory"), "{log}");
+        assert!(log.contains("cudaDev 0") && log.contains("host memory, 1 ranks"), "{log}");
+    }
+    let done = automatic(&[("SIMCUDA_DEVICES", "0"), ("MAYPOLE_DEVICE", "cuda")]);
+    let log = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(log.contains("this process sees no CUDA device"), "{log}");
+    assert_eq!(done.status.code(), Some(1), "ncclCommInitAll fails");
+}
