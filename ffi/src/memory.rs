@@ -154,17 +154,19 @@ abi! {
         })
     }
 
-    /// `ncclCommMemStats`: host memory, in bytes.
+    /// `ncclCommMemStats`: memory of the device, or of the host where the communicator is for that, in bytes.
     fn ncclCommMemStats(comm: Handle, statistic: c_int, value: *mut u64) -> NcclResult {
         answer(|| {
             put("ncclCommMemStats", value, || {
                 let entered = registry::enter(comm)?;
                 let memory = entered.comm.memory();
+                // Of the kind of memory that the communicator is for.
+                let lasting = entered.device.map_or(memory.lasting, |_| memory.device);
                 match statistic {
                     0 => Ok(memory.releasable as u64),
                     1 => Ok(u64::from(entered.stage == Stage::Suspended)),
-                    2 => Ok(memory.lasting as u64),
-                    3 => Ok((memory.releasable + memory.lasting) as u64),
+                    2 => Ok(lasting as u64),
+                    3 => Ok((memory.releasable + lasting) as u64),
                     _ => Err(invalid(&format!("ncclCommMemStats: there is no statistic {statistic}"))),
                 }
             })

@@ -49,6 +49,8 @@ class Device:
         self.call("cuDevicePrimaryCtxRetain", byref(context), c_int(self.device))
         self.call("cuCtxSetCurrent", context)
         self.stream = self.new_stream()
+        # For what must not wait for the rank's stream. Of many streams some share a queue of the device, and would.
+        self.other = c_void_p(self.new_stream())
 
     def call(self, name, *arguments):
         code = getattr(self.cuda, name)(*arguments)
@@ -66,11 +68,8 @@ class Device:
         self.call("cuStreamSynchronize", c_void_p(self.stream))
 
     def write(self, address, data):
-        # On a stream of its own: the rank's may be held.
-        stream = c_void_p(self.new_stream())
-        self.call("cuMemcpyHtoDAsync_v2", c_uint64(address), data, c_size_t(len(data)), stream)
-        self.call("cuStreamSynchronize", stream)
-        self.call("cuStreamDestroy_v2", stream)
+        self.call("cuMemcpyHtoDAsync_v2", c_uint64(address), data, c_size_t(len(data)), self.other)
+        self.call("cuStreamSynchronize", self.other)
 
     def asynchronous(self, call):
         """What `call` puts on the stream while that is held: it returns, and nothing is done before the stream is let go."""
