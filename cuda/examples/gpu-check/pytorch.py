@@ -50,7 +50,7 @@ def rank(nranks, me, meeting):
     torch.cuda.synchronize()
     with open("/proc/self/maps") as maps:
         files = {line.split(None, 5)[5].strip() for line in maps if "/libnccl.so" in line}
-    assert os.environ["LD_PRELOAD"] in files, files
+    assert os.path.realpath(os.environ["LD_PRELOAD"]) in files, files
     identity = torch.cuda.nccl.unique_id()
     assert identity.startswith(b"MAYPOLE"), identity[:16]
     dist.destroy_process_group()
