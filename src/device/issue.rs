@@ -58,9 +58,12 @@ impl Batch {
         launched + self.works + 1
     }
 
-    /// Adds a copy by the copy engine; none where nothing is to be moved.
+    /// Adds a copy by the copy engine; none where nothing is to be moved. Copies of a call are added before its works.
     pub(crate) fn copy(&mut self, to: u64, from: u64, bytes: usize) {
         if bytes > 0 && to != from {
+            debug_assert!(self.items.last().is_none_or(|(call, item)| {
+                *call < self.calls || matches!(item, Item::Copy { .. })
+            }));
             self.items.push((self.calls, Item::Copy { to, from, bytes }));
         }
     }
@@ -100,20 +103,22 @@ pub(crate) unsafe fn issue(
             // SAFETY: the caller's promise.
             unsafe { launch(current, gpu, at, members, &mut pending) };
         }
+        // Copies come before the works of their call. All of them: a launch for the sake of one must not have works of this call, which
+        // would wait for those of other members behind it on the stream.
         for index in 0..members.len() {
-            while let Some(item) = members[index].take(call) {
-                match item {
-                    Item::Work { work, lanes } => pending.push((index, work, lanes)),
-                    Item::Copy { to, from, bytes } => {
-                        if pending.iter().any(|(other, ..)| *other == index) {
-                            // SAFETY: the caller's promise.
-                            unsafe { launch(current, gpu, at, members, &mut pending) };
-                        }
-                        // SAFETY: the caller's promise.
-                        let copied = unsafe { copy(gpu, at, to, from, bytes) };
-                        members[index].check(copied);
-                    }
+            while let Some((to, from, bytes)) = members[index].take_copy(call) {
+                if pending.iter().any(|(other, ..)| *other == index) {
+                    // SAFETY: the caller's promise.
+                    unsafe { launch(current, gpu, at, members, &mut pending) };
                 }
+                // SAFETY: the caller's promise.
+                let copied = unsafe { copy(gpu, at, to, from, bytes) };
+                members[index].check(copied);
+            }
+        }
+        for (index, member) in members.iter_mut().enumerate() {
+            while let Some((work, lanes)) = member.take_work(call) {
+                pending.push((index, work, lanes));
             }
         }
     }
@@ -128,14 +133,32 @@ impl Member<'_> {
         items.filter(|(_, item)| matches!(item, Item::Work { .. })).count()
     }
 
-    /// The next item of `call`.
-    fn take(&mut self, call: usize) -> Option<Item> {
-        let (of, item) = self.batch.items.get(self.next)?;
-        if *of > call || self.failed.is_some() {
-            return None;
+    /// The next item, if it is a copy of `call`.
+    fn take_copy(&mut self, call: usize) -> Option<(u64, u64, usize)> {
+        match self.next_of(call)? {
+            Item::Copy { to, from, bytes } => {
+                self.next += 1;
+                Some((to, from, bytes))
+            }
+            Item::Work { .. } => None,
         }
-        self.next += 1;
-        Some(*item)
+    }
+
+    /// The next item, if it is a work of `call`.
+    fn take_work(&mut self, call: usize) -> Option<(Work, u32)> {
+        match self.next_of(call)? {
+            Item::Work { work, lanes } => {
+                self.next += 1;
+                Some((work, lanes))
+            }
+            Item::Copy { .. } => None,
+        }
+    }
+
+    /// The next item of `call`.
+    fn next_of(&self, call: usize) -> Option<Item> {
+        let (of, item) = self.batch.items.get(self.next)?;
+        (*of <= call && self.failed.is_none()).then_some(*item)
     }
 
     fn check(&mut self, result: Result<(), DriverError>) {
