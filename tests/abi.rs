@@ -216,7 +216,6 @@ fn valgrind_has_nothing_to_say() {
         eprintln!("valgrind is not here: the C programs were not run under it");
         return;
     }
-    let suppressions = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/abi/valgrind.supp");
     for (compiler, source, runs) in [
         ("cc", "answers.c", &[""][..]),
         ("cc", "arguments.c", &[""]),
@@ -238,7 +237,6 @@ fn valgrind_has_nothing_to_say() {
                     .args(["--signal=KILL", "300", "valgrind", "--quiet", "--error-exitcode=9"])
                     .args(["--leak-check=full", "--show-leak-kinds=definite"])
                     .args(["--errors-for-leak-kinds=definite", "--fair-sched=yes"])
-                    .arg(format!("--suppressions={}", suppressions.display()))
                     .arg(&program)
                     .args(arguments.split_whitespace())
                     // valgrind may not know the instructions of this machine.

@@ -279,6 +279,11 @@ impl Collective {
         }
     }
 
+    /// Whether a rank may give one memory for both buffers: some chunk has a place [in place](Self::in_place).
+    pub const fn has_form_in_place(self) -> bool {
+        !matches!(self, Self::AllToAll)
+    }
+
     /// The name without its root, as nccl-tests writes it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -316,5 +321,24 @@ impl UnknownName {
     /// `given` was taken for a `kind`, of which `known` are all.
     pub fn new(kind: &'static str, given: &str, known: &[&str]) -> Self {
         Self { kind, given: given.to_owned(), known: known.join(", ") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_collective_has_a_form_in_place_if_some_chunk_has_a_place() {
+        for (nranks, parts) in [(1, 1), (2, 3), (5, 1)] {
+            for collective in Collective::all(nranks - 1) {
+                let mut chunks = (0..nranks).flat_map(|rank| {
+                    (0..collective.output_chunks(nranks, parts)).map(move |output| (rank, output))
+                });
+                let place = |(rank, output)| collective.in_place(nranks, parts, rank, output);
+                let has = chunks.any(|chunk| place(chunk).is_some());
+                assert_eq!(has, collective.has_form_in_place(), "{collective}");
+            }
+        }
     }
 }

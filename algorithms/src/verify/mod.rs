@@ -198,10 +198,7 @@ fn decode(schedule: &Schedule) -> Result<[Form; 2], Box<Counterexample>> {
 
 /// Buffers apart, and in place where that is another thing.
 fn placements(form: &Form) -> impl Iterator<Item = Placement> {
-    let Form { collective, nranks, parts, outputs, .. } = *form;
-    let shares = (0..nranks).any(|rank| {
-        (0..outputs).any(|output| collective.in_place(nranks, parts, rank, output).is_some())
-    });
+    let shares = form.collective.has_form_in_place();
     [Placement::OutOfPlace].into_iter().chain(shares.then_some(Placement::InPlace))
 }
 
