@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use maypole::device::CudaStream;
@@ -42,10 +43,13 @@ pub(crate) enum On {
     Cuda(CudaStream),
 }
 
-/// Streams of this process by number, and how many were made. A child made by fork begins with none.
-static LIVE: PerProcess<Mutex<(HashMap<usize, stream::Stream>, usize)>> = PerProcess::new();
+/// Streams of this process by number. A child made by fork begins with none.
+static LIVE: PerProcess<Mutex<HashMap<usize, stream::Stream>>> = PerProcess::new();
 
-fn live() -> MutexGuard<'static, (HashMap<usize, stream::Stream>, usize)> {
+/// How many were made. A child goes on from there: what it makes is no stream of its parent's.
+static MADE: AtomicUsize = AtomicUsize::new(0);
+
+fn live() -> MutexGuard<'static, HashMap<usize, stream::Stream>> {
     LIVE.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -86,7 +90,7 @@ pub(crate) fn find(stream: Stream) -> Result<Option<stream::Stream>, ResultCode>
 #[cold]
 fn known(stream: Stream) -> Result<stream::Stream, ResultCode> {
     let number = stream.addr() >> LOW;
-    let found = live().0.get(&number).cloned();
+    let found = live().get(&number).cloned();
     found.filter(|_| stream.addr() & ((1 << LOW) - 1) == LOW_BITS).ok_or_else(|| {
         invalid(
             "a communicator of host memory takes the default streams (NULL, cudaStreamLegacy, cudaStreamPerThread) and those of maypoleStreamCreate that were not destroyed; other streams of CUDA are for communicators of a device, see MAYPOLE_DEVICE",
@@ -129,10 +133,10 @@ extension! {
     fn maypoleStreamCreate(out: *mut Stream) -> NcclResult {
         answer(|| {
             put("maypoleStreamCreate", out, || {
-                let (streams, made) = &mut *live();
-                *made += 1;
-                streams.insert(*made, stream::Stream::new());
-                Ok(std::ptr::without_provenance_mut(*made << LOW | LOW_BITS))
+                // Relaxed: only that no two are the same.
+                let number = MADE.fetch_add(1, Ordering::Relaxed) + 1;
+                live().insert(number, stream::Stream::new());
+                Ok(std::ptr::without_provenance_mut(number << LOW | LOW_BITS))
             })
         })
     }
@@ -149,7 +153,7 @@ extension! {
             if matches!(ended, Err(maypole::Error::InvalidUsage { .. })) {
                 return ended.map_err(|error| failed(&error));
             }
-            live().0.remove(&(stream.addr() >> LOW));
+            live().remove(&(stream.addr() >> LOW));
             ended.map_err(|error| error.code())
         })
     }

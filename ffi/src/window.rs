@@ -5,11 +5,13 @@
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_uint, c_void};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use maypole::WindowId;
 use maypole::config::Config;
 use maypole::error::ResultCode;
+use maypole::stream::PerProcess;
 
 use crate::answer::{NcclResult, answer, failed, invalid, refuse};
 use crate::collective::{broken, data_type, usable};
@@ -26,8 +28,12 @@ pub(crate) type Window = *mut c_void;
 /// `NCCL_WIN_*`, all of them.
 const FLAGS: c_int = 0b1111;
 
-/// Every window of the process: the functions of the device API have no communicator to look in.
-static LIVE: LazyLock<Mutex<(HashMap<usize, Live>, usize)>> = LazyLock::new(Mutex::default);
+/// Every window of the process, by number: the functions of the device API have no communicator to look in. A child made by fork begins
+/// with none, as it has no communicators.
+static LIVE: PerProcess<Mutex<HashMap<usize, Live>>> = PerProcess::new();
+
+/// How many were made. A child goes on from there: what it makes is no window of its parent's.
+static MADE: AtomicUsize = AtomicUsize::new(0);
 
 /// A window, and this rank's memory of it.
 #[derive(Clone, Copy)]
@@ -39,8 +45,8 @@ struct Live {
     id: WindowId,
 }
 
-fn live() -> MutexGuard<'static, (HashMap<usize, Live>, usize)> {
-    LIVE.lock().unwrap_or_else(PoisonError::into_inner)
+fn live() -> MutexGuard<'static, HashMap<usize, Live>> {
+    LIVE.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The windows registered with a communicator. They end with it.
@@ -61,13 +67,13 @@ impl Windows {
 
 impl Drop for Windows {
     fn drop(&mut self) {
-        live().0.retain(|_, window| window.owner != self.owner);
+        live().retain(|_, window| window.owner != self.owner);
     }
 }
 
 fn find(window: Window) -> Option<Live> {
     let number = window.addr() >> 4;
-    live().0.get(&number).copied().filter(|_| window.addr() & 0xf == 0)
+    live().get(&number).copied().filter(|_| window.addr() & 0xf == 0)
 }
 
 fn unknown() -> ResultCode {
@@ -101,12 +107,12 @@ impl Registration {
         // SAFETY: the client promised, by the terms of nccl.h, memory that is the window's until it is deregistered.
         let registered = unsafe { on.comm.register_window(buffer.cast(), size) };
         let id = registered.map_err(|error| broken(&error, on))?;
-        let (windows, made) = &mut *live();
-        *made += 1;
+        // Relaxed: only that no two are the same.
+        let number = MADE.fetch_add(1, Ordering::Relaxed) + 1;
         let at = buffer.expose_provenance();
-        windows.insert(*made, Live { at, size, owner: comm.addr(), id });
+        live().insert(number, Live { at, size, owner: comm.addr(), id });
         // SAFETY: the client promised it to be writable.
-        unsafe { out.write(std::ptr::without_provenance_mut(*made << 4)) };
+        unsafe { out.write(std::ptr::without_provenance_mut(number << 4)) };
         Ok(())
     }
 }
@@ -241,7 +247,7 @@ abi! {
                 return Ok(());
             }
             let Live { id, .. } = entered.windows.find(window)?;
-            live().0.remove(&(window.addr() >> 4));
+            live().remove(&(window.addr() >> 4));
             entered.comm.deregister_window(id).map_err(|error| failed(&error))
         })
     }

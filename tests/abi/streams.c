@@ -236,7 +236,11 @@ static void child_of_fork(void) {
   EXPECT(maypoleStreamQuery(streams[0]) == ncclInvalidArgument);
   EXPECT(ncclAllReduce(&value, &value, 1, ncclInt64, ncclSum, comms[0], NULL) == ncclInvalidUsage);
   EXPECT(ncclAllReduce(&value, &value, 1, ncclInt64, ncclSum, comms[0], streams[0]) == ncclInvalidArgument);
-  /* Its own are none of the parent's. */
+  /* Its own are none of the parent's, which stay refused. */
+  maypoleStream_t inherited = streams[0], own;
+  OK(maypoleStreamCreate(&own));
+  EXPECT(own != inherited && maypoleStreamQuery(inherited) == ncclInvalidArgument);
+  OK(maypoleStreamDestroy(own));
   drain();
 }
 
