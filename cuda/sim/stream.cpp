@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <map>
 #include <type_traits>
 
@@ -55,10 +56,17 @@ CUresult submit(CUstream stream, Operation operation, Done* out) {
   return CUDA_SUCCESS;
 }
 
+// Ends of streams that were destroyed before their work was done: it goes on, and who waits for a device waits for it too.
+static std::vector<Done>& orphans() {
+  static auto* all = new std::vector<Done>;  // never destroyed: threads of the simulator outlive main
+  return *all;
+}
+
 void synchronize_all() {
   std::vector<Done> tails;
   {
     Lock guard(order);
+    tails = orphans();
     for (CUstream s : all_streams())
       if (s->tail) tails.push_back(s->tail);
     for (int i = 0; i < device_count(); i++)
@@ -98,6 +106,9 @@ DRIVER_API cuStreamDestroy_v2(CUstream stream) {
     if (all[i] == stream) {
       if (stream->capture) stream->capture->invalid = true;
       all.erase(all.begin() + (long)i);
+      auto& left = orphans();
+      left.erase(std::remove_if(left.begin(), left.end(), [](const Done& one) { return one->is_done(); }), left.end());
+      if (stream->tail && !stream->tail->is_done()) left.push_back(stream->tail);
       delete stream;
       return CUDA_SUCCESS;
     }

@@ -185,6 +185,10 @@ static void events(void) {
   OK(cuEventDestroy_v2(start));
 }
 static void add_flag(void* flag) { *(u64*)flag += 3; }
+static void doze(void* nothing) {
+  (void)nothing;
+  usleep(20000);
+}
 static void host_functions(void) {
   begin();
   OK(launch(await_, 1, a, FLAG(0), FLAG(1), 1));
@@ -195,6 +199,17 @@ static void host_functions(void) {
   set_flag(0, 1);
   OK(cuStreamSynchronize(a));
   CHECK(flags[1] == 4 && read_word(word) == 4);
+  /* Work outlives its stream, and who frees waits for it. */
+  CUstream s;
+  CUdeviceptr left;
+  OK(cuStreamCreate(&s, CU_STREAM_NON_BLOCKING));
+  OK(cuMemAlloc_v2(&left, 64));
+  OK(cuLaunchHostFunc(s, doze, NULL));
+  OK(cuMemsetD8Async(left, 1, 64, s));
+  OK(cuLaunchHostFunc(s, add_flag, &flags[9]));
+  OK(cuStreamDestroy_v2(s));
+  OK(cuMemFree_v2(left));
+  CHECK(flags[9] == 3);
 }
 static void values(void) {
   begin();
