@@ -1,0 +1,103 @@
+//! Ends that are no good ones: an abort by another thread while kernels wait, and a rank that is killed.
+
+use std::sync::Barrier;
+
+use maypole::device::{CudaStream, Part, Queued, launch};
+use maypole::{Call, Collective, DType, RedOp};
+
+use crate::job::Job;
+use crate::simulator::{folder, play};
+use crate::world::{Member, World};
+
+fn sum(member: &Member, count: usize) -> Call {
+    let base = member.arena.address();
+    Call {
+        collective: Collective::AllReduce,
+        send: base as *const u8,
+        recv: (base + (4 << 20)) as *mut u8,
+        count,
+        dtype: DType::Int32,
+        reduction: RedOp::Sum.into(),
+    }
+}
+
+/// All ranks but the first wait on their devices; the first ends that from its thread by the handle of another.
+pub(crate) fn abort(ranks: usize) {
+    let mut world = World::of_threads(ranks);
+    world.each(|member| member.comm.barrier().expect("a barrier"));
+    let handle = world.here[1].comm.abort_handle();
+    let queued = Barrier::new(ranks);
+    world.each(|member| {
+        if member.rank() == 0 {
+            queued.wait();
+            handle.abort();
+        } else {
+            let call = sum(member, 100_000);
+            let stream = CudaStream(member.streams[0].handle());
+            // More than the slots hold, on two streams.
+            for stream in [stream, CudaStream(member.streams[1].handle())] {
+                let calls = vec![Queued::Collective(call); 3];
+                let part = Part { comm: &mut member.comm, calls, stream };
+                // SAFETY: the arena has room, and stays.
+                unsafe { launch(vec![part]) }.expect("to queue");
+            }
+            queued.wait();
+        }
+        for stream in &member.streams {
+            stream.synchronize().expect("the device itself is well");
+        }
+        let call = sum(member, 1);
+        // SAFETY: the arena has room.
+        let later = unsafe { member.comm.run(&call) };
+        assert!(later.is_err(), "rank {} goes on", member.rank());
+        assert!(member.comm.async_error().is_some(), "rank {}", member.rank());
+        // The other communicator, and the device, go on.
+        member.host.barrier().expect("a barrier");
+    });
+    // One made anew on the same devices works.
+    drop(world);
+    World::of_threads(ranks).each(|member| member.comm.barrier().expect("a barrier"));
+}
+
+/// As a rank that is a process: calls until one fails, and says how.
+pub(crate) fn forever(world: &mut World) {
+    world.each(|member| {
+        member.comm.barrier().expect("a barrier");
+        println!("say:started");
+        let mut queue = |count: usize| {
+            let calls = vec![Queued::Collective(sum(member, count))];
+            let stream = CudaStream(member.streams[0].handle());
+            let part = Part { comm: &mut member.comm, calls, stream };
+            // SAFETY: the arena has room, and stays.
+            unsafe { launch(vec![part]) }?;
+            member.streams[0].synchronize()?;
+            member.comm.async_error().map_or(Ok(()), Err)
+        };
+        loop {
+            if let Err(error) = [1, 100_000].into_iter().try_for_each(&mut queue) {
+                println!("say:{error}");
+                return;
+            }
+        }
+    });
+}
+
+#[test]
+fn an_abort_by_another_thread_ends_kernels_that_wait() {
+    play("abort 3", &[("CUDA_DEVICE_MAX_CONNECTIONS", "32")]).well();
+}
+
+#[test]
+fn a_rank_that_is_killed_is_an_error_on_all_others() {
+    for devices in ["1", "2"] {
+        let settings = [("LD_LIBRARY_PATH", folder()), ("SIMCUDA_DEVICES", devices)];
+        let mut job = Job::start(3, "forever", &settings);
+        job.all_say("started");
+        job.signal(1, libc::SIGKILL);
+        for rank in [0, 2] {
+            let said = job.hear(rank);
+            assert!(said.contains("rank 1"), "rank {rank} says: {said:?}");
+            job.ends_well(rank);
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Communicators of CUDA devices on the simulated GPU (docs/simulated-gpu.md), against communicators of host memory.
+//!
+//! Each scene runs in a process of its own that finds the simulated driver, with settings of the simulator that are those of the process.
+//! Calls are made twice, on memory of the device and on memory of the host, and all of that memory is compared: what was to be written,
+//! and what was not.
+
+mod driver;
+mod ends;
+mod every;
+mod failures;
+mod graphs;
+mod piece;
+mod random;
+mod round;
+mod simulator;
+mod steady;
+mod world;
+
+#[path = "../job/mod.rs"]
+mod job;
+
+/// Not a test of its own: what the process of a scene does.
+#[test]
+#[ignore = "run by the other tests, in a process that finds the simulated GPU"]
+fn scene() {
+    let Some(words) = simulator::scene() else { return };
+    let numbers: Vec<u64> = words[1..].iter().map(|word| word.parse().expect("a number")).collect();
+    match (&*words[0], &numbers[..]) {
+        ("random", &[ranks, seed, calls]) => random::in_threads(ranks as usize, seed, calls),
+        ("every", &[ranks, thoroughly]) => every::in_threads(ranks as usize, thoroughly != 0),
+        ("graphs", &[ranks, replays]) => graphs::of_each_rank(ranks as usize, replays),
+        ("graphs-together", &[ranks, replays]) => graphs::of_all_ranks(ranks as usize, replays),
+        ("abort", &[ranks]) => ends::abort(ranks as usize),
+        ("failing", &[]) => failures::scene(),
+        ("steady", &[]) => steady::scene(),
+        ("fused", &[]) => steady::fused(),
+        ("contexts", &[]) => steady::contexts(),
+        (name, numbers) => panic!("no scene {name} of {numbers:?}"),
+    }
+}
+
+/// Not a test of its own: what a rank that is a process does.
+#[test]
+#[ignore = "run by the other tests, as a rank"]
+fn rank() {
+    let Some(invitation) = job::invitation() else { return };
+    let scene = invitation.scene.clone();
+    let mut world = world::World::of_process(invitation);
+    match scene.as_str() {
+        "every" => every::all(&mut world, false),
+        "random" => random::calls(&mut world, 7, 300),
+        "forever" => return ends::forever(&mut world),
+        other => panic!("no scene {other}"),
+    }
+    println!("say:done");
+}

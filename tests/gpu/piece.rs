@@ -1,0 +1,358 @@
+//! One call, the same on all ranks but for what each contributes; where its buffers are in a rank's memory; and the call on memory of
+//! the host or of a device.
+
+use std::fmt;
+
+use maypole::device::Queued;
+use maypole::{
+    Blocks, Call, Collective, Communicator, DType, Error, RedOp, Reduction, Transfer, UnevenCall,
+};
+
+/// What lies between buffers, and in them before something is received.
+pub(crate) const FILL: u8 = 0xa5;
+
+/// Bytes between buffers.
+const WALL: usize = 64;
+
+/// Random numbers that only have to differ: splitmix64 (Steele, Lea, Flood, 2014).
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}
+
+/// A collective of even blocks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Even {
+    pub(crate) collective: Collective,
+    pub(crate) dtype: DType,
+    pub(crate) op: RedOp,
+    pub(crate) count: usize,
+    pub(crate) in_place: bool,
+    /// Bytes by which the buffers are off alignment.
+    pub(crate) skew: usize,
+    /// A factor is in memory of the device.
+    pub(crate) resident: bool,
+}
+
+/// What is called.
+#[derive(Clone, Debug)]
+pub(crate) enum What {
+    Even(Even),
+    /// A collective of uneven blocks, whose lengths follow from the seed.
+    Uneven(Collective, DType, RedOp),
+    /// From rank, to rank, bytes.
+    Transfers(Vec<(u32, u32, usize)>),
+    Barrier,
+}
+
+#[derive(Clone)]
+pub(crate) struct Piece {
+    pub(crate) what: What,
+    pub(crate) seed: u64,
+}
+
+impl fmt::Debug for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} (seed {:#x})", self.what, self.seed)
+    }
+}
+
+/// The bits of element `index` of what `rank` contributes: floats of similar magnitude, so that sums round; no NaN.
+fn element(dtype: DType, seed: u64, rank: u32, index: usize) -> u64 {
+    let bits = Random(seed ^ u64::from(rank) << 40 ^ index as u64).next();
+    let mask = u64::MAX >> (64 - 8 * dtype.size());
+    let (exponent, fraction) = match dtype {
+        DType::Float16 => (5, 10),
+        DType::Bfloat16 => (8, 7),
+        DType::Float32 => (8, 23),
+        DType::Float64 => (11, 52),
+        DType::Float8E4M3 => (4, 3),
+        DType::Float8E5M2 => (5, 2),
+        _ => return bits & mask,
+    };
+    let middle = (1u64 << (exponent - 1)) - 2 + (bits >> 60 & 3);
+    let sign = bits >> 59 & 1;
+    sign << (exponent + fraction) | middle << fraction | bits & ((1 << fraction) - 1)
+}
+
+/// Lengths and places of blocks, in elements.
+#[derive(Clone, Debug, Default)]
+struct Parts {
+    counts: Vec<usize>,
+    displacements: Vec<usize>,
+    end: usize,
+}
+
+impl Parts {
+    fn one(count: usize) -> Self {
+        Self { counts: vec![count], displacements: vec![0], end: count }
+    }
+
+    /// With gaps, the last block first if `backwards`.
+    fn with_gaps(counts: Vec<usize>, gap: usize, backwards: bool) -> Self {
+        let mut displacements = vec![0; counts.len()];
+        let mut end = 0;
+        for turn in 0..counts.len() {
+            let at = if backwards { counts.len() - 1 - turn } else { turn };
+            displacements[at] = end;
+            end += counts[at] + gap;
+        }
+        Self { counts, displacements, end }
+    }
+
+    fn blocks(&self) -> Blocks<'_> {
+        Blocks { counts: &self.counts, displacements: &self.displacements }
+    }
+}
+
+/// A piece with its places in the memory of a rank: bytes from its beginning.
+pub(crate) struct Placed<'a> {
+    pub(crate) piece: &'a Piece,
+    rank: u32,
+    nranks: u32,
+    send: usize,
+    send_bytes: usize,
+    recv: usize,
+    sends: Parts,
+    recvs: Parts,
+    /// Of the factor.
+    factor: usize,
+    pub(crate) end: usize,
+}
+
+impl Piece {
+    /// Elements that `from` has for `to` in a call of uneven blocks.
+    fn length(&self, from: u32, to: u32) -> usize {
+        let seed = self.seed ^ u64::from(from) << 32 ^ u64::from(to) << 16;
+        Random(seed).pick(&[0, 0, 1, 3, 40, 700])
+    }
+
+    /// Its places from byte `start` on.
+    pub(crate) fn place(&self, start: usize, rank: u32, nranks: u32) -> Placed<'_> {
+        let start = start.next_multiple_of(256) + WALL;
+        let factor = start;
+        let mut placed = Placed {
+            piece: self,
+            rank,
+            nranks,
+            send: start + WALL,
+            send_bytes: 0,
+            recv: start + WALL,
+            sends: Parts::default(),
+            recvs: Parts::default(),
+            factor,
+            end: start + WALL,
+        };
+        let beside = |send: usize, bytes: usize| (send + bytes).next_multiple_of(64) + WALL;
+        match &self.what {
+            What::Even(even) => {
+                let block = even.count * even.dtype.size();
+                let send_bytes = even.collective.input_chunks(nranks, 1) as usize * block;
+                let recv_bytes = even.collective.output_chunks(nranks, 1) as usize * block;
+                let own = rank as usize * block;
+                placed.send += even.skew;
+                placed.send_bytes = send_bytes;
+                if even.in_place {
+                    let base = placed.send;
+                    let (send, recv) = match even.collective {
+                        Collective::AllGather => (own, 0),
+                        Collective::ReduceScatter => (0, own),
+                        Collective::Gather { root } if root == rank => (own, 0),
+                        Collective::Scatter { root } if root == rank => (0, own),
+                        _ => (0, 0),
+                    };
+                    (placed.send, placed.recv) = (base + send, base + recv);
+                } else {
+                    placed.recv = beside(placed.send, send_bytes) + (even.skew ^ 4);
+                }
+                placed.end = (placed.send + send_bytes).max(placed.recv + recv_bytes);
+            }
+            What::Uneven(collective, dtype, _) => {
+                let (gap, backwards) = (self.seed as usize % 3, self.seed & 8 != 0);
+                let all = |length: &dyn Fn(u32) -> usize| {
+                    Parts::with_gaps((0..nranks).map(length).collect(), gap, backwards)
+                };
+                (placed.sends, placed.recvs) = match *collective {
+                    Collective::AllGather => {
+                        (Parts::one(self.length(rank, rank)), all(&|r| self.length(r, r)))
+                    }
+                    Collective::ReduceScatter => {
+                        (all(&|r| self.length(r, r)), Parts::one(self.length(rank, rank)))
+                    }
+                    Collective::Gather { root } => (
+                        Parts::one(self.length(rank, root)),
+                        if rank == root {
+                            all(&|r| self.length(r, root))
+                        } else {
+                            Parts::default()
+                        },
+                    ),
+                    Collective::Scatter { root } => (
+                        if rank == root {
+                            all(&|r| self.length(root, r))
+                        } else {
+                            Parts::default()
+                        },
+                        Parts::one(self.length(root, rank)),
+                    ),
+                    _ => (all(&|r| self.length(rank, r)), all(&|r| self.length(r, rank))),
+                };
+                placed.send_bytes = placed.sends.end * dtype.size();
+                placed.recv = beside(placed.send, placed.send_bytes);
+                placed.end = placed.recv + placed.recvs.end * dtype.size();
+            }
+            What::Transfers(list) => {
+                let sum = |ours: &dyn Fn(&(u32, u32, usize)) -> bool| {
+                    list.iter().filter(|one| ours(one)).map(|one| one.2).sum::<usize>()
+                };
+                placed.send_bytes = sum(&|one| one.0 == rank);
+                placed.recv = beside(placed.send, placed.send_bytes);
+                placed.end = placed.recv + sum(&|one| one.1 == rank);
+            }
+            What::Barrier => {}
+        }
+        placed.end += WALL;
+        placed
+    }
+}
+
+impl Placed<'_> {
+    fn dtype(&self) -> DType {
+        match self.piece.what {
+            What::Even(Even { dtype, .. }) | What::Uneven(_, dtype, _) => dtype,
+            _ => DType::Uint8,
+        }
+    }
+
+    /// The factor of this rank, an element.
+    fn scalar(&self) -> u64 {
+        element(self.dtype(), !self.piece.seed, self.rank, 0)
+    }
+
+    /// Writes what this rank contributes into its memory; `salt` makes it another contribution.
+    pub(crate) fn fill(&self, memory: &mut [u8], salt: u64) {
+        let (dtype, size) = (self.dtype(), self.dtype().size());
+        let seed = self.piece.seed ^ salt << 20;
+        let to = &mut memory[self.send..self.send + self.send_bytes];
+        for (index, to) in to.chunks_exact_mut(size).enumerate() {
+            to.copy_from_slice(&element(dtype, seed, self.rank, index).to_le_bytes()[..size]);
+        }
+        memory[self.factor..self.factor + 8].copy_from_slice(&self.scalar().to_le_bytes());
+    }
+
+    fn reduction(&self, op: RedOp, resident_at: Option<u64>) -> Reduction {
+        match (op, resident_at) {
+            (RedOp::PreMulSum, Some(scalar)) => Reduction { scalar, resident: true, ..op.into() },
+            (RedOp::PreMulSum, None) => Reduction { scalar: self.scalar(), ..op.into() },
+            _ => op.into(),
+        }
+    }
+
+    /// The call on memory that begins at `base`.
+    pub(crate) fn bind(&self, base: u64, on_device: bool) -> Bound<'_> {
+        let (send, recv) = (base + self.send as u64, base + self.recv as u64);
+        match &self.piece.what {
+            What::Even(even) => Bound::Even(Call {
+                collective: even.collective,
+                send: send as *const u8,
+                recv: recv as *mut u8,
+                count: even.count,
+                dtype: even.dtype,
+                reduction: self.reduction(
+                    even.op,
+                    (on_device && even.resident).then_some(base + self.factor as u64),
+                ),
+            }),
+            What::Uneven(collective, dtype, op) => Bound::Uneven(UnevenCall {
+                collective: *collective,
+                send: send as *const u8,
+                sends: self.sends.blocks(),
+                recv: recv as *mut u8,
+                recvs: self.recvs.blocks(),
+                dtype: *dtype,
+                reduction: self.reduction(*op, None),
+            }),
+            What::Transfers(list) => {
+                let (mut from, mut to) = (send, recv);
+                let mut transfers = Vec::new();
+                for &(sender, receiver, bytes) in list {
+                    if sender == self.rank {
+                        let data = from as *const u8;
+                        transfers.push(Transfer::Send { data, bytes, peer: receiver });
+                        from += bytes as u64;
+                    }
+                    if receiver == self.rank {
+                        let data = to as *mut u8;
+                        transfers.push(Transfer::Receive { data, bytes, peer: sender });
+                        to += bytes as u64;
+                    }
+                }
+                Bound::Transfers(transfers)
+            }
+            What::Barrier => Bound::Barrier,
+        }
+    }
+
+    /// What byte `at` of the rank's memory is to this call.
+    pub(crate) fn describe(&self, at: usize) -> String {
+        format!(
+            "{:?} as rank {} of {}: byte {} from where it sends, {} from where it receives",
+            self.piece,
+            self.rank,
+            self.nranks,
+            at as i64 - self.send as i64,
+            at as i64 - self.recv as i64
+        )
+    }
+}
+
+/// A call on certain memory.
+pub(crate) enum Bound<'a> {
+    Even(Call),
+    Uneven(UnevenCall<'a>),
+    Transfers(Vec<Transfer>),
+    Barrier,
+}
+
+impl Bound<'_> {
+    /// Makes the call and waits for it.
+    ///
+    /// # Safety
+    /// The memory is there.
+    pub(crate) unsafe fn run(&self, comm: &mut Communicator) -> Result<(), Error> {
+        // SAFETY: the caller's promise; the buffers of a piece overlap only where that is allowed.
+        unsafe {
+            match self {
+                Self::Even(call) => comm.run(call),
+                Self::Uneven(call) => comm.run_uneven(call),
+                Self::Transfers(transfers) => comm.exchange(transfers),
+                Self::Barrier => comm.barrier(),
+            }
+        }
+    }
+
+    /// The call for a stream.
+    pub(crate) fn queued(&self) -> Queued<'_> {
+        match self {
+            Self::Even(call) => Queued::Collective(*call),
+            Self::Uneven(call) => Queued::Uneven(*call),
+            Self::Transfers(transfers) => Queued::Transfers(transfers),
+            Self::Barrier => Queued::Barrier,
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Ranks, all in this process or one of several processes: each has a communicator of a device, and one of the host for comparison.
+
+use std::sync::Arc;
+
+use maypole::bootstrap::Options;
+use maypole::config::Config;
+use maypole::{Communicator, UniqueId};
+use maypole_cuda::driver::{Buffer, Device, Driver, Stream};
+
+use crate::job::Invitation;
+
+/// Bytes of device memory of a rank for the buffers of calls: room for a round.
+pub(crate) const ARENA: usize = 12 << 20;
+
+/// Streams of a rank.
+pub(crate) const STREAMS: usize = 3;
+
+/// A rank.
+pub(crate) struct Member {
+    /// Of a device.
+    pub(crate) comm: Communicator,
+    /// Of the host, the same rank.
+    pub(crate) host: Communicator,
+    pub(crate) device: Arc<Device>,
+    pub(crate) streams: Vec<Stream>,
+    pub(crate) arena: Arc<Buffer>,
+}
+
+/// The ranks that are in this process.
+pub(crate) struct World {
+    pub(crate) nranks: u32,
+    pub(crate) here: Vec<Member>,
+}
+
+/// Where rank `rank` is: in turns on the devices, the first and second together.
+pub(crate) fn ordinal(rank: u32, devices: u32) -> i32 {
+    ((rank / 2) % devices) as i32
+}
+
+fn join(id: &UniqueId, nranks: u32, rank: u32, device: Option<i32>) -> Communicator {
+    let options = Options { device, ..Options::default() };
+    Communicator::init_with(id, nranks, rank, Config::get(), &options)
+        .unwrap_or_else(|error| panic!("rank {rank} on {device:?}: {error}"))
+}
+
+impl Member {
+    fn new(comm: Communicator, host: Communicator) -> Self {
+        let driver = Driver::find().expect("a driver that works").expect("a driver");
+        let ordinal = comm.device().expect("a communicator of a device");
+        let device = Device::open(&driver, ordinal).expect("a device");
+        let streams = (0..STREAMS).map(|_| Stream::new(&device).expect("a stream"));
+        let arena = Arc::new(Buffer::new(&device, ARENA).expect("device memory"));
+        Self { streams: streams.collect(), comm, host, device, arena }
+    }
+
+    pub(crate) fn rank(&self) -> u32 {
+        self.comm.rank()
+    }
+}
+
+impl World {
+    /// All ranks as threads of this process, on as many devices as it sees.
+    pub(crate) fn of_threads(nranks: usize) -> Self {
+        let devices = maypole::device::count().expect("a driver that works");
+        assert!(devices > 0, "the simulated GPU was not found");
+        let ids = [(); 2].map(|()| UniqueId::create().expect("a unique id"));
+        let nranks = nranks as u32;
+        let ranks: Vec<_> = (0..nranks)
+            .map(|rank| {
+                std::thread::spawn(move || {
+                    let comm = join(&ids[0], nranks, rank, Some(ordinal(rank, devices)));
+                    Member::new(comm, join(&ids[1], nranks, rank, None))
+                })
+            })
+            .collect();
+        let here = ranks.into_iter().map(|rank| rank.join().expect("the rank joins")).collect();
+        Self { nranks, here }
+    }
+
+    /// This process is one rank of those of a job.
+    pub(crate) fn of_process(invitation: Invitation) -> Self {
+        let Invitation { id, rank, nranks, .. } = invitation;
+        let devices = maypole::device::count().expect("a driver that works");
+        assert!(devices > 0, "the simulated GPU was not found");
+        let mut host = join(&id, nranks, rank, None);
+        let mut bytes = match rank {
+            0 => UniqueId::create().expect("a unique id").to_bytes(),
+            _ => [0; 128],
+        };
+        host.broadcast_in_place(&mut bytes, 0).expect("the host's communicator works");
+        let id = UniqueId::from_bytes(bytes).expect("an id");
+        let comm = join(&id, nranks, rank, Some(ordinal(rank, devices)));
+        Self { nranks, here: vec![Member::new(comm, host)] }
+    }
+
+    /// Runs `f` as each rank that is here, each in a thread.
+    pub(crate) fn each<T: Send>(&mut self, f: impl Fn(&mut Member) -> T + Sync) -> Vec<T> {
+        if let [member] = &mut self.here[..] {
+            return vec![f(member)];
+        }
+        std::thread::scope(|scope| {
+            let f = &f;
+            let ranks: Vec<_> =
+                self.here.iter_mut().map(|member| scope.spawn(move || f(member))).collect();
+            ranks
+                .into_iter()
+                .map(|rank| rank.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
+        })
+    }
+}
