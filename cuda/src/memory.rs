@@ -73,7 +73,12 @@ impl Pinned {
         let mapped = call!(&driver, cuMemHostGetDevicePointer_v2(&mut address, host, 0));
         let host = NonNull::new(host).expect("memory that was allocated has an address");
         let pinned = Self { device: device.clone(), host, address, bytes };
-        mapped.map(|()| pinned)
+        if let Err(error) = mapped {
+            // It stays: freeing waits for all work of the device, which may wait for whoever is to hear of this failure.
+            std::mem::forget(pinned);
+            return Err(error);
+        }
+        Ok(pinned)
     }
 
     /// The first byte, as the host sees it; aligned to a page. Kernels may be writing: use atomics, or wait for them.
