@@ -88,6 +88,17 @@ pub(crate) unsafe fn issue(
     at: Where,
     members: &mut [Member<'_>],
 ) -> Result<(), Error> {
+    // A call is at most one work of each; those of all that wait for each other must be in one launch.
+    if members.len() > MAX_WORKS {
+        let what = format!(
+            "calls of {} communicators of one device at once on one stream, of which {MAX_WORKS} can wait for each other there; give them streams of their own",
+            members.len()
+        );
+        let broken = members
+            .iter_mut()
+            .map(|member| member.comm.fail(Error::InvalidUsage { what: what.clone() }));
+        return broken.last().map_or(Ok(()), Err);
+    }
     for member in &mut *members {
         if member.batch.works > 0 {
             // SAFETY: the caller's promise.

@@ -82,6 +82,40 @@ pub(crate) fn forever(world: &mut World) {
     });
 }
 
+/// More ranks of a device than a launch holds: on streams of their own they work, on one stream they are refused.
+pub(crate) fn crowd(ranks: usize) {
+    let mut world = World::of_threads(ranks);
+    world.each(|member| member.comm.barrier().expect("a barrier"));
+    for legacy in [false, true] {
+        let parts = world.here.iter_mut().map(|member| {
+            let calls = vec![Queued::Collective(sum(member, 10))];
+            let own = if legacy { std::ptr::null_mut() } else { member.streams[0].handle() };
+            Part { comm: &mut member.comm, calls, stream: CudaStream(own) }
+        });
+        // SAFETY: the arenas have room, and stay.
+        let queued = unsafe { launch(parts.collect()) };
+        if legacy {
+            let error = queued.expect_err("they would wait for ever").to_string();
+            assert!(error.contains("streams of their own"), "{error}");
+        } else {
+            queued.expect("to queue");
+            world.each(|member| member.streams[0].synchronize().expect("to end"));
+        }
+    }
+}
+
+#[test]
+fn more_ranks_than_a_launch_holds_need_streams_of_their_own() {
+    let settings = [
+        ("CUDA_DEVICE_MAX_CONNECTIONS", "32"),
+        ("SIMCUDA_DEVICES", "1"),
+        ("SIMCUDA_FILL", "0"),
+        ("MAYPOLE_GPU_SLOT_BYTES", "64"),
+        ("MAYPOLE_GPU_SLOT_DEPTH", "1"),
+    ];
+    play("crowd 31", &settings).well();
+}
+
 #[test]
 fn an_abort_by_another_thread_ends_kernels_that_wait() {
     play("abort 3", &[("CUDA_DEVICE_MAX_CONNECTIONS", "32")]).well();

@@ -31,6 +31,7 @@ fn scene() {
         ("graphs", &[ranks, replays]) => graphs::of_each_rank(ranks as usize, replays),
         ("graphs-together", &[ranks, replays]) => graphs::of_all_ranks(ranks as usize, replays),
         ("abort", &[ranks]) => ends::abort(ranks as usize),
+        ("crowd", &[ranks]) => ends::crowd(ranks as usize),
         ("failing", &[]) => failures::scene(),
         ("steady", &[]) => steady::scene(),
         ("fused", &[]) => steady::fused(),

@@ -19,10 +19,18 @@ fn even(collective: Collective, count: usize) -> Piece {
     }
 }
 
-/// What a service thread asks the driver from time to time, while something is under way.
-const LOOKS: [&str; 2] = ["cuStreamQuery", "cuThreadExchangeStreamCaptureMode"];
+/// What is counted beside the calls: what a service thread asks the driver from time to time, while something is under way.
+const LOOKS: [&str; 5] = [
+    // Kernels that began, no call.
+    "kernel",
+    "cuStreamQuery",
+    "cuThreadExchangeStreamCaptureMode",
+    "cuCtxPushCurrent_v2",
+    "cuCtxPopCurrent_v2",
+];
 
-/// Calls of the driver by `times` launches of `pieces` by `launches` threads: (launches of kernels, others, not counting those that look).
+/// Calls of the driver by `times` launches of `pieces`, by all ranks at once if `together`: launches of kernels, and others, without those of
+/// service threads.
 fn cost(world: &mut World, pieces: &[Piece], together: bool, times: u64) -> (u64, u64) {
     let (nranks, ranks) = (world.nranks, world.here.len());
     let queue = |members: &mut [crate::world::Member]| {
@@ -55,15 +63,22 @@ fn cost(world: &mut World, pieces: &[Piece], together: bool, times: u64) -> (u64
         member.streams[0].synchronize().expect("the calls end");
         assert_eq!(member.comm.async_error(), None);
     });
-    let is_launch = |name: &str| name.starts_with("cuLaunch");
-    let count = |wanted: &dyn Fn(&str) -> bool| {
-        counted.iter().filter(|(name, _)| wanted(name)).map(|(_, n)| n).sum::<u64>()
-    };
-    let looks = count(&|name| name == "cuStreamQuery");
-    // Each look makes the context current too, and restores what was.
-    let others =
-        count(&|name| !is_launch(name) && !LOOKS.contains(&name)).saturating_sub(3 * looks);
-    (count(&is_launch), others)
+    let count =
+        |name: &str| counted.iter().filter(|one| one.0 == name).map(|one| one.1).sum::<u64>();
+    let launches = count("cuLaunchKernel") + count("cuLaunchCooperativeKernel");
+    let (current, capture) = (count("cuCtxGetCurrent"), count("cuStreamGetCaptureInfo"));
+    let strange: Vec<_> = counted
+        .iter()
+        .filter(|(name, _)| {
+            !name.starts_with("cuLaunch")
+                && !["cuCtxGetCurrent", "cuStreamGetCaptureInfo"].contains(&&**name)
+                && !LOOKS.contains(&&**name)
+        })
+        .collect();
+    assert!(strange.is_empty(), "{strange:?}");
+    // Looks of the service threads begin by asking for the current context; one may have begun and not ended.
+    let looks = count("cuStreamQuery") + ranks as u64;
+    (launches, current.saturating_sub(looks).max(launches) + capture)
 }
 
 /// One launch and two other calls for each call of each rank.
