@@ -28,46 +28,75 @@
 //! | `ring` | where the words of the rings lie |
 //! | `pump` | one peer and channel: messages move |
 //! | `serve` | the thread: when to look, when to sleep, how it ends |
+//! | `meet` | another thread, which connects to peers while calls are queued |
 
+mod meet;
 mod pump;
 mod ring;
 mod serve;
 #[cfg(test)]
 mod tests;
 
-use std::any::Any;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
+use maypole_algorithms::schedule::Channel;
 use maypole_cuda::driver::{Buffer, Device, Stream};
 use maypole_cuda::launch::LinkEnd;
 use maypole_cuda::memory::Pinned;
 use maypole_transport::counted::{CountedReceiver, CountedSender};
 use maypole_transport::endpoint::Endpoint;
+use maypole_transport::inbox::InboxLayout;
 use maypole_transport::link::{Incoming, Outgoing};
 use maypole_transport::sync::{AtomicU64, Ordering};
 
 use crate::engine::wait::Patience;
 use crate::error::Error;
 use crate::watch;
-use pump::Pump;
+use meet::{Meet, Request};
+use pump::{Pump, Rings};
 use ring::{Shape, Way};
 use serve::Board;
 
 /// A communicator's proxy. Dropping it waits until what kernels have sent is on its way to the peers, or they are gone, and ends the
-/// thread; no kernel of the communicator may be running or queued then. In a child made by fork dropping it does nothing.
+/// threads; no kernel of the communicator may be running or queued then. In a child made by fork dropping it does nothing.
 pub(crate) struct Proxy {
     board: Arc<Board>,
-    endpoint: Arc<Endpoint>,
-    /// Per link: see [`Pump::wanted`].
+    shape: Shape,
+    patience: Patience,
+    timeout: Duration,
+    /// Per link: see [`Rings::wanted`].
     wanted: Vec<Arc<AtomicU64>>,
     positions: Positions,
-    thread: Option<JoinHandle<Vec<Pump>>>,
-    /// What the thread is started with.
-    start: Option<(Patience, Box<dyn FnOnce(Error) + Send>)>,
+    /// Bytes of pinned memory.
+    pinned: usize,
+    /// Until the first link.
+    meet: Option<Meet>,
+    threads: Option<Threads>,
     /// Of the process that made it.
     generation: u32,
+}
+
+/// What the proxy of a communicator works with.
+pub(crate) struct Setup {
+    /// By which its ranks meet.
+    pub(crate) endpoint: Arc<Endpoint>,
+    /// Of the endpoint: rings are as deep as links, and their slots as long.
+    pub(crate) layout: InboxLayout,
+    /// Of a rank that waits.
+    pub(crate) patience: Patience,
+    /// How long a peer may take to come.
+    pub(crate) timeout: Duration,
+    /// Opens the link to a rank on a channel; waits for that rank until the given time at most.
+    pub(crate) meet: Meet,
+    /// Whether works that the host has queued are not through: true from before they are queued.
+    pub(crate) queued: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Called once at most, from a thread of the proxy, with what makes the communicator useless. It tells the others, then makes the kernels give
+    /// up, in this order, so that whoever sees the end of a kernel finds the error.
+    pub(crate) fail: Box<dyn FnOnce(Error) + Send>,
 }
 
 /// A link through the proxy, as kernels and calls know it.
@@ -81,37 +110,45 @@ pub(crate) struct Proxied {
     pub(crate) number: usize,
 }
 
+struct Threads {
+    requests: Sender<Request>,
+    meets: JoinHandle<()>,
+    serves: JoinHandle<Vec<Pump>>,
+}
+
 impl Proxy {
-    /// Of a communicator whose ranks meet by `endpoint`; nothing runs before the first link. `finished` reads how many works of the
-    /// communicator are through. `fail` is called once, from the thread, with what makes the communicator useless: it tells the others, then
-    /// makes the kernels give up, in this order, so that whoever sees the end of a kernel finds the error.
-    pub(crate) fn new(
-        endpoint: Arc<Endpoint>,
-        patience: Patience,
-        finished: impl Fn() -> u64 + Send + Sync + 'static,
-        fail: impl FnOnce(Error) + Send + 'static,
-    ) -> Self {
+    /// Nothing runs before the first link.
+    pub(crate) fn new(setup: Setup) -> Self {
+        let Setup { endpoint, layout, patience, timeout, meet, queued, fail } = setup;
+        watch::notice_forks();
         let board = Arc::new(Board {
-            launched: AtomicU64::new(0),
-            finished: Box::new(finished),
+            endpoint,
+            queued,
+            calls: AtomicU64::new(0),
             captured: AtomicU64::new(0),
             stop: AtomicU64::new(0),
             fresh: Mutex::default(),
             added: AtomicU64::new(0),
+            #[cfg(test)]
+            turns: AtomicU64::new(0),
+            fail: Mutex::new(Some(fail)),
         });
         Self {
             board,
-            endpoint,
+            shape: Shape { depth: layout.depth, slot_bytes: layout.slot_bytes },
+            patience,
+            timeout,
             wanted: Vec::new(),
             positions: Positions::default(),
-            thread: None,
-            start: Some((patience, Box::new(fail))),
+            pinned: 0,
+            meet: Some(meet),
+            threads: None,
             generation: watch::generation(),
         }
     }
 
-    /// From now on moves messages between kernels of `device` and the link to `peer`, whose two ends are `link`, by rings of as many slots
-    /// of the same length. Takes calls of the driver that a capture of another thread may forbid: see `cuThreadExchangeStreamCaptureMode`.
+    /// From now on moves messages between kernels of `device` and `peer` on `channel`, once it is met: does not wait for that. Takes calls of the
+    /// driver that a capture of another thread may forbid: see `cuThreadExchangeStreamCaptureMode`.
     ///
     /// # Errors
     /// No pinned memory, no thread.
@@ -119,116 +156,107 @@ impl Proxy {
         &mut self,
         device: &Arc<Device>,
         peer: Rank,
-        link: (Outgoing, Incoming),
+        channel: Channel,
     ) -> Result<Proxied, Error> {
-        let shape = Shape::of(&link.0);
+        let shape = self.shape;
         let memory = Arc::new(Pinned::new(device, shape.bytes())?);
         let (host, address) = (memory.host().as_ptr(), memory.address());
         let [sending, receiving] = self.positions.take(device)?;
         // SAFETY: the driver gave that many bytes of zeros, which live as long as `memory`, for this link alone.
-        let number = unsafe { self.attach(peer, link, shape, host, memory)? };
+        let rings = unsafe { shape.proxy_ends(host, peer, memory) };
+        self.pinned += shape.bytes();
         Ok(Proxied {
             sending: shape.end(address, Way::FromKernel, sending),
             receiving: shape.end(address, Way::ToKernel, receiving),
-            number,
+            number: self.attach(peer, channel, rings)?,
         })
     }
 
-    /// Hands a link to the thread, by rings of `shape` in the block at `base`; returns its number.
-    ///
-    /// # Safety
-    /// There are as many bytes of zeros at `base` as the shape has, aligned to 128; they live as long as `keep`, and the proxy's ends are
-    /// those of no one else.
-    unsafe fn attach(
-        &mut self,
-        peer: Rank,
-        (outgoing, incoming): (Outgoing, Incoming),
-        shape: Shape,
-        base: *mut u8,
-        keep: Arc<dyn Any + Send + Sync>,
-    ) -> Result<usize, Error> {
-        let [from, to] = [Way::FromKernel, Way::ToKernel].map(|way| shape.place(base, way));
-        let wanted = Arc::new(AtomicU64::new(0));
-        // SAFETY: the caller's promise.
-        let (from_kernel, to_kernel) = unsafe {
-            (CountedReceiver::new(from, peer, keep.clone()), CountedSender::new(to, peer, keep))
-        };
-        let pump = Pump {
-            peer,
-            outgoing,
-            incoming,
-            from_kernel,
-            to_kernel,
-            wanted: wanted.clone(),
-            gone: None,
-        };
-        self.board.fresh.lock().unwrap_or_else(PoisonError::into_inner).push(pump);
-        // Pairs as `proxy-added`.
-        self.board.added.fetch_add(1, Ordering::Release);
+    /// Has a link made for these rings; returns its number.
+    fn attach(&mut self, peer: Rank, channel: Channel, rings: Rings) -> Result<usize, Error> {
+        if let Some(meet) = self.meet.take() {
+            self.threads = Some(self.start(meet)?);
+        }
+        let wanted = rings.wanted.clone();
+        let now = Instant::now();
+        // A timeout too long to be a point in time is no timeout.
+        let deadline = now.checked_add(self.timeout).unwrap_or(now + NO_TIMEOUT);
+        let request = Request { peer, channel, rings, deadline };
+        let threads = self.threads.as_ref();
+        if threads.is_none_or(|threads| threads.requests.send(request).is_err()) {
+            // It has failed, and told why.
+            return Err(Error::internal("a link through a proxy that has ended"));
+        }
         self.wanted.push(wanted);
-        self.run()?;
-        self.endpoint.doorbell().ring();
         Ok(self.wanted.len() - 1)
     }
 
-    /// To be called before `works` of this communicator are queued that in all take the given numbers of messages from each of the given
-    /// links. Not for captured ones, see [`captured`](Self::captured).
-    pub(crate) fn expect(
-        &self,
-        works: u64,
-        messages: impl IntoIterator<Item = (usize, u64)>,
-    ) {
+    /// To be called when works of this communicator are about to be queued that in all take the given numbers of messages from each of the
+    /// given links. Not for captured ones, see [`captured`](Self::captured).
+    pub(crate) fn expect(&self, messages: impl IntoIterator<Item = (usize, u64)>) {
         for (link, count) in messages {
             self.wanted[link].fetch_add(count, Ordering::Relaxed);
         }
-        self.board.launched.fetch_add(works, Ordering::Relaxed);
+        self.board.calls.fetch_add(1, Ordering::Relaxed);
         // Makes the counts seen, and wakes the thread if it sleeps.
-        self.endpoint.doorbell().ring();
+        self.board.endpoint.doorbell().ring();
     }
 
     /// A call was captured: from now on works may begin without a word from the host, as long as the communicator lives. What they take is
     /// not known, so that a peer which has left is no error to them; one that has died is.
     pub(crate) fn captured(&self) {
         self.board.captured.store(1, Ordering::Relaxed);
-        self.endpoint.doorbell().ring();
+        self.board.endpoint.doorbell().ring();
     }
 
-    /// Starts the thread if it does not run.
-    fn run(&mut self) -> Result<(), Error> {
-        let Some((patience, fail)) = self.start.take() else { return Ok(()) };
-        let (board, endpoint) = (self.board.clone(), self.endpoint.clone());
-        let run = move || serve::run(&board, &endpoint, patience, fail);
-        let spawned = watch::without_signals(|| {
-            std::thread::Builder::new().name("maypole-proxy".into()).spawn(run)
-        });
-        self.thread = Some(spawned.map_err(|error| Error::System {
-            call: "pthread_create",
-            errno: error.raw_os_error().unwrap_or(libc::EAGAIN),
-        })?);
-        Ok(())
+    /// Bytes of pinned memory.
+    pub(crate) fn pinned(&self) -> usize {
+        self.pinned
     }
+
+    fn start(&self, meet: Meet) -> Result<Threads, Error> {
+        let (requests, asked) = channel();
+        let (board, patience) = (self.board.clone(), self.patience);
+        let serves = spawn("maypole-proxy", move || serve::run(&board, patience))?;
+        let board = self.board.clone();
+        let meets = spawn("maypole-meet", move || {
+            board.guard(|| meet::run(board.endpoint.rank(), &board, &asked, &meet));
+        })?;
+        Ok(Threads { requests, meets, serves })
+    }
+}
+
+/// In place of a time that is too far away.
+const NO_TIMEOUT: Duration = Duration::from_secs(1 << 32);
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, Error> {
+    let spawn = || std::thread::Builder::new().name(name.into()).spawn(run);
+    watch::without_signals(spawn).map_err(|error| Error::System {
+        call: "pthread_create",
+        errno: error.raw_os_error().unwrap_or(libc::EAGAIN),
+    })
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // A child made by fork does not have the thread, and leaves the rings to its parent.
+        // A child made by fork does not have the thread, and leaves memory of the device to its parent.
         if self.generation != watch::generation() {
+            std::mem::forget(std::mem::take(&mut self.positions));
+            std::mem::forget((self.board.clone(), self.threads.take()));
             return;
         }
+        let Some(Threads { requests, meets, serves }) = self.threads.take() else { return };
+        // Those that are still to be met have messages in their rings.
+        drop(requests);
+        let _ = meets.join();
         // Pairs as `proxy-stop`.
         self.board.stop.store(1, Ordering::Release);
-        self.endpoint.doorbell().ring();
-        if let Some(thread) = self.thread.take() {
-            // It ends before the rings do, which end here.
-            drop(thread.join());
-        }
-    }
-}
-
-impl Shape {
-    /// The rings of a link are as deep as it is, and their slots as long.
-    fn of(outgoing: &Outgoing) -> Self {
-        Self { depth: outgoing.slots.credits(), slot_bytes: outgoing.slots.capacity() }
+        self.board.endpoint.doorbell().ring();
+        // The rings end here, after the thread.
+        drop(serves.join());
     }
 }
 

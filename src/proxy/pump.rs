@@ -8,22 +8,40 @@ use maypole_transport::error::LinkError;
 use maypole_transport::link::{Incoming, Outgoing};
 use maypole_transport::sync::{AtomicU64, Ordering};
 
-/// Both directions between the kernels of this rank and one peer, on one channel.
-pub(super) struct Pump {
-    pub(super) peer: Rank,
-    pub(super) outgoing: Outgoing,
-    pub(super) incoming: Incoming,
+/// The proxy's ends of the rings of one peer and channel.
+pub(super) struct Rings {
     /// What kernels send.
     pub(super) from_kernel: CountedReceiver,
     /// What kernels receive.
     pub(super) to_kernel: CountedSender,
     /// Messages that the calls queued so far take from the peer, since the link was made.
     pub(super) wanted: Arc<AtomicU64>,
+}
+
+/// Both directions between the kernels of this rank and one peer, on one channel.
+pub(super) struct Pump {
+    peer: Rank,
+    outgoing: Outgoing,
+    incoming: Incoming,
+    rings: Rings,
     /// Why nothing more comes from the peer, once it is known.
-    pub(super) gone: Option<LinkError>,
+    gone: Option<LinkError>,
 }
 
 impl Pump {
+    pub(super) fn new(
+        peer: Rank,
+        (outgoing, incoming): (Outgoing, Incoming),
+        rings: Rings,
+    ) -> Self {
+        Self { peer, outgoing, incoming, rings, gone: None }
+    }
+
+    /// Why nothing more comes from the peer, if that is known.
+    pub(super) fn gone(&self) -> Option<LinkError> {
+        self.gone
+    }
+
     /// Moves what can be moved now, at most a ringful each way so that no pump keeps the others waiting; true if that was anything.
     ///
     /// # Errors
@@ -35,13 +53,13 @@ impl Pump {
 
     /// Everything that kernels have sent is with the link.
     pub(super) fn is_flushed(&mut self) -> Result<bool, LinkError> {
-        Ok(self.from_kernel.receive()?.is_none())
+        Ok(self.rings.from_kernel.receive()?.is_none())
     }
 
     /// The queued calls take messages from the peer that have not come.
     pub(super) fn is_waiting(&self) -> bool {
         // Only a count: the ring that follows its change makes it seen.
-        self.to_kernel.sent() < self.wanted.load(Ordering::Relaxed)
+        self.rings.to_kernel.sent() < self.rings.wanted.load(Ordering::Relaxed)
     }
 
     /// This rank may be reading memory that the peer lends.
@@ -53,7 +71,7 @@ impl Pump {
     fn send(&mut self) -> Result<bool, LinkError> {
         let mut moved = false;
         for _ in 0..self.outgoing.slots.credits() {
-            let Some(message) = self.from_kernel.receive()? else { break };
+            let Some(message) = self.rings.from_kernel.receive()? else { break };
             let Some(slot) = self.outgoing.slots.reserve()? else { break };
             if message.len > slot.capacity {
                 let why = "a kernel sent it a message that is longer than a slot of its link";
@@ -63,7 +81,7 @@ impl Pump {
             // memory of the ring, the other of the link.
             unsafe { slot.data.copy_from_nonoverlapping(message.data, message.len) };
             self.outgoing.slots.send(message.len, message.tag);
-            self.from_kernel.release();
+            self.rings.from_kernel.release();
             moved = true;
         }
         Ok(moved)
@@ -76,7 +94,7 @@ impl Pump {
                 // Whoever has sent all that was asked of it may leave.
                 return if self.is_waiting() { Err(error) } else { Ok(moved) };
             }
-            let Some(slot) = self.to_kernel.reserve()? else { break };
+            let Some(slot) = self.rings.to_kernel.reserve()? else { break };
             let message = match self.incoming.slots.receive() {
                 Ok(Some(message)) => message,
                 Ok(None) => break,
@@ -92,7 +110,7 @@ impl Pump {
             }
             // SAFETY: as in `send`, the other way round; where the message is the peer's own memory, the caller holds `reading`.
             unsafe { slot.data.copy_from_nonoverlapping(message.data, message.len) };
-            self.to_kernel.send(message.len, message.tag);
+            self.rings.to_kernel.send(message.len, message.tag);
             self.incoming.slots.release();
             moved = true;
         }

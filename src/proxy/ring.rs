@@ -3,9 +3,15 @@
 //! Counters that different sides write lie on lines of their own, so that neither a device's reads over the bus nor a core's
 //! polls disturb the other direction.
 
+use std::any::Any;
+use std::sync::Arc;
+
+use maypole_algorithms::Rank;
 use maypole_cuda::launch::LinkEnd;
-use maypole_transport::counted::CountedPlace;
+use maypole_transport::counted::{CountedPlace, CountedReceiver, CountedSender};
 use maypole_transport::sync::{AtomicU64, Cell};
+
+use super::pump::Rings;
 
 /// Bytes from one counter to the next: two cache lines, which processors fetch together.
 const APART: usize = 128;
@@ -60,6 +66,26 @@ impl Shape {
             heads: heads.cast::<Cell<u64>>(),
             filled: filled.cast::<AtomicU64>(),
             drained: drained.cast::<AtomicU64>(),
+        }
+    }
+
+    /// The proxy's ends of both rings of the block at `base`, for messages to and from `peer`.
+    ///
+    /// # Safety
+    /// There are as many bytes of zeros at `base` as the shape has, aligned to 128; they live as long as `keep`, and the proxy has no
+    /// other ends of them.
+    pub(super) unsafe fn proxy_ends(
+        &self,
+        base: *mut u8,
+        peer: Rank,
+        keep: Arc<dyn Any + Send + Sync>,
+    ) -> Rings {
+        let [from, to] = [Way::FromKernel, Way::ToKernel].map(|way| self.place(base, way));
+        let wanted = Arc::new(AtomicU64::new(0));
+        // SAFETY: the caller's promise.
+        unsafe {
+            let from_kernel = CountedReceiver::new(from, peer, keep.clone());
+            Rings { from_kernel, to_kernel: CountedSender::new(to, peer, keep), wanted }
         }
     }
 

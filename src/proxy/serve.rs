@@ -7,7 +7,7 @@
 //! spent on the doorbell: what peers send is never late.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use maypole_transport::doorbell::{Doorbell, Ticket};
@@ -26,12 +26,13 @@ const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_
 /// Pauses are this part of the time for which nothing has moved.
 const PART: u32 = 8;
 
-/// What the thread and the communicator share.
+/// What the threads and the communicator share.
 pub(super) struct Board {
-    /// Works that were queued, counted from before they are.
-    pub(super) launched: AtomicU64,
-    /// How many of all works, replayed ones too, are through.
-    pub(super) finished: Box<dyn Fn() -> u64 + Send + Sync>,
+    pub(super) endpoint: Arc<Endpoint>,
+    /// Whether works that the host has queued are not through.
+    pub(super) queued: Box<dyn Fn() -> bool + Send + Sync>,
+    /// How often something was queued.
+    pub(super) calls: AtomicU64,
     /// 1 once a call was captured: from then on works may begin at any time.
     pub(super) captured: AtomicU64,
     /// 1 when the thread shall end.
@@ -39,12 +40,20 @@ pub(super) struct Board {
     /// Pumps that the thread has not taken, and how many there ever were.
     pub(super) fresh: Mutex<Vec<Pump>>,
     pub(super) added: AtomicU64,
+    /// How often the thread has looked.
+    #[cfg(test)]
+    pub(super) turns: AtomicU64,
+    /// What is to be done with the first error, until there is one.
+    pub(super) fail: Mutex<Option<Fail>>,
 }
+
+/// What is done with an error that ends the communicator.
+pub(super) type Fail = Box<dyn FnOnce(Error) + Send>;
 
 impl Board {
     /// A kernel may be running.
     fn is_busy(&self) -> bool {
-        self.is_captured() || (self.finished)() < self.launched.load(Ordering::Relaxed)
+        self.is_captured() || (self.queued)()
     }
 
     fn is_captured(&self) -> bool {
@@ -55,38 +64,36 @@ impl Board {
         // Pairs as `proxy-stop`.
         self.stop.load(Ordering::Acquire) != 0
     }
+
+    /// Does `work`, on a thread that no panic leaves. An error goes to `fail`, if it is the first; not when all is over.
+    pub(super) fn guard(&self, work: impl FnOnce() -> Result<(), Error>) {
+        let error = match catch_unwind(AssertUnwindSafe(work)) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error,
+            Err(_) => {
+                Error::internal("a thread of the proxy panicked; its message is on standard error")
+            }
+        };
+        let fail = self.fail.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(fail) = fail.filter(|_| !self.is_stopped()) {
+            fail(error);
+        }
+    }
 }
 
-/// Runs until it is stopped and all that kernels sent is on its way, or to the first error, which goes to `fail`. Gives the pumps back:
-/// kernels may still use their rings. Nothing that goes wrong here leaves the thread but by `fail`.
-pub(super) fn run(
-    board: &Board,
-    endpoint: &Endpoint,
-    patience: Patience,
-    fail: Box<dyn FnOnce(Error) + Send>,
-) -> Vec<Pump> {
+/// Runs until it is stopped and all that kernels sent is on its way, or to the first error. Gives the pumps back: kernels may still use their
+/// rings.
+pub(super) fn run(board: &Board, patience: Patience) -> Vec<Pump> {
     sharpen();
     let mut pumps = Vec::new();
-    let served = AssertUnwindSafe(|| serve(board, endpoint, patience, &mut pumps));
-    let error = match catch_unwind(served) {
-        Ok(Ok(())) => return pumps,
-        Ok(Err(error)) => error.into(),
-        Err(_) => Error::internal("the proxy's thread panicked; its message is on standard error"),
-    };
-    if !board.is_stopped() {
-        fail(error);
-    }
+    board.guard(|| Ok(serve(board, patience, &mut pumps)?));
     pumps
 }
 
-fn serve(
-    board: &Board,
-    endpoint: &Endpoint,
-    patience: Patience,
-    pumps: &mut Vec<Pump>,
-) -> Result<(), LinkError> {
+fn serve(board: &Board, patience: Patience, pumps: &mut Vec<Pump>) -> Result<(), LinkError> {
+    let endpoint = &*board.endpoint;
     let mut rest = Rest::new(endpoint.doorbell(), patience);
-    let mut launched = 0;
+    let mut calls = 0;
     loop {
         // Before the look at the rings: no kernel runs any more when it is set, so what is flushed then is all.
         let stopped = board.is_stopped();
@@ -94,12 +101,14 @@ fn serve(
             let mut fresh = board.fresh.lock().unwrap_or_else(PoisonError::into_inner);
             pumps.append(&mut fresh);
         }
+        #[cfg(test)]
+        board.turns.fetch_add(1, Ordering::Relaxed);
         if turn(endpoint, pumps)? {
             rest.over();
             continue;
         }
-        let before = std::mem::replace(&mut launched, board.launched.load(Ordering::Relaxed));
-        if launched != before {
+        let before = std::mem::replace(&mut calls, board.calls.load(Ordering::Relaxed));
+        if calls != before {
             // The silence before it says nothing.
             rest.over();
         }
@@ -138,7 +147,7 @@ fn flushed(pumps: &mut [Pump]) -> Result<bool, LinkError> {
 
 /// What a replay needs is not known here. A dead peer is an error; one that left ought not to be needed any more.
 fn departed(pumps: &mut [Pump]) -> Result<(), LinkError> {
-    let dead = |pump: &Pump| pump.gone.filter(|gone| matches!(gone, LinkError::PeerDied { .. }));
+    let dead = |pump: &Pump| pump.gone().filter(|gone| matches!(gone, LinkError::PeerDied { .. }));
     pumps.iter().find_map(dead).map_or(Ok(()), Err)
 }
 

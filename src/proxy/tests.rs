@@ -1,0 +1,587 @@
+//! The proxy without a device: the tests play the kernels, on memory of the host, over every link of the transport.
+
+use std::any::Any;
+use std::net::Ipv4Addr;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use maypole_transport::LinkError;
+use maypole_transport::conformance::{PATIENCE, Side, Watchdog};
+use maypole_transport::counted::{CountedPlace, CountedReceiver, CountedSender};
+use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
+use maypole_transport::fault::{Faults, Recipe};
+use maypole_transport::inbox::InboxLayout;
+use maypole_transport::link::{Message, SendSlots, Sequence, SlotMut};
+use maypole_transport::sync::{AtomicU64, Ordering};
+use maypole_transport::tcp::TcpConfig;
+
+use super::*;
+
+type Make = fn(EndpointConfig) -> Result<Endpoint, LinkError>;
+
+const LINKS: [(&str, Make); 3] =
+    [("local", Endpoint::new), ("shm", Endpoint::new_apart), ("tcp", tcp)];
+const LAYOUTS: [InboxLayout; 2] = [
+    InboxLayout { nranks: 2, channels: 2, slot_bytes: 4096, depth: 1 },
+    InboxLayout { nranks: 2, channels: 2, slot_bytes: 64 * 33, depth: 4 },
+];
+const PATIENT: Patience = Patience { spins: 20, yields: 4 };
+
+fn tcp(config: EndpointConfig) -> Result<Endpoint, LinkError> {
+    let tcp = TcpConfig { addresses: vec![Ipv4Addr::LOCALHOST.into()], streams: 2 };
+    Endpoint::with(config, &Media { local: false, shm: false, tcp: Some(tcp) })
+}
+
+/// Two connected ranks.
+fn pair(make: Make, layout: InboxLayout) -> [Side; 2] {
+    // Ranks of one process find each other by it.
+    static PAIRS: AtomicU64 = AtomicU64::new(0);
+    let mut secret = [7; 32];
+    secret[..8].copy_from_slice(&PAIRS.fetch_add(1, Ordering::Relaxed).to_le_bytes());
+    let config = |rank| EndpointConfig { rank, nranks: 2, secret, layout };
+    let ends = [0, 1].map(|rank| make(config(rank)).unwrap());
+    let addresses = [ends[1].address(), ends[0].address()];
+    let threads: Vec<_> = ends
+        .into_iter()
+        .zip(addresses)
+        .map(|(end, address)| thread::spawn(move || Side::connect(end, &address)))
+        .collect();
+    let mut sides = threads.into_iter().map(|thread| thread.join().unwrap());
+    [sides.next().unwrap(), sides.next().unwrap()]
+}
+
+fn late(mut side: Side) -> Side {
+    let (endpoint, peer) = (side.endpoint.clone(), 1 - side.endpoint.rank());
+    let recipe = Recipe::parse("seed=3,delay=0.2:200us,backpressure=0.1").unwrap();
+    let faults = Faults::new(recipe, endpoint, || unreachable!("no abort in the recipe"));
+    (side.out, side.inc) = faults.wrap(peer, 0, (side.out, side.inc));
+    side
+}
+
+/// Memory of the rings.
+#[repr(C, align(128))]
+struct Line([u8; 128]);
+
+/// A rank with a proxy, and its kernel.
+struct Rank {
+    proxy: Proxy,
+    kernel: Kernel,
+    /// Works that are not through.
+    queued: Arc<AtomicU64>,
+    failed: Receiver<Error>,
+    /// The ring of what the kernel sends.
+    from: CountedPlace,
+}
+
+/// The ends of the rings that a kernel has.
+struct Kernel {
+    sending: CountedSender,
+    receiving: CountedReceiver,
+}
+
+fn proxied(side: Side) -> Rank {
+    let Side { endpoint, out, inc, .. } = side;
+    let layout =
+        InboxLayout { slot_bytes: out.slots.capacity(), depth: out.slots.credits(), ..LAYOUTS[0] };
+    let link = Mutex::new(Some((out, inc)));
+    proxied_when(endpoint, layout, PATIENCE, move |_| Ok(link.lock().unwrap().take().unwrap()))
+}
+
+/// With a link that `meet` makes.
+fn proxied_when(
+    endpoint: Arc<Endpoint>,
+    layout: InboxLayout,
+    timeout: Duration,
+    meet: impl Fn(Instant) -> Result<(Outgoing, Incoming), Error> + Send + 'static,
+) -> Rank {
+    let peer = 1 - endpoint.rank();
+    let queued = Arc::new(AtomicU64::new(0));
+    let (fail, failed) = channel();
+    let count = queued.clone();
+    let mut proxy = Proxy::new(Setup {
+        endpoint,
+        layout,
+        patience: PATIENT,
+        timeout,
+        meet: Box::new(move |_, _, until| meet(until)),
+        queued: Box::new(move || count.load(Ordering::Acquire) != 0),
+        fail: Box::new(move |error| fail.send(error).unwrap_or(())),
+    });
+    let shape = proxy.shape;
+    let lines = (0..shape.bytes().div_ceil(128)).map(|_| Line([0; 128])).collect::<Vec<_>>();
+    let base = lines.as_ptr().cast_mut().cast::<u8>();
+    let memory: Arc<dyn Any + Send + Sync> = Arc::new(lines);
+    let [from, to] = [Way::FromKernel, Way::ToKernel].map(|way| shape.place(base, way));
+    // SAFETY: zeros of that many bytes, kept by `memory`; the kernel's ends here and the proxy's there are the only ones.
+    let kernel = unsafe {
+        let rings = shape.proxy_ends(base, peer, memory.clone());
+        assert_eq!(proxy.attach(peer, 0, rings).unwrap(), 0);
+        Kernel {
+            sending: CountedSender::new(from, peer, memory.clone()),
+            receiving: CountedReceiver::new(to, peer, memory),
+        }
+    };
+    Rank { proxy, kernel, queued, failed, from }
+}
+
+impl Rank {
+    fn expect<const N: usize>(&self, messages: [(usize, u64); N]) {
+        self.queued.store(1, Ordering::Release);
+        self.proxy.expect(messages);
+    }
+
+    fn error(&self) -> Error {
+        self.failed.recv_timeout(PATIENCE).expect("the proxy fails")
+    }
+
+    fn turns(&self) -> u64 {
+        self.proxy.board.turns.load(Ordering::Relaxed)
+    }
+
+    /// Returns when the thread sleeps, or is about to.
+    fn park(&self) {
+        until(|| self.proxy.board.endpoint.doorbell().is_awaited().then_some(()));
+    }
+}
+
+impl Kernel {
+    fn send(&mut self, number: u32) {
+        let slot = until(|| self.sending.reserve().unwrap());
+        let len = length(number, slot.capacity);
+        fill(slot, len, number);
+        self.sending.send(len, number ^ TAG);
+    }
+
+    fn receive(&mut self, number: u32, capacity: usize) {
+        let message = until(|| self.receiving.receive().unwrap());
+        check(message.data, message.len, message.tag, number, capacity);
+        self.receiving.release();
+    }
+}
+
+const TAG: u32 = 0x8000_1234;
+
+/// Empty messages, full ones and others.
+fn length(number: u32, capacity: usize) -> usize {
+    match number % 5 {
+        0 => 0,
+        1 => capacity,
+        _ => number as usize * 7919 % (capacity + 1),
+    }
+}
+
+fn fill(slot: SlotMut, len: usize, number: u32) {
+    // SAFETY: the slot is reserved and has room.
+    let data = unsafe { std::slice::from_raw_parts_mut(slot.data, len) };
+    pattern(data, number);
+}
+
+fn pattern(data: &mut [u8], number: u32) {
+    for (i, byte) in data.iter_mut().enumerate() {
+        *byte = (i as u32 * 31 + number * 7) as u8;
+    }
+}
+
+fn check(data: *const u8, len: usize, tag: u32, number: u32, capacity: usize) {
+    assert_eq!((tag, len), (number ^ TAG, length(number, capacity)), "message {number}");
+    let mut expected = vec![0; len];
+    pattern(&mut expected, number);
+    // SAFETY: a message that is not released.
+    assert!(unsafe { std::slice::from_raw_parts(data, len) } == expected, "message {number}");
+}
+
+fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "a wait did not end");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn messages_between_kernels_arrive_whole_and_in_order() {
+    let _watchdog = Watchdog::new("kernels");
+    const MESSAGES: u32 = 300;
+    for layout in LAYOUTS {
+        for (name, make) in LINKS {
+            for faulty in [false, true] {
+                let sides = pair(make, layout).map(|s| if faulty { late(s) } else { s });
+                let talk = |side| {
+                    let Rank { proxy, mut kernel, queued, failed, .. } = proxied(side);
+                    queued.store(1, Ordering::Release);
+                    proxy.expect([(0, u64::from(MESSAGES))]);
+                    thread::scope(|scope| {
+                        let Kernel { sending, receiving } = &mut kernel;
+                        scope.spawn(move || {
+                            for number in 0..MESSAGES {
+                                let slot = until(|| sending.reserve().unwrap());
+                                let len = length(number, slot.capacity);
+                                fill(slot, len, number);
+                                sending.send(len, number ^ TAG);
+                            }
+                        });
+                        for number in 0..MESSAGES {
+                            let message = until(|| receiving.receive().unwrap());
+                            let Message { data, len, tag, .. } = message;
+                            check(data, len, tag, number, layout.slot_bytes);
+                            receiving.release();
+                        }
+                    });
+                    queued.store(0, Ordering::Release);
+                    drop(proxy);
+                    assert!(failed.try_recv().is_err(), "{name}");
+                };
+                thread::scope(|scope| sides.map(|side| scope.spawn(move || talk(side))).map(drop));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rank_of_the_host_at_the_other_end_copies_or_lends() {
+    let _watchdog = Watchdog::new("host");
+    const MESSAGES: u32 = 200;
+    for layout in LAYOUTS {
+        for (_, make) in LINKS {
+            let [device, mut host] = pair(make, layout);
+            let mut rank = proxied(device);
+            rank.expect([(0, u64::from(MESSAGES))]);
+            let capacity = layout.slot_bytes;
+            thread::scope(|scope| {
+                let out = &mut host.out.slots;
+                scope.spawn(move || {
+                    let mut memory = vec![0; capacity];
+                    for number in 0..MESSAGES {
+                        let slot = until(|| out.reserve().unwrap());
+                        let len = length(number, capacity);
+                        if out.lends() && number % 2 == 0 {
+                            pattern(&mut memory[..len], number);
+                            let lend = || {
+                                // SAFETY: not touched before it is released, below.
+                                unsafe { out.lend(memory.as_ptr(), len, number ^ TAG).unwrap() }
+                            };
+                            let sequence = until(lend);
+                            until(|| (out.released() >= sequence).then_some(()));
+                        } else {
+                            fill(slot, len, number);
+                            out.send(len, number ^ TAG);
+                        }
+                    }
+                });
+                let inc = &mut host.inc.slots;
+                scope.spawn(move || {
+                    for number in 0..MESSAGES {
+                        let Message { data, len, tag, .. } = until(|| inc.receive().unwrap());
+                        check(data, len, tag, number, capacity);
+                        inc.release();
+                    }
+                });
+                for number in 0..MESSAGES {
+                    rank.kernel.send(number);
+                    rank.kernel.receive(number, capacity);
+                }
+            });
+            // What was lent is read for no longer than it takes.
+            until(|| (!host.endpoint.is_reading(0)).then_some(()));
+        }
+    }
+}
+
+#[test]
+fn a_ring_is_never_overfilled() {
+    let _watchdog = Watchdog::new("overfilled");
+    for (_, make) in LINKS {
+        let layout = LAYOUTS[1];
+        let [device, mut host] = pair(make, layout);
+        let mut rank = proxied(device);
+        // As many as the ring and the link hold together; one more finds no slot.
+        for number in 0..2 * layout.depth {
+            let slot = until(|| host.out.slots.reserve().unwrap());
+            let len = length(number, slot.capacity);
+            fill(slot, len, number);
+            host.out.slots.send(len, number ^ TAG);
+        }
+        until(|| (host.out.slots.released() == u64::from(layout.depth)).then_some(()));
+        assert!(host.out.slots.reserve().unwrap().is_none());
+        for number in 0..2 * layout.depth {
+            rank.kernel.receive(number, layout.slot_bytes);
+        }
+        assert!(rank.kernel.receiving.receive().unwrap().is_none());
+    }
+}
+
+#[test]
+fn it_sleeps_when_nothing_is_outstanding_and_naps_when_a_kernel_is() {
+    let _watchdog = Watchdog::new("sleep");
+    for (_, make) in LINKS {
+        let [device, mut host] = pair(make, LAYOUTS[1]);
+        let mut rank = proxied(device);
+        let turns_of_50_ms = |rank: &Rank| {
+            let before = rank.turns();
+            thread::sleep(Duration::from_millis(50));
+            rank.turns() - before
+        };
+        until(|| (rank.proxy.board.added.load(Ordering::Acquire) == 1).then_some(()));
+        rank.park();
+        // One nap is ten times as long; before it come some 25. Who spins makes hundreds of thousands.
+        assert!(turns_of_50_ms(&rank) < 100);
+        // A message of the peer wakes it.
+        until(|| host.out.slots.reserve().unwrap());
+        host.out.slots.send(0, TAG);
+        rank.kernel.receive(0, LAYOUTS[1].slot_bytes);
+        rank.park();
+        // So does a launch, whose kernel rings nothing.
+        rank.expect([]);
+        let naps = turns_of_50_ms(&rank);
+        assert!(naps < 5_000, "{naps}");
+        rank.kernel.send(0);
+        until(|| host.inc.slots.receive().unwrap());
+        host.inc.slots.release();
+        rank.queued.store(0, Ordering::Release);
+        assert!(rank.failed.try_recv().is_err());
+    }
+}
+
+#[test]
+fn a_replay_needs_no_word_from_the_host() {
+    let _watchdog = Watchdog::new("replay");
+    let [device, mut host] = pair(tcp, LAYOUTS[1]);
+    let mut rank = proxied(device);
+    rank.proxy.captured();
+    for number in 0..50 {
+        rank.park();
+        rank.kernel.send(number);
+        let Message { data, len, tag, .. } = until(|| host.inc.slots.receive().unwrap());
+        check(data, len, tag, number, LAYOUTS[1].slot_bytes);
+        host.inc.slots.release();
+    }
+}
+
+/// What a rank says of one that has not come.
+fn not_yet() -> Error {
+    LinkError::Timeout { peer: 0, during: "this test" }.into()
+}
+
+#[test]
+fn kernels_send_before_the_peer_is_met() {
+    let _watchdog = Watchdog::new("met");
+    let layout = LAYOUTS[1];
+    // The rank that waits to be dialed; it gives up and goes, or not.
+    for goes in [false, true] {
+        let [mut host, device] = pair(Endpoint::new_apart, layout);
+        let Side { endpoint, out, inc, .. } = device;
+        let (come, link) = channel();
+        let meet = move |until| {
+            assert!(until <= Instant::now(), "it does not wait, for others have to be met");
+            link.try_recv().map_err(|_| not_yet())
+        };
+        let Rank { proxy, mut kernel, queued, failed, .. } =
+            proxied_when(endpoint, layout, PATIENCE, meet);
+        queued.store(1, Ordering::Release);
+        proxy.expect([]);
+        (0..layout.depth).for_each(|number| kernel.send(number));
+        assert!(kernel.sending.reserve().unwrap().is_none());
+        queued.store(0, Ordering::Release);
+        let (ending, stays) = match goes {
+            true => (Some(thread::spawn(move || drop(proxy))), None),
+            false => (None, Some(proxy)),
+        };
+        come.send((out, inc)).unwrap();
+        for number in 0..layout.depth {
+            let Message { data, len, tag, .. } = until(|| host.inc.slots.receive().unwrap());
+            check(data, len, tag, number, layout.slot_bytes);
+            host.inc.slots.release();
+        }
+        ending.into_iter().for_each(|thread| thread.join().unwrap());
+        drop(stays);
+        assert!(failed.try_recv().is_err());
+    }
+}
+
+#[test]
+fn a_peer_that_never_comes_is_an_error() {
+    let _watchdog = Watchdog::new("never");
+    let [_host, Side { endpoint, .. }] = pair(Endpoint::new_apart, LAYOUTS[1]);
+    let rank = proxied_when(endpoint, LAYOUTS[1], Duration::from_millis(50), |_| Err(not_yet()));
+    assert_eq!(rank.error(), not_yet());
+}
+
+#[test]
+fn a_peer_that_left_is_an_error_when_it_still_owes_something() {
+    let _watchdog = Watchdog::new("left");
+    for (name, make) in LINKS {
+        let [device, mut host] = pair(make, LAYOUTS[1]);
+        let mut rank = proxied(device);
+        rank.expect([(0, 2)]);
+        for number in 0..2 {
+            let slot = until(|| host.out.slots.reserve().unwrap());
+            let len = length(number, slot.capacity);
+            fill(slot, len, number);
+            host.out.slots.send(len, number ^ TAG);
+        }
+        // What it sent before is delivered, and it owes no more.
+        drop(host);
+        (0..2).for_each(|number| rank.kernel.receive(number, LAYOUTS[1].slot_bytes));
+        rank.queued.store(0, Ordering::Release);
+        until(|| rank.proxy.board.endpoint.gone(1));
+        rank.park();
+        assert!(rank.failed.try_recv().is_err(), "{name}");
+        rank.expect([(0, 1)]);
+        assert_eq!(rank.error(), LinkError::PeerLeft { peer: 1 }.into(), "{name}");
+    }
+}
+
+#[test]
+fn a_peer_that_left_takes_nothing_more() {
+    let _watchdog = Watchdog::new("full");
+    for (name, make) in LINKS {
+        let [device, host] = pair(make, LAYOUTS[1]);
+        let mut rank = proxied(device);
+        rank.expect([]);
+        drop(host);
+        until(|| rank.proxy.board.endpoint.gone(1));
+        // Credits that are left may be used.
+        let mut sent = 0;
+        let error = until(|| {
+            if sent < 3 * LAYOUTS[1].depth && rank.kernel.sending.reserve().unwrap().is_some() {
+                rank.kernel.sending.send(0, 0);
+                sent += 1;
+            }
+            rank.failed.try_recv().ok()
+        });
+        assert_eq!(error, LinkError::PeerLeft { peer: 1 }.into(), "{name}");
+    }
+}
+
+#[test]
+fn an_abort_ends_it_whatever_it_does() {
+    let _watchdog = Watchdog::new("abort");
+    for (name, make) in LINKS {
+        for busy in [false, true] {
+            let [device, host] = pair(make, LAYOUTS[0]);
+            let rank = proxied(device);
+            if busy {
+                rank.expect([(0, 1)]);
+            } else {
+                rank.park();
+            }
+            host.endpoint.abort(9);
+            assert_eq!(rank.error(), LinkError::Aborted { by: 1, reason: 9 }.into(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_no_kernel_writes_is_told() {
+    let _watchdog = Watchdog::new("corrupt");
+    let [device, _host] = pair(Endpoint::new, LAYOUTS[1]);
+    let rank = proxied(device);
+    rank.expect([]);
+    // SAFETY: the counter is memory of the ring, which lives.
+    unsafe { (*rank.from.filled).store(77, Ordering::Release) };
+    assert!(matches!(rank.error(), Error::Link(LinkError::Corrupt { peer: 1, .. })));
+}
+
+/// A link that panics when it is used.
+struct Broken;
+
+impl SendSlots for Broken {
+    fn capacity(&self) -> usize {
+        LAYOUTS[1].slot_bytes
+    }
+    fn credits(&self) -> u32 {
+        LAYOUTS[1].depth
+    }
+    fn reserve(&mut self) -> Result<Option<SlotMut>, LinkError> {
+        panic!("this test wants it");
+    }
+    fn send(&mut self, _: usize, _: u32) -> Sequence {
+        unreachable!("nothing is reserved")
+    }
+    fn released(&mut self) -> Sequence {
+        0
+    }
+}
+
+#[test]
+fn no_panic_leaves_the_thread() {
+    let _watchdog = Watchdog::new("panic");
+    let [mut device, _host] = pair(Endpoint::new, LAYOUTS[1]);
+    device.out = Outgoing { slots: Box::new(Broken), lines: None };
+    let mut rank = proxied(device);
+    rank.expect([]);
+    rank.kernel.send(0);
+    assert!(matches!(rank.error(), Error::Internal { .. }));
+}
+
+#[test]
+fn it_ends_when_all_that_kernels_sent_is_on_its_way() {
+    let _watchdog = Watchdog::new("flush");
+    for (name, make) in LINKS {
+        let layout = LAYOUTS[1];
+        let [device, mut host] = pair(make, layout);
+        let Rank { proxy, mut kernel, queued, failed, .. } = proxied(device);
+        queued.store(1, Ordering::Release);
+        proxy.expect([]);
+        // The link takes half of them, the ring holds the rest.
+        let messages = 2 * layout.depth;
+        (0..messages).for_each(|number| kernel.send(number));
+        queued.store(0, Ordering::Release);
+        let ending = thread::spawn(move || drop(proxy));
+        for number in 0..messages {
+            let Message { data, len, tag, .. } = until(|| host.inc.slots.receive().unwrap());
+            check(data, len, tag, number, layout.slot_bytes);
+            host.inc.slots.release();
+        }
+        ending.join().unwrap();
+        assert!(failed.try_recv().is_err(), "{name}");
+    }
+}
+
+#[test]
+fn it_ends_with_a_peer_that_takes_nothing_when_that_leaves() {
+    let _watchdog = Watchdog::new("no flush");
+    for (_, make) in LINKS {
+        let [device, host] = pair(make, LAYOUTS[0]);
+        let Rank { proxy, mut kernel, queued, failed, .. } = proxied(device);
+        queued.store(1, Ordering::Release);
+        proxy.expect([]);
+        (0..2).for_each(|number| kernel.send(number));
+        let ending = thread::spawn(move || drop(proxy));
+        drop(host);
+        ending.join().unwrap();
+        // It may have noticed before it was told to end.
+        let error = failed.try_recv().ok();
+        let left = Error::from(LinkError::PeerLeft { peer: 1 });
+        assert!(error.is_none_or(|error| error == left));
+    }
+}
+
+#[test]
+fn a_child_made_by_fork_leaves_it_alone() {
+    let _watchdog = Watchdog::new("fork");
+    let [device, mut host] = pair(Endpoint::new_apart, LAYOUTS[1]);
+    let mut rank = proxied(device);
+    rank.expect([]);
+    // SAFETY: the child drops one value, which takes no lock that another thread of the parent could hold, and ends.
+    match unsafe { libc::fork() } {
+        0 => {
+            drop(rank);
+            // SAFETY: ends the child without anything else of the parent's.
+            unsafe { libc::_exit(0) }
+        }
+        child => {
+            let mut status = -1;
+            // SAFETY: `status` is a place for the child's.
+            unsafe { libc::waitpid(child, &mut status, 0) };
+            assert_eq!(status, 0);
+        }
+    }
+    rank.kernel.send(1);
+    until(|| host.inc.slots.receive().unwrap());
+}

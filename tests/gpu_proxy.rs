@@ -1,0 +1,331 @@
+//! Ranks of devices that cannot reach each other's memory, and ranks of the host beside ranks of devices, on the simulated GPU: in
+//! one process and in several, on one host and on two.
+//!
+//! A test starts the processes of a job, copies of this binary; the ranks of a process are threads of it.
+
+mod job;
+mod mixed;
+
+use std::thread;
+
+use maypole::device::{CudaStream, Part, Queued, launch};
+use maypole::{Call, Collective, Communicator, DType, Error, RedOp, Transfer};
+
+use job::{Invitation, Job, invitation};
+use mixed::{Memory, Outcome, Plan, input, join, make_calls, raw, reference, simulated_gpu};
+
+/// Elements per block: less than a cache line, several tiles, and in between.
+const COUNTS: &[usize] = &[1, 777, 40_001];
+
+/// Ranks as `plan` says, on the simulated GPU with these settings.
+fn start(plan: &str, scene: &str, environment: &[(&str, &str)]) -> Job {
+    let mut all = vec![("LD_LIBRARY_PATH", simulated_gpu()), ("MAYPOLE_TEST_PLAN", plan)];
+    // Their kernels and threads are many for a small machine: no rank may take a core while it waits.
+    all.extend([("SIMCUDA_FILL", "0"), ("MAYPOLE_SPIN", "10")]);
+    all.extend(environment);
+    Job::start(Plan::parse(plan).processes(), scene, &all)
+}
+
+/// Not a test of its own: what a process of a job does.
+#[test]
+#[ignore = "run by the other tests, as ranks"]
+fn rank() {
+    let Some(Invitation { scene, id, rank: process, .. }) = invitation() else { return };
+    let plan = Plan::parse(&std::env::var("MAYPOLE_TEST_PLAN").expect("a plan"));
+    let (nranks, scene) = (plan.nranks(), &*scene);
+    thread::scope(|scope| {
+        let ranks = plan.of(process).into_iter().map(|(rank, device)| {
+            scope.spawn(move || {
+                let memory = Memory::open(device);
+                let comm = join(&id, nranks, rank, device);
+                let said = play(scene, comm, &memory, device.is_some());
+                format!("{rank}:{said}")
+            })
+        });
+        let ranks: Vec<_> = ranks.collect();
+        let said: Vec<String> = ranks.into_iter().map(|r| r.join().expect("a rank")).collect();
+        println!("say:{}", said.join(" "));
+    });
+}
+
+fn play(scene: &str, mut comm: Communicator, memory: &Memory, on_device: bool) -> String {
+    match scene {
+        "calls" => match make_calls(&mut comm, memory, COUNTS) {
+            Ok(outcome) => words(&outcome),
+            Err(error) => panic!("{error}"),
+        },
+        "replay" => replay(&mut comm, memory),
+        "refused" => refused(&mut comm, memory, on_device),
+        "die" => ends(&mut comm, memory, |comm| {
+            if comm.rank() == 1 {
+                // SAFETY: no memory is involved.
+                unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+            }
+        }),
+        "abort" => ends(&mut comm, memory, |comm| {
+            if comm.rank() == 1 {
+                comm.abort_handle().abort();
+            }
+        }),
+        "differ" => {
+            let count = 100 + comm.rank() as usize;
+            error_text(sum(&mut comm, memory, count, 1).map(drop))
+        }
+        "leave" => leave(comm, memory),
+        other => panic!("no scene {other}"),
+    }
+}
+
+fn words(outcome: &Outcome) -> String {
+    let words: Vec<String> = outcome.iter().map(|word| format!("{word:x}")).collect();
+    words.join(",")
+}
+
+fn error_text(result: Result<(), Error>) -> String {
+    result.map_or_else(|error| error.to_string(), |()| "no error".to_owned()).replace(' ', "_")
+}
+
+/// An all-reduce of `count` integers; the sum of the result.
+fn sum(comm: &mut Communicator, memory: &Memory, count: usize, number: u32) -> Result<u64, Error> {
+    let mut send = memory.hold(&input(comm.rank(), number, DType::Int32, count));
+    let mut recv = memory.hold(&vec![0; 4 * count]);
+    let call = all_reduce(send.at(), recv.at(), count);
+    // SAFETY: both buffers hold `count` integers and live until the call returns.
+    unsafe { comm.run(&call)? };
+    Ok(total(&memory.read(&recv)))
+}
+
+fn all_reduce(send: *const u8, recv: *mut u8, count: usize) -> Call {
+    let (collective, dtype, reduction) = (Collective::AllReduce, DType::Int32, RedOp::Sum.into());
+    Call { collective, send, recv, count, dtype, reduction }
+}
+
+fn total(bytes: &[u8]) -> u64 {
+    let words = bytes.chunks_exact(4).map(|b| u32::from_ne_bytes(b.try_into().expect("four")));
+    words.map(u64::from).sum()
+}
+
+fn expected(nranks: u32, count: usize, number: u32) -> u64 {
+    (0..nranks).map(|rank| total(&input(rank, number, DType::Int32, count))).sum()
+}
+
+/// Captures an all-reduce and an exchange with both neighbours once, and replays them with other contents.
+fn replay(comm: &mut Communicator, memory: &Memory) -> String {
+    let (rank, nranks) = (comm.rank(), comm.nranks());
+    let (next, before) = ((rank + 1) % nranks, (rank + nranks - 1) % nranks);
+    let count = 30_001;
+    let mut send = memory.hold(&vec![0; 4 * count]);
+    let mut recv = memory.hold(&vec![0; 4 * count]);
+    let mut passed = memory.hold(&vec![0; 4 * count]);
+    let bytes = 4 * count;
+    let transfers = [
+        Transfer::Send { data: send.at().cast_const(), bytes, peer: next },
+        Transfer::Receive { data: passed.at(), bytes, peer: before },
+    ];
+    let call = all_reduce(send.at(), recv.at(), count);
+    let stream = memory.stream();
+    stream.begin_capture().expect("to capture");
+    let calls = vec![Queued::Collective(call), Queued::Transfers(&transfers)];
+    let part = Part { comm, calls, stream: CudaStream(raw(stream)) };
+    // SAFETY: the buffers outlive the graph's replays, and the stream the call.
+    unsafe { launch(vec![part]) }.expect("a capture");
+    let graph = stream.end_capture().expect("a graph");
+    for number in 0..20 {
+        memory.write(&mut send, &input(rank, number, DType::Int32, count));
+        // SAFETY: the buffers live, and nothing else uses them.
+        unsafe { graph.launch(stream) }.expect("a replay");
+        stream.synchronize().expect("a replay");
+        assert_eq!(total(&memory.read(&recv)), expected(nranks, count, number));
+        assert!(memory.read(&passed) == input(before, number, DType::Int32, count));
+        // A call that is not captured, in between.
+        if number % 7 == 3 {
+            assert_eq!(
+                sum(comm, memory, 100, number).expect("a call"),
+                expected(nranks, 100, number)
+            );
+        }
+    }
+    assert_eq!(comm.async_error(), None);
+    "done".to_owned()
+}
+
+/// Ranks of the host do not replay, so those of devices cannot be captured with them; that is said, and has no effect.
+fn refused(comm: &mut Communicator, memory: &Memory, on_device: bool) -> String {
+    let mut said = "host".to_owned();
+    if on_device {
+        let mut send = memory.hold(&[0; 400]);
+        let mut recv = memory.hold(&[0; 400]);
+        let call = all_reduce(send.at(), recv.at(), 100);
+        let stream = memory.stream();
+        stream.begin_capture().expect("to capture");
+        let calls = vec![Queued::Collective(call)];
+        let part = Part { comm: &mut *comm, calls, stream: CudaStream(raw(stream)) };
+        // SAFETY: nothing is captured; the buffers live.
+        let result = unsafe { launch(vec![part]) };
+        drop(stream.end_capture());
+        said = error_text(result);
+    }
+    assert_eq!(sum(comm, memory, 100, 1).expect("a call"), expected(comm.nranks(), 100, 1));
+    said
+}
+
+/// Calls until one fails, with something happening in between.
+fn ends(comm: &mut Communicator, memory: &Memory, happens: impl Fn(&Communicator)) -> String {
+    for number in 0..5 {
+        sum(comm, memory, 5000, number).expect("a call");
+    }
+    happens(comm);
+    let mut number = 5;
+    let error = loop {
+        match sum(comm, memory, 5000, number) {
+            Ok(_) => number += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(sum(comm, memory, 5000, 1).is_err(), "what is broken stays so");
+    error_text(Err(error))
+}
+
+/// Rank 0 sends to all and leaves at once; the others are late, pass it on, and need it no more.
+fn leave(mut comm: Communicator, memory: &Memory) -> String {
+    let count = 1000;
+    let collective = Collective::Broadcast { root: 0 };
+    let mut send = memory.hold(&input(0, 3, DType::Int32, count));
+    let mut recv = memory.hold(&vec![0; 4 * count]);
+    assert!(sum(&mut comm, memory, 100, 1).is_ok());
+    if comm.rank() > 0 {
+        thread::sleep(std::time::Duration::from_millis(30 * u64::from(comm.rank())));
+    }
+    let call = Call { collective, ..all_reduce(send.at(), recv.at(), count) };
+    // SAFETY: both buffers hold `count` integers and live until the call returns.
+    unsafe { comm.run(&call) }.unwrap_or_else(|error| panic!("{error}"));
+    drop(comm);
+    assert!(memory.read(&recv) == input(0, 3, DType::Int32, count));
+    "done".to_owned()
+}
+
+/// What each rank said, in their order.
+fn said(lines: Vec<String>) -> Vec<String> {
+    let all = lines.iter().flat_map(|line| line.split(' '));
+    let mut ranks: Vec<(u32, String)> = all
+        .map(|word| {
+            let (rank, said) = word.split_once(':').expect("a rank and what it says");
+            (rank.parse().expect("a rank"), said.to_owned())
+        })
+        .collect();
+    ranks.sort_by_key(|rank| rank.0);
+    ranks.into_iter().map(|rank| rank.1).collect()
+}
+
+/// The bits of all results are those of a run on host memory.
+fn same_bits(plan: &str, environment: &[(&str, &str)]) {
+    let expected: Vec<String> =
+        reference(Plan::parse(plan).nranks(), COUNTS).iter().map(words).collect();
+    let found = said(start(plan, "calls", environment).all_well());
+    assert_eq!(found.len(), expected.len());
+    for (rank, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        let call = found.split(',').zip(expected.split(',')).position(|(a, b)| a != b);
+        assert_eq!(call, None, "{plan}: rank {rank} has other bits first in this call");
+        assert_eq!(found.len(), expected.len());
+    }
+}
+
+const APART: (&str, &str) = ("SIMCUDA_PEERS", "0");
+
+#[test]
+fn devices_without_peer_access_in_one_process() {
+    same_bits("0,1", &[APART]);
+    same_bits("0,1,0", &[APART]);
+}
+
+#[test]
+fn devices_without_peer_access_in_two_processes() {
+    same_bits("0;1", &[APART]);
+}
+
+#[test]
+fn devices_over_tcp_on_one_host() {
+    same_bits("0;1", &[APART, ("NCCL_SHM_DISABLE", "1")]);
+}
+
+#[test]
+fn host_and_device_ranks_in_one_process() {
+    same_bits("0,h", &[]);
+    same_bits("h,0,1", &[]);
+}
+
+#[test]
+fn host_and_device_ranks_in_several_processes() {
+    same_bits("0;h", &[]);
+    same_bits("h,0;1,h", &[APART]);
+}
+
+#[test]
+fn late_messages_and_spurious_back_pressure() {
+    let faults = ("MAYPOLE_FAULT", "seed=11,delay=0.05:200us,backpressure=0.1");
+    same_bits("0,h", &[faults]);
+    same_bits("0;1", &[APART, faults]);
+}
+
+#[test]
+fn kernels_and_operations_that_are_late() {
+    let jitter = [("SIMCUDA_JITTER_US", "200"), ("SIMCUDA_CALL_JITTER_US", "50")];
+    same_bits("0,1,h", &[APART, jitter[0], jitter[1]]);
+}
+
+#[test]
+fn captured_calls_replay_over_the_proxy() {
+    for plan in ["0,1", "0;1"] {
+        for said in said(start(plan, "replay", &[APART]).all_well()) {
+            assert_eq!(said, "done");
+        }
+    }
+}
+
+#[test]
+fn a_capture_with_ranks_of_the_host_is_refused_without_effect() {
+    let said = said(start("0;h", "refused", &[]).all_well());
+    assert!(said[0].contains("captur") && said[0].contains("rank_1"), "{}", said[0]);
+    assert_eq!(said[1], "host");
+}
+
+#[test]
+fn a_dead_rank_is_the_error_of_all_others() {
+    for (plan, environment) in [("0;1;0", vec![APART]), ("h;0;0", vec![]), ("0;h;0", vec![])] {
+        let mut job = start(plan, "die", &environment);
+        assert_eq!(job.hear(1), "");
+        for rank in [0, 2] {
+            let said = job.hear(rank);
+            assert!(said.contains("process_of_rank_1_died"), "{plan}: {said}");
+            job.ends_well(rank);
+        }
+    }
+}
+
+#[test]
+fn an_abort_ends_all() {
+    for (plan, environment) in [("0,1,0", vec![APART]), ("h;0;1", vec![APART])] {
+        for said in said(start(plan, "abort", &environment).all_well()) {
+            assert!(said.contains("aborted_by_rank_1"), "{plan}: {said}");
+        }
+    }
+}
+
+#[test]
+fn different_calls_are_told_on_both_sides() {
+    for (plan, environment) in [("0;1", vec![APART]), ("0;h", vec![]), ("h,0", vec![])] {
+        for said in said(start(plan, "differ", &environment).all_well()) {
+            assert!(said.contains("the_ranks_are_in_different_calls"), "{plan}: {said}");
+            assert!(said.contains("100") && said.contains("101"), "{plan}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_has_done_its_part_may_leave() {
+    for plan in ["0;1;h", "h;0;1"] {
+        for said in said(start(plan, "leave", &[APART]).all_well()) {
+            assert_eq!(said, "done");
+        }
+    }
+}
