@@ -17,7 +17,6 @@ mod engine;
 pub mod error;
 pub mod logger;
 mod plan;
-#[cfg_attr(not(test), expect(dead_code, reason = "device communicators will use it"))]
 mod proxy;
 pub mod reduce;
 pub mod stream;

@@ -3,15 +3,21 @@
 //!
 //! The test binary starts itself: rank 0 makes the unique id and prints it, the others read it.
 
+mod mixed;
+
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use maypole::{Communicator, RedOp, UniqueId};
+use mixed::{Memory, join, make_calls, reference, simulated_gpu};
 
 const RANKS: u32 = 4;
+/// Elements per block of the calls on devices.
+const COUNTS: &[usize] = &[3, 20_001];
 
-/// Namespaces of this test run, gone when it ends.
-struct Hosts([String; 2]);
+/// Namespaces of a test, gone when it ends, and the ends of their cable.
+struct Hosts([String; 2], [String; 2]);
 
 impl Hosts {
     /// None, and why, if this is not possible here.
@@ -20,10 +26,11 @@ impl Hosts {
         if unsafe { libc::geteuid() } != 0 {
             return Err("network namespaces need root".to_owned());
         }
-        let id = std::process::id();
-        let hosts = Self([format!("maypole-a-{id}"), format!("maypole-b-{id}")]);
-        let [a, b] = &hosts.0;
-        let cable = [format!("mpa{id}"), format!("mpb{id}")];
+        static TESTS: AtomicU32 = AtomicU32::new(0);
+        let id = format!("{}-{}", std::process::id(), TESTS.fetch_add(1, Ordering::Relaxed));
+        let names = [format!("maypole-a-{id}"), format!("maypole-b-{id}")];
+        let hosts = Self(names, [format!("mpa{id}"), format!("mpb{id}")]);
+        let ([a, b], cable) = (&hosts.0, &hosts.1);
         for command in [
             format!("netns add {a}"),
             format!("netns add {b}"),
@@ -48,15 +55,19 @@ impl Hosts {
         Ok(hosts)
     }
 
-    fn start(&self, rank: u32) -> Child {
-        let host = &self.0[rank as usize % 2];
-        let cable = if rank.is_multiple_of(2) { "=mpa" } else { "=mpb" };
-        Command::new("ip")
+    /// Rank `rank`, on host memory or a device of the simulated GPU.
+    fn start(&self, rank: u32, on_device: bool) -> Child {
+        let (host, cable) = (&self.0[rank as usize % 2], &self.1[rank as usize % 2]);
+        let mut command = Command::new("ip");
+        if on_device {
+            command.env("LD_LIBRARY_PATH", simulated_gpu()).env("MAYPOLE_TEST_DEVICE", "0");
+        }
+        command
             .args(["netns", "exec", host])
             .arg(std::env::current_exe().expect("the test binary"))
             .args(["--exact", "rank", "--ignored", "--nocapture", "--test-threads=1"])
             .env("MAYPOLE_TEST_RANK", rank.to_string())
-            .env("NCCL_SOCKET_IFNAME", format!("{cable}{}", std::process::id()))
+            .env("NCCL_SOCKET_IFNAME", format!("={cable}"))
             .env("MAYPOLE_INIT_TIMEOUT", "30")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -90,6 +101,12 @@ fn rank() {
         let byte = |i: usize| u8::from_str_radix(&line[2 * i..2 * i + 2], 16).expect("hex");
         UniqueId::from_bytes(std::array::from_fn(byte)).expect("an id")
     };
+    if let Ok(device) = std::env::var("MAYPOLE_TEST_DEVICE") {
+        let device = Some(device.parse().expect("a device"));
+        let mut comm = join(&id, RANKS, rank, device);
+        let outcome = make_calls(&mut comm, &Memory::open(device), COUNTS).expect("all calls");
+        return println!("say:{outcome:x?}");
+    }
     let mut comm = Communicator::init(&id, RANKS, rank).unwrap_or_else(|e| panic!("init: {e}"));
     for count in [1, 1000, 300_001] {
         let send: Vec<i32> = (0..count).map(|i| i + rank as i32).collect();
@@ -109,13 +126,17 @@ fn hear(from: &mut impl BufRead) -> String {
     String::new()
 }
 
-#[test]
-fn ranks_on_two_hosts_sum_over_tcp() {
+/// What rank `r` of a job says, if it is on a device where `on_device(r)`; None where there can be no hosts.
+fn on_two_hosts(on_device: impl Fn(u32) -> bool) -> Option<Vec<String>> {
     let hosts = match Hosts::new() {
         Ok(hosts) => hosts,
-        Err(why) => return eprintln!("skipped: {why}"),
+        Err(why) => {
+            eprintln!("skipped: {why}");
+            return None;
+        }
     };
-    let mut children: Vec<Child> = (0..RANKS).map(|rank| hosts.start(rank)).collect();
+    let mut children: Vec<Child> =
+        (0..RANKS).map(|rank| hosts.start(rank, on_device(rank))).collect();
     let mut voices: Vec<_> = children
         .iter_mut()
         .map(|child| BufReader::new(child.stdout.take().expect("a pipe")))
@@ -126,10 +147,25 @@ fn ranks_on_two_hosts_sum_over_tcp() {
         writeln!(stdin, "{id}").expect("the rank reads its id");
     }
     // Every wait of the ranks has an end: initialisation's limit, and the death of a rank that gives up.
-    for (rank, voice) in voices.iter_mut().enumerate() {
-        assert_eq!(hear(voice), "done", "rank {rank}");
-    }
+    let said = voices.iter_mut().map(hear).collect();
     for child in &mut children {
         assert!(child.wait().expect("a child").success());
+    }
+    Some(said)
+}
+
+#[test]
+fn ranks_on_two_hosts_sum_over_tcp() {
+    let said = on_two_hosts(|_| false);
+    assert!(said.is_none_or(|said| said.iter().all(|word| word == "done")));
+}
+
+/// Two on each host: those of one reach each other's device memory, those of different hosts meet through the proxy.
+#[test]
+fn devices_on_two_hosts_have_the_bits_of_host_memory() {
+    let Some(said) = on_two_hosts(|_| true) else { return };
+    let expected = reference(RANKS, COUNTS);
+    for (rank, (said, expected)) in said.iter().zip(expected).enumerate() {
+        assert_eq!(*said, format!("{expected:x?}"), "rank {rank}");
     }
 }

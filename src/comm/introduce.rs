@@ -41,6 +41,8 @@ pub(super) struct Introduced {
     pub(super) algorithms: AlgorithmFilter,
     /// Of a rank on a CUDA device: what it brought, and the inboxes that its kernels and those of their owners reach mutually.
     pub(super) device: Option<Arrived>,
+    /// Any rank is on a CUDA device, and some two ranks do not reach each other's memory by kernels: those need the proxy.
+    pub(super) apart: bool,
 }
 
 /// Makes what the other ranks must know of, and exchanges that with them.
@@ -66,7 +68,7 @@ pub(super) fn introduce(
     };
     let deadline = Instant::now() + options.timeout;
     let cards = exchange_cards(joined, &card, deadline)?;
-    let device = reach(joined, config, &cards, arrival, deadline)?;
+    let (device, apart) = reach(joined, config, &cards, arrival, deadline)?;
     let addresses: Vec<Vec<u8>> = cards.iter().map(|c| c.address.clone()).collect();
     let tcp = endpoint.survey(&addresses)?;
     let grouping = grouping(config, &cards);
@@ -86,20 +88,21 @@ pub(super) fn introduce(
         grouping,
         algorithms,
         device,
+        apart,
     })
 }
 
-/// Which ranks' inboxes the kernels of this rank reach. All ranks take part where one is on a device, and all find the same: a pair
-/// that does not reach each other mutually is none that can meet.
+/// Which ranks' inboxes the kernels of this rank reach, and whether there is any pair of ranks that do not reach each other. All ranks take
+/// part where one is on a device, and all find the same: who is not reached mutually is not reached.
 fn reach(
     joined: &mut Joined,
     config: &Config,
     cards: &[Card],
     arrival: Option<Arrival>,
     deadline: Instant,
-) -> Result<Option<Arrived>, Error> {
+) -> Result<(Option<Arrived>, bool), Error> {
     if cards.iter().all(|card| card.device.is_none()) {
-        return Ok(None);
+        return Ok((None, false));
     }
     let me = joined.rank as usize;
     let other = |card: &'_ Card| Other {
@@ -117,28 +120,14 @@ fn reach(
     let mine: Vec<u8> = reached.iter().map(|inbox| u8::from(inbox.is_some())).collect();
     let all = joined.control.all_gather(&mine, deadline)?;
     let direct = |a: usize, b: usize| all[a].get(b) == Some(&1) && all[b].get(a) == Some(&1);
-    let pairs = (0..cards.len()).flat_map(|a| (0..a).map(move |b| (b, a)));
-    if let Some((a, b)) = pairs.into_iter().find(|&(b, a)| !direct(a, b)) {
-        let kind = |rank: usize| match &cards[rank].device {
-            Some(card) => {
-                format!("rank {rank} (CUDA device {} on {})", card.ordinal, cards[rank].host.name)
-            }
-            None => format!("rank {rank} (host memory on {})", cards[rank].host.name),
-        };
-        return Err(Error::Unsupported {
-            what: format!(
-                "a communicator in which {} and {} do not reach each other's memory",
-                kind(a),
-                kind(b)
-            ),
-        });
-    }
+    let mut pairs = (0..cards.len()).flat_map(|a| (0..a).map(move |b| (b, a)));
+    let apart = pairs.any(|(b, a)| !direct(a, b));
     for (rank, inbox) in reached.iter_mut().enumerate() {
         if !direct(me, rank) {
             *inbox = None;
         }
     }
-    Ok(arrival.map(|arrival| (arrival, reached)))
+    Ok((arrival.map(|arrival| (arrival, reached)), apart))
 }
 
 /// Which rank is on which node: as the user says, or by the hosts.

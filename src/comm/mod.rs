@@ -14,6 +14,7 @@ mod uneven;
 mod window;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use maypole_algorithms::{Class, Rank};
 use maypole_transport::endpoint::Endpoint;
@@ -32,7 +33,7 @@ use crate::engine::straight::Staging;
 use crate::engine::wait::Patience;
 use crate::error::Error;
 use crate::plan::Plans;
-use crate::plan::exchange::FIRST_BEYOND;
+use crate::proxy::{Proxy, Setup};
 use crate::reduce::Isa;
 use crate::tune::{Choice, Protocol, Tuner};
 use crate::watch::{Peer, Report, Shared, Watch};
@@ -74,6 +75,8 @@ pub struct Communicator {
     nranks: u32,
     /// Of a communicator of a CUDA device. It waits for the device before anything else ends.
     device: Option<Box<DeviceRank>>,
+    /// A rank on host memory, where others are on devices.
+    host_rank: Option<Rank>,
     /// Before all that an abort needs.
     _enrolled: Option<Enrolled>,
     /// Their thread ends before all that it uses.
@@ -169,13 +172,13 @@ impl Communicator {
         layout: InboxLayout,
         options: &Options,
     ) -> Result<Self, Error> {
-        let Introduced { endpoint, meeting, cards, addresses, device, .. } = introduced;
+        let Introduced { endpoint, meeting, cards, addresses, device, apart, .. } = introduced;
         let (rank, nranks) = (joined.rank, joined.nranks);
         let device = device.map(|(arrival, reached)| {
             let sharing = on_device::sharing(&cards, rank);
             DeviceRank::new(arrival, rank, reached, sharing).map(Box::new)
         });
-        let device = device.transpose().inspect_err(|error| {
+        let mut device = device.transpose().inspect_err(|error| {
             joined.control.give_up(error.to_string());
         })?;
         let sharing = |host: &Host| {
@@ -195,14 +198,15 @@ impl Communicator {
             ranks as f64 / cores as f64
         });
         let ranks_per_core = crowding.fold(1.0, f64::max);
+        let terms = on_device::terms(config, &cards, layout, !introduced.tcp, apart);
         let tuner = Tuner {
             grouping: introduced.grouping,
-            slot_bytes: device.as_ref().map_or(layout.slot_bytes, |it| it.shape.slot_bytes),
-            depth: device.as_ref().map_or(layout.depth, |it| it.shape.depth),
-            lines: !introduced.tcp || device.is_some(),
-            device: device.as_ref().map(|it| it.shape.channels - FIRST_BEYOND),
+            slot_bytes: terms.slot_bytes,
+            depth: terms.depth,
+            lines: terms.lines,
+            device: terms.channels,
             tcp_within_nodes: introduced.tcp_within_nodes,
-            ranks_per_core: if device.is_some() { 1.0 } else { ranks_per_core },
+            ranks_per_core: if terms.channels.is_some() { 1.0 } else { ranks_per_core },
             class: match config.bits {
                 Bits::Fast => Class::Fast,
                 Bits::Default | Bits::Canonical => Class::Canonical,
@@ -233,8 +237,9 @@ impl Communicator {
         let keys = joined.keys();
         let init_traffic = joined.control.traffic();
         let watch = Watch::start(joined.control, &endpoint, key, ranks, config)?;
-        if let Some(device) = &device {
+        if let Some(device) = &mut device {
             watch.join_device(&device.signals);
+            device.tile = terms.slot_bytes;
         }
         let enrolled = options.abort.as_ref().map(|signal| signal.enroll(watch.shared()));
         let abort = AbortHandle { shared: watch.shared(), _endpoint: Arc::clone(&endpoint) };
@@ -242,10 +247,24 @@ impl Communicator {
             .fault
             .clone()
             .map(|recipe| Faults::new(recipe, Arc::clone(&endpoint), move || abort.abort()));
+        let patience = Patience::new(on_host, cores, config.spin);
+        if let Some(device) = device.as_mut().filter(|_| apart) {
+            let meet = on_device::meet(endpoint.clone(), addresses.clone(), faults.clone());
+            device.carry(Proxy::new(Setup {
+                endpoint: endpoint.clone(),
+                layout,
+                patience,
+                timeout: config.timeout.unwrap_or(Duration::MAX).min(options.timeout),
+                meet,
+                queued: on_device::queued(&device.signals),
+                fail: on_device::fail(watch.shared()),
+            }));
+        }
         Ok(Self {
             rank,
             nranks,
             device,
+            host_rank: on_device::host_rank(&cards),
             _enrolled: enrolled,
             windows: Windows::default(),
             watch,
@@ -255,7 +274,7 @@ impl Communicator {
             plans: Plans::default(),
             tuner,
             isa: isa(config.isa),
-            patience: Patience::new(on_host, cores, config.spin),
+            patience,
             scratch: Scratch::default(),
             staging: Box::default(),
             broken: None,

@@ -3,25 +3,33 @@
 use std::sync::Arc;
 
 use maypole_algorithms::Rank;
+use maypole_algorithms::schedule::Channel;
 use maypole_cuda::driver::{Driver, DriverError};
 use maypole_cuda::memory;
+use maypole_transport::endpoint::Endpoint;
+use maypole_transport::fault::Faults;
+use maypole_transport::inbox::InboxLayout;
 
 use super::Communicator;
 use super::card::Card;
 use super::run::check_in_place;
 use super::uneven::Uneven;
 use crate::call::{Call, Task, UnevenCall};
+use crate::config::Config;
 use crate::device::Queued;
 use crate::device::gpu::Gpu;
 use crate::device::group;
+use crate::device::inbox::Shape;
 use crate::device::issue::{Batch, Member, issue};
 use crate::device::order::Where;
 use crate::device::program::{DevicePlan, Operands, parameter};
 use crate::device::rank::DeviceRank;
+use crate::device::signals::Signals;
 use crate::error::Error;
-use crate::plan::exchange::Transfer;
+use crate::plan::exchange::{FIRST_BEYOND, Transfer};
 use crate::plan::{Body, Key};
-use crate::watch::Signature;
+use crate::proxy::Meet;
+use crate::watch::{Shared, Signature};
 
 /// How many ranks are on the device of rank `me`, itself among them. Where it is more than one, the first of them says so.
 pub(super) fn sharing(cards: &[Card], me: Rank) -> u32 {
@@ -42,6 +50,78 @@ pub(super) fn sharing(cards: &[Card], me: Rank) -> u32 {
     ranks.len() as u32
 }
 
+/// What ranks of which some are on devices agree on: all find the same in the cards and the settings.
+pub(super) struct Terms {
+    /// Bytes of a tile at most.
+    pub(super) slot_bytes: usize,
+    /// Slots of every link.
+    pub(super) depth: u32,
+    /// Every link has lines.
+    pub(super) lines: bool,
+    /// Channels that a schedule may use, if any rank is on a device.
+    pub(super) channels: Option<Channel>,
+}
+
+/// The terms of a communicator. `layout` is of its links over the transport, which have lines if `lines`; `apart`: some ranks with devices
+/// among them meet over those.
+pub(super) fn terms(
+    config: &Config,
+    cards: &[Card],
+    layout: InboxLayout,
+    lines: bool,
+    apart: bool,
+) -> Terms {
+    let InboxLayout { nranks, slot_bytes, depth, .. } = layout;
+    if cards.iter().all(|card| card.device.is_none()) {
+        return Terms { slot_bytes, depth, lines, channels: None };
+    }
+    let shape = Shape::new(config, nranks);
+    let channels = Some(shape.channels - FIRST_BEYOND);
+    if apart {
+        let (slot_bytes, depth) = (slot_bytes.min(shape.slot_bytes), depth.min(shape.depth));
+        return Terms { slot_bytes, depth, lines: false, channels };
+    }
+    Terms { slot_bytes: shape.slot_bytes, depth: shape.depth, lines: true, channels }
+}
+
+/// A rank on host memory, where others are on devices.
+pub(super) fn host_rank(cards: &[Card]) -> Option<Rank> {
+    let mixed = cards.iter().any(|card| card.device.is_some());
+    let on_host = cards.iter().position(|card| card.device.is_none());
+    on_host.filter(|_| mixed).map(|rank| rank as Rank)
+}
+
+/// How the proxy meets a rank.
+pub(super) fn meet(
+    endpoint: Arc<Endpoint>,
+    addresses: Vec<Vec<u8>>,
+    faults: Option<Faults>,
+) -> Meet {
+    Box::new(move |peer, channel, until| {
+        endpoint.connect(peer, &addresses[peer as usize], until)?;
+        let ends = endpoint.open(peer, channel)?;
+        Ok(match &faults {
+            Some(faults) => faults.wrap(peer, channel, ends),
+            None => ends,
+        })
+    })
+}
+
+/// How the proxy learns whether works are queued.
+pub(super) fn queued(signals: &Arc<Signals>) -> Box<dyn Fn() -> bool + Send + Sync> {
+    let signals = signals.clone();
+    Box::new(move || !signals.is_idle())
+}
+
+/// What the proxy does with an error: all ranks hear of it, then what is on the device ends.
+pub(super) fn fail(shared: Arc<Shared>) -> Box<dyn FnOnce(Error) + Send> {
+    Box::new(move |error| {
+        let error = shared.fail(error);
+        log::warn!("rank {}: {error}", shared.rank);
+        shared.abort_peers(&error);
+    })
+}
+
 impl Communicator {
     /// The device that the communicator is for.
     pub(crate) fn gpu(&self) -> Option<Arc<Gpu>> {
@@ -60,10 +140,12 @@ impl Communicator {
 
     /// So many works more were launched.
     pub(crate) fn launched(&self, works: u64) {
-        if let Some(rank) = &self.device
-            && rank.signals.launch(works)
-        {
+        let Some(rank) = &self.device else { return };
+        if rank.signals.launch(works) {
             self.watch.look_at_device();
+        }
+        if let Some(proxy) = &rank.proxy {
+            proxy.launched();
         }
     }
 
@@ -87,6 +169,13 @@ impl Communicator {
     ) -> Result<(), Error> {
         self.watch.check_fork()?;
         self.running()?;
+        if let Some(host) = self.host_rank.filter(|_| batch.at.capture.is_some()) {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "capturing calls of a communicator with ranks of host memory, as rank {host}: a graph is replayed on devices alone, and those ranks would not take part"
+                ),
+            });
+        }
         match queued {
             Queued::Collective(call) => {
                 let key = Key::new(call);

@@ -308,7 +308,7 @@ impl Communicator {
         task: &Task,
     ) -> Result<Plan, Error> {
         log::info!(target: "TUNING", "{}: {choice}", Signature::of(task));
-        if let Some(device) = &self.device {
+        if let Some(device) = &mut self.device {
             let plan = Plan::on_device(proved, choice, task, self.rank, self.isa, device);
             return plan.map_err(|error| self.fail(error));
         }

@@ -51,7 +51,7 @@ pub(crate) fn take(
         return Ok(Kept { group, program });
     }
     for transfer in transfers {
-        rank.need_link(transfer.peer(), exchange::CHANNEL)?;
+        rank.open_link(transfer.peer(), exchange::CHANNEL)?;
     }
     let program = Program::new(encoded(rank, transfers, call), rank)?;
     Ok(Kept { group, program })
@@ -85,11 +85,19 @@ fn encoded(rank: &DeviceRank, transfers: &[Transfer], call: u32) -> Encoded {
         lane.push(encode::Transfer { from, to, bytes, tag });
     }
     let lanes: Vec<_> = lanes.into_values().collect();
-    let tile = rank.shape.slot_bytes;
+    let tile = rank.tile;
+    let takes = transfers.iter().filter_map(|transfer| match transfer {
+        Transfer::Receive { bytes, peer, .. } => {
+            let number = rank.carried(*peer, exchange::CHANNEL)?;
+            Some((number, bytes.div_ceil(tile).max(1) as u64))
+        }
+        Transfer::Send { .. } => None,
+    });
     Encoded {
         words: encode::encode_transfers(&lanes, tile as u32),
         lanes: lanes.len() as u32,
         scratch: 0,
+        takes: takes.collect(),
         tile_bytes: tile,
         operation: launch::operation(DType::Uint8, RedOp::Max),
         element: 1,

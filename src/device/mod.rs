@@ -14,7 +14,7 @@ pub(crate) mod issue;
 mod join;
 mod memory;
 pub(crate) mod order;
-mod pool;
+pub(crate) mod pool;
 pub(crate) mod program;
 mod queue;
 pub(crate) mod rank;

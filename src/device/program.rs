@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use maypole_algorithms::schedule::Channel;
 use maypole_algorithms::verify::Proved;
-use maypole_algorithms::{DType, Rank, RedOp};
+use maypole_algorithms::{DType, Operand, Rank, RedOp, Schedule, Step};
 use maypole_cuda::driver::{DriverError, Stream};
 use maypole_cuda::encode::{self, Binding, Extent, Port};
 use maypole_cuda::launch::{self, DEPARTED_BYTES, LANE_STATE_BYTES, Work};
@@ -54,6 +54,8 @@ pub(crate) struct Program {
     operation: u32,
     element: u32,
     protocol: u32,
+    /// See [`Encoded::takes`].
+    takes: Vec<(usize, u64)>,
     /// It is on the device, or before whatever is queued now.
     uploaded: Cell<bool>,
     /// Number of the last work that uses it.
@@ -82,6 +84,8 @@ pub(super) struct Encoded {
     pub(super) operation: u32,
     pub(super) element: u32,
     pub(super) protocol: u32,
+    /// Numbers of links through the proxy, and of the messages that the program takes from them.
+    pub(super) takes: Vec<(usize, u64)>,
 }
 
 impl DevicePlan {
@@ -92,7 +96,7 @@ impl DevicePlan {
         task: &Task,
         tag: u32,
         me: Rank,
-        rank: &DeviceRank,
+        rank: &mut DeviceRank,
     ) -> Result<Self, Error> {
         let (schedule, size) = (proved.schedule(), task.dtype.size());
         let geometry = Geometry::new(schedule, task, choice.tile);
@@ -124,14 +128,19 @@ impl DevicePlan {
         };
         let (sending, receiving) = encode::ports(schedule, me);
         for port in sending.iter().chain(&receiving) {
-            rank.need_link(port.peer, port.channel + FIRST_BEYOND)?;
+            rank.open_link(port.peer, port.channel + FIRST_BEYOND)?;
         }
+        let takes = receiving.iter().filter_map(|port| {
+            let number = rank.carried(port.peer, port.channel + FIRST_BEYOND)?;
+            Some((number, takes(schedule, me, port) * geometry.tiles))
+        });
         let words = encode::encode(schedule, me, &binding)
             .map_err(|error| Error::internal(error.to_string()))?;
         let encoded = Encoded {
             words,
             lanes: schedule.lanes(me),
             scratch: schedule.scratch,
+            takes: takes.collect(),
             tile_bytes: geometry.tile * size,
             operation: launch::operation(task.dtype, reduction.op),
             element: size as u32,
@@ -146,7 +155,8 @@ impl DevicePlan {
 
 impl Program {
     pub(super) fn new(encoded: Encoded, rank: &DeviceRank) -> Result<Self, Error> {
-        let Encoded { words, lanes, scratch, tile_bytes, operation, element, protocol } = encoded;
+        let Encoded { words, lanes, scratch, tile_bytes, operation, element, protocol, takes } =
+            encoded;
         let lanes_at = size_of_val(&words[..]).next_multiple_of(ALIGN);
         let bytes = lanes_at + lanes as usize * LANE_STATE_BYTES;
         let _relaxed = Relaxed::begin(rank.gpu.device.driver())?;
@@ -168,6 +178,7 @@ impl Program {
             operation,
             element,
             protocol,
+            takes,
             uploaded: Cell::new(false),
             last: Cell::new(0),
             captured: Cell::new(false),
@@ -196,6 +207,11 @@ impl Program {
             // SAFETY: the caller's promise; the block is `bytes` long.
             unsafe { upload(block, self.bytes, rank, at)? };
             self.uploaded.set(true);
+        }
+        match &rank.proxy {
+            Some(proxy) if captured => proxy.captured(),
+            Some(proxy) => proxy.expect(&self.takes),
+            None => {}
         }
         if captured {
             self.captured.set(true);
@@ -258,6 +274,18 @@ impl Drop for Program {
             }
         }
     }
+}
+
+/// Messages that rank `me` takes from a link in one pass of its lanes.
+fn takes(schedule: &Schedule, me: Rank, from: &Port) -> u64 {
+    let lanes = 0..schedule.lanes(me);
+    let steps = lanes.flat_map(|lane| (0..schedule.steps(me, lane)).map(move |step| (lane, step)));
+    let operand = Operand::Peer { rank: from.peer, channel: from.channel };
+    let of = |(lane, step)| {
+        let step: Step = schedule.step(me, lane, step);
+        step.inputs.iter().filter(|input| **input == operand).count() as u64
+    };
+    steps.map(of).sum()
 }
 
 /// What the kernel needs to know of an operation, and whether that is an address.

@@ -21,6 +21,7 @@ use super::scratch::Scratch;
 use super::signals::Signals;
 use super::store::Store;
 use crate::error::Error;
+use crate::proxy::Proxy;
 use crate::watch::generation;
 
 /// Blocks that a rank's call has at most: as many as keep a link of a device busy.
@@ -51,6 +52,12 @@ pub(crate) struct DeviceRank {
     /// All blocks of a launch must be resident together; else ranks that share the device have few enough.
     pub(crate) together: bool,
     pub(crate) shape: Shape,
+    /// Bytes of a message of transfers at most: what all links take.
+    pub(crate) tile: usize,
+    /// For links to ranks whose memory the kernels do not reach.
+    pub(crate) proxy: Option<Proxy>,
+    /// The number that the proxy has for a link, if it carries it, in the order of the tables.
+    carried: Vec<Option<usize>>,
     /// The other end of each link, in the order of the tables.
     pub(crate) ports: Vec<Port>,
     /// The ends that this rank sends on, then those that it receives from, as the kernel sees them.
@@ -110,6 +117,9 @@ impl DeviceRank {
             signals,
             store,
             order,
+            tile: shape.slot_bytes,
+            proxy: None,
+            carried: vec![None; ports.len()],
             shape,
             ports,
             tables: Arc::new(tables),
@@ -119,12 +129,30 @@ impl DeviceRank {
         })
     }
 
-    /// That there is a link to and from `peer` on `channel`.
-    pub(crate) fn need_link(&self, peer: Rank, channel: Channel) -> Result<(), Error> {
-        if self.open[self.shape.index(self.me, peer, channel)] {
+    /// From now on links that are not direct go through `proxy`.
+    pub(crate) fn carry(&mut self, proxy: Proxy) {
+        self.proxy = Some(proxy);
+    }
+
+    /// Sees to it that there is a link to and from `peer` on `channel`. Does not wait for the peer.
+    pub(crate) fn open_link(&mut self, peer: Rank, channel: Channel) -> Result<(), Error> {
+        let index = self.shape.index(self.me, peer, channel);
+        if self.open[index] {
             return Ok(());
         }
-        Err(Error::internal(format!("no link to rank {peer} on channel {channel}")))
+        let Some(proxy) = &mut self.proxy else {
+            return Err(Error::internal(format!("no link to rank {peer} on channel {channel}")));
+        };
+        let _relaxed = Relaxed::begin(self.gpu.device.driver())?;
+        let link = proxy.add(&self.gpu.pool, &self.stream, peer, channel)?;
+        self.set_link(index, [link.sending, link.receiving])?;
+        self.carried[index] = Some(link.number);
+        Ok(())
+    }
+
+    /// The number that the proxy has for the links to and from `peer` on `channel`, if it carries them.
+    pub(crate) fn carried(&self, peer: Rank, channel: Channel) -> Option<usize> {
+        self.carried[self.shape.index(self.me, peer, channel)]
     }
 
     /// The place in the tables of the links to and from `peer` on `channel`.
@@ -133,15 +161,7 @@ impl DeviceRank {
     }
 
     /// Puts the ends of a link that is not direct into the tables: the one that this rank sends on, and the one that it receives from.
-    #[expect(dead_code, reason = "for links through the proxy")]
-    pub(crate) fn set_link(
-        &mut self,
-        peer: Rank,
-        channel: Channel,
-        ends: [LinkEnd; 2],
-    ) -> Result<(), DriverError> {
-        let index = self.shape.index(self.me, peer, channel);
-        let _relaxed = Relaxed::begin(self.gpu.device.driver())?;
+    fn set_link(&mut self, index: usize, ends: [LinkEnd; 2]) -> Result<(), DriverError> {
         for (table, end) in [self.sending(), self.receiving()].into_iter().zip(ends) {
             let bytes: Vec<u8> = end.words().into_iter().flat_map(u64::to_le_bytes).collect();
             let at = table + (index * size_of::<LinkEnd>()) as u64;
@@ -185,7 +205,8 @@ impl DeviceRank {
     /// Bytes of pinned memory.
     pub(crate) fn pinned(&self) -> usize {
         // Programs have as much on the host as on the device.
-        self.signals.bytes() + self.store.held()
+        let carried = self.proxy.as_ref().map_or(0, Proxy::pinned);
+        self.signals.bytes() + self.store.held() + carried
     }
 
     /// Returns when nothing of this rank runs or is queued any more; false if that cannot be known, since the device has failed, or kernels
@@ -272,6 +293,9 @@ impl Drop for DeviceRank {
         log::warn!(
             "{self}: kernels of a communicator that ended are not known to be through; what they use is freed with the process"
         );
+        if let Some(proxy) = self.proxy.take() {
+            proxy.abandon();
+        }
         self.abandon();
     }
 }

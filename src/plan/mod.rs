@@ -111,7 +111,7 @@ impl Plan {
         task: &Task,
         me: Rank,
         isa: Isa,
-        rank: &DeviceRank,
+        rank: &mut DeviceRank,
     ) -> Result<Self, Error> {
         let tag = tag(Signature::of(task), choice);
         let body = Body::Device(DevicePlan::new(proved, choice, task, tag, me, rank)?);

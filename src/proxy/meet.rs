@@ -23,7 +23,7 @@ use crate::error::Error;
 const AGAIN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
 /// Meets a rank on a channel, which it waits for until the given time at most: [`LinkError::Timeout`] if that rank has not come by then.
-pub(super) type Meet =
+pub(crate) type Meet =
     Box<dyn Fn(Rank, Channel, Instant) -> Result<(Outgoing, Incoming), Error> + Send>;
 
 /// A link that is to be made.
@@ -61,6 +61,9 @@ pub(super) fn run(
             Err(RecvTimeoutError::Disconnected) if waiting.is_empty() => return Ok(()),
             // Kernels have sent what the last ones are for.
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(AGAIN.1),
+        }
+        if board.is_abandoned() {
+            return Ok(());
         }
         for request in std::mem::take(&mut waiting) {
             let now = Instant::now();

@@ -44,22 +44,21 @@ use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::Channel;
-use maypole_cuda::driver::{Buffer, Device, Stream};
+use maypole_cuda::driver::Stream;
 use maypole_cuda::launch::LinkEnd;
-use maypole_cuda::memory::Pinned;
-use maypole_transport::counted::{CountedReceiver, CountedSender};
 use maypole_transport::endpoint::Endpoint;
 use maypole_transport::inbox::InboxLayout;
-use maypole_transport::link::{Incoming, Outgoing};
 use maypole_transport::sync::{AtomicU64, Ordering};
 
+use crate::device::pool::{Memory, Pool};
 use crate::engine::wait::Patience;
 use crate::error::Error;
 use crate::watch;
-use meet::{Meet, Request};
+pub(crate) use meet::Meet;
+use meet::Request;
 use pump::{Pump, Rings};
 use ring::{Shape, Way};
-use serve::Board;
+use serve::{ABANDONED, Board, STOPPED};
 
 /// A communicator's proxy. Dropping it waits until what kernels have sent is on its way to the peers, or they are gone, and ends the
 /// threads; no kernel of the communicator may be running or queued then. In a child made by fork dropping it does nothing.
@@ -92,7 +91,7 @@ pub(crate) struct Setup {
     pub(crate) timeout: Duration,
     /// Opens the link to a rank on a channel; waits for that rank until the given time at most.
     pub(crate) meet: Meet,
-    /// Whether works that the host has queued are not through: true from before they are queued.
+    /// Whether works that the host has queued are not through.
     pub(crate) queued: Box<dyn Fn() -> bool + Send + Sync>,
     /// Called once at most, from a thread of the proxy, with what makes the communicator useless. It tells the others, then makes the kernels give
     /// up, in this order, so that whoever sees the end of a kernel finds the error.
@@ -147,23 +146,27 @@ impl Proxy {
         }
     }
 
-    /// From now on moves messages between kernels of `device` and `peer` on `channel`, once it is met: does not wait for that. Takes calls of the
-    /// driver that a capture of another thread may forbid: see `cuThreadExchangeStreamCaptureMode`.
+    /// From now on moves messages between kernels and `peer` on `channel`, once it is met: does not wait for that. Memory is of `pool`, and `stream`
+    /// of its device. Takes calls of the driver that a capture of another thread may forbid: see `cuThreadExchangeStreamCaptureMode`.
     ///
     /// # Errors
     /// No pinned memory, no thread.
     pub(crate) fn add(
         &mut self,
-        device: &Arc<Device>,
+        pool: &Arc<Pool>,
+        stream: &Stream,
         peer: Rank,
         channel: Channel,
     ) -> Result<Proxied, Error> {
         let shape = self.shape;
-        let memory = Arc::new(Pinned::new(device, shape.bytes())?);
+        let memory = Arc::new(pool.pinned(shape.bytes())?);
         let (host, address) = (memory.host().as_ptr(), memory.address());
-        let [sending, receiving] = self.positions.take(device)?;
-        // SAFETY: the driver gave that many bytes of zeros, which live as long as `memory`, for this link alone.
-        let rings = unsafe { shape.proxy_ends(host, peer, memory) };
+        let [sending, receiving] = self.positions.take(pool, stream)?;
+        // SAFETY: the pool gave that many bytes, zeros by now, which live as long as `memory`, for this link alone.
+        let rings = unsafe {
+            host.write_bytes(0, shape.bytes());
+            shape.proxy_ends(host, peer, memory)
+        };
         self.pinned += shape.bytes();
         Ok(Proxied {
             sending: shape.end(address, Way::FromKernel, sending),
@@ -191,14 +194,18 @@ impl Proxy {
         Ok(self.wanted.len() - 1)
     }
 
-    /// To be called when works of this communicator are about to be queued that in all take the given numbers of messages from each of the
-    /// given links. Not for captured ones, see [`captured`](Self::captured).
-    pub(crate) fn expect(&self, messages: impl IntoIterator<Item = (usize, u64)>) {
+    /// A work will be queued that takes these numbers of messages from these links. Not for captured ones, see
+    /// [`captured`](Self::captured).
+    pub(crate) fn expect(&self, messages: &[(usize, u64)]) {
         for (link, count) in messages {
-            self.wanted[link].fetch_add(count, Ordering::Relaxed);
+            self.wanted[*link].fetch_add(*count, Ordering::Relaxed);
         }
+    }
+
+    /// Works were queued.
+    pub(crate) fn launched(&self) {
         self.board.calls.fetch_add(1, Ordering::Relaxed);
-        // Makes the counts seen, and wakes the thread if it sleeps.
+        // Makes what is expected seen too, and wakes the thread if it sleeps.
         self.board.endpoint.doorbell().ring();
     }
 
@@ -207,6 +214,25 @@ impl Proxy {
     pub(crate) fn captured(&self) {
         self.board.captured.store(1, Ordering::Relaxed);
         self.board.endpoint.doorbell().ring();
+    }
+
+    /// Ends the threads and leaves the rings where they are, for kernels that may use them yet.
+    pub(crate) fn abandon(mut self) {
+        // Pairs as `proxy-stop`.
+        self.board.stop.store(ABANDONED, Ordering::Release);
+        std::mem::forget((self.end(), std::mem::take(&mut self.positions)));
+    }
+
+    /// Ends the threads: when all that kernels have sent is on its way, if they are not abandoned.
+    fn end(&mut self) -> Option<Vec<Pump>> {
+        let Threads { requests, meets, serves } = self.threads.take()?;
+        // Those that are still to be met have messages in their rings.
+        drop(requests);
+        let _ = meets.join();
+        // Pairs as `proxy-stop`.
+        self.board.stop.fetch_max(STOPPED, Ordering::Release);
+        self.board.endpoint.doorbell().ring();
+        serves.join().ok()
     }
 
     /// Bytes of pinned memory.
@@ -248,15 +274,12 @@ impl Drop for Proxy {
             std::mem::forget((self.board.clone(), self.threads.take()));
             return;
         }
-        let Some(Threads { requests, meets, serves }) = self.threads.take() else { return };
-        // Those that are still to be met have messages in their rings.
-        drop(requests);
-        let _ = meets.join();
-        // Pairs as `proxy-stop`.
-        self.board.stop.store(1, Ordering::Release);
-        self.board.endpoint.doorbell().ring();
-        // The rings end here, after the thread.
-        drop(serves.join());
+        if std::thread::panicking() {
+            // Peers may wait for more than what was sent.
+            self.board.stop.store(ABANDONED, Ordering::Release);
+        }
+        // The rings end after the threads.
+        drop(self.end());
     }
 }
 
@@ -264,7 +287,7 @@ impl Drop for Proxy {
 /// with every message, which over the bus would cost more than the message.
 #[derive(Default)]
 struct Positions {
-    blocks: Vec<Buffer>,
+    blocks: Vec<Memory>,
     /// Words of the last block that are taken.
     taken: usize,
 }
@@ -273,10 +296,9 @@ impl Positions {
     const WORDS: usize = 512;
 
     /// Two of them.
-    fn take(&mut self, device: &Arc<Device>) -> Result<[u64; 2], Error> {
+    fn take(&mut self, pool: &Arc<Pool>, stream: &Stream) -> Result<[u64; 2], Error> {
         if self.blocks.is_empty() || self.taken == Self::WORDS {
-            let block = Buffer::new(device, Self::WORDS * size_of::<u64>())?;
-            let stream = Stream::new(device)?;
+            let block = pool.memory(Self::WORDS * size_of::<u64>())?;
             stream.write(&block, &[0; Self::WORDS * size_of::<u64>()])?;
             stream.synchronize()?;
             self.blocks.push(block);

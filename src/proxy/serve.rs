@@ -26,6 +26,11 @@ const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_
 /// Pauses are this part of the time for which nothing has moved.
 const PART: u32 = 8;
 
+/// The threads end when all that kernels have sent is on its way.
+pub(super) const STOPPED: u64 = 1;
+/// They end at once.
+pub(super) const ABANDONED: u64 = 2;
+
 /// What the threads and the communicator share.
 pub(super) struct Board {
     pub(super) endpoint: Arc<Endpoint>,
@@ -35,7 +40,7 @@ pub(super) struct Board {
     pub(super) calls: AtomicU64,
     /// 1 once a call was captured: from then on works may begin at any time.
     pub(super) captured: AtomicU64,
-    /// 1 when the thread shall end.
+    /// Not zero when the threads shall end.
     pub(super) stop: AtomicU64,
     /// Pumps that the thread has not taken, and how many there ever were.
     pub(super) fresh: Mutex<Vec<Pump>>,
@@ -63,6 +68,12 @@ impl Board {
     fn is_stopped(&self) -> bool {
         // Pairs as `proxy-stop`.
         self.stop.load(Ordering::Acquire) != 0
+    }
+
+    /// What kernels have sent need not go any more.
+    pub(super) fn is_abandoned(&self) -> bool {
+        // Pairs as `proxy-stop`.
+        self.stop.load(Ordering::Acquire) == ABANDONED
     }
 
     /// Does `work`, on a thread that no panic leaves. An error goes to `fail`, if it is the first; not when all is over.
@@ -112,7 +123,7 @@ fn serve(board: &Board, patience: Patience, pumps: &mut Vec<Pump>) -> Result<(),
             // The silence before it says nothing.
             rest.over();
         }
-        if stopped && flushed(pumps)? {
+        if board.is_abandoned() || (stopped && flushed(pumps)?) {
             return Ok(());
         }
         if let Some(error) = endpoint.aborted() {

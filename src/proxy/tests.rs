@@ -13,7 +13,7 @@ use maypole_transport::counted::{CountedPlace, CountedReceiver, CountedSender};
 use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
 use maypole_transport::fault::{Faults, Recipe};
 use maypole_transport::inbox::InboxLayout;
-use maypole_transport::link::{Message, SendSlots, Sequence, SlotMut};
+use maypole_transport::link::{Incoming, Message, Outgoing, SendSlots, Sequence, SlotMut};
 use maypole_transport::sync::{AtomicU64, Ordering};
 use maypole_transport::tcp::TcpConfig;
 
@@ -129,7 +129,8 @@ fn proxied_when(
 impl Rank {
     fn expect<const N: usize>(&self, messages: [(usize, u64); N]) {
         self.queued.store(1, Ordering::Release);
-        self.proxy.expect(messages);
+        self.proxy.expect(&messages);
+        self.proxy.launched();
     }
 
     fn error(&self) -> Error {
@@ -214,7 +215,8 @@ fn messages_between_kernels_arrive_whole_and_in_order() {
                 let talk = |side| {
                     let Rank { proxy, mut kernel, queued, failed, .. } = proxied(side);
                     queued.store(1, Ordering::Release);
-                    proxy.expect([(0, u64::from(MESSAGES))]);
+                    proxy.expect(&[(0, u64::from(MESSAGES))]);
+                    proxy.launched();
                     thread::scope(|scope| {
                         let Kernel { sending, receiving } = &mut kernel;
                         scope.spawn(move || {
@@ -383,7 +385,7 @@ fn kernels_send_before_the_peer_is_met() {
         let Rank { proxy, mut kernel, queued, failed, .. } =
             proxied_when(endpoint, layout, PATIENCE, meet);
         queued.store(1, Ordering::Release);
-        proxy.expect([]);
+        proxy.launched();
         (0..layout.depth).for_each(|number| kernel.send(number));
         assert!(kernel.sending.reserve().unwrap().is_none());
         queued.store(0, Ordering::Release);
@@ -527,7 +529,7 @@ fn it_ends_when_all_that_kernels_sent_is_on_its_way() {
         let [device, mut host] = pair(make, layout);
         let Rank { proxy, mut kernel, queued, failed, .. } = proxied(device);
         queued.store(1, Ordering::Release);
-        proxy.expect([]);
+        proxy.launched();
         // The link takes half of them, the ring holds the rest.
         let messages = 2 * layout.depth;
         (0..messages).for_each(|number| kernel.send(number));
@@ -550,7 +552,7 @@ fn it_ends_with_a_peer_that_takes_nothing_when_that_leaves() {
         let [device, host] = pair(make, LAYOUTS[0]);
         let Rank { proxy, mut kernel, queued, failed, .. } = proxied(device);
         queued.store(1, Ordering::Release);
-        proxy.expect([]);
+        proxy.launched();
         (0..2).for_each(|number| kernel.send(number));
         let ending = thread::spawn(move || drop(proxy));
         drop(host);

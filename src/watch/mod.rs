@@ -276,11 +276,7 @@ impl Watch {
     /// Ends the waits of all connected ranks, if nothing has yet, because of `error`. Where that has a culprit they are told; else they
     /// wait for the verdict.
     pub(crate) fn abort_peers(&self, error: &Error) {
-        self.shared.abort_endpoint(match *error {
-            Error::Link(LinkError::PeerDied { peer }) => DEAD | peer,
-            Error::Link(LinkError::PeerLeft { peer }) => LEFT | peer,
-            _ => VERDICT,
-        });
+        self.shared.abort_peers(error);
     }
 
     /// What ended the communicator, if something did.
@@ -380,7 +376,17 @@ impl Shared {
         self.send(Command::Decide(self.id, Verdict::Aborted { by: self.rank }));
     }
 
-    fn fail(&self, error: Error) -> Error {
+    /// As [`Watch::abort_peers`].
+    pub(crate) fn abort_peers(&self, error: &Error) {
+        self.abort_endpoint(match *error {
+            Error::Link(LinkError::PeerDied { peer }) => DEAD | peer,
+            Error::Link(LinkError::PeerLeft { peer }) => LEFT | peer,
+            _ => VERDICT,
+        });
+    }
+
+    /// As [`Watch::fail`].
+    pub(crate) fn fail(&self, error: Error) -> Error {
         // Whatever went wrong here may be the effect of what others know better. (A rank that fails tells us before it
         // leaves: whoever saw it leave sees that too.)
         let aborted = self.endpoint.upgrade().and_then(|endpoint| endpoint.aborted());

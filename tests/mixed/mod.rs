@@ -1,6 +1,9 @@
 //! Ranks of which each has memory of its own kind: of the host, or of a device of the simulated GPU; and the calls that they make,
 //! whose results must have the bits of a run on host memory.
 
+#![allow(dead_code, reason = "not every test needs all of it")]
+
+use std::cell::RefCell;
 use std::ffi::c_void;
 use std::path::PathBuf;
 use std::process::Command;
@@ -53,13 +56,18 @@ impl Plan {
 /// Memory of the host, or of a device.
 pub(crate) enum Memory {
     Host,
-    Device { device: Arc<Device>, stream: Stream },
+    /// What it allocates it keeps: freeing waits for all work of the process' devices, and so perhaps for a rank that waits for this one.
+    Device {
+        device: Arc<Device>,
+        stream: Stream,
+        kept: RefCell<Vec<Arc<Buffer>>>,
+    },
 }
 
 /// A buffer of it.
 pub(crate) enum Held {
     Host(Vec<u64>, usize),
-    Device(Buffer),
+    Device(Arc<Buffer>),
 }
 
 impl Memory {
@@ -71,7 +79,7 @@ impl Memory {
         });
         let device = Device::open(driver, ordinal).expect("a device");
         let stream = Stream::new(&device).expect("a stream");
-        Self::Device { device, stream }
+        Self::Device { device, stream, kept: RefCell::default() }
     }
 
     pub(crate) fn stream(&self) -> &Stream {
@@ -85,8 +93,11 @@ impl Memory {
     pub(crate) fn hold(&self, bytes: &[u8]) -> Held {
         let mut held = match self {
             Self::Host => Held::Host(vec![0; bytes.len() / 8 + 1], bytes.len()),
-            Self::Device { device, .. } => {
-                Held::Device(Buffer::new(device, bytes.len()).expect("device memory"))
+            Self::Device { device, kept, .. } => {
+                let buffer = Buffer::new(device, bytes.len()).expect("device memory");
+                let buffer = Arc::new(buffer);
+                kept.borrow_mut().push(buffer.clone());
+                Held::Device(buffer)
             }
         };
         self.write(&mut held, bytes);
@@ -185,8 +196,8 @@ pub(crate) fn make_calls(
     for &count in counts {
         for (dtype, op) in [
             (DType::Float32, RedOp::Sum),
-            (DType::Bfloat16, RedOp::Avg),
-            (DType::Int64, RedOp::Max),
+            (DType::Bfloat16, RedOp::Sum),
+            (DType::Uint64, RedOp::Max),
         ] {
             for collective in Collective::all(1) {
                 number += 1;
