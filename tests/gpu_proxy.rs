@@ -109,6 +109,7 @@ fn play(scene: &str, mut comm: Communicator, memory: &Memory, on_device: bool) -
             error_text(sum(&mut comm, memory, count, 1).map(drop))
         }
         "leave" => leave(comm, memory),
+        "split" => split(&mut comm, memory),
         other => panic!("no scene {other}"),
     }
 }
@@ -241,6 +242,21 @@ fn leave(mut comm: Communicator, memory: &Memory) -> String {
     "done".to_owned()
 }
 
+/// The even ranks and the odd ones, each among themselves, then the first two without the last.
+fn split(comm: &mut Communicator, memory: &Memory) -> String {
+    let mine = |comm: &mut Communicator| {
+        let sum = sum(comm, memory, 2000, 1).expect("a call");
+        assert_eq!(sum, expected(comm.nranks(), 2000, 1));
+    };
+    mine(comm);
+    let part = comm.split(Some(comm.rank() % 2), 0).expect("a part");
+    mine(&mut part.expect("every rank is in one"));
+    if comm.rank() < 2 {
+        mine(&mut comm.shrink(&[2]).expect("the rest"));
+    }
+    "done".to_owned()
+}
+
 /// What each rank said, in their order.
 fn said(lines: Vec<String>) -> Vec<String> {
     let all = lines.iter().flat_map(|line| line.split(' '));
@@ -295,6 +311,7 @@ fn host_and_device_ranks_in_one_process() {
 fn host_and_device_ranks_in_several_processes() {
     same_bits("0;h", &[]);
     same_bits("h,0;1,h", &[APART]);
+    same_bits("0,1,h;1,0;h", &[APART]);
 }
 
 #[test]
@@ -363,6 +380,15 @@ fn different_calls_are_told_on_both_sides() {
         for said in said(start(plan, "differ", &environment).all_well()) {
             assert!(said.contains("the_ranks_are_in_different_calls"), "{plan}: {said}");
             assert!(said.contains("100") && said.contains("101"), "{plan}: {said}");
+        }
+    }
+}
+
+#[test]
+fn parts_are_made_of_ranks_of_all_kinds() {
+    for plan in ["0;h;1", "0,1,h", "h;0,0"] {
+        for said in said(start(plan, "split", &[APART]).all_well()) {
+            assert_eq!(said, "done");
         }
     }
 }

@@ -269,6 +269,11 @@ impl Communicator {
     /// Puts and signals are the host's.
     fn check_windows(&self) -> Result<(), Error> {
         match self.device() {
+            None if self.host_rank.is_some() => Err(Error::InvalidUsage {
+                what: String::from(
+                    "windows, puts and signals in a communicator some of whose ranks are on CUDA devices; they are for communicators of host memory alone (MAYPOLE_DEVICE=host on all ranks)",
+                ),
+            }),
             None => Ok(()),
             Some(device) => Err(Error::InvalidUsage {
                 what: format!(

@@ -131,6 +131,13 @@ impl DeviceRank {
 
     /// From now on links that are not direct go through `proxy`.
     pub(crate) fn carry(&mut self, proxy: Proxy) {
+        let far = (0..self.shape.nranks).filter(|rank| *rank != self.me);
+        let far: Vec<Rank> = far.filter(|rank| self.reached[*rank as usize].is_none()).collect();
+        log::info!(
+            target: "PROXY",
+            "rank {} meets ranks {far:?} through the proxy: kernels do not reach their memory",
+            self.me
+        );
         self.proxy = Some(proxy);
     }
 
