@@ -196,8 +196,8 @@ pub(crate) fn make_calls(
     for &count in counts {
         for (dtype, op) in [
             (DType::Float32, RedOp::Sum),
-            (DType::Bfloat16, RedOp::Sum),
-            (DType::Uint64, RedOp::Max),
+            (DType::Bfloat16, RedOp::Avg),
+            (DType::Int64, RedOp::Max),
         ] {
             for collective in Collective::all(1) {
                 number += 1;
