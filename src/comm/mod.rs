@@ -213,7 +213,7 @@ impl Communicator {
             },
             explicit_class: config.bits == Bits::Canonical,
             algorithms: introduced.algorithms,
-            copies: match (&device, config.min_channels, config.max_channels) {
+            copies: match (terms.channels, config.min_channels, config.max_channels) {
                 // A lane is a block there, which does not keep a link busy alone.
                 (Some(_), None, None) => vec![1, 4, 16],
                 _ => config.copies(),
