@@ -46,7 +46,7 @@ enum State {
 pub(super) enum Dialed {
     NotYet,
     Connected(TcpStream),
-    /// All addresses were tried; none knows the secret and this one should.
+    /// All addresses were tried; none knows the secret and this one should. It may be tried again.
     WrongId(SocketAddr),
 }
 
@@ -125,12 +125,12 @@ impl Dial {
                     self.at += 1;
                     self.until = now;
                     if self.at >= self.addresses.len() {
-                        if let Some(address) = self.wrong.take() {
-                            return Ok(Dialed::WrongId(address));
-                        }
                         self.at = 0;
                         self.until = now + self.pause;
                         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                        if let Some(address) = self.wrong.take() {
+                            return Ok(Dialed::WrongId(address));
+                        }
                     }
                 }
             }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   0   "MAYPOLE" and the version of this layout            8
-//!   8   flags: 1 = the address was given by NCCL_COMM_ID    1
+//!   8   flags: 1 = the address was given by NCCL_COMM_ID,   1
+//!              2 = it is a place where one root follows another
 //!   9   secret                                             32
 //!  41   host tag, count, addresses of the root             79, unused bytes are zero
 //! 120   checksum: start of the SHA-256 of all before        8
@@ -32,6 +33,8 @@ const REACH_AT: usize = SECRET_AT + BYTES;
 const CHECKSUM_AT: usize = UNIQUE_ID_BYTES - 8;
 /// The root is not started by the id's maker but by rank 0 when it joins.
 const FIXED: u8 = 1;
+/// At the address there may still be the root of an earlier id.
+const FOLLOWS: u8 = 2;
 /// Fewest bytes of `MAYPOLE_SECRET_FILE`.
 const LEAST_SECRET: usize = 16;
 
@@ -48,6 +51,8 @@ pub(super) struct Contents {
     pub(super) reach: Reach,
     /// Rank 0 starts the root.
     pub(super) fixed: bool,
+    /// The root of an earlier id may still be there.
+    pub(super) follows: bool,
 }
 
 impl UniqueId {
@@ -66,7 +71,7 @@ impl UniqueId {
         }
         let secret = secret::random()?;
         let (listeners, reach) = address::listen()?;
-        root::start(Secret::new(secret), listeners, options)?;
+        root::start(Secret::new(secret), listeners, options, None)?;
         Ok(Self::assemble(0, &secret, &reach))
     }
 
@@ -104,6 +109,7 @@ impl UniqueId {
             secret: Secret::new(secret),
             reach,
             fixed: self.bytes[FLAGS_AT] & FIXED != 0,
+            follows: self.bytes[FLAGS_AT] & FOLLOWS != 0,
         })
     }
 
@@ -138,9 +144,9 @@ impl UniqueId {
         Ok(Self::assemble(FIXED, &secret, &Reach { host_tag: 0, addresses }))
     }
 
-    /// The id of a root that is, or will be, at `reach`.
+    /// The id of a root that is, or will be, at `reach`, perhaps after others.
     pub(super) fn at(secret: &[u8; BYTES], reach: &Reach) -> Self {
-        Self::assemble(0, secret, reach)
+        Self::assemble(FOLLOWS, secret, reach)
     }
 
     fn assemble(flags: u8, secret: &[u8; BYTES], reach: &Reach) -> Self {

@@ -174,7 +174,9 @@ fn start_fixed(contents: &Contents, options: &Options) -> Result<(), BootstrapEr
     let until = Instant::now() + REBIND;
     loop {
         match address::listen_at(&contents.reach.addresses) {
-            Ok((listeners, _)) => return root::start(contents.secret.clone(), listeners, options),
+            Ok((listeners, _)) => {
+                return root::start(contents.secret.clone(), listeners, options, None).map(drop);
+            }
             Err(BootstrapError::System { errno: libc::EADDRINUSE, .. })
                 if Instant::now() < until =>
             {
@@ -330,21 +332,28 @@ impl<'a> Arrival<'a> {
 
     /// Connects to a root.
     fn reach_root(&self, at: usize) -> Result<TcpStream, BootstrapError> {
-        let Contents { secret, reach, .. } = &self.ids.roots[at];
+        let Contents { secret, reach, follows, .. } = &self.ids.roots[at];
         let addresses = reach.reachable_here();
         let hello = self.hello(Role::Root, 0);
         // Before the others' deadlines, so that they are told why and do not only miss this rank.
         let patience = self.deadline.saturating_duration_since(self.started) * 9 / 10;
         let until = self.started + patience.min(REACH_PATIENCE);
         let mut dial = Dial::new(secret.clone(), hello, addresses.clone());
+        let mut wrong = None;
         loop {
             abort::check(self.abort.as_ref(), self.rank)?;
-            match dial.advance()? {
-                Dialed::Connected(stream) => return Ok(stream),
-                Dialed::WrongId(address) => {
+            let dialed = dial.advance()?;
+            if let Dialed::WrongId(address) = dialed {
+                wrong = Some(address);
+            }
+            let over = Instant::now() >= until;
+            match (dialed, wrong) {
+                (Dialed::Connected(stream), _) => return Ok(stream),
+                // Unless the root of an earlier id may still be there.
+                (_, Some(address)) if over || !follows => {
                     return Err(BootstrapError::WrongId { rank: self.rank, address });
                 }
-                Dialed::NotYet if Instant::now() >= until => {
+                _ if over => {
                     let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
                     return Err(BootstrapError::RootUnreachable {
                         rank: self.rank,
@@ -353,7 +362,7 @@ impl<'a> Arrival<'a> {
                         last: dial.last().to_owned(),
                     });
                 }
-                Dialed::NotYet => {
+                _ => {
                     let mut fds = vec![dial.poll_fd()];
                     fds.extend(self.abort.iter().map(AbortSignal::poll_fd));
                     stream::wait(&mut fds, until.min(dial.wake()));

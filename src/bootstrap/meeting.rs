@@ -2,7 +2,9 @@
 //! listener from init on, and all know where.
 
 use std::net::TcpListener;
+use std::thread::JoinHandle;
 
+use super::abort::AbortSignal;
 use super::address::{self, Reach};
 use super::error::{BootstrapError, Options};
 use super::id::UniqueId;
@@ -14,6 +16,8 @@ use super::wire::Take;
 pub struct Meeting {
     listeners: Vec<TcpListener>,
     reach: Reach,
+    /// The last root that was started here; it may have ended.
+    root: Option<(AbortSignal, JoinHandle<()>)>,
 }
 
 /// Most bytes of an encoded address.
@@ -26,7 +30,7 @@ impl Meeting {
     /// [`BootstrapError::System`] where no socket can be had.
     pub fn open() -> Result<Self, BootstrapError> {
         let (listeners, reach) = address::listen()?;
-        Ok(Self { listeners, reach })
+        Ok(Self { listeners, reach, root: None })
     }
 
     /// Where it is, for [`UniqueId::at_meeting`] on other ranks.
@@ -36,15 +40,26 @@ impl Meeting {
         bytes
     }
 
-    /// Starts the root of the communicator that `secret` names, here.
+    /// Starts the root of the communicator that `secret` names, here, and ends the one before: two could not tell who comes for which.
     ///
     /// # Errors
     /// [`BootstrapError::System`] where no thread or descriptor can be had.
-    pub fn host(&self, secret: [u8; 32], options: &Options) -> Result<UniqueId, BootstrapError> {
+    pub fn host(
+        &mut self,
+        secret: [u8; 32],
+        options: &Options,
+    ) -> Result<UniqueId, BootstrapError> {
+        if let Some((stop, thread)) = self.root.take() {
+            stop.abort();
+            // A panic there has been printed.
+            let _ = thread.join();
+        }
         let listeners: Result<Vec<_>, _> =
             self.listeners.iter().map(TcpListener::try_clone).collect();
         let listeners = listeners.map_err(|error| BootstrapError::system("dup", &error))?;
-        root::start(Secret::new(secret), listeners, options)?;
+        let stop = AbortSignal::new()?;
+        let thread = root::start(Secret::new(secret), listeners, options, Some(stop.clone()))?;
+        self.root = Some((stop, thread));
         Ok(UniqueId::at(&secret, &self.reach))
     }
 }

@@ -6,8 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::net::{TcpListener, TcpStream};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::abort::AbortSignal;
 use super::address::Reach;
 use super::error::{BootstrapError, Options, RankSet};
 use super::gate::Gate;
@@ -36,16 +38,18 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub(super) static ENDED: std::sync::Mutex<Vec<([u8; 32], Traffic)>> =
     std::sync::Mutex::new(Vec::new());
 
-/// Starts the root of a unique id behind these listeners.
+/// Starts the root of a unique id behind these listeners. It ends early when `stop` is raised.
 pub(super) fn start(
     secret: Secret,
     listeners: Vec<TcpListener>,
     options: &Options,
-) -> Result<(), BootstrapError> {
+    stop: Option<AbortSignal>,
+) -> Result<JoinHandle<()>, BootstrapError> {
     #[cfg(test)]
     let proof = secret.prove("ended", &[]);
     let root = Root {
         gate: Gate::new(listeners, secret, Role::Root, 0),
+        stop,
         fresh: Vec::new(),
         members: BTreeMap::new(),
         nranks: None,
@@ -65,7 +69,6 @@ pub(super) fn start(
             #[cfg(test)]
             ENDED.lock().expect("nobody panics with it").push((proof, _traffic));
         })
-        .map(drop)
         .map_err(|error| BootstrapError::system("pthread_create", &error))
 }
 
@@ -82,6 +85,8 @@ pub(super) fn block_signals() {
 
 struct Root {
     gate: Gate,
+    /// Ends it without a word to anybody.
+    stop: Option<AbortSignal>,
     /// Let in, but not yet registered.
     fresh: Vec<Fresh>,
     members: BTreeMap<u32, Member>,
@@ -133,10 +138,15 @@ impl Root {
             self.gate.poll_fds(&mut fds);
             fds.extend(self.fresh.iter().map(|fresh| fresh.framed.poll_fd()));
             fds.extend(self.members.values().filter_map(|it| Some(it.framed.as_ref()?.poll_fd())));
+            let polled = fds.len();
+            fds.extend(self.stop.iter().map(AbortSignal::poll_fd));
             stream::wait(&mut fds, self.wake());
+            if self.stop.as_ref().is_some_and(AbortSignal::is_raised) {
+                return self.traffic;
+            }
 
             // Members first: those who have left free the way for what comes next.
-            let gates = fds.len() - self.fresh.len() - self.connected();
+            let gates = polled - self.fresh.len() - self.connected();
             self.hear_members(&fds[gates + self.fresh.len()..]);
             self.hear_fresh(&fds[gates..gates + self.fresh.len()]);
             let (passed, _) = self.gate.advance(&fds);

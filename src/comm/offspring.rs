@@ -155,6 +155,7 @@ impl Communicator {
     }
 
     fn regroup(&mut self, excluded: &[Rank], options: &Options) -> Result<Self, Error> {
+        self.watch.check_fork()?;
         let survivors: Vec<Rank> = (0..self.nranks).filter(|r| !excluded.contains(r)).collect();
         let host = survivors[0];
         self.shrunk += 1;

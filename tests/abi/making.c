@@ -55,6 +55,11 @@ static ncclResult_t shrink(void) {
   return ncclCommShrink(comms[0], &out, 1, &made[0], NULL, NCCL_SHRINK_DEFAULT);
 }
 
+static ncclResult_t shrink_again(void) {
+  int out = 2;
+  return ncclCommShrink(comms[1], &out, 1, &made[1], NULL, NCCL_SHRINK_DEFAULT);
+}
+
 /* The others come, but not the new rank. */
 static ncclResult_t grow(void) {
   ncclComm_t others[N - 1];
@@ -86,6 +91,12 @@ static ncclResult_t (*the_call)(void);
 static void* run(void* unused) {
   (void)unused;
   EXPECT(is_end(the_call()));
+  return NULL;
+}
+
+static void* run_well(void* unused) {
+  (void)unused;
+  OK(the_call());
   return NULL;
 }
 
@@ -160,8 +171,22 @@ static void after_gathering(void) {
   for (int i = 0; i < N; i++) OK(ncclCommDestroy(parts[i]));
   ended(grow, 1, 1);
   for (int i = 1; i < N; i++) OK(ncclCommAbort(comms[i]));
+  /* A shrink that was aborted is told to who comes to it late; then all try again, whoever comes first. */
   make(comms, 1);
-  ended(shrink, 1, 0);
+  for (int round = 0; round < 6; round++) {
+    int out = 2;
+    ncclComm_t late;
+    ended(shrink, 1, 0);
+    EXPECT(ncclCommShrink(comms[1], &out, 1, &late, NULL, NCCL_SHRINK_DEFAULT) == ncclRemoteError);
+  }
+  pthread_t thread;
+  the_call = shrink_again;
+  EXPECT(pthread_create(&thread, NULL, run_well, NULL) == 0);
+  usleep(20 * 1000);
+  OK(shrink());
+  EXPECT(pthread_join(thread, NULL) == 0);
+  OK(ncclCommDestroy(made[0]));
+  OK(ncclCommDestroy(made[1]));
   ended(shrink, 1, 1);
   for (int i = 1; i < N; i++) OK(ncclCommAbort(comms[i]));
 }

@@ -42,7 +42,7 @@ impl Door {
         crate::job::raise_descriptors();
         let secret = [0x5e; 32];
         let before = ports(&[std::process::id()]);
-        let meeting = Meeting::open().expect("a port");
+        let mut meeting = Meeting::open().expect("a port");
         let options = Options { timeout: PATIENCE, notice: PATIENCE, ..Options::default() };
         meeting.host(secret, &options).expect("a root");
         let loopback = |port: &Port| match port {
