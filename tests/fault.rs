@@ -80,7 +80,7 @@ impl Moment {
         let before = shared_memory();
         let id = UniqueId::create().expect("a unique id");
         let ranks = (0..nranks).map(|rank| {
-            let mut child = Command::new(std::env::current_exe().expect("the test binary"))
+            let mut child = Command::new("/proc/self/exe")
                 .args(["--exact", "rank", "--ignored", "--nocapture", "--test-threads=1"])
                 .env("MAYPOLE_TEST_RANK", format!("{rank} {nranks}"))
                 .env("MAYPOLE_FAULT", &fault)

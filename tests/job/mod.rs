@@ -52,7 +52,8 @@ impl Job {
         patience: Duration,
     ) -> Self {
         let start = |rank: u32| {
-            let mut child = Command::new(std::env::current_exe().expect("the test binary"))
+            // Not by its path: there a build may have put another one, or none yet.
+            let mut child = Command::new("/proc/self/exe")
                 .args(["--exact", "rank", "--ignored", "--nocapture", "--test-threads=1"])
                 .env("MAYPOLE_TEST_SCENE", format!("{scene} {rank} {nranks}"))
                 .envs(environment.iter().copied())

@@ -136,7 +136,7 @@ impl Session {
         let Self { nranks, medium, calls, seed } = *self;
         let start = |rank: Rank| {
             let medium = u32::from(medium == Medium::Tcp);
-            let mut child = Command::new(std::env::current_exe().expect("the test binary"))
+            let mut child = Command::new("/proc/self/exe")
                 .args(["--exact", "comm::tests::random::rank", "--ignored", "--test-threads=1"])
                 .env("MAYPOLE_TEST_SESSION", format!("{rank} {nranks} {medium} {calls} {seed}"))
                 .stdin(Stdio::piped())

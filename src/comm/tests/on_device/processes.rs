@@ -22,7 +22,7 @@ fn ranks_of_several_processes_meet_in_device_memory() {
     for (nranks, devices) in [(2u32, 1u32), (3, 2)] {
         let id = UniqueId::create().expect("a unique id");
         let start = |rank: u32| {
-            let mut child = Command::new(std::env::current_exe().expect("the test binary"))
+            let mut child = Command::new("/proc/self/exe")
                 .args(["--exact", "comm::tests::on_device::processes::rank", "--ignored"])
                 .env("MAYPOLE_TEST_SESSION", format!("{rank} {nranks} {}", rank % devices))
                 .stdin(Stdio::piped())
