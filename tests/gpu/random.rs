@@ -115,6 +115,11 @@ fn random_calls_on_devices_of_few_blocks_and_few_queues() {
 }
 
 #[test]
+fn random_calls_on_devices_that_do_not_reach_each_other() {
+    play("random 4 16 150", &[QUEUES, ("SIMCUDA_PEERS", "0")]).well();
+}
+
+#[test]
 fn random_calls_of_processes() {
     let settings = [QUEUES, ("LD_LIBRARY_PATH", crate::simulator::folder())];
     let mut job = crate::job::Job::start(3, "random", &settings);
