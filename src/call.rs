@@ -77,6 +77,11 @@ impl Extent {
         let skip = (tile as usize * elements).min(self.len);
         Self { start: self.start + skip, len: elements.min(self.len - skip) }
     }
+
+    /// Whether they have an element in common.
+    pub(crate) fn overlaps(self, other: Self) -> bool {
+        self.start.max(other.start) < (self.start + self.len).min(other.start + other.len)
+    }
 }
 
 /// What is to be done, apart from where its memory is: all that a choice and a plan depend on.

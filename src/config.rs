@@ -149,6 +149,11 @@ table! {
     /// Slots of a link: messages that may be on their way at once.
     slot_depth: Option<u32> = "MAYPOLE_SLOT_DEPTH", "an integer from 1 to 1024", "chosen by the transport",
         |text| integer_in(text, 1, 1024).map(|depth| Some(depth as u32)), None;
+    /// From how many bytes of a chunk on memory of ncclMemAlloc is lent to other processes of the host, which read it in place, rather than
+    /// copied. What is lent must be waited for, which costs more than copying little.
+    lend_from: Option<usize> = "MAYPOLE_LEND_FROM", "bytes, at least 0",
+        "32768, and 65536 of memory that the call itself writes again",
+        |text| integer_in(text, 0, i64::MAX).map(|bytes| Some(bytes as usize)), None;
     /// Which memory communicators are for, where the program does not say: that of a CUDA device, or of the host. With host no
     /// driver is looked for; with cuda a process without a usable device is told so.
     device: DeviceKind = "MAYPOLE_DEVICE", "auto, host or cuda", "auto: a CUDA device if this process sees one, else the host",

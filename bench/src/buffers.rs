@@ -1,9 +1,12 @@
-//! The memory that is sent and received: from the allocator, with guards on both sides, filled and compared here.
+//! The memory that is sent and received: from the allocator or the library, with guards on both sides, filled and compared here.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
+use maypole::memory;
+
 use crate::operation::work::Expected;
+use crate::options::Memory;
 
 /// Bytes of a guard.
 const GUARD: usize = 256;
@@ -20,6 +23,8 @@ const STALE_BYTE: u8 = 0x5c;
 pub(crate) struct Buffer {
     base: NonNull<u8>,
     layout: Layout,
+    /// Whose memory it is, unless the allocator's.
+    library: Option<memory::Buffer>,
     /// Where the payload begins.
     start: usize,
     /// Bytes of the payload in use.
@@ -29,17 +34,23 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    /// A buffer for up to `capacity` bytes, aligned to a page, and `shift` bytes beyond.
-    pub(crate) fn new(capacity: usize, shift: usize) -> Self {
+    /// A buffer for up to `capacity` bytes, aligned to a page, and `shift` bytes beyond, of such memory.
+    pub(crate) fn new(capacity: usize, shift: usize, memory: Memory) -> Self {
         // The guard in front fills a page, so that the payload begins at one.
         const PAGE: usize = 4096;
         let layout = Layout::from_size_align(PAGE + shift + capacity + GUARD, PAGE)
             .expect("the size has been checked against the memory of the machine");
-        // SAFETY: the layout is not empty.
-        let Some(base) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
-            handle_alloc_error(layout)
+        let mut library = match memory {
+            Memory::Allocator => None,
+            Memory::Library => memory::Buffer::new(layout.size()).ok(),
         };
-        Self { base, layout, start: PAGE + shift, len: 0, most: 0 }
+        let base = match &mut library {
+            Some(library) => library.as_mut_ptr(),
+            // SAFETY: the layout is not empty.
+            None => unsafe { alloc_zeroed(layout) },
+        };
+        let Some(base) = NonNull::new(base) else { handle_alloc_error(layout) };
+        Self { base, layout, library, start: PAGE + shift, len: 0, most: 0 }
     }
 
     /// Takes the first `len` bytes into use, sets the guards around them and fills them with stale data.
@@ -58,6 +69,15 @@ impl Buffer {
         if !to.is_empty() {
             to.chunks_mut(source.len())
                 .for_each(|chunk| chunk.copy_from_slice(&source[..chunk.len()]));
+        }
+    }
+
+    /// Writes the payload as it is: every cache line of it is this processor's then.
+    pub(crate) fn rewrite(&mut self) {
+        for line in self.payload().chunks_mut(64) {
+            let first = &raw mut line[0];
+            // SAFETY: it is a byte of the payload. Volatile, so that a write that changes nothing is made.
+            unsafe { first.write_volatile(first.read_volatile()) };
         }
     }
 
@@ -116,8 +136,10 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.base.as_ptr(), self.layout) }
+        if self.library.is_none() {
+            // SAFETY: allocated with this layout.
+            unsafe { dealloc(self.base.as_ptr(), self.layout) }
+        }
     }
 }
 
@@ -133,7 +155,7 @@ mod tests {
     fn filled() -> (Buffer, Vec<Expected>) {
         let data = Data { dtype: DType::Float32, op: Some(RedOp::Sum), nranks: 3, seed: 1 };
         let source = data.reduced(COUNT);
-        let mut buffer = Buffer::new(4 * COUNT, 4);
+        let mut buffer = Buffer::new(4 * COUNT, 4, Memory::Library);
         buffer.prepare(4 * COUNT);
         buffer.fill(&source, 0, COUNT, 4);
         (buffer, vec![Expected { source, start: 0, len: COUNT }])
@@ -178,9 +200,17 @@ mod tests {
     }
 
     #[test]
+    fn rewriting_changes_nothing() {
+        let (mut buffer, expected) = filled();
+        buffer.rewrite();
+        assert_eq!((buffer.wrong(&expected, 0, 4), buffer.damage()), (0, 0));
+    }
+
+    #[test]
     fn nothing_is_a_valid_payload() {
-        let mut buffer = Buffer::new(0, 0);
+        let mut buffer = Buffer::new(0, 0, Memory::Allocator);
         buffer.prepare(0);
+        buffer.rewrite();
         buffer.fill(&[], 0, 0, 4);
         buffer.corrupt(0);
         assert_eq!((buffer.wrong(&[], 0, 4), buffer.damage()), (0, 0));

@@ -1,30 +1,28 @@
 //! Memory: `ncclMemAlloc`, registered buffers, and what a communicator holds.
 //!
-//! What is allocated here is ordinary memory, aligned to pages. Registration is bookkeeping: links copy from any memory. Both are
-//! where memory that peers reach directly will come in.
+//! What is allocated here for the host is memory that processes of the host read in place (`maypole::memory`). Registering it lets them map it
+//! ahead of its first use; registering other memory is bookkeeping, as links copy from any memory.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use maypole::error::ResultCode;
+use maypole::memory::Buffer;
 
-use crate::answer::{NcclResult, answer, invalid, refuse};
+use crate::answer::{NcclResult, answer, failed, invalid, refuse};
 use crate::cuda;
 use crate::export::abi;
 use crate::identity::put;
 use crate::registry::{self, Handle, Stage};
 
-/// Of allocations, as windows require.
-const ALIGNMENT: usize = 4096;
 /// `NCCL_SUSPEND_MEM`
 const SUSPEND_MEMORY: c_int = 1;
 
 /// What was allocated and not freed, by address.
-static ALLOCATED: LazyLock<Mutex<HashMap<usize, Layout>>> = LazyLock::new(Mutex::default);
+static ALLOCATED: LazyLock<Mutex<HashMap<usize, Buffer>>> = LazyLock::new(Mutex::default);
 
-fn allocated() -> MutexGuard<'static, HashMap<usize, Layout>> {
+fn allocated() -> MutexGuard<'static, HashMap<usize, Buffer>> {
     ALLOCATED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -61,15 +59,14 @@ fn allocate(size: usize) -> Result<*mut c_void, ResultCode> {
     if let Some(memory) = cuda::allocate(size)? {
         return Ok(memory);
     }
-    let none =
-        || refuse(ResultCode::SystemError, &format!("ncclMemAlloc: no memory for {size} bytes"));
-    let layout = Layout::from_size_align(size, ALIGNMENT).map_err(|_| none())?;
-    // SAFETY: the size is not zero.
-    let memory = unsafe { alloc_zeroed(layout) };
-    if memory.is_null() {
-        return Err(none());
-    }
-    allocated().insert(memory.addr(), layout);
+    let mut buffer = Buffer::new(size).map_err(|error| {
+        refuse(
+            ResultCode::SystemError,
+            &format!("ncclMemAlloc: no memory for {size} bytes: {error}"),
+        )
+    })?;
+    let memory = buffer.as_mut_ptr();
+    allocated().insert(memory.addr(), buffer);
     Ok(memory.cast())
 }
 
@@ -85,16 +82,14 @@ abi! {
             if memory.is_null() || cuda::free(memory) {
                 return Ok(());
             }
-            let Some(layout) = allocated().remove(&memory.addr()) else {
-                return Err(invalid("ncclMemFree: the memory is not from ncclMemAlloc, or was freed"));
-            };
-            // SAFETY: it was allocated with this layout, and is off the list, so nobody frees it again.
-            unsafe { dealloc(memory.cast(), layout) };
-            Ok(())
+            let buffer = allocated().remove(&memory.addr());
+            buffer.map(drop).ok_or_else(|| {
+                invalid("ncclMemFree: the memory is not from ncclMemAlloc, or was freed")
+            })
         })
     }
 
-    /// `ncclCommRegister`
+    /// `ncclCommRegister`: of memory of [`ncclMemAlloc`] so that peers of the host have it mapped before its first use.
     fn ncclCommRegister(comm: Handle, buffer: *mut c_void, size: usize, handle: *mut *mut c_void) -> NcclResult {
         answer(|| {
             put("ncclCommRegister", handle, || {
@@ -103,6 +98,8 @@ abi! {
                     return Err(invalid("ncclCommRegister: the buffer is NULL or of no bytes"));
                 }
                 cuda::note_registration(entered.device, buffer, size);
+                let mapped = entered.comm.register(buffer.cast(), size);
+                mapped.map_err(|error| failed(&error))?;
                 Ok(entered.registrations.add(buffer.addr(), size))
             })
         })

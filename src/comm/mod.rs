@@ -8,6 +8,7 @@ mod finish;
 mod introduce;
 mod offspring;
 mod on_device;
+mod register;
 mod run;
 mod transfer;
 mod uneven;
@@ -270,7 +271,7 @@ impl Communicator {
             watch,
             endpoint,
             addresses,
-            links: Links::new(faults),
+            links: Links::new(faults, config.lend_from),
             plans: Plans::default(),
             tuner,
             isa: isa(config.isa),

@@ -10,6 +10,8 @@ pub(crate) mod walk;
 
 use maypole_algorithms::Rank;
 
+pub use links::Moved;
+
 use crate::error::Error;
 
 /// The caller's memory.

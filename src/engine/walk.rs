@@ -2,18 +2,18 @@
 //!
 //! What a step means is in `maypole_algorithms::schedule` and `interpret`; here it is done to memory. A step fires when the steps
 //! it names are done, its messages are there, its links have credit and no message of its own lane still lends memory that it
-//! writes. Links that can lend get the memory itself, others a copy written straight into their slot by the same pass that
-//! folds.
+//! writes. Links that can lend the memory get the memory itself, others a copy written straight into their slot by the same pass that
+//! folds. Which it is is asked anew for every message: the proof holds for every mixture.
 
 use std::collections::VecDeque;
-use std::ops::Range;
+use std::sync::atomic::{Ordering, fence};
 
 use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::{After, Few, MAX_FAN};
-use maypole_transport::link::Sequence;
+use maypole_transport::link::{Lends, Sequence};
 
 use crate::call::Extent;
-use crate::engine::links::Links;
+use crate::engine::links::{Links, Worth};
 use crate::engine::scratch::Scratch;
 use crate::engine::wait::Wait;
 use crate::engine::{Buffers, mismatch, other_length};
@@ -52,6 +52,22 @@ struct At {
     segment: usize,
     tile: u64,
     step: usize,
+}
+
+/// The memory of a step's messages where they are lent, as addresses.
+struct Loan {
+    at: At,
+    start: usize,
+    end: usize,
+}
+
+/// What a step reads.
+struct Inputs {
+    addresses: Few<usize>,
+    /// Elements of each.
+    count: usize,
+    /// Some of it is memory of another process.
+    foreign: bool,
 }
 
 struct Lent {
@@ -183,7 +199,9 @@ impl Walk<'_> {
         if !step.after.iter().all(|a| done(&lanes[a.lane as usize], before(a))) {
             return Ok(false);
         }
-        let Some((inputs, count)) = self.inputs(step, at.tile, tag, segment.bytes)? else {
+        let Some(Inputs { addresses: inputs, count, foreign }) =
+            self.inputs(step, at.tile, tag, segment.bytes)?
+        else {
             return Ok(false);
         };
         let outputs = self.local_outputs(step, at.tile, count)?;
@@ -193,14 +211,19 @@ impl Walk<'_> {
         if lanes[index].lent.iter().any(written) {
             return Ok(false);
         }
-        let Some(slots) = self.slots(step, count * self.size)? else { return Ok(false) };
+        // What is lent where it can be.
+        let memory = outputs.first().map_or(inputs[0], |&(address, _)| address);
+        let Some(slots) = self.slots(step, memory, count * self.size)? else { return Ok(false) };
         // SAFETY: the inputs are memory of the caller, of scratch or of messages not yet released, each `count`
         // elements long; the outputs likewise, and no two overlap except where the schedule, which is proved free of
         // races, says the same chunk.
         unsafe { self.pass(step, &inputs, count, &outputs, &slots) };
-        let start = outputs.first().map_or(inputs[0], |&(address, _)| address);
+        if foreign {
+            self.still_lent(step)?;
+        }
         let lane = &mut lanes[index];
-        self.send(step, at, tag, start..start + count * self.size, &mut lane.lent)?;
+        let loan = Loan { at, start: memory, end: memory + count * self.size };
+        self.send(step, tag, &slots, loan, &mut lane.lent)?;
         for place in &step.inputs {
             if let Place::Link(link) = *place {
                 self.links.incoming[link as usize].slots.release();
@@ -210,17 +233,16 @@ impl Walk<'_> {
         Ok(true)
     }
 
-    /// Addresses of all inputs and their common length in elements, or None while a message is missing. `expected`: see
-    /// [`Segment::bytes`].
+    /// All inputs, or None while a message is missing. `expected`: see [`Segment::bytes`].
     fn inputs(
         &mut self,
         step: &BoundStep,
         tile: u64,
         tag: u32,
         expected: Option<usize>,
-    ) -> Result<Option<(Few<usize>, usize)>, Error> {
+    ) -> Result<Option<Inputs>, Error> {
         let mut addresses = Few::new();
-        let mut count = None;
+        let (mut count, mut foreign) = (None, false);
         for place in &step.inputs {
             let (address, len) = match *place {
                 Place::Link(link) => {
@@ -234,6 +256,7 @@ impl Walk<'_> {
                             None => mismatch(peer, tag, message.tag),
                         });
                     }
+                    foreign |= message.foreign;
                     (message.data as usize, message.len / self.size)
                 }
                 _ => self.local(*place, tile, None),
@@ -243,7 +266,21 @@ impl Walk<'_> {
                 return Err(Error::internal("inputs of one step differ in length"));
             }
         }
-        Ok(count.map(|count| (addresses, count)))
+        Ok(count.map(|count| Inputs { addresses, count, foreign }))
+    }
+
+    /// An error if a message of the step that lies in another process' memory may have changed while it was read: that process
+    /// has failed then, and had aborted this rank before.
+    #[cold]
+    fn still_lent(&mut self, step: &BoundStep) -> Result<(), Error> {
+        // Whatever was read is older than what is looked at now.
+        fence(Ordering::Acquire);
+        for place in &step.inputs {
+            if let Place::Link(link) = *place {
+                self.links.incoming[link as usize].slots.receive()?;
+            }
+        }
+        Ok(())
     }
 
     /// Address and length in elements of a local place in `tile`; scratch has the length of its content, or `write`.
@@ -284,15 +321,37 @@ impl Walk<'_> {
         Ok(outputs)
     }
 
-    /// The slots for the messages that are copied (0 where the link lends), or None while a link has no credit.
-    fn slots(&mut self, step: &BoundStep, bytes: usize) -> Result<Option<Few<usize>>, Error> {
-        let lendable = step.lendable(self.scaled).is_some();
+    /// Whether to lend `place` rather than copies of it on a link that `lends` so. Threads lend whatever they can.
+    fn is_worth_lending(&self, step: &BoundStep, place: Place, lends: Lends) -> bool {
+        let (extent, apart) = match (lends, place) {
+            (Lends::Anything, _) => return true,
+            (Lends::Segments, Place::Send(extent)) => {
+                (extent, self.buffers.send != self.buffers.recv.cast_const())
+            }
+            (Lends::Segments, Place::Recv(extent)) => (extent, false),
+            _ => return false,
+        };
+        let Worth { from, written_from } = self.links.worth;
+        let least = if step.overwritten && !apart { written_from } else { from };
+        extent.len * self.size >= least
+    }
+
+    /// The slots for the messages that are copied (0 where the link lends `memory`), or None while a link has no credit.
+    fn slots(
+        &mut self,
+        step: &BoundStep,
+        memory: usize,
+        bytes: usize,
+    ) -> Result<Option<Few<usize>>, Error> {
+        let lendable = step.lendable(self.scaled);
         let mut slots = Few::new();
         for place in &step.outputs {
             let Place::Link(link) = *place else { continue };
             let outgoing = &mut self.links.outgoing[link as usize].slots;
             let Some(slot) = outgoing.reserve()? else { return Ok(None) };
-            let lends = lendable && outgoing.lends();
+            let kind = outgoing.lends();
+            let lends = lendable.is_some_and(|place| self.is_worth_lending(step, place, kind))
+                && self.links.outgoing[link as usize].slots.can_lend(memory as *const u8, bytes);
             debug_assert!(lends || bytes <= slot.capacity);
             slots.push(if lends { 0 } else { slot.data as usize });
         }
@@ -337,28 +396,32 @@ impl Walk<'_> {
         unsafe { self.kernel.run(&pass) };
     }
 
-    /// Sends the messages of a step that has fired. `memory` is what is lent where the link lends.
+    /// Sends the messages of a step that has fired, as `slots` has it. `loan` is what is lent.
     fn send(
         &mut self,
         step: &BoundStep,
-        at: At,
         tag: u32,
-        memory: Range<usize>,
+        slots: &Few<usize>,
+        loan: Loan,
         lent: &mut VecDeque<Lent>,
     ) -> Result<(), Error> {
-        let (start, end, bytes) = (memory.start, memory.end, memory.len());
-        let lendable = step.lendable(self.scaled).is_some();
-        for place in &step.outputs {
-            let Place::Link(link) = *place else { continue };
+        let Loan { at, start, end } = loan;
+        let bytes = end - start;
+        let links = step.outputs.iter().filter_map(|place| match *place {
+            Place::Link(link) => Some(link),
+            _ => None,
+        });
+        for (link, &slot) in links.zip(slots) {
             let outgoing = &mut self.links.outgoing[link as usize].slots;
-            if !(lendable && outgoing.lends()) {
+            self.links.moved.count(bytes, slot == 0);
+            if slot != 0 {
                 outgoing.send(bytes, tag);
                 continue;
             }
             // It fails if the communicator was aborted since the credit was reserved.
             // SAFETY: the memory is not written before the release: by this lane because `fire` looks at `lent`, by others
             // because the schedule is proved, by the caller because `run` returns only when nothing is lent, and after an error
-            // the communicator only when `Links::withdraw` has.
+            // the communicator only when `Links::withdraw` has, or the peers' results do not count.
             let sequence = unsafe { outgoing.lend(start as *const u8, bytes, tag)? };
             let sequence = sequence.expect("a credit was reserved for this message");
             lent.push_back(Lent { at, link, sequence, start, end });

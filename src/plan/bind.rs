@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use maypole_algorithms::schedule::{After, Few};
 use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
+use maypole_transport::link::Lends;
 
 use crate::call::Extent;
 use crate::engine::links::Links;
@@ -41,12 +42,20 @@ pub(crate) struct BoundStep {
     pub(crate) last: u8,
     /// Closes the reduction.
     pub(crate) finish: bool,
+    /// This call writes the memory that could be lent again, or does if the buffers are one: then a loan is a wait for its release.
+    pub(crate) overwritten: bool,
+    /// Its messages are copied even where other memory could be lent: what would have been is left out, see
+    /// [`Program::drop_unread_scratch`].
+    pub(crate) copies: bool,
 }
 
 impl BoundStep {
     /// The local operand whose memory may be lent for this step's messages: a local output, else the only input.
     /// `scaled` says that the operation scales contributions, so that what is sent is not what the send buffer holds.
     pub(crate) fn lendable(&self, scaled: bool) -> Option<Place> {
+        if self.copies {
+            return None;
+        }
         let local = |p: &&Place| !matches!(p, Place::Link(_));
         if let Some(&output) = self.outputs.iter().find(local) {
             return Some(output);
@@ -102,6 +111,7 @@ impl Program {
         }
         let mut program = Self { lanes, tile: geometry.tile, scratch: schedule.scratch };
         program.mark_last_writes();
+        program.mark_overwritten();
         program.drop_unread_scratch(links);
         Ok(program)
     }
@@ -126,20 +136,39 @@ impl Program {
         }
     }
 
-    /// A scratch chunk that no step reads serves only to be lent; where links copy, it need not be written.
+    fn mark_overwritten(&mut self) {
+        let steps = self.lanes.iter().flatten().flat_map(|segment| &segment.steps);
+        let written = steps.flat_map(|step| step.outputs.iter().copied());
+        let writes: Vec<Extent> = written
+            .filter_map(|place| if let Place::Recv(extent) = place { Some(extent) } else { None })
+            .collect();
+        let times = |lent: Extent| writes.iter().filter(|w| w.overlaps(lent)).count();
+        for step in self.steps_mut() {
+            step.overwritten = match step.lendable(false) {
+                // Once by the step itself.
+                Some(Place::Recv(lent)) => times(lent) > 1,
+                Some(Place::Send(lent)) => times(lent) > 0,
+                _ => false,
+            };
+        }
+    }
+
+    /// A scratch chunk that no step reads serves only to be lent; where links copy scratch, it need not be written. But then nothing else
+    /// may be lent in its place: the proof is of a step that lends scratch.
     fn drop_unread_scratch(&mut self, links: &Links) {
         let read = self.reads();
         for step in self.steps_mut() {
             let lent = step
                 .outputs
                 .iter()
-                .any(|p| matches!(p, Place::Link(i) if links.outgoing[*i as usize].slots.lends()));
+                .any(|p| matches!(p, Place::Link(i) if links.outgoing[*i as usize].slots.lends() == Lends::Anything));
             let unread = |p: &Place| matches!(p, Place::Scratch(_)) && !read.contains(p);
             if let Some(i) = step.outputs.iter().position(unread)
                 && !lent
                 && step.outputs.len() > 1
             {
                 step.outputs.remove(i);
+                step.copies = true;
                 let below = step.last & ((1 << i) - 1);
                 step.last = below | (step.last >> 1 & !((1 << i) - 1));
             }
@@ -164,7 +193,9 @@ fn bound(
     let inputs = step.inputs.iter().map(&mut place).collect::<Result<Few<_>, _>>()?;
     let outputs = step.outputs.iter().map(&mut place).collect::<Result<Few<_>, _>>()?;
     let own = own_mask(&step.inputs);
-    Ok(BoundStep { inputs, outputs, after: step.after, own, last: 0, finish: step.finish })
+    let after = step.after;
+    let finish = step.finish;
+    Ok(BoundStep { inputs, outputs, after, own, finish, ..BoundStep::default() })
 }
 
 /// Bit `i` is set where input `i` is the rank's own contribution.

@@ -16,13 +16,16 @@ use crate::hello::Party;
 use crate::host;
 use crate::inbox::{Inbox, InboxLayout, LinkPlace, PeerInbox};
 use crate::lines::{LineReceiver, LineSender};
-use crate::link::{Incoming, Outgoing};
+use crate::link::{Incoming, Outgoing, ReceiveSlots, SendSlots};
 use crate::local;
 use crate::memory;
 use crate::peers::{Peer, Peers};
 use crate::ring::{RingPlace, SlotReceiver, SlotSender};
+use crate::segment;
 use crate::shm;
+use crate::shm::ends::{ShmReceiver, ShmSender};
 use crate::shm::listener::Listener;
+use crate::shm::sharing::Sharing;
 use crate::tcp::listener::Tcp;
 use crate::tcp::{self, TcpConfig};
 
@@ -177,13 +180,14 @@ impl Endpoint {
         let way = if peer == peers.me { Some(Way::Local) } else { here.way(&there) };
         match (way, listener, tcp) {
             (Some(Way::Local), ..) => {
-                peers.add(peer, local::connect::connect((*community, peer))?);
+                peers.add(peer, local::connect::connect((*community, peer))?, None);
             }
             (Some(Way::Shm), Some(listener), _) if peers.me < peer => {
                 let (inbox, stream) =
                     shm::connect::connect(peers, party, peer, &there.shm, deadline)?;
-                peers.add(peer, inbox);
-                listener.adopt(peer, stream);
+                let sharing = Arc::new(Sharing::new(Arc::new(stream)));
+                peers.add(peer, inbox, Some(sharing.clone()));
+                listener.adopt(peer, sharing);
             }
             (Some(Way::Shm), ..) => peers.wait_for(peer, deadline)?,
             (Some(Way::Tcp), _, Some(tcp)) => {
@@ -203,8 +207,8 @@ impl Endpoint {
     /// The two ends that this rank has of the links to and from a connected peer on a channel. Once per peer and channel.
     pub fn open(&self, peer: Rank, channel: u16) -> Result<(Outgoing, Incoming), LinkError> {
         let peers = &self.presence.peers;
-        let theirs = match peers.open(peer, channel)? {
-            Peer::Memory(inbox) => inbox,
+        let (theirs, sharing) = match peers.open(peer, channel)? {
+            Peer::Memory(inbox, sharing) => (inbox, sharing),
             Peer::Tcp(pair) => {
                 let (sender, receiver) = tcp::ends(pair, peers.layout, channel);
                 return Ok((
@@ -233,16 +237,39 @@ impl Endpoint {
         // memory, and `peers.open` gives this end of the channel away only once.
         unsafe {
             let pair = Pair::new(mine, other, peer, keep);
-            let outgoing = Outgoing {
-                slots: Box::new(SlotSender::new(ring(&there, &here), pair.clone())),
-                lines: Some(LineSender::new(there.lines, here.line_ack, pair.clone())),
+            let sender = SlotSender::new(ring(&there, &here), pair.clone());
+            let receiver = SlotReceiver::new(ring(&here, &there), pair.clone());
+            let (sender, receiver): (Box<dyn SendSlots>, Box<dyn ReceiveSlots>) = match sharing {
+                None => (Box::new(sender), Box::new(receiver)),
+                Some(sharing) => (
+                    Box::new(ShmSender::new(sender, sharing.clone())),
+                    Box::new(ShmReceiver::new(receiver, sharing)),
+                ),
             };
-            let incoming = Incoming {
-                slots: Box::new(SlotReceiver::new(ring(&here, &there), pair.clone())),
-                lines: Some(LineReceiver::new(here.lines, there.line_ack, pair)),
-            };
+            let lines = LineSender::new(there.lines, here.line_ack, pair.clone());
+            let outgoing = Outgoing { slots: sender, lines: Some(lines) };
+            let lines = LineReceiver::new(here.lines, there.line_ack, pair);
+            let incoming = Incoming { slots: receiver, lines: Some(lines) };
             Ok((outgoing, incoming))
         }
+    }
+
+    /// Offers the segment that these bytes lie in to all connected peers of other processes of the host, and to those that will be
+    /// connected. False if they lie in none. The doorbell rings with every answer.
+    pub fn share(&self, data: *const u8, len: usize) -> bool {
+        let found = segment::find(data, len);
+        found.inspect(|(body, _)| self.presence.peers.share(body)).is_some()
+    }
+
+    /// Whether all connected peers of other processes of the host have mapped the segment that these bytes lie in, or have refused to.
+    pub fn is_shared(&self, data: *const u8, len: usize) -> bool {
+        segment::find(data, len).is_some_and(|(body, _)| self.presence.peers.is_shared(&body))
+    }
+
+    /// Whether this rank dials that peer, which is at that address, through shared memory: it can connect without the peer's doing.
+    pub fn dials(&self, peer: Rank, address: &[u8]) -> Result<bool, LinkError> {
+        let way = self.presence.address.way(&Address::decode(address)?);
+        Ok(way == Some(Way::Shm) && self.rank() < peer)
     }
 
     /// This rank's doorbell, on which it waits for all its links.
@@ -287,7 +314,7 @@ impl Endpoint {
     /// final, and true does not last: its waits end.
     pub fn is_reading(&self, peer: Rank) -> bool {
         match self.presence.peers.get(peer) {
-            Some(Peer::Memory(inbox)) => inbox.header().is_reading(),
+            Some(Peer::Memory(inbox, _)) => inbox.header().is_reading(),
             Some(Peer::Tcp(_)) | None => false,
         }
     }

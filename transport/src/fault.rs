@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use crate::Rank;
 use crate::endpoint::Endpoint;
 use crate::error::LinkError;
-use crate::link::{Incoming, Message, Outgoing, ReceiveSlots, SendSlots, Sequence, SlotMut};
+use crate::link::{Incoming, Lends, Message, Outgoing, ReceiveSlots, SendSlots, Sequence, SlotMut};
 use crate::sync::{AtomicU64, Ordering};
 
 /// How often something happens, in parts of 2^32.
@@ -330,8 +330,12 @@ impl SendSlots for FaultySender {
         sequence
     }
 
-    fn lends(&self) -> bool {
+    fn lends(&self) -> Lends {
         self.inner.lends()
+    }
+
+    fn can_lend(&mut self, data: *const u8, len: usize) -> bool {
+        self.inner.can_lend(data, len)
     }
 
     unsafe fn lend(

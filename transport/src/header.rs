@@ -32,7 +32,7 @@ pub struct Identity {
 }
 
 /// First word of an inbox. The last byte is the version of everything that lies in it.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"maypole\x01");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"maypole\x02");
 
 /// The words of a rank. All zeros is a valid header of a rank that is present.
 #[derive(Debug, Default)]
@@ -208,5 +208,29 @@ mod tests {
         header.leave();
         header.die();
         assert_eq!(header.gone(3), Some(LinkError::PeerLeft { peer: 3 }));
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::sync::atomic::fence;
+    use loom::thread;
+
+    /// Of a lender that has aborted a reader, and then writes what it had lent: whoever has read the new sees the abort afterwards.
+    #[test]
+    fn loom_what_an_aborted_lender_writes_is_not_taken_for_its_message() {
+        loom::model(|| {
+            let shared = Arc::new((Header::default(), AtomicU32::new(1)));
+            let lender = shared.clone();
+            let handle = thread::spawn(move || {
+                lender.0.abort(0, 0);
+                lender.1.store(2, Ordering::Relaxed);
+            });
+            let read = shared.1.load(Ordering::Relaxed);
+            fence(Ordering::Acquire);
+            assert!(read == 1 || shared.0.aborted().is_some());
+            handle.join().unwrap();
+        });
     }
 }

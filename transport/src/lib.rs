@@ -7,7 +7,7 @@
 //!
 //! An [`endpoint::Endpoint`] is one rank's presence: its [`inbox`], the memory that its peers write to, and the
 //! connections to them: in [`local`] for ranks that are threads of one process, in [`shm`] for other processes of the host, in
-//! [`tcp`] for other hosts.
+//! [`tcp`] for other hosts. A [`segment`] is memory that processes of the host read in place.
 //! `conformance` is the one suite that every link passes, and [`fault`] makes links on which things go wrong.
 //!
 //! The crate knows ranks, bytes and messages, and never a schedule.
@@ -42,6 +42,8 @@ pub mod local;
 mod memory;
 #[cfg(not(loom))]
 mod peers;
+#[cfg(not(loom))]
+pub mod segment;
 #[cfg(not(loom))]
 pub mod shm;
 #[cfg(not(loom))]

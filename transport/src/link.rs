@@ -51,6 +51,20 @@ pub struct Message {
     pub tag: u32,
     /// Its position on the link.
     pub sequence: Sequence,
+    /// It lies in memory of another process, which has failed if the communicator is aborted, and may write it then. So whoever has
+    /// read it looks at [`ReceiveSlots::receive`] once more, after a fence, before the result counts.
+    pub foreign: bool,
+}
+
+/// Which memory a link can [`lend`](SendSlots::lend).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lends {
+    /// None: all is copied.
+    Nothing,
+    /// That of segments (the `segment` module), once the peer has mapped them.
+    Segments,
+    /// All memory of this process, which is the peer's too.
+    Anything,
 }
 
 /// Sending end of the slot protocol.
@@ -71,18 +85,27 @@ pub trait SendSlots: Send {
     /// If no slot is reserved or `len` exceeds its capacity: a bug of the caller.
     fn send(&mut self, len: usize, tag: u32) -> Sequence;
 
-    /// True if [`lend`](Self::lend) works: the receiver can read this process' memory in place.
-    fn lends(&self) -> bool {
-        false
+    /// Which memory the receiver can read in place. It never changes.
+    fn lends(&self) -> Lends {
+        Lends::Nothing
+    }
+
+    /// Whether these bytes can be [lent](Self::lend). Memory that the peer still has to map is offered to it by
+    /// asking; so the answer may become true, but not false as long as the memory is there.
+    fn can_lend(&mut self, data: *const u8, len: usize) -> bool {
+        let _ = (data, len);
+        self.lends() == Lends::Anything
     }
 
     /// Publishes the caller's own memory as a message, without a copy. None is back-pressure, as in `reserve`.
     ///
     /// # Safety
-    /// The `len` bytes at `data` stay valid and unchanged until [`released`](Self::released) reaches the returned sequence.
+    /// The `len` bytes at `data` stay valid and unchanged until [`released`](Self::released) reaches the returned sequence. Where the
+    /// link lends [`Segments`](Lends::Segments), they may change after an abort that the peer will see; the peer's result does not
+    /// count then.
     ///
     /// # Panics
-    /// If the link does not [`lend`](Self::lends).
+    /// If the link does [not](Self::can_lend) lend these bytes.
     unsafe fn lend(
         &mut self,
         data: *const u8,

@@ -46,6 +46,13 @@ pub(crate) fn held(file: BorrowedFd<'_>) -> usize {
     unsafe { status.assume_init().st_blocks as usize * 512 }
 }
 
+/// Gives the memory of the first `bytes` bytes of a file of [`create`] back, whoever has them mapped: they read as zeros then.
+pub(crate) fn punch(file: BorrowedFd<'_>, bytes: usize) {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: the descriptor is open. If it fails, the memory is held until the last mapping goes.
+    unsafe { libc::fallocate(file.as_raw_fd(), mode, 0, bytes as libc::off_t) };
+}
+
 /// Whether a file that came from elsewhere has `bytes` bytes and will keep them.
 pub(crate) fn is_sealed(file: BorrowedFd<'_>, bytes: usize) -> bool {
     // SAFETY: the descriptor is open; no memory is involved. Not a memfd gives -1, with all bits set, hence the sign.
@@ -66,6 +73,15 @@ pub(crate) struct Mapping {
     owner: u32,
 }
 
+/// What may be done with shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Access {
+    /// It is read.
+    Read,
+    /// It is written too.
+    Write,
+}
+
 // SAFETY: a mapping is memory; who may access it is the business of the protocols in it.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
@@ -78,6 +94,20 @@ impl Mapping {
         offset: usize,
         bytes: usize,
     ) -> Result<Self, LinkError> {
+        Self::with(file, offset, bytes, Access::Write)
+    }
+
+    /// The same, to be used as `access` says.
+    pub(crate) fn with(
+        file: BorrowedFd<'_>,
+        offset: usize,
+        bytes: usize,
+        access: Access,
+    ) -> Result<Self, LinkError> {
+        let protection = match access {
+            Access::Read => libc::PROT_READ,
+            Access::Write => libc::PROT_READ | libc::PROT_WRITE,
+        };
         let offset = libc::off_t::try_from(offset)
             .map_err(|_| LinkError::Misuse { what: "an inbox beyond the size of files" })?;
         // SAFETY: the kernel picks the address, so nothing else is overlaid; the result is checked.
@@ -85,7 +115,7 @@ impl Mapping {
             libc::mmap(
                 ptr::null_mut(),
                 bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
+                protection,
                 libc::MAP_SHARED | libc::MAP_NORESERVE,
                 file.as_raw_fd(),
                 offset,
@@ -105,12 +135,17 @@ impl Mapping {
     pub(crate) fn start(&self) -> *mut u8 {
         self.start.as_ptr()
     }
+
+    /// Whether it is of this process, and not of one that this one was forked from.
+    pub(crate) fn is_ours(&self) -> bool {
+        std::process::id() == self.owner
+    }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
         // In a child made by fork these addresses may belong to someone else by now.
-        if std::process::id() == self.owner {
+        if self.is_ours() {
             // SAFETY: exactly the pages that `new` mapped; whoever borrowed from it is gone.
             unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
         }

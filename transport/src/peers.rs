@@ -7,6 +7,9 @@ use std::time::Instant;
 use crate::Rank;
 use crate::error::LinkError;
 use crate::inbox::{Inbox, InboxLayout, PeerInbox};
+use crate::memory::Access;
+use crate::segment::{self, Body, SegmentId};
+use crate::shm::sharing::{Given, Sharing};
 use crate::tcp::TcpPair;
 
 /// A rank's connections.
@@ -21,8 +24,8 @@ pub(crate) struct Peers {
 /// A connected peer.
 #[derive(Clone, Debug)]
 pub(crate) enum Peer {
-    /// We see its inbox.
-    Memory(Arc<PeerInbox>),
+    /// We see its inbox; if it is of another process, segments may be shared with it.
+    Memory(Arc<PeerInbox>, Option<Arc<Sharing>>),
     /// We have streams to it.
     Tcp(Arc<TcpPair>),
 }
@@ -31,7 +34,7 @@ impl Peer {
     /// Ends its waits.
     pub(crate) fn abort(&self, by: Rank, reason: u32) {
         match self {
-            Self::Memory(inbox) => inbox.header().abort(by, reason),
+            Self::Memory(inbox, _) => inbox.header().abort(by, reason),
             Self::Tcp(pair) => pair.abort(by, reason),
         }
     }
@@ -39,14 +42,14 @@ impl Peer {
     /// Whether it is gone, and how.
     pub(crate) fn gone(&self, rank: Rank) -> Option<LinkError> {
         match self {
-            Self::Memory(inbox) => inbox.header().gone(rank),
+            Self::Memory(inbox, _) => inbox.header().gone(rank),
             Self::Tcp(pair) => pair.gone(),
         }
     }
 
     /// Lets it notice that this rank has left; over TCP the farewell does that.
     pub(crate) fn ring(&self) {
-        if let Self::Memory(inbox) = self {
+        if let Self::Memory(inbox, _) = self {
             inbox.header().bell.ring();
         }
     }
@@ -58,6 +61,8 @@ struct Table {
     opened: HashSet<(Rank, u16)>,
     /// Connections that were begun by a proven peer and broke.
     failed: HashMap<Rank, LinkError>,
+    /// Segments that whoever is connected is offered at once.
+    shared: Vec<SegmentId>,
     /// Why no connection can be accepted for the time being.
     trouble: Option<LinkError>,
 }
@@ -77,8 +82,8 @@ impl Peers {
     }
 
     /// A new connection to memory.
-    pub(crate) fn add(&self, peer: Rank, inbox: PeerInbox) {
-        self.insert(peer, Peer::Memory(Arc::new(inbox)));
+    pub(crate) fn add(&self, peer: Rank, inbox: PeerInbox, sharing: Option<Arc<Sharing>>) {
+        self.insert(peer, Peer::Memory(Arc::new(inbox), sharing));
     }
 
     /// A new connection over streams.
@@ -91,7 +96,13 @@ impl Peers {
         let mut table = self.table();
         table.trouble = None;
         table.connected.insert(peer, connection.clone());
+        let shared = table.shared.clone();
         drop(table);
+        if let Peer::Memory(_, Some(sharing)) = &connection {
+            for body in shared.into_iter().filter_map(segment::get) {
+                sharing.give(&body, Access::Read);
+            }
+        }
         if let Some(LinkError::Aborted { by, reason }) = self.inbox.header().aborted() {
             connection.abort(by, reason);
         }
@@ -116,7 +127,7 @@ impl Peers {
 
     /// The connection ended: unless the peer had said that it leaves, its process is dead.
     pub(crate) fn lost(&self, peer: Rank) {
-        if let Some(Peer::Memory(inbox)) = self.get(peer) {
+        if let Some(Peer::Memory(inbox, _)) = self.get(peer) {
             inbox.header().die();
         }
         self.inbox.header().bell.ring();
@@ -155,6 +166,25 @@ impl Peers {
             return Err(LinkError::Misuse { what: "a channel to a peer can be opened once" });
         }
         Ok(connection)
+    }
+
+    /// Offers a segment to all peers that can map it, now and later.
+    pub(crate) fn share(&self, body: &Body) {
+        let live = segment::ids();
+        let mut table = self.table();
+        table.shared.retain(|id| *id != body.id() && live.contains(id));
+        table.shared.push(body.id());
+        drop(table);
+        self.is_shared(body);
+    }
+
+    /// Whether all of them have answered. Whoever was not asked is.
+    pub(crate) fn is_shared(&self, body: &Body) -> bool {
+        let answers = self.all().into_iter().filter_map(|peer| match peer {
+            Peer::Memory(_, Some(sharing)) => Some(sharing.give(body, Access::Read)),
+            Peer::Memory(_, None) | Peer::Tcp(_) => None,
+        });
+        answers.filter(|answer| *answer == Given::Offered).count() == 0
     }
 
     /// All peers, for what concerns them all.

@@ -4,15 +4,16 @@
 //! stored last, with release. The receiver releases a message by storing its sequence in the link's ack word. The
 //! words that each side writes lie on lines of their own.
 //!
-//! Where the receiver can read the sender's memory, a message may be *lent*: its header then holds an
-//! address, its slot stays empty, and the message still takes the slot's place in the order and in the credits.
+//! Where the receiver can read the sender's memory, a message may be *lent*: its header then says where it lies, its slot stays
+//! empty, and the message still takes the slot's place in the order and in the credits. Between threads it lies at an address of their
+//! process; between processes at an offset of a segment, which the link's ends of `shm` look up.
 
 use core::ptr;
 
 use crate::error::LinkError;
 use crate::header::Pair;
 use crate::lines::Ack;
-use crate::link::{Message, ReceiveSlots, SendSlots, Sequence, SlotMut};
+use crate::link::{Lends, Message, ReceiveSlots, SendSlots, Sequence, SlotMut};
 use crate::sync::{AtomicU64, Cell, Ordering};
 
 /// The header of a slot. All zeros is one that never held a message.
@@ -27,7 +28,9 @@ pub struct SlotHeader {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 struct Descriptor {
-    /// Null, or where a lent message lies in the process that both ends share.
+    /// 0, or the segment of the sender's process in which a lent message lies, from the byte on whose number is the address of `lent`.
+    segment: u64,
+    /// Without a segment: null, or where a lent message lies in the process that both ends share.
     lent: *const u8,
     len: usize,
     tag: u32,
@@ -41,7 +44,7 @@ unsafe impl Send for SlotHeader {}
 
 impl Default for SlotHeader {
     fn default() -> Self {
-        let descriptor = Descriptor { lent: ptr::null(), len: 0, tag: 0 };
+        let descriptor = Descriptor { segment: 0, lent: ptr::null(), len: 0, tag: 0 };
         Self { sequence: AtomicU64::new(0), descriptor: Cell::new(descriptor) }
     }
 }
@@ -59,7 +62,7 @@ pub struct RingPlace {
     pub depth: u32,
     /// Where the receiver acknowledges.
     pub ack: *const Ack,
-    /// Both ends are in one process, so that a message may be lent.
+    /// Both ends are in one process, so that any memory may be lent.
     pub lends: bool,
 }
 
@@ -106,6 +109,15 @@ pub struct SlotReceiver {
     received: bool,
 }
 
+/// Finds the memory of a segment's number, an offset and a length; or says what is wrong with them.
+pub(crate) trait LookUp:
+    FnOnce(u64, usize, usize) -> Result<*const u8, &'static str>
+{
+}
+impl<F: FnOnce(u64, usize, usize) -> Result<*const u8, &'static str>> LookUp for F {}
+
+const ACROSS: &str = "a message was lent across processes";
+
 // SAFETY: the memory of `place` is kept by `pair`, and this end's side of the protocol moves with it.
 unsafe impl Send for SlotSender {}
 // SAFETY: as above.
@@ -149,6 +161,22 @@ impl SlotSender {
         }
     }
 
+    /// Publishes `len` bytes from byte `offset` of this process' segment of that number, which is not 0, as a message. None is
+    /// back-pressure.
+    pub(crate) fn lend_of(
+        &mut self,
+        segment: u64,
+        offset: usize,
+        len: usize,
+        tag: u32,
+    ) -> Result<Option<Sequence>, LinkError> {
+        if !self.credit()? {
+            return Ok(None);
+        }
+        let lent = ptr::without_provenance(offset);
+        Ok(Some(self.publish(Descriptor { segment, lent, len, tag })))
+    }
+
     fn publish(&mut self, descriptor: Descriptor) -> Sequence {
         let header = self.place.header(self.index);
         // SAFETY: the slot and its descriptor are ours until the sequence is stored.
@@ -184,11 +212,11 @@ impl SendSlots for SlotSender {
     fn send(&mut self, len: usize, tag: u32) -> Sequence {
         assert!(self.reserved, "send without a reserved slot");
         assert!(len <= self.place.slot_bytes, "a message longer than its slot");
-        self.publish(Descriptor { lent: ptr::null(), len, tag })
+        self.publish(Descriptor { segment: 0, lent: ptr::null(), len, tag })
     }
 
-    fn lends(&self) -> bool {
-        self.place.lends
+    fn lends(&self) -> Lends {
+        if self.place.lends { Lends::Anything } else { Lends::Nothing }
     }
 
     unsafe fn lend(
@@ -202,7 +230,7 @@ impl SendSlots for SlotSender {
         if !self.credit()? {
             return Ok(None);
         }
-        Ok(Some(self.publish(Descriptor { lent: data, len, tag })))
+        Ok(Some(self.publish(Descriptor { segment: 0, lent: data, len, tag })))
     }
 
     fn released(&mut self) -> Sequence {
@@ -235,11 +263,16 @@ impl SlotReceiver {
         Ok(false)
     }
 
-    fn message(&self) -> Result<Message, LinkError> {
+    fn message(&self, look_up: impl LookUp) -> Result<Message, LinkError> {
         let header = self.place.header(self.index);
-        // SAFETY: the message has arrived, so the descriptor is constant until we release it.
-        let Descriptor { lent, len, tag } = header.descriptor.with(|place| unsafe { *place });
-        let data = if lent.is_null() {
+        // SAFETY: the message has arrived, so the descriptor is constant until we release it; should the peer write it all the same,
+        // it is read but once.
+        let descriptor = header.descriptor.with(|place| unsafe { ptr::read_volatile(place) });
+        let Descriptor { segment, lent, len, tag } = descriptor;
+        let foreign = segment != 0;
+        let data = if foreign {
+            look_up(segment, lent.addr(), len).map_err(|why| self.corrupt(why))?
+        } else if lent.is_null() {
             if len > self.place.slot_bytes {
                 return Err(self.corrupt("a message is longer than its slot"));
             }
@@ -247,19 +280,16 @@ impl SlotReceiver {
         } else if self.place.lends {
             lent
         } else {
-            return Err(self.corrupt("a message was lent across processes"));
+            return Err(self.corrupt(ACROSS));
         };
-        Ok(Message { data, len, tag, sequence: self.next })
+        Ok(Message { data, len, tag, sequence: self.next, foreign })
     }
 
-    #[cold]
-    fn corrupt(&self, why: &'static str) -> LinkError {
-        LinkError::Corrupt { peer: self.pair.peer(), why }
-    }
-}
-
-impl ReceiveSlots for SlotReceiver {
-    fn receive(&mut self) -> Result<Option<Message>, LinkError> {
+    /// The first message that is not released. `look_up` finds what is lent of a segment.
+    pub(crate) fn receive_with(
+        &mut self,
+        look_up: impl LookUp,
+    ) -> Result<Option<Message>, LinkError> {
         if let Some(error) = self.pair.aborted() {
             return Err(error);
         }
@@ -273,7 +303,18 @@ impl ReceiveSlots for SlotReceiver {
             }
         }
         self.received = true;
-        self.message().map(Some)
+        self.message(look_up).map(Some)
+    }
+
+    #[cold]
+    fn corrupt(&self, why: &'static str) -> LinkError {
+        LinkError::Corrupt { peer: self.pair.peer(), why }
+    }
+}
+
+impl ReceiveSlots for SlotReceiver {
+    fn receive(&mut self) -> Result<Option<Message>, LinkError> {
+        self.receive_with(|_, _, _| Err(ACROSS))
     }
 
     fn release(&mut self) {
@@ -288,13 +329,13 @@ impl ReceiveSlots for SlotReceiver {
 }
 
 #[cfg(all(test, not(loom)))]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::header::Header;
     use std::sync::Arc;
 
     #[repr(C, align(64))]
-    struct Memory {
+    pub(crate) struct Memory {
         slots: Cell<[u8; 128]>,
         headers: [SlotHeader; 2],
         ack: Ack,
@@ -305,7 +346,8 @@ mod tests {
     // SAFETY: as above.
     unsafe impl Sync for Memory {}
 
-    fn ends(lends: bool) -> (Arc<Memory>, SlotSender, SlotReceiver) {
+    /// Both ends of a ring of two slots of 64 bytes, and its memory.
+    pub(crate) fn ends(lends: bool) -> (Arc<Memory>, SlotSender, SlotReceiver) {
         let memory = Arc::new(Memory {
             slots: Cell::new([0; 128]),
             headers: Default::default(),
@@ -333,9 +375,10 @@ mod tests {
     #[test]
     fn stray_writes_are_told() {
         for (sequence, descriptor) in [
-            (9, Descriptor { lent: ptr::null(), len: 1, tag: 0 }),
-            (1, Descriptor { lent: ptr::null(), len: 65, tag: 0 }),
-            (1, Descriptor { lent: ptr::without_provenance(64), len: 1, tag: 0 }),
+            (9, Descriptor { segment: 0, lent: ptr::null(), len: 1, tag: 0 }),
+            (1, Descriptor { segment: 0, lent: ptr::null(), len: 65, tag: 0 }),
+            (1, Descriptor { segment: 0, lent: ptr::without_provenance(64), len: 1, tag: 0 }),
+            (1, Descriptor { segment: 1, lent: ptr::null(), len: 1, tag: 0 }),
         ] {
             let (memory, _, mut receiver) = ends(false);
             assert!(receiver.receive().unwrap().is_none());

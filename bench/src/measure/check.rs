@@ -54,8 +54,8 @@ impl Bench<'_> {
         let elements = self.options().unaligned;
         if elements > 0 {
             let shift = elements * dtype.size();
-            self.send = Buffer::new(self.options().max_bytes, shift);
-            self.recv = Buffer::new(self.options().max_bytes, shift);
+            self.send = Buffer::new(self.options().max_bytes, shift, self.options().buffers);
+            self.recv = Buffer::new(self.options().max_bytes, shift, self.options().buffers);
         }
     }
 

@@ -44,8 +44,8 @@ impl<'a> Bench<'a> {
             team,
             member,
             group,
-            send: Buffer::new(most, 0),
-            recv: Buffer::new(most, 0),
+            send: Buffer::new(most, 0, team.options.buffers),
+            recv: Buffer::new(most, 0, team.options.buffers),
             seed: 0,
             comm,
             speaks: group.leader == 0 && group.rank == 0,
@@ -189,6 +189,12 @@ impl<'a> Bench<'a> {
         let result = unsafe { steps.run(&mut self.comm) };
         self.team.watchdog.step(self.member.index);
         Ok(result?)
+    }
+
+    /// Writes the buffers anew, as they are, so that they lie in this processor's caches and in no other's.
+    pub(super) fn rewrite(&mut self) {
+        self.send.rewrite();
+        self.recv.rewrite();
     }
 
     /// What memory all processes use.

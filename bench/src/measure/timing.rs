@@ -46,11 +46,16 @@ impl Bench<'_> {
 
     fn repeat(&mut self, steps: &Steps, times: &mut Vec<f64>) -> Result<Duration, Failure> {
         let (iterations, calls) = (self.options().iterations, self.options().calls);
-        if self.options().blocking == 1 {
+        let fresh = self.options().fresh;
+        if self.options().blocking == 1 || fresh {
             let mut spent = Duration::ZERO;
             for _ in 0..iterations {
                 let mut iteration = Duration::ZERO;
                 for _ in 0..calls {
+                    if fresh {
+                        self.rewrite();
+                        self.member.barrier()?;
+                    }
                     let start = Instant::now();
                     self.call(steps)?;
                     iteration += start.elapsed();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use lexopt::{Arg, Parser, ValueExt};
 use maypole_algorithms::{DType, RedOp};
 
-use super::{Average, Options, Step, Variables};
+use super::{Average, Memory, Options, Step, Variables};
 use crate::operation::Operation;
 use crate::status::Failure;
 
@@ -84,6 +84,15 @@ impl Options {
             }
             "z" | "blocking" => self.blocking = choice(name, parser, &[0, 1, 2, 3])?,
             "u" | "unalign" => self.unaligned = parser.value()?.parse()?,
+            "memory" => {
+                self.buffers = match parser.value()?.string()?.as_str() {
+                    "malloc" => Memory::Allocator,
+                    "maypole" => Memory::Library,
+                    other => {
+                        return Err(Failure::usage(format!("--memory {other}: malloc or maypole")));
+                    }
+                };
+            }
             "a" | "average" => {
                 let all = [Average::First, Average::Mean, Average::Min, Average::Max];
                 self.average = choice(name, parser, &all)?;
@@ -95,6 +104,7 @@ impl Options {
             "M" | "memory_report" => self.memory = truth(name, parser)?,
             "I" => self.per_iteration = truth(name, parser)?,
             "K" => self.skip = parser.value()?.parse()?,
+            "fresh" => self.fresh = true,
             "percentiles" => self.percentiles = true,
             "resources" => self.resources = true,
             "roof" => self.roof = true,
@@ -281,6 +291,7 @@ mod tests {
             ("all_reduce -b 1x", "'1x' is not a size"),
             ("all_reduce -b -1", "'-1' is not a size"),
             ("all_reduce -np 0", "at least one process"),
+            ("all_reduce --memory mine", "malloc or maypole"),
             ("all_reduce -K 3", "-K is about single iterations"),
             ("all_reduce -I 1 -K 20", "-K leaves no iteration"),
             ("all_reduce more", "more"),

@@ -39,6 +39,10 @@ Ranks = processes x threads x ranks per thread.
   -K N                    leaves the first N iterations out of them (0)
   -G, -R, -x, -D, -V, -y  of GPUs: accepted at their defaults
 
+  --memory malloc|maypole where buffers come from: the allocator, or the library (ncclMemAlloc), whose memory other
+                          processes of the host read in place (malloc)
+  --fresh                 buffers are written anew before each call, outside of the measured time: what nobody has changed
+                          may still lie in the caches of those who read it in the call before
   --percentiles           columns with the median and the 99th percentile of the iterations, in us
   --resources             columns with the processor time of all processes for the timed calls, and the largest
                           memory of a process, for the out-of-place calls
@@ -46,7 +50,7 @@ Ranks = processes x threads x ranks per thread.
                           receive, without a collective, and how much of the measured time that is
   --plot FILE.svg         a picture of bandwidth and time by size
 
-An iteration's time is that of its slowest rank. Memory is the allocator's. #wrong counts, over all ranks, the elements
+An iteration's time is that of its slowest rank. #wrong counts, over all ranks, the elements
 that are not exactly as expected, the damaged bytes around the receive buffer, and elements of the send buffer that
 were changed. In place there is no alltoall, alltoallv or sendrecv: N/A.
 

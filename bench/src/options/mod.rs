@@ -52,6 +52,10 @@ pub(crate) struct Options {
     pub(crate) blocking: u32,
     /// -u: how many elements behind the start of a page buffers begin.
     pub(crate) unaligned: usize,
+    /// --fresh: buffers are written anew before each call.
+    pub(crate) fresh: bool,
+    /// --memory: where buffers come from.
+    pub(crate) buffers: Memory,
     /// -a: which rank's time is shown.
     pub(crate) average: Average,
     /// -T: seconds without progress after which everything is stopped; 0 for never.
@@ -87,6 +91,15 @@ pub(crate) enum Step {
     Bytes(usize),
     /// -f: so many times more.
     Factor(usize),
+}
+
+/// Where buffers come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// malloc.
+    Allocator,
+    /// `maypole::memory`, which is `ncclMemAlloc`.
+    Library,
 }
 
 /// Which time is shown.
@@ -179,6 +192,8 @@ impl Default for Options {
             root: Some(0),
             blocking: 0,
             unaligned: 0,
+            fresh: false,
+            buffers: Memory::Allocator,
             average: Average::Mean,
             timeout: 0,
             cpu_time: false,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{NCCL_VERSION, Participant};
 use crate::launch;
-use crate::options::{Options, Step};
+use crate::options::{Memory, Options, Step};
 
 /// All of them; `reduced` if the largest size is smaller than was asked for.
 pub(crate) fn header(options: &Options, ranks: &[Participant], reduced: bool) -> String {
@@ -45,6 +45,12 @@ fn parameters(options: &Options) -> String {
         1 => "# Blocking Enabled: wait for completion and barrier after each collective \n",
         _ => "# Blocking Enabled: wait for completion after each collective (no barrier) \n",
     });
+    if options.buffers == Memory::Library {
+        text.push_str("# Buffers: memory of the library (ncclMemAlloc) \n");
+    }
+    if options.fresh {
+        text.push_str("# Fresh: buffers written anew before each call \n");
+    }
     if options.per_iteration {
         text.push_str(
             "# Per-Iteration Report: host clock; i_* is of the slowest rank of each iteration\n",

@@ -6,6 +6,7 @@ use maypole_algorithms::{Collective, DType, RedOp};
 
 use super::case::{Case, element, plan};
 use super::{Random, as_ranks, lateness, over_tcp};
+use crate::Moved;
 use crate::config::{self, Config};
 use crate::tune::Protocol;
 
@@ -32,14 +33,19 @@ fn a_schedule_written_by_hand_runs_like_any_other() {
     }
 }
 
-fn run_cases(generator: &'static Generator, nranks: u32, config: &Config, cases: u64) {
+fn run_cases(
+    generator: &'static Generator,
+    nranks: u32,
+    config: &Config,
+    cases: u64,
+) -> Vec<Moved> {
     let only = format!("{}:{}", generator.collective, generator.name);
     let config = Config { algorithms: Some(only), ..config.clone() };
     let results = as_ranks(nranks, &config, move |comm| {
         // The same cases on all ranks.
         let seed = generator.name.bytes().fold(u64::from(nranks), |s, b| s * 31 + u64::from(b));
         let mut random = Random(seed);
-        (0..cases).try_for_each(|_| {
+        let outcome = (0..cases).try_for_each(|_| {
             let root = random.below(u64::from(nranks)) as u32;
             let case = Case::random(&mut random, generator.of(root));
             let chosen = comm.explain(&case.call(comm.rank())).expect("a choice").algorithm;
@@ -47,11 +53,13 @@ fn run_cases(generator: &'static Generator, nranks: u32, config: &Config, cases:
             let schedule = generator.schedule(case.collective, nranks);
             case.run(comm, &schedule)
                 .map_err(|why| format!("rank {}: {case:?}: {why}", comm.rank()))
-        })
+        });
+        outcome.map(|()| comm.moved())
     });
-    for result in results {
-        result.unwrap_or_else(|why| panic!("{}, {nranks} ranks: {why}", generator.name));
-    }
+    let moved = results.into_iter().map(|result| {
+        result.unwrap_or_else(|why| panic!("{}, {nranks} ranks: {why}", generator.name))
+    });
+    moved.collect()
 }
 
 #[test]
@@ -71,6 +79,30 @@ fn the_same_over_memory_shared_by_descriptors() {
             run_cases(generator, nranks, &config, 15);
         }
     }
+}
+
+/// Whatever of the buffers is sent, at any offset and of any length, in place or not.
+#[test]
+fn the_same_of_memory_that_is_read_in_place() {
+    let mut lent = 0;
+    for generator in all() {
+        for (nranks, slot_bytes) in [(2, None), (3, Some(4096)), (5, Some(256))] {
+            let credit = generator.schedule(generator.of(0), nranks).credit;
+            let config = Config {
+                p2p_disable: true,
+                lend_from: Some(0),
+                protocol: config::Protocol::Slots,
+                slot_bytes,
+                slot_depth: slot_bytes.map(|_| credit),
+                ..Config::default()
+            };
+            let moved = run_cases(generator, nranks, &config, 12);
+            assert!(moved.iter().any(|m| m.copied > 0), "what is of the allocator is copied");
+            lent += u64::from(moved.iter().any(|m| m.lent > 0));
+        }
+    }
+    // One-shot all-reduce lends nothing but scratch, which is no such memory.
+    assert!(lent + 3 >= 3 * all().count() as u64, "{lent}");
 }
 
 #[test]
@@ -93,6 +125,7 @@ fn many_small_tiles_and_the_fewest_slots() {
                 slot_depth: Some(credit),
                 protocol: config::Protocol::Slots,
                 p2p_disable: apart,
+                lend_from: Some(0),
                 ..Config::default()
             };
             run_cases(generator, nranks, &config, 10);
@@ -108,6 +141,7 @@ fn late_messages_and_spurious_back_pressure_change_no_bit() {
                 slot_bytes: Some(4096),
                 fault: lateness(seed),
                 p2p_disable: apart,
+                lend_from: Some(0),
                 ..Config::default()
             };
             run_cases(generator, nranks, &config, 8);
@@ -132,6 +166,7 @@ fn every_type_and_operation() {
                             count,
                             in_place,
                             skew: 0,
+                            shared: false,
                             seed: count as u64,
                         };
                         let schedule = one_shot::schedule(3);

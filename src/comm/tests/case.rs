@@ -1,11 +1,14 @@
 //! One call on guarded memory, compared bit for bit with a scalar evaluation of its proved tree.
 
+use std::ops::{Deref, DerefMut};
+
 use maypole_algorithms::interpret::Algebra;
 use maypole_algorithms::{Collective, DType, RedOp, Schedule};
 
 use super::Random;
 use crate::call::{Call, Task};
 use crate::comm::Communicator;
+use crate::memory::Buffer;
 use crate::plan::geometry::Geometry;
 use crate::plan::{Key, proofs};
 use crate::reduce::{Reduction, scalar};
@@ -61,6 +64,8 @@ pub(super) struct Case {
     pub(super) in_place: bool,
     /// Bytes by which the buffers are off alignment.
     pub(super) skew: usize,
+    /// The buffers are of the library, and may be lent to other processes.
+    pub(super) shared: bool,
     pub(super) seed: u64,
 }
 
@@ -79,6 +84,7 @@ impl Case {
             count: random.pick(&sizes),
             in_place,
             skew: random.pick(&[0, 0, 1, 3, 8, 33]),
+            shared: random.below(2) == 1,
             seed: random.next(),
         }
     }
@@ -114,10 +120,10 @@ impl Case {
         for i in 0..send_len / size {
             input.extend(&element(self.dtype, self.seed, rank, i).to_le_bytes()[..size]);
         }
-        let mut send = Guarded::new(send_len, self.skew);
-        let mut recv = Guarded::new(recv_len, self.skew ^ 4);
+        let mut send = Guarded::new(send_len, self.skew, self.shared);
+        let mut recv = Guarded::new(recv_len, self.skew ^ 4, self.shared);
         let large = send_len.max(recv_len);
-        let mut both = Guarded::new(large, self.skew);
+        let mut both = Guarded::new(large, self.skew, self.shared);
         let block = rank as usize * self.count * size;
         let (send_at, recv_at) = match self.collective {
             Collective::AllGather => (block, 0),
@@ -138,6 +144,11 @@ impl Case {
             (send.bytes().as_ptr(), recv.bytes().as_mut_ptr())
         };
         let call = Call { send: from, recv: to, ..self.call(rank) };
+        // Mapped by now, or left as it is.
+        for memory in [&send.memory, &recv.memory, &both.memory] {
+            let registered = comm.register(memory.as_ptr(), memory.len());
+            assert_eq!(registered.map_err(|e| e.to_string())?, self.shared);
+        }
         // SAFETY: the buffers are as long as the collective asks for.
         unsafe { comm.run(&call) }.map_err(|e| e.to_string())?;
         if self.count == 0 {
@@ -211,14 +222,20 @@ impl Case {
 
 /// Bytes between two walls that must stay as they are.
 pub(super) struct Guarded {
-    memory: Vec<u8>,
+    memory: Memory,
     start: usize,
     len: usize,
 }
 
 impl Guarded {
-    pub(super) fn new(len: usize, skew: usize) -> Self {
-        let memory = vec![FILL; len + 2 * GUARD + 64];
+    pub(super) fn new(len: usize, skew: usize, shared: bool) -> Self {
+        let bytes = len + 2 * GUARD + 64;
+        let mut memory = if shared {
+            Memory::Library(Buffer::new(bytes).expect("memory"))
+        } else {
+            Memory::Allocator(vec![0; bytes])
+        };
+        memory.fill(FILL);
         let start = GUARD + skew + memory.as_ptr().align_offset(64) % 64;
         Self { memory, start: start.min(2 * GUARD), len }
     }
@@ -230,6 +247,31 @@ impl Guarded {
     pub(super) fn is_unhurt(&self) -> bool {
         let (before, rest) = self.memory.split_at(self.start);
         before.iter().chain(&rest[self.len..]).all(|b| *b == FILL)
+    }
+}
+
+enum Memory {
+    Allocator(Vec<u8>),
+    Library(Buffer),
+}
+
+impl Deref for Memory {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Allocator(memory) => memory,
+            Self::Library(memory) => memory,
+        }
+    }
+}
+
+impl DerefMut for Memory {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Allocator(memory) => memory,
+            Self::Library(memory) => memory,
+        }
     }
 }
 

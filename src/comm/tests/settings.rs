@@ -108,6 +108,7 @@ fn nodes_as_the_user_says_make_hierarchies_run() {
                 count: 200_000,
                 in_place: false,
                 skew: 0,
+                shared: false,
                 seed: 3,
             };
             let call = case.call(comm.rank());

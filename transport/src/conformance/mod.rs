@@ -7,6 +7,7 @@
 mod ends;
 pub mod fuzz;
 mod lines;
+mod segments;
 mod slots;
 mod traffic;
 
@@ -68,6 +69,14 @@ pub const CASES: &[Case] = &[
     Case { name: "credits", left: slots::credits_left, right: slots::credits_right },
     Case { name: "lengths", left: slots::lengths_left, right: slots::lengths_right },
     Case { name: "lending", left: slots::lending_left, right: slots::lending_right },
+    Case { name: "segments", left: segments::lending_left, right: segments::lending_right },
+    Case { name: "segments come and go", left: segments::going_left, right: segments::going_right },
+    Case { name: "segments both ways", left: segments::both_ways, right: segments::both_ways },
+    Case {
+        name: "segments of a lender that leaves",
+        left: segments::leave_left,
+        right: segments::leave_right,
+    },
     Case { name: "sleep", left: slots::sleep_left, right: slots::sleep_right },
     Case { name: "line lengths", left: lines::line_lengths_left, right: lines::line_lengths_right },
     Case { name: "line credits", left: lines::line_credits_left, right: lines::line_credits_right },

@@ -1,6 +1,7 @@
 //! The slot protocol: order, credits, lengths, lent memory, sleep.
 
 use super::{Side, bytes, pattern, pause, wait};
+use crate::link::Lends;
 
 const MESSAGES: u64 = 200;
 
@@ -75,7 +76,7 @@ pub(super) fn lengths_right(mut side: Side) {
 const LENT: usize = 100_000;
 
 pub(super) fn lending_left(mut side: Side) {
-    if !side.out.slots.lends() {
+    if side.out.slots.lends() != Lends::Anything {
         return;
     }
     let data = pattern(LENT, 1);
@@ -91,7 +92,7 @@ pub(super) fn lending_left(mut side: Side) {
 }
 
 pub(super) fn lending_right(mut side: Side) {
-    if !side.out.slots.lends() {
+    if side.out.slots.lends() != Lends::Anything {
         return;
     }
     for round in 0..10_u32 {

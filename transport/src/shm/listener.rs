@@ -2,10 +2,12 @@
 //!
 //! It never blocks on a peer: all connections are state machines under one `poll`. Whoever has not proven itself within
 //! [`PATIENCE`] is dropped, and so is the oldest of too many who have not. A proven peer's connection stays in the
-//! set without cost; that it ends means that the peer's process left or died.
+//! set without cost; over it come the peer's offers of segments and answers to ours, and that it ends means that the peer's
+//! process left or died.
 
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::sharing::{FRAME, Sharing};
 use super::socket;
 use crate::Rank;
 use crate::error::LinkError;
@@ -35,7 +38,7 @@ pub(crate) struct Listener {
     name: String,
     /// Wakes the thread; its end ends the thread.
     kick: UnixStream,
-    adopted: Sender<(Rank, UnixStream)>,
+    adopted: Sender<(Rank, Arc<Sharing>)>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -62,17 +65,17 @@ impl Listener {
         &self.name
     }
 
-    /// Watches a connection that this rank has dialed.
-    pub(crate) fn adopt(&self, peer: Rank, stream: UnixStream) {
+    /// Serves a connection that this rank has dialed.
+    pub(crate) fn adopt(&self, peer: Rank, sharing: Arc<Sharing>) {
         // The thread lives as long as `self`; a full pipe means that it is awake anyway.
-        let _ = self.adopted.send((peer, stream));
+        let _ = self.adopted.send((peer, sharing));
         let _ = io::Write::write(&mut &self.kick, &[0]);
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let _ = self.kick.shutdown(std::net::Shutdown::Both);
+        let _ = self.kick.shutdown(Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             // A panic there has been printed; there is nothing to add.
             let _ = thread.join();
@@ -83,7 +86,7 @@ impl Drop for Listener {
 struct Service {
     listener: UnixListener,
     kicked: UnixStream,
-    to_adopt: Receiver<(Rank, UnixStream)>,
+    to_adopt: Receiver<(Rank, Arc<Sharing>)>,
     peers: Arc<Peers>,
     party: Party,
     /// Nothing is accepted before that.
@@ -92,7 +95,7 @@ struct Service {
 }
 
 struct Connection {
-    stream: UnixStream,
+    stream: Arc<UnixStream>,
     stage: Stage,
 }
 
@@ -102,7 +105,23 @@ enum Stage {
     /// It has proven itself and owes us its inbox.
     Proven { since: Instant, peer: Rank },
     /// All is done.
-    Connected { peer: Rank },
+    Connected { peer: Rank, sharing: Arc<Sharing>, frame: Box<Partial> },
+}
+
+/// A frame of which `got` bytes have come.
+#[derive(Default)]
+struct Partial {
+    bytes: [u8; FRAME],
+    got: usize,
+    file: Option<OwnedFd>,
+}
+
+impl Connection {
+    /// To a peer with which all is done.
+    fn of(peer: Rank, sharing: Arc<Sharing>) -> Self {
+        let stream = sharing.stream().clone();
+        Self { stream, stage: Stage::Connected { peer, sharing, frame: Box::default() } }
+    }
 }
 
 impl Stage {
@@ -137,11 +156,14 @@ impl Service {
                 keep
             });
             self.connections = connections;
-            for (peer, stream) in self.to_adopt.try_iter() {
-                let stage = Stage::Connected { peer };
-                self.connections.push(Connection { stream, stage });
+            for (peer, sharing) in self.to_adopt.try_iter() {
+                self.connections.push(Connection::of(peer, sharing));
             }
             self.accept();
+        }
+        // Links that live on keep a connection open; the peer is to see its end all the same.
+        for connection in &self.connections {
+            let _ = connection.stream.shutdown(Shutdown::Both);
         }
     }
 
@@ -153,7 +175,7 @@ impl Service {
         self.paused = self.paused.filter(|&until| until > now);
         let accepting = if self.paused.is_none() { libc::POLLIN } else { 0 };
         let mut entries = vec![entry(&self.kicked, libc::POLLIN), entry(&self.listener, accepting)];
-        entries.extend(self.connections.iter().map(|c| entry(&c.stream, libc::POLLIN)));
+        entries.extend(self.connections.iter().map(|c| entry(&*c.stream, libc::POLLIN)));
         let limits = self.connections.iter().filter_map(|c| Some(c.stage.since()? + PATIENCE));
         let timeout = limits.chain(self.paused).min().map_or(-1, |limit| {
             // Rounded up, so as not to wake just before.
@@ -220,7 +242,7 @@ impl Service {
             self.connections.remove(oldest);
         }
         let stage = Stage::Stranger { since: Instant::now(), challenge, hello: [0; HELLO], got: 0 };
-        self.connections.push(Connection { stream, stage });
+        self.connections.push(Connection { stream: Arc::new(stream), stage });
         Ok(())
     }
 
@@ -247,25 +269,24 @@ impl Service {
                     }
                 }
                 Stage::Proven { peer, .. } => match self.complete(stream, *peer) {
-                    Ok(true) => {
-                        *stage = Stage::Connected { peer: *peer };
+                    Ok(Some(sharing)) => {
+                        *connection = Connection::of(*peer, sharing);
                         Next::Again
                     }
-                    Ok(false) => Next::Wait,
+                    Ok(None) => Next::Wait,
                     Err(error) => {
                         log::warn!("rank {}: {error}", self.peers.me);
                         self.peers.fail(*peer, error);
                         Next::Drop
                     }
                 },
-                Stage::Connected { peer } => match read(stream, &mut [0; 64]) {
-                    Ok(0) | Err(Next::Drop) => {
+                Stage::Connected { peer, sharing, frame } => {
+                    let next = self.share(*peer, sharing, frame);
+                    if matches!(next, Next::Drop) {
                         self.peers.lost(*peer);
-                        Next::Drop
                     }
-                    Ok(_) => Next::Again,
-                    Err(next) => next,
-                },
+                    next
+                }
             };
             match next {
                 Next::Again => {}
@@ -294,24 +315,60 @@ impl Service {
         Some(peer)
     }
 
-    /// Takes the inbox of a proven peer; false if it has not come yet.
-    fn complete(&self, stream: &UnixStream, peer: Rank) -> Result<bool, LinkError> {
+    /// Reads what a connected peer says of segments, a frame at most.
+    fn share(&self, peer: Rank, sharing: &Sharing, frame: &mut Partial) -> Next {
+        match socket::receive(sharing.stream(), &mut frame.bytes[frame.got..]) {
+            Ok((0, _)) => return Next::Drop,
+            Ok((got, file)) => {
+                frame.got += got;
+                frame.file = file.or(frame.file.take());
+            }
+            Err(error) => {
+                match error.kind() {
+                    io::ErrorKind::WouldBlock => return Next::Wait,
+                    // The frame has come, and there is no room for its descriptor: an offer that is refused.
+                    _ if error.raw_os_error() == Some(libc::EMFILE) => frame.got = FRAME,
+                    _ => return Next::Drop,
+                }
+            }
+        }
+        if frame.got == FRAME {
+            let Partial { bytes, file, .. } = std::mem::take(frame);
+            if !sharing.serve(&bytes, file) {
+                log::warn!("rank {}: rank {peer} sent what is no frame", self.peers.me);
+                return Next::Drop;
+            }
+            // A rank may wait for an answer.
+            self.peers.inbox.header().bell.ring();
+        }
+        Next::Again
+    }
+
+    /// Takes the inbox of a proven peer; None if it has not come yet.
+    fn complete(
+        &self,
+        stream: &Arc<UnixStream>,
+        peer: Rank,
+    ) -> Result<Option<Arc<Sharing>>, LinkError> {
         let refused = |why| Err(LinkError::Refused { peer, why });
         let file = match socket::receive(stream, &mut [0]) {
             Ok((0, _)) => return refused(CLOSED),
             Ok((_, None)) => return refused("it handed over no inbox"),
             Ok((_, Some(file))) => file,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(error) => return Err(broken(peer, "recvmsg", &error)),
         };
         let inbox = PeerInbox::map(file.as_fd(), self.peers.me, peer, self.peers.layout)?;
-        self.peers.add(peer, inbox);
-        // The dialer counts on nothing before this: a connection that ends without it was never made.
-        match io::Write::write(&mut &*stream, &[CONFIRMED]) {
-            Ok(1) => Ok(true),
-            Ok(_) => refused(CLOSED),
-            Err(error) => Err(broken(peer, "write", &error)),
+        // The dialer counts on nothing before this: a connection that ends without it was never made. And nothing else may come to it
+        // first, so it is not known to this rank before.
+        match io::Write::write(&mut &**stream, &[CONFIRMED]) {
+            Ok(1) => {}
+            Ok(_) => return refused(CLOSED),
+            Err(error) => return Err(broken(peer, "write", &error)),
         }
+        let sharing = Arc::new(Sharing::new(stream.clone()));
+        self.peers.add(peer, inbox, Some(sharing.clone()));
+        Ok(Some(sharing))
     }
 
     fn give_up(&self, connection: &Connection) {

@@ -82,6 +82,16 @@ pub(crate) fn send(
     if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
+/// Sends a few bytes, all or none.
+pub(crate) fn tell(stream: &UnixStream, bytes: &[u8]) -> io::Result<()> {
+    let flags = libc::MSG_NOSIGNAL;
+    // SAFETY: the bytes are readable for their length.
+    let sent = retry(|| unsafe {
+        libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags)
+    })?;
+    if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
 /// Receives up to `bytes.len()` bytes, and the descriptor if one came with them.
 pub(crate) fn receive(
     stream: &UnixStream,

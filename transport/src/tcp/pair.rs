@@ -300,7 +300,7 @@ impl TcpPair {
         }
         let Some((data, len, tag)) = first else { return self.in_vain(&state) };
         let sequence = state.receiving(channel).next;
-        Ok(Some(Message { data, len, tag, sequence }))
+        Ok(Some(Message { data, len, tag, sequence, foreign: false }))
     }
 
     pub(crate) fn release(&self, channel: u16) {
