@@ -163,6 +163,7 @@ impl SlotSender {
 
     /// Publishes `len` bytes from byte `offset` of this process' segment of that number, which is not 0, as a message. None is
     /// back-pressure.
+    #[cfg(not(loom))]
     pub(crate) fn lend_of(
         &mut self,
         segment: u64,
