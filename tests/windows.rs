@@ -3,6 +3,7 @@
 mod job;
 
 use job::Job;
+use maypole::memory::Buffer;
 use maypole::{Communicator, Error, WindowId};
 
 const OVER_TCP: [(&str, &str); 2] = [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1")];
@@ -14,12 +15,16 @@ const WORDS: usize = 100_000;
 fn rank() {
     let Some((scene, mut comm)) = job::enter() else { return };
     // Others write to it until the process ends.
-    let part: &'static mut [u64] = vec![0; WORDS].leak();
-    let part = part.as_mut_ptr();
+    let part = match scene.split_once('-') {
+        Some((_, "library")) => {
+            Box::leak(Box::new(Buffer::new(WORDS * 8).expect("memory"))).as_mut_ptr().cast()
+        }
+        _ => vec![0; WORDS].leak().as_mut_ptr(),
+    };
     // SAFETY: the memory is never freed, and from here on read through the pointer alone.
     let window = unsafe { comm.register_window(part.cast(), WORDS * 8) };
     let window = window.unwrap_or_else(|e| panic!("{e}"));
-    match scene.as_str() {
+    match scene.split('-').next().unwrap_or_default() {
         "ring" => ring(&mut comm, window, part),
         "puts" => puts(&mut comm, window),
         "waits" => waits(&mut comm),
@@ -76,13 +81,14 @@ fn waits(comm: &mut Communicator) {
 fn puts_travel_around_a_ring_of_processes() {
     for environment in [&[][..], &OVER_TCP] {
         Job::start(3, "ring", environment).all_say("done");
+        Job::start(3, "ring-library", environment).all_say("done");
     }
 }
 
 #[test]
 fn a_killed_process_ends_puts_and_waits_with_its_number() {
     for environment in [&[][..], &OVER_TCP] {
-        for scene in ["puts", "waits"] {
+        for scene in ["puts", "waits", "puts-library", "waits-library"] {
             let mut job = Job::start(3, scene, environment);
             job.all_say("started");
             job.signal(1, libc::SIGKILL);

@@ -1,14 +1,21 @@
 //! Windows: registered, written to, signalled.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::Duration;
 
 use maypole_algorithms::Rank;
-use maypole_transport::error::LinkError;
+use maypole_transport::segment;
 
 use super::Communicator;
 use crate::engine::wait::Wait;
 use crate::error::Error;
-use crate::window::{CHANNEL, Extent, HEADER, Message, Service, TAG, WindowId};
+use crate::window::{
+    CHANNEL, Card, DIRECT, Extent, HEADER, Message, Outgoing, Part, PeerBoard, Service, TAG,
+    WindowId,
+};
+
+/// How long to wait for peers to map a window.
+const ANSWERS: Duration = Duration::from_millis(200);
 
 impl Communicator {
     /// Makes `bytes` bytes at `memory` this rank's part of a new window. Every rank calls it, in the same order with other windows; parts may
@@ -30,25 +37,79 @@ impl Communicator {
         }
         self.whole()?;
         self.check_windows()?;
-        let deadline = self.link_deadline();
-        let all = self.watch.all_gather(&(bytes as u64).to_le_bytes(), deadline)?;
-        let size = |bytes: &Vec<u8>| Some(u64::from_le_bytes(bytes[..].try_into().ok()?));
-        let sizes = all.iter().map(size).collect::<Option<Vec<_>>>();
-        let sizes = sizes.ok_or_else(|| Error::internal("the sizes of a window are unreadable"))?;
         if self.windows.service.is_none() {
-            let service = self.start_service().map_err(|error| self.fail_window(error))?;
+            let service = self.make_service().map_err(|error| self.fail_window(error))?;
             self.windows.service = Some(service);
         }
-        self.windows.made += 1;
-        let id = WindowId(self.windows.made);
-        self.windows.sizes.insert(id, sizes);
-        if let Some(service) = &self.windows.service {
-            let extent = Extent { start: memory, bytes };
-            service.board.extents().insert(id.0, extent);
+        let service = self.windows.service.as_ref().ok_or_else(no_window)?;
+        let number = self.windows.made + 1;
+        let board = Arc::clone(&service.board);
+        // What is not to be reached is in segment 0.
+        let (segment, offset) = segment::locate(memory, bytes)
+            .filter(|_| number <= DIRECT && board.segment() != 0)
+            .unwrap_or_default();
+        let card =
+            Card { bytes: bytes as u64, segment, offset: offset as u64, board: board.segment() };
+        if segment != 0 {
+            self.offer(&[(memory, bytes), board.memory()]);
+        }
+        // All have offered what they have, and mapped what they were offered, or some need messages.
+        let deadline = self.link_deadline();
+        let all = self.watch.all_gather(&card.encode(), deadline)?;
+        let cards = all.iter().map(|bytes| Card::decode(bytes)).collect::<Option<Vec<_>>>();
+        let cards = cards.ok_or_else(|| Error::internal("a card of a window is unreadable"))?;
+        let direct = self.take_up(&cards);
+        self.windows.made = number;
+        board.extents().insert(number, Extent { start: memory, bytes });
+        let needs = self.watch.all_gather(&[u8::from(!direct)], deadline)?;
+        if needs.iter().any(|needs| *needs != [0]) {
+            let (rank, abort) = (self.rank, self.abort_handle());
+            let service = self.windows.service.as_mut().ok_or_else(no_window)?;
+            service.start(rank, abort).map_err(|error| self.fail_window(error))?;
         }
         // Nobody puts before everybody can take.
         self.watch.all_gather(&[], deadline)?;
-        Ok(id)
+        Ok(WindowId(number))
+    }
+
+    /// Offers memory to the peers of the host; waits until they have mapped it, but not for long: one that has not gets messages.
+    fn offer(&self, memory: &[(*const u8, usize)]) {
+        let bell = self.endpoint.doorbell();
+        bell.wait(0, 0, Some(ANSWERS), || {
+            // All are asked, whatever the first says.
+            memory.iter().filter(|(data, len)| !self.endpoint.offer(*data, *len)).count() == 0
+        });
+    }
+
+    /// Notes the parts of a new window; whether this rank reaches all others' itself.
+    fn take_up(&mut self, cards: &[Card]) -> bool {
+        let Self { rank, nranks, windows, endpoint, .. } = self;
+        let mut direct = true;
+        let mut parts = Vec::new();
+        for (peer, card) in (0..).zip(cards) {
+            let Card { bytes, segment, offset, board } = *card;
+            let mut reach = None;
+            if peer != *rank && segment != 0 {
+                let service = windows.service.as_mut();
+                let place = service.map(|service| &mut service.boards[peer as usize]);
+                if let Some(place) = place {
+                    let known = |number| endpoint.reach(peer, number);
+                    let peer_board =
+                        place.take().or_else(|| PeerBoard::new(known(board)?, *nranks as usize));
+                    let part = known(segment).filter(|part| {
+                        let range = usize::try_from(offset).ok().zip(usize::try_from(bytes).ok());
+                        range.is_some_and(|(offset, bytes)| part.at(offset, bytes).is_some())
+                    });
+                    reach =
+                        part.filter(|_| peer_board.is_some()).map(|part| (part, offset as usize));
+                    *place = peer_board;
+                }
+            }
+            direct &= peer == *rank || reach.is_some();
+            parts.push(Part { bytes, reach });
+        }
+        windows.parts.insert(WindowId(windows.made + 1), parts);
+        direct
     }
 
     /// Takes this rank's memory back: from now on it may be freed. Other ranks must not put to it any more; a put that comes all the same
@@ -57,10 +118,11 @@ impl Communicator {
     /// # Errors
     /// If there is no such window.
     pub fn deregister_window(&mut self, window: WindowId) -> Result<(), Error> {
-        if self.windows.sizes.remove(&window).is_none() {
+        if self.windows.parts.remove(&window).is_none() {
             return Err(no_window());
         }
         if let Some(service) = &self.windows.service {
+            service.board.close(window.0);
             service.board.extents().remove(&window.0);
         }
         Ok(())
@@ -78,8 +140,8 @@ impl Communicator {
         bytes: usize,
     ) -> Result<(), Error> {
         self.check_window_peer(peer)?;
-        let sizes = self.windows.sizes.get(&window).ok_or_else(no_window)?;
-        let size = sizes[peer as usize];
+        let parts = self.windows.parts.get(&window).ok_or_else(no_window)?;
+        let size = parts[peer as usize].bytes;
         let end = (offset as u64).checked_add(bytes as u64);
         if end.is_some_and(|end| end <= size) {
             return Ok(());
@@ -120,8 +182,46 @@ impl Communicator {
             return Ok(());
         }
         // SAFETY: the caller's promise.
-        let sent = unsafe { self.send_pieces(from, bytes, peer, window, offset) };
+        let sent = match unsafe { self.put_directly(from, bytes, peer, window, offset) } {
+            Ok(true) => self.send_signal(peer),
+            // SAFETY: the caller's promise.
+            Ok(false) => unsafe { self.send_pieces(from, bytes, peer, window, offset) },
+            Err(error) => Err(error),
+        };
         sent.map_err(|error| self.fail_window(error))
+    }
+
+    /// Copies into the peer's memory; false if this rank does not reach it itself.
+    unsafe fn put_directly(
+        &mut self,
+        from: *const u8,
+        bytes: usize,
+        peer: Rank,
+        window: WindowId,
+        offset: usize,
+    ) -> Result<bool, Error> {
+        let Self { rank, windows, endpoint, .. } = self;
+        let service = windows.service.as_ref().ok_or_else(no_window)?;
+        let part = windows.parts.get(&window).and_then(|parts| parts[peer as usize].reach.as_ref());
+        let Some(((reach, start), board)) = part.zip(service.boards[peer as usize].as_ref()) else {
+            return Ok(false);
+        };
+        if let Some(error) = endpoint.aborted().or_else(|| endpoint.gone(peer)) {
+            return Err(error.into());
+        }
+        if board.is_closed(window.0) {
+            return Err(Error::InvalidUsage {
+                what: format!(
+                    "rank {rank} put to a window of rank {peer} that is not registered any more"
+                ),
+            });
+        }
+        let to = reach.at(start + offset, bytes);
+        let to = to.ok_or_else(|| Error::internal("a window is shorter than it was"))?;
+        // SAFETY: the caller's promise for `from`. `to` is mapped as long as `reach` lives, and its owner has promised that it may be
+        // written to. They may be the same memory, which a caller of this process may own.
+        unsafe { std::ptr::copy(from, to, bytes) };
+        Ok(true)
     }
 
     unsafe fn send_pieces(
@@ -158,7 +258,7 @@ impl Communicator {
     ) -> Result<(usize, bool), Error> {
         let Self { windows, endpoint, patience, watch, .. } = self;
         let service = windows.service.as_mut().ok_or_else(no_window)?;
-        let slots = service.outgoing[peer as usize]
+        let outgoing = service.outgoing[peer as usize]
             .as_mut()
             .ok_or_else(|| Error::internal("no link for windows"))?;
         if let Some(error) = endpoint.gone(peer) {
@@ -166,7 +266,7 @@ impl Communicator {
         }
         let mut wait = Wait::new(endpoint, *patience, watch);
         let slot = loop {
-            match slots.reserve()? {
+            match outgoing.slots.reserve()? {
                 Some(slot) => break slot,
                 None => wait.idle(|| endpoint.gone(peer), || Some(peer))?,
             }
@@ -178,8 +278,27 @@ impl Communicator {
             slot.data.cast::<[u8; HEADER]>().write(message.encode());
             std::ptr::copy_nonoverlapping(from, slot.data.add(HEADER), len);
         }
-        slots.send(HEADER + len, TAG);
+        outgoing.sent = outgoing.slots.send(HEADER + len, TAG);
         Ok((len, message.signals))
+    }
+
+    /// Signals `peer`: on its board, if it has applied all messages, for this must not overtake them; else by a message.
+    fn send_signal(&mut self, peer: Rank) -> Result<(), Error> {
+        let Self { rank, windows, endpoint, .. } = self;
+        let service = windows.service.as_mut().ok_or_else(no_window)?;
+        let quiet = service.outgoing[peer as usize].as_mut().is_some_and(Outgoing::is_quiet);
+        if let Some(board) = service.boards[peer as usize].as_ref().filter(|_| quiet) {
+            if let Some(error) = endpoint.aborted().or_else(|| endpoint.gone(peer)) {
+                return Err(error.into());
+            }
+            board.add_signal(*rank);
+            endpoint.ring(peer);
+            return Ok(());
+        }
+        let piece = |_| (Message { window: 0, offset: 0, signals: true }, 0);
+        let nothing = std::ptr::NonNull::dangling().as_ptr();
+        // SAFETY: of no bytes.
+        unsafe { self.send_message(peer, nothing, piece) }.map(drop)
     }
 
     /// Signals `peer`, after all that this rank has put to it.
@@ -196,11 +315,7 @@ impl Communicator {
             }
             return Ok(());
         }
-        let piece = |_| (Message { window: 0, offset: 0, signals: true }, 0);
-        // SAFETY: of no bytes.
-        let sent =
-            unsafe { self.send_message(peer, std::ptr::NonNull::dangling().as_ptr(), piece) };
-        sent.map(drop).map_err(|error| self.fail_window(error))
+        self.send_signal(peer).map_err(|error| self.fail_window(error))
     }
 
     /// Waits for that many signals of each rank, and consumes them.
@@ -226,14 +341,14 @@ impl Communicator {
     fn wait_signals_of(&mut self, peer: Rank, count: u64) -> Result<(), Error> {
         let Self { rank, windows, endpoint, patience, watch, .. } = self;
         let service = windows.service.as_mut().ok_or_else(no_window)?;
-        let board = &service.board;
-        let consumed = &mut service.consumed[peer as usize];
-        let wanted = *consumed + count;
+        let board = Arc::clone(&service.board);
+        let consumed = service.consumed[peer as usize];
+        let wanted = consumed + count;
         if peer == *rank && board.signals(peer) < wanted {
             return Err(Error::InvalidArgument {
                 what: format!(
                     "rank {peer} waits for {count} signals of itself and has sent {}: it would wait for ever",
-                    board.signals(peer) - *consumed
+                    board.signals(peer) - consumed
                 ),
             });
         }
@@ -241,14 +356,13 @@ impl Communicator {
         while board.signals(peer) < wanted {
             let failed = || {
                 // Only when all that it had sent has been applied.
-                let closed = board.closed[peer as usize].load(Ordering::Acquire) != 0;
-                let in_vain = closed && board.signals(peer) < wanted;
-                in_vain.then(|| endpoint.gone(peer).unwrap_or(LinkError::PeerLeft { peer }))
+                let gone = service.ended(peer)?;
+                (board.signals(peer) < wanted).then_some(gone)
             };
             wait.idle(failed, || Some(peer))?;
         }
         wait.over();
-        *consumed = wanted;
+        service.consumed[peer as usize] = wanted;
         Ok(())
     }
 
@@ -298,8 +412,8 @@ impl Communicator {
         Ok(())
     }
 
-    /// Connects to all ranks and starts the thread.
-    fn start_service(&mut self) -> Result<Service, Error> {
+    /// Connects to all ranks.
+    fn make_service(&mut self) -> Result<Service, Error> {
         let deadline = self.link_deadline();
         let Self { rank, nranks, endpoint, addresses, links, watch, .. } = self;
         let (mut outgoing, mut incoming) = (Vec::new(), Vec::new());
@@ -310,11 +424,10 @@ impl Communicator {
             }
             links.connect(endpoint, addresses, peer, deadline, watch)?;
             let (out, inc) = endpoint.open(peer, CHANNEL)?;
-            outgoing.push(Some(out.slots));
+            outgoing.push(Some(Outgoing { slots: out.slots, sent: 0 }));
             incoming.push((peer, inc.slots));
         }
-        let (rank, abort) = (*rank, self.abort_handle());
-        Service::start(rank, outgoing, incoming, &self.endpoint, abort)
+        Service::new(outgoing, incoming, &self.endpoint)
     }
 }
 

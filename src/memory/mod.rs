@@ -89,6 +89,17 @@ impl Buffer {
         matches!(self.owner, Owner::Segment(_))
     }
 
+    /// First byte. Unlike a slice of it, it may be used while others write to the memory.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.start.as_ptr()
+    }
+
+    /// Bytes.
+    #[expect(clippy::len_without_is_empty, reason = "none is empty")]
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
     /// First byte, for calls that take pointers, and for memory that others write to.
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
         self.start.as_ptr()

@@ -1,4 +1,4 @@
-//! The form of a put or a signal on its way: a header, and the bytes to be written.
+//! The form of a put or a signal on its way, a header and the bytes to be written; and of what ranks tell each other of a new window.
 
 /// What all of these messages carry where those of a call have its hash.
 pub(crate) const TAG: u32 = 0x7769_6e64;
@@ -36,6 +36,37 @@ impl Message {
         };
         let offset = u64::from_le_bytes(*rest[4..].first_chunk()?);
         Some(Self { window: u32::from_le_bytes(*window), offset, signals })
+    }
+}
+
+/// A rank's part of a new window, and where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Card {
+    /// Bytes of the part.
+    pub(crate) bytes: u64,
+    /// The segment that it is in, which peers of the host were offered; 0 if they cannot reach it.
+    pub(crate) segment: u64,
+    /// Where in the segment it begins.
+    pub(crate) offset: u64,
+    /// The segment of the rank's board.
+    pub(crate) board: u64,
+}
+
+impl Card {
+    pub(crate) fn encode(self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        let words = [self.bytes, self.segment, self.offset, self.board];
+        for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// None if no correct rank writes this.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; 32] = bytes.try_into().ok()?;
+        let word = |at: usize| Some(u64::from_le_bytes(*bytes[at..].first_chunk()?));
+        Some(Self { bytes: word(0)?, segment: word(8)?, offset: word(16)?, board: word(24)? })
     }
 }
 

@@ -5,30 +5,39 @@
 //! [`wait_signals`](crate::Communicator::wait_signals) waits for signals and consumes them (`comm/window`). What a rank put before a signal is there when the
 //! signal is.
 //!
-//! Puts and signals are messages (`message`) on a channel of their own of the links that the ranks have anyway: threads, shared
+//! Where both ranks run on one host and the peer's part lies in memory of the library ([`Buffer`](crate::memory::Buffer)), a put is one copy into
+//! it, and a signal one addition to a word of the peer's board (`board`), which lies in such memory too. The peer's doorbell is rung; nothing of the
+//! peer's runs.
+//!
+//! Other puts are messages (`message`) on a channel of their own of the links that the ranks have anyway: threads, shared
 //! memory or TCP. At the other end a thread of the communicator (`serve`) applies them in their order, whatever the
-//! owner does meanwhile. It sleeps on the rank's doorbell, so that on a communicator with windows everything that rings costs a system
-//! call. It is started with the first window; a communicator without windows has none.
+//! owner does meanwhile. It sleeps on the rank's doorbell, so that on a communicator that has it everything that rings costs a system
+//! call. It is started with the first window for which some rank needs messages; a communicator without such windows has none. A signal
+//! overtakes no put: as long as a message to the peer is not applied, signals to it are messages too.
 
+mod board;
 mod message;
 mod serve;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::Channel;
 use maypole_transport::endpoint::Endpoint;
-use maypole_transport::link::{ReceiveSlots, SendSlots};
+use maypole_transport::error::LinkError;
+use maypole_transport::link::{ReceiveSlots, SendSlots, Sequence};
+use maypole_transport::segment::Reach;
 
 use crate::comm::AbortHandle;
 use crate::error::Error;
 use crate::plan::exchange;
 use crate::tune::MOST_CHANNELS;
 use crate::watch;
-pub(crate) use message::{HEADER, Message, TAG};
+pub(crate) use board::{Board, DIRECT, PeerBoard};
+pub(crate) use message::{Card, HEADER, Message, TAG};
 
 /// The channel of puts and signals, after those of all schedules.
 pub(crate) const CHANNEL: Channel = exchange::FIRST_BEYOND + MOST_CHANNELS;
@@ -41,37 +50,49 @@ pub struct WindowId(pub(crate) u32);
 #[derive(Default)]
 pub(crate) struct Windows {
     pub(crate) made: u32,
-    /// Bytes of every rank's part, of the windows that this rank has not deregistered.
-    pub(crate) sizes: HashMap<WindowId, Vec<u64>>,
+    /// Every rank's part, of the windows that this rank has not deregistered.
+    pub(crate) parts: HashMap<WindowId, Vec<Part>>,
     /// From the first window on.
     pub(crate) service: Option<Service>,
+}
+
+/// A rank's part of a window.
+pub(crate) struct Part {
+    /// Bytes.
+    pub(crate) bytes: u64,
+    /// Where it is, if this rank writes to it itself: from that byte on.
+    pub(crate) reach: Option<(Reach, usize)>,
 }
 
 /// What it takes to write to others, and to be written to.
 pub(crate) struct Service {
     /// By rank; none to this one.
-    pub(crate) outgoing: Vec<Option<Box<dyn SendSlots>>>,
+    pub(crate) outgoing: Vec<Option<Outgoing>>,
+    /// The boards that this rank writes to itself, by rank.
+    pub(crate) boards: Vec<Option<PeerBoard>>,
     /// How many signals of each rank were waited for.
     pub(crate) consumed: Vec<u64>,
     pub(crate) board: Arc<Board>,
+    /// The other direction, until the thread has it.
+    incoming: Vec<(Rank, Box<dyn ReceiveSlots>)>,
     endpoint: Arc<Endpoint>,
     thread: Option<JoinHandle<()>>,
     /// Of the process that made it.
     generation: u32,
 }
 
-/// What the thread and the communicator share.
-pub(crate) struct Board {
-    /// This rank's memory of each window. Locked while something is written to it.
-    pub(crate) extents: Mutex<HashMap<u32, Extent>>,
-    /// How many signals of each rank have come.
-    pub(crate) signals: Vec<AtomicU64>,
-    /// Per rank: 1 once nothing more comes from it.
-    pub(crate) closed: Vec<AtomicU64>,
-    /// Why a rank's messages could not be applied.
-    pub(crate) failure: Mutex<Option<Error>>,
-    /// 1 when the thread shall end.
-    pub(crate) stop: AtomicU64,
+/// This rank's end of a link for puts.
+pub(crate) struct Outgoing {
+    pub(crate) slots: Box<dyn SendSlots>,
+    /// The last message.
+    pub(crate) sent: Sequence,
+}
+
+impl Outgoing {
+    /// Whether the peer has applied all messages.
+    pub(crate) fn is_quiet(&mut self) -> bool {
+        self.slots.released() >= self.sent
+    }
 }
 
 /// Memory that was lent to a window.
@@ -84,67 +105,64 @@ pub(crate) struct Extent {
 // SAFETY: who registered the memory promised that it may be written to from any thread until it is deregistered.
 unsafe impl Send for Extent {}
 
-impl Board {
-    fn new(nranks: usize) -> Self {
-        let zeros = || (0..nranks).map(|_| AtomicU64::new(0)).collect();
-        Self {
-            extents: Mutex::default(),
-            signals: zeros(),
-            closed: zeros(),
-            failure: Mutex::default(),
-            stop: AtomicU64::new(0),
-        }
-    }
-
-    /// Whole at all times, so a panic elsewhere under the lock does no harm.
-    pub(crate) fn extents(&self) -> MutexGuard<'_, HashMap<u32, Extent>> {
-        self.extents.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn failure(&self) -> MutexGuard<'_, Option<Error>> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn add_signal(&self, of: Rank) {
-        // Pairs as `window-signal`: who sees the signal sees what was put before it.
-        self.signals[of as usize].fetch_add(1, Ordering::Release);
-    }
-
-    pub(crate) fn signals(&self, of: Rank) -> u64 {
-        // Pairs as `window-signal`.
-        self.signals[of as usize].load(Ordering::Acquire)
-    }
-}
-
 impl Service {
-    /// Of `rank`, with its ends of the links to all others, by rank.
+    /// With a rank's ends of the links to all others, by rank.
+    ///
+    /// # Errors
+    /// No memory.
+    pub(crate) fn new(
+        outgoing: Vec<Option<Outgoing>>,
+        incoming: Vec<(Rank, Box<dyn ReceiveSlots>)>,
+        endpoint: &Arc<Endpoint>,
+    ) -> Result<Self, Error> {
+        let nranks = outgoing.len();
+        Ok(Self {
+            outgoing,
+            boards: vec![None; nranks],
+            consumed: vec![0; nranks],
+            board: Arc::new(Board::new(nranks)?),
+            incoming,
+            endpoint: endpoint.clone(),
+            thread: None,
+            generation: watch::generation(),
+        })
+    }
+
+    /// Starts the thread that applies messages, unless it runs.
     ///
     /// # Errors
     /// If there are no more threads.
-    pub(crate) fn start(
-        rank: Rank,
-        outgoing: Vec<Option<Box<dyn SendSlots>>>,
-        incoming: Vec<(Rank, Box<dyn ReceiveSlots>)>,
-        endpoint: &Arc<Endpoint>,
-        abort: AbortHandle,
-    ) -> Result<Self, Error> {
-        let nranks = outgoing.len();
-        let board = Arc::new(Board::new(nranks));
-        let thread = if incoming.is_empty() {
-            None
-        } else {
-            let (board, endpoint) = (board.clone(), endpoint.clone());
-            let run = move || serve::run(rank, incoming, &board, &endpoint, &abort);
-            let spawned = watch::without_signals(|| {
-                std::thread::Builder::new().name("maypole-window".into()).spawn(run)
-            });
-            Some(spawned.map_err(|error| Error::System {
-                call: "pthread_create",
-                errno: error.raw_os_error().unwrap_or(libc::EAGAIN),
-            })?)
-        };
-        let (endpoint, generation) = (endpoint.clone(), watch::generation());
-        Ok(Self { outgoing, consumed: vec![0; nranks], board, endpoint, thread, generation })
+    pub(crate) fn start(&mut self, rank: Rank, abort: AbortHandle) -> Result<(), Error> {
+        if self.incoming.is_empty() {
+            return Ok(());
+        }
+        let incoming = std::mem::take(&mut self.incoming);
+        let (board, endpoint) = (self.board.clone(), self.endpoint.clone());
+        let run = move || serve::run(rank, incoming, &board, &endpoint, &abort);
+        let spawned = watch::without_signals(|| {
+            std::thread::Builder::new().name("maypole-window".into()).spawn(run)
+        });
+        self.thread = Some(spawned.map_err(|error| Error::System {
+            call: "pthread_create",
+            errno: error.raw_os_error().unwrap_or(libc::EAGAIN),
+        })?);
+        Ok(())
+    }
+
+    /// Why no more signals of `peer` come than have come, if so.
+    pub(crate) fn ended(&self, peer: Rank) -> Option<LinkError> {
+        let gone = || self.endpoint.gone(peer);
+        if self.thread.is_none() {
+            // Nothing is on the way.
+            return gone();
+        }
+        self.board.is_closed(peer).then(|| gone().unwrap_or(LinkError::PeerLeft { peer }))
+    }
+
+    /// Whether messages are applied.
+    #[cfg(test)]
+    pub(crate) fn has_thread(&self) -> bool {
+        self.thread.is_some()
     }
 }
 

@@ -18,10 +18,10 @@ use crate::inbox::{Inbox, InboxLayout, LinkPlace, PeerInbox};
 use crate::lines::{LineReceiver, LineSender};
 use crate::link::{Incoming, Outgoing, ReceiveSlots, SendSlots};
 use crate::local;
-use crate::memory;
+use crate::memory::{self, Access};
 use crate::peers::{Peer, Peers};
 use crate::ring::{RingPlace, SlotReceiver, SlotSender};
-use crate::segment;
+use crate::segment::{self, Reach};
 use crate::shm;
 use crate::shm::ends::{ShmReceiver, ShmSender};
 use crate::shm::listener::Listener;
@@ -263,7 +263,33 @@ impl Endpoint {
 
     /// Whether all connected peers of other processes of the host have mapped the segment that these bytes lie in, or have refused to.
     pub fn is_shared(&self, data: *const u8, len: usize) -> bool {
-        segment::find(data, len).is_some_and(|(body, _)| self.presence.peers.is_shared(&body))
+        segment::find(data, len)
+            .is_some_and(|(body, _)| self.presence.peers.give(&body, Access::Read))
+    }
+
+    /// Offers the segment that these bytes lie in to all connected peers of other processes of the host, to be written to. True if all have
+    /// answered by now; the doorbell rings with every answer.
+    pub fn offer(&self, data: *const u8, len: usize) -> bool {
+        let found = segment::find(data, len);
+        found.is_none_or(|(body, _)| self.presence.peers.give(&body, Access::Write))
+    }
+
+    /// Memory of a connected peer: its segment of that number, if it is a thread of this process, or has [offered](Self::offer) it.
+    pub fn reach(&self, peer: Rank, segment: u64) -> Option<Reach> {
+        match self.presence.peers.get(peer)? {
+            Peer::Memory(_, Some(sharing)) => {
+                sharing.get(segment, Access::Write).map(Reach::foreign)
+            }
+            Peer::Memory(_, None) => Reach::own(segment),
+            Peer::Tcp(_) => None,
+        }
+    }
+
+    /// Wakes a connected peer if it sleeps: after stores to its memory that it waits for.
+    pub fn ring(&self, peer: Rank) {
+        if let Some(peer) = self.presence.peers.get(peer) {
+            peer.ring();
+        }
     }
 
     /// Whether this rank dials that peer, which is at that address, through shared memory: it can connect without the peer's doing.

@@ -175,13 +175,13 @@ impl Peers {
         table.shared.retain(|id| *id != body.id() && live.contains(id));
         table.shared.push(body.id());
         drop(table);
-        self.is_shared(body);
+        self.give(body, Access::Read);
     }
 
-    /// Whether all of them have answered. Whoever was not asked is.
-    pub(crate) fn is_shared(&self, body: &Body) -> bool {
+    /// Offers a segment to all connected peers that can map it; whether all of them have answered.
+    pub(crate) fn give(&self, body: &Body, access: Access) -> bool {
         let answers = self.all().into_iter().filter_map(|peer| match peer {
-            Peer::Memory(_, Some(sharing)) => Some(sharing.give(body, Access::Read)),
+            Peer::Memory(_, Some(sharing)) => Some(sharing.give(body, access)),
             Peer::Memory(_, None) | Peer::Tcp(_) => None,
         });
         answers.filter(|answer| *answer == Given::Offered).count() == 0

@@ -156,6 +156,45 @@ impl Foreign {
     }
 }
 
+/// Memory of a peer's segment, to be written to as long as this lives, whatever the peer does.
+#[derive(Clone, Debug)]
+pub struct Reach(Target);
+
+#[derive(Clone, Debug)]
+enum Target {
+    /// Of another process.
+    Foreign(Arc<Foreign>),
+    /// Of a rank of this process.
+    Own(Arc<Body>),
+}
+
+impl Reach {
+    pub(crate) fn foreign(foreign: Arc<Foreign>) -> Self {
+        Self(Target::Foreign(foreign))
+    }
+
+    /// The segment of this process that has that number.
+    pub(crate) fn own(id: SegmentId) -> Option<Self> {
+        get(id).map(|body| Self(Target::Own(body)))
+    }
+
+    /// Where `len` bytes from `offset` on are; None if they are not within.
+    pub fn at(&self, offset: usize, len: usize) -> Option<*mut u8> {
+        match &self.0 {
+            Target::Foreign(foreign) => foreign.get(offset, len),
+            Target::Own(body) => {
+                let end = offset.checked_add(len)?;
+                (end <= body.bytes).then(|| body.memory.start().wrapping_add(offset))
+            }
+        }
+    }
+}
+
+/// The number of the segment that these bytes lie in, all of them, and where: by that peers can reach them.
+pub fn locate(data: *const u8, len: usize) -> Option<(u64, usize)> {
+    find(data, len).map(|(body, offset)| (body.id, offset))
+}
+
 /// Where a segment lies, for who looks for addresses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Extent {

@@ -6,25 +6,48 @@ use std::cell::UnsafeCell;
 use super::{Random, as_ranks, over_tcp};
 use crate::config::Config;
 use crate::error::Error;
+use crate::memory::Buffer;
 use crate::{Communicator, RedOp, WindowId};
 
+/// Whose memory a rank's part is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Allocator,
+    Library,
+    /// That of ranks with an odd number is the library's.
+    Mixed,
+}
+
+const KINDS: [Kind; 3] = [Kind::Allocator, Kind::Library, Kind::Mixed];
+
 /// Memory that others write to.
-struct Part(Box<[UnsafeCell<u64>]>);
+struct Part {
+    words: *mut u64,
+    len: usize,
+    _keep: (Option<Box<[UnsafeCell<u64>]>>, Option<Buffer>),
+}
 
 impl Part {
-    fn new(len: usize) -> Self {
-        Self((0..len).map(|_| UnsafeCell::new(0)).collect())
+    fn new(comm: &Communicator, len: usize, kind: Kind) -> Self {
+        if kind == Kind::Library || kind == Kind::Mixed && comm.rank() % 2 == 1 {
+            let mut buffer = Buffer::new(len * 8 + 64).unwrap();
+            // Not where the segment begins.
+            let words = buffer.as_mut_ptr().wrapping_add(40).cast();
+            return Self { words, len, _keep: (None, Some(buffer)) };
+        }
+        let cells: Box<[_]> = (0..len).map(|_| UnsafeCell::new(0)).collect();
+        Self { words: cells[0].get(), len, _keep: (Some(cells), None) }
     }
 
     fn register(&self, comm: &mut Communicator) -> Result<WindowId, Error> {
-        let bytes = self.0.len() * 8;
         // SAFETY: the tests drop the part after the window, and read what was signalled.
-        unsafe { comm.register_window(self.0[0].get().cast(), bytes) }
+        unsafe { comm.register_window(self.words.cast(), self.len * 8) }
     }
 
     fn get(&self, at: usize) -> u64 {
+        assert!(at < self.len);
         // SAFETY: the rank that wrote it has signalled, and writes again only when told.
-        unsafe { self.0[at].get().read() }
+        unsafe { self.words.add(at).read() }
     }
 }
 
@@ -39,22 +62,23 @@ fn put(
     unsafe { comm.put(data.as_ptr().cast(), data.len() * 8, peer, window, at * 8) }
 }
 
-fn links() -> [Config; 3] {
+fn links() -> impl Iterator<Item = (Config, Kind)> {
     let slot_bytes = Some(256);
-    [
+    let configs = [
         Config { slot_bytes, ..Config::default() },
         Config { slot_bytes, p2p_disable: true, ..Config::default() },
         Config { slot_bytes, ..over_tcp(2) },
-    ]
+    ];
+    configs.into_iter().flat_map(|config| KINDS.map(|kind| (config.clone(), kind)))
 }
 
 #[test]
 fn what_was_put_is_there_with_its_signal() {
     const SLOT: usize = 300;
-    for config in links() {
-        as_ranks(4, &config, |comm| {
+    for (config, kind) in links() {
+        as_ranks(4, &config, move |comm| {
             let (rank, n) = (comm.rank(), comm.nranks());
-            let parts = [Part::new(SLOT * n as usize), Part::new(SLOT * n as usize)];
+            let parts = [kind, Kind::Library].map(|kind| Part::new(comm, SLOT * n as usize, kind));
             let windows = parts.each_ref().map(|part| part.register(comm).unwrap());
             let mut random = Random(rank.into());
             for round in 0..30u64 {
@@ -71,8 +95,9 @@ fn what_was_put_is_there_with_its_signal() {
                     comm.signal(peer).unwrap();
                 }
                 for &peer in &peers {
-                    comm.wait_signals(&[(peer, 1), (peer, 2)]).unwrap();
-                    for part in &parts {
+                    // No signal overtakes the put before it, however that travels.
+                    for (part, signals) in parts.iter().zip([1, 2]) {
+                        comm.wait_signals(&[(peer, signals)]).unwrap();
                         for i in 0..SLOT {
                             assert_eq!(part.get(SLOT * peer as usize + i), word(peer, rank, i));
                         }
@@ -90,9 +115,9 @@ fn what_was_put_is_there_with_its_signal() {
 /// Far more than fits the link is put to a rank that is in a collective with the one that puts.
 #[test]
 fn a_put_needs_nothing_of_its_target() {
-    for config in links() {
-        as_ranks(2, &config, |comm| {
-            let part = Part::new(100_000);
+    for (config, kind) in links() {
+        as_ranks(2, &config, move |comm| {
+            let part = Part::new(comm, 100_000, kind);
             let window = part.register(comm).unwrap();
             if comm.rank() == 0 {
                 put(comm, &vec![7; 100_000], 1, window, 0).unwrap();
@@ -111,13 +136,19 @@ fn a_put_needs_nothing_of_its_target() {
 
 #[test]
 fn what_does_not_fit_is_refused_and_does_no_harm() {
-    as_ranks(2, &Config::default(), |comm| {
+    for kind in KINDS {
+        what_does_not_fit(kind);
+    }
+}
+
+fn what_does_not_fit(kind: Kind) {
+    as_ranks(2, &Config::default(), move |comm| {
         let invalid = |result| assert!(matches!(result, Err(Error::InvalidArgument { .. })));
         let other = 1 - comm.rank();
         invalid(comm.signal(other));
         invalid(comm.wait_signals(&[(other, 1)]));
         // The parts differ in length.
-        let part = Part::new(4 + comm.rank() as usize);
+        let part = Part::new(comm, 4 + comm.rank() as usize, kind);
         let window = part.register(comm).unwrap();
         let theirs = 4 + other as usize;
         for (peer, window, at, len) in [
@@ -133,7 +164,7 @@ fn what_does_not_fit_is_refused_and_does_no_harm() {
         put(comm, &vec![5; theirs], other, window, 0).unwrap();
         put(comm, &[], other, window, theirs).unwrap();
         comm.wait_signals(&[(other, 2)]).unwrap();
-        assert!((0..part.0.len()).all(|i| part.get(i) == 5));
+        assert!((0..part.len).all(|i| part.get(i) == 5));
         // Of itself it can wait only for what it has sent.
         let me = comm.rank();
         put(comm, &[6], me, window, 1).unwrap();
@@ -151,8 +182,14 @@ fn what_does_not_fit_is_refused_and_does_no_harm() {
 
 #[test]
 fn a_put_to_memory_that_was_taken_back_writes_nothing_and_ends_all() {
-    let errors = as_ranks(3, &Config::default(), |comm| {
-        let part = Part::new(4);
+    for kind in KINDS {
+        put_to_what_was_taken_back(kind);
+    }
+}
+
+fn put_to_what_was_taken_back(kind: Kind) {
+    let errors = as_ranks(3, &Config::default(), move |comm| {
+        let part = Part::new(comm, 4, kind);
         let window = part.register(comm).unwrap();
         if comm.rank() == 1 {
             comm.deregister_window(window).unwrap();
@@ -169,15 +206,45 @@ fn a_put_to_memory_that_was_taken_back_writes_nothing_and_ends_all() {
         assert!((0..4).all(|i| part.get(i) == 0));
         result.expect_err("nobody signals").to_string()
     });
-    assert!(errors[1].contains("not registered any more"), "{errors:?}");
-    assert!(errors[0].contains("rank 1") && errors[2].contains("rank 1"), "{errors:?}");
+    // Who notices is who writes: rank 1's thread, or rank 0 itself.
+    let (who, name) = if kind == Kind::Allocator { (1, "rank 1") } else { (0, "rank 0") };
+    assert!(errors[who].contains("not registered any more"), "{errors:?}");
+    assert!(errors[1 - who].contains(name) && errors[2].contains(name), "{errors:?}");
+}
+
+/// Where everything can be written directly, nobody has a thread that every ring would wake; it comes with the first window that needs it.
+#[test]
+fn windows_of_the_library_on_one_host_need_no_thread() {
+    for (config, on_one_host) in [(false, true), (true, true)]
+        .map(|(apart, host)| (Config { p2p_disable: apart, ..Config::default() }, host))
+        .into_iter()
+        .chain([(over_tcp(1), false)])
+    {
+        as_ranks(3, &config, move |comm| {
+            let has_thread =
+                |comm: &Communicator| comm.windows.service.as_ref().unwrap().has_thread();
+            let parts =
+                [Kind::Library, Kind::Library, Kind::Mixed].map(|kind| Part::new(comm, 10, kind));
+            parts[0].register(comm).unwrap();
+            assert_eq!(has_thread(comm), !on_one_host);
+            let window = parts[1].register(comm).unwrap();
+            assert_eq!(has_thread(comm), !on_one_host);
+            let other = (comm.rank() + 1) % 3;
+            put(comm, &[7; 10], other, window, 0).unwrap();
+            comm.wait_signals(&[((comm.rank() + 2) % 3, 1)]).unwrap();
+            assert!((0..10).all(|i| parts[1].get(i) == 7));
+            parts[2].register(comm).unwrap();
+            assert!(has_thread(comm));
+            comm.barrier().unwrap();
+        });
+    }
 }
 
 #[test]
 fn an_abort_ends_a_wait_for_signals() {
-    for config in links() {
-        let errors = as_ranks(2, &config, |comm| {
-            let part = Part::new(4);
+    for (config, kind) in links() {
+        let errors = as_ranks(2, &config, move |comm| {
+            let part = Part::new(comm, 4, kind);
             part.register(comm).unwrap();
             if comm.rank() == 0 {
                 comm.wait_signals(&[(1, 1)]).unwrap();
@@ -193,9 +260,9 @@ fn an_abort_ends_a_wait_for_signals() {
 
 #[test]
 fn a_rank_that_leaves_ends_waits_for_it_after_its_last_signal() {
-    for config in links() {
-        as_ranks(2, &config, |comm| {
-            let part = Part::new(4);
+    for (config, kind) in links() {
+        as_ranks(2, &config, move |comm| {
+            let part = Part::new(comm, 4, kind);
             let window = part.register(comm).unwrap();
             if comm.rank() == 0 {
                 comm.wait_signals(&[(1, 1)]).unwrap();
