@@ -172,7 +172,7 @@ impl CountedReceiver {
             return Err(self.end.corrupt("its ring holds a message that is longer than a slot"));
         }
         let data = place.slot(count).cast_const();
-        Ok(Some(Message { data, len, tag: head as u32, sequence: count + 1 }))
+        Ok(Some(Message { data, len, tag: head as u32, sequence: count + 1, foreign: false }))
     }
 
     /// Gives the slot of the first message back.

@@ -1,6 +1,7 @@
 //! Windows, over every kind of link: puts and signals keep their order, need nothing of the target, and are refused where they
 //! do not fit.
 
+use std::any::Any;
 use std::cell::UnsafeCell;
 
 use super::{Random, as_ranks, over_tcp};
@@ -24,7 +25,7 @@ const KINDS: [Kind; 3] = [Kind::Allocator, Kind::Library, Kind::Mixed];
 struct Part {
     words: *mut u64,
     len: usize,
-    _keep: (Option<Box<[UnsafeCell<u64>]>>, Option<Buffer>),
+    _keep: Box<dyn Any>,
 }
 
 impl Part {
@@ -33,10 +34,10 @@ impl Part {
             let mut buffer = Buffer::new(len * 8 + 64).unwrap();
             // Not where the segment begins.
             let words = buffer.as_mut_ptr().wrapping_add(40).cast();
-            return Self { words, len, _keep: (None, Some(buffer)) };
+            return Self { words, len, _keep: Box::new(buffer) };
         }
         let cells: Box<[_]> = (0..len).map(|_| UnsafeCell::new(0)).collect();
-        Self { words: cells[0].get(), len, _keep: (Some(cells), None) }
+        Self { words: cells[0].get(), len, _keep: Box::new(cells) }
     }
 
     fn register(&self, comm: &mut Communicator) -> Result<WindowId, Error> {
