@@ -1,11 +1,12 @@
 //! The pump: moves the messages of one peer and channel between two counted rings and the link of the transport. It waits for nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::fence;
 
 use maypole_algorithms::Rank;
 use maypole_transport::counted::{CountedReceiver, CountedSender};
 use maypole_transport::error::LinkError;
-use maypole_transport::link::{Incoming, Outgoing};
+use maypole_transport::link::{Incoming, Lends, Outgoing};
 use maypole_transport::sync::{AtomicU64, Ordering};
 
 /// The proxy's ends of the rings of one peer and channel.
@@ -62,10 +63,10 @@ impl Pump {
         self.rings.to_kernel.sent() < self.rings.wanted.load(Ordering::Relaxed)
     }
 
-    /// This rank may be reading memory that the peer lends.
+    /// This rank may be reading memory that a peer of this process lends.
     pub(super) fn borrows(&self) -> bool {
         // Both directions are of one kind.
-        self.outgoing.slots.lends()
+        self.outgoing.slots.lends() == Lends::Anything
     }
 
     fn send(&mut self) -> Result<bool, LinkError> {
@@ -110,6 +111,11 @@ impl Pump {
             }
             // SAFETY: as in `send`, the other way round; where the message is the peer's own memory, the caller holds `reading`.
             unsafe { slot.data.copy_from_nonoverlapping(message.data, message.len) };
+            if message.foreign {
+                // Only what is no older than an abort counts.
+                fence(Ordering::Acquire);
+                self.incoming.slots.receive()?;
+            }
             self.rings.to_kernel.send(message.len, message.tag);
             self.incoming.slots.release();
             moved = true;

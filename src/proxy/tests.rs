@@ -13,7 +13,7 @@ use maypole_transport::counted::{CountedPlace, CountedReceiver, CountedSender};
 use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
 use maypole_transport::fault::{Faults, Recipe};
 use maypole_transport::inbox::InboxLayout;
-use maypole_transport::link::{Incoming, Message, Outgoing, SendSlots, Sequence, SlotMut};
+use maypole_transport::link::{Incoming, Lends, Message, Outgoing, SendSlots, Sequence, SlotMut};
 use maypole_transport::sync::{AtomicU64, Ordering};
 use maypole_transport::tcp::TcpConfig;
 
@@ -261,7 +261,7 @@ fn a_rank_of_the_host_at_the_other_end_copies_or_lends() {
                     for number in 0..MESSAGES {
                         let slot = until(|| out.reserve().unwrap());
                         let len = length(number, capacity);
-                        if out.lends() && number % 2 == 0 {
+                        if out.lends() == Lends::Anything && number % 2 == 0 {
                             pattern(&mut memory[..len], number);
                             let lend = || {
                                 // SAFETY: not touched before it is released, below.
