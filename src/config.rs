@@ -128,10 +128,20 @@ table! {
     /// fewest and the most.
     max_channels: Option<u32> = "NCCL_MAX_NCHANNELS", "an integer from 1 to 64; more than 16 are 16", "the fewest",
         |text| integer_in(text, 1, 64).map(|n| Some(n as u32)), None;
+    /// The newer name of NCCL_MIN_NCHANNELS, which wins.
+    min_ctas: Option<u32> = "NCCL_MIN_CTAS", "an integer from 1 to 16", "NCCL_MIN_NCHANNELS",
+        |text| integer_in(text, 1, 16).map(|n| Some(n as u32)), None;
+    /// The newer name of NCCL_MAX_NCHANNELS, which wins.
+    max_ctas: Option<u32> = "NCCL_MAX_CTAS", "an integer from 1 to 64; more than 16 are 16", "NCCL_MAX_NCHANNELS",
+        |text| integer_in(text, 1, 64).map(|n| Some(n as u32)), None;
     /// Which ranks are on one node, in place of the hosts that they run on: hierarchies can so be tried on one machine. Communicators of
     /// another number of ranks go by the hosts.
     nodes: Option<Nodes> = "MAYPOLE_NODES", "sizes of nodes as 4+4+2, or a label for each rank as a,b,a,b", "the hosts",
         |text| Nodes::parse(text).map(Some), None;
+    /// Which ranks are on one node: those that are given the same text, in place of those that run on one host. MAYPOLE_NODES wins. How ranks
+    /// reach each other, by shared memory or sockets, goes by the hosts all the same.
+    host_id: Option<String> = "NCCL_HOSTID", "a text", "the host, by its kernel and network namespace",
+        |text| Some(Some(text.to_owned())), None;
     /// How long initialisation waits for missing ranks before it fails and names them.
     init_timeout: Duration = "MAYPOLE_INIT_TIMEOUT", "seconds, at least 1", "600", parse_seconds, Duration::from_secs(600);
     /// After what time a wait is reported: who is waited for, and what that rank does. Again at each doubling of it.
@@ -167,6 +177,10 @@ table! {
     /// Whether calls of communicators of a CUDA device ask the driver about every pointer, and refuse one to memory that the device does not
     /// reach.
     check_pointers: bool = "NCCL_CHECK_POINTERS", "an integer, 0 for no", "0", parse_bool, false;
+    /// Bytes of all slots of a link together, NCCL's buffer of a channel for large messages: MAYPOLE_SLOT_DEPTH slots share them.
+    /// MAYPOLE_SLOT_BYTES wins.
+    buffer_bytes: Option<usize> = "NCCL_BUFFSIZE", "bytes, from 256 to 1073741824", "chosen by the transport, and less than NCCL's",
+        |text| integer_in(text, 256, 1 << 30).map(|bytes| Some(bytes as usize)), None;
     /// How many times a waiting rank polls before it gives up its core.
     spin: Option<u32> = "MAYPOLE_SPIN", "an integer from 0 to 4294967295",
         "automatic: by whether the ranks of the host outnumber its cores",
@@ -207,7 +221,17 @@ impl Config {
         if self.protocol == Protocol::Auto {
             self.protocol = self.nccl_protocol;
         }
+        self.min_channels = self.min_channels.or(self.min_ctas);
+        self.max_channels = self.max_channels.or(self.max_ctas);
+        // Slots are whole cache lines.
+        let slot = |bytes: usize| ((bytes / self.depth() as usize) & !63).max(64);
+        self.slot_bytes = self.slot_bytes.or(self.buffer_bytes.map(slot));
         self
+    }
+
+    /// Slots of a link.
+    pub fn depth(&self) -> u32 {
+        self.slot_depth.unwrap_or(4)
     }
 
     /// TCP streams to each peer.
@@ -271,6 +295,14 @@ pub fn document() -> String {
             row.form,
             row.default
         );
+    }
+    page.push_str(
+        "\n# Variables of NCCL that change nothing\n\n\
+         Those that begin so and are not above are known, and named in the log under `NCCL_DEBUG=INFO` where they are set.\n\n\
+         | beginning | why |\n| --- | --- |\n",
+    );
+    for (beginning, why) in idle() {
+        let _ = writeln!(page, "| {beginning} | {why} |");
     }
     page
 }
@@ -667,7 +699,8 @@ mod tests {
         // A value no variable but the free texts accepts: exactly the others must complain, each under its name.
         for row in table() {
             let (_, malformed) = with(row.name, "^:no,,such value");
-            let free = ["NCCL_DEBUG_FILE", "MAYPOLE_SECRET_FILE", "NCCL_ALGO", "NCCL_NET"];
+            let free =
+                ["NCCL_DEBUG_FILE", "MAYPOLE_SECRET_FILE", "NCCL_ALGO", "NCCL_NET", "NCCL_HOSTID"];
             let free = free.contains(&row.name);
             let complaints: Vec<_> = malformed.iter().map(|value| value.name).collect();
             assert_eq!(complaints, if free { vec![] } else { vec![row.name] });
@@ -714,6 +747,27 @@ mod tests {
         let both = Config { protocol: Protocol::Line, ..with("NCCL_PROTO", "Simple").0 };
         assert_eq!(with("NCCL_PROTO", "Simple").0.settled().protocol, Protocol::Slots);
         assert_eq!(both.settled().protocol, Protocol::Line);
+    }
+
+    #[test]
+    fn what_another_variable_says_holds_where_one_says_nothing() {
+        let settled = |config: Config| config.settled();
+        let slot = |name, value| settled(with(name, value).0).slot_bytes;
+        assert_eq!(slot("NCCL_BUFFSIZE", "4194304"), Some(1 << 20));
+        assert_eq!(
+            (slot("NCCL_BUFFSIZE", "700"), slot("NCCL_BUFFSIZE", "256")),
+            (Some(128), Some(64))
+        );
+        assert_eq!(slot("NCCL_BUFFSIZE", "255"), None);
+        let both = Config { slot_bytes: Some(640), ..with("NCCL_BUFFSIZE", "4096").0 };
+        assert_eq!(settled(both).slot_bytes, Some(640));
+        let deep = Config { slot_depth: Some(16), ..with("NCCL_BUFFSIZE", "4096").0 };
+        assert_eq!(settled(deep).slot_bytes, Some(256));
+        let many = Config { min_ctas: Some(2), max_ctas: Some(4), ..Config::default() };
+        assert_eq!(settled(many.clone()).copies(), [2, 4]);
+        let older = Config { min_channels: Some(3), ..many };
+        assert_eq!(settled(older).copies(), [3, 4]);
+        assert_eq!(with("NCCL_HOSTID", "a").0.host_id.as_deref(), Some("a"));
     }
 
     #[test]

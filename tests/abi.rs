@@ -295,7 +295,7 @@ fn the_log_shows_what_scrapers_look_for_and_that_this_is_maypole() {
     assert_eq!(log(&[]), "");
     let version = log(&[("NCCL_DEBUG", "VERSION")]);
     assert!(version.starts_with("NCCL version 2.32.3+maypole"), "{version}");
-    let info = log(&[("NCCL_DEBUG", "INFO"), ("NCCL_IB_HCA", "mlx5_0"), ("NCCL_MIN_CTAS", "4")]);
+    let info = log(&[("NCCL_DEBUG", "INFO"), ("NCCL_IB_HCA", "mlx5_0"), ("NCCL_NVLS_ENABLE", "0")]);
     for line in [
         "NCCL version 2.32.3",
         "NCCL INFO Maypole ",
@@ -304,7 +304,7 @@ fn the_log_shows_what_scrapers_look_for_and_that_this_is_maypole() {
         "- Init COMPLETE",
         "NCCL_DEBUG set by environment to INFO.",
         "NCCL_IB_HCA set by environment to mlx5_0. It has no effect here: ",
-        "NCCL_MIN_CTAS set by environment to 4. It has no effect here: ",
+        "NCCL_NVLS_ENABLE set by environment to 0. It has no effect here: ",
     ] {
         assert!(info.contains(line), "no {line:?} in:\n{info}");
     }

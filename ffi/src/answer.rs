@@ -49,13 +49,13 @@ pub(crate) fn invalid(text: &str) -> ResultCode {
     refuse(ResultCode::InvalidArgument, text)
 }
 
-/// Logs an error of the library that nobody has logged, since no communicator is there that would, and keeps its text.
+/// Logs an error of the library that it has left to its caller, and keeps its text.
 #[cold]
 pub(crate) fn decided(error: &Error) -> ResultCode {
     refuse(error.code(), &error.to_string())
 }
 
-/// Passes on an error of the library, which has logged it.
+/// Passes on an error of the library, which has logged it: one that has failed a communicator, or the making of one.
 #[cold]
 pub(crate) fn failed(error: &Error) -> ResultCode {
     logger::set_last_error(&error.to_string());

@@ -6,7 +6,7 @@ use maypole::device::Queued as DeviceCall;
 use maypole::error::ResultCode;
 use maypole::{Call, Collective, DType, RedOp};
 
-use crate::answer::{NcclResult, answer, failed, invalid};
+use crate::answer::{NcclResult, answer, decided, failed, invalid};
 use crate::configured::Selection;
 use crate::cuda;
 use crate::export::abi;
@@ -57,7 +57,7 @@ impl Request {
         if self.call.count == 0 {
             return Ok(0.0);
         }
-        let choice = entered.comm.explain(&self.call).map_err(|error| failed(&error))?;
+        let choice = entered.comm.explain(&self.call).map_err(|error| decided(&error))?;
         Ok(choice.predicted)
     }
 }
@@ -65,7 +65,8 @@ impl Request {
 /// A call failed.
 #[cold]
 pub(crate) fn broken(error: &maypole::Error, on: &Running<'_>) -> ResultCode {
-    let code = failed(error);
+    // What fails the communicator it logs itself, once; other errors are refusals that nobody has heard of.
+    let code = if on.comm.has_failed() { failed(error) } else { decided(error) };
     if !error.is_harmless() {
         on.broke(code);
     }

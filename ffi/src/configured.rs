@@ -1,7 +1,7 @@
 //! The collectives with a configuration of their own. NULL is the plain call.
 //!
 //! The configuration is checked. Of its fields `algSelection` has a meaning on host memory: with `forceAlgSelection` the call runs by one of the
-//! named algorithms or is refused, without it the names are a wish that is not followed. The others steer GPU kernels and profilers.
+//! named algorithms, by the protocol at the end of its name if there is one, or is refused; without it the names are a wish that is not followed. The others steer GPU kernels and profilers.
 
 use std::ffi::{CStr, c_int, c_void};
 
@@ -9,7 +9,7 @@ use maypole::Collective;
 use maypole::error::ResultCode;
 use maypole::tune::AlgorithmFilter;
 
-use crate::answer::{NcclResult, failed, invalid};
+use crate::answer::{NcclResult, decided, invalid};
 use crate::collective::{Arguments, root, submit};
 use crate::export::abi;
 use crate::layout::{API_MAGIC, NcclCollConfig, UNDEFINED};
@@ -85,16 +85,7 @@ unsafe fn read(
     }
     // SAFETY: the caller's promise.
     let names = unsafe { CStr::from_ptr(ours.alg_selection) }.to_string_lossy().into_owned();
-    // NCCL's names may end in a protocol.
-    let plain = |name: &str| {
-        let name = name.trim().to_ascii_lowercase();
-        let bare = ["_simple", "_ll128", "_ll"].iter().find_map(|end| name.strip_suffix(end));
-        bare.map_or_else(|| name.clone(), str::to_owned)
-    };
-    let list: Vec<String> = names.split(',').map(plain).collect();
-    // A rule for this collective binds, whatever other collectives could make of the names.
-    let filter = AlgorithmFilter::parse(&format!("{}:{}", collective.name(), list.join(",")))
-        .map_err(|error| failed(&error))?;
+    let filter = AlgorithmFilter::select(collective, &names).map_err(|error| decided(&error))?;
     Ok(Some(Box::new(Selection(filter))))
 }
 

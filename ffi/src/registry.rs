@@ -22,7 +22,7 @@ use maypole::error::ResultCode;
 use maypole::stream::{self, Issue, Stream, Ticket, Work};
 use maypole::{AbortHandle, AbortSignal, Communicator};
 
-use crate::answer::{decided, failed, invalid, refuse};
+use crate::answer::{decided, invalid, refuse};
 use crate::config::Settings;
 use crate::memory::Registrations;
 use crate::operator::Operators;
@@ -196,7 +196,7 @@ pub(crate) fn reserve(
     blocking: bool,
     device: c_int,
 ) -> Result<Reserved, ResultCode> {
-    let signal = AbortSignal::new().map_err(|error| failed(&error.into()))?;
+    let signal = AbortSignal::new().map_err(|error| decided(&error.into()))?;
     let (index, place) = vacant_place()?;
     let (rank, nranks) = identity.unwrap_or((0, 0));
     place.rank.store(rank, Ordering::Relaxed);
@@ -319,7 +319,7 @@ pub(crate) fn visit(handle: Handle) -> Result<Visitor, ResultCode> {
 pub(crate) fn issue(launches: Vec<Launch>) -> Result<Vec<Ticket>, ResultCode> {
     let places: Vec<_> = launches.iter().map(|launch| launch.issued.place).collect();
     let batch = launches.into_iter().map(Launch::into_issue).collect();
-    let tickets = stream::issue(batch).map_err(|error| failed(&error))?;
+    let tickets = stream::issue(batch).map_err(|error| decided(&error))?;
     for (place, ticket) in places.iter().zip(&tickets) {
         let mut side = place.side();
         side.tickets.retain(|ticket| !ticket.has_ended());
@@ -486,7 +486,7 @@ impl Visitor {
         let place = self.place;
         let mut side = place.side();
         if let Some(line) = &side.line {
-            line.check_fork().map_err(|error| failed(&error))?;
+            line.check_fork().map_err(|error| decided(&error))?;
         }
         if stream::is_at_work() {
             return Err(refuse(

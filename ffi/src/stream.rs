@@ -11,7 +11,7 @@ use maypole::device::CudaStream;
 use maypole::error::ResultCode;
 use maypole::stream::{self, PerProcess, Ticket, Work};
 
-use crate::answer::{NcclResult, answer, failed, invalid, refuse};
+use crate::answer::{NcclResult, answer, decided, invalid, refuse};
 use crate::export::extension;
 use crate::group;
 use crate::identity::put;
@@ -151,7 +151,7 @@ extension! {
             let known = known(stream)?;
             let ended = known.synchronize();
             if matches!(ended, Err(maypole::Error::InvalidUsage { .. })) {
-                return ended.map_err(|error| failed(&error));
+                return ended.map_err(|error| decided(&error));
             }
             live().remove(&(stream.addr() >> LOW));
             ended.map_err(|error| error.code())
@@ -187,7 +187,7 @@ extension! {
         answer(|| {
             outside("maypoleStreamWaitStream")?;
             match (find(stream)?, find(other)?) {
-                (Some(stream), Some(other)) => stream.wait_for(&other).map_err(|error| failed(&error)),
+                (Some(stream), Some(other)) => stream.wait_for(&other).map_err(|error| decided(&error)),
                 (_, None) => Ok(()),
                 (None, Some(_)) => Err(invalid(
                     "maypoleStreamWaitStream: a default stream cannot wait; synchronise with the other one",
@@ -211,7 +211,7 @@ extension! {
                 called.call(of.failure().map_or(0, |code| code as c_int));
                 Ok(())
             });
-            stream.run(work).map(drop).map_err(|error| failed(&error))
+            stream.run(work).map(drop).map_err(|error| decided(&error))
         })
     }
 
@@ -222,7 +222,7 @@ extension! {
                 let stream = find(stream)?.ok_or_else(|| {
                     invalid("maypoleStreamGetEventFd: a default stream has none; what is on it is done")
                 })?;
-                stream.event_fd().map_err(|error| failed(&error))
+                stream.event_fd().map_err(|error| decided(&error))
             })
         })
     }

@@ -6,7 +6,7 @@ use maypole::device::Queued;
 use maypole::error::ResultCode;
 use maypole::{Call, Collective, DType, RedOp, Transfer};
 
-use crate::answer::{NcclResult, answer, failed, invalid};
+use crate::answer::{NcclResult, answer, decided, invalid};
 use crate::collective::{broken, data_type, usable};
 use crate::cuda;
 use crate::export::abi;
@@ -40,7 +40,7 @@ pub(crate) fn predict(transfers: &[Transfer], entered: &Entered) -> Result<f64, 
     if call.count == 0 {
         return Ok(0.0);
     }
-    entered.comm.explain(&call).map(|choice| choice.predicted).map_err(|error| failed(&error))
+    entered.comm.explain(&call).map(|choice| choice.predicted).map_err(|error| decided(&error))
 }
 
 /// A transfer on its way to the thread that runs it.

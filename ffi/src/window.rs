@@ -13,7 +13,7 @@ use maypole::config::Config;
 use maypole::error::ResultCode;
 use maypole::stream::PerProcess;
 
-use crate::answer::{NcclResult, answer, failed, invalid, refuse};
+use crate::answer::{NcclResult, answer, decided, invalid, refuse};
 use crate::collective::{broken, data_type, usable};
 use crate::export::abi;
 use crate::group;
@@ -248,7 +248,7 @@ abi! {
             }
             let Live { id, .. } = entered.windows.find(window)?;
             live().remove(&(window.addr() >> 4));
-            entered.comm.deregister_window(id).map_err(|error| failed(&error))
+            entered.comm.deregister_window(id).map_err(|error| decided(&error))
         })
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Card {
     pub(super) address: Vec<u8>,
     /// Where the rank can be met again, see [`Meeting`](crate::bootstrap::Meeting).
     pub(super) meeting: Vec<u8>,
+    /// What the user says of which node the rank is on; empty if that is by its host.
+    pub(super) node: String,
     /// Settings that must agree.
     pub(super) settings: String,
     /// Of a rank on a CUDA device.
@@ -99,7 +101,7 @@ impl Card {
         let cores = self.host.cores.to_le_bytes();
         let process = self.process.to_bytes();
         let device = self.device.as_ref().map_or(Vec::new(), DeviceCard::to_bytes);
-        let fields: [&[u8]; 9] = [
+        let fields: [&[u8]; 10] = [
             self.host.name.as_bytes(),
             self.host.identity.as_bytes(),
             &cores,
@@ -107,6 +109,7 @@ impl Card {
             &process,
             &self.address,
             &self.meeting,
+            self.node.as_bytes(),
             self.settings.as_bytes(),
             &device,
         ];
@@ -117,6 +120,14 @@ impl Card {
             bytes.extend(field);
         }
         bytes
+    }
+
+    /// What is equal on one node: by the user's words, or by the host, which are never the same.
+    pub(super) fn node(&self) -> (bool, &str) {
+        match &self.node[..] {
+            "" => (false, self.host.identity()),
+            node => (true, node),
+        }
     }
 
     /// None if `bytes` is no card.
@@ -134,13 +145,14 @@ impl Card {
         let process = Process::from_bytes(&field()?)?;
         let address = field()?;
         let meeting = field()?;
+        let node = String::from_utf8(field()?).ok()?;
         let settings = String::from_utf8(field()?).ok()?;
         let device = match field()? {
             none if none.is_empty() => None,
             some => Some(DeviceCard::from_bytes(&some)?),
         };
         let host = Host { name, identity, cores, bound };
-        bytes.is_empty().then_some(Self { host, process, address, meeting, settings, device })
+        bytes.is_empty().then_some(Self { host, process, address, meeting, node, settings, device })
     }
 }
 
@@ -156,6 +168,7 @@ mod tests {
             process: Process::here(),
             address: vec![1, 2, 3],
             meeting: vec![4],
+            node: "n".to_owned(),
             settings: "a=b".to_owned(),
             device: None,
         };
@@ -190,6 +203,7 @@ mod tests {
             process: Process::here(),
             address: vec![7; 61],
             meeting: vec![9; 40],
+            node: String::new(),
             settings: "NCCL_ALGO=ring".to_owned(),
             device: DeviceCard::from_bytes(&[5; 28 + 73 + 32].map(|_| 1)),
         };

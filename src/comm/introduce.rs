@@ -60,6 +60,7 @@ pub(super) fn introduce(
         options.device.map(|ordinal| Arrival::new(config, ordinal, nranks)).transpose()?;
     let card = Card {
         host: Host::here(),
+        node: config.host_id.clone().unwrap_or_default(),
         process: Process::here(),
         address: endpoint.address(),
         meeting: meeting.address(),
@@ -142,7 +143,7 @@ fn grouping(config: &Config, cards: &[Card]) -> Grouping {
             "MAYPOLE_NODES is for {named} ranks and this communicator has {nranks}: its nodes are the hosts"
         );
     }
-    Grouping::new(cards.iter().map(|card| card.host.identity()))
+    Grouping::new(cards.iter().map(Card::node))
 }
 
 /// The rank's end of all links, of the kinds that the settings allow.
@@ -166,7 +167,7 @@ pub(super) fn layout(config: &Config, nranks: u32) -> InboxLayout {
         _ => 16 << 10,
     };
     let slot_bytes = config.slot_bytes.unwrap_or(automatic);
-    InboxLayout { nranks, channels: CHANNELS, slot_bytes, depth: config.slot_depth.unwrap_or(4) }
+    InboxLayout { nranks, channels: CHANNELS, slot_bytes, depth: config.depth() }
 }
 
 /// The settings that must be the same on all ranks, as text that a person can compare.

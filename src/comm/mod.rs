@@ -141,7 +141,14 @@ impl Communicator {
         options: &Options,
     ) -> Result<Self, Error> {
         crate::logger::install();
-        let mut joined = bootstrap::join_among(ids, rank, nranks, &[], options)?;
+        // It logs its errors itself.
+        let joined = bootstrap::join_among(ids, rank, nranks, &[], options)?;
+        Self::of_joined(joined, config, options)
+            .inspect_err(|error| log::warn!("rank {rank} of {nranks}: {error}"))
+    }
+
+    fn of_joined(mut joined: Joined, config: &Config, options: &Options) -> Result<Self, Error> {
+        let (rank, nranks) = (joined.rank, joined.nranks);
         let layout = layout(config, nranks);
         let introduced = introduce(&mut joined, config, layout, options);
         let introduced = introduced.inspect_err(|error| {
@@ -344,6 +351,11 @@ impl Communicator {
     /// The error that broke the communicator, if one did, or a peer's abort.
     pub fn async_error(&self) -> Option<Error> {
         self.broken.clone().or_else(|| self.watch.ended())
+    }
+
+    /// Whether a call has failed, and the communicator with it. The log says why.
+    pub fn has_failed(&self) -> bool {
+        self.broken.is_some()
     }
 
     /// What was found out about waits that took longer than `MAYPOLE_REPORT`, oldest first; the last 64. Each was logged as

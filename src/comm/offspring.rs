@@ -51,6 +51,18 @@ impl Communicator {
         key: i32,
         options: &Options,
     ) -> Result<Option<Self>, Error> {
+        let part = self.part(color, key, options).map_err(|error| self.refused(error))?;
+        let Some((id, nranks, rank)) = part else { return Ok(None) };
+        Self::init_with(&id, nranks, rank, &self.config, &self.of_this_device(options)).map(Some)
+    }
+
+    /// The id of this rank's part, how many ranks it has, and which of them this one is.
+    fn part(
+        &mut self,
+        color: Option<u32>,
+        key: i32,
+        options: &Options,
+    ) -> Result<Option<(UniqueId, u32, Rank)>, Error> {
         self.whole()?;
         let deadline = Instant::now() + options.timeout;
         let gathering = self.abort_with(options);
@@ -78,9 +90,7 @@ impl Communicator {
         let bytes = bytes.map_err(|_| Error::internal(format!("rank {leader} sent no id")))?;
         let id = UniqueId::from_bytes(bytes)?;
         let rank = part.iter().position(|p| p.1 == self.rank).unwrap_or_default();
-        let nranks = part.len() as u32;
-        Self::init_with(&id, nranks, rank as Rank, &self.config, &self.of_this_device(options))
-            .map(Some)
+        Ok(Some((id, part.len() as u32, rank as Rank)))
     }
 
     /// A communicator of all ranks of this one, in their order, and of new ones after them. Every rank here calls it, one
@@ -95,6 +105,17 @@ impl Communicator {
         nranks: u32,
         options: &Options,
     ) -> Result<Self, Error> {
+        let id = self.agreed(id, nranks, options).map_err(|error| self.refused(error))?;
+        Self::init_with(&id, nranks, self.rank, &self.config, &self.of_this_device(options))
+    }
+
+    /// The id for a growth, which some of the ranks have.
+    fn agreed(
+        &mut self,
+        id: Option<&UniqueId>,
+        nranks: u32,
+        options: &Options,
+    ) -> Result<UniqueId, Error> {
         self.whole()?;
         let bad = |what: String| Err(Error::InvalidArgument { what: format!("grow: {what}") });
         if nranks <= self.nranks {
@@ -112,9 +133,8 @@ impl Communicator {
             return bad(format!("the ranks gave {} different ids, not one", given.len()));
         };
         let bytes = bytes.as_slice().try_into();
-        let id =
-            UniqueId::from_bytes(bytes.map_err(|_| Error::internal("an id of another length"))?)?;
-        Self::init_with(&id, nranks, self.rank, &self.config, &self.of_this_device(options))
+        let bytes = bytes.map_err(|_| Error::internal("an id of another length"))?;
+        Ok(UniqueId::from_bytes(bytes)?)
     }
 
     /// A communicator of all ranks but `excluded`, in their order. The survivors call it, all with the same list; the excluded
@@ -132,7 +152,9 @@ impl Communicator {
     /// # Errors
     /// As for [`shrink`](Self::shrink).
     pub fn shrink_with(&mut self, excluded: &[Rank], options: &Options) -> Result<Self, Error> {
-        let bad = |what: &str| Err(Error::InvalidArgument { what: format!("shrink: {what}") });
+        let bad = |what: &str| {
+            Err(self.refused(Error::InvalidArgument { what: format!("shrink: {what}") }))
+        };
         if excluded.is_empty() {
             return bad("no rank is excluded");
         }
@@ -155,18 +177,19 @@ impl Communicator {
     }
 
     fn regroup(&mut self, excluded: &[Rank], options: &Options) -> Result<Self, Error> {
-        self.watch.check_fork()?;
+        self.watch.check_fork().map_err(|error| self.refused(error))?;
         let survivors: Vec<Rank> = (0..self.nranks).filter(|r| !excluded.contains(r)).collect();
         let host = survivors[0];
         self.shrunk += 1;
         // Survivors with another list have another secret and are turned away, instead of being mixed up.
         let secret = self.keys.derive(&format!("shrink {} {survivors:?}", self.shrunk));
         let id = if host == self.rank {
-            self.meeting.host(secret, options)?
+            self.meeting.host(secret, options).map_err(Error::from)
         } else {
             UniqueId::at_meeting(&self.meetings[host as usize], secret)
-                .ok_or_else(|| Error::internal(format!("rank {host} has no meeting place")))?
+                .ok_or_else(|| Error::internal(format!("rank {host} has no meeting place")))
         };
+        let id = id.map_err(|error| self.refused(error))?;
         let rank = survivors.iter().position(|r| *r == self.rank).unwrap_or_default();
         let nranks = survivors.len() as u32;
         Self::init_with(&id, nranks, rank as Rank, &self.config, &self.of_this_device(options))
@@ -181,6 +204,14 @@ impl Communicator {
     /// wait for one that left.
     fn abort_with(&self, options: &Options) -> Option<Enrolled> {
         options.abort.as_ref().map(|signal| signal.enroll(self.watch.shared()))
+    }
+
+    /// There will be no offspring; logs why, if that is not what failed a call before.
+    fn refused(&self, error: Error) -> Error {
+        if self.broken.as_ref() != Some(&error) {
+            log::warn!("rank {}: {error}", self.rank);
+        }
+        error
     }
 
     /// Refuses what needs all ranks where a call has failed.

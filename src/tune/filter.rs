@@ -3,7 +3,7 @@
 use maypole_algorithms::Collective;
 use maypole_algorithms::hierarchy::FAMILY;
 
-use super::candidates;
+use super::{Protocol, candidates};
 use crate::error::Error;
 
 /// Which algorithms a user allows.
@@ -19,6 +19,8 @@ struct Rule {
     /// The names are those forbidden.
     except: bool,
     names: Vec<String>,
+    /// Of each of the names, by which protocol alone.
+    protocols: Vec<Option<Protocol>>,
 }
 
 /// Algorithms of NCCL's that need hardware which is not for host memory: their names are understood, and there is no such algorithm.
@@ -39,8 +41,9 @@ impl AlgorithmFilter {
                 Some(rest) => (true, rest),
                 None => (false, list),
             };
-            let names = list.split(',').map(plain).filter(|n| !n.is_empty()).collect();
-            Rule { collective, except, names }
+            let names: Vec<_> = list.split(',').map(plain).filter(|n| !n.is_empty()).collect();
+            let protocols = vec![None; names.len()];
+            Rule { collective, except, names, protocols }
         };
         let rules: Vec<Rule> = text.split(';').filter(|p| !p.trim().is_empty()).map(rule).collect();
         let algorithms: Vec<&str> = candidates::names().into_iter().chain(ELSEWHERE).collect();
@@ -54,6 +57,30 @@ impl AlgorithmFilter {
             }
         }
         Ok(Self { rules })
+    }
+
+    /// The algorithms of a comma list, for one collective alone. A name may end in a protocol, as `ring_LL`: then it is allowed by
+    /// that alone. LL and LL128 are flag lines, Simple is slots.
+    ///
+    /// # Errors
+    /// As for [`parse`](Self::parse).
+    pub fn select(collective: Collective, list: &str) -> Result<Self, Error> {
+        let entries = list.split(',').map(str::trim).filter(|name| !name.is_empty());
+        let (names, protocols): (Vec<String>, Vec<_>) = entries.map(with_protocol).unzip();
+        // A rule for this collective binds, whatever other collectives could make of the names.
+        let mut filter = Self::parse(&format!("{}:{}", collective.name(), names.join(",")))?;
+        for rule in &mut filter.rules {
+            rule.protocols.clone_from(&protocols);
+        }
+        Ok(filter)
+    }
+
+    /// By which protocol alone `algorithm` is allowed, if the user says so.
+    pub fn protocol(&self, collective: Collective, algorithm: &str) -> Option<Protocol> {
+        let rule = self.rule(collective)?;
+        let mut asked = rule.protocols_of(algorithm);
+        let first = asked.next()?;
+        asked.all(|other| other == first).then_some(first).flatten()
     }
 
     /// Those of `algorithms` that may be used for `collective`. A rule for all collectives that leaves none of them is about others: in NCCL
@@ -84,11 +111,18 @@ impl AlgorithmFilter {
 }
 
 impl Rule {
-    /// By its own name, or by that of its family.
     fn lists(&self, algorithm: &str) -> bool {
+        self.protocols_of(algorithm).next().is_some()
+    }
+
+    /// Of every entry for the algorithm, by its own name or by that of its family.
+    fn protocols_of(&self, algorithm: &str) -> impl Iterator<Item = Option<Protocol>> {
         let name = plain(algorithm);
-        let family = |listed: &String| *listed == FAMILY && name.starts_with(FAMILY);
-        self.names.iter().any(|listed| *listed == name || family(listed))
+        let entries = self.names.iter().zip(&self.protocols);
+        let of_it = move |(listed, _): &(&String, &Option<Protocol>)| {
+            **listed == name || **listed == FAMILY && name.starts_with(FAMILY)
+        };
+        entries.filter(of_it).map(|(_, protocol)| *protocol)
     }
 
     fn allows(&self, algorithm: &str) -> bool {
@@ -106,6 +140,14 @@ fn known(kind: &str, name: &str, all: &[&str], text: &str) -> Result<(), Error> 
             all.join(", ")
         ),
     })
+}
+
+/// A name as NCCL has it for one call, without and with the protocol at its end.
+fn with_protocol(name: &str) -> (String, Option<Protocol>) {
+    let name = name.to_ascii_lowercase();
+    let ends = [("_simple", Protocol::Slots), ("_ll128", Protocol::Line), ("_ll", Protocol::Line)];
+    let found = ends.iter().find_map(|(end, of)| Some((name.strip_suffix(end)?, *of)));
+    found.map_or_else(|| (name.clone(), None), |(bare, of)| (bare.to_owned(), Some(of)))
 }
 
 /// `All_Reduce` and `allreduce` are the same name.
@@ -152,6 +194,28 @@ mod tests {
         assert!(filter.allows(reduce, "hierring") && !filter.allows(reduce, "ring"));
         assert!(filter.allows(gather, "hierpat") && !filter.allows(gather, "hierdirect"));
         assert!(!AlgorithmFilter::parse("^ring").expect("a rule").names(reduce, "tree"));
+    }
+
+    #[test]
+    fn names_for_one_call_may_end_in_a_protocol() {
+        let of = |list: &str| AlgorithmFilter::select(Collective::AllReduce, list);
+        let protocol = |list: &str, name: &str| {
+            let filter = of(list).unwrap_or_else(|e| panic!("{e}"));
+            let allowed = filter.allows(Collective::AllReduce, name);
+            allowed.then(|| filter.protocol(Collective::AllReduce, name))
+        };
+        let list = "RING_LL, tree_SIMPLE,ring_ll128 ,oneshot";
+        assert_eq!(protocol(list, "ring"), Some(Some(Protocol::Line)));
+        assert_eq!(protocol(list, "tree"), Some(Some(Protocol::Slots)));
+        assert_eq!(protocol(list, "oneshot"), Some(None));
+        assert_eq!(protocol(list, "pairs"), None);
+        // Either.
+        assert_eq!(protocol("ring_LL,ring_SIMPLE", "ring"), Some(None));
+        assert_eq!(protocol("ring,ring_SIMPLE", "ring"), Some(None));
+        assert_eq!(protocol("hier_LL", "hierring"), Some(Some(Protocol::Line)));
+        assert!(of("ring_fast").is_err() && of("_LL").is_ok());
+        let other = of("ring_LL").expect("a rule").protocol(Collective::AllGather, "ring");
+        assert_eq!(other, None);
     }
 
     #[test]

@@ -229,16 +229,21 @@ impl Tuner {
         u64::from(schedule.nranks) * (0..schedule.lanes(rank)).map(steps).sum::<u64>()
     }
 
-    /// The protocol for `task` by `schedule`: lines for what fits them. None if links have too few slots.
+    /// The protocol for `task` by `schedule`: lines for what fits them. None if links have too few slots, or if the user asks for the
+    /// algorithm by a protocol that is not for this.
     fn protocol(&self, schedule: &Schedule, geometry: &Geometry, task: &Task) -> Option<Protocol> {
-        let (lines, size) =
-            (self.lines && self.protocol != Some(Protocol::Slots), task.dtype.size());
+        let asked = self.algorithms.protocol(task.collective, schedule.name);
+        let lines = self.lines && asked.or(self.protocol) != Some(Protocol::Slots);
+        let size = task.dtype.size();
         let fits = match self.device {
             None => StraightLine::fits(schedule, geometry, size),
             Some(_) => schedule.credit <= self.depth && geometry.longest() * size <= LINE_BYTES,
         };
         if lines && fits {
             return Some(Protocol::Line);
+        }
+        if asked == Some(Protocol::Line) {
+            return None;
         }
         (schedule.credit <= self.depth).then_some(Protocol::Slots)
     }
@@ -289,7 +294,7 @@ impl Tuner {
         names.dedup();
         Error::InvalidUsage {
             what: format!(
-                "no algorithm for {collective} is left by NCCL_ALGO, NCCL_MIN_NCHANNELS, MAYPOLE_BITS and MAYPOLE_SLOT_DEPTH; there are: {}",
+                "no algorithm for {collective} is left by NCCL_ALGO or the call's algSelection, NCCL_MIN_NCHANNELS, MAYPOLE_BITS and MAYPOLE_SLOT_DEPTH; there are: {}",
                 names.join(", ")
             ),
         }
@@ -353,6 +358,29 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_name_with_a_protocol_is_by_that_or_not_at_all() {
+        let chosen = |list: &str, count| {
+            let algorithms = AlgorithmFilter::select(Collective::AllReduce, list).expect("names");
+            let tuner = Tuner { algorithms, ..tuner(Grouping::of_sizes(&[4])) };
+            let choice = tuner.choose(&task(Collective::AllReduce, count));
+            choice.map(|(_, choice)| (choice.algorithm, choice.protocol)).ok()
+        };
+        assert_eq!(chosen("ring_LL", 8), Some(("ring", Protocol::Line)));
+        assert_eq!(chosen("ring_SIMPLE", 8), Some(("ring", Protocol::Slots)));
+        assert_eq!(chosen("ring_LL", 1 << 20), None);
+        assert_eq!(chosen("ring_LL,tree_SIMPLE", 1 << 20), Some(("tree", Protocol::Slots)));
+        assert_eq!(chosen("ring", 1 << 20), Some(("ring", Protocol::Slots)));
+        // The user's wish for all calls gives way.
+        let slots = Tuner {
+            protocol: Some(Protocol::Slots),
+            algorithms: AlgorithmFilter::select(Collective::AllReduce, "ring_LL").expect("a name"),
+            ..tuner(Grouping::of_sizes(&[4]))
+        };
+        let (_, choice) = slots.choose(&task(Collective::AllReduce, 8)).expect("a choice");
+        assert_eq!(choice.protocol, Protocol::Line);
     }
 
     #[test]

@@ -129,6 +129,12 @@ static void selected(void) {
   /* One of another collective. */
   config.algSelection = "pat";
   EXPECT(ncclAllReduceConfig(send[0], recv[0], COUNT, ncclInt, ncclMax, comms[0], NULL, &config) == ncclInvalidUsage);
+  /* By flag lines alone, which this does not fit. */
+  static int long_send[1 << 16], long_recv[1 << 16];
+  config.algSelection = "ring_LL";
+  EXPECT(ncclAllReduceConfig(long_send, long_recv, 1 << 16, ncclInt, ncclMax, comms[0], NULL, &config) == ncclInvalidUsage);
+  EACH(ncclAllReduceConfig(send[rank], recv[rank], 2, ncclInt, ncclMax, comms[rank], NULL, &config));
+  for (int rank = 0; rank < N; rank++) EXPECT(recv[rank][1] == given(N - 1, 1));
   /* That had no effect. */
   plain(1);
 }

@@ -3,6 +3,7 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
+use maypole_algorithms::topology::Grouping;
 use maypole_algorithms::{Collective, DType, RedOp};
 
 use super::case::Case;
@@ -13,6 +14,29 @@ use crate::comm::Communicator;
 use crate::config::{self, Bits, Config, Nodes};
 use crate::error::Error;
 use crate::tune::Protocol;
+
+#[test]
+fn ranks_are_on_the_nodes_that_nccl_hostid_says() {
+    let id = UniqueId::create().expect("a unique id");
+    // The last one says nothing, and so is on its host, whose name is not a text of the others.
+    let texts = [Some("a"), Some("b"), Some("a"), None];
+    let ranks = texts.into_iter().zip(0..).map(|(text, rank)| {
+        let config = Config { host_id: text.map(str::to_owned), ..Config::default() };
+        std::thread::spawn(move || {
+            let options = Options::default();
+            let comm = Communicator::init_with(&id, 4, rank, &config, &options);
+            let mut comm = comm.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
+            let mut sum = [0];
+            comm.all_reduce(&[rank as i32], &mut sum, RedOp::Sum).expect("a sum");
+            (comm.tuner.grouping.clone(), sum)
+        })
+    });
+    for rank in ranks.collect::<Vec<_>>() {
+        let (grouping, sum) = rank.join().expect("the rank ran");
+        assert_eq!(grouping, Grouping::new(["a", "b", "a", "host"]));
+        assert_eq!(sum, [6]);
+    }
+}
 
 #[test]
 fn lines_are_never_chosen_over_tcp() {
