@@ -180,7 +180,8 @@ impl Endpoint {
         let way = if peer == peers.me { Some(Way::Local) } else { here.way(&there) };
         match (way, listener, tcp) {
             (Some(Way::Local), ..) => {
-                peers.add(peer, local::connect::connect((*community, peer))?, None);
+                let inbox = local::connect::connect((*community, peers.me), &peers.inbox, peer)?;
+                peers.add(peer, inbox, None);
             }
             (Some(Way::Shm), Some(listener), _) if peers.me < peer => {
                 let (inbox, stream) =

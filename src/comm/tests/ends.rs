@@ -1,11 +1,15 @@
 //! Mismatches, damage and aborts: how calls end that do not end well.
 
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use maypole_algorithms::RedOp;
 use maypole_transport::fault::Recipe;
 
 use super::{as_ranks, over_tcp, sum_of};
+use crate::bootstrap::UniqueId;
+use crate::comm::Communicator;
 use crate::config::Config;
 use crate::error::Error;
 
@@ -126,4 +130,24 @@ fn nothing_is_lent_any_more_after_an_error() {
         });
         assert_eq!(results, [true; 3]);
     }
+}
+
+/// Ranks of one process, which meet when they first need each other.
+#[test]
+fn what_a_rank_sent_before_it_left_reaches_who_had_not_met_it() {
+    let id = UniqueId::create().expect("a unique id");
+    let (left, it_left) = mpsc::channel();
+    let sends = thread::spawn(move || {
+        let mut comm = Communicator::init(&id, 2, 0).expect("a communicator");
+        comm.reduce(&[7u32], &mut [0], RedOp::Sum, 1).expect("to send");
+    });
+    let receives = thread::spawn(move || {
+        let mut comm = Communicator::init(&id, 2, 1).expect("a communicator");
+        it_left.recv().expect("the test tells");
+        let mut sum = [0];
+        comm.reduce(&[5u32], &mut sum, RedOp::Sum, 1).map(|()| sum)
+    });
+    sends.join().expect("it ran");
+    left.send(()).expect("the other waits");
+    assert_eq!(receives.join().expect("it ran"), Ok([12]));
 }
