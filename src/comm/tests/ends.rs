@@ -103,7 +103,7 @@ fn abort_ends_a_wait(config: &Config) -> Vec<bool> {
         comm.all_reduce(&[1], &mut recv, RedOp::Sum).expect("a first call");
         if comm.rank() == 1 {
             // The other rank may still be in the first call.
-            std::thread::sleep(Duration::from_millis(50));
+            thread::sleep(Duration::from_millis(50));
             comm.abort_handle().abort();
             return true;
         }
@@ -119,7 +119,7 @@ fn nothing_is_lent_any_more_after_an_error() {
             let mut sum = [0];
             comm.all_reduce(&[1], &mut sum, RedOp::Sum).expect("a first call");
             if rank == 2 {
-                std::thread::sleep(Duration::from_micros(round * 150));
+                thread::sleep(Duration::from_micros(round * 150));
                 comm.abort_handle().abort();
                 return true;
             }
