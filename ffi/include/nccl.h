@@ -1,5 +1,5 @@
 /*
- * nccl.h of Maypole: collective communication over host memory behind NCCL's C interface.
+ * nccl.h of Maypole: collective communication over host and CUDA memory behind NCCL's C interface.
  *
  * The types, values and functions are those of NCCL 2.32.3, so that a program compiles against either header and runs with
  * either library. docs/abi.md says what each function does here. Where CUDA's headers are not found, or with MAYPOLE_NO_CUDA
@@ -102,7 +102,7 @@ typedef enum {
 /* When the factor of an operator is read: as calls run, or as it is made. */
 typedef enum { ncclScalarDevice = 0, ncclScalarHostImmediate = 1 } ncclScalarResidence_t;
 
-/* For ncclCommMemStats. Here it is host memory. */
+/* For ncclCommMemStats. On host memory it is host memory. */
 typedef enum {
   ncclStatGpuMemSuspend = 0,   /* bytes that ncclCommSuspend gives back */
   ncclStatGpuMemSuspended = 1, /* 1 while suspended */
