@@ -10,6 +10,8 @@
 
 mod file;
 mod foreign;
+mod parse;
+mod values;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -21,6 +23,14 @@ use maypole_transport::tcp::MOST_STREAMS;
 
 pub use file::{Origin, lookup};
 pub use foreign::{Setting, idle, report, settings};
+pub use parse::integer;
+use parse::{
+    integer_in, parse_bits, parse_bool, parse_debug, parse_device, parse_family, parse_isa,
+    parse_nccl_protocol, parse_protocol, parse_seconds, parse_signal, parse_slot_bytes,
+};
+pub use values::{
+    Bits, DebugLevel, DeviceKind, Family, HostPort, Interfaces, Isa, Nodes, Protocol, Subsystems,
+};
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -307,217 +317,6 @@ pub fn document() -> String {
     page
 }
 
-/// Value of `NCCL_DEBUG`; each level prints what the ones before it print.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum DebugLevel {
-    /// Nothing.
-    None,
-    /// The version line.
-    Version,
-    /// Errors and warnings.
-    Warn,
-    /// Decisions.
-    Info,
-    /// Every step.
-    Trace,
-}
-
-/// Value of `MAYPOLE_BITS`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bits {
-    /// The library's choice.
-    Default,
-    /// Results depend on the ranks alone.
-    Canonical,
-    /// Results may depend on size, algorithm and transport.
-    Fast,
-}
-
-/// Value of `MAYPOLE_DEVICE`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceKind {
-    /// A CUDA device if this process sees one, else the host.
-    Auto,
-    /// The host, whatever there is.
-    Host,
-    /// A CUDA device.
-    Cuda,
-}
-
-/// Value of `MAYPOLE_ISA`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
-    /// The widest that the processor has.
-    Auto,
-    /// No vector instructions beyond the compiler's baseline.
-    Scalar,
-    /// AVX2.
-    Avx2,
-    /// AVX-512.
-    Avx512,
-}
-
-/// Value of `MAYPOLE_PROTO`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// By the size of the message.
-    Auto,
-    /// Flag lines for all that fits them.
-    Line,
-    /// Slots for everything.
-    Slots,
-}
-
-/// Value of `NCCL_SOCKET_FAMILY`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// `AF_INET`.
-    V4,
-    /// `AF_INET6`.
-    V6,
-}
-
-/// Parts of the library that log, as a set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Subsystems(u32);
-
-const SUBSYSTEM_NAMES: [&str; 16] = [
-    "INIT",
-    "COLL",
-    "P2P",
-    "SHM",
-    "NET",
-    "GRAPH",
-    "TUNING",
-    "ENV",
-    "ALLOC",
-    "CALL",
-    "PROXY",
-    "NVLS",
-    "BOOTSTRAP",
-    "REG",
-    "PROFILE",
-    "RAS",
-];
-
-impl Subsystems {
-    const ALL: Self = Self((1 << SUBSYSTEM_NAMES.len()) - 1);
-    /// INIT, ENV and BOOTSTRAP.
-    const DEFAULT: Self = Self(1 | 1 << 7 | 1 << 12);
-
-    /// Whether the part of this name is in the set.
-    pub fn contains(self, name: &str) -> bool {
-        Self::one(name).is_some_and(|one| self.0 & one.0 != 0)
-    }
-
-    fn one(name: &str) -> Option<Self> {
-        if name.eq_ignore_ascii_case("ALL") {
-            return Some(Self::ALL);
-        }
-        let at = SUBSYSTEM_NAMES.iter().position(|known| known.eq_ignore_ascii_case(name))?;
-        Some(Self(1 << at))
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let (negated, list) = match text.strip_prefix('^') {
-            Some(list) => (true, list),
-            None => (false, text),
-        };
-        let mut set = 0;
-        for name in list.split(',') {
-            set |= Self::one(name.trim())?.0;
-        }
-        Some(Self(if negated { Self::ALL.0 & !set } else { set }))
-    }
-}
-
-/// Value of `NCCL_SOCKET_IFNAME`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Interfaces {
-    names: Vec<String>,
-    exact: bool,
-    exclude: bool,
-}
-
-impl Interfaces {
-    /// Whether the interface of this name may be used.
-    pub fn admits(&self, interface: &str) -> bool {
-        let listed = self.names.iter().any(|name| {
-            if self.exact { interface == name } else { interface.starts_with(name.as_str()) }
-        });
-        listed != self.exclude
-    }
-
-    /// `^` and `=` stand before the list, in this order, and hold for all of it.
-    fn parse(text: &str) -> Option<Self> {
-        let (exclude, text) = match text.strip_prefix('^') {
-            Some(rest) => (true, rest),
-            None => (false, text),
-        };
-        let (exact, text) = match text.strip_prefix('=') {
-            Some(rest) => (true, rest),
-            None => (false, text),
-        };
-        let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
-        // An empty prefix would match everything.
-        if names.iter().any(String::is_empty) {
-            return None;
-        }
-        Some(Self { names, exact, exclude })
-    }
-}
-
-/// Value of `NCCL_COMM_ID`: a host, by name or address, and a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostPort {
-    /// Name or address, without brackets.
-    pub host: String,
-    /// TCP port, not 0.
-    pub port: u16,
-}
-
-impl HostPort {
-    /// From `host:port` or `[v6 address]:port`.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (host, port) = text.rsplit_once(':')?;
-        let host = match host.strip_prefix('[') {
-            Some(rest) => {
-                let inside = rest.strip_suffix(']')?;
-                inside.parse::<std::net::Ipv6Addr>().ok()?;
-                inside
-            }
-            // More colons without brackets: where the port begins is anyone's guess.
-            None if host.contains(':') => return None,
-            None => host,
-        };
-        let port: u16 = port.parse().ok().filter(|&port| port != 0)?;
-        (!host.is_empty()).then(|| Self { host: host.to_owned(), port })
-    }
-}
-
-/// Value of `MAYPOLE_NODES`: the node of each rank.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Nodes {
-    /// By rank; equal labels are one node.
-    pub labels: Vec<String>,
-}
-
-impl Nodes {
-    fn parse(text: &str) -> Option<Self> {
-        let labels: Vec<String> = if text.contains(',') {
-            text.split(',').map(|label| label.trim().to_owned()).collect()
-        } else {
-            let mut labels = Vec::new();
-            for (node, size) in text.split('+').enumerate() {
-                let size = integer_in(size.trim(), 1, 1 << 20)?;
-                labels.extend((0..size).map(|_| node.to_string()));
-            }
-            labels
-        };
-        (!labels.iter().any(String::is_empty)).then_some(Self { labels })
-    }
-}
-
 fn read_row<T>(
     row: Option<&'static Variable>,
     lookup: &impl Fn(&str) -> Option<String>,
@@ -538,131 +337,6 @@ fn read_row<T>(
             });
             initial
         }
-    }
-}
-
-/// An integer in a setting, as C's `strtoll` with base 0 reads it, but with nothing left over.
-pub fn integer(text: &str) -> Option<i64> {
-    let (negative, digits) = match text.strip_prefix('-') {
-        Some(digits) => (true, digits),
-        None => (false, text.strip_prefix('+').unwrap_or(text)),
-    };
-    let (digits, radix) =
-        if let Some(hex) = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
-            (hex, 16)
-        } else if digits.len() > 1 && digits.starts_with('0') {
-            (&digits[1..], 8)
-        } else {
-            (digits, 10)
-        };
-    // `from_str_radix` would accept a second sign.
-    if !digits.starts_with(|first: char| first.is_digit(radix)) {
-        return None;
-    }
-    let magnitude = i64::from_str_radix(digits, radix).ok()?;
-    Some(if negative { -magnitude } else { magnitude })
-}
-
-fn integer_in(text: &str, low: i64, high: i64) -> Option<i64> {
-    integer(text).filter(|value| (low..=high).contains(value))
-}
-
-fn one_of<T: Copy>(text: &str, values: &[(&str, T)]) -> Option<T> {
-    values.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)).map(|&(_, value)| value)
-}
-
-fn parse_bool(text: &str) -> Option<bool> {
-    integer(text).map(|value| value != 0)
-}
-
-fn parse_seconds(text: &str) -> Option<Duration> {
-    // A hundred years: so that adding it to a clock never overflows.
-    integer_in(text, 1, 3_153_600_000).map(|seconds| Duration::from_secs(seconds as u64))
-}
-
-fn parse_signal(text: &str) -> Option<Option<i32>> {
-    let name = text.strip_prefix("SIG").unwrap_or(text);
-    let names = [
-        ("USR1", libc::SIGUSR1),
-        ("USR2", libc::SIGUSR2),
-        ("HUP", libc::SIGHUP),
-        ("WINCH", libc::SIGWINCH),
-        ("URG", libc::SIGURG),
-    ];
-    one_of(name, &names).or_else(|| integer_in(text, 1, 64).map(|n| n as i32)).map(Some)
-}
-
-fn parse_slot_bytes(text: &str) -> Option<Option<usize>> {
-    integer_in(text, 64, 1 << 30).filter(|bytes| bytes % 64 == 0).map(|bytes| Some(bytes as usize))
-}
-
-fn parse_debug(text: &str) -> Option<DebugLevel> {
-    one_of(
-        text,
-        &[
-            ("VERSION", DebugLevel::Version),
-            ("WARN", DebugLevel::Warn),
-            ("INFO", DebugLevel::Info),
-            ("TRACE", DebugLevel::Trace),
-        ],
-    )
-}
-
-fn parse_family(text: &str) -> Option<Option<Family>> {
-    one_of(text, &[("AF_INET", Some(Family::V4)), ("AF_INET6", Some(Family::V6))])
-}
-
-fn parse_bits(text: &str) -> Option<Bits> {
-    one_of(
-        text,
-        &[("canonical", Bits::Canonical), ("fast", Bits::Fast), ("default", Bits::Default)],
-    )
-}
-
-fn parse_device(text: &str) -> Option<DeviceKind> {
-    let kinds =
-        [("auto", DeviceKind::Auto), ("host", DeviceKind::Host), ("cuda", DeviceKind::Cuda)];
-    one_of(text, &kinds)
-}
-
-fn parse_isa(text: &str) -> Option<Isa> {
-    one_of(
-        text,
-        &[
-            ("auto", Isa::Auto),
-            ("scalar", Isa::Scalar),
-            ("avx2", Isa::Avx2),
-            ("avx512", Isa::Avx512),
-        ],
-    )
-}
-
-fn parse_protocol(text: &str) -> Option<Protocol> {
-    one_of(text, &[("auto", Protocol::Auto), ("line", Protocol::Line), ("slots", Protocol::Slots)])
-}
-
-/// None if nothing is left, too.
-fn parse_nccl_protocol(text: &str) -> Option<Protocol> {
-    let (negated, list) = match text.strip_prefix('^') {
-        Some(list) => (true, list),
-        None => (false, text),
-    };
-    let (mut line, mut slots) = (negated, negated);
-    for name in list.split(',') {
-        match name.trim().to_ascii_lowercase().as_str() {
-            // Forbidding one kind of lines leaves the other.
-            "ll" | "ll128" if !negated => line = true,
-            "ll" => line = false,
-            "ll128" => {}
-            "simple" => slots = !negated,
-            _ => return None,
-        }
-    }
-    match (line, slots) {
-        (true, true) => Some(Protocol::Auto),
-        (true, false) => Some(Protocol::Line),
-        (false, true) => Some(Protocol::Slots),
-        (false, false) => None,
     }
 }
 
@@ -779,26 +453,6 @@ mod tests {
     }
 
     #[test]
-    fn subsystems() {
-        let parse = |text| Subsystems::parse(text);
-        assert!(parse("COLL,net").is_some_and(|set| set.contains("NET") && !set.contains("INIT")));
-        assert!(parse("^COLL").is_some_and(|set| set.contains("NET") && !set.contains("COLL")));
-        assert_eq!(parse("ALL"), Some(Subsystems::ALL));
-        assert_eq!(parse("COLLL"), None);
-        assert_eq!(parse("INIT,ENV,BOOTSTRAP"), Some(Subsystems::DEFAULT));
-    }
-
-    #[test]
-    fn interfaces() {
-        let admits = |list, name| Interfaces::parse(list).unwrap().admits(name);
-        assert!(admits("eth,ib", "eth0") && admits("eth,ib", "ib1") && !admits("eth,ib", "lo"));
-        assert!(admits("=eth0", "eth0") && !admits("=eth0", "eth01"));
-        assert!(!admits("^docker,lo", "docker0") && admits("^docker,lo", "eth0"));
-        assert!(!admits("^=eth0", "eth0") && admits("^=eth0", "eth01"));
-        assert_eq!(Interfaces::parse("eth,,ib"), None);
-    }
-
-    #[test]
     fn copies_are_the_fewest_and_powers_of_two_up_to_the_most() {
         let copies = |min_channels, max_channels| {
             Config { min_channels, max_channels, ..Config::default() }.copies()
@@ -808,27 +462,5 @@ mod tests {
         assert_eq!(copies(None, Some(64)), [1, 2, 4, 8, 16]);
         assert_eq!(copies(Some(3), Some(9)), [3, 4, 8]);
         assert_eq!(copies(Some(8), Some(2)), [2]);
-    }
-
-    #[test]
-    fn nodes() {
-        let parse = |text| Nodes::parse(text).map(|nodes| nodes.labels.concat());
-        assert_eq!(parse("2+1"), Some("001".into()));
-        assert_eq!(parse("3"), Some("000".into()));
-        assert_eq!(parse("a, b,a"), Some("aba".into()));
-        for bad in ["a", "2+", "2+0", "a,,b", "2+-1"] {
-            assert_eq!(parse(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn host_and_port() {
-        let parse = |text| HostPort::parse(text).map(|it| (it.host, it.port));
-        assert_eq!(parse("10.0.0.1:80"), Some(("10.0.0.1".into(), 80)));
-        assert_eq!(parse("[::1]:80"), Some(("::1".into(), 80)));
-        assert_eq!(parse("node-1:65535"), Some(("node-1".into(), 65535)));
-        for bad in ["node", "node:0", "node:65536", "::1:80", "[node]:80", ":80", "[::1]80"] {
-            assert_eq!(parse(bad), None, "{bad}");
-        }
     }
 }

@@ -9,17 +9,20 @@
 //! Places are never freed, only let again, to the next generation.
 
 mod deferred;
+mod issue;
+mod place;
+#[cfg(test)]
+mod tests;
 
-use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_void};
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use maypole::error::ResultCode;
-use maypole::stream::{self, Issue, Stream, Ticket, Work};
+use maypole::stream::{self, Stream, Ticket};
 use maypole::{AbortHandle, AbortSignal, Communicator};
 
 use crate::answer::{decided, invalid, refuse};
@@ -27,6 +30,11 @@ use crate::config::Settings;
 use crate::memory::Registrations;
 use crate::operator::Operators;
 use crate::window::Windows;
+use place::{
+    BUSY, GENERATION, HOLLOW, LIVE, Place, Side, find, handle, not_live, vacant_place, vacate,
+};
+
+pub(crate) use issue::issue;
 
 /// `ncclComm_t` as the client holds it.
 pub(crate) type Handle = *mut c_void;
@@ -62,90 +70,6 @@ pub(crate) struct Body {
     pub(crate) stage: Stage,
 }
 
-/// Live communicators at most.
-const PLACES: usize = 1 << 15;
-/// Bits of a handle below the index: zero but for one, so that handles are aligned like pointers and never NULL.
-const LOW: u32 = 4;
-const LOW_BITS: usize = 0b1000;
-const INDEX_BITS: u32 = PLACES.trailing_zeros();
-
-/// The place is let.
-const LIVE: u64 = 1;
-/// Its tenant is in use by a thread, or being made by one.
-const BUSY: u64 = 2;
-/// There is no communicator in it: not yet, or because making it failed.
-const HOLLOW: u64 = 4;
-/// The generation is above.
-const GENERATION: u32 = 3;
-
-struct Place {
-    /// Generation, then [`HOLLOW`], [`BUSY`] and [`LIVE`].
-    state: AtomicU64,
-    rank: AtomicU32,
-    /// 0 as long as it is not known.
-    nranks: AtomicU32,
-    /// Calls that were issued on streams and have not ended. Only who set BUSY adds to it.
-    issued: AtomicU32,
-    side: Mutex<Side>,
-    /// Told, under the lock of `side`, when `issued` becomes 0.
-    quiet: Condvar,
-    /// NULL while there is none.
-    body: UnsafeCell<*mut Body>,
-}
-
-/// What other threads may know of a communicator while it is in use.
-struct Side {
-    /// Ends its making; also its waits and those of what is being made from it.
-    signal: Option<AbortSignal>,
-    /// Of the thing that is being made from it.
-    child: Option<AbortSignal>,
-    /// Ends its waits, and tells whether they were.
-    abort: Option<AbortHandle>,
-    /// Of what does not block: in progress, or how it ended; and the first failure of a call.
-    result: ResultCode,
-    /// Its waits were ended on purpose: what is made from it from now on is ended as well, unless that is asked for afterwards.
-    interrupted: bool,
-    /// Aborted while it was being made: who makes it clears it away.
-    abandoned: bool,
-    /// Of its configuration.
-    blocking: bool,
-    /// `ncclCommCuDevice`
-    device: c_int,
-    /// It is of that CUDA device; on host memory the number has no meaning.
-    cuda: bool,
-    /// On which its calls on streams are issued, whatever the stream: they keep their order.
-    line: Option<Stream>,
-    /// Those that may not have begun.
-    tickets: Vec<Ticket>,
-}
-
-impl Side {
-    const fn new() -> Self {
-        Self {
-            signal: None,
-            child: None,
-            abort: None,
-            result: ResultCode::Success,
-            interrupted: false,
-            abandoned: false,
-            blocking: true,
-            device: -1,
-            cuda: false,
-            line: None,
-            tickets: Vec::new(),
-        }
-    }
-}
-
-// SAFETY: `body` is touched only by the thread that set BUSY, or that let the place, but for its `comm`: as long as `issued` is not
-// 0 that belongs to the call on a stream that runs, of which there is one at a time, and to nobody else. The rest is
-// atomics and a lock. `Body` may move between threads: `Communicator` is Send, what else it holds is.
-unsafe impl Sync for Place {}
-
-static TABLE: [AtomicPtr<Place>; PLACES] = [const { AtomicPtr::new(null_mut()) }; PLACES];
-/// Indices of places that are not let, and how many places were ever made.
-static VACANT: Mutex<(Vec<usize>, usize)> = Mutex::new((Vec::new(), 0));
-
 /// A place for a communicator that is being made. Dropped, it is one whose making failed.
 pub(crate) struct Reserved {
     place: &'static Place,
@@ -171,24 +95,6 @@ pub(crate) struct Running<'a> {
     pub(crate) comm: &'a mut Communicator,
     place: &'static Place,
 }
-
-/// A call that was issued and has not ended; ends when dropped.
-struct Issued {
-    place: &'static Place,
-}
-
-/// What is to run on a communicator, and on which streams.
-pub(crate) struct Launch {
-    /// Counted among the communicator's calls already.
-    issued: Issued,
-    line: Stream,
-    /// What is done with the communicator.
-    call: LaunchedCall,
-    /// Apart from the communicator's own.
-    streams: Vec<Stream>,
-}
-
-type LaunchedCall = Box<dyn FnOnce(&mut Running<'_>) -> Result<(), ResultCode> + Send>;
 
 /// Lets a place: its handle is good at once for questions and for abort.
 pub(crate) fn reserve(
@@ -283,18 +189,6 @@ fn fail(place: &'static Place, index: usize, state: u64, code: ResultCode) {
     }
 }
 
-fn vacate(place: &'static Place, index: usize, state: u64) {
-    *place.side() = Side::new();
-    place.state.store(state & !LIVE, Ordering::Release);
-    let mut vacant = VACANT.lock().unwrap_or_else(PoisonError::into_inner);
-    vacant.0.push(index);
-    let last = vacant.0.len() == vacant.1;
-    drop(vacant);
-    if last {
-        stream::dismiss();
-    }
-}
-
 /// Takes the communicator into use by this thread, as soon as nothing that was issued on a stream is left. One thread at a time: another
 /// one is refused.
 #[inline]
@@ -312,20 +206,6 @@ pub(crate) fn visit(handle: Handle) -> Result<Visitor, ResultCode> {
         Ok(_) => Ok(Visitor { place, state, index }),
         Err(now) => Err(not_now(place, state, now)),
     }
-}
-
-/// Issues calls, all at once: those of different communicators run side by side even on one stream. What waits for their results
-/// gets tickets in the same order.
-pub(crate) fn issue(launches: Vec<Launch>) -> Result<Vec<Ticket>, ResultCode> {
-    let places: Vec<_> = launches.iter().map(|launch| launch.issued.place).collect();
-    let batch = launches.into_iter().map(Launch::into_issue).collect();
-    let tickets = stream::issue(batch).map_err(|error| decided(&error))?;
-    for (place, ticket) in places.iter().zip(&tickets) {
-        let mut side = place.side();
-        side.tickets.retain(|ticket| !ticket.has_ended());
-        side.tickets.push(ticket.clone());
-    }
-    Ok(tickets)
 }
 
 /// Why a communicator cannot be used.
@@ -556,47 +436,6 @@ impl Visitor {
         // Pairs as `issued`.
         self.place.issued.load(Ordering::Acquire) == 0
     }
-
-    /// A call to be issued on these streams; from now on the communicator has it to wait for.
-    pub(crate) fn launch(
-        &self,
-        streams: Vec<Stream>,
-        call: impl FnOnce(&mut Running<'_>) -> Result<(), ResultCode> + Send + 'static,
-    ) -> Launch {
-        let place = self.place;
-        place.issued.fetch_add(1, Ordering::Relaxed);
-        let line = place.side().line.get_or_insert_with(Stream::new).clone();
-        Launch { issued: Issued { place }, line, call: Box::new(call), streams }
-    }
-}
-
-impl Launch {
-    fn into_issue(self) -> Issue {
-        let Self { issued, line, call, streams: mut on } = self;
-        on.push(line);
-        let work: Work = Box::new(move || {
-            // All of it, and not its place alone.
-            let issued = issued;
-            let place = issued.place;
-            // SAFETY: the place is let and its body stays as long as `issued`, which keeps others off its `comm`; the
-            // communicator's line lets one call run at a time.
-            let comm = unsafe { &mut (**place.body.get()).comm };
-            call(&mut Running { comm, place })
-        });
-        Issue { work, on }
-    }
-}
-
-impl Drop for Issued {
-    fn drop(&mut self) {
-        let place = self.place;
-        // Pairs as `issued`: the next user sees what this one did.
-        if place.issued.fetch_sub(1, Ordering::Release) == 1 {
-            // Who found it otherwise under the lock waits by now.
-            drop(place.side());
-            place.quiet.notify_all();
-        }
-    }
 }
 
 impl Running<'_> {
@@ -679,183 +518,5 @@ impl Drop for Visitor {
     fn drop(&mut self) {
         // Pairs with the exchange in `visit`: the next user sees what this one did.
         self.place.state.store(self.state, Ordering::Release);
-    }
-}
-
-impl Place {
-    /// Whole at all times, so a panic elsewhere under the lock does no harm.
-    fn side(&self) -> MutexGuard<'_, Side> {
-        self.side.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn handle(index: usize, generation: u64) -> Handle {
-    let value = (generation as usize) << (LOW + INDEX_BITS) | index << LOW | LOW_BITS;
-    std::ptr::without_provenance_mut(value)
-}
-
-/// The place that a handle names, and the state it has if the handle is live and idle.
-#[inline]
-fn find(handle: Handle) -> Result<(usize, &'static Place, u64), ResultCode> {
-    let value = handle.addr();
-    let index = value >> LOW & (PLACES - 1);
-    // Pairs with the store in `vacant_place`.
-    let place = TABLE[index].load(Ordering::Acquire);
-    if value & ((1 << LOW) - 1) != LOW_BITS || place.is_null() {
-        return Err(not_live());
-    }
-    let generation = (value >> (LOW + INDEX_BITS)) as u64;
-    // SAFETY: places are made once and never freed.
-    Ok((index, unsafe { &*place }, generation << GENERATION | LIVE))
-}
-
-#[cold]
-fn not_live() -> ResultCode {
-    invalid("the communicator is not a live one: NULL, destroyed, aborted, or never initialised")
-}
-
-fn vacant_place() -> Result<(usize, &'static Place), ResultCode> {
-    let mut vacant = VACANT.lock().unwrap_or_else(PoisonError::into_inner);
-    let (list, made) = &mut *vacant;
-    let index = match list.pop() {
-        Some(index) => index,
-        None if *made == PLACES => {
-            return Err(refuse(
-                ResultCode::SystemError,
-                "too many live communicators in this process",
-            ));
-        }
-        None => {
-            let place = Box::new(Place {
-                state: AtomicU64::new(0),
-                rank: AtomicU32::new(0),
-                nranks: AtomicU32::new(0),
-                issued: AtomicU32::new(0),
-                side: Mutex::new(Side::new()),
-                quiet: Condvar::new(),
-                body: UnsafeCell::new(null_mut()),
-            });
-            TABLE[*made].store(Box::into_raw(place), Ordering::Release);
-            *made += 1;
-            *made - 1
-        }
-    };
-    // SAFETY: places are made once and never freed.
-    Ok((index, unsafe { &*TABLE[index].load(Ordering::Acquire) }))
-}
-
-#[cfg(test)]
-mod tests {
-    use maypole::UniqueId;
-
-    use super::*;
-
-    fn alone() -> Handle {
-        let reserved = reserve(Some((0, 1)), true, -1).unwrap();
-        let handle = reserved.handle();
-        let id = UniqueId::create().unwrap();
-        reserved.fill(Communicator::init(&id, 1, 0).unwrap(), Settings::default()).unwrap();
-        handle
-    }
-
-    #[test]
-    fn a_handle_lives_from_reservation_to_eviction() {
-        let first = alone();
-        assert_eq!(identity(first), Ok((0, 1)));
-        assert_eq!(enter(first).unwrap().comm.nranks(), 1);
-        drop(enter(first).unwrap().evict());
-        assert_eq!(enter(first).err(), Some(ResultCode::InvalidArgument));
-        let second = alone();
-        assert_ne!(first, second);
-        assert!(identity(first).is_err() && interrupt(first).is_err());
-        drop(evict(second).unwrap());
-        assert!(evict(second).is_err());
-    }
-
-    #[test]
-    fn one_thread_at_a_time() {
-        let handle = alone();
-        let entered = enter(handle).unwrap();
-        assert_eq!(enter(handle).err(), Some(ResultCode::InvalidUsage));
-        assert_eq!((is_busy(handle), identity(handle)), (Ok(true), Ok((0, 1))));
-        assert_eq!(async_result(handle), Ok(ResultCode::Success));
-        drop(entered);
-        assert_eq!(is_busy(handle), Ok(false));
-        drop(evict(handle).unwrap());
-    }
-
-    #[test]
-    fn what_is_in_progress_is_refused_until_it_says_how_it_ended() {
-        let handle = alone();
-        for end in [Ok(()), Err(ResultCode::InvalidArgument), Err(ResultCode::Timeout), Ok(())] {
-            let (go, gate) = std::sync::mpsc::channel::<()>();
-            let deferred = visit(handle).unwrap().defer();
-            let begun = deferred.start(move |_| {
-                let _ = gate.recv();
-                end
-            });
-            assert_eq!(begun, Err(ResultCode::InProgress));
-            assert_eq!(enter(handle).err(), Some(ResultCode::InvalidArgument));
-            assert_eq!(async_result(handle), Ok(ResultCode::InProgress));
-            drop(go);
-            while async_result(handle) == Ok(ResultCode::InProgress) {
-                std::thread::yield_now();
-            }
-            // From the moment that it says so the communicator can be used.
-            assert!(enter(handle).is_ok());
-            assert_eq!(async_result(handle), Ok(end.err().unwrap_or(ResultCode::Success)));
-        }
-        // A panic is an end as well.
-        let begun = visit(handle).unwrap().defer().start(|_| panic!("on purpose"));
-        assert_eq!(begun, Err(ResultCode::InProgress));
-        while async_result(handle) == Ok(ResultCode::InProgress) {
-            std::thread::yield_now();
-        }
-        assert_eq!(async_result(handle), Ok(ResultCode::InternalError));
-        drop(evict(handle).unwrap());
-    }
-
-    #[test]
-    fn what_is_being_made_can_be_asked_for_and_aborted() {
-        let reserved = reserve(Some((1, 2)), false, 3).unwrap();
-        let handle = reserved.handle();
-        assert_eq!(identity(handle), Ok((1, 2)));
-        assert_eq!((device(handle), blocks(handle)), (Ok(3), Ok(false)));
-        assert_eq!(async_result(handle), Ok(ResultCode::InProgress));
-        assert_eq!(enter(handle).err(), Some(ResultCode::InvalidArgument));
-        assert_eq!(evict(handle).err(), Some(ResultCode::InvalidArgument));
-        let signal = reserved.signal().unwrap();
-        assert_eq!(abort(handle), Ok(false));
-        assert!(signal.is_raised());
-        assert!(abort(handle).is_err() && async_result(handle).is_err());
-        reserved.fail(ResultCode::RemoteError);
-        assert!(evict(handle).is_err());
-    }
-
-    #[test]
-    fn what_could_not_be_made_says_so_until_it_is_destroyed() {
-        let reserved = reserve(None, false, -1).unwrap();
-        let handle = reserved.handle();
-        assert_eq!(identity(handle), Err(ResultCode::InvalidArgument));
-        reserved.fail(ResultCode::Timeout);
-        assert_eq!(async_result(handle), Ok(ResultCode::Timeout));
-        assert_eq!(enter(handle).err(), Some(ResultCode::Timeout));
-        assert!(evict(handle).unwrap().is_none());
-        assert!(async_result(handle).is_err());
-    }
-
-    #[test]
-    fn what_was_never_a_handle_is_refused() {
-        let on_the_stack = 0;
-        let pointer = std::ptr::from_ref(&on_the_stack).cast_mut().cast();
-        for value in [
-            null_mut(),
-            pointer,
-            std::ptr::without_provenance_mut(LOW_BITS),
-            std::ptr::without_provenance_mut(usize::MAX),
-        ] {
-            assert_eq!(enter(value).err(), Some(ResultCode::InvalidArgument));
-            assert!(evict(value).is_err() && abort(value).is_err());
-        }
     }
 }

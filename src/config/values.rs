@@ -1,0 +1,261 @@
+//! The types of the values that are neither numbers nor texts.
+
+use super::parse::integer_in;
+
+/// Value of `NCCL_DEBUG`; each level prints what the ones before it print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DebugLevel {
+    /// Nothing.
+    None,
+    /// The version line.
+    Version,
+    /// Errors and warnings.
+    Warn,
+    /// Decisions.
+    Info,
+    /// Every step.
+    Trace,
+}
+
+/// Value of `MAYPOLE_BITS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bits {
+    /// The library's choice.
+    Default,
+    /// Results depend on the ranks alone.
+    Canonical,
+    /// Results may depend on size, algorithm and transport.
+    Fast,
+}
+
+/// Value of `MAYPOLE_DEVICE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// A CUDA device if this process sees one, else the host.
+    Auto,
+    /// The host, whatever there is.
+    Host,
+    /// A CUDA device.
+    Cuda,
+}
+
+/// Value of `MAYPOLE_ISA`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// The widest that the processor has.
+    Auto,
+    /// No vector instructions beyond the compiler's baseline.
+    Scalar,
+    /// AVX2.
+    Avx2,
+    /// AVX-512.
+    Avx512,
+}
+
+/// Value of `MAYPOLE_PROTO`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// By the size of the message.
+    Auto,
+    /// Flag lines for all that fits them.
+    Line,
+    /// Slots for everything.
+    Slots,
+}
+
+/// Value of `NCCL_SOCKET_FAMILY`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// `AF_INET`.
+    V4,
+    /// `AF_INET6`.
+    V6,
+}
+
+/// Parts of the library that log, as a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subsystems(u32);
+
+const SUBSYSTEM_NAMES: [&str; 16] = [
+    "INIT",
+    "COLL",
+    "P2P",
+    "SHM",
+    "NET",
+    "GRAPH",
+    "TUNING",
+    "ENV",
+    "ALLOC",
+    "CALL",
+    "PROXY",
+    "NVLS",
+    "BOOTSTRAP",
+    "REG",
+    "PROFILE",
+    "RAS",
+];
+
+impl Subsystems {
+    pub(super) const ALL: Self = Self((1 << SUBSYSTEM_NAMES.len()) - 1);
+    /// INIT, ENV and BOOTSTRAP.
+    pub(super) const DEFAULT: Self = Self(1 | 1 << 7 | 1 << 12);
+
+    /// Whether the part of this name is in the set.
+    pub fn contains(self, name: &str) -> bool {
+        Self::one(name).is_some_and(|one| self.0 & one.0 != 0)
+    }
+
+    fn one(name: &str) -> Option<Self> {
+        if name.eq_ignore_ascii_case("ALL") {
+            return Some(Self::ALL);
+        }
+        let at = SUBSYSTEM_NAMES.iter().position(|known| known.eq_ignore_ascii_case(name))?;
+        Some(Self(1 << at))
+    }
+
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (negated, list) = match text.strip_prefix('^') {
+            Some(list) => (true, list),
+            None => (false, text),
+        };
+        let mut set = 0;
+        for name in list.split(',') {
+            set |= Self::one(name.trim())?.0;
+        }
+        Some(Self(if negated { Self::ALL.0 & !set } else { set }))
+    }
+}
+
+/// Value of `NCCL_SOCKET_IFNAME`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interfaces {
+    names: Vec<String>,
+    exact: bool,
+    exclude: bool,
+}
+
+impl Interfaces {
+    /// Whether the interface of this name may be used.
+    pub fn admits(&self, interface: &str) -> bool {
+        let listed = self.names.iter().any(|name| {
+            if self.exact { interface == name } else { interface.starts_with(name.as_str()) }
+        });
+        listed != self.exclude
+    }
+
+    /// `^` and `=` stand before the list, in this order, and hold for all of it.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (exclude, text) = match text.strip_prefix('^') {
+            Some(rest) => (true, rest),
+            None => (false, text),
+        };
+        let (exact, text) = match text.strip_prefix('=') {
+            Some(rest) => (true, rest),
+            None => (false, text),
+        };
+        let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
+        // An empty prefix would match everything.
+        if names.iter().any(String::is_empty) {
+            return None;
+        }
+        Some(Self { names, exact, exclude })
+    }
+}
+
+/// Value of `NCCL_COMM_ID`: a host, by name or address, and a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// Name or address, without brackets.
+    pub host: String,
+    /// TCP port, not 0.
+    pub port: u16,
+}
+
+impl HostPort {
+    /// From `host:port` or `[v6 address]:port`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        let host = match host.strip_prefix('[') {
+            Some(rest) => {
+                let inside = rest.strip_suffix(']')?;
+                inside.parse::<std::net::Ipv6Addr>().ok()?;
+                inside
+            }
+            // More colons without brackets: where the port begins is anyone's guess.
+            None if host.contains(':') => return None,
+            None => host,
+        };
+        let port: u16 = port.parse().ok().filter(|&port| port != 0)?;
+        (!host.is_empty()).then(|| Self { host: host.to_owned(), port })
+    }
+}
+
+/// Value of `MAYPOLE_NODES`: the node of each rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nodes {
+    /// By rank; equal labels are one node.
+    pub labels: Vec<String>,
+}
+
+impl Nodes {
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let labels: Vec<String> = if text.contains(',') {
+            text.split(',').map(|label| label.trim().to_owned()).collect()
+        } else {
+            let mut labels = Vec::new();
+            for (node, size) in text.split('+').enumerate() {
+                let size = integer_in(size.trim(), 1, 1 << 20)?;
+                labels.extend((0..size).map(|_| node.to_string()));
+            }
+            labels
+        };
+        (!labels.iter().any(String::is_empty)).then_some(Self { labels })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subsystems() {
+        let parse = |text| Subsystems::parse(text);
+        assert!(parse("COLL,net").is_some_and(|set| set.contains("NET") && !set.contains("INIT")));
+        assert!(parse("^COLL").is_some_and(|set| set.contains("NET") && !set.contains("COLL")));
+        assert_eq!(parse("ALL"), Some(Subsystems::ALL));
+        assert_eq!(parse("COLLL"), None);
+        assert_eq!(parse("INIT,ENV,BOOTSTRAP"), Some(Subsystems::DEFAULT));
+    }
+
+    #[test]
+    fn interfaces() {
+        let admits = |list, name| Interfaces::parse(list).unwrap().admits(name);
+        assert!(admits("eth,ib", "eth0") && admits("eth,ib", "ib1") && !admits("eth,ib", "lo"));
+        assert!(admits("=eth0", "eth0") && !admits("=eth0", "eth01"));
+        assert!(!admits("^docker,lo", "docker0") && admits("^docker,lo", "eth0"));
+        assert!(!admits("^=eth0", "eth0") && admits("^=eth0", "eth01"));
+        assert_eq!(Interfaces::parse("eth,,ib"), None);
+    }
+
+    #[test]
+    fn nodes() {
+        let parse = |text| Nodes::parse(text).map(|nodes| nodes.labels.concat());
+        assert_eq!(parse("2+1"), Some("001".into()));
+        assert_eq!(parse("3"), Some("000".into()));
+        assert_eq!(parse("a, b,a"), Some("aba".into()));
+        for bad in ["a", "2+", "2+0", "a,,b", "2+-1"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn host_and_port() {
+        let parse = |text| HostPort::parse(text).map(|it| (it.host, it.port));
+        assert_eq!(parse("10.0.0.1:80"), Some(("10.0.0.1".into(), 80)));
+        assert_eq!(parse("[::1]:80"), Some(("::1".into(), 80)));
+        assert_eq!(parse("node-1:65535"), Some(("node-1".into(), 65535)));
+        for bad in ["node", "node:0", "node:65536", "::1:80", "[node]:80", ":80", "[::1]80"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}
