@@ -53,15 +53,16 @@ fn join_all(
     nranks: u32,
     timeout: Duration,
 ) -> Vec<Outcome> {
-    let threads: Vec<_> = ranks
-        .into_iter()
-        .map(|rank| {
-            thread::Builder::new()
-                .stack_size(256 << 10)
-                .spawn(move || join_with(&id, rank, nranks, &card(rank), &options(timeout)))
-                .unwrap()
-        })
-        .collect();
+    join_each(ranks, |rank| move || join_with(&id, rank, nranks, &card(rank), &options(timeout)))
+}
+
+/// Runs what `join` says for each of `ranks` in a thread of its own.
+fn join_each<F: FnOnce() -> Outcome + Send + 'static>(
+    ranks: impl IntoIterator<Item = u32>,
+    join: impl Fn(u32) -> F,
+) -> Vec<Outcome> {
+    let spawn = |rank| thread::Builder::new().stack_size(256 << 10).spawn(join(rank)).unwrap();
+    let threads: Vec<_> = ranks.into_iter().map(spawn).collect();
     threads.into_iter().map(|thread| thread.join().unwrap()).collect()
 }
 

@@ -11,15 +11,10 @@ fn join_several(
     nranks: u32,
     timeout: Duration,
 ) -> Vec<Outcome> {
-    let threads: Vec<_> = ranks
-        .into_iter()
-        .map(|rank| {
-            let ids = ids(rank);
-            let join = move || join_among(&ids, rank, nranks, &card(rank), &options(timeout));
-            thread::Builder::new().stack_size(256 << 10).spawn(join).unwrap()
-        })
-        .collect();
-    threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    join_each(ranks, |rank| {
+        let ids = ids(rank);
+        move || join_among(&ids, rank, nranks, &card(rank), &options(timeout))
+    })
 }
 
 fn some(count: usize) -> Vec<UniqueId> {

@@ -1,6 +1,7 @@
 //! Ranks as threads: every collective against a scalar evaluation of the tree that was proved of its schedule.
 
 mod algorithms;
+mod as_processes;
 mod by_schedule;
 mod case;
 mod control;

@@ -5,17 +5,14 @@
 //! buffers, and what is only sent, must be as it was. The numbers follow from a seed that a failure prints.
 //! `MAYPOLE_RANDOM_CALLS` says how many calls there are in all.
 
-use std::io::{Read, Write};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use maypole_algorithms::topology::Grouping;
 use maypole_algorithms::{Collective, Rank, Schedule};
 
 use super::case::{Case, plan};
-use super::{Random, as_ranks_within, over_tcp, uneven};
-use crate::bootstrap::{Options, UniqueId};
+use super::{Random, as_processes, as_ranks_within, over_tcp, uneven};
+use crate::bootstrap::Options;
 use crate::call::Task;
 use crate::comm::Communicator;
 use crate::config::{Bits, Config, Nodes};
@@ -96,15 +93,12 @@ fn random_calls_among_processes() {
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
-    let Ok(text) = std::env::var("MAYPOLE_TEST_SESSION") else { return };
+    let Some((text, id)) = as_processes::session() else { return };
     let mut words = text.split(' ').map(|word| word.parse::<u64>().expect("a number"));
     let mut next = || words.next().expect("five numbers");
     let (rank, nranks) = (next() as Rank, next() as u32);
     let medium = if next() == 0 { Medium::Shared } else { Medium::Tcp };
     let session = Session { nranks, medium, calls: next() as u32, seed: next() };
-    let mut bytes = [0; 128];
-    std::io::stdin().read_exact(&mut bytes).expect("an id");
-    let id = UniqueId::from_bytes(bytes).expect("an id");
     let config = session.config();
     let comm = Communicator::init_with(&id, nranks, rank, &config, &Options::default());
     let mut comm = comm.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
@@ -132,45 +126,11 @@ impl Session {
     }
 
     fn run_as_processes(&self) {
-        let id = UniqueId::create().expect("a unique id");
         let Self { nranks, medium, calls, seed } = *self;
-        let start = |rank: Rank| {
-            let medium = u32::from(medium == Medium::Tcp);
-            let mut child = Command::new("/proc/self/exe")
-                .args(["--exact", "comm::tests::random::rank", "--ignored", "--test-threads=1"])
-                .env("MAYPOLE_TEST_SESSION", format!("{rank} {nranks} {medium} {calls} {seed}"))
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("a rank process");
-            let mut stdin = child.stdin.take().expect("a pipe");
-            stdin.write_all(&id.to_bytes()).expect("the rank reads its id");
-            child
-        };
-        let children: Vec<Child> = (0..nranks).map(start).collect();
-        let pids: Vec<u32> = children.iter().map(Child::id).collect();
-        let (done, all) = mpsc::channel();
-        for child in children {
-            let done = done.clone();
-            std::thread::spawn(move || {
-                let output = child.wait_with_output().expect("a child");
-                let said = String::from_utf8_lossy(&output.stdout).into_owned();
-                let _ = done.send((output.status.success(), said));
-            });
-        }
-        for _ in 0..nranks {
-            let ended = all.recv_timeout(PATIENCE);
-            if !matches!(ended, Ok((true, _))) {
-                for pid in &pids {
-                    // SAFETY: no memory is involved. The process is a child, whose number is not used again before it is waited for;
-                    // one that has ended well by now is at worst missed.
-                    unsafe { libc::kill(*pid as libc::pid_t, libc::SIGKILL) };
-                }
-            }
-            let (well, said) = ended.unwrap_or_else(|_| panic!("{self:?}: a rank hangs"));
-            assert!(well && said.contains("1 passed"), "{self:?}: {said}");
-        }
+        let medium = u32::from(medium == Medium::Tcp);
+        as_processes::run("comm::tests::random::rank", nranks, PATIENCE, self, |rank| {
+            format!("{rank} {nranks} {medium} {calls} {seed}")
+        });
     }
 
     /// The calls of one rank.
