@@ -1,12 +1,14 @@
 //! libnccl.so as C and C++ programs see it: its header, its exports, its soname, and what the functions answer.
 
-mod artifact;
-mod program;
+#[path = "support/c_program.rs"]
+mod c_program;
+#[path = "support/cargo_build.rs"]
+mod cargo_build;
 
 use std::path::Path;
 use std::process::Command;
 
-use program::{compile, library, output, text, watched};
+use c_program::{compile, library, output, text, watched};
 use tempfile::TempDir;
 
 /// Runs it, with a watchdog.

@@ -1,6 +1,7 @@
 //! The `maypole` command as a user runs it: exit statuses, the table's form, the check that must be able to fail.
 
-mod artifact;
+#[path = "support/cargo_build.rs"]
+mod cargo_build;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -15,7 +16,7 @@ fn maypole() -> Command {
     // The watchdog of everything here: a run that hangs is killed, and its ranks with it.
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", "60"]);
-    command.arg(PATH.get_or_init(|| artifact::built("maypole-bench", "maypole")));
+    command.arg(PATH.get_or_init(|| cargo_build::built("maypole-bench", "maypole")));
     command
 }
 

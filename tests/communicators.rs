@@ -1,15 +1,16 @@
 //! Several communicators of the same ranks at once: from threads of their own, by turns from one thread, and left while a
 //! peer cannot answer.
 
-mod job;
+#[path = "support/ranks.rs"]
+mod ranks;
 
 use std::sync::mpsc;
 use std::time::Duration;
 
-use job::Job;
 use maypole::bootstrap::Options;
 use maypole::config::Config;
 use maypole::{Communicator, RedOp, UniqueId};
+use ranks::Job;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -20,7 +21,7 @@ const OVER_TCP: [(&str, &str); 2] = [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISAB
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
-    let Some((scene, comm)) = job::enter() else { return };
+    let Some((scene, comm)) = ranks::enter() else { return };
     match scene.as_str() {
         "threads" => threads(comm),
         "turns" => turns(comm),

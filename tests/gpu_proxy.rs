@@ -3,16 +3,18 @@
 //!
 //! A test starts the processes of a job, copies of this binary; the ranks of a process are threads of it.
 
-mod job;
-mod mixed;
+#[path = "support/mixed_memory.rs"]
+mod mixed_memory;
+#[path = "support/ranks.rs"]
+mod ranks;
 
 use std::thread;
 
 use maypole::device::{CudaStream, Part, Queued, launch};
 use maypole::{Call, Collective, Communicator, DType, Error, RedOp, Transfer, UniqueId};
 
-use job::{Invitation, Job, invitation};
-use mixed::{Memory, Outcome, Plan, input, join, make_calls, raw, reference, simulated_gpu};
+use mixed_memory::{Memory, Outcome, Plan, input, join, make_calls, raw, reference, simulated_gpu};
+use ranks::{Invitation, Job, invitation};
 
 /// Elements per block: less than a cache line, several tiles, and in between.
 const COUNTS: &[usize] = &[1, 777, 40_001];

@@ -3,14 +3,15 @@
 //!
 //! The test binary starts itself: rank 0 makes the unique id and prints it, the others read it.
 
-mod mixed;
+#[path = "support/mixed_memory.rs"]
+mod mixed_memory;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use maypole::{Communicator, RedOp, UniqueId};
-use mixed::{Memory, join, make_calls, reference, simulated_gpu};
+use mixed_memory::{Memory, join, make_calls, reference, simulated_gpu};
 
 const RANKS: u32 = 4;
 /// Elements per block of the calls on devices.

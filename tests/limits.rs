@@ -1,11 +1,12 @@
 //! Exhausted resources: what a rank lacks, it says; the others hear of it and do not wait. What does not matter, does not.
 
-mod job;
+#[path = "support/ranks.rs"]
+mod ranks;
 
 use std::io::Read;
 
-use job::Job;
 use maypole::{Communicator, RedOp, UniqueId};
+use ranks::Job;
 
 /// Not a test of its own: what a rank process does.
 #[test]

@@ -1,16 +1,17 @@
 //! Memory of the library between processes: it is read in place, and nothing goes wrong with it that does not go wrong with other memory.
 
-mod job;
+#[path = "support/ranks.rs"]
+mod ranks;
 
-use job::Job;
 use maypole::memory::Buffer;
 use maypole::{Communicator, Error, Moved, RedOp, Transfer};
+use ranks::Job;
 
 /// Not a test of its own: what a rank process does.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
-    let Some((scene, mut comm)) = job::enter() else { return };
+    let Some((scene, mut comm)) = ranks::enter() else { return };
     match scene.as_str() {
         "counts" => counts(&mut comm),
         "first" => first(&mut comm),

@@ -1,17 +1,18 @@
 //! Ranks as processes: real all-reduces, and what happens on a bad day.
 
-mod job;
+#[path = "support/ranks.rs"]
+mod ranks;
 
 use std::time::Duration;
 
-use job::Job;
 use maypole::{Communicator, RedOp};
+use ranks::Job;
 
 /// Not a test of its own: what a rank process does.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
-    let Some((scene, mut comm)) = job::enter() else { return };
+    let Some((scene, mut comm)) = ranks::enter() else { return };
     match scene.as_str() {
         "sums" => sums(&mut comm),
         "forever" => forever(&mut comm),

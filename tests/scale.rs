@@ -10,8 +10,9 @@ use std::time::Instant;
 use maypole::bootstrap::Traffic;
 use maypole::{Communicator, RedOp, UniqueId};
 
-mod job;
-use job::Job;
+#[path = "support/ranks.rs"]
+mod ranks;
+use ranks::Job;
 
 /// Connections of a rank in the control tree, and the temporary one to the root.
 const MOST_CONNECTIONS: u32 = 3 + 1;
@@ -32,7 +33,7 @@ fn rank() {
         Err(_) => {}
         Ok("root") => root(),
         Ok(scene) if scene.starts_with("sums ") => {
-            let (_, mut comm) = job::enter().expect("a rank process");
+            let (_, mut comm) = ranks::enter().expect("a rank process");
             sums(&mut comm);
         }
         Ok(_) => threads(),
@@ -75,9 +76,9 @@ fn sixty_four_processes_on_few_cores() {
 
 /// The ranks of one process, as threads; each says what its way in took.
 fn threads() {
-    let told = job::invitation().expect("a rank process");
+    let told = ranks::invitation().expect("a rank process");
     let per_process: u32 = told.scene.parse().expect("threads of a process");
-    job::raise_descriptors();
+    ranks::raise_descriptors();
     let nranks = told.nranks * per_process;
     let ranks: Vec<_> = (told.rank * per_process..(told.rank + 1) * per_process)
         .map(|rank| {
@@ -110,7 +111,7 @@ fn threads() {
 fn a_thousand_ranks_join_by_a_few_messages_each() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for (processes, threads) in [(8, 128), (128, 8)] {
-        let (wanted, most) = (DESCRIPTORS.0 * threads + DESCRIPTORS.1, job::raise_descriptors());
+        let (wanted, most) = (DESCRIPTORS.0 * threads + DESCRIPTORS.1, ranks::raise_descriptors());
         if most < wanted {
             println!(
                 "SKIPPED: {threads} ranks in a process need {wanted} descriptors, and the hard limit is {most}; raise `ulimit -Hn`"

@@ -11,10 +11,12 @@ use maypole::bootstrap::Options;
 use maypole::config::Config;
 use maypole::{Communicator, RedOp};
 
-mod fire;
-mod job;
-use fire::{Door, Fire};
-use job::Job;
+#[path = "support/intruders.rs"]
+mod intruders;
+#[path = "support/ranks.rs"]
+mod ranks;
+use intruders::{Door, Fire};
+use ranks::Job;
 
 const NRANKS: u32 = 4;
 /// The file whose existence tells the ranks to go on.
@@ -29,7 +31,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
-    let Some(told) = job::invitation() else { return };
+    let Some(told) = ranks::invitation() else { return };
     let before = descriptors();
     if told.scene == "late" && told.rank == NRANKS - 1 {
         wait_until("the sign", || sign().exists());

@@ -1,22 +1,23 @@
 //! No silent hang, no silent mismatch: ranks as processes and as threads that die, stop, come late, or do something else.
 
-mod job;
+#[path = "support/ranks.rs"]
+mod ranks;
 
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use job::{Job, signal};
 use maypole::bootstrap::Options;
 use maypole::config::Config;
 use maypole::{Call, Collective, Communicator, DType, Error, Reason, RedOp, UniqueId};
 use maypole_transport::error::LinkError;
+use ranks::{Job, signal};
 
 /// Not a test of its own: what a rank process does.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
-    let Some((scene, mut comm)) = job::enter() else { return };
+    let Some((scene, mut comm)) = ranks::enter() else { return };
     match scene.as_str() {
         "forever" => forever(&mut comm),
         "idle" => idle(&comm),

@@ -1,10 +1,11 @@
 //! Windows between processes: what is put arrives, and a target or a source that is killed ends the others' calls with its number.
 
-mod job;
+#[path = "support/ranks.rs"]
+mod ranks;
 
-use job::Job;
 use maypole::memory::Buffer;
 use maypole::{Communicator, Error, WindowId};
+use ranks::Job;
 
 const OVER_TCP: [(&str, &str); 2] = [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1")];
 const WORDS: usize = 100_000;
@@ -13,7 +14,7 @@ const WORDS: usize = 100_000;
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
-    let Some((scene, mut comm)) = job::enter() else { return };
+    let Some((scene, mut comm)) = ranks::enter() else { return };
     // Others write to it until the process ends.
     let part = match scene.split_once('-') {
         Some((_, "library")) => {

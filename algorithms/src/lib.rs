@@ -7,14 +7,14 @@
 
 pub mod collective;
 pub mod cost;
-pub mod few;
 pub mod hierarchy;
-pub mod interpret;
-pub mod listed;
+pub mod inline_vec;
 pub mod mutate;
 pub mod pattern;
-pub mod picture;
+pub mod proof_suite;
 pub mod schedule;
+pub mod semantics;
+pub mod svg;
 pub mod topology;
 pub mod types;
 pub mod verify;

@@ -3,7 +3,7 @@
 //!
 //! # The parts
 //!
-//! A [`Step`] folds its inputs (in the stated order, see [`crate::interpret`]) and writes the result to
+//! A [`Step`] folds its inputs (in the stated order, see [`crate::semantics`]) and writes the result to
 //! every output. An operand is a [`Chunk`] of this rank's memory or a message of a peer. There are no
 //! kinds of steps: a copy has one local input and one local output, a send one local input and a peer
 //! output, a receive the reverse, a reduction several inputs, a broadcast several outputs.
@@ -46,7 +46,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-pub use crate::few::{Few, MAX_FAN};
+pub use crate::inline_vec::{Few, MAX_FAN};
 use crate::types::{Collective, Rank};
 
 /// The number of a FIFO between an ordered pair of ranks; see the module's text.

@@ -28,7 +28,7 @@ use std::collections::HashMap;
 use std::collections::VecDeque;
 
 use maypole_algorithms::collective::{Generator, all};
-use maypole_algorithms::interpret::{Algebra, apply, fold};
+use maypole_algorithms::semantics::{Algebra, apply, fold};
 use maypole_algorithms::{Chunk, Class, Collective, Operand, Rank, Schedule, Step};
 
 const RANKS: [u32; 2] = [100_003, 131_072];

@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
-use maypole_transport::header::{Header, Pair};
-use maypole_transport::lines::Ack;
 use maypole_transport::link::{ReceiveSlots, SendSlots};
-use maypole_transport::ring::{RingPlace, SlotHeader, SlotReceiver, SlotSender};
+use maypole_transport::ll::Ack;
+use maypole_transport::rank_header::{Header, Pair};
+use maypole_transport::slots::{RingPlace, SlotHeader, SlotReceiver, SlotSender};
 use maypole_transport::sync::{Cell, spin_hint};
 
 const SLOT: usize = 64 << 10;

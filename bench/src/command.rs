@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use crate::compare::{self, Request};
 use crate::options::{self, Options};
 use crate::status::{self, Failure};
-use crate::{doctor, environment, launch, measure, prove, ps};
+use crate::{doctor, environment, launch, measure, ps, verify};
 
 const HELP: &str = "\
 maypole COMMAND
@@ -34,7 +34,7 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
     let outcome = match command.to_str() {
         Some("bench") => Ok(bench(args)),
         Some("compare") => compare(args),
-        Some("verify") => prove::run(args),
+        Some("verify") => verify::run(args),
         Some("doctor") => doctor::run(&args),
         Some("ps") => ps::run(&args),
         Some("env") => environment::run(&args),

@@ -4,7 +4,7 @@
 //! [`maypole`] and [`perf`] are whole programs; each binary of the crate calls one of them and does nothing else.
 //!
 //! * `command` - which word of the command line does what
-//! * `launch` - where a process stands among the others; `crew` - the ranks that share a process
+//! * `launch` - where a process stands among the others; `rank_threads` - the ranks that share a process
 //! * `options` - what to measure
 //! * `measure` - how: `operation`s over `buffers` of `data` that can be checked exactly
 //! * `report` - what is printed
@@ -14,7 +14,6 @@
 mod buffers;
 mod command;
 mod compare;
-mod crew;
 mod data;
 mod doctor;
 mod environment;
@@ -24,10 +23,11 @@ mod measure;
 mod number;
 mod operation;
 mod options;
-mod prove;
 mod ps;
+mod rank_threads;
 mod report;
 mod status;
+mod verify;
 
 use std::process::ExitCode;
 

@@ -6,7 +6,7 @@ use maypole::device::Queued as DeviceCall;
 use maypole::error::ResultCode;
 use maypole::{Call, Collective, DType, RedOp};
 
-use crate::answer::{NcclResult, answer, decided, failed, invalid};
+use crate::boundary::{NcclResult, answer, decided, failed, invalid};
 use crate::configured::Selection;
 use crate::cuda;
 use crate::export::abi;
@@ -190,7 +190,7 @@ fn closed(stage: Stage) -> ResultCode {
         Stage::Finalized => ResultCode::InvalidArgument,
         _ => ResultCode::InvalidUsage,
     };
-    crate::answer::refuse(code, &format!("the communicator is {}", stage.name()))
+    crate::boundary::refuse(code, &format!("the communicator is {}", stage.name()))
 }
 
 /// A root that no communicator has, where the client's is negative.

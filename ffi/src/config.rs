@@ -11,7 +11,7 @@ use std::ffi::{CStr, c_int, c_uint};
 use maypole::config::Config;
 use maypole::error::ResultCode;
 
-use crate::answer::invalid;
+use crate::boundary::invalid;
 use crate::layout::{API_MAGIC, NcclConfig, UNDEFINED};
 
 /// What a configuration means here.

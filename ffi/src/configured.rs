@@ -9,7 +9,7 @@ use maypole::Collective;
 use maypole::error::ResultCode;
 use maypole::tune::AlgorithmFilter;
 
-use crate::answer::{NcclResult, decided, invalid};
+use crate::boundary::{NcclResult, decided, invalid};
 use crate::collective::{Arguments, root, submit};
 use crate::export::abi;
 use crate::layout::{API_MAGIC, NcclCollConfig, UNDEFINED};

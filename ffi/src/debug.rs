@@ -6,7 +6,7 @@ use std::sync::Once;
 use maypole::error::ResultCode;
 use maypole::{config, logger};
 
-use crate::answer::{NcclResult, answer, invalid, refuse};
+use crate::boundary::{NcclResult, answer, invalid, refuse};
 use crate::cuda;
 use crate::export::abi;
 use crate::layout::{API_MAGIC, NcclEncryptionConfig};

@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_void};
 
 use maypole::error::ResultCode;
 
-use crate::answer::{NcclResult, answer, invalid, refuse};
+use crate::boundary::{NcclResult, answer, invalid, refuse};
 use crate::export::abi;
 use crate::layout::{API_MAGIC, NcclCommProperties, NcclMultimemHandle, NcclTeam};
 use crate::registry::{self, Handle};

@@ -17,16 +17,16 @@ use maypole::device::{self, CudaStream};
 use maypole::error::ResultCode;
 use maypole::stream::{Stream, Work};
 
-use crate::answer::{NcclResult, answer, decided, invalid, refuse};
+use crate::boundary::{NcclResult, answer, decided, invalid, refuse};
 use crate::collective::Request;
+use crate::create::{Litter, Making, Parent};
 use crate::cuda;
 use crate::export::abi;
 use crate::layout::{NcclSimInfo, SIMULATION_MAGIC};
-use crate::making::{Litter, Making, Parent};
 use crate::registry::{self, Entered, Handle, Running};
 use crate::stream::{self, On};
 use crate::transfer;
-use crate::uneven::{self, UnevenRequest};
+use crate::vector::{self, UnevenRequest};
 use crate::window::{OneSided, Registration};
 
 thread_local! {
@@ -63,7 +63,7 @@ impl Queued {
         match self {
             Self::Even(request) => request.run(on),
             Self::Uneven(request) => request.run(on),
-            Self::Barrier => uneven::barrier(on),
+            Self::Barrier => vector::barrier(on),
             Self::Window(registration) => registration.run(on),
         }
     }

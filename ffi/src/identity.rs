@@ -5,7 +5,7 @@ use std::ffi::{c_char, c_int};
 use maypole::error::ResultCode;
 use maypole::{UniqueId, logger};
 
-use crate::answer::{NcclResult, answer, decided, invalid};
+use crate::boundary::{NcclResult, answer, decided, invalid};
 use crate::export::abi;
 use crate::layout::NcclUniqueId;
 use crate::registry::{self, Handle};

@@ -7,14 +7,14 @@ use maypole::config;
 use maypole::error::ResultCode;
 use maypole::logger;
 
-use crate::answer::{NcclResult, answer, invalid, refuse};
+use crate::boundary::{NcclResult, answer, invalid, refuse};
 use crate::config::{Settings, read};
+use crate::create::{Of, Source, make};
 use crate::debug;
 use crate::export::abi;
 use crate::group;
 use crate::identity::{new_unique_id, unique_id};
 use crate::layout::{NcclConfig, NcclUniqueId};
-use crate::making::{Of, Source, make};
 use crate::registry::Handle;
 
 /// # Safety

@@ -10,7 +10,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use maypole::error::ResultCode;
 use maypole::memory::Buffer;
 
-use crate::answer::{NcclResult, answer, failed, invalid, refuse};
+use crate::boundary::{NcclResult, answer, failed, invalid, refuse};
 use crate::cuda;
 use crate::export::abi;
 use crate::identity::put;

@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_void};
 use maypole::error::ResultCode;
 use maypole::{DType, RedOp, Reduction};
 
-use crate::answer::{NcclResult, answer, invalid};
+use crate::boundary::{NcclResult, answer, invalid};
 use crate::collective::data_type;
 use crate::cuda;
 use crate::export::abi;

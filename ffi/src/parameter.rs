@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use maypole::config::{self, Origin};
 use maypole::error::ResultCode;
 
-use crate::answer::{NcclResult, answer, invalid};
+use crate::boundary::{NcclResult, answer, invalid};
 use crate::export::abi;
 use crate::identity::put;
 

@@ -9,8 +9,8 @@
 //! Places are never freed, only let again, to the next generation.
 
 mod deferred;
+mod entry;
 mod issue;
-mod place;
 #[cfg(test)]
 mod tests;
 
@@ -25,12 +25,12 @@ use maypole::error::ResultCode;
 use maypole::stream::{self, Stream, Ticket};
 use maypole::{AbortHandle, AbortSignal, Communicator};
 
-use crate::answer::{decided, invalid, refuse};
+use crate::boundary::{decided, invalid, refuse};
 use crate::config::Settings;
 use crate::memory::Registrations;
 use crate::operator::Operators;
 use crate::window::Windows;
-use place::{
+use entry::{
     BUSY, GENERATION, HOLLOW, LIVE, Place, Side, find, handle, not_live, vacant_place, vacate,
 };
 

@@ -11,7 +11,7 @@ use maypole::device::CudaStream;
 use maypole::error::ResultCode;
 use maypole::stream::{self, PerProcess, Ticket, Work};
 
-use crate::answer::{NcclResult, answer, decided, invalid, refuse};
+use crate::boundary::{NcclResult, answer, decided, invalid, refuse};
 use crate::export::extension;
 use crate::group;
 use crate::identity::put;

@@ -6,7 +6,7 @@ use maypole::device::Queued;
 use maypole::error::ResultCode;
 use maypole::{Call, Collective, DType, RedOp, Transfer};
 
-use crate::answer::{NcclResult, answer, decided, invalid};
+use crate::boundary::{NcclResult, answer, decided, invalid};
 use crate::collective::{broken, data_type, usable};
 use crate::cuda;
 use crate::export::abi;

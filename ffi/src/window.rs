@@ -13,7 +13,7 @@ use maypole::config::Config;
 use maypole::error::ResultCode;
 use maypole::stream::PerProcess;
 
-use crate::answer::{NcclResult, answer, decided, invalid, refuse};
+use crate::boundary::{NcclResult, answer, decided, invalid, refuse};
 use crate::collective::{broken, data_type, usable};
 use crate::export::abi;
 use crate::group;

@@ -8,8 +8,8 @@ use std::os::unix::net::UnixStream;
 
 use maypole_transport::conformance::fuzz::{Random, rounds};
 
+use super::accept::Gate;
 use super::address::MOST_ADDRESSES;
-use super::gate::Gate;
 use super::hello::{self, Answer, CHALLENGE_BYTES, HELLO_BYTES, Hello, PROOF_BYTES, Role, WELCOME};
 use super::id::{UNIQUE_ID_BYTES, UniqueId};
 use super::secret::Secret;

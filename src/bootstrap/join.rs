@@ -4,15 +4,15 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use super::abort::{self, AbortSignal};
+use super::accept::Gate;
 use super::address::{self, Reach};
 use super::dial::{Dial, Dialed};
 use super::error::{BootstrapError, Options};
-use super::gate::Gate;
 use super::hello::{Hello, Role};
 use super::id::{Contents, UniqueId};
+use super::multi_root::Ids;
 use super::root;
 use super::secret::Secret;
-use super::share::Ids;
 use super::stream::{self, Broken, Framed};
 use super::tree::{ControlTree, children, parent};
 use super::wire::{Frame, Registration};

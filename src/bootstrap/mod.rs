@@ -22,25 +22,25 @@
 //! | `abort` | ending a wait from another thread |
 //! | `address` | interfaces and where a listener can be reached |
 //! | `secret`, `hello` | proofs, and the handshake made of them |
-//! | `gate`, `dial` | the two ends of a handshake, over sockets |
+//! | `accept`, `dial` | the two ends of a handshake, over sockets |
 //! | `wire`, `stream` | frames, and frames over a socket |
-//! | `meeting` | where ranks of a damaged communicator meet again |
-//! | `share` | several ids, and so several roots, for many ranks |
+//! | `rejoin` | where ranks of a damaged communicator meet again |
+//! | `multi_root` | several ids, and so several roots, for many ranks |
 //! | `root`, `join`, `tree` | the rendezvous, a rank's way in, what it leads to |
 //! | `traffic` | what that cost |
 
 mod abort;
+mod accept;
 mod address;
 mod dial;
 mod error;
-mod gate;
 mod hello;
 mod id;
 mod join;
-mod meeting;
+mod multi_root;
+mod rejoin;
 mod root;
 mod secret;
-mod share;
 pub(crate) mod stream;
 mod traffic;
 mod tree;
@@ -57,7 +57,7 @@ pub use address::addresses;
 pub use error::{BootstrapError, Options, RankSet};
 pub use id::{UNIQUE_ID_BYTES, UniqueId};
 pub use join::{Joined, Keys, MOST_CARD, join, join_among, join_with};
-pub use meeting::Meeting;
+pub use rejoin::Meeting;
 pub use traffic::Traffic;
 pub use tree::{ControlTree, MOST_ITEM};
 pub(crate) use tree::{Exchange, Heard};

@@ -10,12 +10,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::abort::AbortSignal;
+use super::accept::Gate;
 use super::address::Reach;
 use super::error::{BootstrapError, Options, RankSet};
-use super::gate::Gate;
 use super::hello::{Hello, Role};
+use super::multi_root::Share;
 use super::secret::Secret;
-use super::share::Share;
 use super::stream::{self, Broken, Framed};
 use super::traffic::Traffic;
 use super::tree::{children, parent};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::address::Reach;
 use super::error::{BootstrapError, MOST_RANGES, RankSet};
-use super::share::Share;
+use super::multi_root::Share;
 
 pub(super) const HEADER_BYTES: usize = 12;
 /// Most bytes of the body of any frame but `Up` and `Down`.

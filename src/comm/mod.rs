@@ -1,17 +1,17 @@
 //! The communicator: a group of ranks that call collectives together.
 
 mod by_schedule;
-mod card;
+mod collectives;
 mod element;
-mod even;
 mod finish;
-mod introduce;
-mod offspring;
 mod on_device;
+mod rank_info;
 mod register;
 mod run;
+mod setup;
+mod split;
 mod transfer;
-mod uneven;
+mod vector;
 mod window;
 
 use std::sync::Arc;
@@ -27,20 +27,20 @@ use crate::bootstrap::{
 };
 use crate::call::{Call, Task};
 use crate::config::{self, Bits, Config};
+use crate::control::{Peer, Report, Shared, Watch};
 use crate::device::rank::DeviceRank;
+use crate::engine::compiled::Staging;
 use crate::engine::links::Links;
 use crate::engine::scratch::Scratch;
-use crate::engine::straight::Staging;
 use crate::engine::wait::Patience;
 use crate::error::Error;
 use crate::plan::Plans;
 use crate::proxy::{Proxy, Setup};
 use crate::reduce::Isa;
 use crate::tune::{Choice, Protocol, Tuner};
-use crate::watch::{Peer, Report, Shared, Watch};
 use crate::window::Windows;
-use card::{Card, Host};
-use introduce::{Introduced, introduce, isa, layout};
+use rank_info::{Card, Host};
+use setup::{Introduced, introduce, isa, layout};
 
 pub use element::Element;
 

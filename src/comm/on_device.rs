@@ -11,11 +11,12 @@ use maypole_transport::fault::Faults;
 use maypole_transport::inbox::InboxLayout;
 
 use super::Communicator;
-use super::card::Card;
+use super::rank_info::Card;
 use super::run::check_in_place;
-use super::uneven::Uneven;
+use super::vector::Uneven;
 use crate::call::{Call, Task, UnevenCall};
 use crate::config::Config;
+use crate::control::{Shared, Signature};
 use crate::device::Queued;
 use crate::device::gpu::Gpu;
 use crate::device::group;
@@ -29,7 +30,6 @@ use crate::error::Error;
 use crate::plan::exchange::{FIRST_BEYOND, Transfer};
 use crate::plan::{Body, Key};
 use crate::proxy::Meet;
-use crate::watch::{Shared, Signature};
 
 /// How many ranks are on the device of rank `me`, itself among them. Where it is more than one, the first of them says so.
 pub(super) fn sharing(cards: &[Card], me: Rank) -> u32 {

@@ -4,19 +4,19 @@ use std::time::{Duration, Instant};
 
 use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{Collective, DType, RedOp, Schedule};
-use maypole_transport::lines::CAPACITY;
+use maypole_transport::ll::CAPACITY;
 
 use super::Communicator;
 use crate::call::{Call, Task, no_such_root};
+use crate::control::Signature;
 use crate::engine::Buffers;
-use crate::engine::straight::Straight;
+use crate::engine::compiled::Straight;
+use crate::engine::interpreter::Walk;
 use crate::engine::wait::Wait;
-use crate::engine::walk::Walk;
 use crate::error::Error;
 use crate::plan::{Body, Key, Plan, Plans, exchange, proofs};
 use crate::reduce::{Kernel, Reduction};
 use crate::tune::{AlgorithmFilter, Choice};
-use crate::watch::Signature;
 
 impl Communicator {
     /// Runs a collective call; returns when its result is there. A call of no elements does nothing, not even wait.

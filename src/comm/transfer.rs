@@ -2,11 +2,11 @@
 
 use maypole_algorithms::{DType, RedOp};
 
-use super::uneven::OwnBlock;
+use super::vector::OwnBlock;
 use super::{Communicator, Element};
 use crate::engine::Buffers;
+use crate::engine::interpreter::Walk;
 use crate::engine::wait::Wait;
-use crate::engine::walk::Walk;
 use crate::error::Error;
 use crate::plan::STREAM_FROM;
 use crate::plan::exchange::{self, Transfer};

@@ -20,9 +20,9 @@ use super::pool::Memory;
 use super::scratch::Scratch;
 use super::signals::Signals;
 use super::store::Store;
+use crate::control::generation;
 use crate::error::Error;
 use crate::proxy::Proxy;
-use crate::watch::generation;
 
 /// Blocks that a rank's call has at most: as many as keep a link of a device busy.
 const MOST_BLOCKS: u32 = 64;

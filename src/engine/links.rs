@@ -10,8 +10,8 @@ use maypole_transport::error::LinkError;
 use maypole_transport::fault::Faults;
 use maypole_transport::link::{Incoming, Lends, Outgoing, Sequence};
 
+use crate::control::Watch;
 use crate::error::Error;
-use crate::watch::Watch;
 
 /// Both directions of all opened links. Plans name a link by its index here.
 #[derive(Default)]

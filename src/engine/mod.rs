@@ -1,12 +1,12 @@
 //! The host engine: runs plans on the caller's thread.
 //!
-//! Two readings of the same steps: [`walk`] for messages in slots, tile by tile; [`straight`] for what fits the line protocol.
+//! Two readings of the same steps: [`interpreter`] for messages in slots, tile by tile; [`compiled`] for what fits the line protocol.
 
+pub(crate) mod compiled;
+pub(crate) mod interpreter;
 pub(crate) mod links;
 pub(crate) mod scratch;
-pub(crate) mod straight;
 pub(crate) mod wait;
-pub(crate) mod walk;
 
 use maypole_algorithms::Rank;
 

@@ -7,8 +7,8 @@ use maypole_transport::doorbell::{Doorbell, Ticket};
 use maypole_transport::endpoint::{Endpoint, Reading};
 use maypole_transport::error::LinkError;
 
+use crate::control::Watch;
 use crate::error::Error;
-use crate::watch::Watch;
 
 /// The longest sleep. Everything that ends a wait rings the doorbell; this bounds the damage if something cannot any more.
 const NAP: Duration = Duration::from_millis(500);

@@ -1,10 +1,10 @@
 //! Plans: a proved schedule bound to a communicator's memory and links, made on the first call of its kind and kept.
 
 pub(crate) mod bind;
+pub(crate) mod compiled;
 pub(crate) mod exchange;
 pub(crate) mod geometry;
 pub(crate) mod proofs;
-pub(crate) mod straight;
 
 use std::collections::HashMap;
 
@@ -13,16 +13,16 @@ use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{Collective, DType, Rank, RedOp};
 
 use crate::call::{Call, Extents, Task};
+use crate::control::Signature;
 use crate::device::program::DevicePlan;
 use crate::device::rank::DeviceRank;
 use crate::engine::links::Links;
 use crate::error::Error;
 use crate::plan::bind::Program;
+use crate::plan::compiled::StraightLine;
 use crate::plan::geometry::Geometry;
-use crate::plan::straight::StraightLine;
 use crate::reduce::{Isa, Kernel};
 use crate::tune::{AlgorithmFilter, Choice, Protocol};
-use crate::watch::Signature;
 
 /// What the plan of an even call is found by. Pointers and a rank's own scalar are bound by the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -7,7 +7,7 @@
 //!             `drained` <-------------- when the link has the message
 //! ```
 //!
-//! The rings are those that kernels have between each other (`LinkEnd` in `maypole_cuda::launch`, [`maypole_transport::counted`]), in
+//! The rings are those that kernels have between each other (`LinkEnd` in `maypole_cuda::launch`, [`maypole_transport::device_ring`]), in
 //! pinned memory of the host; to a kernel a link through the proxy differs from another by its addresses alone. Nothing tells the proxy which
 //! messages will come: what a kernel stores, a slot, its head and the counter, is all there is to know of a message, so
 //! there are no descriptors that the host would have to post for a call. A graph that is replayed makes the same stores again, with the
@@ -50,10 +50,10 @@ use maypole_transport::endpoint::Endpoint;
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::sync::{AtomicU64, Ordering};
 
+use crate::control;
 use crate::device::pool::{Memory, Pool};
 use crate::engine::wait::Patience;
 use crate::error::Error;
-use crate::watch;
 pub(crate) use meet::Meet;
 use meet::Request;
 use pump::{Pump, Rings};
@@ -119,7 +119,7 @@ impl Proxy {
     /// Nothing runs before the first link.
     pub(crate) fn new(setup: Setup) -> Self {
         let Setup { endpoint, layout, patience, timeout, meet, queued, fail } = setup;
-        watch::notice_forks();
+        control::notice_forks();
         let board = Arc::new(Board {
             endpoint,
             queued,
@@ -142,7 +142,7 @@ impl Proxy {
             pinned: 0,
             meet: Some(meet),
             threads: None,
-            generation: watch::generation(),
+            generation: control::generation(),
         }
     }
 
@@ -260,7 +260,7 @@ fn spawn<T: Send + 'static>(
     run: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, Error> {
     let spawn = || std::thread::Builder::new().name(name.into()).spawn(run);
-    watch::without_signals(spawn).map_err(|error| Error::System {
+    control::without_signals(spawn).map_err(|error| Error::System {
         call: "pthread_create",
         errno: error.raw_os_error().unwrap_or(libc::EAGAIN),
     })
@@ -269,7 +269,7 @@ fn spawn<T: Send + 'static>(
 impl Drop for Proxy {
     fn drop(&mut self) {
         // A child made by fork does not have the thread, and leaves memory of the device to its parent.
-        if self.generation != watch::generation() {
+        if self.generation != control::generation() {
             std::mem::forget(std::mem::take(&mut self.positions));
             std::mem::forget((self.board.clone(), self.threads.take()));
             return;

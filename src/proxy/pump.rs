@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::fence;
 
 use maypole_algorithms::Rank;
-use maypole_transport::counted::{CountedReceiver, CountedSender};
+use maypole_transport::device_ring::{CountedReceiver, CountedSender};
 use maypole_transport::error::LinkError;
 use maypole_transport::link::{Incoming, Lends, Outgoing};
 use maypole_transport::sync::{AtomicU64, Ordering};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use maypole_algorithms::Rank;
 use maypole_cuda::launch::LinkEnd;
-use maypole_transport::counted::{CountedPlace, CountedReceiver, CountedSender};
+use maypole_transport::device_ring::{CountedPlace, CountedReceiver, CountedSender};
 use maypole_transport::sync::{AtomicU64, Cell};
 
 use super::pump::Rings;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use maypole_transport::LinkError;
 use maypole_transport::conformance::{PATIENCE, Side, Watchdog};
-use maypole_transport::counted::{CountedPlace, CountedReceiver, CountedSender};
+use maypole_transport::device_ring::{CountedPlace, CountedReceiver, CountedSender};
 use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
 use maypole_transport::fault::{Faults, Recipe};
 use maypole_transport::inbox::InboxLayout;

@@ -1,7 +1,7 @@
 //! Reduction kernels for host memory: one pass that folds up to eight inputs and writes up to eight outputs.
 //!
 //! A [`Kernel`] is chosen once, by element type, operation and instruction set, and runs any number of [`Pass`]es. What
-//! a pass computes is what [`maypole_algorithms::interpret`] says of a step: contributions are scaled where the
+//! a pass computes is what [`maypole_algorithms::semantics`] says of a step: contributions are scaled where the
 //! operation says so, inputs are folded by the balanced tree over their positions, the value is rounded to the element
 //! type once per binary node, and a finishing pass divides an integer average. [`scalar`] says the same one element at
 //! a time; every kernel gives its bits, except that a NaN may be any NaN.

@@ -1,6 +1,6 @@
 //! Every kernel against the scalar reference, bit for bit.
 
-use maypole_algorithms::interpret::{self, Algebra};
+use maypole_algorithms::semantics::{self, Algebra};
 use maypole_algorithms::{DType, RedOp};
 
 use super::{Isa, Kernel, Pass, Reduction, scalar};

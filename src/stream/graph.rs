@@ -4,8 +4,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::pool::Pool;
+use crate::control;
 use crate::error::{Error, ResultCode};
-use crate::watch;
 
 /// Something to be done, on some thread.
 pub type Work = Box<dyn FnOnce() -> Result<(), ResultCode> + Send>;
@@ -147,12 +147,12 @@ pub(super) fn become_ends(nodes: &[Arc<Node>]) {
 
 impl Line {
     pub(super) fn new() -> Self {
-        watch::notice_forks();
-        Self { generation: watch::generation(), state: Mutex::default() }
+        control::notice_forks();
+        Self { generation: control::generation(), state: Mutex::default() }
     }
 
     pub(super) fn is_of_this_process(&self) -> bool {
-        self.generation == watch::generation()
+        self.generation == control::generation()
     }
 
     fn ends(&self) -> Vec<Arc<Node>> {

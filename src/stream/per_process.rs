@@ -4,7 +4,7 @@
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::watch;
+use crate::control;
 
 /// A value that each process makes when it first asks for it. What a child inherits is left alone, and never freed.
 pub struct PerProcess<T> {
@@ -20,19 +20,19 @@ impl<T: Default + Send + Sync> PerProcess<T> {
 
     /// This process' value.
     pub fn get(&'static self) -> &'static T {
-        watch::notice_forks();
+        control::notice_forks();
         // Pairs as `per-process`: who sees the address sees the value.
         let seen = self.place.load(Ordering::Acquire);
         // SAFETY: what was stored here is never freed.
         match unsafe { seen.as_ref() } {
-            Some((generation, value)) if *generation == watch::generation() => value,
+            Some((generation, value)) if *generation == control::generation() => value,
             _ => self.make(seen),
         }
     }
 
     #[cold]
     fn make(&'static self, seen: *mut (u32, T)) -> &'static T {
-        let new = Box::into_raw(Box::new((watch::generation(), T::default())));
+        let new = Box::into_raw(Box::new((control::generation(), T::default())));
         // Pairs as `per-process`.
         let stored = self.place.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Acquire);
         let place = stored.map_or_else(

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::graph::{Node, Work};
 use super::per_process::PerProcess;
+use crate::control;
 use crate::error::ResultCode;
-use crate::watch;
 
 /// How long a thread waits for work before it ends.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -110,7 +110,7 @@ impl Pool {
         let mut state = self.state();
         let (count, wanted) = (jobs.len(), state.ready.len() + jobs.len());
         while state.idle < wanted {
-            watch::without_signals(|| {
+            control::without_signals(|| {
                 // The stack is as large as others': the program's callbacks run on it.
                 std::thread::Builder::new()
                     .name("maypole-stream".into())

@@ -19,8 +19,8 @@ use maypole_algorithms::{Class, Collective, Schedule};
 use crate::call::Task;
 use crate::device::inbox::LINE_BYTES;
 use crate::error::Error;
+use crate::plan::compiled::StraightLine;
 use crate::plan::geometry::Geometry;
-use crate::plan::straight::StraightLine;
 
 pub(crate) use candidates::candidates;
 pub use filter::AlgorithmFilter;

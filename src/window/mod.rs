@@ -6,7 +6,7 @@
 //! signal is.
 //!
 //! Where both ranks run on one host and the peer's part lies in memory of the library ([`Buffer`](crate::memory::Buffer)), a put is one copy into
-//! it, and a signal one addition to a word of the peer's board (`board`), which lies in such memory too. The peer's doorbell is rung; nothing of the
+//! it, and a signal one addition to a word of the peer's board (`signal_words`), which lies in such memory too. The peer's doorbell is rung; nothing of the
 //! peer's runs.
 //!
 //! Other puts are messages (`message`) on a channel of their own of the links that the ranks have anyway: threads, shared
@@ -15,9 +15,9 @@
 //! call. It is started with the first window for which some rank needs messages; a communicator without such windows has none. A signal
 //! overtakes no put: as long as a message to the peer is not applied, signals to it are messages too.
 
-mod board;
 mod message;
 mod serve;
+mod signal_words;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,12 +32,12 @@ use maypole_transport::link::{ReceiveSlots, SendSlots, Sequence};
 use maypole_transport::segment::Reach;
 
 use crate::comm::AbortHandle;
+use crate::control;
 use crate::error::Error;
 use crate::plan::exchange;
 use crate::tune::MOST_CHANNELS;
-use crate::watch;
-pub(crate) use board::{Board, DIRECT, PeerBoard};
 pub(crate) use message::{Card, HEADER, Message, TAG};
+pub(crate) use signal_words::{Board, DIRECT, PeerBoard};
 
 /// The channel of puts and signals, after those of all schedules.
 pub(crate) const CHANNEL: Channel = exchange::FIRST_BEYOND + MOST_CHANNELS;
@@ -124,7 +124,7 @@ impl Service {
             incoming,
             endpoint: endpoint.clone(),
             thread: None,
-            generation: watch::generation(),
+            generation: control::generation(),
         })
     }
 
@@ -139,7 +139,7 @@ impl Service {
         let incoming = std::mem::take(&mut self.incoming);
         let (board, endpoint) = (self.board.clone(), self.endpoint.clone());
         let run = move || serve::run(rank, incoming, &board, &endpoint, &abort);
-        let spawned = watch::without_signals(|| {
+        let spawned = control::without_signals(|| {
             std::thread::Builder::new().name("maypole-window".into()).spawn(run)
         });
         self.thread = Some(spawned.map_err(|error| Error::System {
@@ -169,7 +169,7 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         // A child made by fork does not have the thread.
-        if self.generation != watch::generation() {
+        if self.generation != control::generation() {
             return;
         }
         self.board.stop.store(1, Ordering::Release);

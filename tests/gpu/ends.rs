@@ -5,7 +5,7 @@ use std::sync::Barrier;
 use maypole::device::{CudaStream, Part, Queued, launch};
 use maypole::{Call, Collective, DType, RedOp};
 
-use crate::job::Job;
+use crate::ranks::Job;
 use crate::simulator::{folder, play};
 use crate::world::{Member, World};
 

@@ -2,8 +2,8 @@
 
 use maypole::{Collective, DType, RedOp};
 
-use crate::job::Job;
 use crate::piece::{Even, Piece, What};
+use crate::ranks::Job;
 use crate::round::{Group, Round, Way};
 use crate::simulator::{folder, play};
 use crate::world::World;

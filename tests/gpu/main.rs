@@ -16,8 +16,8 @@ mod simulator;
 mod steady;
 mod world;
 
-#[path = "../job/mod.rs"]
-mod job;
+#[path = "../support/ranks.rs"]
+mod ranks;
 
 /// Not a test of its own: what the process of a scene does.
 #[test]
@@ -44,7 +44,7 @@ fn scene() {
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
-    let Some(invitation) = job::invitation() else { return };
+    let Some(invitation) = ranks::invitation() else { return };
     let scene = invitation.scene.clone();
     let mut world = world::World::of_process(invitation);
     match scene.as_str() {

@@ -7,7 +7,7 @@ use maypole::config::Config;
 use maypole::{Communicator, UniqueId};
 use maypole_cuda::driver::{Buffer, Device, Driver, Stream};
 
-use crate::job::Invitation;
+use crate::ranks::Invitation;
 
 /// Bytes of device memory of a rank for the buffers of calls: room for a round.
 pub(crate) const ARENA: usize = 12 << 20;

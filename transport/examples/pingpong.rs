@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use maypole_transport::endpoint::{Endpoint, EndpointConfig};
 use maypole_transport::inbox::InboxLayout;
-use maypole_transport::lines::{CAPACITY, LineReceiver, LineSender, Poll};
 use maypole_transport::link::{Incoming, Outgoing};
+use maypole_transport::ll::{CAPACITY, LineReceiver, LineSender, Poll};
 
 const BATCH: u32 = 500;
 const BATCHES: usize = 4_000;

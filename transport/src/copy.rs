@@ -2,7 +2,7 @@
 
 use core::ptr;
 
-use crate::lines::LINE_PAYLOAD;
+use crate::ll::LINE_PAYLOAD;
 
 /// Copies the part of a message that lies in one line; nearly always all of the line.
 ///

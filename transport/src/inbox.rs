@@ -15,10 +15,10 @@ use std::sync::Arc;
 
 use crate::Rank;
 use crate::error::LinkError;
-use crate::header::{Header, Identity, MAGIC};
-use crate::lines::{Ack, LineRing};
+use crate::ll::{Ack, LineRing};
 use crate::memory::{self, Mapping};
-use crate::ring::SlotHeader;
+use crate::rank_header::{Header, Identity, MAGIC};
+use crate::slots::SlotHeader;
 
 /// The shape of every inbox of a communicator. All ranks must agree on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 //! Links between ranks: first-in-first-out lines of messages through memory that both ends see.
 //!
 //! [`link`] is the contract that schedules are run on. Three protocols carry it, each in a file of its own and each with a
-//! loom model beside it: [`lines`] (small messages, data and flag in one cache line), [`ring`] (slots, credits,
+//! loom model beside it: [`ll`] (small messages, data and flag in one cache line), [`slots`] (slots, credits,
 //! lent memory) and [`doorbell`] (sleeping and waking). They are written over plain words, wherever those live. A fourth,
-//! [`counted`], is that between a kernel of a device and the host.
+//! [`device_ring`], is that between a kernel of a device and the host.
 //!
 //! An [`endpoint::Endpoint`] is one rank's presence: its [`inbox`], the memory that its peers write to, and the
 //! connections to them: in [`local`] for ranks that are threads of one process, in [`shm`] for other processes of the host, in
@@ -15,13 +15,13 @@
 #[cfg(not(loom))]
 mod address;
 mod copy;
-pub mod counted;
+pub mod device_ring;
 pub mod doorbell;
 pub mod error;
-pub mod header;
-pub mod lines;
 pub mod link;
-pub mod ring;
+pub mod ll;
+pub mod rank_header;
+pub mod slots;
 pub mod sync;
 
 #[cfg(all(feature = "conformance", not(loom)))]
@@ -31,7 +31,7 @@ pub mod endpoint;
 #[cfg(not(loom))]
 pub mod fault;
 #[cfg(not(loom))]
-mod hello;
+mod handshake;
 #[cfg(not(loom))]
 mod host;
 #[cfg(not(loom))]

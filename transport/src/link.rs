@@ -6,11 +6,11 @@
 //! a link that loses a path must know which messages to repeat.
 //!
 //! A link has two protocols, each with its own sequence: *lines* for messages of up to
-//! [`lines::CAPACITY`](crate::lines::CAPACITY) bytes, where data and flag travel in the same cache line, and *slots* for
+//! [`lines::CAPACITY`](crate::ll::CAPACITY) bytes, where data and flag travel in the same cache line, and *slots* for
 //! all else. Which one a message uses is agreed by both ends beforehand (the plan says so).
 
 use crate::error::LinkError;
-use crate::lines::{LineReceiver, LineSender};
+use crate::ll::{LineReceiver, LineSender};
 
 /// Position of a message on its link, from 1.
 pub type Sequence = u64;

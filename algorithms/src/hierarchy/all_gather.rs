@@ -14,8 +14,8 @@
 //! * class: canonical (nothing is reduced)
 
 use super::columns::{Columns, Help};
+use super::components::{Kit, Source, common_parts, detail, is_even, named};
 use super::compose::{At, Layout, Needs, Part, compose};
-use super::kit::{Kit, Source, common_parts, detail, is_even, named};
 use crate::schedule::{Chunk, Schedule};
 use crate::topology::Grouping;
 use crate::types::{Collective, Rank};

@@ -17,8 +17,8 @@
 //! * class: canonical if the components are and every node is an aligned subtree of the canonical tree, else fast
 //! * wins: several nodes, and a network slower than what joins a node's ranks
 
+use super::components::{Kit, Source, common_parts, detail, is_aligned, is_even, sizes};
 use super::compose::{At, Layout, Needs, Part, compose};
-use super::kit::{Kit, Source, common_parts, detail, is_aligned, is_even, sizes};
 use crate::schedule::{Chunk, Schedule};
 use crate::topology::Grouping;
 use crate::types::{Collective, Rank};

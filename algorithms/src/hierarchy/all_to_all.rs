@@ -13,8 +13,8 @@
 //! * class: canonical (nothing is reduced)
 //! * wins: many ranks, where each pair of far ranks would need a connection of its own or cross between rails
 
+use super::components::{Kit, Source, common_parts, detail, is_even};
 use super::compose::{At, Guard, Layout, Needs, Part, compose};
-use super::kit::{Kit, Source, common_parts, detail, is_even};
 use crate::schedule::{Chunk, Schedule};
 use crate::topology::Grouping;
 use crate::types::{Collective, Rank};

@@ -13,8 +13,8 @@
 //! * channels: `c_1 + R c_3` within a node, `c_2` between nodes
 //! * class: canonical (nothing is reduced)
 
+use super::components::{Kit, Source, common_parts, detail, is_even, named};
 use super::compose::{At, Layout, Needs, Part, compose};
-use super::kit::{Kit, Source, common_parts, detail, is_even, named};
 use super::rails::Rails;
 use crate::schedule::{Chunk, Schedule};
 use crate::topology::Grouping;

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::kit::sizes;
+use super::components::sizes;
 use crate::topology::Grouping;
 use crate::types::Rank;
 

@@ -22,7 +22,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::few::MAX_FAN;
+use crate::inline_vec::MAX_FAN;
 use crate::schedule::{After, Channel, Chunk, Few, Operand, Program, Schedule, Step};
 use crate::types::{Collective, Rank};
 

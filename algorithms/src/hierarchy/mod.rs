@@ -11,16 +11,16 @@ pub mod all_to_all;
 pub mod broadcast;
 pub mod channels;
 mod columns;
+mod components;
 mod compose;
-mod kit;
-mod listed;
+mod proof_suite;
 mod rails;
 pub mod reduce;
 pub mod reduce_scatter;
 mod table;
 
-pub use kit::{Source, named};
-pub use listed::listed;
+pub use components::{Source, named};
+pub use proof_suite::listed;
 pub use table::{FAMILY, Hierarchy, all, hierarchies};
 
 use crate::schedule::Schedule;

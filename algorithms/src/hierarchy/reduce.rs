@@ -15,8 +15,8 @@
 //! * channels: `R c_1 + c_3` within a node, `c_2` between nodes
 //! * class: canonical if the components are and every node is an aligned subtree of the canonical tree, else fast
 
+use super::components::{Kit, Source, common_parts, detail, is_aligned, is_even, named};
 use super::compose::{At, Guard, Layout, Needs, Part, compose};
-use super::kit::{Kit, Source, common_parts, detail, is_aligned, is_even, named};
 use super::rails::Rails;
 use crate::schedule::{Chunk, Schedule};
 use crate::topology::Grouping;

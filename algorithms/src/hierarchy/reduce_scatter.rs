@@ -15,8 +15,8 @@
 //! * class: canonical if the components are and every node is an aligned subtree of the canonical tree and all are equal, else fast
 
 use super::columns::{Columns, Help};
+use super::components::{Kit, Source, common_parts, detail, is_aligned, is_even, named};
 use super::compose::{At, Guard, Layout, Needs, Part, compose};
-use super::kit::{Kit, Source, common_parts, detail, is_aligned, is_even, named};
 use crate::schedule::{Chunk, Schedule};
 use crate::topology::Grouping;
 use crate::types::{Collective, Rank};

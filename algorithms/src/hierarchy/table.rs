@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::kit::named;
+use super::components::named;
 use super::schedule;
 use crate::schedule::Schedule;
 use crate::topology::Grouping;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::few::MAX_FAN;
+use crate::inline_vec::MAX_FAN;
 
 const WIDTH: u32 = MAX_FAN as u32;
 

@@ -18,7 +18,7 @@
 //! Source: S. Jeaugey, "PAT: a new algorithm for all-gather and reduce-scatter operations at scale" (2025). What it aggregates in one message
 //! are here messages that follow each other on a link. The lanes are our own.
 
-use crate::few::MAX_FAN;
+use crate::inline_vec::MAX_FAN;
 use crate::schedule::Channel;
 
 /// The trees of a number of ranks.

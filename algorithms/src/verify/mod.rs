@@ -1,7 +1,7 @@
 //! The verifier: takes a schedule and returns a proof that it is right, or a counterexample.
 //!
 //! Nothing is asked of the generator. What must hold follows from [`Collective`](crate::Collective) alone, and what a step
-//! means from [`crate::interpret::apply`], evaluated in terms instead of numbers: a term says which rank's
+//! means from [`crate::semantics::apply`], evaluated in terms instead of numbers: a term says which rank's
 //! contribution from which input chunk is combined with which, and whether the reduction is finished. Two terms
 //! that share a rank are never combined, so a contribution counts exactly once by construction.
 //!
@@ -45,16 +45,16 @@
 //! # Classes
 //!
 //! The terms are also the reduction trees. The class is canonical if every output's term is the balanced tree over all ranks
-//! ([`crate::interpret::fold`]), and whoever declares it must have it. Tiles, and the ranks of an
+//! ([`crate::semantics::fold`]), and whoever declares it must have it. Tiles, and the ranks of an
 //! all-reduce, must agree on their trees: else ranks would end with different bits.
 
 mod clock;
 mod counterexample;
-mod follow;
 mod form;
 mod hazard;
 mod machine;
 mod memory;
+mod next_call;
 mod render;
 mod term;
 mod tree;
@@ -183,7 +183,7 @@ fn decode(schedule: &Schedule) -> Result<[Form; 2], Box<Counterexample>> {
             placement: None,
         })
     })?;
-    let exchange = follow::exchange(&form);
+    let exchange = next_call::exchange(&form);
     let next = Form::new(&exchange, 1, &mut numbers).map_err(|malformed| {
         let (violation, place) = *malformed;
         Box::new(Counterexample {

@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use crate::interpret::{Algebra, fold};
+use crate::semantics::{Algebra, fold};
 use crate::types::{Collective, Rank};
 
 /// The number of a term: first the contributions, by rank and input chunk, then the others in the order of their

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::term::{Shape, Term, Terms};
-use crate::interpret::Algebra;
+use crate::semantics::Algebra;
 use crate::types::Rank;
 
 /// One node of a [`Tree`]; children are named by their index, and come before it.

@@ -6,8 +6,8 @@ use super::machine::{Firing, Numbering};
 use super::memory::Memory;
 use super::term::{Shape, Symbolic, Term, Terms, Value};
 use super::tree::Tree;
-use crate::interpret::evaluate;
 use crate::schedule::Chunk;
+use crate::semantics::evaluate;
 use crate::types::{Collective, Rank};
 
 /// The contents during one execution.

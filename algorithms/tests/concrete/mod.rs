@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use maypole_algorithms::interpret::{Algebra, apply, fold};
+use maypole_algorithms::semantics::{Algebra, apply, fold};
 use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{Chunk, Class, Collective, Operand, Schedule, Step};
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use maypole::config::Config;
 
 use super::job::{Job, Way};
-use super::meet::{Door, Party, visit_any, visit_host, visit_port};
+use super::rendezvous::{Door, Party, visit_any, visit_host, visit_port};
 use super::sealed::{SECRET_BYTES, mac, random};
 use super::star::Star;
 use super::{Alone, Exchange, Place, pmi, pmix};

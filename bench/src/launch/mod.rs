@@ -11,17 +11,17 @@
 //! | `job` | which launcher started this process, by its variables |
 //! | `pmi`, `pmix`, `torchrun`, `slurm` | the launchers |
 //! | `connect` | from what a launcher says to an exchange |
-//! | `meet`, `sealed`, `star` | finding rank 0, an encrypted connection, an exchange over connections to rank 0 |
+//! | `rendezvous`, `sealed`, `star` | finding rank 0, an encrypted connection, an exchange over connections to rank 0 |
 //! | `mpi` | with feature `mpi`: MPI itself |
 
 mod connect;
 mod job;
 pub(crate) mod local;
-mod meet;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod pmi;
 mod pmix;
+mod rendezvous;
 mod sealed;
 mod slurm;
 mod socket;

@@ -21,10 +21,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use maypole::UniqueId;
 
-use crate::crew::{Member, crew};
 use crate::launch::{Exchange, Place};
 use crate::operation::traffic::Matrix;
 use crate::options::Options;
+use crate::rank_threads::{Member, crew};
 use crate::report::Participant;
 use crate::status::{self, Failure};
 use groups::Group;

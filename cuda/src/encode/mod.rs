@@ -9,7 +9,7 @@ mod transfers;
 
 pub use transfers::{Place, Transfer, encode_transfers};
 
-use maypole_algorithms::few::MAX_FAN;
+use maypole_algorithms::inline_vec::MAX_FAN;
 use maypole_algorithms::schedule::Channel;
 use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
 use std::collections::HashSet;
@@ -336,7 +336,7 @@ mod tests {
     use maypole_algorithms::Collective;
     use maypole_algorithms::collective::all_gather::pat;
     use maypole_algorithms::collective::all_reduce::{double_tree, uneven_example};
-    use maypole_algorithms::few::Few;
+    use maypole_algorithms::inline_vec::Few;
     use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
     use maypole_algorithms::schedule::{After, Table};
 

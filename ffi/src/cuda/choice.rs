@@ -11,7 +11,7 @@ use maypole::config::{Config, DeviceKind};
 use maypole::device;
 use maypole::error::ResultCode;
 
-use crate::answer::{failed, invalid, refuse};
+use crate::boundary::{failed, invalid, refuse};
 
 /// The device for a communicator that is made by a call of this thread; None: host memory.
 pub(crate) fn chosen() -> Result<Option<c_int>, ResultCode> {

@@ -4,7 +4,7 @@
 use maypole::device::{self, CudaStream, Part, Queued};
 use maypole::error::ResultCode;
 
-use crate::answer::failed;
+use crate::boundary::failed;
 use crate::group::Calls;
 use crate::registry::{self, Entered, Handle};
 

@@ -8,7 +8,7 @@ use maypole::config::{Config, DeviceKind};
 use maypole::device::{self, Allocation};
 use maypole::error::ResultCode;
 
-use crate::answer::{failed, invalid};
+use crate::boundary::{failed, invalid};
 
 /// What was allocated and not freed, by address.
 static ALLOCATED: LazyLock<Mutex<HashMap<usize, Allocation>>> = LazyLock::new(Mutex::default);

@@ -9,7 +9,7 @@ use maypole::error::ResultCode;
 use maypole::stream::{self, Stream};
 
 use super::{Entered, Running, Visitor, issue};
-use crate::answer::decided;
+use crate::boundary::decided;
 
 /// A communicator that is in progress. It ceases to be when this is dropped.
 pub(crate) struct Deferred {

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use maypole::error::ResultCode;
 use maypole::stream::{self, Issue, Stream, Ticket, Work};
 
-use super::place::Place;
+use super::entry::Place;
 use super::{Running, Visitor};
-use crate::answer::decided;
+use crate::boundary::decided;
 
 /// A call that was issued and has not ended; ends when dropped.
 struct Issued {

@@ -2,7 +2,7 @@
 
 use maypole::UniqueId;
 
-use super::place::LOW_BITS;
+use super::entry::LOW_BITS;
 use super::*;
 
 fn alone() -> Handle {

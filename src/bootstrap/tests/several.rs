@@ -1,7 +1,7 @@
 //! Several roots for one communicator.
 
+use super::super::multi_root::Share;
 use super::super::root::ENDED;
-use super::super::share::Share;
 use super::*;
 
 /// As `join_all`, each rank with what `ids` gives it.

@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 
-use maypole_algorithms::interpret::Algebra;
+use maypole_algorithms::semantics::Algebra;
 use maypole_algorithms::{Collective, DType, RedOp, Schedule};
 
 use super::Random;

@@ -6,13 +6,13 @@ mod by_schedule;
 mod case;
 mod control;
 mod ends;
-mod offspring;
 mod on_device;
 mod random;
 mod settings;
+mod split;
 mod transfers;
 mod typed;
-mod uneven;
+mod vector;
 mod windows;
 
 use std::sync::mpsc;

@@ -16,8 +16,8 @@ use crate::bootstrap::Options;
 use crate::call::Task;
 use crate::comm::Communicator;
 use crate::config::{Bits, Config, Nodes};
+use crate::plan::compiled::StraightLine;
 use crate::plan::geometry::Geometry;
-use crate::plan::straight::StraightLine;
 use crate::tune::{Protocol, candidates};
 
 /// Calls in all, unless the environment says otherwise.

@@ -6,7 +6,7 @@
 
 mod ends;
 pub mod fuzz;
-mod lines;
+mod ll;
 mod segments;
 mod slots;
 mod traffic;
@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use crate::endpoint::{Endpoint, EndpointConfig};
 use crate::inbox::InboxLayout;
-use crate::lines::{LineReceiver, LineSender, Poll};
 use crate::link::{Incoming, Message, Outgoing, SlotMut};
+use crate::ll::{LineReceiver, LineSender, Poll};
 use crate::{LinkError, Rank};
 
 /// A wait as long as this is a hang.
@@ -78,10 +78,10 @@ pub const CASES: &[Case] = &[
         right: segments::leave_right,
     },
     Case { name: "sleep", left: slots::sleep_left, right: slots::sleep_right },
-    Case { name: "line lengths", left: lines::line_lengths_left, right: lines::line_lengths_right },
-    Case { name: "line credits", left: lines::line_credits_left, right: lines::line_credits_right },
-    Case { name: "line mismatch", left: lines::mismatch_left, right: lines::mismatch_right },
-    Case { name: "line sleep", left: lines::line_sleep_left, right: lines::line_sleep_right },
+    Case { name: "line lengths", left: ll::line_lengths_left, right: ll::line_lengths_right },
+    Case { name: "line credits", left: ll::line_credits_left, right: ll::line_credits_right },
+    Case { name: "line mismatch", left: ll::mismatch_left, right: ll::mismatch_right },
+    Case { name: "line sleep", left: ll::line_sleep_left, right: ll::line_sleep_right },
     Case {
         name: "traffic",
         left: |side| traffic::traffic(side, 1, 2),

@@ -1,7 +1,7 @@
 //! Both protocols in both directions at once, with messages of random sizes.
 
 use super::{Side, bytes, lines_in, lines_out, wait};
-use crate::lines::{CAPACITY, Poll};
+use crate::ll::{CAPACITY, Poll};
 
 /// A small generator: both ends know what the other sends.
 struct Random(u64);

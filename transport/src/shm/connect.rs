@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::socket;
 use crate::Rank;
 use crate::error::LinkError;
-use crate::hello::{Medium, NONCE, PROOF, Party};
+use crate::handshake::{Medium, NONCE, PROOF, Party};
 use crate::inbox::PeerInbox;
 use crate::peers::Peers;
 

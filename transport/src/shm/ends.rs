@@ -6,8 +6,8 @@ use super::sharing::{Given, Sharing};
 use crate::error::LinkError;
 use crate::link::{Lends, Message, ReceiveSlots, SendSlots, Sequence, SlotMut};
 use crate::memory::Access;
-use crate::ring::{SlotReceiver, SlotSender};
 use crate::segment::{self, Extent, Foreign, SegmentId};
+use crate::slots::{SlotReceiver, SlotSender};
 
 /// The sending end.
 pub(crate) struct ShmSender {
@@ -138,10 +138,10 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::ring::tests::ends;
     use crate::segment::Segment;
     use crate::shm::sharing::FRAME;
     use crate::shm::socket;
+    use crate::slots::tests::ends;
 
     const LEN: usize = 5000;
 

@@ -19,7 +19,7 @@ use super::sharing::{FRAME, Sharing};
 use super::socket;
 use crate::Rank;
 use crate::error::LinkError;
-use crate::hello::{HELLO, Medium, Nonce, Party};
+use crate::handshake::{HELLO, Medium, Nonce, Party};
 use crate::inbox::PeerInbox;
 use crate::memory;
 use crate::peers::Peers;

@@ -1,6 +1,6 @@
 //! The handshake of a new stream, from either end, as a state machine that never blocks.
 //!
-//! It is that of [`hello`](crate::hello); what the medium adds is the shape of the links, sent once the other end has proven
+//! It is that of [`hello`](crate::handshake); what the medium adds is the shape of the links, sent once the other end has proven
 //! itself. Every message has a fixed size, so a stranger is owed no memory and no parsing.
 
 use std::io;
@@ -12,7 +12,7 @@ use super::frame::{SHAPE, shape, streams_of};
 use super::socket::{self, piece};
 use crate::Rank;
 use crate::error::LinkError;
-use crate::hello::{Dialed, HELLO, Medium, NONCE, Nonce, PROOF, Party, Proof};
+use crate::handshake::{Dialed, HELLO, Medium, NONCE, Nonce, PROOF, Party, Proof};
 use crate::inbox::InboxLayout;
 
 /// How long the other end may take for the whole handshake.

@@ -17,7 +17,7 @@ use super::socket::{self, Event, Poller};
 use super::{MOST_STREAMS, TcpConfig};
 use crate::Rank;
 use crate::error::LinkError;
-use crate::hello::Party;
+use crate::handshake::Party;
 use crate::peers::Peers;
 use crate::thread;
 

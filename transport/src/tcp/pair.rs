@@ -14,9 +14,9 @@ use super::socket::{self, Poller};
 use super::stream::{Channel, News, Out, Over, Stream};
 use crate::Rank;
 use crate::error::LinkError;
-use crate::header::Header;
 use crate::inbox::{Inbox, InboxLayout};
 use crate::link::{Message, Sequence, SlotMut};
+use crate::rank_header::Header;
 
 /// How long a pair of which all streams broke may take to find together again.
 pub(crate) const RECONNECT: Duration = Duration::from_secs(5);

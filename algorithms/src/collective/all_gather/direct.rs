@@ -6,7 +6,7 @@
 //! * class: canonical (nothing is reduced)
 //! * wins: few ranks with direct links
 
-use crate::few::MAX_FAN;
+use crate::inline_vec::MAX_FAN;
 use crate::pattern::fan::FanOut;
 use crate::pattern::ring::{after, before};
 use crate::schedule::operand::{input, output, peer};

@@ -12,7 +12,7 @@
 //! Round `k`'s value lives in scratch chunk `k`, so that a value still being read by a slow partner is never overwritten
 //! within a tile.
 
-use crate::few::MAX_FAN;
+use crate::inline_vec::MAX_FAN;
 use crate::pattern::butterfly::{Round, round, rounds};
 use crate::pattern::fan::FanOut;
 use crate::schedule::operand::{input, output, peer, scratch};

@@ -10,7 +10,7 @@
 //!
 //! The child with the largest subtree is served first. What a rank takes leaves for its children in the same pass.
 
-use crate::few::MAX_FAN;
+use crate::inline_vec::MAX_FAN;
 use crate::pattern::binomial::{children, node, parent, rank as at};
 use crate::pattern::fan::FanOut;
 use crate::schedule::operand::{input, output, peer};

@@ -2,7 +2,7 @@
 //! loops: narrow formats by the crates `half` and `float8`, and 8-bit rounding by a search for the nearest value.
 
 use half::{bf16, f16};
-use maypole_algorithms::interpret::Algebra;
+use maypole_algorithms::semantics::Algebra;
 use maypole_algorithms::{DType, RedOp};
 use maypole_cuda::launch::operation;
 

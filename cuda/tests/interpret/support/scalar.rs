@@ -2,7 +2,7 @@
 //! Elements do not meet, so how chunks are cut into tiles cannot matter; that the device agrees is what the tests show.
 
 use super::operation::{OnRank, Operation};
-use maypole_algorithms::interpret::apply;
+use maypole_algorithms::semantics::apply;
 use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
 use maypole_cuda::encode::Extent;
 use std::collections::{HashMap, VecDeque};

@@ -4,7 +4,7 @@ use maypole_algorithms::{Collective, DType, RedOp};
 
 use super::super::Random;
 use super::super::case::Case;
-use super::super::uneven;
+use super::super::vector;
 use super::support::{configure, on_devices, simulator};
 use crate::call::{Call, Task};
 use crate::config::Config;

@@ -7,9 +7,9 @@ use maypole_algorithms::RedOp;
 
 use super::support::{fail, on_devices, simulator};
 use crate::config::Config;
+use crate::control::Reason;
 use crate::device::{CudaStream, Part, Queued, launch};
 use crate::error::Error;
-use crate::watch::Reason;
 
 #[test]
 fn an_abort_ends_kernels_that_wait() {

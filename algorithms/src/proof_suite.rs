@@ -1,0 +1,55 @@
+//! The schedules that are proved in full, by `maypole verify --all` and by the tests: one list, so that what is said of one holds of
+//! the other.
+//!
+//! * [`small`]: every generator of the table at every rank count of [`RANKS`], rooted ones from their first and last rank
+//! * [`large`]: every generator at the rank counts of [`LARGE`], a power of two and its neighbour among them
+//! * [`crate::hierarchy::proof_suite`]: hierarchies over groupings of many shapes
+
+use std::ops::RangeInclusive;
+
+use crate::collective::{Generator, all};
+use crate::schedule::Schedule;
+use crate::types::Rank;
+
+/// The rank counts at which every generator is proved.
+pub const RANKS: RangeInclusive<u32> = 2..=64;
+
+/// Larger rank counts at which every generator is proved.
+pub const LARGE: [u32; 4] = [100, 128, 255, 256];
+
+/// The schedules of `generator` at `nranks`, with a root at each of `roots` where it has one.
+pub fn of(generator: &Generator, nranks: u32, roots: &[Rank]) -> Vec<Schedule> {
+    let mut collectives: Vec<_> = roots.iter().map(|&root| generator.of(root)).collect();
+    collectives.dedup();
+    collectives.into_iter().map(|collective| generator.schedule(collective, nranks)).collect()
+}
+
+/// Every generator at these rank counts, from the first and the last rank.
+pub fn small(ranks: RangeInclusive<u32>) -> impl Iterator<Item = Schedule> {
+    all().flat_map(move |generator| {
+        ranks.clone().flat_map(|nranks| of(generator, nranks, &[0, nranks - 1]))
+    })
+}
+
+/// Every generator at the larger rank counts, from the last rank.
+pub fn large() -> impl Iterator<Item = Schedule> {
+    all().flat_map(|generator| LARGE.into_iter().flat_map(|n| of(generator, n, &[n - 1])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_generator_is_listed_at_every_rank_count() {
+        for generator in all() {
+            let named = |s: &Schedule| {
+                (s.name, s.collective.name()) == (generator.name, generator.collective)
+            };
+            let rooted = generator.of(0).root().is_some();
+            let count = small(RANKS).filter(named).count();
+            assert_eq!(count, if rooted { 2 * 63 } else { 63 }, "{}", generator.name);
+            assert_eq!(large().filter(named).count(), 4, "{}", generator.name);
+        }
+    }
+}

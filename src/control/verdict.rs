@@ -1,0 +1,106 @@
+//! Verdicts: what is proven, and ends the communicator on all ranks with the same error.
+
+use std::time::Duration;
+
+use maypole_algorithms::Rank;
+use maypole_transport::error::LinkError;
+
+use crate::bootstrap::BootstrapError;
+use crate::control::record::Snapshot;
+use crate::error::Error;
+
+/// Why a communicator is over. The first one that a rank hears counts there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The process of a rank ended.
+    Dead { rank: Rank },
+    /// A rank left while another waited for it.
+    Left { rank: Rank },
+    /// Two ranks make different calls.
+    Mismatch { ranks: [Rank; 2], what: String },
+    /// A rank waited longer than the user allows.
+    Timeout { rank: Rank, peer: Rank, what: String, waited: Duration },
+    /// The user of a rank ended it.
+    Aborted { by: Rank },
+    /// A rank cannot go on.
+    Failed { rank: Rank, why: String },
+}
+
+impl Verdict {
+    /// What every call returns from now on.
+    pub(crate) fn error(&self) -> Error {
+        match self.clone() {
+            Self::Dead { rank } => LinkError::PeerDied { peer: rank }.into(),
+            Self::Left { rank } => LinkError::PeerLeft { peer: rank }.into(),
+            Self::Mismatch { ranks, what } => Error::Mismatch { ranks, what },
+            Self::Timeout { rank, peer, what, waited } => {
+                Error::Timeout { rank, peer, what, waited }
+            }
+            Self::Aborted { by } => Error::Aborted { by },
+            Self::Failed { rank, why } => BootstrapError::PeerFailed { rank, why }.into(),
+        }
+    }
+
+    /// What a rank that fails with `error` has to tell the others.
+    pub(crate) fn of(rank: Rank, error: &Error) -> Self {
+        match error.clone() {
+            Error::Link(LinkError::PeerDied { peer }) => Self::Dead { rank: peer },
+            Error::Link(LinkError::PeerLeft { peer }) => Self::Left { rank: peer },
+            Error::Mismatch { ranks, what } => Self::Mismatch { ranks, what },
+            Error::Timeout { rank, peer, what, waited } => {
+                Self::Timeout { rank, peer, what, waited }
+            }
+            Error::Aborted { by } => Self::Aborted { by },
+            Error::Bootstrap(BootstrapError::PeerLost { rank, .. }) => Self::Dead { rank },
+            Error::Bootstrap(BootstrapError::PeerFailed { rank, why }) => {
+                Self::Failed { rank, why }
+            }
+            other => Self::Failed { rank, why: other.to_string() },
+        }
+    }
+
+    /// The proof that ranks `a` and `b` make different calls, if what both remember holds one.
+    pub(crate) fn compare(a: (Rank, &Snapshot), b: (Rank, &Snapshot)) -> Option<Self> {
+        let mut ranks = [a, b];
+        // Both ends of the same pair say the same.
+        ranks.sort_by_key(|rank| rank.0);
+        let [(first, ours), (second, theirs)] = ranks;
+        let differs = ours.calls.iter().find_map(|mine| {
+            let other = theirs.call(mine.sequence)?;
+            (other != mine.signature).then_some((mine.sequence, mine.signature, other))
+        });
+        let (sequence, mine, other) = differs?;
+        let what = format!("in call {sequence} rank {first} calls {mine}, rank {second} {other}");
+        Some(Self::Mismatch { ranks: [first, second], what })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::record::{Recorded, Signature};
+
+    fn snapshot(first: u64, counts: &[u64]) -> Snapshot {
+        let call = |(i, &count): (usize, &u64)| Recorded {
+            sequence: first + i as u64,
+            signature: Signature { what: 7 << 8, count },
+            took: None,
+        };
+        let calls: Vec<_> = counts.iter().enumerate().map(call).collect();
+        Snapshot { sequence: first + calls.len() as u64 - 1, calls, ..Snapshot::default() }
+    }
+
+    #[test]
+    fn only_a_call_of_the_same_number_that_differs_is_proof() {
+        let ours = snapshot(5, &[1, 2, 3]);
+        let compare = |theirs: &Snapshot| Verdict::compare((4, &ours), (1, theirs));
+        assert_eq!(compare(&snapshot(5, &[1, 2, 3, 4])), None);
+        assert_eq!(compare(&snapshot(1, &[9, 9])), None);
+        assert_eq!(compare(&Snapshot::default()), None);
+        let Some(Verdict::Mismatch { ranks, what }) = compare(&snapshot(6, &[2, 9])) else {
+            panic!("no mismatch");
+        };
+        assert_eq!(ranks, [1, 4]);
+        assert!(what.starts_with("in call 7 rank 1 calls all_reduce of 9"), "{what}");
+    }
+}

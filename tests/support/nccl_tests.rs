@@ -1,0 +1,256 @@
+//! A reader of what nccl-tests' programs print, written from their documented form alone: every line is taken apart by its columns,
+//! and what does not fit is refused.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use crate::cargo_build;
+
+/// All programs.
+pub(crate) const PROGRAMS: [&str; 11] = [
+    "all_reduce_perf",
+    "all_gather_perf",
+    "broadcast_perf",
+    "reduce_scatter_perf",
+    "reduce_perf",
+    "alltoall_perf",
+    "alltoallv_perf",
+    "scatter_perf",
+    "gather_perf",
+    "sendrecv_perf",
+    "hypercube_perf",
+];
+
+/// What a program printed.
+#[derive(Debug)]
+pub(crate) struct Table {
+    /// Between `#` and the first colon or blank: `nThread`, `iters` and so on, with their values.
+    pub(crate) parameters: Vec<(String, String)>,
+    /// Group and process of each rank.
+    pub(crate) ranks: Vec<(u32, u32)>,
+    pub(crate) rows: Vec<Line>,
+    pub(crate) wrong: u64,
+    pub(crate) average: f64,
+}
+
+/// A line of measurements.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) size: u64,
+    pub(crate) count: u64,
+    pub(crate) dtype: String,
+    pub(crate) redop: String,
+    pub(crate) root: i64,
+    pub(crate) out_of_place: Option<Side>,
+    pub(crate) in_place: Option<Side>,
+    /// What follows the standard columns.
+    pub(crate) rest: Vec<String>,
+}
+
+/// Four columns of a line.
+#[derive(Debug)]
+pub(crate) struct Side {
+    pub(crate) time: f64,
+    pub(crate) algbw: f64,
+    pub(crate) busbw: f64,
+    /// None for N/A.
+    pub(crate) wrong: Option<f64>,
+}
+
+/// The program of that name, killed if it hangs.
+pub(crate) fn program(name: &str) -> Command {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| cargo_build::built("maypole-bench", ""));
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", "60"]).arg(folder.join(name));
+    // What a developer has set must not decide what is tested.
+    for variable in
+        ["NCCL_TESTS_SPLIT", "NCCL_TESTS_SPLIT_MASK", "NCCL_TESTS_MIN_BW", "NCCL_TESTS_DEVICE"]
+    {
+        command.env_remove(variable);
+    }
+    command
+}
+
+/// Runs a program with arguments and variables.
+pub(crate) fn run(name: &str, arguments: &str, variables: &[(&str, &str)]) -> Output {
+    let mut command = program(name);
+    command.args(arguments.split_whitespace()).envs(variables.iter().copied());
+    command.output().expect("the program runs")
+}
+
+/// Runs a program that must end with `status`; returns what it printed, taken apart.
+pub(crate) fn table(name: &str, arguments: &str, variables: &[(&str, &str)], status: i32) -> Table {
+    let output = run(name, arguments, variables);
+    let text = String::from_utf8(output.stdout).expect("the table is text");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{name} {arguments}\n{text}\n{errors}");
+    assert_eq!(errors, "", "{name} {arguments}");
+    parse(name, &text)
+}
+
+/// Widths of the columns before the two sides, with two blanks between columns.
+const LEFT: [usize; 5] = [12, 12, 8, 6, 6];
+/// Widths of the columns of a side.
+const SIDE: [usize; 4] = [7, 6, 6, 6];
+
+/// Takes a whole output apart.
+pub(crate) fn parse(name: &str, text: &str) -> Table {
+    assert!(text.ends_with('\n'), "the last line is whole");
+    let mut lines = text.lines().peekable();
+    let mut next = || lines.next().unwrap_or_else(|| panic!("{name} ended early:\n{text}"));
+    let version = next();
+    let words: Vec<&str> = version.split(' ').collect();
+    assert_eq!(words[..3], ["#", "nccl-tests", "version"], "{version}");
+    assert!(
+        words[4].starts_with("nccl-headers=2") && words[5].starts_with("nccl-library=2"),
+        "{version}"
+    );
+    assert_eq!(next(), format!("# Collective test starting: {name}"));
+    let parameters = parameters(next());
+    let mut line = next();
+    while line != "#" {
+        let known =
+            ["# Blocking Enabled: ", "# Parallel Init Enabled: ", "# Per-Iteration Report: "];
+        assert!(known.iter().any(|known| line.starts_with(known)), "{line}");
+        line = next();
+    }
+    assert_eq!(next(), "# Using devices");
+    let mut ranks = Vec::new();
+    line = next();
+    while line != "#" {
+        ranks.push(rank(line, ranks.len()));
+        line = next();
+    }
+    titles(next(), next(), next());
+    let mut rows = Vec::new();
+    line = next();
+    while !line.starts_with("# Out of bounds values : ") {
+        if !line.starts_with("# nRanks ") && !line.starts_with("#  Rank ") {
+            rows.push(row(line));
+        }
+        line = next();
+    }
+    let words: Vec<&str> = line.split(' ').collect();
+    let wrong = words[6].parse().unwrap_or_else(|_| panic!("{line}"));
+    assert_eq!(words[7..], [if wrong == 0 { "OK" } else { "FAILED" }], "{line}");
+    line = next();
+    let average =
+        line.strip_prefix("# Avg bus bandwidth    : ").unwrap_or_else(|| panic!("{line}"));
+    let (average, verdict) = average.split_once(' ').unwrap_or_else(|| panic!("{line}"));
+    assert!(["", "OK", "FAILED"].contains(&verdict), "{line}");
+    line = next();
+    if line.starts_with("# Memory usage         : ") {
+        assert!(line.contains(" | Total  "), "{line}");
+        line = next();
+    }
+    assert_eq!(line, "#");
+    assert_eq!(next(), format!("# Collective test concluded: {name}"));
+    assert_eq!(next(), "#");
+    assert_eq!(lines.next(), None, "nothing follows");
+    let average = average.parse().unwrap_or_else(|_| panic!("average {average}"));
+    Table { parameters, ranks, rows, wrong, average }
+}
+
+/// `# nThread 1 nGpus 1 ... step: 2(factor) warmup iters: 1 iters: 20 ...`
+fn parameters(line: &str) -> Vec<(String, String)> {
+    let line = line.strip_prefix("# ").unwrap_or_else(|| panic!("{line}"));
+    let names = [
+        "nThread ",
+        "nGpus ",
+        "minBytes ",
+        "maxBytes ",
+        "step: ",
+        "warmup iters: ",
+        "iters: ",
+        "agg iters: ",
+        "validation: ",
+        "graph: ",
+    ];
+    let mut rest = line;
+    names
+        .iter()
+        .map(|name| {
+            let after = rest.strip_prefix(name).unwrap_or_else(|| panic!("{name} in {line}"));
+            let (value, after) = after.split_once(' ').unwrap_or((after, ""));
+            rest = after;
+            (name.trim_end_matches([' ', ':']).to_owned(), value.to_owned())
+        })
+        .collect()
+}
+
+/// `#  Rank  0 Group  0 Pid  16805 on       host device  0 [bus id] name`
+fn rank(line: &str, expected: usize) -> (u32, u32) {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!([words[0], words[1], words[3], words[5]], ["#", "Rank", "Group", "Pid"], "{line}");
+    assert_eq!([words[7], words[9]], ["on", "device"], "{line}");
+    assert_eq!(words[2], expected.to_string(), "{line}");
+    assert!(words[10].parse::<u32>().is_ok(), "{line}");
+    assert!(line.contains(" [") && line.contains("] "), "{line}");
+    let number = |word: &str| word.parse().unwrap_or_else(|_| panic!("{line}"));
+    (number(words[4]), number(words[6]))
+}
+
+/// The three lines of titles: each word ends where its column does.
+fn titles(placements: &str, names: &str, units: &str) {
+    assert!(placements.starts_with('#'));
+    let (first, second) = (placements.find("out-of-place"), placements.find("in-place"));
+    assert!(first.is_some() && first < second, "{placements}");
+    let time = if names.contains("cputime") { "cputime" } else { "time" };
+    let side = [time, "algbw", "busbw", "#wrong"];
+    let more =
+        if names.contains("i_min") { 4 } else { 0 } + if names.contains("p50") { 2 } else { 0 };
+    let expected = ["size", "count", "type", "redop", "root"].into_iter().chain(side);
+    let mut end = 0;
+    for (title, width) in expected.zip(LEFT.into_iter().chain(SIDE)) {
+        end += width + if end == 0 { 0 } else { 2 };
+        assert!(names[..end].ends_with(title), "'{title}' does not end in column {end}: {names}");
+    }
+    end += more * 9;
+    for (title, width) in side.into_iter().zip(SIDE) {
+        end += width + 2;
+        assert!(names[..end].ends_with(title), "'{title}' does not end in column {end}: {names}");
+    }
+    let units: Vec<&str> = units.split_whitespace().collect();
+    assert_eq!(units[..6], ["#", "(B)", "(elements)", "(us)", "(GB/s)", "(GB/s)"]);
+}
+
+fn row(line: &str) -> Line {
+    let mut at = 0;
+    let mut take = |width: usize| {
+        let column = line.get(at..at + width).unwrap_or_else(|| panic!("too short: {line}"));
+        at += width;
+        let gap = line.get(at..at + 2).unwrap_or("  ");
+        assert_eq!(gap, "  ", "column {at}: {line}");
+        at = (at + 2).min(line.len());
+        let word = column.trim_start();
+        assert!(!word.is_empty() && !word.contains(' '), "a column of {width} at {at}: {line}");
+        word.to_owned()
+    };
+    let left = LEFT.map(&mut take);
+    let mut side = || {
+        let [time, algbw, busbw, wrong] = SIDE.map(&mut take);
+        let number =
+            |word: &str| word.parse::<f64>().unwrap_or_else(|_| panic!("{word} in {line}"));
+        let wrong = (wrong != "N/A").then(|| number(&wrong));
+        if time == "N/A" {
+            assert_eq!((algbw.as_str(), busbw.as_str(), wrong), ("N/A", "N/A", None), "{line}");
+            return None;
+        }
+        Some(Side { time: number(&time), algbw: number(&algbw), busbw: number(&busbw), wrong })
+    };
+    let (out_of_place, in_place) = (side(), side());
+    let [size, count, dtype, redop, root] = left;
+    let rest = line[at..].split_whitespace().map(str::to_owned).collect();
+    Line {
+        size: size.parse().unwrap_or_else(|_| panic!("{line}")),
+        count: count.parse().unwrap_or_else(|_| panic!("{line}")),
+        dtype,
+        redop,
+        root: root.parse().unwrap_or_else(|_| panic!("{line}")),
+        out_of_place,
+        in_place,
+        rest,
+    }
+}
