@@ -2,7 +2,7 @@
 use maypole::{Collective, Communicator, RedOp, UniqueId};
 use maypole_algorithms::cost::{Machine, timeline};
 use maypole_algorithms::schedule::operand::{input, output, peer};
-use maypole_algorithms::{Program, Rank, Schedule, Step, picture, verify::prove};
+use maypole_algorithms::{Program, Rank, Schedule, Step, svg, verify::prove};
 
 /// Partial sums travel up the line, the result travels down.
 struct Line(u32);
@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let (machine, bytes) = (Machine::SHARED_MEMORY, 4096);
     println!("expected: {:.2} us", machine.cost(&line(4), bytes, 1) * 1e6);
-    let picture = picture::svg(&line(4), &timeline(&machine, &line(4), bytes, 1));
+    let picture = svg::svg(&line(4), &timeline(&machine, &line(4), bytes, 1));
     std::fs::write(std::env::temp_dir().join("line.svg"), picture)?;
 
     let id = UniqueId::create()?;

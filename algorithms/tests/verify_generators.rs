@@ -4,18 +4,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use maypole_algorithms::collective::all;
 use maypole_algorithms::verify::prove;
-use maypole_algorithms::{Schedule, listed};
+use maypole_algorithms::{Schedule, proof_suite};
 
 #[test]
 fn every_generator_is_proved() {
     let roots = |n: u32| [0, n / 2, n - 1];
-    let of = |generator| (1..=64).flat_map(move |n| listed::of(generator, n, &roots(n)));
+    let of = |generator| (1..=64).flat_map(move |n| proof_suite::of(generator, n, &roots(n)));
     prove_each(all().flat_map(of).collect());
 }
 
 #[test]
 fn every_generator_is_proved_at_some_larger_rank_counts() {
-    prove_each(listed::large().collect());
+    prove_each(proof_suite::large().collect());
 }
 
 /// Proves them on all cores, the last first: they tend to be the largest.

@@ -192,7 +192,7 @@ impl Case {
                         value => value,
                     })
                     .collect();
-                let value = interpret::fold(&mut elements, &values);
+                let value = semantics::fold(&mut elements, &values);
                 if finish { elements.finish(value) } else { value }
             })
             .collect();

@@ -11,7 +11,7 @@ use maypole_algorithms::topology::Grouping;
 use maypole_algorithms::{Collective, Rank, Schedule};
 
 use super::case::{Case, plan};
-use super::{Random, as_processes, as_ranks_within, over_tcp, uneven};
+use super::{Random, as_processes, as_ranks_within, over_tcp, vector};
 use crate::bootstrap::Options;
 use crate::call::Task;
 use crate::comm::Communicator;
@@ -145,8 +145,8 @@ impl Session {
                     1
                 }
                 3..5 => {
-                    uneven::round(comm, random.below(1 << 30));
-                    uneven::CALLS
+                    vector::round(comm, random.below(1 << 30));
+                    vector::CALLS
                 }
                 _ => {
                     let tuned = draw < 20;

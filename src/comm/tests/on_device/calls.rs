@@ -43,7 +43,7 @@ fn v_forms_and_groups_of_transfers() {
     for devices in WORLDS {
         let config = Config { gpu_slot_bytes: Some(256), ..Config::default() };
         on_devices(&simulator, devices, &config, |rank| {
-            (0..6).for_each(|seed| uneven::round(&mut rank.comm, seed));
+            (0..6).for_each(|seed| vector::round(&mut rank.comm, seed));
         });
     }
 }
