@@ -4,7 +4,7 @@
 
 use maypole_algorithms::collective::generators;
 use maypole_algorithms::cost::{LinkCost, Machine, timeline};
-use maypole_algorithms::{Collective, picture};
+use maypole_algorithms::{Collective, svg};
 
 /// Nearly that of shared memory, with latencies that can be seen.
 const MACHINE: Machine = Machine {
@@ -20,7 +20,7 @@ const MACHINE: Machine = Machine {
 fn drawn(algorithm: &str, nranks: u32) -> String {
     let generator = generators(Collective::AllReduce).find(|g| g.name == algorithm);
     let schedule = generator.expect("it is in the table").schedule(Collective::AllReduce, nranks);
-    picture::svg(&schedule, &timeline(&MACHINE, &schedule, 4096, 1))
+    svg::svg(&schedule, &timeline(&MACHINE, &schedule, 4096, 1))
 }
 
 #[test]
