@@ -93,7 +93,7 @@ fn collectives_are_right_among_processes() {
 #[test]
 fn wrong_calls_are_answered_and_not_crashed_on() {
     let folder = TempDir::new().expect("a temporary folder");
-    let program = compile("cc", "answers.c", &folder);
+    let program = compile("cc", "wrong_calls.c", &folder);
     run(&program, &[]);
     // The texts of results send people to the log: it has to tell, also what no communicator is there for.
     let log = text(watched(&program, 50).env("NCCL_DEBUG", "WARN"));
@@ -164,7 +164,7 @@ fn every_wrong_argument_is_answered_and_not_crashed_on() {
 #[test]
 fn an_abort_ends_what_is_being_made() {
     let folder = TempDir::new().expect("a temporary folder");
-    run(&compile("cc", "making.c", &folder), &[]);
+    run(&compile("cc", "abort_init.c", &folder), &[]);
 }
 
 #[test]
@@ -219,10 +219,10 @@ fn valgrind_has_nothing_to_say() {
         return;
     }
     for (compiler, source, runs) in [
-        ("cc", "answers.c", &[""][..]),
+        ("cc", "wrong_calls.c", &[""][..]),
         ("cc", "arguments.c", &[""]),
         ("cc", "lifecycle.c", &[""]),
-        ("cc", "making.c", &[""]),
+        ("cc", "abort_init.c", &[""]),
         ("cc", "nonblocking.c", &["valgrind"]),
         ("cc", "rooted.c", &[""]),
         ("cc", "abort.c", &[""]),
@@ -262,7 +262,7 @@ fn sanitizers_have_nothing_to_say() {
     let folder = TempDir::new().expect("a temporary folder");
     let sanitized = "cc -g -fsanitize=address,undefined -fno-sanitize-recover=undefined";
     for (source, runs) in [
-        ("answers.c", &[""][..]),
+        ("wrong_calls.c", &[""][..]),
         ("arguments.c", &[""]),
         ("lifecycle.c", &[""]),
         ("nonblocking.c", &[""]),

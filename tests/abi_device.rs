@@ -45,8 +45,8 @@ fn parts(names: &[&str], devices: u32, variables: &[(&str, &str)]) {
     parts_of("device.c", names, devices, variables);
 }
 
-fn lives(names: &[&str], devices: u32, variables: &[(&str, &str)]) {
-    parts_of("device_lives.c", names, devices, variables);
+fn lifecycle(names: &[&str], devices: u32, variables: &[(&str, &str)]) {
+    parts_of("device_lifecycle.c", names, devices, variables);
 }
 
 #[test]
@@ -70,28 +70,28 @@ fn one_hardware_queue_is_enough() {
 
 #[test]
 fn what_a_device_does_not_take_is_refused_in_words() {
-    lives(&["refused"], 4, &[]);
+    lifecycle(&["refused"], 4, &[]);
 }
 
 #[test]
 fn memory_is_of_the_device_that_the_thread_has_chosen() {
-    lives(&["memory"], 4, &[]);
+    lifecycle(&["memory"], 4, &[]);
 }
 
 #[test]
 fn communicators_live_on_the_device_of_their_call() {
-    lives(&["lives"], 4, &[]);
+    lifecycle(&["lives"], 4, &[]);
 }
 
 #[test]
 fn aborts_end_kernels_that_wait() {
-    lives(&["aborted"], 4, &[]);
-    lives(&["aborted"], 2, &[]);
+    lifecycle(&["aborted"], 4, &[]);
+    lifecycle(&["aborted"], 2, &[]);
 }
 
 #[test]
 fn calls_that_differ_are_found_out() {
-    lives(&["mismatched"], 4, &[]);
+    lifecycle(&["mismatched"], 4, &[]);
 }
 
 #[test]
@@ -152,8 +152,8 @@ fn a_device_that_cannot_be_used_is_an_error_for_who_has_chosen_it_and_host_memor
     let automatic = ("MAYPOLE_DEVICE", "auto");
     // Machine code and PTX.
     let first = ("SIMCUDA_FAIL", "cuModuleLoadData:1:209,cuModuleLoadData:2:209");
-    lives(&["unusable", "unusable_and_chosen"], 2, &[automatic, first]);
-    lives(&["unusable_and_chosen"], 2, &[first]);
+    lifecycle(&["unusable", "unusable_and_chosen"], 2, &[automatic, first]);
+    lifecycle(&["unusable_and_chosen"], 2, &[first]);
 }
 
 /// What a program of one rank says, in host memory, under MAYPOLE_DEVICE=auto.

@@ -11,7 +11,7 @@ def main(unique_id, rank_program):
     """`unique_id()` is 128 bytes, made here; `rank_program(rank, id)` is what each of the processes runs."""
     if len(sys.argv) == 3:
         rank_program(int(sys.argv[1]), bytes.fromhex(sys.argv[2]))
-        only_ours()
+        only_our_library_is_loaded()
         return
     identity = unique_id()
     assert len(identity) == 128 and any(identity), identity
@@ -20,10 +20,10 @@ def main(unique_id, rank_program):
     codes = [rank.wait() for rank in ranks]
     if any(codes):
         sys.exit(f"ranks ended with {codes}")
-    only_ours()
+    only_our_library_is_loaded()
 
 
-def only_ours():
+def only_our_library_is_loaded():
     """Fails unless our library, and no other libnccl, is mapped into this process."""
     with open("/proc/self/maps") as maps:
         files = {line.split(None, 5)[5].strip() for line in maps if "/libnccl" in line}

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../only_ours.h"
+#include "../loaded_library.h"
 
 #define N 3
 #define COUNT 1003
@@ -112,13 +112,13 @@ int main(int argc, char** argv) {
   path = argv[1];
   first = use(NULL);
   /* Its threads may still run: closing does not take the code away. */
-  EXPECT(only_ours(1) == 0);
+  EXPECT(only_our_library_is_loaded(1) == 0);
   EXPECT(use(NULL) == first);
   EXPECT(!pthread_create(&threads[0], NULL, use, NULL) && !pthread_join(threads[0], &places[0]));
   EXPECT(places[0] == first);
   for (int i = 0; i < 2; i++) EXPECT(!pthread_create(&threads[i], NULL, use, NULL));
   for (int i = 0; i < 2; i++) EXPECT(!pthread_join(threads[i], &places[i]) && places[i] == first);
-  EXPECT(only_ours(1) == 0);
+  EXPECT(only_our_library_is_loaded(1) == 0);
   puts("17 functions, 3 ranks in threads; opened and closed 5 times, also in threads and at once");
   return 0;
 }

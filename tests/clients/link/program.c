@@ -8,7 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "../only_ours.h"
+#include "../loaded_library.h"
 
 #define N 3
 #define COUNT 1003
@@ -48,5 +48,5 @@ int main(int argc, char** argv) {
   for (i = 0; i < N; i++)
     if (wait(&status) < 0 || status) bad = 8;
   if (bad) fprintf(stderr, "a rank ended with %#x\n", (unsigned)status);
-  return bad ? bad : only_ours(!strcmp(argv[1], "shared"));
+  return bad ? bad : only_our_library_is_loaded(!strcmp(argv[1], "shared"));
 }

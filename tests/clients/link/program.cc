@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-#include "../only_ours.h"
+#include "../loaded_library.h"
 
 namespace {
 
@@ -42,5 +42,5 @@ int main(int argc, char** argv) {
   for (std::thread& thread : threads) thread.join();
   for (int code : codes)
     if (code != 0) return code;
-  return only_ours(!std::strcmp(argv[1], "shared"));
+  return only_our_library_is_loaded(!std::strcmp(argv[1], "shared"));
 }

@@ -31,7 +31,7 @@ fn main() {
         }
         _ => start(&arguments[0]),
     }
-    only_ours();
+    only_our_library_is_loaded();
 }
 
 fn on_devices() -> bool {
@@ -118,7 +118,7 @@ fn one_rank(rank: usize, id: sys::ncclUniqueId) {
 }
 
 /// Fails unless our library, and no other libnccl, is mapped into this process.
-fn only_ours() {
+fn only_our_library_is_loaded() {
     let ours = std::env::var("MAYPOLE_CLIENTS_LIBRARY").unwrap();
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let files: Vec<&str> =

@@ -1,4 +1,4 @@
-/* Communicators of CUDA devices from their making to their end, and what they refuse: device_lives.c PART. */
+/* Communicators of CUDA devices from their making to their end, and what they refuse: device_lifecycle.c PART. */
 #include "device.h"
 
 #include <pthread.h>

@@ -4,7 +4,7 @@
 #include <string.h>
 
 /* 0 if it is the file that MAYPOLE_CLIENTS_LIBRARY names and no other; where none is wanted, if there is none. */
-static int only_ours(int wanted) {
+static int only_our_library_is_loaded(int wanted) {
   const char* ours = getenv("MAYPOLE_CLIENTS_LIBRARY");
   FILE* maps = fopen("/proc/self/maps", "r");
   char line[4096];
