@@ -19,6 +19,7 @@ pub mod error;
 pub mod logger;
 pub mod memory;
 mod plan;
+mod process;
 mod proxy;
 pub mod reduce;
 pub mod stream;

@@ -21,6 +21,7 @@ use super::traffic::Traffic;
 use super::tree::{children, parent};
 use super::wire::{Frame, Registration};
 use crate::config::Config;
+use crate::process;
 
 /// How long the root stays when no rank is connected to it.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -61,26 +62,13 @@ pub(super) fn start(
         idle_since: Instant::now(),
         traffic: Traffic::default(),
     };
-    std::thread::Builder::new()
-        .name(String::from("maypole-root"))
-        .spawn(move || {
-            block_signals();
-            let _traffic = root.serve();
-            #[cfg(test)]
-            ENDED.lock().expect("nobody panics with it").push((proof, _traffic));
-        })
+    let run = move || {
+        let _traffic = root.serve();
+        #[cfg(test)]
+        ENDED.lock().expect("nobody panics with it").push((proof, _traffic));
+    };
+    process::spawn_thread("maypole-root", None, run)
         .map_err(|error| BootstrapError::system("pthread_create", &error))
-}
-
-/// Signals are the application's business, and belong to its threads.
-pub(super) fn block_signals() {
-    // SAFETY: an all-zero sigset_t is valid memory for sigfillset, which initialises it.
-    let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `all` is a valid set; only this thread's mask changes, and no old mask is asked for.
-    unsafe {
-        libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
-    }
 }
 
 struct Root {

@@ -1,7 +1,7 @@
 //! A rank's card: what all ranks need to know of it at init.
 
-use crate::control::process::Process;
 use crate::device::card::DeviceCard;
+use crate::process::ProcessIdentity;
 
 /// Where a rank runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub(super) struct Host {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Card {
     pub(super) host: Host,
-    pub(super) process: Process,
+    pub(super) process: ProcessIdentity,
     /// Where the rank's endpoint is reached.
     pub(super) address: Vec<u8>,
     /// Where the rank can be met again, see [`Meeting`](crate::bootstrap::Meeting).
@@ -142,7 +142,7 @@ impl Card {
         let identity = String::from_utf8(field()?).ok()?;
         let cores = u32::from_le_bytes(field()?.try_into().ok()?).max(1);
         let bound = field()?;
-        let process = Process::from_bytes(&field()?)?;
+        let process = ProcessIdentity::from_bytes(&field()?)?;
         let address = field()?;
         let meeting = field()?;
         let node = String::from_utf8(field()?).ok()?;
@@ -165,7 +165,7 @@ mod tests {
     fn a_card_survives_the_wire_and_a_damaged_one_is_refused() {
         let card = Card {
             host: Host::here(),
-            process: Process::here(),
+            process: ProcessIdentity::current(),
             address: vec![1, 2, 3],
             meeting: vec![4],
             node: "n".to_owned(),
@@ -200,7 +200,7 @@ mod tests {
     fn fuzz_cards() {
         let valid = Card {
             host: Host::here(),
-            process: Process::here(),
+            process: ProcessIdentity::current(),
             address: vec![7; 61],
             meeting: vec![9; 40],
             node: String::new(),

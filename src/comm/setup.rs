@@ -11,10 +11,10 @@ use maypole_transport::tcp::TcpConfig;
 use super::rank_info::{Card, Host};
 use crate::bootstrap::{self, Joined, Meeting, Options};
 use crate::config::{self, Config, Nodes};
-use crate::control::process::Process;
 use crate::device::arrive::{Arrival, Other};
 use crate::device::inbox::Reached;
 use crate::error::Error;
+use crate::process::ProcessIdentity;
 use crate::reduce::Isa;
 use crate::tune::AlgorithmFilter;
 use crate::window;
@@ -61,7 +61,7 @@ pub(super) fn introduce(
     let card = Card {
         host: Host::here(),
         node: config.host_id.clone().unwrap_or_default(),
-        process: Process::here(),
+        process: ProcessIdentity::current(),
         address: endpoint.address(),
         meeting: meeting.address(),
         settings: settings(config, layout),

@@ -5,14 +5,18 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Once;
-use std::sync::atomic::{AtomicI32, Ordering};
+
+use maypole_transport::sync::{AtomicI32, AtomicU32, Ordering};
 
 use crate::bootstrap::stream::event;
 use crate::config::Config;
 use crate::control::Shared;
+use crate::process::generation;
 
 /// What the handler writes to; -1 if there is none.
 static EVENT: AtomicI32 = AtomicI32::new(-1);
+/// The [`generation`] in which it was made: in a child made by fork the event is the parent's.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
 
 /// Installs the handler if the settings ask for one; once per process.
 pub(crate) fn install() {
@@ -24,6 +28,7 @@ pub(crate) fn install() {
             Err(error) => return log::warn!("MAYPOLE_DUMP_SIGNAL has no effect: {error}"),
         };
         // Open for the life of the process, as the handler is.
+        GENERATION.store(generation(), Ordering::Relaxed);
         EVENT.store(OwnedFd::into_raw_fd(event), Ordering::Release);
         // SAFETY: the structure is valid and fully set; the handler only calls `write`, which may be called anywhere.
         let status = unsafe {
@@ -41,16 +46,12 @@ pub(crate) fn install() {
 
 /// What to poll, or -1.
 pub(crate) fn fd() -> RawFd {
-    EVENT.load(Ordering::Acquire)
-}
-
-/// In a child made by fork the event is the parent's.
-pub(crate) fn forget() {
-    EVENT.store(-1, Ordering::Relaxed);
+    let event = EVENT.load(Ordering::Acquire);
+    if GENERATION.load(Ordering::Relaxed) == generation() { event } else { -1 }
 }
 
 extern "C" fn on_signal(_: libc::c_int) {
-    let fd = EVENT.load(Ordering::Relaxed);
+    let fd = fd();
     if fd < 0 {
         return;
     }

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use maypole_algorithms::Rank;
 
 use super::Shared;
-use super::process::{Process, State};
 use crate::bootstrap::{Take, put_text};
+use crate::process::{ProcessIdentity, ProcessState};
 
 /// What every name begins with, as `/proc/net/unix` shows it.
 const PREFIX: &str = "@maypole/";
@@ -87,14 +87,15 @@ pub fn live(patience: Duration) -> io::Result<Vec<Live>> {
     let me = unsafe { libc::geteuid() };
     let mut found: Vec<Live> = Vec::new();
     for (stream, owner) in asked {
-        let state = Process::numbered(owner.pid.cast_unsigned()).map(|process| process.state());
+        let state =
+            ProcessIdentity::with_pid(owner.pid.cast_unsigned()).map(|process| process.state());
         // The name may be held by a child of a process that has ended.
         if (owner.uid != me && me != 0) || (owner.pid != 0 && state.is_none()) {
             continue;
         }
         let pid = owner.pid.cast_unsigned();
         let answer = match state {
-            Some(State::Stopped) => Answer::Stopped,
+            Some(ProcessState::Stopped) => Answer::Stopped,
             _ => listen(stream, until).and_then(|bytes| decode(&bytes)).unwrap_or(Answer::Silent),
         };
         let command = std::fs::read_to_string(format!("/proc/{pid}/comm"));
@@ -186,7 +187,7 @@ pub(super) struct Desk(Option<UnixListener>);
 impl Desk {
     /// Without one the process is not listed, and nothing else is different.
     pub(super) fn open() -> Self {
-        let name = format!("{}{}", &PREFIX[1..], Process::here().unique_name());
+        let name = format!("{}{}", &PREFIX[1..], ProcessIdentity::current().unique_name());
         let listener = SocketAddr::from_abstract_name(name)
             .and_then(|address| UnixListener::bind_addr(&address))
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener));

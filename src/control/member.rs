@@ -12,13 +12,13 @@ use crate::bootstrap::stream::poll_fd;
 use crate::bootstrap::{BootstrapError, ControlTree, Exchange, Heard};
 use crate::control::device::DeviceWork;
 use crate::control::message::{Answer, Note};
-use crate::control::process::{State, Watched};
 use crate::control::record::Snapshot;
 use crate::control::report::{Reason, Report};
 use crate::control::service::Command;
 use crate::control::verdict::Verdict;
 use crate::control::{DEAD, LEFT, MOST_REPORTS, Peer, Shared, USER_ABORT, VERDICT};
 use crate::error::Error;
+use crate::process::{ProcessState, ProcessWatch};
 
 /// How long an answer may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
@@ -91,12 +91,12 @@ impl Member {
             let Peer { process, near, .. } = &peers[rank as usize];
             if !near {
                 tree.keep_alive(rank);
-            } else if me.sees(process) && process.pid != me.pid {
+            } else if me.shares_namespace_with(process) && process.pid != me.pid {
                 match process.watch() {
-                    Watched::Until(fd) => watched.push((rank, fd)),
-                    Watched::Ended => ended.push(rank),
+                    ProcessWatch::Running(fd) => watched.push((rank, fd)),
+                    ProcessWatch::Ended => ended.push(rank),
                     // The end of its connection must do.
-                    Watched::Unseen => {}
+                    ProcessWatch::Invisible => {}
                 }
             }
         }
@@ -362,7 +362,7 @@ impl Member {
             return;
         }
         // A stopped process cannot answer, and a dead one never will: no need to wait for it.
-        if self.state_of(asked).is_some_and(|state| state != State::Runs) {
+        if self.state_of(asked).is_some_and(|state| state != ProcessState::Running) {
             return self.unanswered(purpose);
         }
         self.token = self.token.wrapping_add(1);
@@ -440,7 +440,7 @@ impl Member {
         let asked = purpose.asked();
         let state = self.state_of(asked);
         let left = self.left.contains(&asked) || self.left_here(asked);
-        if state == Some(State::Ended) && !left {
+        if state == Some(ProcessState::Ended) && !left {
             return self.decide(Verdict::Dead { rank: asked }, None);
         }
         match purpose {
@@ -455,10 +455,10 @@ impl Member {
                 if !self.still_waits(&ours, sequence) {
                     return;
                 }
-                let stopped = |rank: &Rank| self.state_of(*rank) == Some(State::Stopped);
+                let stopped = |rank: &Rank| self.state_of(*rank) == Some(ProcessState::Stopped);
                 let reason = match state {
                     _ if left => Reason::Left,
-                    Some(State::Stopped) => Reason::Stopped,
+                    Some(ProcessState::Stopped) => Reason::Stopped,
                     _ => Reason::NoAnswer {
                         stopped_on_the_way: self.tree.between(asked).into_iter().find(stopped),
                     },
@@ -492,10 +492,11 @@ impl Member {
     }
 
     /// The state of a rank's process, if it can be seen from here and is not our own.
-    fn state_of(&self, rank: Rank) -> Option<State> {
+    fn state_of(&self, rank: Rank) -> Option<ProcessState> {
         let me = &self.peers[self.shared.rank as usize].process;
         let Peer { process, near, .. } = self.peers.get(rank as usize)?;
-        (*near && me.sees(process) && me.pid != process.pid).then(|| process.state())
+        (*near && me.shares_namespace_with(process) && me.pid != process.pid)
+            .then(|| process.state())
     }
 
     /// Whether a connected rank said on its link that it leaves.

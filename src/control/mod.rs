@@ -20,7 +20,6 @@
 //! | `member` | one communicator, as the service thread sees it |
 //! | `service` | the thread |
 //! | `device` | what the thread sees of work on a CUDA device |
-//! | `process` | processes: whether one runs, and forks |
 //! | `dump` | the flight recorder on demand |
 //! | `live` | what other processes may ask: `maypole ps` |
 
@@ -29,7 +28,6 @@ mod dump;
 pub mod live;
 mod member;
 mod message;
-pub(crate) mod process;
 mod record;
 mod report;
 mod service;
@@ -49,12 +47,10 @@ use crate::bootstrap::{Abort, ControlTree};
 use crate::config::Config;
 use crate::device::signals::Signals;
 use crate::error::Error;
+use crate::process::{self, ProcessIdentity, generation};
 use member::Member;
-use process::Process;
-pub(crate) use process::{generation, notice_forks};
 use record::Record;
 pub(crate) use record::Signature;
-pub(crate) use service::without_signals;
 use service::{Command, Queue};
 use verdict::Verdict;
 
@@ -81,7 +77,7 @@ const MOST_REPORTS: usize = 64;
 pub(crate) struct Peer {
     /// Its host, for people.
     pub(crate) host: String,
-    pub(crate) process: Process,
+    pub(crate) process: ProcessIdentity,
     /// Whether it runs on this host.
     pub(crate) near: bool,
 }
@@ -145,7 +141,7 @@ impl Watch {
         config: &Config,
     ) -> Result<Self, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        notice_forks();
+        process::notice_forks();
         service::notice_exit();
         dump::install();
         let shared = Arc::new(Shared {

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::JoinHandle;
@@ -19,6 +18,7 @@ use crate::control::member::Member;
 use crate::control::verdict::Verdict;
 use crate::control::{Shared, dump};
 use crate::error::Error;
+use crate::process::{PerProcess, spawn_thread};
 
 /// Enough for any logger; pages that are not used cost nothing.
 const STACK: usize = 512 << 10;
@@ -74,8 +74,7 @@ struct Service {
     members: usize,
 }
 
-/// Null before the first use, and again in a child made by fork, which leaves the parent's alone.
-static SERVICE: AtomicPtr<Mutex<Service>> = AtomicPtr::new(std::ptr::null_mut());
+static SERVICE: PerProcess<Mutex<Service>> = PerProcess::new();
 
 /// Hands a communicator's tree over to the thread, which is started if need be.
 pub(crate) fn add(member: impl FnOnce() -> Option<Member>) -> Result<Arc<Queue>, Error> {
@@ -92,13 +91,8 @@ pub(crate) fn add(member: impl FnOnce() -> Option<Member>) -> Result<Arc<Queue>,
             let event = event().map_err(failed("eventfd"))?;
             let queue = Arc::new(Queue { commands: Mutex::default(), event });
             let theirs = queue.clone();
-            let thread = without_signals(|| {
-                std::thread::Builder::new()
-                    .name("maypole-watch".into())
-                    .stack_size(STACK)
-                    .spawn(move || run(&theirs))
-            })
-            .map_err(failed("pthread_create"))?;
+            let thread = spawn_thread("maypole-watch", Some(STACK), move || run(&theirs))
+                .map_err(failed("pthread_create"))?;
             service.running = Some((queue.clone(), thread));
             queue
         }
@@ -135,10 +129,8 @@ pub(crate) fn notice_exit() {
 
 extern "C" fn at_exit() {
     // In a child made by fork there is no service but one of its own.
-    if SERVICE.load(Ordering::Acquire).is_null() {
-        return;
-    }
-    let queue = service().running.as_ref().map(|(queue, _)| queue.clone());
+    let Some(service) = SERVICE.get_if_made() else { return };
+    let queue = lock(service).running.as_ref().map(|(queue, _)| queue.clone());
     if let Some(queue) = queue {
         let (done, all) = channel();
         queue.send(Command::Farewell(done));
@@ -146,31 +138,13 @@ extern "C" fn at_exit() {
     }
 }
 
-/// In a child made by fork: only atomics are touched.
-pub(crate) fn forget() {
-    SERVICE.store(std::ptr::null_mut(), Ordering::Relaxed);
+fn service() -> MutexGuard<'static, Service> {
+    lock(SERVICE.get())
 }
 
-fn service() -> MutexGuard<'static, Service> {
-    let mut place = SERVICE.load(Ordering::Acquire);
-    if place.is_null() {
-        let new = Box::into_raw(Box::default());
-        match SERVICE.compare_exchange(
-            std::ptr::null_mut(),
-            new,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        ) {
-            Ok(_) => place = new,
-            Err(theirs) => {
-                // SAFETY: `new` was made above and nobody else has seen it.
-                drop(unsafe { Box::from_raw(new) });
-                place = theirs;
-            }
-        }
-    }
-    // SAFETY: places are made above and never freed: one per process.
-    unsafe { &*place }.lock().unwrap_or_else(PoisonError::into_inner)
+/// The state is whole at all times, so a panic elsewhere under the lock does no harm.
+fn lock(service: &Mutex<Service>) -> MutexGuard<'_, Service> {
+    service.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn run(queue: &Queue) {
@@ -224,21 +198,5 @@ fn run(queue: &Queue) {
         members.iter().for_each(|member| member.poll_fds(&mut fds));
         let wake = members.iter().filter_map(Member::wake).min();
         wait(&mut fds, wake.unwrap_or_else(|| now + Duration::from_secs(3600)));
-    }
-}
-
-/// Runs `spawn` such that the new thread takes no signals: handlers of the program run on the program's threads.
-pub(crate) fn without_signals<T>(spawn: impl FnOnce() -> T) -> T {
-    // SAFETY: the sets are alive and all zeros is a valid one; masks are this thread's own.
-    unsafe {
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        let mut before: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&mut all);
-        let masked = libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before) == 0;
-        let result = spawn();
-        if masked {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
-        }
-        result
     }
 }

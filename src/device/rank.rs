@@ -20,8 +20,8 @@ use super::pool::Memory;
 use super::scratch::Scratch;
 use super::signals::Signals;
 use super::store::Store;
-use crate::control::generation;
 use crate::error::Error;
+use crate::process::generation;
 use crate::proxy::Proxy;
 
 /// Blocks that a rank's call has at most: as many as keep a link of a device busy.

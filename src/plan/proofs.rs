@@ -7,8 +7,8 @@ use maypole_algorithms::schedule::Channel;
 use maypole_algorithms::verify::{Proved, prove};
 use maypole_algorithms::{Collective, Schedule};
 
-use crate::control::process;
 use crate::error::Error;
+use crate::process;
 
 /// What defines a schedule. A hierarchy's components and grouping are in its detail.
 #[derive(Clone, PartialEq, Eq, Hash)]

@@ -50,10 +50,10 @@ use maypole_transport::endpoint::Endpoint;
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::sync::{AtomicU64, Ordering};
 
-use crate::control;
 use crate::device::pool::{Memory, Pool};
 use crate::engine::wait::Patience;
 use crate::error::Error;
+use crate::process;
 pub(crate) use meet::Meet;
 use meet::Request;
 use pump::{Pump, Rings};
@@ -119,7 +119,7 @@ impl Proxy {
     /// Nothing runs before the first link.
     pub(crate) fn new(setup: Setup) -> Self {
         let Setup { endpoint, layout, patience, timeout, meet, queued, fail } = setup;
-        control::notice_forks();
+        process::notice_forks();
         let board = Arc::new(Board {
             endpoint,
             queued,
@@ -142,7 +142,7 @@ impl Proxy {
             pinned: 0,
             meet: Some(meet),
             threads: None,
-            generation: control::generation(),
+            generation: process::generation(),
         }
     }
 
@@ -259,8 +259,7 @@ fn spawn<T: Send + 'static>(
     name: &str,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, Error> {
-    let spawn = || std::thread::Builder::new().name(name.into()).spawn(run);
-    control::without_signals(spawn).map_err(|error| Error::System {
+    process::spawn_thread(name, None, run).map_err(|error| Error::System {
         call: "pthread_create",
         errno: error.raw_os_error().unwrap_or(libc::EAGAIN),
     })
@@ -269,7 +268,7 @@ fn spawn<T: Send + 'static>(
 impl Drop for Proxy {
     fn drop(&mut self) {
         // A child made by fork does not have the thread, and leaves memory of the device to its parent.
-        if self.generation != control::generation() {
+        if self.generation != process::generation() {
             std::mem::forget(std::mem::take(&mut self.positions));
             std::mem::forget((self.board.clone(), self.threads.take()));
             return;

@@ -4,8 +4,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::pool::Pool;
-use crate::control;
 use crate::error::{Error, ResultCode};
+use crate::process;
 
 /// Something to be done, on some thread.
 pub type Work = Box<dyn FnOnce() -> Result<(), ResultCode> + Send>;
@@ -147,12 +147,12 @@ pub(super) fn become_ends(nodes: &[Arc<Node>]) {
 
 impl Line {
     pub(super) fn new() -> Self {
-        control::notice_forks();
-        Self { generation: control::generation(), state: Mutex::default() }
+        process::notice_forks();
+        Self { generation: process::generation(), state: Mutex::default() }
     }
 
     pub(super) fn is_of_this_process(&self) -> bool {
-        self.generation == control::generation()
+        self.generation == process::generation()
     }
 
     fn ends(&self) -> Vec<Arc<Node>> {

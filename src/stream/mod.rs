@@ -14,7 +14,6 @@
 //! After a fork the child has none of the threads: streams that it inherited refuse everything.
 
 mod graph;
-mod per_process;
 mod pool;
 mod side;
 
@@ -22,9 +21,9 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use crate::error::{Error, ResultCode};
+pub use crate::process::PerProcess;
 use graph::{Line, Node};
 pub use graph::{Ticket, Work};
-pub use per_process::PerProcess;
 pub use side::{behind, side_by_side};
 
 /// A stream. Its clones are the same stream; what was issued on it runs even if all of them are dropped.

@@ -8,9 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::graph::{Node, Work};
-use super::per_process::PerProcess;
-use crate::control;
 use crate::error::ResultCode;
+use crate::process::{self, PerProcess};
 
 /// How long a thread waits for work before it ends.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -110,12 +109,8 @@ impl Pool {
         let mut state = self.state();
         let (count, wanted) = (jobs.len(), state.ready.len() + jobs.len());
         while state.idle < wanted {
-            control::without_signals(|| {
-                // The stack is as large as others': the program's callbacks run on it.
-                std::thread::Builder::new()
-                    .name("maypole-stream".into())
-                    .spawn(move || self.serve())
-            })?;
+            // The stack has the default size: the program's callbacks run on it.
+            process::spawn_thread("maypole-stream", None, move || self.serve())?;
             state.idle += 1;
         }
         state.dismissed = false;

@@ -32,9 +32,9 @@ use maypole_transport::link::{ReceiveSlots, SendSlots, Sequence};
 use maypole_transport::segment::Reach;
 
 use crate::comm::AbortHandle;
-use crate::control;
 use crate::error::Error;
 use crate::plan::exchange;
+use crate::process;
 use crate::tune::MOST_CHANNELS;
 pub(crate) use message::{Card, HEADER, Message, TAG};
 pub(crate) use signal_words::{Board, DIRECT, PeerBoard};
@@ -124,7 +124,7 @@ impl Service {
             incoming,
             endpoint: endpoint.clone(),
             thread: None,
-            generation: control::generation(),
+            generation: process::generation(),
         })
     }
 
@@ -139,9 +139,7 @@ impl Service {
         let incoming = std::mem::take(&mut self.incoming);
         let (board, endpoint) = (self.board.clone(), self.endpoint.clone());
         let run = move || serve::run(rank, incoming, &board, &endpoint, &abort);
-        let spawned = control::without_signals(|| {
-            std::thread::Builder::new().name("maypole-window".into()).spawn(run)
-        });
+        let spawned = process::spawn_thread("maypole-window", None, run);
         self.thread = Some(spawned.map_err(|error| Error::System {
             call: "pthread_create",
             errno: error.raw_os_error().unwrap_or(libc::EAGAIN),
@@ -169,7 +167,7 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         // A child made by fork does not have the thread.
-        if self.generation != control::generation() {
+        if self.generation != process::generation() {
             return;
         }
         self.board.stop.store(1, Ordering::Release);

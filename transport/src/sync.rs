@@ -3,15 +3,23 @@
 //! Every pair of a release store and an acquire load has a name, written in a comment at both ends.
 
 #[cfg(loom)]
-pub use self::model::{AtomicU32, AtomicU64, Cell, FutexWord, full_fence, spin_hint};
+pub use self::model::{Cell, FutexWord, full_fence, spin_hint};
 #[cfg(not(loom))]
-pub use self::real::{AtomicU32, AtomicU64, Cell, FutexWord, full_fence, spin_hint};
+pub use self::real::{Cell, FutexWord, full_fence, spin_hint};
 pub use core::sync::atomic::Ordering;
+#[cfg(not(loom))]
+pub use core::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, fence,
+};
+#[cfg(loom)]
+pub use loom::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, fence,
+};
 
 #[cfg(not(loom))]
 mod real {
     pub use core::hint::spin_loop as spin_hint;
-    pub use core::sync::atomic::{AtomicU32, AtomicU64};
+    use core::sync::atomic::AtomicU32;
     use core::{cell::UnsafeCell, ptr, time::Duration};
 
     /// Orders every earlier store before every later load (and all else), on every processor: what the doorbell needs.
@@ -100,8 +108,7 @@ mod real {
 mod model {
     pub use loom::cell::UnsafeCell as Cell;
     pub use loom::hint::spin_loop as spin_hint;
-    pub use loom::sync::atomic::{AtomicU32, AtomicU64};
-    use loom::sync::atomic::{Ordering, fence};
+    use loom::sync::atomic::{AtomicU32, Ordering, fence};
     use loom::sync::{Condvar, Mutex};
 
     pub fn full_fence() {

@@ -1,0 +1,19 @@
+//! What the library knows about processes: how to identify one, whether this one was forked, and
+//! how to start threads that take no signals.
+//!
+//! | file | purpose |
+//! |---|---|
+//! | `identity` | names a process so that another process of the host can find and watch it |
+//! | `fork` | counts forks, so that a child leaves alone what it inherited |
+//! | `per_process` | values that exist once per process |
+//! | `thread` | threads of the library |
+
+mod fork;
+mod identity;
+mod per_process;
+mod thread;
+
+pub(crate) use fork::{generation, notice_forks};
+pub(crate) use identity::{ProcessIdentity, ProcessState, ProcessWatch};
+pub use per_process::PerProcess;
+pub(crate) use thread::spawn_thread;
