@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let id = UniqueId::create()?;
     let run = |rank| {
-        let mut comm = Communicator::init(&id, 4, rank).expect("all ranks join");
+        let mut comm = Communicator::new(&id, rank, 4).expect("all ranks join");
         let mut sum = [0.0f32; 1000];
         let ran = comm.collective_by(&proved, &[rank as f32; 1000], &mut sum, RedOp::Sum);
         (ran, sum)

@@ -18,7 +18,7 @@ fn main() -> Result<(), Error> {
 }
 
 fn work(id: &UniqueId, rank: u32) -> Result<(), Error> {
-    let mut comm = Communicator::init(id, RANKS, rank)?;
+    let mut comm = Communicator::new(id, rank, RANKS)?;
     let mut gradient: Vec<f32> = (0..LEN).map(|i| (i as u32 % 8 + rank) as f32).collect();
     comm.all_reduce_in_place(&mut gradient, RedOp::Avg)?;
     let offset = (RANKS - 1) as f32 / 2.0;

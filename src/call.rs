@@ -47,7 +47,7 @@ pub struct Blocks<'a> {
 ///
 /// In place, where `nccl.h` has that for the even forms: the one block is the memory of the rank's own block on the other side.
 #[derive(Clone, Copy, Debug)]
-pub struct UnevenCall<'a> {
+pub struct VectorCall<'a> {
     /// One of the five above.
     pub collective: Collective,
     /// The send buffer.
@@ -102,7 +102,7 @@ pub(crate) enum Extents {
     /// One after the other, each of so many elements.
     Even(usize),
     /// As listed, by rank.
-    Uneven(Arc<[Extent]>),
+    Vector(Arc<[Extent]>),
 }
 
 impl Extents {
@@ -110,7 +110,7 @@ impl Extents {
     pub(crate) fn longest(&self) -> usize {
         match self {
             Self::Even(count) => *count,
-            Self::Uneven(extents) => extents.iter().map(|e| e.len).max().unwrap_or(0),
+            Self::Vector(extents) => extents.iter().map(|e| e.len).max().unwrap_or(0),
         }
     }
 
@@ -118,7 +118,7 @@ impl Extents {
     pub(crate) fn block(&self, index: u32) -> Extent {
         match self {
             Self::Even(count) => Extent { start: index as usize * count, len: *count },
-            Self::Uneven(extents) => extents[index as usize],
+            Self::Vector(extents) => extents[index as usize],
         }
     }
 }
@@ -206,7 +206,7 @@ impl<'a> Blocks<'a> {
     }
 }
 
-impl UnevenCall<'_> {
+impl VectorCall<'_> {
     /// That it is a call that rank `rank` of `nranks` can make.
     pub(crate) fn check(&self, rank: Rank, nranks: u32) -> Result<(), Error> {
         let all = nranks as usize;

@@ -1,7 +1,7 @@
 //! Collective communication over host memory: every algorithm is a schedule that is proved, simulated and run.
 //!
 //! * [`UniqueId::create`] on one rank, its bytes passed to the others by any means
-//! * [`Communicator::init`] on every rank
+//! * [`Communicator::new`] on every rank
 //! * [`Communicator::all_reduce`] and its kin
 //!
 //! A call goes from [`Communicator::run`] to `tune` (which schedule, and why), `plan` (the proved schedule, bound to memory and
@@ -26,9 +26,9 @@ pub mod stream;
 pub mod tune;
 mod window;
 
-pub use bootstrap::{AbortSignal, UniqueId};
-pub use call::{Blocks, Call, UnevenCall};
-pub use comm::{AbortHandle, Communicator, Element, Memory};
+pub use bootstrap::{AbortSignal, Options, UniqueId};
+pub use call::{Blocks, Call, VectorCall};
+pub use comm::{AbortHandle, Builder, Communicator, Element, MemoryUse};
 pub use control::{Reason, Report, live};
 pub use engine::Moved;
 pub use error::Error;

@@ -64,7 +64,12 @@ fn start(
     let (config, (say, hear)) = (config.clone(), mpsc::channel());
     std::thread::spawn(move || {
         std::thread::sleep(pause);
-        let result = match Communicator::init_with(&id, nranks, rank, &config, &options) {
+        let result = match Communicator::builder(&id)
+            .rank(rank, nranks)
+            .config(config.clone())
+            .options(options.clone())
+            .build()
+        {
             Err(error) => (false, error),
             Ok(mut comm) => (true, until_it_fails(&mut comm)),
         };
@@ -192,7 +197,11 @@ fn a_raised_signal_ends_the_next_init_and_what_is_split_off() {
     let options = Options { abort: Some(signal.clone()), ..Options::default() };
     let init = || {
         let id = UniqueId::create().expect("a unique id");
-        Communicator::init_with(&id, 1, 0, &Config::default(), &options)
+        Communicator::builder(&id)
+            .rank(0, 1)
+            .config(Config::default())
+            .options(options.clone())
+            .build()
     };
     let mut first = init().expect("alone");
     let mut second = first.split(Some(0), 0).expect("a part").expect("this rank is in it");
@@ -216,14 +225,14 @@ fn an_abort_ends_a_first_call_that_still_opens_links() {
         let (go, wait) = mpsc::channel::<()>();
         let config = media(number);
         let idle = std::thread::spawn(move || {
-            let comm = Communicator::init_with(&id, 2, 0, &config, &Options::default());
+            let comm = Communicator::builder(&id).rank(0, 2).config(config.clone()).build();
             // Until the other has ended.
             let _ = wait.recv();
             drop(comm);
         });
         let config = media(number);
         std::thread::spawn(move || {
-            let comm = Communicator::init_with(&id, 2, 1, &config, &Options::default());
+            let comm = Communicator::builder(&id).rank(1, 2).config(config.clone()).build();
             let mut comm = comm.expect("both come");
             let abort = comm.abort_handle();
             std::thread::spawn(move || {

@@ -150,7 +150,11 @@ fn ranks_as_threads_have_three_communicators_each() {
                 let (say, config) = (say.clone(), config.clone());
                 std::thread::spawn(move || {
                     let options = Options::default();
-                    let comm = Communicator::init_with(&id, 3, rank, &config, &options);
+                    let comm = Communicator::builder(&id)
+                        .rank(rank, 3)
+                        .config(config.clone())
+                        .options(options.clone())
+                        .build();
                     let mut comm = comm.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
                     (0..60).for_each(|call| sum(&mut comm, call + which));
                     say.send(()).expect("the test listens");

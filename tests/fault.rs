@@ -211,7 +211,7 @@ fn rank() {
     std::io::stdin().read_exact(&mut bytes).expect("128 bytes");
     let id = UniqueId::from_bytes(bytes).expect("an id");
     let before = Holdings::now();
-    let mut comm = Communicator::init(&id, nranks, rank).unwrap_or_else(|e| panic!("init: {e}"));
+    let mut comm = Communicator::new(&id, rank, nranks).unwrap_or_else(|e| panic!("init: {e}"));
     let mut calls = 0..;
     let error = calls.find_map(|call| {
         let error = sum(&mut comm, call).err();

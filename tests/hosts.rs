@@ -108,7 +108,7 @@ fn rank() {
         let outcome = make_calls(&mut comm, &Memory::open(device), COUNTS).expect("all calls");
         return println!("say:{outcome:x?}");
     }
-    let mut comm = Communicator::init(&id, RANKS, rank).unwrap_or_else(|e| panic!("init: {e}"));
+    let mut comm = Communicator::new(&id, rank, RANKS).unwrap_or_else(|e| panic!("init: {e}"));
     for count in [1, 1000, 300_001] {
         let send: Vec<i32> = (0..count).map(|i| i + rank as i32).collect();
         let mut recv = vec![0; send.len()];

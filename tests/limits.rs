@@ -25,7 +25,7 @@ fn rank() {
             if rank == 1 && when == "init" {
                 spare_descriptors(spare);
             }
-            let error = match Communicator::init(&id, nranks, rank) {
+            let error = match Communicator::new(&id, rank, nranks) {
                 Err(error) => Some(error),
                 Ok(comm) => {
                     if rank == 1 && when == "call" {
@@ -38,7 +38,7 @@ fn rank() {
         }
         None => {
             limit(libc::RLIMIT_MEMLOCK, 0);
-            let comm = Communicator::init(&id, nranks, rank).expect("memory need not be locked");
+            let comm = Communicator::new(&id, rank, nranks).expect("memory need not be locked");
             sums(comm).expect("calls go on");
             println!("say:done");
         }

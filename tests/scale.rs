@@ -82,7 +82,7 @@ fn threads() {
     let nranks = told.nranks * per_process;
     let ranks: Vec<_> = (told.rank * per_process..(told.rank + 1) * per_process)
         .map(|rank| {
-            let join = move || Communicator::init(&told.id, nranks, rank);
+            let join = move || Communicator::new(&told.id, rank, nranks);
             std::thread::Builder::new().stack_size(512 << 10).spawn(join).expect("a thread")
         })
         .collect();

@@ -8,7 +8,6 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use maypole::bootstrap::Options;
-use maypole::config::Config;
 use maypole::{Communicator, RedOp};
 
 #[path = "support/intruders.rs"]
@@ -36,7 +35,7 @@ fn rank() {
     if told.scene == "late" && told.rank == NRANKS - 1 {
         wait_until("the sign", || sign().exists());
     }
-    let comm = Communicator::init(&told.id, told.nranks, told.rank);
+    let comm = Communicator::new(&told.id, told.rank, told.nranks);
     let mut comm = comm.unwrap_or_else(|e| panic!("init: {e}"));
     (0..20).for_each(|round| check_sums(&mut comm, round));
     if told.scene == "working" {
@@ -154,7 +153,7 @@ fn waiting(environment: &[(&str, &str)], strangers: usize) {
     fire.made(strangers);
     // At such a place another root may follow: it is tried for a while.
     let options = Options { timeout: Duration::from_secs(1), ..Options::default() };
-    let imposed = Communicator::init_with(&imposter, NRANKS, 3, Config::get(), &options);
+    let imposed = Communicator::builder(&imposter).rank(3, NRANKS).options(options.clone()).build();
     let error = imposed.err().expect("it knows no secret");
     assert!(error.to_string().contains("does not know the secret"), "{error}");
     std::fs::write(&sign, "").expect("a file");

@@ -7,7 +7,6 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use maypole::bootstrap::Options;
 use maypole::config::Config;
 use maypole::{Call, Collective, Communicator, DType, Error, Reason, RedOp, UniqueId};
 use maypole_transport::error::LinkError;
@@ -358,7 +357,7 @@ fn as_ranks<T: Send + 'static>(
     for rank in 0..nranks {
         let (f, done, config) = (Arc::clone(&f), done.clone(), config.clone());
         std::thread::spawn(move || {
-            let comm = Communicator::init_with(&id, nranks, rank, &config, &Options::default());
+            let comm = Communicator::builder(&id).rank(rank, nranks).config(config.clone()).build();
             let result = f(comm.unwrap_or_else(|e| panic!("rank {rank}: {e}")));
             done.send((rank, result)).expect("the test waits");
         });
@@ -421,7 +420,7 @@ fn a_rank_in_another_communicator_is_reported_as_such() {
     let other = UniqueId::create().expect("a unique id");
     let results = as_ranks(2, &impatient(), move |mut first| {
         let rank = first.rank();
-        let second = Communicator::init_with(&other, 2, rank, &impatient(), &Options::default());
+        let second = Communicator::builder(&other).rank(rank, 2).config(impatient()).build();
         let mut second = second.expect("a second communicator");
         for comm in [&mut first, &mut second] {
             sum(comm, 1).expect("a first call");

@@ -14,7 +14,7 @@ const MOST: usize = 1000;
 
 fn plan(criterion: &mut Criterion) {
     let id = UniqueId::create().expect("a root on this host");
-    let mut communicator = Communicator::init(&id, 1, 0).expect("it is alone");
+    let mut communicator = Communicator::new(&id, 0, 1).expect("it is alone");
     let (send, mut recv) = (vec![1.0_f32; MOST], vec![0.0_f32; MOST]);
     let recv = recv.as_mut_ptr();
     let call = |count| Call {

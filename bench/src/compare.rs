@@ -10,7 +10,6 @@ use std::ffi::OsString;
 use std::time::Instant;
 
 use lexopt::{Arg, Parser, ValueExt};
-use maypole::bootstrap::Options;
 use maypole::config::Config;
 use maypole::{Call, Communicator, DType, RedOp, UniqueId};
 use maypole_algorithms::collective::{Generator, generators};
@@ -197,7 +196,8 @@ fn enlist(
     let id = if rank == 0 { UniqueId::create()?.to_bytes().to_vec() } else { Vec::new() };
     let id = exchange.all_gather(&id)?.swap_remove(0);
     let id = UniqueId::from_bytes(id.try_into().map_err(|_| "rank 0 gave no unique id")?)?;
-    let comm = Communicator::init_with(&id, request.nranks, rank, &config, &Options::default())?;
+    let comm =
+        Communicator::builder(&id).rank(rank, request.nranks).config(config.clone()).build()?;
     let class = generator.schedule(request.collective, request.nranks).class;
     Ok(Contestant { name: generator.name, class, comm })
 }

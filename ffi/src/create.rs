@@ -2,7 +2,6 @@
 //! client does not want to wait, on one of its own. Which device it is for is settled at the call.
 
 use maypole::bootstrap::Options;
-use maypole::config::Config;
 use maypole::error::ResultCode;
 use maypole::{Communicator, Error, UniqueId};
 
@@ -243,7 +242,9 @@ fn make_of(
     let orphan = || Error::internal("an offspring without a parent");
     match source {
         Source::Ids { ids, nranks, rank } => {
-            Communicator::init_among(ids, *nranks, *rank, Config::get(), options).map(Some)
+            let (first, more) = ids.split_first().ok_or_else(|| Error::internal("no unique id"))?;
+            let builder = Communicator::builder(first).more_roots(more);
+            builder.rank(*rank, *nranks).options(options.clone()).build().map(Some)
         }
         Source::Split { color, key } => {
             let parent = parent.ok_or_else(orphan)?;

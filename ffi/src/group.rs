@@ -26,7 +26,7 @@ use crate::layout::{NcclSimInfo, SIMULATION_MAGIC};
 use crate::registry::{self, Entered, Handle, Running};
 use crate::stream::{self, On};
 use crate::transfer;
-use crate::vector::{self, UnevenRequest};
+use crate::vector::{self, VectorRequest};
 use crate::window::{OneSided, Registration};
 
 thread_local! {
@@ -50,7 +50,7 @@ pub(crate) enum Queued {
     /// A collective of `nccl.h`.
     Even(Request),
     /// One whose blocks differ.
-    Uneven(UnevenRequest),
+    Vector(VectorRequest),
     /// `maypoleBarrier`
     Barrier,
     /// `ncclCommWindowRegister`
@@ -62,7 +62,7 @@ impl Queued {
     pub(crate) fn run(self, on: &mut Running<'_>) -> Result<(), ResultCode> {
         match self {
             Self::Even(request) => request.run(on),
-            Self::Uneven(request) => request.run(on),
+            Self::Vector(request) => request.run(on),
             Self::Barrier => vector::barrier(on),
             Self::Window(registration) => registration.run(on),
         }
@@ -79,7 +79,7 @@ impl Queued {
     fn on_device(&self) -> Option<device::Queued<'_>> {
         match self {
             Self::Even(request) => Some(request.on_device()),
-            Self::Uneven(request) => Some(request.on_device()),
+            Self::Vector(request) => Some(request.on_device()),
             Self::Barrier => Some(device::Queued::Barrier),
             // There are none on a device: who registers one gets NULL before this.
             Self::Window(_) => None,
@@ -90,7 +90,7 @@ impl Queued {
     fn predict(&self, entered: &Entered) -> Result<f64, ResultCode> {
         match self {
             Self::Even(request) => request.predict(entered),
-            Self::Uneven(_) | Self::Barrier | Self::Window(_) => Ok(0.0),
+            Self::Vector(_) | Self::Barrier | Self::Window(_) => Ok(0.0),
         }
     }
 }

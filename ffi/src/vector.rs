@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_void};
 
 use maypole::device::Queued as DeviceCall;
 use maypole::error::ResultCode;
-use maypole::{Blocks, Collective, DType, RedOp, Reduction, UnevenCall};
+use maypole::{Blocks, Collective, DType, RedOp, Reduction, VectorCall};
 
 use crate::boundary::{NcclResult, answer, invalid};
 use crate::collective::{broken, data_type, root, usable};
@@ -81,7 +81,7 @@ impl Table {
 }
 
 /// A checked call.
-pub(crate) struct UnevenRequest {
+pub(crate) struct VectorRequest {
     collective: Collective,
     send: *const u8,
     sends: Table,
@@ -92,23 +92,23 @@ pub(crate) struct UnevenRequest {
 }
 
 // SAFETY: the client lends the buffers to the call until it is over, on whatever thread it runs.
-unsafe impl Send for UnevenRequest {}
+unsafe impl Send for VectorRequest {}
 
-impl UnevenRequest {
+impl VectorRequest {
     /// Runs the call; returns when its result is there.
     pub(crate) fn run(&self, on: &mut Running<'_>) -> Result<(), ResultCode> {
         let call = self.call(self.operation.resolve(self.dtype));
         // SAFETY: the client promised, by the terms of maypole.h, buffers that are valid for the call.
-        unsafe { on.comm.run_uneven(&call) }.map_err(|error| broken(&error, on))
+        unsafe { on.comm.run_vector(&call) }.map_err(|error| broken(&error, on))
     }
 
     /// The call for a device. A factor in memory is read there.
     pub(crate) fn on_device(&self) -> DeviceCall<'_> {
-        DeviceCall::Uneven(self.call(self.operation.on_device()))
+        DeviceCall::Vector(self.call(self.operation.on_device()))
     }
 
-    fn call(&self, reduction: Reduction) -> UnevenCall<'_> {
-        UnevenCall {
+    fn call(&self, reduction: Reduction) -> VectorCall<'_> {
+        VectorCall {
             collective: self.collective,
             send: self.send,
             sends: self.sends.blocks(),
@@ -161,7 +161,7 @@ struct Common {
 type Side = Result<Table, ResultCode>;
 
 /// `sides` are told the rank and the number of ranks.
-fn submit_uneven(
+fn submit_vector(
     collective: Collective,
     (send, recv): (*const c_void, *mut c_void),
     common: Common,
@@ -185,7 +185,7 @@ fn submit_uneven(
         sends.check(send, dtype)?;
         recvs.check(recv, dtype)?;
         let (send, recv) = (send.cast(), recv.cast());
-        Ok(Queued::Uneven(UnevenRequest { collective, send, sends, recv, recvs, dtype, operation }))
+        Ok(Queued::Vector(VectorRequest { collective, send, sends, recv, recvs, dtype, operation }))
     })
 }
 
@@ -206,7 +206,7 @@ extension! {
         comm: Handle,
         stream: Stream,
     ) -> NcclResult {
-        submit_uneven(Collective::AllGather, (send, recv), Common { dtype, comm, stream }, None, |_, n| {
+        submit_vector(Collective::AllGather, (send, recv), Common { dtype, comm, stream }, None, |_, n| {
             // SAFETY: the caller's promise.
             (Ok(Table::one(count)), unsafe { Table::read(counts, displacements, n) })
         })
@@ -225,7 +225,7 @@ extension! {
         stream: Stream,
     ) -> NcclResult {
         let common = Common { dtype, comm, stream };
-        submit_uneven(Collective::ReduceScatter, (send, recv), common, Some(op), |_, n| {
+        submit_vector(Collective::ReduceScatter, (send, recv), common, Some(op), |_, n| {
             // SAFETY: the caller's promise.
             (unsafe { Table::read(counts, displacements, n) }, Ok(Table::one(count)))
         })
@@ -243,7 +243,7 @@ extension! {
         comm: Handle,
         stream: Stream,
     ) -> NcclResult {
-        submit_uneven(Collective::AllToAll, (send, recv), Common { dtype, comm, stream }, None, |_, n| {
+        submit_vector(Collective::AllToAll, (send, recv), Common { dtype, comm, stream }, None, |_, n| {
             // SAFETY: the caller's promise.
             let sends = unsafe { Table::read(send_counts, send_displacements, n) };
             // SAFETY: the caller's promise.
@@ -265,7 +265,7 @@ extension! {
     ) -> NcclResult {
         let root = self::root(root);
         let common = Common { dtype, comm, stream };
-        submit_uneven(Collective::Gather { root }, (send, recv), common, None, |rank, n| {
+        submit_vector(Collective::Gather { root }, (send, recv), common, None, |rank, n| {
             // SAFETY: the caller's promise.
             let all = || unsafe { Table::read(counts, displacements, n) };
             (Ok(Table::one(count)), if rank == root { all() } else { Ok(Table::none()) })
@@ -286,7 +286,7 @@ extension! {
     ) -> NcclResult {
         let root = self::root(root);
         let common = Common { dtype, comm, stream };
-        submit_uneven(Collective::Scatter { root }, (send, recv), common, None, |rank, n| {
+        submit_vector(Collective::Scatter { root }, (send, recv), common, None, |rank, n| {
             // SAFETY: the caller's promise.
             let all = || unsafe { Table::read(counts, displacements, n) };
             (if rank == root { all() } else { Ok(Table::none()) }, Ok(Table::one(count)))

@@ -15,15 +15,13 @@ use super::stream::{self, poll_fd};
 /// [`AbortHandle`](crate::AbortHandle). The other ranks learn who did it. Clones are the same signal; it cannot be taken back.
 ///
 /// ```
-/// use maypole::bootstrap::Options;
-/// use maypole::config::Config;
 /// use maypole::{AbortSignal, Communicator, Error, UniqueId};
 ///
 /// let id = UniqueId::create()?;
 /// let signal = AbortSignal::new()?;
-/// let options = Options { abort: Some(signal.clone()), ..Options::default() };
+/// let builder = Communicator::builder(&id).rank(1, 2).abort_signal(signal.clone());
 /// let waiting = std::thread::spawn(move || {
-///     Communicator::init_with(&id, 2, 1, Config::get(), &options).err()
+///     builder.build().err()
 /// });
 /// signal.abort(); // Rank 0 does not come.
 /// assert_eq!(waiting.join().expect("the rank ran"), Some(Error::Aborted { by: 1 }));

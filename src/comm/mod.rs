@@ -1,5 +1,6 @@
 //! The communicator: a group of ranks that call collectives together.
 
+mod builder;
 mod by_schedule;
 mod collectives;
 mod element;
@@ -39,9 +40,10 @@ use crate::proxy::{Proxy, Setup};
 use crate::reduce::Isa;
 use crate::tune::{Choice, Protocol, Tuner};
 use crate::window::Windows;
-use rank_info::{Card, Host};
+use rank_info::{Host, RankInfo};
 use setup::{Introduced, introduce, isa, layout};
 
+pub use builder::Builder;
 pub use element::Element;
 
 #[cfg(test)]
@@ -59,7 +61,7 @@ mod tests;
 /// let ranks: Vec<_> = (0..4)
 ///     .map(|rank| {
 ///         std::thread::spawn(move || -> Result<f32, maypole::Error> {
-///             let mut comm = Communicator::init(&id, 4, rank)?;
+///             let mut comm = Communicator::new(&id, rank, 4)?;
 ///             let mut sum = [0.0f32; 3];
 ///             comm.all_reduce(&[rank as f32; 3], &mut sum, RedOp::Sum)?;
 ///             Ok(sum[0])
@@ -108,40 +110,16 @@ pub struct Communicator {
 }
 
 impl Communicator {
-    /// Joins the communicator of `id` as `rank` of `nranks`; returns when all ranks have joined.
-    ///
-    /// # Errors
-    /// Missing ranks after `MAYPOLE_INIT_TIMEOUT`, a rank number used twice, an id of another job, settings that differ between
-    /// ranks.
-    pub fn init(id: &UniqueId, nranks: u32, rank: u32) -> Result<Self, Error> {
-        Self::init_with(id, nranks, rank, Config::get(), &Options::default())
-    }
-
-    /// As [`init`](Self::init), with settings and time limits other than those of the environment.
-    pub fn init_with(
-        id: &UniqueId,
-        nranks: u32,
-        rank: u32,
-        config: &Config,
-        options: &Options,
-    ) -> Result<Self, Error> {
-        Self::init_among(std::slice::from_ref(id), nranks, rank, config, options)
-    }
-
-    /// As [`init_with`](Self::init_with), with several ids, so that several roots share the work of bringing many ranks together: each
-    /// serves a block of ranks. All ranks pass the same ids in the same order.
-    ///
-    /// # Errors
-    /// As for [`init`](Self::init); also none or more ids than ranks, two that are the same, ranks that differ in them.
-    pub fn init_among(
+    /// Joins the communicator of `ids` as `rank` of `nranks`; returns when all ranks have joined.
+    fn join(
         ids: &[UniqueId],
+        rank: Rank,
         nranks: u32,
-        rank: u32,
         config: &Config,
         options: &Options,
     ) -> Result<Self, Error> {
         crate::logger::install();
-        // It logs its errors itself.
+        // The bootstrap logs its errors itself.
         let joined = bootstrap::join_among(ids, rank, nranks, &[], options)?;
         Self::of_joined(joined, config, options)
             .inspect_err(|error| log::warn!("rank {rank} of {nranks}: {error}"))
@@ -196,7 +174,7 @@ impl Communicator {
         };
         let (on_host, cores) = sharing(&cards[rank as usize].host);
         let mut hosts: Vec<&Host> = Vec::new();
-        for Card { host, .. } in &cards {
+        for RankInfo { host, .. } in &cards {
             if !hosts.iter().any(|known| known.same_machine(host)) {
                 hosts.push(host);
             }
@@ -236,7 +214,7 @@ impl Communicator {
         };
         let here = &cards[rank as usize].host;
         let key = u64::from_le_bytes(*joined.derive("watch").first_chunk().expect("32 bytes"));
-        let peer = |card: &Card| Peer {
+        let peer = |card: &RankInfo| Peer {
             host: card.host.name.clone(),
             process: card.process,
             near: card.host.same_machine(here),
@@ -328,8 +306,8 @@ impl Communicator {
     }
 
     /// What this rank's part of the communicator holds.
-    pub fn memory(&self) -> Memory {
-        Memory {
+    pub fn memory(&self) -> MemoryUse {
+        MemoryUse {
             releasable: self.scratch.held(),
             lasting: self.endpoint.held()
                 + size_of::<Staging>()
@@ -367,7 +345,7 @@ impl Communicator {
 
 /// Bytes that a communicator holds, of the host and of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
+pub struct MemoryUse {
     /// What [`Communicator::release_memory`] gives back.
     pub releasable: usize,
     /// The rank's end of its links, as far as it was used; of a rank on a CUDA device also its pinned memory.

@@ -11,10 +11,10 @@ use maypole_transport::fault::Faults;
 use maypole_transport::inbox::InboxLayout;
 
 use super::Communicator;
-use super::rank_info::Card;
+use super::rank_info::RankInfo;
 use super::run::check_in_place;
-use super::vector::Uneven;
-use crate::call::{Call, Task, UnevenCall};
+use super::vector::VectorRun;
+use crate::call::{Call, Task, VectorCall};
 use crate::config::Config;
 use crate::control::{Shared, Signature};
 use crate::device::Queued;
@@ -32,10 +32,10 @@ use crate::plan::{Body, Key};
 use crate::proxy::Meet;
 
 /// How many ranks are on the device of rank `me`, itself among them. Where it is more than one, the first of them says so.
-pub(super) fn sharing(cards: &[Card], me: Rank) -> u32 {
+pub(super) fn sharing(cards: &[RankInfo], me: Rank) -> u32 {
     let here = &cards[me as usize];
     let Some(device) = &here.device else { return 0 };
-    let same = |card: &Card| {
+    let same = |card: &RankInfo| {
         let on = card.device.as_ref().is_some_and(|other| other.uuid == device.uuid);
         on && card.host.same_machine(&here.host)
     };
@@ -66,7 +66,7 @@ pub(super) struct Terms {
 /// among them meet over those.
 pub(super) fn terms(
     config: &Config,
-    cards: &[Card],
+    cards: &[RankInfo],
     layout: InboxLayout,
     lines: bool,
     apart: bool,
@@ -85,7 +85,7 @@ pub(super) fn terms(
 }
 
 /// A rank on host memory, where others are on devices.
-pub(super) fn host_rank(cards: &[Card]) -> Option<Rank> {
+pub(super) fn host_rank(cards: &[RankInfo]) -> Option<Rank> {
     let mixed = cards.iter().any(|card| card.device.is_some());
     let on_host = cards.iter().position(|card| card.device.is_none());
     on_host.filter(|_| mixed).map(|rank| rank as Rank)
@@ -181,7 +181,7 @@ impl Communicator {
                 let key = Key::new(call);
                 let number = match self.plans.find(&key) {
                     Some(number) => Some(number),
-                    None => self.prepare_even(key, call)?,
+                    None => self.prepare_collective(key, call)?,
                 };
                 // SAFETY: the caller's promise.
                 unsafe { self.queue_planned(number, call, batch) }
@@ -191,14 +191,14 @@ impl Communicator {
                 // SAFETY: the caller's promise.
                 unsafe { self.queue_planned(number, call, batch) }
             }
-            Queued::Uneven(call) => match self.uneven(call)? {
+            Queued::Vector(call) => match self.plan_vector(call)? {
                 // SAFETY: the caller's promise.
-                Uneven::Planned(number, call) => unsafe {
+                VectorRun::Planned(number, call) => unsafe {
                     self.queue_planned(Some(number), &call, batch)
                 },
                 // SAFETY: the caller's promise.
-                Uneven::Pairs => unsafe { self.queue_pairs(call, batch) },
-                Uneven::Nothing => Ok(()),
+                VectorRun::Pairs => unsafe { self.queue_pairs(call, batch) },
+                VectorRun::Nothing => Ok(()),
             },
             Queued::Transfers(transfers) => {
                 let (transfers, own) = self.sorted(transfers)?;
@@ -275,7 +275,7 @@ impl Communicator {
     /// Adds an all-to-all, gather or scatter of uneven blocks.
     unsafe fn queue_pairs(
         &mut self,
-        call: &UnevenCall<'_>,
+        call: &VectorCall<'_>,
         batch: &mut Batch,
     ) -> Result<(), Error> {
         let signature = Signature::of_pairs(call.collective, call.dtype);
@@ -336,7 +336,7 @@ impl Communicator {
     /// Runs an all-to-all, gather or scatter of uneven blocks, and waits for it.
     pub(super) unsafe fn run_pairs_on_device(
         &mut self,
-        call: &UnevenCall<'_>,
+        call: &VectorCall<'_>,
     ) -> Result<(), Error> {
         // SAFETY: the caller's promise.
         unsafe { self.wait_for(|comm, batch| comm.queue_pairs(call, batch)) }

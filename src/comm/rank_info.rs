@@ -18,7 +18,7 @@ pub(super) struct Host {
 
 /// What a rank tells the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Card {
+pub(super) struct RankInfo {
     pub(super) host: Host,
     pub(super) process: ProcessIdentity,
     /// Where the rank's endpoint is reached.
@@ -95,7 +95,7 @@ fn ones(bits: &[u8]) -> u32 {
     bits.iter().map(|byte| byte.count_ones()).sum()
 }
 
-impl Card {
+impl RankInfo {
     /// Fields as a 16-bit length and that many bytes each.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let cores = self.host.cores.to_le_bytes();
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_card_survives_the_wire_and_a_damaged_one_is_refused() {
-        let card = Card {
+        let card = RankInfo {
             host: Host::here(),
             process: ProcessIdentity::current(),
             address: vec![1, 2, 3],
@@ -173,11 +173,11 @@ mod tests {
             device: None,
         };
         let bytes = card.to_bytes();
-        assert_eq!(Card::from_bytes(&bytes), Some(card));
+        assert_eq!(RankInfo::from_bytes(&bytes), Some(card));
         for len in 0..bytes.len() {
-            assert_eq!(Card::from_bytes(&bytes[..len]), None);
+            assert_eq!(RankInfo::from_bytes(&bytes[..len]), None);
         }
-        assert_eq!(Card::from_bytes(&[&bytes[..], &[0]].concat()), None);
+        assert_eq!(RankInfo::from_bytes(&[&bytes[..], &[0]].concat()), None);
     }
 
     #[test]
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn fuzz_cards() {
-        let valid = Card {
+        let valid = RankInfo {
             host: Host::here(),
             process: ProcessIdentity::current(),
             address: vec![7; 61],
@@ -211,11 +211,11 @@ mod tests {
         let valid = valid.to_bytes();
         rounds(|random| {
             let bytes = random.damaged(&valid, &[0xc3; 50]);
-            let Some(card) = Card::from_bytes(&bytes) else { return };
+            let Some(card) = RankInfo::from_bytes(&bytes) else { return };
             // What was read is in the bytes, no more, and is read again.
             let again = card.to_bytes();
             assert!(again.len() == bytes.len());
-            assert_eq!(Card::from_bytes(&again), Some(card));
+            assert_eq!(RankInfo::from_bytes(&again), Some(card));
         });
     }
 }

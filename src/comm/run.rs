@@ -35,7 +35,7 @@ impl Communicator {
         let key = Key::new(call);
         let number = match self.plans.find(&key) {
             Some(number) if self.broken.is_none() => number,
-            _ => match self.prepare_even(key, call)? {
+            _ => match self.prepare_collective(key, call)? {
                 Some(number) => number,
                 None => return Ok(()),
             },
@@ -46,7 +46,11 @@ impl Communicator {
 
     /// The plan for calls like `call`, whose key it is; None for a call of no elements.
     #[cold]
-    pub(super) fn prepare_even(&mut self, key: Key, call: &Call) -> Result<Option<usize>, Error> {
+    pub(super) fn prepare_collective(
+        &mut self,
+        key: Key,
+        call: &Call,
+    ) -> Result<Option<usize>, Error> {
         self.prepare(&Task::from(call), |plans, plan| plans.insert(key, plan))
     }
 

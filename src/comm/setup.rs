@@ -8,7 +8,7 @@ use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::tcp::TcpConfig;
 
-use super::rank_info::{Card, Host};
+use super::rank_info::{Host, RankInfo};
 use crate::bootstrap::{self, Joined, Meeting, Options};
 use crate::config::{self, Config, Nodes};
 use crate::device::arrive::{Arrival, Other};
@@ -30,7 +30,7 @@ pub(super) struct Introduced {
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) meeting: Meeting,
     /// What each rank says of itself.
-    pub(super) cards: Vec<Card>,
+    pub(super) cards: Vec<RankInfo>,
     /// Where each rank's endpoint is.
     pub(super) addresses: Vec<Vec<u8>>,
     /// Any two ranks meet over TCP.
@@ -58,7 +58,7 @@ pub(super) fn introduce(
     let meeting = Meeting::open()?;
     let arrival =
         options.device.map(|ordinal| Arrival::new(config, ordinal, nranks)).transpose()?;
-    let card = Card {
+    let card = RankInfo {
         host: Host::here(),
         node: config.host_id.clone().unwrap_or_default(),
         process: ProcessIdentity::current(),
@@ -98,7 +98,7 @@ pub(super) fn introduce(
 fn reach(
     joined: &mut Joined,
     config: &Config,
-    cards: &[Card],
+    cards: &[RankInfo],
     arrival: Option<Arrival>,
     deadline: Instant,
 ) -> Result<(Option<Arrived>, bool), Error> {
@@ -106,7 +106,7 @@ fn reach(
         return Ok((None, false));
     }
     let me = joined.rank as usize;
-    let other = |card: &'_ Card| Other {
+    let other = |card: &'_ RankInfo| Other {
         card: None,
         same_process: card.process == cards[me].process,
         same_host: card.host.same_machine(&cards[me].host),
@@ -132,7 +132,7 @@ fn reach(
 }
 
 /// Which rank is on which node: as the user says, or by the hosts.
-fn grouping(config: &Config, cards: &[Card]) -> Grouping {
+fn grouping(config: &Config, cards: &[RankInfo]) -> Grouping {
     if let Some(Nodes { labels }) = &config.nodes {
         if labels.len() == cards.len() {
             return Grouping::new(labels);
@@ -143,7 +143,7 @@ fn grouping(config: &Config, cards: &[Card]) -> Grouping {
             "MAYPOLE_NODES is for {named} ranks and this communicator has {nranks}: its nodes are the hosts"
         );
     }
-    Grouping::new(cards.iter().map(Card::node))
+    Grouping::new(cards.iter().map(RankInfo::node))
 }
 
 /// The rank's end of all links, of the kinds that the settings allow.
@@ -188,11 +188,15 @@ fn settings(config: &Config, layout: InboxLayout) -> String {
     )
 }
 
-fn exchange_cards(joined: &mut Joined, card: &Card, deadline: Instant) -> Result<Vec<Card>, Error> {
+fn exchange_cards(
+    joined: &mut Joined,
+    card: &RankInfo,
+    deadline: Instant,
+) -> Result<Vec<RankInfo>, Error> {
     let all = joined.control.all_gather(&card.to_bytes(), deadline)?;
     let mut cards = Vec::with_capacity(all.len());
     for (rank, bytes) in all.iter().enumerate() {
-        let theirs = Card::from_bytes(bytes).ok_or_else(|| Error::Internal {
+        let theirs = RankInfo::from_bytes(bytes).ok_or_else(|| Error::Internal {
             what: format!("the card of rank {rank} is unreadable"),
         })?;
         if theirs.settings != card.settings {

@@ -53,7 +53,7 @@ impl Communicator {
     ) -> Result<Option<Self>, Error> {
         let part = self.part(color, key, options).map_err(|error| self.refused(error))?;
         let Some((id, nranks, rank)) = part else { return Ok(None) };
-        Self::init_with(&id, nranks, rank, &self.config, &self.of_this_device(options)).map(Some)
+        self.join_child(&id, rank, nranks, options).map(Some)
     }
 
     /// The id of this rank's part, how many ranks it has, and which of them this one is.
@@ -106,7 +106,7 @@ impl Communicator {
         options: &Options,
     ) -> Result<Self, Error> {
         let id = self.agreed(id, nranks, options).map_err(|error| self.refused(error))?;
-        Self::init_with(&id, nranks, self.rank, &self.config, &self.of_this_device(options))
+        self.join_child(&id, self.rank, nranks, options)
     }
 
     /// The id for a growth, which some of the ranks have.
@@ -192,12 +192,19 @@ impl Communicator {
         let id = id.map_err(|error| self.refused(error))?;
         let rank = survivors.iter().position(|r| *r == self.rank).unwrap_or_default();
         let nranks = survivors.len() as u32;
-        Self::init_with(&id, nranks, rank as Rank, &self.config, &self.of_this_device(options))
+        self.join_child(&id, rank as Rank, nranks, options)
     }
 
-    /// Offspring stay where their parent is.
-    fn of_this_device(&self, options: &Options) -> Options {
-        Options { device: self.device(), ..options.clone() }
+    /// Joins a child of this communicator, which has its settings and its device.
+    fn join_child(
+        &self,
+        id: &UniqueId,
+        rank: Rank,
+        nranks: u32,
+        options: &Options,
+    ) -> Result<Self, Error> {
+        let options = Options { device: self.device(), ..options.clone() };
+        Self::join(std::slice::from_ref(id), rank, nranks, &self.config, &options)
     }
 
     /// Until the result is dropped an abort of what is being made aborts this communicator: its ranks are gathering for that, and all

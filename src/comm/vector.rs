@@ -7,14 +7,14 @@
 use maypole_algorithms::Collective;
 
 use super::{Communicator, Element};
-use crate::call::{Blocks, Call, Extents, Task, UnevenCall};
+use crate::call::{Blocks, Call, Extents, Task, VectorCall};
 use crate::control::Signature;
 use crate::error::Error;
 use crate::plan::exchange::Transfer;
 use crate::reduce::Reduction;
 
 /// How an uneven call is run.
-pub(super) enum Uneven {
+pub(super) enum VectorRun {
     /// As the even call, by this plan.
     Planned(usize, Call),
     /// As a group of transfers.
@@ -32,7 +32,7 @@ impl Communicator {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for blocks that are not one per rank, overlap or lie beyond the slice, and if `send` is not as long
-    /// as block `rank`; else what [`run_uneven`](Self::run_uneven) returns.
+    /// as block `rank`; else what [`run_vector`](Self::run_vector) returns.
     pub fn all_gather_v<T: Element>(
         &mut self,
         send: &[T],
@@ -41,7 +41,7 @@ impl Communicator {
     ) -> Result<(), Error> {
         let count = send.len();
         let sends = Blocks::one(&count);
-        self.call_uneven(Collective::AllGather, (send, sends), (recv, blocks), no_reduction())
+        self.call_vector(Collective::AllGather, (send, sends), (recv, blocks), no_reduction())
     }
 
     /// As [`all_gather_v`](Self::all_gather_v) into `data`, whose block `rank` is the contribution.
@@ -53,9 +53,9 @@ impl Communicator {
         data: &mut [T],
         blocks: Blocks<'_>,
     ) -> Result<(), Error> {
-        let (count, own) = self.own_uneven_block(blocks, data.len())?;
+        let (count, own) = self.own_vector_block(blocks, data.len())?;
         let base = data.as_mut_ptr();
-        let call = UnevenCall {
+        let call = VectorCall {
             collective: Collective::AllGather,
             send: base.wrapping_add(own).cast_const().cast(),
             sends: Blocks::one(&count),
@@ -65,7 +65,7 @@ impl Communicator {
             reduction: no_reduction(),
         };
         // SAFETY: the blocks lie within the slice, which is borrowed for the call; it is in place.
-        unsafe { self.run_uneven(&call) }
+        unsafe { self.run_vector(&call) }
     }
 
     /// Reduces the blocks of `send` of all ranks; rank `r` gets block `r` of the result in `recv`. All ranks give the same counts;
@@ -73,7 +73,7 @@ impl Communicator {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for blocks that are not one per rank or lie beyond the slice, and if `recv` is not as long as
-    /// block `rank`; else what [`run_uneven`](Self::run_uneven) returns.
+    /// block `rank`; else what [`run_vector`](Self::run_vector) returns.
     pub fn reduce_scatter_v<T: Element>(
         &mut self,
         send: &[T],
@@ -84,7 +84,7 @@ impl Communicator {
         let count = recv.len();
         let recvs = Blocks::one(&count);
         let collective = Collective::ReduceScatter;
-        self.call_uneven(collective, (send, blocks), (recv, recvs), reduction.into())
+        self.call_vector(collective, (send, blocks), (recv, recvs), reduction.into())
     }
 
     /// As [`reduce_scatter_v`](Self::reduce_scatter_v) of `data`, with the result in place of block `rank` of it. The other blocks
@@ -98,9 +98,9 @@ impl Communicator {
         blocks: Blocks<'_>,
         reduction: impl Into<Reduction>,
     ) -> Result<(), Error> {
-        let (count, own) = self.own_uneven_block(blocks, data.len())?;
+        let (count, own) = self.own_vector_block(blocks, data.len())?;
         let base = data.as_mut_ptr();
-        let call = UnevenCall {
+        let call = VectorCall {
             collective: Collective::ReduceScatter,
             send: base.cast_const().cast(),
             sends: blocks,
@@ -110,7 +110,7 @@ impl Communicator {
             reduction: reduction.into(),
         };
         // SAFETY: the blocks lie within the slice, which is borrowed for the call; it is in place.
-        unsafe { self.run_uneven(&call) }
+        unsafe { self.run_vector(&call) }
     }
 
     /// Sends block `r` of `send` to rank `r`, which gets it as block `rank` of its `recv`. Each rank knows only its own blocks; what
@@ -118,7 +118,7 @@ impl Communicator {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for blocks that are not one per rank, overlap where they are received, or lie beyond the slices;
-    /// else what [`run_uneven`](Self::run_uneven) returns.
+    /// else what [`run_vector`](Self::run_vector) returns.
     pub fn all_to_all_v<T: Element>(
         &mut self,
         send: &[T],
@@ -126,14 +126,14 @@ impl Communicator {
         recv: &mut [T],
         recvs: Blocks<'_>,
     ) -> Result<(), Error> {
-        self.call_uneven(Collective::AllToAll, (send, sends), (recv, recvs), no_reduction())
+        self.call_vector(Collective::AllToAll, (send, sends), (recv, recvs), no_reduction())
     }
 
     /// Rank `root` gets `send` of rank `r` as block `r` of its `recv`. On other ranks `recv` and `blocks` are not looked at.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if there is no such rank, for blocks that are not one per rank, overlap or lie beyond the slice, and
-    /// if `send` of the root is not as long as its block; else what [`run_uneven`](Self::run_uneven) returns.
+    /// if `send` of the root is not as long as its block; else what [`run_vector`](Self::run_vector) returns.
     pub fn gather_v<T: Element>(
         &mut self,
         send: &[T],
@@ -143,14 +143,14 @@ impl Communicator {
     ) -> Result<(), Error> {
         let (count, collective) = (send.len(), Collective::Gather { root });
         let blocks = if root == self.rank { blocks } else { Blocks::none() };
-        self.call_uneven(collective, (send, Blocks::one(&count)), (recv, blocks), no_reduction())
+        self.call_vector(collective, (send, Blocks::one(&count)), (recv, blocks), no_reduction())
     }
 
     /// Rank `r` gets block `r` of `send` of rank `root` in `recv`. On other ranks `send` and `blocks` are not looked at.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if there is no such rank, for blocks that are not one per rank or lie beyond the slice, and if
-    /// `recv` of the root is not as long as its block; else what [`run_uneven`](Self::run_uneven) returns.
+    /// `recv` of the root is not as long as its block; else what [`run_vector`](Self::run_vector) returns.
     pub fn scatter_v<T: Element>(
         &mut self,
         send: &[T],
@@ -160,7 +160,7 @@ impl Communicator {
     ) -> Result<(), Error> {
         let (count, collective) = (recv.len(), Collective::Scatter { root });
         let blocks = if root == self.rank { blocks } else { Blocks::none() };
-        self.call_uneven(collective, (send, blocks), (recv, Blocks::one(&count)), no_reduction())
+        self.call_vector(collective, (send, blocks), (recv, Blocks::one(&count)), no_reduction())
     }
 
     /// Runs a collective call of uneven blocks; returns when its result is there. An all-gather or reduce-scatter of no elements at all
@@ -172,19 +172,19 @@ impl Communicator {
     /// # Safety
     /// The buffers are valid for their blocks, and nobody else writes them, or reads the blocks that are received, during the
     /// call. The rank's one block is the memory of its own block on the other side, or overlaps nothing; nothing else overlaps.
-    pub unsafe fn run_uneven(&mut self, call: &UnevenCall<'_>) -> Result<(), Error> {
+    pub unsafe fn run_vector(&mut self, call: &VectorCall<'_>) -> Result<(), Error> {
         self.watch.check_fork()?;
-        match self.uneven(call)? {
+        match self.plan_vector(call)? {
             // SAFETY: the caller's promise; the plan's extents are the call's blocks.
-            Uneven::Planned(number, call) => unsafe { self.run_plan(number, &call) },
+            VectorRun::Planned(number, call) => unsafe { self.run_plan(number, &call) },
             // SAFETY: the caller's promise.
-            Uneven::Pairs => unsafe { self.run_pairs(call) },
-            Uneven::Nothing => Ok(()),
+            VectorRun::Pairs => unsafe { self.run_pairs(call) },
+            VectorRun::Nothing => Ok(()),
         }
     }
 
     /// How `call` is run.
-    pub(super) fn uneven(&mut self, call: &UnevenCall<'_>) -> Result<Uneven, Error> {
+    pub(super) fn plan_vector(&mut self, call: &VectorCall<'_>) -> Result<VectorRun, Error> {
         if let Some(error) = &self.broken {
             return Err(error.clone());
         }
@@ -192,20 +192,20 @@ impl Communicator {
         let blocks = match call.collective {
             Collective::AllGather => call.recvs,
             Collective::ReduceScatter => call.sends,
-            _ => return Ok(Uneven::Pairs),
+            _ => return Ok(VectorRun::Pairs),
         };
         let task = Task {
             collective: call.collective,
-            extents: Extents::Uneven(blocks.iter().collect()),
+            extents: Extents::Vector(blocks.iter().collect()),
             dtype: call.dtype,
             reduction: call.reduction,
             barrier: false,
         };
-        let number = match self.plans.find_uneven(&task) {
+        let number = match self.plans.find_vector(&task) {
             Some(number) => number,
-            None => match self.prepare(&task, |plans, plan| plans.insert_uneven(&task, plan))? {
+            None => match self.prepare(&task, |plans, plan| plans.insert_vector(&task, plan))? {
                 Some(number) => number,
-                None => return Ok(Uneven::Nothing),
+                None => return Ok(VectorRun::Nothing),
             },
         };
         let call = Call {
@@ -216,11 +216,11 @@ impl Communicator {
             dtype: call.dtype,
             reduction: call.reduction,
         };
-        Ok(Uneven::Planned(number, call))
+        Ok(VectorRun::Planned(number, call))
     }
 
     /// All-to-all, gather and scatter: a transfer for each pair of ranks that has one.
-    unsafe fn run_pairs(&mut self, call: &UnevenCall<'_>) -> Result<(), Error> {
+    unsafe fn run_pairs(&mut self, call: &VectorCall<'_>) -> Result<(), Error> {
         if self.device.is_some() {
             // SAFETY: the caller's promise.
             return unsafe { self.run_pairs_on_device(call) };
@@ -246,9 +246,9 @@ impl Communicator {
 
     /// The transfers with other ranks of an all-to-all, gather or scatter, also those of no bytes, so that both ranks are told if they do not
     /// agree; and the own block, from where to where and how many bytes.
-    pub(super) fn pairs(&self, call: &UnevenCall<'_>) -> (Vec<Transfer>, Option<OwnBlock>) {
+    pub(super) fn pairs(&self, call: &VectorCall<'_>) -> (Vec<Transfer>, Option<OwnBlock>) {
         let size = call.dtype.size();
-        let UnevenCall { collective, send, sends, recv, recvs, .. } = *call;
+        let VectorCall { collective, send, sends, recv, recvs, .. } = *call;
         let (own, ranks) = (self.rank as usize, 0..self.nranks);
         // The other ranks of each block, in the order of the blocks.
         let (to, from) = match collective {
@@ -283,7 +283,7 @@ impl Communicator {
         (transfers, own)
     }
 
-    fn call_uneven<T: Element>(
+    fn call_vector<T: Element>(
         &mut self,
         collective: Collective,
         (send, sends): (&[T], Blocks<'_>),
@@ -292,7 +292,7 @@ impl Communicator {
     ) -> Result<(), Error> {
         within(sends, send.len(), "send")?;
         within(recvs, recv.len(), "receive")?;
-        let call = UnevenCall {
+        let call = VectorCall {
             collective,
             send: send.as_ptr().cast(),
             sends,
@@ -302,11 +302,11 @@ impl Communicator {
             reduction,
         };
         // SAFETY: the blocks lie within the slices, which are borrowed for the call and of a type without invalid values.
-        unsafe { self.run_uneven(&call) }
+        unsafe { self.run_vector(&call) }
     }
 
     /// Length and beginning of this rank's block, all blocks being within `len` elements.
-    fn own_uneven_block(&self, blocks: Blocks<'_>, len: usize) -> Result<(usize, usize), Error> {
+    fn own_vector_block(&self, blocks: Blocks<'_>, len: usize) -> Result<(usize, usize), Error> {
         within(blocks, len, "all")?;
         let own = self.rank as usize;
         match (blocks.counts.get(own), blocks.displacements.get(own)) {

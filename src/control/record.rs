@@ -40,7 +40,7 @@ impl Signature {
         match &task.extents {
             _ if task.barrier => Self { what: signature.what | BARRIER << 24, count: 1 },
             Extents::Even(count) => Self { count: *count as u64, ..signature },
-            Extents::Uneven(extents) => {
+            Extents::Vector(extents) => {
                 let count = extents.iter().map(|e| e.len as u64).sum();
                 let each = |hash, len: usize| Self { what: len as u64, count }.extend(hash);
                 let hash = extents.iter().fold(0, |hash, extent| each(hash, extent.len)) >> 32;
@@ -365,7 +365,7 @@ mod tests {
         assert_eq!(text(&Task::barrier()), "barrier");
         let uneven = |lens: [usize; 2]| Task {
             collective: Collective::ReduceScatter,
-            extents: Extents::Uneven(lens.map(|len| Extent { start: 0, len }).into()),
+            extents: Extents::Vector(lens.map(|len| Extent { start: 0, len }).into()),
             ..task.clone()
         };
         let (one, other) = (text(&uneven([3, 4])), text(&uneven([4, 3])));

@@ -8,7 +8,7 @@ use maypole_cuda::stream::Capture;
 use super::gpu::Gpu;
 use super::issue::{Batch, Member, issue};
 use super::order::Where;
-use crate::call::{Call, UnevenCall};
+use crate::call::{Call, VectorCall};
 use crate::comm::Communicator;
 use crate::error::Error;
 use crate::plan::exchange::Transfer;
@@ -26,8 +26,8 @@ pub enum Queued<'a> {
     Collective(Call),
     /// A collective call by one of these algorithms.
     Among(Call, AlgorithmFilter),
-    /// A collective call of uneven blocks.
-    Uneven(UnevenCall<'a>),
+    /// A vector collective: its blocks differ in length between ranks.
+    Vector(VectorCall<'a>),
     /// A group of sends and receives.
     Transfers(&'a [Transfer]),
     /// A barrier: what is queued later runs when all ranks have come to it.

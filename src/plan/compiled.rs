@@ -78,7 +78,7 @@ impl StraightLine {
         mut link: impl FnMut(Rank, Channel) -> Result<u32, Error>,
     ) -> Result<Self, Error> {
         let mut ops = Vec::new();
-        for (step, count) in run_on_paper(schedule, geometry, rank) {
+        for (step, count) in dry_run(schedule, geometry, rank) {
             if count > 0 {
                 ops.push(op(&step, geometry, (rank, count, size), scaled, &mut link)?);
             }
@@ -132,7 +132,7 @@ fn drop_unread_scratch(ops: &mut [Op]) {
 
 /// Fires the steps of all ranks in a fixed fair order; returns `rank`'s in the order they fired, each with its length
 /// in elements. The schedule is proved, so this ends.
-fn run_on_paper(schedule: &Schedule, geometry: &Geometry, rank: Rank) -> Vec<(Step, usize)> {
+fn dry_run(schedule: &Schedule, geometry: &Geometry, rank: Rank) -> Vec<(Step, usize)> {
     let mut paper = Paper {
         schedule,
         geometry,

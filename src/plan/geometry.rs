@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn uneven_blocks_have_the_chunks_of_their_own_length() {
         let extents = [(70, 5), (0, 0), (3, 67)].map(|(start, len)| Extent { start, len });
-        let task = task(Collective::AllGather, Extents::Uneven(extents.into()), DType::Float64);
+        let task = task(Collective::AllGather, Extents::Vector(extents.into()), DType::Float64);
         let g = Geometry::new(&all_gather::direct::schedule(3), &task, 256);
         assert_eq!((g.longest(), g.tile, g.tiles), (67, 32, 3));
         for (rank, extent) in (0..).zip(extents) {

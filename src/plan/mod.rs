@@ -141,8 +141,8 @@ fn scaled(op: RedOp, dtype: DType) -> bool {
     op == RedOp::PreMulSum || (op == RedOp::Avg && dtype.is_float())
 }
 
-/// Plans of uneven calls that are kept: their blocks may be others in every call.
-const MOST_UNEVEN: usize = 32;
+/// Plans of vector calls that are kept: their blocks may be others in every call.
+const MOST_VECTOR: usize = 32;
 
 /// A communicator's plans.
 #[derive(Default)]
@@ -153,15 +153,15 @@ pub(crate) struct Plans {
     index: HashMap<Key, usize>,
     /// The plan of the last even call: most calls repeat it.
     last: Option<(Key, usize)>,
-    /// Those of uneven calls, the last used first.
-    uneven: Vec<(UnevenKey, usize)>,
+    /// Those of vector calls, the last used first.
+    vector: Vec<(VectorKey, usize)>,
     pub(crate) barrier: Option<usize>,
     /// Those by a schedule of the caller's own.
     by_schedule: Vec<(Proved, Key, usize)>,
 }
 
 #[derive(PartialEq, Eq)]
-struct UnevenKey {
+struct VectorKey {
     collective: Collective,
     dtype: DType,
     op: RedOp,
@@ -182,12 +182,12 @@ impl Plans {
         Some(number)
     }
 
-    /// The number of the plan for an uneven call, if there is one.
-    pub(crate) fn find_uneven(&mut self, task: &Task) -> Option<usize> {
-        let key = UnevenKey::new(task);
-        let at = self.uneven.iter().position(|(known, _)| *known == key)?;
-        self.uneven[..=at].rotate_right(1);
-        Some(self.uneven[0].1)
+    /// The number of the plan for an vector call, if there is one.
+    pub(crate) fn find_vector(&mut self, task: &Task) -> Option<usize> {
+        let key = VectorKey::new(task);
+        let at = self.vector.iter().position(|(known, _)| *known == key)?;
+        self.vector[..=at].rotate_right(1);
+        Some(self.vector[0].1)
     }
 
     /// The plan of all calls that have this key.
@@ -218,16 +218,16 @@ impl Plans {
         number
     }
 
-    /// The plan of uneven calls like `task`. It takes the place of the one that was not used for longest where there are many.
-    pub(crate) fn insert_uneven(&mut self, task: &Task, plan: Plan) -> usize {
-        let number = if self.uneven.len() < MOST_UNEVEN {
+    /// The plan of vector calls like `task`. It takes the place of the one that was not used for longest where there are many.
+    pub(crate) fn insert_vector(&mut self, task: &Task, plan: Plan) -> usize {
+        let number = if self.vector.len() < MOST_VECTOR {
             self.add(plan)
         } else {
-            let (_, number) = self.uneven.remove(MOST_UNEVEN - 1);
+            let (_, number) = self.vector.remove(MOST_VECTOR - 1);
             self.plans[number] = plan;
             number
         };
-        self.uneven.insert(0, (UnevenKey::new(task), number));
+        self.vector.insert(0, (VectorKey::new(task), number));
         number
     }
 
@@ -256,7 +256,7 @@ impl Plans {
     }
 }
 
-impl UnevenKey {
+impl VectorKey {
     fn new(task: &Task) -> Self {
         let Task { collective, dtype, .. } = *task;
         Self { collective, dtype, op: task.reduction().op, extents: task.extents.clone() }

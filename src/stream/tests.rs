@@ -206,7 +206,7 @@ fn one_thread_is_several_ranks() {
     let rank = |rank: u32| {
         let work: Work = Box::new(move || {
             let run = || -> Result<f32, Error> {
-                let mut comm = Communicator::init(&id, 3, rank)?;
+                let mut comm = Communicator::new(&id, rank, 3)?;
                 let mut sum = [0.0];
                 comm.all_reduce(&[rank as f32 + 1.0], &mut sum, RedOp::Sum)?;
                 Ok(sum[0])

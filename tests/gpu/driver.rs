@@ -3,8 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use maypole::bootstrap::Options;
-use maypole::config::Config;
 use maypole::{Communicator, UniqueId};
 
 use crate::failures::{PATIENCE, said};
@@ -67,12 +65,11 @@ fn without_a_driver_there_are_no_devices_and_hosts_work() {
     assert_eq!(maypole::device::count(), Ok(0));
     assert_eq!(maypole::device::current(), None);
     let id = UniqueId::create().expect("a unique id");
-    let options = Options { device: Some(0), ..Options::default() };
-    let error = Communicator::init_with(&id, 1, 0, Config::get(), &options).err();
+    let error = Communicator::builder(&id).rank(0, 1).device(0).build().err();
     let error = error.expect("there is no device").to_string();
     assert!(error.contains("CUDA device 0: this process sees none"), "{error}");
     let id = UniqueId::create().expect("a unique id");
-    let mut comm = Communicator::init(&id, 1, 0).expect("a communicator of the host");
+    let mut comm = Communicator::new(&id, 0, 1).expect("a communicator of the host");
     assert_eq!(comm.device(), None);
     comm.barrier().expect("a barrier");
 }

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use maypole::bootstrap::Options;
-use maypole::config::Config;
 use maypole::device::{CudaStream, Part, Queued, launch};
 use maypole::{Call, Collective, Communicator, DType, RedOp, Transfer, UniqueId};
 use maypole_cuda::driver::{Buffer, Device, Driver, Stream};
@@ -22,8 +20,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 /// A rank's life: calls on two streams, transfers, a barrier. All errors are of one kind here.
 fn live(id: &UniqueId, rank: u32) -> Result<(), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
-    let options = Options { device: Some(rank as i32 / 2), ..Options::default() };
-    let mut comm = Communicator::init_with(id, RANKS, rank, Config::get(), &options)
+    let mut comm = Communicator::builder(id)
+        .rank(rank, RANKS)
+        .device(rank as i32 / 2)
+        .build()
         .map_err(|error| format!("init: {error}"))?;
     let abort = comm.abort_handle();
     let lived = (|| {

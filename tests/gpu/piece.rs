@@ -5,7 +5,7 @@ use std::fmt;
 
 use maypole::device::Queued;
 use maypole::{
-    Blocks, Call, Collective, Communicator, DType, Error, RedOp, Reduction, Transfer, UnevenCall,
+    Blocks, Call, Collective, Communicator, DType, Error, RedOp, Reduction, Transfer, VectorCall,
 };
 
 /// What lies between buffers, and in them before something is received.
@@ -278,7 +278,7 @@ impl Placed<'_> {
                     (on_device && even.resident).then_some(base + self.factor as u64),
                 ),
             }),
-            What::Uneven(collective, dtype, op) => Bound::Uneven(UnevenCall {
+            What::Uneven(collective, dtype, op) => Bound::Uneven(VectorCall {
                 collective: *collective,
                 send: send as *const u8,
                 sends: self.sends.blocks(),
@@ -324,7 +324,7 @@ impl Placed<'_> {
 /// A call on certain memory.
 pub(crate) enum Bound<'a> {
     Even(Call),
-    Uneven(UnevenCall<'a>),
+    Uneven(VectorCall<'a>),
     Transfers(Vec<Transfer>),
     Barrier,
 }
@@ -339,7 +339,7 @@ impl Bound<'_> {
         unsafe {
             match self {
                 Self::Even(call) => comm.run(call),
-                Self::Uneven(call) => comm.run_uneven(call),
+                Self::Uneven(call) => comm.run_vector(call),
                 Self::Transfers(transfers) => comm.exchange(transfers),
                 Self::Barrier => comm.barrier(),
             }
@@ -350,7 +350,7 @@ impl Bound<'_> {
     pub(crate) fn queued(&self) -> Queued<'_> {
         match self {
             Self::Even(call) => Queued::Collective(*call),
-            Self::Uneven(call) => Queued::Uneven(*call),
+            Self::Uneven(call) => Queued::Vector(*call),
             Self::Transfers(transfers) => Queued::Transfers(transfers),
             Self::Barrier => Queued::Barrier,
         }

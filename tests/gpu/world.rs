@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use maypole::bootstrap::Options;
-use maypole::config::Config;
 use maypole::{Communicator, UniqueId};
 use maypole_cuda::driver::{Buffer, Device, Driver, Stream};
 
@@ -38,8 +36,10 @@ pub(crate) fn ordinal(rank: u32, devices: u32) -> i32 {
 }
 
 fn join(id: &UniqueId, nranks: u32, rank: u32, device: Option<i32>) -> Communicator {
-    let options = Options { device, ..Options::default() };
-    Communicator::init_with(id, nranks, rank, Config::get(), &options)
+    Communicator::builder(id)
+        .rank(rank, nranks)
+        .device(device)
+        .build()
         .unwrap_or_else(|error| panic!("rank {rank} on {device:?}: {error}"))
 }
 

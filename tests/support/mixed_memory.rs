@@ -10,10 +10,8 @@ use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use maypole::bootstrap::Options;
-use maypole::config::Config;
 use maypole::{Blocks, Call, Collective, Communicator, DType, Error, RedOp, Transfer};
-use maypole::{UnevenCall, UniqueId};
+use maypole::{UniqueId, VectorCall};
 use maypole_cuda::driver::{Buffer, Device, Driver, Stream};
 
 /// Builds the simulated GPU; the folder is for `LD_LIBRARY_PATH` of processes to come.
@@ -148,8 +146,7 @@ impl Held {
 
 /// Joins as `rank`, with memory of `device`.
 pub(crate) fn join(id: &UniqueId, nranks: u32, rank: u32, device: Option<i32>) -> Communicator {
-    let options = Options { device, ..Options::default() };
-    let comm = Communicator::init_with(id, nranks, rank, Config::get(), &options);
+    let comm = Communicator::builder(id).rank(rank, nranks).device(device).build();
     comm.unwrap_or_else(|error| panic!("init of rank {rank}: {error}"))
 }
 
@@ -251,7 +248,7 @@ fn uneven(
     let all = counts.iter().sum::<usize>();
     let mut send = memory.hold(&input(rank, number, DType::Int32, mine));
     let mut recv = memory.hold(&vec![0xee; 4 * all]);
-    let call = UnevenCall {
+    let call = VectorCall {
         collective: Collective::AllGather,
         send: send.at(),
         sends: Blocks { counts: &[mine], displacements: &[0] },
@@ -261,7 +258,7 @@ fn uneven(
         reduction: RedOp::Sum.into(),
     };
     // SAFETY: as in `even`.
-    unsafe { comm.run_uneven(&call)? };
+    unsafe { comm.run_vector(&call)? };
     Ok(hash(&memory.read(&recv)))
 }
 

@@ -155,7 +155,7 @@ impl Drop for Job {
 /// In a rank process: the scene's name and the communicator; None if this is no rank process.
 pub(crate) fn enter() -> Option<(String, Communicator)> {
     let Invitation { scene, id, rank, nranks } = invitation()?;
-    let comm = Communicator::init(&id, nranks, rank).unwrap_or_else(|e| panic!("init: {e}"));
+    let comm = Communicator::new(&id, rank, nranks).unwrap_or_else(|e| panic!("init: {e}"));
     Some((scene, comm))
 }
 

@@ -121,7 +121,7 @@ fn one(team: &Team, process: u32, member: &Member) -> Result<u8, Failure> {
     let id = ids.get(group.leader as usize).and_then(|bytes| bytes.as_slice().try_into().ok());
     let id = id.ok_or_else(|| Failure::internal("a group's first rank gave no unique id"))?;
     let id = UniqueId::from_bytes(id).map_err(|error| Failure::internal(error.to_string()))?;
-    let comm = maypole::Communicator::init(&id, group.nranks, group.rank)?;
+    let comm = maypole::Communicator::new(&id, group.rank, group.nranks)?;
     rank::Bench::new(team, member, comm, group)?.sweep()
 }
 

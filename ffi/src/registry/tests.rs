@@ -9,7 +9,7 @@ fn alone() -> Handle {
     let reserved = reserve(Some((0, 1)), true, -1).unwrap();
     let handle = reserved.handle();
     let id = UniqueId::create().unwrap();
-    reserved.fill(Communicator::init(&id, 1, 0).unwrap(), Settings::default()).unwrap();
+    reserved.fill(Communicator::new(&id, 0, 1).unwrap(), Settings::default()).unwrap();
     handle
 }
 

@@ -138,11 +138,11 @@ fn what_a_rank_sent_before_it_left_reaches_who_had_not_met_it() {
     let id = UniqueId::create().expect("a unique id");
     let (left, it_left) = mpsc::channel();
     let sends = thread::spawn(move || {
-        let mut comm = Communicator::init(&id, 2, 0).expect("a communicator");
+        let mut comm = Communicator::new(&id, 0, 2).expect("a communicator");
         comm.reduce(&[7u32], &mut [0], RedOp::Sum, 1).expect("to send");
     });
     let receives = thread::spawn(move || {
-        let mut comm = Communicator::init(&id, 2, 1).expect("a communicator");
+        let mut comm = Communicator::new(&id, 1, 2).expect("a communicator");
         it_left.recv().expect("the test tells");
         let mut sum = [0];
         comm.reduce(&[5u32], &mut sum, RedOp::Sum, 1).map(|()| sum)

@@ -45,7 +45,11 @@ fn as_ranks_within<T: Send + 'static>(
         let (f, done, config) = (Arc::clone(&f), done.clone(), config.clone());
         std::thread::spawn(move || {
             let options = Options::default();
-            let comm = Communicator::init_with(&id, nranks, rank, &config, &options);
+            let comm = Communicator::builder(&id)
+                .rank(rank, nranks)
+                .config(config.clone())
+                .options(options.clone())
+                .build();
             let mut comm = comm.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
             let result = f(&mut comm);
             done.send((rank, result)).expect("the test waits");

@@ -12,7 +12,6 @@ use maypole_algorithms::{Collective, Rank, Schedule};
 
 use super::case::{Case, plan};
 use super::{Random, as_processes, as_ranks_within, over_tcp, vector};
-use crate::bootstrap::Options;
 use crate::call::Task;
 use crate::comm::Communicator;
 use crate::config::{Bits, Config, Nodes};
@@ -100,7 +99,7 @@ fn rank() {
     let medium = if next() == 0 { Medium::Shared } else { Medium::Tcp };
     let session = Session { nranks, medium, calls: next() as u32, seed: next() };
     let config = session.config();
-    let comm = Communicator::init_with(&id, nranks, rank, &config, &Options::default());
+    let comm = Communicator::builder(&id).rank(rank, nranks).config(config.clone()).build();
     let mut comm = comm.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
     session.play(&mut comm).unwrap_or_else(|why| panic!("{session:?}: {why}"));
 }

@@ -24,7 +24,11 @@ fn ranks_are_on_the_nodes_that_nccl_hostid_says() {
         let config = Config { host_id: text.map(str::to_owned), ..Config::default() };
         std::thread::spawn(move || {
             let options = Options::default();
-            let comm = Communicator::init_with(&id, 4, rank, &config, &options);
+            let comm = Communicator::builder(&id)
+                .rank(rank, 4)
+                .config(config.clone())
+                .options(options.clone())
+                .build();
             let mut comm = comm.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
             let mut sum = [0];
             comm.all_reduce(&[rank as i32], &mut sum, RedOp::Sum).expect("a sum");
@@ -85,7 +89,8 @@ fn ranks_whose_settings_differ_are_told_both_ranks_and_both_settings() {
                 let config = if rank == odd_rank { odd.clone() } else { Config::default() };
                 let done = done.clone();
                 std::thread::spawn(move || {
-                    let comm = Communicator::init_with(&id, 4, rank, &config, &Options::default());
+                    let comm =
+                        Communicator::builder(&id).rank(rank, 4).config(config.clone()).build();
                     done.send((rank, comm.map(drop))).expect("the test waits");
                 });
             }
@@ -154,7 +159,7 @@ fn words_in_nccl_algo_that_mean_nothing_fail_init_on_all_ranks() {
         .map(|rank| {
             let config = config.clone();
             std::thread::spawn(move || {
-                Communicator::init_with(&id, 3, rank, &config, &Options::default()).map(drop)
+                Communicator::builder(&id).rank(rank, 3).config(config.clone()).build().map(drop)
             })
         })
         .collect();

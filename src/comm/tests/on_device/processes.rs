@@ -36,7 +36,11 @@ fn rank() {
     configure(100);
     let config = Config { gpu_slot_bytes: Some(1024), ..Config::default() };
     let options = Options { device: Some(device as i32), ..Options::default() };
-    let comm = Communicator::init_with(&id, nranks, rank, &config, &options);
+    let comm = Communicator::builder(&id)
+        .rank(rank, nranks)
+        .config(config.clone())
+        .options(options.clone())
+        .build();
     let comm = comm.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
     let mut rank = Rank::new(comm, &simulator.driver, device as i32);
     let mut random = Random(17);

@@ -149,7 +149,11 @@ pub(super) fn on_devices<T: Send + 'static>(
         let driver = simulator.driver.clone();
         std::thread::spawn(move || {
             let options = Options { device: Some(ordinal), ..Options::default() };
-            let comm = Communicator::init_with(&id, nranks, rank, &config, &options);
+            let comm = Communicator::builder(&id)
+                .rank(rank, nranks)
+                .config(config.clone())
+                .options(options.clone())
+                .build();
             let comm = comm.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
             let mut rank_here = Rank::new(comm, &driver, ordinal);
             let result = f(&mut rank_here);
@@ -174,7 +178,11 @@ pub(super) fn all_ranks(simulator: &Simulator, devices: &[i32], config: &Config)
         let (config, driver) = (config.clone(), simulator.driver.clone());
         std::thread::spawn(move || {
             let options = Options { device: Some(ordinal), ..Options::default() };
-            let comm = Communicator::init_with(&id, nranks, rank, &config, &options);
+            let comm = Communicator::builder(&id)
+                .rank(rank, nranks)
+                .config(config.clone())
+                .options(options.clone())
+                .build();
             Rank::new(comm.expect("a communicator"), &driver, ordinal)
         })
     };
