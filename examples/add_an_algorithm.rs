@@ -1,6 +1,6 @@
 //! An algorithm from nothing: all-reduce along a line of ranks. `docs/add-an-algorithm.md` explains it.
 use maypole::{Collective, Communicator, RedOp, UniqueId};
-use maypole_algorithms::cost::{Machine, timeline};
+use maypole_algorithms::cost::{MachineModel, timeline};
 use maypole_algorithms::schedule::operand::{input, output, peer};
 use maypole_algorithms::{Program, Rank, Schedule, Step, svg, verify::prove};
 
@@ -37,9 +37,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let proved = prove(line(4))?;
     println!("rank 0 gets {}", proved.tree(0, 0).expect("all ranks get something"));
 
-    let (machine, bytes) = (Machine::SHARED_MEMORY, 4096);
+    let (machine, bytes) = (MachineModel::SHARED_MEMORY, 4096);
     println!("expected: {:.2} us", machine.cost(&line(4), bytes, 1) * 1e6);
-    let picture = svg::svg(&line(4), &timeline(&machine, &line(4), bytes, 1));
+    let picture = svg::draw(&line(4), &timeline(&machine, &line(4), bytes, 1));
     std::fs::write(std::env::temp_dir().join("line.svg"), picture)?;
 
     let id = UniqueId::create()?;

@@ -8,7 +8,6 @@
 pub mod collective;
 pub mod cost;
 pub mod hierarchy;
-pub mod inline_vec;
 pub mod mutate;
 pub mod pattern;
 pub mod proof_suite;
@@ -19,5 +18,6 @@ pub mod topology;
 pub mod types;
 pub mod verify;
 
+pub use cost::FlatSchedule;
 pub use schedule::{Chunk, Class, Operand, Program, Schedule, Step};
 pub use types::{Collective, DType, Rank, RedOp};

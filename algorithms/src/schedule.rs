@@ -46,8 +46,15 @@
 use std::fmt;
 use std::sync::Arc;
 
-pub use crate::inline_vec::{Few, MAX_FAN};
 use crate::types::{Collective, Rank};
+
+/// The largest number of inputs of a step; also of its outputs and of the steps it comes after.
+pub const MAX_FAN: usize = 8;
+
+/// Up to [`MAX_FAN`] values in place, without an allocation. It is `Copy` where its values are, so
+/// that a [`Step`] is. Pushing one value more panics: generators split longer lists over several
+/// steps.
+pub type InlineVec<T> = tinyvec::ArrayVec<[T; MAX_FAN]>;
 
 /// The number of a FIFO between an ordered pair of ranks; see the module's text.
 pub type Channel = u16;
@@ -98,11 +105,11 @@ pub struct After {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Step {
     /// What is folded, in the order of the fold; at least one, and no link twice.
-    pub inputs: Few<Operand>,
+    pub inputs: InlineVec<Operand>,
     /// Where the result goes; at least one, and none twice.
-    pub outputs: Few<Operand>,
+    pub outputs: InlineVec<Operand>,
     /// Steps of other lanes that must be done first.
-    pub after: Few<After>,
+    pub after: InlineVec<After>,
     /// This fold makes a reduction complete: the operation's closing function (integer average's division)
     /// is applied to the result. On exactly one step of every path from contributions to an output.
     pub finish: bool,

@@ -20,7 +20,7 @@ pub trait Algebra {
 }
 
 /// The result of `step` when `read` gives what its inputs hold.
-pub fn apply<A: Algebra>(
+pub fn evaluate_step<A: Algebra>(
     algebra: &mut A,
     step: &Step,
     read: impl FnMut(Operand) -> A::Value,
@@ -29,12 +29,12 @@ pub fn apply<A: Algebra>(
         Operand::Local(chunk) => Some(chunk),
         Operand::Peer { .. } => None,
     };
-    evaluate(algebra, &step.inputs, step.finish, chunk, read)
+    evaluate_inputs(algebra, &step.inputs, step.finish, chunk, read)
 }
 
 /// The same for a step whose inputs (at least one) are written down in another way: `chunk` tells which piece of the rank's
 /// memory one is, None of a message. Inputs are read in their order.
-pub fn evaluate<A: Algebra, O: Copy>(
+pub fn evaluate_inputs<A: Algebra, O: Copy>(
     algebra: &mut A,
     inputs: &[O],
     finish: bool,
@@ -111,6 +111,6 @@ mod tests {
     fn contributions_are_scaled_and_finishing_steps_close() {
         let step = Step::new([input(0), peer(1, 0)], [output(0)]).finishing();
         let read = |o| if o == input(0) { "own".to_owned() } else { "theirs".to_owned() };
-        assert_eq!(apply(&mut Text, &step, read), "(own' theirs)!");
+        assert_eq!(evaluate_step(&mut Text, &step, read), "(own' theirs)!");
     }
 }

@@ -31,7 +31,7 @@ const TEXT: f64 = 9.0;
 const LETTER: f64 = 0.58;
 
 /// The picture of `schedule` at the times of `timeline`, which is one of its executions.
-pub fn svg(schedule: &Schedule, timeline: &Timeline) -> String {
+pub fn draw(schedule: &Schedule, timeline: &Timeline) -> String {
     let picture = Picture::new(schedule, timeline);
     let mut text = picture.head();
     picture.grid(&mut text);

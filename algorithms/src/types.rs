@@ -224,7 +224,7 @@ impl Collective {
     }
 
     /// The collective of that [`name`](Self::name), if there is one, with `root` where it has a root.
-    pub fn named(name: &str, root: Rank) -> Option<Self> {
+    pub fn from_name(name: &str, root: Rank) -> Option<Self> {
         Self::all(root).into_iter().find(|collective| collective.name() == name)
     }
 
@@ -280,7 +280,7 @@ impl Collective {
     }
 
     /// Whether a rank may give one memory for both buffers: some chunk has a place [in place](Self::in_place).
-    pub const fn has_form_in_place(self) -> bool {
+    pub const fn can_run_in_place(self) -> bool {
         !matches!(self, Self::AllToAll)
     }
 
@@ -337,7 +337,7 @@ mod tests {
                 });
                 let place = |(rank, output)| collective.in_place(nranks, parts, rank, output);
                 let has = chunks.any(|chunk| place(chunk).is_some());
-                assert_eq!(has, collective.has_form_in_place(), "{collective}");
+                assert_eq!(has, collective.can_run_in_place(), "{collective}");
             }
         }
     }

@@ -3,16 +3,16 @@
 mod concrete;
 
 use maypole_algorithms::collective::generators;
-use maypole_algorithms::hierarchy::{all_reduce, channels, listed, named, schedule};
+use maypole_algorithms::hierarchy::{all_reduce, channels, named, schedule};
 use maypole_algorithms::mutate::mutants;
 use maypole_algorithms::topology::Grouping;
 use maypole_algorithms::verify::prove;
-use maypole_algorithms::{Class, Collective, Operand, Schedule, Step};
+use maypole_algorithms::{Class, Collective, Operand, Schedule, Step, proof_suite};
 
 #[test]
 fn every_listed_hierarchy_is_proved() {
     let (mut proofs, mut steps) = (0, 0);
-    for schedule in listed() {
+    for schedule in proof_suite::hierarchies() {
         let declared = schedule.class;
         let proved = prove(schedule).unwrap_or_else(|counterexample| panic!("{counterexample}"));
         assert!(proved.facts().class <= declared, "{proved:?}");

@@ -1,12 +1,12 @@
 //! Rooted schedules and all-to-all take as many message times as their rounds say, in the cost model.
 
 use maypole_algorithms::collective::generators;
-use maypole_algorithms::cost::{LinkCost, Machine};
+use maypole_algorithms::cost::{LinkCost, MachineModel};
 use maypole_algorithms::{Collective, Schedule};
 
 /// From the start to the end of one tile of one byte where only messages take time.
 fn time(schedule: &Schedule, latency: f64, byte: f64) -> u32 {
-    let machine = Machine {
+    let machine = MachineModel {
         step: 0.0,
         operand: 0.0,
         byte: 0.0,

@@ -28,7 +28,7 @@ use std::collections::HashMap;
 use std::collections::VecDeque;
 
 use maypole_algorithms::collective::{Generator, all};
-use maypole_algorithms::semantics::{Algebra, apply, fold};
+use maypole_algorithms::semantics::{Algebra, evaluate_step, fold};
 use maypole_algorithms::{Chunk, Class, Collective, Operand, Rank, Schedule, Step};
 
 const RANKS: [u32; 2] = [100_003, 131_072];
@@ -111,7 +111,7 @@ fn total_steps(schedule: &Schedule) -> u64 {
 fn each(test: impl Fn(&'static Generator, Schedule)) {
     for generator in all() {
         for n in RANKS {
-            test(generator, generator.schedule(generator.of(n / 3), n));
+            test(generator, generator.schedule(generator.collective_with_root(n / 3), n));
         }
     }
 }
@@ -120,7 +120,7 @@ fn each(test: impl Fn(&'static Generator, Schedule)) {
 fn steps_are_computed_without_memory() {
     for generator in all() {
         for n in RANKS {
-            let make = || generator.schedule(generator.of(n / 3), n);
+            let make = || generator.schedule(generator.collective_with_root(n / 3), n);
             let (schedule, bytes) = allocated(make);
             assert!(bytes <= 4096, "{schedule:?} takes {bytes} bytes");
             let mut random = Random(u64::from(n));
@@ -224,7 +224,7 @@ fn execute(schedule: &Schedule) -> Result<(), String> {
                     continue;
                 }
                 let mut undefined = None;
-                let value = apply(&mut numbers, &step, |operand| match operand {
+                let value = evaluate_step(&mut numbers, &step, |operand| match operand {
                     Operand::Local(Chunk::Input(i)) => sent(rank, i),
                     Operand::Local(chunk) => *memory.get(&(rank, chunk)).unwrap_or_else(|| {
                         undefined = Some(chunk);
@@ -462,7 +462,7 @@ fn symmetry_carries_over() {
 
 /// The schedule, from root 0 where it has one, and the same from a root `by` further.
 fn pair(generator: &Generator, n: u32, by: u32) -> (Schedule, Schedule) {
-    let from = |root| generator.schedule(generator.of(root), n);
+    let from = |root| generator.schedule(generator.collective_with_root(root), n);
     (from(0), from(by % n))
 }
 

@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use maypole_algorithms::collective::{Generator, all};
-use maypole_algorithms::hierarchy::{self, channels};
+use maypole_algorithms::hierarchy::channels;
 use maypole_algorithms::mutate::{Mutant, mutants};
 use maypole_algorithms::schedule::Table;
 use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
-use maypole_algorithms::verify::{Semantics, Violation, prove};
-use maypole_algorithms::{Collective, Schedule, Step};
+use maypole_algorithms::verify::{MessageSemantics, Violation, prove};
+use maypole_algorithms::{Collective, Schedule, Step, proof_suite};
 
 /// Random executions on numbers for each mutant that is looked at.
 const RUNS: usize = 12;
@@ -153,7 +153,7 @@ fn schedules() -> Vec<Schedule> {
     let mut schedules: Vec<_> = (2..=9).map(chain).collect();
     for generator in all() {
         for nranks in 2..=9 {
-            schedules.push(generator.schedule(generator.of(nranks / 2), nranks));
+            schedules.push(generator.schedule(generator.collective_with_root(nranks / 2), nranks));
         }
     }
     schedules.extend(hierarchies().chain(side_by_side()));
@@ -162,13 +162,14 @@ fn schedules() -> Vec<Schedule> {
 
 /// The small ones of the list: the executor on numbers is simple, and slow where there are many lanes.
 fn hierarchies() -> impl Iterator<Item = Schedule> {
-    hierarchy::listed().filter(is_small)
+    proof_suite::hierarchies().filter(is_small)
 }
 
 /// The small ones of every generator twice side by side, as on two channels.
 fn side_by_side() -> impl Iterator<Item = Schedule> {
-    let twice =
-        |generator: &Generator| channels::schedule(&generator.schedule(generator.of(1), 3), 2);
+    let twice = |generator: &Generator| {
+        channels::schedule(&generator.schedule(generator.collective_with_root(1), 3), 2)
+    };
     all().map(twice).filter(is_small)
 }
 
@@ -182,7 +183,7 @@ fn is_visible(violation: &Violation) -> bool {
     matches!(
         violation,
         Violation::Unbalanced { .. }
-            | Violation::Deadlock { semantics: Semantics::Buffered, .. }
+            | Violation::Deadlock { semantics: MessageSemantics::Buffered, .. }
             | Violation::Postcondition { .. }
             | Violation::Disagreement { .. }
             | Violation::NotCanonical { .. }

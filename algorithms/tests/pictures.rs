@@ -3,11 +3,11 @@
 //! `MAYPOLE_DRAW=1 cargo test -p maypole-algorithms --test pictures` draws them anew.
 
 use maypole_algorithms::collective::generators;
-use maypole_algorithms::cost::{LinkCost, Machine, timeline};
+use maypole_algorithms::cost::{LinkCost, MachineModel, timeline};
 use maypole_algorithms::{Collective, svg};
 
 /// Nearly that of shared memory, with latencies that can be seen.
-const MACHINE: Machine = Machine {
+const MACHINE: MachineModel = MachineModel {
     step: 0.1e-6,
     operand: 0.04e-6,
     byte: 0.0,
@@ -20,7 +20,7 @@ const MACHINE: Machine = Machine {
 fn drawn(algorithm: &str, nranks: u32) -> String {
     let generator = generators(Collective::AllReduce).find(|g| g.name == algorithm);
     let schedule = generator.expect("it is in the table").schedule(Collective::AllReduce, nranks);
-    svg::svg(&schedule, &timeline(&MACHINE, &schedule, 4096, 1))
+    svg::draw(&schedule, &timeline(&MACHINE, &schedule, 4096, 1))
 }
 
 #[test]

@@ -9,7 +9,8 @@ use maypole_algorithms::{Schedule, proof_suite};
 #[test]
 fn every_generator_is_proved() {
     let roots = |n: u32| [0, n / 2, n - 1];
-    let of = |generator| (1..=64).flat_map(move |n| proof_suite::of(generator, n, &roots(n)));
+    let of =
+        |generator| (1..=64).flat_map(move |n| proof_suite::schedules_of(generator, n, &roots(n)));
     prove_each(all().flat_map(of).collect());
 }
 

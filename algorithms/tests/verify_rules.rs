@@ -3,7 +3,7 @@
 use maypole_algorithms::schedule::Table;
 use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
 use maypole_algorithms::verify::{
-    AccessKind, Counterexample, Placement, Semantics, Violation, prove,
+    AccessKind, BufferPlacement, Counterexample, MessageSemantics, Violation, prove,
 };
 use maypole_algorithms::{Chunk, Class, Collective, Schedule, Step};
 
@@ -178,7 +178,7 @@ fn an_input_is_not_read_after_it_was_overwritten_in_place() {
         Step::new([input(0), peer(1, 0)], [output(0), peer(1, 0)]).finishing(),
     ]));
     assert!(matches!(counterexample.violation, Violation::Overwritten(Chunk::Input(0))));
-    assert_eq!(counterexample.placement, Some(Placement::InPlace));
+    assert_eq!(counterexample.placement, Some(BufferPlacement::InPlace));
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn waiting_in_a_circle_is_shown() {
     let Violation::Deadlock { semantics, credit, cycle } = &counterexample.violation else {
         panic!("{counterexample}");
     };
-    assert_eq!((*semantics, *credit), (Semantics::Buffered, None));
+    assert_eq!((*semantics, *credit), (MessageSemantics::Buffered, None));
     let places: Vec<_> = cycle.iter().map(|b| (b.place.rank, b.place.lane, b.place.step)).collect();
     assert_eq!(places, [(0, 0, 1), (1, 0, 1)]);
 }
@@ -220,7 +220,7 @@ fn too_few_credits_are_a_deadlock() {
     let Violation::Deadlock { semantics, credit, .. } = counterexample.violation else {
         panic!("{counterexample}");
     };
-    assert_eq!((semantics, credit), (Semantics::Buffered, Some(1)));
+    assert_eq!((semantics, credit), (MessageSemantics::Buffered, Some(1)));
 }
 
 #[test]
@@ -238,7 +238,7 @@ fn waiting_for_ones_own_loan_is_a_deadlock_by_rendezvous_only() {
     let Violation::Deadlock { semantics, credit, .. } = counterexample.violation else {
         panic!("{counterexample}");
     };
-    assert_eq!((semantics, credit), (Semantics::Rendezvous, None));
+    assert_eq!((semantics, credit), (MessageSemantics::Rendezvous, None));
 }
 
 #[test]

@@ -91,7 +91,7 @@ impl Request {
                 Arg::Value(name) if collective.is_none() => {
                     let name = name.string()?;
                     let known = Collective::all(0).map(Collective::name).join(", ");
-                    let named = Collective::named(&name, 0);
+                    let named = Collective::from_name(&name, 0);
                     let unknown = || format!("'{name}' is not a collective; known are: {known}");
                     collective = Some(named.ok_or_else(unknown)?);
                 }

@@ -75,7 +75,7 @@ pub(super) fn introduce(
     let grouping = grouping(config, &cards);
     let mut tcp_within_nodes = false;
     for node in 0..grouping.nodes() {
-        let members = grouping.members(node).iter();
+        let members = grouping.ranks_of(node).iter();
         let members: Vec<&[u8]> = members.map(|r| &addresses[*r as usize][..]).collect();
         tcp_within_nodes |= Endpoint::over_tcp(&members)?;
     }

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{Ordering, fence};
 
 use maypole_algorithms::Rank;
-use maypole_algorithms::schedule::{After, Few, MAX_FAN};
+use maypole_algorithms::schedule::{After, InlineVec, MAX_FAN};
 use maypole_transport::link::{Lends, Sequence};
 
 use crate::call::Extent;
@@ -63,7 +63,7 @@ struct Loan {
 
 /// What a step reads.
 struct Inputs {
-    addresses: Few<usize>,
+    addresses: InlineVec<usize>,
     /// Elements of each.
     count: usize,
     /// Some of it is memory of another process.
@@ -241,7 +241,7 @@ impl Walk<'_> {
         tag: u32,
         expected: Option<usize>,
     ) -> Result<Option<Inputs>, Error> {
-        let mut addresses = Few::new();
+        let mut addresses = InlineVec::new();
         let (mut count, mut foreign) = (None, false);
         for place in &step.inputs {
             let (address, len) = match *place {
@@ -306,8 +306,8 @@ impl Walk<'_> {
         step: &BoundStep,
         tile: u64,
         count: usize,
-    ) -> Result<Few<(usize, bool)>, Error> {
-        let mut outputs = Few::new();
+    ) -> Result<InlineVec<(usize, bool)>, Error> {
+        let mut outputs = InlineVec::new();
         for (i, place) in step.outputs.iter().enumerate() {
             if matches!(place, Place::Link(_)) {
                 continue;
@@ -342,9 +342,9 @@ impl Walk<'_> {
         step: &BoundStep,
         memory: usize,
         bytes: usize,
-    ) -> Result<Option<Few<usize>>, Error> {
+    ) -> Result<Option<InlineVec<usize>>, Error> {
         let lendable = step.lendable(self.scaled);
-        let mut slots = Few::new();
+        let mut slots = InlineVec::new();
         for place in &step.outputs {
             let Place::Link(link) = *place else { continue };
             let outgoing = &mut self.links.outgoing[link as usize].slots;
@@ -361,10 +361,10 @@ impl Walk<'_> {
     unsafe fn pass(
         &self,
         step: &BoundStep,
-        inputs: &Few<usize>,
+        inputs: &InlineVec<usize>,
         count: usize,
-        outputs: &Few<(usize, bool)>,
-        slots: &Few<usize>,
+        outputs: &InlineVec<(usize, bool)>,
+        slots: &InlineVec<usize>,
     ) {
         let mut targets = [std::ptr::null_mut::<u8>(); MAX_FAN];
         let mut sources = [std::ptr::null::<u8>(); MAX_FAN];
@@ -401,7 +401,7 @@ impl Walk<'_> {
         &mut self,
         step: &BoundStep,
         tag: u32,
-        slots: &Few<usize>,
+        slots: &InlineVec<usize>,
         loan: Loan,
         lent: &mut VecDeque<Lent>,
     ) -> Result<(), Error> {

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use maypole_algorithms::schedule::{After, Few};
+use maypole_algorithms::schedule::{After, InlineVec};
 use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
 use maypole_transport::link::Lends;
 
@@ -33,9 +33,9 @@ impl Default for Place {
 /// A step whose operands are bound.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct BoundStep {
-    pub(crate) inputs: Few<Place>,
-    pub(crate) outputs: Few<Place>,
-    pub(crate) after: Few<After>,
+    pub(crate) inputs: InlineVec<Place>,
+    pub(crate) outputs: InlineVec<Place>,
+    pub(crate) after: InlineVec<After>,
     /// Bit `i`: input `i` is the rank's own contribution.
     pub(crate) own: u8,
     /// Bit `i`: output `i` is not read again by this rank in this call.
@@ -190,8 +190,8 @@ fn bound(
             Operand::Peer { rank: peer, channel } => Place::Link(link(peer, channel)?),
         })
     };
-    let inputs = step.inputs.iter().map(&mut place).collect::<Result<Few<_>, _>>()?;
-    let outputs = step.outputs.iter().map(&mut place).collect::<Result<Few<_>, _>>()?;
+    let inputs = step.inputs.iter().map(&mut place).collect::<Result<InlineVec<_>, _>>()?;
+    let outputs = step.outputs.iter().map(&mut place).collect::<Result<InlineVec<_>, _>>()?;
     let own = own_mask(&step.inputs);
     let after = step.after;
     let finish = step.finish;

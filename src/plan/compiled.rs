@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use maypole_algorithms::schedule::{Channel, Few};
+use maypole_algorithms::schedule::{Channel, InlineVec};
 use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
 use maypole_transport::ll::{CAPACITY, LineSender};
 
@@ -37,11 +37,11 @@ impl Default for At {
 /// One step of the line.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Op {
-    pub(crate) inputs: Few<At>,
+    pub(crate) inputs: InlineVec<At>,
     /// Local outputs.
-    pub(crate) outputs: Few<At>,
+    pub(crate) outputs: InlineVec<At>,
     /// Links that the result is sent on.
-    pub(crate) sends: Few<u32>,
+    pub(crate) sends: InlineVec<u32>,
     /// Bit `i`: input `i` is the rank's own contribution.
     pub(crate) own: u8,
     /// Closes the reduction.
@@ -250,7 +250,7 @@ mod tests {
     }
 
     fn schedules() -> impl Iterator<Item = Schedule> {
-        all().flat_map(move |g| (1..10).map(move |n| g.schedule(g.of(0), n)))
+        all().flat_map(move |g| (1..10).map(move |n| g.schedule(g.collective_with_root(0), n)))
     }
 
     #[test]

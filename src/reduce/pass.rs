@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 use std::ptr;
 
-use maypole_algorithms::inline_vec::MAX_FAN;
+use maypole_algorithms::schedule::MAX_FAN;
 
 use super::Kernel;
 use super::lanes::Divide;

@@ -1,6 +1,6 @@
 //! What the cost model is told of the machine.
 
-use maypole_algorithms::cost::{LinkCost, Machine, Network};
+use maypole_algorithms::cost::{LinkCost, MachineModel, NetworkModel};
 use maypole_algorithms::{Operand, Rank, Schedule};
 
 use super::{Protocol, Tuner};
@@ -10,7 +10,7 @@ const TCP: LinkCost = LinkCost { latency: 10e-6, message: 3e-6, byte: 0.3e-9 };
 
 impl Tuner {
     /// The model, from measurements over shared memory and over TCP; see `docs/tuning.md`.
-    pub(super) fn machine(&self, protocol: Protocol) -> Machine {
+    pub(super) fn machine(&self, protocol: Protocol) -> MachineModel {
         // A rank that shares its core with others is woken by the scheduler, not by a cache line.
         let wakeup = if self.ranks_per_core > 1.0 { 3e-6 } else { 0.0 };
         let awaited = |link: LinkCost| LinkCost { latency: link.latency + wakeup, ..link };
@@ -21,20 +21,20 @@ impl Tuner {
         };
         let several = self.grouping.nodes() > 1;
         let grouping = self.grouping.clone();
-        Machine {
+        MachineModel {
             step,
             operand,
             byte,
             lanes_share_a_core: self.device.is_none(),
             ranks_per_core: self.ranks_per_core,
             link: if self.tcp_within_nodes { awaited(TCP) } else { shared(latency) },
-            network: several.then(|| Network { grouping, link: awaited(TCP) }),
+            network: several.then(|| NetworkModel { grouping, link: awaited(TCP) }),
         }
     }
 }
 
 /// How long `rank` is busy with a tile of `bytes` bytes per chunk: no schedule is faster than its busiest rank.
-pub(super) fn busy(machine: &Machine, schedule: &Schedule, rank: Rank, bytes: usize) -> f64 {
+pub(super) fn busy(machine: &MachineModel, schedule: &Schedule, rank: Rank, bytes: usize) -> f64 {
     let network = machine.network.as_ref().map(|network| network.link.message);
     let message = network.unwrap_or(machine.link.message).min(machine.link.message);
     let operand = machine.operand + bytes as f64 * machine.byte;

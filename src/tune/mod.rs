@@ -11,7 +11,7 @@ mod machine;
 use std::fmt;
 use std::sync::Arc;
 
-use maypole_algorithms::cost::Decoded;
+use maypole_algorithms::FlatSchedule;
 use maypole_algorithms::schedule::Channel;
 use maypole_algorithms::topology::Grouping;
 use maypole_algorithms::{Class, Collective, Schedule};
@@ -138,7 +138,7 @@ impl Tuner {
         }
         bounds.sort_by(|a, b| a.0.total_cmp(&b.0));
         let mut ranking: Vec<Way> = Vec::new();
-        let mut best: Option<(f64, Decoded)> = None;
+        let mut best: Option<(f64, FlatSchedule)> = None;
         let mut work = 0;
         for (bound, schedule, protocol) in bounds {
             if best.as_ref().is_some_and(|(cost, _)| *cost <= bound) {
@@ -149,7 +149,7 @@ impl Tuner {
             if best.is_some() && work > MOST_WORK {
                 break;
             }
-            let decoded = Decoded::new(&schedule);
+            let decoded = FlatSchedule::new(&schedule);
             let tile = self.slot_bytes;
             let cost = self.cost(&schedule, &decoded, task, protocol, tile);
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
@@ -201,7 +201,8 @@ impl Tuner {
                 self.depth
             ));
         };
-        let predicted = self.cost(schedule, &Decoded::new(schedule), task, protocol, tile) * 1e6;
+        let predicted =
+            self.cost(schedule, &FlatSchedule::new(schedule), task, protocol, tile) * 1e6;
         let (algorithm, detail) = (schedule.name, schedule.detail.clone());
         Ok(Choice { algorithm, detail, protocol, tile, predicted, others: Vec::new() })
     }
@@ -276,14 +277,14 @@ impl Tuner {
     fn cost(
         &self,
         schedule: &Schedule,
-        decoded: &Decoded,
+        decoded: &FlatSchedule,
         task: &Task,
         protocol: Protocol,
         tile: usize,
     ) -> f64 {
         let geometry = Geometry::new(schedule, task, tile);
         let bytes = geometry.longest().min(geometry.tile) * task.dtype.size();
-        let modelled = self.machine(protocol).cost_decoded(decoded, bytes, geometry.tiles);
+        let modelled = self.machine(protocol).cost_flat(decoded, bytes, geometry.tiles);
         // Many tiles are extrapolated from few, which may promise too much.
         modelled.max(self.bound(schedule, &geometry, task, protocol))
     }
@@ -337,7 +338,7 @@ mod tests {
             let protocol = tuner.protocol(&schedule, &geometry, task);
             let cost = |protocol| {
                 let tile = tuner.slot_bytes;
-                tuner.cost(&schedule, &Decoded::new(&schedule), task, protocol, tile)
+                tuner.cost(&schedule, &FlatSchedule::new(&schedule), task, protocol, tile)
             };
             protocol.map(cost)
         });

@@ -33,8 +33,9 @@ impl Generator {
     }
 
     /// What it generates schedules for, with `root` where that has a root.
-    pub fn of(&self, root: Rank) -> Collective {
-        Collective::named(self.collective, root).expect("tables name collectives that there are")
+    pub fn collective_with_root(&self, root: Rank) -> Collective {
+        Collective::from_name(self.collective, root)
+            .expect("tables name collectives that there are")
     }
 
     /// The schedule for `nranks >= 1`; a root is taken from `collective`.

@@ -7,7 +7,7 @@ pub(super) const NONE: u32 = u32::MAX;
 
 /// A schedule made ready to be costed any number of times. Lanes are numbered through all ranks, steps through all lanes,
 /// messages through all links.
-pub struct Decoded {
+pub struct FlatSchedule {
     pub(super) nranks: u32,
     pub(super) lanes: Vec<Lane>,
     pub(super) steps: Vec<Step>,
@@ -60,7 +60,7 @@ struct End {
     lane: u32,
 }
 
-impl Decoded {
+impl FlatSchedule {
     /// Asks `schedule` for every step once.
     pub fn new(schedule: &Schedule) -> Self {
         let mut decoded = Self {

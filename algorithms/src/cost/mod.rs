@@ -2,11 +2,11 @@
 //!
 //! # The model
 //!
-//! * A step keeps its lane busy for [`Machine::step`] seconds, plus [`Machine::operand`] for every operand, plus
-//!   [`Machine::byte`] for every byte that it reads or writes (all its operands are as long as a tile of a chunk), plus
+//! * A step keeps its lane busy for [`MachineModel::step`] seconds, plus [`MachineModel::operand`] for every operand, plus
+//!   [`MachineModel::byte`] for every byte that it reads or writes (all its operands are as long as a tile of a chunk), plus
 //!   [`LinkCost::message`] for every message that it takes or sends.
 //! * A step starts when the step before it in its lane is over, the steps of `after` are over, and its messages are
-//!   there. The lanes of a rank run side by side ([`Machine::lanes_share_a_core`] false, a GPU) or take turns, in the order
+//!   there. The lanes of a rank run side by side ([`MachineModel::lanes_share_a_core`] false, a GPU) or take turns, in the order
 //!   in which they became ready (true, the host engine). Where ranks outnumber cores, a core's time is shared evenly.
 //! * A message leaves when its step is over. Its first byte is under way for [`LinkCost::latency`] seconds; its bytes
 //!   leave by the sender's port and enter by the receiver's, each at [`LinkCost::byte`] seconds a byte, and enter while they
@@ -16,15 +16,15 @@
 //!   their messages queue there. A message between nodes does not pass the ranks' own ports.
 //! * Links have as many credits as are asked for, and nothing is lost, late or retried.
 //!
-//! With no [`Network`] all ranks are on one node. Where besides the cost of a byte on a link is zero (shared memory, where
+//! With no [`NetworkModel`] all ranks are on one node. Where besides the cost of a byte on a link is zero (shared memory, where
 //! the steps themselves move the bytes), ports are never busy and cost nothing to model.
 
 mod decoded;
 mod run;
 mod timeline;
 
-pub use decoded::Decoded;
-pub use timeline::{Flight, Span, Timeline, timeline};
+pub use decoded::FlatSchedule;
+pub use timeline::{MessageSpan, StepSpan, Timeline, timeline};
 
 use crate::schedule::Schedule;
 use crate::topology::Grouping;
@@ -43,7 +43,7 @@ pub struct LinkCost {
 
 /// Which ranks share a node, and what messages between nodes cost.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Network {
+pub struct NetworkModel {
     /// The nodes; of as many ranks as the schedules that are costed.
     pub grouping: Grouping,
     /// Between ranks of different nodes.
@@ -52,7 +52,7 @@ pub struct Network {
 
 /// What the model knows of a machine, in seconds.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Machine {
+pub struct MachineModel {
     /// Fixed cost of a step.
     pub step: f64,
     /// Cost of every operand of a step.
@@ -66,13 +66,13 @@ pub struct Machine {
     /// Between ranks of one node.
     pub link: LinkCost,
     /// What is between nodes; None if all ranks are on one.
-    pub network: Option<Network>,
+    pub network: Option<NetworkModel>,
 }
 
 /// Tiles that are executed; longer runs are extrapolated from the last two.
 const TILES: u32 = 4;
 
-impl Machine {
+impl MachineModel {
     /// Ranks with a core each on one host, messages in slots of shared memory: rounded from measurements on a machine with two
     /// cores. It ranks algorithms; it does not predict microseconds of another machine.
     pub const SHARED_MEMORY: Self = Self {
@@ -87,14 +87,14 @@ impl Machine {
 
     /// Seconds from the start on all ranks at once to the end on the last, for chunks that take `tiles` tiles of `bytes` bytes.
     pub fn cost(&self, schedule: &Schedule, bytes: usize, tiles: u64) -> f64 {
-        self.cost_decoded(&Decoded::new(schedule), bytes, tiles)
+        self.cost_flat(&FlatSchedule::new(schedule), bytes, tiles)
     }
 
     /// The same for a schedule that is costed more than once.
     ///
     /// # Panics
     /// If the network's grouping is of another number of ranks.
-    pub fn cost_decoded(&self, schedule: &Decoded, bytes: usize, tiles: u64) -> f64 {
+    pub fn cost_flat(&self, schedule: &FlatSchedule, bytes: usize, tiles: u64) -> f64 {
         let executed = tiles.min(TILES.into()) as u32;
         let ends = Run::new(self, schedule, bytes, executed).finish(None);
         match ends[..] {
@@ -109,15 +109,16 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::collective::all_reduce::{one_shot, recursive_doubling, ring, uneven_example};
+    use crate::collective::all_reduce::{one_shot, recursive_doubling, ring};
     use crate::collective::{all_gather, all_reduce, all_to_all, reduce_scatter};
+    use crate::proof_suite::uneven_example;
     use crate::schedule::operand::{input, output, peer, scratch};
     use crate::schedule::{Step, Table};
     use crate::types::Collective;
 
     const LATENCY: LinkCost = LinkCost { latency: 1.0, message: 0.0, byte: 0.0 };
 
-    const LATENCY_ONLY: Machine = Machine {
+    const LATENCY_ONLY: MachineModel = MachineModel {
         step: 0.0,
         operand: 0.0,
         byte: 0.0,
@@ -128,9 +129,9 @@ mod tests {
     };
 
     /// Where links inside nodes have `inside` and between them `between`, and steps cost nothing.
-    fn nodes(sizes: &[u32], inside: LinkCost, between: LinkCost) -> Machine {
-        let network = Network { grouping: Grouping::of_sizes(sizes), link: between };
-        Machine { link: inside, network: Some(network), ..LATENCY_ONLY }
+    fn nodes(sizes: &[u32], inside: LinkCost, between: LinkCost) -> MachineModel {
+        let network = NetworkModel { grouping: Grouping::of_sizes(sizes), link: between };
+        MachineModel { link: inside, network: Some(network), ..LATENCY_ONLY }
     }
 
     #[test]
@@ -194,7 +195,7 @@ mod tests {
     #[test]
     fn byte_terms_are_those_of_the_books() {
         let link = LinkCost { latency: 100.0, byte: 1.0, ..LATENCY };
-        let machine = Machine { link, ..LATENCY_ONLY };
+        let machine = MachineModel { link, ..LATENCY_ONLY };
         for n in 2..20u32 {
             let rounds = f64::from(n - 1);
             // 2 (n-1) (a + m/n b), a + (n-1) m b, and a + (n-1) m b for blocks of m.
@@ -207,7 +208,7 @@ mod tests {
 
     #[test]
     fn long_runs_grow_by_the_steady_tile() {
-        let machine = Machine { byte: 1e-9, step: 1e-7, ..LATENCY_ONLY };
+        let machine = MachineModel { byte: 1e-9, step: 1e-7, ..LATENCY_ONLY };
         let schedule = ring::schedule(4);
         let cost = |tiles| machine.cost(&schedule, 1 << 16, tiles);
         let exact = timeline(&machine, &schedule, 1 << 16, 50).end();
@@ -218,7 +219,7 @@ mod tests {
     fn a_hierarchy_pays_each_level_its_own_latency() {
         let link = |latency| LinkCost { latency, ..LATENCY };
         // Up inside the groups, between the leaders, down inside the groups.
-        let schedule = uneven_example::schedule();
+        let schedule = uneven_example();
         let cost = nodes(&[3, 2, 2], link(1.0), link(50.0)).cost(&schedule, 8, 1);
         assert_eq!(cost, 1.0 + 50.0 + 1.0);
         // The same grouped against its grain: every hop may be a far one.
@@ -242,7 +243,7 @@ mod tests {
             let cost = nodes(&vec![1; 2 * k as usize], free, slow).cost(&schedule, 8, 1);
             assert_eq!(cost, 18.0);
             // The ranks' own ports inside a node are not shared either.
-            let one = Machine { link: slow, ..LATENCY_ONLY };
+            let one = MachineModel { link: slow, ..LATENCY_ONLY };
             assert_eq!(one.cost(&schedule, 8, 1), 18.0);
             // All-to-all on two nodes of k: k^2 messages leave each of them.
             let cost = nodes(&[k, k], free, slow).cost(&all_to_all::direct::schedule(2 * k), 8, 1);
@@ -264,23 +265,23 @@ mod tests {
         let lanes = vec![vec![step(0), step(1)], vec![step(2)], vec![step(3).after(1, 0)]];
         let table = Table(vec![lanes]);
         let schedule = Schedule::new("lanes", Collective::AllReduce, 1, 1, table).with_scratch(4);
-        let machine = Machine { step: 1.0, ..LATENCY_ONLY };
+        let machine = MachineModel { step: 1.0, ..LATENCY_ONLY };
         assert_eq!(machine.cost(&schedule, 8, 1), 4.0);
-        let machine = Machine { lanes_share_a_core: false, ..machine };
+        let machine = MachineModel { lanes_share_a_core: false, ..machine };
         assert_eq!(machine.cost(&schedule, 8, 1), 2.0);
     }
 
     #[test]
     fn a_timeline_has_every_step_and_every_message() {
-        let machine = Machine { step: 1.0, ..LATENCY_ONLY };
+        let machine = MachineModel { step: 1.0, ..LATENCY_ONLY };
         let timeline = timeline(&machine, &ring::schedule(4), 8, 2);
         assert_eq!((timeline.steps.len(), timeline.messages.len()), (2 * 4 * 7, 2 * 4 * 6));
         assert_eq!(timeline.end(), machine.cost(&ring::schedule(4), 8, 2));
         for flight in &timeline.messages {
-            let sent = |s: &&Span| s.rank == flight.from && s.end == flight.depart;
+            let sent = |s: &&StepSpan| s.rank == flight.from && s.end == flight.depart;
             assert!(timeline.steps.iter().any(|s| sent(&s)), "{flight:?}");
             assert_eq!(flight.arrive, flight.depart + 1.0);
-            let taken = |s: &Span| s.rank == flight.to && s.start >= flight.arrive;
+            let taken = |s: &StepSpan| s.rank == flight.to && s.start >= flight.arrive;
             assert!(timeline.steps.iter().any(taken), "{flight:?}");
         }
     }

@@ -3,9 +3,9 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use super::decoded::{self, Decoded, NONE, Step};
-use super::timeline::{Span, Timeline};
-use super::{LinkCost, Machine};
+use super::decoded::{self, FlatSchedule, NONE, Step};
+use super::timeline::{StepSpan, Timeline};
+use super::{LinkCost, MachineModel};
 
 /// What happens at a point in time. Events of one time happen in this order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,8 +57,8 @@ struct Port {
 }
 
 pub(super) struct Run<'a> {
-    machine: &'a Machine,
-    decoded: &'a Decoded,
+    machine: &'a MachineModel,
+    decoded: &'a FlatSchedule,
     tiles: u32,
     bytes: f64,
     durations: Vec<f64>,
@@ -77,8 +77,8 @@ pub(super) struct Run<'a> {
 
 impl<'a> Run<'a> {
     pub(super) fn new(
-        machine: &'a Machine,
-        decoded: &'a Decoded,
+        machine: &'a MachineModel,
+        decoded: &'a FlatSchedule,
         bytes: usize,
         tiles: u32,
     ) -> Self {
@@ -146,7 +146,7 @@ impl<'a> Run<'a> {
     }
 
     fn duration(&self, step: &Step) -> f64 {
-        let Machine { step: fixed, operand, byte, ranks_per_core, .. } = *self.machine;
+        let MachineModel { step: fixed, operand, byte, ranks_per_core, .. } = *self.machine;
         let ends = self.decoded.taken(step).iter().chain(self.decoded.sent(step));
         let messages: f64 = match self.machine.network {
             None => ends.count() as f64 * self.machine.link.message,
@@ -160,7 +160,7 @@ impl<'a> Run<'a> {
     fn way(&self, message: u32) -> (LinkCost, usize, usize) {
         let message = &self.decoded.messages[message as usize];
         match &self.machine.network {
-            Some(network) if !network.grouping.together(message.from, message.to) => {
+            Some(network) if !network.grouping.same_node(message.from, message.to) => {
                 let port = |rank| (self.decoded.nranks + network.grouping.node(rank)) as usize;
                 (network.link, port(message.from), port(message.to))
             }
@@ -238,7 +238,14 @@ impl<'a> Run<'a> {
         let decoded::Lane { rank, index, first, steps } = decoded.lanes[lane as usize];
         let end = start + self.durations[step as usize];
         if let Some(timeline) = timeline {
-            timeline.steps.push(Span { rank, lane: index, index: step - first, tile, start, end });
+            timeline.steps.push(StepSpan {
+                rank,
+                lane: index,
+                index: step - first,
+                tile,
+                start,
+                end,
+            });
         }
         let progress = &mut self.lanes[lane as usize];
         progress.free = end;

@@ -2,7 +2,7 @@
 
 use super::decoded::NONE;
 use super::run::Run;
-use super::{Decoded, Machine};
+use super::{FlatSchedule, MachineModel};
 use crate::schedule::{Channel, Schedule};
 use crate::types::Rank;
 
@@ -10,14 +10,14 @@ use crate::types::Rank;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Timeline {
     /// In the order of their start.
-    pub steps: Vec<Span>,
+    pub steps: Vec<StepSpan>,
     /// By tile, then by sender.
-    pub messages: Vec<Flight>,
+    pub messages: Vec<MessageSpan>,
 }
 
 /// A step.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Span {
+pub struct StepSpan {
     /// Whose it is.
     pub rank: Rank,
     /// The lane of the rank.
@@ -34,7 +34,7 @@ pub struct Span {
 
 /// A message.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Flight {
+pub struct MessageSpan {
     /// The sender.
     pub from: Rank,
     /// The receiver.
@@ -58,13 +58,13 @@ impl Timeline {
     }
 }
 
-/// The execution of `tiles` tiles of `bytes` bytes a chunk that [`Machine::cost`] costs, in full. It needs memory for every step
+/// The execution of `tiles` tiles of `bytes` bytes a chunk that [`MachineModel::cost`] costs, in full. It needs memory for every step
 /// of every tile.
-pub fn timeline(machine: &Machine, schedule: &Schedule, bytes: usize, tiles: u32) -> Timeline {
-    let decoded = Decoded::new(schedule);
+pub fn timeline(machine: &MachineModel, schedule: &Schedule, bytes: usize, tiles: u32) -> Timeline {
+    let decoded = FlatSchedule::new(schedule);
     let laid_out = &decoded;
     let under_way = |tile| {
-        laid_out.messages.iter().map(move |message| Flight {
+        laid_out.messages.iter().map(move |message| MessageSpan {
             from: message.from,
             to: message.to,
             channel: message.channel,

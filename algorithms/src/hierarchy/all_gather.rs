@@ -96,7 +96,7 @@ impl Layout for Layered {
     fn part(&self, rank: Rank, slot: u32) -> Option<Part<'_>> {
         let Self { columns, block, across, helps, spread, .. } = self;
         let grouping = &columns.grouping;
-        let (place, size) = (grouping.place(rank), grouping.size(grouping.node(rank)));
+        let (place, size) = (grouping.local_rank(rank), grouping.size(grouping.node(rank)));
         Some(match self.phase(rank, slot) {
             Phase::Across => {
                 let column = columns.size(place);
@@ -127,11 +127,11 @@ impl Layout for Layered {
     fn member(&self, rank: Rank, slot: u32, member: u32) -> Rank {
         let grouping = &self.columns.grouping;
         match self.phase(rank, slot) {
-            Phase::Across => self.columns.rank(grouping.place(rank), member),
+            Phase::Across => self.columns.rank(grouping.local_rank(rank), member),
             Phase::Help(help) => {
                 self.columns.member(help.expect("a component has members"), member)
             }
-            Phase::Spread(_) => grouping.members(grouping.node(rank))[member as usize],
+            Phase::Spread(_) => grouping.ranks_of(grouping.node(rank))[member as usize],
         }
     }
 
@@ -142,7 +142,7 @@ impl Layout for Layered {
         let (nth, part) = (at.part / block, at.part % block);
         let owner = match self.phase(rank, slot) {
             Phase::Across if at.input => return Chunk::Input(part),
-            Phase::Across => columns.rank(grouping.place(rank), at.block),
+            Phase::Across => columns.rank(grouping.local_rank(rank), at.block),
             Phase::Help(help) => columns.rank(help.expect("a component has chunks").column, nth),
             Phase::Spread(Some(root)) => columns.nth(root, grouping.size(grouping.node(rank)), nth),
             Phase::Spread(None) => columns.rank(at.block, nth),

@@ -102,7 +102,7 @@ impl Layout for Layered {
 
     fn part(&self, rank: Rank, slot: u32) -> Option<Part<'_>> {
         let Self { grouping, rails, groups, piece, collect, across, spread } = self;
-        let (place, size) = (grouping.place(rank), grouping.size(grouping.node(rank)));
+        let (place, size) = (grouping.local_rank(rank), grouping.size(grouping.node(rank)));
         let on_rail = place < *rails;
         // The slot of phase 1 or 3 that has the own rail.
         let own = place % groups;
@@ -125,15 +125,17 @@ impl Layout for Layered {
 
     fn member(&self, rank: Rank, slot: u32, member: u32) -> Rank {
         match self.phase(slot) {
-            Phase::Across => self.grouping.members(member)[self.grouping.place(rank) as usize],
-            _ => self.grouping.members(self.grouping.node(rank))[member as usize],
+            Phase::Across => {
+                self.grouping.ranks_of(member)[self.grouping.local_rank(rank) as usize]
+            }
+            _ => self.grouping.ranks_of(self.grouping.node(rank))[member as usize],
         }
     }
 
     fn chunk(&self, rank: Rank, slot: u32, at: At) -> Chunk {
         let rail = match self.phase(slot) {
             Phase::Collect(rail) | Phase::Spread(rail) => rail + at.block,
-            Phase::Across => self.grouping.place(rank),
+            Phase::Across => self.grouping.local_rank(rank),
         };
         let index = rail * self.piece + at.part;
         if at.input && slot < self.groups { Chunk::Input(index) } else { Chunk::Output(index) }

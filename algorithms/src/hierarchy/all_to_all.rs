@@ -66,7 +66,8 @@ impl Layout for Layered {
 
     fn part(&self, rank: Rank, slot: u32) -> Option<Part<'_>> {
         let Self { grouping, size, block, within, across, guards, .. } = self;
-        let (node, place, nodes) = (grouping.node(rank), grouping.place(rank), grouping.nodes());
+        let (node, place, nodes) =
+            (grouping.node(rank), grouping.local_rank(rank), grouping.nodes());
         if slot == WITHIN {
             let guard = Guard { until: ACROSS..ACROSS + 1, read: Chunk::Input(0), write: *guards };
             let part = within.part((*size, 0), place, nodes * block, 0);
@@ -78,15 +79,15 @@ impl Layout for Layered {
 
     fn member(&self, rank: Rank, slot: u32, member: u32) -> Rank {
         if slot == WITHIN {
-            return self.grouping.members(self.grouping.node(rank))[member as usize];
+            return self.grouping.ranks_of(self.grouping.node(rank))[member as usize];
         }
-        self.grouping.members(member)[self.grouping.place(rank) as usize]
+        self.grouping.ranks_of(member)[self.grouping.local_rank(rank) as usize]
     }
 
     fn chunk(&self, _: Rank, slot: u32, at: At) -> Chunk {
         let Self { grouping, size, block, kept, .. } = self;
         let (nth, part) = (at.part / block, at.part % block);
-        let rank = |node: u32, place: u32| grouping.members(node)[place as usize];
+        let rank = |node: u32, place: u32| grouping.ranks_of(node)[place as usize];
         let between =
             |node: u32, place: u32| Chunk::Scratch(kept + (node * size + place) * block + part);
         match (slot, at.input) {

@@ -91,7 +91,7 @@ impl Layout for Layered {
             let size = grouping.size(node);
             let carries = rails.rail(rank).is_some_and(|rail| rail % groups == group);
             let follows = after(if carries { ACROSS } else { SCATTER });
-            let part = spread.part((size, root), grouping.place(rank), *piece, group);
+            let part = spread.part((size, root), grouping.local_rank(rank), *piece, group);
             return Some(Part { follows, ..part });
         }
         let rail = rails.rail(rank)?;
@@ -109,7 +109,7 @@ impl Layout for Layered {
         match slot {
             SCATTER => self.rails.carrier(node, member),
             ACROSS => self.rails.carrier(member, self.own_rail(rank)),
-            _ => self.rails.grouping.members(node)[member as usize],
+            _ => self.rails.grouping.ranks_of(node)[member as usize],
         }
     }
 

@@ -57,12 +57,12 @@ impl Columns {
     /// The rank that is `index` in column `t`.
     pub(super) fn rank(&self, t: u32, index: u32) -> Rank {
         let node = self.columns[t as usize].0[index as usize];
-        self.grouping.members(node)[t as usize]
+        self.grouping.ranks_of(node)[t as usize]
     }
 
     /// The number of `rank` in its column.
     pub(super) fn index(&self, rank: Rank) -> u32 {
-        let nodes = &self.columns[self.grouping.place(rank) as usize].0;
+        let nodes = &self.columns[self.grouping.local_rank(rank) as usize].0;
         nodes.partition_point(|&node| node < self.grouping.node(rank)) as u32
     }
 
@@ -94,7 +94,7 @@ impl Columns {
 
     /// Whom `rank` helps, if it is a helper.
     pub(super) fn helps(&self, rank: Rank) -> Option<Help> {
-        let (column, helper) = (self.grouping.place(rank), self.index(rank));
+        let (column, helper) = (self.grouping.local_rank(rank), self.index(rank));
         let members = self.members(column, helper);
         (members > 1).then_some(Help { column, helper, me: 0, members })
     }
@@ -102,7 +102,7 @@ impl Columns {
     /// The help that `rank` gets with the `i`th column that it holds besides its own, if there is one.
     pub(super) fn helped(&self, rank: Rank, i: u32) -> Option<Help> {
         let node = self.grouping.node(rank);
-        let column = self.grouping.place(rank) + (i + 1) * self.grouping.size(node);
+        let column = self.grouping.local_rank(rank) + (i + 1) * self.grouping.size(node);
         let (with, without) = self.columns.get(column as usize)?;
         let at = without.partition_point(|&other| other < node) as u32;
         let (helper, turn) = (at % with.len() as u32, at / with.len() as u32);
@@ -121,7 +121,7 @@ impl Columns {
         let Some(turn) = member.checked_sub(1) else { return self.rank(help.column, help.helper) };
         let node = without[(help.helper + turn * with.len() as u32) as usize];
         let holder = help.column % self.grouping.size(node);
-        self.grouping.members(node)[holder as usize]
+        self.grouping.ranks_of(node)[holder as usize]
     }
 
     /// The sizes of all columns.
@@ -161,9 +161,9 @@ mod tests {
             let columns = Columns::new(&grouping);
             let mut got = vec![0; grouping.nodes() as usize];
             for rank in 0..grouping.nranks() {
-                assert_eq!(columns.rank(grouping.place(rank), columns.index(rank)), rank);
+                assert_eq!(columns.rank(grouping.local_rank(rank), columns.index(rank)), rank);
                 let node = grouping.node(rank) as usize;
-                got[node] += columns.size(grouping.place(rank));
+                got[node] += columns.size(grouping.local_rank(rank));
                 if let Some(help) = columns.helps(rank) {
                     assert_eq!(columns.member(help, 0), rank);
                     for member in 1..help.members {

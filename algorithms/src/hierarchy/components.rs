@@ -188,7 +188,7 @@ fn common_divisor(a: u32, b: u32) -> u32 {
 pub(super) fn is_aligned(grouping: &Grouping) -> bool {
     let (size, last) = (grouping.size(0), grouping.nodes() - 1);
     let consecutive =
-        (0..grouping.nranks()).all(|r| grouping.node(r) * size + grouping.place(r) == r);
+        (0..grouping.nranks()).all(|r| grouping.node(r) * size + grouping.local_rank(r) == r);
     consecutive
         && (last == 0 || size.is_power_of_two() && grouping.size(last) <= size)
         && (0..last).all(|node| grouping.size(node) == size)

@@ -22,8 +22,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::inline_vec::MAX_FAN;
-use crate::schedule::{After, Channel, Chunk, Few, Operand, Program, Schedule, Step};
+use crate::schedule::MAX_FAN;
+use crate::schedule::{After, Channel, Chunk, InlineVec, Operand, Program, Schedule, Step};
 use crate::types::{Collective, Rank};
 
 /// Which components each rank is in, and what their ranks and chunks are called outside of them.
@@ -135,7 +135,7 @@ struct Seat<'a> {
     /// How many lanes the component has; the gates are one more.
     lanes: u32,
     /// What its first steps wait for.
-    starts: Few<After>,
+    starts: InlineVec<After>,
     /// What its gates wait for.
     gates: Vec<After>,
 }
@@ -214,7 +214,7 @@ fn lends(step: &Step) -> bool {
 }
 
 /// The `index`th group of what one step can wait for.
-fn group(all: &[After], index: u32) -> Few<After> {
+fn group(all: &[After], index: u32) -> InlineVec<After> {
     all.chunks(MAX_FAN).nth(index as usize).into_iter().flatten().copied().collect()
 }
 

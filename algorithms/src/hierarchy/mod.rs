@@ -13,14 +13,12 @@ pub mod channels;
 mod columns;
 mod components;
 mod compose;
-mod proof_suite;
 mod rails;
 pub mod reduce;
 pub mod reduce_scatter;
 mod table;
 
 pub use components::{Source, named};
-pub use proof_suite::listed;
 pub use table::{FAMILY, Hierarchy, all, hierarchies};
 
 use crate::schedule::Schedule;

@@ -22,19 +22,19 @@ impl Rails {
 
     /// The rail that the root is on.
     pub(super) fn root_rail(&self) -> u32 {
-        let place = self.grouping.place(self.root);
+        let place = self.grouping.local_rank(self.root);
         if place < self.rails { place } else { 0 }
     }
 
     /// The place that carries rail `rail` on `node`.
     pub(super) fn place(&self, node: u32, rail: u32) -> u32 {
         let on_root = node == self.home() && rail == self.root_rail();
-        if on_root { self.grouping.place(self.root) } else { rail }
+        if on_root { self.grouping.local_rank(self.root) } else { rail }
     }
 
     /// The rank that carries rail `rail` on `node`.
     pub(super) fn carrier(&self, node: u32, rail: u32) -> Rank {
-        self.grouping.members(node)[self.place(node, rail) as usize]
+        self.grouping.ranks_of(node)[self.place(node, rail) as usize]
     }
 
     /// The rail that `rank` carries, if it does.
@@ -42,7 +42,7 @@ impl Rails {
         if rank == self.root {
             return Some(self.root_rail());
         }
-        let place = self.grouping.place(rank);
+        let place = self.grouping.local_rank(rank);
         let carries = place < self.rails && self.carrier(self.grouping.node(rank), place) == rank;
         carries.then_some(place)
     }

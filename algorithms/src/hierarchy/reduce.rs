@@ -93,7 +93,7 @@ impl Layout for Layered {
         if slot < *groups {
             let size = grouping.size(node);
             let root = if *groups == rails.rails { rails.place(node, slot) } else { 0 };
-            let part = collect.part((size, root), grouping.place(rank), *piece, slot);
+            let part = collect.part((size, root), grouping.local_rank(rank), *piece, slot);
             let guard = Guard {
                 until: *groups..groups + 2,
                 read: Chunk::Input(0),
@@ -116,7 +116,7 @@ impl Layout for Layered {
         let grouping = &self.rails.grouping;
         let node = grouping.node(rank);
         if slot < self.groups {
-            grouping.members(node)[member as usize]
+            grouping.ranks_of(node)[member as usize]
         } else if slot == self.groups {
             self.rails.carrier(member, self.own_rail(rank))
         } else {

@@ -111,7 +111,7 @@ impl Layout for Layered {
     fn part(&self, rank: Rank, slot: u32) -> Option<Part<'_>> {
         let Self { columns, block, across, helps, collect, .. } = self;
         let grouping = &columns.grouping;
-        let (place, size) = (grouping.place(rank), grouping.size(grouping.node(rank)));
+        let (place, size) = (grouping.local_rank(rank), grouping.size(grouping.node(rank)));
         let own = self.groups.map_or(0, |_| place);
         let helping = self.helps_slot();
         Some(match self.phase(rank, slot) {
@@ -150,11 +150,11 @@ impl Layout for Layered {
     fn member(&self, rank: Rank, slot: u32, member: u32) -> Rank {
         let grouping = &self.columns.grouping;
         match self.phase(rank, slot) {
-            Phase::Across => self.columns.rank(grouping.place(rank), member),
+            Phase::Across => self.columns.rank(grouping.local_rank(rank), member),
             Phase::Help(help) => {
                 self.columns.member(help.expect("a component has members"), member)
             }
-            Phase::Collect(_) => grouping.members(grouping.node(rank))[member as usize],
+            Phase::Collect(_) => grouping.ranks_of(grouping.node(rank))[member as usize],
         }
     }
 

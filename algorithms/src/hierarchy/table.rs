@@ -36,15 +36,15 @@ impl Hierarchy {
     }
 
     /// What it composes schedules for, with `root` where that has a root.
-    pub fn of(&self, root: Rank) -> Collective {
-        Collective::named(self.collective, root)
+    pub fn collective_with_root(&self, root: Rank) -> Collective {
+        Collective::from_name(self.collective, root)
             .expect("the table names collectives that there are")
     }
 
     /// How many rails it can have over `grouping`.
     pub fn rails(&self, grouping: &Grouping) -> RangeInclusive<u32> {
         let most = grouping.smallest();
-        match self.of(0) {
+        match self.collective_with_root(0) {
             Collective::AllReduce | Collective::Reduce { .. } | Collective::Broadcast { .. } => {
                 1..=most
             }
@@ -147,9 +147,10 @@ mod tests {
             let intra = if h.intra == DIRECT { "" } else { h.intra[0] };
             assert_eq!(h.name, format!("{FAMILY}{}{intra}", h.inter[0]));
             assert!(h.name.chars().all(|c| c.is_ascii_alphanumeric()));
-            let twins = hierarchies(h.of(0)).filter(|other| other.name == h.name).count();
+            let twins =
+                hierarchies(h.collective_with_root(0)).filter(|other| other.name == h.name).count();
             assert_eq!(twins, 1, "{}", h.name);
-            assert!(generators(h.of(0)).all(|g| !g.name.starts_with(FAMILY)));
+            assert!(generators(h.collective_with_root(0)).all(|g| !g.name.starts_with(FAMILY)));
         }
     }
 
@@ -157,7 +158,7 @@ mod tests {
     fn it_applies_where_there_are_nodes_of_several_ranks() {
         let rails = |h: &Hierarchy, sizes: &[u32]| {
             let grouping = Grouping::of_sizes(sizes);
-            let some = |r: &u32| h.schedule(h.of(1), &grouping, *r).is_some();
+            let some = |r: &u32| h.schedule(h.collective_with_root(1), &grouping, *r).is_some();
             (0..6).filter(some).collect::<Vec<_>>()
         };
         for h in all() {

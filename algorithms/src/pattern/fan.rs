@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::inline_vec::MAX_FAN;
+use crate::schedule::MAX_FAN;
 
 const WIDTH: u32 = MAX_FAN as u32;
 

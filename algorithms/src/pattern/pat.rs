@@ -18,8 +18,8 @@
 //! Source: S. Jeaugey, "PAT: a new algorithm for all-gather and reduce-scatter operations at scale" (2025). What it aggregates in one message
 //! are here messages that follow each other on a link. The lanes are our own.
 
-use crate::inline_vec::MAX_FAN;
 use crate::schedule::Channel;
+use crate::schedule::MAX_FAN;
 
 /// The trees of a number of ranks.
 #[derive(Clone, Copy, Debug)]

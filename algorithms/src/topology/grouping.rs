@@ -77,19 +77,19 @@ impl Grouping {
     }
 
     /// The place of `rank` among the ranks of its node.
-    pub fn place(&self, rank: Rank) -> u32 {
+    pub fn local_rank(&self, rank: Rank) -> u32 {
         self.0.seats[rank as usize].1
     }
 
     /// The ranks of `node`, ascending.
-    pub fn members(&self, node: u32) -> &[Rank] {
+    pub fn ranks_of(&self, node: u32) -> &[Rank] {
         let Parts { ranks, first, .. } = &*self.0;
         &ranks[first[node as usize] as usize..first[node as usize + 1] as usize]
     }
 
     /// How many ranks are on `node`.
     pub fn size(&self, node: u32) -> u32 {
-        self.members(node).len() as u32
+        self.ranks_of(node).len() as u32
     }
 
     /// The number of ranks of the smallest node.
@@ -98,7 +98,7 @@ impl Grouping {
     }
 
     /// Whether two ranks are on one node.
-    pub fn together(&self, a: Rank, b: Rank) -> bool {
+    pub fn same_node(&self, a: Rank, b: Rank) -> bool {
         self.node(a) == self.node(b)
     }
 }
@@ -111,7 +111,7 @@ impl fmt::Display for Grouping {
             return f.pad(&sizes.join("+"));
         }
         for node in 0..self.nodes() {
-            let ranks: Vec<_> = self.members(node).iter().map(Rank::to_string).collect();
+            let ranks: Vec<_> = self.ranks_of(node).iter().map(Rank::to_string).collect();
             write!(f, "{{{}}}", ranks.join(" "))?;
         }
         Ok(())
@@ -132,17 +132,17 @@ mod tests {
     fn labels_in_any_order() {
         let grouping = Grouping::new(["b", "a", "b", "c", "a", "b"]);
         assert_eq!((grouping.nranks(), grouping.nodes(), grouping.smallest()), (6, 3, 1));
-        assert_eq!(grouping.members(0), [0, 2, 5]);
-        assert_eq!(grouping.members(1), [1, 4]);
-        assert_eq!((grouping.node(4), grouping.place(4)), (1, 1));
+        assert_eq!(grouping.ranks_of(0), [0, 2, 5]);
+        assert_eq!(grouping.ranks_of(1), [1, 4]);
+        assert_eq!((grouping.node(4), grouping.local_rank(4)), (1, 1));
         assert_eq!(grouping.to_string(), "{0 2 5}{1 4}{3}");
-        assert!(grouping.together(0, 5) && !grouping.together(0, 1));
+        assert!(grouping.same_node(0, 5) && !grouping.same_node(0, 1));
     }
 
     #[test]
     fn sizes() {
         let grouping = Grouping::of_sizes(&[4, 1, 3]);
-        assert_eq!(grouping.members(2), [5, 6, 7]);
+        assert_eq!(grouping.ranks_of(2), [5, 6, 7]);
         assert_eq!(grouping.to_string(), "4+1+3");
         assert_eq!(Grouping::one_node(3), Grouping::of_sizes(&[3]));
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::memory::Placement;
+use super::memory::BufferPlacement;
 use crate::schedule::{Channel, Chunk, Step};
 use crate::types::Rank;
 
@@ -15,9 +15,9 @@ pub struct Counterexample {
     /// What is violated.
     pub violation: Violation,
     /// Where, if it is at a step.
-    pub place: Option<Place>,
+    pub place: Option<StepPlace>,
     /// With which sharing of the caller's buffers, if that may matter.
-    pub placement: Option<Placement>,
+    pub placement: Option<BufferPlacement>,
 }
 
 impl Counterexample {
@@ -35,7 +35,7 @@ impl Counterexample {
 
 /// One execution of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct StepPlace {
     /// The rank.
     pub rank: Rank,
     /// Its lane.
@@ -50,7 +50,7 @@ pub struct Place {
     pub text: Step,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for StepPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { rank, lane, step, tile, call, text } = self;
         let call = if *call == 0 { "" } else { " of the call after it" };
@@ -60,14 +60,14 @@ impl fmt::Display for Place {
 
 /// Whether messages are copies or the sender's memory; see [`crate::schedule`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Semantics {
+pub enum MessageSemantics {
     /// Every message is a copy.
     Buffered,
     /// Every message that can be the sender's own memory is.
     Rendezvous,
 }
 
-impl fmt::Display for Semantics {
+impl fmt::Display for MessageSemantics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Buffered => "buffered",
@@ -78,18 +78,18 @@ impl fmt::Display for Semantics {
 
 /// A lane that cannot go on, and what it waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Blocked {
+pub struct BlockedLane {
     /// The step that cannot fire.
-    pub place: Place,
+    pub place: StepPlace,
     /// What it waits for, and of whom.
     pub reason: String,
 }
 
 /// A use of a chunk by a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Access {
+pub struct ChunkAccess {
     /// Who.
-    pub place: Place,
+    pub place: StepPlace,
     /// How.
     pub kind: AccessKind,
 }
@@ -105,7 +105,7 @@ pub enum AccessKind {
     Lent,
 }
 
-impl fmt::Display for Access {
+impl fmt::Display for ChunkAccess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
             AccessKind::Read => "reads it",
@@ -142,11 +142,11 @@ pub enum Violation {
     #[error("deadlock with {} per link, {semantics} messages:{}", credits(*credit), lines(cycle))]
     Deadlock {
         /// The weakest semantics that has it.
-        semantics: Semantics,
+        semantics: MessageSemantics,
         /// Credits per link; None if it happens with any number.
         credit: Option<u32>,
         /// Each waits for the next, the last for the first.
-        cycle: Vec<Blocked>,
+        cycle: Vec<BlockedLane>,
     },
     /// A chunk is read that nothing was written to.
     #[error("{0} is read before it is written")]
@@ -165,9 +165,9 @@ pub enum Violation {
         /// Which chunk, as the second names it.
         chunk: Chunk,
         /// The one that happened to come first.
-        first: Box<Access>,
+        first: Box<ChunkAccess>,
         /// The other.
-        second: Box<Access>,
+        second: Box<ChunkAccess>,
     },
     /// The collective is not achieved.
     #[error("rank {rank} ends with {found} in out{output} (tile {tile}), not with {wanted}")]
@@ -216,6 +216,6 @@ fn credits(credit: Option<u32>) -> String {
     credit.map_or("any number of credits".to_owned(), |credit| format!("{credit} credit(s)"))
 }
 
-fn lines(cycle: &[Blocked]) -> String {
+fn lines(cycle: &[BlockedLane]) -> String {
     cycle.iter().map(|b| format!("\n  - {}\n      waits for {}", b.place, b.reason)).collect()
 }

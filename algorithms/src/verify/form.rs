@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::counterexample::{Place, Violation};
+use super::counterexample::{StepPlace, Violation};
 use crate::schedule::{After, Channel, Chunk, Operand, Schedule, Step};
 use crate::types::{Collective, Rank};
 
@@ -81,7 +81,7 @@ pub(super) enum Resolved {
 pub(super) type LinkNumbers = FxHashMap<(Rank, Rank, Channel), u32>;
 
 /// What is ill-formed, and at which step.
-pub(super) type Malformed = (Violation, Option<Place>);
+pub(super) type Malformed = (Violation, Option<StepPlace>);
 
 impl Form {
     /// Decodes and checks `schedule`; it will be executed for `tiles` tiles.
@@ -133,7 +133,8 @@ impl Form {
             self.check_step(schedule, rank, index, &step)
                 .and_then(|()| self.add_step(rank, &step, numbers))
                 .map_err(|reason| {
-                    let place = Place { rank, lane: index, step: at, tile: 0, call: 0, text: step };
+                    let place =
+                        StepPlace { rank, lane: index, step: at, tile: 0, call: 0, text: step };
                     Box::new((Violation::Malformed(reason), Some(place)))
                 })?;
         }
@@ -276,9 +277,9 @@ impl Form {
     }
 
     /// One execution of a step of the call number `call`.
-    pub(super) fn place(&self, call: usize, lane: u32, step: u32, tile: u32) -> Place {
+    pub(super) fn place(&self, call: usize, lane: u32, step: u32, tile: u32) -> StepPlace {
         let Lane { rank, index, first_step, .. } = self.lanes[lane as usize];
-        Place { rank, lane: index, step, tile, call, text: self.text(first_step + step) }
+        StepPlace { rank, lane: index, step, tile, call, text: self.text(first_step + step) }
     }
 
     /// Step number `step` as the schedule has it.

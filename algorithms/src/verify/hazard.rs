@@ -15,7 +15,7 @@
 //! not order is a race.
 
 use super::clock::{Clocks, Moment, Stamp};
-use super::counterexample::{Access, AccessKind, Violation};
+use super::counterexample::{AccessKind, ChunkAccess, Violation};
 use super::form::{Decoded, Form};
 use super::machine::{Firing, Numbering};
 use super::memory::Memory;
@@ -286,7 +286,7 @@ impl<'a> Hazards<'a> {
         let access = |(Moment { lane, count }, kind)| {
             let steps = self.form.lanes[lane as usize].steps;
             let (tile, position) = ((count - 1) / steps, (count - 1) % steps);
-            Box::new(Access { place: self.form.place(0, lane, position, tile), kind })
+            Box::new(ChunkAccess { place: self.form.place(0, lane, position, tile), kind })
         };
         let rank = self.form.lanes[first.0.lane as usize].rank;
         Violation::Race { rank, chunk, first: access(first), second: access(second) }

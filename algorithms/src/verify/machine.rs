@@ -4,7 +4,7 @@
 //! watches. A lane that is blocked is looked at again when what it waits for may have happened, so the work is
 //! proportional to the number of firings.
 
-use super::counterexample::{Blocked, Semantics};
+use super::counterexample::{BlockedLane, MessageSemantics};
 use super::form::{Decoded, Form, Lane, Link};
 use super::memory::Memory;
 use crate::types::Rank;
@@ -78,7 +78,7 @@ pub(super) enum Halt<E> {
     /// Whoever watches objected.
     Objection(Firing, E),
     /// Nothing can fire; the cycle of waits.
-    Deadlock(Vec<Blocked>),
+    Deadlock(Vec<BlockedLane>),
 }
 
 /// What a step lacks.
@@ -134,7 +134,7 @@ pub(super) struct Machine<'a> {
     calls: &'a [Form],
     memory: &'a Memory,
     numbering: &'a Numbering,
-    semantics: Semantics,
+    semantics: MessageSemantics,
     credit: u32,
     lanes: Vec<Vec<Progress>>,
     links: Vec<Traffic>,
@@ -152,7 +152,7 @@ impl<'a> Machine<'a> {
         calls: &'a [Form],
         memory: &'a Memory,
         numbering: &'a Numbering,
-        semantics: Semantics,
+        semantics: MessageSemantics,
         credit: u32,
     ) -> Self {
         let open = |form: &Form| {
@@ -187,7 +187,7 @@ impl<'a> Machine<'a> {
 
     /// Whether `lane` writes chunks that it also lends. `mark` holds no lane of this call's memory but earlier ones.
     fn rewrites(&self, call: usize, lane: u32, mark: &mut [u32]) -> bool {
-        if self.semantics == Semantics::Buffered {
+        if self.semantics == MessageSemantics::Buffered {
             return false;
         }
         let form = &self.calls[call];
@@ -287,7 +287,7 @@ impl<'a> Machine<'a> {
             return Wait::Step { lane, position };
         }
         let step = form.step(self.lane(call, lane).first_step + position);
-        if self.semantics == Semantics::Buffered || step.lent().next().is_none() {
+        if self.semantics == MessageSemantics::Buffered || step.lent().next().is_none() {
             return Wait::Nothing;
         }
         self.unreleased(call, tile, step).map_or(Wait::Nothing, Wait::Release)
@@ -326,7 +326,7 @@ impl<'a> Machine<'a> {
             self.release(call, link);
         }
         let count = tile * steps + position;
-        let lends = self.semantics == Semantics::Rendezvous && text.lent().next().is_some();
+        let lends = self.semantics == MessageSemantics::Rendezvous && text.lent().next().is_some();
         let mut pending = 0;
         for (link, _) in text.sent() {
             let message = self.links[link as usize].sent;
@@ -403,8 +403,8 @@ impl<'a> Machine<'a> {
     }
 
     /// The cycle of waits that the blocked lane leads to.
-    fn cycle(&self, mut call: usize, mut lane: u32) -> Vec<Blocked> {
-        let mut path: Vec<((usize, u32), Blocked)> = Vec::new();
+    fn cycle(&self, mut call: usize, mut lane: u32) -> Vec<BlockedLane> {
+        let mut path: Vec<((usize, u32), BlockedLane)> = Vec::new();
         while let Some(firing) = self.next(call, lane) {
             if let Some(start) = path.iter().position(|(at, _)| *at == (call, lane)) {
                 path.drain(..start);
@@ -417,7 +417,7 @@ impl<'a> Machine<'a> {
             let rank = self.lane(call, lane).rank;
             let (reason, next) = self.explain(call, rank, wait);
             let place = self.calls[call].place(call, lane, firing.position, firing.tile);
-            path.push(((call, lane), Blocked { place, reason }));
+            path.push(((call, lane), BlockedLane { place, reason }));
             (call, lane) = next;
         }
         path.into_iter().map(|(_, blocked)| blocked).collect()

@@ -8,14 +8,14 @@ use crate::types::Rank;
 
 /// How the caller's send and receive buffers lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Placement {
+pub enum BufferPlacement {
     /// Apart.
     OutOfPlace,
     /// Overlapping as [`Collective::in_place`](crate::Collective::in_place) says.
     InPlace,
 }
 
-impl fmt::Display for Placement {
+impl fmt::Display for BufferPlacement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::OutOfPlace => "out of place",
@@ -28,7 +28,7 @@ impl fmt::Display for Placement {
 /// scratch too: a call starts on a rank when nothing of the former touches the rank's memory any more, and finds
 /// scratch undefined.
 pub(super) struct Memory {
-    placement: Placement,
+    placement: BufferPlacement,
     calls: Vec<Region>,
     pub(super) cells: usize,
 }
@@ -40,7 +40,7 @@ struct Region {
 }
 
 impl Memory {
-    pub(super) fn new(calls: &[Form], placement: Placement) -> Self {
+    pub(super) fn new(calls: &[Form], placement: BufferPlacement) -> Self {
         let mut cells = 0;
         let calls = calls
             .iter()
@@ -82,8 +82,10 @@ impl Memory {
 
     fn shared(&self, form: &Form, rank: Rank, output: u32) -> Option<u32> {
         match self.placement {
-            Placement::OutOfPlace => None,
-            Placement::InPlace => form.collective.in_place(form.nranks, form.parts, rank, output),
+            BufferPlacement::OutOfPlace => None,
+            BufferPlacement::InPlace => {
+                form.collective.in_place(form.nranks, form.parts, rank, output)
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The verifier: takes a schedule and returns a proof that it is right, or a counterexample.
 //!
 //! Nothing is asked of the generator. What must hold follows from [`Collective`](crate::Collective) alone, and what a step
-//! means from [`crate::semantics::apply`], evaluated in terms instead of numbers: a term says which rank's
+//! means from [`crate::semantics::evaluate_step`], evaluated in terms instead of numbers: a term says which rank's
 //! contribution from which input chunk is combined with which, and whether the reduction is finished. Two terms
 //! that share a rank are never combined, so a contribution counts exactly once by construction.
 //!
@@ -64,10 +64,10 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use counterexample::{
-    Access, AccessKind, Blocked, Counterexample, Place, Semantics, Violation,
+    AccessKind, BlockedLane, ChunkAccess, Counterexample, MessageSemantics, StepPlace, Violation,
 };
-pub use memory::Placement;
-pub use tree::{Node, Tree};
+pub use memory::BufferPlacement;
+pub use tree::{ReductionTree, TreeNode};
 
 use crate::schedule::{Class, Schedule};
 use crate::types::Rank;
@@ -87,7 +87,7 @@ pub fn prove(schedule: Schedule) -> Result<Proved, Box<Counterexample>> {
     let form = &calls[0];
     let mut terms: Vec<_> =
         calls.iter().map(|form| Terms::new(form.collective, form.nranks, form.inputs)).collect();
-    let mut facts = Facts {
+    let mut facts = ProofFacts {
         class: Class::Canonical,
         executions: 0,
         steps: 0,
@@ -114,7 +114,7 @@ pub struct Proved(Arc<Proof>);
 
 struct Proof {
     schedule: Schedule,
-    facts: Facts,
+    facts: ProofFacts,
     terms: Terms,
     /// By rank and output chunk.
     roots: Vec<Option<Term>>,
@@ -133,18 +133,18 @@ impl Proved {
     }
 
     /// What the proof found out.
-    pub fn facts(&self) -> &Facts {
+    pub fn facts(&self) -> &ProofFacts {
         &self.0.facts
     }
 
     /// How output chunk `output` of `rank` comes about: the same in every tile. None where the collective gives
     /// the rank nothing, or has no such chunk.
-    pub fn tree(&self, rank: Rank, output: u32) -> Option<Tree> {
+    pub fn tree(&self, rank: Rank, output: u32) -> Option<ReductionTree> {
         let Proof { schedule, terms, roots, outputs, .. } = &*self.0;
         if rank >= schedule.nranks || output >= *outputs {
             return None;
         }
-        roots[(rank * outputs + output) as usize].map(|root| Tree::new(terms, root))
+        roots[(rank * outputs + output) as usize].map(|root| ReductionTree::new(terms, root))
     }
 }
 
@@ -156,7 +156,7 @@ impl fmt::Debug for Proved {
 
 /// What a proof found out besides that the schedule is right.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Facts {
+pub struct ProofFacts {
     /// The class that the schedule has, whatever it declares (it may declare less).
     pub class: Class,
     /// Executions made: one for each placement of the buffers.
@@ -197,16 +197,16 @@ fn decode(schedule: &Schedule) -> Result<[Form; 2], Box<Counterexample>> {
 }
 
 /// Buffers apart, and in place where that is another thing.
-fn placements(form: &Form) -> impl Iterator<Item = Placement> {
-    let shares = form.collective.has_form_in_place();
-    [Placement::OutOfPlace].into_iter().chain(shares.then_some(Placement::InPlace))
+fn placements(form: &Form) -> impl Iterator<Item = BufferPlacement> {
+    let shares = form.collective.can_run_in_place();
+    [BufferPlacement::OutOfPlace].into_iter().chain(shares.then_some(BufferPlacement::InPlace))
 }
 
 /// One execution of all calls.
 struct Run<'a> {
     schedule: &'a Schedule,
     calls: &'a [Form; 2],
-    placement: Placement,
+    placement: BufferPlacement,
 }
 
 impl Run<'_> {
@@ -234,7 +234,8 @@ impl Run<'_> {
         let numbering = Numbering::new(self.calls, credit);
         let mut values = Values::new(self.calls, &memory, &numbering, terms);
         let mut hazards = Hazards::new(self.calls, &memory, &numbering, reach);
-        let machine = Machine::new(self.calls, &memory, &numbering, Semantics::Rendezvous, credit);
+        let machine =
+            Machine::new(self.calls, &memory, &numbering, MessageSemantics::Rendezvous, credit);
         let ended = machine.run(|firing| {
             if let Some(hazards) = &mut hazards {
                 hazards.fire(&firing)?;
@@ -262,12 +263,12 @@ impl Run<'_> {
     }
 
     /// Reports the deadlock under the weakest semantics that has it; `cycle` is that under the strongest.
-    fn deadlock(&self, memory: &Memory, cycle: Vec<Blocked>) -> Box<Counterexample> {
+    fn deadlock(&self, memory: &Memory, cycle: Vec<BlockedLane>) -> Box<Counterexample> {
         let given = self.schedule.credit;
         let weaker = [
-            (Semantics::Buffered, None),
-            (Semantics::Buffered, Some(given)),
-            (Semantics::Rendezvous, None),
+            (MessageSemantics::Buffered, None),
+            (MessageSemantics::Buffered, Some(given)),
+            (MessageSemantics::Rendezvous, None),
         ];
         for (semantics, credit) in weaker {
             let credits = credit.unwrap_or(u32::MAX);
@@ -277,11 +278,15 @@ impl Run<'_> {
                 return self.counterexample(Violation::Deadlock { semantics, credit, cycle }, None);
             }
         }
-        let (semantics, credit) = (Semantics::Rendezvous, Some(given));
+        let (semantics, credit) = (MessageSemantics::Rendezvous, Some(given));
         self.counterexample(Violation::Deadlock { semantics, credit, cycle }, None)
     }
 
-    fn counterexample(&self, violation: Violation, place: Option<Place>) -> Box<Counterexample> {
+    fn counterexample(
+        &self,
+        violation: Violation,
+        place: Option<StepPlace>,
+    ) -> Box<Counterexample> {
         let schedule = format!("{:?}", self.schedule);
         Box::new(Counterexample { schedule, violation, place, placement: Some(self.placement) })
     }
@@ -309,7 +314,7 @@ fn class(
             return Ok(Class::Fast);
         }
         let (rank, output) = (i as u32 / outputs, i as u32 % outputs);
-        let tree = Tree::new(terms, root).to_string();
+        let tree = ReductionTree::new(terms, root).to_string();
         return Err(Box::new(Counterexample {
             schedule: format!("{schedule:?}"),
             violation: Violation::NotCanonical { rank, output, tree },

@@ -1,7 +1,7 @@
 //! The exchange that follows the schedule under proof: another collective on the same links.
 
 use super::form::Form;
-use crate::inline_vec::MAX_FAN;
+use crate::schedule::MAX_FAN;
 use crate::schedule::{Schedule, Step, Table, operand};
 use crate::types::Collective;
 

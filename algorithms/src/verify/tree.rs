@@ -6,9 +6,9 @@ use super::term::{Shape, Term, Terms};
 use crate::semantics::Algebra;
 use crate::types::Rank;
 
-/// One node of a [`Tree`]; children are named by their index, and come before it.
+/// One node of a [`ReductionTree`]; children are named by their index, and come before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Node {
+pub enum TreeNode {
     /// What a rank contributes from one of its input chunks.
     Contribution {
         /// The rank.
@@ -24,11 +24,11 @@ pub enum Node {
 
 /// How a chunk of the receive buffer came about. Two trees are equal if they give the same bits by construction.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Tree {
-    nodes: Vec<Node>,
+pub struct ReductionTree {
+    nodes: Vec<TreeNode>,
 }
 
-impl Tree {
+impl ReductionTree {
     pub(super) fn new(terms: &Terms, root: Term) -> Self {
         let mut tree = Self { nodes: Vec::new() };
         // Explicit, since a chain of ranks is a tree as deep as there are ranks.
@@ -49,11 +49,11 @@ impl Tree {
             }
             let mut child = || made.pop().expect("children are made before their parent");
             let node = match shape {
-                Shape::Leaf { rank, chunk } => Node::Contribution { rank, chunk },
-                Shape::Finish(_) => Node::Finish(child()),
+                Shape::Leaf { rank, chunk } => TreeNode::Contribution { rank, chunk },
+                Shape::Finish(_) => TreeNode::Finish(child()),
                 Shape::Combine(..) => {
                     let right = child();
-                    Node::Combine(child(), right)
+                    TreeNode::Combine(child(), right)
                 }
             };
             made.push(tree.nodes.len());
@@ -63,7 +63,7 @@ impl Tree {
     }
 
     /// The nodes, children first; the root is the last.
-    pub fn nodes(&self) -> &[Node] {
+    pub fn nodes(&self) -> &[TreeNode] {
         &self.nodes
     }
 
@@ -78,11 +78,11 @@ impl Tree {
         let mut values: Vec<A::Value> = Vec::with_capacity(self.nodes.len());
         for node in &self.nodes {
             let value = match *node {
-                Node::Contribution { rank, chunk } => contribution(rank, chunk),
-                Node::Combine(left, right) => {
+                TreeNode::Contribution { rank, chunk } => contribution(rank, chunk),
+                TreeNode::Combine(left, right) => {
                     algebra.combine(values[left].clone(), values[right].clone())
                 }
-                Node::Finish(child) => algebra.finish(values[child].clone()),
+                TreeNode::Finish(child) => algebra.finish(values[child].clone()),
             };
             values.push(value);
         }
@@ -90,7 +90,7 @@ impl Tree {
     }
 }
 
-impl fmt::Display for Tree {
+impl fmt::Display for ReductionTree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         struct Text;
 
@@ -111,7 +111,7 @@ impl fmt::Display for Tree {
         }
 
         let chunk = self.nodes.iter().find_map(|node| match node {
-            Node::Contribution { chunk, .. } => Some(chunk),
+            TreeNode::Contribution { chunk, .. } => Some(chunk),
             _ => None,
         });
         let text = self.evaluate(&mut Text, |rank, _| rank.to_string());

@@ -5,9 +5,9 @@ use super::form::{Form, Resolved, takes};
 use super::machine::{Firing, Numbering};
 use super::memory::Memory;
 use super::term::{Shape, Symbolic, Term, Terms, Value};
-use super::tree::Tree;
+use super::tree::ReductionTree;
 use crate::schedule::Chunk;
-use crate::semantics::evaluate;
+use crate::semantics::evaluate_inputs;
 use crate::types::{Collective, Rank};
 
 /// The contents during one execution.
@@ -73,7 +73,8 @@ impl<'a> Values<'a> {
             }
             Resolved::Message { link, ordinal } => self.messages[slot(link, ordinal)],
         };
-        let result = evaluate(&mut symbolic, text.inputs, text.finish, Resolved::chunk, read);
+        let result =
+            evaluate_inputs(&mut symbolic, text.inputs, text.finish, Resolved::chunk, read);
         if let Some(violation) = violation {
             return Err(violation);
         }
@@ -208,7 +209,9 @@ fn describe(terms: &Terms, value: Value) -> String {
     match value {
         Value::Undefined => "nothing".to_owned(),
         Value::Raw { .. } => "its untouched input".to_owned(),
-        Value::Made { term, tile } => format!("{} (of tile {tile})", Tree::new(terms, term)),
+        Value::Made { term, tile } => {
+            format!("{} (of tile {tile})", ReductionTree::new(terms, term))
+        }
     }
 }
 
@@ -220,8 +223,8 @@ fn agree(terms: &Terms, output: u32, first: Root, second: Root) -> Result<(), Vi
             output,
             first,
             second,
-            first_tree: Tree::new(terms, a).to_string(),
-            second_tree: Tree::new(terms, b).to_string(),
+            first_tree: ReductionTree::new(terms, a).to_string(),
+            second_tree: ReductionTree::new(terms, b).to_string(),
         }),
         _ => Ok(()),
     }

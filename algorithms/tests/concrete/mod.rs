@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use maypole_algorithms::semantics::{Algebra, apply, fold};
+use maypole_algorithms::semantics::{Algebra, evaluate_step, fold};
 use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{Chunk, Class, Collective, Operand, Schedule, Step};
 
@@ -234,7 +234,7 @@ impl World<'_> {
         let at = self.fired[rank as usize][lane as usize];
         let step = self.schedule.step(rank, lane, index as u32);
         let mut numbers = Numbers { reduces: self.schedule.collective.reduces() };
-        let result = apply(&mut numbers, &step, |operand| match operand {
+        let result = evaluate_step(&mut numbers, &step, |operand| match operand {
             Operand::Local(chunk) => self.read(self.cell(rank, call, tile, chunk)),
             Operand::Peer { rank: peer, channel } => {
                 let line = self.links.get_mut(&(peer, rank, channel)).expect("has arrived");

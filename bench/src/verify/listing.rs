@@ -34,7 +34,7 @@ mod tests {
     #[test]
     fn a_listing_has_every_step() {
         for generator in all() {
-            let schedule = generator.schedule(generator.of(2), 3);
+            let schedule = generator.schedule(generator.collective_with_root(2), 3);
             let steps: u32 = (0..3)
                 .flat_map(|rank| (0..schedule.lanes(rank)).map(move |lane| (rank, lane)))
                 .map(|(rank, lane)| schedule.steps(rank, lane))

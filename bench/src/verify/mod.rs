@@ -6,7 +6,7 @@ mod request;
 
 use std::ffi::OsString;
 
-use maypole_algorithms::cost::{LinkCost, Machine, Network, timeline};
+use maypole_algorithms::cost::{LinkCost, MachineModel, NetworkModel, timeline};
 use maypole_algorithms::svg;
 use maypole_algorithms::topology::Grouping;
 
@@ -49,7 +49,7 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Result<u8, lexopt
         && let Some(schedule) = request.single()?.next()
     {
         let times = timeline(&machine(request.nodes.clone()), schedule, BYTES, 1);
-        if let Err(error) = std::fs::write(path, svg::svg(schedule, &times)) {
+        if let Err(error) = std::fs::write(path, svg::draw(schedule, &times)) {
             eprintln!("maypole: cannot write {}: {error}", path.display());
             return Ok(status::SYSTEM);
         }
@@ -62,15 +62,15 @@ const BYTES: usize = 4096;
 
 /// The machine of the pictures: lanes side by side over shared memory, and a network where there are several nodes. Round figures of the
 /// right order, to show who waits for whom; `tune` has those that were measured.
-fn machine(nodes: Option<Grouping>) -> Machine {
+fn machine(nodes: Option<Grouping>) -> MachineModel {
     let link = |latency, byte| LinkCost { latency, message: 0.0, byte };
-    Machine {
+    MachineModel {
         step: 0.1e-6,
         operand: 0.04e-6,
         byte: 0.02e-9,
         lanes_share_a_core: false,
         ranks_per_core: 1.0,
         link: link(0.3e-6, 0.0),
-        network: nodes.map(|grouping| Network { grouping, link: link(1.5e-6, 0.08e-9) }),
+        network: nodes.map(|grouping| NetworkModel { grouping, link: link(1.5e-6, 0.08e-9) }),
     }
 }

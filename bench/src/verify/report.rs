@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use maypole_algorithms::verify::{Counterexample, Facts, prove};
+use maypole_algorithms::verify::{Counterexample, ProofFacts, prove};
 use maypole_algorithms::{Class, Schedule};
 
 use crate::status;
@@ -35,7 +35,7 @@ impl Default for Total {
 }
 
 impl Total {
-    fn add(&mut self, nranks: u32, facts: &Facts, seconds: f64) {
+    fn add(&mut self, nranks: u32, facts: &ProofFacts, seconds: f64) {
         self.class = self.class.max(facts.class);
         self.ranks = (self.ranks.0.min(nranks), self.ranks.1.max(nranks));
         self.proofs += 1;

@@ -101,14 +101,15 @@ impl Line {
         let mut schedules = Vec::new();
         for generator in all().filter(|g| named(g.collective, g.name)) {
             for n in ranks.clone() {
-                let of = proof_suite::of(generator, n, &[0, n - 1]);
+                let of = proof_suite::schedules_of(generator, n, &[0, n - 1]);
                 schedules.extend(of.into_iter().map(|schedule| (0, schedule)));
             }
         }
         if let Some(nodes) = &self.nodes {
             for hierarchy in hierarchy::all().filter(|h| named(h.collective, h.name)) {
-                let mut collectives =
-                    [0, nodes.nranks() - 1].map(|root| hierarchy.of(root)).to_vec();
+                let mut collectives = [0, nodes.nranks() - 1]
+                    .map(|root| hierarchy.collective_with_root(root))
+                    .to_vec();
                 collectives.dedup();
                 let rails = hierarchy.rails(nodes);
                 let wanted = rails.filter(|rails| self.rails.is_none_or(|given| given == *rails));
@@ -130,7 +131,7 @@ impl Line {
         }
         if self.every && self.ranks.is_none() && self.nodes.is_none() && self.algorithm.is_none() {
             schedules.extend(proof_suite::large().map(|schedule| (1, schedule)));
-            schedules.extend(hierarchy::listed().map(|schedule| (2, schedule)));
+            schedules.extend(proof_suite::hierarchies().map(|schedule| (2, schedule)));
         }
         Ok(schedules)
     }
@@ -186,7 +187,7 @@ mod tests {
         assert_eq!(copies.schedules[0].1.channels, 3);
         let list = request("--all").unwrap();
         let listed = proof_suite::small(proof_suite::RANKS).count() + proof_suite::large().count();
-        assert_eq!(list.schedules.len(), listed + hierarchy::listed().count());
+        assert_eq!(list.schedules.len(), listed + proof_suite::hierarchies().count());
     }
 
     #[test]

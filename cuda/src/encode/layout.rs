@@ -22,7 +22,7 @@
 //! schedule has no addresses: it is good for any buffers and any communicator of the same shape. In one of transfers extents are
 //! addresses.
 
-use maypole_algorithms::inline_vec::MAX_FAN;
+use maypole_algorithms::schedule::MAX_FAN;
 
 /// First word of every program: "MPG2".
 pub const MAGIC: u32 = 0x4d50_4732;

@@ -9,8 +9,8 @@ mod transfers;
 
 pub use transfers::{Place, Transfer, encode_transfers};
 
-use maypole_algorithms::inline_vec::MAX_FAN;
 use maypole_algorithms::schedule::Channel;
+use maypole_algorithms::schedule::MAX_FAN;
 use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
 use std::collections::HashSet;
 
@@ -335,8 +335,9 @@ mod tests {
     use super::*;
     use maypole_algorithms::Collective;
     use maypole_algorithms::collective::all_gather::pat;
-    use maypole_algorithms::collective::all_reduce::{double_tree, uneven_example};
-    use maypole_algorithms::inline_vec::Few;
+    use maypole_algorithms::collective::all_reduce::double_tree;
+    use maypole_algorithms::proof_suite::uneven_example;
+    use maypole_algorithms::schedule::InlineVec;
     use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
     use maypole_algorithms::schedule::{After, Table};
 
@@ -373,14 +374,14 @@ mod tests {
             words[outputs..after].iter().map(|w| operand(*w, 0)),
         );
         let pairs = words[after..end].chunks(2);
-        step.after = pairs.map(|p| After { lane: p[0], step: p[1] }).collect::<Few<_>>();
+        step.after = pairs.map(|p| After { lane: p[0], step: p[1] }).collect::<InlineVec<_>>();
         step.finish = words[at] >> layout::FINISH_SHIFT & 1 == 1;
         (step, end)
     }
 
     #[test]
     fn every_step_can_be_read_back() {
-        for schedule in [double_tree::schedule(13), uneven_example::schedule(), pat::schedule(11)] {
+        for schedule in [double_tree::schedule(13), uneven_example(), pat::schedule(11)] {
             for rank in 0..schedule.nranks {
                 let words = encoded(&schedule, rank).unwrap();
                 let links: [Vec<Port>; 2] = ports(&schedule, rank).into();
@@ -406,7 +407,7 @@ mod tests {
 
     #[test]
     fn extents_are_64_bits_wide() {
-        let words = encoded(&uneven_example::schedule(), 1).unwrap();
+        let words = encoded(&uneven_example(), 1).unwrap();
         assert_eq!(words[words[layout::HEADER_INPUT_TABLE] as usize..][..4], [0, 5, 10, 0]);
     }
 
@@ -430,7 +431,7 @@ mod tests {
             let refused = EncodeError::Step { rank: 0, lane: 0, step: 0, problem };
             assert_eq!(encoded(&schedule, 0), Err(refused));
         }
-        let schedule = uneven_example::schedule();
+        let schedule = uneven_example();
         let none = Binding {
             inputs: &[WHOLE],
             outputs: &[WHOLE],

@@ -7,7 +7,7 @@ use super::support::operation::{OnRank, Operation};
 use super::support::random::mix;
 use maypole_algorithms::schedule::Table;
 use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
-use maypole_algorithms::semantics::apply;
+use maypole_algorithms::semantics::evaluate_step;
 use maypole_algorithms::{Chunk, Collective, DType, Operand, RedOp, Schedule, Step};
 use maypole_cuda::encode::{Binding, Extent, Place, Transfer, encode, encode_transfers, ports};
 use maypole_cuda::launch::{ADDRESS, LINES, SLOTS, Work, operation};
@@ -58,7 +58,7 @@ fn expected(
     let mut scratch = vec![vec![]; 2];
     let mut sent = vec![];
     for step in steps {
-        let value = apply(&mut algebra, step, |operand| match operand {
+        let value = evaluate_step(&mut algebra, step, |operand| match operand {
             Operand::Local(Chunk::Input(i)) => chunks[i as usize].clone(),
             Operand::Local(Chunk::Output(i)) => outputs[i as usize].clone(),
             Operand::Local(Chunk::Scratch(i)) => scratch[i as usize].clone(),

@@ -7,7 +7,8 @@ use super::support::random::mix;
 use super::support::ranks::{Ranks, Shape};
 use super::support::scalar::evaluate;
 use maypole_algorithms::collective::all_gather::pat;
-use maypole_algorithms::collective::all_reduce::{double_tree, one_shot, uneven_example};
+use maypole_algorithms::collective::all_reduce::{double_tree, one_shot};
+use maypole_algorithms::proof_suite::uneven_example;
 use maypole_algorithms::verify::prove;
 use maypole_algorithms::{DType, RedOp, Schedule};
 use maypole_cuda::driver::DriverError;
@@ -33,7 +34,7 @@ fn schedules() -> [Schedule; 5] {
     [
         double_tree::schedule(8),
         one_shot::schedule(8),
-        uneven_example::schedule(),
+        uneven_example(),
         pat::schedule(8),
         pat::schedule(7),
     ]

@@ -1,7 +1,8 @@
 //! Every algorithm over every kind of link gives the bits of its proved tree.
 
-use maypole_algorithms::collective::all_reduce::{one_shot, uneven_example};
+use maypole_algorithms::collective::all_reduce::one_shot;
 use maypole_algorithms::collective::{Generator, all};
+use maypole_algorithms::proof_suite::uneven_example;
 use maypole_algorithms::{Collective, DType, RedOp};
 
 use super::case::{Case, element, plan};
@@ -14,7 +15,7 @@ use crate::tune::Protocol;
 fn a_schedule_written_by_hand_runs_like_any_other() {
     let config = Config { slot_bytes: Some(512), ..Config::default() };
     for protocol in [Protocol::Line, Protocol::Slots] {
-        let results = as_ranks(uneven_example::schedule().nranks, &config, move |comm| {
+        let results = as_ranks(uneven_example().nranks, &config, move |comm| {
             let mut random = Random(5);
             (0..40).try_for_each(|i| {
                 let case = Case {
@@ -22,7 +23,7 @@ fn a_schedule_written_by_hand_runs_like_any_other() {
                     count: 1 + i * if protocol == Protocol::Line { 5 } else { 131 },
                     ..Case::random(&mut random, Collective::AllReduce)
                 };
-                let schedule = uneven_example::schedule();
+                let schedule = uneven_example();
                 plan(comm, schedule.clone(), &case, protocol, 512);
                 case.run(comm, &schedule).map_err(|why| format!("{case:?}: {why}"))
             })
@@ -47,7 +48,7 @@ fn run_cases(
         let mut random = Random(seed);
         let outcome = (0..cases).try_for_each(|_| {
             let root = random.below(u64::from(nranks)) as u32;
-            let case = Case::random(&mut random, generator.of(root));
+            let case = Case::random(&mut random, generator.collective_with_root(root));
             let chosen = comm.explain(&case.call(comm.rank())).expect("a choice").algorithm;
             assert_eq!(chosen, generator.name);
             let schedule = generator.schedule(case.collective, nranks);
@@ -87,7 +88,7 @@ fn the_same_of_memory_that_is_read_in_place() {
     let mut copying = Vec::new();
     for generator in all() {
         for (nranks, slot_bytes) in [(2, None), (3, Some(4096)), (5, Some(256))] {
-            let credit = generator.schedule(generator.of(0), nranks).credit;
+            let credit = generator.schedule(generator.collective_with_root(0), nranks).credit;
             let config = Config {
                 p2p_disable: true,
                 lend_from: Some(0),
@@ -122,7 +123,7 @@ fn the_same_over_tcp() {
 fn many_small_tiles_and_the_fewest_slots() {
     for generator in all() {
         for (nranks, apart) in [(2, true), (3, false), (7, true), (7, false)] {
-            let credit = generator.schedule(generator.of(0), nranks).credit;
+            let credit = generator.schedule(generator.collective_with_root(0), nranks).credit;
             let config = Config {
                 slot_bytes: Some(256),
                 slot_depth: Some(credit),

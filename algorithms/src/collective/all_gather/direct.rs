@@ -6,9 +6,9 @@
 //! * class: canonical (nothing is reduced)
 //! * wins: few ranks with direct links
 
-use crate::inline_vec::MAX_FAN;
 use crate::pattern::fan::FanOut;
 use crate::pattern::ring::{after, before};
+use crate::schedule::MAX_FAN;
 use crate::schedule::operand::{input, output, peer};
 use crate::schedule::{Program, Schedule, Step};
 use crate::types::{Collective, Rank};

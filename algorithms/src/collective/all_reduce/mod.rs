@@ -11,7 +11,6 @@ pub mod one_shot;
 pub mod recursive_doubling;
 pub mod ring;
 pub mod two_shot;
-pub mod uneven_example;
 
 use crate::collective::Generator;
 

@@ -11,9 +11,9 @@
 //! still be reading its contribution, and no order of steps can prevent that. Where links copy, the engine drops a scratch
 //! chunk that no step reads.
 
-use crate::inline_vec::MAX_FAN;
 use crate::pattern::fan::{FanIn, FanInInputs, FanOut};
 use crate::pattern::ring::after;
+use crate::schedule::MAX_FAN;
 use crate::schedule::operand::{input, output, peer, scratch};
 use crate::schedule::{Program, Schedule, Step};
 use crate::types::{Collective, Rank};

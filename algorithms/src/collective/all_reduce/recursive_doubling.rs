@@ -12,9 +12,9 @@
 //! Round `k`'s value lives in scratch chunk `k`, so that a value still being read by a slow partner is never overwritten
 //! within a tile.
 
-use crate::inline_vec::MAX_FAN;
 use crate::pattern::butterfly::{Round, round, rounds};
 use crate::pattern::fan::FanOut;
+use crate::schedule::MAX_FAN;
 use crate::schedule::operand::{input, output, peer, scratch};
 use crate::schedule::{Operand, Program, Schedule, Step};
 use crate::types::{Collective, Rank};

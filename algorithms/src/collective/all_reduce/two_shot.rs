@@ -10,9 +10,9 @@
 //! * source: folklore (reduce-scatter and all-gather by direct exchange, as in R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of
 //!   Collective Communication Operations in MPICH", IJHPCA 19 (2005), section 4.2); the name is from TensorRT-LLM.
 
-use crate::inline_vec::MAX_FAN;
 use crate::pattern::fan::{FanIn, FanInInputs, FanOut};
 use crate::pattern::ring::{after, before};
+use crate::schedule::MAX_FAN;
 use crate::schedule::operand::{input, output, peer, scratch};
 use crate::schedule::{Channel, Program, Schedule, Step};
 use crate::types::{Collective, Rank};

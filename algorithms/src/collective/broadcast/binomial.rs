@@ -10,9 +10,9 @@
 //!
 //! The child with the largest subtree is served first. What a rank takes leaves for its children in the same pass.
 
-use crate::inline_vec::MAX_FAN;
 use crate::pattern::binomial::{children, node, parent, rank as at};
 use crate::pattern::fan::FanOut;
+use crate::schedule::MAX_FAN;
 use crate::schedule::operand::{input, output, peer};
 use crate::schedule::{Program, Schedule, Step};
 use crate::types::{Collective, Rank};

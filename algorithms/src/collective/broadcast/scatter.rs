@@ -9,9 +9,9 @@
 //! * source: M. Barnett et al., "Interprocessor collective communication library (InterCom)", SHPCC 1994, section on long vectors. There the
 //!   root keeps a part too; here it keeps none, since it would have to send that one `n-1` times.
 
-use crate::inline_vec::MAX_FAN;
 use crate::pattern::fan::FanOut;
 use crate::pattern::ring::{after, before};
+use crate::schedule::MAX_FAN;
 use crate::schedule::operand::{input, output, peer};
 use crate::schedule::{Program, Schedule, Step};
 use crate::types::{Collective, Rank};

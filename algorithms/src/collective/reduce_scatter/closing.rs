@@ -2,7 +2,7 @@
 //! other lanes are through with it. Its last step names the last steps of those lanes; where they are more than a step can name,
 //! each of the first of them is named by another.
 
-use crate::inline_vec::MAX_FAN;
+use crate::schedule::MAX_FAN;
 use crate::schedule::{After, Step};
 
 /// The lanes `first..end` are to be through before a closing step.

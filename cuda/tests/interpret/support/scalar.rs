@@ -2,7 +2,7 @@
 //! Elements do not meet, so how chunks are cut into tiles cannot matter; that the device agrees is what the tests show.
 
 use super::operation::{OnRank, Operation};
-use maypole_algorithms::semantics::apply;
+use maypole_algorithms::semantics::evaluate_step;
 use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
 use maypole_cuda::encode::Extent;
 use std::collections::{HashMap, VecDeque};
@@ -93,7 +93,7 @@ impl Run<'_> {
         let parameter = self.operation.parameter(rank, self.nranks);
         let mut algebra = OnRank { operation: self.operation, parameter };
         let me = rank as usize;
-        let value = apply(&mut algebra, step, |operand| match operand {
+        let value = evaluate_step(&mut algebra, step, |operand| match operand {
             Operand::Local(Chunk::Input(i)) => {
                 self.sent[me][range(self.inputs[i as usize])].to_vec()
             }

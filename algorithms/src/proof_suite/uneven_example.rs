@@ -1,7 +1,7 @@
 //! An example of a schedule written by hand: all-reduce over seven ranks in three unequal groups.
 //!
 //! Ranks 0 1 2, ranks 3 4 and ranks 5 6 are the groups (three machines, say), the first of each its leader. Every line of
-//! [`schedule`] is a step as it reads: a member sends its input up; a leader folds the group, keeps the partial sum and
+//! [`uneven_example`] is a step as it reads: a member sends its input up; a leader folds the group, keeps the partial sum and
 //! sends it to the other leaders; then it folds the three partial sums in the order of the groups, so that all leaders
 //! have the same bits, and hands the result down. A member's two steps are two lanes: it may send the next tile
 //! before it has the result of this one.
@@ -21,7 +21,7 @@ use crate::schedule::{Schedule, Step, Table};
 use crate::types::{Collective, Rank};
 
 /// The schedule; it is for seven ranks.
-pub fn schedule() -> Schedule {
+pub fn uneven_example() -> Schedule {
     let p = |rank| peer(rank, 0);
     let table = Table(vec![
         vec![vec![
@@ -59,7 +59,7 @@ mod tests {
     /// The rest is the verifier's: here only that each message sent has someone who takes it.
     #[test]
     fn sends_and_receives_pair_up() {
-        let schedule = schedule();
+        let schedule = uneven_example();
         let mut ends = Vec::new();
         for rank in 0..7 {
             for step in (0..schedule.lanes(rank)).flat_map(|l| schedule.lane(rank, l)) {

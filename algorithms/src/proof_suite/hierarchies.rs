@@ -1,7 +1,7 @@
 //! Hierarchies to prove: some hundreds, of all kinds.
 
-use super::table::all;
-use super::{channels, named, schedule};
+use crate::hierarchy::{all, channels, named, schedule};
+
 use crate::schedule::Schedule;
 use crate::topology::Grouping;
 use crate::types::Collective;
@@ -9,7 +9,7 @@ use crate::types::Collective;
 /// Hierarchies over groupings of 3 to 64 ranks: every one that has a name, over nodes of equal and unequal sizes, of one rank and of many,
 /// with ranks numbered through the nodes and across them, on one rail and on several, with roots here and there; some of three levels,
 /// and some of copies side by side. Always the same ones.
-pub fn listed() -> impl Iterator<Item = Schedule> {
+pub fn hierarchies() -> impl Iterator<Item = Schedule> {
     named_ones().chain(three_levels()).chain(side_by_side())
 }
 
@@ -44,7 +44,7 @@ fn named_ones() -> impl Iterator<Item = Schedule> {
         all().zip(0u32..).filter_map(move |(hierarchy, j)| {
             let rails = hierarchy.rails(&grouping);
             let rails = rails.start() + (i + j) % (rails.end() - rails.start() + 1);
-            let collective = hierarchy.of((7 * i + 5 * j) % grouping.nranks());
+            let collective = hierarchy.collective_with_root((7 * i + 5 * j) % grouping.nranks());
             hierarchy.schedule(collective, &grouping, rails)
         })
     })

@@ -3,7 +3,13 @@
 //!
 //! * [`small`]: every generator of the table at every rank count of [`RANKS`], rooted ones from their first and last rank
 //! * [`large`]: every generator at the rank counts of [`LARGE`], a power of two and its neighbour among them
-//! * [`crate::hierarchy::proof_suite`]: hierarchies over groupings of many shapes
+//! * [`hierarchies`]: hierarchies over groupings of many shapes
+
+mod hierarchies;
+mod uneven_example;
+
+pub use hierarchies::hierarchies;
+pub use uneven_example::uneven_example;
 
 use std::ops::RangeInclusive;
 
@@ -18,8 +24,9 @@ pub const RANKS: RangeInclusive<u32> = 2..=64;
 pub const LARGE: [u32; 4] = [100, 128, 255, 256];
 
 /// The schedules of `generator` at `nranks`, with a root at each of `roots` where it has one.
-pub fn of(generator: &Generator, nranks: u32, roots: &[Rank]) -> Vec<Schedule> {
-    let mut collectives: Vec<_> = roots.iter().map(|&root| generator.of(root)).collect();
+pub fn schedules_of(generator: &Generator, nranks: u32, roots: &[Rank]) -> Vec<Schedule> {
+    let mut collectives: Vec<_> =
+        roots.iter().map(|&root| generator.collective_with_root(root)).collect();
     collectives.dedup();
     collectives.into_iter().map(|collective| generator.schedule(collective, nranks)).collect()
 }
@@ -27,13 +34,13 @@ pub fn of(generator: &Generator, nranks: u32, roots: &[Rank]) -> Vec<Schedule> {
 /// Every generator at these rank counts, from the first and the last rank.
 pub fn small(ranks: RangeInclusive<u32>) -> impl Iterator<Item = Schedule> {
     all().flat_map(move |generator| {
-        ranks.clone().flat_map(|nranks| of(generator, nranks, &[0, nranks - 1]))
+        ranks.clone().flat_map(|nranks| schedules_of(generator, nranks, &[0, nranks - 1]))
     })
 }
 
 /// Every generator at the larger rank counts, from the last rank.
 pub fn large() -> impl Iterator<Item = Schedule> {
-    all().flat_map(|generator| LARGE.into_iter().flat_map(|n| of(generator, n, &[n - 1])))
+    all().flat_map(|generator| LARGE.into_iter().flat_map(|n| schedules_of(generator, n, &[n - 1])))
 }
 
 #[cfg(test)]
@@ -46,7 +53,7 @@ mod tests {
             let named = |s: &Schedule| {
                 (s.name, s.collective.name()) == (generator.name, generator.collective)
             };
-            let rooted = generator.of(0).root().is_some();
+            let rooted = generator.collective_with_root(0).root().is_some();
             let count = small(RANKS).filter(named).count();
             assert_eq!(count, if rooted { 2 * 63 } else { 63 }, "{}", generator.name);
             assert_eq!(large().filter(named).count(), 4, "{}", generator.name);
