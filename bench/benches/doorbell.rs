@@ -3,13 +3,12 @@
 //! `cargo bench -p maypole-bench --bench doorbell`
 
 use std::hint::black_box;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::scope;
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use maypole_transport::doorbell::Doorbell;
-use maypole_transport::sync::full_fence;
+use maypole_transport::sync::{AtomicU64, Ordering, full_fence};
 
 /// Tells the other thread to end.
 const LAST: u64 = u64::MAX;

@@ -1,42 +1,66 @@
-//! The atomics of this crate: the processor's, or loom's when a model is checked (`--cfg loom`).
+//! The atomics of the whole workspace: the processor's, or loom's while a model is checked
+//! (`--cfg loom`).
 //!
-//! Every pair of a release store and an acquire load has a name, written in a comment at both ends.
+//! All other modules take atomic types, fences and the spin hint from here, so that loom can check
+//! the code that uses them. Each pair of a release store and an acquire load has a name, which a
+//! comment at both ends states.
 
 #[cfg(loom)]
-pub use self::model::{Cell, FutexWord, full_fence, spin_hint};
+pub use self::model::*;
 #[cfg(not(loom))]
-pub use self::real::{Cell, FutexWord, full_fence, spin_hint};
+pub use self::real::*;
 pub use core::sync::atomic::Ordering;
-#[cfg(not(loom))]
-pub use core::sync::atomic::{
-    AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, fence,
-};
-#[cfg(loom)]
-pub use loom::sync::atomic::{
-    AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, fence,
-};
 
 #[cfg(not(loom))]
 mod real {
     pub use core::hint::spin_loop as spin_hint;
-    use core::sync::atomic::AtomicU32;
+    pub use core::sync::atomic::fence;
     use core::{cell::UnsafeCell, ptr, time::Duration};
 
-    /// Orders every earlier store before every later load (and all else), on every processor: what the doorbell needs.
+    pub use self::types::*;
+
+    /// The one place that names the types of the standard library. They are aliases, not
+    /// re-exports: clippy sees through a re-export and would reject its users.
+    #[allow(clippy::disallowed_types)]
+    mod types {
+        use core::sync::atomic as std_atomic;
+
+        /// An atomic `bool`.
+        pub type AtomicBool = std_atomic::AtomicBool;
+        /// An atomic `u8`.
+        pub type AtomicU8 = std_atomic::AtomicU8;
+        /// An atomic `u32`.
+        pub type AtomicU32 = std_atomic::AtomicU32;
+        /// An atomic `u64`.
+        pub type AtomicU64 = std_atomic::AtomicU64;
+        /// An atomic `i32`.
+        pub type AtomicI32 = std_atomic::AtomicI32;
+        /// An atomic `i64`.
+        pub type AtomicI64 = std_atomic::AtomicI64;
+        /// An atomic `usize`.
+        pub type AtomicUsize = std_atomic::AtomicUsize;
+        /// An atomic pointer.
+        pub type AtomicPtr<T> = std_atomic::AtomicPtr<T>;
+    }
+
+    /// Orders all earlier loads and stores before all later ones, on every processor. A plain
+    /// release or acquire does not order an earlier store before a later load; the doorbell needs
+    /// that.
     #[inline(always)]
     pub fn full_fence() {
-        // A locked operation on the own stack is a full barrier for ordinary memory and cheaper than mfence, which
-        // some processors also serialize. Non-temporal stores are fenced by whoever makes them.
+        // A locked operation on this thread's stack is a full barrier for ordinary memory. It is
+        // cheaper than mfence, which also serializes instructions on some processors.
+        // Code that makes non-temporal stores fences them itself.
         #[cfg(all(target_arch = "x86_64", not(miri)))]
-        // SAFETY: it adds zero to a word of this thread's own stack, which is always writable.
+        // SAFETY: it ORs zero into a word of this thread's own stack, which is always writable.
         unsafe {
             core::arch::asm!("lock or dword ptr [rsp], 0");
         }
         #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-        core::sync::atomic::fence(super::Ordering::SeqCst);
+        fence(super::Ordering::SeqCst);
     }
 
-    /// Plain memory that a protocol hands from one side to the other.
+    /// Ordinary memory that a protocol passes from one side to the other.
     #[derive(Debug)]
     #[repr(transparent)]
     pub struct Cell<T>(UnsafeCell<T>);
@@ -47,20 +71,20 @@ mod real {
             Self(UnsafeCell::new(value))
         }
 
-        /// The memory, to be read as long as the protocol grants it.
+        /// Calls `read` with the address. It may be read while the protocol allows it.
         #[inline(always)]
         pub fn with<R>(&self, read: impl FnOnce(*const T) -> R) -> R {
             read(self.0.get())
         }
 
-        /// The memory, to be written as long as the protocol grants it.
+        /// Calls `write` with the address. It may be written while the protocol allows it.
         #[inline(always)]
         pub fn with_mut<R>(&self, write: impl FnOnce(*mut T) -> R) -> R {
             write(self.0.get())
         }
     }
 
-    /// A word on which threads of several processes sleep. All zeros is a valid one.
+    /// A word on which threads of several processes can sleep. All zeros is a valid value.
     #[derive(Debug, Default)]
     #[repr(transparent)]
     pub struct FutexWord(AtomicU32);
@@ -72,15 +96,16 @@ mod real {
             &self.0
         }
 
-        /// Sleeps as long as the word is `expected`, until it is woken, a signal is handled or the time is over.
+        /// Sleeps while the word is `expected`: until it is woken, a signal is handled or `timeout`
+        /// has passed.
         pub fn wait(&self, expected: u32, timeout: Option<Duration>) {
             let timeout = timeout.map(|t| libc::timespec {
                 tv_sec: t.as_secs().min(i32::MAX as u64) as libc::time_t,
                 tv_nsec: t.subsec_nanos().into(),
             });
             let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
-            // The result says why it returned; callers look at what they wait for instead.
-            // SAFETY: the word and the timespec are alive during the call; the kernel only reads them.
+            // The result says why the call returned. Callers check their condition instead.
+            // SAFETY: word and timespec are alive during the call; the kernel only reads them.
             unsafe {
                 libc::syscall(
                     libc::SYS_futex,
@@ -92,9 +117,9 @@ mod real {
             }
         }
 
-        /// Wakes all who sleep on the word.
+        /// Wakes all threads that sleep on the word.
         pub fn wake_all(&self) {
-            // SAFETY: the word is alive; the kernel does not access it, it is only a name here.
+            // SAFETY: the word is alive; the kernel only uses its address as a name.
             unsafe {
                 libc::syscall(libc::SYS_futex, self.0.as_ptr(), libc::FUTEX_WAKE, i32::MAX);
             }
@@ -102,20 +127,25 @@ mod real {
     }
 }
 
-/// The same in loom's terms; documented at the real ones.
+/// The same items, built on loom's types. The documentation is at those of `real`.
 #[cfg(loom)]
 #[allow(missing_docs)]
 mod model {
     pub use loom::cell::UnsafeCell as Cell;
     pub use loom::hint::spin_loop as spin_hint;
-    use loom::sync::atomic::{AtomicU32, Ordering, fence};
+    use loom::sync::atomic::Ordering;
+    pub use loom::sync::atomic::{
+        AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
+        fence,
+    };
     use loom::sync::{Condvar, Mutex};
 
     pub fn full_fence() {
         fence(Ordering::SeqCst);
     }
 
-    /// The kernel compares the word and goes to sleep under the lock of the word's queue, which the waker takes too.
+    /// As in the kernel: a waiter compares the word and goes to sleep under the lock of the word's
+    /// queue, and a waker takes that lock too.
     #[derive(Debug, Default)]
     pub struct FutexWord {
         word: AtomicU32,
