@@ -5,6 +5,7 @@ use maypole_cuda::driver::DriverError;
 use maypole_transport::error::LinkError;
 
 use crate::bootstrap::BootstrapError;
+use crate::launch::LaunchError;
 
 /// An error of the library. Whoever first decides one logs it; who passes it on does not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -73,6 +74,10 @@ pub enum Error {
     /// The ranks did not find together.
     #[error(transparent)]
     Bootstrap(BootstrapError),
+    /// The launcher's variables cannot be used, or the processes that it started do not find each
+    /// other.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
     /// Nobody's fault: this version does not do it.
     #[error("not supported: {what}")]
     Unsupported {
@@ -141,6 +146,7 @@ impl Error {
             Self::InvalidUsage { .. }
             | Self::Mismatch { .. }
             | Self::Unsupported { .. }
+            | Self::Launch(LaunchError::Variables { .. })
             | Self::Link(L::PeerLeft { .. } | L::NotConnected { .. } | L::Misuse { .. })
             | Self::Bootstrap(
                 B::Setting { .. }
@@ -150,6 +156,7 @@ impl Error {
                 | B::Disagreement { .. },
             ) => ResultCode::InvalidUsage,
             Self::System { .. }
+            | Self::Launch(LaunchError::Rendezvous { .. })
             | Self::Link(L::System { .. })
             | Self::Bootstrap(B::System { .. }) => ResultCode::SystemError,
             Self::Aborted { .. }

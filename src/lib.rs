@@ -16,6 +16,7 @@ mod control;
 pub mod device;
 mod engine;
 pub mod error;
+pub mod launch;
 pub mod logger;
 pub mod memory;
 mod plan;

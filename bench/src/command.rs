@@ -65,7 +65,7 @@ fn bench(args: Vec<OsString>) -> u8 {
             return status::FINE;
         }
         Ok(Some(options)) => match options.processes {
-            Some(processes) if !launch::placed() => {
+            Some(processes) if !launch::is_launched() => {
                 Ok(start(processes, options.ranks_per_process() == 1))
             }
             _ => one_of_them(options),
@@ -99,7 +99,7 @@ fn compare(args: Vec<OsString>) -> Result<u8, lexopt::Error> {
         print!("{}", compare::HELP);
         return Ok(status::FINE);
     };
-    if request.nranks > 1 && !launch::placed() {
+    if request.nranks > 1 && !launch::is_launched() {
         return Ok(start(request.nranks, true));
     }
     maypole::logger::install();
@@ -116,8 +116,10 @@ fn compare(args: Vec<OsString>) -> Result<u8, lexopt::Error> {
 
 /// This command again, as that many processes; returns the exit status of them all.
 fn start(nranks: u32, bind: bool) -> u8 {
-    launch::local::launch(&mut |_| launch::local::myself(), nranks, bind).unwrap_or_else(|error| {
-        eprintln!("maypole: cannot run {nranks} processes: {error}");
-        status::SYSTEM
-    })
+    launch::local::launch(&mut |_| launch::local::this_program(), nranks, bind).unwrap_or_else(
+        |error| {
+            eprintln!("maypole: cannot run {nranks} processes: {error}");
+            status::SYSTEM
+        },
+    )
 }

@@ -15,7 +15,7 @@ use maypole::{Call, Communicator, DType, RedOp, UniqueId};
 use maypole_algorithms::collective::{Generator, generators};
 use maypole_algorithms::{Class, Collective};
 
-use crate::launch::{Exchange, Place};
+use crate::launch::{LaunchExchange, LaunchedRank};
 use crate::options::size;
 
 /// The text of `maypole compare --help`.
@@ -156,8 +156,8 @@ struct Row {
 }
 
 /// Runs as one of the processes; the first prints.
-pub(crate) fn run(request: &Request, place: Place) -> Result<(), Box<dyn Error>> {
-    let Place { rank, mut exchange, .. } = place;
+pub(crate) fn run(request: &Request, place: LaunchedRank) -> Result<(), Box<dyn Error>> {
+    let LaunchedRank { rank, mut exchange, .. } = place;
     let mut contestants = Vec::new();
     for generator in request.generators() {
         contestants.push(enlist(request, generator, rank, &mut *exchange)?);
@@ -189,7 +189,7 @@ fn enlist(
     request: &Request,
     generator: &Generator,
     rank: u32,
-    exchange: &mut dyn Exchange,
+    exchange: &mut dyn LaunchExchange,
 ) -> Result<Contestant, Box<dyn Error>> {
     let only = format!("{}:{}", generator.collective, generator.name);
     let config = Config { algorithms: Some(only), ..Config::get().clone() };
@@ -206,7 +206,7 @@ fn measure(
     request: &Request,
     size: usize,
     contestants: &mut [Contestant],
-    exchange: &mut dyn Exchange,
+    exchange: &mut dyn LaunchExchange,
 ) -> Result<Vec<Row>, Box<dyn Error>> {
     let count = request.count(size);
     let [send, recv] = request.lengths(count);
@@ -254,7 +254,7 @@ fn time(
     comm: &mut Communicator,
     call: &Call,
     calls: usize,
-    exchange: &mut dyn Exchange,
+    exchange: &mut dyn LaunchExchange,
 ) -> Result<f64, Box<dyn Error>> {
     exchange.all_gather(&[])?;
     let start = Instant::now();

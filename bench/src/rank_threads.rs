@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::launch::{Exchange, LONGEST};
+use crate::launch::{LaunchExchange, MAX_CONTRIBUTION};
 use crate::status::Failure;
 
 /// One rank's end.
@@ -19,7 +19,7 @@ struct Crew {
 }
 
 struct State {
-    exchange: Box<dyn Exchange>,
+    exchange: Box<dyn LaunchExchange>,
     given: Vec<Option<Vec<u8>>>,
     /// How many exchanges have ended.
     rounds: u64,
@@ -32,7 +32,7 @@ struct State {
 }
 
 /// The members of this process, `count` of them, of a run whose processes talk by `exchange`.
-pub(crate) fn crew(exchange: Box<dyn Exchange>, count: u32) -> Vec<Member> {
+pub(crate) fn crew(exchange: Box<dyn LaunchExchange>, count: u32) -> Vec<Member> {
     let state = State {
         exchange,
         given: vec![None; count as usize],
@@ -81,7 +81,7 @@ impl Member {
         let bytes: Vec<u8> = mine.iter().flat_map(|number| number.to_le_bytes()).collect();
         let mut all: Vec<Vec<f64>> = Vec::new();
         // Ranks of one process share a contribution to the exchange, and each is announced by its length.
-        let share = LONGEST / 2 / self.crew.lock().given.len() / 8 * 8;
+        let share = MAX_CONTRIBUTION / 2 / self.crew.lock().given.len() / 8 * 8;
         for piece in bytes.chunks(share) {
             let gathered = self.all_gather(piece)?;
             all.resize_with(gathered.len(), Vec::new);
@@ -146,9 +146,9 @@ mod tests {
     /// Two processes that say the same.
     struct Twice;
 
-    impl Exchange for Twice {
+    impl LaunchExchange for Twice {
         fn all_gather(&mut self, mine: &[u8]) -> io::Result<Vec<Vec<u8>>> {
-            assert!(mine.len() <= LONGEST);
+            assert!(mine.len() <= MAX_CONTRIBUTION);
             Ok(vec![mine.to_vec(), mine.to_vec()])
         }
     }

@@ -75,6 +75,12 @@ impl From<maypole::Error> for Failure {
     }
 }
 
+impl From<maypole::launch::LaunchError> for Failure {
+    fn from(error: maypole::launch::LaunchError) -> Self {
+        Self::system(error.to_string())
+    }
+}
+
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::system(error.to_string())

@@ -58,6 +58,7 @@ pub use error::{BootstrapError, Options, RankSet};
 pub use id::{UNIQUE_ID_BYTES, UniqueId};
 pub use join::{Joined, Keys, MOST_CARD, join, join_among, join_with};
 pub use rejoin::Meeting;
+pub(crate) use secret::random;
 pub use traffic::Traffic;
 pub use tree::{ControlTree, MOST_ITEM};
 pub(crate) use tree::{Exchange, Heard};

@@ -52,7 +52,7 @@ impl fmt::Debug for Secret {
 }
 
 /// Unpredictable bytes from the kernel.
-pub(super) fn random() -> Result<[u8; BYTES], BootstrapError> {
+pub(crate) fn random() -> Result<[u8; BYTES], BootstrapError> {
     let mut bytes = [0_u8; BYTES];
     let mut filled = 0;
     while filled < BYTES {

@@ -1,6 +1,8 @@
-//! With feature `mpi`: the exchange is MPI's own, so what the ranks tell each other, the unique id above all, travels as MPI's
-//! messages do. A program is tied to the MPI it was built with; under another's launcher it goes by what that launcher
-//! offers ([`job`](super::job)), as a program without the feature does.
+//! The exchange over MPI, with feature `mpi`: what the ranks tell each other, such as the unique id,
+//! travels as MPI's own messages.
+//!
+//! A program is tied to the MPI that it was built with. Under the launcher of another MPI it uses
+//! [`maypole::launch`], as a program without the feature does.
 
 use std::io;
 use std::time::Duration;
@@ -11,56 +13,64 @@ use mpi::datatype::PartitionMut;
 use mpi::environment::Universe;
 use mpi::topology::{Communicator, SimpleCommunicator};
 
-use super::Exchange;
-use super::job::Way;
+use maypole::launch::{LaunchExchange, LaunchedRank, LauncherJob, ProcessManagement};
 
-/// Between two looks at a barrier: MPI has no wait that sleeps, and who is early must leave its core to the others.
+/// The pause between two tests of a barrier. MPI has no wait that sleeps, and a rank that waits must
+/// leave its core to the others.
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// An exchange among all processes of `MPI_COMM_WORLD`. MPI ends with it. It may be used by one thread after the other.
-pub(super) struct World {
+/// An exchange between all processes of `MPI_COMM_WORLD`. When it is dropped, MPI is finalized. One
+/// thread at a time may use it.
+struct MpiExchange {
     _universe: Universe,
 }
 
-/// The first line of what MPI says of itself.
+/// The name and version of MPI, from the first line of its own description.
 pub(super) fn version() -> String {
     let text = mpi::environment::library_version().unwrap_or_default();
-    // Some end it with a zero byte.
+    // Some versions of MPI end the text with a zero byte.
     let text = text.trim_matches(['\0', ' ', '\n']).lines().next().unwrap_or_default();
     text.split(',').next().unwrap_or_default().replace('\t', " ")
 }
 
-/// Whether the launcher that left this way is that of our MPI.
-pub(super) fn serves(way: &Way) -> bool {
-    serves_as(&version(), way)
+/// Whether the launcher that started this process is that of our MPI.
+pub(super) fn serves(job: &LauncherJob) -> bool {
+    job.process_management().is_some_and(|interface| is_launcher_of(&version(), interface))
 }
 
-fn serves_as(version: &str, way: &Way) -> bool {
-    match way {
-        Way::Pmix(_) => version.starts_with("Open MPI"),
-        Way::Pmi(_) => version.starts_with("MPICH") || version.starts_with("Intel"),
-        Way::Host(_) | Way::Dial { .. } => false,
+fn is_launcher_of(version: &str, interface: ProcessManagement) -> bool {
+    match interface {
+        ProcessManagement::Pmix => version.starts_with("Open MPI"),
+        ProcessManagement::Pmi1 => version.starts_with("MPICH") || version.starts_with("Intel"),
     }
 }
 
-/// Begins MPI.
-pub(super) fn exchange(rank: u32, nranks: u32) -> io::Result<World> {
+/// Initializes MPI.
+///
+/// # Errors
+/// MPI was already initialized, or disagrees with the launcher about rank and number of ranks.
+pub(super) fn launched_rank(job: &LauncherJob) -> io::Result<LaunchedRank> {
+    let (rank, nranks) = (job.rank(), job.nranks());
     let Some((universe, _)) = mpi::initialize_with_threading(Threading::Serialized) else {
-        return Err(io::Error::other("MPI has been begun and ended in this process already"));
+        return Err(io::Error::other("MPI was already initialized in this process"));
     };
     let world = universe.world();
     let found = (world.rank().cast_unsigned(), world.size().cast_unsigned());
     if found != (rank, nranks) {
-        let (rank, nranks) = found;
         return Err(io::Error::other(format!(
-            "MPI says rank {rank} of {nranks}: is this the mpirun of {}?",
+            "process {rank} of {nranks} of {}: MPI says that this is rank {} of {}; is this the \
+             mpirun of {}?",
+            job.launcher(),
+            found.0,
+            found.1,
             version()
         )));
     }
-    Ok(World { _universe: universe })
+    let exchange = Box::new(MpiExchange { _universe: universe });
+    Ok(LaunchedRank { rank, nranks, exchange })
 }
 
-impl Exchange for World {
+impl LaunchExchange for MpiExchange {
     fn all_gather(&mut self, mine: &[u8]) -> io::Result<Vec<Vec<u8>>> {
         let world = SimpleCommunicator::world();
         let mut barrier = world.immediate_barrier();
@@ -74,7 +84,7 @@ impl Exchange for World {
         let starts: Vec<i32> =
             counts.iter().scan(0, |at, &count| Some(std::mem::replace(at, *at + count))).collect();
         let mut bytes = vec![0_u8; counts.iter().map(|&count| count as usize).sum()];
-        // Open MPI refuses to gather nothing at all.
+        // Open MPI refuses to gather no bytes at all.
         if !bytes.is_empty() {
             let mut parts = PartitionMut::new(&mut bytes[..], &counts[..], &starts[..]);
             world.all_gather_varcount_into(mine, &mut parts);
@@ -91,12 +101,12 @@ mod tests {
 
     #[test]
     fn only_its_own_launcher_serves_an_mpi() {
-        let (pmi, pmix) = (Way::Pmi(6), Way::Pmix(None));
-        assert!(serves_as("Open MPI v4.1.4", &pmix) && !serves_as("Open MPI v4.1.4", &pmi));
-        assert!(
-            serves_as("MPICH Version: 4.0.2", &pmi) && !serves_as("MPICH Version: 4.0.2", &pmix)
-        );
-        assert!(serves_as("Intel(R) MPI Library 2021.19", &pmi));
+        let (pmi, pmix) = (ProcessManagement::Pmi1, ProcessManagement::Pmix);
+        assert!(is_launcher_of("Open MPI v4.1.4", pmix));
+        assert!(!is_launcher_of("Open MPI v4.1.4", pmi));
+        assert!(is_launcher_of("MPICH Version: 4.0.2", pmi));
+        assert!(!is_launcher_of("MPICH Version: 4.0.2", pmix));
+        assert!(is_launcher_of("Intel(R) MPI Library 2021.19", pmi));
         assert!(!version().is_empty());
     }
 }

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use maypole::UniqueId;
 
-use crate::launch::{Exchange, Place};
+use crate::launch::{LaunchExchange, LaunchedRank};
 use crate::operation::traffic::Matrix;
 use crate::options::Options;
 use crate::rank_threads::{Member, crew};
@@ -56,9 +56,9 @@ struct Process {
 }
 
 /// Runs the ranks of the process at `place`; returns the exit status.
-pub(crate) fn run(options: Options, place: Place) -> Result<u8, Failure> {
+pub(crate) fn run(options: Options, place: LaunchedRank) -> Result<u8, Failure> {
     let before = resources::memory();
-    let Place { rank: process, nranks, mut exchange } = place;
+    let LaunchedRank { rank: process, nranks, mut exchange } = place;
     if let Some(wanted) = options.processes.filter(|&n| n != nranks) {
         let text =
             format!("-np {wanted}: a launcher has started {nranks} processes; leave -np away");
@@ -131,7 +131,7 @@ fn new_id() -> Result<Vec<u8>, Failure> {
 
 /// Tells all processes of this one, and returns what they say.
 fn introduce(
-    exchange: &mut dyn Exchange,
+    exchange: &mut dyn LaunchExchange,
     options: &Options,
     matrix: Option<&Option<Matrix>>,
 ) -> Result<Vec<Process>, Failure> {

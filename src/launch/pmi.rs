@@ -1,28 +1,30 @@
-//! PMI-1, as MPICH's Hydra, Intel MPI and others speak it: lines of `name=value` words over an inherited socket, `PMI_FD`.
+//! The variables and the protocol of PMI-1, of MPICH's Hydra, Intel MPI and others: lines of
+//! `name=value` words over an inherited socket, `PMI_FD`.
 //!
-//! Rank 0 puts one value, all meet at a barrier, the others get it; then the channel is closed. What travels is as safe as
-//! the launcher's own connections: on one host sockets of this user, between hosts whatever Hydra has there.
+//! Rank 0 puts one value, all ranks wait at a barrier, the others get the value; then the channel is
+//! closed. The value is as safe as the launcher's own connections: on one host these are sockets of
+//! this user, between hosts they are what Hydra uses.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use super::job::{Job, Lookup, Way, number, place};
+use super::job::{LauncherJob, RendezvousMethod, VariableLookup, number, rank_of_nranks};
 
 const NAME: &str = "PMI-1 (mpirun of MPICH or Intel MPI)";
 
-/// Under which the value is put.
+/// The key of the value.
 const KEY: &str = "maypole-launch";
 
-pub(super) fn job(lookup: Lookup) -> Result<Option<Job>, String> {
-    let placed = place(lookup, "PMI_RANK", "PMI_SIZE")?;
-    let (Some((rank, nranks)), Some(fd)) = (placed, number(lookup, "PMI_FD")?) else {
-        return match (placed, lookup("PMI_PORT"), lookup("PMIX_NAMESPACE")) {
-            // Slurm sets rank and size whatever its --mpi is.
+pub(super) fn job(lookup: VariableLookup) -> Result<Option<LauncherJob>, String> {
+    let rank_and_size = rank_of_nranks(lookup, "PMI_RANK", "PMI_SIZE")?;
+    let (Some((rank, nranks)), Some(fd)) = (rank_and_size, number(lookup, "PMI_FD")?) else {
+        return match (rank_and_size, lookup("PMI_PORT"), lookup("PMIX_NAMESPACE")) {
+            // Slurm sets PMI_RANK and PMI_SIZE with every --mpi.
             _ if lookup("SLURM_STEP_ID").is_some() => Ok(None),
             (Some((rank, nranks)), port, None) if nranks > 1 => Err(format!(
-                "PMI_RANK={rank} of PMI_SIZE={nranks}, but PMI_FD is not set{}: this program speaks PMI-1 over PMI_FD, as mpirun of \
-                 MPICH and Intel MPI offer it",
+                "PMI_RANK={rank} of PMI_SIZE={nranks}, but PMI_FD is not set{}: this program speaks \
+                 PMI-1 over PMI_FD, which mpirun of MPICH and of Intel MPI set",
                 port.map_or(String::new(), |it| format!(
                     " (PMI_PORT={it} is, and is not supported)"
                 ))
@@ -30,59 +32,66 @@ pub(super) fn job(lookup: Lookup) -> Result<Option<Job>, String> {
             _ => Ok(None),
         };
     };
-    let fd = RawFd::try_from(fd).map_err(|_| format!("PMI_FD={fd} is no descriptor"))?;
-    Ok(Some(Job { launcher: NAME, rank, nranks, way: Way::Pmi(fd) }))
+    let fd = RawFd::try_from(fd).map_err(|_| format!("PMI_FD={fd} is not a descriptor"))?;
+    Ok(Some(LauncherJob { launcher: NAME, rank, nranks, method: RendezvousMethod::Pmi(fd) }))
 }
 
-/// Gives what rank 0 gives to all.
+/// Broadcasts rank 0's text, which is `mine` there, to all ranks.
 pub(super) fn broadcast(fd: RawFd, rank: u32, mine: Option<&str>) -> io::Result<String> {
-    // SAFETY: the launcher left this descriptor open for us, or fcntl says that it did not.
+    // SAFETY: fcntl accepts any number, and fails if it is not an open descriptor.
     if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
-        return Err(failed(&format!("PMI_FD={fd} is not open: was it closed by a wrapper?")));
+        return Err(failed(&format!(
+            "PMI_FD={fd} is not open; did a wrapper of this program close it?"
+        )));
     }
-    // SAFETY: it is open, as was just seen, and a copy is made at once.
+    // SAFETY: the descriptor is open, as fcntl just showed, and is only borrowed for the copy.
     let copy = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?;
-    Session::new(UnixStream::from(copy))?.broadcast(rank, mine)
+    PmiSession::new(UnixStream::from(copy))?.broadcast(rank, mine)
 }
 
-struct Session {
+/// The conversation with the launcher over its channel.
+struct PmiSession {
     send: UnixStream,
     receive: BufReader<UnixStream>,
 }
 
-impl Session {
+impl PmiSession {
     fn new(socket: UnixStream) -> io::Result<Self> {
         Ok(Self { send: socket.try_clone()?, receive: BufReader::new(socket) })
     }
 
     fn broadcast(&mut self, rank: u32, mine: Option<&str>) -> io::Result<String> {
-        self.ask("cmd=init pmi_version=1 pmi_subversion=1", "response_to_init")?;
-        let name = self.ask("cmd=get_my_kvsname", "my_kvsname")?;
-        let name = word(&name, "kvsname").ok_or_else(|| failed("it names no key-value space"))?;
+        self.request("cmd=init pmi_version=1 pmi_subversion=1", "response_to_init")?;
+        let name = self.request("cmd=get_my_kvsname", "my_kvsname")?;
+        let name =
+            word(&name, "kvsname").ok_or_else(|| failed("the answer names no key-value space"))?;
         let name = name.to_owned();
         if let Some(value) = mine.filter(|_| rank == 0) {
             let put = format!("cmd=put kvsname={name} key={KEY} value={value}");
-            self.ask(&put, "put_result")?;
+            self.request(&put, "put_result")?;
         }
-        self.ask("cmd=barrier_in", "barrier_out")?;
-        let got = self.ask(&format!("cmd=get kvsname={name} key={KEY}"), "get_result")?;
-        let value = word(&got, "value").ok_or_else(|| failed("it lost what rank 0 put"))?;
-        self.ask("cmd=finalize", "finalize_ack")?;
+        self.request("cmd=barrier_in", "barrier_out")?;
+        let got = self.request(&format!("cmd=get kvsname={name} key={KEY}"), "get_result")?;
+        let value = word(&got, "value").ok_or_else(|| failed("the answer has no value"))?;
+        self.request("cmd=finalize", "finalize_ack")?;
         Ok(value.to_owned())
     }
 
-    /// Sends a line; returns the answer, which must be of this kind and good.
-    fn ask(&mut self, line: &str, kind: &str) -> io::Result<String> {
+    /// Sends a line; returns the answer, which must be of this kind and must not report a failure.
+    fn request(&mut self, line: &str, kind: &str) -> io::Result<String> {
         self.send.write_all(format!("{line}\n").as_bytes())?;
         let mut answer = String::new();
         if self.receive.read_line(&mut answer)? == 0 {
-            return Err(failed("it closed the channel"));
+            return Err(failed("the launcher closed it"));
         }
-        let good = word(&answer, "rc").is_none_or(|rc| rc == "0");
-        if word(&answer, "cmd") != Some(kind) || !good {
-            // The line may hold what is nobody's business; its answer does not, if it is not what was asked for.
-            let asked = word(line, "cmd").unwrap_or_default();
-            return Err(failed(&format!("it answered {asked} with: {}", answer.trim())));
+        let succeeded = word(&answer, "rc").is_none_or(|rc| rc == "0");
+        if word(&answer, "cmd") != Some(kind) || !succeeded {
+            // The line may hold the secret, so only its command is shown. A wrong answer holds none.
+            let command = word(line, "cmd").unwrap_or_default();
+            return Err(failed(&format!(
+                "the launcher answered {command} with: {}",
+                answer.trim()
+            )));
         }
         Ok(answer)
     }
@@ -92,7 +101,7 @@ fn failed(why: &str) -> io::Error {
     io::Error::other(format!("the launcher's PMI-1 channel: {why}"))
 }
 
-/// The value of a word of a line. A value has no blanks; `msg`, which may have, comes last.
+/// The value of a word of a line. A value has no blanks; only `msg`, which comes last, may have.
 fn word<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     let mut words = line.split_ascii_whitespace();
     words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
@@ -100,17 +109,21 @@ fn word<'a>(line: &'a str, name: &str) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::job::tests::under;
+    use super::super::job::tests::variables;
     use super::*;
 
-    /// A launcher of two processes with what it says on a `get`.
+    fn job_in(set: &[(&str, &str)]) -> Result<Option<LauncherJob>, String> {
+        job(&variables(set))
+    }
+
+    /// A launcher of two processes, which answers a `get` with `last`, where % stands for the value.
     fn launcher(sockets: Vec<UnixStream>, last: &'static str) -> std::thread::JoinHandle<()> {
         std::thread::spawn(move || {
             let mut value = String::new();
             let mut waiting = Vec::new();
             let mut readers: Vec<_> =
                 sockets.iter().map(|it| BufReader::new(it.try_clone().unwrap())).collect();
-            // All of one process, up to its barrier, then the next; then each to its end.
+            // It serves one process up to its barrier, then the other; then each to its end.
             for phase in 0..2 {
                 for (at, reader) in readers.iter_mut().enumerate() {
                     if phase == 1 {
@@ -155,7 +168,7 @@ mod tests {
             .map(|(rank, socket)| {
                 std::thread::spawn(move || {
                     let mine = format!("secret@{rank}");
-                    Session::new(socket)?.broadcast(rank, (rank == 0).then_some(&*mine))
+                    PmiSession::new(socket)?.broadcast(rank, (rank == 0).then_some(&*mine))
                 })
             })
             .collect();
@@ -165,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn all_get_what_rank_0_puts() {
+    fn all_ranks_get_the_value_of_rank_0() {
         let got = run("cmd=get_result rc=0 msg=success value=%");
         assert_eq!(
             got.iter().map(|it| it.as_deref().unwrap()).collect::<Vec<_>>(),
@@ -174,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_told() {
+    fn a_failed_request_is_an_error() {
         for got in run("cmd=get_result rc=-1 msg=key_not_found value=unknown") {
             let error = got.unwrap_err().to_string();
             assert!(error.contains("answered get with: cmd=get_result rc=-1"), "{error}");
@@ -182,11 +195,11 @@ mod tests {
     }
 
     #[test]
-    fn a_rank_without_a_channel_is_an_error() {
+    fn missing_pmi_fd_is_an_error() {
         let error =
-            under(&[("PMI_RANK", "0"), ("PMI_SIZE", "2"), ("PMI_PORT", "n1:7")]).unwrap_err();
+            job_in(&[("PMI_RANK", "0"), ("PMI_SIZE", "2"), ("PMI_PORT", "n1:7")]).unwrap_err();
         assert!(error.contains("PMI_FD is not set (PMI_PORT=n1:7"), "{error}");
-        assert_eq!(under(&[("PMI_RANK", "0"), ("PMI_SIZE", "1")]), Ok(None));
+        assert_eq!(job_in(&[("PMI_RANK", "0"), ("PMI_SIZE", "1")]), Ok(None));
         assert!(broadcast(9999, 1, None).unwrap_err().to_string().contains("not open"));
     }
 }
