@@ -125,7 +125,7 @@ fn an_abort_by_another_thread_ends_kernels_that_wait() {
 fn a_rank_that_is_killed_is_an_error_on_all_others() {
     for devices in ["1", "2"] {
         let settings = [("LD_LIBRARY_PATH", folder()), ("SIMCUDA_DEVICES", devices)];
-        let mut job = Job::start(3, "forever", &settings);
+        let mut job = Job::start("rank", 3, "forever", &settings);
         job.all_say("started");
         job.signal(1, libc::SIGKILL);
         for rank in [0, 2] {

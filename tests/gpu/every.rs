@@ -68,7 +68,7 @@ fn every_form_of_every_collective_type_and_operation() {
 }
 
 fn in_processes(ranks: u32) {
-    let mut job = Job::start(ranks, "every", &[("LD_LIBRARY_PATH", folder())]);
+    let mut job = Job::start("rank", ranks, "every", &[("LD_LIBRARY_PATH", folder())]);
     job.all_well().into_iter().for_each(|said| assert_eq!(said, "done"));
 }
 

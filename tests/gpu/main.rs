@@ -10,12 +10,15 @@ mod every;
 mod failures;
 mod graphs;
 mod piece;
+mod proxy;
 mod random;
 mod round;
 mod simulator;
 mod steady;
 mod world;
 
+#[path = "../support/mixed_memory.rs"]
+mod mixed_memory;
 #[path = "../support/ranks.rs"]
 mod ranks;
 

@@ -122,6 +122,6 @@ fn random_calls_on_devices_that_do_not_reach_each_other() {
 #[test]
 fn random_calls_of_processes() {
     let settings = [QUEUES, ("LD_LIBRARY_PATH", crate::simulator::folder())];
-    let mut job = crate::ranks::Job::start(3, "random", &settings);
+    let mut job = crate::ranks::Job::start("rank", 3, "random", &settings);
     job.all_well().into_iter().for_each(|said| assert_eq!(said, "done"));
 }

@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use maypole::{Communicator, UniqueId};
 
+/// Settings that make ranks of one host use TCP.
+pub(crate) const OVER_TCP: [(&str, &str); 2] =
+    [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1")];
+
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A job of rank processes; what is left of it is killed when it goes, or by its watchdog.
@@ -19,32 +23,40 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    pub(crate) fn start(nranks: u32, scene: &str, environment: &[(&str, &str)]) -> Self {
-        Self::start_patient(nranks, scene, environment, PATIENCE)
+    pub(crate) fn start(
+        entry: &str,
+        nranks: u32,
+        scene: &str,
+        environment: &[(&str, &str)],
+    ) -> Self {
+        Self::start_patient(entry, nranks, scene, environment, PATIENCE)
     }
 
     /// With an id that was made elsewhere.
     pub(crate) fn start_with(
+        entry: &str,
         id: UniqueId,
         nranks: u32,
         scene: &str,
         environment: &[(&str, &str)],
     ) -> Self {
-        Self::launch(id, nranks, scene, environment, PATIENCE)
+        Self::launch(entry, id, nranks, scene, environment, PATIENCE)
     }
 
     /// With a watchdog that waits longer.
     pub(crate) fn start_patient(
+        entry: &str,
         nranks: u32,
         scene: &str,
         environment: &[(&str, &str)],
         patience: Duration,
     ) -> Self {
         let id = UniqueId::create().expect("a unique id");
-        Self::launch(id, nranks, scene, environment, patience)
+        Self::launch(entry, id, nranks, scene, environment, patience)
     }
 
     fn launch(
+        entry: &str,
         id: UniqueId,
         nranks: u32,
         scene: &str,
@@ -54,7 +66,7 @@ impl Job {
         let start = |rank: u32| {
             // Not by its path: there a build may have put another one, or none yet.
             let mut child = Command::new("/proc/self/exe")
-                .args(["--exact", "rank", "--ignored", "--nocapture", "--test-threads=1"])
+                .args(["--exact", entry, "--ignored", "--nocapture", "--test-threads=1"])
                 .env("MAYPOLE_TEST_SCENE", format!("{scene} {rank} {nranks}"))
                 .envs(environment.iter().copied())
                 .stdin(Stdio::piped())

@@ -1,13 +1,8 @@
 //! Calls of the C ABI as profilers see them: ranges of NVTX, told to a library that `NVTX_INJECTION64_PATH` names.
 
-#[path = "support/c_program.rs"]
-mod c_program;
-#[path = "support/cargo_build.rs"]
-mod cargo_build;
-
 use std::path::Path;
 
-use c_program::{compile, output, watched};
+use crate::c_program::{compile, output, watched};
 use tempfile::TempDir;
 
 /// What a run of `tests/abi/nvtx.c` writes to standard error, where the variable has that value.

@@ -11,8 +11,12 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use crate::ranks::OVER_TCP;
 use maypole::{Communicator, Error, RedOp, UniqueId};
 use maypole_transport::LinkError;
+
+/// The test that a rank process runs.
+const ENTRY: &str = "fault::rank";
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -37,9 +41,6 @@ enum What {
     /// It is killed this long after all have made a call.
     Killed(Duration),
 }
-
-/// What makes ranks of one host use TCP.
-const OVER_TCP: [(&str, &str); 2] = [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1")];
 
 impl Moment {
     fn random(seed: u64) -> Self {
@@ -81,7 +82,7 @@ impl Moment {
         let id = UniqueId::create().expect("a unique id");
         let ranks = (0..nranks).map(|rank| {
             let mut child = Command::new("/proc/self/exe")
-                .args(["--exact", "rank", "--ignored", "--nocapture", "--test-threads=1"])
+                .args(["--exact", ENTRY, "--ignored", "--nocapture", "--test-threads=1"])
                 .env("MAYPOLE_TEST_RANK", format!("{rank} {nranks}"))
                 .env("MAYPOLE_FAULT", &fault)
                 .env("MAYPOLE_INIT_TIMEOUT", "30")
@@ -319,7 +320,7 @@ fn survivors_of_a_kill_go_on_over_tcp() {
     kill(0..4, true);
 }
 
-/// By hand or in the full matrix: `cargo test --release -p maypole --test fault many -- --ignored`.
+/// By hand or in the full matrix: `cargo test --release -p maypole --test ranks many -- --ignored`.
 #[test]
 #[ignore = "takes minutes"]
 fn survivors_of_many_random_moments_go_on_and_nothing_is_left() {

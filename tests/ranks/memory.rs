@@ -1,17 +1,17 @@
 //! Memory of the library between processes: it is read in place, and nothing goes wrong with it that does not go wrong with other memory.
 
-#[path = "support/ranks.rs"]
-mod ranks;
-
+use crate::ranks::Job;
 use maypole::memory::Buffer;
 use maypole::{Communicator, Error, Moved, RedOp, Transfer};
-use ranks::Job;
+
+/// The test that a rank process runs.
+const ENTRY: &str = "memory::rank";
 
 /// Not a test of its own: what a rank process does.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
-    let Some((scene, mut comm)) = ranks::enter() else { return };
+    let Some((scene, mut comm)) = crate::ranks::enter() else { return };
     match scene.as_str() {
         "counts" => counts(&mut comm),
         "first" => first(&mut comm),
@@ -121,11 +121,11 @@ fn counts(comm: &mut Communicator) {
 #[test]
 fn what_is_of_the_library_is_never_copied_and_other_memory_is() {
     for nranks in [2, 3, 4] {
-        Job::start(nranks, "counts", &[]).all_say("done");
+        Job::start(ENTRY, nranks, "counts", &[]).all_say("done");
     }
     // Over TCP everything is.
     let tcp = [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1")];
-    Job::start(2, "first", &tcp).all_say("0");
+    Job::start(ENTRY, 2, "first", &tcp).all_say("0");
 }
 
 /// Without being registered, memory is mapped on its first use, and right from the start; says whether it ever was.
@@ -157,7 +157,7 @@ fn first(comm: &mut Communicator) {
 
 #[test]
 fn memory_that_was_not_registered_is_mapped_when_it_is_used() {
-    Job::start(3, "first", &[]).all_say("1");
+    Job::start(ENTRY, 3, "first", &[]).all_say("1");
 }
 
 /// Buffers that are freed and made anew, likely at the addresses of others; nothing of them stays.
@@ -185,7 +185,7 @@ fn come_and_go(comm: &mut Communicator) {
 
 #[test]
 fn freed_memory_is_given_back_and_never_taken_for_what_follows_it() {
-    Job::start(3, "come", &[]).all_say("done");
+    Job::start(ENTRY, 3, "come", &[]).all_say("done");
 }
 
 /// Calls until one fails; says how.
@@ -210,7 +210,7 @@ fn forever(comm: &mut Communicator) {
 #[test]
 fn a_killed_rank_that_lends_or_reads_is_named_by_all_the_others() {
     for (nranks, victim, pause) in [(2, 1, 5), (2, 0, 9), (4, 2, 0), (4, 0, 14)] {
-        let mut job = Job::start(nranks, "forever", &[]);
+        let mut job = Job::start(ENTRY, nranks, "forever", &[]);
         job.all_say("started");
         std::thread::sleep(std::time::Duration::from_millis(pause));
         job.signal(victim, libc::SIGKILL);
@@ -252,7 +252,7 @@ fn abort(comm: &mut Communicator) {
 
 #[test]
 fn an_abort_ends_a_loan_to_a_process_that_is_stopped() {
-    let mut job = Job::start(2, "abort", &[]);
+    let mut job = Job::start(ENTRY, 2, "abort", &[]);
     job.all_say("ready");
     job.signal(1, libc::SIGSTOP);
     let said = job.hear(0);
@@ -296,7 +296,7 @@ fn killed(comm: &mut Communicator) {
 
 #[test]
 fn what_a_killed_process_has_lent_is_whole_or_an_error() {
-    let mut job = Job::start(2, "killed", &[]);
+    let mut job = Job::start(ENTRY, 2, "killed", &[]);
     job.all_say("ready");
     std::thread::sleep(std::time::Duration::from_millis(100));
     job.signal(0, libc::SIGKILL);
@@ -336,7 +336,7 @@ fn short_of_descriptors(comm: &mut Communicator) {
 
 #[test]
 fn memory_is_ordinary_where_descriptors_run_short() {
-    Job::start(2, "short", &[]).all_say("done");
+    Job::start(ENTRY, 2, "short", &[]).all_say("done");
 }
 
 /// A child has no part in the memory, and takes nothing away.

@@ -1,17 +1,12 @@
 //! The benchmark programs as somebody uses them who knows nccl-tests: the form of what they print, what the columns mean, the
 //! check that must be able to fail, ranks as threads, groups, JSON.
 
-#[path = "support/cargo_build.rs"]
-mod cargo_build;
-#[path = "support/nccl_tests.rs"]
-mod nccl_tests;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
-use nccl_tests::{Line, PROGRAMS, Side, run, table};
+use crate::nccl_tests::{Line, PROGRAMS, Side, run, table};
 
 /// Whether a program's name is among these, without their endings.
 fn is(name: &str, names: &[&str]) -> bool {
@@ -282,7 +277,7 @@ fn results_are_written_as_json_and_as_a_picture() {
 
 #[test]
 fn tables_for_ever_go_on_until_somebody_ends_them() {
-    let mut command = nccl_tests::program("all_reduce_perf");
+    let mut command = crate::nccl_tests::program("all_reduce_perf");
     command.args(["-np", "2", "-b", "8", "-e", "16", "-f", "2", "-n", "1", "-N", "0"]);
     command.stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().expect("it starts");
@@ -306,7 +301,7 @@ fn the_number_of_a_device_is_shown() {
 
 #[test]
 fn a_rank_that_does_not_come_ends_in_a_time_out() {
-    let mut stopped = nccl_tests::program("all_reduce_perf");
+    let mut stopped = crate::nccl_tests::program("all_reduce_perf");
     stopped.args(["-np", "2", "-b", "8", "-e", "8", "-n", "1000000000", "-T", "1"]);
     // Nothing is wrong for as long as calls end; then one rank is stopped.
     let child = stopped.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
@@ -326,7 +321,7 @@ fn processes_that_disagree_say_so_once_and_all_fail() {
     let mut sockets = Vec::new();
     for (rank, size) in ["8", "8", "16"].into_iter().enumerate() {
         let (mine, theirs) = UnixStream::pair().expect("a socket");
-        let mut command = nccl_tests::program("all_reduce_perf");
+        let mut command = crate::nccl_tests::program("all_reduce_perf");
         command.args(["-b", size, "-e", "16"]).env("MAYPOLE_BENCH_PLACE", format!("{rank}/3"));
         command.stdin(Stdio::from(OwnedFd::from(theirs)));
         command.stdout(Stdio::piped()).stderr(Stdio::piped());

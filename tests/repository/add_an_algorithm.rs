@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-const EXAMPLE: &str = include_str!("../examples/add_an_algorithm.rs");
-const PAGE: &str = include_str!("../docs/add-an-algorithm.md");
+const EXAMPLE: &str = include_str!("../../examples/add_an_algorithm.rs");
+const PAGE: &str = include_str!("../../docs/add-an-algorithm.md");
 
 #[test]
 fn the_page_shows_the_example() {

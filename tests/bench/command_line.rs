@@ -1,8 +1,5 @@
 //! The `maypole` command as a user runs it: exit statuses, the table's form, the check that must be able to fail.
 
-#[path = "support/cargo_build.rs"]
-mod cargo_build;
-
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -16,7 +13,7 @@ fn maypole() -> Command {
     // The watchdog of everything here: a run that hangs is killed, and its ranks with it.
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", "60"]);
-    command.arg(PATH.get_or_init(|| cargo_build::built("maypole-bench", "maypole")));
+    command.arg(PATH.get_or_init(|| crate::cargo_build::built("maypole-bench", "maypole")));
     command
 }
 

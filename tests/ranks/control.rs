@@ -1,22 +1,22 @@
 //! No silent hang, no silent mismatch: ranks as processes and as threads that die, stop, come late, or do something else.
 
-#[path = "support/ranks.rs"]
-mod ranks;
-
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::ranks::{Job, signal};
 use maypole::config::Config;
 use maypole::{Call, Collective, Communicator, DType, Error, Reason, RedOp, UniqueId};
 use maypole_transport::error::LinkError;
-use ranks::{Job, signal};
+
+/// The test that a rank process runs.
+const ENTRY: &str = "control::rank";
 
 /// Not a test of its own: what a rank process does.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
-    let Some((scene, mut comm)) = ranks::enter() else { return };
+    let Some((scene, mut comm)) = crate::ranks::enter() else { return };
     match scene.as_str() {
         "forever" => forever(&mut comm),
         "idle" => idle(&comm),
@@ -177,7 +177,7 @@ fn kill_at_random(times: u64, salt: u64) {
     let mut longest = Duration::ZERO;
     for _ in 0..times {
         let victim = random.below(8) as usize;
-        let mut job = Job::start(8, "forever", &[]);
+        let mut job = Job::start(ENTRY, 8, "forever", &[]);
         job.all_say("started");
         std::thread::sleep(Duration::from_micros(random.below(60_000)));
         let killed = Instant::now();
@@ -206,7 +206,7 @@ fn a_rank_that_is_killed_is_named_by_all_the_others_at_any_moment() {
 #[test]
 fn a_death_is_heard_by_ranks_that_are_connected_to_nobody_and_wait_for_nothing() {
     for victim in [0, 1, 6] {
-        let mut job = Job::start(7, "idle", &[]);
+        let mut job = Job::start(ENTRY, 7, "idle", &[]);
         job.all_say("started");
         job.signal(victim, libc::SIGKILL);
         for rank in (0..7).filter(|rank| *rank != victim) {
@@ -218,7 +218,7 @@ fn a_death_is_heard_by_ranks_that_are_connected_to_nobody_and_wait_for_nothing()
 
 #[test]
 fn a_child_that_holds_the_sockets_of_a_dead_rank_does_not_hide_its_death() {
-    let mut job = Job::start(4, "orphan", &[]);
+    let mut job = Job::start(ENTRY, 4, "orphan", &[]);
     let child: u32 = job.hear(1).parse().expect("a process");
     job.all_say("started");
     let killed = Instant::now();
@@ -233,7 +233,7 @@ fn a_child_that_holds_the_sockets_of_a_dead_rank_does_not_hide_its_death() {
 
 #[test]
 fn a_child_made_by_fork_can_neither_use_nor_hurt_a_communicator() {
-    let mut job = Job::start(3, "fork", &[]);
+    let mut job = Job::start(ENTRY, 3, "fork", &[]);
     assert_eq!(job.hear(0), "0", "the child was not refused");
     job.all_say("done");
     (0..3).for_each(|rank| job.ends_well(rank));
@@ -241,7 +241,7 @@ fn a_child_made_by_fork_can_neither_use_nor_hurt_a_communicator() {
 
 #[test]
 fn a_stopped_rank_is_reported_as_such_and_may_go_on() {
-    let mut job = Job::start(4, "until-reported", &[("MAYPOLE_REPORT", "1")]);
+    let mut job = Job::start(ENTRY, 4, "until-reported", &[("MAYPOLE_REPORT", "1")]);
     job.all_say("started");
     job.signal(3, libc::SIGSTOP);
     std::thread::sleep(Duration::from_millis(2500));
@@ -258,7 +258,7 @@ fn a_rank_that_is_stopped_for_a_minute_is_reported_meanwhile_and_the_job_complet
     let pause = seconds(STOPPED, 60);
     let environment = [("NCCL_DEBUG", "WARN")];
     let patience = pause + Duration::from_secs(60);
-    let mut job = Job::start_patient(4, "until-reported", &environment, patience);
+    let mut job = Job::start_patient(ENTRY, 4, "until-reported", &environment, patience);
     job.all_say("started");
     job.signal(3, libc::SIGSTOP);
     let stopped = Instant::now();
@@ -276,7 +276,7 @@ fn a_rank_that_is_stopped_for_a_minute_is_reported_meanwhile_and_the_job_complet
 #[ignore = "takes five minutes; MAYPOLE_TEST_LATE sets the seconds"]
 fn a_rank_that_comes_five_minutes_late_is_reported_as_absent_and_the_job_completes() {
     let patience = seconds(LATE, 300) + Duration::from_secs(60);
-    let mut job = Job::start_patient(4, "late", &[], patience);
+    let mut job = Job::start_patient(ENTRY, 4, "late", &[], patience);
     job.all_say("started");
     for rank in [0, 2, 3] {
         let said = job.hear(rank);
@@ -288,7 +288,7 @@ fn a_rank_that_comes_five_minutes_late_is_reported_as_absent_and_the_job_complet
 
 #[test]
 fn leaving_waits_for_nobody() {
-    let mut job = Job::start(3, "farewell", &[]);
+    let mut job = Job::start(ENTRY, 3, "farewell", &[]);
     job.all_say("started");
     job.signal(1, libc::SIGSTOP);
     for rank in [0, 2] {
@@ -302,7 +302,7 @@ fn leaving_waits_for_nobody() {
 
 #[test]
 fn a_process_that_just_exits_hurts_only_those_who_wait_for_it() {
-    let mut job = Job::start(4, "exit", &[]);
+    let mut job = Job::start(ENTRY, 4, "exit", &[]);
     job.ends_well(1);
     for rank in [0, 2, 3] {
         assert_eq!(job.hear(rank), "None");
@@ -315,12 +315,12 @@ fn a_process_that_just_exits_hurts_only_those_who_wait_for_it() {
 
 #[test]
 fn the_last_calls_are_written_at_a_signal() {
-    let mut job = Job::start(2, "idle", &[("MAYPOLE_DUMP_SIGNAL", "SIGUSR2")]);
+    let mut job = Job::start(ENTRY, 2, "idle", &[("MAYPOLE_DUMP_SIGNAL", "SIGUSR2")]);
     job.all_say("started");
     job.signal(1, libc::SIGUSR2);
     let text = job.errors_until(1, "no call yet");
     assert!(text.contains("rank 1 of 2: after no call yet"), "{text}");
-    let mut job = Job::start(2, "forever", &[("MAYPOLE_DUMP_SIGNAL", "USR2")]);
+    let mut job = Job::start(ENTRY, 2, "forever", &[("MAYPOLE_DUMP_SIGNAL", "USR2")]);
     job.all_say("started");
     std::thread::sleep(Duration::from_millis(300));
     job.signal(0, libc::SIGUSR2);

@@ -1,18 +1,18 @@
 //! Ranks as processes: real all-reduces, and what happens on a bad day.
 
-#[path = "support/ranks.rs"]
-mod ranks;
-
 use std::time::Duration;
 
+use crate::ranks::Job;
 use maypole::{Communicator, RedOp};
-use ranks::Job;
+
+/// The test that a rank process runs.
+const ENTRY: &str = "processes::rank";
 
 /// Not a test of its own: what a rank process does.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
-    let Some((scene, mut comm)) = ranks::enter() else { return };
+    let Some((scene, mut comm)) = crate::ranks::enter() else { return };
     match scene.as_str() {
         "sums" => sums(&mut comm),
         "forever" => forever(&mut comm),
@@ -92,7 +92,7 @@ fn alarms(comm: &mut Communicator) {
 #[test]
 fn sums_are_right_between_processes_also_when_they_outnumber_the_cores() {
     for nranks in [1, 2, 3, 4, 16] {
-        let said = Job::start(nranks, "sums", &[]).all_well();
+        let said = Job::start(ENTRY, nranks, "sums", &[]).all_well();
         assert!(said.iter().all(|s| s == "done"), "{said:?}");
     }
 }
@@ -104,7 +104,7 @@ const OVER_TCP: [(&str, &str); 3] =
 #[test]
 fn sums_are_right_over_tcp() {
     for nranks in [2, 5] {
-        let said = Job::start(nranks, "sums", &OVER_TCP).all_well();
+        let said = Job::start(ENTRY, nranks, "sums", &OVER_TCP).all_well();
         assert!(said.iter().all(|s| s == "done"), "{said:?}");
     }
 }
@@ -112,14 +112,14 @@ fn sums_are_right_over_tcp() {
 #[test]
 fn a_rank_that_is_killed_is_named_by_all_the_others_over_tcp() {
     for (nranks, victim, pause) in [(2, 1, 5), (2, 0, 10), (4, 2, 0), (4, 0, 12)] {
-        killed(Job::start(nranks, "forever", &OVER_TCP), victim, pause);
+        killed(Job::start(ENTRY, nranks, "forever", &OVER_TCP), victim, pause);
     }
 }
 
 #[test]
 fn a_rank_that_is_killed_is_named_by_all_the_others() {
     for (nranks, victim, pause) in [(2, 1, 5), (4, 2, 0), (4, 0, 12), (8, 5, 20)] {
-        killed(Job::start(nranks, "forever", &[]), victim, pause);
+        killed(Job::start(ENTRY, nranks, "forever", &[]), victim, pause);
     }
 }
 
@@ -138,12 +138,12 @@ fn killed(mut job: Job, victim: usize, pause: u64) {
 
 #[test]
 fn a_rank_that_is_stopped_is_slow_and_not_dead() {
-    stopped(Job::start(3, "sums", &[]));
+    stopped(Job::start(ENTRY, 3, "sums", &[]));
 }
 
 #[test]
 fn a_rank_that_is_stopped_is_slow_and_not_dead_over_tcp() {
-    stopped(Job::start(3, "sums", &OVER_TCP));
+    stopped(Job::start(ENTRY, 3, "sums", &OVER_TCP));
 }
 
 fn stopped(mut job: Job) {
@@ -158,12 +158,12 @@ fn stopped(mut job: Job) {
 
 #[test]
 fn a_waiting_rank_sleeps() {
-    sleeps(Job::start(2, "late", &[]));
+    sleeps(Job::start(ENTRY, 2, "late", &[]));
 }
 
 #[test]
 fn a_waiting_rank_sleeps_over_tcp() {
-    sleeps(Job::start(2, "late", &OVER_TCP));
+    sleeps(Job::start(ENTRY, 2, "late", &OVER_TCP));
 }
 
 fn sleeps(mut job: Job) {
@@ -175,6 +175,6 @@ fn sleeps(mut job: Job) {
 
 #[test]
 fn signals_do_not_disturb() {
-    Job::start(3, "alarms", &[]).all_well();
-    Job::start(3, "alarms", &OVER_TCP).all_well();
+    Job::start(ENTRY, 3, "alarms", &[]).all_well();
+    Job::start(ENTRY, 3, "alarms", &OVER_TCP).all_well();
 }

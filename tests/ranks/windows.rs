@@ -1,20 +1,19 @@
 //! Windows between processes: what is put arrives, and a target or a source that is killed ends the others' calls with its number.
 
-#[path = "support/ranks.rs"]
-mod ranks;
-
+use crate::ranks::{Job, OVER_TCP};
 use maypole::memory::Buffer;
 use maypole::{Communicator, Error, WindowId};
-use ranks::Job;
 
-const OVER_TCP: [(&str, &str); 2] = [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1")];
+/// The test that a rank process runs.
+const ENTRY: &str = "windows::rank";
+
 const WORDS: usize = 100_000;
 
 /// Not a test of its own: what a rank process does.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
-    let Some((scene, mut comm)) = ranks::enter() else { return };
+    let Some((scene, mut comm)) = crate::ranks::enter() else { return };
     // Others write to it until the process ends.
     let part = match scene.split_once('-') {
         Some((_, "library")) => {
@@ -81,8 +80,8 @@ fn waits(comm: &mut Communicator) {
 #[test]
 fn puts_travel_around_a_ring_of_processes() {
     for environment in [&[][..], &OVER_TCP] {
-        Job::start(3, "ring", environment).all_say("done");
-        Job::start(3, "ring-library", environment).all_say("done");
+        Job::start(ENTRY, 3, "ring", environment).all_say("done");
+        Job::start(ENTRY, 3, "ring-library", environment).all_say("done");
     }
 }
 
@@ -90,7 +89,7 @@ fn puts_travel_around_a_ring_of_processes() {
 fn a_killed_process_ends_puts_and_waits_with_its_number() {
     for environment in [&[][..], &OVER_TCP] {
         for scene in ["puts", "waits", "puts-library", "waits-library"] {
-            let mut job = Job::start(3, scene, environment);
+            let mut job = Job::start(ENTRY, 3, scene, environment);
             job.all_say("started");
             job.signal(1, libc::SIGKILL);
             for survivor in [0, 2] {

@@ -3,18 +3,18 @@
 //!
 //! A test starts the processes of a job, copies of this binary; the ranks of a process are threads of it.
 
-#[path = "support/mixed_memory.rs"]
-mod mixed_memory;
-#[path = "support/ranks.rs"]
-mod ranks;
-
 use std::thread;
 
 use maypole::device::{CudaStream, Part, Queued, launch};
 use maypole::{Call, Collective, Communicator, DType, Error, RedOp, Transfer, UniqueId};
 
-use mixed_memory::{Memory, Outcome, Plan, input, join, make_calls, raw, reference, simulated_gpu};
-use ranks::{Invitation, Job, invitation};
+use crate::mixed_memory::{
+    Memory, Outcome, Plan, input, join, make_calls, raw, reference, simulated_gpu,
+};
+use crate::ranks::{Invitation, Job, invitation};
+
+/// The test that a rank process runs.
+const ENTRY: &str = "proxy::rank";
 
 /// Elements per block: less than a cache line, several tiles, and in between.
 const COUNTS: &[usize] = &[1, 777, 40_001];
@@ -25,7 +25,7 @@ fn start(plan: &str, scene: &str, environment: &[(&str, &str)]) -> Job {
     // Their kernels and threads are many for a small machine: no rank may take a core while it waits.
     all.extend([("SIMCUDA_FILL", "0"), ("MAYPOLE_SPIN", "10")]);
     all.extend(environment);
-    Job::start(Plan::parse(plan).processes(), scene, &all)
+    Job::start(ENTRY, Plan::parse(plan).processes(), scene, &all)
 }
 
 /// Not a test of its own: what a process of a job does.

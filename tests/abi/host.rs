@@ -1,14 +1,9 @@
 //! libnccl.so as C and C++ programs see it: its header, its exports, its soname, and what the functions answer.
 
-#[path = "support/c_program.rs"]
-mod c_program;
-#[path = "support/cargo_build.rs"]
-mod cargo_build;
-
 use std::path::Path;
 use std::process::Command;
 
-use c_program::{compile, library, output, text, watched};
+use crate::c_program::{compile, library, output, text, watched};
 use tempfile::TempDir;
 
 /// Runs it, with a watchdog.
@@ -17,7 +12,7 @@ fn run(program: &Path, arguments: &[&str]) {
 }
 
 /// The committed list of what is exported, sorted.
-const EXPORTS: &str = include_str!("../ffi/exports.txt");
+const EXPORTS: &str = include_str!("../../ffi/exports.txt");
 
 #[test]
 fn exactly_the_abi_is_exported() {
@@ -33,7 +28,7 @@ fn exactly_the_abi_is_exported() {
 
 #[test]
 fn the_page_says_of_every_function_what_it_does() {
-    let page = include_str!("../docs/abi.md");
+    let page = include_str!("../../docs/abi.md");
     let words: Vec<&str> = page.split(|c: char| !c.is_alphanumeric()).collect();
     let functions = EXPORTS.lines().filter(|name| !name.starts_with('p'));
     let silent: Vec<_> = functions.filter(|name| !words.contains(name)).collect();
@@ -140,7 +135,7 @@ fn ranks_put_into_windows_of_others_and_signal_them() {
 
 #[test]
 fn the_example_of_the_page_on_streams_works() {
-    let page = include_str!("../docs/streams.md");
+    let page = include_str!("../../docs/streams.md");
     let (_, rest) = page.split_once("```c\n").expect("an example in C");
     let (example, _) = rest.split_once("```").expect("it ends");
     let folder = TempDir::new().expect("a temporary folder");

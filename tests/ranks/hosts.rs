@@ -3,15 +3,15 @@
 //!
 //! The test binary starts itself: rank 0 makes the unique id and prints it, the others read it.
 
-#[path = "support/mixed_memory.rs"]
-mod mixed_memory;
-
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::mixed_memory::{Memory, join, make_calls, reference, simulated_gpu};
 use maypole::{Communicator, RedOp, UniqueId};
-use mixed_memory::{Memory, join, make_calls, reference, simulated_gpu};
+
+/// The test that a rank process runs.
+const ENTRY: &str = "hosts::rank";
 
 const RANKS: u32 = 4;
 /// Elements per block of the calls on devices.
@@ -66,7 +66,7 @@ impl Hosts {
         command
             .args(["netns", "exec", host])
             .arg(std::env::current_exe().expect("the test binary"))
-            .args(["--exact", "rank", "--ignored", "--nocapture", "--test-threads=1"])
+            .args(["--exact", ENTRY, "--ignored", "--nocapture", "--test-threads=1"])
             .env("MAYPOLE_TEST_RANK", rank.to_string())
             .env("NCCL_SOCKET_IFNAME", format!("={cable}"))
             .env("MAYPOLE_INIT_TIMEOUT", "30")

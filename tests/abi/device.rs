@@ -1,15 +1,10 @@
 //! The C ABI over communicators of CUDA devices, as C and C++ programs see it, on the simulated GPU.
 
-#[path = "support/c_program.rs"]
-mod c_program;
-#[path = "support/cargo_build.rs"]
-mod cargo_build;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
-use c_program::{compile, output, text, watched};
+use crate::c_program::{compile, output, text, watched};
 use tempfile::TempDir;
 
 /// The simulated GPU.

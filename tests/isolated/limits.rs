@@ -1,12 +1,12 @@
 //! Exhausted resources: what a rank lacks, it says; the others hear of it and do not wait. What does not matter, does not.
 
-#[path = "support/ranks.rs"]
-mod ranks;
-
 use std::io::Read;
 
+use crate::ranks::{Job, OVER_TCP};
 use maypole::{Communicator, RedOp, UniqueId};
-use ranks::Job;
+
+/// The test that a rank process runs.
+const ENTRY: &str = "limits::rank";
 
 /// Not a test of its own: what a rank process does.
 #[test]
@@ -80,17 +80,16 @@ fn limit(resource: libc::__rlimit_resource_t, soft: u64) {
 /// Rank 1 runs out of descriptors; the other two hear of it. Returns what each of them says.
 fn exhausted(when: &str, spare: u32, environment: &[(&str, &str)]) -> [String; 3] {
     let environment = [&[("MAYPOLE_INIT_TIMEOUT", "20")], environment].concat();
-    let mut job = Job::start(3, &format!("{when}={spare}"), &environment);
+    let mut job = Job::start(ENTRY, 3, &format!("{when}={spare}"), &environment);
     let said = [0, 1, 2].map(|rank| job.hear(rank));
     println!("{when}, {spare} to spare: {said:?}");
     said
 }
 
-const OVER_TCP: [(&str, &str); 2] = [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1")];
-
 /// With none at all it cannot even say so, and the others name it at their time limit; else at once.
 #[test]
 fn a_rank_without_descriptors_says_so_and_ends_the_others() {
+    let _alone = crate::alone();
     for (when, environment) in [("init", &[][..]), ("init", &OVER_TCP[..]), ("call", &[][..])] {
         let mut failures = 0;
         for spare in [1, 2, 3, 4, 5, 7, 8, 9, 40] {
@@ -114,8 +113,9 @@ fn a_rank_without_descriptors_says_so_and_ends_the_others() {
 
 #[test]
 fn memory_need_not_be_locked_and_a_full_disk_for_the_log_is_harmless() {
+    let _alone = crate::alone();
     let environment = [("NCCL_DEBUG", "TRACE"), ("NCCL_DEBUG_FILE", "/dev/full")];
-    let mut job = Job::start(3, "modest", &environment);
+    let mut job = Job::start(ENTRY, 3, "modest", &environment);
     job.all_say("done");
     (0..3).for_each(|rank| job.ends_well(rank));
 }

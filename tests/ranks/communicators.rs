@@ -1,27 +1,24 @@
 //! Several communicators of the same ranks at once: from threads of their own, by turns from one thread, and left while a
 //! peer cannot answer.
 
-#[path = "support/ranks.rs"]
-mod ranks;
-
 use std::sync::mpsc;
 use std::time::Duration;
 
+use crate::ranks::{Job, OVER_TCP};
 use maypole::bootstrap::Options;
 use maypole::config::Config;
 use maypole::{Communicator, RedOp, UniqueId};
-use ranks::Job;
+
+/// The test that a rank process runs.
+const ENTRY: &str = "communicators::rank";
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What makes ranks of one host use TCP.
-const OVER_TCP: [(&str, &str); 2] = [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1")];
 
 /// Not a test of its own: what a rank process does.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
-    let Some((scene, comm)) = ranks::enter() else { return };
+    let Some((scene, comm)) = crate::ranks::enter() else { return };
     match scene.as_str() {
         "threads" => threads(comm),
         "turns" => turns(comm),
@@ -95,7 +92,7 @@ fn leave(mut first: Communicator) {
 }
 
 fn run(scene: &str, nranks: u32, environment: &[(&str, &str)]) {
-    let mut job = Job::start(nranks, scene, environment);
+    let mut job = Job::start(ENTRY, nranks, scene, environment);
     job.all_say("done");
     (0..nranks as usize).for_each(|rank| job.ends_well(rank));
 }
@@ -114,7 +111,7 @@ fn two_communicators_by_turns() {
 
 /// The watchdog of the job ends what waits for rank 1, and then nobody says that it is gone.
 fn left_behind(signal: libc::c_int, environment: &[(&str, &str)]) {
-    let mut job = Job::start(4, "leave", environment);
+    let mut job = Job::start(ENTRY, 4, "leave", environment);
     job.all_say("ready");
     job.signal(1, signal);
     for rank in [0, 2, 3] {

@@ -4,33 +4,27 @@
 //! What each listener does with one stranger is tested where the listener is. Everything here stays on this host.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use maypole::bootstrap::Options;
 use maypole::{Communicator, RedOp};
 
-#[path = "support/intruders.rs"]
-mod intruders;
-#[path = "support/ranks.rs"]
-mod ranks;
-use intruders::{Door, Fire};
-use ranks::Job;
+use crate::intruders::{Door, Fire};
+use crate::ranks::{Job, OVER_TCP};
+
+/// The test that a rank process runs.
+const ENTRY: &str = "strangers::rank";
 
 const NRANKS: u32 = 4;
 /// The file whose existence tells the ranks to go on.
 const SIGN: &str = "MAYPOLE_TEST_SIGN";
 /// For whatever is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
-const OVER_TCP: [(&str, &str); 2] = [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1")];
-/// One test after the other: they count this process' descriptors.
-static ALONE: Mutex<()> = Mutex::new(());
-
 /// Not a test of its own: what a rank process does.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
-    let Some(told) = ranks::invitation() else { return };
+    let Some(told) = crate::ranks::invitation() else { return };
     let before = descriptors();
     if told.scene == "late" && told.rank == NRANKS - 1 {
         wait_until("the sign", || sign().exists());
@@ -113,12 +107,12 @@ fn a_job_at_work_over_tcp() {
 }
 
 fn at_work(environment: &[(&str, &str)], strangers: usize) {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = crate::alone();
     let (before, folder) = (descriptors(), tempfile::tempdir().expect("a folder"));
     let sign = folder.path().join("sign");
     let environment = [environment, &[(SIGN, sign.to_str().expect("text"))]].concat();
     let door = Door::open();
-    let mut job = Job::start_with(door.id(), NRANKS, "working", &environment);
+    let mut job = Job::start_with(ENTRY, door.id(), NRANKS, "working", &environment);
     job.all_say("ready");
     assert_eq!(door.hellos(), NRANKS as usize);
     let fire = Fire::start(&job.pids(), door);
@@ -141,13 +135,13 @@ fn a_job_that_waits_for_a_rank() {
 }
 
 fn waiting(environment: &[(&str, &str)], strangers: usize) {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = crate::alone();
     let (before, folder) = (descriptors(), tempfile::tempdir().expect("a folder"));
     let sign = folder.path().join("sign");
     let environment = [environment, &[(SIGN, sign.to_str().expect("text"))]].concat();
     let door = Door::open();
     let imposter = door.id_with_another_secret();
-    let mut job = Job::start_with(door.id(), NRANKS, "late", &environment);
+    let mut job = Job::start_with(ENTRY, door.id(), NRANKS, "late", &environment);
     wait_until("three ranks", || door.hellos() == NRANKS as usize - 1);
     let fire = Fire::start(&job.pids(), door);
     fire.made(strangers);

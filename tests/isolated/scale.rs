@@ -4,15 +4,15 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use maypole::bootstrap::Traffic;
 use maypole::{Communicator, RedOp, UniqueId};
 
-#[path = "support/ranks.rs"]
-mod ranks;
-use ranks::Job;
+use crate::ranks::Job;
+
+/// The test that a rank process runs.
+const ENTRY: &str = "scale::rank";
 
 /// Connections of a rank in the control tree, and the temporary one to the root.
 const MOST_CONNECTIONS: u32 = 3 + 1;
@@ -22,9 +22,6 @@ const MESSAGES_PER_DOUBLING: u64 = 4;
 /// Descriptors that a process takes for each of its ranks while it joins, and for everything else.
 const DESCRIPTORS: (u64, u64) = (16, 100);
 
-/// One test after the other: each wants the machine.
-static ALONE: Mutex<()> = Mutex::new(());
-
 /// Not a test of its own: what a process of ranks does.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
@@ -33,7 +30,7 @@ fn rank() {
         Err(_) => {}
         Ok("root") => root(),
         Ok(scene) if scene.starts_with("sums ") => {
-            let (_, mut comm) = ranks::enter().expect("a rank process");
+            let (_, mut comm) = crate::ranks::enter().expect("a rank process");
             sums(&mut comm);
         }
         Ok(_) => threads(),
@@ -59,9 +56,9 @@ fn sums(comm: &mut Communicator) {
 
 #[test]
 fn sixty_four_processes_on_few_cores() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = crate::alone();
     let started = Instant::now();
-    let mut job = Job::start(64, "sums", &[]);
+    let mut job = Job::start(ENTRY, 64, "sums", &[]);
     job.all_say("joined");
     let joined = started.elapsed();
     let seconds: Vec<f64> =
@@ -76,9 +73,9 @@ fn sixty_four_processes_on_few_cores() {
 
 /// The ranks of one process, as threads; each says what its way in took.
 fn threads() {
-    let told = ranks::invitation().expect("a rank process");
+    let told = crate::ranks::invitation().expect("a rank process");
     let per_process: u32 = told.scene.parse().expect("threads of a process");
-    ranks::raise_descriptors();
+    crate::ranks::raise_descriptors();
     let nranks = told.nranks * per_process;
     let ranks: Vec<_> = (told.rank * per_process..(told.rank + 1) * per_process)
         .map(|rank| {
@@ -109,9 +106,10 @@ fn threads() {
 
 #[test]
 fn a_thousand_ranks_join_by_a_few_messages_each() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = crate::alone();
     for (processes, threads) in [(8, 128), (128, 8)] {
-        let (wanted, most) = (DESCRIPTORS.0 * threads + DESCRIPTORS.1, ranks::raise_descriptors());
+        let (wanted, most) =
+            (DESCRIPTORS.0 * threads + DESCRIPTORS.1, crate::ranks::raise_descriptors());
         if most < wanted {
             println!(
                 "SKIPPED: {threads} ranks in a process need {wanted} descriptors, and the hard limit is {most}; raise `ulimit -Hn`"
@@ -120,7 +118,7 @@ fn a_thousand_ranks_join_by_a_few_messages_each() {
         }
         let started = Instant::now();
         let mut root = Root::start();
-        let mut job = Job::start_with(root.id, processes, &threads.to_string(), &[]);
+        let mut job = Job::start_with(ENTRY, root.id, processes, &threads.to_string(), &[]);
         job.all_say("joined");
         let took = started.elapsed();
         let most: Vec<String> = (0..processes as usize).map(|process| job.hear(process)).collect();
@@ -156,7 +154,7 @@ fn root() {
 impl Root {
     fn start() -> Self {
         let mut process = Command::new("/proc/self/exe")
-            .args(["--exact", "rank", "--ignored", "--nocapture", "--test-threads=1"])
+            .args(["--exact", ENTRY, "--ignored", "--nocapture", "--test-threads=1"])
             .env("MAYPOLE_TEST_SCENE", "root")
             .env("NCCL_DEBUG", "INFO")
             .stdin(Stdio::piped())

@@ -2,7 +2,6 @@
 //! is left behind.
 
 use std::sync::mpsc;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use maypole::bootstrap::Options;
@@ -23,12 +22,6 @@ impl Random {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ (z >> 31)) % n
     }
-}
-
-/// The tests of this file count what the process holds: one at a time.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Open descriptors, and threads of the library. (The test harness has threads that come and go.)
@@ -136,7 +129,7 @@ fn round(number: u64, random: &mut Random) -> Vec<bool> {
 
 #[test]
 fn an_abort_at_any_moment_of_init_ends_all_ranks_and_leaves_nothing() {
-    let _alone = alone();
+    let _alone = crate::alone();
     let before = holdings();
     let mut random = Random(7);
     let started = Instant::now();
@@ -153,7 +146,7 @@ fn an_abort_at_any_moment_of_init_ends_all_ranks_and_leaves_nothing() {
 #[test]
 #[ignore = "takes minutes"]
 fn an_abort_at_very_many_moments_of_init_ends_all_ranks_and_leaves_nothing() {
-    let _alone = alone();
+    let _alone = crate::alone();
     let before = holdings();
     let mut random = Random(8);
     for number in 0..3000 {
@@ -165,7 +158,7 @@ fn an_abort_at_very_many_moments_of_init_ends_all_ranks_and_leaves_nothing() {
 /// What is waited for never comes: only the abort can end it.
 #[test]
 fn an_abort_ends_an_init_for_which_a_rank_is_missing() {
-    let _alone = alone();
+    let _alone = crate::alone();
     let before = holdings();
     for (nranks, absent, culprit) in [(2, 1, 0), (3, 0, 2), (7, 6, 5), (7, 3, 1), (7, 1, 3)] {
         let id = UniqueId::create().expect("a unique id");
@@ -191,7 +184,7 @@ fn an_abort_ends_an_init_for_which_a_rank_is_missing() {
 
 #[test]
 fn a_raised_signal_ends_the_next_init_and_what_is_split_off() {
-    let _alone = alone();
+    let _alone = crate::alone();
     let before = holdings();
     let signal = AbortSignal::new().expect("a signal");
     let options = Options { abort: Some(signal.clone()), ..Options::default() };
@@ -217,7 +210,7 @@ fn a_raised_signal_ends_the_next_init_and_what_is_split_off() {
 /// Rank 0 never makes the call for which rank 1 opens its links: where the lower rank dials, the higher waits for that.
 #[test]
 fn an_abort_ends_a_first_call_that_still_opens_links() {
-    let _alone = alone();
+    let _alone = crate::alone();
     let before = holdings();
     for number in 0..3 {
         let id = UniqueId::create().expect("a unique id");

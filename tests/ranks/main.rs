@@ -1,0 +1,15 @@
+//! Ranks as processes and as threads: calls, communicators, windows, memory that is read in place,
+//! and what the others see when one dies, stops, comes late or makes another call.
+
+#[path = "../support/mixed_memory.rs"]
+mod mixed_memory;
+#[path = "../support/ranks.rs"]
+mod ranks;
+
+mod communicators;
+mod control;
+mod fault;
+mod hosts;
+mod memory;
+mod processes;
+mod windows;
