@@ -1,40 +1,71 @@
-//! Collective communication over host memory: every algorithm is a schedule that is proved, simulated and run.
+//! Collective communication between threads, processes and hosts, on host and GPU memory.
 //!
-//! * [`UniqueId::create`] on one rank, its bytes passed to the others by any means
-//! * [`Communicator::new`] on every rank
-//! * [`Communicator::all_reduce`] and its kin
+//! One rank makes a [`UniqueId`] and passes its bytes to the others by any means; then every rank
+//! builds a [`Communicator`] and calls collectives on slices:
 //!
-//! A call goes from [`Communicator::run`] to `tune` (which schedule, and why), `plan` (the proved schedule, bound to memory and
-//! links, kept for the next call of its kind) and `engine` (which runs it). Links are `maypole_transport`'s, schedules
-//! `maypole_algorithms`'. Settings are environment variables, all in [`config`].
+//! ```
+//! use maypole::{Communicator, RedOp, UniqueId};
+//!
+//! let id = UniqueId::create()?;
+//! let mut comm = Communicator::new(&id, 0, 1)?; // rank 0 of 1
+//! let mut sum = [0.0f32; 3];
+//! comm.all_reduce(&[1.0, 2.0, 3.0], &mut sum, RedOp::Sum)?;
+//! # Ok::<(), maypole::Error>(())
+//! ```
+//!
+//! Every algorithm is a schedule that is proved, simulated and run as it is. A call goes from
+//! [`Communicator::run`] to the tuner, which chooses the schedule, to a plan, which binds the
+//! proved schedule to memory and links and is kept for later calls, and to the engine, which runs
+//! it. Settings are environment variables, all in [`config`].
 
-pub mod bootstrap;
+mod bootstrap;
 mod call;
 mod comm;
 pub mod config;
 mod control;
 pub mod device;
 mod engine;
-pub mod error;
+mod error;
 pub mod launch;
-pub mod logger;
+mod logger;
 pub mod memory;
 mod plan;
 mod process;
 mod proxy;
-pub mod reduce;
+mod reduce;
 pub mod stream;
-pub mod tune;
+mod tune;
 mod window;
 
-pub use bootstrap::{AbortSignal, Options, UniqueId};
+pub use bootstrap::{AbortSignal, BootstrapError, Options, RankSet, Traffic, UniqueId};
 pub use call::{Blocks, Call, VectorCall};
 pub use comm::{AbortHandle, Builder, Communicator, Element, MemoryUse};
-pub use control::{Reason, Report, live};
+pub use config::Config;
+pub use control::{Reason, Report};
 pub use engine::Moved;
-pub use error::Error;
+pub use error::{Error, ResultCode};
 pub use maypole_algorithms::{Collective, DType, RedOp};
-pub use maypole_cuda::nvtx;
 pub use plan::exchange::Transfer;
 pub use reduce::Reduction;
+pub use tune::{AlgorithmFilter, Choice, Protocol};
 pub use window::WindowId;
+
+/// What the C ABI, the `maypole` command and the tests of this workspace need beyond the public
+/// interface. It may change at any time.
+#[doc(hidden)]
+pub mod internal {
+    pub use crate::control::live;
+    pub use maypole_cuda::nvtx;
+
+    pub mod bootstrap {
+        pub use crate::bootstrap::*;
+    }
+
+    pub mod logger {
+        pub use crate::logger::*;
+    }
+
+    pub mod reduce {
+        pub use crate::reduce::*;
+    }
+}

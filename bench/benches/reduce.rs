@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use maypole::reduce::{Isa, Kernel, Pass};
+use maypole::internal::reduce::{Isa, Kernel, Pass};
 use maypole_algorithms::{DType, RedOp};
 
 /// Operand sizes in bytes.

@@ -84,7 +84,7 @@ fn bench(args: Vec<OsString>) -> u8 {
 type Told = (Failure, bool);
 
 fn one_of_them(options: Options) -> Result<u8, Told> {
-    maypole::logger::install();
+    maypole::internal::logger::install();
     let place = launch::find().map_err(|error| (error.into(), true))?;
     let first = place.rank == 0;
     measure::run(options, place).map_err(|failure| {
@@ -102,7 +102,7 @@ fn compare(args: Vec<OsString>) -> Result<u8, lexopt::Error> {
     if request.nranks > 1 && !launch::is_launched() {
         return Ok(start(request.nranks, true));
     }
-    maypole::logger::install();
+    maypole::internal::logger::install();
     let place = launch::find().map_err(|error| error.to_string())?;
     let rank = place.rank;
     Ok(compare::run(&request, place).map_or_else(

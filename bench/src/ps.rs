@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use maypole::live::{self, Answer, Communicator, Live};
+use maypole::internal::live::{self, Answer, Communicator, Live};
 
 use crate::json::{array, object, quote};
 use crate::status;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use maypole::error::ResultCode;
+use maypole::ResultCode;
 
 /// All is fine.
 pub(crate) const FINE: u8 = 0;

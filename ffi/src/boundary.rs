@@ -5,8 +5,8 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use maypole::Error;
-use maypole::error::ResultCode;
-use maypole::logger;
+use maypole::ResultCode;
+use maypole::internal::logger;
 
 use crate::export::abi;
 use crate::registry::Handle;

@@ -2,8 +2,8 @@
 
 use std::ffi::{c_int, c_void};
 
+use maypole::ResultCode;
 use maypole::device::Queued as DeviceCall;
-use maypole::error::ResultCode;
 use maypole::{Call, Collective, DType, RedOp};
 
 use crate::boundary::{NcclResult, answer, decided, failed, invalid};

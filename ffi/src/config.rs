@@ -8,8 +8,8 @@
 
 use std::ffi::{CStr, c_int, c_uint};
 
+use maypole::ResultCode;
 use maypole::config::Config;
-use maypole::error::ResultCode;
 
 use crate::boundary::invalid;
 use crate::layout::{API_MAGIC, NcclConfig, UNDEFINED};

@@ -5,9 +5,9 @@
 
 use std::ffi::{CStr, c_int, c_void};
 
+use maypole::AlgorithmFilter;
 use maypole::Collective;
-use maypole::error::ResultCode;
-use maypole::tune::AlgorithmFilter;
+use maypole::ResultCode;
 
 use crate::boundary::{NcclResult, decided, invalid};
 use crate::collective::{Arguments, root, submit};

@@ -1,8 +1,8 @@
 //! How a communicator comes to be, whatever it comes of: the handle is there at once, then the ranks meet, on this thread or, where the
 //! client does not want to wait, on one of its own. Which device it is for is settled at the call.
 
-use maypole::bootstrap::Options;
-use maypole::error::ResultCode;
+use maypole::Options;
+use maypole::ResultCode;
 use maypole::{Communicator, Error, UniqueId};
 
 use crate::boundary::{decided, failed};

@@ -3,8 +3,9 @@
 use std::ffi::{CStr, c_int};
 use std::sync::Once;
 
-use maypole::error::ResultCode;
-use maypole::{config, logger};
+use maypole::ResultCode;
+use maypole::config;
+use maypole::internal::logger;
 
 use crate::boundary::{NcclResult, answer, invalid, refuse};
 use crate::cuda;

@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 use std::time::{Duration, Instant};
 
-use maypole::error::ResultCode;
+use maypole::ResultCode;
 
 use crate::boundary::{NcclResult, answer, failed, invalid, refuse};
 use crate::export::abi;

@@ -3,7 +3,7 @@
 
 use std::ffi::{c_int, c_void};
 
-use maypole::error::ResultCode;
+use maypole::ResultCode;
 
 use crate::boundary::{NcclResult, answer, invalid, refuse};
 use crate::export::abi;

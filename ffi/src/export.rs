@@ -26,14 +26,14 @@ macro_rules! abi {
 
             #[unsafe(export_name = stringify!($name))]
             unsafe extern "C" fn exported($($argument: $type),*) $(-> $answer)? {
-                let _range = maypole::nvtx::Range::new(NAME);
+                let _range = maypole::internal::nvtx::Range::new(NAME);
                 // SAFETY: the caller's promise is the same.
                 unsafe { $name($($argument),*) }
             }
 
             #[unsafe(export_name = concat!("p", stringify!($name)))]
             unsafe extern "C" fn twin($($argument: $type),*) $(-> $answer)? {
-                let _range = maypole::nvtx::Range::new(NAME);
+                let _range = maypole::internal::nvtx::Range::new(NAME);
                 // SAFETY: the caller's promise is the same.
                 unsafe { $name($($argument),*) }
             }

@@ -12,9 +12,9 @@
 use std::cell::{Cell, RefCell};
 use std::ffi::c_int;
 
+use maypole::ResultCode;
 use maypole::Transfer;
 use maypole::device::{self, CudaStream};
-use maypole::error::ResultCode;
 use maypole::stream::{Stream, Work};
 
 use crate::boundary::{NcclResult, answer, decided, invalid, refuse};

@@ -2,8 +2,9 @@
 
 use std::ffi::{c_char, c_int};
 
-use maypole::error::ResultCode;
-use maypole::{UniqueId, logger};
+use maypole::ResultCode;
+use maypole::UniqueId;
+use maypole::internal::logger;
 
 use crate::boundary::{NcclResult, answer, decided, invalid};
 use crate::export::abi;

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::ffi::c_int;
 
+use maypole::ResultCode;
 use maypole::config;
-use maypole::error::ResultCode;
-use maypole::logger;
+use maypole::internal::logger;
 
 use crate::boundary::{NcclResult, answer, invalid, refuse};
 use crate::config::{Settings, read};

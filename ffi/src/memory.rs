@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
-use maypole::error::ResultCode;
+use maypole::ResultCode;
 use maypole::memory::Buffer;
 
 use crate::boundary::{NcclResult, answer, failed, invalid, refuse};

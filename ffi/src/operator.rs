@@ -2,7 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 
-use maypole::error::ResultCode;
+use maypole::ResultCode;
 use maypole::{DType, RedOp, Reduction};
 
 use crate::boundary::{NcclResult, answer, invalid};

@@ -7,8 +7,8 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::LazyLock;
 
+use maypole::ResultCode;
 use maypole::config::{self, Origin};
-use maypole::error::ResultCode;
 
 use crate::boundary::{NcclResult, answer, invalid};
 use crate::export::abi;

@@ -21,7 +21,7 @@ use std::ptr::null_mut;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use maypole::error::ResultCode;
+use maypole::ResultCode;
 use maypole::stream::{self, Stream, Ticket};
 use maypole::{AbortHandle, AbortSignal, Communicator};
 

@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 
-use maypole::error::ResultCode;
+use maypole::ResultCode;
 
 use crate::boundary::{NcclResult, answer, invalid, refuse};
 use crate::config::{Settings, read};

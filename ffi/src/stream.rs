@@ -7,8 +7,8 @@ use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use maypole::ResultCode;
 use maypole::device::CudaStream;
-use maypole::error::ResultCode;
 use maypole::stream::{self, PerProcess, Ticket, Work};
 
 use crate::boundary::{NcclResult, answer, decided, invalid, refuse};

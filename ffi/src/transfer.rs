@@ -2,8 +2,8 @@
 
 use std::ffi::{c_int, c_void};
 
+use maypole::ResultCode;
 use maypole::device::Queued;
-use maypole::error::ResultCode;
 use maypole::{Call, Collective, DType, RedOp, Transfer};
 
 use crate::boundary::{NcclResult, answer, decided, invalid};

@@ -8,9 +8,9 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use maypole::ResultCode;
 use maypole::WindowId;
 use maypole::config::Config;
-use maypole::error::ResultCode;
 use maypole::stream::PerProcess;
 
 use crate::boundary::{NcclResult, answer, decided, invalid, refuse};

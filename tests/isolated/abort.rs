@@ -4,7 +4,7 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use maypole::bootstrap::Options;
+use maypole::Options;
 use maypole::config::Config;
 use maypole::{AbortSignal, Communicator, Error, RedOp, UniqueId};
 use maypole_transport::LinkError;

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
-use maypole::bootstrap::Traffic;
+use maypole::Traffic;
 use maypole::{Communicator, RedOp, UniqueId};
 
 use crate::ranks::Job;
@@ -144,7 +144,7 @@ struct Root {
 }
 
 fn root() {
-    maypole::logger::install();
+    maypole::internal::logger::install();
     let id = UniqueId::create().expect("a unique id");
     std::io::stdout().write_all(&[b"id:".as_slice(), &id.to_bytes()].concat()).expect("a pipe");
     println!();

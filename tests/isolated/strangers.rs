@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use maypole::bootstrap::Options;
+use maypole::Options;
 use maypole::{Communicator, RedOp};
 
 use crate::intruders::{Door, Fire};

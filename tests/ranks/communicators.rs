@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::ranks::{Job, OVER_TCP};
-use maypole::bootstrap::Options;
+use maypole::Options;
 use maypole::config::Config;
 use maypole::{Communicator, RedOp, UniqueId};
 

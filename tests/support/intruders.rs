@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use maypole::Options;
 use maypole::UniqueId;
-use maypole::bootstrap::{Meeting, Options};
+use maypole::internal::bootstrap::Meeting;
 
 /// Connections that the strangers hold at a time; one more ends the oldest.
 const MOST_HELD: usize = 400;

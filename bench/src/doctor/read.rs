@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) fn read() -> Facts {
     let group = control_group();
     let of_group = |name: &str| text(group.join(name));
-    let addresses = maypole::bootstrap::addresses(Config::get());
+    let addresses = maypole::internal::bootstrap::addresses(Config::get());
     let reachable = addresses.iter().flatten().map(|&ip| (ip.to_string(), reach(ip))).collect();
     let chosen = addresses.iter().flatten().map(ToString::to_string).collect();
     let no_choice = addresses.err().map(|error| error.to_string());

@@ -139,7 +139,7 @@ fn introduce(
     format!("{options:?} {matrix:?}").hash(&mut digest);
     let mine = Process {
         pid: std::process::id(),
-        host: maypole::logger::host_name().to_owned(),
+        host: maypole::internal::logger::host_name().to_owned(),
         room: resources::available_memory() as usize / 10 * 9,
         digest: digest.finish(),
         line: given(),

@@ -5,7 +5,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use maypole::reduce::{Isa, Kernel, Pass};
+use maypole::internal::reduce::{Isa, Kernel, Pass};
 use maypole::{DType, RedOp};
 
 use super::rank::Bench;

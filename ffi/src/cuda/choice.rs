@@ -7,9 +7,9 @@
 
 use std::ffi::c_int;
 
+use maypole::ResultCode;
 use maypole::config::{Config, DeviceKind};
 use maypole::device;
-use maypole::error::ResultCode;
 
 use crate::boundary::{failed, invalid, refuse};
 

@@ -1,8 +1,8 @@
 //! From checked calls to [`device::launch`]. It queues them and returns: all calls of a group in one launch, so that one thread may be
 //! several ranks, and calls of ranks on one device need one launch of the driver.
 
+use maypole::ResultCode;
 use maypole::device::{self, CudaStream, Part, Queued};
-use maypole::error::ResultCode;
 
 use crate::boundary::failed;
 use crate::group::Calls;

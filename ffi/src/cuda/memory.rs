@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
+use maypole::ResultCode;
 use maypole::config::{Config, DeviceKind};
 use maypole::device::{self, Allocation};
-use maypole::error::ResultCode;
 
 use crate::boundary::{failed, invalid};
 

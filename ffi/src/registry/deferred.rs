@@ -5,7 +5,7 @@ use std::mem::ManuallyDrop;
 use std::sync::atomic::Ordering;
 
 use maypole::AbortHandle;
-use maypole::error::ResultCode;
+use maypole::ResultCode;
 use maypole::stream::{self, Stream};
 
 use super::{Entered, Running, Visitor, issue};

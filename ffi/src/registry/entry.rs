@@ -6,7 +6,7 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use maypole::error::ResultCode;
+use maypole::ResultCode;
 use maypole::stream::{self, Stream, Ticket};
 use maypole::{AbortHandle, AbortSignal};
 

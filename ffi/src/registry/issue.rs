@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use maypole::error::ResultCode;
+use maypole::ResultCode;
 use maypole::stream::{self, Issue, Stream, Ticket, Work};
 
 use super::entry::Place;
