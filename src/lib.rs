@@ -20,6 +20,7 @@
 
 mod bootstrap;
 mod call;
+mod call_signature;
 mod comm;
 pub mod config;
 mod control;
@@ -37,7 +38,7 @@ pub mod stream;
 mod tune;
 mod window;
 
-pub use bootstrap::{AbortSignal, BootstrapError, Options, RankSet, Traffic, UniqueId};
+pub use bootstrap::{AbortSignal, BootstrapError, ControlTraffic, Options, RankSet, UniqueId};
 pub use call::{Blocks, Call, VectorCall};
 pub use comm::{AbortHandle, Builder, Communicator, Element, MemoryUse};
 pub use config::Config;
@@ -54,7 +55,7 @@ pub use window::WindowId;
 /// interface. It may change at any time.
 #[doc(hidden)]
 pub mod internal {
-    pub use crate::control::live;
+    pub use crate::control::status;
     pub use maypole_cuda::nvtx;
 
     pub mod bootstrap {

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use maypole::internal::live::{self, Answer, Communicator, Live};
+use maypole::internal::status::{CommunicatorStatus, ProcessStatus, StatusAnswer, query};
 
 use crate::json::{array, object, quote};
 use crate::status;
@@ -32,7 +32,7 @@ pub(crate) fn run(args: &[OsString]) -> Result<u8, lexopt::Error> {
         }
         _ => return Err("ps takes --json and nothing else".into()),
     };
-    Ok(match live::live(PATIENCE) {
+    Ok(match query(PATIENCE) {
         Ok(found) => {
             print!("{}", if json { as_json(&found) } else { as_text(&found) });
             status::FINE
@@ -44,11 +44,11 @@ pub(crate) fn run(args: &[OsString]) -> Result<u8, lexopt::Error> {
     })
 }
 
-fn as_text(found: &[Live]) -> String {
+fn as_text(found: &[ProcessStatus]) -> String {
     let mut text = String::new();
-    let mut by_key: BTreeMap<u64, Vec<(&Live, &Communicator)>> = BTreeMap::new();
+    let mut by_key: BTreeMap<u64, Vec<(&ProcessStatus, &CommunicatorStatus)>> = BTreeMap::new();
     for process in found {
-        if let Answer::Told(all, _) = &process.answer {
+        if let StatusAnswer::Communicators(all, _) = &process.answer {
             all.iter().for_each(|it| by_key.entry(it.key).or_default().push((process, it)));
         }
     }
@@ -57,19 +57,19 @@ fn as_text(found: &[Live]) -> String {
         let (nranks, here) = (ranks[0].1.nranks, ranks.len());
         let _ = writeln!(text, "communicator {key:016x}: {nranks} ranks, {here} of them seen here");
         for (process, it) in ranks {
-            let Live { pid, command, .. } = process;
+            let ProcessStatus { pid, command, .. } = process;
             let _ =
                 writeln!(text, "  rank {:<5} pid {pid:<8} {command:<16} {}", it.rank, state(it));
         }
     }
-    for Live { pid, uid, command, answer } in found {
+    for ProcessStatus { pid, uid, command, answer } in found {
         let what = match answer {
-            Answer::Told(_, 0) => continue,
-            Answer::Told(_, more) => format!("has {more} more communicators"),
-            Answer::Stopped => {
+            StatusAnswer::Communicators(_, 0) => continue,
+            StatusAnswer::Communicators(_, more) => format!("has {more} more communicators"),
+            StatusAnswer::Stopped => {
                 "is stopped, by a signal or a debugger, and cannot say what it does".into()
             }
-            Answer::Silent => format!("did not answer within {} s", PATIENCE.as_secs()),
+            StatusAnswer::Silent => format!("did not answer within {} s", PATIENCE.as_secs()),
         };
         let _ = writeln!(text, "pid {pid} of user {uid} ({command}) {what}");
     }
@@ -79,7 +79,7 @@ fn as_text(found: &[Live]) -> String {
     text
 }
 
-fn state(it: &Communicator) -> String {
+fn state(it: &CommunicatorStatus) -> String {
     if let Some(why) = &it.ended {
         return format!("over: {why}");
     }
@@ -100,9 +100,9 @@ fn state(it: &Communicator) -> String {
     text
 }
 
-fn as_json(found: &[Live]) -> String {
+fn as_json(found: &[ProcessStatus]) -> String {
     let number = |value: Option<String>| value.unwrap_or_else(|| "null".to_owned());
-    let communicator = |it: &Communicator| {
+    let communicator = |it: &CommunicatorStatus| {
         object(&[
             ("communicator", quote(&format!("{:016x}", it.key))),
             ("rank", it.rank.to_string()),
@@ -115,11 +115,13 @@ fn as_json(found: &[Live]) -> String {
             ("ended", number(it.ended.as_deref().map(quote))),
         ])
     };
-    let process = |Live { pid, uid, command, answer }: &Live| {
+    let process = |ProcessStatus { pid, uid, command, answer }: &ProcessStatus| {
         let (state, all, more) = match answer {
-            Answer::Told(all, more) => ("answered", all.iter().map(communicator).collect(), *more),
-            Answer::Stopped => ("stopped", Vec::new(), 0),
-            Answer::Silent => ("silent", Vec::new(), 0),
+            StatusAnswer::Communicators(all, more) => {
+                ("answered", all.iter().map(communicator).collect(), *more)
+            }
+            StatusAnswer::Stopped => ("stopped", Vec::new(), 0),
+            StatusAnswer::Silent => ("silent", Vec::new(), 0),
         };
         object(&[
             ("pid", pid.to_string()),
@@ -137,8 +139,8 @@ fn as_json(found: &[Live]) -> String {
 mod tests {
     use super::*;
 
-    fn found() -> Vec<Live> {
-        let one = Communicator {
+    fn found() -> Vec<ProcessStatus> {
+        let one = CommunicatorStatus {
             key: 0xabc,
             rank: 1,
             nranks: 3,
@@ -149,13 +151,18 @@ mod tests {
             waited: Some(Duration::from_millis(3250)),
             ended: None,
         };
-        let other =
-            Communicator { rank: 0, in_call: false, waits_for: None, waited: None, ..one.clone() };
-        let process = |pid, answer| Live { pid, uid: 5, command: "train".into(), answer };
+        let other = CommunicatorStatus {
+            rank: 0,
+            in_call: false,
+            waits_for: None,
+            waited: None,
+            ..one.clone()
+        };
+        let process = |pid, answer| ProcessStatus { pid, uid: 5, command: "train".into(), answer };
         vec![
-            process(10, Answer::Told(vec![one], 0)),
-            process(11, Answer::Stopped),
-            process(12, Answer::Told(vec![other], 2)),
+            process(10, StatusAnswer::Communicators(vec![one], 0)),
+            process(11, StatusAnswer::Stopped),
+            process(12, StatusAnswer::Communicators(vec![other], 2)),
         ]
     }
 

@@ -40,12 +40,12 @@ struct Inner {
 struct State {
     raised: bool,
     /// What runs and is to be aborted, by number.
-    running: Vec<(u64, Arc<dyn Abort>)>,
+    running: Vec<(u64, Arc<dyn Abortable>)>,
     next: u64,
 }
 
 /// What a signal can end.
-pub(crate) trait Abort: Send + Sync {
+pub(crate) trait Abortable: Send + Sync {
     /// Ends it. Does not wait.
     fn abort(&self);
 }
@@ -79,7 +79,7 @@ impl AbortSignal {
     }
 
     /// While the result lives, the signal aborts `it`; at once if it is raised. When the result is dropped no abort is under way.
-    pub(crate) fn enroll(&self, it: Arc<dyn Abort>) -> Enrolled {
+    pub(crate) fn register(&self, it: Arc<dyn Abortable>) -> AbortRegistration {
         let mut state = self.state();
         if state.raised {
             it.abort();
@@ -88,7 +88,7 @@ impl AbortSignal {
         state.next += 1;
         state.running.push((number, it));
         drop(state);
-        Enrolled { signal: self.clone(), number }
+        AbortRegistration { signal: self.clone(), number }
     }
 
     /// The state is valid at every moment, so a panic under the lock does no harm.
@@ -104,12 +104,12 @@ impl fmt::Debug for AbortSignal {
 }
 
 /// A place on a signal's list.
-pub(crate) struct Enrolled {
+pub(crate) struct AbortRegistration {
     signal: AbortSignal,
     number: u64,
 }
 
-impl Drop for Enrolled {
+impl Drop for AbortRegistration {
     fn drop(&mut self) {
         self.signal.state().running.retain(|(number, _)| *number != self.number);
     }
@@ -132,7 +132,7 @@ mod tests {
     #[derive(Default)]
     struct Count(AtomicU32);
 
-    impl Abort for Count {
+    impl Abortable for Count {
         fn abort(&self) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
@@ -142,12 +142,12 @@ mod tests {
     fn a_signal_reaches_what_is_enrolled_and_nothing_that_was() {
         let signal = AbortSignal::new().unwrap();
         let [early, gone, late] = [(); 3].map(|()| Arc::<Count>::default());
-        let _early = signal.enroll(early.clone());
-        drop(signal.enroll(gone.clone()));
+        let _early = signal.register(early.clone());
+        drop(signal.register(gone.clone()));
         assert!(check(Some(&signal), 3).is_ok() && check(None, 3).is_ok());
         signal.clone().abort();
         assert_eq!(check(Some(&signal), 3), Err(BootstrapError::Aborted { by: 3 }));
-        let _late = signal.enroll(late.clone());
+        let _late = signal.register(late.clone());
         let counts = [early, gone, late].map(|it| it.0.load(Ordering::Relaxed));
         assert_eq!(counts, [1, 0, 1]);
     }

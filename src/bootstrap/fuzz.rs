@@ -101,7 +101,7 @@ fn ids(random: &mut Random) {
         assert!((1..=MOST_ADDRESSES).contains(&addresses.len()));
     }
     let place = random.damaged(&valid[41..79], &[6; 30]);
-    if let Some(id) = UniqueId::at_meeting(&place, [1; 32]) {
+    if let Some(id) = UniqueId::at_rejoin_listener(&place, [1; 32]) {
         assert!(
             id.contents().is_ok_and(|c| c.reach.addresses.len() <= MOST_ADDRESSES) || place[8] == 0
         );

@@ -51,15 +51,15 @@ impl Joined {
     }
 
     /// The source of further keys, for a communicator that outlives its bootstrap.
-    pub fn keys(&self) -> Keys {
-        Keys(self.secret.clone())
+    pub fn keys(&self) -> CommunicatorKeys {
+        CommunicatorKeys(self.secret.clone())
     }
 }
 
 /// Makes keys from a communicator's secret.
-pub struct Keys(Secret);
+pub struct CommunicatorKeys(Secret);
 
-impl Keys {
+impl CommunicatorKeys {
     /// As [`Joined::derive`].
     pub fn derive(&self, label: &str) -> [u8; 32] {
         self.0.prove("derive", &[label.as_bytes()])

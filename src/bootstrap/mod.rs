@@ -52,14 +52,14 @@ mod fuzz;
 mod tests;
 
 pub use abort::AbortSignal;
-pub(crate) use abort::{Abort, Enrolled};
+pub(crate) use abort::{AbortRegistration, Abortable};
 pub use address::addresses;
 pub use error::{BootstrapError, Options, RankSet};
 pub use id::{UNIQUE_ID_BYTES, UniqueId};
-pub use join::{Joined, Keys, MOST_CARD, join, join_among, join_with};
-pub use rejoin::Meeting;
+pub use join::{CommunicatorKeys, Joined, MOST_CARD, join, join_among, join_with};
+pub use rejoin::RejoinListener;
 pub(crate) use secret::random;
-pub use traffic::Traffic;
+pub use traffic::ControlTraffic;
 pub use tree::{ControlTree, MOST_ITEM};
 pub(crate) use tree::{Exchange, Heard};
 pub(crate) use wire::{Take, put_text};

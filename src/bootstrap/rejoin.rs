@@ -13,7 +13,7 @@ use super::secret::Secret;
 use super::wire::Take;
 
 /// A rank's own meeting place. Nobody is served there until [`host`](Self::host) is called.
-pub struct Meeting {
+pub struct RejoinListener {
     listeners: Vec<TcpListener>,
     reach: Reach,
     /// The last root that was started here; it may have ended.
@@ -23,7 +23,7 @@ pub struct Meeting {
 /// Most bytes of an encoded address.
 const ROOM: usize = 79;
 
-impl Meeting {
+impl RejoinListener {
     /// Opens the place.
     ///
     /// # Errors
@@ -33,7 +33,7 @@ impl Meeting {
         Ok(Self { listeners, reach, root: None })
     }
 
-    /// Where it is, for [`UniqueId::at_meeting`] on other ranks.
+    /// Where it is, for [`UniqueId::at_rejoin_listener`] on other ranks.
     pub fn address(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.reach.encode(&mut bytes, ROOM);
@@ -66,7 +66,7 @@ impl Meeting {
 
 impl UniqueId {
     /// The id of the communicator that `secret` names and that is hosted at `address`; None if that is no address.
-    pub fn at_meeting(address: &[u8], secret: [u8; 32]) -> Option<Self> {
+    pub fn at_rejoin_listener(address: &[u8], secret: [u8; 32]) -> Option<Self> {
         let reach = Reach::decode(&mut Take::new(address))?;
         Some(Self::at(&secret, &reach))
     }

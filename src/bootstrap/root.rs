@@ -17,7 +17,7 @@ use super::hello::{Hello, Role};
 use super::multi_root::Share;
 use super::secret::Secret;
 use super::stream::{self, Broken, Framed};
-use super::traffic::Traffic;
+use super::traffic::ControlTraffic;
 use super::tree::{children, parent};
 use super::wire::{Frame, Registration};
 use crate::config::Config;
@@ -36,7 +36,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What roots of this process have served: those that have ended, by a proof of their secrets.
 #[cfg(test)]
-pub(super) static ENDED: std::sync::Mutex<Vec<([u8; 32], Traffic)>> =
+pub(super) static ENDED: std::sync::Mutex<Vec<([u8; 32], ControlTraffic)>> =
     std::sync::Mutex::new(Vec::new());
 
 /// Starts the root of a unique id behind these listeners. It ends early when `stop` is raised.
@@ -60,7 +60,7 @@ pub(super) fn start(
         verdict: None,
         next_notice: options.notice.max(SHORTEST_NOTICE),
         idle_since: Instant::now(),
-        traffic: Traffic::default(),
+        traffic: ControlTraffic::default(),
     };
     let run = move || {
         let _traffic = root.serve();
@@ -92,7 +92,7 @@ struct Root {
     next_notice: Duration,
     idle_since: Instant,
     /// With ranks that have left.
-    traffic: Traffic,
+    traffic: ControlTraffic,
 }
 
 struct Fresh {
@@ -120,7 +120,7 @@ impl Member {
 
 impl Root {
     /// Until nobody needs it any more; what it has served.
-    fn serve(mut self) -> Traffic {
+    fn serve(mut self) -> ControlTraffic {
         loop {
             let mut fds = Vec::new();
             self.gate.poll_fds(&mut fds);

@@ -8,7 +8,7 @@ use super::stream::Framed;
 /// Messages, not bytes: to join takes each rank a number of messages that depends on the number of its neighbours alone,
 /// but every rank learns every other's card, so its bytes grow with the number of ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
+pub struct ControlTraffic {
     /// Connections made, those included that are closed.
     pub connections: u32,
     /// Messages sent over them.
@@ -17,7 +17,7 @@ pub struct Traffic {
     pub received: u64,
 }
 
-impl Traffic {
+impl ControlTraffic {
     /// Adds what went over one connection so far.
     pub(super) fn add(&mut self, framed: &Framed) {
         let (sent, received) = framed.frames();

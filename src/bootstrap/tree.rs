@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::abort::{self, AbortSignal};
 use super::error::{BootstrapError, RankSet};
 use super::stream::{self, Broken, Framed};
-use super::traffic::Traffic;
+use super::traffic::ControlTraffic;
 use super::wire::{self, Frame, ITEM_HEADER};
 
 /// Most bytes that one rank gives to one exchange.
@@ -47,7 +47,7 @@ pub struct ControlTree {
     /// Messages of the control plane that came in between.
     notes: Vec<(u32, Vec<u8>)>,
     /// Over connections that are closed.
-    past: Traffic,
+    past: ControlTraffic,
     /// What ends [`all_gather`](Self::all_gather).
     abort: Option<AbortSignal>,
 }
@@ -72,7 +72,7 @@ impl ControlTree {
             down: None,
             broken: None,
             notes: Vec::new(),
-            past: Traffic::default(),
+            past: ControlTraffic::default(),
             abort,
         }
     }
@@ -101,7 +101,7 @@ impl ControlTree {
     }
 
     /// What it took this rank to join, and to exchange since.
-    pub fn traffic(&self) -> Traffic {
+    pub fn traffic(&self) -> ControlTraffic {
         let mut sum = self.past;
         self.above.iter().chain(&self.roots).for_each(|above| sum.add(above));
         self.below.iter().for_each(|child| sum.add(&child.framed));

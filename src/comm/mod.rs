@@ -24,11 +24,12 @@ use maypole_transport::fault::{Faults, Recipe};
 use maypole_transport::inbox::InboxLayout;
 
 use crate::bootstrap::{
-    self, AbortSignal, Enrolled, Joined, Keys, Meeting, Options, Traffic, UniqueId,
+    self, AbortRegistration, AbortSignal, CommunicatorKeys, ControlTraffic, Joined, Options,
+    RejoinListener, UniqueId,
 };
 use crate::call::{Call, Task};
 use crate::config::{self, Bits, Config};
-use crate::control::{Peer, Report, Shared, Watch};
+use crate::control::{ControlPlane, ControlShared, PeerInfo, Report};
 use crate::device::rank::DeviceRank;
 use crate::engine::compiled::Staging;
 use crate::engine::links::Links;
@@ -81,11 +82,11 @@ pub struct Communicator {
     /// A rank on host memory, where others are on devices.
     host_rank: Option<Rank>,
     /// Before all that an abort needs.
-    _enrolled: Option<Enrolled>,
+    _enrolled: Option<AbortRegistration>,
     /// Their thread ends before all that it uses.
     windows: Windows,
     /// Before the endpoint, so that it leaves first.
-    watch: Watch,
+    watch: ControlPlane,
     endpoint: Arc<Endpoint>,
     addresses: Vec<Vec<u8>>,
     links: Links,
@@ -100,13 +101,13 @@ pub struct Communicator {
     /// What it was made with, for its offspring.
     config: Config,
     options: Options,
-    keys: Keys,
-    meeting: Meeting,
+    keys: CommunicatorKeys,
+    meeting: RejoinListener,
     /// Of all ranks.
     meetings: Vec<Vec<u8>>,
     /// How often it was shrunk.
     shrunk: u64,
-    init_traffic: Traffic,
+    init_traffic: ControlTraffic,
 }
 
 impl Communicator {
@@ -214,7 +215,7 @@ impl Communicator {
         };
         let here = &cards[rank as usize].host;
         let key = u64::from_le_bytes(*joined.derive("watch").first_chunk().expect("32 bytes"));
-        let peer = |card: &RankInfo| Peer {
+        let peer = |card: &RankInfo| PeerInfo {
             host: card.host.name.clone(),
             process: card.process,
             near: card.host.same_machine(here),
@@ -222,12 +223,12 @@ impl Communicator {
         let ranks = cards.iter().map(peer).collect();
         let keys = joined.keys();
         let init_traffic = joined.control.traffic();
-        let watch = Watch::start(joined.control, &endpoint, key, ranks, config)?;
+        let watch = ControlPlane::start(joined.control, &endpoint, key, ranks, config)?;
         if let Some(device) = &mut device {
-            watch.join_device(&device.signals);
+            watch.attach_device(&device.signals);
             device.tile = terms.slot_bytes;
         }
-        let enrolled = options.abort.as_ref().map(|signal| signal.enroll(watch.shared()));
+        let enrolled = options.abort.as_ref().map(|signal| signal.register(watch.shared()));
         let abort = AbortHandle { shared: watch.shared(), _endpoint: Arc::clone(&endpoint) };
         let faults = config
             .fault
@@ -293,7 +294,7 @@ impl Communicator {
     }
 
     /// What it took this rank to find all others.
-    pub fn init_traffic(&self) -> Traffic {
+    pub fn init_traffic(&self) -> ControlTraffic {
         self.init_traffic
     }
 
@@ -328,7 +329,7 @@ impl Communicator {
 
     /// The error that broke the communicator, if one did, or a peer's abort.
     pub fn async_error(&self) -> Option<Error> {
-        self.broken.clone().or_else(|| self.watch.ended())
+        self.broken.clone().or_else(|| self.watch.final_error())
     }
 
     /// Whether a call has failed, and the communicator with it. The log says why.
@@ -357,7 +358,7 @@ pub struct MemoryUse {
 /// Ends a communicator's waits from any thread, on all ranks.
 #[derive(Clone)]
 pub struct AbortHandle {
-    shared: Arc<Shared>,
+    shared: Arc<ControlShared>,
     /// It must outlive the abort.
     _endpoint: Arc<Endpoint>,
 }
@@ -371,6 +372,6 @@ impl AbortHandle {
     /// As [`Communicator::async_error`], from any thread and during a call; a failure that only this rank knows of is not there
     /// until it has been told to the others.
     pub fn async_error(&self) -> Option<Error> {
-        self.shared.ended()
+        self.shared.final_error()
     }
 }

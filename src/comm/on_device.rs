@@ -15,8 +15,9 @@ use super::rank_info::RankInfo;
 use super::run::check_in_place;
 use super::vector::VectorRun;
 use crate::call::{Call, Task, VectorCall};
+use crate::call_signature::CallSignature;
 use crate::config::Config;
-use crate::control::{Shared, Signature};
+use crate::control::ControlShared;
 use crate::device::Queued;
 use crate::device::gpu::Gpu;
 use crate::device::group;
@@ -114,7 +115,7 @@ pub(super) fn queued(signals: &Arc<Signals>) -> Box<dyn Fn() -> bool + Send + Sy
 }
 
 /// What the proxy does with an error: all ranks hear of it, then what is on the device ends.
-pub(super) fn fail(shared: Arc<Shared>) -> Box<dyn FnOnce(Error) + Send> {
+pub(super) fn fail(shared: Arc<ControlShared>) -> Box<dyn FnOnce(Error) + Send> {
     Box::new(move |error| {
         let error = shared.fail(error);
         log::warn!("rank {}: {error}", shared.rank);
@@ -142,7 +143,7 @@ impl Communicator {
     pub(crate) fn launched(&self, works: u64) {
         let Some(rank) = &self.device else { return };
         if rank.signals.launch(works) {
-            self.watch.look_at_device();
+            self.watch.watch_device();
         }
         if let Some(proxy) = &rank.proxy {
             proxy.launched();
@@ -229,7 +230,7 @@ impl Communicator {
         // SAFETY: the caller's promise.
         match unsafe { self.add_planned(number, call, batch) } {
             Ok(()) => {
-                self.watch.end(signature);
+                self.watch.end_call(signature);
                 Ok(())
             }
             Err(error) => Err(self.fail_call(signature, error)),
@@ -278,7 +279,7 @@ impl Communicator {
         call: &VectorCall<'_>,
         batch: &mut Batch,
     ) -> Result<(), Error> {
-        let signature = Signature::of_pairs(call.collective, call.dtype);
+        let signature = CallSignature::of_unknown_lengths(call.collective, call.dtype);
         let (hash, history) = (signature.extend(0) as u32, self.watch.history());
         let (transfers, own) = self.pairs(call);
         if let Some((from, to, bytes)) = own {
@@ -287,7 +288,7 @@ impl Communicator {
         // SAFETY: the caller's promise.
         match unsafe { self.queue_transfers(&transfers, hash, history, batch) } {
             Ok(()) => {
-                self.watch.end(signature);
+                self.watch.end_call(signature);
                 Ok(())
             }
             Err(error) => Err(self.fail_call(signature, error)),
@@ -391,7 +392,7 @@ impl Communicator {
             return Err(self.fail(trouble));
         }
         if rank.signals.is_aborted() {
-            let error = self.watch.stopped();
+            let error = self.watch.device_stop_error();
             return Err(self.fail(error));
         }
         Ok(())

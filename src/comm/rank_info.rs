@@ -23,7 +23,7 @@ pub(super) struct RankInfo {
     pub(super) process: ProcessIdentity,
     /// Where the rank's endpoint is reached.
     pub(super) address: Vec<u8>,
-    /// Where the rank can be met again, see [`Meeting`](crate::bootstrap::Meeting).
+    /// Where the rank can be met again, see [`RejoinListener`](crate::bootstrap::RejoinListener).
     pub(super) meeting: Vec<u8>,
     /// What the user says of which node the rank is on; empty if that is by its host.
     pub(super) node: String,

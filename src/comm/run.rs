@@ -8,7 +8,7 @@ use maypole_transport::ll::CAPACITY;
 
 use super::Communicator;
 use crate::call::{Call, Task, no_such_root};
-use crate::control::Signature;
+use crate::call_signature::CallSignature;
 use crate::engine::Buffers;
 use crate::engine::compiled::Straight;
 use crate::engine::interpreter::Walk;
@@ -159,7 +159,7 @@ impl Communicator {
         let signature = self.plans.get(number).signature;
         match result {
             Ok(()) => {
-                self.watch.end(signature);
+                self.watch.end_call(signature);
                 Ok(())
             }
             Err(error) => Err(self.fail_call(signature, error)),
@@ -168,22 +168,22 @@ impl Communicator {
 
     /// The call fails with `error`.
     #[cold]
-    pub(super) fn fail_call(&mut self, signature: Signature, error: Error) -> Error {
+    pub(super) fn fail_call(&mut self, signature: CallSignature, error: Error) -> Error {
         if error.is_harmless() {
             return self.refuse(signature, error);
         }
-        self.watch.enter(signature);
+        self.watch.begin_call(signature);
         let error = self.fail(error);
         self.refuse(signature, error)
     }
 
     /// The call ends with `error`, which counts as a call if others may have heard of it.
     #[cold]
-    fn refuse(&mut self, signature: Signature, error: Error) -> Error {
+    fn refuse(&mut self, signature: CallSignature, error: Error) -> Error {
         if error.is_harmless() {
-            self.watch.retract();
+            self.watch.cancel_call();
         } else {
-            self.watch.end(signature);
+            self.watch.end_call(signature);
         }
         error
     }
@@ -222,7 +222,7 @@ impl Communicator {
                 unsafe { straight.run(line) }
             }
             Body::Walk(program) => {
-                self.watch.enter(plan.signature);
+                self.watch.begin_call(plan.signature);
                 let size = call.dtype.size();
                 self.scratch.prepare(program.scratch, program.tile * size);
                 let mut walk = Walk {
@@ -262,12 +262,12 @@ impl Communicator {
         make: impl FnOnce(&mut Self, &Task) -> Result<Plan, Error>,
         keep: impl FnOnce(&mut Plans, Plan) -> usize,
     ) -> Result<Option<usize>, Error> {
-        let signature = Signature::of(task);
+        let signature = CallSignature::of(task);
         if task.extents.longest() == 0 {
-            self.watch.end(signature);
+            self.watch.end_call(signature);
             return Ok(None);
         }
-        self.watch.enter(signature);
+        self.watch.begin_call(signature);
         match self.plan_for(task, make) {
             Ok(plan) => Ok(Some(keep(&mut self.plans, plan))),
             Err(error) => Err(self.refuse(signature, error)),
@@ -311,7 +311,7 @@ impl Communicator {
         choice: &Choice,
         task: &Task,
     ) -> Result<Plan, Error> {
-        log::info!(target: "TUNING", "{}: {choice}", Signature::of(task));
+        log::info!(target: "TUNING", "{}: {choice}", CallSignature::of(task));
         if let Some(device) = &mut self.device {
             let plan = Plan::on_device(proved, choice, task, self.rank, self.isa, device);
             return plan.map_err(|error| self.fail(error));

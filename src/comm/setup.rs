@@ -9,7 +9,7 @@ use maypole_transport::inbox::InboxLayout;
 use maypole_transport::tcp::TcpConfig;
 
 use super::rank_info::{Host, RankInfo};
-use crate::bootstrap::{self, Joined, Meeting, Options};
+use crate::bootstrap::{self, Joined, Options, RejoinListener};
 use crate::config::{self, Config, Nodes};
 use crate::device::arrive::{Arrival, Other};
 use crate::device::inbox::Reached;
@@ -28,7 +28,7 @@ type Arrived = (Arrival, Vec<Option<Reached>>);
 /// What the ranks know of each other before they make calls.
 pub(super) struct Introduced {
     pub(super) endpoint: Arc<Endpoint>,
-    pub(super) meeting: Meeting,
+    pub(super) meeting: RejoinListener,
     /// What each rank says of itself.
     pub(super) cards: Vec<RankInfo>,
     /// Where each rank's endpoint is.
@@ -55,7 +55,7 @@ pub(super) fn introduce(
     let algorithms = AlgorithmFilter::parse(config.algorithms.as_deref().unwrap_or(""))?;
     let (rank, nranks, secret) = (joined.rank, joined.nranks, joined.derive("links"));
     let endpoint = Arc::new(endpoint(config, EndpointConfig { rank, nranks, secret, layout })?);
-    let meeting = Meeting::open()?;
+    let meeting = RejoinListener::open()?;
     let arrival =
         options.device.map(|ordinal| Arrival::new(config, ordinal, nranks)).transpose()?;
     let card = RankInfo {

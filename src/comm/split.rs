@@ -5,7 +5,7 @@ use std::time::Instant;
 use maypole_algorithms::Rank;
 
 use super::Communicator;
-use crate::bootstrap::{Enrolled, Options, UniqueId};
+use crate::bootstrap::{AbortRegistration, Options, UniqueId};
 use crate::error::Error;
 
 /// What a rank says in a split.
@@ -186,7 +186,7 @@ impl Communicator {
         let id = if host == self.rank {
             self.meeting.host(secret, options).map_err(Error::from)
         } else {
-            UniqueId::at_meeting(&self.meetings[host as usize], secret)
+            UniqueId::at_rejoin_listener(&self.meetings[host as usize], secret)
                 .ok_or_else(|| Error::internal(format!("rank {host} has no meeting place")))
         };
         let id = id.map_err(|error| self.refused(error))?;
@@ -209,8 +209,8 @@ impl Communicator {
 
     /// Until the result is dropped an abort of what is being made aborts this communicator: its ranks are gathering for that, and all
     /// wait for one that left.
-    fn abort_with(&self, options: &Options) -> Option<Enrolled> {
-        options.abort.as_ref().map(|signal| signal.enroll(self.watch.shared()))
+    fn abort_with(&self, options: &Options) -> Option<AbortRegistration> {
+        options.abort.as_ref().map(|signal| signal.register(self.watch.shared()))
     }
 
     /// There will be no offspring; logs why, if that is not what failed a call before.

@@ -8,7 +8,7 @@ use maypole_algorithms::Collective;
 
 use super::{Communicator, Element};
 use crate::call::{Blocks, Call, Extents, Task, VectorCall};
-use crate::control::Signature;
+use crate::call_signature::CallSignature;
 use crate::error::Error;
 use crate::plan::exchange::Transfer;
 use crate::reduce::Reduction;
@@ -231,13 +231,13 @@ impl Communicator {
             // memory.
             unsafe { std::ptr::copy(from, to, bytes) };
         }
-        let signature = Signature::of_pairs(call.collective, call.dtype);
-        self.watch.enter(signature);
+        let signature = CallSignature::of_unknown_lengths(call.collective, call.dtype);
+        self.watch.begin_call(signature);
         let (hash, history) = (signature.extend(0) as u32, self.watch.history());
         // SAFETY: the caller's promise.
         match unsafe { self.exchange_with_peers(&transfers, hash, history) } {
             Ok(()) => {
-                self.watch.end(signature);
+                self.watch.end_call(signature);
                 Ok(())
             }
             Err(error) => Err(self.fail_call(signature, error)),

@@ -10,8 +10,8 @@ use super::Communicator;
 use crate::engine::wait::Wait;
 use crate::error::Error;
 use crate::window::{
-    CHANNEL, Card, DIRECT, Extent, HEADER, Message, Outgoing, Part, PeerBoard, Service, TAG,
-    WindowId,
+    CHANNEL, HEADER_BYTES, MOST_DIRECT_WINDOWS, Outgoing, PeerSignalWords, WINDOW_TAG, WindowId,
+    WindowInfo, WindowMemory, WindowMessage, WindowPart, WindowService,
 };
 
 /// How long to wait for peers to map a window.
@@ -43,24 +43,28 @@ impl Communicator {
         }
         let service = self.windows.service.as_ref().ok_or_else(no_window)?;
         let number = self.windows.made + 1;
-        let board = Arc::clone(&service.board);
+        let signal_words = Arc::clone(&service.signal_words);
         // What is not to be reached is in segment 0.
         let (segment, offset) = segment::locate(memory, bytes)
-            .filter(|_| number <= DIRECT && board.segment() != 0)
+            .filter(|_| number <= MOST_DIRECT_WINDOWS && signal_words.segment() != 0)
             .unwrap_or_default();
-        let card =
-            Card { bytes: bytes as u64, segment, offset: offset as u64, board: board.segment() };
+        let card = WindowInfo {
+            bytes: bytes as u64,
+            segment,
+            offset: offset as u64,
+            signal_words: signal_words.segment(),
+        };
         if segment != 0 {
-            self.offer(&[(memory, bytes), board.memory()]);
+            self.offer(&[(memory, bytes), signal_words.memory()]);
         }
         // All have offered what they have, and mapped what they were offered, or some need messages.
         let deadline = self.link_deadline();
         let all = self.watch.all_gather(&card.encode(), deadline)?;
-        let cards = all.iter().map(|bytes| Card::decode(bytes)).collect::<Option<Vec<_>>>();
+        let cards = all.iter().map(|bytes| WindowInfo::decode(bytes)).collect::<Option<Vec<_>>>();
         let cards = cards.ok_or_else(|| Error::internal("a card of a window is unreadable"))?;
         let direct = self.take_up(&cards);
         self.windows.made = number;
-        board.extents().insert(number, Extent { start: memory, bytes });
+        signal_words.extents().insert(number, WindowMemory { start: memory, bytes });
         let needs = self.watch.all_gather(&[u8::from(!direct)], deadline)?;
         if needs.iter().any(|needs| *needs != [0]) {
             let (rank, abort) = (self.rank, self.abort_handle());
@@ -82,31 +86,31 @@ impl Communicator {
     }
 
     /// Notes the parts of a new window; whether this rank reaches all others' itself.
-    fn take_up(&mut self, cards: &[Card]) -> bool {
+    fn take_up(&mut self, cards: &[WindowInfo]) -> bool {
         let Self { rank, nranks, windows, endpoint, .. } = self;
         let mut direct = true;
         let mut parts = Vec::new();
         for (peer, card) in (0..).zip(cards) {
-            let Card { bytes, segment, offset, board } = *card;
+            let WindowInfo { bytes, segment, offset, signal_words } = *card;
             let mut reach = None;
             if peer != *rank && segment != 0 {
                 let service = windows.service.as_mut();
-                let place = service.map(|service| &mut service.boards[peer as usize]);
+                let place = service.map(|service| &mut service.peer_words[peer as usize]);
                 if let Some(place) = place {
                     let known = |number| endpoint.reach(peer, number);
-                    let peer_board =
-                        place.take().or_else(|| PeerBoard::new(known(board)?, *nranks as usize));
+                    let words = place
+                        .take()
+                        .or_else(|| PeerSignalWords::new(known(signal_words)?, *nranks as usize));
                     let part = known(segment).filter(|part| {
                         let range = usize::try_from(offset).ok().zip(usize::try_from(bytes).ok());
                         range.is_some_and(|(offset, bytes)| part.at(offset, bytes).is_some())
                     });
-                    reach =
-                        part.filter(|_| peer_board.is_some()).map(|part| (part, offset as usize));
-                    *place = peer_board;
+                    reach = part.filter(|_| words.is_some()).map(|part| (part, offset as usize));
+                    *place = words;
                 }
             }
             direct &= peer == *rank || reach.is_some();
-            parts.push(Part { bytes, reach });
+            parts.push(WindowPart { bytes, reach });
         }
         windows.parts.insert(WindowId(windows.made + 1), parts);
         direct
@@ -122,8 +126,8 @@ impl Communicator {
             return Err(no_window());
         }
         if let Some(service) = &self.windows.service {
-            service.board.close(window.0);
-            service.board.extents().remove(&window.0);
+            service.signal_words.close(window.0);
+            service.signal_words.extents().remove(&window.0);
         }
         Ok(())
     }
@@ -174,11 +178,11 @@ impl Communicator {
         self.check_put(peer, window, offset, bytes)?;
         if peer == self.rank {
             let service = self.windows.service.as_ref().ok_or_else(no_window)?;
-            let extents = service.board.extents();
+            let extents = service.signal_words.extents();
             let extent = extents.get(&window.0).ok_or_else(no_window)?;
             // SAFETY: the caller's promise; `check_put` has looked at this rank's own size.
             unsafe { std::ptr::copy(from, extent.start.add(offset), bytes) };
-            service.board.add_signal(peer);
+            service.signal_words.add_signal(peer);
             return Ok(());
         }
         // SAFETY: the caller's promise.
@@ -203,13 +207,15 @@ impl Communicator {
         let Self { rank, windows, endpoint, .. } = self;
         let service = windows.service.as_ref().ok_or_else(no_window)?;
         let part = windows.parts.get(&window).and_then(|parts| parts[peer as usize].reach.as_ref());
-        let Some(((reach, start), board)) = part.zip(service.boards[peer as usize].as_ref()) else {
+        let Some(((reach, start), signal_words)) =
+            part.zip(service.peer_words[peer as usize].as_ref())
+        else {
             return Ok(false);
         };
         if let Some(error) = endpoint.aborted().or_else(|| endpoint.gone(peer)) {
             return Err(error.into());
         }
-        if board.is_closed(window.0) {
+        if signal_words.is_closed(window.0) {
             return Err(Error::InvalidUsage {
                 what: format!(
                     "rank {rank} put to a window of rank {peer} that is not registered any more"
@@ -235,10 +241,10 @@ impl Communicator {
         let mut done = 0;
         loop {
             let piece = |capacity: usize| {
-                let len = (bytes - done).min(capacity - HEADER);
+                let len = (bytes - done).min(capacity - HEADER_BYTES);
                 let last = done + len == bytes;
                 let offset = (offset + done) as u64;
-                (Message { window: window.0, offset, signals: last }, len)
+                (WindowMessage { window: window.0, offset, signals: last }, len)
             };
             // SAFETY: the caller's promise: what is left begins at `done`.
             let (len, last) = unsafe { self.send_message(peer, from.wrapping_add(done), piece)? };
@@ -254,7 +260,7 @@ impl Communicator {
         &mut self,
         peer: Rank,
         from: *const u8,
-        piece: impl FnOnce(usize) -> (Message, usize),
+        piece: impl FnOnce(usize) -> (WindowMessage, usize),
     ) -> Result<(usize, bool), Error> {
         let Self { windows, endpoint, patience, watch, .. } = self;
         let service = windows.service.as_mut().ok_or_else(no_window)?;
@@ -275,27 +281,27 @@ impl Communicator {
         let (message, len) = piece(slot.capacity);
         // SAFETY: the slot is ours until it is sent, and `piece` leaves room for the header; the caller's promise for `from`.
         unsafe {
-            slot.data.cast::<[u8; HEADER]>().write(message.encode());
-            std::ptr::copy_nonoverlapping(from, slot.data.add(HEADER), len);
+            slot.data.cast::<[u8; HEADER_BYTES]>().write(message.encode());
+            std::ptr::copy_nonoverlapping(from, slot.data.add(HEADER_BYTES), len);
         }
-        outgoing.sent = outgoing.slots.send(HEADER + len, TAG);
+        outgoing.sent = outgoing.slots.send(HEADER_BYTES + len, WINDOW_TAG);
         Ok((len, message.signals))
     }
 
-    /// Signals `peer`: on its board, if it has applied all messages, for this must not overtake them; else by a message.
+    /// Signals `peer`: on its signal_words, if it has applied all messages, for this must not overtake them; else by a message.
     fn send_signal(&mut self, peer: Rank) -> Result<(), Error> {
         let Self { rank, windows, endpoint, .. } = self;
         let service = windows.service.as_mut().ok_or_else(no_window)?;
         let quiet = service.outgoing[peer as usize].as_mut().is_some_and(Outgoing::is_quiet);
-        if let Some(board) = service.boards[peer as usize].as_ref().filter(|_| quiet) {
+        if let Some(signal_words) = service.peer_words[peer as usize].as_ref().filter(|_| quiet) {
             if let Some(error) = endpoint.aborted().or_else(|| endpoint.gone(peer)) {
                 return Err(error.into());
             }
-            board.add_signal(*rank);
+            signal_words.add_signal(*rank);
             endpoint.ring(peer);
             return Ok(());
         }
-        let piece = |_| (Message { window: 0, offset: 0, signals: true }, 0);
+        let piece = |_| (WindowMessage { window: 0, offset: 0, signals: true }, 0);
         let nothing = std::ptr::NonNull::dangling().as_ptr();
         // SAFETY: of no bytes.
         unsafe { self.send_message(peer, nothing, piece) }.map(drop)
@@ -311,7 +317,7 @@ impl Communicator {
         self.check_window_peer(peer)?;
         if peer == self.rank {
             if let Some(service) = &self.windows.service {
-                service.board.add_signal(peer);
+                service.signal_words.add_signal(peer);
             }
             return Ok(());
         }
@@ -341,23 +347,23 @@ impl Communicator {
     fn wait_signals_of(&mut self, peer: Rank, count: u64) -> Result<(), Error> {
         let Self { rank, windows, endpoint, patience, watch, .. } = self;
         let service = windows.service.as_mut().ok_or_else(no_window)?;
-        let board = Arc::clone(&service.board);
+        let signal_words = Arc::clone(&service.signal_words);
         let consumed = service.consumed[peer as usize];
         let wanted = consumed + count;
-        if peer == *rank && board.signals(peer) < wanted {
+        if peer == *rank && signal_words.signals(peer) < wanted {
             return Err(Error::InvalidArgument {
                 what: format!(
                     "rank {peer} waits for {count} signals of itself and has sent {}: it would wait for ever",
-                    board.signals(peer) - consumed
+                    signal_words.signals(peer) - consumed
                 ),
             });
         }
         let mut wait = Wait::new(endpoint, *patience, watch);
-        while board.signals(peer) < wanted {
+        while signal_words.signals(peer) < wanted {
             let failed = || {
                 // Only when all that it had sent has been applied.
                 let gone = service.ended(peer)?;
-                (board.signals(peer) < wanted).then_some(gone)
+                (signal_words.signals(peer) < wanted).then_some(gone)
             };
             wait.idle(failed, || Some(peer))?;
         }
@@ -370,7 +376,7 @@ impl Communicator {
     #[cold]
     fn fail_window(&mut self, error: Error) -> Error {
         let service = self.windows.service.as_ref();
-        match service.and_then(|service| service.board.failure().clone()) {
+        match service.and_then(|service| service.signal_words.failure().clone()) {
             Some(failure) => self.broken.get_or_insert(failure).clone(),
             None => self.fail(error),
         }
@@ -413,7 +419,7 @@ impl Communicator {
     }
 
     /// Connects to all ranks.
-    fn make_service(&mut self) -> Result<Service, Error> {
+    fn make_service(&mut self) -> Result<WindowService, Error> {
         let deadline = self.link_deadline();
         let Self { rank, nranks, endpoint, addresses, links, watch, .. } = self;
         let (mut outgoing, mut incoming) = (Vec::new(), Vec::new());
@@ -427,7 +433,7 @@ impl Communicator {
             outgoing.push(Some(Outgoing { slots: out.slots, sent: 0 }));
             incoming.push((peer, inc.slots));
         }
-        Service::new(outgoing, incoming, &self.endpoint)
+        WindowService::new(outgoing, incoming, &self.endpoint)
     }
 }
 

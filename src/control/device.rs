@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
 
+use crate::control::flight_recorder::RecorderSnapshot;
 use crate::control::member::{Member, Purpose};
-use crate::control::record::Snapshot;
 use crate::control::verdict::Verdict;
 use crate::device::signals::Signals;
 use crate::error::Error;
@@ -113,7 +113,7 @@ impl Member {
     }
 
     /// Whether call `sequence` still waits. One on a device is over for the host when it is queued.
-    pub(super) fn still_waits(&self, ours: &Snapshot, sequence: u64) -> bool {
+    pub(super) fn still_waits(&self, ours: &RecorderSnapshot, sequence: u64) -> bool {
         match self.shared.device.get() {
             Some(signals) => !signals.is_idle(),
             None => ours.sequence == sequence && ours.in_call,
@@ -124,7 +124,7 @@ impl Member {
     pub(super) fn next_to_ask(
         &self,
         chain: &[Rank],
-        theirs: &Snapshot,
+        theirs: &RecorderSnapshot,
         sequence: u64,
     ) -> Option<Rank> {
         let asked = *chain.last()?;

@@ -10,7 +10,7 @@ use maypole_transport::sync::{AtomicI32, AtomicU32, Ordering};
 
 use crate::bootstrap::stream::event;
 use crate::config::Config;
-use crate::control::Shared;
+use crate::control::ControlShared;
 use crate::process::generation;
 
 /// What the handler writes to; -1 if there is none.
@@ -65,7 +65,7 @@ extern "C" fn on_signal(_: libc::c_int) {
 }
 
 /// Writes the recorder of these communicators.
-pub(crate) fn dump<'a>(communicators: impl Iterator<Item = &'a Shared>) {
+pub(crate) fn dump<'a>(communicators: impl Iterator<Item = &'a ControlShared>) {
     let mut text = String::new();
     for shared in communicators {
         let seen = shared.record.read();

@@ -11,12 +11,12 @@ use maypole_transport::sync::Ordering;
 use crate::bootstrap::stream::poll_fd;
 use crate::bootstrap::{BootstrapError, ControlTree, Exchange, Heard};
 use crate::control::device::DeviceWork;
+use crate::control::flight_recorder::RecorderSnapshot;
 use crate::control::message::{Answer, Note};
-use crate::control::record::Snapshot;
 use crate::control::report::{Reason, Report};
 use crate::control::service::Command;
 use crate::control::verdict::Verdict;
-use crate::control::{DEAD, LEFT, MOST_REPORTS, Peer, Shared, USER_ABORT, VERDICT};
+use crate::control::{ControlShared, DEAD, LEFT, MOST_REPORTS, PeerInfo, USER_ABORT, VERDICT};
 use crate::error::Error;
 use crate::process::{ProcessState, ProcessWatch};
 
@@ -25,9 +25,9 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A communicator in the hands of the service thread.
 pub(crate) struct Member {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<ControlShared>,
     tree: ControlTree,
-    peers: Vec<Peer>,
+    peers: Vec<PeerInfo>,
     /// The processes of neighbours on this host.
     watched: Vec<(Rank, OwnedFd)>,
     /// Neighbours that had ended before they could be watched.
@@ -79,16 +79,16 @@ impl Purpose {
 
 impl Member {
     pub(crate) fn new(
-        shared: Arc<Shared>,
+        shared: Arc<ControlShared>,
         tree: ControlTree,
-        peers: Vec<Peer>,
+        peers: Vec<PeerInfo>,
         report: Duration,
         timeout: Option<Duration>,
     ) -> Self {
         let (mut watched, mut ended) = (Vec::new(), Vec::new());
         let me = &peers[shared.rank as usize].process;
         for rank in tree.neighbours() {
-            let Peer { process, near, .. } = &peers[rank as usize];
+            let PeerInfo { process, near, .. } = &peers[rank as usize];
             if !near {
                 tree.keep_alive(rank);
             } else if me.shares_namespace_with(process) && process.pid != me.pid {
@@ -121,7 +121,7 @@ impl Member {
         self.shared.id
     }
 
-    pub(crate) fn shared(&self) -> Arc<Shared> {
+    pub(crate) fn shared(&self) -> Arc<ControlShared> {
         self.shared.clone()
     }
 
@@ -153,7 +153,7 @@ impl Member {
             Command::Exchange(_, bytes, deadline) => {
                 self.pass_on_end();
                 let gone = self.left.first().map(|&peer| LinkError::PeerLeft { peer }.into());
-                match self.shared.ended().or(gone) {
+                match self.shared.final_error().or(gone) {
                     Some(error) => self.shared.change(|state| state.exchanged = Some(Err(error))),
                     None => self.exchange = Some((self.tree.begin(&bytes), deadline)),
                 }
@@ -165,7 +165,7 @@ impl Member {
     }
 
     /// Looks at everything once. `roster`: all communicators of the process.
-    pub(crate) fn turn(&mut self, now: Instant, roster: &[Arc<Shared>]) {
+    pub(crate) fn turn(&mut self, now: Instant, roster: &[Arc<ControlShared>]) {
         // Before the connections: what a process sent before it ended is there then.
         let ended = self.ended_processes();
         for heard in self.tree.listen() {
@@ -229,7 +229,7 @@ impl Member {
         ended
     }
 
-    fn hear(&mut self, from: Rank, bytes: &[u8], roster: &[Arc<Shared>]) {
+    fn hear(&mut self, from: Rank, bytes: &[u8], roster: &[Arc<ControlShared>]) {
         let me = self.shared.rank;
         match Note::decode(bytes) {
             Some(Note::Leave) => {
@@ -276,7 +276,7 @@ impl Member {
         if let Some(
             error @ (Error::Aborted { .. }
             | Error::Link(LinkError::PeerDied { .. } | LinkError::PeerLeft { .. })),
-        ) = self.shared.ended()
+        ) = self.shared.final_error()
         {
             self.decide(Verdict::of(self.shared.rank, &error), None);
         }
@@ -358,7 +358,7 @@ impl Member {
 
     pub(super) fn ask(&mut self, purpose: Purpose) {
         let asked = purpose.asked();
-        if asked >= self.shared.nranks || self.shared.ended().is_some() {
+        if asked >= self.shared.nranks || self.shared.final_error().is_some() {
             return;
         }
         // A stopped process cannot answer, and a dead one never will: no need to wait for it.
@@ -371,9 +371,9 @@ impl Member {
         self.inquiries.push(Inquiry { token, purpose, due: Instant::now() + ANSWER_PATIENCE });
     }
 
-    fn answer(&self, roster: &[Arc<Shared>]) -> Answer {
+    fn answer(&self, roster: &[Arc<ControlShared>]) -> Answer {
         let snapshot = self.shared.record.read();
-        let same_thread = |other: &&Arc<Shared>| {
+        let same_thread = |other: &&Arc<ControlShared>| {
             other.key != self.shared.key && other.thread == self.shared.thread
         };
         let elsewhere = roster.iter().filter(same_thread).find_map(|other| {
@@ -468,7 +468,13 @@ impl Member {
         }
     }
 
-    fn report(&self, since: Instant, chain: Vec<Rank>, theirs: Option<&Snapshot>, reason: Reason) {
+    fn report(
+        &self,
+        since: Instant,
+        chain: Vec<Rank>,
+        theirs: Option<&RecorderSnapshot>,
+        reason: Reason,
+    ) {
         let ours = self.shared.record.read();
         let culprit = chain.last().copied().unwrap_or(self.shared.rank);
         let peer = &self.peers[culprit as usize];
@@ -479,7 +485,7 @@ impl Member {
             chain,
             host: peer.host.clone(),
             pid: peer.process.pid,
-            their_call: theirs.map(Snapshot::last),
+            their_call: theirs.map(RecorderSnapshot::last),
             reason,
         };
         log::warn!("{report}");
@@ -494,7 +500,7 @@ impl Member {
     /// The state of a rank's process, if it can be seen from here and is not our own.
     fn state_of(&self, rank: Rank) -> Option<ProcessState> {
         let me = &self.peers[self.shared.rank as usize].process;
-        let Peer { process, near, .. } = self.peers.get(rank as usize)?;
+        let PeerInfo { process, near, .. } = self.peers.get(rank as usize)?;
         (*near && me.shares_namespace_with(process) && me.pid != process.pid)
             .then(|| process.state())
     }

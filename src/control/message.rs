@@ -5,7 +5,8 @@ use std::time::Duration;
 use maypole_algorithms::Rank;
 
 use crate::bootstrap::{Take, put_text};
-use crate::control::record::{KEPT, Recorded, Signature, Snapshot};
+use crate::call_signature::CallSignature;
+use crate::control::flight_recorder::{KEPT, RecordedCall, RecorderSnapshot};
 use crate::control::verdict::Verdict;
 
 /// What ranks tell each other.
@@ -24,7 +25,7 @@ pub(crate) enum Note {
 /// What a rank says it is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Answer {
-    pub(crate) snapshot: Snapshot,
+    pub(crate) snapshot: RecorderSnapshot,
     /// What its thread does in another communicator, if this one is idle.
     pub(crate) elsewhere: Option<String>,
 }
@@ -132,12 +133,12 @@ fn verdict(take: &mut Take<'_>) -> Option<Verdict> {
 
 fn put_answer(out: &mut Vec<u8>, answer: &Answer) {
     let Answer { snapshot, elsewhere } = answer;
-    let Snapshot { sequence, in_call, waits_for, calls } = snapshot;
+    let RecorderSnapshot { sequence, in_call, waits_for, calls } = snapshot;
     out.extend(sequence.to_le_bytes());
     out.push(u8::from(*in_call));
     put_words(out, [waits_for.unwrap_or(NOBODY)]);
     out.push(calls.len() as u8);
-    for Recorded { sequence, signature, took: _ } in calls {
+    for RecordedCall { sequence, signature, took: _ } in calls {
         for word in [*sequence, signature.what, signature.count] {
             out.extend(word.to_le_bytes());
         }
@@ -156,10 +157,10 @@ fn answer(take: &mut Take<'_>) -> Option<Answer> {
     let mut calls = Vec::new();
     for _ in 0..count {
         let (sequence, what, count) = (take.u64()?, take.u64()?, take.u64()?);
-        calls.push(Recorded { sequence, signature: Signature { what, count }, took: None });
+        calls.push(RecordedCall { sequence, signature: CallSignature { what, count }, took: None });
     }
     let elsewhere = Some(take.text()?).filter(|text| !text.is_empty());
-    Some(Answer { snapshot: Snapshot { sequence, in_call, waits_for, calls }, elsewhere })
+    Some(Answer { snapshot: RecorderSnapshot { sequence, in_call, waits_for, calls }, elsewhere })
 }
 
 #[cfg(test)]
@@ -168,12 +169,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn notes() -> Vec<Note> {
-        let call = |sequence| Recorded {
+        let call = |sequence| RecordedCall {
             sequence,
-            signature: Signature { what: 3, count: sequence },
+            signature: CallSignature { what: 3, count: sequence },
             took: None,
         };
-        let snapshot = Snapshot {
+        let snapshot = RecorderSnapshot {
             sequence: 70,
             in_call: true,
             waits_for: Some(0),

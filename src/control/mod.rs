@@ -25,12 +25,12 @@
 
 mod device;
 mod dump;
-pub mod live;
+mod flight_recorder;
 mod member;
 mod message;
-mod record;
 mod report;
 mod service;
+pub mod status;
 mod verdict;
 
 use std::cell::Cell;
@@ -43,20 +43,20 @@ use maypole_transport::endpoint::Endpoint;
 use maypole_transport::error::LinkError;
 use maypole_transport::sync::{AtomicU64, Ordering};
 
-use crate::bootstrap::{Abort, ControlTree};
+use crate::bootstrap::{Abortable, ControlTree};
+use crate::call_signature::CallSignature;
 use crate::config::Config;
 use crate::device::signals::Signals;
 use crate::error::Error;
 use crate::process::{self, ProcessIdentity, generation};
+use flight_recorder::FlightRecorder;
 use member::Member;
-use record::Record;
-pub(crate) use record::Signature;
 use service::{Command, Queue};
 use verdict::Verdict;
 
 pub use report::{Reason, Report};
 
-/// Abort reasons, as the peers see them: the verdict on the tree says why; the user asked for it; or, with [`DEAD`]
+/// Abortable reasons, as the peers see them: the verdict on the tree says why; the user asked for it; or, with [`DEAD`]
 /// or [`LEFT`] set, the rank in the other bits died or left. (These need no tree: the rank that left may be a hole in it.)
 const VERDICT: u32 = 1;
 const USER_ABORT: u32 = 2;
@@ -74,7 +74,7 @@ const MOST_REPORTS: usize = 64;
 
 /// What the control plane must know of a rank.
 #[derive(Clone, Debug)]
-pub(crate) struct Peer {
+pub(crate) struct PeerInfo {
     /// Its host, for people.
     pub(crate) host: String,
     pub(crate) process: ProcessIdentity,
@@ -83,8 +83,8 @@ pub(crate) struct Peer {
 }
 
 /// A communicator's part of the control plane. Dropping it leaves in peace, and waits for nobody.
-pub(crate) struct Watch {
-    shared: Arc<Shared>,
+pub(crate) struct ControlPlane {
+    shared: Arc<ControlShared>,
     /// The process that made it, as [`process::generation`] tells.
     generation: u32,
     report: Duration,
@@ -98,7 +98,7 @@ pub(crate) struct Watch {
 }
 
 /// What a communicator's thread, its abort handles and the service thread share.
-pub(crate) struct Shared {
+pub(crate) struct ControlShared {
     id: u64,
     pub(crate) rank: Rank,
     pub(crate) nranks: u32,
@@ -106,9 +106,9 @@ pub(crate) struct Shared {
     key: u64,
     /// The thread that made the communicator, which is most often the one that uses it.
     thread: i32,
-    /// As in [`Watch`].
+    /// As in [`ControlPlane`].
     generation: u32,
-    pub(crate) record: Record,
+    pub(crate) record: FlightRecorder,
     /// Not kept alive from here: it must end on the communicator's thread, which then has nothing left.
     endpoint: Weak<Endpoint>,
     /// Where commands go; set before anyone else sees this.
@@ -130,21 +130,21 @@ struct State {
     removed: bool,
 }
 
-impl Watch {
+impl ControlPlane {
     /// Hands the tree over to the service thread. `key` is the same on all ranks of the communicator and in no other;
     /// `peers` are all ranks, in order.
     pub(crate) fn start(
         tree: ControlTree,
         endpoint: &Arc<Endpoint>,
         key: u64,
-        peers: Vec<Peer>,
+        peers: Vec<PeerInfo>,
         config: &Config,
     ) -> Result<Self, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         process::notice_forks();
         service::notice_exit();
         dump::install();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ControlShared {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             rank: tree.rank(),
             nranks: tree.nranks(),
@@ -152,7 +152,7 @@ impl Watch {
             // SAFETY: it has no preconditions.
             thread: unsafe { libc::gettid() },
             generation: generation(),
-            record: Record::default(),
+            record: FlightRecorder::default(),
             endpoint: Arc::downgrade(endpoint),
             queue: Mutex::default(),
             state: Mutex::default(),
@@ -192,7 +192,7 @@ impl Watch {
 
     /// Makes the current call known. Only from here on may others ask for it, so it is called before a wait, when there is time:
     /// a call that never waits is recorded at its end.
-    pub(crate) fn enter(&self, signature: Signature) {
+    pub(crate) fn begin_call(&self, signature: CallSignature) {
         if !self.entered.replace(true) {
             self.shared.record.begin(self.sequence + 1, signature);
         }
@@ -212,7 +212,7 @@ impl Watch {
 
     /// The communicator leaves a call.
     #[inline]
-    pub(crate) fn end(&mut self, signature: Signature) {
+    pub(crate) fn end_call(&mut self, signature: CallSignature) {
         self.sequence += 1;
         if !self.entered.replace(false) {
             self.shared.record.begin(self.sequence, signature);
@@ -222,14 +222,14 @@ impl Watch {
     }
 
     /// The call was refused before anything was sent: it does not count.
-    pub(crate) fn retract(&self) {
+    pub(crate) fn cancel_call(&self) {
         if self.entered.replace(false) {
             self.shared.record.retract(self.sequence + 1);
         }
     }
 
     /// A wait that is about to sleep tells for whom; `None` when it is over.
-    pub(crate) fn waits(&self, peer: Option<Rank>) {
+    pub(crate) fn set_waiting_for(&self, peer: Option<Rank>) {
         self.shared.record.waits(peer);
     }
 
@@ -244,21 +244,21 @@ impl Watch {
     }
 
     /// This rank waits for `peer` since `since`: finds out why, and reports it. Does not wait for that.
-    pub(crate) fn suspect(&self, peer: Rank, since: Instant) {
+    pub(crate) fn investigate(&self, peer: Rank, since: Instant) {
         self.shared.send(Command::Suspect(self.shared.id, peer, since));
     }
 
     /// The error of a wait that is as long as the user allows.
-    pub(crate) fn timed_out(&self, peer: Option<Rank>, waited: Duration) -> Error {
+    pub(crate) fn timeout_error(&self, peer: Option<Rank>, waited: Duration) -> Error {
         let rank = self.shared.rank;
         let what = self.shared.record.read().last();
         Error::Timeout { rank, peer: peer.unwrap_or(rank), what, waited }
     }
 
     /// While the result lives, a connection to `peer` is being made: that may be suspicious too.
-    pub(crate) fn opening(&self, peer: Rank) -> Opening<'_> {
+    pub(crate) fn connecting_to(&self, peer: Rank) -> Opening<'_> {
         self.shared.opening.store(u64::from(peer) + 1, Ordering::Relaxed);
-        self.waits(Some(peer));
+        self.set_waiting_for(Some(peer));
         self.shared.send(Command::Opening(self.shared.id, peer));
         Opening { shared: &self.shared }
     }
@@ -276,8 +276,8 @@ impl Watch {
     }
 
     /// What ended the communicator, if something did.
-    pub(crate) fn ended(&self) -> Option<Error> {
-        self.shared.ended()
+    pub(crate) fn final_error(&self) -> Option<Error> {
+        self.shared.final_error()
     }
 
     /// What was found out about long waits, oldest first.
@@ -306,33 +306,33 @@ impl Watch {
     }
 
     /// From now on whatever ends the communicator ends what it has on its device, and what goes wrong there ends the communicator.
-    pub(crate) fn join_device(&self, signals: &Arc<Signals>) {
+    pub(crate) fn attach_device(&self, signals: &Arc<Signals>) {
         // It is joined once.
         let _ = self.shared.device.set(signals.clone());
-        if self.shared.ended().is_some() {
+        if self.shared.final_error().is_some() {
             signals.abort();
         }
     }
 
     /// Work was queued on the device while the service thread did not look there: it is to look now and then.
     #[cold]
-    pub(crate) fn look_at_device(&self) {
+    pub(crate) fn watch_device(&self) {
         self.shared.send(Command::Look(self.shared.id));
     }
 
     /// Why work on the device was told to end, as an error for [`fail`](Self::fail).
-    pub(crate) fn stopped(&self) -> Error {
+    pub(crate) fn device_stop_error(&self) -> Error {
         let by = self.shared.rank;
-        self.ended().unwrap_or_else(|| LinkError::Aborted { by, reason: VERDICT }.into())
+        self.final_error().unwrap_or_else(|| LinkError::Aborted { by, reason: VERDICT }.into())
     }
 
     /// For abort handles.
-    pub(crate) fn shared(&self) -> Arc<Shared> {
+    pub(crate) fn shared(&self) -> Arc<ControlShared> {
         self.shared.clone()
     }
 }
 
-impl Drop for Watch {
+impl Drop for ControlPlane {
     fn drop(&mut self) {
         // A child made by fork has neither the thread nor a say.
         if generation() != self.generation {
@@ -348,7 +348,7 @@ impl Drop for Watch {
 
 /// Ends when the connection is made.
 pub(crate) struct Opening<'a> {
-    shared: &'a Shared,
+    shared: &'a ControlShared,
 }
 
 impl Drop for Opening<'_> {
@@ -358,13 +358,13 @@ impl Drop for Opening<'_> {
     }
 }
 
-impl Abort for Shared {
+impl Abortable for ControlShared {
     fn abort(&self) {
         Self::abort(self);
     }
 }
 
-impl Shared {
+impl ControlShared {
     /// Ends every wait of the communicator, on all ranks.
     pub(crate) fn abort(&self) {
         // At once, then by way of the tree for the ranks that are not connected.
@@ -372,7 +372,7 @@ impl Shared {
         self.send(Command::Decide(self.id, Verdict::Aborted { by: self.rank }));
     }
 
-    /// As [`Watch::abort_peers`].
+    /// As [`ControlPlane::abort_peers`].
     pub(crate) fn abort_peers(&self, error: &Error) {
         self.abort_endpoint(match *error {
             Error::Link(LinkError::PeerDied { peer }) => DEAD | peer,
@@ -381,7 +381,7 @@ impl Shared {
         });
     }
 
-    /// As [`Watch::fail`].
+    /// As [`ControlPlane::fail`].
     pub(crate) fn fail(&self, error: Error) -> Error {
         // Whatever went wrong here may be the effect of what others know better. (A rank that fails tells us before it
         // leaves: whoever saw it leave sees that too.)
@@ -428,7 +428,7 @@ impl Shared {
         }
     }
 
-    pub(crate) fn ended(&self) -> Option<Error> {
+    pub(crate) fn final_error(&self) -> Option<Error> {
         let verdict = self.state().verdict.as_ref().map(Verdict::error);
         verdict.or_else(|| {
             let error = self.endpoint.upgrade()?.aborted()?;

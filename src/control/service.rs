@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use maypole_algorithms::Rank;
 
 use crate::bootstrap::stream::{event, poll_fd, ring, wait};
-use crate::control::live::Desk;
 use crate::control::member::Member;
+use crate::control::status::StatusServer;
 use crate::control::verdict::Verdict;
-use crate::control::{Shared, dump};
+use crate::control::{ControlShared, dump};
 use crate::error::Error;
 use crate::process::{PerProcess, spawn_thread};
 
@@ -149,7 +149,7 @@ fn lock(service: &Mutex<Service>) -> MutexGuard<'_, Service> {
 
 fn run(queue: &Queue) {
     let mut members: Vec<Member> = Vec::new();
-    let mut desk = Desk::open();
+    let mut desk = StatusServer::open();
     loop {
         for command in queue.take() {
             let id = match &command {
@@ -183,7 +183,8 @@ fn run(queue: &Queue) {
                 }
             }
         }
-        let roster: Vec<Arc<Shared>> = members.iter().map(|member| member.shared()).collect();
+        let roster: Vec<Arc<ControlShared>> =
+            members.iter().map(|member| member.shared()).collect();
         if dump::asked() {
             dump::dump(roster.iter().map(|shared| &**shared));
         }

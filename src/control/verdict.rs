@@ -6,7 +6,7 @@ use maypole_algorithms::Rank;
 use maypole_transport::error::LinkError;
 
 use crate::bootstrap::BootstrapError;
-use crate::control::record::Snapshot;
+use crate::control::flight_recorder::RecorderSnapshot;
 use crate::error::Error;
 
 /// Why a communicator is over. The first one that a rank hears counts there.
@@ -60,7 +60,10 @@ impl Verdict {
     }
 
     /// The proof that ranks `a` and `b` make different calls, if what both remember holds one.
-    pub(crate) fn compare(a: (Rank, &Snapshot), b: (Rank, &Snapshot)) -> Option<Self> {
+    pub(crate) fn compare(
+        a: (Rank, &RecorderSnapshot),
+        b: (Rank, &RecorderSnapshot),
+    ) -> Option<Self> {
         let mut ranks = [a, b];
         // Both ends of the same pair say the same.
         ranks.sort_by_key(|rank| rank.0);
@@ -78,25 +81,30 @@ impl Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::record::{Recorded, Signature};
+    use crate::call_signature::CallSignature;
+    use crate::control::flight_recorder::RecordedCall;
 
-    fn snapshot(first: u64, counts: &[u64]) -> Snapshot {
-        let call = |(i, &count): (usize, &u64)| Recorded {
+    fn snapshot(first: u64, counts: &[u64]) -> RecorderSnapshot {
+        let call = |(i, &count): (usize, &u64)| RecordedCall {
             sequence: first + i as u64,
-            signature: Signature { what: 7 << 8, count },
+            signature: CallSignature { what: 7 << 8, count },
             took: None,
         };
         let calls: Vec<_> = counts.iter().enumerate().map(call).collect();
-        Snapshot { sequence: first + calls.len() as u64 - 1, calls, ..Snapshot::default() }
+        RecorderSnapshot {
+            sequence: first + calls.len() as u64 - 1,
+            calls,
+            ..RecorderSnapshot::default()
+        }
     }
 
     #[test]
     fn only_a_call_of_the_same_number_that_differs_is_proof() {
         let ours = snapshot(5, &[1, 2, 3]);
-        let compare = |theirs: &Snapshot| Verdict::compare((4, &ours), (1, theirs));
+        let compare = |theirs: &RecorderSnapshot| Verdict::compare((4, &ours), (1, theirs));
         assert_eq!(compare(&snapshot(5, &[1, 2, 3, 4])), None);
         assert_eq!(compare(&snapshot(1, &[9, 9])), None);
-        assert_eq!(compare(&Snapshot::default()), None);
+        assert_eq!(compare(&RecorderSnapshot::default()), None);
         let Some(Verdict::Mismatch { ranks, what }) = compare(&snapshot(6, &[2, 9])) else {
             panic!("no mismatch");
         };

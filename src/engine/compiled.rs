@@ -8,7 +8,8 @@ use maypole_transport::sync::full_fence;
 
 use maypole_algorithms::schedule::MAX_FAN;
 
-use crate::control::{Signature, Watch};
+use crate::call_signature::CallSignature;
+use crate::control::ControlPlane;
 use crate::engine::links::Links;
 use crate::engine::wait::{Patience, Wait};
 use crate::engine::{Buffers, mismatch};
@@ -38,9 +39,9 @@ pub(crate) struct Straight<'a> {
     pub(crate) staging: &'a mut Staging,
     pub(crate) endpoint: &'a Endpoint,
     pub(crate) patience: Patience,
-    pub(crate) watch: &'a Watch,
+    pub(crate) watch: &'a ControlPlane,
     /// The call, to be made known before a wait.
-    pub(crate) signature: &'a Signature,
+    pub(crate) signature: &'a CallSignature,
 }
 
 impl Straight<'_> {
@@ -134,7 +135,7 @@ impl Straight<'_> {
             return Err(Error::internal("a straight line over a link without lines"));
         };
         if line.poll(bytes, self.tag) != Poll::Ready {
-            self.watch.enter(*self.signature);
+            self.watch.begin_call(*self.signature);
             let mut wait = Wait::new(self.endpoint, self.patience, self.watch);
             let ends = &self.links.ends;
             loop {
@@ -164,7 +165,7 @@ impl Straight<'_> {
             return Err(Error::internal("a straight line over a link without lines"));
         };
         if !line.ready() {
-            self.watch.enter(*self.signature);
+            self.watch.begin_call(*self.signature);
             let mut wait = Wait::new(self.endpoint, self.patience, self.watch);
             let ends = &self.links.ends;
             while !line.ready() {

@@ -10,7 +10,7 @@ use maypole_transport::error::LinkError;
 use maypole_transport::fault::Faults;
 use maypole_transport::link::{Incoming, Lends, Outgoing, Sequence};
 
-use crate::control::Watch;
+use crate::control::ControlPlane;
 use crate::error::Error;
 
 /// Both directions of all opened links. Plans name a link by its index here.
@@ -94,7 +94,7 @@ impl Links {
         peer: Rank,
         channel: Channel,
         deadline: Instant,
-        watch: &Watch,
+        watch: &ControlPlane,
     ) -> Result<u32, Error> {
         if let Some(&index) = self.index.get(&(peer, channel)) {
             return Ok(index);
@@ -120,10 +120,10 @@ impl Links {
         addresses: &[Vec<u8>],
         peer: Rank,
         deadline: Instant,
-        watch: &Watch,
+        watch: &ControlPlane,
     ) -> Result<(), Error> {
         let first = self.ends.iter().all(|end| end.0 != peer);
-        let opening = first.then(|| watch.opening(peer));
+        let opening = first.then(|| watch.connecting_to(peer));
         let started = Instant::now();
         let connected = endpoint.connect(peer, &addresses[peer as usize], deadline);
         connected.map_err(|error| match error {

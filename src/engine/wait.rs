@@ -7,7 +7,7 @@ use maypole_transport::doorbell::{Doorbell, Ticket};
 use maypole_transport::endpoint::{Endpoint, Reading};
 use maypole_transport::error::LinkError;
 
-use crate::control::Watch;
+use crate::control::ControlPlane;
 use crate::error::Error;
 
 /// The longest sleep. Everything that ends a wait rings the doorbell; this bounds the damage if something cannot any more.
@@ -40,7 +40,7 @@ impl Patience {
 pub(crate) struct Wait<'a> {
     endpoint: &'a Endpoint,
     patience: Patience,
-    watch: &'a Watch,
+    watch: &'a ControlPlane,
     polls: u32,
     armed: Option<Ticket>,
     /// Since it sleeps now and then.
@@ -56,7 +56,7 @@ struct Long {
 impl<'a> Wait<'a> {
     /// A wait that has not begun.
     #[inline]
-    pub(crate) fn new(endpoint: &'a Endpoint, patience: Patience, watch: &'a Watch) -> Self {
+    pub(crate) fn new(endpoint: &'a Endpoint, patience: Patience, watch: &'a ControlPlane) -> Self {
         Self { endpoint, patience, watch, polls: 0, armed: None, long: None }
     }
 
@@ -100,7 +100,7 @@ impl<'a> Wait<'a> {
         self.polls = 0;
         self.armed = None;
         if self.long.take().is_some() {
-            self.watch.waits(None);
+            self.watch.set_waiting_for(None);
         }
     }
 
@@ -110,17 +110,17 @@ impl<'a> Wait<'a> {
         let now = Instant::now();
         let report = self.watch.report_after();
         let long = self.long.get_or_insert(Long { since: now, report });
-        self.watch.waits(whom);
+        self.watch.set_waiting_for(whom);
         let waited = now - long.since;
         if let Some(timeout) = self.watch.timeout()
             && waited >= timeout
         {
-            return Err(self.watch.timed_out(whom, waited));
+            return Err(self.watch.timeout_error(whom, waited));
         }
         if waited >= long.report {
             long.report = long.report.saturating_mul(2);
             if let Some(peer) = whom {
-                self.watch.suspect(peer, long.since);
+                self.watch.investigate(peer, long.since);
             }
         }
         let limits = [NAP, long.report - waited];

@@ -13,7 +13,7 @@ use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{Collective, DType, Rank, RedOp};
 
 use crate::call::{Call, Extents, Task};
-use crate::control::Signature;
+use crate::call_signature::CallSignature;
 use crate::device::program::DevicePlan;
 use crate::device::rank::DeviceRank;
 use crate::engine::links::Links;
@@ -62,7 +62,7 @@ pub(crate) struct Plan {
     pub(crate) scaled: bool,
     pub(crate) tag: u32,
     /// What the watch knows such calls by.
-    pub(crate) signature: Signature,
+    pub(crate) signature: CallSignature,
     /// Outputs that are not read again are written past the caches.
     pub(crate) stream: bool,
 }
@@ -86,7 +86,7 @@ impl Plan {
         let (size, reduction) = (task.dtype.size(), task.reduction());
         let geometry = Geometry::new(schedule, task, choice.tile);
         let scaled = scaled(reduction.op, task.dtype);
-        let signature = Signature::of(task);
+        let signature = CallSignature::of(task);
         let tag = tag(signature, choice);
         let body = match choice.protocol {
             Protocol::Line => Body::Straight(StraightLine::compile(
@@ -113,13 +113,13 @@ impl Plan {
         isa: Isa,
         rank: &mut DeviceRank,
     ) -> Result<Self, Error> {
-        let tag = tag(Signature::of(task), choice);
+        let tag = tag(CallSignature::of(task), choice);
         let body = Body::Device(DevicePlan::new(proved, choice, task, tag, me, rank)?);
         Ok(Self::of(body, choice, task, proved.schedule().nranks, isa))
     }
 
     fn of(body: Body, choice: &Choice, task: &Task, nranks: u32, isa: Isa) -> Self {
-        let (reduction, signature) = (task.reduction(), Signature::of(task));
+        let (reduction, signature) = (task.reduction(), CallSignature::of(task));
         let (scaled, tag) = (scaled(reduction.op, task.dtype), tag(signature, choice));
         let kernel = Kernel::select(task.dtype, reduction, nranks, isa);
         let unusual = reduction.op == RedOp::PreMulSum || task.collective == Collective::AllToAll;
@@ -129,7 +129,7 @@ impl Plan {
 }
 
 /// A hash of all that must be the same on all ranks, to be carried by every message.
-fn tag(signature: Signature, choice: &Choice) -> u32 {
+fn tag(signature: CallSignature, choice: &Choice) -> u32 {
     let Choice { algorithm, protocol, tile, .. } = choice;
     let text = format!("{:x} {:x} {algorithm} {protocol} {tile}", signature.what, signature.count);
     // FNV-1a: any hash will do, as long as it is the same in every process and version that can meet.

@@ -6,7 +6,7 @@
 //! signal is.
 //!
 //! Where both ranks run on one host and the peer's part lies in memory of the library ([`Buffer`](crate::memory::Buffer)), a put is one copy into
-//! it, and a signal one addition to a word of the peer's board (`signal_words`), which lies in such memory too. The peer's doorbell is rung; nothing of the
+//! it, and a signal one addition to a word of the peer's signal_words (`signal_words`), which lies in such memory too. The peer's doorbell is rung; nothing of the
 //! peer's runs.
 //!
 //! Other puts are messages (`message`) on a channel of their own of the links that the ranks have anyway: threads, shared
@@ -36,8 +36,8 @@ use crate::error::Error;
 use crate::plan::exchange;
 use crate::process;
 use crate::tune::MOST_CHANNELS;
-pub(crate) use message::{Card, HEADER, Message, TAG};
-pub(crate) use signal_words::{Board, DIRECT, PeerBoard};
+pub(crate) use message::{HEADER_BYTES, WINDOW_TAG, WindowInfo, WindowMessage};
+pub(crate) use signal_words::{MOST_DIRECT_WINDOWS, PeerSignalWords, SignalWords};
 
 /// The channel of puts and signals, after those of all schedules.
 pub(crate) const CHANNEL: Channel = exchange::FIRST_BEYOND + MOST_CHANNELS;
@@ -51,13 +51,13 @@ pub struct WindowId(pub(crate) u32);
 pub(crate) struct Windows {
     pub(crate) made: u32,
     /// Every rank's part, of the windows that this rank has not deregistered.
-    pub(crate) parts: HashMap<WindowId, Vec<Part>>,
+    pub(crate) parts: HashMap<WindowId, Vec<WindowPart>>,
     /// From the first window on.
-    pub(crate) service: Option<Service>,
+    pub(crate) service: Option<WindowService>,
 }
 
 /// A rank's part of a window.
-pub(crate) struct Part {
+pub(crate) struct WindowPart {
     /// Bytes.
     pub(crate) bytes: u64,
     /// Where it is, if this rank writes to it itself: from that byte on.
@@ -65,14 +65,14 @@ pub(crate) struct Part {
 }
 
 /// What it takes to write to others, and to be written to.
-pub(crate) struct Service {
+pub(crate) struct WindowService {
     /// By rank; none to this one.
     pub(crate) outgoing: Vec<Option<Outgoing>>,
-    /// The boards that this rank writes to itself, by rank.
-    pub(crate) boards: Vec<Option<PeerBoard>>,
+    /// The peer_words that this rank writes to itself, by rank.
+    pub(crate) peer_words: Vec<Option<PeerSignalWords>>,
     /// How many signals of each rank were waited for.
     pub(crate) consumed: Vec<u64>,
-    pub(crate) board: Arc<Board>,
+    pub(crate) signal_words: Arc<SignalWords>,
     /// The other direction, until the thread has it.
     incoming: Vec<(Rank, Box<dyn ReceiveSlots>)>,
     endpoint: Arc<Endpoint>,
@@ -97,15 +97,15 @@ impl Outgoing {
 
 /// Memory that was lent to a window.
 #[derive(Clone, Copy)]
-pub(crate) struct Extent {
+pub(crate) struct WindowMemory {
     pub(crate) start: *mut u8,
     pub(crate) bytes: usize,
 }
 
 // SAFETY: who registered the memory promised that it may be written to from any thread until it is deregistered.
-unsafe impl Send for Extent {}
+unsafe impl Send for WindowMemory {}
 
-impl Service {
+impl WindowService {
     /// With a rank's ends of the links to all others, by rank.
     ///
     /// # Errors
@@ -118,9 +118,9 @@ impl Service {
         let nranks = outgoing.len();
         Ok(Self {
             outgoing,
-            boards: vec![None; nranks],
+            peer_words: vec![None; nranks],
             consumed: vec![0; nranks],
-            board: Arc::new(Board::new(nranks)?),
+            signal_words: Arc::new(SignalWords::new(nranks)?),
             incoming,
             endpoint: endpoint.clone(),
             thread: None,
@@ -137,8 +137,8 @@ impl Service {
             return Ok(());
         }
         let incoming = std::mem::take(&mut self.incoming);
-        let (board, endpoint) = (self.board.clone(), self.endpoint.clone());
-        let run = move || serve::run(rank, incoming, &board, &endpoint, &abort);
+        let (signal_words, endpoint) = (self.signal_words.clone(), self.endpoint.clone());
+        let run = move || serve::run(rank, incoming, &signal_words, &endpoint, &abort);
         let spawned = process::spawn_thread("maypole-window", None, run);
         self.thread = Some(spawned.map_err(|error| Error::System {
             call: "pthread_create",
@@ -154,7 +154,7 @@ impl Service {
             // Nothing is on the way.
             return gone();
         }
-        self.board.is_closed(peer).then(|| gone().unwrap_or(LinkError::PeerLeft { peer }))
+        self.signal_words.is_closed(peer).then(|| gone().unwrap_or(LinkError::PeerLeft { peer }))
     }
 
     /// Whether messages are applied.
@@ -164,13 +164,13 @@ impl Service {
     }
 }
 
-impl Drop for Service {
+impl Drop for WindowService {
     fn drop(&mut self) {
         // A child made by fork does not have the thread.
         if self.generation != process::generation() {
             return;
         }
-        self.board.stop.store(1, Ordering::Release);
+        self.signal_words.stop.store(1, Ordering::Release);
         self.endpoint.doorbell().ring();
         if let Some(thread) = self.thread.take() {
             // A panic there has been printed; there is nothing to add.

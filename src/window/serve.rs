@@ -7,8 +7,8 @@ use maypole_algorithms::Rank;
 use maypole_transport::endpoint::Endpoint;
 use maypole_transport::link::{Message as Received, ReceiveSlots};
 
-use super::Board;
-use super::message::{HEADER, Message, TAG};
+use super::SignalWords;
+use super::message::{HEADER_BYTES, WINDOW_TAG, WindowMessage};
 use crate::comm::AbortHandle;
 use crate::error::Error;
 
@@ -19,7 +19,7 @@ const NAP: Duration = Duration::from_millis(500);
 pub(super) fn run(
     rank: Rank,
     mut incoming: Vec<(Rank, Box<dyn ReceiveSlots>)>,
-    board: &Board,
+    signal_words: &SignalWords,
     endpoint: &Endpoint,
     abort: &AbortHandle,
 ) {
@@ -27,7 +27,7 @@ pub(super) fn run(
     let mut ticket = None;
     loop {
         // Pairs as `window-stop`.
-        if board.stop.load(Ordering::Acquire) != 0 {
+        if signal_words.stop.load(Ordering::Acquire) != 0 {
             return;
         }
         let mut moved = false;
@@ -35,14 +35,14 @@ pub(super) fn run(
             Ok(None) => true,
             Ok(Some(message)) => {
                 moved = true;
-                let applied = apply(board, *peer, &message);
+                let applied = apply(signal_words, *peer, &message);
                 slots.release();
                 let Err(why) = applied else { return true };
                 let error = Error::InvalidUsage {
                     what: format!("rank {peer} put to a window of rank {rank} {why}"),
                 };
                 log::warn!("rank {rank}: {error}");
-                *board.failure() = Some(error);
+                *signal_words.failure() = Some(error);
                 abort.abort();
                 true
             }
@@ -50,7 +50,7 @@ pub(super) fn run(
             Err(_) => {
                 moved = true;
                 // Pairs as `window-closed`: who sees it sees all signals that came.
-                board.closed[*peer as usize].store(1, Ordering::Release);
+                signal_words.closed[*peer as usize].store(1, Ordering::Release);
                 false
             }
         });
@@ -72,17 +72,17 @@ pub(super) fn run(
 }
 
 /// Does what the message of `peer` says; if that cannot be, why.
-fn apply(board: &Board, peer: Rank, received: &Received) -> Result<(), &'static str> {
+fn apply(signal_words: &SignalWords, peer: Rank, received: &Received) -> Result<(), &'static str> {
     const GARBLED: &str = "by a message that is none; it may be another version of the library";
-    if received.tag != TAG || received.len < HEADER {
+    if received.tag != WINDOW_TAG || received.len < HEADER_BYTES {
         return Err(GARBLED);
     }
     // SAFETY: a received message is readable for its length, until it is released.
-    let header = unsafe { &*received.data.cast::<[u8; HEADER]>() };
-    let Message { window, offset, signals } = Message::decode(header).ok_or(GARBLED)?;
-    let len = received.len - HEADER;
+    let header = unsafe { &*received.data.cast::<[u8; HEADER_BYTES]>() };
+    let WindowMessage { window, offset, signals } = WindowMessage::decode(header).ok_or(GARBLED)?;
+    let len = received.len - HEADER_BYTES;
     if len > 0 {
-        let extents = board.extents();
+        let extents = signal_words.extents();
         let extent = extents.get(&window).ok_or("that is not registered any more")?;
         let fits = offset.checked_add(len as u64).is_some_and(|end| end <= extent.bytes as u64);
         if !fits {
@@ -91,14 +91,14 @@ fn apply(board: &Board, peer: Rank, received: &Received) -> Result<(), &'static 
         // SAFETY: the message is readable; the window's memory is writable as long as it is in the table, which is locked.
         unsafe {
             std::ptr::copy_nonoverlapping(
-                received.data.add(HEADER),
+                received.data.add(HEADER_BYTES),
                 extent.start.add(offset as usize),
                 len,
             );
         }
     }
     if signals {
-        board.add_signal(peer);
+        signal_words.add_signal(peer);
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The board of a rank: the words by which others signal it, in memory that they write to themselves where they can.
+//! The signal_words of a rank: the words by which others signal it, in memory that they write to themselves where they can.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,23 +7,23 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use maypole_algorithms::Rank;
 use maypole_transport::segment::{self, Reach};
 
-use super::Extent;
+use super::WindowMemory;
 use crate::error::Error;
 use crate::memory::Buffer;
 
-/// Windows with a number up to this can be written to directly: the board has a word for each.
-pub(crate) const DIRECT: u32 = 512;
+/// Windows with a number up to this can be written to directly: the signal_words has a word for each.
+pub(crate) const MOST_DIRECT_WINDOWS: u32 = 512;
 
 /// Words of a cache line.
 const LINE: usize = 8;
 
-/// What others write to a rank's board, what its thread and the communicator share, and where its windows are.
-pub(crate) struct Board {
+/// What others write to a rank's signal_words, what its thread and the communicator share, and where its windows are.
+pub(crate) struct SignalWords {
     /// A word per window, 1 when it is deregistered; then a line per rank, with the number of its signals.
     words: Buffer,
     nranks: usize,
     /// This rank's memory of each window. Locked while its thread writes to it.
-    extents: Mutex<HashMap<u32, Extent>>,
+    extents: Mutex<HashMap<u32, WindowMemory>>,
     /// Per rank: 1 once nothing more comes from it by messages.
     pub(super) closed: Vec<AtomicU64>,
     /// Why a rank's messages could not be applied.
@@ -32,9 +32,9 @@ pub(crate) struct Board {
     pub(super) stop: AtomicU64,
 }
 
-/// Bytes of a board for so many ranks.
+/// Bytes of a signal_words for so many ranks.
 const fn bytes(nranks: usize) -> usize {
-    (DIRECT as usize + nranks * LINE) * size_of::<AtomicU64>()
+    (MOST_DIRECT_WINDOWS as usize + nranks * LINE) * size_of::<AtomicU64>()
 }
 
 /// The index of a word.
@@ -43,10 +43,10 @@ const fn of_window(window: u32) -> usize {
 }
 
 const fn of_rank(rank: Rank) -> usize {
-    DIRECT as usize + rank as usize * LINE
+    MOST_DIRECT_WINDOWS as usize + rank as usize * LINE
 }
 
-impl Board {
+impl SignalWords {
     pub(crate) fn new(nranks: usize) -> Result<Self, Error> {
         Ok(Self {
             words: Buffer::new(bytes(nranks))?,
@@ -75,7 +75,7 @@ impl Board {
     }
 
     /// Whole at all times, so a panic elsewhere under the lock does no harm.
-    pub(crate) fn extents(&self) -> MutexGuard<'_, HashMap<u32, Extent>> {
+    pub(crate) fn extents(&self) -> MutexGuard<'_, HashMap<u32, WindowMemory>> {
         self.extents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -101,19 +101,19 @@ impl Board {
 
     /// Others are to put to that window no more.
     pub(crate) fn close(&self, window: u32) {
-        if window <= DIRECT {
+        if window <= MOST_DIRECT_WINDOWS {
             // Nothing is published by it: whoever puts all the same has been told not to.
             self.word(of_window(window)).store(1, Ordering::Relaxed);
         }
     }
 }
 
-/// A peer's board, if this rank writes to it itself.
+/// A peer's signal_words, if this rank writes to it itself.
 #[derive(Clone)]
-pub(crate) struct PeerBoard(Reach);
+pub(crate) struct PeerSignalWords(Reach);
 
-impl PeerBoard {
-    /// The board in that memory, of a communicator of so many ranks; None if it is too small for one.
+impl PeerSignalWords {
+    /// The signal_words in that memory, of a communicator of so many ranks; None if it is too small for one.
     pub(crate) fn new(reach: Reach, nranks: usize) -> Option<Self> {
         reach.at(0, bytes(nranks)).map(|_| Self(reach))
     }
@@ -144,12 +144,12 @@ mod tests {
 
     #[test]
     fn a_board_is_written_from_elsewhere() {
-        let board = Board::new(3).unwrap();
-        assert_ne!(board.segment(), 0);
-        board.add_signal(2);
-        assert_eq!([0, 1, 2].map(|rank| board.signals(rank)), [0, 0, 1]);
-        board.close(DIRECT);
-        board.close(DIRECT + 1);
-        assert_eq!(board.signals(0), 0);
+        let signal_words = SignalWords::new(3).unwrap();
+        assert_ne!(signal_words.segment(), 0);
+        signal_words.add_signal(2);
+        assert_eq!([0, 1, 2].map(|rank| signal_words.signals(rank)), [0, 0, 1]);
+        signal_words.close(MOST_DIRECT_WINDOWS);
+        signal_words.close(MOST_DIRECT_WINDOWS + 1);
+        assert_eq!(signal_words.signals(0), 0);
     }
 }

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
-use maypole::Traffic;
+use maypole::ControlTraffic;
 use maypole::{Communicator, RedOp, UniqueId};
 
 use crate::ranks::Job;
@@ -89,13 +89,15 @@ fn threads() {
         .collect();
     println!("say:joined");
     let most =
-        comms.iter().map(Communicator::init_traffic).fold(Traffic::default(), |a, b| Traffic {
-            connections: a.connections.max(b.connections),
-            sent: a.sent.max(b.sent),
-            received: a.received.max(b.received),
+        comms.iter().map(Communicator::init_traffic).fold(ControlTraffic::default(), |a, b| {
+            ControlTraffic {
+                connections: a.connections.max(b.connections),
+                sent: a.sent.max(b.sent),
+                received: a.received.max(b.received),
+            }
         });
     for comm in &comms {
-        let Traffic { connections, sent, received } = comm.init_traffic();
+        let ControlTraffic { connections, sent, received } = comm.init_traffic();
         assert!(connections <= MOST_CONNECTIONS, "rank {}: {connections}", comm.rank());
         let bound = MESSAGES_PER_DOUBLING * u64::from(nranks.ilog2());
         assert!(sent + received <= bound, "rank {}: {sent} + {received}", comm.rank());

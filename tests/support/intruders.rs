@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use maypole::Options;
 use maypole::UniqueId;
-use maypole::internal::bootstrap::Meeting;
+use maypole::internal::bootstrap::RejoinListener;
 
 /// Connections that the strangers hold at a time; one more ends the oldest.
 const MOST_HELD: usize = 400;
@@ -43,7 +43,7 @@ impl Door {
         crate::ranks::raise_descriptors();
         let secret = [0x5e; 32];
         let before = ports(&[std::process::id()]);
-        let mut meeting = Meeting::open().expect("a port");
+        let mut meeting = RejoinListener::open().expect("a port");
         let options = Options { timeout: PATIENCE, notice: PATIENCE, ..Options::default() };
         meeting.host(secret, &options).expect("a root");
         let loopback = |port: &Port| match port {
@@ -71,11 +71,11 @@ impl Door {
 
     /// The job's id, by which the root is reached through the proxy.
     pub(crate) fn id(&self) -> UniqueId {
-        UniqueId::at_meeting(&self.reach, self.secret).expect("an id")
+        UniqueId::at_rejoin_listener(&self.reach, self.secret).expect("an id")
     }
 
     pub(crate) fn id_with_another_secret(&self) -> UniqueId {
-        UniqueId::at_meeting(&self.reach, [0xe5; 32]).expect("an id")
+        UniqueId::at_rejoin_listener(&self.reach, [0xe5; 32]).expect("an id")
     }
 
     /// How many handshakes were overheard.

@@ -22,7 +22,7 @@ fn some(count: usize) -> Vec<UniqueId> {
 }
 
 /// What the root of this id has served, once it has ended.
-fn served(id: &UniqueId) -> Traffic {
+fn served(id: &UniqueId) -> ControlTraffic {
     let until = Instant::now() + LONG;
     loop {
         let ended = ENDED.lock().unwrap();

@@ -1,6 +1,6 @@
 //! The communicators of this host that live now, as their processes tell: what `maypole ps` shows.
 //!
-//! A process with communicators listens at the abstract socket `maypole/PID/START` (`Desk`), which is served by its service
+//! A process with communicators listens at the abstract socket `maypole/PID/START` (`StatusServer`), which is served by its service
 //! thread and tells what the `record` holds anyway: no call is slowed by it. Only the same user or root is
 //! answered, which the kernel vouches for, and only answers of the same user are believed (all, if root asks). The name is in
 //! `/proc/net/unix`, so nothing is left behind and nothing is found from another network namespace.
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
 
-use super::Shared;
+use super::ControlShared;
 use crate::bootstrap::{Take, put_text};
 use crate::process::{ProcessIdentity, ProcessState};
 
@@ -29,7 +29,7 @@ const NOBODY: u32 = u32::MAX;
 
 /// A process of this host that has, or had a moment ago, communicators.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Live {
+pub struct ProcessStatus {
     /// Its number; 0 if it cannot be seen from here, as in another container.
     pub pid: u32,
     /// Its user's number.
@@ -37,14 +37,14 @@ pub struct Live {
     /// Its name, as the kernel has it.
     pub command: String,
     /// What it says.
-    pub answer: Answer,
+    pub answer: StatusAnswer,
 }
 
 /// What a process says of its communicators.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum StatusAnswer {
     /// These it has, and so many more that did not fit.
-    Told(Vec<Communicator>, u32),
+    Communicators(Vec<CommunicatorStatus>, u32),
     /// Nothing: it is stopped, by a signal or a debugger.
     Stopped,
     /// Nothing within the time.
@@ -53,7 +53,7 @@ pub enum Answer {
 
 /// One communicator, as one of its ranks knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Communicator {
+pub struct CommunicatorStatus {
     /// The same on all ranks of the communicator, and in no other.
     pub key: u64,
     /// The rank that tells.
@@ -78,14 +78,14 @@ pub struct Communicator {
 ///
 /// # Errors
 /// Of reading `/proc/net/unix`.
-pub fn live(patience: Duration) -> io::Result<Vec<Live>> {
+pub fn query(patience: Duration) -> io::Result<Vec<ProcessStatus>> {
     let until = Instant::now() + patience;
     let table = std::fs::read_to_string("/proc/net/unix")?;
     // All are asked before any is listened to: who is slow keeps nobody waiting.
     let asked: Vec<_> = names(&table).filter_map(|name| ask(name).ok()).collect();
     // SAFETY: it has no preconditions.
     let me = unsafe { libc::geteuid() };
-    let mut found: Vec<Live> = Vec::new();
+    let mut found: Vec<ProcessStatus> = Vec::new();
     for (stream, owner) in asked {
         let state =
             ProcessIdentity::with_pid(owner.pid.cast_unsigned()).map(|process| process.state());
@@ -95,12 +95,14 @@ pub fn live(patience: Duration) -> io::Result<Vec<Live>> {
         }
         let pid = owner.pid.cast_unsigned();
         let answer = match state {
-            Some(ProcessState::Stopped) => Answer::Stopped,
-            _ => listen(stream, until).and_then(|bytes| decode(&bytes)).unwrap_or(Answer::Silent),
+            Some(ProcessState::Stopped) => StatusAnswer::Stopped,
+            _ => listen(stream, until)
+                .and_then(|bytes| decode(&bytes))
+                .unwrap_or(StatusAnswer::Silent),
         };
         let command = std::fs::read_to_string(format!("/proc/{pid}/comm"));
         let command = command.map_or_else(|_| "?".to_owned(), |text| printable(text.trim()));
-        found.push(Live { pid, uid: owner.uid, command, answer });
+        found.push(ProcessStatus { pid, uid: owner.uid, command, answer });
     }
     found.sort_by_key(|process| process.pid);
     Ok(found)
@@ -182,9 +184,9 @@ fn credentials(stream: &UnixStream) -> io::Result<libc::ucred> {
 }
 
 /// Where a process answers. Belongs to its service thread.
-pub(super) struct Desk(Option<UnixListener>);
+pub(super) struct StatusServer(Option<UnixListener>);
 
-impl Desk {
+impl StatusServer {
     /// Without one the process is not listed, and nothing else is different.
     pub(super) fn open() -> Self {
         let name = format!("{}{}", &PREFIX[1..], ProcessIdentity::current().unique_name());
@@ -203,7 +205,7 @@ impl Desk {
     }
 
     /// Answers those who came. Does not wait.
-    pub(super) fn serve(&mut self, roster: &[Arc<Shared>]) {
+    pub(super) fn serve(&mut self, roster: &[Arc<ControlShared>]) {
         let Some(listener) = &self.0 else { return };
         // SAFETY: it has no preconditions.
         let me = unsafe { libc::geteuid() };
@@ -232,11 +234,11 @@ impl Desk {
     }
 }
 
-impl Shared {
+impl ControlShared {
     /// What it does now.
-    fn tell(&self) -> Communicator {
+    fn tell(&self) -> CommunicatorStatus {
         let seen = self.record.read();
-        Communicator {
+        CommunicatorStatus {
             key: self.key,
             rank: self.rank,
             nranks: self.nranks,
@@ -245,12 +247,12 @@ impl Shared {
             call: seen.last(),
             waits_for: seen.waits_for,
             waited: if seen.in_call { self.record.waited(seen.sequence) } else { None },
-            ended: self.ended().map(|error| error.to_string()),
+            ended: self.final_error().map(|error| error.to_string()),
         }
     }
 }
 
-fn encode(communicators: impl ExactSizeIterator<Item = Communicator>) -> Vec<u8> {
+fn encode(communicators: impl ExactSizeIterator<Item = CommunicatorStatus>) -> Vec<u8> {
     let (mut body, mut count, all) = (Vec::new(), 0_u32, communicators.len() as u32);
     for it in communicators {
         let mut one = Vec::new();
@@ -277,7 +279,7 @@ fn encode(communicators: impl ExactSizeIterator<Item = Communicator>) -> Vec<u8>
 }
 
 /// Trusts nothing.
-fn decode(bytes: &[u8]) -> Option<Answer> {
+fn decode(bytes: &[u8]) -> Option<StatusAnswer> {
     let mut take = Take::new(bytes);
     if take.u8()? != VERSION {
         return None;
@@ -285,7 +287,7 @@ fn decode(bytes: &[u8]) -> Option<Answer> {
     let (count, more) = (take.u32()?, take.u32()?);
     let mut all = Vec::new();
     for _ in 0..count {
-        all.push(Communicator {
+        all.push(CommunicatorStatus {
             key: take.u64()?,
             rank: take.u32()?,
             nranks: take.u32()?,
@@ -297,7 +299,7 @@ fn decode(bytes: &[u8]) -> Option<Answer> {
             ended: Some(take.text()?).filter(|text| !text.is_empty()),
         });
     }
-    take.rest().is_empty().then_some(Answer::Told(all, more))
+    take.rest().is_empty().then_some(StatusAnswer::Communicators(all, more))
 }
 
 fn printable(text: &str) -> String {
@@ -308,8 +310,8 @@ fn printable(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn some(rank: Rank) -> Communicator {
-        Communicator {
+    fn some(rank: Rank) -> CommunicatorStatus {
+        CommunicatorStatus {
             key: 0x1234_5678_9abc_def0,
             rank,
             nranks: 4,
@@ -324,10 +326,14 @@ mod tests {
 
     #[test]
     fn answers_survive_the_wire_and_none_survives_a_cut() {
-        let idle =
-            Communicator { waits_for: None, waited: None, ended: Some("x".into()), ..some(3) };
+        let idle = CommunicatorStatus {
+            waits_for: None,
+            waited: None,
+            ended: Some("x".into()),
+            ..some(3)
+        };
         let bytes = encode([some(1), idle.clone()].into_iter());
-        assert_eq!(decode(&bytes), Some(Answer::Told(vec![some(1), idle], 0)));
+        assert_eq!(decode(&bytes), Some(StatusAnswer::Communicators(vec![some(1), idle], 0)));
         assert!((0..bytes.len()).all(|cut| decode(&bytes[..cut]).is_none()));
     }
 
@@ -335,7 +341,9 @@ mod tests {
     fn an_answer_is_bounded_and_says_how_many_are_missing() {
         let bytes = encode((0..4000).map(some));
         assert!(bytes.len() <= MOST_BYTES);
-        let Some(Answer::Told(told, more)) = decode(&bytes) else { panic!("an answer") };
+        let Some(StatusAnswer::Communicators(told, more)) = decode(&bytes) else {
+            panic!("an answer")
+        };
         assert_eq!(told.len() + more as usize, 4000);
         assert!(more > 0);
     }

@@ -4,125 +4,21 @@
 //! recorder, and the evidence when two ranks are suspected of making different calls.
 
 use core::sync::atomic::fence;
-use std::fmt;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use maypole_algorithms::{Collective, DType, Rank, RedOp};
+use maypole_algorithms::Rank;
 use maypole_transport::sync::{AtomicU64, Ordering};
 
-use crate::call::{Extents, Task};
+use crate::call_signature::CallSignature;
 
 /// Calls that are kept, a power of two.
 pub(crate) const KEPT: u64 = 64;
 
-/// All that must be the same on all ranks of a call, in two words.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Signature {
-    /// From the low end: collective, type, operator and form, 8 bits each, and the root. In its place, where all ranks know the
-    /// lengths of uneven blocks, a hash of those.
-    pub(crate) what: u64,
-    /// Elements per block; of all uneven blocks together, or 0 where not every rank knows them.
-    pub(crate) count: u64,
-}
-
-/// In place of an operator.
-const NO_OP: u64 = 0xff;
-
-/// Forms of a collective.
-const EVEN: u64 = 0;
-const UNEVEN: u64 = 1;
-const BARRIER: u64 = 2;
-
-impl Signature {
-    pub(crate) fn of(task: &Task) -> Self {
-        let signature = Self::among(task.collective, task.dtype, task.reduction().op);
-        match &task.extents {
-            _ if task.barrier => Self { what: signature.what | BARRIER << 24, count: 1 },
-            Extents::Even(count) => Self { count: *count as u64, ..signature },
-            Extents::Vector(extents) => {
-                let count = extents.iter().map(|e| e.len as u64).sum();
-                let each = |hash, len: usize| Self { what: len as u64, count }.extend(hash);
-                let hash = extents.iter().fold(0, |hash, extent| each(hash, extent.len)) >> 32;
-                Self { what: signature.what | UNEVEN << 24 | hash << 32, count }
-            }
-        }
-    }
-
-    /// Of a call in which a rank knows only the lengths of its own blocks.
-    pub(crate) fn of_pairs(collective: Collective, dtype: DType) -> Self {
-        let signature = Self::among(collective, dtype, RedOp::Max);
-        Self { what: signature.what | UNEVEN << 24, ..signature }
-    }
-
-    fn among(collective: Collective, dtype: DType, op: RedOp) -> Self {
-        let (code, root) = match collective {
-            Collective::AllReduce => (0, 0),
-            Collective::ReduceScatter => (1, 0),
-            Collective::AllGather => (2, 0),
-            Collective::Broadcast { root } => (3, root),
-            Collective::Reduce { root } => (4, root),
-            Collective::AllToAll => (5, 0),
-            Collective::Gather { root } => (6, root),
-            Collective::Scatter { root } => (7, root),
-        };
-        let op = if collective.reduces() { op as u64 } else { NO_OP };
-        Self { what: code | (dtype as u64) << 8 | op << 16 | u64::from(root) << 32, count: 0 }
-    }
-
-    /// The hash of a history to which this call is added: a multiply-xorshift step for each word.
-    #[inline]
-    pub(crate) fn extend(self, history: u64) -> u64 {
-        let mixed = (history ^ self.what).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (mixed ^ mixed >> 32 ^ self.count).wrapping_mul(0xd6e8_feb8_6659_fd93)
-    }
-
-    fn collective(self) -> Option<Collective> {
-        let root = (self.what >> 32) as Rank;
-        Some(match self.what & 0xff {
-            0 => Collective::AllReduce,
-            1 => Collective::ReduceScatter,
-            2 => Collective::AllGather,
-            3 => Collective::Broadcast { root },
-            4 => Collective::Reduce { root },
-            5 => Collective::AllToAll,
-            6 => Collective::Gather { root },
-            7 => Collective::Scatter { root },
-            _ => return None,
-        })
-    }
-}
-
-impl fmt::Display for Signature {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let dtype = DType::from_code((self.what >> 8 & 0xff) as i32);
-        let (Some(collective), Some(dtype)) = (self.collective(), dtype) else {
-            return f.write_str("a call that this version does not know");
-        };
-        let (name, upper) = (collective.name(), self.what >> 32);
-        match self.what >> 24 & 0xff {
-            EVEN => write!(f, "{collective} of {} {dtype}", self.count)?,
-            BARRIER => return f.write_str("barrier"),
-            UNEVEN if self.count > 0 => {
-                write!(f, "{name}_v of {} {dtype} in blocks of lengths {upper:08x}", self.count)?;
-            }
-            UNEVEN => match collective.root() {
-                Some(root) => write!(f, "{name}_v from/to rank {root} of {dtype}")?,
-                None => write!(f, "{name}_v of {dtype}")?,
-            },
-            _ => return f.write_str("a call that this version does not know"),
-        }
-        match RedOp::ALL.get((self.what >> 16 & 0xff) as usize) {
-            Some(op) => write!(f, " {op}"),
-            None => Ok(()),
-        }
-    }
-}
-
 /// The record of one communicator. It has one writer.
 #[derive(Debug)]
 #[repr(align(128))]
-pub(crate) struct Record {
+pub(crate) struct FlightRecorder {
     /// Number of the current or last call, times two, plus one within the call.
     now: AtomicU64,
     /// Low half: one more than the rank that the call waits for; high half: low bits of the call's number.
@@ -152,28 +48,28 @@ fn turn(sequence: u64) -> u64 {
 
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// One call of a [`Snapshot`].
+/// One call of a [`RecorderSnapshot`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Recorded {
+pub(crate) struct RecordedCall {
     pub(crate) sequence: u64,
-    pub(crate) signature: Signature,
+    pub(crate) signature: CallSignature,
     /// Of a call that ended: how long it took from its first long wait on, if it had one.
     pub(crate) took: Option<Duration>,
 }
 
 /// What a record held at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Snapshot {
+pub(crate) struct RecorderSnapshot {
     /// Number of the current or last call; 0 before the first.
     pub(crate) sequence: u64,
     pub(crate) in_call: bool,
     pub(crate) waits_for: Option<Rank>,
     /// The last calls, oldest first.
-    pub(crate) calls: Vec<Recorded>,
+    pub(crate) calls: Vec<RecordedCall>,
 }
 
-impl Snapshot {
-    pub(crate) fn call(&self, sequence: u64) -> Option<Signature> {
+impl RecorderSnapshot {
+    pub(crate) fn call(&self, sequence: u64) -> Option<CallSignature> {
         self.calls.iter().find(|call| call.sequence == sequence).map(|call| call.signature)
     }
 
@@ -187,7 +83,7 @@ impl Snapshot {
     }
 }
 
-impl Default for Record {
+impl Default for FlightRecorder {
     fn default() -> Self {
         Self {
             now: AtomicU64::new(0),
@@ -198,10 +94,10 @@ impl Default for Record {
     }
 }
 
-impl Record {
+impl FlightRecorder {
     /// The writer enters call `sequence`, one more than the last.
     #[inline]
-    pub(crate) fn begin(&self, sequence: u64, signature: Signature) {
+    pub(crate) fn begin(&self, sequence: u64, signature: CallSignature) {
         // Pairs with the fence in `read`: who sees a word of this call's slot sees that the call before it has begun.
         fence(Ordering::Release);
         let slot = self.slot(sequence);
@@ -246,12 +142,12 @@ impl Record {
     }
 
     /// By any thread.
-    pub(crate) fn read(&self) -> Snapshot {
+    pub(crate) fn read(&self) -> RecorderSnapshot {
         // Pairs with the store in `begin`.
         let now = self.now.load(Ordering::Acquire);
         let sequence = now >> 1;
         let first = sequence.saturating_sub(KEPT - 1).max(1);
-        let mut calls: Vec<Recorded> =
+        let mut calls: Vec<RecordedCall> =
             (first..=sequence).map(|sequence| self.slot(sequence).read(sequence)).collect();
         let waits = self.waits.load(Ordering::Relaxed);
         // Pairs with the fence in `begin`: a slot that was written anew while it was read is known by the number.
@@ -261,7 +157,7 @@ impl Record {
         let in_call = now & 1 != 0;
         let waiting = in_call && waits >> 32 == sequence & 0xffff_ffff;
         let waits_for = ((waits as u32) != 0 && waiting).then(|| waits as u32 - 1);
-        Snapshot { sequence, in_call, waits_for, calls }
+        RecorderSnapshot { sequence, in_call, waits_for, calls }
     }
 
     /// How long the current call, `sequence`, has been in it since its first long wait, if it has had one.
@@ -278,13 +174,13 @@ impl Record {
 }
 
 impl Slot {
-    fn read(&self, sequence: u64) -> Recorded {
+    fn read(&self, sequence: u64) -> RecordedCall {
         let what = self.what.load(Ordering::Relaxed);
         let count = self.count.load(Ordering::Relaxed);
         let time = self.time.load(Ordering::Relaxed);
         let known = time & !NANOSECONDS == turn(sequence) | ENDED;
         let took = known.then(|| Duration::from_nanos(time & NANOSECONDS));
-        Recorded { sequence, signature: Signature { what, count }, took }
+        RecordedCall { sequence, signature: CallSignature { what, count }, took }
     }
 }
 
@@ -295,16 +191,15 @@ fn nanoseconds() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::call::Extent;
 
-    fn signature(count: u64) -> Signature {
-        Signature { what: 7 << 8, count }
+    fn signature(count: u64) -> CallSignature {
+        CallSignature { what: 7 << 8, count }
     }
 
     #[test]
     fn the_last_calls_are_kept() {
-        let record = Record::default();
-        assert_eq!(record.read(), Snapshot::default());
+        let record = FlightRecorder::default();
+        assert_eq!(record.read(), RecorderSnapshot::default());
         for count in 1..=100 {
             record.begin(count, signature(count));
             record.end(count);
@@ -330,11 +225,11 @@ mod tests {
     #[test]
     fn a_reader_never_sees_half_a_call() {
         const ROUNDS: u64 = 300_000;
-        let record = Record::default();
+        let record = FlightRecorder::default();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for count in 1..=ROUNDS {
-                    record.begin(count, Signature { what: count, count });
+                    record.begin(count, CallSignature { what: count, count });
                     record.end(count);
                 }
             });
@@ -347,32 +242,5 @@ mod tests {
                 }
             }
         });
-    }
-
-    #[test]
-    fn calls_read_like_prose() {
-        let task = Task {
-            collective: Collective::Broadcast { root: 3 },
-            extents: Extents::Even(5),
-            dtype: DType::Int32,
-            reduction: RedOp::Sum.into(),
-            barrier: false,
-        };
-        let text = |task: &Task| Signature::of(task).to_string();
-        assert_eq!(text(&task), "broadcast from/to rank 3 of 5 int32");
-        let task = Task { collective: Collective::AllReduce, ..task };
-        assert_eq!(text(&task), "all_reduce of 5 int32 sum");
-        assert_eq!(text(&Task::barrier()), "barrier");
-        let uneven = |lens: [usize; 2]| Task {
-            collective: Collective::ReduceScatter,
-            extents: Extents::Vector(lens.map(|len| Extent { start: 0, len }).into()),
-            ..task.clone()
-        };
-        let (one, other) = (text(&uneven([3, 4])), text(&uneven([4, 3])));
-        assert!(one.starts_with("reduce_scatter_v of 7 int32 in blocks of lengths "), "{one}");
-        assert!(one.ends_with(" sum") && one != other, "{one}, {other}");
-        let pairs = |collective| Signature::of_pairs(collective, DType::Int8).to_string();
-        assert_eq!(pairs(Collective::AllToAll), "alltoall_v of int8");
-        assert_eq!(pairs(Collective::Gather { root: 2 }), "gather_v from/to rank 2 of int8");
     }
 }
