@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use maypole_transport::fault::Recipe;
+use maypole_transport::fault::FaultRecipe;
 use maypole_transport::tcp::MOST_STREAMS;
 
 pub use file::{Origin, lookup};
@@ -207,9 +207,9 @@ table! {
     /// For tests: makes things go wrong on the links, at random but the same for the same seed. Messages and credits come late, tags or
     /// payloads are damaged, a rank's process is killed in place of sending its n-th message, or it aborts after it. All
     /// messages then travel in slots.
-    fault: Option<Recipe> = "MAYPOLE_FAULT",
+    fault: Option<FaultRecipe> = "MAYPOLE_FAULT",
         "comma list of seed=N, delay=RATE:Nus, backpressure=RATE, corrupt=RATE or corrupt=RATE:payload, kill=RANK:MESSAGE, abort=RANK:MESSAGE; a rate is from 0 to 1",
-        "nothing goes wrong", |text| Recipe::parse(text).map(Some), None;
+        "nothing goes wrong", |text| FaultRecipe::parse(text).map(Some), None;
     /// Forbids shared memory between processes; they use TCP instead.
     shm_disable: bool = "NCCL_SHM_DISABLE", "an integer, 0 for no", "0", parse_bool, false;
     /// Forbids direct access to a peer's memory; ranks that are threads of one process then meet as those of several do.

@@ -54,7 +54,7 @@ fn doorbell(criterion: &mut Criterion) {
     });
     group.bench_function("prepare and ring, the news comes before sleep", |b| {
         b.iter(|| {
-            let ticket = bell.prepare();
+            let ticket = bell.prepare_to_sleep();
             bell.ring();
             drop(black_box(ticket));
         });

@@ -13,12 +13,12 @@ use std::time::Duration;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
 use maypole_transport::ll::{
-    Ack, CAPACITY, LINE_PAYLOAD, LineReceiver, LineRing, LineSender, Poll,
+    AckWord, LL_CAPACITY, LL_LINE_PAYLOAD, LlPoll, LlReceiver, LlRing, LlSender,
 };
-use maypole_transport::rank_header::{Header, Pair};
+use maypole_transport::rank_header::{RankHeader, RankPair};
 use maypole_transport::sync::{full_fence, spin_hint};
 
-const SIZES: [usize; 4] = [8, LINE_PAYLOAD, 512, CAPACITY];
+const SIZES: [usize; 4] = [8, LL_LINE_PAYLOAD, 512, LL_CAPACITY];
 /// What messages carry.
 const TAG: u32 = 7;
 /// What the last one carries.
@@ -32,7 +32,7 @@ fn lines(criterion: &mut Criterion) {
 fn one_thread(group: &mut BenchmarkGroup<'_, WallTime>) {
     for bytes in SIZES {
         let (mut sender, mut receiver) = ring();
-        let (from, mut to) = ([3_u8; CAPACITY], [0_u8; CAPACITY]);
+        let (from, mut to) = ([3_u8; LL_CAPACITY], [0_u8; LL_CAPACITY]);
         group.bench_function(BenchmarkId::from_parameter(bytes), |b| {
             b.iter(|| {
                 send(&mut sender, &from, bytes, TAG);
@@ -50,12 +50,12 @@ fn two_threads(group: &mut BenchmarkGroup<'_, WallTime>) {
         let (mut back, mut answer) = ring();
         scope(|scope| {
             scope.spawn(move || {
-                let mut data = [0_u8; CAPACITY];
+                let mut data = [0_u8; LL_CAPACITY];
                 while receive(&mut arrival, &mut data, bytes) {
                     send(&mut back, &data, bytes, TAG);
                 }
             });
-            let (from, mut to) = ([3_u8; CAPACITY], [0_u8; CAPACITY]);
+            let (from, mut to) = ([3_u8; LL_CAPACITY], [0_u8; LL_CAPACITY]);
             group.bench_function(BenchmarkId::from_parameter(bytes), |b| {
                 b.iter(|| {
                     send(&mut there, &from, bytes, TAG);
@@ -69,19 +69,19 @@ fn two_threads(group: &mut BenchmarkGroup<'_, WallTime>) {
 }
 
 /// Both ends of a ring of its own.
-fn ring() -> (LineSender, LineReceiver) {
+fn ring() -> (LlSender, LlReceiver) {
     // SAFETY: all zeros is an empty ring, no acknowledgement, and a rank that is there.
-    let memory: Arc<(LineRing, Ack, Header)> = unsafe { Arc::new_zeroed().assume_init() };
+    let memory: Arc<(LlRing, AckWord, RankHeader)> = unsafe { Arc::new_zeroed().assume_init() };
     // SAFETY: the pair keeps the memory, which has these two ends alone.
     unsafe {
-        let pair = Pair::new(&raw const memory.2, &raw const memory.2, 1, memory.clone());
+        let pair = RankPair::new(&raw const memory.2, &raw const memory.2, 1, memory.clone());
         let (ring, ack) = (&raw const memory.0, &raw const memory.1);
-        (LineSender::new(ring, ack, pair.clone()), LineReceiver::new(ring, ack, pair))
+        (LlSender::new(ring, ack, pair.clone()), LlReceiver::new(ring, ack, pair))
     }
 }
 
 /// Sends a message as the engine does, the doorbell included.
-fn send(sender: &mut LineSender, from: &[u8; CAPACITY], bytes: usize, tag: u32) {
+fn send(sender: &mut LlSender, from: &[u8; LL_CAPACITY], bytes: usize, tag: u32) {
     until(|| sender.ready());
     // SAFETY: a slot is free, and `from` holds as many bytes as any message.
     unsafe { sender.write(black_box(from.as_ptr()), bytes, tag) };
@@ -90,13 +90,13 @@ fn send(sender: &mut LineSender, from: &[u8; CAPACITY], bytes: usize, tag: u32) 
 }
 
 /// Waits for a message, and takes it; false if it is the last one.
-fn receive(receiver: &mut LineReceiver, to: &mut [u8; CAPACITY], bytes: usize) -> bool {
-    let mut found = Poll::Pending;
+fn receive(receiver: &mut LlReceiver, to: &mut [u8; LL_CAPACITY], bytes: usize) -> bool {
+    let mut found = LlPoll::Pending;
     until(|| {
         found = receiver.poll(bytes, TAG);
-        found != Poll::Pending
+        found != LlPoll::Pending
     });
-    if found != Poll::Ready {
+    if found != LlPoll::Ready {
         return false;
     }
     // SAFETY: the message has arrived, and `to` has room for any.

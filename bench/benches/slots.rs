@@ -13,9 +13,9 @@ use std::time::Duration;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
 use maypole_transport::link::{ReceiveSlots, SendSlots};
-use maypole_transport::ll::Ack;
-use maypole_transport::rank_header::{Header, Pair};
-use maypole_transport::slots::{RingPlace, SlotHeader, SlotReceiver, SlotSender};
+use maypole_transport::ll::AckWord;
+use maypole_transport::rank_header::{RankHeader, RankPair};
+use maypole_transport::slots::{SlotHeader, SlotReceiver, SlotRingMemory, SlotSender};
 use maypole_transport::sync::{Cell, spin_hint};
 
 const SLOT: usize = 64 << 10;
@@ -30,8 +30,8 @@ const LAST: u32 = 8;
 struct Memory {
     slots: Cell<[[u8; SLOT]; DEPTH]>,
     headers: [SlotHeader; DEPTH],
-    ack: Ack,
-    rank: Header,
+    ack: AckWord,
+    rank: RankHeader,
 }
 
 // SAFETY: all but the slots are words made to be shared, and the protocol says whose a slot is.
@@ -90,7 +90,7 @@ fn two_threads(group: &mut BenchmarkGroup<'_, WallTime>) {
 fn ring() -> (SlotSender, SlotReceiver) {
     // SAFETY: all zeros is an empty ring, no acknowledgement, and a rank that is there.
     let memory: Arc<Memory> = unsafe { Arc::new_zeroed().assume_init() };
-    let place = RingPlace {
+    let place = SlotRingMemory {
         headers: memory.headers.as_ptr(),
         slots: memory.slots.with_mut(<*mut _>::cast),
         slot_bytes: SLOT,
@@ -100,7 +100,7 @@ fn ring() -> (SlotSender, SlotReceiver) {
     };
     // SAFETY: the memory is as `place` says, kept by the pair, and has these two ends alone.
     unsafe {
-        let pair = Pair::new(&raw const memory.rank, &raw const memory.rank, 1, memory.clone());
+        let pair = RankPair::new(&raw const memory.rank, &raw const memory.rank, 1, memory.clone());
         (SlotSender::new(place, pair.clone()), SlotReceiver::new(place, pair))
     }
 }

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use maypole_transport::conformance::fuzz::{Random, rounds};
+use maypole_transport::conformance::fuzz::{FuzzRandom, rounds};
 
 use super::accept::Gate;
 use super::address::MOST_ADDRESSES;
@@ -43,7 +43,7 @@ fn connection() -> (TcpStream, UnixStream) {
 }
 
 /// Frames in fragments, of which one may be damaged: all before it come whole, what comes of it is no larger than allowed.
-fn frames(random: &mut Random) {
+fn frames(random: &mut FuzzRandom) {
     let (near, mut far) = connection();
     let mut framed = Framed::new(near, MOST);
     let known = wire::tests::frames();
@@ -87,7 +87,7 @@ fn frames(random: &mut Random) {
     }
 }
 
-fn ids(random: &mut Random) {
+fn ids(random: &mut FuzzRandom) {
     let valid = super::id::tests::fixed_at(7).to_bytes();
     let mut bytes = random.damaged(&valid, &[4; 80]);
     bytes.resize(UNIQUE_ID_BYTES, 0);
@@ -108,7 +108,7 @@ fn ids(random: &mut Random) {
     }
 }
 
-fn items(random: &mut Random) {
+fn items(random: &mut FuzzRandom) {
     let mut body = Vec::new();
     for rank in 0..random.below(6) as u32 {
         let len = random.below(100);
@@ -151,7 +151,7 @@ impl Door {
     }
 
     /// One handshake of a dialer that is honest, damaged on the way, in possession of another secret, or a parrot.
-    fn visit(&mut self, random: &mut Random) {
+    fn visit(&mut self, random: &mut FuzzRandom) {
         let (near, mut far) = connection();
         let mut passed = vec![];
         self.gate.greet(near, SocketAddr::from(([127, 0, 0, 1], 1)), &mut passed);
@@ -218,7 +218,7 @@ impl Door {
         &self,
         hello: &[u8; HELLO_BYTES],
         challenge: &[u8; CHALLENGE_BYTES],
-        random: &mut Random,
+        random: &mut FuzzRandom,
     ) {
         let mut damaged = random.damaged(challenge, hello);
         damaged.resize(CHALLENGE_BYTES, 0);
@@ -234,7 +234,7 @@ impl Door {
         &mut self,
         far: &mut UnixStream,
         bytes: &[u8],
-        random: &mut Random,
+        random: &mut FuzzRandom,
         passed: &mut Vec<(Hello, TcpStream)>,
     ) {
         for piece in random.fragments(bytes) {

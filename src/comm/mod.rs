@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use maypole_algorithms::{Class, Rank};
 use maypole_transport::endpoint::Endpoint;
-use maypole_transport::fault::{Faults, Recipe};
+use maypole_transport::fault::{FaultInjector, FaultRecipe};
 use maypole_transport::inbox::InboxLayout;
 
 use crate::bootstrap::{
@@ -206,7 +206,7 @@ impl Communicator {
                 _ => config.copies(),
             },
             protocol: match config.protocol {
-                // Faults are on slots alone.
+                // FaultInjector are on slots alone.
                 _ if config.fault.is_some() => Some(Protocol::Slots),
                 config::Protocol::Auto => None,
                 config::Protocol::Line => Some(Protocol::Line),
@@ -233,7 +233,7 @@ impl Communicator {
         let faults = config
             .fault
             .clone()
-            .map(|recipe| Faults::new(recipe, Arc::clone(&endpoint), move || abort.abort()));
+            .map(|recipe| FaultInjector::new(recipe, Arc::clone(&endpoint), move || abort.abort()));
         let patience = Patience::new(on_host, cores, config.spin);
         if let Some(device) = device.as_mut().filter(|_| apart) {
             let meet = on_device::meet(endpoint.clone(), addresses.clone(), faults.clone());
@@ -266,7 +266,7 @@ impl Communicator {
             staging: Box::default(),
             broken: None,
             config: Config {
-                fault: config.fault.as_ref().map(Recipe::without_ends),
+                fault: config.fault.as_ref().map(FaultRecipe::without_kill_and_abort),
                 ..config.clone()
             },
             options: options.clone(),
@@ -310,7 +310,7 @@ impl Communicator {
     pub fn memory(&self) -> MemoryUse {
         MemoryUse {
             releasable: self.scratch.held(),
-            lasting: self.endpoint.held()
+            lasting: self.endpoint.resident_bytes()
                 + size_of::<Staging>()
                 + self.device.as_ref().map_or(0, |rank| rank.pinned()),
             device: self.device.as_ref().map_or(0, |rank| rank.held()),

@@ -7,7 +7,7 @@ use maypole_algorithms::schedule::Channel;
 use maypole_cuda::driver::{Driver, DriverError};
 use maypole_cuda::memory;
 use maypole_transport::endpoint::Endpoint;
-use maypole_transport::fault::Faults;
+use maypole_transport::fault::FaultInjector;
 use maypole_transport::inbox::InboxLayout;
 
 use super::Communicator;
@@ -96,7 +96,7 @@ pub(super) fn host_rank(cards: &[RankInfo]) -> Option<Rank> {
 pub(super) fn meet(
     endpoint: Arc<Endpoint>,
     addresses: Vec<Vec<u8>>,
-    faults: Option<Faults>,
+    faults: Option<FaultInjector>,
 ) -> Meet {
     Box::new(move |peer, channel, until| {
         endpoint.connect(peer, &addresses[peer as usize], until)?;

@@ -32,7 +32,7 @@ impl Communicator {
         let deadline = self.link_deadline();
         for peer in self.rank + 1..self.nranks {
             // Those below dial themselves.
-            if self.endpoint.dials(peer, &self.addresses[peer as usize])? {
+            if self.endpoint.dials_over_shm(peer, &self.addresses[peer as usize])? {
                 let Self { endpoint, addresses, links, watch, .. } = self;
                 let connected = links.connect(endpoint, addresses, peer, deadline, watch);
                 connected.map_err(|error| self.fail(error))?;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{Collective, DType, RedOp, Schedule};
-use maypole_transport::ll::CAPACITY;
+use maypole_transport::ll::LL_CAPACITY;
 
 use super::Communicator;
 use crate::call::{Call, Task, no_such_root};
@@ -211,7 +211,7 @@ impl Communicator {
                     kernel,
                     tag,
                     links: &mut self.links,
-                    scratch: self.scratch.base(line.scratch, CAPACITY),
+                    scratch: self.scratch.base(line.scratch, LL_CAPACITY),
                     staging: &mut self.staging,
                     endpoint: &self.endpoint,
                     patience: self.patience,

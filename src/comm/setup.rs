@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use maypole_algorithms::topology::Grouping;
-use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
+use maypole_transport::endpoint::{EnabledLinks, Endpoint, EndpointConfig};
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::tcp::TcpConfig;
 
@@ -77,7 +77,7 @@ pub(super) fn introduce(
     for node in 0..grouping.nodes() {
         let members = grouping.ranks_of(node).iter();
         let members: Vec<&[u8]> = members.map(|r| &addresses[*r as usize][..]).collect();
-        tcp_within_nodes |= Endpoint::over_tcp(&members)?;
+        tcp_within_nodes |= Endpoint::any_pair_over_tcp(&members)?;
     }
     Ok(Introduced {
         endpoint,
@@ -150,13 +150,13 @@ fn grouping(config: &Config, cards: &[RankInfo]) -> Grouping {
 fn endpoint(config: &Config, ends: EndpointConfig) -> Result<Endpoint, Error> {
     let tcp = |addresses| TcpConfig { addresses, streams: config.streams() };
     let alone = ends.nranks == 1;
-    let media = Media {
+    let media = EnabledLinks {
         // Without direct access to a peer's memory, ranks of one process meet as those of several do.
         local: !config.p2p_disable,
         shm: !config.shm_disable,
         tcp: if alone { None } else { Some(tcp(bootstrap::addresses(config)?)) },
     };
-    Ok(Endpoint::with(ends, &media)?)
+    Ok(Endpoint::with_links(ends, &media)?)
 }
 
 /// Slots that keep what is under way in a second-level cache however many peers there are.

@@ -81,7 +81,8 @@ impl Communicator {
         let bell = self.endpoint.doorbell();
         bell.wait(0, 0, Some(ANSWERS), || {
             // All are asked, whatever the first says.
-            memory.iter().filter(|(data, len)| !self.endpoint.offer(*data, *len)).count() == 0
+            memory.iter().filter(|(data, len)| !self.endpoint.share_writable(*data, *len)).count()
+                == 0
         });
     }
 
@@ -97,13 +98,13 @@ impl Communicator {
                 let service = windows.service.as_mut();
                 let place = service.map(|service| &mut service.peer_words[peer as usize]);
                 if let Some(place) = place {
-                    let known = |number| endpoint.reach(peer, number);
+                    let known = |number| endpoint.peer_segment(peer, number);
                     let words = place
                         .take()
                         .or_else(|| PeerSignalWords::new(known(signal_words)?, *nranks as usize));
                     let part = known(segment).filter(|part| {
                         let range = usize::try_from(offset).ok().zip(usize::try_from(bytes).ok());
-                        range.is_some_and(|(offset, bytes)| part.at(offset, bytes).is_some())
+                        range.is_some_and(|(offset, bytes)| part.address(offset, bytes).is_some())
                     });
                     reach = part.filter(|_| words.is_some()).map(|part| (part, offset as usize));
                     *place = words;
@@ -222,7 +223,7 @@ impl Communicator {
                 ),
             });
         }
-        let to = reach.at(start + offset, bytes);
+        let to = reach.address(start + offset, bytes);
         let to = to.ok_or_else(|| Error::internal("a window is shorter than it was"))?;
         // SAFETY: the caller's promise for `from`. `to` is mapped as long as `reach` lives, and its owner has promised that it may be
         // written to. They may be the same memory, which a caller of this process may own.

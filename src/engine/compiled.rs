@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use maypole_transport::endpoint::Endpoint;
-use maypole_transport::ll::{CAPACITY, LINE_PAYLOAD, Poll};
+use maypole_transport::ll::{LL_CAPACITY, LL_LINE_PAYLOAD, LlPoll};
 use maypole_transport::sync::full_fence;
 
 use maypole_algorithms::schedule::MAX_FAN;
@@ -19,11 +19,11 @@ use crate::reduce::{Kernel, Pass};
 
 /// Memory for messages of more than one line and for results that are only sent.
 #[repr(C, align(64))]
-pub(crate) struct Staging([[u8; CAPACITY]; MAX_FAN + 1]);
+pub(crate) struct Staging([[u8; LL_CAPACITY]; MAX_FAN + 1]);
 
 impl Default for Staging {
     fn default() -> Self {
-        Self([[0; CAPACITY]; MAX_FAN + 1])
+        Self([[0; LL_CAPACITY]; MAX_FAN + 1])
     }
 }
 
@@ -34,7 +34,7 @@ pub(crate) struct Straight<'a> {
     /// The hash that every message of this call carries.
     pub(crate) tag: u32,
     pub(crate) links: &'a mut Links,
-    /// Scratch chunks of [`CAPACITY`] bytes each.
+    /// Scratch chunks of [`LL_CAPACITY`] bytes each.
     pub(crate) scratch: *mut u8,
     pub(crate) staging: &'a mut Staging,
     pub(crate) endpoint: &'a Endpoint,
@@ -81,14 +81,14 @@ impl Straight<'_> {
             }
             full_fence();
             for &link in &op.sends {
-                if let Some(line) = &self.links.outgoing[link as usize].lines {
+                if let Some(line) = &self.links.outgoing[link as usize].ll {
                     line.doorbell().ring_fenced();
                 }
             }
         }
         for &at in &op.inputs {
             if let At::Line(link) = at
-                && let Some(line) = &mut self.links.incoming[link as usize].lines
+                && let Some(line) = &mut self.links.incoming[link as usize].ll
             {
                 line.release();
             }
@@ -131,27 +131,30 @@ impl Straight<'_> {
     /// Waits for the next message of a link; returns where it can be read until its release.
     #[inline]
     fn message(&mut self, link: u32, staging: usize, bytes: usize) -> Result<*const u8, Error> {
-        let Some(line) = &mut self.links.incoming[link as usize].lines else {
+        let Some(line) = &mut self.links.incoming[link as usize].ll else {
             return Err(Error::internal("a straight line over a link without lines"));
         };
-        if line.poll(bytes, self.tag) != Poll::Ready {
+        if line.poll(bytes, self.tag) != LlPoll::Ready {
             self.watch.begin_call(*self.signature);
             let mut wait = Wait::new(self.endpoint, self.patience, self.watch);
             let ends = &self.links.ends;
             loop {
                 match line.poll(bytes, self.tag) {
-                    Poll::Ready => break,
-                    Poll::Pending => {
-                        wait.idle(|| line.failed(bytes, self.tag), || Some(ends[link as usize].0))?;
+                    LlPoll::Ready => break,
+                    LlPoll::Pending => {
+                        wait.idle(
+                            || line.wait_error(bytes, self.tag),
+                            || Some(ends[link as usize].0),
+                        )?;
                     }
-                    Poll::Mismatch { seen_tag } => {
+                    LlPoll::Mismatch { seen_tag } => {
                         return Err(mismatch(self.links.peer(link), self.tag, seen_tag));
                     }
                 }
             }
         }
-        if bytes <= LINE_PAYLOAD {
-            return Ok(line.line());
+        if bytes <= LL_LINE_PAYLOAD {
+            return Ok(line.first_line());
         }
         let copy = self.staging.0[staging].as_mut_ptr();
         // SAFETY: the message is there and a staging buffer holds the longest one.
@@ -161,7 +164,7 @@ impl Straight<'_> {
 
     #[inline]
     unsafe fn send(&mut self, link: u32, data: *const u8, bytes: usize) -> Result<(), Error> {
-        let Some(line) = &mut self.links.outgoing[link as usize].lines else {
+        let Some(line) = &mut self.links.outgoing[link as usize].ll else {
             return Err(Error::internal("a straight line over a link without lines"));
         };
         if !line.ready() {
@@ -169,7 +172,7 @@ impl Straight<'_> {
             let mut wait = Wait::new(self.endpoint, self.patience, self.watch);
             let ends = &self.links.ends;
             while !line.ready() {
-                wait.idle(|| line.failed(), || Some(ends[link as usize].0))?;
+                wait.idle(|| line.wait_error(), || Some(ends[link as usize].0))?;
             }
         }
         // SAFETY: a slot is free; `data` holds `bytes`, at most the capacity (checked when the line was compiled).

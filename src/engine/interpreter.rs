@@ -10,7 +10,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::{After, InlineVec, MAX_FAN};
-use maypole_transport::link::{Lends, Sequence};
+use maypole_transport::link::{Lendable, Sequence};
 
 use crate::call::Extent;
 use crate::engine::links::{Links, Worth};
@@ -256,7 +256,7 @@ impl Walk<'_> {
                             None => mismatch(peer, tag, message.tag),
                         });
                     }
-                    foreign |= message.foreign;
+                    foreign |= message.in_other_process;
                     (message.data as usize, message.len / self.size)
                 }
                 _ => self.local(*place, tile, None),
@@ -322,13 +322,13 @@ impl Walk<'_> {
     }
 
     /// Whether to lend `place` rather than copies of it on a link that `lends` so. Threads lend whatever they can.
-    fn is_worth_lending(&self, step: &BoundStep, place: Place, lends: Lends) -> bool {
+    fn is_worth_lending(&self, step: &BoundStep, place: Place, lends: Lendable) -> bool {
         let (extent, apart) = match (lends, place) {
-            (Lends::Anything, _) => return true,
-            (Lends::Segments, Place::Send(extent)) => {
+            (Lendable::Anything, _) => return true,
+            (Lendable::Segments, Place::Send(extent)) => {
                 (extent, self.buffers.send != self.buffers.recv.cast_const())
             }
-            (Lends::Segments, Place::Recv(extent)) => (extent, false),
+            (Lendable::Segments, Place::Recv(extent)) => (extent, false),
             _ => return false,
         };
         let Worth { from, written_from } = self.links.worth;
@@ -349,7 +349,7 @@ impl Walk<'_> {
             let Place::Link(link) = *place else { continue };
             let outgoing = &mut self.links.outgoing[link as usize].slots;
             let Some(slot) = outgoing.reserve()? else { return Ok(None) };
-            let kind = outgoing.lends();
+            let kind = outgoing.lendable();
             let lends = lendable.is_some_and(|place| self.is_worth_lending(step, place, kind))
                 && self.links.outgoing[link as usize].slots.can_lend(memory as *const u8, bytes);
             debug_assert!(lends || bytes <= slot.capacity);

@@ -7,8 +7,8 @@ use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::Channel;
 use maypole_transport::endpoint::Endpoint;
 use maypole_transport::error::LinkError;
-use maypole_transport::fault::Faults;
-use maypole_transport::link::{Incoming, Lends, Outgoing, Sequence};
+use maypole_transport::fault::FaultInjector;
+use maypole_transport::link::{Incoming, Lendable, Outgoing, Sequence};
 
 use crate::control::ControlPlane;
 use crate::error::Error;
@@ -28,7 +28,7 @@ pub(crate) struct Links {
     /// What is lent to other processes.
     pub(crate) worth: Worth,
     /// What goes wrong on all of them.
-    faults: Option<Faults>,
+    faults: Option<FaultInjector>,
 }
 
 /// From how many bytes of a chunk on it is lent to another process, where it can be.
@@ -81,7 +81,7 @@ impl Moved {
 
 impl Links {
     /// None yet, and on those to come what `faults` says. `lend_from` overrides from how many bytes on it is worth to lend.
-    pub(crate) fn new(faults: Option<Faults>, lend_from: Option<usize>) -> Self {
+    pub(crate) fn new(faults: Option<FaultInjector>, lend_from: Option<usize>) -> Self {
         let worth = lend_from.map_or(Worth::MEASURED, |from| Worth { from, written_from: from });
         Self { faults, worth, ..Self::default() }
     }
@@ -151,7 +151,7 @@ impl Links {
         for (link, sequence) in std::mem::take(&mut self.unreleased) {
             let peer = self.peer(link);
             let slots = &mut self.outgoing[link as usize].slots;
-            if slots.lends() != Lends::Anything {
+            if slots.lendable() != Lendable::Anything {
                 continue;
             }
             while slots.released() < sequence && endpoint.is_reading(peer) {

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
-use maypole_transport::doorbell::{Doorbell, Ticket};
-use maypole_transport::endpoint::{Endpoint, Reading};
+use maypole_transport::doorbell::{Doorbell, SleepTicket};
+use maypole_transport::endpoint::{Endpoint, ReadingGuard};
 use maypole_transport::error::LinkError;
 
 use crate::control::ControlPlane;
@@ -42,7 +42,7 @@ pub(crate) struct Wait<'a> {
     patience: Patience,
     watch: &'a ControlPlane,
     polls: u32,
-    armed: Option<Ticket>,
+    armed: Option<SleepTicket>,
     /// Since it sleeps now and then.
     long: Option<Long>,
 }
@@ -61,7 +61,7 @@ impl<'a> Wait<'a> {
     }
 
     /// See [`Endpoint::reading`].
-    pub(crate) fn reading(&self) -> Reading<'a> {
+    pub(crate) fn reading(&self) -> ReadingGuard<'a> {
         self.endpoint.reading()
     }
 
@@ -86,10 +86,10 @@ impl<'a> Wait<'a> {
             std::thread::yield_now();
         } else if let Some(ticket) = self.armed.take() {
             let nap = self.sleepy(whom())?;
-            self.bell().park(ticket, Some(nap));
+            self.bell().sleep(ticket, Some(nap));
         } else {
             // The bell is asked to ring before the last poll, so that no ring is lost.
-            self.armed = Some(self.bell().prepare());
+            self.armed = Some(self.bell().prepare_to_sleep());
         }
         Ok(())
     }

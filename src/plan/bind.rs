@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use maypole_algorithms::schedule::{After, InlineVec};
 use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
-use maypole_transport::link::Lends;
+use maypole_transport::link::Lendable;
 
 use crate::call::Extent;
 use crate::engine::links::Links;
@@ -161,7 +161,7 @@ impl Program {
             let lent = step
                 .outputs
                 .iter()
-                .any(|p| matches!(p, Place::Link(i) if links.outgoing[*i as usize].slots.lends() == Lends::Anything));
+                .any(|p| matches!(p, Place::Link(i) if links.outgoing[*i as usize].slots.lendable() == Lendable::Anything));
             let unread = |p: &Place| matches!(p, Place::Scratch(_)) && !read.contains(p);
             if let Some(i) = step.outputs.iter().position(unread)
                 && !lent

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use maypole_algorithms::schedule::{Channel, InlineVec};
 use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
-use maypole_transport::ll::{CAPACITY, LineSender};
+use maypole_transport::ll::{LL_CAPACITY, LlSender};
 
 use crate::error::Error;
 use crate::plan::bind::own_mask;
@@ -57,14 +57,14 @@ pub(crate) struct Op {
 /// What one rank does, in order.
 pub(crate) struct StraightLine {
     pub(crate) ops: Vec<Op>,
-    /// Scratch memory needed, in chunks of [`CAPACITY`] bytes.
+    /// Scratch memory needed, in chunks of [`LL_CAPACITY`] bytes.
     pub(crate) scratch: u32,
 }
 
 impl StraightLine {
     /// True if all messages of `schedule` in this geometry fit the line protocol.
     pub(crate) fn fits(schedule: &Schedule, geometry: &Geometry, size: usize) -> bool {
-        schedule.credit <= LineSender::CREDITS && geometry.longest() * size <= CAPACITY
+        schedule.credit <= LlSender::CREDITS && geometry.longest() * size <= LL_CAPACITY
     }
 
     /// Compiles `rank`'s part of `schedule`. `scaled`: the operation scales contributions. `link` gives the index of the link with
@@ -99,7 +99,7 @@ fn op(
         Ok::<_, Error>(match *operand {
             Operand::Local(Chunk::Input(i)) => At::Send(geometry.input(rank, i).start * size),
             Operand::Local(Chunk::Output(i)) => At::Recv(geometry.output(rank, i).start * size),
-            Operand::Local(Chunk::Scratch(i)) => At::Scratch(i as usize * CAPACITY),
+            Operand::Local(Chunk::Scratch(i)) => At::Scratch(i as usize * LL_CAPACITY),
             Operand::Peer { rank: peer, channel } => At::Line(link(peer, channel)?),
         })
     };
@@ -219,7 +219,7 @@ impl Paper<'_> {
     fn credit(&self, rank: Rank, output: &Operand) -> bool {
         let Operand::Peer { rank: to, channel } = *output else { return true };
         let under_way = self.messages.get(&(rank, to, channel)).map_or(0, VecDeque::len);
-        under_way < LineSender::CREDITS as usize
+        under_way < LlSender::CREDITS as usize
     }
 }
 
@@ -239,7 +239,7 @@ mod tests {
             reduction: RedOp::Sum.into(),
             barrier: false,
         };
-        let geometry = Geometry::new(schedule, &task, CAPACITY);
+        let geometry = Geometry::new(schedule, &task, LL_CAPACITY);
         assert!(StraightLine::fits(schedule, &geometry, 4));
         let compile = |rank| {
             // A number that is one for each link, whoever asks.

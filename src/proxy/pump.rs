@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::fence;
 
 use maypole_algorithms::Rank;
-use maypole_transport::device_ring::{CountedReceiver, CountedSender};
+use maypole_transport::device_ring::{DeviceRingReceiver, DeviceRingSender};
 use maypole_transport::error::LinkError;
-use maypole_transport::link::{Incoming, Lends, Outgoing};
+use maypole_transport::link::{Incoming, Lendable, Outgoing};
 use maypole_transport::sync::{AtomicU64, Ordering};
 
 /// The proxy's ends of the rings of one peer and channel.
 pub(super) struct Rings {
     /// What kernels send.
-    pub(super) from_kernel: CountedReceiver,
+    pub(super) from_kernel: DeviceRingReceiver,
     /// What kernels receive.
-    pub(super) to_kernel: CountedSender,
+    pub(super) to_kernel: DeviceRingSender,
     /// Messages that the calls queued so far take from the peer, since the link was made.
     pub(super) wanted: Arc<AtomicU64>,
 }
@@ -66,7 +66,7 @@ impl Pump {
     /// This rank may be reading memory that a peer of this process lends.
     pub(super) fn borrows(&self) -> bool {
         // Both directions are of one kind.
-        self.outgoing.slots.lends() == Lends::Anything
+        self.outgoing.slots.lendable() == Lendable::Anything
     }
 
     fn send(&mut self) -> Result<bool, LinkError> {
@@ -111,7 +111,7 @@ impl Pump {
             }
             // SAFETY: as in `send`, the other way round; where the message is the peer's own memory, the caller holds `reading`.
             unsafe { slot.data.copy_from_nonoverlapping(message.data, message.len) };
-            if message.foreign {
+            if message.in_other_process {
                 // Only what is no older than an abort counts.
                 fence(Ordering::Acquire);
                 self.incoming.slots.receive()?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use maypole_algorithms::Rank;
 use maypole_cuda::launch::LinkEnd;
-use maypole_transport::device_ring::{CountedPlace, CountedReceiver, CountedSender};
+use maypole_transport::device_ring::{DeviceRingMemory, DeviceRingReceiver, DeviceRingSender};
 use maypole_transport::sync::{AtomicU64, Cell};
 
 use super::pump::Rings;
@@ -57,9 +57,9 @@ impl Shape {
     }
 
     /// A ring of the block at `base`, as the host sees it.
-    pub(super) fn place(&self, base: *mut u8, way: Way) -> CountedPlace {
+    pub(super) fn place(&self, base: *mut u8, way: Way) -> DeviceRingMemory {
         let [filled, drained, heads, slots] = self.offsets(way).map(|at| base.wrapping_add(at));
-        CountedPlace {
+        DeviceRingMemory {
             slots,
             slot_bytes: self.slot_bytes,
             depth: self.depth,
@@ -84,8 +84,8 @@ impl Shape {
         let wanted = Arc::new(AtomicU64::new(0));
         // SAFETY: the caller's promise.
         unsafe {
-            let from_kernel = CountedReceiver::new(from, peer, keep.clone());
-            Rings { from_kernel, to_kernel: CountedSender::new(to, peer, keep), wanted }
+            let from_kernel = DeviceRingReceiver::new(from, peer, keep.clone());
+            Rings { from_kernel, to_kernel: DeviceRingSender::new(to, peer, keep), wanted }
         }
     }
 

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use maypole_transport::doorbell::{Doorbell, Ticket};
+use maypole_transport::doorbell::{Doorbell, SleepTicket};
 use maypole_transport::endpoint::Endpoint;
 use maypole_transport::error::LinkError;
 use maypole_transport::sync::{AtomicU64, Ordering};
@@ -167,7 +167,7 @@ struct Rest<'a> {
     bell: &'a Doorbell,
     patience: Patience,
     polls: u32,
-    armed: Option<Ticket>,
+    armed: Option<SleepTicket>,
     /// Since it sleeps now and then.
     since: Option<Instant>,
 }
@@ -188,10 +188,10 @@ impl<'a> Rest<'a> {
         } else if let Some(ticket) = self.armed.take() {
             let since = *self.since.get_or_insert_with(Instant::now);
             let nap = if busy { pause(since.elapsed()) } else { NAP };
-            self.bell.park(ticket, Some(nap));
+            self.bell.sleep(ticket, Some(nap));
         } else {
             // The bell is asked to ring before the last turn, so that no ring is lost.
-            self.armed = Some(self.bell.prepare());
+            self.armed = Some(self.bell.prepare_to_sleep());
         }
     }
 

@@ -8,12 +8,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use maypole_transport::LinkError;
-use maypole_transport::conformance::{PATIENCE, Side, Watchdog};
-use maypole_transport::device_ring::{CountedPlace, CountedReceiver, CountedSender};
-use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
-use maypole_transport::fault::{Faults, Recipe};
+use maypole_transport::conformance::{HANG_TIMEOUT, TestEnd, Watchdog};
+use maypole_transport::device_ring::{DeviceRingMemory, DeviceRingReceiver, DeviceRingSender};
+use maypole_transport::endpoint::{EnabledLinks, Endpoint, EndpointConfig};
+use maypole_transport::fault::{FaultInjector, FaultRecipe};
 use maypole_transport::inbox::InboxLayout;
-use maypole_transport::link::{Incoming, Lends, Message, Outgoing, SendSlots, Sequence, SlotMut};
+use maypole_transport::link::{
+    Incoming, Lendable, Outgoing, ReceivedMessage, SendSlots, Sequence, SlotMut,
+};
 use maypole_transport::sync::{AtomicU64, Ordering};
 use maypole_transport::tcp::TcpConfig;
 
@@ -22,7 +24,7 @@ use super::*;
 type Make = fn(EndpointConfig) -> Result<Endpoint, LinkError>;
 
 const LINKS: [(&str, Make); 3] =
-    [("local", Endpoint::new), ("shm", Endpoint::new_apart), ("tcp", tcp)];
+    [("local", Endpoint::new), ("shm", Endpoint::new_without_local), ("tcp", tcp)];
 const LAYOUTS: [InboxLayout; 2] = [
     InboxLayout { nranks: 2, channels: 2, slot_bytes: 4096, depth: 1 },
     InboxLayout { nranks: 2, channels: 2, slot_bytes: 64 * 33, depth: 4 },
@@ -31,11 +33,11 @@ const PATIENT: Patience = Patience { spins: 20, yields: 4 };
 
 fn tcp(config: EndpointConfig) -> Result<Endpoint, LinkError> {
     let tcp = TcpConfig { addresses: vec![Ipv4Addr::LOCALHOST.into()], streams: 2 };
-    Endpoint::with(config, &Media { local: false, shm: false, tcp: Some(tcp) })
+    Endpoint::with_links(config, &EnabledLinks { local: false, shm: false, tcp: Some(tcp) })
 }
 
 /// Two connected ranks.
-fn pair(make: Make, layout: InboxLayout) -> [Side; 2] {
+fn pair(make: Make, layout: InboxLayout) -> [TestEnd; 2] {
     // Ranks of one process find each other by it.
     static PAIRS: AtomicU64 = AtomicU64::new(0);
     let mut secret = [7; 32];
@@ -46,16 +48,16 @@ fn pair(make: Make, layout: InboxLayout) -> [Side; 2] {
     let threads: Vec<_> = ends
         .into_iter()
         .zip(addresses)
-        .map(|(end, address)| thread::spawn(move || Side::connect(end, &address)))
+        .map(|(end, address)| thread::spawn(move || TestEnd::connect(end, &address)))
         .collect();
     let mut sides = threads.into_iter().map(|thread| thread.join().unwrap());
     [sides.next().unwrap(), sides.next().unwrap()]
 }
 
-fn late(mut side: Side) -> Side {
+fn late(mut side: TestEnd) -> TestEnd {
     let (endpoint, peer) = (side.endpoint.clone(), 1 - side.endpoint.rank());
-    let recipe = Recipe::parse("seed=3,delay=0.2:200us,backpressure=0.1").unwrap();
-    let faults = Faults::new(recipe, endpoint, || unreachable!("no abort in the recipe"));
+    let recipe = FaultRecipe::parse("seed=3,delay=0.2:200us,backpressure=0.1").unwrap();
+    let faults = FaultInjector::new(recipe, endpoint, || unreachable!("no abort in the recipe"));
     (side.out, side.inc) = faults.wrap(peer, 0, (side.out, side.inc));
     side
 }
@@ -72,21 +74,21 @@ struct Rank {
     queued: Arc<AtomicU64>,
     failed: Receiver<Error>,
     /// The ring of what the kernel sends.
-    from: CountedPlace,
+    from: DeviceRingMemory,
 }
 
 /// The ends of the rings that a kernel has.
 struct Kernel {
-    sending: CountedSender,
-    receiving: CountedReceiver,
+    sending: DeviceRingSender,
+    receiving: DeviceRingReceiver,
 }
 
-fn proxied(side: Side) -> Rank {
-    let Side { endpoint, out, inc, .. } = side;
+fn proxied(side: TestEnd) -> Rank {
+    let TestEnd { endpoint, out, inc, .. } = side;
     let layout =
         InboxLayout { slot_bytes: out.slots.capacity(), depth: out.slots.credits(), ..LAYOUTS[0] };
     let link = Mutex::new(Some((out, inc)));
-    proxied_when(endpoint, layout, PATIENCE, move |_| Ok(link.lock().unwrap().take().unwrap()))
+    proxied_when(endpoint, layout, HANG_TIMEOUT, move |_| Ok(link.lock().unwrap().take().unwrap()))
 }
 
 /// With a link that `meet` makes.
@@ -119,8 +121,8 @@ fn proxied_when(
         let rings = shape.proxy_ends(base, peer, memory.clone());
         assert_eq!(proxy.attach(peer, 0, rings).unwrap(), 0);
         Kernel {
-            sending: CountedSender::new(from, peer, memory.clone()),
-            receiving: CountedReceiver::new(to, peer, memory),
+            sending: DeviceRingSender::new(from, peer, memory.clone()),
+            receiving: DeviceRingReceiver::new(to, peer, memory),
         }
     };
     Rank { proxy, kernel, queued, failed, from }
@@ -134,7 +136,7 @@ impl Rank {
     }
 
     fn error(&self) -> Error {
-        self.failed.recv_timeout(PATIENCE).expect("the proxy fails")
+        self.failed.recv_timeout(HANG_TIMEOUT).expect("the proxy fails")
     }
 
     fn turns(&self) -> u64 {
@@ -143,7 +145,7 @@ impl Rank {
 
     /// Returns when the thread sleeps, or is about to.
     fn park(&self) {
-        until(|| self.proxy.board.endpoint.doorbell().is_awaited().then_some(()));
+        until(|| self.proxy.board.endpoint.doorbell().has_sleeper().then_some(()));
     }
 }
 
@@ -194,7 +196,7 @@ fn check(data: *const u8, len: usize, tag: u32, number: u32, capacity: usize) {
 }
 
 fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + HANG_TIMEOUT;
     loop {
         if let Some(found) = look() {
             return found;
@@ -229,7 +231,7 @@ fn messages_between_kernels_arrive_whole_and_in_order() {
                         });
                         for number in 0..MESSAGES {
                             let message = until(|| receiving.receive().unwrap());
-                            let Message { data, len, tag, .. } = message;
+                            let ReceivedMessage { data, len, tag, .. } = message;
                             check(data, len, tag, number, layout.slot_bytes);
                             receiving.release();
                         }
@@ -261,7 +263,7 @@ fn a_rank_of_the_host_at_the_other_end_copies_or_lends() {
                     for number in 0..MESSAGES {
                         let slot = until(|| out.reserve().unwrap());
                         let len = length(number, capacity);
-                        if out.lends() == Lends::Anything && number % 2 == 0 {
+                        if out.lendable() == Lendable::Anything && number % 2 == 0 {
                             pattern(&mut memory[..len], number);
                             let lend = || {
                                 // SAFETY: not touched before it is released, below.
@@ -278,7 +280,8 @@ fn a_rank_of_the_host_at_the_other_end_copies_or_lends() {
                 let inc = &mut host.inc.slots;
                 scope.spawn(move || {
                     for number in 0..MESSAGES {
-                        let Message { data, len, tag, .. } = until(|| inc.receive().unwrap());
+                        let ReceivedMessage { data, len, tag, .. } =
+                            until(|| inc.receive().unwrap());
                         check(data, len, tag, number, capacity);
                         inc.release();
                     }
@@ -358,7 +361,7 @@ fn a_replay_needs_no_word_from_the_host() {
     for number in 0..50 {
         rank.park();
         rank.kernel.send(number);
-        let Message { data, len, tag, .. } = until(|| host.inc.slots.receive().unwrap());
+        let ReceivedMessage { data, len, tag, .. } = until(|| host.inc.slots.receive().unwrap());
         check(data, len, tag, number, LAYOUTS[1].slot_bytes);
         host.inc.slots.release();
     }
@@ -375,15 +378,15 @@ fn kernels_send_before_the_peer_is_met() {
     let layout = LAYOUTS[1];
     // The rank that waits to be dialed; it gives up and goes, or not.
     for goes in [false, true] {
-        let [mut host, device] = pair(Endpoint::new_apart, layout);
-        let Side { endpoint, out, inc, .. } = device;
+        let [mut host, device] = pair(Endpoint::new_without_local, layout);
+        let TestEnd { endpoint, out, inc, .. } = device;
         let (come, link) = channel();
         let meet = move |until| {
             assert!(until <= Instant::now(), "it does not wait, for others have to be met");
             link.try_recv().map_err(|_| not_yet())
         };
         let Rank { proxy, mut kernel, queued, failed, .. } =
-            proxied_when(endpoint, layout, PATIENCE, meet);
+            proxied_when(endpoint, layout, HANG_TIMEOUT, meet);
         queued.store(1, Ordering::Release);
         proxy.launched();
         (0..layout.depth).for_each(|number| kernel.send(number));
@@ -395,7 +398,8 @@ fn kernels_send_before_the_peer_is_met() {
         };
         come.send((out, inc)).unwrap();
         for number in 0..layout.depth {
-            let Message { data, len, tag, .. } = until(|| host.inc.slots.receive().unwrap());
+            let ReceivedMessage { data, len, tag, .. } =
+                until(|| host.inc.slots.receive().unwrap());
             check(data, len, tag, number, layout.slot_bytes);
             host.inc.slots.release();
         }
@@ -408,7 +412,7 @@ fn kernels_send_before_the_peer_is_met() {
 #[test]
 fn a_peer_that_never_comes_is_an_error() {
     let _watchdog = Watchdog::new("never");
-    let [_host, Side { endpoint, .. }] = pair(Endpoint::new_apart, LAYOUTS[1]);
+    let [_host, TestEnd { endpoint, .. }] = pair(Endpoint::new_without_local, LAYOUTS[1]);
     let rank = proxied_when(endpoint, LAYOUTS[1], Duration::from_millis(50), |_| Err(not_yet()));
     assert_eq!(rank.error(), not_yet());
 }
@@ -514,7 +518,7 @@ impl SendSlots for Broken {
 fn no_panic_leaves_the_thread() {
     let _watchdog = Watchdog::new("panic");
     let [mut device, _host] = pair(Endpoint::new, LAYOUTS[1]);
-    device.out = Outgoing { slots: Box::new(Broken), lines: None };
+    device.out = Outgoing { slots: Box::new(Broken), ll: None };
     let mut rank = proxied(device);
     rank.expect([]);
     rank.kernel.send(0);
@@ -536,7 +540,8 @@ fn it_ends_when_all_that_kernels_sent_is_on_its_way() {
         queued.store(0, Ordering::Release);
         let ending = thread::spawn(move || drop(proxy));
         for number in 0..messages {
-            let Message { data, len, tag, .. } = until(|| host.inc.slots.receive().unwrap());
+            let ReceivedMessage { data, len, tag, .. } =
+                until(|| host.inc.slots.receive().unwrap());
             check(data, len, tag, number, layout.slot_bytes);
             host.inc.slots.release();
         }
@@ -567,7 +572,7 @@ fn it_ends_with_a_peer_that_takes_nothing_when_that_leaves() {
 #[test]
 fn a_child_made_by_fork_leaves_it_alone() {
     let _watchdog = Watchdog::new("fork");
-    let [device, mut host] = pair(Endpoint::new_apart, LAYOUTS[1]);
+    let [device, mut host] = pair(Endpoint::new_without_local, LAYOUTS[1]);
     let mut rank = proxied(device);
     rank.expect([]);
     // SAFETY: the child drops one value, which takes no lock that another thread of the parent could hold, and ends.

@@ -29,7 +29,7 @@ use maypole_algorithms::schedule::Channel;
 use maypole_transport::endpoint::Endpoint;
 use maypole_transport::error::LinkError;
 use maypole_transport::link::{ReceiveSlots, SendSlots, Sequence};
-use maypole_transport::segment::Reach;
+use maypole_transport::segment::PeerSegment;
 
 use crate::comm::AbortHandle;
 use crate::error::Error;
@@ -61,7 +61,7 @@ pub(crate) struct WindowPart {
     /// Bytes.
     pub(crate) bytes: u64,
     /// Where it is, if this rank writes to it itself: from that byte on.
-    pub(crate) reach: Option<(Reach, usize)>,
+    pub(crate) reach: Option<(PeerSegment, usize)>,
 }
 
 /// What it takes to write to others, and to be written to.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use maypole_algorithms::Rank;
 use maypole_transport::endpoint::Endpoint;
-use maypole_transport::link::{Message as Received, ReceiveSlots};
+use maypole_transport::link::{ReceiveSlots, ReceivedMessage as Received};
 
 use super::SignalWords;
 use super::message::{HEADER_BYTES, WINDOW_TAG, WindowMessage};
@@ -65,8 +65,8 @@ pub(super) fn run(
         }
         match ticket.take() {
             // One more look after the bell was asked to ring, so that no ring is lost.
-            None => ticket = Some(bell.prepare()),
-            Some(ticket) => bell.park(ticket, Some(NAP)),
+            None => ticket = Some(bell.prepare_to_sleep()),
+            Some(ticket) => bell.sleep(ticket, Some(NAP)),
         }
     }
 }

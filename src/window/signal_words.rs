@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use maypole_algorithms::Rank;
-use maypole_transport::segment::{self, Reach};
+use maypole_transport::segment::{self, PeerSegment};
 
 use super::WindowMemory;
 use crate::error::Error;
@@ -110,16 +110,16 @@ impl SignalWords {
 
 /// A peer's signal_words, if this rank writes to it itself.
 #[derive(Clone)]
-pub(crate) struct PeerSignalWords(Reach);
+pub(crate) struct PeerSignalWords(PeerSegment);
 
 impl PeerSignalWords {
     /// The signal_words in that memory, of a communicator of so many ranks; None if it is too small for one.
-    pub(crate) fn new(reach: Reach, nranks: usize) -> Option<Self> {
-        reach.at(0, bytes(nranks)).map(|_| Self(reach))
+    pub(crate) fn new(reach: PeerSegment, nranks: usize) -> Option<Self> {
+        reach.address(0, bytes(nranks)).map(|_| Self(reach))
     }
 
     fn word(&self, index: usize) -> Option<&AtomicU64> {
-        let at = self.0.at(index * size_of::<AtomicU64>(), size_of::<AtomicU64>())?;
+        let at = self.0.address(index * size_of::<AtomicU64>(), size_of::<AtomicU64>())?;
         // SAFETY: it is within the memory, which is aligned to a page and lives as long as `self`; it holds such words alone.
         Some(unsafe { &*at.cast::<AtomicU64>() })
     }

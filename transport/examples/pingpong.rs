@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use maypole_transport::endpoint::{Endpoint, EndpointConfig};
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::link::{Incoming, Outgoing};
-use maypole_transport::ll::{CAPACITY, LineReceiver, LineSender, Poll};
+use maypole_transport::ll::{LL_CAPACITY, LlPoll, LlReceiver, LlSender};
 
 const BATCH: u32 = 500;
 const BATCHES: usize = 4_000;
@@ -67,9 +67,9 @@ fn main() {
 
 struct Ends {
     endpoint: Endpoint,
-    sender: LineSender,
-    receiver: LineReceiver,
-    data: Box<[u8; CAPACITY]>,
+    sender: LlSender,
+    receiver: LlReceiver,
+    data: Box<[u8; LL_CAPACITY]>,
     _slots: (Outgoing, Incoming),
 }
 
@@ -87,8 +87,8 @@ impl Ends {
             .collect();
         endpoint.connect(1 - rank, &theirs, Instant::now() + Duration::from_secs(10)).unwrap();
         let (mut out, mut inc) = endpoint.open(1 - rank, 0).unwrap();
-        let (sender, receiver) = (out.lines.take().unwrap(), inc.lines.take().unwrap());
-        Self { endpoint, sender, receiver, data: Box::new([1; CAPACITY]), _slots: (out, inc) }
+        let (sender, receiver) = (out.ll.take().unwrap(), inc.ll.take().unwrap());
+        Self { endpoint, sender, receiver, data: Box::new([1; LL_CAPACITY]), _slots: (out, inc) }
     }
 
     fn send(&mut self, bytes: usize) {
@@ -104,7 +104,7 @@ impl Ends {
     fn receive(&mut self, bytes: usize) {
         let Self { endpoint, receiver, data, .. } = self;
         let come = endpoint.doorbell().wait(100_000, 10, Some(Duration::from_secs(10)), || {
-            receiver.poll(bytes, 7) == Poll::Ready
+            receiver.poll(bytes, 7) == LlPoll::Ready
         });
         assert!(come);
         // SAFETY: the message is there, and no message is longer than `data`.

@@ -25,7 +25,7 @@ pub(crate) enum Way {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Address {
     pub(crate) token: Token,
-    pub(crate) host: host::Identity,
+    pub(crate) host: host::HostId,
     /// Name of the UNIX socket; empty without shared memory.
     pub(crate) shm: Vec<u8>,
     /// TCP connections that it wants with a peer.

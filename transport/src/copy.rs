@@ -2,17 +2,17 @@
 
 use core::ptr;
 
-use crate::ll::LINE_PAYLOAD;
+use crate::ll::LL_LINE_PAYLOAD;
 
 /// Copies the part of a message that lies in one line; nearly always all of the line.
 ///
 /// # Safety
-/// As for `copy_nonoverlapping`; `len` is at most [`LINE_PAYLOAD`].
+/// As for `copy_nonoverlapping`; `len` is at most [`LL_LINE_PAYLOAD`].
 #[inline(always)]
 pub(crate) unsafe fn line(src: *const u8, dst: *mut u8, len: usize) {
-    if len == LINE_PAYLOAD {
+    if len == LL_LINE_PAYLOAD {
         // SAFETY: the caller's promise. A constant length needs no call.
-        unsafe { ptr::copy_nonoverlapping(src, dst, LINE_PAYLOAD) }
+        unsafe { ptr::copy_nonoverlapping(src, dst, LL_LINE_PAYLOAD) }
     } else {
         // SAFETY: the caller's promise.
         unsafe { short(src, dst, len) }

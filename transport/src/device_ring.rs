@@ -12,12 +12,12 @@ use std::sync::Arc;
 
 use crate::Rank;
 use crate::error::LinkError;
-use crate::link::{Message, SlotMut};
+use crate::link::{ReceivedMessage, SlotMut};
 use crate::sync::{AtomicU64, Cell, Ordering};
 
 /// Where the words of a counted ring live, as this process sees them.
 #[derive(Clone, Copy, Debug)]
-pub struct CountedPlace {
+pub struct DeviceRingMemory {
     /// First slot; aligned to 64.
     pub slots: *mut u8,
     /// Bytes of a slot and distance to the next; a multiple of 64, below 4 GiB.
@@ -32,7 +32,7 @@ pub struct CountedPlace {
     pub drained: *const AtomicU64,
 }
 
-impl CountedPlace {
+impl DeviceRingMemory {
     fn index(&self, number: u64) -> usize {
         (number % u64::from(self.depth)) as usize
     }
@@ -58,21 +58,21 @@ impl CountedPlace {
 }
 
 /// The end that fills slots. Used by one thread at a time.
-pub struct CountedSender {
+pub struct DeviceRingSender {
     end: End,
     /// As far as it is known.
     drained: u64,
 }
 
 /// The end that drains slots. Used by one thread at a time.
-pub struct CountedReceiver {
+pub struct DeviceRingReceiver {
     end: End,
     /// As far as it is known.
     filled: u64,
 }
 
 struct End {
-    place: CountedPlace,
+    place: DeviceRingMemory,
     /// The rank at the far end of the way that the messages go, for errors.
     peer: Rank,
     /// Messages that this end has sent or released.
@@ -89,12 +89,16 @@ impl End {
     }
 }
 
-impl CountedSender {
+impl DeviceRingSender {
     /// The sending end of a fresh ring, of messages from `peer`.
     ///
     /// # Safety
     /// The memory of `place` is as its fields say, its counters are zero; it lives as long as `keep`, and has no other sending end.
-    pub unsafe fn new(place: CountedPlace, peer: Rank, keep: Arc<dyn Any + Send + Sync>) -> Self {
+    pub unsafe fn new(
+        place: DeviceRingMemory,
+        peer: Rank,
+        keep: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
         debug_assert!(place.depth > 0 && place.slots.align_offset(64) == 0);
         Self { end: End { place, peer, count: 0, _keep: keep }, drained: 0 }
     }
@@ -140,12 +144,16 @@ impl CountedSender {
     }
 }
 
-impl CountedReceiver {
+impl DeviceRingReceiver {
     /// The receiving end of a fresh ring, of messages for `peer`.
     ///
     /// # Safety
-    /// As for [`CountedSender::new`], of receiving ends.
-    pub unsafe fn new(place: CountedPlace, peer: Rank, keep: Arc<dyn Any + Send + Sync>) -> Self {
+    /// As for [`DeviceRingSender::new`], of receiving ends.
+    pub unsafe fn new(
+        place: DeviceRingMemory,
+        peer: Rank,
+        keep: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
         debug_assert!(place.depth > 0 && place.slots.align_offset(64) == 0);
         Self { end: End { place, peer, count: 0, _keep: keep }, filled: 0 }
     }
@@ -154,7 +162,7 @@ impl CountedReceiver {
     ///
     /// # Errors
     /// A counter or a head that no correct sender writes.
-    pub fn receive(&mut self) -> Result<Option<Message>, LinkError> {
+    pub fn receive(&mut self) -> Result<Option<ReceivedMessage>, LinkError> {
         let (place, count) = (&self.end.place, self.end.count);
         if self.filled == count {
             // Pairs as `counted-filled`: head and slot are there.
@@ -172,7 +180,13 @@ impl CountedReceiver {
             return Err(self.end.corrupt("its ring holds a message that is longer than a slot"));
         }
         let data = place.slot(count).cast_const();
-        Ok(Some(Message { data, len, tag: head as u32, sequence: count + 1, foreign: false }))
+        Ok(Some(ReceivedMessage {
+            data,
+            len,
+            tag: head as u32,
+            sequence: count + 1,
+            in_other_process: false,
+        }))
     }
 
     /// Gives the slot of the first message back.
@@ -208,14 +222,14 @@ mod tests {
     // SAFETY: as above.
     unsafe impl Sync for Memory {}
 
-    fn ends() -> (Arc<Memory>, CountedSender, CountedReceiver) {
+    fn ends() -> (Arc<Memory>, DeviceRingSender, DeviceRingReceiver) {
         let memory = Arc::new(Memory {
             slots: Cell::new([0; 128]),
             heads: [Cell::new(0), Cell::new(0)],
             filled: AtomicU64::new(0),
             drained: AtomicU64::new(0),
         });
-        let place = CountedPlace {
+        let place = DeviceRingMemory {
             slots: memory.slots.with_mut(<*mut _>::cast),
             slot_bytes: 64,
             depth: 2,
@@ -225,8 +239,8 @@ mod tests {
         };
         // SAFETY: `memory` is as `place` says, kept by the ends, and has these two alone.
         unsafe {
-            let sender = CountedSender::new(place, 5, memory.clone());
-            let receiver = CountedReceiver::new(place, 5, memory.clone());
+            let sender = DeviceRingSender::new(place, 5, memory.clone());
+            let receiver = DeviceRingReceiver::new(place, 5, memory.clone());
             (memory, sender, receiver)
         }
     }
@@ -322,7 +336,7 @@ mod loom_tests {
                 drained: AtomicU64::new(0),
             });
             // Slots are only names here: their addresses tell which payload is meant.
-            let place = CountedPlace {
+            let place = DeviceRingMemory {
                 slots: ptr::without_provenance_mut::<u8>(64),
                 slot_bytes: 64,
                 depth: DEPTH as u32,
@@ -334,8 +348,8 @@ mod loom_tests {
             // SAFETY: `memory` is kept by the ends and has these two alone; slots are never dereferenced.
             let (mut sender, mut receiver) = unsafe {
                 (
-                    CountedSender::new(place, 1, memory.clone()),
-                    CountedReceiver::new(place, 0, memory.clone()),
+                    DeviceRingSender::new(place, 1, memory.clone()),
+                    DeviceRingReceiver::new(place, 0, memory.clone()),
                 )
             };
             let other = memory.clone();

@@ -28,7 +28,7 @@ const SLEEPING: u32 = 1;
 /// The right to sleep, given before the last look. Dropping it is fine: at most one ring wakes nobody.
 #[derive(Debug)]
 #[must_use = "look at what you wait for, then park"]
-pub struct Ticket(u32);
+pub struct SleepTicket(u32);
 
 impl Doorbell {
     /// Wakes the owner if it sleeps. To be called after the stores that the owner waits for.
@@ -47,21 +47,21 @@ impl Doorbell {
         }
     }
 
-    /// Announces that the caller is about to sleep. Look at what you wait for *after* this, then [`park`](Self::park).
-    pub fn prepare(&self) -> Ticket {
+    /// Announces that the caller is about to sleep. Look at what you wait for *after* this, then [`park`](Self::sleep).
+    pub fn prepare_to_sleep(&self) -> SleepTicket {
         let word = self.word.value().fetch_or(SLEEPING, Ordering::Relaxed);
         full_fence();
-        Ticket(word | SLEEPING)
+        SleepTicket(word | SLEEPING)
     }
 
     /// Somebody sleeps, or is about to. For links whose news must be fetched by someone while the rank sleeps: a look
-    /// between [`prepare`](Self::prepare) and [`park`](Self::park) sees it.
-    pub fn is_awaited(&self) -> bool {
+    /// between [`prepare`](Self::prepare_to_sleep) and [`park`](Self::sleep) sees it.
+    pub fn has_sleeper(&self) -> bool {
         self.word.value().load(Ordering::Relaxed) & SLEEPING != 0
     }
 
     /// Sleeps until the bell has rung since the ticket was given, or the time is over; or wakes for no reason.
-    pub fn park(&self, ticket: Ticket, timeout: Option<Duration>) {
+    pub fn sleep(&self, ticket: SleepTicket, timeout: Option<Duration>) {
         self.word.wait(ticket.0, timeout);
     }
 
@@ -89,7 +89,7 @@ impl Doorbell {
         // A timeout too long to be a point in time is no timeout.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
-            let ticket = self.prepare();
+            let ticket = self.prepare_to_sleep();
             if ready() {
                 return true;
             }
@@ -97,7 +97,7 @@ impl Doorbell {
             if left == Some(Duration::ZERO) {
                 return false;
             }
-            self.park(ticket, left);
+            self.sleep(ticket, left);
         }
     }
 
@@ -133,15 +133,15 @@ mod tests {
         let word = || bell.word.value().load(Ordering::Relaxed);
         bell.ring();
         assert_eq!(word(), 0, "nobody sleeps, nothing is written");
-        let (first, second) = (bell.prepare(), bell.prepare());
+        let (first, second) = (bell.prepare_to_sleep(), bell.prepare_to_sleep());
         bell.ring();
         let rung = word();
         assert_eq!(rung & SLEEPING, 0);
         bell.ring();
         assert_eq!(word(), rung);
         // Both return at once: the bell has rung since.
-        bell.park(first, None);
-        bell.park(second, None);
+        bell.sleep(first, None);
+        bell.sleep(second, None);
     }
 
     #[test]

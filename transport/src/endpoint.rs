@@ -11,21 +11,21 @@ use crate::Rank;
 use crate::address::{Address, Token, Way};
 use crate::doorbell::Doorbell;
 use crate::error::LinkError;
-use crate::handshake::Party;
+use crate::handshake::Credentials;
 use crate::host;
-use crate::inbox::{Inbox, InboxLayout, LinkPlace, PeerInbox};
+use crate::inbox::{Inbox, InboxLayout, LinkMemory, PeerInbox};
 use crate::link::{Incoming, Outgoing, ReceiveSlots, SendSlots};
-use crate::ll::{LineReceiver, LineSender};
+use crate::ll::{LlReceiver, LlSender};
 use crate::local;
 use crate::memory::{self, Access};
 use crate::peers::{Peer, Peers};
-use crate::rank_header::{Header, Pair};
-use crate::segment::{self, Reach};
+use crate::rank_header::{RankHeader, RankPair};
+use crate::segment::{self, PeerSegment};
 use crate::shm;
 use crate::shm::ends::{ShmReceiver, ShmSender};
 use crate::shm::listener::Listener;
 use crate::shm::sharing::Sharing;
-use crate::slots::{RingPlace, SlotReceiver, SlotSender};
+use crate::slots::{SlotReceiver, SlotRingMemory, SlotSender};
 use crate::tcp::listener::Tcp;
 use crate::tcp::{self, TcpConfig};
 
@@ -55,7 +55,7 @@ impl fmt::Debug for EndpointConfig {
 
 /// By which links an endpoint may be reached. Two ranks use the first that both have, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Media {
+pub struct EnabledLinks {
     /// The memory of the process, where they share one.
     pub local: bool,
     /// Shared memory, where they share a host.
@@ -80,7 +80,7 @@ struct Presence {
     listener: Option<Listener>,
     tcp: Option<Tcp>,
     peers: Arc<Peers>,
-    party: Party,
+    party: Credentials,
     address: Address,
     community: [u8; 32],
     /// One connection is dialed at a time.
@@ -90,16 +90,16 @@ struct Presence {
 impl Endpoint {
     /// Makes the rank's inbox and begins to accept connections from ranks of this host.
     pub fn new(config: EndpointConfig) -> Result<Self, LinkError> {
-        Self::with(config, &Media { local: true, shm: true, tcp: None })
+        Self::with_links(config, &EnabledLinks { local: true, shm: true, tcp: None })
     }
 
     /// The same, but as if in a process of its own: links to other ranks of this process go through shared memory.
-    pub fn new_apart(config: EndpointConfig) -> Result<Self, LinkError> {
-        Self::with(config, &Media { local: false, shm: true, tcp: None })
+    pub fn new_without_local(config: EndpointConfig) -> Result<Self, LinkError> {
+        Self::with_links(config, &EnabledLinks { local: false, shm: true, tcp: None })
     }
 
     /// The same, by the links that `media` allows.
-    pub fn with(config: EndpointConfig, media: &Media) -> Result<Self, LinkError> {
+    pub fn with_links(config: EndpointConfig, media: &EnabledLinks) -> Result<Self, LinkError> {
         let EndpointConfig { rank, nranks, secret, layout } = config;
         if rank >= nranks || layout.nranks != nranks {
             return Err(LinkError::Misuse {
@@ -113,14 +113,14 @@ impl Endpoint {
             Sha256::new().chain_update(b"maypole local 1").chain_update(secret).finalize().into();
         let local = local::listener::Listener::start((community, rank), &inbox)?;
         let peers = Arc::new(Peers::new(rank, layout, inbox));
-        let party = Party { secret, rank, nranks };
+        let party = Credentials { secret, rank, nranks };
         let listener =
             media.shm.then(|| Listener::start(peers.clone(), party.clone())).transpose()?;
         let tcp = media.tcp.as_ref();
         let tcp = tcp.map(|config| Tcp::new(config, peers.clone(), party.clone())).transpose()?;
         let address = Address {
             token,
-            host: host::identity(),
+            host: host::id(),
             shm: listener.as_ref().map_or(vec![], |listener| listener.name().into()),
             streams: tcp.as_ref().map_or(0, |tcp| tcp.streams() as u8),
             tcp: tcp.as_ref().map_or(vec![], |tcp| tcp.addresses().to_vec()),
@@ -159,7 +159,7 @@ impl Endpoint {
     }
 
     /// True if any two ranks of those at these addresses meet over TCP.
-    pub fn over_tcp(addresses: &[&[u8]]) -> Result<bool, LinkError> {
+    pub fn any_pair_over_tcp(addresses: &[&[u8]]) -> Result<bool, LinkError> {
         let all: Result<Vec<_>, _> = addresses.iter().map(|bytes| Address::decode(bytes)).collect();
         Ok(meet_over_tcp(&all?))
     }
@@ -213,8 +213,8 @@ impl Endpoint {
             Peer::Tcp(pair) => {
                 let (sender, receiver) = tcp::ends(pair, peers.layout, channel);
                 return Ok((
-                    Outgoing { slots: Box::new(sender), lines: None },
-                    Incoming { slots: Box::new(receiver), lines: None },
+                    Outgoing { slots: Box::new(sender), ll: None },
+                    Incoming { slots: Box::new(receiver), ll: None },
                 ));
             }
         };
@@ -224,7 +224,7 @@ impl Endpoint {
         // What we send lies in their inbox and is acknowledged in ours, and the other way round.
         let here = peers.inbox.region(peer).link(channel);
         let there = theirs.region(peers.me).link(channel);
-        let ring = |data: &LinkPlace, ack: &LinkPlace| RingPlace {
+        let ring = |data: &LinkMemory, ack: &LinkMemory| SlotRingMemory {
             headers: data.headers,
             slots: data.slots,
             slot_bytes,
@@ -237,7 +237,7 @@ impl Endpoint {
         // SAFETY: `keep` holds both inboxes, where the headers and all words of `here` and `there` lie. A region is new
         // memory, and `peers.open` gives this end of the channel away only once.
         unsafe {
-            let pair = Pair::new(mine, other, peer, keep);
+            let pair = RankPair::new(mine, other, peer, keep);
             let sender = SlotSender::new(ring(&there, &here), pair.clone());
             let receiver = SlotReceiver::new(ring(&here, &there), pair.clone());
             let (sender, receiver): (Box<dyn SendSlots>, Box<dyn ReceiveSlots>) = match sharing {
@@ -247,10 +247,10 @@ impl Endpoint {
                     Box::new(ShmReceiver::new(receiver, sharing)),
                 ),
             };
-            let lines = LineSender::new(there.lines, here.line_ack, pair.clone());
-            let outgoing = Outgoing { slots: sender, lines: Some(lines) };
-            let lines = LineReceiver::new(here.lines, there.line_ack, pair);
-            let incoming = Incoming { slots: receiver, lines: Some(lines) };
+            let lines = LlSender::new(there.lines, here.line_ack, pair.clone());
+            let outgoing = Outgoing { slots: sender, ll: Some(lines) };
+            let lines = LlReceiver::new(here.lines, there.line_ack, pair);
+            let incoming = Incoming { slots: receiver, ll: Some(lines) };
             Ok((outgoing, incoming))
         }
     }
@@ -270,18 +270,18 @@ impl Endpoint {
 
     /// Offers the segment that these bytes lie in to all connected peers of other processes of the host, to be written to. True if all have
     /// answered by now; the doorbell rings with every answer.
-    pub fn offer(&self, data: *const u8, len: usize) -> bool {
+    pub fn share_writable(&self, data: *const u8, len: usize) -> bool {
         let found = segment::find(data, len);
         found.is_none_or(|(body, _)| self.presence.peers.give(&body, Access::Write))
     }
 
-    /// Memory of a connected peer: its segment of that number, if it is a thread of this process, or has [offered](Self::offer) it.
-    pub fn reach(&self, peer: Rank, segment: u64) -> Option<Reach> {
+    /// Memory of a connected peer: its segment of that number, if it is a thread of this process, or has [offered](Self::share_writable) it.
+    pub fn peer_segment(&self, peer: Rank, segment: u64) -> Option<PeerSegment> {
         match self.presence.peers.get(peer)? {
             Peer::Memory(_, Some(sharing)) => {
-                sharing.get(segment, Access::Write).map(Reach::foreign)
+                sharing.get(segment, Access::Write).map(PeerSegment::foreign)
             }
-            Peer::Memory(_, None) => Reach::own(segment),
+            Peer::Memory(_, None) => PeerSegment::own(segment),
             Peer::Tcp(_) => None,
         }
     }
@@ -294,14 +294,14 @@ impl Endpoint {
     }
 
     /// Whether this rank dials that peer, which is at that address, through shared memory: it can connect without the peer's doing.
-    pub fn dials(&self, peer: Rank, address: &[u8]) -> Result<bool, LinkError> {
+    pub fn dials_over_shm(&self, peer: Rank, address: &[u8]) -> Result<bool, LinkError> {
         let way = self.presence.address.way(&Address::decode(address)?);
         Ok(way == Some(Way::Shm) && self.rank() < peer)
     }
 
     /// This rank's doorbell, on which it waits for all its links.
     pub fn doorbell(&self) -> &Doorbell {
-        &self.presence.peers.inbox.header().bell
+        &self.presence.peers.inbox.header().doorbell
     }
 
     /// Ends every wait of this rank and of all connected peers with [`LinkError::Aborted`]. The first abort that reaches
@@ -325,16 +325,16 @@ impl Endpoint {
     }
 
     /// Bytes of memory that the rank's own end of its links takes by now.
-    pub fn held(&self) -> usize {
-        self.presence.peers.inbox.held()
+    pub fn resident_bytes(&self) -> usize {
+        self.presence.peers.inbox.resident_bytes()
     }
 
     /// While the result lives, this rank may read memory that others lend it. Whoever receives messages of links that lend needs
     /// it, for the sake of a lender that fails: see [`is_reading`](Self::is_reading).
-    pub fn reading(&self) -> Reading<'_> {
+    pub fn reading(&self) -> ReadingGuard<'_> {
         let header = self.presence.peers.inbox.header();
         header.start_reading();
-        Reading(header)
+        ReadingGuard(header)
     }
 
     /// Whether `peer` may still read what this rank lent it. After an [`abort`](Self::abort) that the peer will see, false is
@@ -372,9 +372,9 @@ impl Drop for Endpoint {
 
 /// See [`Endpoint::reading`].
 #[must_use = "reading ends when it is dropped"]
-pub struct Reading<'a>(&'a Header);
+pub struct ReadingGuard<'a>(&'a RankHeader);
 
-impl Drop for Reading<'_> {
+impl Drop for ReadingGuard<'_> {
     fn drop(&mut self) {
         self.0.stop_reading();
     }

@@ -21,7 +21,9 @@ use std::time::{Duration, Instant};
 use crate::Rank;
 use crate::endpoint::Endpoint;
 use crate::error::LinkError;
-use crate::link::{Incoming, Lends, Message, Outgoing, ReceiveSlots, SendSlots, Sequence, SlotMut};
+use crate::link::{
+    Incoming, Lendable, Outgoing, ReceiveSlots, ReceivedMessage, SendSlots, Sequence, SlotMut,
+};
 use crate::sync::{AtomicU64, Ordering};
 
 /// How often something happens, in parts of 2^32.
@@ -30,7 +32,7 @@ pub struct Rate(u64);
 
 /// What goes wrong, and how often. The default is nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Recipe {
+pub struct FaultRecipe {
     /// What the choices follow from.
     pub seed: u64,
     /// How many of the messages, credits and acknowledgements are withheld.
@@ -59,7 +61,7 @@ pub enum Part {
     Payload,
 }
 
-impl Recipe {
+impl FaultRecipe {
     /// Reads `seed=7,delay=0.1:200us,backpressure=0.05,corrupt=0.001,kill=1:20,abort=2:30`: any of these, in any order, where a
     /// rate is from 0 to 1 and `corrupt=0.001:payload` damages payloads. None if it is something else.
     pub fn parse(text: &str) -> Option<Self> {
@@ -96,7 +98,7 @@ impl Recipe {
 
     /// The same without the ends: what a communicator made from this one inherits, whose ranks have other numbers.
     #[must_use]
-    pub fn without_ends(&self) -> Self {
+    pub fn without_kill_and_abort(&self) -> Self {
         Self { kill: None, abort: None, ..self.clone() }
     }
 }
@@ -122,8 +124,8 @@ impl Rate {
 
 /// The faults of one rank.
 #[derive(Clone)]
-pub struct Faults {
-    recipe: Arc<Recipe>,
+pub struct FaultInjector {
+    recipe: Arc<FaultRecipe>,
     /// This rank, whose doorbell is rung.
     endpoint: Arc<Endpoint>,
     /// What the rank does to abort.
@@ -132,10 +134,10 @@ pub struct Faults {
     sent: Arc<AtomicU64>,
 }
 
-impl Faults {
+impl FaultInjector {
     /// The faults by `recipe` of the rank of `endpoint`, which aborts by calling `abort`.
     pub fn new(
-        recipe: Recipe,
+        recipe: FaultRecipe,
         endpoint: Arc<Endpoint>,
         abort: impl Fn() + Send + Sync + 'static,
     ) -> Self {
@@ -170,10 +172,11 @@ impl Faults {
             slot: None,
             released: 0,
         };
-        let receiver = FaultyReceiver { inner: incoming.slots, messages: gate(Kind::Message) };
+        let receiver =
+            FaultyReceiver { inner: incoming.slots, messages: gate(Kind::ReceivedMessage) };
         (
-            Outgoing { slots: Box::new(sender), lines: outgoing.lines },
-            Incoming { slots: Box::new(receiver), lines: incoming.lines },
+            Outgoing { slots: Box::new(sender), ll: outgoing.ll },
+            Incoming { slots: Box::new(receiver), ll: incoming.ll },
         )
     }
 
@@ -195,7 +198,7 @@ impl Faults {
 enum Kind {
     Credit,
     Acknowledgement,
-    Message,
+    ReceivedMessage,
     Damage,
 }
 
@@ -203,7 +206,7 @@ enum Kind {
 struct Gate {
     kind: Kind,
     seed: u64,
-    recipe: Arc<Recipe>,
+    recipe: Arc<FaultRecipe>,
     endpoint: Arc<Endpoint>,
     /// The last number that was asked for; numbers begin with 1.
     number: Sequence,
@@ -238,7 +241,7 @@ impl Gate {
 
     /// Of the delayed, half are withheld for a number of polls (or the longest time), half for a time.
     fn hold(&self, random: u64) -> Option<Held> {
-        let Recipe { delay, longest, backpressure, .. } = *self.recipe;
+        let FaultRecipe { delay, longest, backpressure, .. } = *self.recipe;
         let refused = mixed(!random);
         if self.kind == Kind::Credit && backpressure.hits(refused) {
             let polls = 2 + mixed(refused) as u32 % 8;
@@ -259,7 +262,7 @@ impl Gate {
 
 struct FaultySender {
     inner: Box<dyn SendSlots>,
-    faults: Faults,
+    faults: FaultInjector,
     /// Seed of the choice what is damaged.
     damage: u64,
     credits: Gate,
@@ -279,7 +282,7 @@ impl FaultySender {
     /// The tag that is sent in place of `tag`; damages the reserved slot if that is what is to be damaged.
     fn damaged(&mut self, len: usize, tag: u32, lent: bool) -> u32 {
         let random = mixed(self.damage ^ self.next);
-        let Recipe { corrupt, part, .. } = *self.faults.recipe;
+        let FaultRecipe { corrupt, part, .. } = *self.faults.recipe;
         if !corrupt.hits(random) {
             return tag;
         }
@@ -330,8 +333,8 @@ impl SendSlots for FaultySender {
         sequence
     }
 
-    fn lends(&self) -> Lends {
-        self.inner.lends()
+    fn lendable(&self) -> Lendable {
+        self.inner.lendable()
     }
 
     fn can_lend(&mut self, data: *const u8, len: usize) -> bool {
@@ -372,7 +375,7 @@ struct FaultyReceiver {
 }
 
 impl ReceiveSlots for FaultyReceiver {
-    fn receive(&mut self) -> Result<Option<Message>, LinkError> {
+    fn receive(&mut self) -> Result<Option<ReceivedMessage>, LinkError> {
         let message = self.inner.receive()?;
         Ok(message.filter(|message| self.messages.passes(message.sequence)))
     }
@@ -396,8 +399,8 @@ mod tests {
     use crate::endpoint::EndpointConfig;
     use crate::inbox::InboxLayout;
 
-    fn recipe(text: &str) -> Recipe {
-        Recipe::parse(text).unwrap()
+    fn recipe(text: &str) -> FaultRecipe {
+        FaultRecipe::parse(text).unwrap()
     }
 
     /// A rank that is connected to itself, and its links, with the faults of `text` on them.
@@ -408,7 +411,7 @@ mod tests {
         let endpoint = Arc::new(Endpoint::new(config).unwrap());
         endpoint.connect(0, &endpoint.address(), Instant::now()).unwrap();
         let to_abort = endpoint.clone();
-        let faults = Faults::new(recipe(text), endpoint.clone(), move || to_abort.abort(9));
+        let faults = FaultInjector::new(recipe(text), endpoint.clone(), move || to_abort.abort(9));
         let (out, inc) = faults.wrap(0, 0, endpoint.open(0, 0).unwrap());
         (endpoint, out, inc)
     }
@@ -441,7 +444,7 @@ mod tests {
         let all = recipe(
             "seed=7, delay=0.5:200us,backpressure=1,corrupt=0.25:payload,kill=1:20,abort=2:1",
         );
-        let expected = Recipe {
+        let expected = FaultRecipe {
             seed: 7,
             delay: Rate(1 << 31),
             longest: Duration::from_micros(200),
@@ -456,10 +459,10 @@ mod tests {
         for bad in
             ["", "seed", "seed=x", "delay=0.1", "delay=0.1:5", "delay=2:5us", "kill=1", "x=1"]
         {
-            assert_eq!(Recipe::parse(bad), None, "{bad}");
+            assert_eq!(FaultRecipe::parse(bad), None, "{bad}");
         }
         for bad in ["kill=1:0", "corrupt=NaN", "corrupt=0.1:head", "backpressure=-1", "seed=1:2"] {
-            assert_eq!(Recipe::parse(bad), None, "{bad}");
+            assert_eq!(FaultRecipe::parse(bad), None, "{bad}");
         }
     }
 
@@ -477,7 +480,7 @@ mod tests {
     fn what_is_withheld_comes_after_its_polls_and_rings_until_then() {
         let (endpoint, ..) = link("seed=0");
         let mut gate = Gate {
-            kind: Kind::Message,
+            kind: Kind::ReceivedMessage,
             seed: 0,
             recipe: Arc::new(recipe("delay=1:1000us")),
             endpoint: endpoint.clone(),

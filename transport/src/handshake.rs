@@ -30,7 +30,7 @@ pub(crate) type Proof = [u8; PROOF];
 
 /// What a rank brings into every handshake.
 #[derive(Clone)]
-pub(crate) struct Party {
+pub(crate) struct Credentials {
     pub(crate) secret: [u8; 32],
     pub(crate) rank: Rank,
     pub(crate) nranks: u32,
@@ -65,7 +65,7 @@ struct Session {
 /// What the dialer keeps to check the answer.
 pub(crate) struct Dialed(Session);
 
-impl Party {
+impl Credentials {
     pub(crate) fn nonce() -> Result<Nonce, LinkError> {
         memory::random()
     }
@@ -142,14 +142,14 @@ mod tests {
 
     const TCP3: (Medium, u32) = (Medium::Tcp, 3);
 
-    fn party(secret: u8, rank: Rank, nranks: u32) -> Party {
-        Party { secret: [secret; 32], rank, nranks }
+    fn party(secret: u8, rank: Rank, nranks: u32) -> Credentials {
+        Credentials { secret: [secret; 32], rank, nranks }
     }
 
     #[test]
     fn both_ends_prove_the_secret() {
         let (dialer, listener) = (party(1, 2, 8), party(1, 5, 8));
-        let challenge = Party::nonce().unwrap();
+        let challenge = Credentials::nonce().unwrap();
         let (dialed, hello) = dialer.dial(TCP3, 5, challenge).unwrap();
         let (from, stream, proof) = listener.answer(Medium::Tcp, challenge, &hello).unwrap();
         assert_eq!((from, stream), (2, 3));
@@ -159,13 +159,13 @@ mod tests {
     #[test]
     fn nothing_but_the_very_session_is_accepted() {
         let (dialer, listener) = (party(1, 2, 8), party(1, 5, 8));
-        let challenge = Party::nonce().unwrap();
+        let challenge = Credentials::nonce().unwrap();
         let (dialed, hello) = dialer.dial(TCP3, 5, challenge).unwrap();
         // Another secret, size, addressee or challenge; any flipped bit; the higher rank dialing.
         for other in [party(2, 5, 8), party(1, 5, 9), party(1, 6, 8)] {
             assert!(other.answer(Medium::Tcp, challenge, &hello).is_none());
         }
-        assert!(listener.answer(Medium::Tcp, Party::nonce().unwrap(), &hello).is_none());
+        assert!(listener.answer(Medium::Tcp, Credentials::nonce().unwrap(), &hello).is_none());
         assert!(listener.answer(Medium::Shm, challenge, &hello).is_none());
         for bit in 0..HELLO * 8 {
             let mut hello = hello;

@@ -5,10 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use sha2::{Digest, Sha256};
 
 /// A digest of the running kernel and the network namespace (in which the names of sockets hold).
-pub(crate) type Identity = [u8; 16];
+pub(crate) type HostId = [u8; 16];
 
 /// This process' host.
-pub(crate) fn identity() -> Identity {
+pub(crate) fn id() -> HostId {
     let mut digest = Sha256::new().chain_update(b"maypole host 1");
     for kernel in ["/proc/sys/kernel/random/boot_id", "/proc/sys/kernel/hostname"] {
         digest.update(std::fs::read(kernel).unwrap_or_default());

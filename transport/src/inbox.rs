@@ -1,6 +1,6 @@
 //! The inbox of a rank: the memory that others write to.
 //!
-//! One anonymous file. It starts with the rank's [`Header`]; then comes, for every rank of the communicator, a *region*
+//! One anonymous file. It starts with the rank's [`RankHeader`]; then comes, for every rank of the communicator, a *region*
 //! that only this rank and that one touch. A region holds for every channel
 //!
 //! * the words: two ack words (the region's rank acknowledges what we sent to it), the line ring and the headers of
@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 use crate::Rank;
 use crate::error::LinkError;
-use crate::ll::{Ack, LineRing};
+use crate::ll::{AckWord, LlRing};
 use crate::memory::{self, Mapping};
-use crate::rank_header::{Header, Identity, MAGIC};
+use crate::rank_header::{MAGIC, RankHeader, RankIdentity};
 use crate::slots::SlotHeader;
 
 /// The shape of every inbox of a communicator. All ranks must agree on it.
@@ -33,7 +33,7 @@ pub struct InboxLayout {
     pub depth: u32,
 }
 
-const ACKS: usize = 2 * size_of::<Ack>();
+const ACKS: usize = 2 * size_of::<AckWord>();
 
 impl InboxLayout {
     /// Bytes of the whole file, if such an inbox can be.
@@ -63,12 +63,12 @@ impl InboxLayout {
     }
 
     fn header_bytes() -> usize {
-        size_of::<Header>().next_multiple_of(memory::page())
+        size_of::<RankHeader>().next_multiple_of(memory::page())
     }
 
     fn words_bytes(&self) -> usize {
         let headers = self.depth as usize * size_of::<SlotHeader>();
-        (ACKS + size_of::<LineRing>() + headers).next_multiple_of(128)
+        (ACKS + size_of::<LlRing>() + headers).next_multiple_of(128)
     }
 
     fn slots_bytes(&self) -> usize {
@@ -88,8 +88,8 @@ impl InboxLayout {
         Self::header_bytes() + source as usize * self.region_bytes()
     }
 
-    fn identity(&self, rank: Rank, pid: u32) -> Identity {
-        Identity {
+    fn identity(&self, rank: Rank, pid: u32) -> RankIdentity {
+        RankIdentity {
             magic: MAGIC,
             rank,
             nranks: self.nranks,
@@ -103,12 +103,12 @@ impl InboxLayout {
 
 /// Where the parts of one link lie in a region.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct LinkPlace {
+pub(crate) struct LinkMemory {
     /// Of the lines that the region's owner sends.
-    pub(crate) line_ack: *const Ack,
+    pub(crate) line_ack: *const AckWord,
     /// Of the slots that the region's owner sends.
-    pub(crate) slot_ack: *const Ack,
-    pub(crate) lines: *const LineRing,
+    pub(crate) slot_ack: *const AckWord,
+    pub(crate) lines: *const LlRing,
     pub(crate) headers: *const SlotHeader,
     pub(crate) slots: *mut u8,
 }
@@ -121,16 +121,16 @@ pub(crate) struct Region {
 }
 
 impl Region {
-    pub(crate) fn link(&self, channel: u16) -> LinkPlace {
+    pub(crate) fn link(&self, channel: u16) -> LinkMemory {
         debug_assert!(channel < self.layout.channels);
         let words = self.start.wrapping_add(usize::from(channel) * self.layout.words_bytes());
         let lines = words.wrapping_add(ACKS);
         let slots = self.layout.slots_offset() + usize::from(channel) * self.layout.slots_bytes();
-        LinkPlace {
+        LinkMemory {
             line_ack: words.cast(),
-            slot_ack: words.wrapping_add(size_of::<Ack>()).cast(),
+            slot_ack: words.wrapping_add(size_of::<AckWord>()).cast(),
             lines: lines.cast(),
-            headers: lines.wrapping_add(size_of::<LineRing>()).cast(),
+            headers: lines.wrapping_add(size_of::<LlRing>()).cast(),
             slots: self.start.wrapping_add(slots),
         }
     }
@@ -149,9 +149,9 @@ impl Inbox {
         let bytes = layout.bytes()?;
         let file = memory::create(bytes)?;
         let memory = Mapping::new(file.as_fd(), 0, bytes)?;
-        let header = Header::new(layout.identity(rank, std::process::id()));
+        let header = RankHeader::new(layout.identity(rank, std::process::id()));
         // SAFETY: the mapping starts with room for a header, and nobody else has seen it yet.
-        unsafe { memory.start().cast::<Header>().write(header) };
+        unsafe { memory.start().cast::<RankHeader>().write(header) };
         Ok(Self { file, memory, layout })
     }
 
@@ -160,11 +160,11 @@ impl Inbox {
     }
 
     /// Bytes that were ever touched; the rest costs nothing.
-    pub(crate) fn held(&self) -> usize {
+    pub(crate) fn resident_bytes(&self) -> usize {
         memory::held(self.file.as_fd())
     }
 
-    pub(crate) fn header(&self) -> &Header {
+    pub(crate) fn header(&self) -> &RankHeader {
         // SAFETY: `new` put a header there; it consists of atomics and constants.
         unsafe { &*self.memory.start().cast() }
     }
@@ -200,7 +200,7 @@ impl PeerInbox {
         }
         let header = Mapping::new(file, 0, InboxLayout::header_bytes())?;
         // SAFETY: the mapping has room for a header, and any bytes are a valid one.
-        let theirs = unsafe { (*header.start().cast::<Header>()).identity() };
+        let theirs = unsafe { (*header.start().cast::<RankHeader>()).identity() };
         if theirs.magic != MAGIC {
             return corrupt("its inbox has another format: is it another version of the library?");
         }
@@ -214,7 +214,7 @@ impl PeerInbox {
         Ok(Self::Shm { header, region, layout })
     }
 
-    pub(crate) fn header(&self) -> &Header {
+    pub(crate) fn header(&self) -> &RankHeader {
         match self {
             Self::Local(inbox) => inbox.header(),
             // SAFETY: `map` has looked at it; it consists of atomics and constants.
@@ -245,14 +245,14 @@ mod tests {
     fn no_two_things_overlap() {
         let inbox = Inbox::new(1, LAYOUT).unwrap();
         let base = inbox.memory.start().addr();
-        let mut spans = vec![(base, size_of::<Header>())];
+        let mut spans = vec![(base, size_of::<RankHeader>())];
         for source in 0..3 {
             for channel in 0..2 {
                 let place = inbox.region(source).link(channel);
                 assert_eq!(place.slots.addr() % memory::page(), 0);
                 spans.push((place.line_ack.addr(), 128));
                 spans.push((place.slot_ack.addr(), 128));
-                spans.push((place.lines.addr(), size_of::<LineRing>()));
+                spans.push((place.lines.addr(), size_of::<LlRing>()));
                 spans.push((place.headers.addr(), 3 * size_of::<SlotHeader>()));
                 spans.push((place.slots.addr(), 3 * LAYOUT.slot_bytes));
             }

@@ -6,11 +6,11 @@
 //! a link that loses a path must know which messages to repeat.
 //!
 //! A link has two protocols, each with its own sequence: *lines* for messages of up to
-//! [`lines::CAPACITY`](crate::ll::CAPACITY) bytes, where data and flag travel in the same cache line, and *slots* for
+//! [`lines::LL_CAPACITY`](crate::ll::LL_CAPACITY) bytes, where data and flag travel in the same cache line, and *slots* for
 //! all else. Which one a message uses is agreed by both ends beforehand (the plan says so).
 
 use crate::error::LinkError;
-use crate::ll::{LineReceiver, LineSender};
+use crate::ll::{LlReceiver, LlSender};
 
 /// Position of a message on its link, from 1.
 pub type Sequence = u64;
@@ -20,7 +20,7 @@ pub struct Outgoing {
     /// The slot protocol.
     pub slots: Box<dyn SendSlots>,
     /// The line protocol, where the link has memory that both ends can poll.
-    pub lines: Option<LineSender>,
+    pub ll: Option<LlSender>,
 }
 
 /// The receiving end. Used by one thread at a time.
@@ -28,7 +28,7 @@ pub struct Incoming {
     /// The slot protocol.
     pub slots: Box<dyn ReceiveSlots>,
     /// The line protocol, where the link has memory that both ends can poll.
-    pub lines: Option<LineReceiver>,
+    pub ll: Option<LlReceiver>,
 }
 
 /// Memory of a slot, to be filled by the sender.
@@ -42,7 +42,7 @@ pub struct SlotMut {
 
 /// A message that has arrived and is not yet released.
 #[derive(Clone, Copy, Debug)]
-pub struct Message {
+pub struct ReceivedMessage {
     /// First byte. It may be the peer's own memory.
     pub data: *const u8,
     /// Length in bytes.
@@ -53,12 +53,12 @@ pub struct Message {
     pub sequence: Sequence,
     /// It lies in memory of another process, which has failed if the communicator is aborted, and may write it then. So whoever has
     /// read it looks at [`ReceiveSlots::receive`] once more, after a fence, before the result counts.
-    pub foreign: bool,
+    pub in_other_process: bool,
 }
 
 /// Which memory a link can [`lend`](SendSlots::lend).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lends {
+pub enum Lendable {
     /// None: all is copied.
     Nothing,
     /// That of segments (the `segment` module), once the peer has mapped them.
@@ -86,22 +86,22 @@ pub trait SendSlots: Send {
     fn send(&mut self, len: usize, tag: u32) -> Sequence;
 
     /// Which memory the receiver can read in place. It never changes.
-    fn lends(&self) -> Lends {
-        Lends::Nothing
+    fn lendable(&self) -> Lendable {
+        Lendable::Nothing
     }
 
     /// Whether these bytes can be [lent](Self::lend). Memory that the peer still has to map is offered to it by
     /// asking; so the answer may become true, but not false as long as the memory is there.
     fn can_lend(&mut self, data: *const u8, len: usize) -> bool {
         let _ = (data, len);
-        self.lends() == Lends::Anything
+        self.lendable() == Lendable::Anything
     }
 
     /// Publishes the caller's own memory as a message, without a copy. None is back-pressure, as in `reserve`.
     ///
     /// # Safety
     /// The `len` bytes at `data` stay valid and unchanged until [`released`](Self::released) reaches the returned sequence. Where the
-    /// link lends [`Segments`](Lends::Segments), they may change after an abort that the peer will see; the peer's result does not
+    /// link lends [`Segments`](Lendable::Segments), they may change after an abort that the peer will see; the peer's result does not
     /// count then.
     ///
     /// # Panics
@@ -124,7 +124,7 @@ pub trait SendSlots: Send {
 pub trait ReceiveSlots: Send {
     /// The first message that is not released, or None if it has not arrived. Idempotent until
     /// [`release`](Self::release).
-    fn receive(&mut self) -> Result<Option<Message>, LinkError>;
+    fn receive(&mut self) -> Result<Option<ReceivedMessage>, LinkError>;
 
     /// Gives the memory of the first message back to its sender, whose doorbell rings.
     ///

@@ -50,7 +50,7 @@ impl Peer {
     /// Lets it notice that this rank has left; over TCP the farewell does that.
     pub(crate) fn ring(&self) {
         if let Self::Memory(inbox, _) = self {
-            inbox.header().bell.ring();
+            inbox.header().doorbell.ring();
         }
     }
 }
@@ -106,7 +106,7 @@ impl Peers {
         if let Some(LinkError::Aborted { by, reason }) = self.inbox.header().aborted() {
             connection.abort(by, reason);
         }
-        self.inbox.header().bell.ring();
+        self.inbox.header().doorbell.ring();
     }
 
     /// A proven peer begins anew: what broke before is past.
@@ -117,7 +117,7 @@ impl Peers {
     /// A proven peer's connection broke before it was complete.
     pub(crate) fn fail(&self, peer: Rank, error: LinkError) {
         self.table().failed.insert(peer, error);
-        self.inbox.header().bell.ring();
+        self.inbox.header().doorbell.ring();
     }
 
     /// Nothing can be accepted now; perhaps later.
@@ -130,7 +130,7 @@ impl Peers {
         if let Some(Peer::Memory(inbox, _)) = self.get(peer) {
             inbox.header().die();
         }
-        self.inbox.header().bell.ring();
+        self.inbox.header().doorbell.ring();
     }
 
     /// Waits until the peer has connected to us.
@@ -138,7 +138,7 @@ impl Peers {
         let header = self.inbox.header();
         let mut result = Ok(());
         let left = deadline.saturating_duration_since(Instant::now());
-        let ended = header.bell.wait(0, 0, Some(left), || {
+        let ended = header.doorbell.wait(0, 0, Some(left), || {
             let mut table = self.table();
             if table.connected.contains_key(&peer) {
                 return true;

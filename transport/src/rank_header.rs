@@ -14,7 +14,7 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, full_fence};
 /// What a rank is and what memory it made: written once, before anyone sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Identity {
+pub struct RankIdentity {
     /// [`MAGIC`].
     pub magic: u64,
     /// The rank that owns the inbox.
@@ -37,10 +37,10 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"maypole\x02");
 /// The words of a rank. All zeros is a valid header of a rank that is present.
 #[derive(Debug, Default)]
 #[repr(C, align(128))]
-pub struct Header {
-    identity: Identity,
+pub struct RankHeader {
+    identity: RankIdentity,
     /// Rung by everything that can end a wait of this rank.
-    pub bell: Doorbell,
+    pub doorbell: Doorbell,
     /// 0, or who aborted and why; the first to write wins.
     abort: AtomicU64,
     /// One of the constants below. Beside the abort word: both are written once in a life.
@@ -56,14 +56,14 @@ const DIED: u32 = 2;
 /// Marks an abort word that is set, for rank 0 may abort for reason 0.
 const ABORTED: u64 = 1 << 63;
 
-impl Header {
+impl RankHeader {
     /// A header that says who its rank is.
-    pub fn new(identity: Identity) -> Self {
+    pub fn new(identity: RankIdentity) -> Self {
         Self { identity, ..Self::default() }
     }
 
     /// Who the rank is.
-    pub fn identity(&self) -> Identity {
+    pub fn identity(&self) -> RankIdentity {
         self.identity
     }
 
@@ -72,7 +72,7 @@ impl Header {
         let word = ABORTED | u64::from(by) << 32 | u64::from(reason);
         // Only one value is ever stored and nothing is published with it.
         let _ = self.abort.compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed);
-        self.bell.ring();
+        self.doorbell.ring();
     }
 
     /// Who aborted, if anyone did. One relaxed load of a line that nobody writes.
@@ -134,24 +134,24 @@ impl Header {
 
 /// The two ranks of a link, as one of them sees it, and whatever keeps the memory of both.
 #[derive(Clone)]
-pub struct Pair {
-    mine: *const Header,
-    theirs: *const Header,
+pub struct RankPair {
+    mine: *const RankHeader,
+    theirs: *const RankHeader,
     peer: Rank,
     _keep: Arc<dyn Any + Send + Sync>,
 }
 
 // SAFETY: both headers consist of atomics and are kept by `_keep`, which may itself move.
-unsafe impl Send for Pair {}
+unsafe impl Send for RankPair {}
 
-impl Pair {
+impl RankPair {
     /// The pair of the rank with header `mine` and rank `peer` with header `theirs`.
     ///
     /// # Safety
     /// Both headers stay valid as long as `keep` lives.
     pub unsafe fn new(
-        mine: *const Header,
-        theirs: *const Header,
+        mine: *const RankHeader,
+        theirs: *const RankHeader,
         peer: Rank,
         keep: Arc<dyn Any + Send + Sync>,
     ) -> Self {
@@ -165,21 +165,21 @@ impl Pair {
 
     /// The other rank's doorbell.
     #[inline]
-    pub fn bell(&self) -> &Doorbell {
+    pub fn peer_doorbell(&self) -> &Doorbell {
         // SAFETY: `new` was promised that the header lives as long as `_keep`.
-        unsafe { &(*self.theirs).bell }
+        unsafe { &(*self.theirs).doorbell }
     }
 
     /// Whether this rank's communicator was aborted. Cheap.
     #[inline]
     pub fn aborted(&self) -> Option<LinkError> {
-        // SAFETY: as in `bell`.
+        // SAFETY: as in `peer_doorbell`.
         unsafe { (*self.mine).aborted() }
     }
 
     /// Whether the other rank is gone. To be asked when it has nothing for us; then look at what it sent once more.
     pub fn gone(&self) -> Option<LinkError> {
-        // SAFETY: as in `bell`.
+        // SAFETY: as in `peer_doorbell`.
         unsafe { (*self.theirs).gone(self.peer) }
     }
 }
@@ -190,20 +190,20 @@ mod tests {
 
     #[test]
     fn the_first_abort_wins_and_is_read_back_whole() {
-        let header = Header::default();
+        let header = RankHeader::default();
         assert_eq!(header.aborted(), None);
         header.abort(i32::MAX as u32, u32::MAX);
         header.abort(1, 2);
         let by = i32::MAX as u32;
         assert_eq!(header.aborted(), Some(LinkError::Aborted { by, reason: u32::MAX }));
-        let zero = Header::default();
+        let zero = RankHeader::default();
         zero.abort(0, 0);
         assert_eq!(zero.aborted(), Some(LinkError::Aborted { by: 0, reason: 0 }));
     }
 
     #[test]
     fn who_left_cannot_die() {
-        let header = Header::default();
+        let header = RankHeader::default();
         assert_eq!(header.gone(3), None);
         header.leave();
         header.die();
@@ -221,7 +221,7 @@ mod loom_tests {
     #[test]
     fn loom_what_an_aborted_lender_writes_is_not_taken_for_its_message() {
         loom::model(|| {
-            let shared = Arc::new((Header::default(), AtomicU32::new(1)));
+            let shared = Arc::new((RankHeader::default(), AtomicU32::new(1)));
             let lender = shared.clone();
             let handle = thread::spawn(move || {
                 lender.0.abort(0, 0);

@@ -158,7 +158,7 @@ impl Foreign {
 
 /// Memory of a peer's segment, to be written to as long as this lives, whatever the peer does.
 #[derive(Clone, Debug)]
-pub struct Reach(Target);
+pub struct PeerSegment(Target);
 
 #[derive(Clone, Debug)]
 enum Target {
@@ -168,7 +168,7 @@ enum Target {
     Own(Arc<Body>),
 }
 
-impl Reach {
+impl PeerSegment {
     pub(crate) fn foreign(foreign: Arc<Foreign>) -> Self {
         Self(Target::Foreign(foreign))
     }
@@ -179,7 +179,7 @@ impl Reach {
     }
 
     /// Where `len` bytes from `offset` on are; None if they are not within.
-    pub fn at(&self, offset: usize, len: usize) -> Option<*mut u8> {
+    pub fn address(&self, offset: usize, len: usize) -> Option<*mut u8> {
         match &self.0 {
             Target::Foreign(foreign) => foreign.get(offset, len),
             Target::Own(body) => {

@@ -11,9 +11,9 @@
 use core::ptr;
 
 use crate::error::LinkError;
-use crate::link::{Lends, Message, ReceiveSlots, SendSlots, Sequence, SlotMut};
-use crate::ll::Ack;
-use crate::rank_header::Pair;
+use crate::link::{Lendable, ReceiveSlots, ReceivedMessage, SendSlots, Sequence, SlotMut};
+use crate::ll::AckWord;
+use crate::rank_header::RankPair;
 use crate::sync::{AtomicU64, Cell, Ordering};
 
 /// The header of a slot. All zeros is one that never held a message.
@@ -51,7 +51,7 @@ impl Default for SlotHeader {
 
 /// Where the words of a ring live.
 #[derive(Clone, Copy, Debug)]
-pub struct RingPlace {
+pub struct SlotRingMemory {
     /// One header per slot.
     pub headers: *const SlotHeader,
     /// The first slot; aligned to 64.
@@ -61,12 +61,12 @@ pub struct RingPlace {
     /// Slots of the ring, at least one.
     pub depth: u32,
     /// Where the receiver acknowledges.
-    pub ack: *const Ack,
+    pub ack: *const AckWord,
     /// Both ends are in one process, so that any memory may be lent.
     pub lends: bool,
 }
 
-impl RingPlace {
+impl SlotRingMemory {
     fn header(&self, index: u32) -> &SlotHeader {
         debug_assert!(index < self.depth);
         // SAFETY: `SlotSender::new` and `SlotReceiver::new` were promised `depth` headers that live as long as they.
@@ -90,8 +90,8 @@ impl RingPlace {
 
 /// The sending end.
 pub struct SlotSender {
-    place: RingPlace,
-    pair: Pair,
+    place: SlotRingMemory,
+    pair: RankPair,
     /// Sequence of the next message, and its slot.
     next: Sequence,
     index: u32,
@@ -101,8 +101,8 @@ pub struct SlotSender {
 
 /// The receiving end.
 pub struct SlotReceiver {
-    place: RingPlace,
-    pair: Pair,
+    place: SlotRingMemory,
+    pair: RankPair,
     /// Sequence of the first message that is not released, and its slot.
     next: Sequence,
     index: u32,
@@ -128,7 +128,7 @@ impl SlotSender {
     ///
     /// # Safety
     /// The memory of `place` is as its fields say, zeroed or new, lives as long as `pair`, and has no other sending end.
-    pub unsafe fn new(place: RingPlace, pair: Pair) -> Self {
+    pub unsafe fn new(place: SlotRingMemory, pair: RankPair) -> Self {
         debug_assert!(place.depth > 0 && place.slots.align_offset(64) == 0);
         Self { place, pair, next: 1, index: 0, acked: 0, reserved: false }
     }
@@ -184,7 +184,7 @@ impl SlotSender {
         header.descriptor.with_mut(|place| unsafe { *place = descriptor });
         // Pairs as `slot`.
         header.sequence.store(self.next, Ordering::Release);
-        self.pair.bell().ring();
+        self.pair.peer_doorbell().ring();
         let sequence = self.next;
         self.next += 1;
         self.index = self.place.after(self.index);
@@ -216,8 +216,8 @@ impl SendSlots for SlotSender {
         self.publish(Descriptor { segment: 0, lent: ptr::null(), len, tag })
     }
 
-    fn lends(&self) -> Lends {
-        if self.place.lends { Lends::Anything } else { Lends::Nothing }
+    fn lendable(&self) -> Lendable {
+        if self.place.lends { Lendable::Anything } else { Lendable::Nothing }
     }
 
     unsafe fn lend(
@@ -246,7 +246,7 @@ impl SlotReceiver {
     ///
     /// # Safety
     /// The memory of `place` is as its fields say, zeroed or new, lives as long as `pair`, and has no other receiving end.
-    pub unsafe fn new(place: RingPlace, pair: Pair) -> Self {
+    pub unsafe fn new(place: SlotRingMemory, pair: RankPair) -> Self {
         debug_assert!(place.depth > 0 && place.slots.align_offset(64) == 0);
         Self { place, pair, next: 1, index: 0, received: false }
     }
@@ -264,14 +264,14 @@ impl SlotReceiver {
         Ok(false)
     }
 
-    fn message(&self, look_up: impl LookUp) -> Result<Message, LinkError> {
+    fn message(&self, look_up: impl LookUp) -> Result<ReceivedMessage, LinkError> {
         let header = self.place.header(self.index);
         // SAFETY: the message has arrived, so the descriptor is constant until we release it; should the peer write it all the same,
         // it is read but once.
         let descriptor = header.descriptor.with(|place| unsafe { ptr::read_volatile(place) });
         let Descriptor { segment, lent, len, tag } = descriptor;
-        let foreign = segment != 0;
-        let data = if foreign {
+        let in_other_process = segment != 0;
+        let data = if in_other_process {
             look_up(segment, lent.addr(), len).map_err(|why| self.corrupt(why))?
         } else if lent.is_null() {
             if len > self.place.slot_bytes {
@@ -283,14 +283,14 @@ impl SlotReceiver {
         } else {
             return Err(self.corrupt(ACROSS));
         };
-        Ok(Message { data, len, tag, sequence: self.next, foreign })
+        Ok(ReceivedMessage { data, len, tag, sequence: self.next, in_other_process })
     }
 
     /// The first message that is not released. `look_up` finds what is lent of a segment.
     pub(crate) fn receive_with(
         &mut self,
         look_up: impl LookUp,
-    ) -> Result<Option<Message>, LinkError> {
+    ) -> Result<Option<ReceivedMessage>, LinkError> {
         if let Some(error) = self.pair.aborted() {
             return Err(error);
         }
@@ -314,7 +314,7 @@ impl SlotReceiver {
 }
 
 impl ReceiveSlots for SlotReceiver {
-    fn receive(&mut self) -> Result<Option<Message>, LinkError> {
+    fn receive(&mut self) -> Result<Option<ReceivedMessage>, LinkError> {
         self.receive_with(|_, _, _| Err(ACROSS))
     }
 
@@ -322,7 +322,7 @@ impl ReceiveSlots for SlotReceiver {
         assert!(self.received, "release without a received message");
         // Pairs as `slot-ack`.
         self.place.ack().store(self.next, Ordering::Release);
-        self.pair.bell().ring();
+        self.pair.peer_doorbell().ring();
         self.next += 1;
         self.index = self.place.after(self.index);
         self.received = false;
@@ -332,15 +332,15 @@ impl ReceiveSlots for SlotReceiver {
 #[cfg(all(test, not(loom)))]
 pub(crate) mod tests {
     use super::*;
-    use crate::rank_header::Header;
+    use crate::rank_header::RankHeader;
     use std::sync::Arc;
 
     #[repr(C, align(64))]
     pub(crate) struct Memory {
         slots: Cell<[u8; 128]>,
         headers: [SlotHeader; 2],
-        ack: Ack,
-        header: Header,
+        ack: AckWord,
+        header: RankHeader,
     }
     // SAFETY: the tests use it from one thread.
     unsafe impl Send for Memory {}
@@ -352,10 +352,10 @@ pub(crate) mod tests {
         let memory = Arc::new(Memory {
             slots: Cell::new([0; 128]),
             headers: Default::default(),
-            ack: Ack::default(),
-            header: Header::default(),
+            ack: AckWord::default(),
+            header: RankHeader::default(),
         });
-        let place = RingPlace {
+        let place = SlotRingMemory {
             headers: memory.headers.as_ptr(),
             slots: memory.slots.with_mut(<*mut _>::cast),
             slot_bytes: 64,
@@ -366,7 +366,7 @@ pub(crate) mod tests {
         // SAFETY: `memory` is as `place` says, kept by the pair, and has these two ends alone.
         unsafe {
             let header = &raw const memory.header;
-            let pair = Pair::new(header, header, 5, memory.clone());
+            let pair = RankPair::new(header, header, 5, memory.clone());
             let (sender, receiver) =
                 (SlotSender::new(place, pair.clone()), SlotReceiver::new(place, pair));
             (memory, sender, receiver)
@@ -426,7 +426,7 @@ pub(crate) mod tests {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
-    use crate::rank_header::Header;
+    use crate::rank_header::RankHeader;
     use loom::thread;
     use std::sync::Arc;
 
@@ -434,9 +434,9 @@ mod loom_tests {
         headers: [SlotHeader; DEPTH],
         /// What lies in the slots, so that loom sees who touches it.
         payload: [Cell<u64>; DEPTH],
-        ack: Ack,
-        sender: Header,
-        receiver: Header,
+        ack: AckWord,
+        sender: RankHeader,
+        receiver: RankHeader,
     }
     // SAFETY: descriptors hold pointers; who may touch them is what the model checks.
     unsafe impl<const DEPTH: usize> Send for Memory<DEPTH> {}
@@ -450,14 +450,14 @@ mod loom_tests {
             let memory = Arc::new(Memory::<DEPTH> {
                 headers: [(); DEPTH].map(|()| SlotHeader::default()),
                 payload: [(); DEPTH].map(|()| Cell::new(0)),
-                ack: Ack::default(),
-                sender: Header::default(),
-                receiver: Header::default(),
+                ack: AckWord::default(),
+                sender: RankHeader::default(),
+                receiver: RankHeader::default(),
             });
             // Slots are only names here: their addresses tell which payload is meant.
             let slots = ptr::without_provenance_mut::<u8>(64);
             let slot = move |data: *const u8| data.addr() / 64 - 1;
-            let place = RingPlace {
+            let place = SlotRingMemory {
                 headers: memory.headers.as_ptr(),
                 slots,
                 slot_bytes: 64,
@@ -469,15 +469,15 @@ mod loom_tests {
             // SAFETY: `memory` is kept by the pairs and has these two ends alone; slots are never dereferenced.
             let (mut sender, mut receiver) = unsafe {
                 (
-                    SlotSender::new(place, Pair::new(mine, theirs, 1, memory.clone())),
-                    SlotReceiver::new(place, Pair::new(theirs, mine, 0, memory.clone())),
+                    SlotSender::new(place, RankPair::new(mine, theirs, 1, memory.clone())),
+                    SlotReceiver::new(place, RankPair::new(theirs, mine, 0, memory.clone())),
                 )
             };
             let other = memory.clone();
             let handle = thread::spawn(move || {
                 for expected in 1..=messages {
                     let mut message = None;
-                    other.receiver.bell.wait(0, 0, None, || {
+                    other.receiver.doorbell.wait(0, 0, None, || {
                         message = receiver.receive().unwrap();
                         message.is_some()
                     });
@@ -491,7 +491,7 @@ mod loom_tests {
             });
             for sequence in 1..=messages {
                 let mut free = None;
-                memory.sender.bell.wait(0, 0, None, || {
+                memory.sender.doorbell.wait(0, 0, None, || {
                     free = sender.reserve().unwrap();
                     free.is_some()
                 });

@@ -3,9 +3,9 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use maypole_transport::LinkError;
-use maypole_transport::conformance::{self, Side};
-use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
-use maypole_transport::fault::{Faults, Recipe};
+use maypole_transport::conformance::{self, TestEnd};
+use maypole_transport::endpoint::{EnabledLinks, Endpoint, EndpointConfig};
+use maypole_transport::fault::{FaultInjector, FaultRecipe};
 use maypole_transport::tcp::TcpConfig;
 
 #[test]
@@ -15,14 +15,14 @@ fn local() {
 
 #[test]
 fn shm_within_one_process() {
-    conformance::run(Endpoint::new_apart);
+    conformance::run(Endpoint::new_without_local);
 }
 
 /// Both directions of the link under test with delays and spurious back-pressure.
-fn late(mut side: Side) -> Side {
+fn late(mut side: TestEnd) -> TestEnd {
     let (rank, endpoint) = (side.endpoint.rank(), side.endpoint.clone());
-    let recipe = Recipe::parse("seed=5,delay=0.2:200us,backpressure=0.1").unwrap();
-    let faults = Faults::new(recipe, endpoint, || unreachable!("no abort in the recipe"));
+    let recipe = FaultRecipe::parse("seed=5,delay=0.2:200us,backpressure=0.1").unwrap();
+    let faults = FaultInjector::new(recipe, endpoint, || unreachable!("no abort in the recipe"));
     (side.out, side.inc) = faults.wrap(1 - rank, 0, (side.out, side.inc));
     side
 }
@@ -34,7 +34,7 @@ fn local_with_faults() {
 
 #[test]
 fn shm_with_faults() {
-    conformance::run_over(Endpoint::new_apart, late);
+    conformance::run_over(Endpoint::new_without_local, late);
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn tcp_with_faults() {
 
 fn tcp<const STREAMS: u32>(config: EndpointConfig) -> Result<Endpoint, LinkError> {
     let tcp = TcpConfig { addresses: vec![Ipv4Addr::LOCALHOST.into()], streams: STREAMS };
-    Endpoint::with(config, &Media { local: false, shm: false, tcp: Some(tcp) })
+    Endpoint::with_links(config, &EnabledLinks { local: false, shm: false, tcp: Some(tcp) })
 }
 
 #[test]
@@ -66,6 +66,6 @@ fn tcp_over_ipv6() {
     }
     conformance::run(|config| {
         let tcp = TcpConfig { addresses: vec![Ipv6Addr::LOCALHOST.into()], streams: 1 };
-        Endpoint::with(config, &Media { local: false, shm: false, tcp: Some(tcp) })
+        Endpoint::with_links(config, &EnabledLinks { local: false, shm: false, tcp: Some(tcp) })
     });
 }

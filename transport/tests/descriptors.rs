@@ -9,7 +9,7 @@ use maypole_transport::inbox::InboxLayout;
 
 fn make(rank: u32) -> Result<Endpoint, LinkError> {
     let layout = InboxLayout { nranks: 2, channels: 1, slot_bytes: 4096, depth: 2 };
-    Endpoint::new_apart(EndpointConfig { rank, nranks: 2, secret: [9; 32], layout })
+    Endpoint::new_without_local(EndpointConfig { rank, nranks: 2, secret: [9; 32], layout })
 }
 
 /// Allows descriptors below `limit`.

@@ -9,7 +9,7 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use maypole_transport::conformance::fuzz::{Random, rounds};
+use maypole_transport::conformance::fuzz::{FuzzRandom, rounds};
 use maypole_transport::endpoint::{Endpoint, EndpointConfig};
 use maypole_transport::inbox::InboxLayout;
 
@@ -36,7 +36,7 @@ impl Middle {
         let layout = InboxLayout { nranks: 2, channels: 1, slot_bytes: 4096, depth: 2 };
         let rank = |rank| {
             let config = EndpointConfig { rank, nranks: 2, secret: [5; 32], layout };
-            Endpoint::new_apart(config).unwrap()
+            Endpoint::new_without_local(config).unwrap()
         };
         let (low, high) = (rank(0), rank(1));
         let name = format!("maypole-fuzz-{:027}", std::process::id());
@@ -93,7 +93,7 @@ fn name_in(address: &[u8]) -> usize {
 }
 
 /// Says all that and returns what is answered.
-fn say(mut stream: UnixStream, bytes: &[u8], random: &mut Random) -> Vec<u8> {
+fn say(mut stream: UnixStream, bytes: &[u8], random: &mut FuzzRandom) -> Vec<u8> {
     for piece in random.fragments(bytes) {
         // Whoever was refused cannot write any more.
         if stream.write_all(piece).is_err() {

@@ -22,7 +22,7 @@ fn config(rank: u32, secret: u8) -> EndpointConfig {
 }
 
 fn apart(rank: u32, secret: u8) -> Endpoint {
-    Endpoint::new_apart(config(rank, secret)).unwrap()
+    Endpoint::new_without_local(config(rank, secret)).unwrap()
 }
 
 fn soon() -> Instant {
@@ -97,7 +97,7 @@ fn another_shape_is_told_at_both_ends() {
     let _alone = ALONE.lock().unwrap();
     let low = apart(0, 1);
     let layout = InboxLayout { depth: 3, ..LAYOUT };
-    let high = Endpoint::new_apart(EndpointConfig { layout, ..config(1, 1) }).unwrap();
+    let high = Endpoint::new_without_local(EndpointConfig { layout, ..config(1, 1) }).unwrap();
     let error = low.connect(1, &high.address(), soon()).unwrap_err();
     assert!(matches!(error, LinkError::Corrupt { peer: 1, .. }), "{error}");
     let error = high.connect(0, &low.address(), soon()).unwrap_err();
@@ -143,7 +143,7 @@ fn an_abort_ends_waiting_for_a_connection_and_reaches_whoever_connects_later() {
 fn nothing_is_left_behind_and_links_outlive_endpoints() {
     let _alone = ALONE.lock().unwrap();
     let before = (entries("/proc/self/fd"), threads(), maps());
-    for make in [Endpoint::new, Endpoint::new_apart] {
+    for make in [Endpoint::new, Endpoint::new_without_local] {
         let (low, high) = (make(config(0, 4)).unwrap(), make(config(1, 4)).unwrap());
         connect_both(&low, &high);
         let (mut out, _to_low) = low.open(1, 0).unwrap();

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use maypole_transport::LinkError;
-use maypole_transport::conformance::{PATIENCE, Watchdog};
-use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
+use maypole_transport::conformance::{HANG_TIMEOUT, Watchdog};
+use maypole_transport::endpoint::{EnabledLinks, Endpoint, EndpointConfig};
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::link::{Incoming, Outgoing};
 use maypole_transport::tcp::TcpConfig;
@@ -24,13 +24,13 @@ const SOCKETS: usize = 2 * STREAMS as usize;
 
 fn make(rank: u32, secret: u8, layout: InboxLayout) -> Endpoint {
     let tcp = TcpConfig { addresses: vec![Ipv4Addr::LOCALHOST.into()], streams: STREAMS };
-    let media = Media { local: false, shm: false, tcp: Some(tcp) };
+    let media = EnabledLinks { local: false, shm: false, tcp: Some(tcp) };
     let config = EndpointConfig { rank, nranks: 2, secret: [secret; 32], layout };
-    Endpoint::with(config, &media).unwrap()
+    Endpoint::with_links(config, &media).unwrap()
 }
 
 fn soon() -> Instant {
-    Instant::now() + PATIENCE
+    Instant::now() + HANG_TIMEOUT
 }
 
 fn connect_both(low: &Endpoint, high: &Endpoint) {
@@ -96,7 +96,7 @@ fn content(number: u64) -> Vec<u8> {
 
 fn wait<T>(endpoint: &Endpoint, mut look: impl FnMut() -> Result<Option<T>, LinkError>) -> T {
     let mut found = None;
-    let ended = endpoint.doorbell().wait(20, 0, Some(PATIENCE), || {
+    let ended = endpoint.doorbell().wait(20, 0, Some(HANG_TIMEOUT), || {
         found = look().unwrap();
         found.is_some()
     });
@@ -214,7 +214,7 @@ fn strangers_get_nothing_and_keep_nobody_out() {
     let (low, high) = (make(0, 2, LAYOUT), make(1, 2, LAYOUT));
     let stranger = || {
         let stranger = TcpStream::connect(port(&high)).unwrap();
-        stranger.set_read_timeout(Some(PATIENCE)).unwrap();
+        stranger.set_read_timeout(Some(HANG_TIMEOUT)).unwrap();
         stranger
     };
     // Many who say nothing, some who stop or leave within the hello.

@@ -6,8 +6,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
 use maypole_transport::LinkError;
-use maypole_transport::conformance::{CASES, LAYOUTS, PATIENCE, Side, Watchdog};
-use maypole_transport::endpoint::{Endpoint, EndpointConfig, Media};
+use maypole_transport::conformance::{CASES, HANG_TIMEOUT, LAYOUTS, TestEnd, Watchdog};
+use maypole_transport::endpoint::{EnabledLinks, Endpoint, EndpointConfig};
 use maypole_transport::tcp::TcpConfig;
 
 /// In the child: which case, and which layout.
@@ -40,7 +40,7 @@ fn a_killed_peer_is_noticed(streams: u32) {
     child.kill().unwrap();
     child.wait().unwrap();
     let mut seen = None;
-    let noticed = side.endpoint.doorbell().wait(0, 0, Some(PATIENCE), || {
+    let noticed = side.endpoint.doorbell().wait(0, 0, Some(HANG_TIMEOUT), || {
         seen = side.inc.slots.receive().err();
         seen.is_some()
     });
@@ -54,11 +54,12 @@ fn endpoint(rank: u32, layout: usize, streams: u32) -> Endpoint {
     let layout = LAYOUTS[layout];
     let addresses = vec![std::net::Ipv4Addr::LOCALHOST.into()];
     let tcp = (streams > 0).then_some(TcpConfig { addresses, streams });
-    let media = Media { local: true, shm: streams == 0, tcp };
-    Endpoint::with(EndpointConfig { rank, nranks: 2, secret: SECRET, layout }, &media).unwrap()
+    let media = EnabledLinks { local: true, shm: streams == 0, tcp };
+    Endpoint::with_links(EndpointConfig { rank, nranks: 2, secret: SECRET, layout }, &media)
+        .unwrap()
 }
 
-fn parent(case: &str, layout: usize, streams: u32) -> (Side, Child) {
+fn parent(case: &str, layout: usize, streams: u32) -> (TestEnd, Child) {
     let endpoint = endpoint(0, layout, streams);
     let mut child = Command::new(std::env::current_exe().unwrap())
         .env(ROLE, format!("{layout}{streams}{case}"))
@@ -68,7 +69,7 @@ fn parent(case: &str, layout: usize, streams: u32) -> (Side, Child) {
         .unwrap();
     writeln!(child.stdin.as_mut().unwrap(), "{}", hex(&endpoint.address())).unwrap();
     let address = read_line(child.stdout.take().unwrap());
-    (Side::connect(endpoint, &address), child)
+    (TestEnd::connect(endpoint, &address), child)
 }
 
 fn child(role: &str) {
@@ -77,9 +78,9 @@ fn child(role: &str) {
     let (streams, case) = rest.split_at(1);
     let endpoint = endpoint(1, layout.parse().unwrap(), streams.parse().unwrap());
     println!("{}", hex(&endpoint.address()));
-    let side = Side::connect(endpoint, &read_line(std::io::stdin()));
+    let side = TestEnd::connect(endpoint, &read_line(std::io::stdin()));
     if case == KILLED {
-        std::thread::sleep(2 * PATIENCE);
+        std::thread::sleep(2 * HANG_TIMEOUT);
         unreachable!("nobody killed this process");
     }
     let case = CASES.iter().find(|known| known.name == case).unwrap();

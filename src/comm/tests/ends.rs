@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use maypole_algorithms::RedOp;
-use maypole_transport::fault::Recipe;
+use maypole_transport::fault::FaultRecipe;
 
 use super::{as_ranks, over_tcp, sum_of};
 use crate::bootstrap::UniqueId;
@@ -16,7 +16,7 @@ use crate::error::Error;
 #[test]
 fn damaged_tags_end_in_an_error_on_all_ranks_and_never_in_a_wrong_result() {
     for (seed, nranks, apart) in [(1, 2, false), (2, 2, true), (3, 3, false), (4, 5, true)] {
-        let recipe = Recipe::parse(&format!("seed={seed},delay=0.02:50us,corrupt=0.01"));
+        let recipe = FaultRecipe::parse(&format!("seed={seed},delay=0.02:50us,corrupt=0.01"));
         let config = Config {
             slot_bytes: Some(4096),
             fault: recipe,
@@ -54,7 +54,7 @@ fn a_rank_that_aborts_in_the_middle_of_a_call_is_named_by_all() {
     // Not in the first call, during which a slow rank may not have met the others yet.
     for message in [5, 6, 11, 40] {
         for apart in [false, true] {
-            let recipe = Recipe::parse(&format!("delay=0.05:50us,abort=1:{message}"));
+            let recipe = FaultRecipe::parse(&format!("delay=0.05:50us,abort=1:{message}"));
             let config = Config { fault: recipe, p2p_disable: apart, ..Config::default() };
             let results = as_ranks(4, &config, |comm| {
                 let (send, mut recv) = ([1; 1000], [0; 1000]);

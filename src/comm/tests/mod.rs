@@ -89,8 +89,8 @@ pub(super) fn over_tcp(sockets_per_thread: u32) -> Config {
 }
 
 /// A recipe of faults that a right program does not notice, but for the time they take.
-pub(super) fn lateness(seed: u64) -> Option<Recipe> {
-    Recipe::parse(&format!("seed={seed},delay=0.05:100us,backpressure=0.1"))
+pub(super) fn lateness(seed: u64) -> Option<FaultRecipe> {
+    FaultRecipe::parse(&format!("seed={seed},delay=0.05:100us,backpressure=0.1"))
 }
 
 /// The sum of the ranks' numbers in their former communicator.

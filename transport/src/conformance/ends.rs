@@ -2,10 +2,10 @@
 
 use std::thread;
 
-use super::{Side, bytes, lines_in, lines_out, pause, wait};
+use super::{TestEnd, bytes, lines_in, lines_out, pause, wait};
 use crate::LinkError;
 
-fn ends_with(side: &mut Side, error: LinkError) {
+fn ends_with(side: &mut TestEnd, error: LinkError) {
     let seen = wait(&side.endpoint, || match side.inc.slots.receive() {
         Ok(None) => None,
         other => Some(other),
@@ -25,16 +25,16 @@ fn ends_with(side: &mut Side, error: LinkError) {
     if !side.has_lines() {
         return;
     }
-    assert_eq!(lines_in(&mut side.inc).failed(8, 0), Some(error));
+    assert_eq!(lines_in(&mut side.inc).wait_error(8, 0), Some(error));
     while lines_out(&mut side.out).ready() {
         side.send_line(&[], 0);
     }
-    assert_eq!(lines_out(&mut side.out).failed(), Some(error));
+    assert_eq!(lines_out(&mut side.out).wait_error(), Some(error));
 }
 
 const ABORTED: LinkError = LinkError::Aborted { by: 1, reason: 77 };
 
-pub(super) fn abort_left(mut side: Side) {
+pub(super) fn abort_left(mut side: TestEnd) {
     assert_eq!(side.endpoint.aborted(), None);
     side.signal();
     ends_with(&mut side, ABORTED);
@@ -44,10 +44,10 @@ pub(super) fn abort_left(mut side: Side) {
     assert_eq!(side.endpoint.aborted(), Some(ABORTED));
 }
 
-pub(super) fn abort_right(mut side: Side) {
+pub(super) fn abort_right(mut side: TestEnd) {
     side.join();
     // Both ends sleep; a third thread ends it.
-    let Side { endpoint, inc, .. } = &mut side;
+    let TestEnd { endpoint, inc, .. } = &mut side;
     let endpoint = &*endpoint;
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -59,7 +59,7 @@ pub(super) fn abort_right(mut side: Side) {
     ends_with(&mut side, ABORTED);
 }
 
-pub(super) fn leave_left(mut side: Side) {
+pub(super) fn leave_left(mut side: TestEnd) {
     side.join();
     let left = LinkError::PeerLeft { peer: side.peer };
     // What was sent before is still delivered.
@@ -74,7 +74,7 @@ pub(super) fn leave_left(mut side: Side) {
     assert_eq!(side.endpoint.aborted(), None);
 }
 
-pub(super) fn leave_right(mut side: Side) {
+pub(super) fn leave_right(mut side: TestEnd) {
     if side.has_lines() {
         side.send_line(&[1, 2, 3], 1);
     }

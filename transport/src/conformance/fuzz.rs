@@ -7,20 +7,20 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::{PATIENCE, Watchdog};
+use super::{HANG_TIMEOUT, Watchdog};
 
 /// Calls `round` with new random choices until the time is over; returns how often.
-pub fn rounds(mut round: impl FnMut(&mut Random)) -> u64 {
+pub fn rounds(mut round: impl FnMut(&mut FuzzRandom)) -> u64 {
     let setting = |name| std::env::var(name).ok().map(|v| v.parse().expect("a number"));
     let time = Duration::from_secs(setting("MAYPOLE_FUZZ_SECONDS").unwrap_or(2));
-    let _watchdog = Watchdog::over("fuzz", time + PATIENCE);
+    let _watchdog = Watchdog::over("fuzz", time + HANG_TIMEOUT);
     let until = Instant::now() + time;
     let first: u64 = setting("MAYPOLE_FUZZ_SEED").unwrap_or(0);
     let mut seed = first;
     // At least one round, so that no test passes by doing nothing.
     loop {
         let told = Told { first, seed };
-        round(&mut Random(seed));
+        round(&mut FuzzRandom(seed));
         drop(told);
         seed += 1;
         if Instant::now() >= until {
@@ -45,13 +45,13 @@ impl Drop for Told {
 }
 
 /// The choices of one round.
-pub struct Random(u64);
+pub struct FuzzRandom(u64);
 
 /// What lengths and counts are replaced by.
 const EXTREMES: [u32; 10] =
     [0, 1, 0x7f, 0x80, 0xff, 0x100, 0xffff, 0x7fff_ffff, 0x8000_0000, u32::MAX];
 
-impl Random {
+impl FuzzRandom {
     fn next(&mut self) -> u64 {
         // The step of splitmix64.
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -2,7 +2,7 @@
 //!
 //! A case is a pair of roles, one per end, that talk to each other through nothing but the link under test and a second
 //! channel for agreeing on when to go on. So the same cases run with both ends in one process and with each in its own:
-//! whoever has made a connected [`Side`] calls [`Case::left`] or [`Case::right`] with it.
+//! whoever has made a connected [`TestEnd`] calls [`Case::left`] or [`Case::right`] with it.
 
 mod ends;
 pub mod fuzz;
@@ -18,12 +18,12 @@ use std::time::{Duration, Instant};
 
 use crate::endpoint::{Endpoint, EndpointConfig};
 use crate::inbox::InboxLayout;
-use crate::link::{Incoming, Message, Outgoing, SlotMut};
-use crate::ll::{LineReceiver, LineSender, Poll};
+use crate::link::{Incoming, Outgoing, ReceivedMessage, SlotMut};
+use crate::ll::{LlPoll, LlReceiver, LlSender};
 use crate::{LinkError, Rank};
 
 /// A wait as long as this is a hang.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const HANG_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The shapes that every case is run with: a single slot, and several.
 pub const LAYOUTS: [InboxLayout; 2] = [
@@ -32,7 +32,7 @@ pub const LAYOUTS: [InboxLayout; 2] = [
 ];
 
 /// One end of a connected pair.
-pub struct Side {
+pub struct TestEnd {
     /// The rank.
     pub endpoint: Arc<Endpoint>,
     /// To the peer; fresh.
@@ -49,14 +49,14 @@ pub struct Case {
     /// For messages. Cases whose name begins with "line" are for links that have lines.
     pub name: &'static str,
     /// What rank 0 does.
-    pub left: fn(Side),
+    pub left: fn(TestEnd),
     /// What rank 1 does.
-    pub right: fn(Side),
+    pub right: fn(TestEnd),
 }
 
 impl Case {
     /// Plays a role if the link has what it needs.
-    pub fn play(&self, role: fn(Side), side: Side) {
+    pub fn play(&self, role: fn(TestEnd), side: TestEnd) {
         if side.has_lines() || !self.name.starts_with("line") {
             role(side);
         }
@@ -99,7 +99,7 @@ pub fn run(make: fn(EndpointConfig) -> Result<Endpoint, LinkError>) {
 /// The same over what `wrap` makes of the links of each end.
 pub fn run_over(
     make: fn(EndpointConfig) -> Result<Endpoint, LinkError>,
-    wrap: impl Fn(Side) -> Side + Copy + Send,
+    wrap: impl Fn(TestEnd) -> TestEnd + Copy + Send,
 ) {
     for layout in LAYOUTS {
         for case in CASES {
@@ -111,7 +111,8 @@ pub fn run_over(
             let roles = [case.left, case.right];
             thread::scope(|scope| {
                 for ((endpoint, address), role) in ends.into_iter().zip(addresses).zip(roles) {
-                    scope.spawn(move || case.play(role, wrap(Side::connect(endpoint, &address))));
+                    scope
+                        .spawn(move || case.play(role, wrap(TestEnd::connect(endpoint, &address))));
                 }
             });
         }
@@ -124,7 +125,7 @@ pub struct Watchdog(#[expect(dead_code, reason = "its end is the signal")] Sende
 impl Watchdog {
     /// Watches over what `name` says.
     pub fn new(name: &'static str) -> Self {
-        Self::over(name, 2 * PATIENCE)
+        Self::over(name, 2 * HANG_TIMEOUT)
     }
 
     /// The same over what takes longer.
@@ -140,14 +141,14 @@ impl Watchdog {
     }
 }
 
-impl Side {
+impl TestEnd {
     /// Connects a rank of two with the other one, whose address is given, and opens their links.
     ///
     /// # Panics
     /// As everything here, if anything is not as it should be.
     pub fn connect(endpoint: Endpoint, address: &[u8]) -> Self {
         let peer = 1 - endpoint.rank();
-        endpoint.connect(peer, address, Instant::now() + PATIENCE).unwrap();
+        endpoint.connect(peer, address, Instant::now() + HANG_TIMEOUT).unwrap();
         endpoint.connect(peer, address, Instant::now()).expect("connecting is idempotent");
         let (out, inc) = endpoint.open(peer, 0).unwrap();
         let control = endpoint.open(peer, 1).unwrap();
@@ -156,14 +157,14 @@ impl Side {
 
     /// Whether the link has lines, the same at both ends.
     pub fn has_lines(&self) -> bool {
-        self.out.lines.is_some()
+        self.out.ll.is_some()
     }
 
     fn reserve(&mut self) -> SlotMut {
         wait(&self.endpoint, || self.out.slots.reserve().unwrap())
     }
 
-    fn receive(&mut self) -> Message {
+    fn receive(&mut self) -> ReceivedMessage {
         wait(&self.endpoint, || self.inc.slots.receive().unwrap())
     }
 
@@ -185,9 +186,9 @@ impl Side {
     fn receive_line(&mut self, len: usize, tag: u32) -> Vec<u8> {
         let Self { endpoint, inc, .. } = self;
         wait(endpoint, || match lines_in(inc).poll(len, tag) {
-            Poll::Ready => Some(()),
-            Poll::Pending => None,
-            Poll::Mismatch { seen_tag } => panic!("tag {seen_tag} instead of {tag}"),
+            LlPoll::Ready => Some(()),
+            LlPoll::Pending => None,
+            LlPoll::Mismatch { seen_tag } => panic!("tag {seen_tag} instead of {tag}"),
         });
         let mut data = vec![0xee; len];
         // SAFETY: the message is there; `data` has room.
@@ -207,18 +208,18 @@ impl Side {
     }
 }
 
-fn lines_out(out: &mut Outgoing) -> &mut LineSender {
-    out.lines.as_mut().expect("the link has lines")
+fn lines_out(out: &mut Outgoing) -> &mut LlSender {
+    out.ll.as_mut().expect("the link has lines")
 }
 
-fn lines_in(inc: &mut Incoming) -> &mut LineReceiver {
-    inc.lines.as_mut().expect("the link has lines")
+fn lines_in(inc: &mut Incoming) -> &mut LlReceiver {
+    inc.ll.as_mut().expect("the link has lines")
 }
 
 /// Sleeps until there is something: at once, so that every wait tries the doorbell.
 fn wait<T>(endpoint: &Endpoint, mut look: impl FnMut() -> Option<T>) -> T {
     let mut found = None;
-    let ended = endpoint.doorbell().wait(0, 0, Some(PATIENCE), || {
+    let ended = endpoint.doorbell().wait(0, 0, Some(HANG_TIMEOUT), || {
         found = look();
         found.is_some()
     });
@@ -226,7 +227,7 @@ fn wait<T>(endpoint: &Endpoint, mut look: impl FnMut() -> Option<T>) -> T {
     found.unwrap()
 }
 
-fn bytes(message: &Message) -> &[u8] {
+fn bytes(message: &ReceivedMessage) -> &[u8] {
     // SAFETY: a message that is not released.
     unsafe { std::slice::from_raw_parts(message.data, message.len) }
 }

@@ -1,15 +1,15 @@
 //! Segments on links that lend them: read in place at any offset, mixed with copies, freed and made anew.
 
-use super::{Side, bytes, pattern, wait};
-use crate::link::Lends;
+use super::{TestEnd, bytes, pattern, wait};
+use crate::link::Lendable;
 use crate::segment::Segment;
 
 /// Longer than a slot.
 const BYTES: usize = 100_000;
 
 /// Whether the link has what the cases need; if not, both ends are there before they go.
-fn lends_segments(side: &mut Side) -> bool {
-    let lends = side.out.slots.lends() == Lends::Segments;
+fn lends_segments(side: &mut TestEnd) -> bool {
+    let lends = side.out.slots.lendable() == Lendable::Segments;
     if !lends {
         side.signal();
         side.join();
@@ -29,18 +29,18 @@ fn fill(segment: &Segment, salt: usize) {
 }
 
 /// Waits until the peer has mapped it.
-fn mapped(side: &mut Side, segment: &Segment) {
+fn mapped(side: &mut TestEnd, segment: &Segment) {
     wait(&side.endpoint, || side.out.slots.can_lend(segment.start(), BYTES).then_some(()));
 }
 
-fn lend(side: &mut Side, segment: &Segment, at: usize, len: usize, tag: u32) -> u64 {
+fn lend(side: &mut TestEnd, segment: &Segment, at: usize, len: usize, tag: u32) -> u64 {
     let data = segment.start().wrapping_add(at).cast_const();
     assert!(side.out.slots.can_lend(data, len), "{len} bytes at {at} cannot be lent");
     // SAFETY: callers keep the segment as it is until the release.
     wait(&side.endpoint, || unsafe { side.out.slots.lend(data, len, tag).unwrap() })
 }
 
-fn released(side: &mut Side, sequence: u64) {
+fn released(side: &mut TestEnd, sequence: u64) {
     wait(&side.endpoint, || (side.out.slots.released() >= sequence).then_some(()));
 }
 
@@ -55,7 +55,7 @@ const PARTS: [(usize, usize); 7] = [
     (12_345, 50_001),
 ];
 
-pub(super) fn lending_left(mut side: Side) {
+pub(super) fn lending_left(mut side: TestEnd) {
     if !lends_segments(&mut side) {
         return;
     }
@@ -76,19 +76,19 @@ pub(super) fn lending_left(mut side: Side) {
     released(&mut side, last);
 }
 
-pub(super) fn lending_right(mut side: Side) {
+pub(super) fn lending_right(mut side: TestEnd) {
     if !lends_segments(&mut side) {
         return;
     }
     let whole = pattern(BYTES, 1);
     for (at, len) in PARTS.repeat(3) {
         let message = side.receive();
-        assert!(message.foreign, "it was copied");
+        assert!(message.in_other_process, "it was copied");
         assert_eq!(message.tag, at as u32);
         assert!(bytes(&message) == &whole[at..at + len], "{len} bytes at {at} are damaged");
         side.inc.slots.release();
         let message = side.receive();
-        assert_eq!((bytes(&message), message.foreign), (&[at as u8][..], false));
+        assert_eq!((bytes(&message), message.in_other_process), (&[at as u8][..], false));
         side.inc.slots.release();
     }
 }
@@ -96,7 +96,7 @@ pub(super) fn lending_right(mut side: Side) {
 const GENERATIONS: usize = 30;
 
 /// Each likely lies where the one before lay.
-pub(super) fn going_left(mut side: Side) {
+pub(super) fn going_left(mut side: TestEnd) {
     if !lends_segments(&mut side) {
         return;
     }
@@ -118,21 +118,21 @@ pub(super) fn going_left(mut side: Side) {
     }
 }
 
-pub(super) fn going_right(mut side: Side) {
+pub(super) fn going_right(mut side: TestEnd) {
     if !lends_segments(&mut side) {
         return;
     }
     for generation in 0..GENERATIONS {
         for salt in [generation, 99, generation + 1] {
             let message = side.receive();
-            assert!(message.foreign);
+            assert!(message.in_other_process);
             assert!(bytes(&message) == pattern(BYTES, salt), "memory of another time");
             side.inc.slots.release();
         }
     }
 }
 
-pub(super) fn both_ways(mut side: Side) {
+pub(super) fn both_ways(mut side: TestEnd) {
     if !lends_segments(&mut side) {
         return;
     }
@@ -144,7 +144,7 @@ pub(super) fn both_ways(mut side: Side) {
         let at = round * 7;
         let sequence = lend(&mut side, &segment, at, BYTES - at, round as u32);
         let message = side.receive();
-        assert_eq!((message.tag, message.foreign), (round as u32, true));
+        assert_eq!((message.tag, message.in_other_process), (round as u32, true));
         assert!(bytes(&message) == &theirs[at..]);
         side.inc.slots.release();
         released(&mut side, sequence);
@@ -154,7 +154,7 @@ pub(super) fn both_ways(mut side: Side) {
 }
 
 /// What it lent is there as long as the link of the other end.
-pub(super) fn leave_left(mut side: Side) {
+pub(super) fn leave_left(mut side: TestEnd) {
     if !lends_segments(&mut side) {
         return;
     }
@@ -167,7 +167,7 @@ pub(super) fn leave_left(mut side: Side) {
     drop(segment);
 }
 
-pub(super) fn leave_right(mut side: Side) {
+pub(super) fn leave_right(mut side: TestEnd) {
     if !lends_segments(&mut side) {
         return;
     }

@@ -1,18 +1,18 @@
 //! The slot protocol: order, credits, lengths, lent memory, sleep.
 
-use super::{Side, bytes, pattern, pause, wait};
-use crate::link::Lends;
+use super::{TestEnd, bytes, pattern, pause, wait};
+use crate::link::Lendable;
 
 const MESSAGES: u64 = 200;
 
-pub(super) fn order_left(mut side: Side) {
+pub(super) fn order_left(mut side: TestEnd) {
     for number in 1..=MESSAGES {
         assert_eq!(side.send(&number.to_le_bytes(), !number as u32), number);
     }
     wait(&side.endpoint, || (side.out.slots.released() == MESSAGES).then_some(()));
 }
 
-pub(super) fn order_right(mut side: Side) {
+pub(super) fn order_right(mut side: TestEnd) {
     for number in 1..=MESSAGES {
         let message = side.receive();
         assert_eq!(bytes(&message), number.to_le_bytes());
@@ -22,7 +22,7 @@ pub(super) fn order_right(mut side: Side) {
     }
 }
 
-pub(super) fn credits_left(mut side: Side) {
+pub(super) fn credits_left(mut side: TestEnd) {
     let credits = u64::from(side.out.slots.credits());
     for number in 1..=credits {
         // Credits that were stated; they may take their time.
@@ -41,7 +41,7 @@ pub(super) fn credits_left(mut side: Side) {
     side.signal();
 }
 
-pub(super) fn credits_right(mut side: Side) {
+pub(super) fn credits_right(mut side: TestEnd) {
     for number in 1..=2 * u64::from(side.out.slots.credits()) {
         side.join();
         assert_eq!(side.receive().sequence, number);
@@ -50,19 +50,19 @@ pub(super) fn credits_right(mut side: Side) {
     side.join();
 }
 
-fn lengths(side: &Side) -> Vec<usize> {
+fn lengths(side: &TestEnd) -> Vec<usize> {
     let capacity = side.out.slots.capacity();
     [0, 1, 63, 64, 65, capacity - 1, capacity].repeat(2)
 }
 
-pub(super) fn lengths_left(mut side: Side) {
+pub(super) fn lengths_left(mut side: TestEnd) {
     for (salt, len) in lengths(&side).into_iter().enumerate() {
         side.send(&pattern(len, salt), len as u32);
     }
     side.join();
 }
 
-pub(super) fn lengths_right(mut side: Side) {
+pub(super) fn lengths_right(mut side: TestEnd) {
     for (salt, len) in lengths(&side).into_iter().enumerate() {
         let message = side.receive();
         assert_eq!((message.len, message.tag), (len, len as u32));
@@ -75,8 +75,8 @@ pub(super) fn lengths_right(mut side: Side) {
 /// Longer than a slot: what is lent needs none.
 const LENT: usize = 100_000;
 
-pub(super) fn lending_left(mut side: Side) {
-    if side.out.slots.lends() != Lends::Anything {
+pub(super) fn lending_left(mut side: TestEnd) {
+    if side.out.slots.lendable() != Lendable::Anything {
         return;
     }
     let data = pattern(LENT, 1);
@@ -91,8 +91,8 @@ pub(super) fn lending_left(mut side: Side) {
     wait(&side.endpoint, || (side.out.slots.released() == 20).then_some(()));
 }
 
-pub(super) fn lending_right(mut side: Side) {
-    if side.out.slots.lends() != Lends::Anything {
+pub(super) fn lending_right(mut side: TestEnd) {
+    if side.out.slots.lendable() != Lendable::Anything {
         return;
     }
     for round in 0..10_u32 {
@@ -105,7 +105,7 @@ pub(super) fn lending_right(mut side: Side) {
     }
 }
 
-pub(super) fn sleep_left(mut side: Side) {
+pub(super) fn sleep_left(mut side: TestEnd) {
     for _ in 0..3 {
         pause();
         side.send(&[1], 0);
@@ -120,7 +120,7 @@ pub(super) fn sleep_left(mut side: Side) {
     side.join();
 }
 
-pub(super) fn sleep_right(mut side: Side) {
+pub(super) fn sleep_right(mut side: TestEnd) {
     for _ in 0..3 {
         assert_eq!(bytes(&side.receive()), [1]);
         side.inc.slots.release();

@@ -1,7 +1,7 @@
 //! Both protocols in both directions at once, with messages of random sizes.
 
-use super::{Side, bytes, lines_in, lines_out, wait};
-use crate::ll::{CAPACITY, Poll};
+use super::{TestEnd, bytes, lines_in, lines_out, wait};
+use crate::ll::{LL_CAPACITY, LlPoll};
 
 /// A small generator: both ends know what the other sends.
 struct Random(u64);
@@ -17,7 +17,7 @@ impl Random {
     /// A message: by lines or not, and its content; mostly short.
     fn message(&mut self, capacity: usize, has_lines: bool) -> (bool, Vec<u8>) {
         let lines = self.next().is_multiple_of(2) && has_lines;
-        let limit = if lines { CAPACITY } else { capacity };
+        let limit = if lines { LL_CAPACITY } else { capacity };
         let limit = if self.next().is_multiple_of(16) { limit } else { 64 };
         let mut data = vec![0; self.next() as usize % (limit + 1)];
         for part in data.chunks_mut(8) {
@@ -28,7 +28,7 @@ impl Random {
 }
 
 /// Both directions and both protocols at once, 100 000 messages in all.
-pub(super) fn traffic(mut side: Side, own: u64, theirs: u64) {
+pub(super) fn traffic(mut side: TestEnd, own: u64, theirs: u64) {
     const EACH: usize = 50_000;
     let capacity = side.out.slots.capacity();
     let has_lines = side.has_lines();
@@ -37,7 +37,7 @@ pub(super) fn traffic(mut side: Side, own: u64, theirs: u64) {
     let mut outgoing = own.message(capacity, has_lines);
     let mut expected = theirs.message(capacity, has_lines);
     while sent < EACH || seen < EACH {
-        let Side { endpoint, out, inc, .. } = &mut side;
+        let TestEnd { endpoint, out, inc, .. } = &mut side;
         // One sleep for whatever comes first: room to send or a message.
         let (can_send, has_come) = wait(endpoint, || {
             let can_send = sent < EACH
@@ -48,7 +48,7 @@ pub(super) fn traffic(mut side: Side, own: u64, theirs: u64) {
                 };
             let has_come = seen < EACH
                 && if expected.0 {
-                    lines_in(inc).poll(expected.1.len(), seen as u32) == Poll::Ready
+                    lines_in(inc).poll(expected.1.len(), seen as u32) == LlPoll::Ready
                 } else {
                     inc.slots.receive().unwrap().is_some()
                 };

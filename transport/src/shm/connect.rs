@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::socket;
 use crate::Rank;
 use crate::error::LinkError;
-use crate::handshake::{Medium, NONCE, PROOF, Party};
+use crate::handshake::{Credentials, Medium, NONCE, PROOF};
 use crate::inbox::PeerInbox;
 use crate::peers::Peers;
 
@@ -18,7 +18,7 @@ const SLICE: Duration = Duration::from_millis(100);
 /// Dials `peer` and exchanges inboxes. The stream is to be kept: it ends when the peer dies.
 pub(crate) fn connect(
     peers: &Peers,
-    party: &Party,
+    party: &Credentials,
     peer: Rank,
     name: &[u8],
     deadline: Instant,

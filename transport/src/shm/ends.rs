@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::sharing::{Given, Sharing};
 use crate::error::LinkError;
-use crate::link::{Lends, Message, ReceiveSlots, SendSlots, Sequence, SlotMut};
+use crate::link::{Lendable, ReceiveSlots, ReceivedMessage, SendSlots, Sequence, SlotMut};
 use crate::memory::Access;
 use crate::segment::{self, Extent, Foreign, SegmentId};
 use crate::slots::{SlotReceiver, SlotSender};
@@ -71,8 +71,8 @@ impl SendSlots for ShmSender {
         self.slots.send(len, tag)
     }
 
-    fn lends(&self) -> Lends {
-        Lends::Segments
+    fn lendable(&self) -> Lendable {
+        Lendable::Segments
     }
 
     fn can_lend(&mut self, data: *const u8, len: usize) -> bool {
@@ -122,7 +122,7 @@ fn look_up(
 }
 
 impl ReceiveSlots for ShmReceiver {
-    fn receive(&mut self) -> Result<Option<Message>, LinkError> {
+    fn receive(&mut self) -> Result<Option<ReceivedMessage>, LinkError> {
         let Self { slots, sharing, recent } = self;
         slots.receive_with(|id, offset, len| look_up(recent, sharing, (id, offset, len)))
     }
@@ -182,7 +182,9 @@ mod tests {
             let mut receiver = ShmReceiver::new(receiver, there);
             sender.lend_of(id, offset, len, 0).unwrap().unwrap();
             match receiver.receive() {
-                Ok(Some(message)) => assert!(good && message.foreign && message.len == len),
+                Ok(Some(message)) => {
+                    assert!(good && message.in_other_process && message.len == len)
+                }
                 Err(LinkError::Corrupt { peer: 5, .. }) => assert!(!good),
                 other => panic!("{other:?}"),
             }

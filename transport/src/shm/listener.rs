@@ -19,7 +19,7 @@ use super::sharing::{FRAME, Sharing};
 use super::socket;
 use crate::Rank;
 use crate::error::LinkError;
-use crate::handshake::{HELLO, Medium, Nonce, Party};
+use crate::handshake::{Credentials, HELLO, Medium, Nonce};
 use crate::inbox::PeerInbox;
 use crate::memory;
 use crate::peers::Peers;
@@ -43,7 +43,7 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    pub(crate) fn start(peers: Arc<Peers>, party: Party) -> Result<Self, LinkError> {
+    pub(crate) fn start(peers: Arc<Peers>, party: Credentials) -> Result<Self, LinkError> {
         let system = |call| move |error: io::Error| LinkError::system(call, &error);
         let random: [u8; 16] = memory::random()?;
         let name = format!("maypole-{:032x}", u128::from_le_bytes(random));
@@ -88,7 +88,7 @@ struct Service {
     kicked: UnixStream,
     to_adopt: Receiver<(Rank, Arc<Sharing>)>,
     peers: Arc<Peers>,
-    party: Party,
+    party: Credentials,
     /// Nothing is accepted before that.
     paused: Option<Instant>,
     connections: Vec<Connection>,
@@ -225,7 +225,8 @@ impl Service {
             return Ok(());
         }
         stream.set_nonblocking(true)?;
-        let challenge = Party::nonce().map_err(|_| io::Error::from_raw_os_error(libc::ENOSYS))?;
+        let challenge =
+            Credentials::nonce().map_err(|_| io::Error::from_raw_os_error(libc::ENOSYS))?;
         // A fresh socket has room for it; if not, the other end is already gone.
         if io::Write::write(&mut &stream, &challenge).ok() != Some(challenge.len()) {
             return Ok(());
@@ -339,7 +340,7 @@ impl Service {
                 return Next::Drop;
             }
             // A rank may wait for an answer.
-            self.peers.inbox.header().bell.ring();
+            self.peers.inbox.header().doorbell.ring();
         }
         Next::Again
     }

@@ -12,7 +12,7 @@ use super::frame::{SHAPE, shape, streams_of};
 use super::socket::{self, piece};
 use crate::Rank;
 use crate::error::LinkError;
-use crate::handshake::{Dialed, HELLO, Medium, NONCE, Nonce, PROOF, Party, Proof};
+use crate::handshake::{Credentials, Dialed, HELLO, Medium, NONCE, Nonce, PROOF, Proof};
 use crate::inbox::InboxLayout;
 
 /// How long the other end may take for the whole handshake.
@@ -73,7 +73,7 @@ pub(crate) enum Step {
 impl Handshake {
     /// Of a connection that was accepted: challenges the other end.
     pub(crate) fn accept(socket: OwnedFd) -> Result<Self, LinkError> {
-        let challenge = Party::nonce()?;
+        let challenge = Credentials::nonce()?;
         // A fresh socket has room for it. If it is gone already, reading will say so.
         let _ = write(&socket, &challenge);
         Ok(Self::new(socket, Role::Accepted(challenge)))
@@ -98,7 +98,7 @@ impl Handshake {
     }
 
     /// Does all that can be done without waiting.
-    pub(crate) fn advance(&mut self, party: &Party, layout: &InboxLayout) -> Step {
+    pub(crate) fn advance(&mut self, party: &Credentials, layout: &InboxLayout) -> Step {
         loop {
             if let Role::Dialing(target) = &self.role {
                 if let Err(error) = socket::outcome(self.socket.as_fd()) {
@@ -136,7 +136,7 @@ impl Handshake {
     }
 
     /// Handles a message that is there whole.
-    fn take(&mut self, party: &Party, layout: &InboxLayout) -> Result<Option<Step>, Step> {
+    fn take(&mut self, party: &Credentials, layout: &InboxLayout) -> Result<Option<Step>, Step> {
         let other_shape = |peer| {
             let why = "its links have another shape: were the two configured differently?";
             Step::Failed(Some(LinkError::Corrupt { peer, why }))

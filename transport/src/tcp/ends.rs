@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::pair::TcpPair;
 use crate::error::LinkError;
 use crate::inbox::InboxLayout;
-use crate::link::{Message, ReceiveSlots, SendSlots, Sequence, SlotMut};
+use crate::link::{ReceiveSlots, ReceivedMessage, SendSlots, Sequence, SlotMut};
 
 /// The sending end.
 pub(crate) struct TcpSender {
@@ -60,7 +60,7 @@ impl SendSlots for TcpSender {
 }
 
 impl ReceiveSlots for TcpReceiver {
-    fn receive(&mut self) -> Result<Option<Message>, LinkError> {
+    fn receive(&mut self) -> Result<Option<ReceivedMessage>, LinkError> {
         let message = self.pair.receive(self.channel)?;
         self.received = message.is_some();
         Ok(message)

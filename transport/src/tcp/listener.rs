@@ -17,7 +17,7 @@ use super::socket::{self, Event, Poller};
 use super::{MOST_STREAMS, TcpConfig};
 use crate::Rank;
 use crate::error::LinkError;
-use crate::handshake::Party;
+use crate::handshake::Credentials;
 use crate::peers::Peers;
 use crate::thread;
 
@@ -77,7 +77,7 @@ impl Tcp {
     pub(crate) fn new(
         config: &TcpConfig,
         peers: Arc<Peers>,
-        party: Party,
+        party: Credentials,
     ) -> Result<Self, LinkError> {
         if config.streams == 0 || config.streams > MOST_STREAMS || config.addresses.is_empty() {
             return Err(LinkError::Misuse {
@@ -171,7 +171,7 @@ struct Service {
     orders: Arc<Mutex<Orders>>,
     listeners: Vec<TcpListener>,
     peers: Arc<Peers>,
-    party: Party,
+    party: Credentials,
     pairs: HashMap<Rank, Arc<TcpPair>>,
     /// Those that miss streams.
     ailing: Vec<Arc<TcpPair>>,

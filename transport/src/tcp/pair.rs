@@ -15,8 +15,8 @@ use super::stream::{Channel, News, Out, Over, Stream};
 use crate::Rank;
 use crate::error::LinkError;
 use crate::inbox::{Inbox, InboxLayout};
-use crate::link::{Message, Sequence, SlotMut};
-use crate::rank_header::Header;
+use crate::link::{ReceivedMessage, Sequence, SlotMut};
+use crate::rank_header::RankHeader;
 
 /// How long a pair of which all streams broke may take to find together again.
 pub(crate) const RECONNECT: Duration = Duration::from_secs(5);
@@ -28,7 +28,7 @@ pub(crate) struct TcpPair {
     inbox: Arc<Inbox>,
     layout: InboxLayout,
     /// Only whether it is present.
-    theirs: Header,
+    theirs: RankHeader,
     poller: Arc<Poller>,
     state: Mutex<State>,
 }
@@ -94,7 +94,7 @@ impl TcpPair {
             severed: None,
             corrupt: None,
         };
-        let theirs = Header::default();
+        let theirs = RankHeader::default();
         Self { peer, inbox, layout, theirs, poller, state: Mutex::new(state) }
     }
 
@@ -103,7 +103,7 @@ impl TcpPair {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn mine(&self) -> &Header {
+    fn mine(&self) -> &RankHeader {
         self.inbox.header()
     }
 
@@ -176,7 +176,7 @@ impl TcpPair {
 
     fn die(&self) {
         self.theirs.die();
-        self.mine().bell.ring();
+        self.mine().doorbell.ring();
     }
 
     /// Whether the peer is gone, and how.
@@ -230,10 +230,10 @@ impl TcpPair {
         let news = self.read(&mut state, index, Over::Fin);
         self.flush(&mut state);
         if news {
-            self.mine().bell.ring();
+            self.mine().doorbell.ring();
         }
         // If its rank is awake, it reads for itself.
-        if self.mine().bell.is_awaited() || state.leaving {
+        if self.mine().doorbell.has_sleeper() || state.leaving {
             self.arm(&mut state, index);
         }
     }
@@ -245,7 +245,7 @@ impl TcpPair {
         self.tell(&mut state);
         self.arm_all(&mut state);
         if news {
-            self.mine().bell.ring();
+            self.mine().doorbell.ring();
         }
     }
 
@@ -288,7 +288,7 @@ impl TcpPair {
         state.sending(channel).acked
     }
 
-    pub(crate) fn receive(&self, channel: u16) -> Result<Option<Message>, LinkError> {
+    pub(crate) fn receive(&self, channel: u16) -> Result<Option<ReceivedMessage>, LinkError> {
         if let Some(error) = self.mine().aborted() {
             return Err(error);
         }
@@ -300,7 +300,7 @@ impl TcpPair {
         }
         let Some((data, len, tag)) = first else { return self.in_vain(&state) };
         let sequence = state.receiving(channel).next;
-        Ok(Some(Message { data, len, tag, sequence, foreign: false }))
+        Ok(Some(ReceivedMessage { data, len, tag, sequence, in_other_process: false }))
     }
 
     pub(crate) fn release(&self, channel: u16) {
@@ -322,10 +322,10 @@ impl TcpPair {
     fn look(&self, state: &mut State) {
         if self.progress(state) {
             // Another thread may wait for what this one has read.
-            self.mine().bell.ring();
+            self.mine().doorbell.ring();
         }
         self.tell(state);
-        if self.mine().bell.is_awaited() {
+        if self.mine().doorbell.has_sleeper() {
             self.arm_all(state);
         }
     }
@@ -397,7 +397,7 @@ impl TcpPair {
                         if state.streams[index].stream.is_some() {
                             self.bury(state, index, over);
                         }
-                        self.mine().bell.ring();
+                        self.mine().doorbell.ring();
                         // Others have more to write now.
                         index = 0;
                     }
@@ -471,7 +471,7 @@ impl TcpPair {
                 state.severed = Some(Instant::now());
             }
         }
-        self.mine().bell.ring();
+        self.mine().doorbell.ring();
         // The thread sees to it that the stream comes back.
         self.poller.kick();
     }
