@@ -8,13 +8,13 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use maypole::internal::reduce::{Isa, Kernel, Pass};
+use maypole::internal::reduce::{FoldKernel, FoldOperands, Isa};
 use maypole_algorithms::{DType, RedOp};
 
 /// Operand sizes in bytes.
 const SIZES: [(usize, &str); 3] = [(64 << 10, "64 KiB"), (1 << 20, "1 MiB"), (64 << 20, "64 MiB")];
 
-/// Inputs, outputs, streamed outputs.
+/// Inputs, outputs, non_temporal outputs.
 const SHAPES: [(usize, usize, u8); 9] = [
     (1, 1, 0),
     (1, 1, 0b1),
@@ -48,22 +48,22 @@ fn reduce(criterion: &mut Criterion) {
     for dtype in TYPES {
         for op in OPERATIONS {
             for isa in Isa::available() {
-                let kernel = Kernel::select(dtype, op.into(), 8, isa);
+                let kernel = FoldKernel::select(dtype, op.into(), 8, isa);
                 let mut group = criterion.benchmark_group(format!("{dtype} {op}/{isa:?}"));
                 group.warm_up_time(Duration::from_millis(50));
                 group.measurement_time(Duration::from_millis(300));
                 group.sample_size(10);
-                for (fan_in, fan_out, streamed) in SHAPES {
+                for (fan_in, fan_out, non_temporal) in SHAPES {
                     for (bytes, size) in SIZES {
-                        let pass = Pass {
+                        let pass = FoldOperands {
                             inputs: &inputs[..fan_in],
                             own: 1,
                             outputs: &outputs[..fan_out],
-                            streamed,
+                            non_temporal,
                             count: bytes / dtype.size(),
                             finish: true,
                         };
-                        let kind = if streamed == 0 { "" } else { " streamed" };
+                        let kind = if non_temporal == 0 { "" } else { " non_temporal" };
                         group.throughput(Throughput::Bytes(bytes as u64));
                         group.bench_function(format!("{fan_in} to {fan_out}{kind}/{size}"), |b| {
                             // SAFETY: every operand is a vector of its own, of at least `bytes` bytes.

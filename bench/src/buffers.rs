@@ -24,7 +24,7 @@ pub(crate) struct Buffer {
     base: NonNull<u8>,
     layout: Layout,
     /// Whose memory it is, unless the allocator's.
-    library: Option<memory::Buffer>,
+    library: Option<memory::SharedBuffer>,
     /// Where the payload begins.
     start: usize,
     /// Bytes of the payload in use.
@@ -42,7 +42,7 @@ impl Buffer {
             .expect("the size has been checked against the memory of the machine");
         let mut library = match memory {
             Memory::Allocator => None,
-            Memory::Library => memory::Buffer::new(layout.size()).ok(),
+            Memory::Library => memory::SharedBuffer::new(layout.size()).ok(),
         };
         let base = match &mut library {
             Some(library) => library.as_mut_ptr(),

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 
-use maypole::config::{self, Config, Origin, Setting, Variable};
+use maypole::config::{self, Config, Setting, SettingOrigin, Variable};
 
 use crate::status;
 
@@ -34,7 +34,7 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<u8, lexopt::Error> {
     print!("{}", without_effect(&config::settings()));
     if all {
         println!("\nof NCCL's variables, these have no effect here:");
-        for (beginning, why) in config::idle() {
+        for (beginning, why) in config::ineffective() {
             println!("{:<26}  {why}", format!("{beginning}*"));
         }
     }
@@ -49,7 +49,7 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<u8, lexopt::Error> {
 }
 
 /// A line for each row of the table.
-fn rows(lookup: &dyn Fn(&str) -> Option<(String, Origin)>) -> String {
+fn rows(lookup: &dyn Fn(&str) -> Option<(String, SettingOrigin)>) -> String {
     let line = |Variable { name, default, .. }: &Variable| match lookup(name) {
         Some((value, origin)) => {
             format!("{name:<26}  {:<11}  {value}  (default: {default})\n", origin.to_string())
@@ -60,8 +60,8 @@ fn rows(lookup: &dyn Fn(&str) -> Option<(String, Origin)>) -> String {
 }
 
 fn without_effect(settings: &[Setting]) -> String {
-    let line = |Setting { name, value, origin, idle }: &Setting| {
-        let why = (*idle)?;
+    let line = |Setting { name, value, origin, ineffective }: &Setting| {
+        let why = (*ineffective)?;
         Some(format!("{name:<26}  {:<11}  {value}: {why}\n", origin.to_string()))
     };
     let lines: String = settings.iter().filter_map(line).collect();
@@ -81,7 +81,9 @@ mod tests {
 
     #[test]
     fn the_lines_are_the_table() {
-        for source in [None, Some(Origin::Environment), Some(Origin::File("/f".into()))] {
+        for source in
+            [None, Some(SettingOrigin::Environment), Some(SettingOrigin::File("/f".into()))]
+        {
             let text = rows(&|name| Some((format!("x of {name}"), source.clone()?)));
             let lines: Vec<_> = text.lines().collect();
             assert_eq!(lines.len(), config::table().count());
@@ -89,8 +91,11 @@ mod tests {
                 let expected = match &source {
                     None => (*name, "default", (*default).to_owned()),
                     Some(origin) => {
-                        let word =
-                            if *origin == Origin::Environment { "environment" } else { "/f" };
+                        let word = if *origin == SettingOrigin::Environment {
+                            "environment"
+                        } else {
+                            "/f"
+                        };
                         (*name, word, format!("x of {name}  (default: {default})"))
                     }
                 };
@@ -101,11 +106,11 @@ mod tests {
 
     #[test]
     fn what_has_no_effect_says_why() {
-        let setting = |name: &str, idle| Setting {
+        let setting = |name: &str, ineffective| Setting {
             name: name.to_owned(),
             value: "1".to_owned(),
-            origin: Origin::Environment,
-            idle,
+            origin: SettingOrigin::Environment,
+            ineffective,
         };
         let text = without_effect(&[setting("NCCL_ALGO", None), setting("NCCL_IB_X", Some("no"))]);
         assert_eq!(

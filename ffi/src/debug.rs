@@ -27,7 +27,7 @@ pub(crate) fn begin() {
         logger::version(&format!("NCCL version 2.32.3+maypole{maypole}"));
         log::info!(target: "INIT", "Maypole {maypole} in the place of NCCL 2.32.3, {}, loaded from {}", cuda::seen(), path());
         log::info!(target: "INIT", "Using network Socket");
-        config::report();
+        config::log_settings();
     });
 }
 

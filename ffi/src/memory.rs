@@ -8,7 +8,7 @@ use std::ffi::{c_int, c_void};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use maypole::ResultCode;
-use maypole::memory::Buffer;
+use maypole::memory::SharedBuffer;
 
 use crate::boundary::{NcclResult, answer, failed, invalid, refuse};
 use crate::cuda;
@@ -20,9 +20,9 @@ use crate::registry::{self, Handle, Stage};
 const SUSPEND_MEMORY: c_int = 1;
 
 /// What was allocated and not freed, by address.
-static ALLOCATED: LazyLock<Mutex<HashMap<usize, Buffer>>> = LazyLock::new(Mutex::default);
+static ALLOCATED: LazyLock<Mutex<HashMap<usize, SharedBuffer>>> = LazyLock::new(Mutex::default);
 
-fn allocated() -> MutexGuard<'static, HashMap<usize, Buffer>> {
+fn allocated() -> MutexGuard<'static, HashMap<usize, SharedBuffer>> {
     ALLOCATED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -59,7 +59,7 @@ fn allocate(size: usize) -> Result<*mut c_void, ResultCode> {
     if let Some(memory) = cuda::allocate(size)? {
         return Ok(memory);
     }
-    let mut buffer = Buffer::new(size).map_err(|error| {
+    let mut buffer = SharedBuffer::new(size).map_err(|error| {
         refuse(
             ResultCode::SystemError,
             &format!("ncclMemAlloc: no memory for {size} bytes: {error}"),

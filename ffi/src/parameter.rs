@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::LazyLock;
 
 use maypole::ResultCode;
-use maypole::config::{self, Origin};
+use maypole::config::{self, SettingOrigin};
 
 use crate::boundary::{NcclResult, answer, invalid};
 use crate::export::abi;
@@ -22,7 +22,7 @@ struct Entry {
     key: CString,
     value: CString,
     integer: Option<i64>,
-    origin: Origin,
+    origin: SettingOrigin,
 }
 
 struct Keys(Vec<*const c_char>);
@@ -36,7 +36,7 @@ static ENTRIES: LazyLock<Vec<Entry>> = LazyLock::new(|| {
     let text = |text: &str| CString::new(text.replace('\0', " ")).unwrap_or_default();
     let entry = |row: &config::Variable| {
         let (value, origin) = config::lookup(row.name).map_or_else(
-            || (row.default.to_owned(), Origin::Default),
+            || (row.default.to_owned(), SettingOrigin::Default),
             |(value, origin)| (value, origin),
         );
         Entry { key: text(row.name), integer: config::integer(&value), value: text(&value), origin }

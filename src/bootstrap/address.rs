@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::BootstrapError;
 use super::wire::Take;
-use crate::config::{Config, Family};
+use crate::config::{AddressFamily, Config};
 
 /// Most addresses of one listener.
 pub(super) const MOST_ADDRESSES: usize = 5;
@@ -87,7 +87,7 @@ impl Reach {
 pub fn addresses(config: &Config) -> Result<Vec<IpAddr>, BootstrapError> {
     let mut ips = chosen(&interfaces()?, config)?;
     let loopback = match config.socket_family {
-        Some(Family::V6) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        Some(AddressFamily::V6) => IpAddr::V6(Ipv6Addr::LOCALHOST),
         _ => IpAddr::V4(Ipv4Addr::LOCALHOST),
     };
     if !ips.contains(&loopback) {
@@ -168,8 +168,8 @@ fn chosen(found: &[(String, IpAddr)], config: &Config) -> Result<Vec<IpAddr>, Bo
         .filter(|(name, ip)| {
             config.socket_interfaces.as_ref().is_none_or(|wanted| wanted.admits(name))
                 && match config.socket_family {
-                    Some(Family::V4) => ip.is_ipv4(),
-                    Some(Family::V6) => ip.is_ipv6(),
+                    Some(AddressFamily::V4) => ip.is_ipv4(),
+                    Some(AddressFamily::V6) => ip.is_ipv6(),
                     None => true,
                 }
         })

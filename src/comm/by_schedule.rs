@@ -2,10 +2,11 @@
 
 use maypole_algorithms::verify::Proved;
 
-use super::{Communicator, Element};
+use super::Communicator;
 use crate::call::{Call, Task};
+use crate::element::Element;
 use crate::error::Error;
-use crate::plan::Key;
+use crate::plan::PlanKey;
 use crate::reduce::Reduction;
 
 impl Communicator {
@@ -58,8 +59,8 @@ impl Communicator {
     /// As for `run`.
     pub unsafe fn run_by(&mut self, schedule: &Proved, call: &Call) -> Result<(), Error> {
         self.watch.check_fork()?;
-        let key = Key::new(call);
-        let number = match self.plans.find_by(schedule, &key) {
+        let key = PlanKey::new(call);
+        let number = match self.plans.find_by_schedule(schedule, &key) {
             Some(number) if self.broken.is_none() => number,
             _ => {
                 let task = Task::from(call);
@@ -68,7 +69,7 @@ impl Communicator {
                 let planned = self.prepare_with(
                     &task,
                     |comm, task| comm.plan_proved(&proved, &choice, task),
-                    |plans, plan| plans.insert_by(proved.clone(), key, plan),
+                    |plans, plan| plans.insert_by_schedule(proved.clone(), key, plan),
                 )?;
                 match planned {
                     Some(number) => number,

@@ -2,8 +2,9 @@
 
 use maypole_algorithms::{Collective, RedOp};
 
-use super::{Communicator, Element};
+use super::Communicator;
 use crate::call::Call;
+use crate::element::Element;
 use crate::error::Error;
 use crate::reduce::Reduction;
 

@@ -3,7 +3,6 @@
 mod builder;
 mod by_schedule;
 mod collectives;
-mod element;
 mod finish;
 mod on_device;
 mod rank_info;
@@ -28,24 +27,24 @@ use crate::bootstrap::{
     RejoinListener, UniqueId,
 };
 use crate::call::{Call, Task};
-use crate::config::{self, Bits, Config};
+use crate::config::{self, BitsSetting, Config};
 use crate::control::{ControlPlane, ControlShared, PeerInfo, Report};
+use crate::device::inbox::LL_BYTES;
 use crate::device::rank::DeviceRank;
-use crate::engine::compiled::Staging;
-use crate::engine::links::Links;
-use crate::engine::scratch::Scratch;
-use crate::engine::wait::Patience;
+use crate::engine::compiled::LlStaging;
+use crate::engine::scratch::ScratchMemory;
 use crate::error::Error;
+use crate::links::Links;
 use crate::plan::Plans;
 use crate::proxy::{Proxy, Setup};
 use crate::reduce::Isa;
-use crate::tune::{Choice, Protocol, Tuner};
+use crate::spin_policy::SpinPolicy;
+use crate::tune::{Choice, DeviceLimits, Protocol, Tuner};
 use crate::window::Windows;
 use rank_info::{Host, RankInfo};
 use setup::{Introduced, introduce, isa, layout};
 
 pub use builder::Builder;
-pub use element::Element;
 
 #[cfg(test)]
 mod tests;
@@ -93,9 +92,9 @@ pub struct Communicator {
     plans: Plans,
     tuner: Tuner,
     isa: Isa,
-    patience: Patience,
-    scratch: Scratch,
-    staging: Box<Staging>,
+    spin_policy: SpinPolicy,
+    scratch: ScratchMemory,
+    staging: Box<LlStaging>,
     /// The first error of a call; all later ones fail with it.
     broken: Option<Error>,
     /// What it was made with, for its offspring.
@@ -190,15 +189,15 @@ impl Communicator {
             grouping: introduced.grouping,
             slot_bytes: terms.slot_bytes,
             depth: terms.depth,
-            lines: terms.lines,
-            device: terms.channels,
+            ll: terms.lines,
+            device: terms.channels.map(|channels| DeviceLimits { channels, ll_bytes: LL_BYTES }),
             tcp_within_nodes: introduced.tcp_within_nodes,
             ranks_per_core: if terms.channels.is_some() { 1.0 } else { ranks_per_core },
             class: match config.bits {
-                Bits::Fast => Class::Fast,
-                Bits::Default | Bits::Canonical => Class::Canonical,
+                BitsSetting::Fast => Class::Fast,
+                BitsSetting::Default | BitsSetting::Canonical => Class::Canonical,
             },
-            explicit_class: config.bits == Bits::Canonical,
+            explicit_class: config.bits == BitsSetting::Canonical,
             algorithms: introduced.algorithms,
             copies: match (terms.channels, config.min_channels, config.max_channels) {
                 // A lane is a block there, which does not keep a link busy alone.
@@ -208,9 +207,9 @@ impl Communicator {
             protocol: match config.protocol {
                 // FaultInjector are on slots alone.
                 _ if config.fault.is_some() => Some(Protocol::Slots),
-                config::Protocol::Auto => None,
-                config::Protocol::Line => Some(Protocol::Line),
-                config::Protocol::Slots => Some(Protocol::Slots),
+                config::ProtocolSetting::Auto => None,
+                config::ProtocolSetting::Line => Some(Protocol::Ll),
+                config::ProtocolSetting::Slots => Some(Protocol::Slots),
             },
         };
         let here = &cards[rank as usize].host;
@@ -234,13 +233,13 @@ impl Communicator {
             .fault
             .clone()
             .map(|recipe| FaultInjector::new(recipe, Arc::clone(&endpoint), move || abort.abort()));
-        let patience = Patience::new(on_host, cores, config.spin);
+        let spin_policy = SpinPolicy::new(on_host, cores, config.spin);
         if let Some(device) = device.as_mut().filter(|_| apart) {
             let meet = on_device::meet(endpoint.clone(), addresses.clone(), faults.clone());
             device.carry(Proxy::new(Setup {
                 endpoint: endpoint.clone(),
                 layout,
-                patience,
+                spin_policy,
                 timeout: config.timeout.unwrap_or(Duration::MAX).min(options.timeout),
                 meet,
                 queued: on_device::queued(&device.signals),
@@ -261,8 +260,8 @@ impl Communicator {
             plans: Plans::default(),
             tuner,
             isa: isa(config.isa),
-            patience,
-            scratch: Scratch::default(),
+            spin_policy,
+            scratch: ScratchMemory::default(),
             staging: Box::default(),
             broken: None,
             config: Config {
@@ -311,7 +310,7 @@ impl Communicator {
         MemoryUse {
             releasable: self.scratch.held(),
             lasting: self.endpoint.resident_bytes()
-                + size_of::<Staging>()
+                + size_of::<LlStaging>()
                 + self.device.as_ref().map_or(0, |rank| rank.pinned()),
             device: self.device.as_ref().map_or(0, |rank| rank.held()),
         }
@@ -319,7 +318,7 @@ impl Communicator {
 
     /// Gives back the memory that later calls take again when they need it.
     pub fn release_memory(&mut self) {
-        self.scratch = Scratch::default();
+        self.scratch = ScratchMemory::default();
     }
 
     /// A handle by which any thread can end this communicator's waits, on all ranks.

@@ -28,9 +28,9 @@ use crate::device::program::{DevicePlan, Operands, parameter};
 use crate::device::rank::DeviceRank;
 use crate::device::signals::Signals;
 use crate::error::Error;
-use crate::plan::exchange::{FIRST_BEYOND, Transfer};
-use crate::plan::{Body, Key};
+use crate::plan::{PlanBody, PlanKey};
 use crate::proxy::Meet;
+use crate::{channels::FIRST_OF_SCHEDULES, transfer::Transfer};
 
 /// How many ranks are on the device of rank `me`, itself among them. Where it is more than one, the first of them says so.
 pub(super) fn sharing(cards: &[RankInfo], me: Rank) -> u32 {
@@ -77,7 +77,7 @@ pub(super) fn terms(
         return Terms { slot_bytes, depth, lines, channels: None };
     }
     let shape = Shape::new(config, nranks);
-    let channels = Some(shape.channels - FIRST_BEYOND);
+    let channels = Some(shape.channels - FIRST_OF_SCHEDULES);
     if apart {
         let (slot_bytes, depth) = (slot_bytes.min(shape.slot_bytes), depth.min(shape.depth));
         return Terms { slot_bytes, depth, lines: false, channels };
@@ -179,7 +179,7 @@ impl Communicator {
         }
         match queued {
             Queued::Collective(call) => {
-                let key = Key::new(call);
+                let key = PlanKey::new(call);
                 let number = match self.plans.find(&key) {
                     Some(number) => Some(number),
                     None => self.prepare_collective(key, call)?,
@@ -247,7 +247,7 @@ impl Communicator {
             return Err(no_device());
         };
         let plan = plans.get(number);
-        if plan.unusual {
+        if plan.needs_check {
             check_in_place(call, *nranks)?;
         }
         if config.check_pointers {
@@ -256,10 +256,10 @@ impl Communicator {
         }
         let (send, recv) = (call.send as u64, call.recv as u64);
         match &plan.body {
-            Body::Device(DevicePlan::Copy { from, to, bytes }) => {
+            PlanBody::Device(DevicePlan::Copy { from, to, bytes }) => {
                 batch.copy(recv + *to as u64, send + *from as u64, *bytes);
             }
-            Body::Device(DevicePlan::Run(program)) => {
+            PlanBody::Device(DevicePlan::Run(program)) => {
                 let reduction = Task::from(call).reduction();
                 let parameter = parameter(call.dtype, reduction, *nranks);
                 let operands = Operands { send, recv, parameter, history: watch.history() };
@@ -268,7 +268,7 @@ impl Communicator {
                 let work = unsafe { program.work(rank, operands, batch.at, number)? };
                 batch.work(work, program.lanes);
             }
-            Body::Straight(_) | Body::Walk(_) => return Err(no_device()),
+            PlanBody::Compiled(_) | PlanBody::Interpreted(_) => return Err(no_device()),
         }
         Ok(())
     }

@@ -3,19 +3,19 @@
 use std::time::Duration;
 
 use super::Communicator;
-use crate::engine::Moved;
 use crate::error::Error;
+use crate::links::SlotTraffic;
 
 /// How long to wait for peers to map what is registered.
 const ANSWERS: Duration = Duration::from_millis(200);
 
 impl Communicator {
     /// What this rank has sent, except by lines, which are small messages: what was copied, and what peers read in place.
-    pub fn moved(&self) -> Moved {
-        self.links.moved
+    pub fn slot_traffic(&self) -> SlotTraffic {
+        self.links.slot_traffic
     }
 
-    /// Prepares the `bytes` bytes at `memory` for calls: peers of this host map them, if they are of a [`Buffer`](crate::memory::Buffer), so that
+    /// Prepares the `bytes` bytes at `memory` for calls: peers of this host map them, if they are of a [`SharedBuffer`](crate::memory::SharedBuffer), so that
     /// the first call need not wait for that. False if they are not, and nothing was done: ordinary memory is copied. Every rank prepares its
     /// own memory, when it likes; connections are made if need be.
     ///

@@ -9,13 +9,14 @@ use maypole_transport::ll::LL_CAPACITY;
 use super::Communicator;
 use crate::call::{Call, Task, no_such_root};
 use crate::call_signature::CallSignature;
-use crate::engine::Buffers;
-use crate::engine::compiled::Straight;
-use crate::engine::interpreter::Walk;
-use crate::engine::wait::Wait;
+use crate::channels;
+use crate::engine::CallBuffers;
+use crate::engine::compiled::CompiledExecution;
+use crate::engine::interpreter::Interpreter;
+use crate::engine::wait::WaitLoop;
 use crate::error::Error;
-use crate::plan::{Body, Key, Plan, Plans, exchange, proofs};
-use crate::reduce::{Kernel, Reduction};
+use crate::plan::{Plan, PlanBody, PlanKey, Plans, proofs};
+use crate::reduce::{FoldKernel, Reduction};
 use crate::tune::{AlgorithmFilter, Choice};
 
 impl Communicator {
@@ -32,7 +33,7 @@ impl Communicator {
     #[inline]
     pub unsafe fn run(&mut self, call: &Call) -> Result<(), Error> {
         self.watch.check_fork()?;
-        let key = Key::new(call);
+        let key = PlanKey::new(call);
         let number = match self.plans.find(&key) {
             Some(number) if self.broken.is_none() => number,
             _ => match self.prepare_collective(key, call)? {
@@ -48,7 +49,7 @@ impl Communicator {
     #[cold]
     pub(super) fn prepare_collective(
         &mut self,
-        key: Key,
+        key: PlanKey,
         call: &Call,
     ) -> Result<Option<usize>, Error> {
         self.prepare(&Task::from(call), |plans, plan| plans.insert(key, plan))
@@ -82,7 +83,7 @@ impl Communicator {
         call: &Call,
         algorithms: &AlgorithmFilter,
     ) -> Result<Option<usize>, Error> {
-        let key = Key::new(call);
+        let key = PlanKey::new(call);
         match self.plans.find_selected(&key, algorithms) {
             Some(number) if self.broken.is_none() => Ok(Some(number)),
             _ => {
@@ -108,7 +109,7 @@ impl Communicator {
     #[cfg(feature = "bench")]
     #[inline]
     pub fn finds_plan(&mut self, call: &Call) -> bool {
-        self.plans.find(&Key::new(call)).is_some()
+        self.plans.find(&PlanKey::new(call)).is_some()
     }
 
     /// Returns when all ranks have called it: then whatever a rank did before its barrier is done.
@@ -193,20 +194,20 @@ impl Communicator {
         let history = self.watch.history();
         // Ranks whose calls ever differed meet with different tags, whatever the calls of today.
         let tag = plan.tag ^ history;
-        let buffers = Buffers { send: call.send, recv: call.recv };
+        let buffers = CallBuffers { send: call.send, recv: call.recv };
         let rescaled;
-        let kernel = if plan.unusual {
+        let kernel = if plan.needs_check {
             check_in_place(call, self.nranks)?;
             let reduction = Task::from(call).reduction();
             self.check_factor(&reduction)?;
-            rescaled = Kernel::select(call.dtype, reduction, self.nranks, self.isa);
+            rescaled = FoldKernel::select(call.dtype, reduction, self.nranks, self.isa);
             &rescaled
         } else {
             &plan.kernel
         };
         match &plan.body {
-            Body::Straight(line) => {
-                let mut straight = Straight {
+            PlanBody::Compiled(line) => {
+                let mut execution = CompiledExecution {
                     buffers,
                     kernel,
                     tag,
@@ -214,33 +215,35 @@ impl Communicator {
                     scratch: self.scratch.base(line.scratch, LL_CAPACITY),
                     staging: &mut self.staging,
                     endpoint: &self.endpoint,
-                    patience: self.patience,
+                    spin_policy: self.spin_policy,
                     watch: &self.watch,
                     signature: &plan.signature,
                 };
                 // SAFETY: the caller's promise; scratch was just made large enough.
-                unsafe { straight.run(line) }
+                unsafe { execution.run(line) }
             }
-            Body::Walk(program) => {
+            PlanBody::Interpreted(program) => {
                 self.watch.begin_call(plan.signature);
                 let size = call.dtype.size();
                 self.scratch.prepare(program.scratch, program.tile * size);
-                let mut walk = Walk {
+                let mut interpreter = Interpreter {
                     program,
                     buffers,
                     kernel: *kernel,
                     size,
                     scaled: plan.scaled,
-                    stream: plan.stream,
+                    non_temporal: plan.non_temporal,
                     history,
                     links: &mut self.links,
                     scratch: &mut self.scratch,
                 };
                 // SAFETY: the caller's promise.
-                unsafe { walk.run(Wait::new(&self.endpoint, self.patience, &self.watch)) }
+                unsafe {
+                    interpreter.run(WaitLoop::new(&self.endpoint, self.spin_policy, &self.watch))
+                }
             }
             // SAFETY: the caller's promise.
-            Body::Device(_) => unsafe { self.run_on_device(number, call) },
+            PlanBody::Device(_) => unsafe { self.run_on_device(number, call) },
         }
     }
 
@@ -319,7 +322,7 @@ impl Communicator {
         let deadline = self.link_deadline();
         let Self { rank, isa, endpoint, addresses, links, watch, .. } = self;
         let plan = Plan::new(proved, choice, task, *rank, *isa, links, |links, peer, channel| {
-            let channel = exchange::FIRST_BEYOND + channel;
+            let channel = channels::FIRST_OF_SCHEDULES + channel;
             links.open(endpoint, addresses, peer, channel, deadline, watch)
         });
         // The other ranks wait for this one's links.

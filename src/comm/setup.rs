@@ -10,7 +10,7 @@ use maypole_transport::tcp::TcpConfig;
 
 use super::rank_info::{Host, RankInfo};
 use crate::bootstrap::{self, Joined, Options, RejoinListener};
-use crate::config::{self, Config, Nodes};
+use crate::config::{self, Config, NodeLabels};
 use crate::device::arrive::{Arrival, Other};
 use crate::device::inbox::Reached;
 use crate::error::Error;
@@ -133,7 +133,7 @@ fn reach(
 
 /// Which rank is on which node: as the user says, or by the hosts.
 fn grouping(config: &Config, cards: &[RankInfo]) -> Grouping {
-    if let Some(Nodes { labels }) = &config.nodes {
+    if let Some(NodeLabels { labels }) = &config.nodes {
         if labels.len() == cards.len() {
             return Grouping::new(labels);
         }
@@ -212,15 +212,15 @@ fn exchange_cards(
     Ok(cards)
 }
 
-pub(super) fn isa(wanted: config::Isa) -> Isa {
+pub(super) fn isa(wanted: config::IsaSetting) -> Isa {
     let best = Isa::detect();
     let wanted = match wanted {
-        config::Isa::Auto => return best,
-        config::Isa::Scalar => Isa::Scalar,
+        config::IsaSetting::Auto => return best,
+        config::IsaSetting::Scalar => Isa::Scalar,
         #[cfg(target_arch = "x86_64")]
-        config::Isa::Avx2 => Isa::Avx2,
+        config::IsaSetting::Avx2 => Isa::Avx2,
         #[cfg(target_arch = "x86_64")]
-        config::Isa::Avx512 => Isa::Avx512,
+        config::IsaSetting::Avx512 => Isa::Avx512,
         #[cfg(not(target_arch = "x86_64"))]
         _ => best,
     };

@@ -2,15 +2,18 @@
 
 use maypole_algorithms::{DType, RedOp};
 
+use super::Communicator;
 use super::vector::OwnBlock;
-use super::{Communicator, Element};
-use crate::engine::Buffers;
-use crate::engine::interpreter::Walk;
-use crate::engine::wait::Wait;
+use crate::channels;
+use crate::element::Element;
+use crate::engine::CallBuffers;
+use crate::engine::interpreter::Interpreter;
+use crate::engine::wait::WaitLoop;
 use crate::error::Error;
-use crate::plan::STREAM_FROM;
-use crate::plan::exchange::{self, Transfer};
-use crate::reduce::Kernel;
+use crate::plan::NON_TEMPORAL_BYTES;
+use crate::plan::transfers::bind_transfers;
+use crate::reduce::FoldKernel;
+use crate::transfer::{self, Transfer};
 
 impl Communicator {
     /// Sends `data` to `peer`, which receives it with [`receive`](Self::receive) into as many elements; returns when the memory may be
@@ -76,7 +79,7 @@ impl Communicator {
             });
         }
         let mut transfers = transfers.to_vec();
-        let own = exchange::take_own(&mut transfers, self.rank)?;
+        let own = transfer::take_own(&mut transfers, self.rank)?;
         Ok((transfers, own))
     }
 
@@ -90,22 +93,23 @@ impl Communicator {
     ) -> Result<(), Error> {
         let deadline = self.link_deadline();
         let Self { endpoint, addresses, links, watch, .. } = self;
-        let program = exchange::bind(transfers, self.tuner.slot_bytes, call, |peer| {
-            links.open(endpoint, addresses, peer, exchange::CHANNEL, deadline, watch)
+        let program = bind_transfers(transfers, self.tuner.slot_bytes, call, |peer| {
+            links.open(endpoint, addresses, peer, channels::TRANSFERS, deadline, watch)
         })?;
-        let mut walk = Walk {
+        let mut interpreter = Interpreter {
             program: &program,
             // The program's extents are addresses.
-            buffers: Buffers { send: std::ptr::null(), recv: std::ptr::null_mut() },
-            kernel: Kernel::select(DType::Uint8, RedOp::Max.into(), self.nranks, self.isa),
+            buffers: CallBuffers { send: std::ptr::null(), recv: std::ptr::null_mut() },
+            kernel: FoldKernel::select(DType::Uint8, RedOp::Max.into(), self.nranks, self.isa),
             size: 1,
             scaled: false,
-            stream: transfers.iter().map(Transfer::bytes).sum::<usize>() >= STREAM_FROM,
+            non_temporal: transfers.iter().map(Transfer::bytes).sum::<usize>()
+                >= NON_TEMPORAL_BYTES,
             history,
             links: &mut self.links,
             scratch: &mut self.scratch,
         };
         // SAFETY: the caller's promise.
-        unsafe { walk.run(Wait::new(&self.endpoint, self.patience, &self.watch)) }
+        unsafe { interpreter.run(WaitLoop::new(&self.endpoint, self.spin_policy, &self.watch)) }
     }
 }

@@ -6,12 +6,13 @@
 
 use maypole_algorithms::Collective;
 
-use super::{Communicator, Element};
+use super::Communicator;
 use crate::call::{Blocks, Call, Extents, Task, VectorCall};
 use crate::call_signature::CallSignature;
+use crate::element::Element;
 use crate::error::Error;
-use crate::plan::exchange::Transfer;
 use crate::reduce::Reduction;
+use crate::transfer::Transfer;
 
 /// How an uneven call is run.
 pub(super) enum VectorRun {

@@ -7,7 +7,7 @@ use maypole_algorithms::Rank;
 use maypole_transport::segment;
 
 use super::Communicator;
-use crate::engine::wait::Wait;
+use crate::engine::wait::WaitLoop;
 use crate::error::Error;
 use crate::window::{
     CHANNEL, HEADER_BYTES, MOST_DIRECT_WINDOWS, Outgoing, PeerSignalWords, WINDOW_TAG, WindowId,
@@ -263,7 +263,7 @@ impl Communicator {
         from: *const u8,
         piece: impl FnOnce(usize) -> (WindowMessage, usize),
     ) -> Result<(usize, bool), Error> {
-        let Self { windows, endpoint, patience, watch, .. } = self;
+        let Self { windows, endpoint, spin_policy, watch, .. } = self;
         let service = windows.service.as_mut().ok_or_else(no_window)?;
         let outgoing = service.outgoing[peer as usize]
             .as_mut()
@@ -271,7 +271,7 @@ impl Communicator {
         if let Some(error) = endpoint.gone(peer) {
             return Err(error.into());
         }
-        let mut wait = Wait::new(endpoint, *patience, watch);
+        let mut wait = WaitLoop::new(endpoint, *spin_policy, watch);
         let slot = loop {
             match outgoing.slots.reserve()? {
                 Some(slot) => break slot,
@@ -346,7 +346,7 @@ impl Communicator {
     }
 
     fn wait_signals_of(&mut self, peer: Rank, count: u64) -> Result<(), Error> {
-        let Self { rank, windows, endpoint, patience, watch, .. } = self;
+        let Self { rank, windows, endpoint, spin_policy, watch, .. } = self;
         let service = windows.service.as_mut().ok_or_else(no_window)?;
         let signal_words = Arc::clone(&service.signal_words);
         let consumed = service.consumed[peer as usize];
@@ -359,7 +359,7 @@ impl Communicator {
                 ),
             });
         }
-        let mut wait = Wait::new(endpoint, *patience, watch);
+        let mut wait = WaitLoop::new(endpoint, *spin_policy, watch);
         while signal_words.signals(peer) < wanted {
             let failed = || {
                 // Only when all that it had sent has been applied.

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum SettingOrigin {
     /// It is not set.
     Default,
     /// The environment.
@@ -17,7 +17,7 @@ pub enum Origin {
     File(PathBuf),
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for SettingOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
@@ -42,13 +42,13 @@ static FILES: LazyLock<Vec<(PathBuf, HashMap<String, String>)>> = LazyLock::new(
 });
 
 /// What a variable is set to, and where. Empty means not set, as everywhere.
-pub fn lookup(name: &str) -> Option<(String, Origin)> {
+pub fn lookup(name: &str) -> Option<(String, SettingOrigin)> {
     let here = std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
     if let Some(value) = here.filter(|value| !value.is_empty()) {
-        return Some((value, Origin::Environment));
+        return Some((value, SettingOrigin::Environment));
     }
     let found = FILES.iter().find_map(|(path, values)| Some((path, values.get(name)?)));
-    found.map(|(path, value)| (value.clone(), Origin::File(path.clone())))
+    found.map(|(path, value)| (value.clone(), SettingOrigin::File(path.clone())))
 }
 
 /// The names that any file sets.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Origin, file, lookup, table};
+use super::{SettingOrigin, file, lookup, table};
 
 /// Why a variable changes nothing.
 const DEVICE: &str = "it steers GPU kernels or GPU memory, and there is no GPU";
@@ -93,9 +93,9 @@ pub struct Setting {
     /// What it is set to.
     pub value: String,
     /// Where.
-    pub origin: Origin,
+    pub origin: SettingOrigin,
     /// Why it changes nothing, if so.
-    pub idle: Option<&'static str>,
+    pub ineffective: Option<&'static str>,
 }
 
 /// What is set in this process' environment and files, by name.
@@ -107,24 +107,24 @@ pub fn settings() -> Vec<Setting> {
         .collect();
     let setting = |name: String| {
         let (value, origin) = lookup(&name)?;
-        let idle = verdict(&name);
-        Some(Setting { name, value, origin, idle })
+        let ineffective = verdict(&name);
+        Some(Setting { name, value, origin, ineffective })
     };
     names.into_iter().filter_map(setting).collect()
 }
 
 /// Beginnings of names of NCCL's variables that change nothing, and why. What begins so and is in the table has its effect.
-pub fn idle() -> impl Iterator<Item = (&'static str, &'static str)> {
+pub fn ineffective() -> impl Iterator<Item = (&'static str, &'static str)> {
     FAMILIES.iter().copied().filter(|(_, why)| !why.is_empty())
 }
 
 /// Logs which variables of NCCL are set, by whom, and which of them change nothing.
-pub fn report() {
+pub fn log_settings() {
     if !log::log_enabled!(target: "ENV", log::Level::Info) {
         return;
     }
-    for Setting { name, value, origin, idle } in settings() {
-        match idle {
+    for Setting { name, value, origin, ineffective } in settings() {
+        match ineffective {
             None => log::info!(target: "ENV", "{name} set by {origin} to {value}."),
             Some(why) => {
                 log::info!(target: "ENV", "{name} set by {origin} to {value}. It has no effect here: {why}");

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::values::{Bits, DebugLevel, DeviceKind, Family, Isa, Protocol};
+use super::values::{
+    AddressFamily, BitsSetting, DebugLevel, DeviceKind, IsaSetting, ProtocolSetting,
+};
 
 /// An integer in a setting, as C's `strtoll` with base 0 reads it, but with nothing left over.
 pub fn integer(text: &str) -> Option<i64> {
@@ -71,14 +73,18 @@ pub(super) fn parse_debug(text: &str) -> Option<DebugLevel> {
     )
 }
 
-pub(super) fn parse_family(text: &str) -> Option<Option<Family>> {
-    one_of(text, &[("AF_INET", Some(Family::V4)), ("AF_INET6", Some(Family::V6))])
+pub(super) fn parse_family(text: &str) -> Option<Option<AddressFamily>> {
+    one_of(text, &[("AF_INET", Some(AddressFamily::V4)), ("AF_INET6", Some(AddressFamily::V6))])
 }
 
-pub(super) fn parse_bits(text: &str) -> Option<Bits> {
+pub(super) fn parse_bits(text: &str) -> Option<BitsSetting> {
     one_of(
         text,
-        &[("canonical", Bits::Canonical), ("fast", Bits::Fast), ("default", Bits::Default)],
+        &[
+            ("canonical", BitsSetting::Canonical),
+            ("fast", BitsSetting::Fast),
+            ("default", BitsSetting::Default),
+        ],
     )
 }
 
@@ -88,24 +94,31 @@ pub(super) fn parse_device(text: &str) -> Option<DeviceKind> {
     one_of(text, &kinds)
 }
 
-pub(super) fn parse_isa(text: &str) -> Option<Isa> {
+pub(super) fn parse_isa(text: &str) -> Option<IsaSetting> {
     one_of(
         text,
         &[
-            ("auto", Isa::Auto),
-            ("scalar", Isa::Scalar),
-            ("avx2", Isa::Avx2),
-            ("avx512", Isa::Avx512),
+            ("auto", IsaSetting::Auto),
+            ("scalar", IsaSetting::Scalar),
+            ("avx2", IsaSetting::Avx2),
+            ("avx512", IsaSetting::Avx512),
         ],
     )
 }
 
-pub(super) fn parse_protocol(text: &str) -> Option<Protocol> {
-    one_of(text, &[("auto", Protocol::Auto), ("line", Protocol::Line), ("slots", Protocol::Slots)])
+pub(super) fn parse_protocol(text: &str) -> Option<ProtocolSetting> {
+    one_of(
+        text,
+        &[
+            ("auto", ProtocolSetting::Auto),
+            ("line", ProtocolSetting::Line),
+            ("slots", ProtocolSetting::Slots),
+        ],
+    )
 }
 
 /// None if nothing is left, too.
-pub(super) fn parse_nccl_protocol(text: &str) -> Option<Protocol> {
+pub(super) fn parse_nccl_protocol(text: &str) -> Option<ProtocolSetting> {
     let (negated, list) = match text.strip_prefix('^') {
         Some(list) => (true, list),
         None => (false, text),
@@ -122,9 +135,9 @@ pub(super) fn parse_nccl_protocol(text: &str) -> Option<Protocol> {
         }
     }
     match (line, slots) {
-        (true, true) => Some(Protocol::Auto),
-        (true, false) => Some(Protocol::Line),
-        (false, true) => Some(Protocol::Slots),
+        (true, true) => Some(ProtocolSetting::Auto),
+        (true, false) => Some(ProtocolSetting::Line),
+        (false, true) => Some(ProtocolSetting::Slots),
         (false, false) => None,
     }
 }

@@ -19,7 +19,7 @@ pub enum DebugLevel {
 
 /// Value of `MAYPOLE_BITS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bits {
+pub enum BitsSetting {
     /// The library's choice.
     Default,
     /// Results depend on the ranks alone.
@@ -41,7 +41,7 @@ pub enum DeviceKind {
 
 /// Value of `MAYPOLE_ISA`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
+pub enum IsaSetting {
     /// The widest that the processor has.
     Auto,
     /// No vector instructions beyond the compiler's baseline.
@@ -54,7 +54,7 @@ pub enum Isa {
 
 /// Value of `MAYPOLE_PROTO`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
+pub enum ProtocolSetting {
     /// By the size of the message.
     Auto,
     /// Flag lines for all that fits them.
@@ -65,7 +65,7 @@ pub enum Protocol {
 
 /// Value of `NCCL_SOCKET_FAMILY`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
+pub enum AddressFamily {
     /// `AF_INET`.
     V4,
     /// `AF_INET6`.
@@ -74,7 +74,7 @@ pub enum Family {
 
 /// Parts of the library that log, as a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Subsystems(u32);
+pub struct SubsystemSet(u32);
 
 const SUBSYSTEM_NAMES: [&str; 16] = [
     "INIT",
@@ -95,7 +95,7 @@ const SUBSYSTEM_NAMES: [&str; 16] = [
     "RAS",
 ];
 
-impl Subsystems {
+impl SubsystemSet {
     pub(super) const ALL: Self = Self((1 << SUBSYSTEM_NAMES.len()) - 1);
     /// INIT, ENV and BOOTSTRAP.
     pub(super) const DEFAULT: Self = Self(1 | 1 << 7 | 1 << 12);
@@ -128,13 +128,13 @@ impl Subsystems {
 
 /// Value of `NCCL_SOCKET_IFNAME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Interfaces {
+pub struct InterfaceFilter {
     names: Vec<String>,
     exact: bool,
     exclude: bool,
 }
 
-impl Interfaces {
+impl InterfaceFilter {
     /// Whether the interface of this name may be used.
     pub fn admits(&self, interface: &str) -> bool {
         let listed = self.names.iter().any(|name| {
@@ -192,12 +192,12 @@ impl HostPort {
 
 /// Value of `MAYPOLE_NODES`: the node of each rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Nodes {
+pub struct NodeLabels {
     /// By rank; equal labels are one node.
     pub labels: Vec<String>,
 }
 
-impl Nodes {
+impl NodeLabels {
     pub(super) fn parse(text: &str) -> Option<Self> {
         let labels: Vec<String> = if text.contains(',') {
             text.split(',').map(|label| label.trim().to_owned()).collect()
@@ -219,27 +219,27 @@ mod tests {
 
     #[test]
     fn subsystems() {
-        let parse = |text| Subsystems::parse(text);
+        let parse = |text| SubsystemSet::parse(text);
         assert!(parse("COLL,net").is_some_and(|set| set.contains("NET") && !set.contains("INIT")));
         assert!(parse("^COLL").is_some_and(|set| set.contains("NET") && !set.contains("COLL")));
-        assert_eq!(parse("ALL"), Some(Subsystems::ALL));
+        assert_eq!(parse("ALL"), Some(SubsystemSet::ALL));
         assert_eq!(parse("COLLL"), None);
-        assert_eq!(parse("INIT,ENV,BOOTSTRAP"), Some(Subsystems::DEFAULT));
+        assert_eq!(parse("INIT,ENV,BOOTSTRAP"), Some(SubsystemSet::DEFAULT));
     }
 
     #[test]
     fn interfaces() {
-        let admits = |list, name| Interfaces::parse(list).unwrap().admits(name);
+        let admits = |list, name| InterfaceFilter::parse(list).unwrap().admits(name);
         assert!(admits("eth,ib", "eth0") && admits("eth,ib", "ib1") && !admits("eth,ib", "lo"));
         assert!(admits("=eth0", "eth0") && !admits("=eth0", "eth01"));
         assert!(!admits("^docker,lo", "docker0") && admits("^docker,lo", "eth0"));
         assert!(!admits("^=eth0", "eth0") && admits("^=eth0", "eth01"));
-        assert_eq!(Interfaces::parse("eth,,ib"), None);
+        assert_eq!(InterfaceFilter::parse("eth,,ib"), None);
     }
 
     #[test]
     fn nodes() {
-        let parse = |text| Nodes::parse(text).map(|nodes| nodes.labels.concat());
+        let parse = |text| NodeLabels::parse(text).map(|nodes| nodes.labels.concat());
         assert_eq!(parse("2+1"), Some("001".into()));
         assert_eq!(parse("3"), Some("000".into()));
         assert_eq!(parse("a, b,a"), Some("aba".into()));

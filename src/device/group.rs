@@ -8,8 +8,9 @@ use maypole_cuda::launch;
 
 use super::program::{Encoded, Program};
 use super::rank::DeviceRank;
+use crate::channels;
 use crate::error::Error;
-use crate::plan::exchange::{self, Transfer};
+use crate::transfer::{self, Transfer};
 
 /// Programs that are kept: the addresses of a group are part of it.
 const MOST: usize = 64;
@@ -51,7 +52,7 @@ pub(crate) fn take(
         return Ok(Kept { group, program });
     }
     for transfer in transfers {
-        rank.open_link(transfer.peer(), exchange::CHANNEL)?;
+        rank.open_link(transfer.peer(), channels::TRANSFERS)?;
     }
     let program = Program::new(encoded(rank, transfers, call), rank)?;
     Ok(Kept { group, program })
@@ -75,12 +76,12 @@ fn encoded(rank: &DeviceRank, transfers: &[Transfer], call: u32) -> Encoded {
     let mut lanes: BTreeMap<(Rank, bool), Vec<encode::Transfer>> = BTreeMap::new();
     for transfer in transfers {
         let (bytes, peer) = (transfer.bytes() as u64, transfer.peer());
-        let link = Place::Link(rank.link(peer, exchange::CHANNEL));
+        let link = Place::Link(rank.link(peer, channels::TRANSFERS));
         let (from, to, sends) = match *transfer {
             Transfer::Send { data, .. } => (Place::Memory(data as u64), link, true),
             Transfer::Receive { data, .. } => (link, Place::Memory(data as u64), false),
         };
-        let tag = exchange::tag(transfer.bytes()) ^ call;
+        let tag = transfer::tag(transfer.bytes()) ^ call;
         let lane = lanes.entry((peer, sends)).or_default();
         lane.push(encode::Transfer { from, to, bytes, tag });
     }
@@ -88,7 +89,7 @@ fn encoded(rank: &DeviceRank, transfers: &[Transfer], call: u32) -> Encoded {
     let tile = rank.tile;
     let takes = transfers.iter().filter_map(|transfer| match transfer {
         Transfer::Receive { bytes, peer, .. } => {
-            let number = rank.carried(*peer, exchange::CHANNEL)?;
+            let number = rank.carried(*peer, channels::TRANSFERS)?;
             Some((number, bytes.div_ceil(tile).max(1) as u64))
         }
         Transfer::Send { .. } => None,

@@ -13,14 +13,14 @@ use maypole_cuda::launch::LinkEnd;
 
 use super::gpu::Gpu;
 use super::pool::Memory;
+use crate::channels::FIRST_OF_SCHEDULES;
+use crate::channels::MAX_OF_SCHEDULES;
 use crate::config::Config;
-use crate::plan::exchange::FIRST_BEYOND;
-use crate::tune::MOST_CHANNELS;
 
 /// Bytes of a message that travels by lines, at most.
-pub(crate) const LINE_BYTES: usize = 2048;
+pub(crate) const LL_BYTES: usize = 2048;
 /// Words of a line: tag, length, and four bytes in each of the others.
-const LINE_WORDS: usize = 2 + LINE_BYTES / 4;
+const LINE_WORDS: usize = 2 + LL_BYTES / 4;
 /// Counters are polled from afar: each has these bytes to itself.
 const APART: usize = 128;
 const WORD: usize = 8;
@@ -60,12 +60,13 @@ impl Shape {
     pub(crate) fn new(config: &Config, nranks: u32) -> Self {
         let depth = config.gpu_slot_depth.unwrap_or(4);
         let links = (nranks as usize).saturating_sub(1).max(1) * depth as usize;
-        let most = usize::from(FIRST_BEYOND + MOST_CHANNELS);
+        let most = usize::from(FIRST_OF_SCHEDULES + MAX_OF_SCHEDULES);
         let fits = (BUDGET / (links * most)).max(1);
         let automatic = (1usize << fits.ilog2()).clamp(LEAST_SLOT, MOST_SLOT);
         let slot_bytes = config.gpu_slot_bytes.unwrap_or(automatic);
         // Two for schedules are the least: a double tree needs them.
-        let channels = (BUDGET / (links * slot_bytes)).clamp(usize::from(FIRST_BEYOND) + 2, most);
+        let channels =
+            (BUDGET / (links * slot_bytes)).clamp(usize::from(FIRST_OF_SCHEDULES) + 2, most);
         Self { nranks, channels: channels as Channel, depth, slot_bytes }
     }
 
@@ -270,7 +271,7 @@ mod tests {
             // Beyond this what every link needs is more than that.
             if nranks <= 128 {
                 assert!(shape.links() * 4 * shape.slot_bytes <= BUDGET, "{shape:?}");
-                assert_eq!(shape.channels, FIRST_BEYOND + MOST_CHANNELS, "{shape:?}");
+                assert_eq!(shape.channels, FIRST_OF_SCHEDULES + MAX_OF_SCHEDULES, "{shape:?}");
             }
         }
         assert_eq!((shape(2).slot_bytes, shape(8).slot_bytes), (128 << 10, 128 << 10));

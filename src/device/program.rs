@@ -16,9 +16,9 @@ use super::order::Where;
 use super::rank::DeviceRank;
 use super::store::{Block, Store};
 use crate::call::Task;
+use crate::channels::FIRST_OF_SCHEDULES;
 use crate::error::Error;
-use crate::plan::exchange::FIRST_BEYOND;
-use crate::plan::geometry::Geometry;
+use crate::geometry::Geometry;
 use crate::reduce::{Reduction, scalar};
 use crate::tune::{Choice, Protocol};
 
@@ -113,7 +113,7 @@ impl DevicePlan {
         let (inputs, outputs): (Vec<_>, Vec<_>) = (inputs.collect(), outputs.collect());
         // Those of schedules begin behind that of sends and receives, which no schedule names.
         let beyond = |port: &Port| Port {
-            channel: port.channel.checked_sub(FIRST_BEYOND).unwrap_or(Channel::MAX),
+            channel: port.channel.checked_sub(FIRST_OF_SCHEDULES).unwrap_or(Channel::MAX),
             ..*port
         };
         let ports: Vec<Port> = rank.ports.iter().map(beyond).collect();
@@ -128,10 +128,10 @@ impl DevicePlan {
         };
         let (sending, receiving) = encode::ports(schedule, me);
         for port in sending.iter().chain(&receiving) {
-            rank.open_link(port.peer, port.channel + FIRST_BEYOND)?;
+            rank.open_link(port.peer, port.channel + FIRST_OF_SCHEDULES)?;
         }
         let takes = receiving.iter().filter_map(|port| {
-            let number = rank.carried(port.peer, port.channel + FIRST_BEYOND)?;
+            let number = rank.carried(port.peer, port.channel + FIRST_OF_SCHEDULES)?;
             Some((number, takes(schedule, me, port) * geometry.tiles))
         });
         let words = encode::encode(schedule, me, &binding)
@@ -145,7 +145,7 @@ impl DevicePlan {
             operation: launch::operation(task.dtype, reduction.op),
             element: size as u32,
             protocol: match choice.protocol {
-                Protocol::Line => launch::LINES,
+                Protocol::Ll => launch::LINES,
                 Protocol::Slots => launch::SLOTS,
             },
         };

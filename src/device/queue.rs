@@ -11,7 +11,7 @@ use super::order::Where;
 use crate::call::{Call, VectorCall};
 use crate::comm::Communicator;
 use crate::error::Error;
-use crate::plan::exchange::Transfer;
+use crate::transfer::Transfer;
 use crate::tune::AlgorithmFilter;
 
 /// A stream of the user, `CUstream`: null and 1 are the legacy default stream, 2 is that of the calling thread.

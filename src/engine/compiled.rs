@@ -10,48 +10,49 @@ use maypole_algorithms::schedule::MAX_FAN;
 
 use crate::call_signature::CallSignature;
 use crate::control::ControlPlane;
-use crate::engine::links::Links;
-use crate::engine::wait::{Patience, Wait};
-use crate::engine::{Buffers, mismatch};
+use crate::engine::wait::WaitLoop;
+use crate::engine::{CallBuffers, mismatch};
 use crate::error::Error;
-use crate::plan::compiled::{At, Op, StraightLine};
-use crate::reduce::{Kernel, Pass};
+use crate::links::Links;
+use crate::plan::compiled::{CompiledOperand, CompiledPlan, CompiledStep};
+use crate::reduce::{FoldKernel, FoldOperands};
+use crate::spin_policy::SpinPolicy;
 
 /// Memory for messages of more than one line and for results that are only sent.
 #[repr(C, align(64))]
-pub(crate) struct Staging([[u8; LL_CAPACITY]; MAX_FAN + 1]);
+pub(crate) struct LlStaging([[u8; LL_CAPACITY]; MAX_FAN + 1]);
 
-impl Default for Staging {
+impl Default for LlStaging {
     fn default() -> Self {
         Self([[0; LL_CAPACITY]; MAX_FAN + 1])
     }
 }
 
 /// What a run needs besides its line.
-pub(crate) struct Straight<'a> {
-    pub(crate) buffers: Buffers,
-    pub(crate) kernel: &'a Kernel,
+pub(crate) struct CompiledExecution<'a> {
+    pub(crate) buffers: CallBuffers,
+    pub(crate) kernel: &'a FoldKernel,
     /// The hash that every message of this call carries.
     pub(crate) tag: u32,
     pub(crate) links: &'a mut Links,
     /// Scratch chunks of [`LL_CAPACITY`] bytes each.
     pub(crate) scratch: *mut u8,
-    pub(crate) staging: &'a mut Staging,
+    pub(crate) staging: &'a mut LlStaging,
     pub(crate) endpoint: &'a Endpoint,
-    pub(crate) patience: Patience,
+    pub(crate) spin_policy: SpinPolicy,
     pub(crate) watch: &'a ControlPlane,
     /// The call, to be made known before a wait.
     pub(crate) signature: &'a CallSignature,
 }
 
-impl Straight<'_> {
+impl CompiledExecution<'_> {
     /// Runs the line to its end. On an error the communicator is of no further use.
     ///
     /// # Safety
     /// The buffers are valid for the extents that the line was compiled for, `scratch` for its chunks, and nobody else writes
     /// them during the call.
     #[inline]
-    pub(crate) unsafe fn run(&mut self, line: &StraightLine) -> Result<(), Error> {
+    pub(crate) unsafe fn run(&mut self, line: &CompiledPlan) -> Result<(), Error> {
         for op in &line.ops {
             // SAFETY: the caller's promise.
             unsafe { self.op(op)? };
@@ -60,12 +61,12 @@ impl Straight<'_> {
     }
 
     #[inline]
-    unsafe fn op(&mut self, op: &Op) -> Result<(), Error> {
+    unsafe fn op(&mut self, op: &CompiledStep) -> Result<(), Error> {
         // Not cleared first: these few bytes are a part of what a small message costs.
         let mut sources = [const { MaybeUninit::<*const u8>::uninit() }; MAX_FAN];
         for (i, &at) in op.inputs.iter().enumerate() {
             sources[i].write(match at {
-                At::Line(link) => self.message(link, i, op.bytes)?,
+                CompiledOperand::Message(link) => self.message(link, i, op.bytes)?,
                 // SAFETY: within the buffer, by the caller's promise.
                 local => unsafe { self.address(local) },
             });
@@ -87,7 +88,7 @@ impl Straight<'_> {
             }
         }
         for &at in &op.inputs {
-            if let At::Line(link) = at
+            if let CompiledOperand::Message(link) = at
                 && let Some(line) = &mut self.links.incoming[link as usize].ll
             {
                 line.release();
@@ -98,7 +99,7 @@ impl Straight<'_> {
 
     /// Writes the result to the local outputs; returns where it can be read.
     #[inline]
-    unsafe fn compute(&mut self, op: &Op, sources: &[*const u8]) -> *const u8 {
+    unsafe fn compute(&mut self, op: &CompiledStep, sources: &[*const u8]) -> *const u8 {
         if op.copy {
             for &at in &op.outputs {
                 // SAFETY: both hold the op's bytes; they may be the same memory.
@@ -114,11 +115,11 @@ impl Straight<'_> {
         }
         // SAFETY: the first is written above, each other one by the loop.
         let targets = unsafe { targets[..op.outputs.len().max(1)].assume_init_ref() };
-        let pass = Pass {
+        let pass = FoldOperands {
             inputs: sources,
             own: op.own,
             outputs: targets,
-            streamed: 0,
+            non_temporal: 0,
             count: op.count,
             finish: op.finish,
         };
@@ -136,7 +137,7 @@ impl Straight<'_> {
         };
         if line.poll(bytes, self.tag) != LlPoll::Ready {
             self.watch.begin_call(*self.signature);
-            let mut wait = Wait::new(self.endpoint, self.patience, self.watch);
+            let mut wait = WaitLoop::new(self.endpoint, self.spin_policy, self.watch);
             let ends = &self.links.ends;
             loop {
                 match line.poll(bytes, self.tag) {
@@ -169,7 +170,7 @@ impl Straight<'_> {
         };
         if !line.ready() {
             self.watch.begin_call(*self.signature);
-            let mut wait = Wait::new(self.endpoint, self.patience, self.watch);
+            let mut wait = WaitLoop::new(self.endpoint, self.spin_policy, self.watch);
             let ends = &self.links.ends;
             while !line.ready() {
                 wait.idle(|| line.wait_error(), || Some(ends[link as usize].0))?;
@@ -181,14 +182,14 @@ impl Straight<'_> {
     }
 
     #[inline]
-    unsafe fn address(&self, at: At) -> *mut u8 {
+    unsafe fn address(&self, at: CompiledOperand) -> *mut u8 {
         // SAFETY: offsets lie within the buffers, by the promise of `run`'s caller.
         unsafe {
             match at {
-                At::Send(offset) => self.buffers.send.add(offset).cast_mut(),
-                At::Recv(offset) => self.buffers.recv.add(offset),
-                At::Scratch(offset) => self.scratch.add(offset),
-                At::Line(_) => unreachable!("a message has no fixed address"),
+                CompiledOperand::Send(offset) => self.buffers.send.add(offset).cast_mut(),
+                CompiledOperand::Recv(offset) => self.buffers.recv.add(offset),
+                CompiledOperand::Scratch(offset) => self.scratch.add(offset),
+                CompiledOperand::Message(_) => unreachable!("a message has no fixed address"),
             }
         }
     }

@@ -13,56 +13,56 @@ use maypole_algorithms::schedule::{After, InlineVec, MAX_FAN};
 use maypole_transport::link::{Lendable, Sequence};
 
 use crate::call::Extent;
-use crate::engine::links::{Links, Worth};
-use crate::engine::scratch::Scratch;
-use crate::engine::wait::Wait;
-use crate::engine::{Buffers, mismatch, other_length};
+use crate::engine::scratch::ScratchMemory;
+use crate::engine::wait::WaitLoop;
+use crate::engine::{CallBuffers, mismatch, other_length};
 use crate::error::Error;
-use crate::plan::bind::{BoundStep, Place, Program, Segment};
-use crate::reduce::{Kernel, Pass};
+use crate::links::{LendThresholds, Links};
+use crate::plan::bind::{BoundOperand, BoundStep, LaneSegment, RankProgram};
+use crate::reduce::{FoldKernel, FoldOperands};
 
 /// What a run needs besides its program.
-pub(crate) struct Walk<'a> {
-    pub(crate) program: &'a Program,
-    pub(crate) buffers: Buffers,
-    pub(crate) kernel: Kernel,
+pub(crate) struct Interpreter<'a> {
+    pub(crate) program: &'a RankProgram,
+    pub(crate) buffers: CallBuffers,
+    pub(crate) kernel: FoldKernel,
     /// Bytes per element.
     pub(crate) size: usize,
     /// The kernel scales contributions.
     pub(crate) scaled: bool,
     /// Outputs that are not read again are written past the caches.
-    pub(crate) stream: bool,
+    pub(crate) non_temporal: bool,
     /// A hash of all calls so far: ranks whose calls ever differed meet with different tags, whatever the calls of today.
     pub(crate) history: u32,
     pub(crate) links: &'a mut Links,
-    pub(crate) scratch: &'a mut Scratch,
+    pub(crate) scratch: &'a mut ScratchMemory,
 }
 
 /// Where a lane stands.
 #[derive(Default)]
-struct Position {
-    at: At,
+struct LaneState {
+    at: StepPosition,
     /// Messages that lend memory and are not known to be released, oldest first.
-    lent: VecDeque<Lent>,
+    lent: VecDeque<LentMessage>,
 }
 
 /// A step of a lane, in the order in which they fire.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct At {
+struct StepPosition {
     segment: usize,
     tile: u64,
     step: usize,
 }
 
 /// The memory of a step's messages where they are lent, as addresses.
-struct Loan {
-    at: At,
+struct MessageMemory {
+    at: StepPosition,
     start: usize,
     end: usize,
 }
 
 /// What a step reads.
-struct Inputs {
+struct StepInputs {
     addresses: InlineVec<usize>,
     /// Elements of each.
     count: usize,
@@ -70,8 +70,8 @@ struct Inputs {
     foreign: bool,
 }
 
-struct Lent {
-    at: At,
+struct LentMessage {
+    at: StepPosition,
     link: u32,
     sequence: Sequence,
     /// The memory, as addresses.
@@ -79,18 +79,18 @@ struct Lent {
     end: usize,
 }
 
-impl Walk<'_> {
+impl Interpreter<'_> {
     /// Runs the program to its end. On an error the communicator is of no further use, and the messages that still lend memory
     /// are left in [`Links::unreleased`].
     ///
     /// # Safety
     /// The buffers are valid for the program's extents and nobody else writes them during the call, nor, after an error,
     /// until [`Links::withdraw`] has returned.
-    pub(crate) unsafe fn run(&mut self, wait: Wait<'_>) -> Result<(), Error> {
-        let mut lanes: Vec<Position> =
-            self.program.lanes.iter().map(|_| Position::default()).collect();
+    pub(crate) unsafe fn run(&mut self, wait: WaitLoop<'_>) -> Result<(), Error> {
+        let mut lanes: Vec<LaneState> =
+            self.program.lanes.iter().map(|_| LaneState::default()).collect();
         for (index, lane) in lanes.iter_mut().enumerate() {
-            lane.at = self.first(index, At::default());
+            lane.at = self.first(index, StepPosition::default());
         }
         // SAFETY: the caller's promise.
         let result = unsafe { self.run_lanes(&mut lanes, wait) };
@@ -103,8 +103,8 @@ impl Walk<'_> {
 
     unsafe fn run_lanes(
         &mut self,
-        lanes: &mut [Position],
-        mut wait: Wait<'_>,
+        lanes: &mut [LaneState],
+        mut wait: WaitLoop<'_>,
     ) -> Result<(), Error> {
         let _reading = wait.reading();
         // Those that are not over, in their order.
@@ -130,26 +130,26 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn is_over(&self, index: usize, lane: &Position) -> bool {
+    fn is_over(&self, index: usize, lane: &LaneState) -> bool {
         self.segment(index, lane.at).is_none() && lane.lent.is_empty()
     }
 
-    fn segment(&self, lane: usize, at: At) -> Option<&Segment> {
+    fn segment(&self, lane: usize, at: StepPosition) -> Option<&LaneSegment> {
         self.program.lanes[lane].get(at.segment)
     }
 
     /// The first step from `at` on; segments without steps are passed over.
-    fn first(&self, lane: usize, mut at: At) -> At {
+    fn first(&self, lane: usize, mut at: StepPosition) -> StepPosition {
         while let Some(segment) = self.segment(lane, at)
             && (segment.steps.is_empty() || at.tile == segment.tiles)
         {
-            at = At { segment: at.segment + 1, ..At::default() };
+            at = StepPosition { segment: at.segment + 1, ..StepPosition::default() };
         }
         at
     }
 
     /// The step after `at`.
-    fn next(&self, lane: usize, mut at: At) -> At {
+    fn next(&self, lane: usize, mut at: StepPosition) -> StepPosition {
         at.step += 1;
         if self.segment(lane, at).is_some_and(|s| at.step == s.steps.len()) {
             (at.step, at.tile) = (0, at.tile + 1);
@@ -159,7 +159,7 @@ impl Walk<'_> {
 
     /// A rank without which no lane goes on.
     #[cold]
-    fn whom(&mut self, lanes: &[Position]) -> Option<Rank> {
+    fn whom(&mut self, lanes: &[LaneState]) -> Option<Rank> {
         for (index, lane) in lanes.iter().enumerate() {
             let lent = lane.lent.front().map(|l| l.link);
             let Some(segment) = self.program.lanes[index].get(lane.at.segment) else {
@@ -169,13 +169,14 @@ impl Walk<'_> {
                 continue;
             };
             let step = &segment.steps[lane.at.step];
-            let before = |a: &After| At { step: a.step as usize, ..lane.at };
+            let before = |a: &After| StepPosition { step: a.step as usize, ..lane.at };
             if !step.after.iter().all(|a| done(&lanes[a.lane as usize], before(a))) {
                 continue;
             }
             let links = &mut *self.links;
-            let link =
-                |place: &Place| if let Place::Link(link) = *place { Some(link) } else { None };
+            let link = |place: &BoundOperand| {
+                if let BoundOperand::Link(link) = *place { Some(link) } else { None }
+            };
             let mut missing =
                 |link: &u32| !matches!(links.incoming[*link as usize].slots.receive(), Ok(Some(_)));
             let input = step.inputs.iter().filter_map(link).find(&mut missing);
@@ -190,24 +191,25 @@ impl Walk<'_> {
     }
 
     /// Fires the next step of lane `index` if it can.
-    unsafe fn fire(&mut self, lanes: &mut [Position], index: usize) -> Result<bool, Error> {
+    unsafe fn fire(&mut self, lanes: &mut [LaneState], index: usize) -> Result<bool, Error> {
         let at = lanes[index].at;
         let program = self.program;
         let Some(segment) = program.lanes[index].get(at.segment) else { return Ok(false) };
         let (step, tag) = (&segment.steps[at.step], segment.tag ^ self.history);
-        let before = |a: &After| At { step: a.step as usize, ..at };
+        let before = |a: &After| StepPosition { step: a.step as usize, ..at };
         if !step.after.iter().all(|a| done(&lanes[a.lane as usize], before(a))) {
             return Ok(false);
         }
-        let Some(Inputs { addresses: inputs, count, foreign }) =
+        let Some(StepInputs { addresses: inputs, count, foreign }) =
             self.inputs(step, at.tile, tag, segment.bytes)?
         else {
             return Ok(false);
         };
         let outputs = self.local_outputs(step, at.tile, count)?;
         self.collect_released(&mut lanes[index]);
-        let written =
-            |l: &Lent| outputs.iter().any(|&(p, _)| l.start < p + count * self.size && p < l.end);
+        let written = |l: &LentMessage| {
+            outputs.iter().any(|&(p, _)| l.start < p + count * self.size && p < l.end)
+        };
         if lanes[index].lent.iter().any(written) {
             return Ok(false);
         }
@@ -222,10 +224,10 @@ impl Walk<'_> {
             self.still_lent(step)?;
         }
         let lane = &mut lanes[index];
-        let loan = Loan { at, start: memory, end: memory + count * self.size };
+        let loan = MessageMemory { at, start: memory, end: memory + count * self.size };
         self.send(step, tag, &slots, loan, &mut lane.lent)?;
         for place in &step.inputs {
-            if let Place::Link(link) = *place {
+            if let BoundOperand::Link(link) = *place {
                 self.links.incoming[link as usize].slots.release();
             }
         }
@@ -233,19 +235,19 @@ impl Walk<'_> {
         Ok(true)
     }
 
-    /// All inputs, or None while a message is missing. `expected`: see [`Segment::bytes`].
+    /// All inputs, or None while a message is missing. `expected`: see [`LaneSegment::bytes`].
     fn inputs(
         &mut self,
         step: &BoundStep,
         tile: u64,
         tag: u32,
         expected: Option<usize>,
-    ) -> Result<Option<Inputs>, Error> {
+    ) -> Result<Option<StepInputs>, Error> {
         let mut addresses = InlineVec::new();
         let (mut count, mut foreign) = (None, false);
         for place in &step.inputs {
             let (address, len) = match *place {
-                Place::Link(link) => {
+                BoundOperand::Link(link) => {
                     let Some(message) = self.links.incoming[link as usize].slots.receive()? else {
                         return Ok(None);
                     };
@@ -266,7 +268,7 @@ impl Walk<'_> {
                 return Err(Error::internal("inputs of one step differ in length"));
             }
         }
-        Ok(count.map(|count| Inputs { addresses, count, foreign }))
+        Ok(count.map(|count| StepInputs { addresses, count, foreign }))
     }
 
     /// An error if a message of the step that lies in another process' memory may have changed while it was read: that process
@@ -276,7 +278,7 @@ impl Walk<'_> {
         // Whatever was read is older than what is looked at now.
         fence(Ordering::Acquire);
         for place in &step.inputs {
-            if let Place::Link(link) = *place {
+            if let BoundOperand::Link(link) = *place {
                 self.links.incoming[link as usize].slots.receive()?;
             }
         }
@@ -284,19 +286,19 @@ impl Walk<'_> {
     }
 
     /// Address and length in elements of a local place in `tile`; scratch has the length of its content, or `write`.
-    fn local(&mut self, place: Place, tile: u64, write: Option<usize>) -> (usize, usize) {
+    fn local(&mut self, place: BoundOperand, tile: u64, write: Option<usize>) -> (usize, usize) {
         let bytes = |base: usize, e: Extent| (base + e.start * self.size, e.len);
         let elements = self.program.tile;
         match place {
-            Place::Send(e) => bytes(self.buffers.send as usize, e.slice(elements, tile)),
-            Place::Recv(e) => bytes(self.buffers.recv as usize, e.slice(elements, tile)),
-            Place::Scratch(i) => {
+            BoundOperand::Send(e) => bytes(self.buffers.send as usize, e.slice(elements, tile)),
+            BoundOperand::Recv(e) => bytes(self.buffers.recv as usize, e.slice(elements, tile)),
+            BoundOperand::Scratch(i) => {
                 let len = self.scratch.len_mut(i);
                 *len = write.unwrap_or(*len);
                 let len = *len;
                 (self.scratch.chunk(i) as usize, len)
             }
-            Place::Link(_) => unreachable!("a link is not local"),
+            BoundOperand::Link(_) => unreachable!("a link is not local"),
         }
     }
 
@@ -309,7 +311,7 @@ impl Walk<'_> {
     ) -> Result<InlineVec<(usize, bool)>, Error> {
         let mut outputs = InlineVec::new();
         for (i, place) in step.outputs.iter().enumerate() {
-            if matches!(place, Place::Link(_)) {
+            if matches!(place, BoundOperand::Link(_)) {
                 continue;
             }
             let (address, len) = self.local(*place, tile, Some(count));
@@ -322,16 +324,16 @@ impl Walk<'_> {
     }
 
     /// Whether to lend `place` rather than copies of it on a link that `lends` so. Threads lend whatever they can.
-    fn is_worth_lending(&self, step: &BoundStep, place: Place, lends: Lendable) -> bool {
+    fn is_worth_lending(&self, step: &BoundStep, place: BoundOperand, lends: Lendable) -> bool {
         let (extent, apart) = match (lends, place) {
             (Lendable::Anything, _) => return true,
-            (Lendable::Segments, Place::Send(extent)) => {
+            (Lendable::Segments, BoundOperand::Send(extent)) => {
                 (extent, self.buffers.send != self.buffers.recv.cast_const())
             }
-            (Lendable::Segments, Place::Recv(extent)) => (extent, false),
+            (Lendable::Segments, BoundOperand::Recv(extent)) => (extent, false),
             _ => return false,
         };
-        let Worth { from, written_from } = self.links.worth;
+        let LendThresholds { from, written_from } = self.links.lend_thresholds;
         let least = if step.overwritten && !apart { written_from } else { from };
         extent.len * self.size >= least
     }
@@ -346,7 +348,7 @@ impl Walk<'_> {
         let lendable = step.lendable(self.scaled);
         let mut slots = InlineVec::new();
         for place in &step.outputs {
-            let Place::Link(link) = *place else { continue };
+            let BoundOperand::Link(link) = *place else { continue };
             let outgoing = &mut self.links.outgoing[link as usize].slots;
             let Some(slot) = outgoing.reserve()? else { return Ok(None) };
             let kind = outgoing.lendable();
@@ -368,10 +370,10 @@ impl Walk<'_> {
     ) {
         let mut targets = [std::ptr::null_mut::<u8>(); MAX_FAN];
         let mut sources = [std::ptr::null::<u8>(); MAX_FAN];
-        let (mut n, mut streamed) = (0, 0u8);
+        let (mut n, mut non_temporal) = (0, 0u8);
         for &(address, last) in outputs {
             targets[n] = address as *mut u8;
-            streamed |= u8::from(last && self.stream) << n;
+            non_temporal |= u8::from(last && self.non_temporal) << n;
             n += 1;
         }
         for &slot in slots.iter().filter(|&&s| s != 0) {
@@ -384,11 +386,11 @@ impl Walk<'_> {
         for (source, &address) in sources.iter_mut().zip(inputs) {
             *source = address as *const u8;
         }
-        let pass = Pass {
+        let pass = FoldOperands {
             inputs: &sources[..inputs.len()],
             own: step.own,
             outputs: &targets[..n],
-            streamed,
+            non_temporal,
             count,
             finish: step.finish,
         };
@@ -402,18 +404,18 @@ impl Walk<'_> {
         step: &BoundStep,
         tag: u32,
         slots: &InlineVec<usize>,
-        loan: Loan,
-        lent: &mut VecDeque<Lent>,
+        loan: MessageMemory,
+        lent: &mut VecDeque<LentMessage>,
     ) -> Result<(), Error> {
-        let Loan { at, start, end } = loan;
+        let MessageMemory { at, start, end } = loan;
         let bytes = end - start;
         let links = step.outputs.iter().filter_map(|place| match *place {
-            Place::Link(link) => Some(link),
+            BoundOperand::Link(link) => Some(link),
             _ => None,
         });
         for (link, &slot) in links.zip(slots) {
             let outgoing = &mut self.links.outgoing[link as usize].slots;
-            self.links.moved.count(bytes, slot == 0);
+            self.links.slot_traffic.count(bytes, slot == 0);
             if slot != 0 {
                 outgoing.send(bytes, tag);
                 continue;
@@ -424,18 +426,18 @@ impl Walk<'_> {
             // the communicator only when `Links::withdraw` has, or the peers' results do not count.
             let sequence = unsafe { outgoing.lend(start as *const u8, bytes, tag)? };
             let sequence = sequence.expect("a credit was reserved for this message");
-            lent.push_back(Lent { at, link, sequence, start, end });
+            lent.push_back(LentMessage { at, link, sequence, start, end });
         }
         Ok(())
     }
 
-    fn collect_released(&mut self, lane: &mut Position) {
+    fn collect_released(&mut self, lane: &mut LaneState) {
         let links = &mut *self.links;
         lane.lent.retain(|l| links.outgoing[l.link as usize].slots.released() < l.sequence);
     }
 }
 
 /// The step at `at` has fired on `lane`, and what it lent is released.
-fn done(lane: &Position, at: At) -> bool {
+fn done(lane: &LaneState, at: StepPosition) -> bool {
     lane.at > at && !lane.lent.iter().any(|l| l.at == at)
 }

@@ -4,19 +4,16 @@
 
 pub(crate) mod compiled;
 pub(crate) mod interpreter;
-pub(crate) mod links;
 pub(crate) mod scratch;
 pub(crate) mod wait;
 
 use maypole_algorithms::Rank;
 
-pub use links::Moved;
-
 use crate::error::Error;
 
 /// The caller's memory.
 #[derive(Clone, Copy)]
-pub(crate) struct Buffers {
+pub(crate) struct CallBuffers {
     pub(crate) send: *const u8,
     pub(crate) recv: *mut u8,
 }

@@ -2,9 +2,9 @@
 
 /// Memory for scratch chunks, and how long the content of each is.
 #[derive(Default)]
-pub(crate) struct Scratch {
+pub(crate) struct ScratchMemory {
     /// Cache lines, so that chunks begin on one.
-    memory: Vec<Line>,
+    memory: Vec<CacheLine>,
     /// Cache lines per chunk.
     stride: usize,
     /// Elements in each chunk.
@@ -13,20 +13,20 @@ pub(crate) struct Scratch {
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([u8; 64]);
+struct CacheLine([u8; 64]);
 
-impl Scratch {
+impl ScratchMemory {
     /// Bytes that are held.
     pub(crate) fn held(&self) -> usize {
-        self.memory.capacity() * size_of::<Line>()
+        self.memory.capacity() * size_of::<CacheLine>()
     }
 
     /// Makes room for `chunks` chunks of `bytes` each. What they held is lost.
     pub(crate) fn prepare(&mut self, chunks: u32, bytes: usize) {
-        self.stride = bytes.div_ceil(size_of::<Line>());
+        self.stride = bytes.div_ceil(size_of::<CacheLine>());
         let lines = self.stride * chunks as usize;
         if self.memory.len() < lines {
-            self.memory.resize(lines, Line([0; 64]));
+            self.memory.resize(lines, CacheLine([0; 64]));
         }
         self.lens.clear();
         self.lens.resize(chunks as usize, 0);
@@ -35,7 +35,7 @@ impl Scratch {
     /// First byte of memory for `chunks` chunks of `bytes` each, a multiple of a cache line, one after the other.
     #[inline]
     pub(crate) fn base(&mut self, chunks: u32, bytes: usize) -> *mut u8 {
-        if self.memory.len() * size_of::<Line>() < chunks as usize * bytes {
+        if self.memory.len() * size_of::<CacheLine>() < chunks as usize * bytes {
             self.prepare(chunks, bytes);
         }
         self.memory.as_mut_ptr().cast()

@@ -9,6 +9,7 @@ use maypole_transport::error::LinkError;
 
 use crate::control::ControlPlane;
 use crate::error::Error;
+use crate::spin_policy::SpinPolicy;
 
 /// The longest sleep. Everything that ends a wait rings the doorbell; this bounds the damage if something cannot any more.
 const NAP: Duration = Duration::from_millis(500);
@@ -16,30 +17,10 @@ const NAP: Duration = Duration::from_millis(500);
 /// Polls between two looks at whether the wait is in vain.
 const LOOK_EVERY: u32 = 256;
 
-/// How long to spin and how often to yield before parking; fixed per communicator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Patience {
-    /// Polls with a pause between them.
-    pub(crate) spins: u32,
-    /// Polls with a sched_yield between them.
-    pub(crate) yields: u32,
-}
-
-impl Patience {
-    /// For a node on which `ranks` ranks share `cores` cores. `spins` overrides the number of spins.
-    pub(crate) fn new(ranks: usize, cores: usize, spins: Option<u32>) -> Self {
-        // A futex sleep and wake-up costs about 5 us here and 50 us on a busy host: where every rank has a core, spin
-        // for that long; where not, the peer needs this core before it can make progress.
-        let alone = ranks <= cores;
-        let automatic = if alone { 4000 } else { 20 };
-        Self { spins: spins.unwrap_or(automatic), yields: if alone { 20 } else { 4 } }
-    }
-}
-
 /// One wait, from the first unsuccessful poll to the next success.
-pub(crate) struct Wait<'a> {
+pub(crate) struct WaitLoop<'a> {
     endpoint: &'a Endpoint,
-    patience: Patience,
+    spin_policy: SpinPolicy,
     watch: &'a ControlPlane,
     polls: u32,
     armed: Option<SleepTicket>,
@@ -53,11 +34,15 @@ struct Long {
     report: Duration,
 }
 
-impl<'a> Wait<'a> {
+impl<'a> WaitLoop<'a> {
     /// A wait that has not begun.
     #[inline]
-    pub(crate) fn new(endpoint: &'a Endpoint, patience: Patience, watch: &'a ControlPlane) -> Self {
-        Self { endpoint, patience, watch, polls: 0, armed: None, long: None }
+    pub(crate) fn new(
+        endpoint: &'a Endpoint,
+        spin_policy: SpinPolicy,
+        watch: &'a ControlPlane,
+    ) -> Self {
+        Self { endpoint, spin_policy, watch, polls: 0, armed: None, long: None }
     }
 
     /// See [`Endpoint::reading`].
@@ -73,7 +58,7 @@ impl<'a> Wait<'a> {
         failed: impl FnOnce() -> Option<LinkError>,
         whom: impl FnOnce() -> Option<Rank>,
     ) -> Result<(), Error> {
-        let Patience { spins, yields } = self.patience;
+        let SpinPolicy { spins, yields } = self.spin_policy;
         self.polls += 1;
         if self.polls <= spins && !self.polls.is_multiple_of(LOOK_EVERY) {
             std::hint::spin_loop();

@@ -1,6 +1,6 @@
 //! Memory for buffers that ranks of other processes of the host read in place.
 //!
-//! Ordinary memory of another process goes through slots: the sender copies it in, the receiver out. What lies in a [`Buffer`] is mapped by
+//! Ordinary memory of another process goes through slots: the sender copies it in, the receiver out. What lies in a [`SharedBuffer`] is mapped by
 //! the peer, so that the receiver takes it, or folds it, from where it is. Who maps what, and when, is `maypole_transport::segment`'s and
 //! `shm`'s; that a message may be lent instead of copied is part of what is proved of every schedule.
 //!
@@ -15,7 +15,7 @@ use std::ptr::NonNull;
 
 use maypole_transport::segment::Segment;
 
-use crate::comm::Element;
+use crate::element::Element;
 use crate::error::Error;
 
 /// Owned bytes, from a page boundary on, zeros at first, which cost no memory until they are touched.
@@ -26,14 +26,14 @@ use crate::error::Error;
 /// A child made by fork does not have the memory: an access there is a segmentation fault. Dropping it there does nothing.
 ///
 /// ```
-/// use maypole::memory::Buffer;
+/// use maypole::memory::SharedBuffer;
 ///
-/// let mut buffer = Buffer::new(1 << 20)?;
+/// let mut buffer = SharedBuffer::new(1 << 20)?;
 /// buffer.elements_mut::<f32>().fill(1.0);
 /// assert_eq!(buffer.elements::<f32>().len(), 1 << 18);
 /// # Ok::<(), maypole::Error>(())
 /// ```
-pub struct Buffer {
+pub struct SharedBuffer {
     start: NonNull<u8>,
     bytes: usize,
     owner: Owner,
@@ -46,14 +46,14 @@ enum Owner {
 }
 
 // SAFETY: it owns its memory, as a vector does.
-unsafe impl Send for Buffer {}
+unsafe impl Send for SharedBuffer {}
 // SAFETY: as above.
-unsafe impl Sync for Buffer {}
+unsafe impl Sync for SharedBuffer {}
 
 /// What the memory is aligned to at least.
 const ALIGNMENT: usize = 4096;
 
-impl Buffer {
+impl SharedBuffer {
     /// `bytes` bytes.
     ///
     /// # Errors
@@ -121,7 +121,7 @@ impl Buffer {
     }
 }
 
-impl Drop for Buffer {
+impl Drop for SharedBuffer {
     fn drop(&mut self) {
         if let Owner::Allocator(layout) = self.owner {
             // SAFETY: allocated with this layout.
@@ -130,7 +130,7 @@ impl Drop for Buffer {
     }
 }
 
-impl Deref for Buffer {
+impl Deref for SharedBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -138,18 +138,18 @@ impl Deref for Buffer {
     }
 }
 
-impl DerefMut for Buffer {
+impl DerefMut for SharedBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         self.elements_mut()
     }
 }
 
-impl fmt::Debug for Buffer {
+impl fmt::Debug for SharedBuffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { start, bytes, .. } = self;
         write!(
             f,
-            "Buffer({bytes} bytes at {start:p}, {})",
+            "SharedBuffer({bytes} bytes at {start:p}, {})",
             if self.is_shared() { "shared" } else { "ordinary" }
         )
     }
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn both_kinds_are_zeroed_aligned_and_writable() {
-        for make in [Buffer::new, Buffer::ordinary] {
+        for make in [SharedBuffer::new, SharedBuffer::ordinary] {
             let mut buffer = make(10_001).unwrap();
             assert!(buffer.as_mut_ptr().addr().is_multiple_of(ALIGNMENT));
             assert_eq!((buffer.len(), buffer.elements::<f64>().len()), (10_001, 1250));
@@ -169,9 +169,9 @@ mod tests {
             buffer.fill(7);
             assert_eq!(buffer.elements::<i32>()[2499], 0x0707_0707);
         }
-        assert!(Buffer::new(100).unwrap().is_shared());
-        assert!(!Buffer::ordinary(100).unwrap().is_shared());
-        assert!(Buffer::new(0).is_err() && Buffer::new(usize::MAX).is_err());
-        assert!(Buffer::new(isize::MAX as usize - 5000).is_err());
+        assert!(SharedBuffer::new(100).unwrap().is_shared());
+        assert!(!SharedBuffer::ordinary(100).unwrap().is_shared());
+        assert!(SharedBuffer::new(0).is_err() && SharedBuffer::new(usize::MAX).is_err());
+        assert!(SharedBuffer::new(isize::MAX as usize - 5000).is_err());
     }
 }

@@ -7,13 +7,13 @@ use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
 use maypole_transport::link::Lendable;
 
 use crate::call::Extent;
-use crate::engine::links::Links;
 use crate::error::Error;
-use crate::plan::geometry::Geometry;
+use crate::geometry::Geometry;
+use crate::links::Links;
 
 /// An operand with its place in memory, or the index of its link in [`Links`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Place {
+pub(crate) enum BoundOperand {
     /// In the send buffer; the extent is that of the chunk, over all tiles.
     Send(Extent),
     /// In the receive buffer, likewise.
@@ -24,7 +24,7 @@ pub(crate) enum Place {
     Link(u32),
 }
 
-impl Default for Place {
+impl Default for BoundOperand {
     fn default() -> Self {
         Self::Scratch(0)
     }
@@ -33,8 +33,8 @@ impl Default for Place {
 /// A step whose operands are bound.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct BoundStep {
-    pub(crate) inputs: InlineVec<Place>,
-    pub(crate) outputs: InlineVec<Place>,
+    pub(crate) inputs: InlineVec<BoundOperand>,
+    pub(crate) outputs: InlineVec<BoundOperand>,
     pub(crate) after: InlineVec<After>,
     /// Bit `i`: input `i` is the rank's own contribution.
     pub(crate) own: u8,
@@ -45,24 +45,24 @@ pub(crate) struct BoundStep {
     /// This call writes the memory that could be lent again, or does if the buffers are one: then a loan is a wait for its release.
     pub(crate) overwritten: bool,
     /// Its messages are copied even where other memory could be lent: what would have been is left out, see
-    /// [`Program::drop_unread_scratch`].
+    /// [`RankProgram::drop_unread_scratch`].
     pub(crate) copies: bool,
 }
 
 impl BoundStep {
     /// The local operand whose memory may be lent for this step's messages: a local output, else the only input.
     /// `scaled` says that the operation scales contributions, so that what is sent is not what the send buffer holds.
-    pub(crate) fn lendable(&self, scaled: bool) -> Option<Place> {
+    pub(crate) fn lendable(&self, scaled: bool) -> Option<BoundOperand> {
         if self.copies {
             return None;
         }
-        let local = |p: &&Place| !matches!(p, Place::Link(_));
+        let local = |p: &&BoundOperand| !matches!(p, BoundOperand::Link(_));
         if let Some(&output) = self.outputs.iter().find(local) {
             return Some(output);
         }
         let changed = self.finish || (scaled && self.own != 0);
         match *self.inputs {
-            [Place::Link(_)] => None,
+            [BoundOperand::Link(_)] => None,
             [place] if !changed => Some(place),
             _ => None,
         }
@@ -70,8 +70,8 @@ impl BoundStep {
 }
 
 /// What one rank does.
-pub(crate) struct Program {
-    pub(crate) lanes: Vec<Lane>,
+pub(crate) struct RankProgram {
+    pub(crate) lanes: Vec<BoundLane>,
     /// Elements of a chunk that one tile covers.
     pub(crate) tile: usize,
     /// Scratch chunks, each one tile long.
@@ -79,10 +79,10 @@ pub(crate) struct Program {
 }
 
 /// Segments that are run one after the other; a collective has one, a group of sends to one peer one for each.
-pub(crate) type Lane = Vec<Segment>;
+pub(crate) type BoundLane = Vec<LaneSegment>;
 
 /// Steps that are run once per tile.
-pub(crate) struct Segment {
+pub(crate) struct LaneSegment {
     pub(crate) steps: Vec<BoundStep>,
     pub(crate) tiles: u64,
     /// The hash that each message carries.
@@ -91,7 +91,7 @@ pub(crate) struct Segment {
     pub(crate) bytes: Option<usize>,
 }
 
-impl Program {
+impl RankProgram {
     /// Binds `rank`'s steps of `schedule`. `link` opens the link to a peer on a channel and gives its index.
     pub(crate) fn bind(
         schedule: &Schedule,
@@ -107,7 +107,7 @@ impl Program {
             for step in schedule.lane(rank, lane) {
                 steps.push(bound(&step, geometry, rank, &mut |r, c| link(links, r, c))?);
             }
-            lanes.push(vec![Segment { steps, tiles: geometry.tiles, tag, bytes: None }]);
+            lanes.push(vec![LaneSegment { steps, tiles: geometry.tiles, tag, bytes: None }]);
         }
         let mut program = Self { lanes, tile: geometry.tile, scratch: schedule.scratch };
         program.mark_last_writes();
@@ -120,7 +120,7 @@ impl Program {
         self.lanes.iter_mut().flatten().flat_map(|segment| &mut segment.steps)
     }
 
-    fn reads(&self) -> HashSet<Place> {
+    fn reads(&self) -> HashSet<BoundOperand> {
         let steps = self.lanes.iter().flatten().flat_map(|segment| &segment.steps);
         steps.flat_map(|step| step.inputs.iter().copied()).collect()
     }
@@ -129,7 +129,7 @@ impl Program {
         let read = self.reads();
         for step in self.steps_mut() {
             for (i, place) in step.outputs.iter().enumerate() {
-                if matches!(place, Place::Recv(_)) && !read.contains(place) {
+                if matches!(place, BoundOperand::Recv(_)) && !read.contains(place) {
                     step.last |= 1 << i;
                 }
             }
@@ -140,14 +140,16 @@ impl Program {
         let steps = self.lanes.iter().flatten().flat_map(|segment| &segment.steps);
         let written = steps.flat_map(|step| step.outputs.iter().copied());
         let writes: Vec<Extent> = written
-            .filter_map(|place| if let Place::Recv(extent) = place { Some(extent) } else { None })
+            .filter_map(
+                |place| if let BoundOperand::Recv(extent) = place { Some(extent) } else { None },
+            )
             .collect();
         let times = |lent: Extent| writes.iter().filter(|w| w.overlaps(lent)).count();
         for step in self.steps_mut() {
             step.overwritten = match step.lendable(false) {
                 // Once by the step itself.
-                Some(Place::Recv(lent)) => times(lent) > 1,
-                Some(Place::Send(lent)) => times(lent) > 0,
+                Some(BoundOperand::Recv(lent)) => times(lent) > 1,
+                Some(BoundOperand::Send(lent)) => times(lent) > 0,
                 _ => false,
             };
         }
@@ -161,8 +163,9 @@ impl Program {
             let lent = step
                 .outputs
                 .iter()
-                .any(|p| matches!(p, Place::Link(i) if links.outgoing[*i as usize].slots.lendable() == Lendable::Anything));
-            let unread = |p: &Place| matches!(p, Place::Scratch(_)) && !read.contains(p);
+                .any(|p| matches!(p, BoundOperand::Link(i) if links.outgoing[*i as usize].slots.lendable() == Lendable::Anything));
+            let unread =
+                |p: &BoundOperand| matches!(p, BoundOperand::Scratch(_)) && !read.contains(p);
             if let Some(i) = step.outputs.iter().position(unread)
                 && !lent
                 && step.outputs.len() > 1
@@ -184,10 +187,10 @@ fn bound(
 ) -> Result<BoundStep, Error> {
     let mut place = |operand: &Operand| {
         Ok::<_, Error>(match *operand {
-            Operand::Local(Chunk::Input(i)) => Place::Send(geometry.input(rank, i)),
-            Operand::Local(Chunk::Output(i)) => Place::Recv(geometry.output(rank, i)),
-            Operand::Local(Chunk::Scratch(i)) => Place::Scratch(i),
-            Operand::Peer { rank: peer, channel } => Place::Link(link(peer, channel)?),
+            Operand::Local(Chunk::Input(i)) => BoundOperand::Send(geometry.input(rank, i)),
+            Operand::Local(Chunk::Output(i)) => BoundOperand::Recv(geometry.output(rank, i)),
+            Operand::Local(Chunk::Scratch(i)) => BoundOperand::Scratch(i),
+            Operand::Peer { rank: peer, channel } => BoundOperand::Link(link(peer, channel)?),
         })
     };
     let inputs = step.inputs.iter().map(&mut place).collect::<Result<InlineVec<_>, _>>()?;

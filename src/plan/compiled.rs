@@ -1,7 +1,7 @@
 //! Compiling a schedule to a straight line: for messages that fit the line protocol, the steps of a rank in one fixed order,
 //! with every length known, and with nothing left of what moves no bytes.
 //!
-//! The order comes from running the schedule once on paper for all ranks: the order in which this rank's steps fire there. All
+//! The order comes from running the schedule once on run for all ranks: the order in which this rank's steps fire there. All
 //! ranks compute the same run, so blocking in that order cannot deadlock: the first unfired step of the common run can
 //! always fire. Steps that carry no elements are dropped on both ends alike, since every length follows from the call.
 
@@ -12,12 +12,12 @@ use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
 use maypole_transport::ll::{LL_CAPACITY, LlSender};
 
 use crate::error::Error;
+use crate::geometry::Geometry;
 use crate::plan::bind::own_mask;
-use crate::plan::geometry::Geometry;
 
 /// An operand with its place in bytes, or the index of its link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum At {
+pub(crate) enum CompiledOperand {
     /// Bytes into the send buffer.
     Send(usize),
     /// Bytes into the receive buffer.
@@ -25,10 +25,10 @@ pub(crate) enum At {
     /// Bytes into the scratch memory.
     Scratch(usize),
     /// The next message of a link.
-    Line(u32),
+    Message(u32),
 }
 
-impl Default for At {
+impl Default for CompiledOperand {
     fn default() -> Self {
         Self::Scratch(0)
     }
@@ -36,10 +36,10 @@ impl Default for At {
 
 /// One step of the line.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Op {
-    pub(crate) inputs: InlineVec<At>,
+pub(crate) struct CompiledStep {
+    pub(crate) inputs: InlineVec<CompiledOperand>,
     /// Local outputs.
-    pub(crate) outputs: InlineVec<At>,
+    pub(crate) outputs: InlineVec<CompiledOperand>,
     /// Links that the result is sent on.
     pub(crate) sends: InlineVec<u32>,
     /// Bit `i`: input `i` is the rank's own contribution.
@@ -55,18 +55,13 @@ pub(crate) struct Op {
 }
 
 /// What one rank does, in order.
-pub(crate) struct StraightLine {
-    pub(crate) ops: Vec<Op>,
+pub(crate) struct CompiledPlan {
+    pub(crate) ops: Vec<CompiledStep>,
     /// Scratch memory needed, in chunks of [`LL_CAPACITY`] bytes.
     pub(crate) scratch: u32,
 }
 
-impl StraightLine {
-    /// True if all messages of `schedule` in this geometry fit the line protocol.
-    pub(crate) fn fits(schedule: &Schedule, geometry: &Geometry, size: usize) -> bool {
-        schedule.credit <= LlSender::CREDITS && geometry.longest() * size <= LL_CAPACITY
-    }
-
+impl CompiledPlan {
     /// Compiles `rank`'s part of `schedule`. `scaled`: the operation scales contributions. `link` gives the index of the link with
     /// a peer on a channel.
     pub(crate) fn compile(
@@ -94,16 +89,25 @@ fn op(
     (rank, count, size): (Rank, usize, usize),
     scaled: bool,
     link: &mut impl FnMut(Rank, Channel) -> Result<u32, Error>,
-) -> Result<Op, Error> {
+) -> Result<CompiledStep, Error> {
     let mut at = |operand: &Operand| {
         Ok::<_, Error>(match *operand {
-            Operand::Local(Chunk::Input(i)) => At::Send(geometry.input(rank, i).start * size),
-            Operand::Local(Chunk::Output(i)) => At::Recv(geometry.output(rank, i).start * size),
-            Operand::Local(Chunk::Scratch(i)) => At::Scratch(i as usize * LL_CAPACITY),
-            Operand::Peer { rank: peer, channel } => At::Line(link(peer, channel)?),
+            Operand::Local(Chunk::Input(i)) => {
+                CompiledOperand::Send(geometry.input(rank, i).start * size)
+            }
+            Operand::Local(Chunk::Output(i)) => {
+                CompiledOperand::Recv(geometry.output(rank, i).start * size)
+            }
+            Operand::Local(Chunk::Scratch(i)) => CompiledOperand::Scratch(i as usize * LL_CAPACITY),
+            Operand::Peer { rank: peer, channel } => CompiledOperand::Message(link(peer, channel)?),
         })
     };
-    let mut op = Op { own: own_mask(&step.inputs), finish: step.finish, count, ..Op::default() };
+    let mut op = CompiledStep {
+        own: own_mask(&step.inputs),
+        finish: step.finish,
+        count,
+        ..CompiledStep::default()
+    };
     op.bytes = count * size;
     op.copy = step.inputs.len() == 1 && !step.finish && !(scaled && op.own != 0);
     for input in &step.inputs {
@@ -111,7 +115,7 @@ fn op(
     }
     for output in &step.outputs {
         match at(output)? {
-            At::Line(index) => op.sends.push(index),
+            CompiledOperand::Message(index) => op.sends.push(index),
             local => op.outputs.push(local),
         }
     }
@@ -119,11 +123,14 @@ fn op(
 }
 
 /// The lines hold copies: what was put aside only to be lent need not be written.
-fn drop_unread_scratch(ops: &mut [Op]) {
-    let read: HashSet<At> = ops.iter().flat_map(|op| op.inputs.iter().copied()).collect();
+fn drop_unread_scratch(ops: &mut [CompiledStep]) {
+    let read: HashSet<CompiledOperand> =
+        ops.iter().flat_map(|op| op.inputs.iter().copied()).collect();
     for op in ops {
-        while let Some(i) =
-            op.outputs.iter().position(|at| matches!(at, At::Scratch(_)) && !read.contains(at))
+        while let Some(i) = op
+            .outputs
+            .iter()
+            .position(|at| matches!(at, CompiledOperand::Scratch(_)) && !read.contains(at))
         {
             op.outputs.remove(i);
         }
@@ -133,7 +140,7 @@ fn drop_unread_scratch(ops: &mut [Op]) {
 /// Fires the steps of all ranks in a fixed fair order; returns `rank`'s in the order they fired, each with its length
 /// in elements. The schedule is proved, so this ends.
 fn dry_run(schedule: &Schedule, geometry: &Geometry, rank: Rank) -> Vec<(Step, usize)> {
-    let mut paper = Paper {
+    let mut run = DryRun {
         schedule,
         geometry,
         at: (0..schedule.nranks).map(|r| vec![0; schedule.lanes(r) as usize]).collect(),
@@ -145,7 +152,7 @@ fn dry_run(schedule: &Schedule, geometry: &Geometry, rank: Rank) -> Vec<(Step, u
         let mut progress = false;
         for r in 0..schedule.nranks {
             for lane in 0..schedule.lanes(r) {
-                if let Some(step) = paper.fire(r, lane) {
+                if let Some(step) = run.fire(r, lane) {
                     progress = true;
                     if r == rank {
                         fired.push(step);
@@ -160,7 +167,7 @@ fn dry_run(schedule: &Schedule, geometry: &Geometry, rank: Rank) -> Vec<(Step, u
 }
 
 /// A run of all ranks in which only lengths move.
-struct Paper<'a> {
+struct DryRun<'a> {
     schedule: &'a Schedule,
     geometry: &'a Geometry,
     /// Next step by rank and lane.
@@ -171,7 +178,7 @@ struct Paper<'a> {
     scratch: HashMap<(Rank, u32), usize>,
 }
 
-impl Paper<'_> {
+impl DryRun<'_> {
     fn fire(&mut self, rank: Rank, lane: u32) -> Option<(Step, usize)> {
         let index = self.at[rank as usize][lane as usize];
         if index == self.schedule.steps(rank, lane) {
@@ -231,7 +238,7 @@ mod tests {
     use super::*;
     use crate::call::{Extents, Task};
 
-    fn lines(schedule: &Schedule, count: usize) -> Vec<StraightLine> {
+    fn lines(schedule: &Schedule, count: usize) -> Vec<CompiledPlan> {
         let task = Task {
             collective: schedule.collective,
             extents: Extents::Even(count),
@@ -240,11 +247,11 @@ mod tests {
             barrier: false,
         };
         let geometry = Geometry::new(schedule, &task, LL_CAPACITY);
-        assert!(StraightLine::fits(schedule, &geometry, 4));
+        assert!(CompiledPlan::fits(schedule, &geometry, 4));
         let compile = |rank| {
             // A number that is one for each link, whoever asks.
             let link = |peer, channel| Ok(u32::from(channel) * schedule.nranks + peer);
-            StraightLine::compile(schedule, &geometry, 4, false, rank, link).expect("a line")
+            CompiledPlan::compile(schedule, &geometry, 4, false, rank, link).expect("a line")
         };
         (0..schedule.nranks).map(compile).collect()
     }
@@ -263,8 +270,9 @@ mod tests {
                 let peers = |operands: &[Operand]| {
                     operands.iter().filter(|o| matches!(o, Operand::Peer { .. })).count()
                 };
-                let received =
-                    |op: &Op| op.inputs.iter().filter(|a| matches!(a, At::Line(_))).count();
+                let received = |op: &CompiledStep| {
+                    op.inputs.iter().filter(|a| matches!(a, CompiledOperand::Message(_))).count()
+                };
                 let sent: usize = line.ops.iter().map(|op| op.sends.len()).sum();
                 assert_eq!(line.ops.len(), steps.len(), "{schedule:?}");
                 assert_eq!(sent, steps.iter().map(|s| peers(&s.outputs)).sum::<usize>());
@@ -288,7 +296,7 @@ mod tests {
                         *sent.entry((channel, rank, peer)).or_insert(0) += 1;
                     }
                     for at in &op.inputs {
-                        if let At::Line(link) = *at {
+                        if let CompiledOperand::Message(link) = *at {
                             let (channel, peer) = (link / schedule.nranks, link % schedule.nranks);
                             *sent.entry((channel, peer, rank)).or_insert(0) -= 1;
                         }

@@ -2,9 +2,8 @@
 
 pub(crate) mod bind;
 pub(crate) mod compiled;
-pub(crate) mod exchange;
-pub(crate) mod geometry;
 pub(crate) mod proofs;
+pub(crate) mod transfers;
 
 use std::collections::HashMap;
 
@@ -16,24 +15,24 @@ use crate::call::{Call, Extents, Task};
 use crate::call_signature::CallSignature;
 use crate::device::program::DevicePlan;
 use crate::device::rank::DeviceRank;
-use crate::engine::links::Links;
 use crate::error::Error;
-use crate::plan::bind::Program;
-use crate::plan::compiled::StraightLine;
-use crate::plan::geometry::Geometry;
-use crate::reduce::{Isa, Kernel};
+use crate::geometry::Geometry;
+use crate::links::Links;
+use crate::plan::bind::RankProgram;
+use crate::plan::compiled::CompiledPlan;
+use crate::reduce::{FoldKernel, Isa};
 use crate::tune::{AlgorithmFilter, Choice, Protocol};
 
 /// What the plan of an even call is found by. Pointers and a rank's own scalar are bound by the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Key {
+pub(crate) struct PlanKey {
     collective: Collective,
     count: usize,
     dtype: DType,
     op: RedOp,
 }
 
-impl Key {
+impl PlanKey {
     #[inline]
     pub(crate) fn new(call: &Call) -> Self {
         let Call { collective, count, dtype, reduction, .. } = *call;
@@ -43,33 +42,33 @@ impl Key {
 }
 
 /// How a plan is run.
-pub(crate) enum Body {
+pub(crate) enum PlanBody {
     /// By lines, in one fixed order.
-    Straight(StraightLine),
+    Compiled(CompiledPlan),
     /// By slots, tile by tile.
-    Walk(Program),
+    Interpreted(RankProgram),
     /// On a stream of a CUDA device.
     Device(DevicePlan),
 }
 
 /// A plan.
 pub(crate) struct Plan {
-    pub(crate) body: Body,
-    pub(crate) kernel: Kernel,
+    pub(crate) body: PlanBody,
+    pub(crate) kernel: FoldKernel,
     /// The call is to be looked at more closely: it brings a scalar that the plan's kernel does not know, or it must not be in place.
-    pub(crate) unusual: bool,
+    pub(crate) needs_check: bool,
     /// The kernel scales contributions.
     pub(crate) scaled: bool,
     pub(crate) tag: u32,
     /// What the watch knows such calls by.
     pub(crate) signature: CallSignature,
     /// Outputs that are not read again are written past the caches.
-    pub(crate) stream: bool,
+    pub(crate) non_temporal: bool,
 }
 
 /// Calls of at least this many bytes per rank write their results past the caches. Measured between two processes: at 4 MiB streaming costs
 /// half of the speed (the next call finds its buffers in the last-level cache), at 8 MiB it gains half, at 32 MiB too.
-pub(crate) const STREAM_FROM: usize = 8 << 20;
+pub(crate) const NON_TEMPORAL_BYTES: usize = 8 << 20;
 
 impl Plan {
     /// Binds a proved schedule for `task` as `choice` says. `link` opens the link to a peer on a channel.
@@ -89,7 +88,7 @@ impl Plan {
         let signature = CallSignature::of(task);
         let tag = tag(signature, choice);
         let body = match choice.protocol {
-            Protocol::Line => Body::Straight(StraightLine::compile(
+            Protocol::Ll => PlanBody::Compiled(CompiledPlan::compile(
                 schedule,
                 &geometry,
                 size,
@@ -97,9 +96,9 @@ impl Plan {
                 rank,
                 |peer, channel| link(links, peer, channel),
             )?),
-            Protocol::Slots => {
-                Body::Walk(Program::bind(schedule, &geometry, tag, rank, links, link)?)
-            }
+            Protocol::Slots => PlanBody::Interpreted(RankProgram::bind(
+                schedule, &geometry, tag, rank, links, link,
+            )?),
         };
         Ok(Self::of(body, choice, task, schedule.nranks, isa))
     }
@@ -114,17 +113,18 @@ impl Plan {
         rank: &mut DeviceRank,
     ) -> Result<Self, Error> {
         let tag = tag(CallSignature::of(task), choice);
-        let body = Body::Device(DevicePlan::new(proved, choice, task, tag, me, rank)?);
+        let body = PlanBody::Device(DevicePlan::new(proved, choice, task, tag, me, rank)?);
         Ok(Self::of(body, choice, task, proved.schedule().nranks, isa))
     }
 
-    fn of(body: Body, choice: &Choice, task: &Task, nranks: u32, isa: Isa) -> Self {
+    fn of(body: PlanBody, choice: &Choice, task: &Task, nranks: u32, isa: Isa) -> Self {
         let (reduction, signature) = (task.reduction(), CallSignature::of(task));
         let (scaled, tag) = (scaled(reduction.op, task.dtype), tag(signature, choice));
-        let kernel = Kernel::select(task.dtype, reduction, nranks, isa);
-        let unusual = reduction.op == RedOp::PreMulSum || task.collective == Collective::AllToAll;
-        let stream = task.bytes() >= STREAM_FROM;
-        Self { body, kernel, unusual, scaled, tag, signature, stream }
+        let kernel = FoldKernel::select(task.dtype, reduction, nranks, isa);
+        let needs_check =
+            reduction.op == RedOp::PreMulSum || task.collective == Collective::AllToAll;
+        let non_temporal = task.bytes() >= NON_TEMPORAL_BYTES;
+        Self { body, kernel, needs_check, scaled, tag, signature, non_temporal }
     }
 }
 
@@ -149,19 +149,19 @@ const MOST_VECTOR: usize = 32;
 pub(crate) struct Plans {
     plans: Vec<Plan>,
     /// Of calls that say by which algorithms.
-    selected: Vec<(Key, AlgorithmFilter, usize)>,
-    index: HashMap<Key, usize>,
+    selected: Vec<(PlanKey, AlgorithmFilter, usize)>,
+    index: HashMap<PlanKey, usize>,
     /// The plan of the last even call: most calls repeat it.
-    last: Option<(Key, usize)>,
+    last: Option<(PlanKey, usize)>,
     /// Those of vector calls, the last used first.
-    vector: Vec<(VectorKey, usize)>,
+    vector: Vec<(VectorPlanKey, usize)>,
     pub(crate) barrier: Option<usize>,
     /// Those by a schedule of the caller's own.
-    by_schedule: Vec<(Proved, Key, usize)>,
+    by_schedule: Vec<(Proved, PlanKey, usize)>,
 }
 
 #[derive(PartialEq, Eq)]
-struct VectorKey {
+struct VectorPlanKey {
     collective: Collective,
     dtype: DType,
     op: RedOp,
@@ -171,7 +171,7 @@ struct VectorKey {
 impl Plans {
     /// The number of the plan for `key`, if there is one. No hash when it is that of the last call.
     #[inline]
-    pub(crate) fn find(&mut self, key: &Key) -> Option<usize> {
+    pub(crate) fn find(&mut self, key: &PlanKey) -> Option<usize> {
         if let Some((last, number)) = &self.last
             && last == key
         {
@@ -184,14 +184,14 @@ impl Plans {
 
     /// The number of the plan for an vector call, if there is one.
     pub(crate) fn find_vector(&mut self, task: &Task) -> Option<usize> {
-        let key = VectorKey::new(task);
+        let key = VectorPlanKey::new(task);
         let at = self.vector.iter().position(|(known, _)| *known == key)?;
         self.vector[..=at].rotate_right(1);
         Some(self.vector[0].1)
     }
 
     /// The plan of all calls that have this key.
-    pub(crate) fn insert(&mut self, key: Key, plan: Plan) -> usize {
+    pub(crate) fn insert(&mut self, key: PlanKey, plan: Plan) -> usize {
         let number = self.add(plan);
         self.index.insert(key, number);
         self.last = Some((key, number));
@@ -199,7 +199,11 @@ impl Plans {
     }
 
     /// The number of the plan for `key` by one of these algorithms, if there is one.
-    pub(crate) fn find_selected(&self, key: &Key, algorithms: &AlgorithmFilter) -> Option<usize> {
+    pub(crate) fn find_selected(
+        &self,
+        key: &PlanKey,
+        algorithms: &AlgorithmFilter,
+    ) -> Option<usize> {
         self.selected
             .iter()
             .find(|(k, a, _)| k == key && a == algorithms)
@@ -209,7 +213,7 @@ impl Plans {
     /// The plan of all calls that have this key and may use these algorithms.
     pub(crate) fn insert_selected(
         &mut self,
-        key: Key,
+        key: PlanKey,
         algorithms: AlgorithmFilter,
         plan: Plan,
     ) -> usize {
@@ -227,18 +231,23 @@ impl Plans {
             self.plans[number] = plan;
             number
         };
-        self.vector.insert(0, (VectorKey::new(task), number));
+        self.vector.insert(0, (VectorPlanKey::new(task), number));
         number
     }
 
     /// The number of the plan of calls that have this key by `schedule`, if there is one.
-    pub(crate) fn find_by(&self, schedule: &Proved, key: &Key) -> Option<usize> {
+    pub(crate) fn find_by_schedule(&self, schedule: &Proved, key: &PlanKey) -> Option<usize> {
         let known = self.by_schedule.iter().find(|(s, k, _)| k == key && s.is_same(schedule));
         known.map(|(_, _, number)| *number)
     }
 
     /// The plan of all calls that have this key, by `schedule`.
-    pub(crate) fn insert_by(&mut self, schedule: Proved, key: Key, plan: Plan) -> usize {
+    pub(crate) fn insert_by_schedule(
+        &mut self,
+        schedule: Proved,
+        key: PlanKey,
+        plan: Plan,
+    ) -> usize {
         let number = self.add(plan);
         self.by_schedule.push((schedule, key, number));
         number
@@ -256,7 +265,7 @@ impl Plans {
     }
 }
 
-impl VectorKey {
+impl VectorPlanKey {
     fn new(task: &Task) -> Self {
         let Task { collective, dtype, .. } = *task;
         Self { collective, dtype, op: task.reduction().op, extents: task.extents.clone() }

@@ -12,7 +12,7 @@ use crate::process;
 
 /// What defines a schedule. A hierarchy's components and grouping are in its detail.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Key {
+struct ProofKey {
     collective: Collective,
     name: &'static str,
     detail: Option<Arc<str>>,
@@ -23,26 +23,26 @@ struct Key {
     process: u32,
 }
 
-type Outcome = Arc<OnceLock<Result<Proved, String>>>;
+type SharedProof = Arc<OnceLock<Result<Proved, String>>>;
 
 #[derive(Default)]
 struct Proofs {
-    known: HashMap<Key, (Outcome, u64)>,
+    known: HashMap<ProofKey, (SharedProof, u64)>,
     /// In the order in which they were made, to be forgotten in the same.
-    order: VecDeque<Key>,
+    order: VecDeque<ProofKey>,
     steps: u64,
 }
 
 /// Steps of all schedules together whose proofs are kept: some hundred MiB at most.
-const MOST_STEPS: u64 = 1 << 20;
+const MAX_KEPT_STEPS: u64 = 1 << 20;
 
 /// How often the lock is tried before the proof is made without asking. It is held for less than a microsecond, unless it was held by
 /// another thread when this process was forked.
-const PATIENCE: u32 = 10_000;
+const LOCK_ATTEMPTS: u32 = 10_000;
 
 /// Proves `schedule`, or finds the proof. Where another thread is at it, waits for that.
 pub(crate) fn proved(schedule: Schedule) -> Result<Proved, Error> {
-    let key = Key {
+    let key = ProofKey {
         collective: schedule.collective,
         name: schedule.name,
         detail: schedule.detail.clone(),
@@ -60,9 +60,9 @@ pub(crate) fn proved(schedule: Schedule) -> Result<Proved, Error> {
 }
 
 /// The place of that proof, done or not; None if that cannot be said.
-fn entry(key: Key, steps: u64) -> Option<Outcome> {
+fn entry(key: ProofKey, steps: u64) -> Option<SharedProof> {
     static PROOFS: Mutex<Option<Proofs>> = Mutex::new(None);
-    let mut proofs = (0..PATIENCE).find_map(|_| match PROOFS.try_lock() {
+    let mut proofs = (0..LOCK_ATTEMPTS).find_map(|_| match PROOFS.try_lock() {
         Ok(proofs) => Some(proofs),
         Err(TryLockError::Poisoned(poisoned)) => Some(PoisonError::into_inner(poisoned)),
         Err(TryLockError::WouldBlock) => {
@@ -74,11 +74,11 @@ fn entry(key: Key, steps: u64) -> Option<Outcome> {
     if let Some((outcome, _)) = known.get(&key) {
         return Some(outcome.clone());
     }
-    let outcome = Outcome::default();
+    let outcome = SharedProof::default();
     known.insert(key.clone(), (outcome.clone(), steps));
     order.push_back(key);
     *total += steps;
-    while *total > MOST_STEPS && order.len() > 1 {
+    while *total > MAX_KEPT_STEPS && order.len() > 1 {
         let Some((_, steps)) = order.pop_front().and_then(|oldest| known.remove(&oldest)) else {
             break;
         };
@@ -105,7 +105,7 @@ mod tests {
         let facts = trees(ring::schedule(5));
         assert!(facts.iter().all(|f| *f == facts[0]));
         // Each call finds the same entry, as long as it is kept.
-        let key = |nranks| Key {
+        let key = |nranks| ProofKey {
             collective: Collective::AllReduce,
             name: "a test's own",
             detail: None,
@@ -116,7 +116,7 @@ mod tests {
         };
         let first = entry(key(0), 10).expect("nobody holds the lock");
         assert!(Arc::ptr_eq(&first, &entry(key(0), 10).expect("nobody holds the lock")));
-        entry(key(1), MOST_STEPS);
+        entry(key(1), MAX_KEPT_STEPS);
         assert!(!Arc::ptr_eq(&first, &entry(key(0), 10).expect("nobody holds the lock")));
         let of = |schedule: Schedule| proved(schedule).expect("a proof").schedule().name;
         assert_eq!((of(one_shot::schedule(3)), of(ring::schedule(3))), ("oneshot", "ring"));

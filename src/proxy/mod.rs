@@ -51,9 +51,9 @@ use maypole_transport::inbox::InboxLayout;
 use maypole_transport::sync::{AtomicU64, Ordering};
 
 use crate::device::pool::{Memory, Pool};
-use crate::engine::wait::Patience;
 use crate::error::Error;
 use crate::process;
+use crate::spin_policy::SpinPolicy;
 pub(crate) use meet::Meet;
 use meet::Request;
 use pump::{Pump, Rings};
@@ -65,7 +65,7 @@ use serve::{ABANDONED, Board, STOPPED};
 pub(crate) struct Proxy {
     board: Arc<Board>,
     shape: Shape,
-    patience: Patience,
+    spin_policy: SpinPolicy,
     timeout: Duration,
     /// Per link: see [`Rings::wanted`].
     wanted: Vec<Arc<AtomicU64>>,
@@ -86,7 +86,7 @@ pub(crate) struct Setup {
     /// Of the endpoint: rings are as deep as links, and their slots as long.
     pub(crate) layout: InboxLayout,
     /// Of a rank that waits.
-    pub(crate) patience: Patience,
+    pub(crate) spin_policy: SpinPolicy,
     /// How long a peer may take to come.
     pub(crate) timeout: Duration,
     /// Opens the link to a rank on a channel; waits for that rank until the given time at most.
@@ -118,7 +118,7 @@ struct Threads {
 impl Proxy {
     /// Nothing runs before the first link.
     pub(crate) fn new(setup: Setup) -> Self {
-        let Setup { endpoint, layout, patience, timeout, meet, queued, fail } = setup;
+        let Setup { endpoint, layout, spin_policy, timeout, meet, queued, fail } = setup;
         process::notice_forks();
         let board = Arc::new(Board {
             endpoint,
@@ -135,7 +135,7 @@ impl Proxy {
         Self {
             board,
             shape: Shape { depth: layout.depth, slot_bytes: layout.slot_bytes },
-            patience,
+            spin_policy,
             timeout,
             wanted: Vec::new(),
             positions: Positions::default(),
@@ -242,8 +242,8 @@ impl Proxy {
 
     fn start(&self, meet: Meet) -> Result<Threads, Error> {
         let (requests, asked) = channel();
-        let (board, patience) = (self.board.clone(), self.patience);
-        let serves = spawn("maypole-proxy", move || serve::run(&board, patience))?;
+        let (board, spin_policy) = (self.board.clone(), self.spin_policy);
+        let serves = spawn("maypole-proxy", move || serve::run(&board, spin_policy))?;
         let board = self.board.clone();
         let meets = spawn("maypole-meet", move || {
             board.guard(|| meet::run(board.endpoint.rank(), &board, &asked, &meet));

@@ -16,8 +16,8 @@ use maypole_transport::error::LinkError;
 use maypole_transport::sync::{AtomicU64, Ordering};
 
 use super::pump::Pump;
-use crate::engine::wait::Patience;
 use crate::error::Error;
+use crate::spin_policy::SpinPolicy;
 
 /// The longest sleep: bounds the damage if something does not ring that should.
 const NAP: Duration = Duration::from_millis(500);
@@ -94,16 +94,16 @@ impl Board {
 
 /// Runs until it is stopped and all that kernels sent is on its way, or to the first error. Gives the pumps back: kernels may still use their
 /// rings.
-pub(super) fn run(board: &Board, patience: Patience) -> Vec<Pump> {
+pub(super) fn run(board: &Board, spin_policy: SpinPolicy) -> Vec<Pump> {
     sharpen();
     let mut pumps = Vec::new();
-    board.guard(|| Ok(serve(board, patience, &mut pumps)?));
+    board.guard(|| Ok(serve(board, spin_policy, &mut pumps)?));
     pumps
 }
 
-fn serve(board: &Board, patience: Patience, pumps: &mut Vec<Pump>) -> Result<(), LinkError> {
+fn serve(board: &Board, spin_policy: SpinPolicy, pumps: &mut Vec<Pump>) -> Result<(), LinkError> {
     let endpoint = &*board.endpoint;
-    let mut rest = Rest::new(endpoint.doorbell(), patience);
+    let mut rest = Rest::new(endpoint.doorbell(), spin_policy);
     let mut calls = 0;
     loop {
         // Before the look at the rings: no kernel runs any more when it is set, so what is flushed then is all.
@@ -165,7 +165,7 @@ fn departed(pumps: &mut [Pump]) -> Result<(), LinkError> {
 /// One rest, from the first turn in vain to the next that moves something.
 struct Rest<'a> {
     bell: &'a Doorbell,
-    patience: Patience,
+    spin_policy: SpinPolicy,
     polls: u32,
     armed: Option<SleepTicket>,
     /// Since it sleeps now and then.
@@ -173,13 +173,13 @@ struct Rest<'a> {
 }
 
 impl<'a> Rest<'a> {
-    fn new(bell: &'a Doorbell, patience: Patience) -> Self {
-        Self { bell, patience, polls: 0, armed: None, since: None }
+    fn new(bell: &'a Doorbell, spin_policy: SpinPolicy) -> Self {
+        Self { bell, spin_policy, polls: 0, armed: None, since: None }
     }
 
     /// To be called after every turn in vain; returns when it is time for the next one. `busy`: a kernel may have news that ring no bell.
     fn idle(&mut self, busy: bool) {
-        let Patience { spins, yields } = self.patience;
+        let SpinPolicy { spins, yields } = self.spin_policy;
         self.polls = self.polls.saturating_add(1);
         if self.polls <= spins {
             std::hint::spin_loop();

@@ -29,7 +29,7 @@ const LAYOUTS: [InboxLayout; 2] = [
     InboxLayout { nranks: 2, channels: 2, slot_bytes: 4096, depth: 1 },
     InboxLayout { nranks: 2, channels: 2, slot_bytes: 64 * 33, depth: 4 },
 ];
-const PATIENT: Patience = Patience { spins: 20, yields: 4 };
+const SPIN_POLICY: SpinPolicy = SpinPolicy { spins: 20, yields: 4 };
 
 fn tcp(config: EndpointConfig) -> Result<Endpoint, LinkError> {
     let tcp = TcpConfig { addresses: vec![Ipv4Addr::LOCALHOST.into()], streams: 2 };
@@ -105,7 +105,7 @@ fn proxied_when(
     let mut proxy = Proxy::new(Setup {
         endpoint,
         layout,
-        patience: PATIENT,
+        spin_policy: SPIN_POLICY,
         timeout,
         meet: Box::new(move |_, _, until| meet(until)),
         queued: Box::new(move || count.load(Ordering::Acquire) != 0),

@@ -1,6 +1,6 @@
 //! Reduction kernels for host memory: one pass that folds up to eight inputs and writes up to eight outputs.
 //!
-//! A [`Kernel`] is chosen once, by element type, operation and instruction set, and runs any number of [`Pass`]es. What
+//! A [`FoldKernel`] is chosen once, by element type, operation and instruction set, and runs any number of [`FoldOperands`]. What
 //! a pass computes is what [`maypole_algorithms::semantics`] says of a step: contributions are scaled where the
 //! operation says so, inputs are folded by the balanced tree over their positions, the value is rounded to the element
 //! type once per binary node, and a finishing pass divides an integer average. [`scalar`] says the same one element at
@@ -31,7 +31,7 @@ mod tests;
 use maypole_algorithms::{DType, RedOp};
 
 use lanes::Loops;
-pub use pass::Pass;
+pub use pass::FoldOperands;
 
 /// A reduction operation with its operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,7 +89,7 @@ impl Isa {
 
 /// The loops for one element type, one reduction and one instruction set.
 #[derive(Clone, Copy)]
-pub struct Kernel {
+pub struct FoldKernel {
     loops: &'static Loops,
     /// What contributions are multiplied by, where they are.
     factor: Option<u64>,
@@ -97,7 +97,7 @@ pub struct Kernel {
     divisor: Option<u32>,
 }
 
-impl Kernel {
+impl FoldKernel {
     /// The kernel for `reduction` of `nranks` ranks' contributions.
     ///
     /// # Panics

@@ -5,14 +5,14 @@ use std::ptr;
 
 use maypole_algorithms::schedule::MAX_FAN;
 
-use super::Kernel;
+use super::FoldKernel;
 use super::lanes::Divide;
 
 /// One pass over memory. Addresses need no alignment.
 ///
 /// An output may be exactly an input's memory (the same address); otherwise no output overlaps an input or another output.
 #[derive(Clone, Copy, Debug)]
-pub struct Pass<'a> {
+pub struct FoldOperands<'a> {
     /// What is folded, in the order of the fold: 1 to 8.
     pub inputs: &'a [*const u8],
     /// Bit `i`: input `i` is the rank's own contribution, to be scaled where the operation says so.
@@ -21,7 +21,7 @@ pub struct Pass<'a> {
     pub outputs: &'a [*mut u8],
     /// Bit `i`: output `i` is written past the cache, being large and not read again soon. If any is, the pass ends
     /// with a store fence, so that a release store that follows publishes these outputs too.
-    pub streamed: u8,
+    pub non_temporal: u8,
     /// Elements of each input and output.
     pub count: usize,
     /// Apply the operation's closing function.
@@ -54,24 +54,24 @@ struct Scratch {
     scaled: [Block; GROUP],
 }
 
-impl Kernel {
+impl FoldKernel {
     /// Runs a pass.
     ///
     /// # Safety
     /// Each input is valid for reads, and each output for writes, of `count` elements during the call, with no
-    /// concurrent access that conflicts, and they overlap only as [`Pass`] allows.
-    pub unsafe fn run(&self, pass: &Pass<'_>) {
+    /// concurrent access that conflicts, and they overlap only as [`FoldOperands`] allows.
+    pub unsafe fn run(&self, pass: &FoldOperands<'_>) {
         debug_assert!((1..=MAX_FAN).contains(&pass.inputs.len()));
         debug_assert!((1..=MAX_FAN).contains(&pass.outputs.len()));
         let factor = self.factor.filter(|_| pass.own & low_bits(pass.inputs.len()) != 0);
         let divide = self.loops.divide.zip(self.divisor).filter(|_| pass.finish);
-        let streamed = pass.streamed & low_bits(pass.outputs.len()) != 0;
+        let non_temporal = pass.non_temporal & low_bits(pass.outputs.len()) != 0;
         let plain = factor.is_none() && divide.is_none();
         let fan_in = pass.inputs.len();
         if plain && fan_in == 1 {
             // SAFETY: the caller's promise.
             unsafe { self.copy(pass) };
-        } else if plain && !streamed && fan_in <= GROUP && pass.outputs.len() == 1 {
+        } else if plain && !non_temporal && fan_in <= GROUP && pass.outputs.len() == 1 {
             // Without intermediate values there is no need for blocks.
             // SAFETY: the caller's promise.
             unsafe { self.fold(pass.outputs[0], pass.inputs, pass.count) };
@@ -79,7 +79,7 @@ impl Kernel {
             // SAFETY: the caller's promise.
             unsafe { self.blocks(pass, factor, divide) };
         }
-        if streamed {
+        if non_temporal {
             fence();
         }
     }
@@ -92,7 +92,7 @@ impl Kernel {
     }
 
     /// One input, as it is, to every output.
-    unsafe fn copy(&self, pass: &Pass<'_>) {
+    unsafe fn copy(&self, pass: &FoldOperands<'_>) {
         let from = pass.inputs[0];
         let bytes = pass.count * self.loops.size;
         let block = if pass.outputs.len() == 1 { bytes } else { BLOCK };
@@ -102,7 +102,9 @@ impl Kernel {
             for (i, &to) in pass.outputs.iter().enumerate() {
                 if to.cast_const() != from {
                     // SAFETY: at + len <= bytes; an output that is not the input does not overlap it.
-                    unsafe { self.put(to.add(at), from.add(at), len, pass.streamed >> i & 1 != 0) }
+                    unsafe {
+                        self.put(to.add(at), from.add(at), len, pass.non_temporal >> i & 1 != 0)
+                    }
                 }
             }
             at += len;
@@ -111,11 +113,16 @@ impl Kernel {
 
     /// The general case. A block's inputs are all read before any output but the first is written, and that one is written
     /// register by register behind the reads: so outputs may be inputs.
-    unsafe fn blocks(&self, pass: &Pass<'_>, factor: Option<u64>, divide: Option<(Divide, u32)>) {
+    unsafe fn blocks(
+        &self,
+        pass: &FoldOperands<'_>,
+        factor: Option<u64>,
+        divide: Option<(Divide, u32)>,
+    ) {
         let size = self.loops.size;
         let mut scratch =
             Scratch { left: Block::NEW, right: Block::NEW, scaled: [Block::NEW; GROUP] };
-        let direct = (0..pass.outputs.len()).find(|i| pass.streamed >> i & 1 == 0);
+        let direct = (0..pass.outputs.len()).find(|i| pass.non_temporal >> i & 1 == 0);
         let mut inputs = [ptr::null(); MAX_FAN];
         let inputs = &mut inputs[..pass.inputs.len()];
         let mut done = 0;
@@ -143,7 +150,7 @@ impl Kernel {
                     divide(result, divisor, elements);
                 }
                 for (i, to) in pass.outputs.iter().enumerate().filter(|&(i, _)| Some(i) != direct) {
-                    self.put(to.add(at), result, bytes, pass.streamed >> i & 1 != 0);
+                    self.put(to.add(at), result, bytes, pass.non_temporal >> i & 1 != 0);
                 }
             }
             done += elements;
@@ -217,10 +224,10 @@ impl Kernel {
     }
 
     /// Copies `bytes` bytes between memory that does not overlap.
-    unsafe fn put(&self, to: *mut u8, from: *const u8, bytes: usize, streamed: bool) {
+    unsafe fn put(&self, to: *mut u8, from: *const u8, bytes: usize, non_temporal: bool) {
         // SAFETY: the caller's promise; `select` has seen that the machine has the instruction set.
         unsafe {
-            if streamed {
+            if non_temporal {
                 (self.loops.stream)(to, from, bytes);
             } else {
                 ptr::copy_nonoverlapping(from, to, bytes);

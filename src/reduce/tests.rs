@@ -3,7 +3,7 @@
 use maypole_algorithms::semantics::{self, Algebra};
 use maypole_algorithms::{DType, RedOp};
 
-use super::{Isa, Kernel, Pass, Reduction, scalar};
+use super::{FoldKernel, FoldOperands, Isa, Reduction, scalar};
 
 const COUNTS: [usize; 14] = [0, 1, 2, 3, 7, 15, 16, 17, 31, 63, 64, 65, 1000, 5000];
 const NRANKS: u32 = 5;
@@ -217,21 +217,21 @@ impl Case {
         let to: Vec<*mut u8> = (in_place.iter().zip(&mut outputs))
             .map(|(place, own)| place.map_or(own.pointer(), |i| from[i].cast_mut()))
             .collect();
-        let streamed = numbers.next() as u8;
-        let pass = Pass {
+        let non_temporal = numbers.next() as u8;
+        let pass = FoldOperands {
             inputs: &from,
             own: self.own,
             outputs: &to,
-            streamed,
+            non_temporal,
             count,
             finish: self.finish,
         };
-        let kernel = Kernel::select(dtype, reduction, NRANKS, isa);
+        let kernel = FoldKernel::select(dtype, reduction, NRANKS, isa);
         // SAFETY: the buffers are as long as the pass says, and distinct but for outputs that are inputs.
         unsafe { kernel.run(&pass) };
         let what = || {
             format!(
-                "{dtype} {} by {isa:?}: {} inputs, own {:#b}, finish {}, {in_place:?}, streamed {streamed:#b}, {count}",
+                "{dtype} {} by {isa:?}: {} inputs, own {:#b}, finish {}, {in_place:?}, non_temporal {non_temporal:#b}, {count}",
                 reduction.op,
                 from.len(),
                 self.own,
@@ -335,13 +335,13 @@ fn narrow_types_exhaustively() {
                     if size == 2 && round >= 16 {
                         break;
                     }
-                    let kernel = Kernel::select(dtype, op.into(), 1, isa);
+                    let kernel = FoldKernel::select(dtype, op.into(), 1, isa);
                     let mut result = vec![0; left.len()];
-                    let pass = Pass {
+                    let pass = FoldOperands {
                         inputs: &[left.as_ptr(), right.as_ptr()],
                         own: 0,
                         outputs: &[result.as_mut_ptr()],
-                        streamed: 0,
+                        non_temporal: 0,
                         count: values as usize,
                         finish: false,
                     };

@@ -5,7 +5,7 @@ use maypole_algorithms::hierarchy::{self, FAMILY, channels, hierarchies};
 use maypole_algorithms::topology::Grouping;
 use maypole_algorithms::{Collective, Schedule};
 
-use super::MOST_CHANNELS;
+use crate::channels::MAX_OF_SCHEDULES;
 
 /// Every schedule that there is for `collective` among ranks of that `grouping`, in a fixed order: flat ones, then hierarchies over one
 /// rail and over as many as there are; of each as many copies side by side as `copies` lists. Those that need more channels
@@ -26,7 +26,7 @@ pub(crate) fn candidates(
     for schedule in flat.chain(nested) {
         for &copies in copies {
             let all = copies * u32::from(schedule.channels);
-            if all <= u32::from(MOST_CHANNELS) {
+            if all <= u32::from(MAX_OF_SCHEDULES) {
                 schedules.push(channels::schedule(&schedule, copies));
             }
         }
@@ -60,6 +60,6 @@ mod tests {
         let two = |s: &Schedule| s.detail.as_ref().is_some_and(|d| d.contains("2 side by side"));
         assert_eq!(count(&[8], &[1], &two), 0);
         assert!(count(&[8], &[1, 2], &two) > 4 && count(&[8], &[2], &two) > 4);
-        assert!(count(&[4, 4], &[1, 2], &|s| s.channels > MOST_CHANNELS) == 0);
+        assert!(count(&[4, 4], &[1, 2], &|s| s.channels > MAX_OF_SCHEDULES) == 0);
     }
 }

@@ -145,7 +145,7 @@ fn known(kind: &str, name: &str, all: &[&str], text: &str) -> Result<(), Error> 
 /// A name as NCCL has it for one call, without and with the protocol at its end.
 fn with_protocol(name: &str) -> (String, Option<Protocol>) {
     let name = name.to_ascii_lowercase();
-    let ends = [("_simple", Protocol::Slots), ("_ll128", Protocol::Line), ("_ll", Protocol::Line)];
+    let ends = [("_simple", Protocol::Slots), ("_ll128", Protocol::Ll), ("_ll", Protocol::Ll)];
     let found = ends.iter().find_map(|(end, of)| Some((name.strip_suffix(end)?, *of)));
     found.map_or_else(|| (name.clone(), None), |(bare, of)| (bare.to_owned(), Some(of)))
 }
@@ -205,14 +205,14 @@ mod tests {
             allowed.then(|| filter.protocol(Collective::AllReduce, name))
         };
         let list = "RING_LL, tree_SIMPLE,ring_ll128 ,oneshot";
-        assert_eq!(protocol(list, "ring"), Some(Some(Protocol::Line)));
+        assert_eq!(protocol(list, "ring"), Some(Some(Protocol::Ll)));
         assert_eq!(protocol(list, "tree"), Some(Some(Protocol::Slots)));
         assert_eq!(protocol(list, "oneshot"), Some(None));
         assert_eq!(protocol(list, "pairs"), None);
         // Either.
         assert_eq!(protocol("ring_LL,ring_SIMPLE", "ring"), Some(None));
         assert_eq!(protocol("ring,ring_SIMPLE", "ring"), Some(None));
-        assert_eq!(protocol("hier_LL", "hierring"), Some(Some(Protocol::Line)));
+        assert_eq!(protocol("hier_LL", "hierring"), Some(Some(Protocol::Ll)));
         assert!(of("ring_fast").is_err() && of("_LL").is_ok());
         let other = of("ring_LL").expect("a rule").protocol(Collective::AllGather, "ring");
         assert_eq!(other, None);

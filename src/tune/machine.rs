@@ -16,7 +16,7 @@ impl Tuner {
         let awaited = |link: LinkCost| LinkCost { latency: link.latency + wakeup, ..link };
         let shared = |latency| awaited(LinkCost { latency, message: 0.0, byte: 0.0 });
         let (latency, step, operand, byte) = match protocol {
-            Protocol::Line => (0.08e-6, 0.01e-6, 0.01e-6, 0.2e-9),
+            Protocol::Ll => (0.08e-6, 0.01e-6, 0.01e-6, 0.2e-9),
             Protocol::Slots => (0.15e-6, 0.10e-6, 0.04e-6, 0.04e-9),
         };
         let several = self.grouping.nodes() > 1;

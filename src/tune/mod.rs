@@ -17,10 +17,9 @@ use maypole_algorithms::topology::Grouping;
 use maypole_algorithms::{Class, Collective, Schedule};
 
 use crate::call::Task;
-use crate::device::inbox::LINE_BYTES;
+use crate::channels::MAX_OF_SCHEDULES;
 use crate::error::Error;
-use crate::plan::compiled::StraightLine;
-use crate::plan::geometry::Geometry;
+use crate::geometry::Geometry;
 
 pub(crate) use candidates::candidates;
 pub use filter::AlgorithmFilter;
@@ -29,7 +28,7 @@ pub use filter::AlgorithmFilter;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// Cache lines that carry their own flag; the schedule is compiled to a straight line.
-    Line,
+    Ll,
     /// Slots of a ring; the schedule is walked tile by tile.
     Slots,
 }
@@ -37,7 +36,7 @@ pub enum Protocol {
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Self::Line => "line",
+            Self::Ll => "line",
             Self::Slots => "slots",
         })
     }
@@ -76,6 +75,15 @@ impl fmt::Display for Choice {
     }
 }
 
+/// What a schedule may use on CUDA devices.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeviceLimits {
+    /// The most channels.
+    pub(crate) channels: Channel,
+    /// Bytes of the longest LL message.
+    pub(crate) ll_bytes: usize,
+}
+
 /// What choices depend on besides the call. The same on all ranks of a communicator.
 #[derive(Clone, Debug)]
 pub(crate) struct Tuner {
@@ -86,9 +94,9 @@ pub(crate) struct Tuner {
     /// Slots of a link: the credits that a schedule has.
     pub(crate) depth: u32,
     /// All links have lines: no two ranks meet over TCP.
-    pub(crate) lines: bool,
-    /// All ranks are on CUDA devices: then the most channels that a schedule may use.
-    pub(crate) device: Option<Channel>,
+    pub(crate) ll: bool,
+    /// What schedules may use where all ranks are on CUDA devices; None on the host.
+    pub(crate) device: Option<DeviceLimits>,
     /// Some ranks of one node meet over TCP.
     pub(crate) tcp_within_nodes: bool,
     /// Ranks per core on the busiest node, at least 1.
@@ -105,9 +113,6 @@ pub(crate) struct Tuner {
     pub(crate) copies: Vec<u32>,
 }
 
-/// Channels of a link that schedules may use; those that need more are not considered. A link costs memory only where it is used.
-pub(crate) const MOST_CHANNELS: Channel = 16;
-
 /// Steps of all ranks together above which a schedule is considered only if there is none of fewer: proving and costing
 /// it would take seconds.
 const MANY_STEPS: u64 = 1 << 17;
@@ -117,7 +122,7 @@ const MANY_STEPS: u64 = 1 << 17;
 const MOST_WORK: u64 = 1 << 16;
 
 /// A schedule with a protocol and a tile, and what the model says of them in seconds.
-struct Way {
+struct Candidate {
     schedule: Schedule,
     protocol: Protocol,
     tile: usize,
@@ -137,7 +142,7 @@ impl Tuner {
             bounds.push((self.bound(&schedule, &geometry, task, protocol), schedule, protocol));
         }
         bounds.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let mut ranking: Vec<Way> = Vec::new();
+        let mut ranking: Vec<Candidate> = Vec::new();
         let mut best: Option<(f64, FlatSchedule)> = None;
         let mut work = 0;
         for (bound, schedule, protocol) in bounds {
@@ -154,22 +159,22 @@ impl Tuner {
             let cost = self.cost(&schedule, &decoded, task, protocol, tile);
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
                 best = Some((cost, decoded));
-                ranking.insert(0, Way { schedule, protocol, tile, cost });
+                ranking.insert(0, Candidate { schedule, protocol, tile, cost });
             } else {
-                ranking.push(Way { schedule, protocol, tile, cost });
+                ranking.push(Candidate { schedule, protocol, tile, cost });
             }
         }
         if let (Some((_, decoded)), Some(first)) = (&best, ranking.first()) {
             let (schedule, protocol) = (first.schedule.clone(), first.protocol);
             for tile in self.smaller_tiles(&schedule, task, protocol) {
                 let cost = self.cost(&schedule, decoded, task, protocol, tile);
-                ranking.push(Way { schedule: schedule.clone(), protocol, tile, cost });
+                ranking.push(Candidate { schedule: schedule.clone(), protocol, tile, cost });
             }
         }
         ranking.sort_by(|a, b| a.cost.total_cmp(&b.cost));
-        let entry = |w: &Way| (w.schedule.name, w.protocol, w.tile, w.cost * 1e6);
+        let entry = |w: &Candidate| (w.schedule.name, w.protocol, w.tile, w.cost * 1e6);
         let others = ranking.iter().skip(1).map(entry).collect();
-        let Some(Way { schedule, protocol, tile, cost }) = ranking.into_iter().next() else {
+        let Some(Candidate { schedule, protocol, tile, cost }) = ranking.into_iter().next() else {
             return Err(self.none(task.collective));
         };
         let (algorithm, detail, predicted) = (schedule.name, schedule.detail.clone(), cost * 1e6);
@@ -187,7 +192,7 @@ impl Tuner {
                 task.collective
             ));
         }
-        let most = self.device.unwrap_or(MOST_CHANNELS);
+        let most = self.device.map_or(MAX_OF_SCHEDULES, |limits| limits.channels);
         if channels > most {
             return refused(format!(
                 "{schedule:?} uses {channels} channels; communicators have {most}"
@@ -215,7 +220,7 @@ impl Tuner {
         schedules.retain(|schedule| {
             let asked = self.algorithms.names(collective, schedule.name);
             let of_class = schedule.class <= self.class || (asked && !self.explicit_class);
-            let channels = self.device.is_none_or(|most| schedule.channels <= most);
+            let channels = self.device.is_none_or(|limits| schedule.channels <= limits.channels);
             allowed.contains(&schedule.name) && of_class && channels
         });
         let least = schedules.iter().map(|s| self.steps(s)).min().unwrap_or(0);
@@ -234,16 +239,18 @@ impl Tuner {
     /// algorithm by a protocol that is not for this.
     fn protocol(&self, schedule: &Schedule, geometry: &Geometry, task: &Task) -> Option<Protocol> {
         let asked = self.algorithms.protocol(task.collective, schedule.name);
-        let lines = self.lines && asked.or(self.protocol) != Some(Protocol::Slots);
+        let ll = self.ll && asked.or(self.protocol) != Some(Protocol::Slots);
         let size = task.dtype.size();
         let fits = match self.device {
-            None => StraightLine::fits(schedule, geometry, size),
-            Some(_) => schedule.credit <= self.depth && geometry.longest() * size <= LINE_BYTES,
+            None => geometry.fits_ll(schedule, size),
+            Some(limits) => {
+                schedule.credit <= self.depth && geometry.longest() * size <= limits.ll_bytes
+            }
         };
-        if lines && fits {
-            return Some(Protocol::Line);
+        if ll && fits {
+            return Some(Protocol::Ll);
         }
-        if asked == Some(Protocol::Line) {
+        if asked == Some(Protocol::Ll) {
             return None;
         }
         (schedule.credit <= self.depth).then_some(Protocol::Slots)
@@ -256,7 +263,7 @@ impl Tuner {
         // A tile that a chunk does not fill is no other than the one that it just fills.
         let makes_a_difference = |tile: &usize| *tile >= 4096 && *tile < longest;
         let tiles = [slot / 2, slot / 4].into_iter().filter(makes_a_difference);
-        if protocol == Protocol::Line { Vec::new() } else { tiles.collect() }
+        if protocol == Protocol::Ll { Vec::new() } else { tiles.collect() }
     }
 
     /// Seconds that the busiest of the ranks that differ most (the first, the last, the root) needs for its own steps.
@@ -314,7 +321,7 @@ mod tests {
             grouping,
             slot_bytes: 16 << 10,
             depth: 4,
-            lines: true,
+            ll: true,
             device: None,
             tcp_within_nodes: false,
             ranks_per_core: 1.0,
@@ -369,7 +376,7 @@ mod tests {
             let choice = tuner.choose(&task(Collective::AllReduce, count));
             choice.map(|(_, choice)| (choice.algorithm, choice.protocol)).ok()
         };
-        assert_eq!(chosen("ring_LL", 8), Some(("ring", Protocol::Line)));
+        assert_eq!(chosen("ring_LL", 8), Some(("ring", Protocol::Ll)));
         assert_eq!(chosen("ring_SIMPLE", 8), Some(("ring", Protocol::Slots)));
         assert_eq!(chosen("ring_LL", 1 << 20), None);
         assert_eq!(chosen("ring_LL,tree_SIMPLE", 1 << 20), Some(("tree", Protocol::Slots)));
@@ -381,7 +388,7 @@ mod tests {
             ..tuner(Grouping::of_sizes(&[4]))
         };
         let (_, choice) = slots.choose(&task(Collective::AllReduce, 8)).expect("a choice");
-        assert_eq!(choice.protocol, Protocol::Line);
+        assert_eq!(choice.protocol, Protocol::Ll);
     }
 
     #[test]

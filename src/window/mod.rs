@@ -5,7 +5,7 @@
 //! [`wait_signals`](crate::Communicator::wait_signals) waits for signals and consumes them (`comm/window`). What a rank put before a signal is there when the
 //! signal is.
 //!
-//! Where both ranks run on one host and the peer's part lies in memory of the library ([`Buffer`](crate::memory::Buffer)), a put is one copy into
+//! Where both ranks run on one host and the peer's part lies in memory of the library ([`SharedBuffer`](crate::memory::SharedBuffer)), a put is one copy into
 //! it, and a signal one addition to a word of the peer's signal_words (`signal_words`), which lies in such memory too. The peer's doorbell is rung; nothing of the
 //! peer's runs.
 //!
@@ -31,16 +31,15 @@ use maypole_transport::error::LinkError;
 use maypole_transport::link::{ReceiveSlots, SendSlots, Sequence};
 use maypole_transport::segment::PeerSegment;
 
+use crate::channels;
 use crate::comm::AbortHandle;
 use crate::error::Error;
-use crate::plan::exchange;
 use crate::process;
-use crate::tune::MOST_CHANNELS;
 pub(crate) use message::{HEADER_BYTES, WINDOW_TAG, WindowInfo, WindowMessage};
 pub(crate) use signal_words::{MOST_DIRECT_WINDOWS, PeerSignalWords, SignalWords};
 
 /// The channel of puts and signals, after those of all schedules.
-pub(crate) const CHANNEL: Channel = exchange::FIRST_BEYOND + MOST_CHANNELS;
+pub(crate) const CHANNEL: Channel = channels::WINDOWS;
 
 /// A window of a communicator; the same number on all of its ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -9,7 +9,7 @@ use maypole_transport::segment::{self, PeerSegment};
 
 use super::WindowMemory;
 use crate::error::Error;
-use crate::memory::Buffer;
+use crate::memory::SharedBuffer;
 
 /// Windows with a number up to this can be written to directly: the signal_words has a word for each.
 pub(crate) const MOST_DIRECT_WINDOWS: u32 = 512;
@@ -20,7 +20,7 @@ const LINE: usize = 8;
 /// What others write to a rank's signal_words, what its thread and the communicator share, and where its windows are.
 pub(crate) struct SignalWords {
     /// A word per window, 1 when it is deregistered; then a line per rank, with the number of its signals.
-    words: Buffer,
+    words: SharedBuffer,
     nranks: usize,
     /// This rank's memory of each window. Locked while its thread writes to it.
     extents: Mutex<HashMap<u32, WindowMemory>>,
@@ -49,7 +49,7 @@ const fn of_rank(rank: Rank) -> usize {
 impl SignalWords {
     pub(crate) fn new(nranks: usize) -> Result<Self, Error> {
         Ok(Self {
-            words: Buffer::new(bytes(nranks))?,
+            words: SharedBuffer::new(bytes(nranks))?,
             nranks,
             extents: Mutex::default(),
             closed: (0..nranks).map(|_| AtomicU64::new(0)).collect(),

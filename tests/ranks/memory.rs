@@ -1,8 +1,8 @@
 //! Memory of the library between processes: it is read in place, and nothing goes wrong with it that does not go wrong with other memory.
 
 use crate::ranks::Job;
-use maypole::memory::Buffer;
-use maypole::{Communicator, Error, Moved, RedOp, Transfer};
+use maypole::memory::SharedBuffer;
+use maypole::{Communicator, Error, RedOp, SlotTraffic, Transfer};
 
 /// The test that a rank process runs.
 const ENTRY: &str = "memory::rank";
@@ -27,8 +27,8 @@ fn rank() {
 const BYTES: usize = 1 << 20;
 
 /// All ranks make one at the same time, and go on when all have mapped all.
-fn buffer(comm: &mut Communicator, bytes: usize) -> Buffer {
-    let buffer = Buffer::new(bytes).expect("memory");
+fn buffer(comm: &mut Communicator, bytes: usize) -> SharedBuffer {
+    let buffer = SharedBuffer::new(bytes).expect("memory");
     // The peers below dial when they register theirs; so once more when they have.
     for _ in 0..2 {
         assert!(comm.register(buffer.as_ptr(), bytes).expect("peers"));
@@ -37,15 +37,15 @@ fn buffer(comm: &mut Communicator, bytes: usize) -> Buffer {
     buffer
 }
 
-/// What `call` has moved.
-fn moved(
+/// What `call` has slot_traffic.
+fn slot_traffic(
     comm: &mut Communicator,
     call: impl FnOnce(&mut Communicator) -> Result<(), Error>,
-) -> Moved {
-    let before = comm.moved();
+) -> SlotTraffic {
+    let before = comm.slot_traffic();
     call(comm).unwrap_or_else(|e| panic!("{e}"));
-    let now = comm.moved();
-    Moved {
+    let now = comm.slot_traffic();
+    SlotTraffic {
         copied: now.copied - before.copied,
         copied_bytes: now.copied_bytes - before.copied_bytes,
         lent: now.lent - before.lent,
@@ -68,7 +68,7 @@ fn ring(comm: &mut Communicator, from: &[u8], to: &mut [u8]) -> Result<(), Error
     unsafe { comm.exchange(&transfers) }
 }
 
-/// Every byte is moved as it should be, counted.
+/// Every byte is slot_traffic as it should be, counted.
 fn counts(comm: &mut Communicator) {
     let (rank, n) = (comm.rank(), comm.nranks());
     let before = (rank + n - 1) % n;
@@ -79,24 +79,24 @@ fn counts(comm: &mut Communicator) {
     for part in [0..BYTES, 1..BYTES, 4095..BYTES - 3, 77..200_000] {
         recv.fill(0);
         let (from, to) = (&send[part.clone()], &mut recv[..part.len()]);
-        let sent = moved(comm, |comm| ring(comm, from, to));
+        let sent = slot_traffic(comm, |comm| ring(comm, from, to));
         assert_eq!((sent.lent_bytes, sent.copied), (part.len() as u64, 0), "{part:?}");
         assert!(to.iter().zip(part).all(|(b, at)| *b == byte(before, at)));
     }
     // Ordinary memory into the library's, and the other way round: who sends decides.
     let ordinary = send.to_vec();
-    let sent = moved(comm, |comm| ring(comm, &ordinary, &mut recv));
+    let sent = slot_traffic(comm, |comm| ring(comm, &ordinary, &mut recv));
     assert_eq!((sent.lent, sent.copied_bytes), (0, BYTES as u64));
     assert!(!comm.register(ordinary.as_ptr(), BYTES).expect("it changes nothing"));
     let mut received = vec![0; BYTES];
-    let sent = moved(comm, |comm| ring(comm, &send, &mut received));
+    let sent = slot_traffic(comm, |comm| ring(comm, &send, &mut received));
     assert_eq!((sent.lent_bytes, sent.copied), (BYTES as u64, 0));
     assert!(received.iter().enumerate().all(|(at, b)| *b == byte(before, at)));
 
     // Collectives, out of place and in place.
     let block = BYTES / n as usize;
     let mut all = buffer(comm, block * n as usize);
-    let sent = moved(comm, |comm| comm.all_gather(&send[..block], &mut all));
+    let sent = slot_traffic(comm, |comm| comm.all_gather(&send[..block], &mut all));
     assert_eq!(sent.copied, 0, "{sent:?}");
     assert!(sent.lent_bytes >= block as u64);
     for from in 0..n {
@@ -109,10 +109,10 @@ fn counts(comm: &mut Communicator) {
     let total = |at: usize| (0..n).map(|r| value(r, at)).sum::<i32>();
     let numbers = numbers.elements_mut::<i32>();
     numbers.iter_mut().enumerate().for_each(|(at, x)| *x = value(rank, at));
-    let sent = moved(comm, |comm| comm.all_reduce(numbers, sums.elements_mut(), RedOp::Sum));
+    let sent = slot_traffic(comm, |comm| comm.all_reduce(numbers, sums.elements_mut(), RedOp::Sum));
     assert_eq!(sent.copied, 0, "{sent:?}");
     assert!(sums.elements::<i32>().iter().enumerate().all(|(at, s)| *s == total(at)));
-    let sent = moved(comm, |comm| comm.all_reduce_in_place(numbers, RedOp::Sum));
+    let sent = slot_traffic(comm, |comm| comm.all_reduce_in_place(numbers, RedOp::Sum));
     assert_eq!(sent.copied, 0, "{sent:?}");
     assert!(numbers.iter().enumerate().all(|(at, s)| *s == total(at)));
     println!("say:done");
@@ -132,7 +132,7 @@ fn what_is_of_the_library_is_never_copied_and_other_memory_is() {
 fn first(comm: &mut Communicator) {
     let (rank, n) = (comm.rank(), comm.nranks());
     let send = {
-        let mut send = Buffer::new(BYTES).expect("memory");
+        let mut send = SharedBuffer::new(BYTES).expect("memory");
         send.iter_mut().enumerate().for_each(|(at, b)| *b = byte(rank, at));
         send
     };
@@ -141,7 +141,7 @@ fn first(comm: &mut Communicator) {
     // It is mapped by a thread of the peer; nothing says when.
     for _ in 0..2000 {
         recv.fill(0);
-        let sent = moved(comm, |comm| ring(comm, &send, &mut recv));
+        let sent = slot_traffic(comm, |comm| ring(comm, &send, &mut recv));
         assert_eq!(sent.lent_bytes + sent.copied_bytes, BYTES as u64);
         assert!(recv.iter().enumerate().all(|(at, b)| *b == byte((rank + n - 1) % n, at)));
         lent = sent.lent_bytes;
@@ -166,8 +166,11 @@ fn come_and_go(comm: &mut Communicator) {
     let kept = buffer(comm, 1 << 16);
     for round in 0..150u32 {
         let bytes = [40_000, 300_000, 70_000][round as usize % 3];
-        let mut send =
-            if round % 5 == 0 { Buffer::new(bytes).expect("memory") } else { buffer(comm, bytes) };
+        let mut send = if round % 5 == 0 {
+            SharedBuffer::new(bytes).expect("memory")
+        } else {
+            buffer(comm, bytes)
+        };
         send.iter_mut().enumerate().for_each(|(at, b)| *b = byte(rank + round, at));
         let mut recv = buffer(comm, bytes);
         ring(comm, &send, &mut recv).unwrap_or_else(|e| panic!("{e}"));
@@ -234,11 +237,11 @@ fn abort(comm: &mut Communicator) {
             abort.abort();
         });
         let error = comm.send(&memory[..], 1).expect_err("nobody receives it");
-        let moved = comm.moved();
+        let slot_traffic = comm.slot_traffic();
         memory.fill(9);
         drop(memory);
         aborts.join().expect("a thread");
-        println!("say:{} {error}", moved.lent > 0);
+        println!("say:{} {error}", slot_traffic.lent > 0);
     } else {
         println!("say:ready");
         std::thread::sleep(std::time::Duration::from_millis(100));
@@ -312,7 +315,7 @@ fn short_of_descriptors(comm: &mut Communicator) {
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
     let mut buffers = Vec::new();
     loop {
-        let buffer = Buffer::new(40_000).expect("memory");
+        let buffer = SharedBuffer::new(40_000).expect("memory");
         if !buffer.is_shared() {
             break;
         }
@@ -322,15 +325,15 @@ fn short_of_descriptors(comm: &mut Communicator) {
     // As many are left to others.
     let more: Vec<_> =
         (0..20).map(|_| std::fs::File::open("/dev/null").expect("a descriptor")).collect();
-    let mut send = Buffer::new(40_000).expect("memory");
+    let mut send = SharedBuffer::new(40_000).expect("memory");
     assert!(!comm.register(send.as_ptr(), 40_000).expect("it changes nothing"));
     send.iter_mut().enumerate().for_each(|(at, b)| *b = byte(rank, at));
     let recv = buffers.last_mut().expect("a buffer");
-    let sent = moved(comm, |comm| ring(comm, &send, recv));
+    let sent = slot_traffic(comm, |comm| ring(comm, &send, recv));
     assert_eq!((sent.lent, sent.copied_bytes), (0, 40_000));
     assert!(recv.iter().enumerate().all(|(at, b)| *b == byte((rank + n - 1) % n, at)));
     drop((more, buffers));
-    assert!(Buffer::new(1).expect("memory").is_shared());
+    assert!(SharedBuffer::new(1).expect("memory").is_shared());
     println!("say:done");
 }
 
@@ -342,7 +345,7 @@ fn memory_is_ordinary_where_descriptors_run_short() {
 /// A child has no part in the memory, and takes nothing away.
 #[test]
 fn a_fork_is_harmless() {
-    let mut buffer = Buffer::new(100_000).expect("memory");
+    let mut buffer = SharedBuffer::new(100_000).expect("memory");
     buffer.fill(5);
     // SAFETY: the child drops the buffer, which locks nothing and frees nothing there, and ends.
     unsafe {

@@ -1,7 +1,7 @@
 //! Windows between processes: what is put arrives, and a target or a source that is killed ends the others' calls with its number.
 
 use crate::ranks::{Job, OVER_TCP};
-use maypole::memory::Buffer;
+use maypole::memory::SharedBuffer;
 use maypole::{Communicator, Error, WindowId};
 
 /// The test that a rank process runs.
@@ -17,7 +17,7 @@ fn rank() {
     // Others write to it until the process ends.
     let part = match scene.split_once('-') {
         Some((_, "library")) => {
-            Box::leak(Box::new(Buffer::new(WORDS * 8).expect("memory"))).as_mut_ptr().cast()
+            Box::leak(Box::new(SharedBuffer::new(WORDS * 8).expect("memory"))).as_mut_ptr().cast()
         }
         _ => vec![0; WORDS].leak().as_mut_ptr(),
     };

@@ -5,7 +5,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use maypole::internal::reduce::{Isa, Kernel, Pass};
+use maypole::internal::reduce::{FoldKernel, FoldOperands, Isa};
 use maypole::{DType, RedOp};
 
 use super::rank::Bench;
@@ -31,7 +31,7 @@ impl Bench<'_> {
     pub(super) fn roof(&mut self, work: &Work) -> Result<f64, Failure> {
         let element = work.dtype.size();
         let (read, written) = (work.send_elements() * element, work.recv_elements() * element);
-        let kernel = Kernel::select(DType::Uint8, RedOp::Max.into(), 1, Isa::detect());
+        let kernel = FoldKernel::select(DType::Uint8, RedOp::Max.into(), 1, Isa::detect());
         self.send.prepare(read);
         self.recv.prepare(written);
         let (from, to) = (self.send.pointer(), self.recv.pointer());
@@ -67,7 +67,7 @@ impl Bench<'_> {
 /// They are valid for that, and do not overlap.
 unsafe fn touch(
     copy: Copy,
-    kernel: &Kernel,
+    kernel: &FoldKernel,
     from: *const u8,
     read: usize,
     to: *mut u8,
@@ -80,11 +80,11 @@ unsafe fn touch(
         Copy::Kernel { streamed } => {
             let (inputs, outputs) = ([black_box(from)], [to]);
             let streamed = u8::from(streamed);
-            let pass = Pass {
+            let pass = FoldOperands {
                 inputs: &inputs,
                 own: 0,
                 outputs: &outputs,
-                streamed,
+                non_temporal: streamed,
                 count: both,
                 finish: false,
             };
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn every_loop_reads_and_writes_all() {
-        let kernel = Kernel::select(DType::Uint8, RedOp::Max.into(), 1, Isa::detect());
+        let kernel = FoldKernel::select(DType::Uint8, RedOp::Max.into(), 1, Isa::detect());
         let from: Vec<u8> = (0..1000).map(|i| (i % 251) as u8 + 2).collect();
         for copy in
             [Copy::Library, Copy::Kernel { streamed: false }, Copy::Kernel { streamed: true }]

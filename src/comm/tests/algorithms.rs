@@ -7,20 +7,20 @@ use maypole_algorithms::{Collective, DType, RedOp};
 
 use super::case::{Case, element, plan};
 use super::{Random, as_ranks, lateness, over_tcp};
-use crate::Moved;
+use crate::SlotTraffic;
 use crate::config::{self, Config};
 use crate::tune::Protocol;
 
 #[test]
 fn a_schedule_written_by_hand_runs_like_any_other() {
     let config = Config { slot_bytes: Some(512), ..Config::default() };
-    for protocol in [Protocol::Line, Protocol::Slots] {
+    for protocol in [Protocol::Ll, Protocol::Slots] {
         let results = as_ranks(uneven_example().nranks, &config, move |comm| {
             let mut random = Random(5);
             (0..40).try_for_each(|i| {
                 let case = Case {
                     // Another kind of call each time, so that each gets a plan of its own.
-                    count: 1 + i * if protocol == Protocol::Line { 5 } else { 131 },
+                    count: 1 + i * if protocol == Protocol::Ll { 5 } else { 131 },
                     ..Case::random(&mut random, Collective::AllReduce)
                 };
                 let schedule = uneven_example();
@@ -39,7 +39,7 @@ fn run_cases(
     nranks: u32,
     config: &Config,
     cases: u64,
-) -> Vec<Moved> {
+) -> Vec<SlotTraffic> {
     let only = format!("{}:{}", generator.collective, generator.name);
     let config = Config { algorithms: Some(only), ..config.clone() };
     let results = as_ranks(nranks, &config, move |comm| {
@@ -55,12 +55,12 @@ fn run_cases(
             case.run(comm, &schedule)
                 .map_err(|why| format!("rank {}: {case:?}: {why}", comm.rank()))
         });
-        outcome.map(|()| comm.moved())
+        outcome.map(|()| comm.slot_traffic())
     });
-    let moved = results.into_iter().map(|result| {
+    let slot_traffic = results.into_iter().map(|result| {
         result.unwrap_or_else(|why| panic!("{}, {nranks} ranks: {why}", generator.name))
     });
-    moved.collect()
+    slot_traffic.collect()
 }
 
 #[test]
@@ -92,14 +92,17 @@ fn the_same_of_memory_that_is_read_in_place() {
             let config = Config {
                 p2p_disable: true,
                 lend_from: Some(0),
-                protocol: config::Protocol::Slots,
+                protocol: config::ProtocolSetting::Slots,
                 slot_bytes,
                 slot_depth: slot_bytes.map(|_| credit),
                 ..Config::default()
             };
-            let moved = run_cases(generator, nranks, &config, 12);
-            assert!(moved.iter().any(|m| m.copied > 0), "what is of the allocator is copied");
-            if moved.iter().all(|m| m.lent == 0) {
+            let slot_traffic = run_cases(generator, nranks, &config, 12);
+            assert!(
+                slot_traffic.iter().any(|m| m.copied > 0),
+                "what is of the allocator is copied"
+            );
+            if slot_traffic.iter().all(|m| m.lent == 0) {
                 copying.push(generator.name);
             }
         }
@@ -127,7 +130,7 @@ fn many_small_tiles_and_the_fewest_slots() {
             let config = Config {
                 slot_bytes: Some(256),
                 slot_depth: Some(credit),
-                protocol: config::Protocol::Slots,
+                protocol: config::ProtocolSetting::Slots,
                 p2p_disable: apart,
                 lend_from: Some(0),
                 ..Config::default()
@@ -200,9 +203,9 @@ fn canonical_algorithms_give_the_same_bits_whatever_is_chosen() {
             recv.into_iter().map(f32::to_bits).collect::<Vec<_>>()
         })
     };
-    let reference = sum("oneshot", config::Protocol::Auto);
+    let reference = sum("oneshot", config::ProtocolSetting::Auto);
     for algorithm in ["oneshot", "twoshot", "doubling"] {
-        for protocol in [config::Protocol::Line, config::Protocol::Slots] {
+        for protocol in [config::ProtocolSetting::Line, config::ProtocolSetting::Slots] {
             assert_eq!(sum(algorithm, protocol), reference, "{algorithm}");
         }
     }

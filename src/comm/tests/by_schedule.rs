@@ -38,7 +38,7 @@ fn what_does_not_fit_is_refused_and_nothing_is_lost() {
     // A ring needs two slots on each link.
     let config = Config {
         slot_depth: Some(1),
-        protocol: crate::config::Protocol::Slots,
+        protocol: crate::config::ProtocolSetting::Slots,
         ..Config::default()
     };
     as_ranks(2, &config, move |comm| {

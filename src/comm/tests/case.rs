@@ -8,9 +8,9 @@ use maypole_algorithms::{Collective, DType, RedOp, Schedule};
 use super::Random;
 use crate::call::{Call, Task};
 use crate::comm::Communicator;
-use crate::memory::Buffer;
-use crate::plan::geometry::Geometry;
-use crate::plan::{Key, proofs};
+use crate::geometry::Geometry;
+use crate::memory::SharedBuffer;
+use crate::plan::{PlanKey, proofs};
 use crate::reduce::{Reduction, scalar};
 use crate::tune::{Choice, Protocol};
 
@@ -231,7 +231,7 @@ impl Guarded {
     pub(super) fn new(len: usize, skew: usize, shared: bool) -> Self {
         let bytes = len + 2 * GUARD + 64;
         let mut memory = if shared {
-            Memory::Library(Buffer::new(bytes).expect("memory"))
+            Memory::Library(SharedBuffer::new(bytes).expect("memory"))
         } else {
             Memory::Allocator(vec![0; bytes])
         };
@@ -252,7 +252,7 @@ impl Guarded {
 
 enum Memory {
     Allocator(Vec<u8>),
-    Library(Buffer),
+    Library(SharedBuffer),
 }
 
 impl Deref for Memory {
@@ -287,5 +287,5 @@ pub(super) fn plan(
     let choice = Choice { algorithm, detail, protocol, tile, predicted: 0.0, others: Vec::new() };
     let call = case.call(comm.rank());
     let plan = comm.plan(schedule, &choice, &Task::from(&call)).expect("a plan");
-    comm.plans.insert(Key::new(&call), plan);
+    comm.plans.insert(PlanKey::new(&call), plan);
 }

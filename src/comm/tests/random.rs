@@ -14,9 +14,8 @@ use super::case::{Case, plan};
 use super::{Random, as_processes, as_ranks_within, over_tcp, vector};
 use crate::call::Task;
 use crate::comm::Communicator;
-use crate::config::{Bits, Config, Nodes};
-use crate::plan::compiled::StraightLine;
-use crate::plan::geometry::Geometry;
+use crate::config::{BitsSetting, Config, NodeLabels};
+use crate::geometry::Geometry;
 use crate::tune::{Protocol, candidates};
 
 /// Calls in all, unless the environment says otherwise.
@@ -113,13 +112,13 @@ impl Session {
             Medium::Tcp => over_tcp(1 + random.below(2) as u32),
         };
         let mut labels = || (0..self.nranks).map(|_| random.below(3).to_string()).collect();
-        let nodes = Nodes { labels: labels() };
+        let nodes = NodeLabels { labels: labels() };
         let split = self.seed.is_multiple_of(2);
         Config {
             slot_bytes: random.pick(&[None, Some(256), Some(4096), Some(16_384)]),
             nodes: split.then_some(nodes),
             // The tuner's own choices are from all algorithms.
-            bits: Bits::Fast,
+            bits: BitsSetting::Fast,
             ..base
         }
     }
@@ -198,10 +197,10 @@ impl Session {
         let slot = comm.tuner.slot_bytes;
         let tile = random.pick(&[slot, slot, slot / 2]);
         let geometry = Geometry::new(&schedule, &Task::from(&case.call(comm.rank())), slot);
-        let fits = comm.tuner.lines && StraightLine::fits(&schedule, &geometry, case.dtype.size());
+        let fits = comm.tuner.ll && geometry.fits_ll(&schedule, case.dtype.size());
         let line = fits && random.below(2) == 0;
         if case.count > 0 {
-            let protocol = if line { Protocol::Line } else { Protocol::Slots };
+            let protocol = if line { Protocol::Ll } else { Protocol::Slots };
             plan(comm, schedule.clone(), case, protocol, tile);
         }
         schedule

@@ -11,7 +11,7 @@ use super::{as_ranks, over_tcp};
 use crate::bootstrap::{Options, UniqueId};
 use crate::call::{Call, Task};
 use crate::comm::Communicator;
-use crate::config::{self, Bits, Config, Nodes};
+use crate::config::{self, BitsSetting, Config, NodeLabels};
 use crate::error::Error;
 use crate::tune::Protocol;
 
@@ -44,7 +44,7 @@ fn ranks_are_on_the_nodes_that_nccl_hostid_says() {
 
 #[test]
 fn lines_are_never_chosen_over_tcp() {
-    let config = Config { protocol: config::Protocol::Line, ..over_tcp(1) };
+    let config = Config { protocol: config::ProtocolSetting::Line, ..over_tcp(1) };
     let chosen = as_ranks(2, &config, |comm| {
         let mut recv = [0.0f32];
         comm.all_reduce(&[1.0], &mut recv, RedOp::Sum).expect("an all-reduce");
@@ -63,8 +63,11 @@ fn lines_are_never_chosen_over_tcp() {
 
 #[test]
 fn a_class_that_the_user_insists_on_excludes_algorithms_of_another() {
-    let config =
-        Config { algorithms: Some("ring".to_owned()), bits: Bits::Canonical, ..Config::default() };
+    let config = Config {
+        algorithms: Some("ring".to_owned()),
+        bits: BitsSetting::Canonical,
+        ..Config::default()
+    };
     let errors = as_ranks(2, &config, |comm| {
         let mut recv = [0];
         comm.all_reduce(&[1], &mut recv, RedOp::Sum).map_err(|e| e.to_string())
@@ -120,7 +123,7 @@ fn ranks_whose_settings_differ_are_told_both_ranks_and_both_settings() {
 fn nodes_as_the_user_says_make_hierarchies_run() {
     let nodes = |labels: &[&str]| {
         let labels = labels.iter().map(|label| (*label).to_owned()).collect();
-        Config { nodes: Some(Nodes { labels }), bits: Bits::Fast, ..Config::default() }
+        Config { nodes: Some(NodeLabels { labels }), bits: BitsSetting::Fast, ..Config::default() }
     };
     // Hierarchies are all that is allowed, where there are any. The last is for another number of ranks, and goes by the one host.
     for (config, nested) in [

@@ -2,7 +2,7 @@
 
 use super::{Random, as_ranks, lateness};
 use crate::config::Config;
-use crate::plan::exchange::Transfer;
+use crate::transfer::Transfer;
 
 #[test]
 fn transfers_in_any_order_arrive_whole() {

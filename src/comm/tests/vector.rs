@@ -106,7 +106,7 @@ pub(super) fn round(comm: &mut Communicator, seed: u64) {
 fn every_v_form_over_every_kind_of_link() {
     let small = Config { slot_bytes: Some(256), ..Config::default() };
     let apart = Config { p2p_disable: true, ..Config::default() };
-    let slots = Config { protocol: config::Protocol::Slots, ..Config::default() };
+    let slots = Config { protocol: config::ProtocolSetting::Slots, ..Config::default() };
     let late = Config { fault: lateness(5), slot_bytes: Some(4096), ..Config::default() };
     for (nranks, config, rounds) in [
         (1, Config::default(), 5),

@@ -7,7 +7,7 @@ use std::cell::UnsafeCell;
 use super::{Random, as_ranks, over_tcp};
 use crate::config::Config;
 use crate::error::Error;
-use crate::memory::Buffer;
+use crate::memory::SharedBuffer;
 use crate::{Communicator, RedOp, WindowId};
 
 /// Whose memory a rank's part is.
@@ -31,7 +31,7 @@ struct Part {
 impl Part {
     fn new(comm: &Communicator, len: usize, kind: Kind) -> Self {
         if kind == Kind::Library || kind == Kind::Mixed && comm.rank() % 2 == 1 {
-            let mut buffer = Buffer::new(len * 8 + 64).unwrap();
+            let mut buffer = SharedBuffer::new(len * 8 + 64).unwrap();
             // Not where the segment begins.
             let words = buffer.as_mut_ptr().wrapping_add(40).cast();
             return Self { words, len, _keep: Box::new(buffer) };

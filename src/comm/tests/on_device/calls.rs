@@ -10,8 +10,8 @@ use crate::call::{Call, Task};
 use crate::config::Config;
 use crate::device::{CudaStream, Part, Queued, launch};
 use crate::error::Error;
-use crate::plan::exchange::Transfer;
 use crate::reduce::Reduction;
+use crate::transfer::Transfer;
 
 /// Ranks on one device, and on two in turns.
 const WORLDS: [&[i32]; 5] = [&[0], &[0, 0], &[0, 1], &[0, 1, 0], &[0, 0, 1, 1, 0]];

@@ -9,8 +9,8 @@ use super::support::{Rank, all_ranks, calls, configure, on_devices, simulator};
 use crate::call::Call;
 use crate::config::Config;
 use crate::device::{CudaStream, Part, Queued, launch};
-use crate::plan::exchange::Transfer;
 use crate::reduce::Reduction;
+use crate::transfer::Transfer;
 
 fn sum_of(send: &Buffer, recv: &Buffer) -> Call {
     Call {

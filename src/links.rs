@@ -24,23 +24,23 @@ pub(crate) struct Links {
     /// Messages of a call that failed which lend memory and were not released: link and sequence.
     pub(crate) unreleased: Vec<(u32, Sequence)>,
     /// What was sent by slots.
-    pub(crate) moved: Moved,
+    pub(crate) slot_traffic: SlotTraffic,
     /// What is lent to other processes.
-    pub(crate) worth: Worth,
+    pub(crate) lend_thresholds: LendThresholds,
     /// What goes wrong on all of them.
     faults: Option<FaultInjector>,
 }
 
 /// From how many bytes of a chunk on it is lent to another process, where it can be.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Worth {
+pub(crate) struct LendThresholds {
     /// In general.
     pub(crate) from: usize,
     /// Of memory that the call itself writes again.
     pub(crate) written_from: usize,
 }
 
-impl Worth {
+impl LendThresholds {
     /// Two processes, back to back calls. The lender must wait for the release, at the latest before its call returns: a root that has
     /// copied its 16 KiB into slots is through with a broadcast in a tenth of the time. Where the call writes the memory again, as
     /// all-reduce in place does, the lender has nothing else to do while it waits: with 32 KiB copies take two thirds of the time,
@@ -48,7 +48,7 @@ impl Worth {
     const MEASURED: Self = Self { from: 32 << 10, written_from: 64 << 10 };
 }
 
-impl Default for Worth {
+impl Default for LendThresholds {
     fn default() -> Self {
         Self::MEASURED
     }
@@ -56,7 +56,7 @@ impl Default for Worth {
 
 /// What a rank has sent, except by lines: as copies, and without one, as memory that its peer read in place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Moved {
+pub struct SlotTraffic {
     /// Messages that were copied.
     pub copied: u64,
     /// Their bytes.
@@ -67,7 +67,7 @@ pub struct Moved {
     pub lent_bytes: u64,
 }
 
-impl Moved {
+impl SlotTraffic {
     pub(crate) fn count(&mut self, bytes: usize, lent: bool) {
         let (messages, sum) = if lent {
             (&mut self.lent, &mut self.lent_bytes)
@@ -82,8 +82,9 @@ impl Moved {
 impl Links {
     /// None yet, and on those to come what `faults` says. `lend_from` overrides from how many bytes on it is worth to lend.
     pub(crate) fn new(faults: Option<FaultInjector>, lend_from: Option<usize>) -> Self {
-        let worth = lend_from.map_or(Worth::MEASURED, |from| Worth { from, written_from: from });
-        Self { faults, worth, ..Self::default() }
+        let lend_thresholds = lend_from
+            .map_or(LendThresholds::MEASURED, |from| LendThresholds { from, written_from: from });
+        Self { faults, lend_thresholds, ..Self::default() }
     }
 
     /// The index of the links to and from `peer` on `channel`; opens them if need be.

@@ -1,6 +1,7 @@
 //! Where the chunks of a schedule lie in the caller's buffers.
 
 use maypole_algorithms::{Chunk, Rank, Schedule};
+use maypole_transport::ll::{LL_CAPACITY, LlSender};
 
 use crate::call::{Extent, Extents, Task};
 
@@ -46,6 +47,12 @@ impl Geometry {
     /// Elements of the longest chunk.
     pub(crate) fn longest(&self) -> usize {
         self.part(Extent { start: 0, len: self.blocks.longest() }, 0).len
+    }
+
+    /// Whether every message of `schedule`, which has elements of `size` bytes, fits the LL protocol of links
+    /// between host ranks.
+    pub(crate) fn fits_ll(&self, schedule: &Schedule, size: usize) -> bool {
+        schedule.credit <= LlSender::CREDITS && self.longest() * size <= LL_CAPACITY
     }
 
     /// Where a chunk of the send buffer of `rank` lies.

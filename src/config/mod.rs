@@ -1,6 +1,6 @@
 //! The configuration table: every environment variable the library reads, in one place.
 //!
-//! The table is the only global state besides the [logger](crate::logger). It is read from the environment, and from files as NCCL
+//! The table is the only global state besides the logger. It is read from the environment, and from files as NCCL
 //! reads them, once, at the first [`Config::get`]. A value that cannot be read is never silently ignored: a warning names the variable,
 //! the value, the form that was expected and the default that is used instead. As in NCCL, an empty value means that the
 //! variable is not set; integers may be decimal, `0x` hexadecimal or `0` octal; a boolean is an integer, 0 for no.
@@ -21,15 +21,16 @@ use std::time::Duration;
 use maypole_transport::fault::FaultRecipe;
 use maypole_transport::tcp::MOST_STREAMS;
 
-pub use file::{Origin, lookup};
-pub use foreign::{Setting, idle, report, settings};
+pub use file::{SettingOrigin, lookup};
+pub use foreign::{Setting, ineffective, log_settings, settings};
 pub use parse::integer;
 use parse::{
     integer_in, parse_bits, parse_bool, parse_debug, parse_device, parse_family, parse_isa,
     parse_nccl_protocol, parse_protocol, parse_seconds, parse_signal, parse_slot_bytes,
 };
 pub use values::{
-    Bits, DebugLevel, DeviceKind, Family, HostPort, Interfaces, Isa, Nodes, Protocol, Subsystems,
+    AddressFamily, BitsSetting, DebugLevel, DeviceKind, HostPort, InterfaceFilter, IsaSetting,
+    NodeLabels, ProtocolSetting, SubsystemSet,
 };
 
 /// One row of the table.
@@ -103,14 +104,14 @@ table! {
     debug_file: Option<String> = "NCCL_DEBUG_FILE", "a path", "standard output",
         |text| Some(Some(text.to_owned())), None;
     /// Which parts print at INFO and TRACE; a leading ^ prints all but the listed ones. Warnings are never filtered.
-    debug_subsystems: Subsystems = "NCCL_DEBUG_SUBSYS",
+    debug_subsystems: SubsystemSet = "NCCL_DEBUG_SUBSYS",
         "comma list of INIT, COLL, P2P, SHM, NET, GRAPH, TUNING, ENV, ALLOC, CALL, PROXY, NVLS, BOOTSTRAP, REG, PROFILE, RAS, ALL, or ^list",
-        "INIT,BOOTSTRAP,ENV", Subsystems::parse, Subsystems::DEFAULT;
+        "INIT,BOOTSTRAP,ENV", SubsystemSet::parse, SubsystemSet::DEFAULT;
     /// Which network interfaces are used to reach other hosts, by prefix of their names; = wants the whole name, ^ excludes.
-    socket_interfaces: Option<Interfaces> = "NCCL_SOCKET_IFNAME", "comma list of prefixes, or =list, or ^list",
-        "ib*, then all others except docker* and lo, then docker*, then lo", |text| Interfaces::parse(text).map(Some), None;
+    socket_interfaces: Option<InterfaceFilter> = "NCCL_SOCKET_IFNAME", "comma list of prefixes, or =list, or ^list",
+        "ib*, then all others except docker* and lo, then docker*, then lo", |text| InterfaceFilter::parse(text).map(Some), None;
     /// Restricts sockets to one address family.
-    socket_family: Option<Family> = "NCCL_SOCKET_FAMILY", "AF_INET or AF_INET6", "both", parse_family, None;
+    socket_family: Option<AddressFamily> = "NCCL_SOCKET_FAMILY", "AF_INET or AF_INET6", "both", parse_family, None;
     /// Threads that serve a peer's sockets in NCCL. Here one thread per rank serves all of them, together with the caller, and
     /// the TCP streams to each peer are this number times NCCL_NSOCKS_PERTHREAD, at most 64.
     socket_threads: u32 = "NCCL_SOCKET_NTHREADS", "an integer from 1 to 16", "1",
@@ -146,8 +147,8 @@ table! {
         |text| integer_in(text, 1, 64).map(|n| Some(n as u32)), None;
     /// Which ranks are on one node, in place of the hosts that they run on: hierarchies can so be tried on one machine. Communicators of
     /// another number of ranks go by the hosts.
-    nodes: Option<Nodes> = "MAYPOLE_NODES", "sizes of nodes as 4+4+2, or a label for each rank as a,b,a,b", "the hosts",
-        |text| Nodes::parse(text).map(Some), None;
+    nodes: Option<NodeLabels> = "MAYPOLE_NODES", "sizes of nodes as 4+4+2, or a label for each rank as a,b,a,b", "the hosts",
+        |text| NodeLabels::parse(text).map(Some), None;
     /// Which ranks are on one node: those that are given the same text, in place of those that run on one host. MAYPOLE_NODES wins. How ranks
     /// reach each other, by shared memory or sockets, goes by the hosts all the same.
     host_id: Option<String> = "NCCL_HOSTID", "a text", "the host, by its kernel and network namespace",
@@ -196,14 +197,14 @@ table! {
         "automatic: by whether the ranks of the host outnumber its cores",
         |text| integer_in(text, 0, i64::from(u32::MAX)).map(|spin| Some(spin as u32)), None;
     /// Canonical results depend on the ranks alone, not on size, algorithm or transport; fast ones may.
-    bits: Bits = "MAYPOLE_BITS", "canonical, fast or default", "default: the library's choice", parse_bits, Bits::Default;
+    bits: BitsSetting = "MAYPOLE_BITS", "canonical, fast or default", "default: the library's choice", parse_bits, BitsSetting::Default;
     /// Which instructions reduce; one that the processor lacks is refused with a warning.
-    isa: Isa = "MAYPOLE_ISA", "auto, scalar, avx2 or avx512", "auto: the widest that the processor has", parse_isa, Isa::Auto;
+    isa: IsaSetting = "MAYPOLE_ISA", "auto, scalar, avx2 or avx512", "auto: the widest that the processor has", parse_isa, IsaSetting::Auto;
     /// Which protocol of a link carries messages: flag lines (small ones only) or slots.
-    protocol: Protocol = "MAYPOLE_PROTO", "auto, line or slots", "auto: by the size of the message", parse_protocol, Protocol::Auto;
+    protocol: ProtocolSetting = "MAYPOLE_PROTO", "auto, line or slots", "auto: by the size of the message", parse_protocol, ProtocolSetting::Auto;
     /// The same in NCCL's words, for all collectives together: LL and LL128 are flag lines, Simple is slots. MAYPOLE_PROTO wins.
-    nccl_protocol: Protocol = "NCCL_PROTO", "comma list of LL, LL128 and Simple, or ^list", "by the size of the message",
-        parse_nccl_protocol, Protocol::Auto;
+    nccl_protocol: ProtocolSetting = "NCCL_PROTO", "comma list of LL, LL128 and Simple, or ^list", "by the size of the message",
+        parse_nccl_protocol, ProtocolSetting::Auto;
     /// For tests: makes things go wrong on the links, at random but the same for the same seed. Messages and credits come late, tags or
     /// payloads are damaged, a rank's process is killed in place of sending its n-th message, or it aborts after it. All
     /// messages then travel in slots.
@@ -228,7 +229,7 @@ table! {
 impl Config {
     /// With what one variable says where another one says nothing.
     fn settled(mut self) -> Self {
-        if self.protocol == Protocol::Auto {
+        if self.protocol == ProtocolSetting::Auto {
             self.protocol = self.nccl_protocol;
         }
         self.min_channels = self.min_channels.or(self.min_ctas);
@@ -311,7 +312,7 @@ pub fn document() -> String {
          Those that begin so and are not above are known, and named in the log under `NCCL_DEBUG=INFO` where they are set.\n\n\
          | beginning | why |\n| --- | --- |\n",
     );
-    for (beginning, why) in idle() {
+    for (beginning, why) in ineffective() {
         let _ = writeln!(page, "| {beginning} | {why} |");
     }
     page
@@ -392,7 +393,7 @@ mod tests {
         assert_eq!(with("MAYPOLE_SLOT_BYTES", "100").1.len(), 1);
         assert_eq!(with("MAYPOLE_DUMP_SIGNAL", "SIGUSR2").0.dump_signal, Some(libc::SIGUSR2));
         assert_eq!(with("MAYPOLE_DUMP_SIGNAL", "10").0.dump_signal, Some(10));
-        assert_eq!(with("NCCL_SOCKET_FAMILY", "AF_INET6").0.socket_family, Some(Family::V6));
+        assert_eq!(with("NCCL_SOCKET_FAMILY", "AF_INET6").0.socket_family, Some(AddressFamily::V6));
         assert_eq!(with("NCCL_NSOCKS_PERTHREAD", "4").0.streams(), 4);
         let most = Config { socket_threads: 16, sockets_per_thread: 16, ..Config::default() };
         assert_eq!((Config::default().streams(), most.streams()), (1, 64));
@@ -405,22 +406,22 @@ mod tests {
     #[test]
     fn protocols_in_nccls_words() {
         let cases = [
-            ("LL", Some(Protocol::Line)),
-            ("ll128,LL", Some(Protocol::Line)),
-            ("Simple", Some(Protocol::Slots)),
-            ("LL,Simple", Some(Protocol::Auto)),
-            ("^LL", Some(Protocol::Slots)),
-            ("^LL128", Some(Protocol::Auto)),
-            ("^Simple", Some(Protocol::Line)),
+            ("LL", Some(ProtocolSetting::Line)),
+            ("ll128,LL", Some(ProtocolSetting::Line)),
+            ("Simple", Some(ProtocolSetting::Slots)),
+            ("LL,Simple", Some(ProtocolSetting::Auto)),
+            ("^LL", Some(ProtocolSetting::Slots)),
+            ("^LL128", Some(ProtocolSetting::Auto)),
+            ("^Simple", Some(ProtocolSetting::Line)),
             ("^LL,Simple", None),
             ("fast", None),
         ];
         for (text, expected) in cases {
             assert_eq!(parse_nccl_protocol(text), expected, "{text}");
         }
-        let both = Config { protocol: Protocol::Line, ..with("NCCL_PROTO", "Simple").0 };
-        assert_eq!(with("NCCL_PROTO", "Simple").0.settled().protocol, Protocol::Slots);
-        assert_eq!(both.settled().protocol, Protocol::Line);
+        let both = Config { protocol: ProtocolSetting::Line, ..with("NCCL_PROTO", "Simple").0 };
+        assert_eq!(with("NCCL_PROTO", "Simple").0.settled().protocol, ProtocolSetting::Slots);
+        assert_eq!(both.settled().protocol, ProtocolSetting::Line);
     }
 
     #[test]
