@@ -247,7 +247,7 @@ mod tests {
             barrier: false,
         };
         let geometry = Geometry::new(schedule, &task, LL_CAPACITY);
-        assert!(CompiledPlan::fits(schedule, &geometry, 4));
+        assert!(geometry.fits_ll(schedule, 4));
         let compile = |rank| {
             // A number that is one for each link, whoever asks.
             let link = |peer, channel| Ok(u32::from(channel) * schedule.nranks + peer);
