@@ -64,6 +64,7 @@ pub use window::WindowId;
 pub mod internal {
     pub use crate::control::status;
     pub use maypole_cuda::nvtx;
+    pub use maypole_transport::{handle_state, sync};
 
     pub mod bootstrap {
         pub use crate::bootstrap::*;

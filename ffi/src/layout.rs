@@ -1,12 +1,16 @@
-//! The structures of `nccl.h`, with the layout that clients were compiled for. Sizes and offsets are asserted here at
-//! compile time, and on the other side of the boundary by `tests/abi/layout.h`, in C and in C++.
+//! The structures of `nccl.h`, with the layout that clients were compiled for.
+//!
+//! Sizes and offsets are asserted here at compile time, and for clients by `tests/abi/layout.c`, in
+//! C and in C++.
 
 use std::ffi::{c_char, c_float, c_int, c_uint, c_void};
 use std::mem::{offset_of, size_of};
 
-/// `NCCL_API_MAGIC`: in the configuration structures.
+/// The version of NCCL whose interface this library has: 2.32.3.
+pub(crate) const VERSION: c_int = 23203;
+/// `NCCL_API_MAGIC`, with which configuration structures are marked.
 pub(crate) const API_MAGIC: c_uint = 0xcafe_beef;
-/// In `ncclSimInfo_t`.
+/// The magic number of `ncclSimInfo_t`.
 pub(crate) const SIMULATION_MAGIC: c_uint = 0x7468_5283;
 /// `NCCL_CONFIG_UNDEF_INT`
 pub(crate) const UNDEFINED: c_int = c_int::MIN;
@@ -15,7 +19,19 @@ pub(crate) const UNDEFINED: c_int = c_int::MIN;
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct NcclUniqueId {
-    pub(crate) internal: [c_char; 128],
+    internal: [c_char; 128],
+}
+
+impl NcclUniqueId {
+    /// The id in the bytes of the library.
+    pub(crate) fn to_bytes(self) -> [u8; 128] {
+        self.internal.map(|byte| byte as u8)
+    }
+
+    /// The id in the bytes of `nccl.h`.
+    pub(crate) fn from_bytes(bytes: [u8; 128]) -> Self {
+        Self { internal: bytes.map(|byte| byte as c_char) }
+    }
 }
 
 /// `ncclConfig_t` of 2.32.
@@ -99,7 +115,7 @@ pub(crate) struct NcclEncryptionConfig {
     pub(crate) psk: *const c_char,
 }
 
-/// `ncclCommProperties_t`. Clients of 2.29 know the first 56 bytes.
+/// `ncclCommProperties_t`. Clients of 2.29 have the first 56 bytes.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct NcclCommProperties {
@@ -142,7 +158,26 @@ pub(crate) struct NcclMultimemHandle {
     base: *const c_void,
 }
 
-macro_rules! laid_out {
+/// Reads size and magic number of a structure of the client that begins with `size: usize` and
+/// `magic: c_uint`.
+///
+/// # Safety
+/// `structure` is readable for 16 bytes.
+pub(crate) unsafe fn read_header<T>(structure: *const T) -> (usize, c_uint) {
+    let header = structure.cast::<StructureHeader>();
+    // SAFETY: the caller promises that the 16 bytes are readable.
+    let StructureHeader { size, magic } = unsafe { header.read() };
+    (size, magic)
+}
+
+/// What the versioned structures of `nccl.h` begin with.
+#[repr(C)]
+struct StructureHeader {
+    size: usize,
+    magic: c_uint,
+}
+
+macro_rules! assert_layout {
     ($type:ident: $size:literal, $($field:ident $at:literal),*) => {
         const _: () = {
             assert!(size_of::<$type>() == $size);
@@ -151,20 +186,20 @@ macro_rules! laid_out {
     };
 }
 
-laid_out!(NcclUniqueId: 128, internal 0);
-laid_out!(NcclConfig: 120, size 0, magic 8, version 12, blocking 16, cga_cluster_size 20, min_ctas 24, max_ctas 28,
+assert_layout!(NcclUniqueId: 128, internal 0);
+assert_layout!(NcclConfig: 120, size 0, magic 8, version 12, blocking 16, cga_cluster_size 20, min_ctas 24, max_ctas 28,
     net_name 32, split_share 40, traffic_class 44, comm_name 48, collnet_enable 56, cta_policy 60, shrink_share 64,
     nvls_ctas 68, n_channels_per_net_peer 72, nvlink_centric_sched 76, graph_usage_mode 80, num_rma_ctx 84,
     max_p2p_peers 88, graph_stream_ordering 92, launch_order_implicit 96, num_rma_sig 100, rma_eager_init 104,
     host_cft_mode 108, nvls_host_mode 112);
-laid_out!(NcclCollConfig: 72, size 0, magic 8, version 12, ext 16, min_ctas 24, max_ctas 28, nvls_ctas 32,
+assert_layout!(NcclCollConfig: 72, size 0, magic 8, version 12, ext 16, min_ctas 24, max_ctas 28, nvls_ctas 32,
     cga_cluster_size 36, alg_selection 40, force_alg_selection 48, cta_policy 52, user_profiler_tag 56,
     launch_completion_event 64);
-laid_out!(NcclSimInfo: 24, size 0, magic 8, version 12, estimated_time 16);
-laid_out!(NcclWaitSignalDesc: 16, op_cnt 0, peer 4, sig_idx 8, ctx 12);
-laid_out!(NcclEncryptionConfig: 32, size 0, magic 8, version 12, mode 16, psk 24);
-laid_out!(NcclCommProperties: 152, size 0, magic 8, version 12, rank 16, n_ranks 20, cuda_dev 24, nvml_dev 28,
+assert_layout!(NcclSimInfo: 24, size 0, magic 8, version 12, estimated_time 16);
+assert_layout!(NcclWaitSignalDesc: 16, op_cnt 0, peer 4, sig_idx 8, ctx 12);
+assert_layout!(NcclEncryptionConfig: 32, size 0, magic 8, version 12, mode 16, psk 24);
+assert_layout!(NcclCommProperties: 152, size 0, magic 8, version 12, rank 16, n_ranks 20, cuda_dev 24, nvml_dev 28,
     device_api_support 32, multimem_support 33, gin_type 36, n_lsa_teams 40, host_rma_support 44, railed_gin_type 48,
     comm_hash 56, gin_min_stride 64, gin_connection_type 68, gin_support 72, dev_comm_runtime_version_size 136, cft_support 144, cft_counted_support 146);
-laid_out!(NcclTeam: 12, n_ranks 0, rank 4, stride 8);
-laid_out!(NcclMultimemHandle: 8, base 0);
+assert_layout!(NcclTeam: 12, n_ranks 0, rank 4, stride 8);
+assert_layout!(NcclMultimemHandle: 8, base 0);

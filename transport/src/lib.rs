@@ -18,6 +18,7 @@ mod copy;
 pub mod device_ring;
 pub mod doorbell;
 pub mod error;
+pub mod handle_state;
 pub mod link;
 pub mod ll;
 pub mod rank_header;

@@ -1,9 +1,13 @@
-//! Which device a communicator is for. As in NCCL it is the one that the calling thread has chosen, at the call, whatever thread makes the
-//! communicator later; where it has chosen none, the first, as in CUDA's runtime.
+//! The choice of memory for a communicator: a CUDA device, or the host.
 //!
-//! `MAYPOLE_DEVICE` decides whether there is a choice: `host` asks no driver; `cuda` wants a device, and is an error where there is none that
-//! works; `auto` takes a device where there is one. Where there is one that does not work, `auto` is an error for a thread that has chosen
-//! it, whose buffers are in its memory, and host memory, with a warning, for others.
+//! As in NCCL the device is the one that the calling thread has chosen at the call, whatever thread
+//! creates the communicator later. A thread that has chosen none gets the first device, as in
+//! CUDA's runtime.
+//!
+//! `MAYPOLE_DEVICE` decides whether there is a choice. `host` asks no driver. `cuda` demands a
+//! device that works. `auto` takes a device if there is one; if that device does not work, this is
+//! an error for a thread that has chosen the device, as its buffers are in the device's memory. For
+//! other threads it is a warning, and the communicator works on host memory.
 
 use std::ffi::c_int;
 
@@ -11,29 +15,47 @@ use maypole::ResultCode;
 use maypole::config::{Config, DeviceKind};
 use maypole::device;
 
-use crate::boundary::{failed, invalid, refuse};
+use crate::boundary::{invalid_argument, keep_error, refuse};
 
-/// The device for a communicator that is made by a call of this thread; None: host memory.
-pub(crate) fn chosen() -> Result<Option<c_int>, ResultCode> {
-    match devices()? {
-        0 => Ok(None),
-        _ => usable(device::current().unwrap_or(0)),
+/// On which memory a communicator works.
+#[derive(Clone, Copy)]
+pub(crate) enum CommMemory {
+    /// That of the CUDA device with this number.
+    Cuda(c_int),
+    /// That of the host. The number is the client's, or -1 if the client gave none.
+    Host(c_int),
+}
+
+impl CommMemory {
+    /// The memory for a communicator that a call of this thread creates.
+    pub(crate) fn of_this_thread() -> Result<Self, ResultCode> {
+        let device = match device_count()? {
+            0 => None,
+            _ => usable_device(device::current().unwrap_or(0))?,
+        };
+        Ok(device.map_or(Self::Host(-1), Self::Cuda))
+    }
+
+    /// The memory for a communicator where the client gives the number of the device.
+    pub(crate) fn of_device(function: &str, number: c_int) -> Result<Self, ResultCode> {
+        let device = match device_count()? {
+            0 => None,
+            count if u32::try_from(number).is_ok_and(|number| number < count) => {
+                usable_device(number)?
+            }
+            count => {
+                return Err(invalid_argument(&format!(
+                    "{function}: there is no device {number}; this process sees {count} \
+                     (with MAYPOLE_DEVICE=host numbers of devices have no meaning)"
+                )));
+            }
+        };
+        Ok(device.map_or(Self::Host(number), Self::Cuda))
     }
 }
 
-/// The same where the client names the device.
-pub(crate) fn listed(function: &str, ordinal: c_int) -> Result<Option<c_int>, ResultCode> {
-    match devices()? {
-        0 => Ok(None),
-        count if u32::try_from(ordinal).is_ok_and(|ordinal| ordinal < count) => usable(ordinal),
-        count => Err(invalid(&format!(
-            "{function}: there is no device {ordinal}; this process sees {count} (MAYPOLE_DEVICE=host takes numbers without a meaning)"
-        ))),
-    }
-}
-
-/// What there is to choose among, in words.
-pub(crate) fn seen() -> String {
+/// The devices that this process can choose among, in words.
+pub(crate) fn describe_devices() -> String {
     match Config::get().device {
         DeviceKind::Host => String::from("on host memory"),
         _ => match device::count() {
@@ -44,8 +66,8 @@ pub(crate) fn seen() -> String {
     }
 }
 
-/// How many there are to choose among.
-fn devices() -> Result<u32, ResultCode> {
+/// How many devices this process can choose among.
+fn device_count() -> Result<u32, ResultCode> {
     let kind = Config::get().device;
     if kind == DeviceKind::Host {
         return Ok(0);
@@ -56,25 +78,28 @@ fn devices() -> Result<u32, ResultCode> {
             "MAYPOLE_DEVICE=cuda, but this process sees no CUDA device",
         )),
         Ok(count) => Ok(count),
-        // No context can be current with such a driver.
-        Err(error) => instead(error, false).map(|_| 0),
+        // No thread can have chosen a device of a driver that does not work.
+        Err(error) => host_memory_instead(error, false).map(|_| 0),
     }
 }
 
-/// The device, if it can be used; else what is done about it.
-fn usable(ordinal: c_int) -> Result<Option<c_int>, ResultCode> {
-    match device::check(ordinal) {
-        Ok(()) => Ok(Some(ordinal)),
-        Err(error) => instead(error, device::current() == Some(ordinal)),
+/// The device if it works; None for host memory instead.
+fn usable_device(number: c_int) -> Result<Option<c_int>, ResultCode> {
+    match device::check(number) {
+        Ok(()) => Ok(Some(number)),
+        Err(error) => host_memory_instead(error, device::current() == Some(number)),
     }
 }
 
-/// A device, or the driver, cannot be used.
-fn instead(error: maypole::Error, chosen: bool) -> Result<Option<c_int>, ResultCode> {
-    if Config::get().device == DeviceKind::Cuda || chosen {
+/// Whether host memory can replace a device, or a driver, that does not work.
+fn host_memory_instead(
+    error: maypole::Error,
+    chosen_by_thread: bool,
+) -> Result<Option<c_int>, ResultCode> {
+    if Config::get().device == DeviceKind::Cuda || chosen_by_thread {
         log::warn!("{error}; MAYPOLE_DEVICE=host makes communicators of host memory");
-        return Err(failed(&error));
+        return Err(keep_error(&error));
     }
-    log::warn!("{error}; the communicator is of host memory");
+    log::warn!("{error}; the communicator works on host memory");
     Ok(None)
 }

@@ -1,72 +1,100 @@
-//! From checked calls to [`device::launch`]. It queues them and returns: all calls of a group in one launch, so that one thread may be
-//! several ranks, and calls of ranks on one device need one launch of the driver.
+//! Queues checked calls on streams of CUDA devices, by the library's `device::launch`.
+//!
+//! A launch queues the calls and returns. All calls of a group go into one launch, so that one
+//! thread can be several ranks, and so that the calls of ranks on one device need one launch of the
+//! driver.
 
 use maypole::ResultCode;
-use maypole::device::{self, CudaStream, Part, Queued};
+use maypole::device::{self, CudaStream, Part, Queued as DeviceCall};
 
-use crate::boundary::failed;
-use crate::group::Calls;
-use crate::registry::{self, Entered, Handle};
+use crate::boundary::keep_error;
+use crate::registry::{CommHandle, ExclusiveComm, acquire_exclusive};
+
+/// The calls of one communicator in a group.
+pub(crate) struct CommLaunch<'a> {
+    pub(crate) comm: CommHandle,
+    /// The calls, in their order.
+    pub(crate) calls: Vec<DeviceCall<'a>>,
+    /// The streams that the calls are on, at least one, each once.
+    pub(crate) streams: &'a [CudaStream],
+}
 
 /// Queues one call.
-pub(crate) fn launch_one(
-    mut entered: Entered,
-    call: Queued<'_>,
+pub(crate) fn launch_call(
+    mut comm: ExclusiveComm,
+    call: DeviceCall<'_>,
     stream: CudaStream,
 ) -> Result<(), ResultCode> {
-    let parts = vec![Part { comm: &mut entered.comm, calls: vec![call], stream }];
-    // SAFETY: the client promised, by the terms of nccl.h, buffers and a stream that are valid until the call is over.
+    let parts = vec![Part { comm: &mut comm.comm, calls: vec![call], stream }];
+    // SAFETY: by the terms of nccl.h the client promised buffers and a stream that are valid until
+    // the call is over.
     let launched = unsafe { device::launch(parts) };
-    launched.map_err(|error| broken(&error, &mut [entered]))
+    launched.map_err(|error| failed_launch(&error, &mut [comm]))
 }
 
-/// Queues the calls of a group. What is on several streams waits for all of them, and all of them for it.
-pub(crate) fn launch_group(calls: &[(Handle, Calls)]) -> Result<(), ResultCode> {
-    let enter = |(comm, _): &(Handle, Calls)| registry::enter(*comm);
-    let mut entered = calls.iter().map(enter).collect::<Result<Vec<_>, _>>()?;
-    queue(&mut entered, calls).map_err(|error| broken(&error, &mut entered))
+/// Queues the calls of a group. Calls of a communicator on several streams wait for all of these,
+/// and all of these wait for the calls.
+pub(crate) fn launch_group(launches: Vec<CommLaunch<'_>>) -> Result<(), ResultCode> {
+    let comms = launches.iter().map(|launch| acquire_exclusive(launch.comm));
+    let mut comms = comms.collect::<Result<Vec<_>, _>>()?;
+    launch_all(&mut comms, launches).map_err(|error| failed_launch(&error, &mut comms))
 }
 
-fn queue(entered: &mut [Entered], calls: &[(Handle, Calls)]) -> Result<(), maypole::Error> {
-    for (entered, (_, calls)) in entered.iter().zip(calls) {
-        if let Some((ordinal, first, others)) = several(entered, calls) {
-            // SAFETY: the client promised, by the terms of nccl.h, live streams of the device.
-            unsafe { device::join(ordinal, others, first) }?;
-        }
+fn launch_all(
+    comms: &mut [ExclusiveComm],
+    launches: Vec<CommLaunch<'_>>,
+) -> Result<(), maypole::Error> {
+    let joins: Vec<_> = comms
+        .iter()
+        .zip(&launches)
+        .filter_map(|(comm, launch)| StreamJoin::new(comm, launch.streams))
+        .collect();
+    for join in &joins {
+        // SAFETY: by the terms of nccl.h the client promised live streams of the device.
+        unsafe { device::join(join.device, join.others, join.first) }?;
     }
-    let parts = entered.iter_mut().zip(calls).filter_map(|(entered, (_, calls))| {
-        let stream = *calls.cuda().first()?;
-        Some(Part { comm: &mut entered.comm, calls: calls.on_device(), stream })
+    let parts = comms.iter_mut().zip(launches).filter_map(|(comm, launch)| {
+        let stream = *launch.streams.first()?;
+        Some(Part { comm: &mut comm.comm, calls: launch.calls, stream })
     });
-    // SAFETY: the client promised, by the terms of nccl.h, buffers and streams that are valid until the calls are over.
+    // SAFETY: by the terms of nccl.h the client promised buffers and streams that are valid until
+    // the calls are over.
     unsafe { device::launch(parts.collect()) }?;
-    for (entered, (_, calls)) in entered.iter().zip(calls) {
-        let Some((ordinal, first, others)) = several(entered, calls) else { continue };
-        for other in others {
-            // SAFETY: as above.
-            unsafe { device::join(ordinal, &[first], *other) }?;
+    for join in &joins {
+        for other in join.others {
+            // SAFETY: the streams are those of the joins above.
+            unsafe { device::join(join.device, &[join.first], *other) }?;
         }
     }
     Ok(())
 }
 
-/// The device, and the streams, of calls that are on more than one.
-fn several<'a>(entered: &Entered, calls: &'a Calls) -> Option<(i32, CudaStream, &'a [CudaStream])> {
-    match (entered.device, calls.cuda()) {
-        (Some(ordinal), [first, others @ ..]) if !others.is_empty() => {
-            Some((ordinal, *first, others))
+/// The streams of a communicator whose calls are on more than one.
+struct StreamJoin<'a> {
+    device: i32,
+    /// The stream that the calls run on.
+    first: CudaStream,
+    others: &'a [CudaStream],
+}
+
+impl<'a> StreamJoin<'a> {
+    fn new(comm: &ExclusiveComm, streams: &'a [CudaStream]) -> Option<Self> {
+        match (comm.device, streams) {
+            (Some(device), [first, others @ ..]) if !others.is_empty() => {
+                Some(Self { device, first: *first, others })
+            }
+            _ => None,
         }
-        _ => None,
     }
 }
 
-/// A launch failed; communicators that are broken by it say so from now on.
+/// Records the failure of a launch with each communicator that it broke.
 #[cold]
-fn broken(error: &maypole::Error, entered: &mut [Entered]) -> ResultCode {
-    for entered in entered {
-        if let Some(error) = entered.comm.async_error() {
-            entered.running().broke(error.code());
+fn failed_launch(error: &maypole::Error, comms: &mut [ExclusiveComm]) -> ResultCode {
+    for comm in comms {
+        if let Some(error) = comm.comm.async_error() {
+            comm.call_context().record_failure(error.code());
         }
     }
-    failed(error)
+    keep_error(error)
 }

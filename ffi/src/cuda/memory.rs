@@ -1,4 +1,4 @@
-//! Device memory for clients: what `ncclMemAlloc` gives to a thread that has chosen a device.
+//! Memory of CUDA devices for clients (`ncclMemAlloc`), and checks of addresses.
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
@@ -8,63 +8,67 @@ use maypole::ResultCode;
 use maypole::config::{Config, DeviceKind};
 use maypole::device::{self, Allocation};
 
-use crate::boundary::{failed, invalid};
+use crate::boundary::{invalid_argument, keep_error};
 
-/// What was allocated and not freed, by address.
-static ALLOCATED: LazyLock<Mutex<HashMap<usize, Allocation>>> = LazyLock::new(Mutex::default);
+/// The memory that was allocated and not freed, by address.
+static ALLOCATIONS: LazyLock<Mutex<HashMap<usize, Allocation>>> = LazyLock::new(Mutex::default);
 
-fn allocated() -> MutexGuard<'static, HashMap<usize, Allocation>> {
-    ALLOCATED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// `size` bytes, not 0, in the memory of the device that this thread has chosen; None if it has chosen none, or `MAYPOLE_DEVICE` is `host`.
+/// Allocates `size` bytes, not 0, on the device that this thread has chosen. None if it has chosen
+/// none, or if `MAYPOLE_DEVICE` is `host`.
 pub(crate) fn allocate(size: usize) -> Result<Option<*mut c_void>, ResultCode> {
     if Config::get().device == DeviceKind::Host {
         return Ok(None);
     }
-    let Some(ordinal) = device::current() else { return Ok(None) };
-    let allocation = Allocation::new(ordinal, size).map_err(|error| {
-        log::warn!("ncclMemAlloc of {size} bytes on device {ordinal}: {error}");
-        failed(&error)
+    let Some(device) = device::current() else { return Ok(None) };
+    let allocation = Allocation::new(device, size).map_err(|error| {
+        log::warn!("ncclMemAlloc of {size} bytes on device {device}: {error}");
+        keep_error(&error)
     })?;
     let address = allocation.address();
-    allocated().insert(address.addr(), allocation);
+    allocations().insert(address.addr(), allocation);
     Ok(Some(address))
 }
 
-/// Whether the memory was of a device; it is freed then, when all work of the device is done.
+/// Frees memory of a device after all work of the device. False if the memory is none of these.
 pub(crate) fn free(memory: *mut c_void) -> bool {
-    let allocation = allocated().remove(&memory.addr());
-    // Not under the lock.
+    let allocation = allocations().remove(&memory.addr());
+    // The allocation is dropped here, without the lock.
     allocation.is_some()
 }
 
-/// Says what registering with a communicator of a device means.
-pub(crate) fn note_registration(on: Option<c_int>, buffer: *mut c_void, size: usize) {
-    let Some(device) = on else { return };
+/// Logs what a registration with a communicator of that device means.
+pub(crate) fn log_registration(device: Option<c_int>, buffer: *mut c_void, size: usize) {
+    let Some(device) = device else { return };
     log::info!(
         target: "REG",
-        "{size} bytes at {buffer:p} are registered, as bookkeeping: kernels of CUDA device {device} use all memory that it reaches in the same way"
+        "{size} bytes at {buffer:p} are registered, as bookkeeping: kernels of CUDA device \
+         {device} use all memory that it reaches in the same way"
     );
 }
 
-/// Whether calls on a communicator of that device, or of host memory, can read an element at that address.
-pub(crate) fn check_factor(on: Option<c_int>, at: *const u8) -> Result<(), ResultCode> {
+/// Refuses an address at which calls on that device, or on host memory, cannot read an element.
+pub(crate) fn check_factor(device: Option<c_int>, address: *const u8) -> Result<(), ResultCode> {
     if Config::get().device == DeviceKind::Host {
         return Ok(());
     }
-    let owner = device::owner(at.cast()).map_err(|error| failed(&error))?;
-    match (on, owner) {
+    let owner = device::owner(address.cast()).map_err(|error| keep_error(&error))?;
+    match (device, owner) {
         (None, None) | (Some(_), Some(_)) => Ok(()),
-        (None, Some(owner)) => Err(invalid(&format!(
-            "ncclRedOpCreatePreMulSum: the scalar is in the memory of CUDA device {owner}, the communicator is of host memory"
+        (None, Some(owner)) => Err(invalid_argument(&format!(
+            "ncclRedOpCreatePreMulSum: the scalar is in the memory of CUDA device {owner}, but the \
+             communicator works on host memory"
         ))),
-        (Some(device), None) => match device::is_known(at.cast()) {
+        (Some(device), None) => match device::is_known(address.cast()) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(invalid(&format!(
-                "ncclRedOpCreatePreMulSum: the scalar is in pageable memory of the host, which device {device} does not reach; ncclScalarHostImmediate reads it at once"
+            Ok(false) => Err(invalid_argument(&format!(
+                "ncclRedOpCreatePreMulSum: the scalar is in pageable memory of the host, which \
+                 device {device} does not reach; with ncclScalarHostImmediate it is read at once"
             ))),
-            Err(error) => Err(failed(&error)),
+            Err(error) => Err(keep_error(&error)),
         },
     }
+}
+
+fn allocations() -> MutexGuard<'static, HashMap<usize, Allocation>> {
+    ALLOCATIONS.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,79 +1,80 @@
-//! What goes on with a communicator after the call has returned: on one that does not block. Until it is over the communicator is in
-//! progress, and in use by the thread that does it.
+//! Work on a communicator that does not block: it runs on another thread after the function has
+//! returned `ncclInProgress`. Until it ends, that thread uses the communicator.
 
 use std::mem::ManuallyDrop;
-use std::sync::atomic::Ordering;
 
 use maypole::AbortHandle;
 use maypole::ResultCode;
 use maypole::stream::{self, Stream};
 
-use super::{Entered, Running, Visitor, issue};
-use crate::boundary::decided;
+use super::access::{CallContext, CommGuard, ExclusiveComm};
+use super::entry::EntryRef;
+use super::stream_call::queue_on_streams;
+use crate::boundary::log_error;
 
-/// A communicator that is in progress. It ceases to be when this is dropped.
-pub(crate) struct Deferred {
-    /// This thread's alone only after it has waited for what was issued on streams.
-    entered: ManuallyDrop<Entered>,
-    end: Result<(), ResultCode>,
+/// A communicator that is in progress, until this is dropped.
+pub(crate) struct DeferredWork {
+    /// Exclusive only after this thread has waited for the calls on streams.
+    comm: ManuallyDrop<ExclusiveComm>,
+    result: Result<(), ResultCode>,
 }
 
-impl Visitor {
-    /// From now on the communicator is in progress.
-    pub(crate) fn defer(self) -> Deferred {
-        let mut side = self.place.side();
-        side.result = ResultCode::InProgress;
-        // A child made by fork is told by it that nobody is at it there.
-        side.line.get_or_insert_with(Stream::new);
-        drop(side);
-        let entered = ManuallyDrop::new(Entered(self));
-        Deferred { entered, end: Err(ResultCode::InternalError) }
+impl CommGuard {
+    /// Makes the communicator be in progress from now on.
+    pub(crate) fn defer(self) -> DeferredWork {
+        let mut status = self.0.entry.status();
+        status.result = ResultCode::InProgress;
+        // By this stream a child made by fork learns that no thread does the work there.
+        status.call_stream.get_or_insert_with(Stream::new);
+        drop(status);
+        let comm = ManuallyDrop::new(ExclusiveComm(self));
+        DeferredWork { comm, result: Err(ResultCode::InternalError) }
     }
 
-    /// Runs a call: issues it on its stream; on a default one returns when it is done, or at once, with `ncclInProgress`, where the
-    /// communicator does not block.
+    /// Runs a call, or queues it on its stream. On a default stream (None) it returns when the call
+    /// is done, or at once, with `ncclInProgress`, if the communicator does not block.
     #[inline]
     pub(crate) fn run(
         self,
-        on: Option<Stream>,
-        call: impl FnOnce(&mut Running<'_>) -> Result<(), ResultCode> + Send + 'static,
+        stream: Option<Stream>,
+        call: impl FnOnce(&mut CallContext<'_>) -> Result<(), ResultCode> + Send + 'static,
     ) -> Result<(), ResultCode> {
-        match on {
-            None if self.blocks() => call(&mut self.alone()?.running()),
-            None => self.defer().start(|entered| call(&mut entered.running())),
-            Some(on) => issue(vec![self.launch(vec![on], call)]).map(drop),
+        match stream {
+            None if self.is_blocking() => call(&mut self.into_exclusive()?.call_context()),
+            None => self.defer().start(|comm| call(&mut comm.call_context())),
+            Some(stream) => queue_on_streams(vec![self.stream_call(vec![stream], call)]).map(drop),
         }
     }
 }
 
-impl Deferred {
-    /// Does it on another thread, and returns `ncclInProgress` at once.
+impl DeferredWork {
+    /// Starts the work on another thread, and returns `ncclInProgress` at once.
     #[cold]
     pub(crate) fn start(
         self,
-        work: impl FnOnce(&mut Entered) -> Result<(), ResultCode> + Send + 'static,
+        work: impl FnOnce(&mut ExclusiveComm) -> Result<(), ResultCode> + Send + 'static,
     ) -> Result<(), ResultCode> {
-        stream::behind(move || self.run(work)).map_err(|error| decided(&error))?;
+        stream::behind(move || self.run(work)).map_err(|error| log_error(&error))?;
         Err(ResultCode::InProgress)
     }
 
-    /// Does it, after what was issued on streams; then the communicator is not in progress any more. What it ends with is what
-    /// `ncclCommGetAsyncError` says from then on.
-    fn run(mut self, work: impl FnOnce(&mut Entered) -> Result<(), ResultCode>) {
-        self.end = self.entered.0.wait().and_then(|()| work(&mut self.entered));
+    /// Does the work after the calls on streams. `ncclCommGetAsyncError` gives its result from
+    /// then on.
+    fn run(mut self, work: impl FnOnce(&mut ExclusiveComm) -> Result<(), ResultCode>) {
+        self.result = self.comm.0.wait_for_calls().and_then(|()| work(&mut self.comm));
     }
 }
 
-impl Drop for Deferred {
+impl Drop for DeferredWork {
     fn drop(&mut self) {
-        let Visitor { place, state, .. } = self.entered.0;
-        let mut side = place.side();
-        let aborted = || side.abort.as_ref().and_then(AbortHandle::async_error);
-        side.result = match self.end {
-            Ok(()) => aborted().map_or(ResultCode::Success, |error| error.code()),
+        let EntryRef { entry, generation, .. } = self.comm.0.0;
+        let mut status = entry.status();
+        let failure = || status.abort.as_ref().and_then(AbortHandle::async_error);
+        status.result = match self.result {
+            Ok(()) => failure().map_or(ResultCode::Success, |error| error.code()),
             Err(code) => code,
         };
-        // Under the lock: who is told that it is over may use the communicator. Pairs with the exchange in `visit`.
-        place.state.store(state, Ordering::Release);
+        // Under the lock: a thread that reads that the work is over may use the communicator.
+        entry.state.release(generation);
     }
 }

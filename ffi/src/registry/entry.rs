@@ -1,76 +1,127 @@
-//! The table of places that handles name, and what is known of the communicator in each.
+//! The table of entries that handles name, and what is known of the communicator in each.
 
 use std::cell::UnsafeCell;
 use std::ffi::c_int;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use maypole::ResultCode;
+use maypole::internal::handle_state::{HandleState, Tenancy};
+use maypole::internal::sync::{AtomicPtr, AtomicU32, Ordering};
 use maypole::stream::{self, Stream, Ticket};
-use maypole::{AbortHandle, AbortSignal};
+use maypole::{AbortHandle, AbortSignal, Communicator};
 
-use super::{Body, Handle};
-use crate::boundary::{invalid, refuse};
+use super::buffers::BufferTable;
+use super::handle::{CommHandle, MAX_ENTRIES};
+use super::operators::OperatorTable;
+use super::windows::CommWindows;
+use crate::boundary::{invalid_argument, refuse};
+use crate::config::CommSettings;
 
-/// Live communicators at most.
-pub(super) const PLACES: usize = 1 << 15;
-/// Bits of a handle below the index: zero but for one, so that handles are aligned like pointers and never NULL.
-pub(super) const LOW: u32 = 4;
-pub(super) const LOW_BITS: usize = 0b1000;
-pub(super) const INDEX_BITS: u32 = PLACES.trailing_zeros();
-
-/// The place is let.
-pub(super) const LIVE: u64 = 1;
-/// Its tenant is in use by a thread, or being made by one.
-pub(super) const BUSY: u64 = 2;
-/// There is no communicator in it: not yet, or because making it failed.
-pub(super) const HOLLOW: u64 = 4;
-/// The generation is above.
-pub(super) const GENERATION: u32 = 3;
-
-pub(super) struct Place {
-    /// Generation, then [`HOLLOW`], [`BUSY`] and [`LIVE`].
-    pub(super) state: AtomicU64,
-    pub(super) rank: AtomicU32,
-    /// 0 as long as it is not known.
-    pub(super) nranks: AtomicU32,
-    /// Calls that were issued on streams and have not ended. Only who set BUSY adds to it.
-    pub(super) issued: AtomicU32,
-    pub(super) side: Mutex<Side>,
-    /// Told, under the lock of `side`, when `issued` becomes 0.
-    pub(super) quiet: Condvar,
-    /// NULL while there is none.
-    pub(super) body: UnsafeCell<*mut Body>,
+/// What a communicator may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CommStage {
+    /// For everything.
+    Open,
+    /// After finalize: it can only be destroyed.
+    Finalized,
+    /// After revoke: it can only be destroyed, split or shrunk.
+    Revoked,
+    /// After suspend: it has to be resumed first.
+    Suspended,
 }
 
-/// What other threads may know of a communicator while it is in use.
-pub(super) struct Side {
-    /// Ends its making; also its waits and those of what is being made from it.
+/// A communicator and what belongs to it.
+pub(crate) struct CommBody {
+    /// The communicator itself.
+    pub(crate) comm: Communicator,
+    /// The number of the CUDA device on which it works; None for host memory.
+    pub(crate) device: Option<c_int>,
+    /// What its configuration changes.
+    pub(crate) settings: CommSettings,
+    /// The operators that were created on it.
+    pub(crate) operators: OperatorTable,
+    /// The buffers that are registered with it.
+    pub(crate) buffers: BufferTable,
+    /// The windows that are registered with it.
+    pub(crate) windows: CommWindows,
+    /// What it may be used for now.
+    pub(crate) stage: CommStage,
+}
+
+/// An entry of the table.
+pub(super) struct Entry {
+    /// Who may touch `body`, and how many calls on streams have not ended.
+    pub(super) state: HandleState,
+    /// The rank of the communicator.
+    pub(super) rank: AtomicU32,
+    /// The number of ranks; 0 as long as it is not known.
+    pub(super) nranks: AtomicU32,
+    pub(super) status: Mutex<EntryStatus>,
+    /// Notified, under the lock of `status`, when no call on a stream is left.
+    pub(super) calls_ended: Condvar,
+    /// NULL while there is no communicator.
+    pub(super) body: UnsafeCell<*mut CommBody>,
+}
+
+/// What all threads may know of a communicator, also while one of them uses it.
+pub(super) struct EntryStatus {
+    /// Ends the creation of the communicator; later, its waits and the creation of its children.
     pub(super) signal: Option<AbortSignal>,
-    /// Of the thing that is being made from it.
+    /// Ends the creation of the child that is being created from it.
     pub(super) child: Option<AbortSignal>,
-    /// Ends its waits, and tells whether they were.
+    /// Ends the waits of the communicator, and tells whether they were ended.
     pub(super) abort: Option<AbortHandle>,
-    /// Of what does not block: in progress, or how it ended; and the first failure of a call.
+    /// In progress, or how the last deferred work ended; and the first failure of a call.
     pub(super) result: ResultCode,
-    /// Its waits were ended on purpose: what is made from it from now on is ended as well, unless that is asked for afterwards.
+    /// Its waits were ended on purpose. Children whose creation begins now are ended as well,
+    /// unless the client asks for them after that.
     pub(super) interrupted: bool,
-    /// Aborted while it was being made: who makes it clears it away.
-    pub(super) abandoned: bool,
-    /// Of its configuration.
+    /// It was aborted during its creation. The thread that creates it vacates the entry.
+    pub(super) aborted_in_creation: bool,
+    /// From its configuration: calls return when they are done.
     pub(super) blocking: bool,
-    /// `ncclCommCuDevice`
+    /// The answer of `ncclCommCuDevice`.
     pub(super) device: c_int,
-    /// It is of that CUDA device; on host memory the number has no meaning.
-    pub(super) cuda: bool,
-    /// On which its calls on streams are issued, whatever the stream: they keep their order.
-    pub(super) line: Option<Stream>,
-    /// Those that may not have begun.
+    /// `device` is the number of a CUDA device. On host memory the number has no meaning.
+    pub(super) on_device: bool,
+    /// The stream that all calls on host streams are queued on besides, which keeps their order.
+    pub(super) call_stream: Option<Stream>,
+    /// The tickets of calls on host streams, to cancel those that have not begun.
     pub(super) tickets: Vec<Ticket>,
 }
 
-impl Side {
+/// An entry as a live handle names it.
+#[derive(Clone, Copy)]
+pub(super) struct EntryRef {
+    pub(super) entry: &'static Entry,
+    pub(super) index: usize,
+    pub(super) generation: u64,
+}
+
+// SAFETY: `body` is touched only by the thread that uses or creates the communicator, as `state`
+// says, with one exception: while calls on streams are left, the `comm` in it belongs to the one of
+// them that runs, and to no other thread. Everything else is atomics and locks. `CommBody` may move
+// between threads: `Communicator` is Send, and so is what else it holds.
+unsafe impl Sync for Entry {}
+
+static TABLE: [AtomicPtr<Entry>; MAX_ENTRIES] = [const { AtomicPtr::new(null_mut()) }; MAX_ENTRIES];
+/// The indices of vacant entries, and how many entries were ever created.
+static VACANT: Mutex<(Vec<usize>, usize)> = Mutex::new((Vec::new(), 0));
+
+impl CommStage {
+    /// The stage in words, for errors.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Finalized => "finalized; it can only be destroyed",
+            Self::Revoked => "revoked; it can only be split, shrunk, destroyed or aborted",
+            Self::Suspended => "suspended; ncclCommResume comes first",
+        }
+    }
+}
+
+impl EntryStatus {
     pub(super) const fn new() -> Self {
         Self {
             signal: None,
@@ -78,95 +129,104 @@ impl Side {
             abort: None,
             result: ResultCode::Success,
             interrupted: false,
-            abandoned: false,
+            aborted_in_creation: false,
             blocking: true,
             device: -1,
-            cuda: false,
-            line: None,
+            on_device: false,
+            call_stream: None,
             tickets: Vec::new(),
         }
     }
 }
 
-// SAFETY: `body` is touched only by the thread that set BUSY, or that let the place, but for its `comm`: as long as `issued` is not
-// 0 that belongs to the call on a stream that runs, of which there is one at a time, and to nobody else. The rest is
-// atomics and a lock. `Body` may move between threads: `Communicator` is Send, what else it holds is.
-unsafe impl Sync for Place {}
-
-static TABLE: [AtomicPtr<Place>; PLACES] = [const { AtomicPtr::new(null_mut()) }; PLACES];
-/// Indices of places that are not let, and how many places were ever made.
-static VACANT: Mutex<(Vec<usize>, usize)> = Mutex::new((Vec::new(), 0));
-
-impl Place {
-    /// Whole at all times, so a panic elsewhere under the lock does no harm.
-    pub(super) fn side(&self) -> MutexGuard<'_, Side> {
-        self.side.lock().unwrap_or_else(PoisonError::into_inner)
+impl Entry {
+    /// The status. It is consistent at all times, so a panic of another thread under the lock does
+    /// no harm.
+    pub(super) fn status(&self) -> MutexGuard<'_, EntryStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-pub(super) fn handle(index: usize, generation: u64) -> Handle {
-    let value = (generation as usize) << (LOW + INDEX_BITS) | index << LOW | LOW_BITS;
-    std::ptr::without_provenance_mut(value)
-}
-
-/// The place that a handle names, and the state it has if the handle is live and idle.
-#[inline]
-pub(super) fn find(handle: Handle) -> Result<(usize, &'static Place, u64), ResultCode> {
-    let value = handle.addr();
-    let index = value >> LOW & (PLACES - 1);
-    // Pairs with the store in `vacant_place`.
-    let place = TABLE[index].load(Ordering::Acquire);
-    if value & ((1 << LOW) - 1) != LOW_BITS || place.is_null() {
-        return Err(not_live());
+impl EntryRef {
+    /// The entry that a handle names. Whether the handle is live only its state says.
+    #[inline]
+    pub(super) fn find(handle: CommHandle) -> Result<Self, ResultCode> {
+        let (index, generation) = handle.parts().ok_or_else(not_live)?;
+        // Acquire of the pair `table`: the entry is seen whole.
+        let entry = TABLE[index].load(Ordering::Acquire);
+        if entry.is_null() {
+            return Err(not_live());
+        }
+        // SAFETY: the pointer came of a box, and entries are never freed.
+        Ok(Self { entry: unsafe { &*entry }, index, generation })
     }
-    let generation = (value >> (LOW + INDEX_BITS)) as u64;
-    // SAFETY: places are made once and never freed.
-    Ok((index, unsafe { &*place }, generation << GENERATION | LIVE))
+
+    /// A vacant entry, for a generation that begins now.
+    pub(super) fn begin(fill: impl FnOnce(&'static Entry)) -> Result<Self, ResultCode> {
+        let (index, entry) = take_vacant()?;
+        fill(entry);
+        Ok(Self { entry, index, generation: entry.state.begin() })
+    }
+
+    /// The handle that names it.
+    pub(super) fn handle(self) -> CommHandle {
+        CommHandle::new(self.index, self.generation)
+    }
+
+    /// Ends the generation, which the caller uses or creates.
+    pub(super) fn vacate(self) {
+        *self.entry.status() = EntryStatus::new();
+        self.entry.state.vacate(self.generation);
+        let mut vacant = VACANT.lock().unwrap_or_else(PoisonError::into_inner);
+        vacant.0.push(self.index);
+        let was_last = vacant.0.len() == vacant.1;
+        drop(vacant);
+        if was_last {
+            stream::dismiss();
+        }
+    }
+
+    /// What the entry holds of this generation now.
+    pub(super) fn look(self) -> Tenancy {
+        self.entry.state.look(self.generation)
+    }
 }
 
+/// The error for a handle that names no live communicator.
 #[cold]
 pub(super) fn not_live() -> ResultCode {
-    invalid("the communicator is not a live one: NULL, destroyed, aborted, or never initialised")
+    invalid_argument(
+        "the communicator is not a live one: NULL, destroyed, aborted, or never initialised",
+    )
 }
 
-pub(super) fn vacant_place() -> Result<(usize, &'static Place), ResultCode> {
+/// Takes an entry from the list of vacant ones, or creates one.
+fn take_vacant() -> Result<(usize, &'static Entry), ResultCode> {
     let mut vacant = VACANT.lock().unwrap_or_else(PoisonError::into_inner);
-    let (list, made) = &mut *vacant;
+    let (list, created) = &mut *vacant;
     let index = match list.pop() {
         Some(index) => index,
-        None if *made == PLACES => {
+        None if *created == MAX_ENTRIES => {
             return Err(refuse(
                 ResultCode::SystemError,
-                "too many live communicators in this process",
+                "too many live communicators in this process; destroy some",
             ));
         }
         None => {
-            let place = Box::new(Place {
-                state: AtomicU64::new(0),
+            let entry = Box::new(Entry {
+                state: HandleState::new(),
                 rank: AtomicU32::new(0),
                 nranks: AtomicU32::new(0),
-                issued: AtomicU32::new(0),
-                side: Mutex::new(Side::new()),
-                quiet: Condvar::new(),
+                status: Mutex::new(EntryStatus::new()),
+                calls_ended: Condvar::new(),
                 body: UnsafeCell::new(null_mut()),
             });
-            TABLE[*made].store(Box::into_raw(place), Ordering::Release);
-            *made += 1;
-            *made - 1
+            // Release of the pair `table`.
+            TABLE[*created].store(Box::into_raw(entry), Ordering::Release);
+            *created += 1;
+            *created - 1
         }
     };
-    // SAFETY: places are made once and never freed.
+    // SAFETY: the pointer came of a box, and entries are never freed.
     Ok((index, unsafe { &*TABLE[index].load(Ordering::Acquire) }))
-}
-
-pub(super) fn vacate(place: &'static Place, index: usize, state: u64) {
-    *place.side() = Side::new();
-    place.state.store(state & !LIVE, Ordering::Release);
-    let mut vacant = VACANT.lock().unwrap_or_else(PoisonError::into_inner);
-    vacant.0.push(index);
-    let last = vacant.0.len() == vacant.1;
-    drop(vacant);
-    if last {
-        stream::dismiss();
-    }
 }
