@@ -7,6 +7,7 @@
 
 pub mod collective;
 pub mod cost;
+mod flat;
 pub mod hierarchy;
 pub mod mutate;
 pub mod pattern;
@@ -18,6 +19,6 @@ pub mod topology;
 pub mod types;
 pub mod verify;
 
-pub use cost::FlatSchedule;
+pub use flat::FlatSchedule;
 pub use schedule::{Chunk, Class, Operand, Program, Schedule, Step};
 pub use types::{Collective, DType, Rank, RedOp};

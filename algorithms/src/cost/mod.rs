@@ -19,16 +19,15 @@
 //! With no [`NetworkModel`] all ranks are on one node. Where besides the cost of a byte on a link is zero (shared memory, where
 //! the steps themselves move the bytes), ports are never busy and cost nothing to model.
 
-mod decoded;
 mod run;
 mod timeline;
 
-pub use decoded::FlatSchedule;
 pub use timeline::{MessageSpan, StepSpan, Timeline, timeline};
 
+use crate::flat::FlatSchedule;
 use crate::schedule::Schedule;
 use crate::topology::Grouping;
-use run::Run;
+use run::ModelRun;
 
 /// What a message costs between two ranks, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -96,7 +95,7 @@ impl MachineModel {
     /// If the network's grouping is of another number of ranks.
     pub fn cost_flat(&self, schedule: &FlatSchedule, bytes: usize, tiles: u64) -> f64 {
         let executed = tiles.min(TILES.into()) as u32;
-        let ends = Run::new(self, schedule, bytes, executed).finish(None);
+        let ends = ModelRun::new(self, schedule, bytes, executed).finish(None);
         match ends[..] {
             [.., before, last] if tiles > executed.into() => {
                 last + (tiles - u64::from(executed)) as f64 * (last - before)

@@ -1,221 +1,239 @@
-//! One execution in model time, event by event in the order of time, so that whoever comes first to a core or a port has it first.
+//! One execution in model time, event by event in the order of time, so that cores and ports serve
+//! first what comes to them first.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use super::decoded::{self, FlatSchedule, NONE, Step};
 use super::timeline::{StepSpan, Timeline};
 use super::{LinkCost, MachineModel};
+use crate::flat::{FlatLane, FlatLink, FlatSchedule, FlatStep, NONE};
 
 /// What happens at a point in time. Events of one time happen in this order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Event {
-    /// A message comes to the port where it leaves: tile, message.
-    Leave(u32, u32),
-    /// Its first byte comes to the port where it enters.
-    Enter(u32, u32),
+enum ModelEvent {
+    /// A message comes to the port where it leaves.
+    Leave(TileMessage),
+    /// The first byte of a message comes to the port where it enters.
+    Enter(TileMessage),
     /// A lane is ready for its next step.
     Step(u32),
 }
 
-/// Where a lane is.
-#[derive(Clone)]
-struct Progress {
+/// A message in one tile.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct TileMessage {
     tile: u32,
-    /// The next step, numbered through all lanes.
-    step: u32,
-    /// When the last one was over.
-    free: f64,
-    wait: Wait,
+    link: u32,
+    /// Its number on the link in the tile.
+    ordinal: u32,
 }
 
+/// How far a lane has come.
+#[derive(Clone)]
+struct LaneClock {
+    tile: u32,
+    /// The number of its next step.
+    step: u32,
+    /// The time at which its last step ended.
+    free: f64,
+    wait: LaneWait,
+}
+
+/// What the next step of a lane waits for.
 #[derive(Clone, Copy, PartialEq)]
-enum Wait {
-    /// There is an event for it, or it stands in line for the core, or it is through.
+enum LaneWait {
+    /// Nothing: the step has an event, or it queues for the core, or the lane is finished.
     Nothing,
-    /// For a message.
+    /// The message of this number in the tile; [`NONE`] if it is never sent.
     Message(u32),
-    /// For a step of another lane of the rank.
+    /// A step of another lane of the rank.
     Step(u32),
 }
 
-/// A rank's core, where its lanes share one.
+/// The core of a rank, where its lanes share one.
 #[derive(Clone, Default)]
 struct Core {
+    /// The time from which it is free.
     free: f64,
-    /// The lane that has an event for when the core is free.
+    /// The lane that has an event for the time at which the core is free.
     next: Option<u32>,
-    /// The lanes behind it.
-    line: VecDeque<u32>,
+    /// The lanes that queue behind it.
+    queue: VecDeque<u32>,
 }
 
-/// When each way of a port is free.
+/// The times from which the two directions of a port are free.
 #[derive(Clone, Copy, Default)]
 struct Port {
     out: f64,
     into: f64,
 }
 
-pub(super) struct Run<'a> {
+/// One execution of a schedule in model time. Times are in seconds since its start.
+pub(super) struct ModelRun<'a> {
     machine: &'a MachineModel,
-    decoded: &'a FlatSchedule,
+    flat: &'a FlatSchedule,
     tiles: u32,
+    /// Bytes of one tile of a chunk.
     bytes: f64,
+    /// By step how long it takes.
     durations: Vec<f64>,
-    lanes: Vec<Progress>,
-    /// Per rank the first of its lanes.
-    first_lane: Vec<u32>,
+    lanes: Vec<LaneClock>,
     cores: Vec<Core>,
-    /// The ports of the ranks, then of the nodes.
+    /// The ports of the ranks, then those of the nodes.
     ports: Vec<Port>,
-    /// By tile and step, not a number before it is over.
+    /// By tile and step the end of the step; NaN before it has ended.
     ends: Vec<f64>,
-    /// By tile and message, not a number before its arrival is known.
+    /// By tile and message its arrival; NaN before that is known.
     arrivals: Vec<f64>,
-    events: BinaryHeap<Reverse<(Time, Event)>>,
+    events: BinaryHeap<Reverse<(ModelTime, ModelEvent)>>,
 }
 
-impl<'a> Run<'a> {
+impl<'a> ModelRun<'a> {
     pub(super) fn new(
         machine: &'a MachineModel,
-        decoded: &'a FlatSchedule,
+        flat: &'a FlatSchedule,
         bytes: usize,
         tiles: u32,
     ) -> Self {
         let nodes = machine.network.as_ref().map_or(0, |network| {
             let ranks = network.grouping.nranks();
-            assert_eq!(ranks, decoded.nranks, "the machine's grouping is of other ranks");
+            assert_eq!(ranks, flat.nranks, "the machine's grouping has another number of ranks");
             network.grouping.nodes()
         });
-        let lane = |lane: &decoded::Lane| {
+        let lane = |lane: &FlatLane| {
             let tile = if lane.steps == 0 { tiles } else { 0 };
-            Progress { tile, step: lane.first, free: 0.0, wait: Wait::Nothing }
+            LaneClock { tile, step: lane.first_step, free: 0.0, wait: LaneWait::Nothing }
         };
         let mut run = Self {
             machine,
-            decoded,
+            flat,
             tiles,
             bytes: bytes as f64,
             durations: Vec::new(),
-            lanes: decoded.lanes.iter().map(lane).collect(),
-            first_lane: Vec::with_capacity(decoded.nranks as usize + 1),
-            cores: vec![Core::default(); decoded.nranks as usize],
-            ports: vec![Port::default(); (decoded.nranks + nodes) as usize],
-            ends: vec![f64::NAN; tiles as usize * decoded.steps.len()],
-            arrivals: vec![f64::NAN; tiles as usize * decoded.messages.len()],
-            events: BinaryHeap::with_capacity(decoded.lanes.len()),
+            lanes: flat.lanes.iter().map(lane).collect(),
+            cores: vec![Core::default(); flat.nranks as usize],
+            ports: vec![Port::default(); (flat.nranks + nodes) as usize],
+            ends: vec![f64::NAN; tiles as usize * flat.steps.len()],
+            arrivals: vec![f64::NAN; tiles as usize * flat.messages as usize],
+            events: BinaryHeap::with_capacity(flat.lanes.len()),
         };
-        run.durations = decoded.steps.iter().map(|step| run.duration(step)).collect();
-        for (number, lane) in decoded.lanes.iter().enumerate() {
-            if lane.index == 0 {
-                run.first_lane.resize(lane.rank as usize + 1, number as u32);
-            }
-        }
-        run.first_lane.resize(decoded.nranks as usize + 1, decoded.lanes.len() as u32);
+        run.durations = flat.steps.iter().map(|step| run.duration(step)).collect();
         run
     }
 
-    /// Executes; returns when the last step of each tile was over. What waits for something that never comes is left out.
+    /// Executes; returns for each tile the time at which its last step ended. Steps that wait for a
+    /// message or a step that never comes are left out.
     pub(super) fn finish(mut self, mut timeline: Option<&mut Timeline>) -> Vec<f64> {
         for lane in 0..self.lanes.len() as u32 {
-            self.consider(lane);
+            self.schedule_next(lane);
         }
-        while let Some(Reverse((Time(now), event))) = self.events.pop() {
+        while let Some(Reverse((ModelTime(now), event))) = self.events.pop() {
             match event {
-                Event::Step(lane) => {
+                ModelEvent::Step(lane) => {
                     if self.has_core(lane, now) {
                         self.fire(lane, now, &mut timeline);
                     }
                 }
-                Event::Leave(tile, message) => {
-                    let (link, out, _) = self.way(message);
+                ModelEvent::Leave(message) => {
+                    let (cost, out, _) = self.route(self.link(message));
                     let depart = now.max(self.ports[out].out);
-                    self.ports[out].out = depart + self.bytes * link.byte;
-                    self.push(depart + link.latency, Event::Enter(tile, message));
+                    self.ports[out].out = depart + self.bytes * cost.byte;
+                    self.push(depart + cost.latency, ModelEvent::Enter(message));
                 }
-                Event::Enter(tile, message) => {
-                    let (link, _, into) = self.way(message);
-                    let arrival = now.max(self.ports[into].into) + self.bytes * link.byte;
+                ModelEvent::Enter(message) => {
+                    let (cost, _, into) = self.route(self.link(message));
+                    let arrival = now.max(self.ports[into].into) + self.bytes * cost.byte;
                     self.ports[into].into = arrival;
-                    self.arrive(tile, message, arrival, &mut timeline);
+                    self.arrive(message, arrival, &mut timeline);
                 }
             }
         }
-        let steps = self.decoded.steps.len().max(1);
+        let steps = self.flat.steps.len().max(1);
         self.ends.chunks(steps).map(|tile| tile.iter().copied().fold(0.0, f64::max)).collect()
     }
 
-    fn duration(&self, step: &Step) -> f64 {
+    /// How long a step keeps its lane busy.
+    fn duration(&self, step: &FlatStep) -> f64 {
         let MachineModel { step: fixed, operand, byte, ranks_per_core, .. } = *self.machine;
-        let ends = self.decoded.taken(step).iter().chain(self.decoded.sent(step));
+        let step = self.flat.view(step);
+        let messages = step.received().chain(step.sent());
         let messages: f64 = match self.machine.network {
-            None => ends.count() as f64 * self.machine.link.message,
-            Some(_) => ends.filter(|m| **m != NONE).map(|&m| self.way(m).0.message).sum(),
+            None => messages.count() as f64 * self.machine.link.message,
+            Some(_) => messages
+                .map(|(link, ordinal)| (&self.flat.links[link as usize], ordinal))
+                .filter(|(link, ordinal)| link.message(*ordinal).is_some())
+                .map(|(link, _)| self.route(link).0.message)
+                .sum(),
         };
-        let operands = f64::from(step.operands);
+        let operands = (step.inputs.len() + step.outputs.len()) as f64;
         ranks_per_core * (fixed + operands * operand + operands * self.bytes * byte + messages)
     }
 
-    /// What a message costs, and the ports where it leaves and enters.
-    fn way(&self, message: u32) -> (LinkCost, usize, usize) {
-        let message = &self.decoded.messages[message as usize];
+    fn link(&self, message: TileMessage) -> &'a FlatLink {
+        &self.flat.links[message.link as usize]
+    }
+
+    /// What a message on a link costs, and the ports where it leaves and enters.
+    fn route(&self, link: &FlatLink) -> (LinkCost, usize, usize) {
+        let (source, destination) = (link.source, link.destination);
         match &self.machine.network {
-            Some(network) if !network.grouping.same_node(message.from, message.to) => {
-                let port = |rank| (self.decoded.nranks + network.grouping.node(rank)) as usize;
-                (network.link, port(message.from), port(message.to))
+            Some(network) if !network.grouping.same_node(source, destination) => {
+                let port = |rank| (self.flat.nranks + network.grouping.node(rank)) as usize;
+                (network.link, port(source), port(destination))
             }
-            _ => (self.machine.link, message.from as usize, message.to as usize),
+            _ => (self.machine.link, source as usize, destination as usize),
         }
     }
 
-    /// The place of a message among those of all tiles.
-    fn place(&self, tile: u32, message: u32) -> usize {
-        tile as usize * self.decoded.messages.len() + message as usize
+    /// The index of message number `message` of a tile among those of all tiles.
+    fn message_index(&self, tile: u32, message: u32) -> usize {
+        tile as usize * self.flat.messages as usize + message as usize
     }
 
-    fn push(&mut self, at: f64, event: Event) {
-        self.events.push(Reverse((Time(at), event)));
+    fn push(&mut self, at: f64, event: ModelEvent) {
+        self.events.push(Reverse((ModelTime(at), event)));
     }
 
-    /// Makes an event of the next step of `lane`, or notes what the lane waits for.
-    fn consider(&mut self, lane: u32) {
-        let Progress { tile, step, free, .. } = self.lanes[lane as usize];
+    /// Adds an event for the next step of `lane`, or notes what the lane waits for.
+    fn schedule_next(&mut self, lane: u32) {
+        let LaneClock { tile, step, free, .. } = self.lanes[lane as usize];
         if tile == self.tiles {
             return;
         }
-        let decoded = self.decoded;
+        let flat = self.flat;
         let mut ready = free;
-        let text = &decoded.steps[step as usize];
-        let ends = tile as usize * decoded.steps.len();
-        for &after in decoded.after(text) {
-            let end = self.ends[ends + after as usize];
+        let view = flat.step(step);
+        let ends = tile as usize * flat.steps.len();
+        for after in view.after {
+            let end = self.ends[ends + after.step as usize];
             if end.is_nan() {
-                self.lanes[lane as usize].wait = Wait::Step(after);
+                self.lanes[lane as usize].wait = LaneWait::Step(after.step);
                 return;
             }
             ready = ready.max(end);
         }
-        for &message in decoded.taken(text) {
+        for (link, ordinal) in view.received() {
+            let message = flat.links[link as usize].message(ordinal);
             let arrival = match message {
-                NONE => f64::NAN,
-                message => self.arrivals[self.place(tile, message)],
+                Some(message) => self.arrivals[self.message_index(tile, message)],
+                None => f64::NAN,
             };
             if arrival.is_nan() {
-                self.lanes[lane as usize].wait = Wait::Message(message);
+                self.lanes[lane as usize].wait = LaneWait::Message(message.unwrap_or(NONE));
                 return;
             }
             ready = ready.max(arrival);
         }
-        self.lanes[lane as usize].wait = Wait::Nothing;
-        self.push(ready, Event::Step(lane));
+        self.lanes[lane as usize].wait = LaneWait::Nothing;
+        self.push(ready, ModelEvent::Step(lane));
     }
 
-    /// Whether the lane may have its core now; else it stands in line for it.
+    /// Whether the lane gets its core now; else it queues for the core.
     fn has_core(&mut self, lane: u32, now: f64) -> bool {
         if !self.machine.lanes_share_a_core {
             return true;
         }
-        let core = &mut self.cores[self.decoded.lanes[lane as usize].rank as usize];
+        let core = &mut self.cores[self.flat.lanes[lane as usize].rank as usize];
         if core.next == Some(lane) {
             core.next = None;
         }
@@ -223,101 +241,102 @@ impl<'a> Run<'a> {
             return true;
         }
         if core.next.is_some() {
-            core.line.push_back(lane);
+            core.queue.push_back(lane);
         } else {
             core.next = Some(lane);
             let free = core.free;
-            self.push(free, Event::Step(lane));
+            self.push(free, ModelEvent::Step(lane));
         }
         false
     }
 
+    /// Executes the next step of `lane` from `start` on.
     fn fire(&mut self, lane: u32, start: f64, timeline: &mut Option<&mut Timeline>) {
-        let decoded = self.decoded;
-        let Progress { tile, step, .. } = self.lanes[lane as usize];
-        let decoded::Lane { rank, index, first, steps } = decoded.lanes[lane as usize];
+        let flat = self.flat;
+        let LaneClock { tile, step, .. } = self.lanes[lane as usize];
+        let FlatLane { rank, index, first_step, steps } = flat.lanes[lane as usize];
         let end = start + self.durations[step as usize];
         if let Some(timeline) = timeline {
+            let index_in_lane = step - first_step;
             timeline.steps.push(StepSpan {
                 rank,
                 lane: index,
-                index: step - first,
+                index: index_in_lane,
                 tile,
                 start,
                 end,
             });
         }
-        let progress = &mut self.lanes[lane as usize];
-        progress.free = end;
-        progress.step += 1;
-        if progress.step == first + steps {
-            (progress.step, progress.tile) = (first, tile + 1);
+        let clock = &mut self.lanes[lane as usize];
+        clock.free = end;
+        clock.step += 1;
+        if clock.step == first_step + steps {
+            (clock.step, clock.tile) = (first_step, tile + 1);
         }
         if self.machine.lanes_share_a_core {
             let core = &mut self.cores[rank as usize];
             core.free = end;
             if core.next.is_none()
-                && let Some(next) = core.line.pop_front()
+                && let Some(next) = core.queue.pop_front()
             {
                 core.next = Some(next);
-                self.push(end, Event::Step(next));
+                self.push(end, ModelEvent::Step(next));
             }
         }
-        self.ends[tile as usize * decoded.steps.len() + step as usize] = end;
-        let text = &decoded.steps[step as usize];
-        for &message in decoded.sent(text) {
+        self.ends[tile as usize * flat.steps.len() + step as usize] = end;
+        for (link, ordinal) in flat.step(step).sent() {
+            let message = TileMessage { tile, link, ordinal };
+            let link = self.link(message);
             if let Some(timeline) = timeline {
-                timeline.messages[self.place(tile, message)].depart = end;
+                let index = self.message_index(tile, link.first_message + ordinal);
+                timeline.messages[index].depart = end;
             }
-            let (link, ..) = self.way(message);
-            if link.byte == 0.0 {
-                self.arrive(tile, message, end + link.latency, timeline);
+            let (cost, ..) = self.route(link);
+            if cost.byte == 0.0 {
+                self.arrive(message, end + cost.latency, timeline);
             } else {
-                self.push(end, Event::Leave(tile, message));
+                self.push(end, ModelEvent::Leave(message));
             }
         }
-        if text.named {
-            for other in self.first_lane[rank as usize]..self.first_lane[rank as usize + 1] {
-                if self.lanes[other as usize].wait == Wait::Step(step) {
-                    self.consider(other);
+        if flat.steps[step as usize].is_awaited {
+            for other in flat.lanes_of(rank) {
+                if self.lanes[other as usize].wait == LaneWait::Step(step) {
+                    self.schedule_next(other);
                 }
             }
         }
-        self.consider(lane);
+        self.schedule_next(lane);
     }
 
-    fn arrive(
-        &mut self,
-        tile: u32,
-        message: u32,
-        arrival: f64,
-        timeline: &mut Option<&mut Timeline>,
-    ) {
-        let at = self.place(tile, message);
-        self.arrivals[at] = arrival;
+    /// The last byte of a message arrives at `arrival`.
+    fn arrive(&mut self, message: TileMessage, arrival: f64, timeline: &mut Option<&mut Timeline>) {
+        let link = self.link(message);
+        let number = link.first_message + message.ordinal;
+        let index = self.message_index(message.tile, number);
+        self.arrivals[index] = arrival;
         if let Some(timeline) = timeline {
-            timeline.messages[at].arrive = arrival;
+            timeline.messages[index].arrive = arrival;
         }
-        let drainer = self.decoded.messages[message as usize].drainer;
-        if drainer != NONE && self.lanes[drainer as usize].wait == Wait::Message(message) {
-            self.consider(drainer);
+        let drainer = link.drainer;
+        if drainer != NONE && self.lanes[drainer as usize].wait == LaneWait::Message(number) {
+            self.schedule_next(drainer);
         }
     }
 }
 
-/// Seconds since the start, in order.
+/// Seconds since the start, with a total order.
 #[derive(Clone, Copy, PartialEq)]
-struct Time(f64);
+struct ModelTime(f64);
 
-impl Eq for Time {}
+impl Eq for ModelTime {}
 
-impl PartialOrd for Time {
+impl PartialOrd for ModelTime {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Time {
+impl Ord for ModelTime {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         self.0.total_cmp(&other.0)
     }

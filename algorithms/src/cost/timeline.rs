@@ -1,12 +1,12 @@
-//! When each step and each message of an execution in model time is under way: for pictures and for people.
+//! The times of all steps and messages of an execution in model time, for pictures.
 
-use super::decoded::NONE;
-use super::run::Run;
-use super::{FlatSchedule, MachineModel};
+use super::MachineModel;
+use super::run::ModelRun;
+use crate::flat::{FlatSchedule, NONE};
 use crate::schedule::{Channel, Schedule};
 use crate::types::Rank;
 
-/// An execution, in seconds since its start.
+/// The times of an execution, in seconds since its start.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Timeline {
     /// In the order of their start.
@@ -15,10 +15,10 @@ pub struct Timeline {
     pub messages: Vec<MessageSpan>,
 }
 
-/// A step.
+/// One execution of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepSpan {
-    /// Whose it is.
+    /// The rank of the step.
     pub rank: Rank,
     /// The lane of the rank.
     pub lane: u32,
@@ -26,9 +26,9 @@ pub struct StepSpan {
     pub index: u32,
     /// The tile.
     pub tile: u32,
-    /// When it starts.
+    /// The time at which it starts.
     pub start: f64,
-    /// When it is over.
+    /// The time at which it ends.
     pub end: f64,
 }
 
@@ -45,39 +45,42 @@ pub struct MessageSpan {
     pub lanes: (u32, u32),
     /// The tile.
     pub tile: u32,
-    /// When its step is over.
+    /// The time at which the step that sends it ends.
     pub depart: f64,
-    /// When it is there to the last byte.
+    /// The time at which its last byte has arrived.
     pub arrive: f64,
 }
 
 impl Timeline {
-    /// When the last step is over.
+    /// The time at which the last step ends.
     pub fn end(&self) -> f64 {
         self.steps.iter().map(|span| span.end).fold(0.0, f64::max)
     }
 }
 
-/// The execution of `tiles` tiles of `bytes` bytes a chunk that [`MachineModel::cost`] costs, in full. It needs memory for every step
-/// of every tile.
+/// The execution that [`MachineModel::cost`] costs, with the time of every step and message: `tiles`
+/// tiles of `bytes` bytes per chunk. It needs memory for every step of every tile.
 pub fn timeline(machine: &MachineModel, schedule: &Schedule, bytes: usize, tiles: u32) -> Timeline {
-    let decoded = FlatSchedule::new(schedule);
-    let laid_out = &decoded;
-    let under_way = |tile| {
-        laid_out.messages.iter().map(move |message| MessageSpan {
-            from: message.from,
-            to: message.to,
-            channel: message.channel,
-            lanes: (laid_out.index(message.feeder), laid_out.index(message.drainer)),
-            tile,
-            depart: f64::NAN,
-            arrive: f64::NAN,
-        })
-    };
-    let messages = (0..tiles).flat_map(under_way).collect();
+    let flat = FlatSchedule::new(schedule);
+    let index = |lane: u32| flat.lanes.get(lane as usize).map_or(NONE, |lane| lane.index);
+    let mut messages = Vec::with_capacity(tiles as usize * flat.messages as usize);
+    for tile in 0..tiles {
+        for link in &flat.links {
+            let lanes = (index(link.feeder), index(link.drainer));
+            messages.extend((0..link.sent).map(|ordinal| MessageSpan {
+                from: link.source,
+                to: link.destination,
+                channel: link.channel,
+                lanes: if ordinal < link.received { lanes } else { (lanes.0, NONE) },
+                tile,
+                depart: f64::NAN,
+                arrive: f64::NAN,
+            }));
+        }
+    }
     let mut timeline = Timeline { steps: Vec::new(), messages };
-    Run::new(machine, &decoded, bytes, tiles).finish(Some(&mut timeline));
-    // What nobody sends or takes is no message.
-    timeline.messages.retain(|flight| !flight.depart.is_nan() && flight.lanes.1 != NONE);
+    ModelRun::new(machine, &flat, bytes, tiles).finish(Some(&mut timeline));
+    // A message that is not sent, or that no step receives, has no arrow.
+    timeline.messages.retain(|span| !span.depart.is_nan() && span.lanes.1 != NONE);
     timeline
 }

@@ -1,69 +1,72 @@
-//! Vector clocks: what each lane knows to have happened, with as little copying as the order of events allows.
+//! Vector clocks: which firings of other lanes each lane is known to come after.
 //!
-//! A lane's clock is a frozen row of counts, its own count, and the stamps that it has received since the row was frozen. A
-//! *stamp* is what a firing leaves for those who come later: a frozen row and the firing itself. Receiving one is keeping it;
-//! rows are merged only when the lane itself leaves a stamp. So lanes that only send share one row, and lanes that only
-//! receive never merge.
+//! They copy as little as the order of events allows. A lane's clock is a row of counts that no
+//! longer changes, the lane's own count, and the stamps that it received since. A *stamp* is what a
+//! firing leaves for later ones: such a row, and the firing itself. To receive a stamp is to keep it;
+//! rows are merged only when the lane itself leaves a stamp. So lanes that only send share one row,
+//! and lanes that only receive never merge rows.
 
 const NONE: u32 = u32::MAX;
 
-/// A point in a lane: its number of firings up to and including the one meant.
+/// A firing, by its lane and its number there, counted from 1 over all tiles.
 #[derive(Clone, Copy)]
-pub(super) struct Moment {
+pub(super) struct LaneMoment {
     pub(super) lane: u32,
     pub(super) count: u32,
 }
 
-/// What a firing leaves: all that it knows, and itself. Each copy that is to be joined counts as a reader of its row.
+/// What a firing leaves: a row with all that it comes after, and itself. Each copy that will be
+/// joined counts as a reader of the row.
 #[derive(Clone, Copy)]
-pub(super) struct Stamp {
-    /// [`NONE`] for all zeros.
+pub(super) struct ClockStamp {
+    /// [`NONE`] stands for a row of zeros.
     row: u32,
-    at: Moment,
+    at: LaneMoment,
 }
 
-impl Stamp {
-    /// Of nothing.
-    pub(super) const NONE: Self = Self { row: NONE, at: Moment { lane: NONE, count: 0 } };
+impl ClockStamp {
+    /// The stamp that comes after nothing.
+    pub(super) const NONE: Self = Self { row: NONE, at: LaneMoment { lane: NONE, count: 0 } };
 }
 
 /// The clocks of all lanes.
-pub(super) struct Clocks {
-    /// Per lane its component in a row.
+pub(super) struct VectorClocks {
+    /// By lane its component in a row.
     columns: Vec<u32>,
     width: usize,
-    own: Vec<Clock>,
+    own: Vec<LaneClock>,
     rows: Vec<u32>,
-    /// Per row, stamps and lanes that refer to it.
+    /// By row how many stamps and lanes refer to it.
     readers: Vec<u32>,
     free: Vec<u32>,
 }
 
 #[derive(Clone)]
-struct Clock {
+struct LaneClock {
     count: u32,
     row: u32,
-    received: Vec<Stamp>,
+    received: Vec<ClockStamp>,
 }
 
-impl Clocks {
-    /// Lanes that ever ask for one another have different columns.
+impl VectorClocks {
+    /// `columns` gives each lane its component in a row. Lanes that are compared with each other need
+    /// different ones.
     pub(super) fn new(columns: Vec<u32>) -> Self {
         let width = columns.iter().max().map_or(0, |&column| column as usize + 1);
-        let own = vec![Clock { count: 0, row: NONE, received: Vec::new() }; columns.len()];
+        let own = vec![LaneClock { count: 0, row: NONE, received: Vec::new() }; columns.len()];
         Self { columns, width, own, rows: Vec::new(), readers: Vec::new(), free: Vec::new() }
     }
 
-    /// A lane fires.
-    pub(super) fn set(&mut self, now: Moment) {
+    /// Notes a firing: the lane is at this moment now.
+    pub(super) fn set(&mut self, now: LaneMoment) {
         self.own[now.lane as usize].count = now.count;
     }
 
-    /// The lane comes after what left the stamp; the stamp is used up.
-    pub(super) fn join(&mut self, lane: u32, stamp: Stamp) {
+    /// The lane comes after the firing that left the stamp. This copy of the stamp is used up.
+    pub(super) fn join(&mut self, lane: u32, stamp: ClockStamp) {
         let received = &mut self.own[lane as usize].received;
         match received.last_mut() {
-            // A later stamp of a lane knows all that an earlier one does.
+            // A later stamp of a lane includes all that an earlier one does.
             Some(last) if last.at.lane == stamp.at.lane && last.at.count <= stamp.at.count => {
                 let earlier = std::mem::replace(last, stamp);
                 self.release(earlier.row);
@@ -72,23 +75,23 @@ impl Clocks {
         }
     }
 
-    /// Whether the moment is sure to have come before what `lane` does now.
-    pub(super) fn knows(&self, lane: u32, moment: Moment) -> bool {
-        let Clock { count, row, received } = &self.own[lane as usize];
+    /// Whether `moment` comes before the present firing of `lane` in every execution.
+    pub(super) fn is_before(&self, moment: LaneMoment, lane: u32) -> bool {
+        let LaneClock { count, row, received } = &self.own[lane as usize];
         if moment.lane == lane {
             return moment.count <= *count;
         }
         let column = self.columns[moment.lane as usize] as usize;
         let row_knows =
             |row: u32| row != NONE && self.rows[row as usize * self.width + column] >= moment.count;
-        let knows = |stamp: &Stamp| {
+        let knows = |stamp: &ClockStamp| {
             stamp.at.lane == moment.lane && stamp.at.count >= moment.count || row_knows(stamp.row)
         };
         row_knows(*row) || received.iter().rev().any(knows)
     }
 
-    /// A stamp of what `lane` does now, to be joined `readers` times.
-    pub(super) fn publish(&mut self, lane: u32, readers: u32) -> Stamp {
+    /// The stamp of the present firing of `lane`, to be joined `readers` times.
+    pub(super) fn publish(&mut self, lane: u32, readers: u32) -> ClockStamp {
         let received = std::mem::take(&mut self.own[lane as usize].received);
         if !received.is_empty() {
             let row = self.writable(self.own[lane as usize].row);
@@ -96,18 +99,19 @@ impl Clocks {
             for stamp in &received {
                 self.merge(row, *stamp);
             }
-            // The list keeps its memory.
+            // The list goes back so that its allocation is used again.
             self.own[lane as usize].received = received;
             self.own[lane as usize].received.clear();
         }
-        let Clock { count, row, .. } = self.own[lane as usize];
+        let LaneClock { count, row, .. } = self.own[lane as usize];
         if row != NONE {
             self.readers[row as usize] += readers;
         }
-        Stamp { row, at: Moment { lane, count } }
+        ClockStamp { row, at: LaneMoment { lane, count } }
     }
 
-    /// The row itself if nobody else refers to it, else a copy; the reference of the caller goes over to it.
+    /// The row itself if the caller's is the only reference to it, else a copy. The caller's reference
+    /// moves to the result.
     fn writable(&mut self, row: u32) -> u32 {
         if row != NONE && self.readers[row as usize] == 1 {
             return row;
@@ -129,7 +133,7 @@ impl Clocks {
         copy
     }
 
-    fn merge(&mut self, row: u32, stamp: Stamp) {
+    fn merge(&mut self, row: u32, stamp: ClockStamp) {
         let start = row as usize * self.width;
         if stamp.row != NONE {
             let from = stamp.row as usize * self.width;
@@ -148,7 +152,7 @@ impl Clocks {
         self.release(stamp.row);
     }
 
-    /// One reader of the row less; the last gives it back.
+    /// Removes one reference to the row; a row without references can be used again.
     fn release(&mut self, row: u32) {
         if row == NONE {
             return;
@@ -164,9 +168,10 @@ impl Clocks {
 mod tests {
     use super::*;
 
-    /// Random firings that join random earlier stamps, beside clocks that are copied in full each time.
+    /// Compares them, over random firings that join random earlier stamps, with clocks that are copied
+    /// in full each time.
     #[test]
-    fn they_know_what_full_copies_know() {
+    fn they_order_what_full_copies_order() {
         const LANES: u32 = 7;
         let mut state = 1u64;
         let mut below = |limit: usize| {
@@ -174,15 +179,15 @@ mod tests {
             (state >> 33) as usize % limit
         };
         for _ in 0..200 {
-            let mut clocks = Clocks::new((0..LANES).collect());
+            let mut clocks = VectorClocks::new((0..LANES).collect());
             let mut full = vec![[0; LANES as usize]; LANES as usize];
             let mut stamps = Vec::new();
             for _ in 0..60 {
                 let lane = below(LANES as usize);
                 full[lane][lane] += 1;
-                clocks.set(Moment { lane: lane as u32, count: full[lane][lane] });
+                clocks.set(LaneMoment { lane: lane as u32, count: full[lane][lane] });
                 for _ in 0..below(3).min(stamps.len()) {
-                    let (stamp, known): (Stamp, [u32; LANES as usize]) =
+                    let (stamp, known): (ClockStamp, [u32; LANES as usize]) =
                         stamps.swap_remove(below(stamps.len()));
                     clocks.join(lane as u32, stamp);
                     full[lane]
@@ -191,7 +196,8 @@ mod tests {
                         .for_each(|(own, other)| *own = other.max(*own));
                 }
                 for (other, &count) in (0..).zip(&full[lane]) {
-                    let knows = |count| clocks.knows(lane as u32, Moment { lane: other, count });
+                    let knows =
+                        |count| clocks.is_before(LaneMoment { lane: other, count }, lane as u32);
                     // There is no firing number 0 to know of.
                     assert!(count == 0 || knows(count), "{lane} of {other}: {count}");
                     assert!(!knows(count + 1), "{lane} of {other}: {count}");

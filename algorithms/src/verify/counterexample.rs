@@ -1,22 +1,21 @@
-//! What is wrong with a schedule, for a person to read.
+//! The counterexample that the verifier returns for a schedule that it rejects.
 
 use std::fmt;
 
-use super::memory::BufferPlacement;
 use crate::schedule::{Channel, Chunk, Step};
 use crate::types::Rank;
 
-/// Why a schedule is not proved: one violation, and the execution of a step that shows it.
+/// Why a schedule is not proved: one violation, and the step that shows it.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{}", self.report())]
 pub struct Counterexample {
-    /// The schedule in words.
+    /// The schedule, as its `Debug` text.
     pub schedule: String,
-    /// What is violated.
+    /// The rule that is violated.
     pub violation: Violation,
-    /// Where, if it is at a step.
+    /// The step at which it shows, if it shows at a step.
     pub place: Option<StepPlace>,
-    /// With which sharing of the caller's buffers, if that may matter.
+    /// The placement of the caller's buffers, if it may matter.
     pub placement: Option<BufferPlacement>,
 }
 
@@ -33,7 +32,7 @@ impl Counterexample {
     }
 }
 
-/// One execution of a step.
+/// A step in an execution: one firing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepPlace {
     /// The rank.
@@ -42,7 +41,7 @@ pub struct StepPlace {
     pub lane: u32,
     /// The index of the step in the lane.
     pub step: u32,
-    /// The tile it works on.
+    /// The tile that it works on.
     pub tile: u32,
     /// 0 for the schedule under proof, 1 for the exchange that follows it.
     pub call: usize,
@@ -58,12 +57,30 @@ impl fmt::Display for StepPlace {
     }
 }
 
+/// How the caller's send and receive buffers lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BufferPlacement {
+    /// They share no memory.
+    OutOfPlace,
+    /// They overlap as [`Collective::in_place`](crate::Collective::in_place) says.
+    InPlace,
+}
+
+impl fmt::Display for BufferPlacement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::OutOfPlace => "out of place",
+            Self::InPlace => "in place",
+        })
+    }
+}
+
 /// Whether messages are copies or the sender's memory; see [`crate::schedule`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MessageSemantics {
     /// Every message is a copy.
     Buffered,
-    /// Every message that can be the sender's own memory is.
+    /// Every message that may be the sender's own memory is.
     Rendezvous,
 }
 
@@ -81,16 +98,16 @@ impl fmt::Display for MessageSemantics {
 pub struct BlockedLane {
     /// The step that cannot fire.
     pub place: StepPlace,
-    /// What it waits for, and of whom.
+    /// What it waits for, and on which rank.
     pub reason: String,
 }
 
 /// A use of a chunk by a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChunkAccess {
-    /// Who.
+    /// The step that uses it.
     pub place: StepPlace,
-    /// How.
+    /// How it is used.
     pub kind: AccessKind,
 }
 
@@ -101,7 +118,7 @@ pub enum AccessKind {
     Read,
     /// The step writes it.
     Write,
-    /// A message of the step is this memory (rendezvous), until its receiver releases it.
+    /// A message of the step is this memory (rendezvous) until its receiver releases it.
     Lent,
 }
 
@@ -119,17 +136,18 @@ impl fmt::Display for ChunkAccess {
 /// A rule that a schedule breaks.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Violation {
-    /// It is not a schedule at all.
+    /// The schedule is not well formed.
     #[error("malformed: {0}")]
     Malformed(String),
-    /// A message would be left over, or waited for in vain.
+    /// A message is sent and never received, or received and never sent.
     #[error(
-        "link {source_rank} -> {destination}, channel {channel}: {sent} messages are sent in every tile and {received} received"
+        "link {source_rank} -> {destination}, channel {channel}: {sent} messages are sent in every tile \
+         and {received} received"
     )]
     Unbalanced {
-        /// Who sends.
+        /// The rank that sends.
         source_rank: Rank,
-        /// Who receives.
+        /// The rank that receives.
         destination: Rank,
         /// The link's channel.
         channel: Channel,
@@ -145,34 +163,34 @@ pub enum Violation {
         semantics: MessageSemantics,
         /// Credits per link; None if it happens with any number.
         credit: Option<u32>,
-        /// Each waits for the next, the last for the first.
+        /// Each lane waits for the next one, the last for the first.
         cycle: Vec<BlockedLane>,
     },
-    /// A chunk is read that nothing was written to.
+    /// A chunk is read before anything is written to it.
     #[error("{0} is read before it is written")]
     Undefined(Chunk),
     /// A chunk of the send buffer is read after the output in the same memory was written.
     #[error("{0} is read after it was overwritten in place")]
     Overwritten(Chunk),
-    /// Contributions are combined that must not be.
+    /// Contributions are combined that must not be combined.
     #[error("{0}")]
     Algebra(String),
-    /// Two uses of a chunk, one of them a write, of which neither is sure to come first.
+    /// Two uses of a chunk, at least one of them a write, that can happen in either order.
     #[error("race on {chunk} of rank {rank}; nothing orders these:\n  - {first}\n  - {second}")]
     Race {
-        /// Whose memory.
+        /// The rank whose memory it is.
         rank: Rank,
-        /// Which chunk, as the second names it.
+        /// The chunk, as the second step names it.
         chunk: Chunk,
-        /// The one that happened to come first.
+        /// The use that came first in this execution.
         first: Box<ChunkAccess>,
-        /// The other.
+        /// The other use.
         second: Box<ChunkAccess>,
     },
-    /// The collective is not achieved.
+    /// An output is not what the collective requires.
     #[error("rank {rank} ends with {found} in out{output} (tile {tile}), not with {wanted}")]
     Postcondition {
-        /// Whose output.
+        /// The rank of the output.
         rank: Rank,
         /// The output chunk.
         output: u32,
@@ -180,12 +198,13 @@ pub enum Violation {
         tile: u32,
         /// What it holds.
         found: String,
-        /// What the collective demands.
+        /// What the collective requires.
         wanted: String,
     },
-    /// The same chunk is reduced by different trees, so that ranks or tiles may differ in their bits.
+    /// The same chunk is reduced by different trees, so ranks or tiles may end with different bits.
     #[error(
-        "out{output} is reduced by one tree on rank {} in tile {} and by another on rank {} in tile {}:\n  {first_tree}\n  {second_tree}",
+        "out{output} is reduced by one tree on rank {} in tile {} and by another on rank {} in tile \
+         {}:\n  {first_tree}\n  {second_tree}",
         first.0, first.1, second.0, second.1
     )]
     Disagreement {
@@ -193,14 +212,14 @@ pub enum Violation {
         output: u32,
         /// A rank and a tile.
         first: (Rank, u32),
-        /// Another.
+        /// Another rank or tile.
         second: (Rank, u32),
         /// The tree of the first.
         first_tree: String,
         /// The tree of the second.
         second_tree: String,
     },
-    /// The schedule declares the canonical class, and a tree is another.
+    /// The schedule declares the canonical class, but a reduction tree is not the canonical one.
     #[error("declared canonical, but out{output} of rank {rank} is reduced by\n  {tree}")]
     NotCanonical {
         /// The rank.

@@ -1,61 +1,90 @@
 //! The verifier: takes a schedule and returns a proof that it is right, or a counterexample.
 //!
-//! Nothing is asked of the generator. What must hold follows from [`Collective`](crate::Collective) alone, and what a step
-//! means from [`crate::semantics::evaluate_step`], evaluated in terms instead of numbers: a term says which rank's
-//! contribution from which input chunk is combined with which, and whether the reduction is finished. Two terms
-//! that share a rank are never combined, so a contribution counts exactly once by construction.
+//! The verifier trusts nothing about the generator of a schedule. It executes the schedule once (out
+//! of place and in place) on symbolic values and checks the results against
+//! [`Collective`](crate::Collective). This text explains why that one execution covers every
+//! execution that an engine may make, with any timing, any number of credits, and any choice between
+//! copied and lent messages.
+//!
+//! # Symbolic values
+//!
+//! What a step computes is defined by [`crate::semantics`], over any domain of values. Engines use
+//! numbers; the verifier uses *terms*. A term says which rank's contribution from which input chunk
+//! is combined with which other one, and whether the reduction is finished. Two terms that share a
+//! rank are never combined, so each contribution counts at most once; an output must contain all of
+//! them. Equal terms are equal reduction trees, hence equal bits.
 //!
 //! # Why one execution is enough
 //!
-//! A firing waits for a fixed set of other events: the firing before it in its lane, the steps of `after`, the
-//! sending of message `k` of a link, the release of message `k - credit`, the release of what its own lane lent, the
-//! end of the former call on its rank. Which events these are does not depend on the order of anything, because a link is
-//! fed by one lane and drained by one lane. So the firings form a marked graph (a deterministic process
-//! network): every execution fires the same steps on the same messages, and either all executions finish or all stop
-//! at the same steps.
+//! Call one execution of a step for one tile a *firing*. Before a firing can happen, other events
+//! must have happened:
 //!
-//! More credits, or copying a message instead of lending memory, only remove events from those sets. Hence:
+//! 1. the firing before it in its lane;
+//! 2. the steps that `after` names, and the release of what they lent;
+//! 3. the arrival of each message that it receives;
+//! 4. the release of message `k - credit` of each link on which it sends message `k`;
+//! 5. the release of memory that its own lane lent and that it writes;
+//! 6. for the first firing of a call on a rank, the end of the former call there.
 //!
-//! * **No deadlock** is shown by the execution with the most constraints: the fewest credits, and every message
-//!   lent that can be. Every other mixture of credits and semantics waits for less. (On a deadlock, the weaker ones are
-//!   executed too, to report the weakest that still has it.)
-//! * **Values** are computed in that same execution: its order is one of those that any weaker semantics allows, and
-//!   without races all orders give the same values.
-//! * **Races** are looked for in that same execution, but against the order that the *weakest* semantics
-//!   guarantees: vector clocks that know nothing of credits, nor of the release of any message except the one whose
-//!   lent memory is looked at. See `hazard.rs`. What one lane alone uses is not raced for, since a lane waits for its own
-//!   loans; if all memory that is written is so, no clocks are kept.
-//! * **Leftover messages**: a lane runs the same list in every tile, so it suffices to count each link's messages.
+//! The point is that **this set of events is fixed by the schedule**: no timing can change it. A link
+//! is fed by one lane and drained by one lane, and a lane is in order, so it is fixed which firing
+//! sends message `k` and which one receives it. Nothing in a schedule waits for "any of" several
+//! events, and no step branches on data. Such a system is known as a marked graph, or as a
+//! deterministic process network (Kahn), and has this property: an event, once it can happen, can
+//! happen until it does, since no other event can prevent it. Therefore all executions consist of the
+//! same events, in different orders. Either every execution fires every step, or all executions stop
+//! before the same steps; and each receive gets the same message in all of them.
 //!
-//! That makes one execution for buffers apart and one in place, where output chunks are the memory of input chunks and
-//! values, races and waits for loans may all differ.
+//! Engines differ in two more ways, and both can only *remove* waits. More credits remove waits of
+//! kind 4. A message that is copied instead of lent removes the releases in 2, 5 and 6. This gives
+//! the four parts of the proof:
+//!
+//! * **No deadlock.** The verifier executes with the fewest credits that the schedule states, and
+//!   lends every message that can be lent: the execution with the most waits. If it completes, every
+//!   mixture of credits and lending completes, since each waits for a subset of the same events. (If
+//!   it does not, the mixtures with fewer waits are tried too, and the counterexample states the one
+//!   with the fewest that still blocks.)
+//! * **No race.** Two accesses to a chunk, of which one is a write, must be ordered in *every*
+//!   execution. So the same execution is checked against the order that is common to all mixtures,
+//!   which is the one with the *fewest* waits: vector clocks that include 1, 3 and the firings in 2,
+//!   but not credits. Releases order nothing either, except for the loan whose memory is examined.
+//!   `hazard.rs` has the details.
+//! * **Right values.** The order of the verifier's execution is one that every mixture allows. Without
+//!   races, each read sees the same last write in every order, so all orders give the same terms.
+//! * **No leftover message.** Each lane runs the same list in every tile, so it suffices that each
+//!   link has as many sends as receives in one tile.
+//!
+//! In place, output chunks are the memory of input chunks, so values, races and waits of kind 5 may
+//! differ. Hence a second execution in place, where the collective allows it.
 //!
 //! # Why three tiles, and then another call
 //!
-//! No event waits for one of a later tile, so a cycle of waits lies within a tile, and all tiles wait alike: one
-//! tile shows every deadlock. Races between tiles (on scratch) show between neighbours, since an access of tile
-//! `t + 1` that comes after tile `t`'s has its own successors in its lane. Two tiles show all; the third is one to spare,
-//! and makes sure that the first is not special.
+//! No event waits for an event of a later tile, so a cycle of waits lies within one tile; and all
+//! tiles have the same waits. One tile therefore shows every deadlock. Races between tiles, on
+//! scratch, show between neighbouring tiles: an access in tile `t` comes before the same step's
+//! access in tile `t + 1`, so an access that is ordered after tile `t + 1` is ordered after tile `t`.
+//! Two tiles show every race. The third tile guards against a mistake in this argument that would
+//! make the first tile special.
 //!
-//! A call on a rank begins when nothing touches the rank's memory from the former any more, while other ranks
-//! and their links may still be in it. No firing of the former waits for one of the next. The exchange that follows
-//! the schedule, over the very same links with other message counts, is executed too and must receive its own
-//! messages.
+//! A call begins on a rank when nothing touches the rank's memory from the former call any more,
+//! while other ranks and their links may still be in it. No firing of the former call waits for one
+//! of the next. The verifier therefore executes a second call, an exchange over the same links with
+//! other message counts (`next_call.rs`), which must receive its own messages and not those of the
+//! first.
 //!
 //! # Classes
 //!
-//! The terms are also the reduction trees. The class is canonical if every output's term is the balanced tree over all ranks
-//! ([`crate::semantics::fold`]), and whoever declares it must have it. Tiles, and the ranks of an
-//! all-reduce, must agree on their trees: else ranks would end with different bits.
+//! The class is canonical if every output's term is the balanced tree over all ranks
+//! ([`crate::semantics::fold`]). A schedule that declares the canonical class must have it. All tiles,
+//! and all ranks of an all-reduce, must have equal terms: else ranks would end with different bits.
 
+mod call;
 mod clock;
 mod counterexample;
-mod form;
+mod execution;
 mod hazard;
-mod machine;
 mod memory;
 mod next_call;
-mod render;
 mod term;
 mod tree;
 mod values;
@@ -64,65 +93,66 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use counterexample::{
-    AccessKind, BlockedLane, ChunkAccess, Counterexample, MessageSemantics, StepPlace, Violation,
+    AccessKind, BlockedLane, BufferPlacement, ChunkAccess, Counterexample, MessageSemantics,
+    StepPlace, Violation,
 };
-pub use memory::BufferPlacement;
 pub use tree::{ReductionTree, TreeNode};
 
 use crate::schedule::{Class, Schedule};
 use crate::types::Rank;
-use form::{Form, LinkNumbers};
-use hazard::{Hazards, Reach};
-use machine::{Halt, Machine, Numbering};
-use memory::Memory;
-use term::{Term, Terms};
-use values::Values;
+use call::ExecutedCall;
+use execution::{Execution, ExecutionHalt, MessageNumbering};
+use hazard::{ClockScope, RaceDetector};
+use memory::CellLayout;
+use term::{TermId, TermTable};
+use values::SymbolicMemory;
 
 /// How many tiles of the schedule are executed.
 const TILES: u32 = 3;
 
 /// Proves `schedule`, or shows what is wrong with it.
 pub fn prove(schedule: Schedule) -> Result<Proved, Box<Counterexample>> {
-    let calls = decode(&schedule)?;
-    let form = &calls[0];
-    let mut terms: Vec<_> =
-        calls.iter().map(|form| Terms::new(form.collective, form.nranks, form.inputs)).collect();
+    let calls = lay_out(&schedule)?;
+    let call = &calls[0];
+    let terms =
+        |call: &ExecutedCall| TermTable::new(call.collective, call.flat.nranks, call.inputs);
+    let mut terms: Vec<_> = calls.iter().map(terms).collect();
     let mut facts = ProofFacts {
         class: Class::Canonical,
         executions: 0,
         steps: 0,
-        lanes: form.lanes.len() as u32,
-        links: form.links.len() as u32,
-        messages: form.links.iter().map(|link| u64::from(link.messages)).sum(),
+        lanes: call.flat.lanes.len() as u32,
+        links: call.flat.links.len() as u32,
+        messages: call.flat.messages.into(),
     };
     let mut roots = Vec::new();
-    for placement in placements(form) {
-        let run = Run { schedule: &schedule, calls: &calls, placement };
+    for placement in placements(call) {
+        let run = PlacementRun { schedule: &schedule, calls: &calls, placement };
         let (steps, outcome) = run.execute(&mut terms)?;
         facts.executions += 1;
         facts.steps += steps;
         roots = outcome;
     }
     let terms = terms.swap_remove(0);
-    facts.class = class(&schedule, &terms, &roots, form.outputs)?;
+    facts.class = class(&schedule, &terms, &roots, call.outputs)?;
     Ok(Proved(Arc::new(Proof { schedule, facts, terms, roots, outputs: calls[0].outputs })))
 }
 
-/// A schedule that the verifier has proved: `Proved<Schedule>` in spirit. Cheap to clone, and made by [`prove`] alone.
+/// A schedule that the verifier has proved. Only [`prove`] makes one. Cheap to clone.
 #[derive(Clone)]
 pub struct Proved(Arc<Proof>);
 
 struct Proof {
     schedule: Schedule,
     facts: ProofFacts,
-    terms: Terms,
-    /// By rank and output chunk.
-    roots: Vec<Option<Term>>,
+    terms: TermTable,
+    /// By rank and output chunk the term of the output.
+    roots: Vec<Option<TermId>>,
     outputs: u32,
 }
 
 impl Proved {
-    /// What is proved.
+    /// The schedule that is proved.
     pub fn schedule(&self) -> &Schedule {
         &self.0.schedule
     }
@@ -132,13 +162,13 @@ impl Proved {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// What the proof found out.
+    /// What the proof found out about the schedule.
     pub fn facts(&self) -> &ProofFacts {
         &self.0.facts
     }
 
-    /// How output chunk `output` of `rank` comes about: the same in every tile. None where the collective gives
-    /// the rank nothing, or has no such chunk.
+    /// The reduction tree of output chunk `output` of `rank`, which is the same in every tile. None
+    /// where the collective gives the rank nothing, or where there is no such chunk.
     pub fn tree(&self, rank: Rank, output: u32) -> Option<ReductionTree> {
         let Proof { schedule, terms, roots, outputs, .. } = &*self.0;
         if rank >= schedule.nranks || output >= *outputs {
@@ -154,105 +184,95 @@ impl fmt::Debug for Proved {
     }
 }
 
-/// What a proof found out besides that the schedule is right.
+/// What a proof found out, besides that the schedule is right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProofFacts {
-    /// The class that the schedule has, whatever it declares (it may declare less).
+    /// The class that the schedule has; it may declare less.
     pub class: Class,
-    /// Executions made: one for each placement of the buffers.
+    /// The number of executions: one for each placement of the buffers.
     pub executions: u32,
-    /// Steps that were executed, in all executions together.
+    /// The number of steps that were executed, in all executions together.
     pub steps: u64,
-    /// Lanes of all ranks.
+    /// The number of lanes of all ranks.
     pub lanes: u32,
-    /// Links used.
+    /// The number of links that are used.
     pub links: u32,
-    /// Messages sent in one tile.
+    /// The number of messages that are sent in one tile.
     pub messages: u64,
 }
 
-/// The schedule, and the exchange that follows it.
-fn decode(schedule: &Schedule) -> Result<[Form; 2], Box<Counterexample>> {
-    let mut numbers = LinkNumbers::default();
-    let form = Form::new(schedule, TILES, &mut numbers).map_err(|malformed| {
-        let (violation, place) = *malformed;
-        Box::new(Counterexample {
-            schedule: format!("{schedule:?}"),
-            violation,
-            place,
-            placement: None,
+/// Lays out the schedule and the exchange that follows it, if the schedule is well formed.
+fn lay_out(schedule: &Schedule) -> Result<[ExecutedCall; 2], Box<Counterexample>> {
+    let call = |schedule: &Schedule, tiles| {
+        ExecutedCall::new(schedule, tiles).map_err(|ill_formed| {
+            let (violation, place) = *ill_formed;
+            let schedule = format!("{schedule:?}");
+            Box::new(Counterexample { schedule, violation, place, placement: None })
         })
-    })?;
-    let exchange = next_call::exchange(&form);
-    let next = Form::new(&exchange, 1, &mut numbers).map_err(|malformed| {
-        let (violation, place) = *malformed;
-        Box::new(Counterexample {
-            schedule: format!("{exchange:?}"),
-            violation,
-            place,
-            placement: None,
-        })
-    })?;
-    Ok([form, next])
+    };
+    let first = call(schedule, TILES)?;
+    let mut next = call(&next_call::exchange(&first), 1)?;
+    next.flat.number_links_as_in(&first.flat);
+    Ok([first, next])
 }
 
-/// Buffers apart, and in place where that is another thing.
-fn placements(form: &Form) -> impl Iterator<Item = BufferPlacement> {
-    let shares = form.collective.can_run_in_place();
-    [BufferPlacement::OutOfPlace].into_iter().chain(shares.then_some(BufferPlacement::InPlace))
+/// Out of place, and in place where that makes a difference.
+fn placements(call: &ExecutedCall) -> impl Iterator<Item = BufferPlacement> {
+    let in_place = call.collective.can_run_in_place();
+    [BufferPlacement::OutOfPlace].into_iter().chain(in_place.then_some(BufferPlacement::InPlace))
 }
 
-/// One execution of all calls.
-struct Run<'a> {
+/// The execution of all calls with one placement of the buffers.
+struct PlacementRun<'a> {
     schedule: &'a Schedule,
-    calls: &'a [Form; 2],
+    calls: &'a [ExecutedCall; 2],
     placement: BufferPlacement,
 }
 
-impl Run<'_> {
+impl PlacementRun<'_> {
     /// Executes; returns the number of firings and the terms of the schedule's outputs.
     fn execute(
         &self,
-        terms: &mut [Terms],
-    ) -> Result<(u64, Vec<Option<Term>>), Box<Counterexample>> {
-        match self.execute_within(terms, Reach::Rank) {
-            Err(refuted) if matches!(refuted.violation, Violation::Race { .. }) => {
-                self.execute_within(terms, Reach::World)
+        terms: &mut [TermTable],
+    ) -> Result<(u64, Vec<Option<TermId>>), Box<Counterexample>> {
+        match self.execute_with_clocks(terms, ClockScope::Rank) {
+            Err(rejected) if matches!(rejected.violation, Violation::Race { .. }) => {
+                self.execute_with_clocks(terms, ClockScope::AllRanks)
             }
             outcome => outcome,
         }
     }
 
-    /// The same with clocks of that reach.
-    fn execute_within(
+    /// Executes with clocks that have components for the lanes in `scope`.
+    fn execute_with_clocks(
         &self,
-        terms: &mut [Terms],
-        reach: Reach,
-    ) -> Result<(u64, Vec<Option<Term>>), Box<Counterexample>> {
-        let memory = Memory::new(self.calls, self.placement);
+        terms: &mut [TermTable],
+        scope: ClockScope,
+    ) -> Result<(u64, Vec<Option<TermId>>), Box<Counterexample>> {
+        let layout = CellLayout::new(self.calls, self.placement);
         let credit = self.schedule.credit;
-        let numbering = Numbering::new(self.calls, credit);
-        let mut values = Values::new(self.calls, &memory, &numbering, terms);
-        let mut hazards = Hazards::new(self.calls, &memory, &numbering, reach);
-        let machine =
-            Machine::new(self.calls, &memory, &numbering, MessageSemantics::Rendezvous, credit);
-        let ended = machine.run(|firing| {
-            if let Some(hazards) = &mut hazards {
-                hazards.fire(&firing)?;
+        let numbering = MessageNumbering::new(self.calls, credit);
+        let mut values = SymbolicMemory::new(self.calls, &layout, &numbering, terms);
+        let mut races = RaceDetector::new(self.calls, &layout, &numbering, scope);
+        let semantics = MessageSemantics::Rendezvous;
+        let execution = Execution::new(self.calls, &layout, &numbering, semantics, credit);
+        let ended = execution.run(|firing| {
+            if let Some(races) = &mut races {
+                races.fire(&firing)?;
             }
             values.fire(terms, &firing)
         });
         let steps = match ended {
             Ok(steps) => steps,
-            Err(Halt::Deadlock(cycle)) => return Err(self.deadlock(&memory, cycle)),
-            Err(Halt::Objection(at, violation)) => {
+            Err(ExecutionHalt::Deadlock(cycle)) => return Err(self.deadlock(&layout, cycle)),
+            Err(ExecutionHalt::Rejected(at, violation)) => {
                 let place = self.calls[at.call].place(at.call, at.lane, at.position, at.tile);
                 return Err(self.counterexample(violation, Some(place)));
             }
         };
-        let outcome = |call, partly| {
+        let outcome = |call, only_written| {
             values
-                .outcome(terms, call, partly)
+                .outcome(terms, call, only_written)
                 .map_err(|violation| self.counterexample(violation, None))
         };
         outcome(1, true).map_err(|mut counterexample| {
@@ -262,8 +282,9 @@ impl Run<'_> {
         Ok((steps, outcome(0, false)?))
     }
 
-    /// Reports the deadlock under the weakest semantics that has it; `cycle` is that under the strongest.
-    fn deadlock(&self, memory: &Memory, cycle: Vec<BlockedLane>) -> Box<Counterexample> {
+    /// Reports the deadlock under the semantics with the fewest waits that has it. `cycle` is the one
+    /// under the semantics with the most.
+    fn deadlock(&self, layout: &CellLayout, cycle: Vec<BlockedLane>) -> Box<Counterexample> {
         let given = self.schedule.credit;
         let weaker = [
             (MessageSemantics::Buffered, None),
@@ -272,9 +293,9 @@ impl Run<'_> {
         ];
         for (semantics, credit) in weaker {
             let credits = credit.unwrap_or(u32::MAX);
-            let numbering = Numbering::new(self.calls, credits);
-            let machine = Machine::new(self.calls, memory, &numbering, semantics, credits);
-            if let Err(Halt::Deadlock(cycle)) = machine.run(|_| Ok::<_, Violation>(())) {
+            let numbering = MessageNumbering::new(self.calls, credits);
+            let execution = Execution::new(self.calls, layout, &numbering, semantics, credits);
+            if let Err(ExecutionHalt::Deadlock(cycle)) = execution.run(|_| Ok::<_, Violation>(())) {
                 return self.counterexample(Violation::Deadlock { semantics, credit, cycle }, None);
             }
         }
@@ -292,11 +313,11 @@ impl Run<'_> {
     }
 }
 
-/// The class of a schedule with these outputs, which must be the declared one or better.
+/// The class of a schedule with these outputs, which must be at least the declared one.
 fn class(
     schedule: &Schedule,
-    terms: &Terms,
-    roots: &[Option<Term>],
+    terms: &TermTable,
+    roots: &[Option<TermId>],
     outputs: u32,
 ) -> Result<Class, Box<Counterexample>> {
     if !schedule.collective.reduces() {
@@ -306,8 +327,8 @@ fn class(
     for (i, &root) in roots.iter().enumerate() {
         let Some(root) = root else { continue };
         let chunk = terms.origin(root);
-        let known = canonical[chunk as usize].get_or_insert_with(|| terms.canonical(chunk));
-        if *known == Some(root) {
+        let expected = canonical[chunk as usize].get_or_insert_with(|| terms.canonical(chunk));
+        if *expected == Some(root) {
             continue;
         }
         if schedule.class == Class::Fast {

@@ -1,51 +1,54 @@
-//! Symbolic values: what a chunk holds, as a term over the ranks' contributions. Equal terms have equal numbers.
+//! SymbolicAlgebra values: the content of a chunk as a term over the contributions of the ranks. Equal terms
+//! have equal numbers, so two reduction trees are compared by comparing two numbers.
 
 use rustc_hash::FxHashMap;
 
 use crate::semantics::{Algebra, fold};
 use crate::types::{Collective, Rank};
 
-/// The number of a term: first the contributions, by rank and input chunk, then the others in the order of their
-/// making.
-pub(super) type Term = u32;
+/// The number of a term: first the contributions, by rank and input chunk, then all other terms in
+/// the order in which they were first made.
+pub(super) type TermId = u32;
 
-/// A content of memory or of a message.
+/// The content of a chunk or of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Value {
-    /// Nothing was written.
+pub(super) enum SymbolicValue {
+    /// Nothing was written to it.
     Undefined,
-    /// A chunk of a send buffer as the caller left it: not yet a contribution.
-    Raw { leaf: Term, tile: u32 },
-    /// What steps make.
-    Made { term: Term, tile: u32 },
+    /// A chunk of a send buffer as the caller left it, before it is read as a contribution.
+    Raw { leaf: TermId, tile: u32 },
+    /// A result of steps.
+    Made { term: TermId, tile: u32 },
 }
 
-/// A term, taken apart.
+/// The outermost operation of a term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Shape {
+pub(super) enum TermShape {
     /// The contribution of a rank from its input chunk.
     Leaf { rank: Rank, chunk: u32 },
-    /// One binary node.
-    Combine(Term, Term),
-    /// The closing function.
-    Finish(Term),
+    /// One binary node of the reduction.
+    Combine(TermId, TermId),
+    /// The operation's closing function.
+    Finish(TermId),
 }
 
-/// All terms of a collective at a rank count.
-pub(super) struct Terms {
+/// All terms that an execution has made, each stored once.
+pub(super) struct TermTable {
     reduces: bool,
     nranks: u32,
     inputs: u32,
-    made: Vec<Shape>,
-    numbers: FxHashMap<Shape, Term>,
-    /// Per made term the input chunk that it reduces, and the ranks whose contributions are in it.
+    made: Vec<TermShape>,
+    numbers: FxHashMap<TermShape, TermId>,
+    /// By made term the input chunk that it reduces.
     origins: Vec<u32>,
+    /// By made term the set of ranks whose contributions are in it, in [`Self::words`] words.
     sets: Vec<u64>,
+    /// Words of a set of ranks.
     words: usize,
 }
 
-impl Terms {
-    /// Of ranks with `inputs` input chunks each.
+impl TermTable {
+    /// The contributions of `nranks` ranks with `inputs` input chunks each.
     pub(super) fn new(collective: Collective, nranks: u32, inputs: u32) -> Self {
         Self {
             reduces: collective.reduces(),
@@ -65,7 +68,7 @@ impl Terms {
     }
 
     /// The contribution of `rank` from `chunk`.
-    pub(super) fn leaf(&self, rank: Rank, chunk: u32) -> Term {
+    pub(super) fn leaf(&self, rank: Rank, chunk: u32) -> TermId {
         rank * self.inputs + chunk
     }
 
@@ -73,15 +76,15 @@ impl Terms {
         self.nranks * self.inputs
     }
 
-    pub(super) fn shape(&self, term: Term) -> Shape {
+    pub(super) fn shape(&self, term: TermId) -> TermShape {
         match term.checked_sub(self.leaves()) {
             Some(made) => self.made[made as usize],
-            None => Shape::Leaf { rank: term / self.inputs, chunk: term % self.inputs },
+            None => TermShape::Leaf { rank: term / self.inputs, chunk: term % self.inputs },
         }
     }
 
     /// The input chunk whose contributions are in the term.
-    pub(super) fn origin(&self, term: Term) -> u32 {
+    pub(super) fn origin(&self, term: TermId) -> u32 {
         match term.checked_sub(self.leaves()) {
             Some(made) => self.origins[made as usize],
             None => term % self.inputs,
@@ -89,7 +92,7 @@ impl Terms {
     }
 
     /// Word `word` of the set of ranks whose contributions are in the term.
-    fn ranks(&self, term: Term, word: usize) -> u64 {
+    fn ranks(&self, term: TermId, word: usize) -> u64 {
         match term.checked_sub(self.leaves()) {
             Some(made) => self.sets[made as usize * self.words + word],
             None => {
@@ -100,18 +103,18 @@ impl Terms {
     }
 
     /// Whether the contributions of all ranks are in the term.
-    pub(super) fn is_complete(&self, term: Term) -> bool {
+    pub(super) fn is_complete(&self, term: TermId) -> bool {
         (0..self.words).map(|w| self.ranks(term, w).count_ones()).sum::<u32>() == self.nranks
     }
 
-    /// The ranks in the term, for a message.
-    fn list(&self, term: Term) -> String {
+    /// The ranks whose contributions are in the term, for an error message.
+    fn list(&self, term: TermId) -> String {
         let holds = |rank: &u32| self.ranks(term, (rank / 64) as usize) >> (rank % 64) & 1 == 1;
         let ranks: Vec<_> = (0..self.nranks).filter(holds).map(|rank| rank.to_string()).collect();
         ranks.join(", ")
     }
 
-    fn intern(&mut self, shape: Shape, origin: u32, parts: (Term, Term)) -> Term {
+    fn intern(&mut self, shape: TermShape, origin: u32, parts: (TermId, TermId)) -> TermId {
         if let Some(&term) = self.numbers.get(&shape) {
             return term;
         }
@@ -125,7 +128,7 @@ impl Terms {
         term
     }
 
-    fn combine(&mut self, left: Term, right: Term) -> Result<Term, String> {
+    fn combine(&mut self, left: TermId, right: TermId) -> Result<TermId, String> {
         let (origin, other) = (self.origin(left), self.origin(right));
         if !self.reduces {
             return Err(
@@ -133,7 +136,7 @@ impl Terms {
             );
         }
         for part in [left, right] {
-            if matches!(self.shape(part), Shape::Finish(_)) {
+            if matches!(self.shape(part), TermShape::Finish(_)) {
                 return Err("a finished reduction is combined with more".to_owned());
             }
         }
@@ -148,92 +151,94 @@ impl Terms {
                 "a contribution counts twice: ranks {left} are combined with ranks {right}"
             ));
         }
-        Ok(self.intern(Shape::Combine(left, right), origin, (left, right)))
+        Ok(self.intern(TermShape::Combine(left, right), origin, (left, right)))
     }
 
-    fn finish(&mut self, term: Term) -> Result<Term, String> {
-        if matches!(self.shape(term), Shape::Finish(_)) {
+    fn finish(&mut self, term: TermId) -> Result<TermId, String> {
+        if matches!(self.shape(term), TermShape::Finish(_)) {
             return Err("a reduction is finished twice".to_owned());
         }
         if !self.is_complete(term) {
             return Err(format!("a reduction is finished that has ranks {} only", self.list(term)));
         }
-        Ok(self.intern(Shape::Finish(term), self.origin(term), (term, term)))
+        Ok(self.intern(TermShape::Finish(term), self.origin(term), (term, term)))
     }
 
     /// The finished reduction of `chunk` by the canonical tree, if it is among the terms.
-    pub(super) fn canonical(&self, chunk: u32) -> Option<Term> {
+    pub(super) fn canonical(&self, chunk: u32) -> Option<TermId> {
         let leaves: Vec<_> = (0..self.nranks).map(|rank| Some(self.leaf(rank, chunk))).collect();
-        let mut known = Known(self);
+        let mut known = KnownTerms(self);
         let tree = fold(&mut known, &leaves);
         known.finish(tree)
     }
 }
 
-/// Finds terms without making new ones.
-struct Known<'a>(&'a Terms);
+/// An algebra that finds terms and makes no new ones.
+struct KnownTerms<'a>(&'a TermTable);
 
-impl Algebra for Known<'_> {
-    type Value = Option<Term>;
+impl Algebra for KnownTerms<'_> {
+    type Value = Option<TermId>;
 
     fn contribute(&mut self, value: Self::Value) -> Self::Value {
         value
     }
 
     fn combine(&mut self, left: Self::Value, right: Self::Value) -> Self::Value {
-        self.0.numbers.get(&Shape::Combine(left?, right?)).copied()
+        self.0.numbers.get(&TermShape::Combine(left?, right?)).copied()
     }
 
     fn finish(&mut self, value: Self::Value) -> Self::Value {
-        self.0.numbers.get(&Shape::Finish(value?)).copied()
+        self.0.numbers.get(&TermShape::Finish(value?)).copied()
     }
 }
 
-/// Evaluates steps in terms. The first thing that makes no sense is kept in `fault`; what follows has no meaning.
-pub(super) struct Symbolic<'a> {
-    pub(super) terms: &'a mut Terms,
+/// Evaluates steps in terms. `fault` keeps the first operation that is not allowed; later results
+/// have no meaning.
+pub(super) struct SymbolicAlgebra<'a> {
+    pub(super) terms: &'a mut TermTable,
     pub(super) fault: Option<String>,
 }
 
-impl Symbolic<'_> {
-    fn made(&mut self, value: Value) -> Option<(Term, u32)> {
+impl SymbolicAlgebra<'_> {
+    fn term_of(&mut self, value: SymbolicValue) -> Option<(TermId, u32)> {
         match value {
-            Value::Made { term, tile } => Some((term, tile)),
-            Value::Raw { .. } | Value::Undefined => {
-                self.fault("a value is used that is no contribution");
+            SymbolicValue::Made { term, tile } => Some((term, tile)),
+            SymbolicValue::Raw { .. } | SymbolicValue::Undefined => {
+                self.fault("a value is used that is not a contribution");
                 None
             }
         }
     }
 
-    fn fault(&mut self, reason: impl Into<String>) -> Value {
+    fn fault(&mut self, reason: impl Into<String>) -> SymbolicValue {
         self.fault.get_or_insert(reason.into());
-        Value::Undefined
+        SymbolicValue::Undefined
     }
 
-    fn result(&mut self, term: Result<Term, String>, tile: u32) -> Value {
+    fn result(&mut self, term: Result<TermId, String>, tile: u32) -> SymbolicValue {
         match term {
-            Ok(term) => Value::Made { term, tile },
+            Ok(term) => SymbolicValue::Made { term, tile },
             Err(reason) => self.fault(reason),
         }
     }
 }
 
-impl Algebra for Symbolic<'_> {
-    type Value = Value;
+impl Algebra for SymbolicAlgebra<'_> {
+    type Value = SymbolicValue;
 
-    fn contribute(&mut self, value: Value) -> Value {
+    fn contribute(&mut self, value: SymbolicValue) -> SymbolicValue {
         match value {
-            Value::Raw { leaf, tile } => Value::Made { term: leaf, tile },
-            Value::Made { .. } | Value::Undefined => {
-                self.fault("a value is scaled that is no input")
+            SymbolicValue::Raw { leaf, tile } => SymbolicValue::Made { term: leaf, tile },
+            SymbolicValue::Made { .. } | SymbolicValue::Undefined => {
+                self.fault("a value is scaled that is not an input")
             }
         }
     }
 
-    fn combine(&mut self, left: Value, right: Value) -> Value {
-        let (Some((left, tile)), Some((right, other))) = (self.made(left), self.made(right)) else {
-            return Value::Undefined;
+    fn combine(&mut self, left: SymbolicValue, right: SymbolicValue) -> SymbolicValue {
+        let (Some((left, tile)), Some((right, other))) = (self.term_of(left), self.term_of(right))
+        else {
+            return SymbolicValue::Undefined;
         };
         if tile != other {
             return self.fault("contributions of different tiles are combined");
@@ -242,8 +247,8 @@ impl Algebra for Symbolic<'_> {
         self.result(term, tile)
     }
 
-    fn finish(&mut self, value: Value) -> Value {
-        let Some((term, tile)) = self.made(value) else { return Value::Undefined };
+    fn finish(&mut self, value: SymbolicValue) -> SymbolicValue {
+        let Some((term, tile)) = self.term_of(value) else { return SymbolicValue::Undefined };
         let term = self.terms.finish(term);
         self.result(term, tile)
     }

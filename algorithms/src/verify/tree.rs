@@ -1,15 +1,15 @@
-//! The tree by which a chunk was reduced, to be read or evaluated.
+//! The tree by which a chunk was reduced, for display and for evaluation on numbers.
 
 use std::fmt;
 
-use super::term::{Shape, Term, Terms};
+use super::term::{TermId, TermShape, TermTable};
 use crate::semantics::Algebra;
 use crate::types::Rank;
 
-/// One node of a [`ReductionTree`]; children are named by their index, and come before it.
+/// One node of a [`ReductionTree`]. Its children are given by their index and stand before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TreeNode {
-    /// What a rank contributes from one of its input chunks.
+    /// The contribution of a rank from one of its input chunks.
     Contribution {
         /// The rank.
         rank: Rank,
@@ -22,26 +22,26 @@ pub enum TreeNode {
     Finish(usize),
 }
 
-/// How a chunk of the receive buffer came about. Two trees are equal if they give the same bits by construction.
+/// The operations that produced a chunk of the receive buffer. Equal trees give equal bits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ReductionTree {
     nodes: Vec<TreeNode>,
 }
 
 impl ReductionTree {
-    pub(super) fn new(terms: &Terms, root: Term) -> Self {
+    pub(super) fn new(terms: &TermTable, root: TermId) -> Self {
         let mut tree = Self { nodes: Vec::new() };
-        // Explicit, since a chain of ranks is a tree as deep as there are ranks.
+        // An explicit stack: the tree of a chain is as deep as there are ranks.
         let mut todo = vec![(root, false)];
         let mut made: Vec<usize> = Vec::new();
         while let Some((term, children_made)) = todo.pop() {
             let shape = terms.shape(term);
             match (shape, children_made) {
-                (Shape::Combine(left, right), false) => {
+                (TermShape::Combine(left, right), false) => {
                     todo.extend([(term, true), (right, false), (left, false)]);
                     continue;
                 }
-                (Shape::Finish(child), false) => {
+                (TermShape::Finish(child), false) => {
                     todo.extend([(term, true), (child, false)]);
                     continue;
                 }
@@ -49,9 +49,9 @@ impl ReductionTree {
             }
             let mut child = || made.pop().expect("children are made before their parent");
             let node = match shape {
-                Shape::Leaf { rank, chunk } => TreeNode::Contribution { rank, chunk },
-                Shape::Finish(_) => TreeNode::Finish(child()),
-                Shape::Combine(..) => {
+                TermShape::Leaf { rank, chunk } => TreeNode::Contribution { rank, chunk },
+                TermShape::Finish(_) => TreeNode::Finish(child()),
+                TermShape::Combine(..) => {
                     let right = child();
                     TreeNode::Combine(child(), right)
                 }
@@ -67,9 +67,9 @@ impl ReductionTree {
         &self.nodes
     }
 
-    /// The value of the tree where `contribution` gives what a rank contributes from an input chunk: its send
-    /// buffer's content, scaled by the rank's factor where the operation has one. ([`Algebra::contribute`] is not
-    /// called, since it knows no rank.)
+    /// Evaluates the tree. `contribution` gives what a rank contributes from an input chunk: the
+    /// content of its send buffer, scaled by the rank's factor where the operation has one.
+    /// [`Algebra::contribute`] is not called, since it does not know the rank.
     pub fn evaluate<A: Algebra>(
         &self,
         algebra: &mut A,

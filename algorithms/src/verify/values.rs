@@ -1,80 +1,93 @@
-//! What memory and messages hold, followed through an execution, and what the outputs must hold in the end.
+//! The symbolic content of memory and messages during an execution, and what the outputs must hold
+//! at its end.
 
+use super::call::{ExecutedCall, has_output};
 use super::counterexample::Violation;
-use super::form::{Form, Resolved, takes};
-use super::machine::{Firing, Numbering};
-use super::memory::Memory;
-use super::term::{Shape, Symbolic, Term, Terms, Value};
+use super::execution::{Firing, MessageNumbering};
+use super::memory::CellLayout;
+use super::term::{SymbolicAlgebra, SymbolicValue, TermId, TermShape, TermTable};
 use super::tree::ReductionTree;
+use crate::flat::FlatOperand;
 use crate::schedule::Chunk;
 use crate::semantics::evaluate_inputs;
 use crate::types::{Collective, Rank};
 
-/// The contents during one execution.
-pub(super) struct Values<'a> {
-    calls: &'a [Form],
-    memory: &'a Memory,
-    numbering: &'a Numbering,
-    cells: Vec<Value>,
-    /// By slot.
-    messages: Vec<Value>,
+/// The content of every cell and message slot during one execution.
+pub(super) struct SymbolicMemory<'a> {
+    calls: &'a [ExecutedCall],
+    layout: &'a CellLayout,
+    numbering: &'a MessageNumbering,
+    cells: Vec<SymbolicValue>,
+    /// By message slot.
+    messages: Vec<SymbolicValue>,
 }
 
-impl<'a> Values<'a> {
-    /// Send buffers full, all else undefined. `terms` has one for each call.
+impl<'a> SymbolicMemory<'a> {
+    /// Send buffers hold their contributions, all else is undefined. `terms` has a table per call.
     pub(super) fn new(
-        calls: &'a [Form],
-        memory: &'a Memory,
-        numbering: &'a Numbering,
-        terms: &[Terms],
+        calls: &'a [ExecutedCall],
+        layout: &'a CellLayout,
+        numbering: &'a MessageNumbering,
+        terms: &[TermTable],
     ) -> Self {
-        let mut cells = vec![Value::Undefined; memory.cells];
-        for (call, form) in calls.iter().enumerate() {
-            for tile in 0..form.tiles {
-                for rank in 0..form.nranks {
-                    for i in 0..form.inputs {
+        let mut cells = vec![SymbolicValue::Undefined; layout.cells];
+        for (call, executed) in calls.iter().enumerate() {
+            for tile in 0..executed.tiles {
+                for rank in 0..executed.flat.nranks {
+                    for i in 0..executed.inputs {
                         let leaf = terms[call].leaf(rank, i);
-                        cells[memory.cell(call, form, rank, Chunk::Input(i), tile)] =
-                            Value::Raw { leaf, tile };
+                        cells[layout.cell(call, executed, rank, Chunk::Input(i), tile)] =
+                            SymbolicValue::Raw { leaf, tile };
                     }
                 }
             }
         }
-        Self { calls, memory, numbering, cells, messages: vec![Value::Undefined; numbering.total] }
+        Self {
+            calls,
+            layout,
+            numbering,
+            cells,
+            messages: vec![SymbolicValue::Undefined; numbering.total],
+        }
     }
 
-    /// Evaluates a step.
-    pub(super) fn fire(&mut self, terms: &mut [Terms], firing: &Firing) -> Result<(), Violation> {
+    /// Evaluates the step of a firing and stores its result.
+    pub(super) fn fire(
+        &mut self,
+        terms: &mut [TermTable],
+        firing: &Firing,
+    ) -> Result<(), Violation> {
         let Firing { call, lane, step, tile, .. } = *firing;
-        let form = &self.calls[call];
-        let rank = form.lanes[lane as usize].rank;
-        let text = form.step(step);
+        let executed = &self.calls[call];
+        let rank = executed.flat.lanes[lane as usize].rank;
+        let text = executed.flat.step(step);
         let slot = |link: u32, ordinal: u32| {
-            self.numbering.slot(link, self.numbering.message(call, form, tile, link, ordinal))
+            self.numbering.slot(link, self.numbering.message(call, executed, tile, link, ordinal))
         };
         let mut violation = None;
-        let mut symbolic = Symbolic { terms: &mut terms[call], fault: None };
+        let mut symbolic = SymbolicAlgebra { terms: &mut terms[call], fault: None };
         let read = |operand| match operand {
-            Resolved::Local(chunk) => {
-                let mut value = self.cells[self.memory.cell(call, form, rank, chunk, tile)];
+            FlatOperand::Local(chunk) => {
+                let mut value = self.cells[self.layout.cell(call, executed, rank, chunk, tile)];
                 match (chunk, value) {
-                    (Chunk::Input(_), Value::Raw { .. }) => {}
-                    // Nothing is scaled where nothing is reduced: a copy in place changes nothing.
-                    (Chunk::Input(i), Value::Made { term, tile })
-                        if !form.collective.reduces() && term == rank * form.inputs + i =>
+                    (Chunk::Input(_), SymbolicValue::Raw { .. }) => {}
+                    // Without a reduction no contribution is scaled, so a copy onto itself in place
+                    // leaves the chunk what it was.
+                    (Chunk::Input(i), SymbolicValue::Made { term, tile })
+                        if !executed.collective.reduces() && term == rank * executed.inputs + i =>
                     {
-                        value = Value::Raw { leaf: term, tile };
+                        value = SymbolicValue::Raw { leaf: term, tile };
                     }
                     (Chunk::Input(_), _) => violation = Some(Violation::Overwritten(chunk)),
-                    (_, Value::Made { .. }) => {}
+                    (_, SymbolicValue::Made { .. }) => {}
                     (_, _) => violation = Some(Violation::Undefined(chunk)),
                 }
                 value
             }
-            Resolved::Message { link, ordinal } => self.messages[slot(link, ordinal)],
+            FlatOperand::Message { link, ordinal } => self.messages[slot(link, ordinal)],
         };
         let result =
-            evaluate_inputs(&mut symbolic, text.inputs, text.finish, Resolved::chunk, read);
+            evaluate_inputs(&mut symbolic, text.inputs, text.finish, FlatOperand::chunk, read);
         if let Some(violation) = violation {
             return Err(violation);
         }
@@ -83,10 +96,10 @@ impl<'a> Values<'a> {
         }
         for output in text.outputs {
             match *output {
-                Resolved::Local(chunk) => {
-                    self.cells[self.memory.cell(call, form, rank, chunk, tile)] = result;
+                FlatOperand::Local(chunk) => {
+                    self.cells[self.layout.cell(call, executed, rank, chunk, tile)] = result;
                 }
-                Resolved::Message { link, ordinal } => {
+                FlatOperand::Message { link, ordinal } => {
                     let slot = slot(link, ordinal);
                     self.messages[slot] = result;
                 }
@@ -95,28 +108,28 @@ impl<'a> Values<'a> {
         Ok(())
     }
 
-    /// Whether the outputs of call `call` are what its collective demands; if `partly`, those that were written.
-    /// Returns the terms of the first tile, by rank and output chunk.
+    /// Checks that the outputs of call `call` are what its collective requires; if `only_written`,
+    /// those that were written. Returns the terms of the first tile, by rank and output chunk.
     pub(super) fn outcome(
         &self,
-        terms: &[Terms],
+        terms: &[TermTable],
         call: usize,
-        partly: bool,
-    ) -> Result<Vec<Option<Term>>, Violation> {
-        let form = &self.calls[call];
+        only_written: bool,
+    ) -> Result<Vec<Option<TermId>>, Violation> {
+        let executed = &self.calls[call];
         let terms = &terms[call];
-        let mut roots = Vec::with_capacity((form.nranks * form.outputs) as usize);
-        for tile in 0..form.tiles {
-            for rank in 0..form.nranks {
-                for output in 0..form.outputs {
-                    let root = match wanted(form, rank, output) {
+        let mut outcome = Vec::with_capacity((executed.flat.nranks * executed.outputs) as usize);
+        for tile in 0..executed.tiles {
+            for rank in 0..executed.flat.nranks {
+                for output in 0..executed.outputs {
+                    let root = match required(executed, rank, output) {
                         None => None,
-                        Some(wanted) => {
+                        Some(required) => {
                             let value = self.output(call, rank, output, tile);
-                            if partly && !matches!(value, Value::Made { .. }) {
+                            if only_written && !matches!(value, SymbolicValue::Made { .. }) {
                                 continue;
                             }
-                            match achieved(terms, &wanted, value, tile) {
+                            match achieved(terms, &required, value, tile) {
                                 Some(root) => Some(root),
                                 None => {
                                     return Err(Violation::Postcondition {
@@ -124,44 +137,44 @@ impl<'a> Values<'a> {
                                         output,
                                         tile,
                                         found: describe(terms, value),
-                                        wanted: wanted.describe(),
+                                        wanted: required.describe(),
                                     });
                                 }
                             }
                         }
                     };
                     if tile == 0 {
-                        roots.push(root);
-                    } else if !partly {
-                        let first = roots[(rank * form.outputs + output) as usize];
+                        outcome.push(root);
+                    } else if !only_written {
+                        let first = outcome[(rank * executed.outputs + output) as usize];
                         agree(terms, output, ((rank, 0), first), ((rank, tile), root))?;
                     }
                 }
             }
         }
-        if form.collective == Collective::AllReduce {
-            for (i, &root) in roots.iter().enumerate() {
-                let (rank, output) = (i as u32 / form.outputs, i as u32 % form.outputs);
-                agree(terms, output, ((0, 0), roots[output as usize]), ((rank, 0), root))?;
+        if executed.collective == Collective::AllReduce {
+            for (i, &root) in outcome.iter().enumerate() {
+                let (rank, output) = (i as u32 / executed.outputs, i as u32 % executed.outputs);
+                agree(terms, output, ((0, 0), outcome[output as usize]), ((rank, 0), root))?;
             }
         }
-        Ok(roots)
+        Ok(outcome)
     }
 
-    fn output(&self, call: usize, rank: Rank, output: u32, tile: u32) -> Value {
-        self.cells[self.memory.cell(call, &self.calls[call], rank, Chunk::Output(output), tile)]
+    fn output(&self, call: usize, rank: Rank, output: u32, tile: u32) -> SymbolicValue {
+        self.cells[self.layout.cell(call, &self.calls[call], rank, Chunk::Output(output), tile)]
     }
 }
 
-/// What a collective demands of an output chunk.
-enum Wanted {
-    /// The input chunk of a rank.
+/// What a collective requires of an output chunk.
+enum RequiredOutput {
+    /// A copy of an input chunk of a rank.
     Copy { rank: Rank, chunk: u32 },
     /// The finished reduction of the input chunk over all ranks.
     Reduction { chunk: u32 },
 }
 
-impl Wanted {
+impl RequiredOutput {
     fn describe(&self) -> String {
         match self {
             Self::Copy { rank, chunk } => format!("in{chunk} of rank {rank}"),
@@ -172,32 +185,41 @@ impl Wanted {
     }
 }
 
-/// What the collective alone demands of output chunk `output` of `rank`; None if the rank gets nothing.
-fn wanted(form: &Form, rank: Rank, output: u32) -> Option<Wanted> {
-    let parts = form.parts;
-    if !takes(form.collective, rank) {
+/// What the collective requires of output chunk `output` of `rank`; None if the rank gets nothing.
+fn required(executed: &ExecutedCall, rank: Rank, output: u32) -> Option<RequiredOutput> {
+    let parts = executed.parts;
+    if !has_output(executed.collective, rank) {
         return None;
     }
     let (block, part) = (output / parts, output % parts);
-    Some(match form.collective {
-        Collective::AllReduce | Collective::Reduce { .. } => Wanted::Reduction { chunk: output },
-        Collective::ReduceScatter => Wanted::Reduction { chunk: rank * parts + output },
-        Collective::AllGather | Collective::Gather { .. } => {
-            Wanted::Copy { rank: block, chunk: part }
+    Some(match executed.collective {
+        Collective::AllReduce | Collective::Reduce { .. } => {
+            RequiredOutput::Reduction { chunk: output }
         }
-        Collective::Broadcast { root } => Wanted::Copy { rank: root, chunk: output },
-        Collective::AllToAll => Wanted::Copy { rank: block, chunk: rank * parts + part },
-        Collective::Scatter { root } => Wanted::Copy { rank: root, chunk: rank * parts + output },
+        Collective::ReduceScatter => RequiredOutput::Reduction { chunk: rank * parts + output },
+        Collective::AllGather | Collective::Gather { .. } => {
+            RequiredOutput::Copy { rank: block, chunk: part }
+        }
+        Collective::Broadcast { root } => RequiredOutput::Copy { rank: root, chunk: output },
+        Collective::AllToAll => RequiredOutput::Copy { rank: block, chunk: rank * parts + part },
+        Collective::Scatter { root } => {
+            RequiredOutput::Copy { rank: root, chunk: rank * parts + output }
+        }
     })
 }
 
-/// The term of `value` if it is what is wanted.
-fn achieved(terms: &Terms, wanted: &Wanted, value: Value, tile: u32) -> Option<Term> {
-    let Value::Made { term, tile: of } = value else { return None };
-    let right = match *wanted {
-        Wanted::Copy { rank, chunk } => term == terms.leaf(rank, chunk),
-        Wanted::Reduction { chunk } => {
-            matches!(terms.shape(term), Shape::Finish(_))
+/// The term of `value` if it is what is required, and of this tile.
+fn achieved(
+    terms: &TermTable,
+    required: &RequiredOutput,
+    value: SymbolicValue,
+    tile: u32,
+) -> Option<TermId> {
+    let SymbolicValue::Made { term, tile: of } = value else { return None };
+    let right = match *required {
+        RequiredOutput::Copy { rank, chunk } => term == terms.leaf(rank, chunk),
+        RequiredOutput::Reduction { chunk } => {
+            matches!(terms.shape(term), TermShape::Finish(_))
                 && terms.origin(term) == chunk
                 && terms.is_complete(term)
         }
@@ -205,19 +227,26 @@ fn achieved(terms: &Terms, wanted: &Wanted, value: Value, tile: u32) -> Option<T
     (right && of == tile).then_some(term)
 }
 
-fn describe(terms: &Terms, value: Value) -> String {
+fn describe(terms: &TermTable, value: SymbolicValue) -> String {
     match value {
-        Value::Undefined => "nothing".to_owned(),
-        Value::Raw { .. } => "its untouched input".to_owned(),
-        Value::Made { term, tile } => {
+        SymbolicValue::Undefined => "nothing".to_owned(),
+        SymbolicValue::Raw { .. } => "its untouched input".to_owned(),
+        SymbolicValue::Made { term, tile } => {
             format!("{} (of tile {tile})", ReductionTree::new(terms, term))
         }
     }
 }
 
-type Root = ((Rank, u32), Option<Term>);
+/// The rank and tile of an output, and its term.
+type OutputTerm = ((Rank, u32), Option<TermId>);
 
-fn agree(terms: &Terms, output: u32, first: Root, second: Root) -> Result<(), Violation> {
+/// Two terms of the same output chunk must be equal.
+fn agree(
+    terms: &TermTable,
+    output: u32,
+    first: OutputTerm,
+    second: OutputTerm,
+) -> Result<(), Violation> {
     match (first, second) {
         ((first, Some(a)), (second, Some(b))) if a != b => Err(Violation::Disagreement {
             output,

@@ -43,6 +43,8 @@
 //! A call is over on a rank when all its lanes are through and all its messages that lend memory are released. The
 //! next call then starts on the same links and the same scratch, while other ranks may still be in this one.
 
+mod display;
+
 use std::fmt;
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! Steps in a line of text, for people: `in0 + peer 3.c1 -> out0, peer 5.c1  after 0:4`.
+//! Chunks, operands and steps as text, one line per step:
+//! `in0 + peer 3.c1 -> out0, peer 5.c1  after 0:4`.
 
 use std::fmt;
 
@@ -44,7 +45,7 @@ mod tests {
     use crate::schedule::operand::{input, output, peer, scratch};
 
     #[test]
-    fn a_step_reads_as_a_line() {
+    fn a_step_is_displayed_as_one_line() {
         let step =
             Step::new([input(0), peer(3, 1)], [output(0), peer(5, 1)]).after(0, 4).after(2, 1);
         assert_eq!(step.to_string(), "in0 + peer 3.c1 -> out0, peer 5.c1  after 0:4, 2:1");
