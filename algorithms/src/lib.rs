@@ -1,7 +1,8 @@
-//! Schedules of collective communication: what they mean, how they are generated, how they are proved.
+//! Schedules of collective communication: what they mean, how they are generated, how they are
+//! proved.
 //!
-//! An algorithm is a pure function that returns a [`Schedule`]. Nothing here does I/O, reads a clock, starts a
-//! thread or is unsafe; see `docs/schedule.md` for the ideas.
+//! An algorithm is a pure function that returns a [`Schedule`]. Nothing here does I/O, reads a
+//! clock, starts a thread or is unsafe; see `docs/schedule.md` for the ideas.
 
 #![forbid(unsafe_code)]
 

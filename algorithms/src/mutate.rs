@@ -1,7 +1,7 @@
 //! Schedules with one fault each, to see that the verifier finds it.
 //!
-//! A mutant need not be wrong: some faults do no harm (an input order that only changes the tree of a fast
-//! schedule, say). Whoever uses mutants has to tell those by running them.
+//! A mutant need not be wrong: some faults do no harm (an input order that only changes the tree of
+//! a fast schedule, say). Whoever uses mutants has to tell those by running them.
 
 use std::fmt;
 

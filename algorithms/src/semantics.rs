@@ -1,9 +1,11 @@
-//! What a step *means*: the reference that the verifier, the host engine and the GPU kernel are tested against.
+//! What a step *means*: the reference that the verifier, the host engine and the GPU kernel are
+//! tested against.
 //!
-//! The fold of `k` inputs is the balanced binary tree over their positions `0..k`, padded to a power of two on
-//! the right: `(a)`, `(a b)`, `((a b) c)`, `((a b) (c d))`, `(((a b) (c d)) e)`, … The value is rounded to the element type
-//! once per binary node. An input chunk is read as the rank's own contribution, scaled where the operation says
-//! so; a finishing step applies the operation's closing function to the result.
+//! The fold of `k` inputs is the balanced binary tree over their positions `0..k`, padded to a
+//! power of two on the right: `(a)`, `(a b)`, `((a b) c)`, `((a b) (c d))`, `(((a b) (c d)) e)`, …
+//! The value is rounded to the element type once per binary node. An input chunk is read as the
+//! rank's own contribution, scaled where the operation says so; a finishing step applies the
+//! operation's closing function to the result.
 
 use crate::schedule::{Chunk, Operand, Step};
 
@@ -32,8 +34,8 @@ pub fn evaluate_step<A: Algebra>(
     evaluate_inputs(algebra, &step.inputs, step.finish, chunk, read)
 }
 
-/// The same for a step whose inputs (at least one) are written down in another way: `chunk` tells which piece of the rank's
-/// memory one is, None of a message. Inputs are read in their order.
+/// The same for a step whose inputs (at least one) are written down in another way: `chunk` tells
+/// which piece of the rank's memory one is, None of a message. Inputs are read in their order.
 pub fn evaluate_inputs<A: Algebra, O: Copy>(
     algebra: &mut A,
     inputs: &[O],
@@ -63,7 +65,8 @@ fn fold_by<A: Algebra, O: Copy>(
     algebra.combine(left, right)
 }
 
-/// The balanced fold of `values` (at least one): the canonical tree when they are the ranks' contributions in order.
+/// The balanced fold of `values` (at least one): the canonical tree when they are the ranks'
+/// contributions in order.
 pub fn fold<A: Algebra>(algebra: &mut A, values: &[A::Value]) -> A::Value {
     let places: Vec<_> = values.iter().collect();
     fold_by(algebra, &places, &mut |_, value: &A::Value| value.clone())

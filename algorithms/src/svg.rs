@@ -1,9 +1,11 @@
-//! A schedule as a picture (SVG): time runs down, ranks stand side by side, each with its lanes; steps are boxes, messages arrows in
-//! the colour of their channel. The times are those of a [`Timeline`].
+//! A schedule as a picture (SVG): time runs down, ranks stand side by side, each with its lanes;
+//! steps are boxes, messages arrows in the colour of their channel. The times are those of a
+//! [`Timeline`].
 //!
-//! A box says what its step folds and where the result goes: `i` a chunk of the send buffer, `o` of the receive buffer, `s` of
-//! scratch, `•` a message (`•3` three of them), `+` the fold, `→` a step that writes, `⇒` one that finishes the reduction. Where boxes are
-//! too small to be read, they have no text.
+//! A box says what its step folds and where the result goes: `i` a chunk of the send buffer, `o` of
+//! the receive buffer, `s` of scratch, `•` a message (`•3` three of them), `+` the fold, `→` a step
+//! that writes, `⇒` one that finishes the reduction. Where boxes are too small to be read, they
+//! have no text.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -12,7 +14,8 @@ use crate::cost::Timeline;
 use crate::schedule::{Channel, Chunk, Operand, Schedule, Step};
 use crate::types::Rank;
 
-/// Distinct for most eyes (P. Green-Armytage's and Okabe and Ito's advice: hue and lightness differ), by channel.
+/// Distinct for most eyes (P. Green-Armytage's and Okabe and Ito's advice: hue and lightness
+/// differ), by channel.
 const COLOURS: [&str; 8] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a4fa3", "#555555"];
 const FONT: &str = "font-family=\"Helvetica, Arial, sans-serif\"";

@@ -129,8 +129,8 @@ pub enum RedOp {
     Max = 2,
     /// The smaller operand.
     Min = 3,
-    /// The mean. Integers: wrapped sum, then division by nranks truncating toward zero. Floats: every
-    /// contribution is first multiplied by 1/nranks rounded to the type, then summed.
+    /// The mean. Integers: wrapped sum, then division by nranks truncating toward zero. Floats:
+    /// every contribution is first multiplied by 1/nranks rounded to the type, then summed.
     Avg = 4,
     /// Every rank's contribution is first multiplied by that rank's own scalar, then summed.
     PreMulSum = 5,
@@ -173,9 +173,10 @@ impl FromStr for RedOp {
 
 /// What a schedule is to achieve. Postconditions are derived from this alone.
 ///
-/// With `k` parts per rank block: `AllReduce`, `Broadcast` and `Reduce` have `k` input and `k` output
-/// chunks; `AllGather` and `Gather` have `k` and `n*k`; `ReduceScatter` and `Scatter` have `n*k` and `k`;
-/// `AllToAll` has `n*k` and `n*k`. Chunk `r*k + i` of a large side is part `i` of rank `r`'s block.
+/// With `k` parts per rank block: `AllReduce`, `Broadcast` and `Reduce` have `k` input and `k`
+/// output chunks; `AllGather` and `Gather` have `k` and `n*k`; `ReduceScatter` and `Scatter` have
+/// `n*k` and `k`; `AllToAll` has `n*k` and `n*k`. Chunk `r*k + i` of a large side is part `i` of
+/// rank `r`'s block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Collective {
     /// Every rank ends with the reduction of all inputs.
@@ -223,7 +224,8 @@ impl Collective {
         ]
     }
 
-    /// The collective of that [`name`](Self::name), if there is one, with `root` where it has a root.
+    /// The collective of that [`name`](Self::name), if there is one, with `root` where it has a
+    /// root.
     pub fn from_name(name: &str, root: Rank) -> Option<Self> {
         Self::all(root).into_iter().find(|collective| collective.name() == name)
     }
@@ -260,8 +262,8 @@ impl Collective {
         }
     }
 
-    /// In place (`nccl.h`'s rules): the input chunk that shares memory with `output` chunk on `rank`,
-    /// or None where the chunk has memory of its own.
+    /// In place (`nccl.h`'s rules): the input chunk that shares memory with `output` chunk on
+    /// `rank`, or None where the chunk has memory of its own.
     pub fn in_place(self, nranks: u32, parts: u32, rank: Rank, output: u32) -> Option<u32> {
         let own = rank * parts..(rank + 1) * parts;
         match self {
@@ -279,7 +281,8 @@ impl Collective {
         }
     }
 
-    /// Whether a rank may give one memory for both buffers: some chunk has a place [in place](Self::in_place).
+    /// Whether a rank may give one memory for both buffers: some chunk has a place [in
+    /// place](Self::in_place).
     pub const fn can_run_in_place(self) -> bool {
         !matches!(self, Self::AllToAll)
     }

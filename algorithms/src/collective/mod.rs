@@ -54,7 +54,8 @@ fn root(collective: Collective) -> Rank {
     collective.root().expect("only generators of rooted collectives ask")
 }
 
-/// The generators of each kind of collective; a new one is added to the table in its collective's `mod.rs`.
+/// The generators of each kind of collective; a new one is added to the table in its collective's
+/// `mod.rs`.
 const TABLES: [&[Generator]; 8] = [
     all_reduce::GENERATORS,
     reduce_scatter::GENERATORS,

@@ -1,23 +1,30 @@
-//! What a schedule costs: the schedule itself is executed in a model of time, not a formula beside it.
+//! What a schedule costs: the schedule itself is executed in a model of time, not a formula beside
+//! it.
 //!
 //! # The model
 //!
-//! * A step keeps its lane busy for [`MachineModel::step`] seconds, plus [`MachineModel::operand`] for every operand, plus
-//!   [`MachineModel::byte`] for every byte that it reads or writes (all its operands are as long as a tile of a chunk), plus
-//!   [`LinkCost::message`] for every message that it takes or sends.
-//! * A step starts when the step before it in its lane is over, the steps of `after` are over, and its messages are
-//!   there. The lanes of a rank run side by side ([`MachineModel::lanes_share_a_core`] false, a GPU) or take turns, in the order
-//!   in which they became ready (true, the host engine). Where ranks outnumber cores, a core's time is shared evenly.
-//! * A message leaves when its step is over. Its first byte is under way for [`LinkCost::latency`] seconds; its bytes
-//!   leave by the sender's port and enter by the receiver's, each at [`LinkCost::byte`] seconds a byte, and enter while they
-//!   leave. So a message of `m` bytes that meets no other is there `latency + m byte` after its step.
-//! * A port carries one message at a time, in the order in which they come to it, each way by itself (full duplex). **Inside a
-//!   node** every rank has a port of its own. **Between nodes** all ranks of a node share the one port of the node, and
-//!   their messages queue there. A message between nodes does not pass the ranks' own ports.
+//! * A step keeps its lane busy for [`MachineModel::step`] seconds, plus [`MachineModel::operand`]
+//!   for every operand, plus [`MachineModel::byte`] for every byte that it reads or writes (all its
+//!   operands are as long as a tile of a chunk), plus [`LinkCost::message`] for every message that
+//!   it takes or sends.
+//! * A step starts when the step before it in its lane is over, the steps of `after` are over, and
+//!   its messages are there. The lanes of a rank run side by side
+//!   ([`MachineModel::lanes_share_a_core`] false, a GPU) or take turns, in the order in which they
+//!   became ready (true, the host engine). Where ranks outnumber cores, a core's time is shared
+//!   evenly.
+//! * A message leaves when its step is over. Its first byte is under way for [`LinkCost::latency`]
+//!   seconds; its bytes leave by the sender's port and enter by the receiver's, each at
+//!   [`LinkCost::byte`] seconds a byte, and enter while they leave. So a message of `m` bytes that
+//!   meets no other is there `latency + m byte` after its step.
+//! * A port carries one message at a time, in the order in which they come to it, each way by
+//!   itself (full duplex). **Inside a node** every rank has a port of its own. **Between nodes**
+//!   all ranks of a node share the one port of the node, and their messages queue there. A message
+//!   between nodes does not pass the ranks' own ports.
 //! * Links have as many credits as are asked for, and nothing is lost, late or retried.
 //!
-//! With no [`NetworkModel`] all ranks are on one node. Where besides the cost of a byte on a link is zero (shared memory, where
-//! the steps themselves move the bytes), ports are never busy and cost nothing to model.
+//! With no [`NetworkModel`] all ranks are on one node. Where besides the cost of a byte on a link
+//! is zero (shared memory, where the steps themselves move the bytes), ports are never busy and
+//! cost nothing to model.
 
 mod run;
 mod timeline;
@@ -72,8 +79,9 @@ pub struct MachineModel {
 const TILES: u32 = 4;
 
 impl MachineModel {
-    /// Ranks with a core each on one host, messages in slots of shared memory: rounded from measurements on a machine with two
-    /// cores. It ranks algorithms; it does not predict microseconds of another machine.
+    /// Ranks with a core each on one host, messages in slots of shared memory: rounded from
+    /// measurements on a machine with two cores. It ranks algorithms; it does not predict
+    /// microseconds of another machine.
     pub const SHARED_MEMORY: Self = Self {
         step: 0.10e-6,
         operand: 0.04e-6,
@@ -84,7 +92,8 @@ impl MachineModel {
         network: None,
     };
 
-    /// Seconds from the start on all ranks at once to the end on the last, for chunks that take `tiles` tiles of `bytes` bytes.
+    /// Seconds from the start on all ranks at once to the end on the last, for chunks that take
+    /// `tiles` tiles of `bytes` bytes.
     pub fn cost(&self, schedule: &Schedule, bytes: usize, tiles: u64) -> f64 {
         self.cost_flat(&FlatSchedule::new(schedule), bytes, tiles)
     }
@@ -234,7 +243,8 @@ mod tests {
         let slow = LinkCost { latency: 10.0, byte: 1.0, ..LATENCY };
         let free = LinkCost::default();
         for k in 1..9u32 {
-            // Rank r of one node to rank r of the other, both ways at once: a port carries k messages each way.
+            // Rank r of one node to rank r of the other, both ways at once: a port carries k
+            // messages each way.
             let schedule = twins(k);
             let cost = nodes(&[k, k], free, slow).cost(&schedule, 8, 1);
             assert_eq!(cost, 10.0 + f64::from(8 * k));

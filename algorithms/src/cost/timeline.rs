@@ -58,8 +58,8 @@ impl Timeline {
     }
 }
 
-/// The execution that [`MachineModel::cost`] costs, with the time of every step and message: `tiles`
-/// tiles of `bytes` bytes per chunk. It needs memory for every step of every tile.
+/// The execution that [`MachineModel::cost`] costs, with the time of every step and message:
+/// `tiles` tiles of `bytes` bytes per chunk. It needs memory for every step of every tile.
 pub fn timeline(machine: &MachineModel, schedule: &Schedule, bytes: usize, tiles: u32) -> Timeline {
     let flat = FlatSchedule::new(schedule);
     let index = |lane: u32| flat.lanes.get(lane as usize).map_or(NONE, |lane| lane.index);

@@ -1,80 +1,94 @@
 //! All-to-all over nodes of one size: within each node, then between the nodes on every rail.
 //!
-//! A block for place `b` of node `v` first goes to place `b` of its sender's own node, then along rail `b` to node `v`; so a rank talks to
-//! `s - 1` ranks of its node and to `N - 1` others, and a network of rails is never crossed.
+//! A block for local rank `b` of node `v` first goes to local rank `b` of its sender's own node,
+//! then along rail `b` to node `v`. So a rank communicates with `s - 1` ranks of its node and with
+//! `N - 1` others, and no message crosses from one rail of the network to another.
 //!
-//! * phase 1: in each node, all-to-alls one after the other, one for each destination node. From the send buffer to scratch.
-//! * phase 2: on each rail, all-to-alls one after the other, one for each place of the senders
+//! * phase 1: in each node, all-to-alls one after the other, one for each destination node. From
+//!   the send buffer to scratch.
+//! * phase 2: on each rail, all-to-alls one after the other, one for each local rank of the senders
 //!
-//! * bytes between nodes, per rank: `(N-1) s m` for blocks of `m`, what the direct algorithm sends too; in a node as many more
-//! * cost: `N T_all_to_all(s, m) + s T_all_to_all(N, m)`; a rank begins phase 1 of a tile when it is through with the former
+//! * bytes between nodes, per rank: `(N-1) s m` for blocks of `m`, as much as the direct algorithm
+//!   sends; within a node as many again
+//! * cost: `N T_all_to_all(s, m) + s T_all_to_all(N, m)`; a rank begins phase 1 of a tile when it
+//!   has finished the former tile
 //! * scratch: that of the components, a block for each rank, and a chunk for each lane of phase 1
 //! * channels: `c_1` within a node, `c_2` between nodes
 //! * class: canonical (nothing is reduced)
-//! * wins: many ranks, where each pair of far ranks would need a connection of its own or cross between rails
+//! * wins: many ranks, where each pair of ranks on different nodes would need its own connection or
+//!   would cross between rails
 
-use super::components::{Kit, Source, common_parts, detail, is_even};
-use super::compose::{At, Guard, Layout, Needs, Part, compose};
+use super::components::{ComponentSet, ComponentSource, common_parts, detail, has_equal_nodes};
+use super::compose::{
+    ComponentChunk, ComponentLayout, RankComponent, ScheduleNeeds, TileGuard, compose,
+};
 use crate::schedule::{Chunk, Schedule};
 use crate::topology::Grouping;
 use crate::types::{Collective, Rank};
 
-/// All-to-all with components from `intra` and `inter` (all-to-all both). None if one is lacking, or the nodes are not of one size.
-pub fn schedule(grouping: &Grouping, intra: Source<'_>, inter: Source<'_>) -> Option<Schedule> {
-    if !is_even(grouping) {
+/// All-to-all with components from `intra` and `inter`, both all-to-alls. None if one is lacking,
+/// or if nodes differ in size.
+pub fn schedule(
+    grouping: &Grouping,
+    intra: ComponentSource<'_>,
+    inter: ComponentSource<'_>,
+) -> Option<Schedule> {
+    if !has_equal_nodes(grouping) {
         return None;
     }
     let size = grouping.size(0);
-    let within = Kit::new(intra, [(Collective::AllToAll, size)])?;
-    let across = Kit::new(inter, [(Collective::AllToAll, grouping.nodes())])?;
+    let within = ComponentSet::new(intra, [(Collective::AllToAll, size)])?;
+    let across = ComponentSet::new(inter, [(Collective::AllToAll, grouping.nodes())])?;
     let block = common_parts([&within, &across])?;
     let detail = detail(grouping, size, &[&within], &across);
-    let mut needs = Needs::default();
+    let mut needs = ScheduleNeeds::default();
     let within = within.placed(1, 0, &mut needs);
     let across = across.placed(1, 0, &mut needs);
-    let kept = needs.room(grouping.nranks() * block);
-    let guards = needs.room(within.lanes());
+    let kept = needs.reserve_scratch(grouping.nranks() * block);
+    let guards = needs.reserve_scratch(within.lanes());
     let grouping = grouping.clone();
     let all = (grouping.nranks(), block);
-    let layout = Layered { grouping, size, block, within, across, kept, guards };
+    let layout = AllToAllLayout { grouping, size, block, within, across, kept, guards };
     let schedule = compose("hier", Collective::AllToAll, all, layout, &needs);
     Some(schedule.with_detail(detail).canonical())
 }
 
-struct Layered {
+struct AllToAllLayout {
     grouping: Grouping,
     /// Ranks per node.
     size: u32,
     /// Parts per block.
     block: u32,
-    within: Kit,
-    across: Kit,
-    /// The scratch of the blocks between the phases: by destination node and place of the sender.
+    within: ComponentSet,
+    across: ComponentSet,
+    /// The first scratch chunk of the blocks between the phases: by destination node and local rank
+    /// of the sender.
     kept: u32,
     guards: u32,
 }
 
-/// Phase 1.
+/// The slot of phase 1.
 const WITHIN: u32 = 0;
-/// Phase 2.
+/// The slot of phase 2.
 const ACROSS: u32 = 1;
 
-impl Layout for Layered {
+impl ComponentLayout for AllToAllLayout {
     fn slots(&self) -> u32 {
         2
     }
 
-    fn part(&self, rank: Rank, slot: u32) -> Option<Part<'_>> {
+    fn component(&self, rank: Rank, slot: u32) -> Option<RankComponent<'_>> {
         let Self { grouping, size, block, within, across, guards, .. } = self;
-        let (node, place, nodes) =
+        let (node, local, nodes) =
             (grouping.node(rank), grouping.local_rank(rank), grouping.nodes());
         if slot == WITHIN {
-            let guard = Guard { until: ACROSS..ACROSS + 1, read: Chunk::Input(0), write: *guards };
-            let part = within.part((*size, 0), place, nodes * block, 0);
-            return Some(Part { in_place: false, guard: Some(guard), ..part });
+            let guard =
+                TileGuard { until: ACROSS..ACROSS + 1, read: Chunk::Input(0), write: *guards };
+            let component = within.component((*size, 0), local, nodes * block, 0);
+            return Some(RankComponent { in_place: false, guard: Some(guard), ..component });
         }
-        let part = across.part((nodes, 0), node, size * block, 0);
-        Some(Part { in_place: false, follows: [WITHIN..WITHIN + 1, 0..0], ..part })
+        let component = across.component((nodes, 0), node, size * block, 0);
+        Some(RankComponent { in_place: false, follows: [WITHIN..WITHIN + 1, 0..0], ..component })
     }
 
     fn member(&self, rank: Rank, slot: u32, member: u32) -> Rank {
@@ -84,17 +98,17 @@ impl Layout for Layered {
         self.grouping.ranks_of(member)[self.grouping.local_rank(rank) as usize]
     }
 
-    fn chunk(&self, _: Rank, slot: u32, at: At) -> Chunk {
+    fn chunk(&self, _: Rank, slot: u32, chunk: ComponentChunk) -> Chunk {
         let Self { grouping, size, block, kept, .. } = self;
-        let (nth, part) = (at.part / block, at.part % block);
-        let rank = |node: u32, place: u32| grouping.ranks_of(node)[place as usize];
+        let (nth, part) = (chunk.part / block, chunk.part % block);
+        let rank = |node: u32, local: u32| grouping.ranks_of(node)[local as usize];
         let between =
-            |node: u32, place: u32| Chunk::Scratch(kept + (node * size + place) * block + part);
-        match (slot, at.input) {
-            (WITHIN, true) => Chunk::Input(rank(nth, at.block) * block + part),
-            (WITHIN, false) => between(nth, at.block),
-            (_, true) => between(at.block, nth),
-            (_, false) => Chunk::Output(rank(at.block, nth) * block + part),
+            |node: u32, local: u32| Chunk::Scratch(kept + (node * size + local) * block + part);
+        match (slot, chunk.is_input) {
+            (WITHIN, true) => Chunk::Input(rank(nth, chunk.block) * block + part),
+            (WITHIN, false) => between(nth, chunk.block),
+            (_, true) => between(chunk.block, nth),
+            (_, false) => Chunk::Output(rank(chunk.block, nth) * block + part),
         }
     }
 }

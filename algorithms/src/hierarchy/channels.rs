@@ -1,19 +1,23 @@
-//! Copies of a schedule side by side, each on its part of the data with lanes and channels of its own.
+//! Copies of a schedule side by side, each on its part of the data and with its own lanes and
+//! channels.
 //!
-//! What NCCL calls channels: more lanes move more bytes where one is not enough for a link or a core. Cost: that of the schedule for
-//! `m / copies`, as far as the machine gives each copy what it gave the one. Scratch and channels times `copies`.
+//! NCCL calls these channels: several lanes move more bytes where one lane cannot use all of a link
+//! or needs more than a core. The cost is that of the schedule for `m / copies` bytes, if the
+//! machine gives each copy what it gives a single one. Scratch and channels are those of the
+//! schedule times `copies`.
 
-use super::compose::{At, Layout, Needs, Part, compose};
+use super::compose::{ComponentChunk, ComponentLayout, RankComponent, ScheduleNeeds, compose};
 use crate::schedule::{Channel, Chunk, Class, Schedule};
 use crate::types::{Collective, Rank};
 
-/// `copies` copies of `schedule`, each block being cut into as many pieces, one for each copy. One copy, or none, is the schedule itself.
+/// `copies` copies of `schedule`. Each block is cut into as many pieces, one for each copy. With
+/// one copy, or none, it is the schedule itself.
 pub fn schedule(schedule: &Schedule, copies: u32) -> Schedule {
     if copies <= 1 {
         return schedule.clone();
     }
     let Schedule { name, collective, nranks, parts, scratch, channels, .. } = *schedule;
-    let needs = Needs {
+    let needs = ScheduleNeeds {
         scratch: copies * scratch,
         channels: copies as Channel * channels,
         credit: schedule.credit,
@@ -34,15 +38,15 @@ struct Copies {
     copies: u32,
 }
 
-impl Layout for Copies {
+impl ComponentLayout for Copies {
     fn slots(&self) -> u32 {
         self.copies
     }
 
-    fn part(&self, rank: Rank, slot: u32) -> Option<Part<'_>> {
-        Some(Part {
+    fn component(&self, rank: Rank, slot: u32) -> Option<RankComponent<'_>> {
+        Some(RankComponent {
             schedule: &self.schedule,
-            me: rank,
+            member: rank,
             repeats: 1,
             scratch: slot * self.schedule.scratch,
             channel: slot as Channel * self.schedule.channels,
@@ -57,12 +61,13 @@ impl Layout for Copies {
         member
     }
 
-    fn chunk(&self, _: Rank, slot: u32, at: At) -> Chunk {
+    fn chunk(&self, _: Rank, slot: u32, chunk: ComponentChunk) -> Chunk {
         let Self { schedule: Schedule { collective, nranks, parts, .. }, copies } = self;
-        let side = if at.input { Collective::input_chunks } else { Collective::output_chunks };
-        // A side of one block has but the own.
-        let block = if side(*collective, *nranks, 1) > 1 { at.block } else { 0 };
-        let index = (block * copies + slot) * parts + at.part;
-        if at.input { Chunk::Input(index) } else { Chunk::Output(index) }
+        let side =
+            if chunk.is_input { Collective::input_chunks } else { Collective::output_chunks };
+        // A buffer of one block has no other blocks to count.
+        let block = if side(*collective, *nranks, 1) > 1 { chunk.block } else { 0 };
+        let index = (block * copies + slot) * parts + chunk.part;
+        if chunk.is_input { Chunk::Input(index) } else { Chunk::Output(index) }
     }
 }

@@ -1,41 +1,43 @@
-//! The ranks by place, where nodes differ in size: which nodes have a place, and who stands in on those that do not.
+//! Columns: the ranks with the same local rank on all nodes, where nodes differ in size.
 //!
-//! *Column* `t` is the `t`th place of all nodes that have one. On a node without, the place `t mod s` *holds* the column, of its `s`
-//! ranks; what it has to give to the column or to get from it goes to or comes from a *helper*, a rank of the column. The nodes without are
-//! dealt out to the helpers in turn.
+//! *Column* `t` contains local rank `t` of every node that has one. A node of `s` ranks without a
+//! local rank `t` is represented by its local rank `t mod s`, which *holds* the column there. What
+//! this holder sends to the column or receives from it goes through a *helper*, a rank of the
+//! column. The nodes that are not in the column are assigned to the helpers in turn.
 
 use std::ops::Range;
 
-use super::components::sizes;
+use super::components::node_sizes;
 use crate::topology::Grouping;
 use crate::types::Rank;
 
 /// The columns of a grouping.
 pub(super) struct Columns {
     pub(super) grouping: Grouping,
-    /// By column: the nodes that have it, and those that do not, both ascending.
+    /// By column: the nodes that are in it, and those that are not, both ascending.
     columns: Vec<(Vec<u32>, Vec<u32>)>,
-    /// The most columns that a place holds besides its own.
+    /// The largest number of columns that a rank holds besides its own.
     pub(super) more: u32,
 }
 
-/// A helper and those that it helps: the members of a component, the helper first.
+/// A helper and the holders that it helps: the members of a component, the helper first. One rank's
+/// view of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Help {
+pub(super) struct HelpGroup {
     /// The column.
     pub(super) column: u32,
-    /// The helper, as its index among the nodes of the column.
+    /// The helper's index in the column.
     helper: u32,
     /// The rank's number among the members.
-    pub(super) me: u32,
+    pub(super) member: u32,
     /// How many members there are.
     pub(super) members: u32,
 }
 
 impl Columns {
-    /// Of `grouping`.
+    /// The columns of `grouping`.
     pub(super) fn new(grouping: &Grouping) -> Self {
-        let (largest, smallest) = (sizes(grouping).max().unwrap_or(1), grouping.smallest());
+        let (largest, smallest) = (node_sizes(grouping).max().unwrap_or(1), grouping.smallest());
         let column = |t| (0..grouping.nodes()).partition(|&node| grouping.size(node) > t);
         Self {
             grouping: grouping.clone(),
@@ -44,7 +46,7 @@ impl Columns {
         }
     }
 
-    /// How many there are: the size of the largest node.
+    /// How many columns there are: the size of the largest node.
     pub(super) fn count(&self) -> u32 {
         self.columns.len() as u32
     }
@@ -54,7 +56,7 @@ impl Columns {
         self.columns[t as usize].0.len() as u32
     }
 
-    /// The rank that is `index` in column `t`.
+    /// Rank number `index` of column `t`.
     pub(super) fn rank(&self, t: u32, index: u32) -> Rank {
         let node = self.columns[t as usize].0[index as usize];
         self.grouping.ranks_of(node)[t as usize]
@@ -66,24 +68,25 @@ impl Columns {
         nodes.partition_point(|&node| node < self.grouping.node(rank)) as u32
     }
 
-    /// The columns that place `place` of a node of `size` ranks holds.
-    fn held(&self, place: u32, size: u32) -> impl Iterator<Item = u32> {
-        (place..self.count()).step_by(size as usize)
+    /// The columns that local rank `local` of a node of `size` ranks holds.
+    fn held(&self, local: u32, size: u32) -> impl Iterator<Item = u32> {
+        (local..self.count()).step_by(size as usize)
     }
 
-    /// How many ranks are in the columns that place `place` of a node of `size` ranks holds.
-    pub(super) fn weight(&self, place: u32, size: u32) -> u32 {
-        self.held(place, size).map(|t| self.size(t)).sum()
+    /// How many ranks are in the columns that local rank `local` of a node of `size` ranks holds.
+    pub(super) fn weight(&self, local: u32, size: u32) -> u32 {
+        self.held(local, size).map(|t| self.size(t)).sum()
     }
 
-    /// The first of column `t`'s ranks among all those of the columns that its holder, on a node of `size` ranks, holds.
+    /// The position of column `t` among the ranks of all columns that its holder, on a node of
+    /// `size` ranks, holds.
     pub(super) fn offset(&self, t: u32, size: u32) -> u32 {
         self.held(t % size, size).take_while(|&u| u < t).map(|u| self.size(u)).sum()
     }
 
-    /// Rank number `index` of the columns that place `place` of a node of `size` ranks holds.
-    pub(super) fn nth(&self, place: u32, size: u32, mut index: u32) -> Rank {
-        for t in self.held(place, size) {
+    /// Rank number `index` of the columns that local rank `local` of a node of `size` ranks holds.
+    pub(super) fn nth(&self, local: u32, size: u32, mut index: u32) -> Rank {
+        for t in self.held(local, size) {
             match index.checked_sub(self.size(t)) {
                 None => return self.rank(t, index),
                 Some(left) => index = left,
@@ -92,21 +95,22 @@ impl Columns {
         unreachable!("the index is below the weight")
     }
 
-    /// Whom `rank` helps, if it is a helper.
-    pub(super) fn helps(&self, rank: Rank) -> Option<Help> {
+    /// The group in which `rank` is the helper, if it is one.
+    pub(super) fn helps(&self, rank: Rank) -> Option<HelpGroup> {
         let (column, helper) = (self.grouping.local_rank(rank), self.index(rank));
         let members = self.members(column, helper);
-        (members > 1).then_some(Help { column, helper, me: 0, members })
+        (members > 1).then_some(HelpGroup { column, helper, member: 0, members })
     }
 
-    /// The help that `rank` gets with the `i`th column that it holds besides its own, if there is one.
-    pub(super) fn helped(&self, rank: Rank, i: u32) -> Option<Help> {
+    /// The group in which `rank` is helped with column number `i` of those that it holds besides
+    /// its own, if there is one.
+    pub(super) fn helped(&self, rank: Rank, i: u32) -> Option<HelpGroup> {
         let node = self.grouping.node(rank);
         let column = self.grouping.local_rank(rank) + (i + 1) * self.grouping.size(node);
         let (with, without) = self.columns.get(column as usize)?;
         let at = without.partition_point(|&other| other < node) as u32;
         let (helper, turn) = (at % with.len() as u32, at / with.len() as u32);
-        Some(Help { column, helper, me: 1 + turn, members: self.members(column, helper) })
+        Some(HelpGroup { column, helper, member: 1 + turn, members: self.members(column, helper) })
     }
 
     /// How many members a helper's group has, itself included.
@@ -116,7 +120,7 @@ impl Columns {
     }
 
     /// The rank that is `member` of the helper's group.
-    pub(super) fn member(&self, help: Help, member: u32) -> Rank {
+    pub(super) fn member(&self, help: HelpGroup, member: u32) -> Rank {
         let (with, without) = &self.columns[help.column as usize];
         let Some(turn) = member.checked_sub(1) else { return self.rank(help.column, help.helper) };
         let node = without[(help.helper + turn * with.len() as u32) as usize];
@@ -125,22 +129,22 @@ impl Columns {
     }
 
     /// The sizes of all columns.
-    pub(super) fn sizes(&self) -> impl Iterator<Item = u32> + '_ {
+    pub(super) fn column_sizes(&self) -> impl Iterator<Item = u32> + '_ {
         (0..self.count()).map(|t| self.size(t))
     }
 
-    /// The sizes of all helpers' groups.
+    /// The sizes of all helper groups.
     pub(super) fn groups(&self) -> impl Iterator<Item = u32> + '_ {
         let helpers = move |t| (0..self.size(t)).map(move |helper| self.members(t, helper));
         (0..self.count()).flat_map(helpers).filter(|&members| members > 1)
     }
 
-    /// The places of all nodes: node size and place.
-    pub(super) fn places(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        sizes(&self.grouping).flat_map(|size| (0..size).map(move |place| (size, place)))
+    /// For all ranks the size of the node and the local rank.
+    pub(super) fn sizes_and_local_ranks(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        node_sizes(&self.grouping).flat_map(|size| (0..size).map(move |local| (size, local)))
     }
 
-    /// The slots of a rank for the columns that it holds besides its own, from `first`.
+    /// The slots of a rank, from `first` on, for the columns that it holds besides its own.
     pub(super) fn slots(&self, first: u32) -> Range<u32> {
         first..first + self.more
     }
@@ -169,13 +173,13 @@ mod tests {
                     for member in 1..help.members {
                         let other = columns.member(help, member);
                         let seen = (0..columns.more).filter_map(|i| columns.helped(other, i));
-                        assert!(seen.clone().any(|h| h == Help { me: member, ..help }));
+                        assert!(seen.clone().any(|h| h == HelpGroup { member: member, ..help }));
                     }
                 }
                 for help in (0..columns.more).filter_map(|i| columns.helped(rank, i)) {
-                    assert_eq!(columns.member(help, help.me), rank);
+                    assert_eq!(columns.member(help, help.member), rank);
                     let helper = columns.member(help, 0);
-                    assert_eq!(columns.helps(helper), Some(Help { me: 0, ..help }));
+                    assert_eq!(columns.helps(helper), Some(HelpGroup { member: 0, ..help }));
                     got[node] += columns.size(help.column);
                 }
             }
@@ -184,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_holds_its_columns_in_order() {
+    fn a_local_rank_holds_its_columns_in_order() {
         let columns = Columns::new(&Grouping::of_sizes(&[5, 2, 3]));
         assert_eq!((columns.weight(0, 2), columns.weight(1, 2)), (6, 4));
         let held: Vec<_> = (0..6).map(|i| columns.nth(0, 2, i)).collect();

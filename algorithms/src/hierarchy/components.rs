@@ -1,19 +1,20 @@
-//! The components of one role in a hierarchy: the same collective over groups of several sizes, from several roots.
+//! The components that have one role in a hierarchy: one collective over groups of several sizes,
+//! from several roots.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
-use super::compose::{Needs, Part};
+use super::compose::{RankComponent, ScheduleNeeds};
 use crate::collective::generators;
 use crate::schedule::{Channel, Class, Operand, Schedule};
 use crate::topology::Grouping;
 use crate::types::{Collective, Rank};
 
-/// Where components come from: the schedule for a collective at a rank count, or None if there is none. Any function will do, one
-/// that returns hierarchies included: then there are three levels.
-pub type Source<'a> = &'a dyn Fn(Collective, u32) -> Option<Schedule>;
+/// Gives the schedule of a component for a collective and a rank count, or None if there is none.
+/// Any function will do. One that returns hierarchies makes a hierarchy of three levels.
+pub type ComponentSource<'a> = &'a dyn Fn(Collective, u32) -> Option<Schedule>;
 
-/// The source that takes the first of `names` that there is a generator of for the collective.
+/// A source that uses the first of `names` for which the collective has a generator.
 pub fn named<'a>(names: &'a [&'a str]) -> impl Fn(Collective, u32) -> Option<Schedule> + 'a {
     move |collective, nranks| {
         let generator = |name: &&str| generators(collective).find(|g| g.name == *name);
@@ -21,10 +22,12 @@ pub fn named<'a>(names: &'a [&'a str]) -> impl Fn(Collective, u32) -> Option<Sch
     }
 }
 
-/// Schedules by rank count and root (0 where the collective has none), and where the scratch and channels of their copies begin.
-pub(super) struct Kit {
+/// The schedules of one role, and where the scratch and the channels of their copies begin.
+pub(super) struct ComponentSet {
+    /// By rank count and root (0 where the collective has none).
     schedules: HashMap<(u32, Rank), Schedule>,
-    /// The most scratch chunks, channels, lanes of a rank and credits that one needs.
+    /// The largest number of scratch chunks that a schedule needs; likewise channels, lanes of a
+    /// rank and credits.
     scratch: u32,
     channels: Channel,
     lanes: u32,
@@ -35,10 +38,10 @@ pub(super) struct Kit {
     stride: Channel,
 }
 
-impl Kit {
-    /// Schedules for those; None if `source` lacks one.
+impl ComponentSet {
+    /// Schedules for the collectives and rank counts in `wanted`; None if `source` lacks one.
     pub(super) fn new(
-        source: Source<'_>,
+        source: ComponentSource<'_>,
         wanted: impl IntoIterator<Item = (Collective, u32)>,
     ) -> Option<Self> {
         let mut schedules = HashMap::new();
@@ -63,13 +66,14 @@ impl Kit {
         })
     }
 
-    /// The same, its copies on the same channels: their links are others anyway.
+    /// The same set with all copies on the same channels, for copies whose links differ anyway.
     pub(super) fn on_other_links(mut self) -> Self {
         self.stride = 0;
         self
     }
 
-    /// Whether no link is used by two of the schedules for the same ranks. Not looked into where that would take long.
+    /// Whether no two of the schedules for the same ranks use the same link. False for large rank
+    /// counts, where the check would take long.
     fn has_disjoint_links(&self) -> bool {
         const MOST_RANKS: u32 = 64;
         let mut seen = HashSet::new();
@@ -93,9 +97,14 @@ impl Kit {
         })
     }
 
-    /// The same, with room for `copies` side by side on a rank: their scratch is taken from `needs`, and their channels begin at
-    /// `channel`.
-    pub(super) fn placed(mut self, copies: u32, channel: Channel, needs: &mut Needs) -> Self {
+    /// The same set with `copies` side by side on a rank: their scratch is added to `needs`, and
+    /// their channels begin at `channel`.
+    pub(super) fn placed(
+        mut self,
+        copies: u32,
+        channel: Channel,
+        needs: &mut ScheduleNeeds,
+    ) -> Self {
         (self.first_scratch, self.first_channel) = (needs.scratch, channel);
         if copies > 1 && self.stride > 0 && self.has_disjoint_links() {
             self.stride = 0;
@@ -117,19 +126,20 @@ impl Kit {
         self.channel(copies - 1) + self.channels
     }
 
-    /// Member `me` of the schedule for `nranks` and `root`, run as often as makes `parts` parts, as copy `copy`. It runs in
-    /// place, finishes nothing and waits for nothing: change what is otherwise.
-    pub(super) fn part(
+    /// Member `member` of the schedule for `nranks` and `root`, run as often as makes `parts`
+    /// parts, as copy `copy`. It runs in place, finishes nothing and waits for nothing; callers
+    /// change the fields that differ.
+    pub(super) fn component(
         &self,
         (nranks, root): (u32, Rank),
-        me: u32,
+        member: u32,
         parts: u32,
         copy: u32,
-    ) -> Part<'_> {
+    ) -> RankComponent<'_> {
         let schedule = &self.schedules[&(nranks, root)];
-        Part {
+        RankComponent {
             schedule,
-            me,
+            member,
             repeats: parts / schedule.parts,
             scratch: self.first_scratch + copy * self.scratch,
             channel: self.channel(copy),
@@ -144,17 +154,17 @@ impl Kit {
         self.schedules.values()
     }
 
-    /// The most lanes that a rank has in one.
+    /// The largest number of lanes that a rank has in one of the schedules.
     pub(super) fn lanes(&self) -> u32 {
         self.lanes
     }
 
-    /// Whether all are canonical.
+    /// Whether all schedules are canonical.
     pub(super) fn is_canonical(&self) -> bool {
         self.all().all(|s| s.class == Class::Canonical)
     }
 
-    /// The components' name.
+    /// The name of the schedules.
     fn name(&self) -> String {
         let largest = self.all().max_by_key(|s| s.nranks);
         largest.map_or(String::new(), |s| match &s.detail {
@@ -164,13 +174,13 @@ impl Kit {
     }
 }
 
-/// The most parts that a block is cut into: more make chunks too small to be worth a message.
+/// The largest number of parts of a block: with more, chunks are too small to be worth a message.
 const MOST_PARTS: u32 = 512;
 
-/// The least number of parts that every component's own number divides; None if that is too many.
-pub(super) fn common_parts<'a>(kits: impl IntoIterator<Item = &'a Kit>) -> Option<u32> {
+/// The smallest number of parts that every component's number divides; None if it is too large.
+pub(super) fn common_parts<'a>(sets: impl IntoIterator<Item = &'a ComponentSet>) -> Option<u32> {
     let mut parts = 1;
-    for schedule in kits.into_iter().flat_map(Kit::all) {
+    for schedule in sets.into_iter().flat_map(ComponentSet::all) {
         parts = parts / common_divisor(parts, schedule.parts) * schedule.parts;
         if parts > MOST_PARTS {
             return None;
@@ -183,8 +193,9 @@ fn common_divisor(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { common_divisor(b, a % b) }
 }
 
-/// Whether each node's ranks are a subtree of the canonical tree: consecutive, the nodes of one size that is a power of two, the last
-/// perhaps smaller. One node of any size is the tree itself.
+/// Whether the ranks of each node are a subtree of the canonical tree: consecutive ranks, nodes of
+/// one size that is a power of two, the last one perhaps smaller. One node of any size is the tree
+/// itself.
 pub(super) fn is_aligned(grouping: &Grouping) -> bool {
     let (size, last) = (grouping.size(0), grouping.nodes() - 1);
     let consecutive =
@@ -194,19 +205,24 @@ pub(super) fn is_aligned(grouping: &Grouping) -> bool {
         && (0..last).all(|node| grouping.size(node) == size)
 }
 
-/// Whether all nodes are of one size.
-pub(super) fn is_even(grouping: &Grouping) -> bool {
+/// Whether all nodes have the same size.
+pub(super) fn has_equal_nodes(grouping: &Grouping) -> bool {
     (0..grouping.nodes()).all(|node| grouping.size(node) == grouping.size(0))
 }
 
 /// The sizes of the nodes.
-pub(super) fn sizes(grouping: &Grouping) -> impl Iterator<Item = u32> + Clone + '_ {
+pub(super) fn node_sizes(grouping: &Grouping) -> impl Iterator<Item = u32> + Clone + '_ {
     (0..grouping.nodes()).map(|node| grouping.size(node))
 }
 
-/// What a schedule says of its components.
-pub(super) fn detail(grouping: &Grouping, rails: u32, intra: &[&Kit], inter: &Kit) -> String {
-    let intra: Vec<_> = intra.iter().map(|kit| kit.name()).collect();
+/// The text in which a schedule describes its components.
+pub(super) fn detail(
+    grouping: &Grouping,
+    rails: u32,
+    intra: &[&ComponentSet],
+    inter: &ComponentSet,
+) -> String {
+    let intra: Vec<_> = intra.iter().map(|set| set.name()).collect();
     let inter = inter.name();
     let nodes = match grouping.nodes() {
         0..=16 => grouping.to_string(),

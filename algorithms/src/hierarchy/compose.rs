@@ -1,23 +1,30 @@
-//! Schedules made of schedules: each component is embedded with its ranks, chunks, lanes, channels and scratch renumbered.
+//! Schedules made of schedules: each component is embedded with its ranks, chunks, lanes, channels
+//! and scratch renumbered.
 //!
-//! A [`Layout`] says which components a rank is in: its *slots*, in an order such that a component comes after those
-//! that it follows. A component is a schedule for some collective over some of the ranks. Its steps are taken as they are; only names
-//! change, so what was proved of it goes on to hold:
+//! A [`ComponentLayout`] says which components a rank takes part in: its *slots*, in an order in
+//! which a component comes after those that it follows. A component is a schedule for some
+//! collective over some of the ranks. Its steps are taken as they are and only names change, so
+//! what was proved of it still holds:
 //!
-//! * its lanes are lanes of their own, so that tile `t + 1` of an early component overlaps tile `t` of a late one;
-//! * what starts on a rank, of a component that follows others, is `after` the last steps of those. Waits lead from later
-//!   components to earlier ones and from later tiles to earlier ones, never back, so components that do not deadlock by themselves
-//!   do not deadlock together;
-//! * a component runs its program several times a tile, on other chunks each time, as if these were more tiles;
-//! * where its input is the memory of its output, it runs in place: a copy of a chunk onto itself is left out.
+//! * its lanes are separate lanes, so that tile `t + 1` of an early component overlaps tile `t` of
+//!   a late one;
+//! * where a component follows others, its first steps on a rank are `after` the last steps of
+//!   those. Waits lead from later components to earlier ones and from later tiles to earlier ones,
+//!   never back, so components that do not deadlock by themselves do not deadlock together;
+//! * a component runs its program several times per tile, on other chunks each time, as if these
+//!   were more tiles;
+//! * where its input is the memory of its output it runs in place: a copy of a chunk onto itself is
+//!   left out.
 //!
-//! What is between two components in *scratch* is the same memory in every tile. The component that writes it closes its tile
-//! with *guards*, steps that wait until its readers are done with the tile. A step has an input and an output; a guard
-//! reads a chunk of the send buffer and writes a chunk of scratch that nobody reads.
+//! Values that pass between two components in *scratch* are in the same memory in every tile. The
+//! component that writes them ends its tile with *guards*: steps that wait until the readers are
+//! done with the tile. A step needs an input and an output, so a guard reads a chunk of the send
+//! buffer and writes a chunk of scratch that no step reads.
 //!
-//! A step names at most eight others in `after`. Where more lanes must be waited for, a lane of *gates* waits for them by eights. A gate
-//! too must read something that nobody writes at the time; if each chunk of the component were written by more than eight lanes there
-//! would be nothing, and the proof would fail.
+//! A step names at most eight others in `after`. Where more lanes must be waited for, a lane of
+//! *gates* waits for eight at a time. A gate too must read something that no step writes at that
+//! time. If each chunk of the component were written by more than eight lanes there would be no
+//! such chunk, and the proof would fail.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -26,91 +33,92 @@ use crate::schedule::MAX_FAN;
 use crate::schedule::{After, Channel, Chunk, InlineVec, Operand, Program, Schedule, Step};
 use crate::types::{Collective, Rank};
 
-/// Which components each rank is in, and what their ranks and chunks are called outside of them.
-pub(super) trait Layout: Send + Sync {
-    /// Slots per rank, the same number on all.
+/// The components of each rank, and the names of their ranks and chunks in the whole schedule.
+pub(super) trait ComponentLayout: Send + Sync {
+    /// Slots per rank, the same number on all ranks.
     fn slots(&self) -> u32;
-    /// What `rank` does in `slot`; None if nothing.
-    fn part(&self, rank: Rank, slot: u32) -> Option<Part<'_>>;
+    /// The component of `rank` in `slot`; None if there is none.
+    fn component(&self, rank: Rank, slot: u32) -> Option<RankComponent<'_>>;
     /// The rank that is `member` of the component in `slot` of `rank`.
     fn member(&self, rank: Rank, slot: u32, member: u32) -> Rank;
-    /// What the component in `slot` of `rank` calls that chunk of its input or output.
-    fn chunk(&self, rank: Rank, slot: u32, at: At) -> Chunk;
+    /// The chunk of the whole schedule that is `chunk` of the component in `slot` of `rank`.
+    fn chunk(&self, rank: Rank, slot: u32, chunk: ComponentChunk) -> Chunk;
 }
 
 /// A chunk of a component's input or output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct At {
-    /// Of its input, else of its output.
-    pub(super) input: bool,
-    /// Whose block, as the component counts its ranks: the own one where there is but that. 0 where there are no blocks.
+pub(super) struct ComponentChunk {
+    /// It belongs to the component's input, else to its output.
+    pub(super) is_input: bool,
+    /// The member whose block it belongs to: the rank's own where there is no other. 0 where there
+    /// are no blocks.
     pub(super) block: u32,
-    /// Which part of the block, counted through all the times that the component runs in a tile.
+    /// The part of the block, counted through all runs of the component in a tile.
     pub(super) part: u32,
 }
 
-/// A component as one rank sees it.
+/// A component, as one of its ranks takes part in it.
 #[derive(Clone)]
-pub(super) struct Part<'a> {
-    /// The component.
+pub(super) struct RankComponent<'a> {
+    /// The schedule of the component.
     pub(super) schedule: &'a Schedule,
     /// The rank's number in it.
-    pub(super) me: u32,
+    pub(super) member: u32,
     /// How many times it runs its program in a tile.
     pub(super) repeats: u32,
     /// Its first scratch chunk.
     pub(super) scratch: u32,
     /// Its first channel.
     pub(super) channel: Channel,
-    /// Its reductions are the whole ones: its finishing steps finish.
+    /// Its finishing steps finish the reduction of the whole schedule.
     pub(super) finishes: bool,
-    /// Its input is where its output is, by the rules of its collective.
+    /// Its input is the memory of its output, by the rules of its collective.
     pub(super) in_place: bool,
     /// The slots of this rank that it follows.
     pub(super) follows: [Range<u32>; 2],
-    /// What it waits for before the next tile.
-    pub(super) guard: Option<Guard>,
+    /// What its last steps of a tile wait for.
+    pub(super) guard: Option<TileGuard>,
 }
 
-/// See the module's text.
+/// The guards of a component; see the module documentation.
 #[derive(Clone)]
-pub(super) struct Guard {
-    /// The slots of this rank that read what the component wrote to scratch.
+pub(super) struct TileGuard {
+    /// The slots of this rank that read what the component writes to scratch.
     pub(super) until: Range<u32>,
-    /// A chunk that can be read once they are through, of the send buffer.
+    /// A chunk of the send buffer that can be read when those slots are done.
     pub(super) read: Chunk,
-    /// The scratch chunks that guards write, one for each lane.
+    /// The first of the scratch chunks that guards write, one for each lane.
     pub(super) write: u32,
 }
 
-/// What a composition needs of a schedule's declarations.
+/// What the composed schedule has to declare.
 #[derive(Default)]
-pub(super) struct Needs {
-    /// Scratch chunks of the components, the values between them, and guards.
+pub(super) struct ScheduleNeeds {
+    /// Scratch chunks: those of the components, the values between them, and the guards'.
     pub(super) scratch: u32,
-    /// Channels.
+    /// The number of channels.
     pub(super) channels: Channel,
-    /// Credits: the most that a component needs.
+    /// The largest number of credits that a component needs.
     pub(super) credit: u32,
-    /// At least as many lanes as a component can have to wait for.
+    /// ComponentChunk least as many lanes as a component can have to wait for.
     pub(super) lanes: u32,
 }
 
-impl Needs {
-    /// Room for that many more scratch chunks; returns the first.
-    pub(super) fn room(&mut self, chunks: u32) -> u32 {
+impl ScheduleNeeds {
+    /// Adds scratch chunks; returns the first of them.
+    pub(super) fn reserve_scratch(&mut self, chunks: u32) -> u32 {
         self.scratch += chunks;
         self.scratch - chunks
     }
 }
 
-/// The schedule `named` that `layout` makes of components.
+/// The schedule that `layout` makes of components.
 pub(super) fn compose(
     name: &'static str,
     collective: Collective,
     (nranks, parts): (u32, u32),
-    layout: impl Layout + 'static,
-    needs: &Needs,
+    layout: impl ComponentLayout + 'static,
+    needs: &ScheduleNeeds,
 ) -> Schedule {
     let gates = if needs.lanes > MAX_FAN as u32 { layout.slots() } else { 0 };
     let program = Composition { layout, gates: needs.scratch };
@@ -126,79 +134,80 @@ struct Composition<L> {
     gates: u32,
 }
 
-/// A component on a rank, with its place among the rank's lanes.
-struct Seat<'a> {
+/// A component of a rank, with the numbers of its lanes.
+struct PlacedComponent<'a> {
     slot: u32,
-    part: Part<'a>,
-    /// The first of its lanes.
+    component: RankComponent<'a>,
+    /// The number of its first lane.
     first: u32,
-    /// How many lanes the component has; the gates are one more.
+    /// How many lanes the component has; the lane of gates is one more.
     lanes: u32,
     /// What its first steps wait for.
     starts: InlineVec<After>,
-    /// What its gates wait for.
+    /// What its gates wait for; empty if there are none.
     gates: Vec<After>,
 }
 
-impl Seat<'_> {
+impl PlacedComponent<'_> {
     fn own_step(&self, lane: u32, index: u32) -> Step {
-        self.part.schedule.step(self.part.me, lane, index)
+        self.component.schedule.step(self.component.member, lane, index)
     }
 
-    /// How many steps at the start of `lane` are left out: a copy of a chunk onto itself.
+    /// How many steps at the start of `lane` are left out because they copy a chunk onto itself.
     fn skipped(&self, lane: u32) -> u32 {
-        let Part { schedule, me, in_place, .. } = self.part;
+        let RankComponent { schedule, member, in_place, .. } = self.component;
         let first = || self.own_step(lane, 0);
         let skips = in_place
-            && schedule.steps(me, lane) > 0
+            && schedule.steps(member, lane) > 0
             && first().outputs.len() == 1
             && self.copied_onto_itself(&first()).is_some();
         u32::from(skips)
     }
 
-    /// Which output of the step is the memory of its only input, and stays as it is.
+    /// The index of the output that is the memory of the step's only input and does not change.
     fn copied_onto_itself(&self, step: &Step) -> Option<usize> {
-        let Part { schedule: Schedule { collective, nranks, parts, .. }, me, .. } = self.part;
+        let RankComponent { schedule: Schedule { collective, nranks, parts, .. }, member, .. } =
+            self.component;
         let [Operand::Local(Chunk::Input(input))] = *step.inputs else { return None };
         let same = |operand: &Operand| match *operand {
             Operand::Local(Chunk::Output(output)) => {
-                collective.in_place(*nranks, *parts, me, output) == Some(input)
+                collective.in_place(*nranks, *parts, member, output) == Some(input)
             }
             _ => false,
         };
-        step.outputs.iter().position(same).filter(|_| self.part.in_place && !step.finish)
+        step.outputs.iter().position(same).filter(|_| self.component.in_place && !step.finish)
     }
 
-    /// Steps of `lane` each time that it runs.
-    fn each(&self, lane: u32) -> u32 {
-        self.part.schedule.steps(self.part.me, lane) - self.skipped(lane)
+    /// Steps of `lane` in one run of the component.
+    fn steps_per_run(&self, lane: u32) -> u32 {
+        self.component.schedule.steps(self.component.member, lane) - self.skipped(lane)
     }
 
-    /// Steps of `lane` in a tile, without guards.
-    fn length(&self, lane: u32) -> u32 {
-        self.each(lane) * self.part.repeats
+    /// Steps of `lane` in one tile, without guards.
+    fn steps_per_tile(&self, lane: u32) -> u32 {
+        self.steps_per_run(lane) * self.component.repeats
     }
 
     /// Whether `lane` writes the component's output.
     fn writes(&self, lane: u32) -> bool {
-        let Part { schedule, me, .. } = self.part;
+        let RankComponent { schedule, member, .. } = self.component;
         let output = |o: &Operand| matches!(o, Operand::Local(Chunk::Output(_)));
-        schedule.lane(me, lane).any(|step| step.outputs.iter().any(output))
+        schedule.lane(member, lane).any(|step| step.outputs.iter().any(output))
     }
 
     /// The last steps of the lanes.
-    fn last(&self) -> impl Iterator<Item = After> + '_ {
+    fn last_steps(&self) -> impl Iterator<Item = After> + '_ {
         (0..self.lanes).filter_map(|lane| {
-            let step = self.length(lane).checked_sub(1)?;
+            let step = self.steps_per_tile(lane).checked_sub(1)?;
             Some(After { lane: self.first + lane, step })
         })
     }
 
-    /// The steps whose messages may be input or output of the component.
-    fn lending(&self) -> impl Iterator<Item = After> + '_ {
+    /// The steps whose messages may be memory of the component's input or output.
+    fn lending_steps(&self) -> impl Iterator<Item = After> + '_ {
         (0..self.lanes).flat_map(move |lane| {
-            let (each, skipped) = (self.each(lane), self.skipped(lane));
-            (0..self.length(lane)).filter_map(move |step| {
+            let (each, skipped) = (self.steps_per_run(lane), self.skipped(lane));
+            (0..self.steps_per_tile(lane)).filter_map(move |step| {
                 let lends = lends(&self.own_step(lane, step % each + skipped));
                 lends.then_some(After { lane: self.first + lane, step })
             })
@@ -213,156 +222,185 @@ fn lends(step: &Step) -> bool {
     sends && (step.outputs.iter().any(local) || step.inputs.len() == 1 && local(&step.inputs[0]))
 }
 
-/// The `index`th group of what one step can wait for.
-fn group(all: &[After], index: u32) -> InlineVec<After> {
+/// Group number `index` of eight, which one step can wait for.
+fn eight_of(all: &[After], index: u32) -> InlineVec<After> {
     all.chunks(MAX_FAN).nth(index as usize).into_iter().flatten().copied().collect()
 }
 
-impl<L: Layout> Composition<L> {
-    fn seats(&self, rank: Rank) -> Vec<Seat<'_>> {
-        let (mut seats, mut first) = (Vec::new(), 0);
+impl<L: ComponentLayout> Composition<L> {
+    fn components(&self, rank: Rank) -> Vec<PlacedComponent<'_>> {
+        let (mut components, mut first) = (Vec::new(), 0);
         for slot in 0..self.layout.slots() {
-            let Some(part) = self.layout.part(rank, slot) else { continue };
+            let Some(component) = self.layout.component(rank, slot) else { continue };
             let mut gates = Vec::new();
-            for range in part.follows.clone() {
-                self.last_steps(&seats, range, &mut gates);
+            for range in component.follows.clone() {
+                self.collect_last_steps(&components, range, &mut gates);
             }
-            let lanes = part.schedule.lanes(part.me);
+            let lanes = component.schedule.lanes(component.member);
             let starts = if gates.len() > MAX_FAN {
                 let step = gates.len().div_ceil(MAX_FAN) as u32 - 1;
                 [After { lane: first + lanes, step }].into_iter().collect()
             } else {
                 gates.drain(..).collect()
             };
-            let seat = Seat { slot, part, first, lanes, starts, gates };
-            first += lanes + u32::from(!seat.gates.is_empty());
-            seats.push(seat);
+            let placed = PlacedComponent { slot, component, first, lanes, starts, gates };
+            first += lanes + u32::from(!placed.gates.is_empty());
+            components.push(placed);
         }
-        seats
+        components
     }
 
-    /// The last steps of the components in `slots`, or of those that they follow where they have no steps.
-    fn last_steps(&self, seats: &[Seat<'_>], slots: Range<u32>, found: &mut Vec<After>) {
-        for seat in seats.iter().filter(|seat| slots.contains(&seat.slot)) {
+    /// Adds the last steps of the components in `slots`; for one without steps, those of the
+    /// components that it follows.
+    fn collect_last_steps(
+        &self,
+        components: &[PlacedComponent<'_>],
+        slots: Range<u32>,
+        found: &mut Vec<After>,
+    ) {
+        for placed in components.iter().filter(|placed| slots.contains(&placed.slot)) {
             let before = found.len();
-            found.extend(seat.last());
+            found.extend(placed.last_steps());
             if found.len() == before {
-                for range in seat.part.follows.clone() {
-                    self.last_steps(seats, range, found);
+                for range in placed.component.follows.clone() {
+                    self.collect_last_steps(components, range, found);
                 }
             }
         }
     }
 
-    /// What the guards of a seat wait for.
-    fn awaited(&self, seats: &[Seat<'_>], guard: &Guard) -> Vec<After> {
-        let readers = seats.iter().filter(|seat| guard.until.contains(&seat.slot));
+    /// What the guards of a component wait for.
+    fn awaited(&self, components: &[PlacedComponent<'_>], guard: &TileGuard) -> Vec<After> {
+        let readers = components.iter().filter(|placed| guard.until.contains(&placed.slot));
         let mut awaited: Vec<_> =
-            readers.flat_map(|seat| seat.last().chain(seat.lending())).collect();
+            readers.flat_map(|placed| placed.last_steps().chain(placed.lending_steps())).collect();
         awaited.sort_unstable_by_key(|after| (after.lane, after.step));
         awaited.dedup();
         awaited
     }
 
-    fn steps_of(&self, seats: &[Seat<'_>], lane: u32) -> u32 {
-        let seat = seat_of(seats, lane);
-        let local = lane - seat.first;
-        if local == seat.lanes {
-            return seat.gates.len().div_ceil(MAX_FAN) as u32;
+    fn steps_of(&self, components: &[PlacedComponent<'_>], lane: u32) -> u32 {
+        let placed = component_of(components, lane);
+        let local = lane - placed.first;
+        if local == placed.lanes {
+            return placed.gates.len().div_ceil(MAX_FAN) as u32;
         }
-        match &seat.part.guard {
-            Some(guard) if seat.length(local) > 0 && seat.writes(local) => {
-                let guards = self.awaited(seats, guard).len().div_ceil(MAX_FAN) as u32;
-                seat.length(local) + guards
+        match &placed.component.guard {
+            Some(guard) if placed.steps_per_tile(local) > 0 && placed.writes(local) => {
+                let guards = self.awaited(components, guard).len().div_ceil(MAX_FAN) as u32;
+                placed.steps_per_tile(local) + guards
             }
-            _ => seat.length(local),
+            _ => placed.steps_per_tile(local),
         }
     }
 
-    fn step_of(&self, rank: Rank, seats: &[Seat<'_>], lane: u32, index: u32) -> Step {
-        let seat = seat_of(seats, lane);
-        let local = lane - seat.first;
-        if local == seat.lanes {
-            return self.gate(rank, seats, seat, index);
+    fn step_of(
+        &self,
+        rank: Rank,
+        components: &[PlacedComponent<'_>],
+        lane: u32,
+        index: u32,
+    ) -> Step {
+        let placed = component_of(components, lane);
+        let local = lane - placed.first;
+        if local == placed.lanes {
+            return self.gate(rank, components, placed, index);
         }
-        if let Some(i) = index.checked_sub(seat.length(local)) {
-            let guard = seat.part.guard.as_ref().expect("nothing but guards follows the program");
+        if let Some(i) = index.checked_sub(placed.steps_per_tile(local)) {
+            let guard = placed.component.guard.as_ref().expect("only guards follow the program");
             let cell = Operand::Local(Chunk::Scratch(guard.write + local));
             let mut step = Step::new([Operand::Local(guard.read)], [cell]);
-            step.after = group(&self.awaited(seats, guard), i);
+            step.after = eight_of(&self.awaited(components, guard), i);
             return step;
         }
-        let each = seat.each(local);
-        self.embed(rank, seat, local, (index / each, index % each))
+        let each = placed.steps_per_run(local);
+        self.embed(rank, placed, local, (index / each, index % each))
     }
 
-    /// Step `at` of a lane of a component, the `repeat`th time that it runs, in the names of the whole.
-    fn embed(&self, rank: Rank, seat: &Seat<'_>, lane: u32, (repeat, at): (u32, u32)) -> Step {
-        let Seat { part, slot, first, .. } = seat;
-        let own = seat.own_step(lane, at + seat.skipped(lane));
+    /// Step `at` of a lane of a component in run number `repeat`, in the names of the whole
+    /// schedule.
+    fn embed(
+        &self,
+        rank: Rank,
+        placed: &PlacedComponent<'_>,
+        lane: u32,
+        (repeat, at): (u32, u32),
+    ) -> Step {
+        let PlacedComponent { component, slot, first, .. } = placed;
+        let own = placed.own_step(lane, at + placed.skipped(lane));
         let operand = |operand: &Operand| match *operand {
-            Operand::Local(Chunk::Scratch(i)) => Operand::Local(Chunk::Scratch(part.scratch + i)),
+            Operand::Local(Chunk::Scratch(i)) => {
+                Operand::Local(Chunk::Scratch(component.scratch + i))
+            }
             Operand::Local(chunk) => {
-                Operand::Local(self.layout.chunk(rank, *slot, part.at(chunk, repeat)))
+                Operand::Local(self.layout.chunk(rank, *slot, component.chunk(chunk, repeat)))
             }
             Operand::Peer { rank: member, channel } => Operand::Peer {
                 rank: self.layout.member(rank, *slot, member),
-                channel: part.channel + channel,
+                channel: component.channel + channel,
             },
         };
         let mut outputs = own.outputs;
         if outputs.len() > 1
-            && let Some(same) = seat.copied_onto_itself(&own)
+            && let Some(same) = placed.copied_onto_itself(&own)
         {
             outputs.remove(same);
         }
         let mut step = Step::new(own.inputs.iter().map(operand), outputs.iter().map(operand));
-        step.finish = own.finish && part.finishes;
+        step.finish = own.finish && component.finishes;
         for after in &own.after {
-            if let Some(index) = after.step.checked_sub(seat.skipped(after.lane)) {
-                let index = repeat * seat.each(after.lane) + index;
+            if let Some(index) = after.step.checked_sub(placed.skipped(after.lane)) {
+                let index = repeat * placed.steps_per_run(after.lane) + index;
                 step.after.push(After { lane: first + after.lane, step: index });
             }
         }
-        // One that waits for another lane of its component waits for what that waited for.
+        // A step that waits for another lane of its component waits for the start through that
+        // lane.
         if (repeat, at) == (0, 0) && step.after.is_empty() {
-            step.after = seat.starts;
+            step.after = placed.starts;
         }
         step
     }
 
-    /// Waits for eight of the lanes that the component follows. It must read something: the first gate what nobody writes any more
-    /// once those eight are through, the others what the first wrote.
-    fn gate(&self, rank: Rank, seats: &[Seat<'_>], seat: &Seat<'_>, index: u32) -> Step {
-        let cell = Operand::Local(Chunk::Scratch(self.gates + seat.slot));
-        let (settled, lanes) = self.settled(rank, seats, &seat.gates);
+    /// A step that waits for eight of the lanes that the component follows. It must read something:
+    /// the first gate reads what no step writes once those eight are done, the others what the
+    /// first gate wrote.
+    fn gate(
+        &self,
+        rank: Rank,
+        components: &[PlacedComponent<'_>],
+        placed: &PlacedComponent<'_>,
+        index: u32,
+    ) -> Step {
+        let cell = Operand::Local(Chunk::Scratch(self.gates + placed.slot));
+        let (settled, lanes) = self.settled(rank, components, &placed.gates);
         let from = if index == 0 { settled.map_or(cell, Operand::Local) } else { cell };
         let mut step = Step::new([from], [cell]);
-        step.after = group(&lanes, index);
+        step.after = eight_of(&lanes, index);
         step
     }
 
-    /// `awaited` with the lanes first that write some chunk, as few as possible, and that chunk; if they write none, one that
-    /// they read.
+    /// A chunk that as few as possible of the `awaited` lanes write, and `awaited` with those lanes
+    /// first. If they write no chunk, one that they read.
     fn settled(
         &self,
         rank: Rank,
-        seats: &[Seat<'_>],
+        components: &[PlacedComponent<'_>],
         awaited: &[After],
     ) -> (Option<Chunk>, Vec<After>) {
         let (mut writers, mut read) = (BTreeMap::<Chunk, Vec<u32>>::new(), None);
         for &After { lane, .. } in awaited {
-            let seat = seat_of(seats, lane);
-            let local = lane - seat.first;
-            let (each, skipped) = (seat.each(local), seat.skipped(local));
+            let placed = component_of(components, lane);
+            let local = lane - placed.first;
+            let (each, skipped) = (placed.steps_per_run(local), placed.skipped(local));
             let named = |operand: &Operand, repeat| match *operand {
-                Operand::Local(chunk @ (Chunk::Input(_) | Chunk::Output(_))) => {
-                    Some(self.layout.chunk(rank, seat.slot, seat.part.at(chunk, repeat)))
-                }
+                Operand::Local(chunk @ (Chunk::Input(_) | Chunk::Output(_))) => Some(
+                    self.layout.chunk(rank, placed.slot, placed.component.chunk(chunk, repeat)),
+                ),
                 _ => None,
             };
-            for index in 0..seat.length(local) {
-                let (own, repeat) = (seat.own_step(local, index % each + skipped), index / each);
+            for index in 0..placed.steps_per_tile(local) {
+                let (own, repeat) = (placed.own_step(local, index % each + skipped), index / each);
                 for chunk in own.outputs.iter().filter_map(|o| named(o, repeat)) {
                     let lanes = writers.entry(chunk).or_default();
                     if lanes.last() != Some(&lane) {
@@ -382,43 +420,50 @@ impl<L: Layout> Composition<L> {
     }
 }
 
-/// The seat that `lane` belongs to.
-fn seat_of<'a, 'b>(seats: &'a [Seat<'b>], lane: u32) -> &'a Seat<'b> {
-    let index = seats.partition_point(|seat| seat.first <= lane);
-    // Of seats with equal first lanes, all but the last have none.
-    &seats[index - 1]
+/// The component that `lane` belongs to.
+fn component_of<'a, 'b>(
+    components: &'a [PlacedComponent<'b>],
+    lane: u32,
+) -> &'a PlacedComponent<'b> {
+    let index = components.partition_point(|placed| placed.first <= lane);
+    // Of components with equal first lanes, only the last has lanes.
+    &components[index - 1]
 }
 
-impl Part<'_> {
-    /// The chunk by block and part.
-    fn at(&self, chunk: Chunk, repeat: u32) -> At {
+impl RankComponent<'_> {
+    /// A chunk of the component in run number `repeat`, by block and part.
+    fn chunk(&self, chunk: Chunk, repeat: u32) -> ComponentChunk {
         let Schedule { collective, parts, .. } = *self.schedule;
         use Collective::{AllGather, AllToAll, Gather, ReduceScatter, Scatter};
-        let (input, index) = match chunk {
+        let (is_input, index) = match chunk {
             Chunk::Input(i) => (true, i),
             Chunk::Output(i) | Chunk::Scratch(i) => (false, i),
         };
-        let block = match (collective, input) {
+        let block = match (collective, is_input) {
             (ReduceScatter | Scatter { .. } | AllToAll, true)
             | (AllGather | Gather { .. } | AllToAll, false) => index / parts,
-            (ReduceScatter | Scatter { .. }, false) | (AllGather | Gather { .. }, true) => self.me,
+            (ReduceScatter | Scatter { .. }, false) | (AllGather | Gather { .. }, true) => {
+                self.member
+            }
             _ => 0,
         };
-        At { input, block, part: repeat * parts + index % parts }
+        ComponentChunk { is_input, block, part: repeat * parts + index % parts }
     }
 }
 
-impl<L: Layout> Program for Composition<L> {
+impl<L: ComponentLayout> Program for Composition<L> {
     fn lanes(&self, rank: Rank) -> u32 {
-        let seats = self.seats(rank);
-        seats.last().map_or(0, |seat| seat.first + seat.lanes + u32::from(!seat.gates.is_empty()))
+        let components = self.components(rank);
+        components
+            .last()
+            .map_or(0, |placed| placed.first + placed.lanes + u32::from(!placed.gates.is_empty()))
     }
 
     fn steps(&self, rank: Rank, lane: u32) -> u32 {
-        self.steps_of(&self.seats(rank), lane)
+        self.steps_of(&self.components(rank), lane)
     }
 
     fn step(&self, rank: Rank, lane: u32, index: u32) -> Step {
-        self.step_of(rank, &self.seats(rank), lane, index)
+        self.step_of(rank, &self.components(rank), lane, index)
     }
 }

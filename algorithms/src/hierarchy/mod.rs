@@ -1,9 +1,11 @@
-//! Hierarchies: schedules for several nodes, made of schedules within the nodes and schedules between them.
+//! Hierarchies: schedules for several nodes, composed of schedules within nodes and between nodes.
 //!
-//! Whatever there is a schedule for can be a component, over nodes of any sizes whose ranks are numbered in any way; see
-//! `docs/schedule.md`, and `compose.rs` for why a composition of proved schedules is right. It is proved all the same before it runs.
+//! Any schedule can be a component, over nodes of any sizes whose ranks are numbered in any way;
+//! see `docs/schedule.md`. `compose.rs` explains why a composition of proved schedules is right;
+//! each composition is proved before it runs all the same.
 //!
-//! [`schedule`] composes given components, [`all`] are the named hierarchies that the tuner picks from.
+//! [`schedule`] composes given components; [`all`] are the named hierarchies that the tuner chooses
+//! from.
 
 pub mod all_gather;
 pub mod all_reduce;
@@ -16,25 +18,29 @@ mod compose;
 mod rails;
 pub mod reduce;
 pub mod reduce_scatter;
+mod rooted;
 mod table;
 
-pub use components::{Source, named};
+pub use components::{ComponentSource, named};
 pub use table::{FAMILY, Hierarchy, all, hierarchies};
 
 use crate::schedule::Schedule;
 use crate::topology::Grouping;
 use crate::types::Collective;
 
-/// The hierarchy for `collective` over `grouping`, with components from `intra` within nodes and from `inter` between them. `rails` is how many
-/// ranks of a node exchange with other nodes; all-gather, reduce-scatter and all-to-all take all ranks, whatever it says. None if
-/// there is no such hierarchy: a component is lacking, the smallest node has fewer ranks than rails, the nodes of an all-to-all differ in
-/// size, or it is a gather or a scatter, which gain nothing.
+/// The hierarchy for `collective` over `grouping`, with components from `intra` within nodes and
+/// from `inter` between them. `rails` is the number of ranks of a node that exchange with other
+/// nodes; all-gather, reduce-scatter and all-to-all use all ranks and ignore it.
+///
+/// None if there is no such hierarchy: a component is lacking, the smallest node has fewer ranks
+/// than rails, the nodes of an all-to-all differ in size, or the collective is a gather or a
+/// scatter, which would gain nothing.
 pub fn schedule(
     collective: Collective,
     grouping: &Grouping,
     rails: u32,
-    intra: Source<'_>,
-    inter: Source<'_>,
+    intra: ComponentSource<'_>,
+    inter: ComponentSource<'_>,
 ) -> Option<Schedule> {
     match collective {
         Collective::AllReduce => all_reduce::schedule(grouping, rails, intra, inter),

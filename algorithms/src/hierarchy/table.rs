@@ -1,4 +1,4 @@
-//! The named hierarchies.
+//! The table of named hierarchies, from which the tuner and `NCCL_ALGO` choose.
 
 use std::ops::RangeInclusive;
 
@@ -8,8 +8,8 @@ use crate::schedule::Schedule;
 use crate::topology::Grouping;
 use crate::types::{Collective, Rank};
 
-/// What all names of hierarchies begin with. Next comes the component between nodes, then that within nodes where it is not
-/// the direct one: `hierring`, `hierringbinomial`.
+/// The first letters of all names of hierarchies. The name of the component between nodes follows,
+/// then that of the component within nodes unless it is `direct`: `hierring`, `hierringbinomial`.
 pub const FAMILY: &str = "hier";
 
 /// A named way to compose schedules for one kind of collective.
@@ -19,9 +19,10 @@ pub struct Hierarchy {
     pub name: &'static str,
     /// The collective's name, see [`Collective::name`].
     pub collective: &'static str,
-    /// The generators within nodes: the first that there is for each collective that is needed.
+    /// The generators within nodes: for each collective that is needed, the first that exists is
+    /// used.
     pub intra: &'static [&'static str],
-    /// The generators between nodes, likewise.
+    /// The generators between nodes, chosen in the same way.
     pub inter: &'static [&'static str],
 }
 
@@ -35,13 +36,13 @@ impl Hierarchy {
         Self { name, collective, intra, inter }
     }
 
-    /// What it composes schedules for, with `root` where that has a root.
+    /// The collective that it composes schedules for, with `root` where the collective has a root.
     pub fn collective_with_root(&self, root: Rank) -> Collective {
         Collective::from_name(self.collective, root)
-            .expect("the table names collectives that there are")
+            .expect("the table names collectives that exist")
     }
 
-    /// How many rails it can have over `grouping`.
+    /// The numbers of rails that it can have over `grouping`.
     pub fn rails(&self, grouping: &Grouping) -> RangeInclusive<u32> {
         let most = grouping.smallest();
         match self.collective_with_root(0) {
@@ -52,19 +53,20 @@ impl Hierarchy {
         }
     }
 
-    /// The schedule over `grouping` with that many rails; a root is taken from `collective`. None where it does not apply: one node
-    /// only, or one rank on each; other numbers of rails than [`Hierarchy::rails`]; an all-to-all over nodes that differ in size;
-    /// pieces that would be too small.
+    /// The schedule over `grouping` with `rails` rails; a root is taken from `collective`. None
+    /// where the hierarchy does not apply: there is only one node, or one rank on each; the number
+    /// of rails is not in [`Hierarchy::rails`]; the nodes of an all-to-all differ in size; pieces
+    /// would be too small.
     ///
     /// # Panics
-    /// If `collective` is of another kind than this hierarchy's.
+    /// If `collective` is not the collective of this hierarchy.
     pub fn schedule(
         &self,
         collective: Collective,
         grouping: &Grouping,
         rails: u32,
     ) -> Option<Schedule> {
-        assert_eq!(collective.name(), self.collective, "a hierarchy of another collective");
+        assert_eq!(collective.name(), self.collective, "the hierarchy is for another collective");
         let flat = grouping.nodes() == 1 || grouping.nodes() == grouping.nranks();
         if flat || !self.rails(grouping).contains(&rails) {
             return None;
@@ -83,12 +85,12 @@ const CIRCULANT: &[&str] = &["circulant"];
 const DOUBLING: &[&str] = &["doubling"];
 const RING: &[&str] = &["ring"];
 const TREE: &[&str] = &["tree"];
-/// Nodes that share one ring: a switch without multicast, sockets of a board.
+/// For nodes whose ranks form a ring: a switch without multicast, or the sockets of a board.
 const RINGS: &[&str] = &["ring", "chain"];
-/// Many ranks on a node.
+/// For nodes of many ranks.
 const HALVES: &[&str] = &["halving", "doubling", "binomial"];
 
-/// By collective.
+/// All hierarchies, by collective.
 const ALL: &[Hierarchy] = &[
     Hierarchy::new("all_reduce", "hierring", RING, DIRECT),
     Hierarchy::new("all_reduce", "hierhalving", &["halving"], DIRECT),
@@ -142,14 +144,14 @@ mod tests {
     use crate::collective::generators;
 
     #[test]
-    fn names_are_plain_and_say_what_is_composed() {
+    fn names_are_alphanumeric_and_name_the_components() {
         for h in all() {
             let intra = if h.intra == DIRECT { "" } else { h.intra[0] };
             assert_eq!(h.name, format!("{FAMILY}{}{intra}", h.inter[0]));
             assert!(h.name.chars().all(|c| c.is_ascii_alphanumeric()));
-            let twins =
+            let same =
                 hierarchies(h.collective_with_root(0)).filter(|other| other.name == h.name).count();
-            assert_eq!(twins, 1, "{}", h.name);
+            assert_eq!(same, 1, "{}", h.name);
             assert!(generators(h.collective_with_root(0)).all(|g| !g.name.starts_with(FAMILY)));
         }
     }

@@ -1,10 +1,11 @@
-//! A tree over aligned blocks of ranks that double in size, for any root: the canonical balanced tree with one holder for every
-//! block.
+//! A tree over aligned blocks of ranks that double in size, for any root: the canonical balanced
+//! tree with one holder for every block.
 //!
-//! A block is `2^k` ranks from a multiple of `2^k` on, cut off at the number of ranks. Its holder is the root where the block
-//! contains it, else the block's first rank. When two sibling blocks merge, the one whose holder is not that of
-//! both together gives what it has to the other; a block without a sibling has nothing to do. So rank order is
-//! kept whatever the root, and every rank gives away what it holds once, the root excepted.
+//! A block is `2^k` ranks from a multiple of `2^k` on, cut off at the number of ranks. Its holder
+//! is the root where the block contains it, else the block's first rank. When two sibling blocks
+//! merge, the one whose holder is not that of both together gives what it has to the other; a block
+//! without a sibling has nothing to do. So rank order is kept whatever the root, and every rank
+//! gives away what it holds once, the root excepted.
 
 use crate::types::Rank;
 

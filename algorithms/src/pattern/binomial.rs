@@ -1,8 +1,8 @@
 //! Binomial trees over nodes `0..n`, node 0 the root.
 //!
-//! The parent of a node is the node without its lowest set bit, so the subtree of a node whose lowest bit is `2^k` is the range of
-//! `2^k` nodes from it on, cut off at `n`. A collective with a root numbers its ranks from the root on, see [`node`]
-//! and [`rank`].
+//! The parent of a node is the node without its lowest set bit, so the subtree of a node whose
+//! lowest bit is `2^k` is the range of `2^k` nodes from it on, cut off at `n`. A collective with a
+//! root numbers its ranks from the root on, see [`node`] and [`rank`].
 
 use crate::pattern::ring::{after, before};
 use crate::types::Rank;

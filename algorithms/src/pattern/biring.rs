@@ -1,7 +1,9 @@
-//! A ring used in both directions at once: what concerns a rank comes to it, or goes out from it, along two arms.
+//! A ring used in both directions at once: what concerns a rank comes to it, or goes out from it,
+//! along two arms.
 //!
-//! The ranks after it form the arm of the direction down, those before it the arm of the direction up; the two are as
-//! long as each other, or the arm up is one longer. So the farthest rank is `ceil((n-1)/2)` hops away instead of `n-1`.
+//! The ranks after it form the arm of the direction down, those before it the arm of the direction
+//! up; the two are as long as each other, or the arm up is one longer. So the farthest rank is
+//! `ceil((n-1)/2)` hops away instead of `n-1`.
 
 use crate::pattern::ring::{after, before};
 use crate::schedule::Channel;

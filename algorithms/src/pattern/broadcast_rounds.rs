@@ -1,17 +1,20 @@
-//! Rounds in which any number of blocks spreads from node 0 to nodes `1..n`, one block sent and one received per node and round, in
-//! the least number of rounds there can be.
+//! Rounds in which any number of blocks spreads from node 0 to nodes `1..n`, one block sent and one
+//! received per node and round, in the least number of rounds there can be.
 //!
-//! Round `i` uses skip `k = i mod q` with `q = ceil(log2 n)`: every node sends to the node `skip(k)` above it and receives from
-//! the one as far below, all mod `n`. The skips are `ceil(n / 2^(q-k))`: 1, 2 or so, and on to half of `n`. Rounds
-//! are counted by *phases* of `q`. In phase `j` and skip `k` a node receives block `j q + takes(k)`, where `takes(k)` is one of
-//! `-q..0`, each once, except that one of them is replaced by the same plus `q`: the node's *base block*. A
-//! block number below zero means that there is nothing in this round, one beyond the last block means the last. So with `c q + 1` blocks
-//! there are `c + 1` phases, every node gets its base block in phase 0 and `q` more in each later phase, and nothing twice.
-//! Phase 0 is a binomial tree in the general sense: a node's base block comes by its largest skip, see [`Rounds::first`].
+//! Round `i` uses skip `k = i mod q` with `q = ceil(log2 n)`: every node sends to the node
+//! `skip(k)` above it and receives from the one as far below, all mod `n`. The skips are
+//! `ceil(n / 2^(q-k))`: 1, 2 or so, and on to half of `n`. Rounds are counted by *phases* of `q`.
+//! In phase `j` and skip `k` a node receives block `j q + takes(k)`, where `takes(k)` is one of
+//! `-q..0`, each once, except that one of them is replaced by the same plus `q`: the node's *base
+//! block*. A block number below zero means that there is nothing in this round, one beyond the last
+//! block means the last. So with `c q + 1` blocks there are `c + 1` phases, every node gets its
+//! base block in phase 0 and `q` more in each later phase, and nothing twice. Phase 0 is a binomial
+//! tree in the general sense: a node's base block comes by its largest skip, see [`Rounds::first`].
 //!
-//! What a node receives is found in O(log n) by a search over paths of ever smaller skips; what it sends is what the
-//! receiver of the round takes. Source: J. L. Träff, "Optimal Broadcast Schedules in Logarithmic Time with Applications to Broadcast,
-//! All-Broadcast, Reduction and All-Reduction" (2024), arXiv:2407.18004, sections 2 and 3; the same author's CLUSTER 2022 paper.
+//! What a node receives is found in O(log n) by a search over paths of ever smaller skips; what it
+//! sends is what the receiver of the round takes. Source: J. L. Träff, "Optimal Broadcast Schedules
+//! in Logarithmic Time with Applications to Broadcast, All-Broadcast, Reduction and All-Reduction"
+//! (2024), arXiv:2407.18004, sections 2 and 3; the same author's CLUSTER 2022 paper.
 
 /// The most skips there can be.
 const MAX_SKIPS: usize = 32;
@@ -58,13 +61,15 @@ impl Rounds {
         (0..self.skips()).rev().find(|&k| self.skip(k) <= node).expect("the least skip is 1")
     }
 
-    /// The first of the skips over which `node` sends in phase 0; it sends over all from there on. Node 0: all.
+    /// The first of the skips over which `node` sends in phase 0; it sends over all from there on.
+    /// Node 0: all.
     pub fn first_sent(self, node: u32) -> u32 {
         let gap = |k| self.skip(k + 1) - self.skip(k);
         (0..self.skips()).find(|&k| node < gap(k)).unwrap_or(self.skips())
     }
 
-    /// The base block of a node other than 0: its least skip when it is made up of skips, the largest ones first.
+    /// The base block of a node other than 0: its least skip when it is made up of skips, the
+    /// largest ones first.
     fn base(self, mut node: u32) -> u32 {
         loop {
             let k = self.first(node);
@@ -75,11 +80,13 @@ impl Rounds {
         }
     }
 
-    /// What `node`, not 0, receives over skip `k`, counted from the phase's own block number. O(log nodes).
+    /// What `node`, not 0, receives over skip `k`, counted from the phase's own block number. O(log
+    /// nodes).
     pub fn takes(self, node: u32, k: u32) -> i32 {
         let q = self.skips();
         let base = self.base(node);
-        // Index q stands for node 0's own copy: the path without a skip, on which the base block comes.
+        // Index q stands for node 0's own copy: the path without a skip, on which the base block
+        // comes.
         let free = ((2u64 << q) - 1) & !(1 << base);
         let goal = i64::from(self.nodes) + i64::from(node);
         let mut search = Search { rounds: self, goal, free, found: [0; MAX_SKIPS], count: 0 };
@@ -90,7 +97,8 @@ impl Rounds {
         }
     }
 
-    /// What `node` sends over skip `k`, likewise; None where the receiver is node 0, which has everything. O(log nodes).
+    /// What `node` sends over skip `k`, likewise; None where the receiver is node 0, which has
+    /// everything. O(log nodes).
     pub fn gives(self, node: u32, k: u32) -> Option<i32> {
         match self.to(node, k) {
             0 => None,
@@ -99,8 +107,9 @@ impl Rounds {
     }
 }
 
-/// The search for the blocks that one node receives, skip by skip. Every skip index (and `q`) stands for the block of phase 0 with that
-/// number; a path that ends with skip `e` from a node which is `skip(k)` or more below the goal brings block `e`.
+/// The search for the blocks that one node receives, skip by skip. Every skip index (and `q`)
+/// stands for the block of phase 0 with that number; a path that ends with skip `e` from a node
+/// which is `skip(k)` or more below the goal brings block `e`.
 struct Search {
     rounds: Rounds,
     goal: i64,
@@ -111,7 +120,8 @@ struct Search {
 }
 
 impl Search {
-    /// Extends the path that has come to `place` by skips from index `e` down; paths must end below `end`.
+    /// Extends the path that has come to `place` by skips from index `e` down; paths must end below
+    /// `end`.
     fn descend(&mut self, place: i64, mut end: i64, e: u32) {
         let mut next = Some(e);
         while let Some(e) = next

@@ -1,8 +1,9 @@
-//! The [`Rounds`] of an optimal broadcast as one list per node: what it gives and takes, in the order of the rounds.
+//! The [`Rounds`] of an optimal broadcast as one list per node: what it gives and takes, in the
+//! order of the rounds.
 //!
-//! With `c q + 1` blocks every phase is whole, see [`crate::pattern::broadcast_rounds`]. Within a round a node gives first, so
-//! that no two nodes wait for each other. Read from the end, with giving and taking exchanged, the list is that of a
-//! reduction.
+//! With `c q + 1` blocks every phase is whole, see [`crate::pattern::broadcast_rounds`]. Within a
+//! round a node gives first, so that no two nodes wait for each other. Read from the end, with
+//! giving and taking exchanged, the list is that of a reduction.
 
 use crate::pattern::broadcast_rounds::Rounds;
 
@@ -47,12 +48,14 @@ impl Turns {
         self.first_phase() + self.later * self.phase()
     }
 
-    /// Turns of a node other than 0 in phase 0: it takes its base block, and gives it over its larger skips.
+    /// Turns of a node other than 0 in phase 0: it takes its base block, and gives it over its
+    /// larger skips.
     fn first_phase(self) -> u32 {
         1 + self.rounds.skips() - self.rounds.first_sent(self.node)
     }
 
-    /// Turns of a node other than 0 in a later phase: it gives and takes in every round, but gives nothing to node 0.
+    /// Turns of a node other than 0 in a later phase: it gives and takes in every round, but gives
+    /// nothing to node 0.
     fn phase(self) -> u32 {
         2 * self.rounds.skips() - u32::from(self.skip_to_root().is_some())
     }

@@ -1,8 +1,10 @@
-//! Aligned blocks of ranks that double in size: the canonical balanced tree as an exchange pattern, for any rank count.
+//! Aligned blocks of ranks that double in size: the canonical balanced tree as an exchange pattern,
+//! for any rank count.
 //!
-//! In round `k` the rank's block of `2^k` aligned ranks meets its sibling block. Where the rank count is no power of
-//! two, the last block may be cut short or missing: a missing sibling means an idle round; members of a short
-//! block serve several receivers each, so that no rank waits for more than one message a round.
+//! In round `k` the rank's block of `2^k` aligned ranks meets its sibling block. Where the rank
+//! count is no power of two, the last block may be cut short or missing: a missing sibling means an
+//! idle round; members of a short block serve several receivers each, so that no rank waits for
+//! more than one message a round.
 
 use crate::types::Rank;
 

@@ -6,9 +6,10 @@ use crate::schedule::MAX_FAN;
 
 const WIDTH: u32 = MAX_FAN as u32;
 
-/// The canonical fold of any number of leaves by steps of at most [`MAX_FAN`] inputs: leaves are folded by aligned groups of
-/// eight, then the groups' results likewise, until one step is left. Eight is a power of two, so each group
-/// is a subtree of the balanced tree and the whole fold is that tree.
+/// The canonical fold of any number of leaves by steps of at most [`MAX_FAN`] inputs: leaves are
+/// folded by aligned groups of eight, then the groups' results likewise, until one step is left.
+/// Eight is a power of two, so each group is a subtree of the balanced tree and the whole fold is
+/// that tree.
 #[derive(Clone, Copy, Debug)]
 pub struct FanIn {
     /// How many leaves, at least one.
@@ -20,7 +21,8 @@ pub struct FanIn {
 pub struct FanInStep {
     /// What it folds.
     pub inputs: FanInInputs,
-    /// The number of its intermediate result, or None for the last step, whose result is the whole fold.
+    /// The number of its intermediate result, or None for the last step, whose result is the whole
+    /// fold.
     pub result: Option<u32>,
 }
 
@@ -53,7 +55,8 @@ impl FanIn {
 
     /// Step `index`. O(log leaves).
     pub fn step(self, index: u32) -> FanInStep {
-        // A level folds `width` values (numbered from `from`) by groups into values numbered from `to`.
+        // A level folds `width` values (numbered from `from`) by groups into values numbered from
+        // `to`.
         let (mut width, mut from, mut to) = (self.leaves, None, 0);
         loop {
             let groups = width.div_ceil(WIDTH);
@@ -71,8 +74,8 @@ impl FanIn {
     }
 }
 
-/// One value to `targets` receivers by several steps: the first step has room for `first` of them (it may have other
-/// outputs), each later one for [`MAX_FAN`].
+/// One value to `targets` receivers by several steps: the first step has room for `first` of them
+/// (it may have other outputs), each later one for [`MAX_FAN`].
 #[derive(Clone, Copy, Debug)]
 pub struct FanOut {
     /// How many receivers.

@@ -1,23 +1,29 @@
-//! Who holds what when aligned blocks of ranks that double in size reduce together, for any rank count.
+//! Who holds what when aligned blocks of ranks that double in size reduce together, for any rank
+//! count.
 //!
-//! There are as many chunks as ranks. A *block* is `2^k` aligned ranks `b..b+m`, the last one cut short where the rank count is no
-//! power of two (`m < 2^k`). It holds the partial sum of its members' contributions to every chunk, each at one member, the
-//! chunk's *holder*: with `q` the least power of two not below `m`,
+//! There are as many chunks as ranks. A *block* is `2^k` aligned ranks `b..b+m`, the last one cut
+//! short where the rank count is no power of two (`m < 2^k`). It holds the partial sum of its
+//! members' contributions to every chunk, each at one member, the chunk's *holder*: with `q` the
+//! least power of two not below `m`,
 //!
 //! > `b + c mod q` if that is a member, else `b + c mod q/2`.
 //!
-//! So the block of all ranks holds chunk `c` at rank `c`, a block of one rank holds all at it, and a member `b + p` holds an
-//! arithmetic progression of chunks ([`Held`]): stride `q`, or `q/2` if it stands in for a member that there is not.
+//! So the block of all ranks holds chunk `c` at rank `c`, a block of one rank holds all at it, and
+//! a member `b + p` holds an arithmetic progression of chunks ([`Held`]): stride `q`, or `q/2` if
+//! it stands in for a member that there is not.
 //!
-//! Two sibling blocks *join*: the lower one, `A`, has all its `2^k` members, the upper one, `B`, has `m` of them. **The holder of a chunk in
-//! the joined block is its holder in `A` or its holder in `B`**, so that one message per chunk makes a join: from the one that does not go on
-//! holding it to the one that does. Proof, with `p = c mod 2^(k+1)`. If `p < 2^k`, the joined holder is `b + p`: that of `A`. If `2^k <= p <
-//! 2^k + m`, it is `b + p`; in `B`, `c mod q = p - 2^k`, a member: the same rank. Otherwise it stands in at `b + c mod 2^k`: that of
-//! `A`. A block without a sibling waits for the next round; what it holds where depends on its members alone.
+//! Two sibling blocks *join*: the lower one, `A`, has all its `2^k` members, the upper one, `B`,
+//! has `m` of them. **The holder of a chunk in the joined block is its holder in `A` or its holder
+//! in `B`**, so that one message per chunk makes a join: from the one that does not go on holding
+//! it to the one that does. Proof, with `p = c mod 2^(k+1)`. If `p < 2^k`, the joined holder is
+//! `b + p`: that of `A`. If `2^k <= p < 2^k + m`, it is `b + p`; in `B`, `c mod q = p - 2^k`, a
+//! member: the same rank. Otherwise it stands in at `b + c mod 2^k`: that of `A`. A block without a
+//! sibling waits for the next round; what it holds where depends on its members alone.
 //!
-//! At powers of two this is the exchange of recursive halving with the distances the other way round, nearest first, which
-//! makes each reduction the canonical balanced tree. Source: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective
-//! Communication Operations in MPICH", IJHPCA 19 (2005), section 4.3; the treatment of other rank counts is our own.
+//! At powers of two this is the exchange of recursive halving with the distances the other way
+//! round, nearest first, which makes each reduction the canonical balanced tree. Source: R. Thakur,
+//! R. Rabenseifner, W. Gropp, "Optimization of Collective Communication Operations in MPICH",
+//! IJHPCA 19 (2005), section 4.3; the treatment of other rank counts is our own.
 
 use crate::pattern::butterfly::rounds;
 use crate::types::Rank;
@@ -141,7 +147,8 @@ impl Join {
     }
 }
 
-/// The joins of `rank`, from the nearest ranks to the farthest. At least one if there are two ranks.
+/// The joins of `rank`, from the nearest ranks to the farthest. At least one if there are two
+/// ranks.
 pub fn joins(rank: Rank, nranks: u32) -> impl DoubleEndedIterator<Item = Join> + Clone {
     (0..rounds(nranks)).filter_map(move |k| Join::new(k, rank, nranks))
 }

@@ -1,5 +1,5 @@
-//! Ways of messages over distances that are powers of two: a message for the rank `o` above hops over each `2^k` whose bit is set
-//! in `o`, the least first.
+//! Ways of messages over distances that are powers of two: a message for the rank `o` above hops
+//! over each `2^k` whose bit is set in `o`, the least first.
 //!
 //! Hops over the same distance make a round. Within a round the offsets come in descending order.
 

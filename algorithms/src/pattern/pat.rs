@@ -1,22 +1,27 @@
-//! Parallel aggregated trees: one binomial tree for each rank, all the same up to rotation, walked in an order that needs no more
-//! memory than one message per link.
+//! Parallel aggregated trees: one binomial tree for each rank, all the same up to rotation, walked
+//! in an order that needs no more memory than one message per link.
 //!
-//! Call *offset* `o` at rank `r` the block of rank `r - o` (all mod `n`) when data is gathered, of rank `r + o` when it is reduced. Offset 0 is
-//! the rank's own. The *parent* of another offset is the one without its lowest bit set, `2^k`: when data is gathered, offset `o`
-//! comes from the rank `2^k` below, where it is the parent; when it is reduced, it goes to the rank `2^k` above, likewise.
-//! So the *children* of `o` are `o + 2^j` below `n`, for every `2^j` below its lowest bit. Far hops carry few blocks.
+//! Call *offset* `o` at rank `r` the block of rank `r - o` (all mod `n`) when data is gathered, of
+//! rank `r + o` when it is reduced. Offset 0 is the rank's own. The *parent* of another offset is
+//! the one without its lowest bit set, `2^k`: when data is gathered, offset `o` comes from the rank
+//! `2^k` below, where it is the parent; when it is reduced, it goes to the rank `2^k` above,
+//! likewise. So the *children* of `o` are `o + 2^j` below `n`, for every `2^j` below its lowest
+//! bit. Far hops carry few blocks.
 //!
-//! To gather, every rank takes its offsets in ascending order, which is depth first: from the one in which it sends on a link to the
-//! one in which its peer takes that message there is no other that sends on the link. One credit is enough, whatever the rank count; no
-//! block waits in a rank's memory to be sent later. To reduce, the same in descending order.
+//! To gather, every rank takes its offsets in ascending order, which is depth first: from the one
+//! in which it sends on a link to the one in which its peer takes that message there is no other
+//! that sends on the link. One credit is enough, whatever the rank count; no block waits in a
+//! rank's memory to be sent later. To reduce, the same in descending order.
 //!
-//! Offsets with the same number of trailing zeros are on the same level of the trees. They get a lane of their own, so that
-//! no level waits for one further from the leaves, and their lane a channel of its own for the messages between them and their
-//! children, since a link is used by one lane. There are four channels: lanes 1 to 3 have the offsets with as many trailing zeros
-//! and lane 4 has all the others. Lane 0 has the odd offsets, the leaves.
+//! Offsets with the same number of trailing zeros are on the same level of the trees. They get a
+//! lane of their own, so that no level waits for one further from the leaves, and their lane a
+//! channel of its own for the messages between them and their children, since a link is used by one
+//! lane. There are four channels: lanes 1 to 3 have the offsets with as many trailing zeros and
+//! lane 4 has all the others. Lane 0 has the odd offsets, the leaves.
 //!
-//! Source: S. Jeaugey, "PAT: a new algorithm for all-gather and reduce-scatter operations at scale" (2025). What it aggregates in one message
-//! are here messages that follow each other on a link. The lanes are our own.
+//! Source: S. Jeaugey, "PAT: a new algorithm for all-gather and reduce-scatter operations at scale"
+//! (2025). What it aggregates in one message are here messages that follow each other on a link.
+//! The lanes are our own.
 
 use crate::schedule::Channel;
 use crate::schedule::MAX_FAN;
@@ -130,12 +135,14 @@ impl Pat {
         if lane + 1 == self.lanes() { nth << lane } else { (2 * nth + 1) << lane }
     }
 
-    /// How many parts the first `nth` offsets of a lane have: one each, and one more for every [`CHILDREN`] children beyond the first.
+    /// How many parts the first `nth` offsets of a lane have: one each, and one more for every
+    /// [`CHILDREN`] children beyond the first.
     fn parts_before(self, lane: u32, nth: u32) -> u32 {
         if lane + 1 < self.lanes() || nth == 0 {
             return nth;
         }
-        // Offsets with more than `full` children are multiples of 2^(full+1) (0 among them) with 2^full further offsets behind them.
+        // Offsets with more than `full` children are multiples of 2^(full+1) (0 among them) with
+        // 2^full further offsets behind them.
         let below = (nth - 1) << lane;
         let more = (1..).map(|i| i * CHILDREN).take_while(|full| *full < self.levels());
         let more = more.map(|full| match (self.nranks - 1).checked_sub(1 << full) {

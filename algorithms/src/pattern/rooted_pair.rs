@@ -1,9 +1,11 @@
-//! Two binary trees with the same root over nodes `0..n`, such that no other node is an inner node of both.
+//! Two binary trees with the same root over nodes `0..n`, such that no other node is an inner node
+//! of both.
 //!
-//! Node 0 is the root and has one child. The nodes `1..n` form a binary tree in order, odd ones are leaves. In the second
-//! tree their numbers change parity: mirrored where `n` is odd, moved up by one (the last to the place of the
-//! first) where it is even. So each half of a vector that goes down, or up, one of the trees meets every node but the root as an
-//! inner node at most once, and all send and receive about as much. Source: P. Sanders, J. Speck, J. L. Träff, "Two-tree
+//! Node 0 is the root and has one child. The nodes `1..n` form a binary tree in order, odd ones are
+//! leaves. In the second tree their numbers change parity: mirrored where `n` is odd, moved up by
+//! one (the last to the place of the first) where it is even. So each half of a vector that goes
+//! down, or up, one of the trees meets every node but the root as an inner node at most once, and
+//! all send and receive about as much. Source: P. Sanders, J. Speck, J. L. Träff, "Two-tree
 //! algorithms for full bandwidth broadcast, reduction and scan", Parallel Computing 35 (2009).
 
 use crate::pattern::tree::{Node, in_order};

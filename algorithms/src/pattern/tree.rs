@@ -1,10 +1,11 @@
 //! Binary trees over ranks, numbered in order (left subtree < node < right subtree).
 //!
-//! The tree of a rank follows from its lowest set bit: odd ranks are leaves, a rank whose lowest bit is `2^k` has
-//! height `k`, rank 0 is the root with one child. Two such trees, the second one mirrored (even rank counts) or
-//! shifted by one (odd), have the property that a rank is an inner node in at most one of them, so that both
-//! together use every rank's send and receive bandwidth. Source: P. Sanders, J. Speck, J. L. Träff, "Two-tree
-//! algorithms for full bandwidth broadcast, reduction and scan", Parallel Computing 35 (2009).
+//! The tree of a rank follows from its lowest set bit: odd ranks are leaves, a rank whose lowest
+//! bit is `2^k` has height `k`, rank 0 is the root with one child. Two such trees, the second one
+//! mirrored (even rank counts) or shifted by one (odd), have the property that a rank is an inner
+//! node in at most one of them, so that both together use every rank's send and receive bandwidth.
+//! Source: P. Sanders, J. Speck, J. L. Träff, "Two-tree algorithms for full bandwidth broadcast,
+//! reduction and scan", Parallel Computing 35 (2009).
 
 use crate::types::Rank;
 
@@ -13,8 +14,8 @@ use crate::types::Rank;
 pub struct Node {
     /// None for the root.
     pub parent: Option<Rank>,
-    /// The child whose subtree is numbered below the node, and the one numbered above it (for a mirrored tree the
-    /// reverse).
+    /// The child whose subtree is numbered below the node, and the one numbered above it (for a
+    /// mirrored tree the reverse).
     pub children: [Option<Rank>; 2],
 }
 

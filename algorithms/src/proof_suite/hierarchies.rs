@@ -6,9 +6,10 @@ use crate::schedule::Schedule;
 use crate::topology::Grouping;
 use crate::types::Collective;
 
-/// Hierarchies over groupings of 3 to 64 ranks: every one that has a name, over nodes of equal and unequal sizes, of one rank and of many,
-/// with ranks numbered through the nodes and across them, on one rail and on several, with roots here and there; some of three levels,
-/// and some of copies side by side. Always the same ones.
+/// Hierarchies over groupings of 3 to 64 ranks: every one that has a name, over nodes of equal and
+/// unequal sizes, of one rank and of many, with ranks numbered through the nodes and across them,
+/// on one rail and on several, with roots here and there; some of three levels, and some of copies
+/// side by side. Always the same ones.
 pub fn hierarchies() -> impl Iterator<Item = Schedule> {
     named_ones().chain(three_levels()).chain(side_by_side())
 }
@@ -68,7 +69,8 @@ fn three_levels() -> impl Iterator<Item = Schedule> {
     })
 }
 
-/// Two copies of a hierarchy, and hierarchies whose inner components are five copies, which have more lanes than a step can wait for.
+/// Two copies of a hierarchy, and hierarchies whose inner components are five copies, which have
+/// more lanes than a step can wait for.
 fn side_by_side() -> impl Iterator<Item = Schedule> {
     let nodes = Grouping::of_sizes(&[3, 3]);
     let uneven = Grouping::of_sizes(&[2, 3]);

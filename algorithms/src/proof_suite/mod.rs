@@ -1,8 +1,10 @@
-//! The schedules that are proved in full, by `maypole verify --all` and by the tests: one list, so that what is said of one holds of
-//! the other.
+//! The schedules that are proved in full, by `maypole verify --all` and by the tests: one list, so
+//! that what is said of one holds of the other.
 //!
-//! * [`small`]: every generator of the table at every rank count of [`RANKS`], rooted ones from their first and last rank
-//! * [`large`]: every generator at the rank counts of [`LARGE`], a power of two and its neighbour among them
+//! * [`small`]: every generator of the table at every rank count of [`RANKS`], rooted ones from
+//!   their first and last rank
+//! * [`large`]: every generator at the rank counts of [`LARGE`], a power of two and its neighbour
+//!   among them
 //! * [`hierarchies`]: hierarchies over groupings of many shapes
 
 mod hierarchies;

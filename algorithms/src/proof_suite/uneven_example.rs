@@ -1,14 +1,16 @@
 //! An example of a schedule written by hand: all-reduce over seven ranks in three unequal groups.
 //!
-//! Ranks 0 1 2, ranks 3 4 and ranks 5 6 are the groups (three machines, say), the first of each its leader. Every line of
-//! [`uneven_example`] is a step as it reads: a member sends its input up; a leader folds the group, keeps the partial sum and
-//! sends it to the other leaders; then it folds the three partial sums in the order of the groups, so that all leaders
-//! have the same bits, and hands the result down. A member's two steps are two lanes: it may send the next tile
-//! before it has the result of this one.
+//! Ranks 0 1 2, ranks 3 4 and ranks 5 6 are the groups (three machines, say), the first of each its
+//! leader. Every line of [`uneven_example`] is a step as it reads: a member sends its input up; a
+//! leader folds the group, keeps the partial sum and sends it to the other leaders; then it folds
+//! the three partial sums in the order of the groups, so that all leaders have the same bits, and
+//! hands the result down. A member's two steps are two lanes: it may send the next tile before it
+//! has the result of this one.
 //!
-//! Two things to know when writing one. The partial sum is in scratch, not in the output: a message may lend the memory it
-//! was sent from, and a leader that overwrote it would wait for the other leaders, who wait for this one. And a chunk
-//! of scratch is the same memory in every tile: hence one lane for both steps of a leader.
+//! Two things to know when writing one. The partial sum is in scratch, not in the output: a message
+//! may lend the memory it was sent from, and a leader that overwrote it would wait for the other
+//! leaders, who wait for this one. And a chunk of scratch is the same memory in every tile: hence
+//! one lane for both steps of a leader.
 //!
 //! * steps: two per rank
 //! * bytes sent per rank: at most `4 m`, of which `2 m` leave the group; a member sends `m`
@@ -44,7 +46,8 @@ pub fn uneven_example() -> Schedule {
     Schedule::new("uneven_example", Collective::AllReduce, 7, 1, table).with_scratch(1)
 }
 
-/// The two lanes of a rank that leads no group. `after` is for calls in place, where output and input are one.
+/// The two lanes of a rank that leads no group. `after` is for calls in place, where output and
+/// input are one.
 fn member_of(leader: Rank) -> Vec<Vec<Step>> {
     let up = Step::new([input(0)], [peer(leader, 0)]);
     let down = Step::new([peer(leader, 0)], [output(0)]).after(0, 0);

@@ -3,45 +3,51 @@
 //!
 //! # The parts
 //!
-//! A [`Step`] folds its inputs (in the stated order, see [`crate::semantics`]) and writes the result to
-//! every output. An operand is a [`Chunk`] of this rank's memory or a message of a peer. There are no
-//! kinds of steps: a copy has one local input and one local output, a send one local input and a peer
-//! output, a receive the reverse, a reduction several inputs, a broadcast several outputs.
+//! A [`Step`] folds its inputs (in the stated order, see [`crate::semantics`]) and writes the
+//! result to every output. An operand is a [`Chunk`] of this rank's memory or a message of a peer.
+//! There are no kinds of steps: a copy has one local input and one local output, a send one local
+//! input and a peer output, a receive the reverse, a reduction several inputs, a broadcast several
+//! outputs.
 //!
-//! A *lane* is an ordered list of steps on one rank: a thread block on a GPU, a state machine on the host.
-//! Lanes of a rank run side by side; [`Step::after`] names steps of other lanes that come first.
+//! A *lane* is an ordered list of steps on one rank: a thread block on a GPU, a state machine on
+//! the host. Lanes of a rank run side by side; [`Step::after`] names steps of other lanes that come
+//! first.
 //!
-//! A *link* is `(source, destination, channel)`: a first-in-first-out line of messages. On its source it is
-//! fed by one lane alone, on its destination it is drained by one lane alone (so a link needs no lock);
-//! the two lanes may have different numbers. Messages are matched by their order, not by a label.
+//! A *link* is `(source, destination, channel)`: a first-in-first-out line of messages. On its
+//! source it is fed by one lane alone, on its destination it is drained by one lane alone (so a
+//! link needs no lock); the two lanes may have different numbers. Messages are matched by their
+//! order, not by a label.
 //!
-//! A *tile* is as much of every chunk as fits a slot of a link. A lane runs its whole list once per tile, one
-//! tile after the other, without waiting for other lanes or ranks in between: `after` refers to the same
-//! tile. Input and output chunks have other memory in every tile; **scratch chunks are the same memory in
-//! every tile** and hold one tile.
+//! A *tile* is as much of every chunk as fits a slot of a link. A lane runs its whole list once per
+//! tile, one tile after the other, without waiting for other lanes or ranks in between: `after`
+//! refers to the same tile. Input and output chunks have other memory in every tile; **scratch
+//! chunks are the same memory in every tile** and hold one tile.
 //!
 //! # What a step means in time
 //!
-//! A step *fires* when the steps of `after` are done, each input message has arrived, and each link that it
-//! sends on has a free credit. Steps of a lane fire in order. Firing reads the inputs, folds, writes
-//! the outputs and sends the messages; the messages that it took are then *released*, which gives the credit
-//! back to their sender. A link has at least [`Schedule::credit`] credits.
+//! A step *fires* when the steps of `after` are done, each input message has arrived, and each link
+//! that it sends on has a free credit. Steps of a lane fire in order. Firing reads the inputs,
+//! folds, writes the outputs and sends the messages; the messages that it took are then *released*,
+//! which gives the credit back to their sender. A link has at least [`Schedule::credit`] credits.
 //!
 //! Two semantics are allowed to every engine and link, lane by lane and message by message:
 //!
 //! * **buffered**: a message holds a copy; the chunk it came from is free once the step has fired.
-//! * **rendezvous**: a message may be the sender's memory itself: every local chunk among the outputs of the
-//!   sending step, or, where it has none, its input if it has just one and that is a local chunk (and the step
-//!   changes nothing of it: where the operation scales a contribution or closes a result, that message is a
-//!   copy). Such a chunk stays *read* until the message is released.
+//! * **rendezvous**: a message may be the sender's memory itself: every local chunk among the
+//!   outputs of the sending step, or, where it has none, its input if it has just one and that is a
+//!   local chunk (and the step changes nothing of it: where the operation scales a contribution or
+//!   closes a result, that message is a copy). Such a chunk stays *read* until the message is
+//!   released.
 //!
-//! In either, a step that writes memory still being read by a message *of its own lane* waits for the release
-//! before it fires (the engine tracks that; in place an output chunk is the memory of an input chunk). `after`
-//! names a step as done when it has fired and the messages it sent by rendezvous are released. Races between
-//! lanes are excluded by the schedule and checked by the verifier.
+//! In either, a step that writes memory still being read by a message *of its own lane* waits for
+//! the release before it fires (the engine tracks that; in place an output chunk is the memory of
+//! an input chunk). `after` names a step as done when it has fired and the messages it sent by
+//! rendezvous are released. Races between lanes are excluded by the schedule and checked by the
+//! verifier.
 //!
-//! A call is over on a rank when all its lanes are through and all its messages that lend memory are released. The
-//! next call then starts on the same links and the same scratch, while other ranks may still be in this one.
+//! A call is over on a rank when all its lanes are through and all its messages that lend memory
+//! are released. The next call then starts on the same links and the same scratch, while other
+//! ranks may still be in this one.
 
 mod display;
 
@@ -64,11 +70,12 @@ pub type Channel = u16;
 /// A piece of a rank's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Chunk {
-    /// Of the send buffer. Read only; what is read of it is the rank's own contribution (scaled by the rank's
-    /// factor where the operation has one). Only on ranks from which the collective takes something.
+    /// Of the send buffer. Read only; what is read of it is the rank's own contribution (scaled by
+    /// the rank's factor where the operation has one). Only on ranks from which the collective
+    /// takes something.
     Input(u32),
-    /// Of the receive buffer. Undefined before it is written (in place it holds the input). Only on ranks that the
-    /// collective gives something: elsewhere there may be no receive buffer.
+    /// Of the receive buffer. Undefined before it is written (in place it holds the input). Only on
+    /// ranks that the collective gives something: elsewhere there may be no receive buffer.
     Output(u32),
     /// Of the schedule's own memory, one tile long. Undefined before it is written.
     Scratch(u32),
@@ -112,8 +119,9 @@ pub struct Step {
     pub outputs: InlineVec<Operand>,
     /// Steps of other lanes that must be done first.
     pub after: InlineVec<After>,
-    /// This fold makes a reduction complete: the operation's closing function (integer average's division)
-    /// is applied to the result. On exactly one step of every path from contributions to an output.
+    /// This fold makes a reduction complete: the operation's closing function (integer average's
+    /// division) is applied to the result. On exactly one step of every path from contributions to
+    /// an output.
     pub finish: bool,
 }
 
@@ -169,8 +177,8 @@ pub mod operand {
     }
 }
 
-/// The steps of every rank, computed on demand: `step` is O(1) in time (up to a logarithm of the rank count)
-/// and no program needs memory that grows with it, except [`Table`].
+/// The steps of every rank, computed on demand: `step` is O(1) in time (up to a logarithm of the
+/// rank count) and no program needs memory that grows with it, except [`Table`].
 pub trait Program: Send + Sync {
     /// Number of lanes of `rank`.
     fn lanes(&self, rank: Rank) -> u32;
@@ -183,10 +191,12 @@ pub trait Program: Send + Sync {
 /// What a schedule promises of the bits of a reduction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
-    /// Every chunk is reduced by the canonical tree: the balanced binary tree over the ranks `0..n`, padded to a
-    /// power of two on the right. Bits depend on the ranks alone. Collectives without a reduction are canonical.
+    /// Every chunk is reduced by the canonical tree: the balanced binary tree over the ranks
+    /// `0..n`, padded to a power of two on the right. Bits depend on the ranks alone. Collectives
+    /// without a reduction are canonical.
     Canonical,
-    /// Some other tree: fixed for this schedule, but it may differ between chunks, sizes and schedules.
+    /// Some other tree: fixed for this schedule, but it may differ between chunks, sizes and
+    /// schedules.
     Fast,
 }
 
@@ -224,7 +234,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// A schedule of `program` with no scratch, one credit, one channel and class fast; set the fields that differ.
+    /// A schedule of `program` with no scratch, one credit, one channel and class fast; set the
+    /// fields that differ.
     pub fn new(
         name: &'static str,
         collective: Collective,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::types::Rank;
 
-/// A partition of the ranks into nodes: any sizes, any order. Nodes are numbered by their lowest rank, the ranks of a
-/// node by their order, which is their *place* on it. Cheap to clone.
+/// A partition of the ranks into nodes: any sizes, any order. Nodes are numbered by their lowest
+/// rank, the ranks of a node by their order, which is their *place* on it. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Grouping(Arc<Parts>);
 
@@ -103,7 +103,8 @@ impl Grouping {
     }
 }
 
-/// The sizes where ranks are numbered through the nodes, else the nodes' ranks: `4+4+2`, `{0 2}{1 3}`.
+/// The sizes where ranks are numbered through the nodes, else the nodes' ranks: `4+4+2`,
+/// `{0 2}{1 3}`.
 impl fmt::Display for Grouping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.ranks.is_sorted() {

@@ -25,7 +25,8 @@ pub(super) struct ExecutedCall {
 pub(super) type IllFormed = (Violation, Option<StepPlace>);
 
 impl ExecutedCall {
-    /// Checks that `schedule` is well formed and lays it out; it will be executed for `tiles` tiles.
+    /// Checks that `schedule` is well formed and lays it out; it will be executed for `tiles`
+    /// tiles.
     pub(super) fn new(schedule: &Schedule, tiles: u32) -> Result<Self, Box<IllFormed>> {
         check_declarations(schedule)?;
         let (inputs, outputs) = (schedule.input_chunks(), schedule.output_chunks());

@@ -2,9 +2,9 @@
 //!
 //! They copy as little as the order of events allows. A lane's clock is a row of counts that no
 //! longer changes, the lane's own count, and the stamps that it received since. A *stamp* is what a
-//! firing leaves for later ones: such a row, and the firing itself. To receive a stamp is to keep it;
-//! rows are merged only when the lane itself leaves a stamp. So lanes that only send share one row,
-//! and lanes that only receive never merge rows.
+//! firing leaves for later ones: such a row, and the firing itself. To receive a stamp is to keep
+//! it; rows are merged only when the lane itself leaves a stamp. So lanes that only send share one
+//! row, and lanes that only receive never merge rows.
 
 const NONE: u32 = u32::MAX;
 
@@ -49,8 +49,8 @@ struct LaneClock {
 }
 
 impl VectorClocks {
-    /// `columns` gives each lane its component in a row. Lanes that are compared with each other need
-    /// different ones.
+    /// `columns` gives each lane its component in a row. Lanes that are compared with each other
+    /// need different ones.
     pub(super) fn new(columns: Vec<u32>) -> Self {
         let width = columns.iter().max().map_or(0, |&column| column as usize + 1);
         let own = vec![LaneClock { count: 0, row: NONE, received: Vec::new() }; columns.len()];
@@ -110,8 +110,8 @@ impl VectorClocks {
         ClockStamp { row, at: LaneMoment { lane, count } }
     }
 
-    /// The row itself if the caller's is the only reference to it, else a copy. The caller's reference
-    /// moves to the result.
+    /// The row itself if the caller's is the only reference to it, else a copy. The caller's
+    /// reference moves to the result.
     fn writable(&mut self, row: u32) -> u32 {
         if row != NONE && self.readers[row as usize] == 1 {
             return row;
@@ -168,8 +168,8 @@ impl VectorClocks {
 mod tests {
     use super::*;
 
-    /// Compares them, over random firings that join random earlier stamps, with clocks that are copied
-    /// in full each time.
+    /// Compares them, over random firings that join random earlier stamps, with clocks that are
+    /// copied in full each time.
     #[test]
     fn they_order_what_full_copies_order() {
         const LANES: u32 = 7;

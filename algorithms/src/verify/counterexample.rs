@@ -141,8 +141,8 @@ pub enum Violation {
     Malformed(String),
     /// A message is sent and never received, or received and never sent.
     #[error(
-        "link {source_rank} -> {destination}, channel {channel}: {sent} messages are sent in every tile \
-         and {received} received"
+        "link {source_rank} -> {destination}, channel {channel}: {sent} messages are sent \
+         in every tile and {received} received"
     )]
     Unbalanced {
         /// The rank that sends.
@@ -203,8 +203,8 @@ pub enum Violation {
     },
     /// The same chunk is reduced by different trees, so ranks or tiles may end with different bits.
     #[error(
-        "out{output} is reduced by one tree on rank {} in tile {} and by another on rank {} in tile \
-         {}:\n  {first_tree}\n  {second_tree}",
+        "out{output} is reduced by one tree on rank {} in tile {} and by another on rank {} in \
+         tile {}:\n  {first_tree}\n  {second_tree}",
         first.0, first.1, second.0, second.1
     )]
     Disagreement {

@@ -55,8 +55,8 @@ impl MessageNumbering {
         Self { first, slots, total: total as usize }
     }
 
-    /// The number, over all tiles and calls, of message `ordinal` of a tile of call number `number`,
-    /// which is `call`.
+    /// The number, over all tiles and calls, of message `ordinal` of a tile of call number
+    /// `number`, which is `call`.
     pub(super) fn message(
         &self,
         number: usize,
@@ -400,8 +400,8 @@ impl<'a> Execution<'a> {
         self.ready.push((call, lane));
     }
 
-    /// Wakes the lanes of `rank` that waited for the event `happened`, or for the end of a call that
-    /// is over now.
+    /// Wakes the lanes of `rank` that waited for the event `happened`, or for the end of a call
+    /// that is over now.
     fn wake_rank(&mut self, rank: Rank, happened: LaneWait) {
         let mut at = 0;
         while let Some(&(call, lane)) = self.waiting[rank as usize].get(at) {

@@ -1,5 +1,5 @@
-//! Races: two lanes of a rank use the same layout, at least one of them writes it, and nothing orders
-//! the two.
+//! Races: two lanes of a rank use the same layout, at least one of them writes it, and nothing
+//! orders the two.
 //!
 //! Vector clocks with one component per lane carry the weakest order that every allowed execution
 //! keeps: the order within lanes, `after`, and each message before the step that receives it.
@@ -7,17 +7,17 @@
 //!
 //! A chunk that is lent is read until its messages are released. These are known to come after the
 //! release: the steps that received all the messages; the steps that name the lending step in
-//! `after`, where an engine that lends waits for the release; and all that comes after those. A step
-//! of the lending lane itself waits for the release when it writes the chunk. Each message is
+//! `after`, where an engine that lends waits for the release; and all that comes after those. A
+//! step of the lending lane itself waits for the release when it writes the chunk. Each message is
 //! examined as if it alone were lent and all others copied, which is the mixture with the weakest
 //! order.
 //!
 //! Only cells that several lanes use and one of them writes can be raced for. The others are not
 //! examined, and if there are none, no clocks are kept. Where there are some, the order within the
-//! rank (lanes and `after`, no messages) often shows that all is in order; clocks over the rank's own
-//! lanes are enough for that ([`ClockScope::Rank`]). That order is part of the whole one, so what it
-//! orders is ordered. If it leaves something unordered, the execution is repeated with clocks over
-//! all lanes ([`ClockScope::AllRanks`]), and what these leave unordered is a race.
+//! rank (lanes and `after`, no messages) often shows that all is in order; clocks over the rank's
+//! own lanes are enough for that ([`ClockScope::Rank`]). That order is part of the whole one, so
+//! what it orders is ordered. If it leaves something unordered, the execution is repeated with
+//! clocks over all lanes ([`ClockScope::AllRanks`]), and what these leave unordered is a race.
 
 use super::call::ExecutedCall;
 use super::clock::{ClockStamp, LaneMoment, VectorClocks};
@@ -189,7 +189,8 @@ impl<'a> RaceDetector<'a> {
         self.layout.cell(0, self.call, rank, chunk, 0)
     }
 
-    /// The index in `uses` of a chunk, if it is contested. Scratch is the same memory in every tile.
+    /// The index in `uses` of a chunk, if it is contested. Scratch is the same memory in every
+    /// tile.
     fn uses_index(&self, firing: &Firing, chunk: Chunk) -> Option<usize> {
         let number = self.contested.number(self.cell(firing, chunk));
         let tile = if matches!(chunk, Chunk::Scratch(_)) { 0 } else { firing.tile };

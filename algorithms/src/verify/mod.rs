@@ -1,10 +1,10 @@
 //! The verifier: takes a schedule and returns a proof that it is right, or a counterexample.
 //!
-//! The verifier trusts nothing about the generator of a schedule. It executes the schedule once (out
-//! of place and in place) on symbolic values and checks the results against
+//! The verifier trusts nothing about the generator of a schedule. It executes the schedule once
+//! (out of place and in place) on symbolic values and checks the results against
 //! [`Collective`](crate::Collective). This text explains why that one execution covers every
-//! execution that an engine may make, with any timing, any number of credits, and any choice between
-//! copied and lent messages.
+//! execution that an engine may make, with any timing, any number of credits, and any choice
+//! between copied and lent messages.
 //!
 //! # Symbolic values
 //!
@@ -26,31 +26,32 @@
 //! 5. the release of memory that its own lane lent and that it writes;
 //! 6. for the first firing of a call on a rank, the end of the former call there.
 //!
-//! The point is that **this set of events is fixed by the schedule**: no timing can change it. A link
-//! is fed by one lane and drained by one lane, and a lane is in order, so it is fixed which firing
-//! sends message `k` and which one receives it. Nothing in a schedule waits for "any of" several
-//! events, and no step branches on data. Such a system is known as a marked graph, or as a
+//! The point is that **this set of events is fixed by the schedule**: no timing can change it. A
+//! link is fed by one lane and drained by one lane, and a lane is in order, so it is fixed which
+//! firing sends message `k` and which one receives it. Nothing in a schedule waits for "any of"
+//! several events, and no step branches on data. Such a system is known as a marked graph, or as a
 //! deterministic process network (Kahn), and has this property: an event, once it can happen, can
-//! happen until it does, since no other event can prevent it. Therefore all executions consist of the
-//! same events, in different orders. Either every execution fires every step, or all executions stop
-//! before the same steps; and each receive gets the same message in all of them.
+//! happen until it does, since no other event can prevent it. Therefore all executions consist of
+//! the same events, in different orders. Either every execution fires every step, or all executions
+//! stop before the same steps; and each receive gets the same message in all of them.
 //!
 //! Engines differ in two more ways, and both can only *remove* waits. More credits remove waits of
 //! kind 4. A message that is copied instead of lent removes the releases in 2, 5 and 6. This gives
 //! the four parts of the proof:
 //!
 //! * **No deadlock.** The verifier executes with the fewest credits that the schedule states, and
-//!   lends every message that can be lent: the execution with the most waits. If it completes, every
-//!   mixture of credits and lending completes, since each waits for a subset of the same events. (If
-//!   it does not, the mixtures with fewer waits are tried too, and the counterexample states the one
-//!   with the fewest that still blocks.)
+//!   lends every message that can be lent: the execution with the most waits. If it completes,
+//!   every mixture of credits and lending completes, since each waits for a subset of the same
+//!   events. (If it does not, the mixtures with fewer waits are tried too, and the counterexample
+//!   states the one with the fewest that still blocks.)
 //! * **No race.** Two accesses to a chunk, of which one is a write, must be ordered in *every*
 //!   execution. So the same execution is checked against the order that is common to all mixtures,
-//!   which is the one with the *fewest* waits: vector clocks that include 1, 3 and the firings in 2,
-//!   but not credits. Releases order nothing either, except for the loan whose memory is examined.
-//!   `hazard.rs` has the details.
-//! * **Right values.** The order of the verifier's execution is one that every mixture allows. Without
-//!   races, each read sees the same last write in every order, so all orders give the same terms.
+//!   which is the one with the *fewest* waits: vector clocks that include 1, 3 and the firings in
+//!   2, but not credits. Releases order nothing either, except for the loan whose memory is
+//!   examined. `hazard.rs` has the details.
+//! * **Right values.** The order of the verifier's execution is one that every mixture allows.
+//!   Without races, each read sees the same last write in every order, so all orders give the same
+//!   terms.
 //! * **No leftover message.** Each lane runs the same list in every tile, so it suffices that each
 //!   link has as many sends as receives in one tile.
 //!
@@ -62,9 +63,9 @@
 //! No event waits for an event of a later tile, so a cycle of waits lies within one tile; and all
 //! tiles have the same waits. One tile therefore shows every deadlock. Races between tiles, on
 //! scratch, show between neighbouring tiles: an access in tile `t` comes before the same step's
-//! access in tile `t + 1`, so an access that is ordered after tile `t + 1` is ordered after tile `t`.
-//! Two tiles show every race. The third tile guards against a mistake in this argument that would
-//! make the first tile special.
+//! access in tile `t + 1`, so an access that is ordered after tile `t + 1` is ordered after tile
+//! `t`. Two tiles show every race. The third tile guards against a mistake in this argument that
+//! would make the first tile special.
 //!
 //! A call begins on a rank when nothing touches the rank's memory from the former call any more,
 //! while other ranks and their links may still be in it. No firing of the former call waits for one
@@ -75,8 +76,9 @@
 //! # Classes
 //!
 //! The class is canonical if every output's term is the balanced tree over all ranks
-//! ([`crate::semantics::fold`]). A schedule that declares the canonical class must have it. All tiles,
-//! and all ranks of an all-reduce, must have equal terms: else ranks would end with different bits.
+//! ([`crate::semantics::fold`]). A schedule that declares the canonical class must have it. All
+//! tiles, and all ranks of an all-reduce, must have equal terms: else ranks would end with
+//! different bits.
 
 mod call;
 mod clock;
@@ -282,8 +284,8 @@ impl PlacementRun<'_> {
         Ok((steps, outcome(0, false)?))
     }
 
-    /// Reports the deadlock under the semantics with the fewest waits that has it. `cycle` is the one
-    /// under the semantics with the most.
+    /// Reports the deadlock under the semantics with the fewest waits that has it. `cycle` is the
+    /// one under the semantics with the most.
     fn deadlock(&self, layout: &CellLayout, cycle: Vec<BlockedLane>) -> Box<Counterexample> {
         let given = self.schedule.credit;
         let weaker = [

@@ -1,4 +1,5 @@
-//! Bidirectional ring all-gather: each block goes out along two arms of the ring, half of the ranks on each.
+//! Bidirectional ring all-gather: each block goes out along two arms of the ring, half of the ranks
+//! on each.
 //!
 //! * steps: `ceil((n-1)/2) + 1` and `floor((n-1)/2) + 1` in two lanes, one for each direction
 //! * bytes sent per rank: `(n-1) m` for blocks of `m` bytes, half of them in each direction

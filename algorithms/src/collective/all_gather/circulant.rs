@@ -1,5 +1,5 @@
-//! Circulant all-gather: `ceil(log2 n)` rounds and the least data, at every rank count; the reduce-scatter run backwards. See
-//! [`crate::pattern::circulant`].
+//! Circulant all-gather: `ceil(log2 n)` rounds and the least data, at every rank count; the
+//! reduce-scatter run backwards. See [`crate::pattern::circulant`].
 //!
 //! * steps: per rank `n-1` sends and `n-1` receives, those of each round in a lane each
 //! * bytes sent per rank: `(n-1) m` for blocks of `m` bytes; half of them go to the farthest rank
@@ -9,8 +9,8 @@
 //! * wins: mid-size blocks at many ranks, on networks whose far links are as good as the near ones
 //! * source: as for the pattern
 //!
-//! A round sends offsets in the order in which the rounds before brought them: the first of each of those rounds waits for the last of its
-//! receives.
+//! A round sends offsets in the order in which the rounds before brought them: the first of each of
+//! those rounds waits for the last of its receives.
 
 use crate::pattern::circulant::Circulant;
 use crate::pattern::ring::{after, before};
@@ -28,7 +28,8 @@ pub fn schedule(nranks: u32) -> Schedule {
     Schedule::new("circulant", Collective::AllGather, nranks, 1, Gather { spread }).canonical()
 }
 
-/// How block `r` gets from rank `r` to all outputs: for each round a lane that receives and one that sends.
+/// How block `r` gets from rank `r` to all outputs: for each round a lane that receives and one
+/// that sends.
 #[derive(Clone, Copy)]
 pub(in crate::collective) struct Spread {
     pub(in crate::collective) pattern: Circulant,
@@ -49,7 +50,8 @@ impl Spread {
         2 * self.pattern.rounds() - 1
     }
 
-    /// What `lane` does: receive or send, in which round. The first round, number `q`, has only a lane that receives.
+    /// What `lane` does: receive or send, in which round. The first round, number `q`, has only a
+    /// lane that receives.
     const fn part(self, lane: u32) -> (bool, u32) {
         let nth = lane - self.first_lane;
         (nth.is_multiple_of(2), self.pattern.rounds() - nth.div_ceil(2))

@@ -1,11 +1,14 @@
-//! All-gather by doubling: the mirror of the reduce-scatter by halving. Blocks of ranks part, farthest first, and with every
-//! parting a rank gives its peer all the blocks of data it has, and gets as many. For any rank count, see [`crate::pattern::halving`].
+//! All-gather by doubling: the mirror of the reduce-scatter by halving. Blocks of ranks part,
+//! farthest first, and with every parting a rank gives its peer all the blocks of data it has, and
+//! gets as many. For any rank count, see [`crate::pattern::halving`].
 //!
-//! * steps: per rank `n-1` sends and `n-1` receives on average, those of each parting in a lane each; a send waits for the receive of the same
-//!   block
-//! * bytes sent per rank: `(n-1) m` on average for blocks of `m` bytes (off powers of two some ranks send more than others)
+//! * steps: per rank `n-1` sends and `n-1` receives on average, those of each parting in a lane
+//!   each; a send waits for the receive of the same block
+//! * bytes sent per rank: `(n-1) m` on average for blocks of `m` bytes (off powers of two some
+//!   ranks send more than others)
 //! * cost: `ceil(log2 n) a + (n-1) m b`
-//! * credits: 1. All lanes go through the blocks in ascending order, so the least that is not finished can always go on.
+//! * credits: 1. All lanes go through the blocks in ascending order, so the least that is not
+//!   finished can always go on.
 //! * class: canonical (nothing is reduced)
 //! * wins: mid-size blocks at many ranks; most data moves between near ranks
 //! * source: as for the pattern
@@ -24,7 +27,8 @@ pub fn schedule(nranks: u32) -> Schedule {
     Schedule::new("doubling", Collective::AllGather, nranks, 1, Doubling { spread }).canonical()
 }
 
-/// How chunk `r` gets from rank `r` to all outputs: for each of the rank's joins a lane that sends and one that receives.
+/// How chunk `r` gets from rank `r` to all outputs: for each of the rank's joins a lane that sends
+/// and one that receives.
 #[derive(Clone, Copy)]
 pub(in crate::collective) struct Spread {
     pub(in crate::collective) nranks: u32,
@@ -45,7 +49,8 @@ impl Spread {
         2 * joins(rank, self.nranks).count() as u32 - 1
     }
 
-    /// What `lane` does: receive or send, for which join. The farthest join has only a lane that receives.
+    /// What `lane` does: receive or send, for which join. The farthest join has only a lane that
+    /// receives.
     fn part(self, rank: Rank, lane: u32) -> (bool, Join) {
         let mut joins = joins(rank, self.nranks).rev();
         let nth = (lane - self.first_lane).div_ceil(2);

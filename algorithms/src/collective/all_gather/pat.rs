@@ -1,14 +1,17 @@
-//! All-gather by parallel aggregated trees: the block of each rank goes down a binomial tree, far hops first, and the `n` trees are the same
-//! up to rotation. See [`crate::pattern::pat`].
+//! All-gather by parallel aggregated trees: the block of each rank goes down a binomial tree, far
+//! hops first, and the `n` trees are the same up to rotation. See [`crate::pattern::pat`].
 //!
-//! * steps: per rank one for each block, in up to five lanes by the level in the tree: take it, keep it and give it to all children in
-//!   one pass (more passes above 7 children, which takes more than 128 ranks)
-//! * bytes sent per rank: `(n-1) m` for blocks of `m` bytes, the least there is; half of them go to the nearest rank and
-//!   one block to the farthest, which is what a tapered network wants
-//! * cost: `ceil(log2 n) a + (n-1) m b`; above 64 ranks the levels that share a lane make it `(4 + n/32) a`
+//! * steps: per rank one for each block, in up to five lanes by the level in the tree: take it,
+//!   keep it and give it to all children in one pass (more passes above 7 children, which takes
+//!   more than 128 ranks)
+//! * bytes sent per rank: `(n-1) m` for blocks of `m` bytes, the least there is; half of them go to
+//!   the nearest rank and one block to the farthest, which is what a tapered network wants
+//! * cost: `ceil(log2 n) a + (n-1) m b`; above 64 ranks the levels that share a lane make it
+//!   `(4 + n/32) a`
 //! * credits: 1; a rank has less than `4 log2(n)` links
 //! * class: canonical (nothing is reduced)
-//! * wins: many ranks, while the ring's `(n-1) a` counts, and where far links are the slow ones or `n` is no power of two
+//! * wins: many ranks, while the ring's `(n-1) a` counts, and where far links are the slow ones or
+//!   `n` is no power of two
 //! * source: as for the pattern
 
 use crate::pattern::pat::{Part, Pat};

@@ -5,9 +5,10 @@
 //! * cost: `(n-1) a + (n-1) m b`
 //! * credits: 2, as for the all-reduce over a ring
 //! * class: canonical (nothing is reduced)
-//! * wins: large blocks where links to neighbours are the good ones or where more than two streams per link contend.
-//! * source: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective Communication Operations in MPICH", IJHPCA 19
-//!   (2005), section 4.1.
+//! * wins: large blocks where links to neighbours are the good ones or where more than two streams
+//!   per link contend.
+//! * source: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective Communication
+//!   Operations in MPICH", IJHPCA 19 (2005), section 4.1.
 
 use crate::pattern::ring::{after, before};
 use crate::schedule::operand::{input, output, peer};

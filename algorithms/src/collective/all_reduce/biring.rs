@@ -1,11 +1,12 @@
-//! Bidirectional ring all-reduce: each part of the vector comes to one rank along two arms of the ring to be reduced, and goes out along
-//! them to be spread.
+//! Bidirectional ring all-reduce: each part of the vector comes to one rank along two arms of the
+//! ring to be reduced, and goes out along them to be spread.
 //!
 //! * steps: `2 ceil((n-1)/2) + 1` and `2 floor((n-1)/2) + 2` in two lanes, one for each direction
 //! * bytes sent per rank: `2 (n-1)/n m`, half of them in each direction
 //! * cost: `2 ceil((n-1)/2) (a + m/n b) + (n-1)/n m g` where both directions of a link are free
 //! * credits: 2 as on any ring; no scratch
-//! * class: fast. Part `c` is the chain from `c - n/2` up to `c - 1`, combined with the chain from `c + (n-1)/2` down to `c`.
+//! * class: fast. Part `c` is the chain from `c - n/2` up to `c - 1`, combined with the chain from
+//!   `c + (n-1)/2` down to `c`.
 //! * wins: where the ring does and links are full duplex: half of its steps
 //! * source: folklore of rings with two directions
 
@@ -34,7 +35,8 @@ impl Program for Biring {
     }
 
     fn steps(&self, _: Rank, lane: u32) -> u32 {
-        // The part that is complete on this rank takes one step of the lane up, and two of the lane down.
+        // The part that is complete on this rank takes one step of the lane up, and two of the lane
+        // down.
         2 * Direction::of_lane(lane).arm(self.nranks) + 1 + lane
     }
 

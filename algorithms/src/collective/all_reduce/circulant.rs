@@ -1,7 +1,8 @@
-//! Circulant all-reduce: a reduce-scatter in `ceil(log2 n)` rounds and an all-gather in as many, with the least data, at every rank count.
-//! See [`crate::pattern::circulant`].
+//! Circulant all-reduce: a reduce-scatter in `ceil(log2 n)` rounds and an all-gather in as many,
+//! with the least data, at every rank count. See [`crate::pattern::circulant`].
 //!
-//! * steps: per rank `n/2` sends, `n-1` folds, `n-1` sends and `n-1` receives; a lane for each round and kind
+//! * steps: per rank `n/2` sends, `n-1` folds, `n-1` sends and `n-1` receives; a lane for each
+//!   round and kind
 //! * bytes sent per rank: `2 (n-1)/n m`
 //! * cost: `2 ceil(log2 n) a + 2 (n-1)/n m b + (n-1)/n m g`
 //! * credits: 1; no scratch, since partial sums are kept in the output

@@ -1,13 +1,14 @@
-//! Double binary tree: half of the vector is reduced up and spread down one tree, the other half another tree, such that no rank is
-//! an inner node of both.
+//! Double binary tree: half of the vector is reduced up and spread down one tree, the other half
+//! another tree, such that no rank is an inner node of both.
 //!
-//! * steps: one up and one down per tree and rank, in four lanes (up and down phases of each tree are pipelined over tiles)
+//! * steps: one up and one down per tree and rank, in four lanes (up and down phases of each tree
+//!   are pipelined over tiles)
 //! * bytes sent per rank: at most about `2 m` for an inner node, `m` for the others
 //! * cost: `2 log2(n) (a + t b) + 2 m b + m g` for tiles of `t` bytes
 //! * class: fast. Each half has one fixed in-order tree over the ranks.
 //! * wins: mid-size vectors at many nodes, where the ring's `2 (n-1) a` hurts
-//! * source: P. Sanders, J. Speck, J. L. Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan", Parallel
-//!   Computing 35 (2009).
+//! * source: P. Sanders, J. Speck, J. L. Träff, "Two-tree algorithms for full bandwidth broadcast,
+//!   reduction and scan", Parallel Computing 35 (2009).
 
 use crate::pattern::tree::{Node, double};
 use crate::schedule::operand::{input, output, peer};
@@ -26,7 +27,8 @@ struct DoubleTree {
     nranks: u32,
 }
 
-/// Lane `2 t` is the way up tree `t`, lane `2 t + 1` the way down; both use channel `t`, in opposite directions.
+/// Lane `2 t` is the way up tree `t`, lane `2 t + 1` the way down; both use channel `t`, in
+/// opposite directions.
 impl Program for DoubleTree {
     fn lanes(&self, _: Rank) -> u32 {
         4

@@ -1,15 +1,19 @@
-//! All-reduce by halving and doubling (Rabenseifner's algorithm), in canonical order and for any rank count: a reduce-scatter over
-//! aligned blocks of ranks that join, nearest first, and an all-gather back over the same blocks. See [`crate::pattern::halving`].
+//! All-reduce by halving and doubling (Rabenseifner's algorithm), in canonical order and for any
+//! rank count: a reduce-scatter over aligned blocks of ranks that join, nearest first, and an
+//! all-gather back over the same blocks. See [`crate::pattern::halving`].
 //!
-//! * steps: per rank `n/2` sends, `n-1` folds, `n-1` sends and `n-1` receives on average; a lane for each join and kind
+//! * steps: per rank `n/2` sends, `n-1` folds, `n-1` sends and `n-1` receives on average; a lane
+//!   for each join and kind
 //! * bytes sent per rank: `2 (n-1)/n m` on average
 //! * cost: `2 ceil(log2 n) a + 2 (n-1)/n m b + (n-1)/n m g`
 //! * credits: 1, see the two halves; no scratch, since partial sums are kept in the output
 //! * class: canonical
-//! * wins: mid-size vectors at many ranks, and large ones that need the canonical bits where not every pair has a direct link
-//! * source: R. Rabenseifner, "Optimization of Collective Reduction Operations", ICCS 2004; R. Thakur, R. Rabenseifner, W. Gropp,
-//!   "Optimization of Collective Communication Operations in MPICH", IJHPCA 19 (2005). They halve from the farthest rank
-//!   on; nearest first makes the canonical tree. The treatment of rank counts that are no powers of two is our own.
+//! * wins: mid-size vectors at many ranks, and large ones that need the canonical bits where not
+//!   every pair has a direct link
+//! * source: R. Rabenseifner, "Optimization of Collective Reduction Operations", ICCS 2004; R.
+//!   Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective Communication Operations in
+//!   MPICH", IJHPCA 19 (2005). They halve from the farthest rank on; nearest first makes the
+//!   canonical tree. The treatment of rank counts that are no powers of two is our own.
 
 use crate::collective::all_gather::doubling::Spread;
 use crate::collective::reduce_scatter::halving::Folds;

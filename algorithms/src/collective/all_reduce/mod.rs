@@ -1,7 +1,7 @@
 //! Every rank ends with the reduction of all inputs.
 //!
-//! Costs are in the alpha-beta model: `n` ranks, `m` bytes per rank, `a` seconds per message, `b` per byte moved, `g` per byte
-//! reduced.
+//! Costs are in the alpha-beta model: `n` ranks, `m` bytes per rank, `a` seconds per message, `b`
+//! per byte moved, `g` per byte reduced.
 
 pub mod biring;
 pub mod circulant;

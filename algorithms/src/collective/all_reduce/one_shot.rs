@@ -1,4 +1,5 @@
-//! One-shot all-reduce: every rank sends its whole vector to every other and reduces all of them itself.
+//! One-shot all-reduce: every rank sends its whole vector to every other and reduces all of them
+//! itself.
 //!
 //! * steps: `ceil((n-1)/8)` sends and `ceil(n/8) + …` folds per rank, one lane
 //! * bytes sent per rank: `(n-1) m`
@@ -7,9 +8,9 @@
 //! * wins: vectors of a few cache lines; no other algorithm has a single message latency.
 //! * source: folklore; the name is from NVIDIA's TensorRT-LLM all-reduce kernels.
 //!
-//! The vector is first copied to scratch and sent from there: in place, a rank writes its result while slower peers may
-//! still be reading its contribution, and no order of steps can prevent that. Where links copy, the engine drops a scratch
-//! chunk that no step reads.
+//! The vector is first copied to scratch and sent from there: in place, a rank writes its result
+//! while slower peers may still be reading its contribution, and no order of steps can prevent
+//! that. Where links copy, the engine drops a scratch chunk that no step reads.
 
 use crate::pattern::fan::{FanIn, FanInInputs, FanOut};
 use crate::pattern::ring::after;

@@ -1,16 +1,19 @@
-//! Recursive doubling: in round `k` aligned blocks of `2^k` ranks exchange what they have reduced so far.
+//! Recursive doubling: in round `k` aligned blocks of `2^k` ranks exchange what they have reduced
+//! so far.
 //!
-//! * steps: `1 + ceil(log2 n)` per rank, one lane; off powers of two, ranks of the last block need more to serve the others
-//! * bytes sent per rank: `ceil(log2 n) m` (off powers of two up to `n m` in the worst case, for one rank of `2^k + 1`)
+//! * steps: `1 + ceil(log2 n)` per rank, one lane; off powers of two, ranks of the last block need
+//!   more to serve the others
+//! * bytes sent per rank: `ceil(log2 n) m` (off powers of two up to `n m` in the worst case, for
+//!   one rank of `2^k + 1`)
 //! * cost: `ceil(log2 n) (a + m b + m g)` at powers of two
-//! * class: canonical, at every rank count: instead of folding surplus ranks in first, the members of a short last block serve
-//!   several receivers each, see [`crate::pattern::butterfly`]
+//! * class: canonical, at every rank count: instead of folding surplus ranks in first, the members
+//!   of a short last block serve several receivers each, see [`crate::pattern::butterfly`]
 //! * wins: small vectors at more than a handful of ranks
-//! * source: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective Communication Operations in MPICH", IJHPCA 19
-//!   (2005); the treatment of other rank counts is our own.
+//! * source: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective Communication
+//!   Operations in MPICH", IJHPCA 19 (2005); the treatment of other rank counts is our own.
 //!
-//! Round `k`'s value lives in scratch chunk `k`, so that a value still being read by a slow partner is never overwritten
-//! within a tile.
+//! Round `k`'s value lives in scratch chunk `k`, so that a value still being read by a slow partner
+//! is never overwritten within a tile.
 
 use crate::pattern::butterfly::{Round, round, rounds};
 use crate::pattern::fan::FanOut;
@@ -33,8 +36,9 @@ struct Doubling {
     nranks: u32,
 }
 
-/// What a rank does with the value it has on entering a round: stage 0 makes it from the input, each later stage from the
-/// exchange of the round before; then it is kept for the round and sent to the partners of that round.
+/// What a rank does with the value it has on entering a round: stage 0 makes it from the input,
+/// each later stage from the exchange of the round before; then it is kept for the round and sent
+/// to the partners of that round.
 #[derive(Clone, Copy)]
 struct Stage {
     /// The exchange that makes the value; None for the first stage.

@@ -1,14 +1,15 @@
-//! Two-shot all-reduce: the vector in `n` parts; rank `r` collects everybody's part `r`, reduces it in one pass and sends the result
-//! to all in the same pass.
+//! Two-shot all-reduce: the vector in `n` parts; rank `r` collects everybody's part `r`, reduces it
+//! in one pass and sends the result to all in the same pass.
 //!
-//! * steps: `n-1` sends, `ceil(n/8) + …` folds, `n-1` receives per rank, in three lanes, so that collecting, folding
-//!   and spreading of different tiles overlap
+//! * steps: `n-1` sends, `ceil(n/8) + …` folds, `n-1` receives per rank, in three lanes, so that
+//!   collecting, folding and spreading of different tiles overlap
 //! * bytes sent per rank: `2 (n-1)/n m`, to `n-1` peers at once
 //! * cost: `2 a + 2 (n-1)/n m b + (n-1)/n m g`
 //! * class: canonical
 //! * wins: mid-size and large vectors where every pair has a direct link: shared memory, NVLink
-//! * source: folklore (reduce-scatter and all-gather by direct exchange, as in R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of
-//!   Collective Communication Operations in MPICH", IJHPCA 19 (2005), section 4.2); the name is from TensorRT-LLM.
+//! * source: folklore (reduce-scatter and all-gather by direct exchange, as in R. Thakur, R.
+//!   Rabenseifner, W. Gropp, "Optimization of Collective Communication Operations in MPICH", IJHPCA
+//!   19 (2005), section 4.2); the name is from TensorRT-LLM.
 
 use crate::pattern::fan::{FanIn, FanInInputs, FanOut};
 use crate::pattern::ring::{after, before};

@@ -1,26 +1,33 @@
-//! Bruck's all-to-all: a block for the rank `o` above hops over the powers of two that make up `o`, the least first, so that
-//! every rank meets `ceil(log2 n)` others instead of `n-1`. For any number of ranks.
+//! Bruck's all-to-all: a block for the rank `o` above hops over the powers of two that make up `o`,
+//! the least first, so that every rank meets `ceil(log2 n)` others instead of `n-1`. For any number
+//! of ranks.
 //!
-//! Call *offset* `o` at a rank the block that is `o` ranks from its source to its destination. In round `k` every rank sends
-//! the offsets that have bit `k` to the rank `2^k` above and takes as many from the rank `2^k` below.
+//! Call *offset* `o` at a rank the block that is `o` ranks from its source to its destination. In
+//! round `k` every rank sends the offsets that have bit `k` to the rank `2^k` above and takes as
+//! many from the rank `2^k` below.
 //!
-//! * steps: `ceil(log2 n)` rounds of about `n/2` sends in one lane, as many receives and the copy of the own block in another
+//! * steps: `ceil(log2 n)` rounds of about `n/2` sends in one lane, as many receives and the copy
+//!   of the own block in another
 //! * bytes sent per rank: about `(n/2) log2(n) m` for blocks of `m` bytes
 //! * cost: `ceil(log2 n) a + (n/2) log2(n) m b`
 //! * scratch: `n` chunks from 8 ranks on, below none
 //! * class: canonical (nothing is reduced)
 //! * wins: small blocks at many ranks: below about `2 a / (b log2 n)` bytes
-//! * source: J. Bruck et al., "Efficient algorithms for all-to-all communications in multiport message-passing systems", IEEE TPDS 8
-//!   (1997). What it aggregates in a message are here the messages of a round, which follow each other on one link. A circulant
-//!   graph's skips (J. L. Träff et al.) in place of powers of two make as many rounds, and up to a tenth fewer hops just above a power of
-//!   two, 1.3 % on average up to 3000 ranks; no closed form for the hops of a round is known to us, so there is no such variant.
+//! * source: J. Bruck et al., "Efficient algorithms for all-to-all communications in multiport
+//!   message-passing systems", IEEE TPDS 8 (1997). What it aggregates in a message are here the
+//!   messages of a round, which follow each other on one link. A circulant graph's skips (J. L.
+//!   Träff et al.) in place of powers of two make as many rounds, and up to a tenth fewer hops just
+//!   above a power of two, 1.3 % on average up to 3000 ranks; no closed form for the hops of a
+//!   round is known to us, so there is no such variant.
 //!
-//! Where blocks under way are kept: not where the round's next block of the same offset is to be received, for a rank whose
-//! memory is lent could then only receive what its neighbour gives once the neighbour has received, and so on round the circle.
-//! Before its last hop, offset `o` lies in the output of offset `o-1`, which has its own last hop in the same round (or `o` would have
-//! one bit and no earlier hop) but after `o`'s, since offsets come in descending order. Before the hops ahead of that it lies in scratch and
-//! there in turns. The receive of each hop waits until the message of the hop before has left; this also frees the
-//! scratch before the tile ends, and the output is other memory in every tile.
+//! Where blocks under way are kept: not where the round's next block of the same offset is to be
+//! received, for a rank whose memory is lent could then only receive what its neighbour gives once
+//! the neighbour has received, and so on round the circle. Before its last hop, offset `o` lies in
+//! the output of offset `o-1`, which has its own last hop in the same round (or `o` would have one
+//! bit and no earlier hop) but after `o`'s, since offsets come in descending order. Before the hops
+//! ahead of that it lies in scratch and there in turns. The receive of each hop waits until the
+//! message of the hop before has left; this also frees the scratch before the tile ends, and the
+//! output is other memory in every tile.
 
 use crate::pattern::hops::{Hop, Hops};
 use crate::pattern::ring::{after, before};

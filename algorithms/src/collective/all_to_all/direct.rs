@@ -1,5 +1,5 @@
-//! Direct all-to-all: every rank sends block `r` to rank `r`; rank `r` begins with its successor, so that no two senders start
-//! with the same receiver.
+//! Direct all-to-all: every rank sends block `r` to rank `r`; rank `r` begins with its successor,
+//! so that no two senders start with the same receiver.
 //!
 //! * steps: one copy and `n-1` sends in one lane, `n-1` receives in another
 //! * bytes sent per rank: `(n-1) m` for blocks of `m` bytes, the least there is

@@ -1,14 +1,18 @@
-//! Binomial broadcast: who has the vector passes it on to ranks ever nearer, so that those who have it double.
+//! Binomial broadcast: who has the vector passes it on to ranks ever nearer, so that those who have
+//! it double.
 //!
-//! * steps: one at each rank, and one more for every eight children beyond the first seven (from 129 ranks on, near the root)
+//! * steps: one at each rank, and one more for every eight children beyond the first seven (from
+//!   129 ranks on, near the root)
 //! * bytes sent: `ceil(log2 n) m` by the root, less by others, none by half of the ranks
-//! * cost: `ceil(log2 n) (a + m b)`; many tiles cost the root's `ceil(log2 n) m b` and the latency once
+//! * cost: `ceil(log2 n) (a + m b)`; many tiles cost the root's `ceil(log2 n) m b` and the latency
+//!   once
 //! * class: canonical (nothing is reduced)
 //! * wins: small vectors at more than a handful of ranks
-//! * source: folklore; R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective Communication Operations in MPICH",
-//!   IJHPCA 19 (2005), section 3
+//! * source: folklore; R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective
+//!   Communication Operations in MPICH", IJHPCA 19 (2005), section 3
 //!
-//! The child with the largest subtree is served first. What a rank takes leaves for its children in the same pass.
+//! The child with the largest subtree is served first. What a rank takes leaves for its children in
+//! the same pass.
 
 use crate::pattern::binomial::{children, node, parent, rank as at};
 use crate::pattern::fan::FanOut;

@@ -1,4 +1,5 @@
-//! Chain broadcast: every rank passes on to the next what it takes from the one before, tile by tile.
+//! Chain broadcast: every rank passes on to the next what it takes from the one before, tile by
+//! tile.
 //!
 //! * steps: one per rank
 //! * bytes sent per rank: `m`, the least there is; none by the last

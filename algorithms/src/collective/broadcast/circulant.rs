@@ -1,23 +1,26 @@
-//! Circulant broadcast: the vector in `k` blocks, spread over a circulant graph in the optimal number of rounds, for any number of
-//! ranks.
+//! Circulant broadcast: the vector in `k` blocks, spread over a circulant graph in the optimal
+//! number of rounds, for any number of ranks.
 //!
-//! With `q = ceil(log2 n)` the vector has `k = 4 q + 1` parts, and one tile moves a tile of each of them: `k - 1 + q = 5 q` rounds.
-//! The next tile begins where a rank is through with its rounds.
+//! With `q = ceil(log2 n)` the vector has `k = 4 q + 1` parts, and one tile moves a tile of each of
+//! them: `k - 1 + q = 5 q` rounds. The next tile begins where a rank is through with its rounds.
 //!
 //! * steps: at most one send and one receive per round, in one lane: up to `10 q`
 //! * bytes sent per rank: `m` on average; `(5 q / (4 q + 1)) m`, about a quarter more, by the root
-//! * cost: `(k - 1 + q) (a + m/k b)`, here `5 q a + 5 q / (4 q + 1) m b`: no other broadcast in one-ported full-duplex rounds takes
-//!   fewer rounds for as many blocks
+//! * cost: `(k - 1 + q) (a + m/k b)`, here `5 q a + 5 q / (4 q + 1) m b`: no other broadcast in
+//!   one-ported full-duplex rounds takes fewer rounds for as many blocks
 //! * class: canonical (nothing is reduced)
-//! * wins: large vectors at any number of ranks, where ranks have one port: no rank moves twice what it must, and latency is
-//!   logarithmic
-//! * source: J. L. Träff, "Optimal Broadcast Schedules in Logarithmic Time with Applications to Broadcast, All-Broadcast, Reduction
-//!   and All-Reduction" (2024), arXiv:2407.18004; see [`crate::pattern::broadcast_rounds`]
+//! * wins: large vectors at any number of ranks, where ranks have one port: no rank moves twice
+//!   what it must, and latency is logarithmic
+//! * source: J. L. Träff, "Optimal Broadcast Schedules in Logarithmic Time with Applications to
+//!   Broadcast, All-Broadcast, Reduction and All-Reduction" (2024), arXiv:2407.18004; see
+//!   [`crate::pattern::broadcast_rounds`]
 //!
-//! Ranks keep no clock, so a rank may run ahead of the rounds as far as its credits let it; then messages queue at a receiver's port.
+//! Ranks keep no clock, so a rank may run ahead of the rounds as far as its credits let it; then
+//! messages queue at a receiver's port.
 //!
-//! Four blocks per skip and tile: the root repeats the last block in the last `q - 1` rounds, so more blocks would bring its bytes
-//! closer to `m`, and fewer the latency of a small vector closer to `q`.
+//! Four blocks per skip and tile: the root repeats the last block in the last `q - 1` rounds, so
+//! more blocks would bring its bytes closer to `m`, and fewer the latency of a small vector closer
+//! to `q`.
 
 use crate::pattern::binomial::{node, rank as at};
 use crate::pattern::broadcast_rounds::Rounds;

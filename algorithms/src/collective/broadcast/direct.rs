@@ -2,7 +2,8 @@
 //!
 //! * steps: `ceil((n-1)/8)` at the root, one elsewhere
 //! * bytes sent: `(n-1) m` by the root
-//! * cost: `a + (n-1) m b`; over shared memory the messages leave in one pass over the root's vector
+//! * cost: `a + (n-1) m b`; over shared memory the messages leave in one pass over the root's
+//!   vector
 //! * class: canonical (nothing is reduced)
 //! * wins: few ranks with direct links
 

@@ -1,13 +1,14 @@
-//! Double binary tree broadcast: half of the vector goes down one tree, the other half down another, such that no rank but the root
-//! is an inner node of both.
+//! Double binary tree broadcast: half of the vector goes down one tree, the other half down
+//! another, such that no rank but the root is an inner node of both.
 //!
 //! * steps: one per tree and rank, in two lanes
-//! * bytes sent: `m` by the root, up to `m` by each of the others, which is an inner node of one tree at most
+//! * bytes sent: `m` by the root, up to `m` by each of the others, which is an inner node of one
+//!   tree at most
 //! * cost: `ceil(log2 n) (a + t b) + m b` for tiles of `t` bytes
 //! * class: canonical (nothing is reduced)
 //! * wins: mid-size and large vectors at many ranks, where the chain's `(n-1) a` hurts
-//! * source: P. Sanders, J. Speck, J. L. Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan", Parallel
-//!   Computing 35 (2009), see [`crate::pattern::rooted_pair`]
+//! * source: P. Sanders, J. Speck, J. L. Träff, "Two-tree algorithms for full bandwidth broadcast,
+//!   reduction and scan", Parallel Computing 35 (2009), see [`crate::pattern::rooted_pair`]
 
 use crate::pattern::binomial::{node, rank as at};
 use crate::pattern::rooted_pair::tree;

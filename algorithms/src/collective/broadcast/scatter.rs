@@ -1,13 +1,17 @@
-//! Broadcast by parts: the root deals the vector out in `n-1` parts, one to each other rank, and every rank passes its part on to
-//! all others but the root: a scatter and an all-gather, both direct.
+//! Broadcast by parts: the root deals the vector out in `n-1` parts, one to each other rank, and
+//! every rank passes its part on to all others but the root: a scatter and an all-gather, both
+//! direct.
 //!
-//! * steps: `n-1` at the root, elsewhere `ceil((n-1)/8)` that take the own part and pass it on, in one lane, and `n-2` receives in another
+//! * steps: `n-1` at the root, elsewhere `ceil((n-1)/8)` that take the own part and pass it on, in
+//!   one lane, and `n-2` receives in another
 //! * bytes sent per rank: `m` by the root, `(n-2)/(n-1) m` by the others
 //! * cost: `2 a + 2 m b`; tiles overlap, so that large vectors cost about `m b`
 //! * class: canonical (nothing is reduced)
-//! * wins: large vectors where every pair has a direct link and no rank should send the vector more than once
-//! * source: M. Barnett et al., "Interprocessor collective communication library (InterCom)", SHPCC 1994, section on long vectors. There the
-//!   root keeps a part too; here it keeps none, since it would have to send that one `n-1` times.
+//! * wins: large vectors where every pair has a direct link and no rank should send the vector more
+//!   than once
+//! * source: M. Barnett et al., "Interprocessor collective communication library (InterCom)", SHPCC
+//!   1994, section on long vectors. There the root keeps a part too; here it keeps none, since it
+//!   would have to send that one `n-1` times.
 
 use crate::pattern::fan::FanOut;
 use crate::pattern::ring::{after, before};

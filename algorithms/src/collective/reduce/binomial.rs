@@ -4,11 +4,12 @@
 //! * bytes sent per rank: `m`; none by the root, which receives up to `ceil(log2 n) m`
 //! * cost: `ceil(log2 n) (a + m b + m g)`
 //! * scratch: one chunk, for the sum so far at ranks that have no receive buffer
-//! * class: canonical at every root: rank order is kept because a block is held by the root where it contains it, see
-//!   [`crate::pattern::aligned`]
+//! * class: canonical at every root: rank order is kept because a block is held by the root where
+//!   it contains it, see [`crate::pattern::aligned`]
 //! * wins: small vectors at more than a handful of ranks
-//! * source: folklore; R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective Communication Operations in MPICH",
-//!   IJHPCA 19 (2005), section 3; holders that keep the order at every root are our own.
+//! * source: folklore; R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective
+//!   Communication Operations in MPICH", IJHPCA 19 (2005), section 3; holders that keep the order
+//!   at every root are our own.
 //!
 //! The last sum of a rank goes straight into its message.
 

@@ -1,4 +1,5 @@
-//! Chain reduce: every rank adds its vector to what it takes from the one before and passes the sum on, tile by tile.
+//! Chain reduce: every rank adds its vector to what it takes from the one before and passes the sum
+//! on, tile by tile.
 //!
 //! * steps: one per rank
 //! * bytes sent per rank: `m`, the least there is; none by the root

@@ -1,19 +1,24 @@
-//! Circulant reduce: the rounds of the circulant broadcast backwards. Where a rank there gives a block it here takes a sum
-//! of that block and adds it to its own; where it takes one, it gives its sum.
+//! Circulant reduce: the rounds of the circulant broadcast backwards. Where a rank there gives a
+//! block it here takes a sum of that block and adds it to its own; where it takes one, it gives its
+//! sum.
 //!
-//! With `q = ceil(log2 n)` the vector has `k = 4 q + 1` parts, and one tile moves a tile of each of them: `k - 1 + q = 5 q` rounds.
+//! With `q = ceil(log2 n)` the vector has `k = 4 q + 1` parts, and one tile moves a tile of each of
+//! them: `k - 1 + q = 5 q` rounds.
 //!
 //! * steps: at most one send and one fold per round, in one lane: up to `10 q`
 //! * bytes sent per rank: `m`; the root receives `(5 q / (4 q + 1)) m`
-//! * cost: `(k - 1 + q) (a + m/k b + m/k g)`, here `5 q a + 5 q / (4 q + 1) m (b + g)`: the least number of rounds there can be
-//! * scratch: `2 q` chunks. A block's sum is under way for at most two phases of `q` rounds, so block `v` shares its chunk with
-//!   block `v + 2 q`.
+//! * cost: `(k - 1 + q) (a + m/k b + m/k g)`, here `5 q a + 5 q / (4 q + 1) m (b + g)`: the least
+//!   number of rounds there can be
+//! * scratch: `2 q` chunks. A block's sum is under way for at most two phases of `q` rounds, so
+//!   block `v` shares its chunk with block `v + 2 q`.
 //! * class: fast. Every block has a tree of its own, counted from the root on.
 //! * wins: large vectors at any number of ranks, where ranks have one port
-//! * source: J. L. Träff, "Optimal Broadcast Schedules in Logarithmic Time with Applications to Broadcast, All-Broadcast, Reduction
-//!   and All-Reduction" (2024), arXiv:2407.18004; see [`crate::pattern::broadcast_rounds`]
+//! * source: J. L. Träff, "Optimal Broadcast Schedules in Logarithmic Time with Applications to
+//!   Broadcast, All-Broadcast, Reduction and All-Reduction" (2024), arXiv:2407.18004; see
+//!   [`crate::pattern::broadcast_rounds`]
 //!
-//! A step is found in O(log^2 n): whether a sum is the first of its block follows from what the rank gives over every skip.
+//! A step is found in O(log^2 n): whether a sum is the first of its block follows from what the
+//! rank gives over every skip.
 
 use crate::pattern::binomial::{node, rank as at};
 use crate::pattern::broadcast_rounds::Rounds;

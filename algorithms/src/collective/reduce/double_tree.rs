@@ -1,13 +1,13 @@
-//! Double binary tree reduce: half of the vector goes up one tree, the other half up another, such that no rank but the root
-//! is an inner node of both.
+//! Double binary tree reduce: half of the vector goes up one tree, the other half up another, such
+//! that no rank but the root is an inner node of both.
 //!
 //! * steps: one per tree and rank, in two lanes
 //! * bytes sent per rank: `m`, received about `m`; the root only receives
 //! * cost: `ceil(log2 n) (a + t b + t g) + m b + m g` for tiles of `t` bytes
 //! * class: fast. Each half has one fixed in-order tree over the ranks, counted from the root on.
 //! * wins: mid-size and large vectors at many ranks, where the chain's `(n-1) a` hurts
-//! * source: P. Sanders, J. Speck, J. L. Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan", Parallel
-//!   Computing 35 (2009), see [`crate::pattern::rooted_pair`]
+//! * source: P. Sanders, J. Speck, J. L. Träff, "Two-tree algorithms for full bandwidth broadcast,
+//!   reduction and scan", Parallel Computing 35 (2009), see [`crate::pattern::rooted_pair`]
 
 use crate::pattern::binomial::{node, rank as at};
 use crate::pattern::rooted_pair::tree;

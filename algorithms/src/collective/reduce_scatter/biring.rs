@@ -1,10 +1,13 @@
-//! Bidirectional ring reduce-scatter: each block comes to its owner along two arms of the ring, half of the ranks on each.
+//! Bidirectional ring reduce-scatter: each block comes to its owner along two arms of the ring,
+//! half of the ranks on each.
 //!
 //! * steps: `ceil((n-1)/2) + 1` and `floor((n-1)/2) + 1` in two lanes, one for each direction
 //! * bytes sent per rank: `(n-1)/n m`, half of them in each direction
 //! * cost: `ceil((n-1)/2) (a + m/n b) + (n-1)/n m g` where both directions of a link are free
-//! * credits: 2 as on any ring; no scratch, since the owner keeps what the arm from above brings in its output
-//! * class: fast. Block `c` is the chain from `c - n/2` up to `c - 1`, combined with the chain from `c + (n-1)/2` down to `c`.
+//! * credits: 2 as on any ring; no scratch, since the owner keeps what the arm from above brings in
+//!   its output
+//! * class: fast. Block `c` is the chain from `c - n/2` up to `c - 1`, combined with the chain from
+//!   `c + (n-1)/2` down to `c`.
 //! * wins: where the ring does and links are full duplex: half of its steps
 //! * source: folklore of rings with two directions
 

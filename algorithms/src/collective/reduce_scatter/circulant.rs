@@ -1,7 +1,9 @@
-//! Circulant reduce-scatter: `ceil(log2 n)` rounds and the least data, at every rank count. See [`crate::pattern::circulant`].
+//! Circulant reduce-scatter: `ceil(log2 n)` rounds and the least data, at every rank count. See
+//! [`crate::pattern::circulant`].
 //!
-//! * steps: per rank `n/2` sends in lane 0 and the `n-1` folds of round `k` in lane `k`, partial sums that stay first; the others are sent
-//!   straight on, in the round that follows. A round's last offset has no fold where the round before left an odd number.
+//! * steps: per rank `n/2` sends in lane 0 and the `n-1` folds of round `k` in lane `k`, partial
+//!   sums that stay first; the others are sent straight on, in the round that follows. A round's
+//!   last offset has no fold where the round before left an odd number.
 //! * bytes sent per rank: `(n-1)/n m`
 //! * cost: `ceil(log2 n) a + (n-1)/n m b + (n-1)/n m g`
 //! * credits: 1
@@ -10,8 +12,9 @@
 //! * wins: mid-size vectors at many ranks, above all where the rank count is no power of two
 //! * source: as for the pattern
 //!
-//! Lane 1 makes the folds of the first round and, as its last step, the fold of the last round. That one waits for the lanes
-//! between, which read what lane 1 wrote to scratch: so the next tile's first folds do not overtake them.
+//! Lane 1 makes the folds of the first round and, as its last step, the fold of the last round.
+//! That one waits for the lanes between, which read what lane 1 wrote to scratch: so the next
+//! tile's first folds do not overtake them.
 
 use crate::collective::reduce_scatter::closing::Closing;
 use crate::pattern::circulant::Circulant;
@@ -50,7 +53,8 @@ impl Folds {
         if lane == 0 { self.pattern.moved(1) } else { self.pattern.skip(lane) }
     }
 
-    /// A step of any lane but that of the last round. `partial` is where the sum of an offset is kept.
+    /// A step of any lane but that of the last round. `partial` is where the sum of an offset is
+    /// kept.
     pub(in crate::collective) fn step(
         self,
         rank: Rank,
@@ -90,7 +94,8 @@ impl Folds {
         let theirs = (offset < self.pattern.moved(k)).then_some(theirs);
         let own = if k == 1 { input(after(rank, offset, n)) } else { partial(offset) };
         let step = Step::new([own].into_iter().chain(theirs), outputs);
-        // What the round before kept it kept in its first steps; this lane does the rest by its order.
+        // What the round before kept it kept in its first steps; this lane does the rest by its
+        // order.
         if k > 1 && offset == 0 { step.after(k - 1, self.pattern.skip(k) - 1) } else { step }
     }
 }
@@ -112,8 +117,9 @@ impl Scatter {
         Closing { first: 2, end: self.folds.pattern.rounds(), width: self.width }
     }
 
-    /// Where three offsets are left two rounds before the end, offset 1 is folded no more. It goes straight on to the last round, for the
-    /// step that reads it must not lend scratch: the last fold waits for what is lent, and every rank would wait for the next.
+    /// Where three offsets are left two rounds before the end, offset 1 is folded no more. It goes
+    /// straight on to the last round, for the step that reads it must not lend scratch: the last
+    /// fold waits for what is lent, and every rank would wait for the next.
     fn skips_a_round(self, lane: u32) -> bool {
         lane > 0 && lane + 2 == self.folds.pattern.rounds() && self.folds.pattern.skip(lane) == 3
     }

@@ -1,6 +1,6 @@
-//! Scratch is the same memory in every tile: the lane that writes it first in a tile must not begin the next before the
-//! other lanes are through with it. Its last step names the last steps of those lanes; where they are more than a step can name,
-//! each of the first of them is named by another.
+//! Scratch is the same memory in every tile: the lane that writes it first in a tile must not begin
+//! the next before the other lanes are through with it. Its last step names the last steps of those
+//! lanes; where they are more than a step can name, each of the first of them is named by another.
 
 use crate::schedule::MAX_FAN;
 use crate::schedule::{After, Step};
@@ -10,8 +10,8 @@ use crate::schedule::{After, Step};
 pub(super) struct Closing {
     pub(super) first: u32,
     pub(super) end: u32,
-    /// How many of them the closing step names, at least two: what the last step of a lane lends may be taken by the next lane of a
-    /// peer, which must not wait for it.
+    /// How many of them the closing step names, at least two: what the last step of a lane lends
+    /// may be taken by the next lane of a peer, which must not wait for it.
     pub(super) width: u32,
 }
 

@@ -1,4 +1,5 @@
-//! Direct reduce-scatter: every rank sends block `r` to rank `r`, which reduces all of them in one pass.
+//! Direct reduce-scatter: every rank sends block `r` to rank `r`, which reduces all of them in one
+//! pass.
 //!
 //! * steps: `n-1` sends in one lane, `ceil(n/8) + …` folds in another
 //! * bytes sent per rank: `(n-1)/n m`

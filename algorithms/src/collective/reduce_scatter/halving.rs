@@ -1,18 +1,23 @@
-//! Reduce-scatter by halving, in canonical order: aligned blocks of ranks join, nearest first, and with every join a rank has half as
-//! many partial sums to care for. For any rank count, see [`crate::pattern::halving`].
+//! Reduce-scatter by halving, in canonical order: aligned blocks of ranks join, nearest first, and
+//! with every join a rank has half as many partial sums to care for. For any rank count, see
+//! [`crate::pattern::halving`].
 //!
-//! * steps: per rank `n/2` sends in lane 0 and `n-1` folds, those of each join in a lane; a fold whose result is given away in the next join
-//!   sends it straight on. Off powers of two the shares differ: `n-1` messages per rank on average.
+//! * steps: per rank `n/2` sends in lane 0 and `n-1` folds, those of each join in a lane; a fold
+//!   whose result is given away in the next join sends it straight on. Off powers of two the shares
+//!   differ: `n-1` messages per rank on average.
 //! * bytes sent per rank: `(n-1)/n m`
 //! * cost: `ceil(log2 n) a + (n-1)/n m b + (n-1)/n m g`
-//! * credits: 1. All lanes go through their chunks in ascending order, so the least chunk that is not finished can always go on.
+//! * credits: 1. All lanes go through their chunks in ascending order, so the least chunk that is
+//!   not finished can always go on.
 //! * scratch: `ceil(n/4) - 1` chunks, up to `ceil(n/2) - 1` off powers of two
 //! * class: canonical
-//! * wins: mid-size vectors at many ranks that need the canonical bits; the ring's `(n-1) a` is gone, each pair of ranks is a link of one join
+//! * wins: mid-size vectors at many ranks that need the canonical bits; the ring's `(n-1) a` is
+//!   gone, each pair of ranks is a link of one join
 //! * source: as for the pattern
 //!
-//! Lane 1 makes the first folds and, as its last step, the fold that completes the rank's own block. That one waits for the
-//! lanes between, which read what lane 1 wrote to scratch: so the next tile's first folds do not overtake them.
+//! Lane 1 makes the first folds and, as its last step, the fold that completes the rank's own
+//! block. That one waits for the lanes between, which read what lane 1 wrote to scratch: so the
+//! next tile's first folds do not overtake them.
 
 use crate::collective::reduce_scatter::closing::Closing;
 use crate::pattern::halving::{Join, joins};
@@ -35,7 +40,8 @@ fn with_closing(nranks: u32, width: u32) -> Schedule {
         .canonical()
 }
 
-/// The sends and folds that halving begins with: lane 0 sends, lane `j` makes the folds of the rank's `j`th join.
+/// The sends and folds that halving begins with: lane 0 sends, lane `j` makes the folds of the
+/// rank's `j`th join.
 #[derive(Clone, Copy)]
 pub(in crate::collective) struct Folds {
     pub(in crate::collective) nranks: u32,
@@ -114,8 +120,8 @@ struct Halving {
 }
 
 impl Halving {
-    /// The most that any rank needs. Ranks with a sibling in the first two rounds are alike but for their place in
-    /// four; the others are among the last three.
+    /// The most that any rank needs. Ranks with a sibling in the first two rounds are alike but for
+    /// their place in four; the others are among the last three.
     fn scratch(self) -> u32 {
         let n = self.folds.nranks;
         let kept = |rank| match self.folds.joins(rank) {

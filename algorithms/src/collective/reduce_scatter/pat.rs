@@ -1,15 +1,19 @@
-//! Reduce-scatter by parallel aggregated trees: the block of each rank is reduced up a binomial tree, and the `n` trees are the same up to
-//! rotation. See [`crate::pattern::pat`].
+//! Reduce-scatter by parallel aggregated trees: the block of each rank is reduced up a binomial
+//! tree, and the `n` trees are the same up to rotation. See [`crate::pattern::pat`].
 //!
-//! * steps: per rank one for each block, in up to five lanes by the level in the tree: fold the own contribution and what came from all
-//!   children in one pass, and send it on (more passes above 7 children, which takes more than 128 ranks)
-//! * bytes sent per rank: `(n-1)/n m`; half of them go to the nearest rank and one block to the farthest
-//! * cost: `ceil(log2 n) a + (n-1)/n m b + (n-1)/n m g`; above 64 ranks the levels that share a lane make it `(4 + n/32) a`
+//! * steps: per rank one for each block, in up to five lanes by the level in the tree: fold the own
+//!   contribution and what came from all children in one pass, and send it on (more passes above 7
+//!   children, which takes more than 128 ranks)
+//! * bytes sent per rank: `(n-1)/n m`; half of them go to the nearest rank and one block to the
+//!   farthest
+//! * cost: `ceil(log2 n) a + (n-1)/n m b + (n-1)/n m g`; above 64 ranks the levels that share a
+//!   lane make it `(4 + n/32) a`
 //! * credits: 1
-//! * scratch: none up to 128 ranks, one chunk beyond: partial sums wait in links, of which a rank has less than
-//!   `4 log2(n)`, one message in each
+//! * scratch: none up to 128 ranks, one chunk beyond: partial sums wait in links, of which a rank
+//!   has less than `4 log2(n)`, one message in each
 //! * class: fast. The tree of block `c` is the same for all blocks up to rotation.
-//! * wins: mid-size and large vectors at many ranks, for every byte is read once and written once, and far links carry little
+//! * wins: mid-size and large vectors at many ranks, for every byte is read once and written once,
+//!   and far links carry little
 //! * source: as for the pattern
 
 use crate::pattern::pat::{Part, Pat};

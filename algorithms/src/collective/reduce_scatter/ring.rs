@@ -1,12 +1,16 @@
-//! Ring reduce-scatter: each block travels once round the ring, from the rank after its owner to the owner, and grows on the way.
+//! Ring reduce-scatter: each block travels once round the ring, from the rank after its owner to
+//! the owner, and grows on the way.
 //!
 //! * steps: `n` per rank, one lane
 //! * bytes sent per rank: `(n-1)/n m`
 //! * cost: `(n-1) a + (n-1)/n m b + (n-1)/n m g`
 //! * credits: 2, as for the all-reduce over a ring; no scratch
-//! * class: fast. Block `c` is reduced in the order `c+1, c+2, …, c`: a different chain for each block.
-//! * wins: large vectors where links to neighbours are the good ones or where more than two streams per link contend.
-//! * source: P. Patarasuk, X. Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", JPDC 69 (2009).
+//! * class: fast. Block `c` is reduced in the order `c+1, c+2, …, c`: a different chain for each
+//!   block.
+//! * wins: large vectors where links to neighbours are the good ones or where more than two streams
+//!   per link contend.
+//! * source: P. Patarasuk, X. Yuan, "Bandwidth optimal all-reduce algorithms for clusters of
+//!   workstations", JPDC 69 (2009).
 
 use crate::pattern::ring::{after, before};
 use crate::schedule::operand::{input, output, peer};
