@@ -1,8 +1,8 @@
-//! Schedules of collective communication: what they mean, how they are generated, how they are
-//! proved.
+//! Schedules of collective communication: their meaning, their generators, their proof and their
+//! cost.
 //!
-//! An algorithm is a pure function that returns a [`Schedule`]. Nothing here does I/O, reads a
-//! clock, starts a thread or is unsafe; see `docs/schedule.md` for the ideas.
+//! An algorithm is a pure function that returns a [`Schedule`]. This crate does no I/O, reads no
+//! clock, starts no thread and has no unsafe code. `docs/schedule.md` explains the ideas.
 
 #![forbid(unsafe_code)]
 

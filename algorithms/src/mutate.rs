@@ -9,11 +9,11 @@ use crate::schedule::{After, Chunk, Operand, Schedule, Step, Table};
 
 /// A schedule with one fault.
 pub struct Mutant {
-    /// Which kind of fault.
+    /// The kind of fault.
     pub kind: &'static str,
-    /// What was done to it.
+    /// What was changed.
     pub description: String,
-    /// The schedule after it.
+    /// The schedule with the fault.
     pub schedule: Schedule,
 }
 
@@ -27,12 +27,13 @@ impl fmt::Debug for Mutant {
 pub fn mutants(schedule: &Schedule, seed: u64, count: usize) -> impl Iterator<Item = Mutant> {
     let original = schedule.to_table();
     let schedule = schedule.clone();
-    let mut random = Random(seed);
+    let mut random = SplitMix64(seed);
     let steps: usize = original.0.iter().flatten().map(Vec::len).sum();
     let count = if steps == 0 { 0 } else { count };
     (0..count).map(move |_| {
         loop {
-            let mut changed = Changed { schedule: schedule.clone(), table: original.clone() };
+            let mut changed =
+                MutableSchedule { schedule: schedule.clone(), table: original.clone() };
             let (kind, fault) = KINDS[random.below(KINDS.len())];
             if let Some(description) = fault(&mut changed, &mut random) {
                 let schedule = changed.schedule.with_program(changed.table);
@@ -42,14 +43,14 @@ pub fn mutants(schedule: &Schedule, seed: u64, count: usize) -> impl Iterator<It
     })
 }
 
-/// What a fault may change.
-struct Changed {
+/// The parts of a schedule that a fault may change.
+struct MutableSchedule {
     schedule: Schedule,
     table: Table,
 }
 
-/// Makes a fault: tells what it did, or None if it does not apply at the place that it drew.
-type Fault = fn(&mut Changed, &mut Random) -> Option<String>;
+/// Makes a fault and describes it; None if it does not apply to the step that it drew.
+type Fault = fn(&mut MutableSchedule, &mut SplitMix64) -> Option<String>;
 
 // Dropping a step always applies, so that there is always a mutant.
 const KINDS: &[(&str, Fault)] = &[
@@ -68,46 +69,47 @@ const KINDS: &[(&str, Fault)] = &[
     ("credit reduced", reduce_credit),
 ];
 
-/// The position of a step.
+/// The position of a step in a table.
 #[derive(Clone, Copy)]
-struct At {
+struct StepPosition {
     rank: usize,
     lane: usize,
     step: usize,
 }
 
-impl fmt::Display for At {
+impl fmt::Display for StepPosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "step {} of lane {} of rank {}", self.step, self.lane, self.rank)
     }
 }
 
-impl Changed {
-    /// A step, all equally likely.
-    fn draw(&self, random: &mut Random) -> At {
+impl MutableSchedule {
+    /// A random step; all are equally likely.
+    fn draw(&self, random: &mut SplitMix64) -> StepPosition {
         let steps: usize = self.table.0.iter().flatten().map(Vec::len).sum();
         let mut left = random.below(steps);
         for (rank, lanes) in self.table.0.iter().enumerate() {
             for (lane, steps) in lanes.iter().enumerate() {
                 if left < steps.len() {
-                    return At { rank, lane, step: left };
+                    return StepPosition { rank, lane, step: left };
                 }
                 left -= steps.len();
             }
         }
-        unreachable!("`below` gives less than the number of steps")
+        unreachable!("`below` returns less than the number of steps")
     }
 
-    fn lane(&mut self, at: At) -> &mut Vec<Step> {
+    fn lane(&mut self, at: StepPosition) -> &mut Vec<Step> {
         &mut self.table.0[at.rank][at.lane]
     }
 
-    fn step(&mut self, at: At) -> &mut Step {
+    fn step(&mut self, at: StepPosition) -> &mut Step {
         &mut self.table.0[at.rank][at.lane][at.step]
     }
 
-    /// Renumbers what `after` says of the lane; a step that is gone is no longer waited for.
-    fn renumber(&mut self, at: At, number: impl Fn(u32) -> Option<u32>) {
+    /// Renumbers the steps of this lane in every `after`. `number` gives the new number, or None
+    /// for a step that no longer exists and is not waited for any more.
+    fn renumber(&mut self, at: StepPosition, number: impl Fn(u32) -> Option<u32>) {
         for step in self.table.0[at.rank].iter_mut().flatten() {
             step.after = step
                 .after
@@ -121,15 +123,15 @@ impl Changed {
     }
 }
 
-fn drop_step(changed: &mut Changed, random: &mut Random) -> Option<String> {
+fn drop_step(changed: &mut MutableSchedule, random: &mut SplitMix64) -> Option<String> {
     let at = changed.draw(random);
     let step = changed.lane(at).remove(at.step);
-    let gone = at.step as u32;
-    changed.renumber(at, |i| (i != gone).then(|| i - u32::from(i > gone)));
+    let removed = at.step as u32;
+    changed.renumber(at, |i| (i != removed).then(|| i - u32::from(i > removed)));
     Some(format!("{at} dropped: {step}"))
 }
 
-fn duplicate_step(changed: &mut Changed, random: &mut Random) -> Option<String> {
+fn duplicate_step(changed: &mut MutableSchedule, random: &mut SplitMix64) -> Option<String> {
     let at = changed.draw(random);
     let step = *changed.step(at);
     changed.lane(at).insert(at.step, step);
@@ -138,7 +140,7 @@ fn duplicate_step(changed: &mut Changed, random: &mut Random) -> Option<String> 
     Some(format!("{at} duplicated: {step}"))
 }
 
-fn swap_steps(changed: &mut Changed, random: &mut Random) -> Option<String> {
+fn swap_steps(changed: &mut MutableSchedule, random: &mut SplitMix64) -> Option<String> {
     let at = changed.draw(random);
     let next = at.step + 1;
     let lane = changed.lane(at);
@@ -157,11 +159,11 @@ fn swap_steps(changed: &mut Changed, random: &mut Random) -> Option<String> {
     Some(format!("{at} swapped with the next"))
 }
 
-/// An operand of a step that `change` changes.
+/// Changes an operand of a random step by `change`.
 fn change_operand(
-    changed: &mut Changed,
-    random: &mut Random,
-    change: impl FnOnce(&Schedule, &mut Random, At, Operand) -> Option<Operand>,
+    changed: &mut MutableSchedule,
+    random: &mut SplitMix64,
+    change: impl FnOnce(&Schedule, &mut SplitMix64, StepPosition, Operand) -> Option<Operand>,
 ) -> Option<String> {
     let at = changed.draw(random);
     let schedule = changed.schedule.clone();
@@ -178,7 +180,7 @@ fn change_operand(
     (old != new).then(|| format!("{at}: {old} is {new}"))
 }
 
-fn redirect_peer(changed: &mut Changed, random: &mut Random) -> Option<String> {
+fn redirect_peer(changed: &mut MutableSchedule, random: &mut SplitMix64) -> Option<String> {
     change_operand(changed, random, |schedule, random, at, operand| {
         let Operand::Peer { channel, .. } = operand else { return None };
         let rank = random.below(schedule.nranks as usize);
@@ -186,19 +188,19 @@ fn redirect_peer(changed: &mut Changed, random: &mut Random) -> Option<String> {
     })
 }
 
-fn change_channel(changed: &mut Changed, random: &mut Random) -> Option<String> {
+fn change_channel(changed: &mut MutableSchedule, random: &mut SplitMix64) -> Option<String> {
     let mut used = 0;
     let description = change_operand(changed, random, |_, _, _, operand| {
         let Operand::Peer { rank, channel } = operand else { return None };
         used = channel ^ 1;
         Some(Operand::Peer { rank, channel: used })
     });
-    // Else the declaration alone would be wrong.
+    // Without this, only the declared number of channels would be wrong.
     changed.schedule.channels = changed.schedule.channels.max(used + 1);
     description
 }
 
-fn change_chunk(changed: &mut Changed, random: &mut Random) -> Option<String> {
+fn change_chunk(changed: &mut MutableSchedule, random: &mut SplitMix64) -> Option<String> {
     change_operand(changed, random, |schedule, random, _, operand| {
         let Operand::Local(chunk) = operand else { return None };
         let mut draw = |limit: u32| random.below(limit as usize) as u32;
@@ -210,7 +212,7 @@ fn change_chunk(changed: &mut Changed, random: &mut Random) -> Option<String> {
     })
 }
 
-fn swap_inputs(changed: &mut Changed, random: &mut Random) -> Option<String> {
+fn swap_inputs(changed: &mut MutableSchedule, random: &mut SplitMix64) -> Option<String> {
     let at = changed.draw(random);
     let inputs = changed.step(at).inputs.as_mut_slice();
     if inputs.len() < 2 {
@@ -221,21 +223,21 @@ fn swap_inputs(changed: &mut Changed, random: &mut Random) -> Option<String> {
     (inputs[i] != inputs[i + 1]).then(|| format!("{at}: inputs {i} and {} swapped", i + 1))
 }
 
-fn drop_input(changed: &mut Changed, random: &mut Random) -> Option<String> {
+fn drop_input(changed: &mut MutableSchedule, random: &mut SplitMix64) -> Option<String> {
     let at = changed.draw(random);
     let inputs = &mut changed.step(at).inputs;
     let operand = inputs.remove(random.below(inputs.len()));
     Some(format!("{at}: input {operand} dropped"))
 }
 
-fn drop_output(changed: &mut Changed, random: &mut Random) -> Option<String> {
+fn drop_output(changed: &mut MutableSchedule, random: &mut SplitMix64) -> Option<String> {
     let at = changed.draw(random);
     let outputs = &mut changed.step(at).outputs;
     let operand = outputs.remove(random.below(outputs.len()));
     Some(format!("{at}: output {operand} dropped"))
 }
 
-fn drop_after(changed: &mut Changed, random: &mut Random) -> Option<String> {
+fn drop_after(changed: &mut MutableSchedule, random: &mut SplitMix64) -> Option<String> {
     let at = changed.draw(random);
     let after = &mut changed.step(at).after;
     if after.is_empty() {
@@ -245,35 +247,35 @@ fn drop_after(changed: &mut Changed, random: &mut Random) -> Option<String> {
     Some(format!("{at}: no longer after {lane}:{step}"))
 }
 
-fn toggle_finish(changed: &mut Changed, random: &mut Random) -> Option<String> {
+fn toggle_finish(changed: &mut MutableSchedule, random: &mut SplitMix64) -> Option<String> {
     let at = changed.draw(random);
     let step = changed.step(at);
     step.finish = !step.finish;
     Some(format!("{at}: finish is {}", step.finish))
 }
 
-fn merge_scratch(changed: &mut Changed, random: &mut Random) -> Option<String> {
+fn merge_scratch(changed: &mut MutableSchedule, random: &mut SplitMix64) -> Option<String> {
     let scratch = changed.schedule.scratch as usize;
     if scratch < 2 {
         return None;
     }
     let rank = random.below(changed.table.0.len());
-    let (kept, gone) = (random.below(scratch) as u32, random.below(scratch) as u32);
+    let (kept, removed) = (random.below(scratch) as u32, random.below(scratch) as u32);
     let mut merged = false;
     for step in changed.table.0[rank].iter_mut().flatten() {
         for operands in [&mut step.inputs, &mut step.outputs] {
             for operand in operands.as_mut_slice() {
-                if kept != gone && *operand == Operand::Local(Chunk::Scratch(gone)) {
+                if kept != removed && *operand == Operand::Local(Chunk::Scratch(removed)) {
                     *operand = Operand::Local(Chunk::Scratch(kept));
                     merged = true;
                 }
             }
         }
     }
-    merged.then(|| format!("scratch{gone} of rank {rank} is scratch{kept}"))
+    merged.then(|| format!("scratch{removed} of rank {rank} is scratch{kept}"))
 }
 
-fn reduce_credit(changed: &mut Changed, _: &mut Random) -> Option<String> {
+fn reduce_credit(changed: &mut MutableSchedule, _: &mut SplitMix64) -> Option<String> {
     if changed.schedule.credit < 2 {
         return None;
     }
@@ -281,11 +283,12 @@ fn reduce_credit(changed: &mut Changed, _: &mut Random) -> Option<String> {
     Some(format!("credit {}", changed.schedule.credit))
 }
 
-/// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
-struct Random(u64);
+/// The random numbers of the tests: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), from a seed.
+pub struct SplitMix64(pub u64);
 
-impl Random {
-    fn next(&mut self) -> u64 {
+impl SplitMix64 {
+    /// The next number.
+    pub fn next_number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -293,8 +296,8 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Below `limit`, which is not zero.
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
+    /// A number below `limit`, which is not zero.
+    pub fn below(&mut self, limit: usize) -> usize {
+        (self.next_number() % limit as u64) as usize
     }
 }

@@ -1,27 +1,25 @@
-//! What a step *means*: the reference that the verifier, the host engine and the GPU kernel are
-//! tested against.
-//!
-//! The fold of `k` inputs is the balanced binary tree over their positions `0..k`, padded to a
-//! power of two on the right: `(a)`, `(a b)`, `((a b) c)`, `((a b) (c d))`, `(((a b) (c d)) e)`, …
-//! The value is rounded to the element type once per binary node. An input chunk is read as the
-//! rank's own contribution, scaled where the operation says so; a finishing step applies the
+//! The meaning of a step: the reference for the verifier, the host engine and the GPU kernel. The
+//! fold of `k` inputs is the balanced binary tree over their positions `0..k`, padded to a power of
+//! two on the right: `(a)`, `(a b)`, `((a b) c)`, `((a b) (c d))`, `(((a b) (c d)) e)`, … The value
+//! is rounded to the element type once per binary node. An input chunk is read as the rank's own
+//! contribution, scaled if the operation scales contributions. A finishing step applies the
 //! operation's closing function to the result.
 
 use crate::schedule::{Chunk, Operand, Step};
 
-/// A domain of values in which steps can be evaluated: numbers, or terms.
+/// A domain of values in which steps can be evaluated: numbers, or symbolic terms.
 pub trait Algebra {
-    /// A chunk's content.
+    /// The content of a chunk.
     type Value: Clone;
-    /// The rank's own contribution, from what its send buffer holds.
+    /// The rank's own contribution, from the content of its send buffer.
     fn contribute(&mut self, value: Self::Value) -> Self::Value;
-    /// One binary node of the reduction: `left` stands for the lower positions.
+    /// One binary node of the reduction; `left` is the operand of the lower positions.
     fn combine(&mut self, left: Self::Value, right: Self::Value) -> Self::Value;
     /// The operation's closing function.
     fn finish(&mut self, value: Self::Value) -> Self::Value;
 }
 
-/// The result of `step` when `read` gives what its inputs hold.
+/// The result of `step`, where `read` gives the content of its inputs.
 pub fn evaluate_step<A: Algebra>(
     algebra: &mut A,
     step: &Step,
@@ -34,8 +32,8 @@ pub fn evaluate_step<A: Algebra>(
     evaluate_inputs(algebra, &step.inputs, step.finish, chunk, read)
 }
 
-/// The same for a step whose inputs (at least one) are written down in another way: `chunk` tells
-/// which piece of the rank's memory one is, None of a message. Inputs are read in their order.
+/// The result of a step whose inputs (at least one) are given in another form. `chunk` gives the
+/// chunk that an input is, or None for a message. Inputs are read in their order.
 pub fn evaluate_inputs<A: Algebra, O: Copy>(
     algebra: &mut A,
     inputs: &[O],
@@ -59,21 +57,22 @@ fn fold_by<A: Algebra, O: Copy>(
     if let [input] = *inputs {
         return value(algebra, input);
     }
-    let (low, high) = inputs.split_at(split(inputs.len()));
+    let (low, high) = inputs.split_at(left_half(inputs.len()));
     let left = fold_by(algebra, low, value);
     let right = fold_by(algebra, high, value);
     algebra.combine(left, right)
 }
 
-/// The balanced fold of `values` (at least one): the canonical tree when they are the ranks'
-/// contributions in order.
+/// The balanced fold of `values` (at least one). It is the canonical tree if they are the
+/// contributions of the ranks in order.
 pub fn fold<A: Algebra>(algebra: &mut A, values: &[A::Value]) -> A::Value {
-    let places: Vec<_> = values.iter().collect();
-    fold_by(algebra, &places, &mut |_, value: &A::Value| value.clone())
+    let references: Vec<_> = values.iter().collect();
+    fold_by(algebra, &references, &mut |_, value: &A::Value| value.clone())
 }
 
-/// Where the balanced tree over `len >= 2` positions parts: the largest power of two below `len`.
-pub fn split(len: usize) -> usize {
+/// The number of positions in the left half of the balanced tree over `len >= 2` positions: the
+/// largest power of two below `len`.
+pub fn left_half(len: usize) -> usize {
     len.next_power_of_two() / 2
 }
 

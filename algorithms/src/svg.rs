@@ -14,28 +14,29 @@ use crate::cost::Timeline;
 use crate::schedule::{Channel, Chunk, Operand, Schedule, Step};
 use crate::types::Rank;
 
-/// Distinct for most eyes (P. Green-Armytage's and Okabe and Ito's advice: hue and lightness
-/// differ), by channel.
+/// The colours of channels. They differ in hue and lightness, so that most people can tell them
+/// apart (after P. Green-Armytage, and Okabe and Ito).
 const COLOURS: [&str; 8] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a4fa3", "#555555"];
 const FONT: &str = "font-family=\"Helvetica, Arial, sans-serif\"";
-/// Widths and heights in pixels.
+/// Margins and distances in pixels.
 const LEFT: f64 = 58.0;
 const TOP: f64 = 74.0;
 const GAP: f64 = 22.0;
 const LINE: f64 = 15.0;
 const TALLEST: f64 = 6000.0;
-/// Height as a part of the width, at least: else arrows that cross many ranks lie on each other.
+/// The smallest height as a fraction of the width. In flatter pictures, arrows that cross many
+/// ranks would lie on each other.
 const STEEP: f64 = 0.4;
-/// Lanes of all ranks above which steps have no text.
+/// With more lanes than this, over all ranks, steps have no text.
 const MOST_READABLE: u32 = 48;
-/// Of text, in pixels, and the width of a letter as a part of it.
+/// The size of text in pixels, and the width of a letter as a fraction of it.
 const TEXT: f64 = 9.0;
 const LETTER: f64 = 0.58;
 
 /// The picture of `schedule` at the times of `timeline`, which is one of its executions.
 pub fn draw(schedule: &Schedule, timeline: &Timeline) -> String {
-    let picture = Picture::new(schedule, timeline);
+    let picture = SchedulePicture::new(schedule, timeline);
     let mut text = picture.head();
     picture.grid(&mut text);
     picture.boxes(&mut text);
@@ -46,10 +47,10 @@ pub fn draw(schedule: &Schedule, timeline: &Timeline) -> String {
     text
 }
 
-struct Picture<'a> {
+struct SchedulePicture<'a> {
     schedule: &'a Schedule,
     timeline: &'a Timeline,
-    /// Per rank where its first lane begins.
+    /// By rank where its first lane begins, in pixels.
     left: Vec<f64>,
     lane: f64,
     /// Pixels per second.
@@ -60,7 +61,7 @@ struct Picture<'a> {
     height: f64,
 }
 
-impl<'a> Picture<'a> {
+impl<'a> SchedulePicture<'a> {
     fn new(schedule: &'a Schedule, timeline: &'a Timeline) -> Self {
         let labels = timeline
             .steps
@@ -253,7 +254,7 @@ impl<'a> Picture<'a> {
     }
 }
 
-/// A step in few letters.
+/// A short text for a step.
 fn label(step: &Step) -> String {
     let arrow = if step.finish { "⇒" } else { "→" };
     format!("{} {arrow} {}", side(&step.inputs, "+"), side(&step.outputs, ","))
@@ -272,7 +273,7 @@ fn side(operands: &[Operand], between: &str) -> String {
             });
             continue;
         }
-        // Messages in a row are counted.
+        // Consecutive messages are counted.
         messages += 1;
         if messages > 1 {
             words.pop();
@@ -282,14 +283,14 @@ fn side(operands: &[Operand], between: &str) -> String {
     words.join(between)
 }
 
-/// A round step of time that gives a tick every 60 pixels or so.
+/// A round time between ticks, which gives a tick about every 60 pixels.
 fn round_tick(end: f64, pixels: f64) -> f64 {
     let rough = end * 60.0 / pixels;
     let power = 10f64.powf(rough.log10().floor());
     [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|t| *t >= rough).unwrap_or(rough)
 }
 
-/// Without zeros that say nothing.
+/// A number without trailing zeros.
 fn number(value: f64) -> String {
     let text = format!("{value:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()

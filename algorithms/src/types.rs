@@ -1,9 +1,9 @@
-//! The vocabulary that every room shares: element types, reduction operations, collectives, ranks.
+//! The types that all crates share: ranks, element types, reduction operations and collectives.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A member of a communicator: `0..nranks`.
+/// The number of a participant of a communicator, in `0..nranks`.
 pub type Rank = u32;
 
 /// An element type. The discriminants are those of `ncclDataType_t`.
@@ -63,7 +63,7 @@ impl DType {
         }
     }
 
-    /// True for the types whose sums round.
+    /// Whether it is a floating-point type, whose sums are rounded.
     pub const fn is_float(self) -> bool {
         matches!(
             self,
@@ -76,7 +76,7 @@ impl DType {
         )
     }
 
-    /// The type of this discriminant (`ncclDataType_t`), if there is one.
+    /// The type with this discriminant (`ncclDataType_t`), if there is one.
     pub fn from_code(code: i32) -> Option<Self> {
         Self::ALL.get(usize::try_from(code).ok()?).copied()
     }
@@ -129,8 +129,8 @@ pub enum RedOp {
     Max = 2,
     /// The smaller operand.
     Min = 3,
-    /// The mean. Integers: wrapped sum, then division by nranks truncating toward zero. Floats:
-    /// every contribution is first multiplied by 1/nranks rounded to the type, then summed.
+    /// The mean. Integers: the wrapped sum, divided by nranks and truncated toward zero. Floats:
+    /// every contribution is multiplied by 1/nranks, rounded to the type, and then summed.
     Avg = 4,
     /// Every rank's contribution is first multiplied by that rank's own scalar, then summed.
     PreMulSum = 5,
@@ -171,7 +171,8 @@ impl FromStr for RedOp {
     }
 }
 
-/// What a schedule is to achieve. Postconditions are derived from this alone.
+/// The operation that a schedule carries out. What its outputs must hold is derived from this
+/// alone.
 ///
 /// With `k` parts per rank block: `AllReduce`, `Broadcast` and `Reduce` have `k` input and `k`
 /// output chunks; `AllGather` and `Gather` have `k` and `n*k`; `ReduceScatter` and `Scatter` have
@@ -183,11 +184,11 @@ pub enum Collective {
     AllReduce,
     /// Rank `r` ends with block `r` of the reduction of all inputs.
     ReduceScatter,
-    /// Every rank ends with all inputs, by rank.
+    /// Every rank ends with the inputs of all ranks, in rank order.
     AllGather,
     /// Every rank ends with the root's input.
     Broadcast {
-        /// The rank whose input is spread.
+        /// The rank whose input is distributed.
         root: Rank,
     },
     /// The root ends with the reduction of all inputs.
@@ -195,22 +196,22 @@ pub enum Collective {
         /// The rank that receives the reduction.
         root: Rank,
     },
-    /// Rank `r` ends with block `r` of every rank's input, by rank.
+    /// Rank `r` ends with block `r` of every rank's input, in rank order.
     AllToAll,
-    /// The root ends with all inputs, by rank.
+    /// The root ends with the inputs of all ranks, in rank order.
     Gather {
         /// The rank that receives.
         root: Rank,
     },
     /// Rank `r` ends with block `r` of the root's input.
     Scatter {
-        /// The rank whose input is spread.
+        /// The rank whose input is distributed.
         root: Rank,
     },
 }
 
 impl Collective {
-    /// All collectives; those with a root have `root`.
+    /// All collectives; `root` is the root of those that have one.
     pub const fn all(root: Rank) -> [Self; 8] {
         [
             Self::AllReduce,
@@ -224,8 +225,8 @@ impl Collective {
         ]
     }
 
-    /// The collective of that [`name`](Self::name), if there is one, with `root` where it has a
-    /// root.
+    /// The collective with this [`name`](Self::name), if there is one; `root` is its root where it
+    /// has one.
     pub fn from_name(name: &str, root: Rank) -> Option<Self> {
         Self::all(root).into_iter().find(|collective| collective.name() == name)
     }
@@ -246,7 +247,7 @@ impl Collective {
         }
     }
 
-    /// True if contributions of several ranks are combined.
+    /// Whether contributions of several ranks are combined.
     pub const fn reduces(self) -> bool {
         matches!(self, Self::AllReduce | Self::ReduceScatter | Self::Reduce { .. })
     }
@@ -262,8 +263,8 @@ impl Collective {
         }
     }
 
-    /// In place (`nccl.h`'s rules): the input chunk that shares memory with `output` chunk on
-    /// `rank`, or None where the chunk has memory of its own.
+    /// The input chunk that is the same memory as output chunk `output` of `rank` in a call in
+    /// place, by the rules of `nccl.h`; None if the output chunk shares no memory with the input.
     pub fn in_place(self, nranks: u32, parts: u32, rank: Rank, output: u32) -> Option<u32> {
         let own = rank * parts..(rank + 1) * parts;
         match self {
@@ -281,13 +282,13 @@ impl Collective {
         }
     }
 
-    /// Whether a rank may give one memory for both buffers: some chunk has a place [in
-    /// place](Self::in_place).
+    /// Whether a rank may give overlapping buffers: some output chunk shares memory with an input
+    /// chunk, see [`in_place`](Self::in_place).
     pub const fn can_run_in_place(self) -> bool {
         !matches!(self, Self::AllToAll)
     }
 
-    /// The name without its root, as nccl-tests writes it.
+    /// The name without the root, as nccl-tests writes it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::AllReduce => "all_reduce",
@@ -311,7 +312,7 @@ impl fmt::Display for Collective {
     }
 }
 
-/// A name that is none of those known.
+/// A name that is not among the known ones.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("'{given}' is not a {kind}; known are: {known}")]
 pub struct UnknownName {
@@ -321,7 +322,7 @@ pub struct UnknownName {
 }
 
 impl UnknownName {
-    /// `given` was taken for a `kind`, of which `known` are all.
+    /// `given` was read as the name of a `kind`; `known` are all names of that kind.
     pub fn new(kind: &'static str, given: &str, known: &[&str]) -> Self {
         Self { kind, given: given.to_owned(), known: known.join(", ") }
     }
@@ -332,7 +333,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_collective_has_a_form_in_place_if_some_chunk_has_a_place() {
+    fn a_collective_can_run_in_place_if_some_output_shares_memory() {
         for (nranks, parts) in [(1, 1), (2, 3), (5, 1)] {
             for collective in Collective::all(nranks - 1) {
                 let mut chunks = (0..nranks).flat_map(|rank| {

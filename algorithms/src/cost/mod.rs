@@ -1,30 +1,30 @@
-//! What a schedule costs: the schedule itself is executed in a model of time, not a formula beside
-//! it.
+//! The cost of a schedule: the schedule itself is executed in a model of time; there is no separate
+//! formula.
 //!
 //! # The model
 //!
 //! * A step keeps its lane busy for [`MachineModel::step`] seconds, plus [`MachineModel::operand`]
-//!   for every operand, plus [`MachineModel::byte`] for every byte that it reads or writes (all its
-//!   operands are as long as a tile of a chunk), plus [`LinkCost::message`] for every message that
-//!   it takes or sends.
-//! * A step starts when the step before it in its lane is over, the steps of `after` are over, and
-//!   its messages are there. The lanes of a rank run side by side
-//!   ([`MachineModel::lanes_share_a_core`] false, a GPU) or take turns, in the order in which they
-//!   became ready (true, the host engine). Where ranks outnumber cores, a core's time is shared
-//!   evenly.
-//! * A message leaves when its step is over. Its first byte is under way for [`LinkCost::latency`]
-//!   seconds; its bytes leave by the sender's port and enter by the receiver's, each at
-//!   [`LinkCost::byte`] seconds a byte, and enter while they leave. So a message of `m` bytes that
-//!   meets no other is there `latency + m byte` after its step.
-//! * A port carries one message at a time, in the order in which they come to it, each way by
-//!   itself (full duplex). **Inside a node** every rank has a port of its own. **Between nodes**
-//!   all ranks of a node share the one port of the node, and their messages queue there. A message
-//!   between nodes does not pass the ranks' own ports.
-//! * Links have as many credits as are asked for, and nothing is lost, late or retried.
+//!   for every operand, plus [`MachineModel::byte`] for every byte that it reads or writes (each
+//!   operand is as long as a tile of a chunk), plus [`LinkCost::message`] for every message that it
+//!   receives or sends.
+//! * A step starts when the step before it in its lane has ended, the steps of `after` have ended,
+//!   and its messages have arrived. The lanes of a rank run side by side
+//!   ([`MachineModel::lanes_share_a_core`] false: a GPU) or one at a time, in the order in which
+//!   they became ready (true: the host engine). Where there are more ranks than cores, the time of
+//!   a core is shared evenly.
+//! * A message leaves when its step ends. Its first byte travels for [`LinkCost::latency`] seconds.
+//!   Its bytes leave by the sender's port and enter by the receiver's, each at [`LinkCost::byte`]
+//!   seconds per byte, and enter while they leave. So a message of `m` bytes that no other one
+//!   delays arrives `latency + m byte` after its step.
+//! * A port carries one message at a time, in the order of arrival at the port, in each direction
+//!   separately (full duplex). **Inside a node** every rank has its own port. **Between nodes** all
+//!   ranks of a node share the one port of the node, and their messages queue there. A message
+//!   between nodes does not pass the ports of the ranks.
+//! * Links have as many credits as needed; nothing is lost, delayed or sent again.
 //!
-//! With no [`NetworkModel`] all ranks are on one node. Where besides the cost of a byte on a link
-//! is zero (shared memory, where the steps themselves move the bytes), ports are never busy and
-//! cost nothing to model.
+//! Without a [`NetworkModel`] all ranks are on one node. If moreover a byte on a link costs nothing
+//! (shared memory, where the steps themselves move the bytes), ports are never busy and are not
+//! modelled.
 
 mod run;
 mod timeline;
@@ -41,22 +41,22 @@ use run::ModelRun;
 pub struct LinkCost {
     /// From the end of a step to the arrival of its message's first byte.
     pub latency: f64,
-    /// Time that the sending step and the taking step spend on a message, each.
+    /// Time that the sending step and the receiving step each spend on a message.
     pub message: f64,
     /// Time that a byte keeps a port busy.
     pub byte: f64,
 }
 
-/// Which ranks share a node, and what messages between nodes cost.
+/// The network between nodes: which ranks share a node, and what messages between nodes cost.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetworkModel {
-    /// The nodes; of as many ranks as the schedules that are costed.
+    /// The nodes, with as many ranks as the schedules that are costed.
     pub grouping: Grouping,
-    /// Between ranks of different nodes.
+    /// The cost of messages between ranks of different nodes.
     pub link: LinkCost,
 }
 
-/// What the model knows of a machine, in seconds.
+/// The parameters of the model: what operations of a machine cost, in seconds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MachineModel {
     /// Fixed cost of a step.
@@ -69,19 +69,19 @@ pub struct MachineModel {
     pub lanes_share_a_core: bool,
     /// Ranks per core, at least 1.
     pub ranks_per_core: f64,
-    /// Between ranks of one node.
+    /// The cost of messages between ranks of one node.
     pub link: LinkCost,
-    /// What is between nodes; None if all ranks are on one.
+    /// The network between nodes; None if all ranks are on one node.
     pub network: Option<NetworkModel>,
 }
 
-/// Tiles that are executed; longer runs are extrapolated from the last two.
+/// How many tiles are executed; more tiles are extrapolated from the last two.
 const TILES: u32 = 4;
 
 impl MachineModel {
-    /// Ranks with a core each on one host, messages in slots of shared memory: rounded from
-    /// measurements on a machine with two cores. It ranks algorithms; it does not predict
-    /// microseconds of another machine.
+    /// One host with a core for each rank and messages in slots of shared memory; rounded from
+    /// measurements on a machine with two cores. It is meant for comparing algorithms; it does not
+    /// predict the microseconds of another machine.
     pub const SHARED_MEMORY: Self = Self {
         step: 0.10e-6,
         operand: 0.04e-6,
@@ -92,16 +92,16 @@ impl MachineModel {
         network: None,
     };
 
-    /// Seconds from the start on all ranks at once to the end on the last, for chunks that take
-    /// `tiles` tiles of `bytes` bytes.
+    /// Seconds from the common start of all ranks to the end of the last one, for chunks of `tiles`
+    /// tiles of `bytes` bytes.
     pub fn cost(&self, schedule: &Schedule, bytes: usize, tiles: u64) -> f64 {
         self.cost_flat(&FlatSchedule::new(schedule), bytes, tiles)
     }
 
-    /// The same for a schedule that is costed more than once.
+    /// The same for a flat schedule, which can be costed several times.
     ///
     /// # Panics
-    /// If the network's grouping is of another number of ranks.
+    /// If the network's grouping has another number of ranks.
     pub fn cost_flat(&self, schedule: &FlatSchedule, bytes: usize, tiles: u64) -> f64 {
         let executed = tiles.min(TILES.into()) as u32;
         let ends = ModelRun::new(self, schedule, bytes, executed).finish(None);
@@ -136,14 +136,15 @@ mod tests {
         network: None,
     };
 
-    /// Where links inside nodes have `inside` and between them `between`, and steps cost nothing.
+    /// A machine whose links cost `inside` within nodes and `between` between them; steps cost
+    /// nothing.
     fn nodes(sizes: &[u32], inside: LinkCost, between: LinkCost) -> MachineModel {
         let network = NetworkModel { grouping: Grouping::of_sizes(sizes), link: between };
         MachineModel { link: inside, network: Some(network), ..LATENCY_ONLY }
     }
 
     #[test]
-    fn latency_terms_are_those_of_the_books() {
+    fn latency_terms_are_those_of_the_literature() {
         for n in 2..20u32 {
             let steps = |s| LATENCY_ONLY.cost(&s, 8, 1);
             assert_eq!(steps(ring::schedule(n)), f64::from(2 * (n - 1)));
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn rings_take_a_message_per_rank_and_both_ways_half_of_them() {
+    fn rings_take_one_message_time_per_rank_and_bidirectional_ones_half() {
         for n in 2..40u32 {
             let steps = |s| LATENCY_ONLY.cost(&s, 8, 1);
             let (once, both) = (f64::from(n - 1), f64::from((n - 1).div_ceil(2)));
@@ -166,14 +167,14 @@ mod tests {
     }
 
     #[test]
-    fn algorithms_in_rounds_take_a_message_per_round() {
+    fn algorithms_in_rounds_take_one_message_time_per_round() {
         for n in (2..70u32).chain([100, 128, 129]) {
             let steps = |s| LATENCY_ONLY.cost(&s, 8, 1);
             let rounds = f64::from(n).log2().ceil();
             assert_eq!(steps(reduce_scatter::halving::schedule(n)), rounds, "{n}");
             assert_eq!(steps(all_gather::doubling::schedule(n)), rounds, "{n}");
             assert_eq!(steps(all_reduce::halving::schedule(n)), 2.0 * rounds, "{n}");
-            // Off powers of two no chain of messages need go through all rounds.
+            // Except at powers of two, no chain of messages has to pass all rounds.
             let [scatter, gather] =
                 [reduce_scatter::circulant::schedule(n), all_gather::circulant::schedule(n)]
                     .map(steps);
@@ -186,10 +187,10 @@ mod tests {
     }
 
     #[test]
-    fn parallel_trees_take_a_message_per_level_until_levels_share_a_lane() {
+    fn parallel_trees_take_one_message_time_per_level_until_levels_share_a_lane() {
         let steps = |s| LATENCY_ONLY.cost(&s, 8, 1);
         for n in 2..=64u32 {
-            // No chain is longer than the bits that are set in an offset.
+            // No chain is longer than the number of bits that are set in an offset.
             let depth = f64::from((1..n).map(u32::count_ones).max().unwrap_or(0));
             assert_eq!(steps(reduce_scatter::pat::schedule(n)), depth, "{n}");
             assert_eq!(steps(all_gather::pat::schedule(n)), depth, "{n}");
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn byte_terms_are_those_of_the_books() {
+    fn byte_terms_are_those_of_the_literature() {
         let link = LinkCost { latency: 100.0, byte: 1.0, ..LATENCY };
         let machine = MachineModel { link, ..LATENCY_ONLY };
         for n in 2..20u32 {
@@ -226,11 +227,11 @@ mod tests {
     #[test]
     fn a_hierarchy_pays_each_level_its_own_latency() {
         let link = |latency| LinkCost { latency, ..LATENCY };
-        // Up inside the groups, between the leaders, down inside the groups.
+        // To the leaders inside the groups, between the leaders, back inside the groups.
         let schedule = uneven_example();
         let cost = nodes(&[3, 2, 2], link(1.0), link(50.0)).cost(&schedule, 8, 1);
         assert_eq!(cost, 1.0 + 50.0 + 1.0);
-        // The same grouped against its grain: every hop may be a far one.
+        // Each rank on a node of its own: every hop is between nodes.
         let cost = nodes(&[1; 7], link(1.0), link(50.0)).cost(&schedule, 8, 1);
         assert_eq!(cost, 3.0 * 50.0);
         // A ring through two nodes waits for the slow link in every round.
@@ -243,12 +244,12 @@ mod tests {
         let slow = LinkCost { latency: 10.0, byte: 1.0, ..LATENCY };
         let free = LinkCost::default();
         for k in 1..9u32 {
-            // Rank r of one node to rank r of the other, both ways at once: a port carries k
-            // messages each way.
-            let schedule = twins(k);
+            // Rank r of one node exchanges with rank r of the other: a port carries k messages each
+            // way.
+            let schedule = exchange_of_pairs(k);
             let cost = nodes(&[k, k], free, slow).cost(&schedule, 8, 1);
             assert_eq!(cost, 10.0 + f64::from(8 * k));
-            // Every rank on a node of its own has a port of its own.
+            // With every rank on its own node, every rank has its own port.
             let cost = nodes(&vec![1; 2 * k as usize], free, slow).cost(&schedule, 8, 1);
             assert_eq!(cost, 18.0);
             // The ranks' own ports inside a node are not shared either.
@@ -262,9 +263,11 @@ mod tests {
 
     #[test]
     fn messages_cost_their_sender_and_their_receiver() {
-        let dear = |message| LinkCost { message, ..LinkCost::default() };
-        let cost = |sizes: &[u32]| nodes(sizes, dear(1.0), dear(10.0)).cost(&twins(1), 8, 1);
-        // Each rank sends one and takes one, on one core.
+        let cost_of = |message| LinkCost { message, ..LinkCost::default() };
+        let cost = |sizes: &[u32]| {
+            nodes(sizes, cost_of(1.0), cost_of(10.0)).cost(&exchange_of_pairs(1), 8, 1)
+        };
+        // Each rank sends one message and receives one, on one core.
         assert_eq!((cost(&[2]), cost(&[1, 1])), (2.0, 20.0));
     }
 
@@ -290,13 +293,13 @@ mod tests {
             let sent = |s: &&StepSpan| s.rank == flight.from && s.end == flight.depart;
             assert!(timeline.steps.iter().any(|s| sent(&s)), "{flight:?}");
             assert_eq!(flight.arrive, flight.depart + 1.0);
-            let taken = |s: &StepSpan| s.rank == flight.to && s.start >= flight.arrive;
-            assert!(timeline.steps.iter().any(taken), "{flight:?}");
+            let received = |s: &StepSpan| s.rank == flight.to && s.start >= flight.arrive;
+            assert!(timeline.steps.iter().any(received), "{flight:?}");
         }
     }
 
     #[test]
-    fn what_waits_in_vain_is_left_out() {
+    fn steps_that_wait_forever_are_left_out() {
         let lost = Step::new([peer(1, 0)], [output(0)]);
         let table = Table(vec![vec![vec![lost]], vec![vec![Step::new([input(0)], [output(0)])]]]);
         let schedule = Schedule::new("lost", Collective::AllReduce, 2, 1, table);
@@ -304,16 +307,16 @@ mod tests {
     }
 
     /// Rank `r` below `k` and rank `r + k` exchange their blocks.
-    fn twins(k: u32) -> Schedule {
+    fn exchange_of_pairs(k: u32) -> Schedule {
         let rank = |r: u32| {
-            let twin = if r < k { r + k } else { r - k };
+            let partner = if r < k { r + k } else { r - k };
             vec![
-                vec![Step::new([input(0)], [peer(twin, 0)])],
-                vec![Step::new([peer(twin, 0)], [output(twin)])],
+                vec![Step::new([input(0)], [peer(partner, 0)])],
+                vec![Step::new([peer(partner, 0)], [output(partner)])],
             ]
         };
         Schedule::new(
-            "twins",
+            "pairs",
             Collective::AllGather,
             2 * k,
             1,

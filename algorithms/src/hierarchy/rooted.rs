@@ -1,5 +1,5 @@
-//! The three kinds of phases that hierarchical reduce and broadcast share: within every node, between
-//! the nodes on every rail, and on the root's node between its carriers.
+//! The three kinds of phases that hierarchical reduce and broadcast share: within every node,
+//! between the nodes on every rail, and on the root's node between its carriers.
 
 use super::components::{ComponentSet, ComponentSource, has_equal_nodes, named};
 use super::compose::RankComponent;
@@ -73,8 +73,8 @@ impl RootedPhases {
         Some(across.component((nodes, rails.root_node()), node, *piece, 0))
     }
 
-    /// The component of `rank` on the root's node; None if it is not a carrier there, or if the root
-    /// is the only one.
+    /// The component of `rank` on the root's node; None if it is not a carrier there, or if the
+    /// root is the only one.
     pub(super) fn on_root_node(&self, rank: Rank) -> Option<RankComponent<'_>> {
         let Self { rails, piece, on_root_node, .. } = self;
         let rail = rails.rail_of(rank)?;

@@ -1,4 +1,4 @@
-//! Hierarchies to prove: some hundreds, of all kinds.
+//! The hierarchies in the list of schedules to prove: some hundreds, of all kinds.
 
 use crate::hierarchy::{all, channels, named, schedule};
 
@@ -6,12 +6,12 @@ use crate::schedule::Schedule;
 use crate::topology::Grouping;
 use crate::types::Collective;
 
-/// Hierarchies over groupings of 3 to 64 ranks: every one that has a name, over nodes of equal and
-/// unequal sizes, of one rank and of many, with ranks numbered through the nodes and across them,
-/// on one rail and on several, with roots here and there; some of three levels, and some of copies
-/// side by side. Always the same ones.
+/// Hierarchies over groupings of 3 to 64 ranks. Every named hierarchy: over nodes of equal and
+/// unequal sizes, of one rank and of many; with ranks consecutive on a node and spread over nodes;
+/// on one rail and on several; with different roots. Also some of three levels, and some of copies
+/// side by side. The list is always the same.
 pub fn hierarchies() -> impl Iterator<Item = Schedule> {
-    named_ones().chain(three_levels()).chain(side_by_side())
+    named_hierarchies().chain(three_levels()).chain(side_by_side())
 }
 
 fn groupings() -> Vec<Grouping> {
@@ -29,7 +29,7 @@ fn groupings() -> Vec<Grouping> {
     ];
     let mut groupings: Vec<_> = sizes.into_iter().map(Grouping::of_sizes).collect();
     groupings.extend([
-        // Round robin, and as a scheduler may leave it.
+        // Round robin, and an order as a job scheduler may leave it.
         Grouping::new((0..12).map(|rank| rank % 3)),
         Grouping::new([0, 1, 0, 2, 1, 1, 3, 0, 2, 0, 1]),
         // Many nodes.
@@ -39,8 +39,8 @@ fn groupings() -> Vec<Grouping> {
     groupings
 }
 
-/// Each over each grouping, with a number of rails and a root that change from one to the next.
-fn named_ones() -> impl Iterator<Item = Schedule> {
+/// Each named hierarchy over each grouping, with varying numbers of rails and roots.
+fn named_hierarchies() -> impl Iterator<Item = Schedule> {
     groupings().into_iter().zip(0u32..).flat_map(|(grouping, i)| {
         all().zip(0u32..).filter_map(move |(hierarchy, j)| {
             let rails = hierarchy.rails(&grouping);
@@ -51,7 +51,7 @@ fn named_ones() -> impl Iterator<Item = Schedule> {
     })
 }
 
-/// Ranks in nodes of two, nodes in racks.
+/// Hierarchies of three levels: ranks in nodes of two, nodes in racks.
 fn three_levels() -> impl Iterator<Item = Schedule> {
     let racks =
         [Grouping::of_sizes(&[2, 2]), Grouping::of_sizes(&[3, 3, 1]), Grouping::of_sizes(&[4, 4])];
@@ -69,8 +69,8 @@ fn three_levels() -> impl Iterator<Item = Schedule> {
     })
 }
 
-/// Two copies of a hierarchy, and hierarchies whose inner components are five copies, which have
-/// more lanes than a step can wait for.
+/// Two copies of a hierarchy, and hierarchies with five copies as component, which have more lanes
+/// than one step can wait for.
 fn side_by_side() -> impl Iterator<Item = Schedule> {
     let nodes = Grouping::of_sizes(&[3, 3]);
     let uneven = Grouping::of_sizes(&[2, 3]);

@@ -1,11 +1,14 @@
-//! The schedules that are proved in full, by `maypole verify --all` and by the tests: one list, so
-//! that what is said of one holds of the other.
+//! The schedules that `maypole verify --all` and the tests prove in full. Both use this list, so
+//! that what is true of one is true of the other.
 //!
 //! * [`small`]: every generator of the table at every rank count of [`RANKS`], rooted ones from
 //!   their first and last rank
-//! * [`large`]: every generator at the rank counts of [`LARGE`], a power of two and its neighbour
-//!   among them
+//! * [`large`]: every generator at the rank counts of [`LARGE`], among them a power of two and the
+//!   number below it
 //! * [`hierarchies`]: hierarchies over groupings of many shapes
+//!
+//! [`uneven_example`] is not in the list: it is a schedule written by hand that tests of several
+//! crates run.
 
 mod hierarchies;
 mod uneven_example;
@@ -25,7 +28,8 @@ pub const RANKS: RangeInclusive<u32> = 2..=64;
 /// Larger rank counts at which every generator is proved.
 pub const LARGE: [u32; 4] = [100, 128, 255, 256];
 
-/// The schedules of `generator` at `nranks`, with a root at each of `roots` where it has one.
+/// The schedules of `generator` for `nranks` ranks: one for each of `roots` if its collective has a
+/// root, else one.
 pub fn schedules_of(generator: &Generator, nranks: u32, roots: &[Rank]) -> Vec<Schedule> {
     let mut collectives: Vec<_> =
         roots.iter().map(|&root| generator.collective_with_root(root)).collect();
@@ -33,14 +37,14 @@ pub fn schedules_of(generator: &Generator, nranks: u32, roots: &[Rank]) -> Vec<S
     collectives.into_iter().map(|collective| generator.schedule(collective, nranks)).collect()
 }
 
-/// Every generator at these rank counts, from the first and the last rank.
+/// Every generator at these rank counts; rooted ones from the first and the last rank.
 pub fn small(ranks: RangeInclusive<u32>) -> impl Iterator<Item = Schedule> {
     all().flat_map(move |generator| {
         ranks.clone().flat_map(|nranks| schedules_of(generator, nranks, &[0, nranks - 1]))
     })
 }
 
-/// Every generator at the larger rank counts, from the last rank.
+/// Every generator at the larger rank counts; rooted ones from the last rank.
 pub fn large() -> impl Iterator<Item = Schedule> {
     all().flat_map(|generator| LARGE.into_iter().flat_map(|n| schedules_of(generator, n, &[n - 1])))
 }

@@ -1,28 +1,27 @@
 //! An example of a schedule written by hand: all-reduce over seven ranks in three unequal groups.
 //!
-//! Ranks 0 1 2, ranks 3 4 and ranks 5 6 are the groups (three machines, say), the first of each its
-//! leader. Every line of [`uneven_example`] is a step as it reads: a member sends its input up; a
-//! leader folds the group, keeps the partial sum and sends it to the other leaders; then it folds
-//! the three partial sums in the order of the groups, so that all leaders have the same bits, and
-//! hands the result down. A member's two steps are two lanes: it may send the next tile before it
-//! has the result of this one.
+//! Ranks 0 1 2, ranks 3 4 and ranks 5 6 are the groups (three machines, for example), the first
+//! rank of each is its leader. Every line of [`uneven_example`] is a step: a member sends its input
+//! to its leader; a leader folds the inputs of its group, keeps the partial sum and sends it to the
+//! other leaders; then it folds the three partial sums in the order of the groups, so that all
+//! leaders have the same bits, and sends the result to its members. The two steps of a member are
+//! in two lanes: it may send the next tile before it has the result of this one.
 //!
-//! Two things to know when writing one. The partial sum is in scratch, not in the output: a message
-//! may lend the memory it was sent from, and a leader that overwrote it would wait for the other
-//! leaders, who wait for this one. And a chunk of scratch is the same memory in every tile: hence
-//! one lane for both steps of a leader.
+//! Two points to note when you write one. The partial sum is in scratch, not in the output: a
+//! message may lend the memory it was sent from, and a leader that wrote the result over it would
+//! wait for the other leaders, which wait for this one. And a chunk of scratch is the same memory
+//! in every tile: hence one lane for both steps of a leader.
 //!
 //! * steps: two per rank
 //! * bytes sent per rank: at most `4 m`, of which `2 m` leave the group; a member sends `m`
-//! * cost: `3 a + 5 m b + 5 m g`, by the leader of three
-//! * class: fast (groups that are no aligned powers of two are not subtrees of the canonical tree)
-//! * wins: nowhere in particular
+//! * cost: `3 a + 5 m b + 5 m g`, for the leader of three ranks
+//! * class: fast (groups that are not aligned powers of two are not subtrees of the canonical tree)
 
 use crate::schedule::operand::{input, output, peer, scratch};
 use crate::schedule::{Schedule, Step, Table};
 use crate::types::{Collective, Rank};
 
-/// The schedule; it is for seven ranks.
+/// The schedule, for seven ranks.
 pub fn uneven_example() -> Schedule {
     let p = |rank| peer(rank, 0);
     let table = Table(vec![
@@ -46,8 +45,8 @@ pub fn uneven_example() -> Schedule {
     Schedule::new("uneven_example", Collective::AllReduce, 7, 1, table).with_scratch(1)
 }
 
-/// The two lanes of a rank that leads no group. `after` is for calls in place, where output and
-/// input are one.
+/// The two lanes of a rank that leads no group. `after` is for calls in place, where the output is
+/// the memory of the input.
 fn member_of(leader: Rank) -> Vec<Vec<Step>> {
     let up = Step::new([input(0)], [peer(leader, 0)]);
     let down = Step::new([peer(leader, 0)], [output(0)]).after(0, 0);
@@ -59,7 +58,7 @@ mod tests {
     use super::*;
     use crate::schedule::Operand;
 
-    /// The rest is the verifier's: here only that each message sent has someone who takes it.
+    /// The verifier checks everything; this test only checks that each message sent is received.
     #[test]
     fn sends_and_receives_pair_up() {
         let schedule = uneven_example();
@@ -75,7 +74,7 @@ mod tests {
                         .collect::<Vec<_>>()
                 };
                 ends.extend(peers(&step.outputs).into_iter().map(|to| (rank, to, "sent")));
-                ends.extend(peers(&step.inputs).into_iter().map(|from| (from, rank, "taken")));
+                ends.extend(peers(&step.inputs).into_iter().map(|from| (from, rank, "received")));
             }
         }
         ends.sort_unstable();

@@ -1,53 +1,54 @@
-//! The schedule: who does what, in which order, on which pieces of the data. Nothing about bytes,
-//! memory, time or protocols.
+//! The schedule: which rank does what, in which order, on which parts of the data. It says nothing
+//! of bytes, memory, time or protocols.
 //!
 //! # The parts
 //!
-//! A [`Step`] folds its inputs (in the stated order, see [`crate::semantics`]) and writes the
-//! result to every output. An operand is a [`Chunk`] of this rank's memory or a message of a peer.
-//! There are no kinds of steps: a copy has one local input and one local output, a send one local
-//! input and a peer output, a receive the reverse, a reduction several inputs, a broadcast several
-//! outputs.
+//! A [`Step`] folds its inputs (in the order that [`crate::semantics`] states) and writes the
+//! result to every output. An operand is a [`Chunk`] of this rank's memory or a message from or to
+//! a peer. There are no kinds of steps: a copy has one local input and one local output, a send has
+//! one local input and a peer as output, a receive the reverse, a reduction has several inputs, a
+//! broadcast several outputs.
 //!
 //! A *lane* is an ordered list of steps on one rank: a thread block on a GPU, a state machine on
-//! the host. Lanes of a rank run side by side; [`Step::after`] names steps of other lanes that come
-//! first.
+//! the host. The lanes of a rank run concurrently; [`Step::after`] names steps of other lanes that
+//! must be done first.
 //!
-//! A *link* is `(source, destination, channel)`: a first-in-first-out line of messages. On its
-//! source it is fed by one lane alone, on its destination it is drained by one lane alone (so a
-//! link needs no lock); the two lanes may have different numbers. Messages are matched by their
-//! order, not by a label.
+//! A *link* is `(source, destination, channel)`: a first-in-first-out queue of messages. Exactly
+//! one lane of the source sends on it and exactly one lane of the destination receives from it, so
+//! it needs no lock; the two lanes may have different numbers. Messages are matched by their order,
+//! not by a label.
 //!
 //! A *tile* is as much of every chunk as fits a slot of a link. A lane runs its whole list once per
-//! tile, one tile after the other, without waiting for other lanes or ranks in between: `after`
-//! refers to the same tile. Input and output chunks have other memory in every tile; **scratch
+//! tile, one tile after the other, and does not wait for other lanes or ranks in between; `after`
+//! refers to the same tile. Input and output chunks are other memory in every tile. **Scratch
 //! chunks are the same memory in every tile** and hold one tile.
 //!
-//! # What a step means in time
+//! # When a step runs
 //!
 //! A step *fires* when the steps of `after` are done, each input message has arrived, and each link
-//! that it sends on has a free credit. Steps of a lane fire in order. Firing reads the inputs,
-//! folds, writes the outputs and sends the messages; the messages that it took are then *released*,
-//! which gives the credit back to their sender. A link has at least [`Schedule::credit`] credits.
+//! on which it sends has a free credit. The steps of a lane fire in order. Firing reads the inputs,
+//! folds, writes the outputs and sends the messages. The messages that it received are then
+//! *released*, which returns the credit to their sender. A link has at least [`Schedule::credit`]
+//! credits.
 //!
-//! Two semantics are allowed to every engine and link, lane by lane and message by message:
+//! An engine and a link may treat each message in one of two ways:
 //!
-//! * **buffered**: a message holds a copy; the chunk it came from is free once the step has fired.
-//! * **rendezvous**: a message may be the sender's memory itself: every local chunk among the
-//!   outputs of the sending step, or, where it has none, its input if it has just one and that is a
-//!   local chunk (and the step changes nothing of it: where the operation scales a contribution or
-//!   closes a result, that message is a copy). Such a chunk stays *read* until the message is
-//!   released.
+//! * **buffered**: the message is a copy; the chunk that it came from is free once the step has
+//!   fired.
+//! * **rendezvous**: the message may be the sender's memory itself. Which memory: every local chunk
+//!   among the outputs of the sending step; or, if it has none, its input, if it has only one and
+//!   that is a local chunk. (The input only if the step does not change it: where the operation
+//!   scales a contribution or finishes a result, the message is a copy.) That memory counts as
+//!   *read* until the message is released; we say that it is *lent*.
 //!
-//! In either, a step that writes memory still being read by a message *of its own lane* waits for
-//! the release before it fires (the engine tracks that; in place an output chunk is the memory of
-//! an input chunk). `after` names a step as done when it has fired and the messages it sent by
-//! rendezvous are released. Races between lanes are excluded by the schedule and checked by the
-//! verifier.
+//! In both cases, a step that writes memory which *its own lane* has lent waits for the release
+//! before it fires; the engine keeps track of that. (In place, an output chunk is the memory of an
+//! input chunk.) A step that `after` names is done when it has fired and what it lent is released.
+//! Between different lanes of a rank, a schedule must exclude races; the verifier checks that.
 //!
-//! A call is over on a rank when all its lanes are through and all its messages that lend memory
+//! A call is over on a rank when all its lanes have finished and all messages that lend its memory
 //! are released. The next call then starts on the same links and the same scratch, while other
-//! ranks may still be in this one.
+//! ranks may still be in this call.
 
 mod display;
 
@@ -64,20 +65,21 @@ pub const MAX_FAN: usize = 8;
 /// steps.
 pub type InlineVec<T> = tinyvec::ArrayVec<[T; MAX_FAN]>;
 
-/// The number of a FIFO between an ordered pair of ranks; see the module's text.
+/// The number that distinguishes the links from one rank to another; see the module documentation.
 pub type Channel = u16;
 
-/// A piece of a rank's memory.
+/// A part of a rank's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Chunk {
-    /// Of the send buffer. Read only; what is read of it is the rank's own contribution (scaled by
-    /// the rank's factor where the operation has one). Only on ranks from which the collective
-    /// takes something.
+    /// A chunk of the send buffer. It is read only. What is read of it is the rank's own
+    /// contribution, scaled by the rank's factor where the operation has one. Exists only on ranks
+    /// from which the collective takes something.
     Input(u32),
-    /// Of the receive buffer. Undefined before it is written (in place it holds the input). Only on
-    /// ranks that the collective gives something: elsewhere there may be no receive buffer.
+    /// A chunk of the receive buffer. Undefined before it is written; in place it holds the input.
+    /// Exists only on ranks to which the collective gives something: elsewhere there may be no
+    /// receive buffer.
     Output(u32),
-    /// Of the schedule's own memory, one tile long. Undefined before it is written.
+    /// A chunk of scratch, one tile long. Undefined before it is written.
     Scratch(u32),
 }
 
@@ -90,7 +92,7 @@ pub enum Operand {
     Peer {
         /// The other rank.
         rank: Rank,
-        /// Which of the links between the two.
+        /// Which of the links between the two ranks.
         channel: Channel,
     },
 }
@@ -113,15 +115,15 @@ pub struct After {
 /// One pass over memory: fold the inputs, write the result to every output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Step {
-    /// What is folded, in the order of the fold; at least one, and no link twice.
+    /// The operands that are folded, in the order of the fold; at least one, and no link twice.
     pub inputs: InlineVec<Operand>,
-    /// Where the result goes; at least one, and none twice.
+    /// The operands to which the result is written; at least one, and none twice.
     pub outputs: InlineVec<Operand>,
     /// Steps of other lanes that must be done first.
     pub after: InlineVec<After>,
-    /// This fold makes a reduction complete: the operation's closing function (integer average's
-    /// division) is applied to the result. On exactly one step of every path from contributions to
-    /// an output.
+    /// The fold completes a reduction: the operation's closing function (the division of an integer
+    /// average) is applied to the result. Set on exactly one step of every path from a contribution
+    /// to an output.
     pub finish: bool,
 }
 
@@ -138,20 +140,20 @@ impl Step {
         }
     }
 
-    /// The same, completing a reduction.
+    /// The same step, completing a reduction.
     pub fn finishing(mut self) -> Self {
         self.finish = true;
         self
     }
 
-    /// The same, after step `step` of lane `lane`.
+    /// The same step, after step `step` of lane `lane`.
     pub fn after(mut self, lane: u32, step: u32) -> Self {
         self.after.push(After { lane, step });
         self
     }
 }
 
-/// Shorthand for the operands, used by generators.
+/// Short constructors of operands, for generators.
 pub mod operand {
     use super::{Channel, Chunk, Operand};
     use crate::types::Rank;
@@ -177,8 +179,8 @@ pub mod operand {
     }
 }
 
-/// The steps of every rank, computed on demand: `step` is O(1) in time (up to a logarithm of the
-/// rank count) and no program needs memory that grows with it, except [`Table`].
+/// The steps of every rank, computed on demand. `step` takes O(1) time, up to a logarithm of the
+/// rank count, and no program but [`Table`] needs memory that grows with the rank count.
 pub trait Program: Send + Sync {
     /// Number of lanes of `rank`.
     fn lanes(&self, rank: Rank) -> u32;
@@ -188,14 +190,14 @@ pub trait Program: Send + Sync {
     fn step(&self, rank: Rank, lane: u32, index: u32) -> Step;
 }
 
-/// What a schedule promises of the bits of a reduction.
+/// What a schedule guarantees about the bits of a reduction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
     /// Every chunk is reduced by the canonical tree: the balanced binary tree over the ranks
-    /// `0..n`, padded to a power of two on the right. Bits depend on the ranks alone. Collectives
-    /// without a reduction are canonical.
+    /// `0..n`, padded to a power of two on the right. The bits depend on the ranks alone.
+    /// Collectives without a reduction are canonical.
     Canonical,
-    /// Some other tree: fixed for this schedule, but it may differ between chunks, sizes and
+    /// Another tree: fixed for this schedule, but it may differ between chunks, sizes and
     /// schedules.
     Fast,
 }
@@ -214,7 +216,7 @@ impl fmt::Display for Class {
 pub struct Schedule {
     /// The algorithm's name, as NCCL_ALGO and `maypole verify` take it.
     pub name: &'static str,
-    /// What it achieves.
+    /// The collective that it carries out.
     pub collective: Collective,
     /// How many ranks take part.
     pub nranks: u32,
@@ -224,18 +226,19 @@ pub struct Schedule {
     pub scratch: u32,
     /// The smallest number of credits per link that it needs.
     pub credit: u32,
-    /// Its channels are below this: what a communicator sizes its inboxes by.
+    /// The number of channels: all channel numbers are smaller. Communicators size their inboxes by
+    /// it.
     pub channels: Channel,
-    /// What it declares of its bits; the verifier checks it.
+    /// The class that it declares; the verifier checks it.
     pub class: Class,
-    /// What there is to say of it beyond its name: a hierarchy's components and grouping.
+    /// A description in addition to the name: the components and grouping of a hierarchy.
     pub detail: Option<Arc<str>>,
     program: Arc<dyn Program>,
 }
 
 impl Schedule {
-    /// A schedule of `program` with no scratch, one credit, one channel and class fast; set the
-    /// fields that differ.
+    /// A schedule of `program` with no scratch, one credit, one channel and class fast. Change what
+    /// differs with the `with_` methods and [`Self::canonical`].
     pub fn new(
         name: &'static str,
         collective: Collective,
@@ -257,31 +260,31 @@ impl Schedule {
         }
     }
 
-    /// The same with `scratch` scratch chunks.
+    /// The same schedule with `scratch` scratch chunks.
     pub fn with_scratch(mut self, scratch: u32) -> Self {
         self.scratch = scratch;
         self
     }
 
-    /// The same, needing `credit` credits per link.
+    /// The same schedule, which needs `credit` credits per link.
     pub fn with_credit(mut self, credit: u32) -> Self {
         self.credit = credit;
         self
     }
 
-    /// The same, on that many channels.
+    /// The same schedule, with this number of channels.
     pub fn with_channels(mut self, channels: Channel) -> Self {
         self.channels = channels;
         self
     }
 
-    /// The same, with more to say of it than its name.
+    /// The same schedule with a description in addition to its name.
     pub fn with_detail(mut self, detail: impl Into<Arc<str>>) -> Self {
         self.detail = Some(detail.into());
         self
     }
 
-    /// The same, declaring the canonical class.
+    /// The same schedule, declaring the canonical class.
     pub fn canonical(mut self) -> Self {
         self.class = Class::Canonical;
         self
@@ -317,7 +320,7 @@ impl Schedule {
         self.collective.output_chunks(self.nranks, self.parts)
     }
 
-    /// The same schedule with its steps written out, to be changed by hand.
+    /// The steps of the schedule as a table, which can be changed by hand.
     pub fn to_table(&self) -> Table {
         let lane = |rank, lane| self.lane(rank, lane).collect();
         Table(
@@ -327,7 +330,7 @@ impl Schedule {
         )
     }
 
-    /// The same declarations over other steps.
+    /// A schedule with the same declarations and other steps.
     pub fn with_program(&self, program: impl Program + 'static) -> Self {
         Self { program: Arc::new(program), ..self.clone() }
     }
@@ -344,7 +347,8 @@ impl fmt::Debug for Schedule {
     }
 }
 
-/// Steps written out: `table[rank][lane][step]`. For schedules made by hand or read from a file.
+/// Steps in a table, `table[rank][lane][step]`, for schedules that are made by hand or read from a
+/// file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table(pub Vec<Vec<Vec<Step>>>);
 

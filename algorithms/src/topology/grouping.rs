@@ -1,4 +1,4 @@
-//! Which rank is on which node: the grouping that hierarchical schedules and the cost model follow.
+//! The grouping of ranks into nodes, which hierarchical schedules and the cost model use.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -6,50 +6,51 @@ use std::sync::Arc;
 
 use crate::types::Rank;
 
-/// A partition of the ranks into nodes: any sizes, any order. Nodes are numbered by their lowest
-/// rank, the ranks of a node by their order, which is their *place* on it. Cheap to clone.
+/// A partition of the ranks into nodes of any sizes, in any order. Nodes are numbered by their
+/// lowest rank. The ranks of a node are numbered in ascending order; that number is the *local
+/// rank*. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Grouping(Arc<Parts>);
+pub struct Grouping(Arc<NodeTable>);
 
 #[derive(PartialEq, Eq, Hash)]
-struct Parts {
-    /// Per rank its node and its place there.
-    seats: Vec<(u32, u32)>,
-    /// The ranks by node; those of node `i` are `ranks[first[i]..first[i + 1]]`.
+struct NodeTable {
+    /// By rank its node and its local rank.
+    positions: Vec<(u32, u32)>,
+    /// The ranks, by node; those of node `i` are `ranks[first[i]..first[i + 1]]`.
     ranks: Vec<Rank>,
     first: Vec<u32>,
 }
 
 impl Grouping {
-    /// Ranks with equal labels share a node.
+    /// The grouping in which ranks with equal labels share a node.
     ///
     /// # Panics
-    /// If there is no rank.
+    /// If there are no ranks.
     pub fn new<L: Eq + std::hash::Hash>(labels: impl IntoIterator<Item = L>) -> Self {
         let mut numbers = HashMap::new();
         let mut nodes: Vec<Vec<Rank>> = Vec::new();
-        let mut seats = Vec::new();
+        let mut positions = Vec::new();
         for (rank, label) in (0..).zip(labels) {
             let node = *numbers.entry(label).or_insert(nodes.len());
             if node == nodes.len() {
                 nodes.push(Vec::new());
             }
-            seats.push((node as u32, nodes[node].len() as u32));
+            positions.push((node as u32, nodes[node].len() as u32));
             nodes[node].push(rank);
         }
-        assert!(!seats.is_empty(), "a grouping is of one rank at least");
+        assert!(!positions.is_empty(), "a grouping has at least one rank");
         let mut first = vec![0];
         first.extend(nodes.iter().scan(0, |sum, node| {
             *sum += node.len() as u32;
             Some(*sum)
         }));
-        Self(Arc::new(Parts { seats, ranks: nodes.concat(), first }))
+        Self(Arc::new(NodeTable { positions, ranks: nodes.concat(), first }))
     }
 
-    /// Nodes of those sizes, the ranks numbered through them.
+    /// Nodes of these sizes, with consecutive ranks on each.
     ///
     /// # Panics
-    /// If there is no rank.
+    /// If there are no ranks.
     pub fn of_sizes(sizes: &[u32]) -> Self {
         Self::new(
             (0..).zip(sizes).flat_map(|(node, &size)| (0..size).map(move |_: u32| node as u32)),
@@ -63,7 +64,7 @@ impl Grouping {
 
     /// How many ranks there are.
     pub fn nranks(&self) -> u32 {
-        self.0.seats.len() as u32
+        self.0.positions.len() as u32
     }
 
     /// How many nodes there are.
@@ -73,17 +74,17 @@ impl Grouping {
 
     /// The node of `rank`.
     pub fn node(&self, rank: Rank) -> u32 {
-        self.0.seats[rank as usize].0
+        self.0.positions[rank as usize].0
     }
 
-    /// The place of `rank` among the ranks of its node.
+    /// The number of `rank` among the ranks of its node.
     pub fn local_rank(&self, rank: Rank) -> u32 {
-        self.0.seats[rank as usize].1
+        self.0.positions[rank as usize].1
     }
 
     /// The ranks of `node`, ascending.
     pub fn ranks_of(&self, node: u32) -> &[Rank] {
-        let Parts { ranks, first, .. } = &*self.0;
+        let NodeTable { ranks, first, .. } = &*self.0;
         &ranks[first[node as usize] as usize..first[node as usize + 1] as usize]
     }
 
@@ -103,7 +104,7 @@ impl Grouping {
     }
 }
 
-/// The sizes where ranks are numbered through the nodes, else the nodes' ranks: `4+4+2`,
+/// The sizes of the nodes where ranks are consecutive, else the ranks of each node: `4+4+2`,
 /// `{0 2}{1 3}`.
 impl fmt::Display for Grouping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -130,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_in_any_order() {
+    fn labels_may_come_in_any_order() {
         let grouping = Grouping::new(["b", "a", "b", "c", "a", "b"]);
         assert_eq!((grouping.nranks(), grouping.nodes(), grouping.smallest()), (6, 3, 1));
         assert_eq!(grouping.ranks_of(0), [0, 2, 5]);
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes() {
+    fn sizes_give_consecutive_ranks() {
         let grouping = Grouping::of_sizes(&[4, 1, 3]);
         assert_eq!(grouping.ranks_of(2), [5, 6, 7]);
         assert_eq!(grouping.to_string(), "4+1+3");

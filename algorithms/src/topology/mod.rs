@@ -1,4 +1,4 @@
-//! What algorithms know of the machine: which ranks are close to each other.
+//! What algorithms know about the machine: which ranks share a node.
 
 mod grouping;
 
