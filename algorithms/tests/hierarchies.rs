@@ -23,7 +23,8 @@ fn every_listed_hierarchy_is_proved() {
     assert!(proofs >= 450, "{proofs} are too few");
 }
 
-/// Nodes of any sizes, ranks in any order, any generators of any collective, any number of rails and of copies.
+/// Nodes of any sizes, ranks in any order, any generators of any collective, any number of rails
+/// and of copies.
 #[test]
 fn random_hierarchies_are_proved() {
     let mut random = Random(1);
@@ -110,7 +111,8 @@ fn a_step_among_a_hundred_thousand_ranks_takes_no_table() {
     let steps: Vec<Step> = (0..lanes).flat_map(|lane| schedule.lane(rank, lane)).collect();
     let sends =
         |step: &Step| step.outputs.iter().filter(|o| matches!(o, Operand::Peer { .. })).count();
-    // Seven to the node in each inner phase, and at least one in each round but those that have no partner.
+    // Seven to the node in each inner phase, and at least one in each round but those that have no
+    // partner.
     let sent: usize = steps.iter().map(sends).sum();
     assert!((14 + 10..14 + 2 * 14).contains(&sent), "{sent}");
 }
@@ -145,8 +147,8 @@ impl Random {
         Grouping::new(labels)
     }
 
-    /// Any generator of each collective, always the same for the same collective; sometimes copies of it; sometimes none where another
-    /// collective will do.
+    /// Any generator of each collective, always the same for the same collective; sometimes copies
+    /// of it; sometimes none where another collective will do.
     fn source(&mut self) -> impl Fn(Collective, u32) -> Option<Schedule> + use<> {
         let (draw, copies, without) = (self.below(1000), self.below(4), self.below(2) == 0);
         move |collective, nranks| {

@@ -1,4 +1,5 @@
-//! Rooted schedules and all-to-all take as many message times as their rounds say, in the cost model.
+//! Rooted schedules and all-to-all take as many message times as their rounds say, in the cost
+//! model.
 
 use maypole_algorithms::collective::generators;
 use maypole_algorithms::cost::{LinkCost, MachineModel};
@@ -31,8 +32,9 @@ fn circulant_rounds_move_little_more_than_the_vector() {
         {
             let generator = generators(collective).find(|g| g.name == "circulant");
             let schedule = generator.expect("it is in the table").schedule(collective, n);
-            // A byte per block. Ranks keep no clock: those that run ahead of the rounds make messages queue at a broadcast's receivers,
-            // up to twice the rounds where nothing but ports holds them up.
+            // A byte per block. Ranks keep no clock: those that run ahead of the rounds make
+            // messages queue at a broadcast's receivers, up to twice the rounds where nothing but
+            // ports holds them up.
             let rounds = 5 * n.next_power_of_two().ilog2();
             assert!(time(&schedule, 0.0, 1.0) <= slack * rounds, "{collective}, {n} ranks");
             assert_eq!(schedule.parts, rounds / 5 * 4 + 1);

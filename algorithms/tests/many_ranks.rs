@@ -1,26 +1,31 @@
-//! Very many ranks: every generator of the table at 100 003 ranks (a prime) and at 131 072 (a power of two).
+//! Very many ranks: every generator of the table at 100 003 ranks (a prime) and at 131 072 (a power
+//! of two).
 //!
 //! # What is shown
 //!
-//! * **No memory.** Making the schedule allocates a few kilobytes at most, whatever the rank count, and asking it for random steps
-//!   allocates nothing.
-//! * **Sparse schedules do what they should.** Where all ranks together have at most [`MOST_STEPS`] steps (logarithmic algorithms, and
-//!   linear ones of one root), the whole schedule is executed on numbers, with copied messages and no more credits than it
-//!   states: it ends, no message is left over, and every output is what the collective asks, by the canonical tree where the
-//!   schedule declares it. Contributions are random 64-bit numbers, so a missing or doubled one shows but for a chance of 2^-64.
-//! * **Dense schedules agree where they are looked at.** For random steps of the others, the step at the other end of each message
-//!   exists: as many messages are sent on the link as taken, one lane feeds and one drains it. Random outputs are followed
-//!   backwards, through the messages that carry them, for up to [`HOPS`] messages: every contribution met on the way is to the
-//!   chunk that the collective asks for, of the rank that it asks for.
-//! * **Symmetry carries over.** A generator whose steps are those of rank 0 with ranks and blocks rotated, at every rank of the
-//!   small rank counts where it is proved in full, has that symmetry for random ranks here too. What is shown of the steps of one
-//!   rank then holds of all.
+//! * **No memory.** Making the schedule allocates a few kilobytes at most, whatever the rank count,
+//!   and asking it for random steps allocates nothing.
+//! * **Sparse schedules do what they should.** Where all ranks together have at most [`MOST_STEPS`]
+//!   steps (logarithmic algorithms, and linear ones of one root), the whole schedule is executed on
+//!   numbers, with copied messages and no more credits than it states: it ends, no message is left
+//!   over, and every output is what the collective asks, by the canonical tree where the schedule
+//!   declares it. Contributions are random 64-bit numbers, so a missing or doubled one shows but
+//!   for a chance of 2^-64.
+//! * **Dense schedules agree where they are looked at.** For random steps of the others, the step
+//!   at the other end of each message exists: as many messages are sent on the link as taken, one
+//!   lane feeds and one drains it. Random outputs are followed backwards, through the messages that
+//!   carry them, for up to [`HOPS`] messages: every contribution met on the way is to the chunk
+//!   that the collective asks for, of the rank that it asks for.
+//! * **Symmetry carries over.** A generator whose steps are those of rank 0 with ranks and blocks
+//!   rotated, at every rank of the small rank counts where it is proved in full, has that symmetry
+//!   for random ranks here too. What is shown of the steps of one rank then holds of all.
 //!
 //! # What is not shown
 //!
-//! Nothing here is a proof in the sense of [`maypole_algorithms::verify`]: of dense schedules only what was drawn is looked at; races,
-//! lent messages, several tiles and calls back to back are not looked at at this size at all. Those are proved at every
-//! rank count up to 64 and some up to 256 (`verify_generators.rs`), and for the rank count in use before a schedule first runs.
+//! Nothing here is a proof in the sense of [`maypole_algorithms::verify`]: of dense schedules only
+//! what was drawn is looked at; races, lent messages, several tiles and calls back to back are not
+//! looked at at this size at all. Those are proved at every rank count up to 64 and some up to 256
+//! (`verify_generators.rs`), and for the rank count in use before a schedule first runs.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -42,7 +47,8 @@ thread_local! {
     static BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
-// SAFETY: every call goes to the system's allocator as it is; counting touches a plain thread-local cell and allocates nothing.
+// SAFETY: every call goes to the system's allocator as it is; counting touches a plain thread-local
+// cell and allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // A thread that ends may allocate after its cells are gone; nobody counts that.
@@ -135,7 +141,8 @@ fn steps_are_computed_without_memory() {
     }
 }
 
-/// What stands for a chunk's content: a sum that any order gives, and a hash that only the same tree gives.
+/// What stands for a chunk's content: a sum that any order gives, and a hash that only the same
+/// tree gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Value {
     sum: u64,
@@ -181,7 +188,8 @@ fn sparse_schedules_do_what_they_should() {
     assert!(executed.get() > 0);
 }
 
-/// Executes the schedule once, tile and call alone, with copied messages and the credits that it states.
+/// Executes the schedule once, tile and call alone, with copied messages and the credits that it
+/// states.
 fn execute(schedule: &Schedule) -> Result<(), String> {
     let mut memory: HashMap<(Rank, Chunk), Value> = HashMap::new();
     let mut links: HashMap<(Rank, Rank, u16), VecDeque<Value>> = HashMap::new();
@@ -282,7 +290,8 @@ fn check_outputs(
             numbers.finish(sum)
         })
     };
-    // What gives one rank only gives it many chunks: not all pairs of ranks and chunks are looked at.
+    // What gives one rank only gives it many chunks: not all pairs of ranks and chunks are looked
+    // at.
     for rank in (0..schedule.nranks).filter(|&rank| wanted(schedule, rank, 0).is_some()) {
         for output in 0..schedule.output_chunks() {
             let found = memory.get(&(rank, Chunk::Output(output)));
@@ -305,8 +314,8 @@ fn check_outputs(
     Ok(())
 }
 
-/// The input chunk that an output is made of, and the rank that it is of; no rank if it is of all. None where the
-/// collective gives nothing.
+/// The input chunk that an output is made of, and the rank that it is of; no rank if it is of all.
+/// None where the collective gives nothing.
 fn wanted(schedule: &Schedule, rank: Rank, output: u32) -> Option<(Option<Rank>, u32)> {
     let k = schedule.parts;
     match schedule.collective {
@@ -342,7 +351,8 @@ fn meets(operand: &Operand, peer: Rank, on: u16) -> bool {
     matches!(*operand, Operand::Peer { rank, channel } if rank == peer && channel == on)
 }
 
-/// The steps of `rank` with that operand (among the outputs if `sends`, else the inputs), and the lanes that they are in.
+/// The steps of `rank` with that operand (among the outputs if `sends`, else the inputs), and the
+/// lanes that they are in.
 fn ends(schedule: &Schedule, rank: Rank, peer: Rank, channel: u16, sends: bool) -> Vec<At> {
     let mut found = Vec::new();
     for lane in 0..schedule.lanes(rank) {
@@ -372,7 +382,8 @@ fn look_at_both_ends(schedule: &Schedule, at: At) {
     }
 }
 
-/// Follows a random output backwards, a random input at each fold; returns through how many messages.
+/// Follows a random output backwards, a random input at each fold; returns through how many
+/// messages.
 fn follow(schedule: &Schedule, random: &mut Random) -> usize {
     let (mut rank, output, (source, chunk)) = loop {
         let (rank, output) =
@@ -405,7 +416,8 @@ fn follow(schedule: &Schedule, random: &mut Random) -> usize {
     }
 }
 
-/// The step that wrote `chunk` last: before the reader in its lane, or by the steps that the reader comes after, or at all.
+/// The step that wrote `chunk` last: before the reader in its lane, or by the steps that the reader
+/// comes after, or at all.
 fn writer(schedule: &Schedule, rank: Rank, chunk: Chunk, reader: Option<(At, &Step)>) -> At {
     let last = |lane, end: u32| {
         let writes = |index: &u32| {
@@ -466,7 +478,8 @@ fn pair(generator: &Generator, n: u32, by: u32) -> (Schedule, Schedule) {
     (from(0), from(by % n))
 }
 
-/// Whether the step of rank `by` in `turned` is that of rank 0 in `base` with ranks and blocks rotated.
+/// Whether the step of rank `by` in `turned` is that of rank 0 in `base` with ranks and blocks
+/// rotated.
 fn rotates(base: &Schedule, turned: &Schedule, at: At, by: u32) -> bool {
     let n = base.nranks;
     let turn = |rank: u32| ((u64::from(rank) + u64::from(by)) % u64::from(n)) as u32;

@@ -78,7 +78,8 @@ impl Tally {
         }
     }
 
-    /// Whether the mutant is proved; that must be no mistake, nor, where it is plain to see, the contrary.
+    /// Whether the mutant is proved; that must be no mistake, nor, where it is plain to see, the
+    /// contrary.
     fn judge(&mut self, mutant: &Mutant) -> bool {
         let (made, equivalent) = self.kinds.entry(mutant.kind).or_default();
         *made += 1;
@@ -127,8 +128,8 @@ impl std::fmt::Display for Tally {
     }
 }
 
-/// A broadcast down a chain in three lanes a rank: one takes, one passes on, one copies out. The taking lane
-/// closes each tile when the others are done with its scratch.
+/// A broadcast down a chain in three lanes a rank: one takes, one passes on, one copies out. The
+/// taking lane closes each tile when the others are done with its scratch.
 fn chain(nranks: u32) -> Schedule {
     let rank = |rank: u32| {
         if rank == 0 {
@@ -160,7 +161,8 @@ fn schedules() -> Vec<Schedule> {
     schedules
 }
 
-/// The small ones of the list: the executor on numbers is simple, and slow where there are many lanes.
+/// The small ones of the list: the executor on numbers is simple, and slow where there are many
+/// lanes.
 fn hierarchies() -> impl Iterator<Item = Schedule> {
     proof_suite::hierarchies().filter(is_small)
 }

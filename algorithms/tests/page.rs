@@ -1,4 +1,5 @@
-//! The page of all algorithms names every generator, with the cost that the head of its file states.
+//! The page of all algorithms names every generator, with the cost that the head of its file
+//! states.
 
 use maypole_algorithms::collective::all;
 

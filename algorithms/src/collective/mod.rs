@@ -1,4 +1,5 @@
-//! What is moved: the generators of schedules, one file each, and the table of them all.
+//! The generators of schedules, one file for each algorithm and collective, and the table of all of
+//! them.
 
 pub mod all_gather;
 pub mod all_reduce;
@@ -12,7 +13,7 @@ pub mod scatter;
 use crate::schedule::{Schedule, Step, Table, operand};
 use crate::types::{Collective, Rank};
 
-/// A named algorithm for one kind of collective.
+/// A named algorithm for one collective.
 #[derive(Clone, Copy)]
 pub struct Generator {
     /// The algorithm's name, as NCCL_ALGO and `maypole verify` take it.
@@ -32,18 +33,17 @@ impl Generator {
         Self { name, collective, build }
     }
 
-    /// What it generates schedules for, with `root` where that has a root.
+    /// The collective that it generates schedules for, with `root` where the collective has a root.
     pub fn collective_with_root(&self, root: Rank) -> Collective {
-        Collective::from_name(self.collective, root)
-            .expect("tables name collectives that there are")
+        Collective::from_name(self.collective, root).expect("tables name collectives that exist")
     }
 
     /// The schedule for `nranks >= 1`; a root is taken from `collective`.
     ///
     /// # Panics
-    /// If `collective` is of another kind than this generator's, or nranks is 0.
+    /// If `collective` is not the collective of this generator, or if `nranks` is 0.
     pub fn schedule(&self, collective: Collective, nranks: u32) -> Schedule {
-        assert_eq!(collective.name(), self.collective, "a generator of another collective");
+        assert_eq!(collective.name(), self.collective, "the generator is for another collective");
         assert!(nranks > 0, "a communicator has at least one rank");
         (self.build)(collective, nranks)
     }
@@ -51,11 +51,11 @@ impl Generator {
 
 /// The root of a collective that has one.
 fn root(collective: Collective) -> Rank {
-    collective.root().expect("only generators of rooted collectives ask")
+    collective.root().expect("only generators of rooted collectives call this")
 }
 
-/// The generators of each kind of collective; a new one is added to the table in its collective's
-/// `mod.rs`.
+/// The generators of each collective. A new generator is added to the table in the `mod.rs` of its
+/// collective.
 const TABLES: [&[Generator]; 8] = [
     all_reduce::GENERATORS,
     reduce_scatter::GENERATORS,
@@ -77,7 +77,7 @@ pub fn generators(collective: Collective) -> impl Iterator<Item = &'static Gener
     all().filter(move |g| g.collective == collective.name())
 }
 
-/// The schedule of a communicator of one rank: every chunk of the output is the own contribution.
+/// The schedule for one rank: the output is the rank's own contribution.
 fn alone(name: &'static str, collective: Collective) -> Schedule {
     let mut step = Step::new([operand::input(0)], [operand::output(0)]);
     step.finish = collective.reduces();

@@ -1,20 +1,20 @@
 //! A tree over aligned blocks of ranks that double in size, for any root: the canonical balanced
 //! tree with one holder for every block.
 //!
-//! A block is `2^k` ranks from a multiple of `2^k` on, cut off at the number of ranks. Its holder
-//! is the root where the block contains it, else the block's first rank. When two sibling blocks
-//! merge, the one whose holder is not that of both together gives what it has to the other; a block
-//! without a sibling has nothing to do. So rank order is kept whatever the root, and every rank
-//! gives away what it holds once, the root excepted.
+//! A block is `2^k` ranks that begin at a multiple of `2^k`, cut off at the number of ranks. Its
+//! holder is the root if the block contains it, else the block's first rank. When two sibling
+//! blocks merge, the holder that does not become the holder of the merged block sends what it has
+//! to the other one; a block without a sibling has nothing to do. So the rank order is kept for
+//! every root, and every rank except the root sends what it holds exactly once.
 
 use crate::types::Rank;
 
-/// A sibling block whose holder gives what it has to the rank.
+/// A merge in which the holder of the sibling block sends what it has to the rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Merge {
+pub struct BlockMerge {
     /// The sibling block's holder.
     pub source: Rank,
-    /// The sibling block lies below the own one: its value is the left operand.
+    /// The sibling block has the lower ranks, so its value is the left operand.
     pub source_is_lower: bool,
 }
 
@@ -28,24 +28,24 @@ const fn levels(nranks: u32) -> u32 {
     nranks.next_power_of_two().ilog2()
 }
 
-/// How many levels up `rank` is the holder of its block.
+/// The highest level at which `rank` is the holder of its block.
 fn height(rank: Rank, root: Rank, nranks: u32) -> u32 {
     let holds = |&k: &u32| holder(rank >> k, k, root) == rank;
     (1..=levels(nranks)).take_while(holds).last().unwrap_or(0)
 }
 
-/// The merges in which `rank` takes, in their order.
-pub fn merges(rank: Rank, root: Rank, nranks: u32) -> impl Iterator<Item = Merge> {
+/// The merges in which `rank` receives, in order.
+pub fn merges(rank: Rank, root: Rank, nranks: u32) -> impl Iterator<Item = BlockMerge> {
     (0..height(rank, root, nranks)).filter_map(move |k| {
         let block = rank >> k;
         let sibling = block ^ 1;
         let source = holder(sibling, k, root);
         let exists = sibling << k < nranks;
-        exists.then_some(Merge { source, source_is_lower: sibling < block })
+        exists.then_some(BlockMerge { source, source_is_lower: sibling < block })
     })
 }
 
-/// Who takes what `rank` holds in the end; None for the root.
+/// The rank to which `rank` sends what it holds in the end; None for the root.
 pub fn receiver(rank: Rank, root: Rank, nranks: u32) -> Option<Rank> {
     let k = height(rank, root, nranks) + 1;
     (rank != root).then(|| holder(rank >> k, k, root))
@@ -56,24 +56,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everyone_but_the_root_is_taken_from_once() {
+    fn every_rank_but_the_root_sends_once() {
         for nranks in 1..70 {
             for root in 0..nranks {
-                let mut given = vec![0; nranks as usize];
+                let mut sends = vec![0; nranks as usize];
                 for rank in 0..nranks {
                     for merge in merges(rank, root, nranks) {
-                        given[merge.source as usize] += 1;
+                        sends[merge.source as usize] += 1;
                         assert_eq!(receiver(merge.source, root, nranks), Some(rank));
                         assert_eq!(merge.source_is_lower, merge.source < rank);
                     }
                 }
-                assert!((0..nranks).all(|r| given[r as usize] == u32::from(r != root)));
+                assert!((0..nranks).all(|r| sends[r as usize] == u32::from(r != root)));
             }
         }
     }
 
     #[test]
-    fn a_root_in_the_middle_takes_from_both_sides() {
+    fn a_root_in_the_middle_receives_from_both_sides() {
         let sources = |rank| merges(rank, 5, 11).map(|m| m.source).collect::<Vec<_>>();
         assert_eq!(sources(5), [4, 6, 0, 8]);
         assert_eq!(sources(6), [7]);

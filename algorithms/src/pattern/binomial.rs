@@ -1,18 +1,18 @@
-//! Binomial trees over nodes `0..n`, node 0 the root.
+//! Binomial trees over tree nodes `0..n`; tree node 0 is the root.
 //!
-//! The parent of a node is the node without its lowest set bit, so the subtree of a node whose
-//! lowest bit is `2^k` is the range of `2^k` nodes from it on, cut off at `n`. A collective with a
-//! root numbers its ranks from the root on, see [`node`] and [`rank`].
+//! The parent of a tree node is its number without the lowest set bit. So the subtree of a tree
+//! node whose lowest bit is `2^k` is the range of `2^k` numbers that begins with it, cut off at
+//! `n`. A collective with a root counts its ranks from the root on, see [`node`] and [`rank`].
 
 use crate::pattern::ring::{after, before};
 use crate::types::Rank;
 
-/// The node of `rank` in a tree whose root is `root`.
+/// The tree node of `rank` in a tree whose root is rank `root`.
 pub const fn node(rank: Rank, root: Rank, nranks: u32) -> u32 {
     before(rank, root, nranks)
 }
 
-/// The rank at `node` in a tree whose root is `root`.
+/// The rank at tree node `node` in a tree whose root is rank `root`.
 pub const fn rank(node: u32, root: Rank, nranks: u32) -> Rank {
     after(root, node, nranks)
 }
@@ -22,7 +22,8 @@ pub const fn parent(node: u32) -> u32 {
     node & (node - 1)
 }
 
-/// How many nodes the subtree of `node` has, itself included: they are those from `node` on.
+/// The number of tree nodes in the subtree of `node`, itself included: a range that begins with
+/// `node`.
 pub const fn size(node: u32, nranks: u32) -> u32 {
     let rest = nranks - node;
     let full = node & node.wrapping_neg();
@@ -34,7 +35,7 @@ pub const fn children(node: u32, nranks: u32) -> u32 {
     size(node, nranks).next_power_of_two().ilog2()
 }
 
-/// The child of `node` whose subtree has `below`, another node of the subtree of `node`.
+/// The child of `node` whose subtree contains `below`, another tree node in the subtree of `node`.
 pub const fn toward(node: u32, below: u32) -> u32 {
     node + (1 << (below - node).ilog2())
 }
@@ -44,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn subtrees_are_ranges_that_children_share_out() {
+    fn subtrees_are_ranges_that_the_children_divide() {
         for nranks in 1..200 {
             for node in 0..nranks {
                 let mut next = node + 1;

@@ -1,30 +1,31 @@
-//! A ring used in both directions at once: what concerns a rank comes to it, or goes out from it,
-//! along two arms.
+//! A ring that is used in both directions at once: what is sent to a rank, or from it, travels
+//! along two arms of the ring.
 //!
-//! The ranks after it form the arm of the direction down, those before it the arm of the direction
-//! up; the two are as long as each other, or the arm up is one longer. So the farthest rank is
-//! `ceil((n-1)/2)` hops away instead of `n-1`.
+//! Upward, data moves to the next higher rank; the arm in that direction covers half of the other
+//! ranks. The downward arm covers the rest, one rank less if their number is odd. So the farthest
+//! rank is `ceil((n-1)/2)` hops away instead of `n-1`.
 
 use crate::pattern::ring::{after, before};
 use crate::schedule::Channel;
 use crate::types::Rank;
 
-/// One of the directions round the ring.
+/// A direction around the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
+pub enum RingDirection {
     /// To the next higher rank.
     Up,
     /// To the next lower rank.
     Down,
 }
 
-impl Direction {
-    /// The direction of lane `lane` of those algorithms that have one lane for each.
+impl RingDirection {
+    /// The direction of lane `lane` in algorithms that have one lane for each direction.
     pub const fn of_lane(lane: u32) -> Self {
         if lane == 0 { Self::Up } else { Self::Down }
     }
 
-    /// Its channel: with two ranks both directions lead to the same peer.
+    /// Its channel. The directions have different ones, since with two ranks both lead to the same
+    /// peer.
     pub const fn channel(self) -> Channel {
         match self {
             Self::Up => 0,
@@ -54,14 +55,14 @@ impl Direction {
     }
 }
 
-/// How many lanes have anything to do: with two ranks, one direction reaches all.
+/// The number of lanes that are needed: with two ranks, one direction reaches all.
 pub const fn lanes(nranks: u32) -> u32 {
     if nranks > 2 { 2 } else { 1 }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Direction::{Down, Up};
+    use super::RingDirection::{Down, Up};
     use super::*;
 
     #[test]

@@ -1,45 +1,45 @@
-//! The [`Rounds`] of an optimal broadcast as one list per node: what it gives and takes, in the
-//! order of the rounds.
+//! The [`BroadcastRounds`] of an optimal broadcast as one list per tree node: what it sends and
+//! receives, in the order of the rounds.
 //!
-//! With `c q + 1` blocks every phase is whole, see [`crate::pattern::broadcast_rounds`]. Within a
-//! round a node gives first, so that no two nodes wait for each other. Read from the end, with
-//! giving and taking exchanged, the list is that of a reduction.
+//! With `c q + 1` blocks every phase is complete, see [`crate::pattern::broadcast_rounds`]. Within
+//! a round a tree node sends before it receives, so that no two of them wait for each other. Read
+//! from the end, with sending and receiving exchanged, the list is that of a reduction.
 
-use crate::pattern::broadcast_rounds::Rounds;
+use crate::pattern::broadcast_rounds::BroadcastRounds;
 
-/// What one node does in the rounds that spread `later * q + 1` blocks, with `q` skips.
+/// What one tree node does in the rounds that send `later * q + 1` blocks, with `q` skips.
 #[derive(Clone, Copy, Debug)]
-pub struct Turns {
-    /// Who meets whom.
-    pub rounds: Rounds,
-    /// Number of phases after phase 0.
+pub struct NodeTurns {
+    /// The rounds, which say which tree nodes exchange blocks.
+    pub rounds: BroadcastRounds,
+    /// The number of phases after phase 0.
     pub later: u32,
-    /// The node.
+    /// The tree node.
     pub node: u32,
 }
 
-/// A node's part in one round.
+/// What a tree node sends or receives in one round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Turn {
-    /// What is moved.
+pub struct NodeTurn {
+    /// The block that is moved.
     pub block: u32,
-    /// With which node.
+    /// The other tree node.
     pub peer: u32,
-    /// The node gives; else it takes.
-    pub gives: bool,
+    /// The tree node sends; else it receives.
+    pub sends: bool,
     /// The phase of the round.
     pub phase: u32,
     /// The skip of the round.
     pub skip: u32,
 }
 
-impl Turns {
-    /// How many blocks there are.
+impl NodeTurns {
+    /// The number of blocks.
     pub const fn blocks(self) -> u32 {
         self.later * self.rounds.skips() + 1
     }
 
-    /// How many turns the node has.
+    /// The number of turns of the tree node.
     pub fn count(self) -> u32 {
         let q = self.rounds.skips();
         if self.node == 0 {
@@ -48,14 +48,14 @@ impl Turns {
         self.first_phase() + self.later * self.phase()
     }
 
-    /// Turns of a node other than 0 in phase 0: it takes its base block, and gives it over its
-    /// larger skips.
+    /// The number of turns of a tree node other than 0 in phase 0: it receives its base block and
+    /// sends it over its larger skips.
     fn first_phase(self) -> u32 {
         1 + self.rounds.skips() - self.rounds.first_sent(self.node)
     }
 
-    /// Turns of a node other than 0 in a later phase: it gives and takes in every round, but gives
-    /// nothing to node 0.
+    /// The number of turns of a tree node other than 0 in a later phase: it sends and receives in
+    /// every round, but sends nothing to node 0.
     fn phase(self) -> u32 {
         2 * self.rounds.skips() - u32::from(self.skip_to_root().is_some())
     }
@@ -65,7 +65,7 @@ impl Turns {
     }
 
     /// Turn `index < count()`. O(log nodes).
-    pub fn turn(self, index: u32) -> Turn {
+    pub fn turn(self, index: u32) -> NodeTurn {
         let q = self.rounds.skips();
         if self.node == 0 {
             return self.round(index / q, index % q, true);
@@ -83,32 +83,33 @@ impl Turns {
         self.round(phase, place / 2, place.is_multiple_of(2))
     }
 
-    fn round(self, phase: u32, skip: u32, gives: bool) -> Turn {
+    fn round(self, phase: u32, skip: u32, sends: bool) -> NodeTurn {
         let Self { rounds, node, .. } = self;
-        let (block, peer) = if gives {
-            let block = rounds.gives(node, skip).expect("nothing is given to node 0");
+        let (block, peer) = if sends {
+            let block = rounds.sent(node, skip).expect("nothing is sent to node 0");
             (block, rounds.to(node, skip))
         } else {
-            (rounds.takes(node, skip), rounds.from(node, skip))
+            (rounds.received(node, skip), rounds.from(node, skip))
         };
         let block = (phase * rounds.skips()).saturating_add_signed(block);
-        Turn { block: block.min(self.blocks() - 1), peer, gives, phase, skip }
+        NodeTurn { block: block.min(self.blocks() - 1), peer, sends, phase, skip }
     }
 
-    /// The phases and skips in which the node gives `block`, in no order. O(log^2 nodes).
-    pub fn gifts(self, block: u32) -> impl Iterator<Item = (u32, u32)> {
+    /// The phases and skips in which the tree node sends `block`, in no particular order. O(log^2
+    /// nodes).
+    pub fn sends_of(self, block: u32) -> impl Iterator<Item = (u32, u32)> {
         let q = self.rounds.skips() as i64;
         let last = self.blocks() - 1;
         (0..self.rounds.skips()).filter_map(move |skip| {
-            let given = i64::from(self.rounds.gives(self.node, skip)?);
+            let sent = i64::from(self.rounds.sent(self.node, skip)?);
             if block == last {
-                // In the last phase all beyond it stand for the last block.
-                return (given >= 0).then_some((self.later, skip));
+                // In the last phase, all numbers beyond the last block stand for it.
+                return (sent >= 0).then_some((self.later, skip));
             }
-            let ahead = i64::from(block) - given;
+            let ahead = i64::from(block) - sent;
             let phase = ahead / q;
-            let is_given = ahead >= 0 && ahead % q == 0 && phase <= i64::from(self.later);
-            is_given.then_some((phase as u32, skip))
+            let is_sent = ahead >= 0 && ahead % q == 0 && phase <= i64::from(self.later);
+            is_sent.then_some((phase as u32, skip))
         })
     }
 }
@@ -117,17 +118,17 @@ impl Turns {
 mod tests {
     use super::*;
 
-    fn turns(nodes: u32, later: u32, node: u32) -> Turns {
-        Turns { rounds: Rounds::new(nodes), later, node }
+    fn turns(nodes: u32, later: u32, node: u32) -> NodeTurns {
+        NodeTurns { rounds: BroadcastRounds::new(nodes), later, node }
     }
 
     #[test]
-    fn blocks_spread_in_the_optimal_number_of_rounds() {
+    fn blocks_reach_all_nodes_in_the_optimal_number_of_rounds() {
         for nodes in 2..80 {
             for later in [1, 2, 4] {
-                let q = Rounds::new(nodes).skips();
+                let q = BroadcastRounds::new(nodes).skips();
                 let blocks = turns(nodes, later, 0).blocks();
-                // Round by block and node in which it comes.
+                // By block and tree node the round in which the block arrives.
                 let mut has = vec![vec![None; nodes as usize]; blocks as usize];
                 has.iter_mut().for_each(|block| block[0] = Some(0));
                 let mut all: Vec<_> = (0..nodes)
@@ -137,10 +138,10 @@ mod tests {
                     })
                     .collect();
                 all.sort_by_key(|(_, t)| (t.phase, t.skip));
-                let time = |t: &Turn| t.phase * q + t.skip + 1;
+                let time = |t: &NodeTurn| t.phase * q + t.skip + 1;
                 for (node, t) in &all {
                     let has = &mut has[t.block as usize];
-                    if t.gives {
+                    if t.sends {
                         assert!(has[*node as usize].is_some_and(|came| came < time(t)));
                     } else {
                         assert_eq!(has[*node as usize], None, "{t:?} twice");
@@ -154,20 +155,20 @@ mod tests {
     }
 
     #[test]
-    fn gifts_are_the_turns_that_give() {
+    fn sends_of_a_block_are_the_turns_that_send_it() {
         for nodes in (2..70).chain([129]) {
             for node in 0..nodes {
                 let turns = turns(nodes, 3, node);
                 let mut given: Vec<_> = (0..turns.count())
                     .map(|i| turns.turn(i))
-                    .filter(|t| t.gives)
+                    .filter(|t| t.sends)
                     .map(|t| (t.block, t.phase, t.skip))
                     .collect();
-                let gifts = |b| turns.gifts(b).map(move |(phase, skip)| (b, phase, skip));
-                let mut gifts: Vec<_> = (0..turns.blocks()).flat_map(gifts).collect();
+                let sends_of = |b| turns.sends_of(b).map(move |(phase, skip)| (b, phase, skip));
+                let mut sends_of: Vec<_> = (0..turns.blocks()).flat_map(sends_of).collect();
                 given.sort_unstable();
-                gifts.sort_unstable();
-                assert_eq!(given, gifts, "{node} of {nodes}");
+                sends_of.sort_unstable();
+                assert_eq!(given, sends_of, "{node} of {nodes}");
             }
         }
     }

@@ -1,42 +1,42 @@
 //! Aligned blocks of ranks that double in size: the canonical balanced tree as an exchange pattern,
 //! for any rank count.
 //!
-//! In round `k` the rank's block of `2^k` aligned ranks meets its sibling block. Where the rank
-//! count is no power of two, the last block may be cut short or missing: a missing sibling means an
-//! idle round; members of a short block serve several receivers each, so that no rank waits for
-//! more than one message a round.
+//! In round `k` the rank's block of `2^k` aligned ranks exchanges with its sibling block. If the
+//! rank count is not a power of two, the last block may be short or missing. Without a sibling
+//! block the round is idle; a member of a short block sends to several ranks, so that no rank waits
+//! for more than one message per round.
 
 use crate::types::Rank;
 
-/// What `rank` does in one round.
+/// What a rank does in one round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Round {
-    /// The rank of the sibling block that it hears from.
+pub struct ButterflyRound {
+    /// The rank of the sibling block from which it receives.
     pub source: Rank,
-    /// The first of the ranks that hear from it, if any does.
+    /// The first of the ranks to which it sends.
     first: Rank,
-    /// Distance between two of them.
+    /// The distance between two of them.
     stride: u32,
-    /// How many hear from it.
+    /// The number of ranks to which it sends.
     pub targets: u32,
-    /// The sibling block lies below the own one: its value is the left operand.
+    /// The sibling block has the lower ranks, so its value is the left operand.
     pub sibling_is_lower: bool,
 }
 
-impl Round {
-    /// The `i`th rank that hears from this one, `i < targets`.
+impl ButterflyRound {
+    /// Rank number `i < targets` of those to which it sends.
     pub const fn target(&self, i: u32) -> Rank {
         self.first + i * self.stride
     }
 }
 
-/// Number of rounds: `ceil(log2 nranks)`.
+/// The number of rounds: `ceil(log2 nranks)`.
 pub const fn rounds(nranks: u32) -> u32 {
     nranks.next_power_of_two().ilog2()
 }
 
 /// Round `k` of `rank`, or None where its block has no sibling. The last round is never idle.
-pub fn round(k: u32, rank: Rank, nranks: u32) -> Option<Round> {
+pub fn round(k: u32, rank: Rank, nranks: u32) -> Option<ButterflyRound> {
     let size = 1u32 << k;
     let block = rank & !(size - 1);
     let sibling = block ^ size;
@@ -47,7 +47,7 @@ pub fn round(k: u32, rank: Rank, nranks: u32) -> Option<Round> {
     let siblings = size.min(nranks - sibling);
     let place = rank - block;
     let targets = if place < siblings { (siblings - place).div_ceil(members) } else { 0 };
-    Some(Round {
+    Some(ButterflyRound {
         source: sibling + place % siblings,
         first: sibling + place,
         stride: members,

@@ -1,41 +1,41 @@
-//! The circulant graph of repeated halving: the pattern of the algorithms that take `ceil(log2 n)`
-//! rounds and move the least data at every rank count.
+//! The circulant graph of repeated halving: the pattern of algorithms that take `ceil(log2 n)`
+//! rounds and move the minimum of data at every rank count.
 //!
-//! Call *offset* `i` at rank `r` the block of rank `r + i` (all mod `n`). The *skips* are `s_0 = n`
+//! *Offset* `i` at rank `r` is the block of rank `r + i` (all mod `n`). The *skips* are `s_0 = n`
 //! and `s_k = ceil(s_(k-1) / 2)`, down to `s_q = 1`. To reduce, in round `k = 1..q` every rank
 //! sends its partial sums of offsets `s_k..s_(k-1)` to the rank `s_k` above, where they are offsets
-//! `0..s_(k-1) - s_k`, and has offsets `0..s_k` left; in the end offset 0. To gather, the rounds
-//! run backwards: the offsets below go to the rank `s_k` below.
+//! `0..s_(k-1) - s_k`; offsets `0..s_k` are left, in the end offset 0. To gather, the rounds run in
+//! reverse: the lower offsets are sent to the rank `s_k` below.
 //!
 //! Source: J. L. Träff, "Optimal, Non-pipelined Reduce-scatter and Allreduce Algorithms" (2024); J.
 //! Bruck et al., "Efficient algorithms for all-to-all communications in multiport message-passing
 //! systems", IEEE TPDS 8 (1997).
 
-/// The skips of a number of ranks.
+/// The skips for a number of ranks.
 #[derive(Clone, Copy, Debug)]
 pub struct Circulant {
-    /// How many ranks, at least two.
+    /// The number of ranks, at least two.
     pub nranks: u32,
 }
 
 impl Circulant {
-    /// `q`: how many rounds.
+    /// The number of rounds, `q`.
     pub const fn rounds(self) -> u32 {
         self.nranks.next_power_of_two().ilog2()
     }
 
-    /// `s_k`, for `k` up to the number of rounds: how far messages go in round `k`, and how many
-    /// offsets are left after it.
+    /// `s_k`, for `k` up to the number of rounds: the distance of messages in round `k`, and the
+    /// number of offsets that are left after it.
     pub const fn skip(self, k: u32) -> u32 {
         self.nranks.div_ceil(1 << k)
     }
 
-    /// How many offsets change hands in round `k`, from 1 on.
+    /// The number of offsets that are sent in round `k`, counted from 1.
     pub const fn moved(self, k: u32) -> u32 {
         self.skip(k - 1) - self.skip(k)
     }
 
-    /// The round in which a rank gives offset `i > 0` away to be reduced, or gets it when data is
+    /// The round in which a rank sends offset `i > 0` to be reduced, or receives it when data is
     /// gathered.
     pub const fn round(self, i: u32) -> u32 {
         self.nranks.div_ceil(i).next_power_of_two().ilog2()

@@ -1,4 +1,4 @@
-//! Many to one and one to many, within the number of operands that a step may have.
+//! Fan-in and fan-out of any width, in steps of at most [`MAX_FAN`] operands.
 
 use std::ops::Range;
 
@@ -6,27 +6,27 @@ use crate::schedule::MAX_FAN;
 
 const WIDTH: u32 = MAX_FAN as u32;
 
-/// The canonical fold of any number of leaves by steps of at most [`MAX_FAN`] inputs: leaves are
-/// folded by aligned groups of eight, then the groups' results likewise, until one step is left.
-/// Eight is a power of two, so each group is a subtree of the balanced tree and the whole fold is
-/// that tree.
+/// The canonical fold of any number of leaves in steps of at most [`MAX_FAN`] inputs: leaves are
+/// folded in aligned groups of eight, then the results of the groups in the same way, until one
+/// step is left. Eight is a power of two, so each group is a subtree of the balanced tree and the
+/// whole fold is that tree.
 #[derive(Clone, Copy, Debug)]
 pub struct FanIn {
-    /// How many leaves, at least one.
+    /// The number of leaves, at least one.
     pub leaves: u32,
 }
 
 /// One step of a [`FanIn`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FanInStep {
-    /// What it folds.
+    /// The operands that it folds.
     pub inputs: FanInInputs,
     /// The number of its intermediate result, or None for the last step, whose result is the whole
     /// fold.
     pub result: Option<u32>,
 }
 
-/// What one step of a [`FanIn`] folds.
+/// The operands of one step of a [`FanIn`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FanInInputs {
     /// These leaves.
@@ -36,7 +36,7 @@ pub enum FanInInputs {
 }
 
 impl FanIn {
-    /// Number of steps.
+    /// The number of steps.
     pub const fn steps(self) -> u32 {
         let (mut steps, mut width) = (0, self.leaves);
         loop {
@@ -48,14 +48,14 @@ impl FanIn {
         }
     }
 
-    /// Number of intermediate results.
+    /// The number of intermediate results.
     pub const fn results(self) -> u32 {
         self.steps() - 1
     }
 
     /// Step `index`. O(log leaves).
     pub fn step(self, index: u32) -> FanInStep {
-        // A level folds `width` values (numbered from `from`) by groups into values numbered from
+        // A level folds `width` values, numbered from `from`, in groups into values numbered from
         // `to`.
         let (mut width, mut from, mut to) = (self.leaves, None, 0);
         loop {
@@ -74,23 +74,23 @@ impl FanIn {
     }
 }
 
-/// One value to `targets` receivers by several steps: the first step has room for `first` of them
-/// (it may have other outputs), each later one for [`MAX_FAN`].
+/// One value sent to `targets` receivers in several steps. The first step sends to at most `first`
+/// of them, since it may have other outputs; each later step sends to at most [`MAX_FAN`].
 #[derive(Clone, Copy, Debug)]
 pub struct FanOut {
-    /// How many receivers.
+    /// The number of receivers.
     pub targets: u32,
-    /// How many the first step can serve.
+    /// The largest number of receivers of the first step.
     pub first: u32,
 }
 
 impl FanOut {
-    /// Number of steps, the first included.
+    /// The number of steps, the first included.
     pub const fn steps(self) -> u32 {
         1 + self.targets.saturating_sub(self.first).div_ceil(WIDTH)
     }
 
-    /// The receivers, as numbers below `targets`, that step `index` serves.
+    /// The receivers of step `index`, as numbers below `targets`.
     pub fn step(self, index: u32) -> Range<u32> {
         let end = (self.first + index * WIDTH).min(self.targets);
         let start =

@@ -1,7 +1,7 @@
-//! Ways of messages over distances that are powers of two: a message for the rank `o` above hops
-//! over each `2^k` whose bit is set in `o`, the least first.
+//! Paths of messages in hops over powers of two: a message for the rank at distance `o` above makes
+//! one hop over each `2^k` whose bit is set in `o`, the smallest first.
 //!
-//! Hops over the same distance make a round. Within a round the offsets come in descending order.
+//! Hops over the same distance form a round. Within a round the offsets come in descending order.
 
 /// The hops that lead to the offsets `1..n`, for `n` ranks.
 #[derive(Clone, Copy, Debug)]
@@ -13,14 +13,14 @@ pub struct Hops {
 /// A hop over `2^bit` of the message for `offset`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hop {
-    /// How far the message goes in all.
+    /// The whole distance of the message.
     pub offset: u32,
-    /// How far it goes now: `2^bit`.
+    /// This hop's distance is `2^bit`.
     pub bit: u32,
 }
 
 impl Hop {
-    /// The hop that is made before this one.
+    /// The hop before this one.
     pub const fn earlier(self) -> Option<Self> {
         let below = self.offset & ((1 << self.bit) - 1);
         match below.checked_ilog2() {
@@ -29,25 +29,25 @@ impl Hop {
         }
     }
 
-    /// How many hops the message still makes after this one.
+    /// The number of hops that the message makes after this one.
     pub const fn left(self) -> u32 {
         (self.offset >> self.bit).count_ones() - 1
     }
 }
 
 impl Hops {
-    /// Number of rounds: `ceil(log2 n)`.
+    /// The number of rounds: `ceil(log2 n)`.
     pub const fn rounds(self) -> u32 {
         self.nranks.next_power_of_two().ilog2()
     }
 
-    /// How many offsets have that bit.
+    /// The number of offsets that have this bit.
     pub const fn in_round(self, bit: u32) -> u32 {
         let (whole, rest) = (self.nranks >> (bit + 1), self.nranks & ((2 << bit) - 1));
         (whole << bit) + rest.saturating_sub(1 << bit)
     }
 
-    /// How many hops there are.
+    /// The number of hops.
     pub fn count(self) -> u32 {
         (0..self.rounds()).map(|bit| self.in_round(bit)).sum()
     }

@@ -1,4 +1,4 @@
-//! Who talks to whom: shapes over ranks, free of what is moved.
+//! Communication patterns: trees, rings and rounds over ranks, independent of the data that moves.
 
 pub mod aligned;
 pub mod binomial;

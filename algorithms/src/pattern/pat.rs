@@ -1,56 +1,57 @@
-//! Parallel aggregated trees: one binomial tree for each rank, all the same up to rotation, walked
-//! in an order that needs no more memory than one message per link.
+//! Parallel aggregated trees: one binomial tree for each rank, all the same up to rotation,
+//! traversed in an order that needs no more memory than one message per link.
 //!
-//! Call *offset* `o` at rank `r` the block of rank `r - o` (all mod `n`) when data is gathered, of
-//! rank `r + o` when it is reduced. Offset 0 is the rank's own. The *parent* of another offset is
-//! the one without its lowest bit set, `2^k`: when data is gathered, offset `o` comes from the rank
-//! `2^k` below, where it is the parent; when it is reduced, it goes to the rank `2^k` above,
-//! likewise. So the *children* of `o` are `o + 2^j` below `n`, for every `2^j` below its lowest
-//! bit. Far hops carry few blocks.
+//! *Offset* `o` at rank `r` is the block of rank `r - o` (all mod `n`) when data is gathered, and
+//! of rank `r + o` when it is reduced. Offset 0 is the rank's own. The *parent* of another offset
+//! is the offset without its lowest set bit, `2^k`. When data is gathered, offset `o` comes from
+//! the rank `2^k` below, where it is the parent offset; when it is reduced, it goes to the rank
+//! `2^k` above, where it is the parent offset. So the *children* of `o` are the `o + 2^j` below
+//! `n`, for every `2^j` below its lowest bit. Hops to far ranks carry few blocks.
 //!
-//! To gather, every rank takes its offsets in ascending order, which is depth first: from the one
-//! in which it sends on a link to the one in which its peer takes that message there is no other
-//! that sends on the link. One credit is enough, whatever the rank count; no block waits in a
-//! rank's memory to be sent later. To reduce, the same in descending order.
+//! To gather, every rank handles its offsets in ascending order, which is depth first: between the
+//! step that sends on a link and the step in which the peer receives that message, no other step
+//! sends on the link. One credit is enough at every rank count, and no block has to be stored in
+//! order to be sent later. To reduce, the order is descending.
 //!
-//! Offsets with the same number of trailing zeros are on the same level of the trees. They get a
-//! lane of their own, so that no level waits for one further from the leaves, and their lane a
-//! channel of its own for the messages between them and their children, since a link is used by one
-//! lane. There are four channels: lanes 1 to 3 have the offsets with as many trailing zeros and
-//! lane 4 has all the others. Lane 0 has the odd offsets, the leaves.
+//! Offsets with the same number of trailing zeros are on the same level of the trees. They have
+//! their own lane, so that no level waits for one that is further from the leaves, and the lane has
+//! its own channel for the messages between these offsets and their children, since a link is used
+//! by one lane. There are four channels: lanes 1 to 3 have the offsets with 1 to 3 trailing zeros,
+//! and lane 4 has those with more. Lane 0 has the odd offsets, the leaves.
 //!
 //! Source: S. Jeaugey, "PAT: a new algorithm for all-gather and reduce-scatter operations at scale"
-//! (2025). What it aggregates in one message are here messages that follow each other on a link.
-//! The lanes are our own.
+//! (2025). What the paper aggregates in one message is here sent as several messages that follow
+//! each other on a link. The lanes are our own.
 
 use crate::schedule::Channel;
 use crate::schedule::MAX_FAN;
 
-/// The trees of a number of ranks.
+/// The trees for a number of ranks.
 #[derive(Clone, Copy, Debug)]
 pub struct Pat {
-    /// How many ranks, at least two.
+    /// The number of ranks, at least two.
     pub nranks: u32,
 }
 
-/// A part of what is to be done for an offset: with it go some of its children.
+/// One step for an offset, with some of its children.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct OffsetPart {
     /// The offset.
     pub offset: u32,
-    /// The children are `offset + 2^j` for `j` from here
+    /// The children are `offset + 2^j` for `j` in `from..to`.
     pub from: u32,
-    /// to below here.
+    /// See `from`.
     pub to: u32,
-    /// It is the first part, which has the parent or the own block as well.
+    /// It is the first part of the offset, which also has the parent or the rank's own block.
     pub first: bool,
-    /// It is the last one.
+    /// It is the last part of the offset.
     pub last: bool,
 }
 
-/// Lanes that have children, each with a channel.
+/// The number of lanes whose offsets have children; each has a channel.
 const INNER: u32 = 4;
-/// Children that go with one step: a place is for the parent, the own block or the parts before.
+/// The number of children of one step: one operand is for the parent, the rank's own block or the
+/// parts before.
 const CHILDREN: u32 = MAX_FAN as u32 - 1;
 
 impl Pat {
@@ -59,12 +60,12 @@ impl Pat {
         self.nranks.next_power_of_two().ilog2()
     }
 
-    /// How many lanes there are.
+    /// The number of lanes.
     pub fn lanes(self) -> u32 {
         1 + self.channels() as u32
     }
 
-    /// How many channels are used.
+    /// The number of channels.
     pub fn channels(self) -> Channel {
         self.levels().min(INNER) as Channel
     }
@@ -79,18 +80,18 @@ impl Pat {
         self.lane(offset) as Channel - 1
     }
 
-    /// How far the parent of `offset > 0` is.
+    /// The distance to the rank of the parent of `offset > 0`.
     pub const fn distance(self, offset: u32) -> u32 {
         1 << offset.trailing_zeros()
     }
 
-    /// How many parts there are, of all offsets of `lane`.
+    /// The number of parts of all offsets of `lane`, which are its steps.
     pub fn steps(self, lane: u32) -> u32 {
         self.parts_before(lane, self.offsets(lane))
     }
 
-    /// Part `index` of those of `lane`, by ascending offsets. O(log n).
-    pub fn part(self, lane: u32, index: u32) -> Part {
+    /// Part number `index` of `lane`, by ascending offsets. O(log n).
+    pub fn part(self, lane: u32, index: u32) -> OffsetPart {
         let (mut low, mut high) = (0, self.offsets(lane));
         while high - low > 1 {
             let middle = low.midpoint(high);
@@ -104,15 +105,15 @@ impl Pat {
         let (nth, children) = (index - self.parts_before(lane, low), self.children(offset));
         let from = nth * CHILDREN;
         let to = (from + CHILDREN).min(children);
-        Part { offset, from, to, first: nth == 0, last: to == children }
+        OffsetPart { offset, from, to, first: nth == 0, last: to == children }
     }
 
-    /// Trailing zeros; the own block has one for each level.
+    /// The number of trailing zeros of an offset; offset 0 has one for each level.
     const fn zeros(self, offset: u32) -> u32 {
         if offset == 0 { self.levels() } else { offset.trailing_zeros() }
     }
 
-    /// How many children an offset has: those of the least distances.
+    /// The number of children of an offset: those with the smallest distances exist.
     const fn children(self, offset: u32) -> u32 {
         match (self.nranks - 1 - offset).checked_ilog2() {
             Some(log) if log + 1 < self.zeros(offset) => log + 1,
@@ -121,7 +122,7 @@ impl Pat {
         }
     }
 
-    /// How many offsets a lane has.
+    /// The number of offsets of a lane.
     fn offsets(self, lane: u32) -> u32 {
         if lane + 1 == self.lanes() {
             self.nranks.div_ceil(1 << lane)
@@ -130,13 +131,13 @@ impl Pat {
         }
     }
 
-    /// Number `nth` of the offsets of a lane, ascending.
+    /// Offset number `nth` of a lane, ascending.
     fn offset(self, lane: u32, nth: u32) -> u32 {
         if lane + 1 == self.lanes() { nth << lane } else { (2 * nth + 1) << lane }
     }
 
-    /// How many parts the first `nth` offsets of a lane have: one each, and one more for every
-    /// [`CHILDREN`] children beyond the first.
+    /// The number of parts of the first `nth` offsets of a lane: one each, and one more for every
+    /// [`CHILDREN`] children beyond the first [`CHILDREN`].
     fn parts_before(self, lane: u32, nth: u32) -> u32 {
         if lane + 1 < self.lanes() || nth == 0 {
             return nth;
@@ -164,7 +165,7 @@ mod tests {
             let mut seen = vec![0; nranks as usize];
             let mut reached = 0;
             for lane in 0..pat.lanes() {
-                let mut former: Option<Part> = None;
+                let mut former: Option<OffsetPart> = None;
                 for index in 0..pat.steps(lane) {
                     let part = pat.part(lane, index);
                     assert_eq!(pat.lane(part.offset), lane);

@@ -1,4 +1,4 @@
-//! Ranks in a circle.
+//! Ranks on a ring: the rank at a distance after or before another.
 
 use crate::types::Rank;
 

@@ -1,5 +1,6 @@
-//! A second, simple reading of what schedules mean: executes them on numbers, in random orders, with random choices of
-//! copying or lending each message and of credits. It shares nothing with the verifier but `interpret::apply`.
+//! A second, simple reading of what schedules mean: executes them on numbers, in random orders,
+//! with random choices of copying or lending each message and of credits. It shares nothing with
+//! the verifier but `interpret::apply`.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -10,7 +11,8 @@ use maypole_algorithms::{Chunk, Class, Collective, Operand, Schedule, Step};
 const TILES: usize = 3;
 const CALLS: usize = 2;
 
-/// What stands for an element: a sum that any order gives, and a hash that only the same tree gives.
+/// What stands for an element: a sum that any order gives, and a hash that only the same tree
+/// gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Value {
     sum: u64,
@@ -53,7 +55,8 @@ impl Random {
     }
 }
 
-/// Memory: rank, call and tile (none of both for scratch), chunk; in place outputs are named as inputs.
+/// Memory: rank, call and tile (none of both for scratch), chunk; in place outputs are named as
+/// inputs.
 type Cell = (u32, Option<(usize, usize)>, Chunk);
 
 struct Message {
@@ -83,8 +86,8 @@ struct World<'a> {
     lent: Vec<Vec<(u32, usize, Vec<Cell>)>>,
 }
 
-/// Executes the schedule under many orders; tells what went wrong with one. With a proof, the outputs must have come about by
-/// the very trees that it states.
+/// Executes the schedule under many orders; tells what went wrong with one. With a proof, the
+/// outputs must have come about by the very trees that it states.
 pub(crate) fn check(
     schedule: &Schedule,
     proof: Option<&Proved>,
@@ -261,8 +264,8 @@ impl World<'_> {
         }
         let lendable: Vec<_> =
             lendable(&step).into_iter().map(|chunk| self.cell(rank, call, tile, chunk)).collect();
-        // A message that no output chunk equals is lent from the input, if that is what it says: not if the
-        // operation scales contributions or closes results.
+        // A message that no output chunk equals is lent from the input, if that is what it says:
+        // not if the operation scales contributions or closes results.
         let changed = !step.outputs.iter().any(is_local)
             && (step.finish
                 || numbers.reduces && matches!(step.inputs[0], Operand::Local(Chunk::Input(_))));

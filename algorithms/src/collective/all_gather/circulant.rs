@@ -1,16 +1,16 @@
 //! Circulant all-gather: `ceil(log2 n)` rounds and the least data, at every rank count; the
-//! reduce-scatter run backwards. See [`crate::pattern::circulant`].
+//! reduce-scatter in reverse. See [`crate::pattern::circulant`].
 //!
 //! * steps: per rank `n-1` sends and `n-1` receives, those of each round in a lane each
 //! * bytes sent per rank: `(n-1) m` for blocks of `m` bytes; half of them go to the farthest rank
 //! * cost: `ceil(log2 n) a + (n-1) m b`
 //! * credits: 1
 //! * class: canonical (nothing is reduced)
-//! * wins: mid-size blocks at many ranks, on networks whose far links are as good as the near ones
-//! * source: as for the pattern
-//!
-//! A round sends offsets in the order in which the rounds before brought them: the first of each of
-//! those rounds waits for the last of its receives.
+//! * wins: mid-size blocks at many ranks, on networks where links to far ranks are as fast as links
+//!   to near ones
+//! * source: see the pattern
+//! A round sends offsets in the order in which the rounds before received them. The first offset of
+//! each of those rounds waits for the last receive of that round.
 
 use crate::pattern::circulant::Circulant;
 use crate::pattern::ring::{after, before};
@@ -28,20 +28,21 @@ pub fn schedule(nranks: u32) -> Schedule {
     Schedule::new("circulant", Collective::AllGather, nranks, 1, Gather { spread }).canonical()
 }
 
-/// How block `r` gets from rank `r` to all outputs: for each round a lane that receives and one
-/// that sends.
+/// The steps that bring block `r` from rank `r` to all outputs: for each round a lane that receives
+/// and one that sends.
 #[derive(Clone, Copy)]
 pub(in crate::collective) struct Spread {
     pub(in crate::collective) pattern: Circulant,
-    /// Its lanes begin there.
+    /// The number of its first lane.
     pub(in crate::collective) first_lane: u32,
     pub(in crate::collective) channel: Channel,
-    /// The step that puts the own block into the output and sends it to [`first`](Self::first).
+    /// The step that writes the rank's own block to the output and sends it to
+    /// [`first`](Self::first).
     pub(in crate::collective) own: After,
 }
 
 impl Spread {
-    /// Where the own block goes first.
+    /// The rank to which the rank's own block is sent first.
     pub(in crate::collective) const fn first(self, rank: Rank) -> Rank {
         before(rank, 1, self.pattern.nranks)
     }

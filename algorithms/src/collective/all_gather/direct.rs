@@ -1,4 +1,4 @@
-//! Direct all-gather: every rank sends its block to everyone.
+//! Direct all-gather: every rank sends its block to all others.
 //!
 //! * steps: `ceil((n-1)/8)` sends in one lane, `n-1` receives in another
 //! * bytes sent per rank: `(n-1) m` for blocks of `m` bytes
@@ -13,7 +13,7 @@ use crate::schedule::operand::{input, output, peer};
 use crate::schedule::{Program, Schedule, Step};
 use crate::types::{Collective, Rank};
 
-/// All-gather straight from all to all.
+/// All-gather by direct messages between all ranks.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
         return crate::collective::alone("direct", Collective::AllGather);
@@ -26,7 +26,7 @@ struct Direct {
 }
 
 impl Direct {
-    /// The own output takes one place of the first step.
+    /// The rank's own output is one of the outputs of the first step.
     const fn fan_out(&self) -> FanOut {
         FanOut { targets: self.nranks - 1, first: MAX_FAN as u32 - 1 }
     }

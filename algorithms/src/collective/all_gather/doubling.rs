@@ -1,24 +1,24 @@
-//! All-gather by doubling: the mirror of the reduce-scatter by halving. Blocks of ranks part,
-//! farthest first, and with every parting a rank gives its peer all the blocks of data it has, and
-//! gets as many. For any rank count, see [`crate::pattern::halving`].
+//! All-gather by doubling: the reverse of the reduce-scatter by halving. Blocks of ranks separate,
+//! farthest first, and at every separation a rank sends its peer all blocks of data that it has,
+//! and receives as many. For any rank count, see [`crate::pattern::halving`].
 //!
-//! * steps: per rank `n-1` sends and `n-1` receives on average, those of each parting in a lane
+//! * steps: per rank `n-1` sends and `n-1` receives on average, those of each separation in a lane
 //!   each; a send waits for the receive of the same block
-//! * bytes sent per rank: `(n-1) m` on average for blocks of `m` bytes (off powers of two some
-//!   ranks send more than others)
+//! * bytes sent per rank: `(n-1) m` on average for blocks of `m` bytes (at other rank counts than
+//!   powers of two some ranks send more than others)
 //! * cost: `ceil(log2 n) a + (n-1) m b`
-//! * credits: 1. All lanes go through the blocks in ascending order, so the least that is not
-//!   finished can always go on.
+//! * credits: 1. All lanes handle the blocks in ascending order, so the lowest unfinished block can
+//!   always proceed.
 //! * class: canonical (nothing is reduced)
 //! * wins: mid-size blocks at many ranks; most data moves between near ranks
-//! * source: as for the pattern
+//! * source: see the pattern
 
-use crate::pattern::halving::{Join, joins};
+use crate::pattern::halving::{BlockJoin, joins};
 use crate::schedule::operand::{input, output, peer};
 use crate::schedule::{After, Channel, Program, Schedule, Step};
 use crate::types::{Collective, Rank};
 
-/// All-gather over parting blocks.
+/// All-gather over blocks of ranks that separate.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
         return crate::collective::alone("doubling", Collective::AllGather);
@@ -27,20 +27,21 @@ pub fn schedule(nranks: u32) -> Schedule {
     Schedule::new("doubling", Collective::AllGather, nranks, 1, Doubling { spread }).canonical()
 }
 
-/// How chunk `r` gets from rank `r` to all outputs: for each of the rank's joins a lane that sends
-/// and one that receives.
+/// The steps that bring chunk `r` from rank `r` to all outputs: for each of the rank's joins a lane
+/// that sends and one that receives.
 #[derive(Clone, Copy)]
 pub(in crate::collective) struct Spread {
     pub(in crate::collective) nranks: u32,
-    /// Its lanes begin there.
+    /// The number of its first lane.
     pub(in crate::collective) first_lane: u32,
     pub(in crate::collective) channel: Channel,
-    /// The step that puts the own chunk into the output and sends it to [`first`](Self::first).
+    /// The step that writes the rank's own chunk to the output and sends it to
+    /// [`first`](Self::first).
     pub(in crate::collective) own: After,
 }
 
 impl Spread {
-    /// Where the own chunk goes first.
+    /// The rank to which the rank's own chunk is sent first.
     pub(in crate::collective) fn first(self, rank: Rank) -> Rank {
         joins(rank, self.nranks).next_back().expect("two ranks join").peer(rank)
     }
@@ -51,7 +52,7 @@ impl Spread {
 
     /// What `lane` does: receive or send, for which join. The farthest join has only a lane that
     /// receives.
-    fn part(self, rank: Rank, lane: u32) -> (bool, Join) {
+    fn part(self, rank: Rank, lane: u32) -> (bool, BlockJoin) {
         let mut joins = joins(rank, self.nranks).rev();
         let nth = (lane - self.first_lane).div_ceil(2);
         let receives = (lane - self.first_lane).is_multiple_of(2);
@@ -75,7 +76,8 @@ impl Spread {
         Step::new([output(chunk)], [to]).after(lane, step)
     }
 
-    /// The step that puts `chunk` into the output: of the join in which the rank gives it away.
+    /// The step that writes `chunk` to the output. It belongs to the join in which the
+    /// reduce-scatter sends the chunk away.
     fn arrival(self, rank: Rank, chunk: u32) -> After {
         if chunk == rank {
             return self.own;
@@ -83,7 +85,7 @@ impl Spread {
         let mut partings = (0..).zip(joins(rank, self.nranks).rev());
         let (nth, join) = partings
             .find(|(_, join)| join.before.contains(chunk))
-            .expect("before the first join a rank holds all");
+            .expect("before the first join a rank holds all chunks");
         After { lane: self.first_lane + 2 * nth, step: join.lost_index(chunk) }
     }
 }

@@ -1,4 +1,4 @@
-//! Every rank ends with all inputs, by rank.
+//! Generators of all-gather: every rank ends with the inputs of all ranks, in rank order.
 
 pub mod biring;
 pub mod circulant;
@@ -9,7 +9,7 @@ pub mod ring;
 
 use crate::collective::Generator;
 
-/// All of them.
+/// The generators for this collective.
 pub(super) const GENERATORS: &[Generator] = &[
     Generator::new("direct", "all_gather", |_, n| direct::schedule(n)),
     Generator::new("ring", "all_gather", |_, n| ring::schedule(n)),

@@ -1,20 +1,21 @@
-//! All-gather by parallel aggregated trees: the block of each rank goes down a binomial tree, far
-//! hops first, and the `n` trees are the same up to rotation. See [`crate::pattern::pat`].
+//! All-gather by parallel aggregated trees: the block of each rank is sent down a binomial tree,
+//! far hops first, and the `n` trees are the same up to rotation. See [`crate::pattern::pat`].
 //!
-//! * steps: per rank one for each block, in up to five lanes by the level in the tree: take it,
-//!   keep it and give it to all children in one pass (more passes above 7 children, which takes
-//!   more than 128 ranks)
-//! * bytes sent per rank: `(n-1) m` for blocks of `m` bytes, the least there is; half of them go to
-//!   the nearest rank and one block to the farthest, which is what a tapered network wants
+//! * steps: per rank one for each block, in up to five lanes by the level in the tree: receive it,
+//!   keep it and send it to all children in one pass (several passes above 7 children, which occurs
+//!   above 128 ranks)
+//! * bytes sent per rank: `(n-1) m` for blocks of `m` bytes, the minimum; half of them go to the
+//!   nearest rank and one block to the farthest, which suits networks with less bandwidth between
+//!   far ranks
 //! * cost: `ceil(log2 n) a + (n-1) m b`; above 64 ranks the levels that share a lane make it
 //!   `(4 + n/32) a`
 //! * credits: 1; a rank has less than `4 log2(n)` links
 //! * class: canonical (nothing is reduced)
-//! * wins: many ranks, while the ring's `(n-1) a` counts, and where far links are the slow ones or
-//!   `n` is no power of two
-//! * source: as for the pattern
+//! * wins: many ranks, as long as the ring's `(n-1) a` matters, and where links to far ranks are
+//!   slow or `n` is not a power of two
+//! * source: see the pattern
 
-use crate::pattern::pat::{Part, Pat};
+use crate::pattern::pat::{OffsetPart, Pat};
 use crate::pattern::ring::{after, before};
 use crate::schedule::operand::{input, output, peer};
 use crate::schedule::{Program, Schedule, Step};
@@ -47,7 +48,7 @@ impl Program for Trees {
     fn step(&self, rank: Rank, lane: u32, index: u32) -> Step {
         let pattern = self.pattern;
         let n = pattern.nranks;
-        let Part { offset, from, to, first, .. } = pattern.part(lane, index);
+        let OffsetPart { offset, from, to, first, .. } = pattern.part(lane, index);
         let block = output(before(rank, offset, n));
         let children = (from..to).map(|j| peer(after(rank, 1 << j, n), pattern.channel(offset)));
         if !first {

@@ -1,12 +1,12 @@
-//! Ring all-gather: each block travels once round the ring.
+//! Ring all-gather: each block travels once around the ring.
 //!
 //! * steps: `n` per rank, one lane
 //! * bytes sent per rank: `(n-1) m` for blocks of `m` bytes
 //! * cost: `(n-1) a + (n-1) m b`
 //! * credits: 2, as for the all-reduce over a ring
 //! * class: canonical (nothing is reduced)
-//! * wins: large blocks where links to neighbours are the good ones or where more than two streams
-//!   per link contend.
+//! * wins: large blocks where links between neighbours are faster than others, or where more than
+//!   two streams contend for a link
 //! * source: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective Communication
 //!   Operations in MPICH", IJHPCA 19 (2005), section 4.1.
 

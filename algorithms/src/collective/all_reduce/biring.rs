@@ -1,21 +1,22 @@
-//! Bidirectional ring all-reduce: each part of the vector comes to one rank along two arms of the
-//! ring to be reduced, and goes out along them to be spread.
+//! Bidirectional ring all-reduce: each part of the vector is reduced along two arms of the ring to
+//! one rank, and the result is sent back along both arms.
 //!
 //! * steps: `2 ceil((n-1)/2) + 1` and `2 floor((n-1)/2) + 2` in two lanes, one for each direction
 //! * bytes sent per rank: `2 (n-1)/n m`, half of them in each direction
-//! * cost: `2 ceil((n-1)/2) (a + m/n b) + (n-1)/n m g` where both directions of a link are free
-//! * credits: 2 as on any ring; no scratch
+//! * cost: `2 ceil((n-1)/2) (a + m/n b) + (n-1)/n m g` where a link can be used in both directions
+//!   at once
+//! * credits: 2, as on any ring; no scratch
 //! * class: fast. Part `c` is the chain from `c - n/2` up to `c - 1`, combined with the chain from
 //!   `c + (n-1)/2` down to `c`.
-//! * wins: where the ring does and links are full duplex: half of its steps
-//! * source: folklore of rings with two directions
+//! * wins: as for the ring, where links are full duplex: it takes half of the ring's steps
+//! * source: folklore
 
-use crate::pattern::biring::{Direction, lanes};
+use crate::pattern::biring::{RingDirection, lanes};
 use crate::schedule::operand::{input, output, peer};
 use crate::schedule::{Program, Schedule, Step};
 use crate::types::{Collective, Rank};
 
-/// All-reduce over a ring of `nranks` in rank order, both ways.
+/// All-reduce over a ring of `nranks` in rank order, in both directions.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
         return crate::collective::alone("biring", Collective::AllReduce);
@@ -35,14 +36,14 @@ impl Program for Biring {
     }
 
     fn steps(&self, _: Rank, lane: u32) -> u32 {
-        // The part that is complete on this rank takes one step of the lane up, and two of the lane
-        // down.
-        2 * Direction::of_lane(lane).arm(self.nranks) + 1 + lane
+        // The part that is completed on this rank needs one step of the upward lane and two of the
+        // downward lane.
+        2 * RingDirection::of_lane(lane).arm(self.nranks) + 1 + lane
     }
 
     fn step(&self, rank: Rank, lane: u32, index: u32) -> Step {
         let n = self.nranks;
-        let direction = Direction::of_lane(lane);
+        let direction = RingDirection::of_lane(lane);
         let arm = direction.arm(n);
         let from = peer(direction.behind(rank, 1, n), direction.channel());
         let to = peer(direction.ahead(rank, 1, n), direction.channel());
@@ -52,9 +53,11 @@ impl Program for Biring {
         }
         let hops = index - arm;
         match direction {
-            Direction::Up if hops == 0 => self.complete(rank),
-            Direction::Down if hops == 0 => Step::new([input(rank), from], [output(rank)]),
-            Direction::Down if hops == 1 => Step::new([output(rank)], [to]).after(0, self.turn()),
+            RingDirection::Up if hops == 0 => self.complete(rank),
+            RingDirection::Down if hops == 0 => Step::new([input(rank), from], [output(rank)]),
+            RingDirection::Down if hops == 1 => {
+                Step::new([output(rank)], [to]).after(0, self.turn())
+            }
             _ => {
                 let hops = hops - lane;
                 let part = output(direction.behind(rank, hops, n));
@@ -65,19 +68,19 @@ impl Program for Biring {
 }
 
 impl Biring {
-    /// The step of the lane up that makes a part complete and sends it on.
+    /// The index of the step of the upward lane that completes a part and sends it on.
     const fn turn(&self) -> u32 {
-        Direction::Up.arm(self.nranks)
+        RingDirection::Up.arm(self.nranks)
     }
 
     fn complete(&self, rank: Rank) -> Step {
         let n = self.nranks;
-        let up = Direction::Up;
+        let up = RingDirection::Up;
         let from = peer(up.behind(rank, 1, n), up.channel());
         let to = [output(rank), peer(up.ahead(rank, 1, n), up.channel())];
         if lanes(n) == 1 {
             return Step::new([from, input(rank)], to).finishing();
         }
-        Step::new([from, output(rank)], to).finishing().after(1, Direction::Down.arm(n))
+        Step::new([from, output(rank)], to).finishing().after(1, RingDirection::Down.arm(n))
     }
 }

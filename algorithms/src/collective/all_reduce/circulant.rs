@@ -7,8 +7,8 @@
 //! * cost: `2 ceil(log2 n) a + 2 (n-1)/n m b + (n-1)/n m g`
 //! * credits: 1; no scratch, since partial sums are kept in the output
 //! * class: fast. The tree of part `c` is the same for all parts up to rotation.
-//! * wins: mid-size and large vectors at many ranks where the rank count is no power of two
-//! * source: as for the pattern
+//! * wins: mid-size and large vectors at many ranks where the rank count is not a power of two
+//! * source: see the pattern
 
 use crate::collective::all_gather::circulant::Spread;
 use crate::collective::reduce_scatter::circulant::Folds;

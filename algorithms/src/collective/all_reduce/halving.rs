@@ -1,6 +1,6 @@
 //! All-reduce by halving and doubling (Rabenseifner's algorithm), in canonical order and for any
 //! rank count: a reduce-scatter over aligned blocks of ranks that join, nearest first, and an
-//! all-gather back over the same blocks. See [`crate::pattern::halving`].
+//! all-gather over the same blocks in reverse order. See [`crate::pattern::halving`].
 //!
 //! * steps: per rank `n/2` sends, `n-1` folds, `n-1` sends and `n-1` receives on average; a lane
 //!   for each join and kind
@@ -12,8 +12,8 @@
 //!   every pair has a direct link
 //! * source: R. Rabenseifner, "Optimization of Collective Reduction Operations", ICCS 2004; R.
 //!   Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective Communication Operations in
-//!   MPICH", IJHPCA 19 (2005). They halve from the farthest rank on; nearest first makes the
-//!   canonical tree. The treatment of rank counts that are no powers of two is our own.
+//!   MPICH", IJHPCA 19 (2005). They begin with the farthest rank; beginning with the nearest gives
+//!   the canonical tree. The treatment of other rank counts is our own.
 
 use crate::collective::all_gather::doubling::Spread;
 use crate::collective::reduce_scatter::halving::Folds;
@@ -21,7 +21,7 @@ use crate::schedule::operand::{output, peer};
 use crate::schedule::{After, Channel, Program, Schedule, Step};
 use crate::types::{Collective, Rank};
 
-/// All-reduce over joining and parting blocks.
+/// All-reduce over blocks of ranks that join and then separate.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
         return crate::collective::alone("halving", Collective::AllReduce);
@@ -40,7 +40,7 @@ struct Halving {
 }
 
 impl Halving {
-    /// The lane that completes the own chunk, the last of those that fold.
+    /// The lane that completes the rank's own chunk: the last of the lanes that fold.
     fn last(&self, rank: Rank) -> u32 {
         self.folds.joins(rank)
     }

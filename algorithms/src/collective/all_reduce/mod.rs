@@ -1,7 +1,6 @@
-//! Every rank ends with the reduction of all inputs.
-//!
+//! Generators of all-reduce: every rank ends with the reduction of all inputs.
 //! Costs are in the alpha-beta model: `n` ranks, `m` bytes per rank, `a` seconds per message, `b`
-//! per byte moved, `g` per byte reduced.
+//! seconds per byte moved, `g` seconds per byte reduced.
 
 pub mod biring;
 pub mod circulant;
@@ -14,7 +13,7 @@ pub mod two_shot;
 
 use crate::collective::Generator;
 
-/// All of them.
+/// The generators for this collective.
 pub(super) const GENERATORS: &[Generator] = &[
     Generator::new("ring", "all_reduce", |_, n| ring::schedule(n)),
     Generator::new("biring", "all_reduce", |_, n| biring::schedule(n)),

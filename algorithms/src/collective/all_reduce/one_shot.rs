@@ -5,12 +5,12 @@
 //! * bytes sent per rank: `(n-1) m`
 //! * cost: `a + (n-1) m b + (n-1) m g` (one port shared by all messages)
 //! * class: canonical
-//! * wins: vectors of a few cache lines; no other algorithm has a single message latency.
+//! * wins: vectors of a few cache lines; no other algorithm has the latency of a single message
 //! * source: folklore; the name is from NVIDIA's TensorRT-LLM all-reduce kernels.
 //!
 //! The vector is first copied to scratch and sent from there: in place, a rank writes its result
-//! while slower peers may still be reading its contribution, and no order of steps can prevent
-//! that. Where links copy, the engine drops a scratch chunk that no step reads.
+//! while slower peers may still read its contribution, and no order of steps can prevent that.
+//! Where links copy, the engine leaves out a scratch chunk that no step reads.
 
 use crate::pattern::fan::{FanIn, FanInInputs, FanOut};
 use crate::pattern::ring::after;

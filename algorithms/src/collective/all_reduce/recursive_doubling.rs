@@ -1,21 +1,20 @@
 //! Recursive doubling: in round `k` aligned blocks of `2^k` ranks exchange what they have reduced
 //! so far.
 //!
-//! * steps: `1 + ceil(log2 n)` per rank, one lane; off powers of two, ranks of the last block need
-//!   more to serve the others
-//! * bytes sent per rank: `ceil(log2 n) m` (off powers of two up to `n m` in the worst case, for
+//! * steps: `1 + ceil(log2 n)` per rank, one lane; at other rank counts than powers of two, ranks
+//!   of the last block need more steps to serve the others
+//! * bytes sent per rank: `ceil(log2 n) m` (at other rank counts up to `n m` in the worst case, for
 //!   one rank of `2^k + 1`)
 //! * cost: `ceil(log2 n) (a + m b + m g)` at powers of two
-//! * class: canonical, at every rank count: instead of folding surplus ranks in first, the members
-//!   of a short last block serve several receivers each, see [`crate::pattern::butterfly`]
-//! * wins: small vectors at more than a handful of ranks
+//! * class: canonical, at every rank count: instead of folding surplus ranks in first, each member
+//!   of a short last block serves several receivers, see [`crate::pattern::butterfly`]
+//! * wins: small vectors at more than a few ranks
 //! * source: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective Communication
 //!   Operations in MPICH", IJHPCA 19 (2005); the treatment of other rank counts is our own.
-//!
-//! Round `k`'s value lives in scratch chunk `k`, so that a value still being read by a slow partner
+//! The value of round `k` is in scratch chunk `k`, so that a value that a slow partner still reads
 //! is never overwritten within a tile.
 
-use crate::pattern::butterfly::{Round, round, rounds};
+use crate::pattern::butterfly::{ButterflyRound, round, rounds};
 use crate::pattern::fan::FanOut;
 use crate::schedule::MAX_FAN;
 use crate::schedule::operand::{input, output, peer, scratch};
@@ -36,15 +35,15 @@ struct Doubling {
     nranks: u32,
 }
 
-/// What a rank does with the value it has on entering a round: stage 0 makes it from the input,
-/// each later stage from the exchange of the round before; then it is kept for the round and sent
+/// The steps that make the value with which a rank enters a round. Stage 0 makes it from the input,
+/// each later stage from the exchange of the round before. The value is kept for the round and sent
 /// to the partners of that round.
 #[derive(Clone, Copy)]
 struct Stage {
     /// The exchange that makes the value; None for the first stage.
-    exchange: Option<(u32, Round)>,
+    exchange: Option<(u32, ButterflyRound)>,
     /// The round that the value is for; None for the last stage, whose value is the result.
-    next: Option<(u32, Round)>,
+    next: Option<(u32, ButterflyRound)>,
 }
 
 impl Doubling {
@@ -64,7 +63,8 @@ impl Stage {
         FanOut { targets, first: MAX_FAN as u32 - 1 }
     }
 
-    /// Step `index` of the stage; `earlier` is where the value of the stage before it is kept.
+    /// Step `index` of the stage; `earlier` is the operand that holds the value of the stage
+    /// before.
     fn step(self, index: u32, earlier: Option<u32>) -> Step {
         let kept: Operand = self.next.map_or(output(0), |(k, _)| scratch(k));
         let sends =

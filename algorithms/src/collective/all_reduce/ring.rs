@@ -1,15 +1,15 @@
-//! Ring all-reduce: the vector in `n` parts; each part travels round the ring once to be reduced
-//! and once more to be spread.
+//! Ring all-reduce: the vector is cut into `n` parts; each part travels around the ring once to be
+//! reduced, and its result once more.
 //!
 //! * steps: `2n - 1` per rank, one lane
 //! * bytes sent per rank: `2 (n-1)/n m`
 //! * cost: `2 (n-1) a + 2 (n-1)/n m b + (n-1)/n m g`
-//! * credits: 2. With one, every rank would wait for its successor to take what it sent before it
-//!   can take and pass on what it got.
+//! * credits: 2. With one, every rank would wait for its successor to receive what it sent before
+//!   it could receive and pass on what it got.
 //! * class: fast. Part `c` is reduced in the order `c, c+1, …, c-1`: a different chain for each
 //!   part.
-//! * wins: large vectors where links to neighbours are the good ones or where more than two streams
-//!   per link contend.
+//! * wins: large vectors where links between neighbours are faster than others, or where more than
+//!   two streams contend for a link
 //! * source: P. Patarasuk, X. Yuan, "Bandwidth optimal all-reduce algorithms for clusters of
 //!   workstations", JPDC 69 (2009).
 

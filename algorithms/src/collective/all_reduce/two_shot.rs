@@ -1,8 +1,8 @@
-//! Two-shot all-reduce: the vector in `n` parts; rank `r` collects everybody's part `r`, reduces it
-//! in one pass and sends the result to all in the same pass.
+//! Two-shot all-reduce: the vector is cut into `n` parts; rank `r` receives part `r` of all ranks,
+//! reduces it in one pass and sends the result to all in the same pass.
 //!
 //! * steps: `n-1` sends, `ceil(n/8) + …` folds, `n-1` receives per rank, in three lanes, so that
-//!   collecting, folding and spreading of different tiles overlap
+//!   sending, folding and receiving of different tiles overlap
 //! * bytes sent per rank: `2 (n-1)/n m`, to `n-1` peers at once
 //! * cost: `2 a + 2 (n-1)/n m b + (n-1)/n m g`
 //! * class: canonical

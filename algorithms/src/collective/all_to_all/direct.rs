@@ -2,17 +2,18 @@
 //! so that no two senders start with the same receiver.
 //!
 //! * steps: one copy and `n-1` sends in one lane, `n-1` receives in another
-//! * bytes sent per rank: `(n-1) m` for blocks of `m` bytes, the least there is
-//! * cost: `(n-1) a + (n-1) m b`, the messages of a rank being under way together where links allow
+//! * bytes sent per rank: `(n-1) m` for blocks of `m` bytes, the minimum
+//! * cost: `(n-1) a + (n-1) m b`, where the messages of a rank travel at the same time if links
+//!   allow it
 //! * class: canonical (nothing is reduced)
-//! * wins: large blocks, and whatever is on one host
+//! * wins: large blocks, and ranks on one host
 
 use crate::pattern::ring::{after, before};
 use crate::schedule::operand::{input, output, peer};
 use crate::schedule::{Program, Schedule, Step};
 use crate::types::{Collective, Rank};
 
-/// All-to-all straight from all to all.
+/// All-to-all by direct messages between all ranks.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
         return crate::collective::alone("direct", Collective::AllToAll);
@@ -38,7 +39,7 @@ impl Program for Direct {
             let from = before(rank, index + 1, self.nranks);
             return Step::new([peer(from, 0)], [output(from)]);
         }
-        // The own block last: peers wait for theirs.
+        // The rank's own block is last, since peers wait for theirs.
         match index + 1 {
             distance if distance < self.nranks => {
                 let to = after(rank, distance, self.nranks);

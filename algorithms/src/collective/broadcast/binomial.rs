@@ -1,5 +1,5 @@
-//! Binomial broadcast: who has the vector passes it on to ranks ever nearer, so that those who have
-//! it double.
+//! Binomial broadcast: ranks that have the vector send it on, first to far and then to nearer
+//! ranks, so that the number of ranks that have it doubles in each round.
 //!
 //! * steps: one at each rank, and one more for every eight children beyond the first seven (from
 //!   129 ranks on, near the root)
@@ -7,12 +7,12 @@
 //! * cost: `ceil(log2 n) (a + m b)`; many tiles cost the root's `ceil(log2 n) m b` and the latency
 //!   once
 //! * class: canonical (nothing is reduced)
-//! * wins: small vectors at more than a handful of ranks
+//! * wins: small vectors at more than a few ranks
 //! * source: folklore; R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective
 //!   Communication Operations in MPICH", IJHPCA 19 (2005), section 3
 //!
-//! The child with the largest subtree is served first. What a rank takes leaves for its children in
-//! the same pass.
+//! The child with the largest subtree is served first. A rank receives the vector and sends it to
+//! its children in the same pass.
 
 use crate::pattern::binomial::{children, node, parent, rank as at};
 use crate::pattern::fan::FanOut;
@@ -40,7 +40,7 @@ impl Binomial {
         node(rank, self.root, self.nranks)
     }
 
-    /// The own output takes one place of the first step.
+    /// The rank's own output is one of the outputs of the first step.
     fn fan_out(&self, rank: Rank) -> FanOut {
         let targets = children(self.node(rank), self.nranks);
         FanOut { targets, first: MAX_FAN as u32 - 1 }

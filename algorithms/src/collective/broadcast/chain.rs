@@ -1,11 +1,11 @@
-//! Chain broadcast: every rank passes on to the next what it takes from the one before, tile by
-//! tile.
+//! Chain broadcast: every rank receives the vector from the rank before it and sends it to the
+//! next, tile by tile.
 //!
 //! * steps: one per rank
-//! * bytes sent per rank: `m`, the least there is; none by the last
+//! * bytes sent per rank: `m`, the minimum; none by the last
 //! * cost: `(n-1) (a + t b) + m b` for tiles of `t` bytes
 //! * class: canonical (nothing is reduced)
-//! * wins: large vectors at few ranks, and where links to neighbours are the good ones
+//! * wins: large vectors at few ranks, and where links between neighbours are faster than others
 //! * source: folklore; the ring broadcast of NCCL
 
 use crate::pattern::ring::{after, before};

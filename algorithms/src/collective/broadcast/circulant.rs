@@ -1,35 +1,34 @@
-//! Circulant broadcast: the vector in `k` blocks, spread over a circulant graph in the optimal
-//! number of rounds, for any number of ranks.
+//! Circulant broadcast: the vector is cut into `k` blocks and sent over a circulant graph in the
+//! optimal number of rounds, for any number of ranks.
 //!
 //! With `q = ceil(log2 n)` the vector has `k = 4 q + 1` parts, and one tile moves a tile of each of
-//! them: `k - 1 + q = 5 q` rounds. The next tile begins where a rank is through with its rounds.
+//! them: `k - 1 + q = 5 q` rounds. A rank begins the next tile when it has finished its rounds.
 //!
 //! * steps: at most one send and one receive per round, in one lane: up to `10 q`
 //! * bytes sent per rank: `m` on average; `(5 q / (4 q + 1)) m`, about a quarter more, by the root
 //! * cost: `(k - 1 + q) (a + m/k b)`, here `5 q a + 5 q / (4 q + 1) m b`: no other broadcast in
 //!   one-ported full-duplex rounds takes fewer rounds for as many blocks
 //! * class: canonical (nothing is reduced)
-//! * wins: large vectors at any number of ranks, where ranks have one port: no rank moves twice
-//!   what it must, and latency is logarithmic
+//! * wins: large vectors at any number of ranks, where ranks have one port: no rank moves more than
+//!   about a quarter more than it must, and latency is logarithmic
 //! * source: J. L. Träff, "Optimal Broadcast Schedules in Logarithmic Time with Applications to
 //!   Broadcast, All-Broadcast, Reduction and All-Reduction" (2024), arXiv:2407.18004; see
 //!   [`crate::pattern::broadcast_rounds`]
-//!
-//! Ranks keep no clock, so a rank may run ahead of the rounds as far as its credits let it; then
-//! messages queue at a receiver's port.
+//! Ranks are not synchronised by a clock, so a rank may run ahead of the rounds as far as its
+//! credits allow; messages then queue at a receiver's port.
 //!
 //! Four blocks per skip and tile: the root repeats the last block in the last `q - 1` rounds, so
 //! more blocks would bring its bytes closer to `m`, and fewer the latency of a small vector closer
 //! to `q`.
 
 use crate::pattern::binomial::{node, rank as at};
-use crate::pattern::broadcast_rounds::Rounds;
-use crate::pattern::broadcast_turns::Turns;
+use crate::pattern::broadcast_rounds::BroadcastRounds;
+use crate::pattern::broadcast_turns::NodeTurns;
 use crate::schedule::operand::{input, output, peer};
 use crate::schedule::{Program, Schedule, Step};
 use crate::types::{Collective, Rank};
 
-/// Phases after the first, so blocks per skip.
+/// The number of phases after the first, which is the number of blocks per skip.
 const LATER: u32 = 4;
 
 /// Broadcast from `root` in optimal rounds.
@@ -49,9 +48,9 @@ struct Circulant {
 }
 
 impl Circulant {
-    fn turns(&self, rank: Rank) -> Turns {
+    fn turns(&self, rank: Rank) -> NodeTurns {
         let node = node(rank, self.root, self.nranks);
-        Turns { rounds: Rounds::new(self.nranks), later: LATER, node }
+        NodeTurns { rounds: BroadcastRounds::new(self.nranks), later: LATER, node }
     }
 }
 
@@ -68,13 +67,13 @@ impl Program for Circulant {
         let turns = self.turns(rank);
         let turn = turns.turn(index);
         let link = peer(at(turn.peer, self.root, self.nranks), 0);
-        if !turn.gives {
+        if !turn.sends {
             return Step::new([link], [output(turn.block)]);
         }
         if rank != self.root {
             return Step::new([output(turn.block)], [link]);
         }
-        // The root gives every block once, and the last again in what is left of the last phase.
+        // The root sends every block once, and the last block again in the rest of the last phase.
         let kept = (index < turns.blocks()).then_some(output(turn.block));
         Step::new([input(turn.block)], kept.into_iter().chain([link]))
     }

@@ -1,4 +1,4 @@
-//! Direct broadcast: the root sends to everyone.
+//! Direct broadcast: the root sends to all others.
 //!
 //! * steps: `ceil((n-1)/8)` at the root, one elsewhere
 //! * bytes sent: `(n-1) m` by the root
@@ -14,7 +14,7 @@ use crate::schedule::operand::{input, output, peer};
 use crate::schedule::{Program, Schedule, Step};
 use crate::types::{Collective, Rank};
 
-/// Broadcast from `root` straight to all others.
+/// Broadcast from `root` directly to all others.
 pub fn schedule(nranks: u32, root: Rank) -> Schedule {
     let collective = Collective::Broadcast { root };
     if nranks == 1 {
@@ -29,7 +29,7 @@ struct Direct {
 }
 
 impl Direct {
-    /// The root's own output takes one place of the first step.
+    /// The root's own output is one of the outputs of the first step.
     const fn fan_out(&self) -> FanOut {
         FanOut { targets: self.nranks - 1, first: MAX_FAN as u32 - 1 }
     }

@@ -1,18 +1,18 @@
-//! Double binary tree broadcast: half of the vector goes down one tree, the other half down
+//! Double binary tree broadcast: half of the vector is sent down one tree, the other half down
 //! another, such that no rank but the root is an inner node of both.
 //!
 //! * steps: one per tree and rank, in two lanes
-//! * bytes sent: `m` by the root, up to `m` by each of the others, which is an inner node of one
-//!   tree at most
+//! * bytes sent: `m` by the root, up to `m` by each of the others, which are inner nodes of at most
+//!   one tree
 //! * cost: `ceil(log2 n) (a + t b) + m b` for tiles of `t` bytes
 //! * class: canonical (nothing is reduced)
-//! * wins: mid-size and large vectors at many ranks, where the chain's `(n-1) a` hurts
+//! * wins: mid-size and large vectors at many ranks, where the chain's `(n-1) a` is expensive
 //! * source: P. Sanders, J. Speck, J. L. Träff, "Two-tree algorithms for full bandwidth broadcast,
 //!   reduction and scan", Parallel Computing 35 (2009), see [`crate::pattern::rooted_pair`]
 
 use crate::pattern::binomial::{node, rank as at};
 use crate::pattern::rooted_pair::tree;
-use crate::pattern::tree::Node;
+use crate::pattern::tree::TreeNeighbours;
 use crate::schedule::operand::{input, output, peer};
 use crate::schedule::{Channel, Program, Schedule, Step};
 use crate::types::{Collective, Rank};
@@ -45,7 +45,7 @@ impl Program for DoubleTree {
 
     fn step(&self, rank: Rank, lane: u32, _: u32) -> Step {
         let Self { nranks, root } = *self;
-        let Node { parent, children } = tree(lane, node(rank, root, nranks), nranks);
+        let TreeNeighbours { parent, children } = tree(lane, node(rank, root, nranks), nranks);
         let link = |node| peer(at(node, root, nranks), lane as Channel);
         let to = children.into_iter().flatten().map(link);
         Step::new([parent.map_or(input(lane), link)], [output(lane)].into_iter().chain(to))

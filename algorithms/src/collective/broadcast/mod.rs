@@ -1,4 +1,4 @@
-//! Every rank ends with the root's input.
+//! Generators of broadcast: every rank ends with the root's input.
 
 pub mod binomial;
 pub mod chain;
@@ -9,7 +9,7 @@ pub mod scatter;
 
 use crate::collective::{Generator, root};
 
-/// All of them.
+/// The generators for this collective.
 pub(super) const GENERATORS: &[Generator] = &[
     Generator::new("direct", "broadcast", |c, n| direct::schedule(n, root(c))),
     Generator::new("binomial", "broadcast", |c, n| binomial::schedule(n, root(c))),

@@ -1,9 +1,9 @@
-//! Broadcast by parts: the root deals the vector out in `n-1` parts, one to each other rank, and
-//! every rank passes its part on to all others but the root: a scatter and an all-gather, both
+//! Broadcast by parts: the root cuts the vector into `n-1` parts and sends one to each other rank;
+//! every rank sends its part to all others except the root. It is a scatter and an all-gather, both
 //! direct.
 //!
-//! * steps: `n-1` at the root, elsewhere `ceil((n-1)/8)` that take the own part and pass it on, in
-//!   one lane, and `n-2` receives in another
+//! * steps: `n-1` at the root, elsewhere `ceil((n-1)/8)` that receive the rank's own part and send
+//!   it on, in one lane, and `n-2` receives in another
 //! * bytes sent per rank: `m` by the root, `(n-2)/(n-1) m` by the others
 //! * cost: `2 a + 2 m b`; tiles overlap, so that large vectors cost about `m b`
 //! * class: canonical (nothing is reduced)
@@ -29,7 +29,7 @@ pub fn schedule(nranks: u32, root: Rank) -> Schedule {
     Schedule::new("scatter", collective, nranks, nranks - 1, Parts { nranks, root }).canonical()
 }
 
-/// Part `p` is that of the rank `p + 1` after the root.
+/// Part `p` belongs to the rank `p + 1` after the root.
 struct Parts {
     nranks: u32,
     root: Rank,
@@ -45,12 +45,12 @@ impl Parts {
         before(rank, self.root + 1, self.nranks)
     }
 
-    /// How a part goes to its holder's output, and on to the holders of the others.
+    /// The steps that send a part to its holder's output and on to the holders of the other parts.
     const fn fan_out(&self) -> FanOut {
         FanOut { targets: self.nranks - 2, first: MAX_FAN as u32 - 1 }
     }
 
-    /// The part of the `i`th holder after that of `part`.
+    /// The part of holder number `i` after that of `part`.
     fn other(&self, part: u32, i: u32) -> u32 {
         after(part, i + 1, self.nranks - 1)
     }

@@ -1,17 +1,17 @@
 //! Binomial gather: every rank passes its own block and those of its subtree up a binomial tree.
 //!
 //! * steps: one for each block of the rank's subtree, itself included; `n` at the root
-//! * bytes sent per rank: its subtree's blocks, `m` to `n/2 m` for blocks of `m` bytes; the root
-//!   receives `(n-1) m`
+//! * bytes sent per rank: the blocks of its subtree, `m` to `n/2 m` for blocks of `m` bytes; the
+//!   root receives `(n-1) m`
 //! * cost: `ceil(log2 n) a + (n-1) m b`
 //! * class: canonical (nothing is reduced)
-//! * wins: small blocks at many ranks, where the root's links to all others are too many, or each
-//!   message too dear
+//! * wins: small blocks at many ranks, where the root would need too many links or messages are
+//!   expensive
 //! * source: folklore; R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective
 //!   Communication Operations in MPICH", IJHPCA 19 (2005), section 3
-//!
-//! What MPI libraries aggregate in one message per child are here messages that follow each other
-//! on one link. A rank passes them on as they come, nearest child first, without memory of its own.
+//! What MPI libraries aggregate in one message per child is here sent as several messages that
+//! follow each other on one link. A rank passes them on as they arrive, nearest child first, and
+//! needs no scratch.
 
 use crate::pattern::binomial::{node, parent, rank as at, size, toward};
 use crate::schedule::operand::{input, output, peer};

@@ -4,14 +4,14 @@
 //! * bytes sent per rank: `m` for blocks of `m` bytes; the root receives `(n-1) m`
 //! * cost: `a + (n-1) m b`
 //! * class: canonical (nothing is reduced)
-//! * wins: large blocks, and whatever is on one host
+//! * wins: large blocks, and ranks on one host
 
 use crate::pattern::ring::after;
 use crate::schedule::operand::{input, output, peer};
 use crate::schedule::{Program, Schedule, Step};
 use crate::types::{Collective, Rank};
 
-/// Gather to `root` straight from all others.
+/// Gather to `root` directly from all others.
 pub fn schedule(nranks: u32, root: Rank) -> Schedule {
     let collective = Collective::Gather { root };
     if nranks == 1 {

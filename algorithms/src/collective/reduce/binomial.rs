@@ -1,17 +1,17 @@
 //! Binomial reduce: aligned blocks of ranks merge two by two until the root holds the whole.
 //!
-//! * steps: one per merge in which a rank takes, at most `ceil(log2 n)`; one for the others
+//! * steps: one per merge in which a rank receives, at most `ceil(log2 n)`; one for the others
 //! * bytes sent per rank: `m`; none by the root, which receives up to `ceil(log2 n) m`
 //! * cost: `ceil(log2 n) (a + m b + m g)`
 //! * scratch: one chunk, for the sum so far at ranks that have no receive buffer
-//! * class: canonical at every root: rank order is kept because a block is held by the root where
-//!   it contains it, see [`crate::pattern::aligned`]
-//! * wins: small vectors at more than a handful of ranks
+//! * class: canonical at every root: rank order is kept because the root is the holder of every
+//!   block that contains it, see [`crate::pattern::aligned`]
+//! * wins: small vectors at more than a few ranks
 //! * source: folklore; R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective
 //!   Communication Operations in MPICH", IJHPCA 19 (2005), section 3; holders that keep the order
 //!   at every root are our own.
 //!
-//! The last sum of a rank goes straight into its message.
+//! The last sum of a rank is written directly to its message.
 
 use crate::pattern::aligned::{merges, receiver};
 use crate::schedule::operand::{input, output, peer, scratch};

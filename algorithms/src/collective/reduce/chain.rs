@@ -1,11 +1,11 @@
-//! Chain reduce: every rank adds its vector to what it takes from the one before and passes the sum
-//! on, tile by tile.
+//! Chain reduce: every rank adds its vector to what it receives from the rank before it and sends
+//! the sum on, tile by tile.
 //!
 //! * steps: one per rank
-//! * bytes sent per rank: `m`, the least there is; none by the root
+//! * bytes sent per rank: `m`, the minimum; none by the root
 //! * cost: `(n-1) (a + t b + t g) + m b + m g` for tiles of `t` bytes
 //! * class: fast. The ranks after the root come first, the root last: one chain.
-//! * wins: large vectors at few ranks, and where links to neighbours are the good ones
+//! * wins: large vectors at few ranks, and where links between neighbours are faster than others
 //! * source: folklore; the ring reduce of NCCL
 
 use crate::pattern::ring::{after, before};

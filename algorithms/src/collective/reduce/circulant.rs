@@ -1,6 +1,6 @@
-//! Circulant reduce: the rounds of the circulant broadcast backwards. Where a rank there gives a
-//! block it here takes a sum of that block and adds it to its own; where it takes one, it gives its
-//! sum.
+//! Circulant reduce: the rounds of the circulant broadcast in reverse. Where a rank sends a block
+//! in the broadcast, it receives a partial sum of that block here and adds it to its own; where it
+//! receives a block there, it sends its partial sum here.
 //!
 //! With `q = ceil(log2 n)` the vector has `k = 4 q + 1` parts, and one tile moves a tile of each of
 //! them: `k - 1 + q = 5 q` rounds.
@@ -9,25 +9,24 @@
 //! * bytes sent per rank: `m`; the root receives `(5 q / (4 q + 1)) m`
 //! * cost: `(k - 1 + q) (a + m/k b + m/k g)`, here `5 q a + 5 q / (4 q + 1) m (b + g)`: the least
 //!   number of rounds there can be
-//! * scratch: `2 q` chunks. A block's sum is under way for at most two phases of `q` rounds, so
-//!   block `v` shares its chunk with block `v + 2 q`.
+//! * scratch: `2 q` chunks. A rank holds the partial sum of a block for at most two phases of `q`
+//!   rounds, so block `v` shares its chunk with block `v + 2 q`.
 //! * class: fast. Every block has a tree of its own, counted from the root on.
 //! * wins: large vectors at any number of ranks, where ranks have one port
 //! * source: J. L. Träff, "Optimal Broadcast Schedules in Logarithmic Time with Applications to
 //!   Broadcast, All-Broadcast, Reduction and All-Reduction" (2024), arXiv:2407.18004; see
 //!   [`crate::pattern::broadcast_rounds`]
-//!
-//! A step is found in O(log^2 n): whether a sum is the first of its block follows from what the
-//! rank gives over every skip.
+//! A step is found in O(log^2 n): whether a partial sum is the first of its block follows from what
+//! the rank sends over every skip.
 
 use crate::pattern::binomial::{node, rank as at};
-use crate::pattern::broadcast_rounds::Rounds;
-use crate::pattern::broadcast_turns::{Turn, Turns};
+use crate::pattern::broadcast_rounds::BroadcastRounds;
+use crate::pattern::broadcast_turns::{NodeTurn, NodeTurns};
 use crate::schedule::operand::{input, output, peer, scratch};
 use crate::schedule::{Program, Schedule, Step};
 use crate::types::{Collective, Rank};
 
-/// Phases after the first, so blocks per skip.
+/// The number of phases after the first, which is the number of blocks per skip.
 const LATER: u32 = 4;
 
 /// Reduce to `root` in optimal rounds.
@@ -48,9 +47,9 @@ struct Circulant {
 }
 
 impl Circulant {
-    fn turns(&self, rank: Rank) -> Turns {
+    fn turns(&self, rank: Rank) -> NodeTurns {
         let node = node(rank, self.root, self.nranks);
-        Turns { rounds: Rounds::new(self.nranks), later: LATER, node }
+        NodeTurns { rounds: BroadcastRounds::new(self.nranks), later: LATER, node }
     }
 }
 
@@ -65,20 +64,21 @@ impl Program for Circulant {
 
     fn step(&self, rank: Rank, _: u32, index: u32) -> Step {
         let turns = self.turns(rank);
-        let Turn { block, peer: other, gives, phase, skip } = turns.turn(turns.count() - 1 - index);
+        let NodeTurn { block, peer: other, sends, phase, skip } =
+            turns.turn(turns.count() - 1 - index);
         let link = peer(at(other, self.root, self.nranks), 0);
         let sum = if rank == self.root {
             output(block)
         } else {
             scratch(block % (2 * turns.rounds.skips()))
         };
-        if !gives {
-            let is_alone = turns.gifts(block).next().is_none();
+        if !sends {
+            let is_alone = turns.sends_of(block).next().is_none();
             return Step::new([if is_alone { input(block) } else { sum }], [link]);
         }
-        // Backwards, what is given last in the broadcast comes first.
-        let is_first = turns.gifts(block).all(|gift| gift <= (phase, skip));
-        let is_last = turns.gifts(block).all(|gift| gift >= (phase, skip));
+        // In reverse, what is sent last in the broadcast comes first.
+        let is_first = turns.sends_of(block).all(|send| send <= (phase, skip));
+        let is_last = turns.sends_of(block).all(|send| send >= (phase, skip));
         let own = if is_first { input(block) } else { sum };
         let mut step = Step::new([own, link], [sum]);
         step.finish = is_last && rank == self.root;

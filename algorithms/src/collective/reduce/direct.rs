@@ -11,7 +11,7 @@ use crate::schedule::operand::{input, output, peer, scratch};
 use crate::schedule::{Program, Schedule, Step};
 use crate::types::{Collective, Rank};
 
-/// Reduce to `root` straight from all others.
+/// Reduce to `root` directly from all others.
 pub fn schedule(nranks: u32, root: Rank) -> Schedule {
     let collective = Collective::Reduce { root };
     if nranks == 1 {

@@ -1,4 +1,4 @@
-//! The root ends with the reduction of all inputs.
+//! Generators of reduce: the root ends with the reduction of all inputs.
 
 pub mod binomial;
 pub mod chain;
@@ -9,7 +9,7 @@ pub mod scatter;
 
 use crate::collective::{Generator, root};
 
-/// All of them.
+/// The generators for this collective.
 pub(super) const GENERATORS: &[Generator] = &[
     Generator::new("direct", "reduce", |c, n| direct::schedule(n, root(c))),
     Generator::new("binomial", "reduce", |c, n| binomial::schedule(n, root(c))),

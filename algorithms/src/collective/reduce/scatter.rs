@@ -1,6 +1,6 @@
-//! Reduce by parts: the vector in `n-1` parts, one for each rank but the root; each collects
-//! everybody's part, reduces it in one pass and sends the result to the root: a reduce-scatter and
-//! a gather, both direct.
+//! Reduce by parts: the vector is cut into `n-1` parts, one for each rank except the root. Each of
+//! these ranks receives its part from all others, reduces it in one pass and sends the result to
+//! the root. It is a reduce-scatter and a gather, both direct.
 //!
 //! * steps: `n-2` sends in one lane and `ceil(n/8) + …` folds in another; at the root `n-1` sends
 //!   and as many receives
@@ -8,10 +8,10 @@
 //! * cost: `2 a + 2 m b + m g`; tiles overlap, so that large vectors cost about `m b`
 //! * scratch: that of the fold, none up to 8 ranks
 //! * class: canonical
-//! * wins: large vectors where every pair has a direct link: no rank takes the vector more than
+//! * wins: large vectors where every pair has a direct link: no rank receives the vector more than
 //!   once, and all of them share the folding
 //! * source: R. Rabenseifner, "Optimization of Collective Reduction Operations", ICCS 2004, by
-//!   direct exchange; the root reduces no part, since it takes the results of all others.
+//!   direct exchange; the root reduces no part, since it receives the results of all others.
 
 use crate::pattern::fan::{FanIn, FanInInputs};
 use crate::pattern::ring::{after, before};
@@ -82,7 +82,7 @@ impl Program for Parts {
     fn step(&self, rank: Rank, lane: u32, index: u32) -> Step {
         match lane {
             0 if rank == self.root => Step::new([input(index)], [peer(self.holder(index), 0)]),
-            // In place the result is written over the contribution.
+            // In place, the result is written over the contribution.
             _ if rank == self.root => {
                 Step::new([peer(self.holder(index), 0)], [output(index)]).after(0, index)
             }

@@ -1,22 +1,23 @@
-//! Bidirectional ring reduce-scatter: each block comes to its owner along two arms of the ring,
-//! half of the ranks on each.
+//! Bidirectional ring reduce-scatter: each block is reduced along two arms of the ring to its
+//! owner, half of the ranks on each.
 //!
 //! * steps: `ceil((n-1)/2) + 1` and `floor((n-1)/2) + 1` in two lanes, one for each direction
 //! * bytes sent per rank: `(n-1)/n m`, half of them in each direction
-//! * cost: `ceil((n-1)/2) (a + m/n b) + (n-1)/n m g` where both directions of a link are free
-//! * credits: 2 as on any ring; no scratch, since the owner keeps what the arm from above brings in
-//!   its output
+//! * cost: `ceil((n-1)/2) (a + m/n b) + (n-1)/n m g` where a link can be used in both directions at
+//!   once
+//! * credits: 2, as on any ring; no scratch, since the owner keeps in its output what it receives
+//!   from the downward arm
 //! * class: fast. Block `c` is the chain from `c - n/2` up to `c - 1`, combined with the chain from
 //!   `c + (n-1)/2` down to `c`.
-//! * wins: where the ring does and links are full duplex: half of its steps
-//! * source: folklore of rings with two directions
+//! * wins: as for the ring, where links are full duplex: it takes half of the ring's steps
+//! * source: folklore
 
-use crate::pattern::biring::{Direction, lanes};
+use crate::pattern::biring::{RingDirection, lanes};
 use crate::schedule::operand::{input, output, peer};
 use crate::schedule::{Program, Schedule, Step};
 use crate::types::{Collective, Rank};
 
-/// Reduce-scatter over a ring of `nranks` in rank order, both ways.
+/// Reduce-scatter over a ring of `nranks` in rank order, in both directions.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
         return crate::collective::alone("biring", Collective::ReduceScatter);
@@ -36,12 +37,12 @@ impl Program for Biring {
     }
 
     fn steps(&self, _: Rank, lane: u32) -> u32 {
-        Direction::of_lane(lane).arm(self.nranks) + 1
+        RingDirection::of_lane(lane).arm(self.nranks) + 1
     }
 
     fn step(&self, rank: Rank, lane: u32, index: u32) -> Step {
         let n = self.nranks;
-        let direction = Direction::of_lane(lane);
+        let direction = RingDirection::of_lane(lane);
         let hops = direction.arm(n) - index;
         let from = peer(direction.behind(rank, 1, n), direction.channel());
         if hops > 0 {
@@ -50,11 +51,11 @@ impl Program for Biring {
             return if index == 0 { Step::new([own], [to]) } else { Step::new([from, own], [to]) };
         }
         match direction {
-            Direction::Down => Step::new([input(rank), from], [output(0)]),
-            Direction::Up if lanes(n) == 1 => {
+            RingDirection::Down => Step::new([input(rank), from], [output(0)]),
+            RingDirection::Up if lanes(n) == 1 => {
                 Step::new([from, input(rank)], [output(0)]).finishing()
             }
-            Direction::Up => Step::new([from, output(0)], [output(0)])
+            RingDirection::Up => Step::new([from, output(0)], [output(0)])
                 .finishing()
                 .after(1, self.steps(rank, 1) - 1),
         }

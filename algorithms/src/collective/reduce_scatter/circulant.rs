@@ -1,20 +1,21 @@
 //! Circulant reduce-scatter: `ceil(log2 n)` rounds and the least data, at every rank count. See
 //! [`crate::pattern::circulant`].
 //!
-//! * steps: per rank `n/2` sends in lane 0 and the `n-1` folds of round `k` in lane `k`, partial
-//!   sums that stay first; the others are sent straight on, in the round that follows. A round's
-//!   last offset has no fold where the round before left an odd number.
+//! * steps: per rank `n/2` sends in lane 0 and the `n-1` folds of round `k` in lane `k`, first
+//!   those whose partial sums stay on the rank; the others send their result in the round that
+//!   follows. The last offset of a round has no fold if the round before left an odd number of
+//!   offsets.
 //! * bytes sent per rank: `(n-1)/n m`
 //! * cost: `ceil(log2 n) a + (n-1)/n m b + (n-1)/n m g`
 //! * credits: 1
 //! * scratch: `ceil(n/4) - 1` chunks
 //! * class: fast. The tree of block `c` is the same for all blocks up to rotation.
-//! * wins: mid-size vectors at many ranks, above all where the rank count is no power of two
-//! * source: as for the pattern
+//! * wins: mid-size vectors at many ranks, above all where the rank count is not a power of two
+//! * source: see the pattern
 //!
 //! Lane 1 makes the folds of the first round and, as its last step, the fold of the last round.
-//! That one waits for the lanes between, which read what lane 1 wrote to scratch: so the next
-//! tile's first folds do not overtake them.
+//! That fold waits for the lanes between, which read what lane 1 wrote to scratch, so that the
+//! first folds of the next tile do not overwrite it too early.
 
 use crate::collective::reduce_scatter::closing::Closing;
 use crate::pattern::circulant::Circulant;
@@ -34,7 +35,7 @@ pub fn schedule(nranks: u32) -> Schedule {
 fn with_closing(nranks: u32, width: u32) -> Schedule {
     let pattern = Circulant { nranks };
     let program = Scatter { folds: Folds { pattern }, width };
-    // What outlives the second round, but for the own block.
+    // The partial sums that are kept beyond the second round, except that of the rank's own block.
     let scratch = if pattern.rounds() > 2 { pattern.skip(2) - 1 } else { 0 };
     let schedule = Schedule::new("circulant", Collective::ReduceScatter, nranks, 1, program);
     schedule.with_scratch(scratch)
@@ -53,8 +54,8 @@ impl Folds {
         if lane == 0 { self.pattern.moved(1) } else { self.pattern.skip(lane) }
     }
 
-    /// A step of any lane but that of the last round. `partial` is where the sum of an offset is
-    /// kept.
+    /// A step of any lane except that of the last round. `partial` gives the operand that holds the
+    /// partial sum of an offset.
     pub(in crate::collective) fn step(
         self,
         rank: Rank,
@@ -71,7 +72,7 @@ impl Folds {
         self.fold(rank, lane, index, &partial, [if index < next { partial(index) } else { to }])
     }
 
-    /// The fold of the last round, which completes the rank's own block, but for what it waits for.
+    /// The fold of the last round, which completes the rank's own block, without its dependencies.
     pub(in crate::collective) fn last(
         self,
         rank: Rank,
@@ -94,8 +95,8 @@ impl Folds {
         let theirs = (offset < self.pattern.moved(k)).then_some(theirs);
         let own = if k == 1 { input(after(rank, offset, n)) } else { partial(offset) };
         let step = Step::new([own].into_iter().chain(theirs), outputs);
-        // What the round before kept it kept in its first steps; this lane does the rest by its
-        // order.
+        // The round before kept partial sums in its first steps; the order of this lane does the
+        // rest.
         if k > 1 && offset == 0 { step.after(k - 1, self.pattern.skip(k) - 1) } else { step }
     }
 }
@@ -107,19 +108,20 @@ struct Scatter {
 }
 
 impl Scatter {
-    /// The own block's sum is kept in the output, others that outlive the second round in scratch.
+    /// The partial sum of the rank's own block is in the output; others that are kept beyond the
+    /// second round are in scratch.
     fn partial(offset: u32) -> Operand {
         offset.checked_sub(1).map_or(output(0), scratch)
     }
 
-    /// The lanes that work on what lane 1 began.
+    /// The lanes that read what lane 1 wrote to scratch.
     fn closing(self) -> Closing {
         Closing { first: 2, end: self.folds.pattern.rounds(), width: self.width }
     }
 
-    /// Where three offsets are left two rounds before the end, offset 1 is folded no more. It goes
-    /// straight on to the last round, for the step that reads it must not lend scratch: the last
-    /// fold waits for what is lent, and every rank would wait for the next.
+    /// If three offsets are left two rounds before the end, offset 1 is not folded any more. It
+    /// goes directly to the last round, since the step that reads it must not lend scratch: the
+    /// last fold waits for what is lent, and every rank would wait for the next one.
     fn skips_a_round(self, lane: u32) -> bool {
         lane > 0 && lane + 2 == self.folds.pattern.rounds() && self.folds.pattern.skip(lane) == 3
     }

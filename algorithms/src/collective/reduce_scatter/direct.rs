@@ -13,7 +13,7 @@ use crate::schedule::operand::{input, output, peer, scratch};
 use crate::schedule::{Program, Schedule, Step};
 use crate::types::{Collective, Rank};
 
-/// Reduce-scatter straight from all to all.
+/// Reduce-scatter by direct messages between all ranks.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
         return crate::collective::alone("direct", Collective::ReduceScatter);

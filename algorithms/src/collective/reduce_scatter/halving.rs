@@ -1,31 +1,31 @@
 //! Reduce-scatter by halving, in canonical order: aligned blocks of ranks join, nearest first, and
-//! with every join a rank has half as many partial sums to care for. For any rank count, see
+//! with every join a rank holds half as many partial sums. For any rank count, see
 //! [`crate::pattern::halving`].
 //!
 //! * steps: per rank `n/2` sends in lane 0 and `n-1` folds, those of each join in a lane; a fold
-//!   whose result is given away in the next join sends it straight on. Off powers of two the shares
-//!   differ: `n-1` messages per rank on average.
+//!   whose result is given away in the next join sends it straight on. At other rank counts than
+//!   powers of two ranks differ: `n-1` messages per rank on average.
 //! * bytes sent per rank: `(n-1)/n m`
 //! * cost: `ceil(log2 n) a + (n-1)/n m b + (n-1)/n m g`
-//! * credits: 1. All lanes go through their chunks in ascending order, so the least chunk that is
-//!   not finished can always go on.
-//! * scratch: `ceil(n/4) - 1` chunks, up to `ceil(n/2) - 1` off powers of two
+//! * credits: 1. All lanes handle their chunks in ascending order, so the lowest unfinished chunk
+//!   can always proceed.
+//! * scratch: `ceil(n/4) - 1` chunks, up to `ceil(n/2) - 1` at other rank counts than powers of two
 //! * class: canonical
-//! * wins: mid-size vectors at many ranks that need the canonical bits; the ring's `(n-1) a` is
-//!   gone, each pair of ranks is a link of one join
-//! * source: as for the pattern
+//! * wins: mid-size vectors at many ranks that need the canonical bits; it avoids the ring's
+//!   `(n-1) a`, and each pair of ranks is a link of one join only
+//! * source: see the pattern
 //!
 //! Lane 1 makes the first folds and, as its last step, the fold that completes the rank's own
-//! block. That one waits for the lanes between, which read what lane 1 wrote to scratch: so the
-//! next tile's first folds do not overtake them.
+//! block. That fold waits for the lanes between, which read what lane 1 wrote to scratch, so that
+//! the first folds of the next tile do not overwrite it too early.
 
 use crate::collective::reduce_scatter::closing::Closing;
-use crate::pattern::halving::{Join, joins};
+use crate::pattern::halving::{BlockJoin, joins};
 use crate::schedule::operand::{input, output, peer, scratch};
 use crate::schedule::{Channel, Operand, Program, Schedule, Step};
 use crate::types::{Collective, Rank};
 
-/// Reduce-scatter over joining blocks.
+/// Reduce-scatter over blocks of ranks that join.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
         return crate::collective::alone("halving", Collective::ReduceScatter);
@@ -56,7 +56,7 @@ impl Folds {
     }
 
     /// The `j`th join of `rank`, counted from 1.
-    fn join(self, rank: Rank, j: u32) -> Join {
+    fn join(self, rank: Rank, j: u32) -> BlockJoin {
         joins(rank, self.nranks).nth(j as usize - 1).expect("a lane per join")
     }
 
@@ -67,7 +67,8 @@ impl Folds {
         }
     }
 
-    /// A step of any lane but that of the last join. `partial` is where the sum of a chunk is kept.
+    /// A step of any lane except that of the last join. `partial` gives the operand that holds the
+    /// partial sum of a chunk.
     pub(in crate::collective) fn step(
         self,
         rank: Rank,
@@ -86,7 +87,7 @@ impl Folds {
         self.fold(rank, lane, chunk, &partial, [if kept { partial(chunk) } else { to(chunk) }])
     }
 
-    /// The fold of the last join, which completes the rank's own chunk, but for what it waits for.
+    /// The fold of the last join, which completes the rank's own chunk, without its dependencies.
     pub(in crate::collective) fn last(
         self,
         rank: Rank,
@@ -120,8 +121,8 @@ struct Halving {
 }
 
 impl Halving {
-    /// The most that any rank needs. Ranks with a sibling in the first two rounds are alike but for
-    /// their place in four; the others are among the last three.
+    /// The largest number of scratch chunks that a rank needs. Ranks with a sibling in the first
+    /// two rounds differ only by their position among four; the others are among the last three.
     fn scratch(self) -> u32 {
         let n = self.folds.nranks;
         let kept = |rank| match self.folds.joins(rank) {
@@ -131,7 +132,8 @@ impl Halving {
         (0..n.min(4)).chain(n.saturating_sub(3)..n).map(kept).max().unwrap_or(0)
     }
 
-    /// The own chunk's sum is kept in the output, others that outlive the second join in scratch.
+    /// The partial sum of the rank's own chunk is in the output; others that are kept beyond the
+    /// second join are in scratch.
     fn partial(self, rank: Rank, chunk: u32) -> Operand {
         if chunk == rank {
             return output(0);
@@ -140,7 +142,7 @@ impl Halving {
         scratch(index - u32::from(chunk > rank))
     }
 
-    /// The lanes that work on what lane 1 began.
+    /// The lanes that read what lane 1 wrote to scratch.
     fn closing(self, rank: Rank) -> Closing {
         Closing { first: 2, end: self.folds.joins(rank), width: self.width }
     }

@@ -1,4 +1,4 @@
-//! Rank `r` ends with block `r` of the reduction of all inputs.
+//! Generators of reduce-scatter: rank `r` ends with block `r` of the reduction of all inputs.
 
 pub mod biring;
 pub mod circulant;
@@ -10,7 +10,7 @@ pub mod ring;
 
 use crate::collective::Generator;
 
-/// All of them.
+/// The generators for this collective.
 pub(super) const GENERATORS: &[Generator] = &[
     Generator::new("direct", "reduce_scatter", |_, n| direct::schedule(n)),
     Generator::new("ring", "reduce_scatter", |_, n| ring::schedule(n)),

@@ -1,9 +1,9 @@
 //! Reduce-scatter by parallel aggregated trees: the block of each rank is reduced up a binomial
 //! tree, and the `n` trees are the same up to rotation. See [`crate::pattern::pat`].
 //!
-//! * steps: per rank one for each block, in up to five lanes by the level in the tree: fold the own
-//!   contribution and what came from all children in one pass, and send it on (more passes above 7
-//!   children, which takes more than 128 ranks)
+//! * steps: per rank one for each block, in up to five lanes by the level in the tree: fold the
+//!   rank's own contribution and those of all children in one pass, and send the result (several
+//!   passes above 7 children, which occurs above 128 ranks)
 //! * bytes sent per rank: `(n-1)/n m`; half of them go to the nearest rank and one block to the
 //!   farthest
 //! * cost: `ceil(log2 n) a + (n-1)/n m b + (n-1)/n m g`; above 64 ranks the levels that share a
@@ -12,11 +12,11 @@
 //! * scratch: none up to 128 ranks, one chunk beyond: partial sums wait in links, of which a rank
 //!   has less than `4 log2(n)`, one message in each
 //! * class: fast. The tree of block `c` is the same for all blocks up to rotation.
-//! * wins: mid-size and large vectors at many ranks, for every byte is read once and written once,
-//!   and far links carry little
-//! * source: as for the pattern
+//! * wins: mid-size and large vectors at many ranks, since every byte is read once and written
+//!   once, and links to far ranks carry little
+//! * source: see the pattern
 
-use crate::pattern::pat::{Part, Pat};
+use crate::pattern::pat::{OffsetPart, Pat};
 use crate::pattern::ring::{after, before};
 use crate::schedule::operand::{input, output, peer, scratch};
 use crate::schedule::{Program, Schedule, Step};
@@ -49,10 +49,10 @@ impl Program for Trees {
     fn step(&self, rank: Rank, lane: u32, index: u32) -> Step {
         let pattern = self.pattern;
         let n = pattern.nranks;
-        let Part { offset, from, to, first, last } =
+        let OffsetPart { offset, from, to, first, last } =
             pattern.part(lane, pattern.steps(lane) - 1 - index);
         let sums = (from..to).map(|j| peer(before(rank, 1 << j, n), pattern.channel(offset)));
-        // The parts come in descending order, too: the last one first.
+        // The parts come in descending order as well: the last one first.
         let own = if last { input(after(rank, offset, n)) } else { scratch(0) };
         let target = if !first {
             scratch(0)

@@ -1,5 +1,5 @@
-//! Ring reduce-scatter: each block travels once round the ring, from the rank after its owner to
-//! the owner, and grows on the way.
+//! Ring reduce-scatter: the partial sum of each block travels once around the ring, from the rank
+//! after its owner to the owner.
 //!
 //! * steps: `n` per rank, one lane
 //! * bytes sent per rank: `(n-1)/n m`
@@ -7,8 +7,8 @@
 //! * credits: 2, as for the all-reduce over a ring; no scratch
 //! * class: fast. Block `c` is reduced in the order `c+1, c+2, …, c`: a different chain for each
 //!   block.
-//! * wins: large vectors where links to neighbours are the good ones or where more than two streams
-//!   per link contend.
+//! * wins: large vectors where links between neighbours are faster than others, or where more than
+//!   two streams contend for a link
 //! * source: P. Patarasuk, X. Yuan, "Bandwidth optimal all-reduce algorithms for clusters of
 //!   workstations", JPDC 69 (2009).
 

@@ -1,19 +1,18 @@
-//! Binomial scatter: every rank takes the blocks of its subtree from its parent, keeps its own and
-//! passes the others on.
+//! Binomial scatter: every rank receives the blocks of its subtree from its parent, keeps its own
+//! and passes on the others.
 //!
 //! * steps: one for each block of the rank's subtree, itself included; `n` at the root
-//! * bytes sent per rank: its subtree's blocks but its own, up to `n/2 m` for blocks of `m` bytes;
-//!   `(n-1) m` by the root
+//! * bytes sent per rank: the blocks of its subtree except its own, up to `n/2 m` for blocks of `m`
+//!   bytes; `(n-1) m` by the root
 //! * cost: `ceil(log2 n) a + (n-1) m b`
 //! * class: canonical (nothing is reduced)
-//! * wins: small blocks at many ranks, where the root's links to all others are too many, or each
-//!   message too dear
+//! * wins: small blocks at many ranks, where the root would need too many links or messages are
+//!   expensive
 //! * source: folklore; R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective
 //!   Communication Operations in MPICH", IJHPCA 19 (2005), section 3
-//!
-//! What MPI libraries aggregate in one message per child are here messages that follow each other
-//! on one link: the farthest blocks first, a rank's own last. A rank passes them on as they come,
-//! without memory of its own.
+//! What MPI libraries aggregate in one message per child is here sent as several messages that
+//! follow each other on one link: the farthest blocks first, a rank's own block last. A rank passes
+//! them on as they arrive and needs no scratch.
 
 use crate::pattern::binomial::{node, parent, rank as at, size, toward};
 use crate::schedule::operand::{input, output, peer};

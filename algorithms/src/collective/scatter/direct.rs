@@ -4,14 +4,14 @@
 //! * bytes sent: `(n-1) m` by the root, for blocks of `m` bytes
 //! * cost: `a + (n-1) m b`
 //! * class: canonical (nothing is reduced)
-//! * wins: large blocks, and whatever is on one host
+//! * wins: large blocks, and ranks on one host
 
 use crate::pattern::ring::after;
 use crate::schedule::operand::{input, output, peer};
 use crate::schedule::{Program, Schedule, Step};
 use crate::types::{Collective, Rank};
 
-/// Scatter from `root` straight to all others.
+/// Scatter from `root` directly to all others.
 pub fn schedule(nranks: u32, root: Rank) -> Schedule {
     let collective = Collective::Scatter { root };
     if nranks == 1 {
@@ -38,7 +38,7 @@ impl Program for Direct {
         if rank != self.root {
             return Step::new([peer(self.root, 0)], [output(0)]);
         }
-        // The own block last: the others wait for theirs.
+        // The root's own block is last, since the others wait for theirs.
         if index + 1 == self.nranks {
             return Step::new([input(rank)], [output(0)]);
         }
