@@ -1,11 +1,12 @@
-//! Where the chunks of a schedule lie in the caller's buffers.
+//! The positions of a schedule's chunks in the buffers of a call.
 
 use maypole_algorithms::{Chunk, Rank, Schedule};
 use maypole_transport::ll::{LL_CAPACITY, LlSender};
 
 use crate::call::{Extent, Extents, Task};
 
-/// Parts begin on cache lines (relative to their block), so that two ranks never write the same line.
+/// Parts begin at multiples of a cache line (relative to their block), so that two ranks never
+/// write the same line.
 const ALIGN: usize = 64;
 
 /// The extents of all chunks of a call, in elements.
@@ -14,15 +15,15 @@ pub(crate) struct Geometry {
     blocks: Extents,
     /// Chunks per block.
     parts: u32,
-    /// Parts are multiples of so many elements.
+    /// The elements of a part are a multiple of this.
     align: usize,
-    /// The send buffer has a block for each rank, not one.
+    /// The send buffer has a block for each rank, not a single one.
     sends_blocks: bool,
-    /// Likewise the receive buffer.
+    /// The receive buffer has a block for each rank, not a single one.
     receives_blocks: bool,
     /// Elements of a chunk that one tile covers.
     pub(crate) tile: usize,
-    /// Number of tiles of the longest chunk, at least one. Shorter ones end before: nothing is left of them in the last tiles.
+    /// Tiles of the longest chunk, at least one. The last tiles of shorter chunks are empty.
     pub(crate) tiles: u64,
 }
 
@@ -34,7 +35,7 @@ impl Geometry {
             blocks: task.extents.clone(),
             parts: schedule.parts,
             align: ALIGN / size,
-            // Of two ranks at one part each.
+            // With two ranks and one part, a buffer of blocks has two chunks.
             sends_blocks: task.collective.input_chunks(2, 1) == 2,
             receives_blocks: task.collective.output_chunks(2, 1) == 2,
             tile: (tile_bytes / size).max(1),
@@ -49,24 +50,25 @@ impl Geometry {
         self.part(Extent { start: 0, len: self.blocks.longest() }, 0).len
     }
 
-    /// Whether every message of `schedule`, which has elements of `size` bytes, fits the LL protocol of links
-    /// between host ranks.
+    /// Whether every message of `schedule` fits the LL protocol of links between host ranks, with
+    /// elements of `size` bytes.
     pub(crate) fn fits_ll(&self, schedule: &Schedule, size: usize) -> bool {
         schedule.credit <= LlSender::CREDITS && self.longest() * size <= LL_CAPACITY
     }
 
-    /// Where a chunk of the send buffer of `rank` lies.
+    /// The extent of a chunk of the send buffer of `rank`.
     pub(crate) fn input(&self, rank: Rank, chunk: u32) -> Extent {
         self.chunk(self.sends_blocks, rank, chunk)
     }
 
-    /// Where a chunk of the receive buffer of `rank` lies.
+    /// The extent of a chunk of the receive buffer of `rank`.
     pub(crate) fn output(&self, rank: Rank, chunk: u32) -> Extent {
         self.chunk(self.receives_blocks, rank, chunk)
     }
 
-    /// Extent of `chunk` of `rank` in a schedule that runs in one tile, or None for scratch, whose length is that of its content.
-    pub(crate) fn of(&self, rank: Rank, chunk: Chunk) -> Option<Extent> {
+    /// The extent of a chunk of a buffer of `rank`. None for scratch, which is as long as its
+    /// content.
+    pub(crate) fn buffer_extent(&self, rank: Rank, chunk: Chunk) -> Option<Extent> {
         match chunk {
             Chunk::Input(i) => Some(self.input(rank, i)),
             Chunk::Output(i) => Some(self.output(rank, i)),
@@ -78,11 +80,12 @@ impl Geometry {
         if all_blocks {
             return self.part(self.blocks.block(chunk / self.parts), chunk % self.parts);
         }
-        // The buffer is the rank's own block, or a vector that all ranks have.
+        // The buffer is the rank's own block, or a vector of the same length on all ranks.
         let Extent { len, .. } = self.blocks.block(rank);
         self.part(Extent { start: 0, len }, chunk)
     }
 
+    /// Part number `part` of a block.
     fn part(&self, block: Extent, part: u32) -> Extent {
         let size = block.len.div_ceil(self.parts as usize).next_multiple_of(self.align);
         let skip = (part as usize).saturating_mul(size).min(block.len);
@@ -128,8 +131,9 @@ mod tests {
             }
         }
     }
+
     #[test]
-    fn uneven_blocks_have_the_chunks_of_their_own_length() {
+    fn blocks_of_different_length_have_chunks_of_their_own_length() {
         let extents = [(70, 5), (0, 0), (3, 67)].map(|(start, len)| Extent { start, len });
         let task = task(Collective::AllGather, Extents::Vector(extents.into()), DType::Float64);
         let g = Geometry::new(&all_gather::direct::schedule(3), &task, 256);

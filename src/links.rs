@@ -1,4 +1,4 @@
-//! The links of a communicator, opened when a plan first needs them and kept.
+//! The links of a communicator, which are opened when a plan first needs them and then kept.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -13,39 +13,41 @@ use maypole_transport::link::{Incoming, Lendable, Outgoing, Sequence};
 use crate::control::ControlPlane;
 use crate::error::Error;
 
-/// Both directions of all opened links. Plans name a link by its index here.
+/// Both directions of all opened links. Plans refer to a link by its index.
 #[derive(Default)]
 pub(crate) struct Links {
     pub(crate) outgoing: Vec<Outgoing>,
     pub(crate) incoming: Vec<Incoming>,
-    /// The other end of each.
+    /// The peer and the channel of each link.
     pub(crate) ends: Vec<(Rank, Channel)>,
     index: HashMap<(Rank, Channel), u32>,
-    /// Messages of a call that failed which lend memory and were not released: link and sequence.
+    /// The messages of a failed call that lend memory and were not released, as link and sequence.
     pub(crate) unreleased: Vec<(u32, Sequence)>,
-    /// What was sent by slots.
+    /// What was sent, except by LL messages.
     pub(crate) slot_traffic: SlotTraffic,
-    /// What is lent to other processes.
+    /// The sizes from which memory is lent to other processes.
     pub(crate) lend_thresholds: LendThresholds,
-    /// What goes wrong on all of them.
+    /// The faults that are injected into all links, for tests.
     faults: Option<FaultInjector>,
 }
 
-/// From how many bytes of a chunk on it is lent to another process, where it can be.
+/// The sizes of a chunk, in bytes, from which it is lent to another process if it can be.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LendThresholds {
-    /// In general.
-    pub(crate) from: usize,
-    /// Of memory that the call itself writes again.
-    pub(crate) written_from: usize,
+    /// For memory in general.
+    pub(crate) general: usize,
+    /// For memory that the call itself writes again.
+    pub(crate) rewritten: usize,
 }
 
 impl LendThresholds {
-    /// Two processes, back to back calls. The lender must wait for the release, at the latest before its call returns: a root that has
-    /// copied its 16 KiB into slots is through with a broadcast in a tenth of the time. Where the call writes the memory again, as
-    /// all-reduce in place does, the lender has nothing else to do while it waits: with 32 KiB copies take two thirds of the time,
-    /// from 64 KiB on it is equal, above 1 MiB loans take less.
-    const MEASURED: Self = Self { from: 32 << 10, written_from: 64 << 10 };
+    /// Measured with back-to-back calls of two processes. The lender must wait for the release, at
+    /// the latest before its call returns, while a root that has copied its 16 KiB into slots
+    /// finishes a broadcast in a tenth of the time. Where the call writes the memory again, as
+    /// all-reduce in place does, the lender has nothing else to do while it waits: with 32 KiB,
+    /// copies take two thirds of the time; from 64 KiB on both are equal; above 1 MiB lending is
+    /// faster.
+    const MEASURED: Self = Self { general: 32 << 10, rewritten: 64 << 10 };
 }
 
 impl Default for LendThresholds {
@@ -54,20 +56,22 @@ impl Default for LendThresholds {
     }
 }
 
-/// What a rank has sent, except by lines: as copies, and without one, as memory that its peer read in place.
+/// What a rank has sent, except by LL messages: copies in slots, and lent memory that its peer read
+/// in place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SlotTraffic {
     /// Messages that were copied.
     pub copied: u64,
-    /// Their bytes.
+    /// Bytes of the copied messages.
     pub copied_bytes: u64,
     /// Messages that were lent.
     pub lent: u64,
-    /// Their bytes.
+    /// Bytes of the lent messages.
     pub lent_bytes: u64,
 }
 
 impl SlotTraffic {
+    /// Counts a message.
     pub(crate) fn count(&mut self, bytes: usize, lent: bool) {
         let (messages, sum) = if lent {
             (&mut self.lent, &mut self.lent_bytes)
@@ -80,14 +84,18 @@ impl SlotTraffic {
 }
 
 impl Links {
-    /// None yet, and on those to come what `faults` says. `lend_from` overrides from how many bytes on it is worth to lend.
+    /// No links. Links that are opened later have `faults` injected. `lend_from` overrides the
+    /// sizes in bytes from which memory is lent.
     pub(crate) fn new(faults: Option<FaultInjector>, lend_from: Option<usize>) -> Self {
-        let lend_thresholds = lend_from
-            .map_or(LendThresholds::MEASURED, |from| LendThresholds { from, written_from: from });
+        let lend_thresholds = lend_from.map_or(LendThresholds::MEASURED, |from| LendThresholds {
+            general: from,
+            rewritten: from,
+        });
         Self { faults, lend_thresholds, ..Self::default() }
     }
 
-    /// The index of the links to and from `peer` on `channel`; opens them if need be.
+    /// The index of the links to and from `peer` on `channel`, which are opened if necessary. The
+    /// peer is known by its entry in `addresses`.
     pub(crate) fn open(
         &mut self,
         endpoint: &Endpoint,
@@ -114,7 +122,7 @@ impl Links {
         Ok(index)
     }
 
-    /// Connects to `peer`, if need be.
+    /// Connects to `peer`, if necessary.
     pub(crate) fn connect(
         &self,
         endpoint: &Endpoint,
@@ -140,14 +148,15 @@ impl Links {
         Ok(())
     }
 
-    /// The rank at the other end of link `index`.
+    /// The peer of link `index`.
     pub(crate) fn peer(&self, index: u32) -> Rank {
         self.ends[index as usize].0
     }
 
-    /// After a call that failed, and an abort that the peers see: returns when no peer of this process reads lent memory any more. That
-    /// is soon, since the waits of an aborted rank end. Another process, which may be stopped or dead, reads mappings of its own; it
-    /// finds out that it was aborted before what it read counts.
+    /// Waits until no peer in this process reads lent memory any more. It is called after a call
+    /// has failed and the peers were aborted, so it returns soon, because the waits of an aborted
+    /// rank end. A peer in another process, which may be stopped or dead, is not waited for: it
+    /// reads its own mapping, and checks that it was not aborted before it uses what it read.
     pub(crate) fn withdraw(&mut self, endpoint: &Endpoint) {
         for (link, sequence) in std::mem::take(&mut self.unreleased) {
             let peer = self.peer(link);

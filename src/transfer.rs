@@ -1,4 +1,4 @@
-//! Sends and receives as a caller asks for them, and the transfers of a rank to itself.
+//! Sends and receives as callers state them, and the transfers of a rank to itself.
 
 use maypole_algorithms::Rank;
 
@@ -11,7 +11,7 @@ pub enum Transfer {
     Send {
         /// First byte.
         data: *const u8,
-        /// How many; zero is a message too.
+        /// The number of bytes. Zero bytes are a message too.
         bytes: usize,
         /// The receiver.
         peer: Rank,
@@ -20,7 +20,7 @@ pub enum Transfer {
     Receive {
         /// First byte.
         data: *mut u8,
-        /// How many, exactly as many as are sent.
+        /// The number of bytes, which must equal the number that is sent.
         bytes: usize,
         /// The sender.
         peer: Rank,
@@ -28,7 +28,7 @@ pub enum Transfer {
 }
 
 impl Transfer {
-    /// How many bytes.
+    /// The number of bytes.
     pub const fn bytes(&self) -> usize {
         match *self {
             Self::Send { bytes, .. } | Self::Receive { bytes, .. } => bytes,
@@ -43,13 +43,17 @@ impl Transfer {
     }
 }
 
-/// What both ends must agree on: that it is a transfer, and how long.
+/// The hash on which both ranks must agree: that it is a transfer, and its number of bytes.
 pub(crate) fn tag(bytes: usize) -> u32 {
     let mixed = (bytes as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 32) as u32 ^ 0x7032_7000
 }
 
-/// Takes the transfers of `rank` to itself out of `transfers`: each send with the receive that it goes to.
+/// Removes the transfers of `rank` to itself from `transfers`; returns each send with its receive,
+/// as source, destination and bytes.
+///
+/// # Errors
+/// The sends and receives of `rank` to itself differ in number or length.
 pub(crate) fn take_own(
     transfers: &mut Vec<Transfer>,
     rank: Rank,
@@ -63,17 +67,25 @@ pub(crate) fn take_own(
         }
         false
     });
-    let lengths = |n: usize| format!("{n} of the transfers between rank {rank} and itself");
+    let count = |n: usize| format!("{n} transfers between rank {rank} and itself");
     if sends.len() != receives.len() {
         let unmatched = sends.len().abs_diff(receives.len());
         return Err(Error::InvalidUsage {
-            what: format!("{} have no partner in the group", lengths(unmatched)),
+            what: format!(
+                "{} have no matching send or receive in the group; call both in one group",
+                count(unmatched)
+            ),
         });
     }
     let pairs = sends.into_iter().zip(receives);
     let unequal = pairs.clone().filter(|(send, receive)| send.1 != receive.1).count();
     if unequal > 0 {
-        return Err(Error::InvalidUsage { what: format!("{} differ in length", lengths(unequal)) });
+        return Err(Error::InvalidUsage {
+            what: format!(
+                "{} have a send and a receive of different length; make them equal",
+                count(unequal)
+            ),
+        });
     }
     Ok(pairs.map(|((from, bytes), (to, _))| (from, to, bytes)).collect())
 }

@@ -275,10 +275,10 @@ impl Communicator {
         let slot = loop {
             match outgoing.slots.reserve()? {
                 Some(slot) => break slot,
-                None => wait.idle(|| endpoint.gone(peer), || Some(peer))?,
+                None => wait.pause(|| endpoint.gone(peer), || Some(peer))?,
             }
         };
-        wait.over();
+        wait.reset();
         let (message, len) = piece(slot.capacity);
         // SAFETY: the slot is ours until it is sent, and `piece` leaves room for the header; the caller's promise for `from`.
         unsafe {
@@ -366,9 +366,9 @@ impl Communicator {
                 let gone = service.ended(peer)?;
                 (signal_words.signals(peer) < wanted).then_some(gone)
             };
-            wait.idle(failed, || Some(peer))?;
+            wait.pause(failed, || Some(peer))?;
         }
-        wait.over();
+        wait.reset();
         service.consumed[peer as usize] = wanted;
         Ok(())
     }

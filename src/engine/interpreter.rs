@@ -1,9 +1,12 @@
-//! The walker: runs a bound program over the slots of its links, tile by tile, all lanes of the rank on the caller's thread.
+//! The interpreter: runs the bound steps of a rank over the slots of its links, tile by tile, with
+//! all lanes of the rank on the thread of the caller.
 //!
-//! What a step means is in `maypole_algorithms::schedule` and `interpret`; here it is done to memory. A step fires when the steps
-//! it names are done, its messages are there, its links have credit and no message of its own lane still lends memory that it
-//! writes. Links that can lend the memory get the memory itself, others a copy written straight into their slot by the same pass that
-//! folds. Which it is is asked anew for every message: the proof holds for every mixture.
+//! The meaning of a step is defined in `maypole_algorithms::schedule` and `interpret`; here it is
+//! applied to memory. A step fires when the steps that it depends on are done, its messages have
+//! arrived, its links have credit, and no message of its own lane still lends memory that it
+//! writes. A link that can lend the memory of a message gets that memory; another link gets a copy,
+//! which the fold writes directly into the slot. This is decided anew for each message, which is
+//! sound because the proof holds for every mixture.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{Ordering, fence};
@@ -15,30 +18,31 @@ use maypole_transport::link::{Lendable, Sequence};
 use crate::call::Extent;
 use crate::engine::scratch::ScratchMemory;
 use crate::engine::wait::WaitLoop;
-use crate::engine::{CallBuffers, mismatch, other_length};
+use crate::engine::{CallBuffers, length_mismatch, tag_mismatch};
 use crate::error::Error;
 use crate::links::{LendThresholds, Links};
 use crate::plan::bind::{BoundOperand, BoundStep, LaneSegment, RankProgram};
 use crate::reduce::{FoldKernel, FoldOperands};
 
-/// What a run needs besides its program.
+/// The interpreter of a rank's program, with what it needs for one call.
 pub(crate) struct Interpreter<'a> {
     pub(crate) program: &'a RankProgram,
     pub(crate) buffers: CallBuffers,
     pub(crate) kernel: FoldKernel,
     /// Bytes per element.
     pub(crate) size: usize,
-    /// The kernel scales contributions.
+    /// Whether the kernel scales contributions.
     pub(crate) scaled: bool,
-    /// Outputs that are not read again are written past the caches.
+    /// Whether outputs that are not read again are written past the caches.
     pub(crate) non_temporal: bool,
-    /// A hash of all calls so far: ranks whose calls ever differed meet with different tags, whatever the calls of today.
+    /// A hash of all calls so far. Ranks whose calls ever differed use different tags, even if
+    /// their current calls are equal.
     pub(crate) history: u32,
     pub(crate) links: &'a mut Links,
     pub(crate) scratch: &'a mut ScratchMemory,
 }
 
-/// Where a lane stands.
+/// The progress of a lane.
 #[derive(Default)]
 struct LaneState {
     at: StepPosition,
@@ -46,7 +50,7 @@ struct LaneState {
     lent: VecDeque<LentMessage>,
 }
 
-/// A step of a lane, in the order in which they fire.
+/// The position of a step in its lane, ordered as the steps fire.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct StepPosition {
     segment: usize,
@@ -54,38 +58,39 @@ struct StepPosition {
     step: usize,
 }
 
-/// The memory of a step's messages where they are lent, as addresses.
+/// The memory that the messages of a step lend, as addresses.
 struct MessageMemory {
     at: StepPosition,
     start: usize,
     end: usize,
 }
 
-/// What a step reads.
+/// The inputs of a step.
 struct StepInputs {
     addresses: InlineVec<usize>,
-    /// Elements of each.
+    /// Elements of each input.
     count: usize,
-    /// Some of it is memory of another process.
+    /// Whether an input is memory of another process.
     foreign: bool,
 }
 
+/// A message that lends memory.
 struct LentMessage {
     at: StepPosition,
     link: u32,
     sequence: Sequence,
-    /// The memory, as addresses.
+    /// The lent memory, as addresses.
     start: usize,
     end: usize,
 }
 
 impl Interpreter<'_> {
-    /// Runs the program to its end. On an error the communicator is of no further use, and the messages that still lend memory
-    /// are left in [`Links::unreleased`].
+    /// Runs the program. After an error the communicator is broken, and the messages that still
+    /// lend memory are in [`Links::unreleased`].
     ///
     /// # Safety
-    /// The buffers are valid for the program's extents and nobody else writes them during the call, nor, after an error,
-    /// until [`Links::withdraw`] has returned.
+    /// The buffers are valid for the extents of the program. Nothing else writes them during the
+    /// call, nor, after an error, until [`Links::withdraw`] has returned.
     pub(crate) unsafe fn run(&mut self, wait: WaitLoop<'_>) -> Result<(), Error> {
         let mut lanes: Vec<LaneState> =
             self.program.lanes.iter().map(|_| LaneState::default()).collect();
@@ -101,13 +106,17 @@ impl Interpreter<'_> {
         result
     }
 
+    /// Runs all lanes to their ends.
+    ///
+    /// # Safety
+    /// As for [`run`](Self::run).
     unsafe fn run_lanes(
         &mut self,
         lanes: &mut [LaneState],
         mut wait: WaitLoop<'_>,
     ) -> Result<(), Error> {
         let _reading = wait.reading();
-        // Those that are not over, in their order.
+        // The lanes that have not ended, in their order.
         let mut open: Vec<usize> = (0..lanes.len()).collect();
         while !open.is_empty() {
             let (mut progress, mut over) = (false, false);
@@ -122,14 +131,15 @@ impl Interpreter<'_> {
                 open.retain(|&index| !self.is_over(index, &lanes[index]));
             }
             if progress || over {
-                wait.over();
+                wait.reset();
             } else {
-                wait.idle(|| None, || self.whom(lanes))?;
+                wait.pause(|| None, || self.awaited_rank(lanes))?;
             }
         }
         Ok(())
     }
 
+    /// Whether a lane has run all its steps and lends nothing any more.
     fn is_over(&self, index: usize, lane: &LaneState) -> bool {
         self.segment(index, lane.at).is_none() && lane.lent.is_empty()
     }
@@ -138,7 +148,7 @@ impl Interpreter<'_> {
         self.program.lanes[lane].get(at.segment)
     }
 
-    /// The first step from `at` on; segments without steps are passed over.
+    /// The first step at or after `at`; segments without steps are skipped.
     fn first(&self, lane: usize, mut at: StepPosition) -> StepPosition {
         while let Some(segment) = self.segment(lane, at)
             && (segment.steps.is_empty() || at.tile == segment.tiles)
@@ -157,9 +167,9 @@ impl Interpreter<'_> {
         self.first(lane, at)
     }
 
-    /// A rank without which no lane goes on.
+    /// A rank for which a lane waits.
     #[cold]
-    fn whom(&mut self, lanes: &[LaneState]) -> Option<Rank> {
+    fn awaited_rank(&mut self, lanes: &[LaneState]) -> Option<Rank> {
         for (index, lane) in lanes.iter().enumerate() {
             let lent = lane.lent.front().map(|l| l.link);
             let Some(segment) = self.program.lanes[index].get(lane.at.segment) else {
@@ -170,7 +180,7 @@ impl Interpreter<'_> {
             };
             let step = &segment.steps[lane.at.step];
             let before = |a: &After| StepPosition { step: a.step as usize, ..lane.at };
-            if !step.after.iter().all(|a| done(&lanes[a.lane as usize], before(a))) {
+            if !step.after.iter().all(|a| is_done(&lanes[a.lane as usize], before(a))) {
                 continue;
             }
             let links = &mut *self.links;
@@ -190,14 +200,17 @@ impl Interpreter<'_> {
         None
     }
 
-    /// Fires the next step of lane `index` if it can.
+    /// Fires the next step of lane `index`, if it can; returns whether it did.
+    ///
+    /// # Safety
+    /// As for [`run`](Self::run).
     unsafe fn fire(&mut self, lanes: &mut [LaneState], index: usize) -> Result<bool, Error> {
         let at = lanes[index].at;
         let program = self.program;
         let Some(segment) = program.lanes[index].get(at.segment) else { return Ok(false) };
         let (step, tag) = (&segment.steps[at.step], segment.tag ^ self.history);
         let before = |a: &After| StepPosition { step: a.step as usize, ..at };
-        if !step.after.iter().all(|a| done(&lanes[a.lane as usize], before(a))) {
+        if !step.after.iter().all(|a| is_done(&lanes[a.lane as usize], before(a))) {
             return Ok(false);
         }
         let Some(StepInputs { addresses: inputs, count, foreign }) =
@@ -213,19 +226,19 @@ impl Interpreter<'_> {
         if lanes[index].lent.iter().any(written) {
             return Ok(false);
         }
-        // What is lent where it can be.
+        // The memory that is lent where a link can lend it.
         let memory = outputs.first().map_or(inputs[0], |&(address, _)| address);
         let Some(slots) = self.slots(step, memory, count * self.size)? else { return Ok(false) };
-        // SAFETY: the inputs are memory of the caller, of scratch or of messages not yet released, each `count`
-        // elements long; the outputs likewise, and no two overlap except where the schedule, which is proved free of
-        // races, says the same chunk.
-        unsafe { self.pass(step, &inputs, count, &outputs, &slots) };
+        // SAFETY: the inputs are memory of the caller, of scratch or of messages that are not
+        // released yet, each `count` elements long; so are the outputs. No two overlap, except
+        // where the schedule, which is proved free of races, names the same chunk.
+        unsafe { self.fold(step, &inputs, count, &outputs, &slots) };
         if foreign {
-            self.still_lent(step)?;
+            self.check_still_lent(step)?;
         }
         let lane = &mut lanes[index];
-        let loan = MessageMemory { at, start: memory, end: memory + count * self.size };
-        self.send(step, tag, &slots, loan, &mut lane.lent)?;
+        let message = MessageMemory { at, start: memory, end: memory + count * self.size };
+        self.send(step, tag, &slots, message, &mut lane.lent)?;
         for place in &step.inputs {
             if let BoundOperand::Link(link) = *place {
                 self.links.incoming[link as usize].slots.release();
@@ -235,7 +248,8 @@ impl Interpreter<'_> {
         Ok(true)
     }
 
-    /// All inputs, or None while a message is missing. `expected`: see [`LaneSegment::bytes`].
+    /// The inputs of a step, or None while a message is missing. For `expected` see
+    /// [`LaneSegment::bytes`].
     fn inputs(
         &mut self,
         step: &BoundStep,
@@ -254,8 +268,8 @@ impl Interpreter<'_> {
                     if message.tag != tag || message.len % self.size != 0 {
                         let peer = self.links.peer(link);
                         return Err(match expected {
-                            Some(bytes) => other_length(peer, bytes, message.len),
-                            None => mismatch(peer, tag, message.tag),
+                            Some(bytes) => length_mismatch(peer, bytes, message.len),
+                            None => tag_mismatch(peer, tag, message.tag),
                         });
                     }
                     foreign |= message.in_other_process;
@@ -271,11 +285,11 @@ impl Interpreter<'_> {
         Ok(count.map(|count| StepInputs { addresses, count, foreign }))
     }
 
-    /// An error if a message of the step that lies in another process' memory may have changed while it was read: that process
-    /// has failed then, and had aborted this rank before.
+    /// Fails if a message in the memory of another process may have changed while it was read. That
+    /// process has then failed, and has aborted this rank before.
     #[cold]
-    fn still_lent(&mut self, step: &BoundStep) -> Result<(), Error> {
-        // Whatever was read is older than what is looked at now.
+    fn check_still_lent(&mut self, step: &BoundStep) -> Result<(), Error> {
+        // The messages were read before this check.
         fence(Ordering::Acquire);
         for place in &step.inputs {
             if let BoundOperand::Link(link) = *place {
@@ -285,7 +299,8 @@ impl Interpreter<'_> {
         Ok(())
     }
 
-    /// Address and length in elements of a local place in `tile`; scratch has the length of its content, or `write`.
+    /// The address and the length in elements of a local operand in `tile`. Scratch is as long as
+    /// its content, which becomes `write` elements if that is given.
     fn local(&mut self, place: BoundOperand, tile: u64, write: Option<usize>) -> (usize, usize) {
         let bytes = |base: usize, e: Extent| (base + e.start * self.size, e.len);
         let elements = self.program.tile;
@@ -298,11 +313,11 @@ impl Interpreter<'_> {
                 let len = *len;
                 (self.scratch.chunk(i) as usize, len)
             }
-            BoundOperand::Link(_) => unreachable!("a link is not local"),
+            BoundOperand::Link(_) => unreachable!("a link has no local memory"),
         }
     }
 
-    /// Address and `last` bit of each local output.
+    /// The address of each local output, and whether this call does not read it again.
     fn local_outputs(
         &mut self,
         step: &BoundStep,
@@ -316,16 +331,17 @@ impl Interpreter<'_> {
             }
             let (address, len) = self.local(*place, tile, Some(count));
             if len != count {
-                return Err(Error::internal("a result does not fit its chunk"));
+                return Err(Error::internal("a result has another length than its chunk"));
             }
             outputs.push((address, step.last >> i & 1 != 0));
         }
         Ok(outputs)
     }
 
-    /// Whether to lend `place` rather than copies of it on a link that `lends` so. Threads lend whatever they can.
+    /// Whether to lend the memory of `place`, rather than to copy it, on a link that can lend
+    /// `lends`. Links between threads lend whatever they can.
     fn is_worth_lending(&self, step: &BoundStep, place: BoundOperand, lends: Lendable) -> bool {
-        let (extent, apart) = match (lends, place) {
+        let (extent, distinct) = match (lends, place) {
             (Lendable::Anything, _) => return true,
             (Lendable::Segments, BoundOperand::Send(extent)) => {
                 (extent, self.buffers.send != self.buffers.recv.cast_const())
@@ -333,12 +349,13 @@ impl Interpreter<'_> {
             (Lendable::Segments, BoundOperand::Recv(extent)) => (extent, false),
             _ => return false,
         };
-        let LendThresholds { from, written_from } = self.links.lend_thresholds;
-        let least = if step.overwritten && !apart { written_from } else { from };
-        extent.len * self.size >= least
+        let LendThresholds { general, rewritten } = self.links.lend_thresholds;
+        let threshold = if step.overwritten && !distinct { rewritten } else { general };
+        extent.len * self.size >= threshold
     }
 
-    /// The slots for the messages that are copied (0 where the link lends `memory`), or None while a link has no credit.
+    /// The address of the slot for each message of a step, 0 where the link lends `memory`. None
+    /// while a link has no credit.
     fn slots(
         &mut self,
         step: &BoundStep,
@@ -360,7 +377,11 @@ impl Interpreter<'_> {
         Ok(Some(slots))
     }
 
-    unsafe fn pass(
+    /// Folds the inputs into the outputs and the slots.
+    ///
+    /// # Safety
+    /// All operands hold `count` elements, and overlap only as [`FoldOperands`] allows.
+    unsafe fn fold(
         &self,
         step: &BoundStep,
         inputs: &InlineVec<usize>,
@@ -386,7 +407,7 @@ impl Interpreter<'_> {
         for (source, &address) in sources.iter_mut().zip(inputs) {
             *source = address as *const u8;
         }
-        let pass = FoldOperands {
+        let operands = FoldOperands {
             inputs: &sources[..inputs.len()],
             own: step.own,
             outputs: &targets[..n],
@@ -395,19 +416,20 @@ impl Interpreter<'_> {
             finish: step.finish,
         };
         // SAFETY: the caller's promise.
-        unsafe { self.kernel.run(&pass) };
+        unsafe { self.kernel.run(&operands) };
     }
 
-    /// Sends the messages of a step that has fired, as `slots` has it. `loan` is what is lent.
+    /// Sends the messages of a step that has fired: from their slots, or by lending `memory` where
+    /// the slot is 0.
     fn send(
         &mut self,
         step: &BoundStep,
         tag: u32,
         slots: &InlineVec<usize>,
-        loan: MessageMemory,
+        memory: MessageMemory,
         lent: &mut VecDeque<LentMessage>,
     ) -> Result<(), Error> {
-        let MessageMemory { at, start, end } = loan;
+        let MessageMemory { at, start, end } = memory;
         let bytes = end - start;
         let links = step.outputs.iter().filter_map(|place| match *place {
             BoundOperand::Link(link) => Some(link),
@@ -420,10 +442,11 @@ impl Interpreter<'_> {
                 outgoing.send(bytes, tag);
                 continue;
             }
-            // It fails if the communicator was aborted since the credit was reserved.
-            // SAFETY: the memory is not written before the release: by this lane because `fire` looks at `lent`, by others
-            // because the schedule is proved, by the caller because `run` returns only when nothing is lent, and after an error
-            // the communicator only when `Links::withdraw` has, or the peers' results do not count.
+            // This fails if the communicator was aborted after the credit was reserved. SAFETY: the
+            // memory is not written before the release. This lane does not, because `fire` looks at
+            // `lent`; other lanes do not, because the schedule is proved; the caller does not,
+            // because `run` returns only when nothing is lent. After an error the communicator
+            // returns only after `Links::withdraw`, or the results of the peers do not count.
             let sequence = unsafe { outgoing.lend(start as *const u8, bytes, tag)? };
             let sequence = sequence.expect("a credit was reserved for this message");
             lent.push_back(LentMessage { at, link, sequence, start, end });
@@ -431,13 +454,14 @@ impl Interpreter<'_> {
         Ok(())
     }
 
+    /// Forgets the messages of a lane that were released.
     fn collect_released(&mut self, lane: &mut LaneState) {
         let links = &mut *self.links;
         lane.lent.retain(|l| links.outgoing[l.link as usize].slots.released() < l.sequence);
     }
 }
 
-/// The step at `at` has fired on `lane`, and what it lent is released.
-fn done(lane: &LaneState, at: StepPosition) -> bool {
+/// Whether the step at `at` has fired on `lane` and the memory that it lent is released.
+fn is_done(lane: &LaneState, at: StepPosition) -> bool {
     lane.at > at && !lane.lent.iter().any(|l| l.at == at)
 }

@@ -1,6 +1,7 @@
-//! The host engine: runs plans on the caller's thread.
+//! The host engine, which runs plans on the thread of the caller.
 //!
-//! Two readings of the same steps: [`interpreter`] for messages in slots, tile by tile; [`compiled`] for what fits the line protocol.
+//! [`interpreter`] runs the steps of a plan over slots and lent memory, tile by tile. [`compiled`]
+//! runs plans that were compiled for LL messages.
 
 pub(crate) mod compiled;
 pub(crate) mod interpreter;
@@ -11,27 +12,30 @@ use maypole_algorithms::Rank;
 
 use crate::error::Error;
 
-/// The caller's memory.
+/// The buffers of a call.
 #[derive(Clone, Copy)]
 pub(crate) struct CallBuffers {
     pub(crate) send: *const u8,
     pub(crate) recv: *mut u8,
 }
 
-/// A message of `peer` belongs to a transfer of another length than the `bytes` that this rank receives, or to none; it is
-/// `piece` bytes long, which is all of it or one tile.
+/// The error for a message of `peer` that belongs to a transfer of another length than the
+/// `expected` bytes of the receive, or to no transfer. The message has `received` bytes, which are
+/// the whole transfer or one tile of it.
 #[cold]
-pub(crate) fn other_length(peer: Rank, bytes: usize, piece: usize) -> Error {
+pub(crate) fn length_mismatch(peer: Rank, expected: usize, received: usize) -> Error {
     let what = format!(
-        "rank {peer} sends another number of bytes than the {bytes} that are received from it (a piece of {piece} came)"
+        "rank {peer} does not send the {expected} bytes that this rank receives from it (a message of \
+         {received} bytes arrived); make both calls with the same count and type"
     );
     Error::Mismatch { ranks: [peer, peer], what }
 }
 
-/// A message of `peer` carries another hash than ours: the two ranks are not in the same call.
+/// The error for a message of `peer` that carries another hash: the two ranks are in different
+/// calls.
 #[cold]
-pub(crate) fn mismatch(peer: Rank, ours: u32, theirs: u32) -> Error {
-    // The communicator asks that rank for its calls, and puts both in words.
+pub(crate) fn tag_mismatch(peer: Rank, ours: u32, theirs: u32) -> Error {
+    // The communicator asks that rank for its calls, and adds both calls in words.
     let what =
         format!("a message of rank {peer} carries the hash {theirs:#010x}, not {ours:#010x}");
     Error::Mismatch { ranks: [peer, peer], what }

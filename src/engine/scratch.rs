@@ -1,13 +1,14 @@
-//! A communicator's scratch chunks: one tile of memory each, kept between calls, grown when a plan needs more.
+//! The scratch memory of a communicator: one tile per chunk, kept between calls, and grown when a
+//! plan needs more.
 
-/// Memory for scratch chunks, and how long the content of each is.
+/// Memory for scratch chunks, and the length of the content of each.
 #[derive(Default)]
 pub(crate) struct ScratchMemory {
-    /// Cache lines, so that chunks begin on one.
+    /// The memory as cache lines, so that each chunk begins on one.
     memory: Vec<CacheLine>,
     /// Cache lines per chunk.
     stride: usize,
-    /// Elements in each chunk.
+    /// The elements that each chunk holds.
     lens: Vec<usize>,
 }
 
@@ -16,12 +17,12 @@ pub(crate) struct ScratchMemory {
 struct CacheLine([u8; 64]);
 
 impl ScratchMemory {
-    /// Bytes that are held.
+    /// Bytes of memory that are held.
     pub(crate) fn held(&self) -> usize {
         self.memory.capacity() * size_of::<CacheLine>()
     }
 
-    /// Makes room for `chunks` chunks of `bytes` each. What they held is lost.
+    /// Makes room for `chunks` chunks of `bytes` bytes each. Their content is lost.
     pub(crate) fn prepare(&mut self, chunks: u32, bytes: usize) {
         self.stride = bytes.div_ceil(size_of::<CacheLine>());
         let lines = self.stride * chunks as usize;
@@ -32,7 +33,8 @@ impl ScratchMemory {
         self.lens.resize(chunks as usize, 0);
     }
 
-    /// First byte of memory for `chunks` chunks of `bytes` each, a multiple of a cache line, one after the other.
+    /// The first byte of memory for `chunks` chunks of `bytes` bytes each, one after the other.
+    /// `bytes` is a multiple of a cache line.
     #[inline]
     pub(crate) fn base(&mut self, chunks: u32, bytes: usize) -> *mut u8 {
         if self.memory.len() * size_of::<CacheLine>() < chunks as usize * bytes {
@@ -41,12 +43,12 @@ impl ScratchMemory {
         self.memory.as_mut_ptr().cast()
     }
 
-    /// First byte of a chunk.
+    /// The first byte of a chunk.
     pub(crate) fn chunk(&mut self, index: u32) -> *mut u8 {
         self.memory[index as usize * self.stride..].as_mut_ptr().cast()
     }
 
-    /// Elements that the chunk holds.
+    /// The number of elements that a chunk holds.
     pub(crate) fn len_mut(&mut self, index: u32) -> &mut usize {
         &mut self.lens[index as usize]
     }

@@ -1,4 +1,5 @@
-//! Waiting: spin briefly, yield, park. A waiting rank never holds a core that a peer needs.
+//! Waiting for peers: a rank spins briefly, yields, then sleeps on its doorbell, so that it never
+//! holds a core that a peer needs.
 
 use std::time::{Duration, Instant};
 
@@ -11,38 +12,41 @@ use crate::control::ControlPlane;
 use crate::error::Error;
 use crate::spin_policy::SpinPolicy;
 
-/// The longest sleep. Everything that ends a wait rings the doorbell; this bounds the damage if something cannot any more.
-const NAP: Duration = Duration::from_millis(500);
+/// The longest sleep. Everything that ends a wait rings the doorbell; this bounds the delay where a
+/// peer no longer can.
+const MAX_SLEEP: Duration = Duration::from_millis(500);
 
-/// Polls between two looks at whether the wait is in vain.
-const LOOK_EVERY: u32 = 256;
+/// Polls between two checks of whether the wait can still succeed.
+const CHECK_INTERVAL: u32 = 256;
 
-/// One wait, from the first unsuccessful poll to the next success.
+/// The state of one wait, from the first unsuccessful poll to the next successful one.
 pub(crate) struct WaitLoop<'a> {
     endpoint: &'a Endpoint,
     spin_policy: SpinPolicy,
     watch: &'a ControlPlane,
     polls: u32,
     armed: Option<SleepTicket>,
-    /// Since it sleeps now and then.
-    long: Option<Long>,
+    /// Present once the wait has slept.
+    sleeping: Option<SleepState>,
 }
 
-struct Long {
+/// What a wait remembers between its sleeps.
+struct SleepState {
+    /// When the first sleep began.
     since: Instant,
-    /// How long it may become before it is suspicious (again).
-    report: Duration,
+    /// The duration of the wait at which it is reported next.
+    next_report: Duration,
 }
 
 impl<'a> WaitLoop<'a> {
-    /// A wait that has not begun.
+    /// A wait that has not begun yet.
     #[inline]
     pub(crate) fn new(
         endpoint: &'a Endpoint,
         spin_policy: SpinPolicy,
         watch: &'a ControlPlane,
     ) -> Self {
-        Self { endpoint, spin_policy, watch, polls: 0, armed: None, long: None }
+        Self { endpoint, spin_policy, watch, polls: 0, armed: None, sleeping: None }
     }
 
     /// See [`Endpoint::reading`].
@@ -50,17 +54,18 @@ impl<'a> WaitLoop<'a> {
         self.endpoint.reading()
     }
 
-    /// To be called after every unsuccessful poll; returns when it is time for the next one. `failed` says why the wait is in
-    /// vain, if it is; it is asked now and then and before every sleep. `whom` says which rank it waits for.
+    /// Pauses after an unsuccessful poll; returns when it is time for the next poll. `failed` says
+    /// why the wait cannot succeed, if so; it is called regularly and before every sleep. `awaited`
+    /// names the rank that this rank waits for.
     #[inline]
-    pub(crate) fn idle(
+    pub(crate) fn pause(
         &mut self,
         failed: impl FnOnce() -> Option<LinkError>,
-        whom: impl FnOnce() -> Option<Rank>,
+        awaited: impl FnOnce() -> Option<Rank>,
     ) -> Result<(), Error> {
         let SpinPolicy { spins, yields } = self.spin_policy;
         self.polls += 1;
-        if self.polls <= spins && !self.polls.is_multiple_of(LOOK_EVERY) {
+        if self.polls <= spins && !self.polls.is_multiple_of(CHECK_INTERVAL) {
             std::hint::spin_loop();
             return Ok(());
         }
@@ -70,50 +75,53 @@ impl<'a> WaitLoop<'a> {
         if self.polls <= spins + yields {
             std::thread::yield_now();
         } else if let Some(ticket) = self.armed.take() {
-            let nap = self.sleepy(whom())?;
-            self.bell().sleep(ticket, Some(nap));
+            let limit = self.prepare_sleep(awaited())?;
+            self.doorbell().sleep(ticket, Some(limit));
         } else {
-            // The bell is asked to ring before the last poll, so that no ring is lost.
-            self.armed = Some(self.bell().prepare_to_sleep());
+            // The doorbell is armed before the last poll, so that no ring is lost.
+            self.armed = Some(self.doorbell().prepare_to_sleep());
         }
         Ok(())
     }
 
-    /// To be called after a successful poll: the next wait starts afresh.
+    /// Ends the wait after a successful poll; the next wait starts from the beginning.
     #[inline]
-    pub(crate) fn over(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.polls = 0;
         self.armed = None;
-        if self.long.take().is_some() {
+        if self.sleeping.take().is_some() {
             self.watch.set_waiting_for(None);
         }
     }
 
-    /// Before every sleep: how long it may be.
+    /// Reports the wait, if that is due, and returns how long the next sleep may be.
+    ///
+    /// # Errors
+    /// The wait has lasted longer than the timeout that the user set.
     #[cold]
-    fn sleepy(&mut self, whom: Option<Rank>) -> Result<Duration, Error> {
+    fn prepare_sleep(&mut self, awaited: Option<Rank>) -> Result<Duration, Error> {
         let now = Instant::now();
-        let report = self.watch.report_after();
-        let long = self.long.get_or_insert(Long { since: now, report });
-        self.watch.set_waiting_for(whom);
-        let waited = now - long.since;
+        let next_report = self.watch.report_after();
+        let sleeping = self.sleeping.get_or_insert(SleepState { since: now, next_report });
+        self.watch.set_waiting_for(awaited);
+        let waited = now - sleeping.since;
         if let Some(timeout) = self.watch.timeout()
             && waited >= timeout
         {
-            return Err(self.watch.timeout_error(whom, waited));
+            return Err(self.watch.timeout_error(awaited, waited));
         }
-        if waited >= long.report {
-            long.report = long.report.saturating_mul(2);
-            if let Some(peer) = whom {
-                self.watch.investigate(peer, long.since);
+        if waited >= sleeping.next_report {
+            sleeping.next_report = sleeping.next_report.saturating_mul(2);
+            if let Some(peer) = awaited {
+                self.watch.investigate(peer, sleeping.since);
             }
         }
-        let limits = [NAP, long.report - waited];
-        let limit = self.watch.timeout().map_or(NAP, |timeout| timeout - waited);
+        let limits = [MAX_SLEEP, sleeping.next_report - waited];
+        let limit = self.watch.timeout().map_or(MAX_SLEEP, |timeout| timeout - waited);
         Ok(limits.into_iter().fold(limit, Duration::min))
     }
 
-    fn bell(&self) -> &'a Doorbell {
+    fn doorbell(&self) -> &'a Doorbell {
         self.endpoint.doorbell()
     }
 }

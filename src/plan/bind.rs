@@ -1,4 +1,4 @@
-//! Binding a schedule to a rank's memory and links: the program that the walker runs.
+//! The binding of a schedule to the memory and links of a rank, for the interpreter.
 
 use std::collections::HashSet;
 
@@ -11,12 +11,12 @@ use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::links::Links;
 
-/// An operand with its place in memory, or the index of its link in [`Links`].
+/// An operand of a step: an extent of memory, or the index of a link in [`Links`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum BoundOperand {
-    /// In the send buffer; the extent is that of the chunk, over all tiles.
+    /// A chunk of the send buffer; the extent covers all tiles.
     Send(Extent),
-    /// In the receive buffer, likewise.
+    /// A chunk of the receive buffer; the extent covers all tiles.
     Recv(Extent),
     /// A scratch chunk.
     Scratch(u32),
@@ -40,18 +40,20 @@ pub(crate) struct BoundStep {
     pub(crate) own: u8,
     /// Bit `i`: output `i` is not read again by this rank in this call.
     pub(crate) last: u8,
-    /// Closes the reduction.
+    /// Whether the step closes the reduction.
     pub(crate) finish: bool,
-    /// This call writes the memory that could be lent again, or does if the buffers are one: then a loan is a wait for its release.
+    /// Whether this call writes the memory that could be lent once more, at least if the send and
+    /// the receive buffer are the same. Then lending it means to wait for its release.
     pub(crate) overwritten: bool,
-    /// Its messages are copied even where other memory could be lent: what would have been is left out, see
+    /// Whether its messages must be copied: the output that would have been lent was removed, see
     /// [`RankProgram::drop_unread_scratch`].
     pub(crate) copies: bool,
 }
 
 impl BoundStep {
-    /// The local operand whose memory may be lent for this step's messages: a local output, else the only input.
-    /// `scaled` says that the operation scales contributions, so that what is sent is not what the send buffer holds.
+    /// The local operand whose memory may be lent for the messages of this step: a local output, or
+    /// else the only input. `scaled` says that the operation scales contributions, so that what is
+    /// sent is not what the send buffer holds.
     pub(crate) fn lendable(&self, scaled: bool) -> Option<BoundOperand> {
         if self.copies {
             return None;
@@ -69,30 +71,33 @@ impl BoundStep {
     }
 }
 
-/// What one rank does.
+/// The steps of one rank, bound to memory and links.
 pub(crate) struct RankProgram {
     pub(crate) lanes: Vec<BoundLane>,
-    /// Elements of a chunk that one tile covers.
+    /// Elements of a tile.
     pub(crate) tile: usize,
-    /// Scratch chunks, each one tile long.
+    /// The number of scratch chunks, each one tile long.
     pub(crate) scratch: u32,
 }
 
-/// Segments that are run one after the other; a collective has one, a group of sends to one peer one for each.
+/// Segments that run one after the other. A lane of a collective has one segment; the sends to one
+/// peer, or the receives from it, are one segment each.
 pub(crate) type BoundLane = Vec<LaneSegment>;
 
-/// Steps that are run once per tile.
+/// Steps that run once per tile.
 pub(crate) struct LaneSegment {
     pub(crate) steps: Vec<BoundStep>,
     pub(crate) tiles: u64,
     /// The hash that each message carries.
     pub(crate) tag: u32,
-    /// Of a transfer between two ranks: how many bytes it is of. No other rank knows that before they meet.
+    /// The bytes of a transfer between two ranks. Only the two ranks know this number, so their
+    /// messages may differ in it.
     pub(crate) bytes: Option<usize>,
 }
 
 impl RankProgram {
-    /// Binds `rank`'s steps of `schedule`. `link` opens the link to a peer on a channel and gives its index.
+    /// Binds the steps of `rank` in `schedule`. `link` opens the link to a peer on a channel and
+    /// returns its index.
     pub(crate) fn bind(
         schedule: &Schedule,
         geometry: &Geometry,
@@ -105,7 +110,7 @@ impl RankProgram {
         for lane in 0..schedule.lanes(rank) {
             let mut steps = Vec::new();
             for step in schedule.lane(rank, lane) {
-                steps.push(bound(&step, geometry, rank, &mut |r, c| link(links, r, c))?);
+                steps.push(bind_step(&step, geometry, rank, &mut |r, c| link(links, r, c))?);
             }
             lanes.push(vec![LaneSegment { steps, tiles: geometry.tiles, tag, bytes: None }]);
         }
@@ -120,11 +125,13 @@ impl RankProgram {
         self.lanes.iter_mut().flatten().flat_map(|segment| &mut segment.steps)
     }
 
+    /// The operands that any step reads.
     fn reads(&self) -> HashSet<BoundOperand> {
         let steps = self.lanes.iter().flatten().flat_map(|segment| &segment.steps);
         steps.flat_map(|step| step.inputs.iter().copied()).collect()
     }
 
+    /// Sets [`BoundStep::last`].
     fn mark_last_writes(&mut self) {
         let read = self.reads();
         for step in self.steps_mut() {
@@ -136,6 +143,7 @@ impl RankProgram {
         }
     }
 
+    /// Sets [`BoundStep::overwritten`].
     fn mark_overwritten(&mut self) {
         let steps = self.lanes.iter().flatten().flat_map(|segment| &segment.steps);
         let written = steps.flat_map(|step| step.outputs.iter().copied());
@@ -144,30 +152,32 @@ impl RankProgram {
                 |place| if let BoundOperand::Recv(extent) = place { Some(extent) } else { None },
             )
             .collect();
-        let times = |lent: Extent| writes.iter().filter(|w| w.overlaps(lent)).count();
+        let write_count = |lent: Extent| writes.iter().filter(|w| w.overlaps(lent)).count();
         for step in self.steps_mut() {
             step.overwritten = match step.lendable(false) {
-                // Once by the step itself.
-                Some(BoundOperand::Recv(lent)) => times(lent) > 1,
-                Some(BoundOperand::Send(lent)) => times(lent) > 0,
+                // The step itself writes it once.
+                Some(BoundOperand::Recv(lent)) => write_count(lent) > 1,
+                Some(BoundOperand::Send(lent)) => write_count(lent) > 0,
                 _ => false,
             };
         }
     }
 
-    /// A scratch chunk that no step reads serves only to be lent; where links copy scratch, it need not be written. But then nothing else
-    /// may be lent in its place: the proof is of a step that lends scratch.
+    /// Removes scratch outputs that no step reads. They exist only to be lent, so where links copy
+    /// scratch they need not be written. But then nothing else may be lent in their place, because
+    /// the proof is about a step that lends scratch.
     fn drop_unread_scratch(&mut self, links: &Links) {
         let read = self.reads();
         for step in self.steps_mut() {
-            let lent = step
-                .outputs
-                .iter()
-                .any(|p| matches!(p, BoundOperand::Link(i) if links.outgoing[*i as usize].slots.lendable() == Lendable::Anything));
+            let lends = |link: u32| links.outgoing[link as usize].slots.lendable();
+            let lends_scratch = step.outputs.iter().any(|operand| match *operand {
+                BoundOperand::Link(link) => lends(link) == Lendable::Anything,
+                _ => false,
+            });
             let unread =
                 |p: &BoundOperand| matches!(p, BoundOperand::Scratch(_)) && !read.contains(p);
             if let Some(i) = step.outputs.iter().position(unread)
-                && !lent
+                && !lends_scratch
                 && step.outputs.len() > 1
             {
                 step.outputs.remove(i);
@@ -179,7 +189,7 @@ impl RankProgram {
     }
 }
 
-fn bound(
+fn bind_step(
     step: &Step,
     geometry: &Geometry,
     rank: Rank,
@@ -201,7 +211,7 @@ fn bound(
     Ok(BoundStep { inputs, outputs, after, own, finish, ..BoundStep::default() })
 }
 
-/// Bit `i` is set where input `i` is the rank's own contribution.
+/// A mask in which bit `i` says that input `i` is the rank's own contribution.
 pub(crate) fn own_mask(inputs: &[Operand]) -> u8 {
     let own = |o: &Operand| u8::from(matches!(o, Operand::Local(Chunk::Input(_))));
     inputs.iter().enumerate().fold(0, |mask, (i, o)| mask | own(o) << i)

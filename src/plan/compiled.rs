@@ -1,9 +1,11 @@
-//! Compiling a schedule to a straight line: for messages that fit the line protocol, the steps of a rank in one fixed order,
-//! with every length known, and with nothing left of what moves no bytes.
+//! The compilation of a schedule for LL messages: the steps of a rank in one fixed order, with
+//! every length known, and without the steps that move no bytes.
 //!
-//! The order comes from running the schedule once on run for all ranks: the order in which this rank's steps fire there. All
-//! ranks compute the same run, so blocking in that order cannot deadlock: the first unfired step of the common run can
-//! always fire. Steps that carry no elements are dropped on both ends alike, since every length follows from the call.
+//! The order comes from a dry run of the schedule for all ranks, which executes it without memory.
+//! The steps of a rank run in the order in which they fire there. All ranks compute the same dry
+//! run, so blocking in that order cannot deadlock: of the steps that have not run yet, the first in
+//! the order of the dry run can always run. Steps without elements are dropped on both ends alike,
+//! because every length follows from the call.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -15,14 +17,14 @@ use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::plan::bind::own_mask;
 
-/// An operand with its place in bytes, or the index of its link.
+/// An operand of a compiled step: an offset in memory in bytes, or the index of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum CompiledOperand {
-    /// Bytes into the send buffer.
+    /// An offset in the send buffer.
     Send(usize),
-    /// Bytes into the receive buffer.
+    /// An offset in the receive buffer.
     Recv(usize),
-    /// Bytes into the scratch memory.
+    /// An offset in the scratch memory.
     Scratch(usize),
     /// The next message of a link.
     Message(u32),
@@ -34,36 +36,37 @@ impl Default for CompiledOperand {
     }
 }
 
-/// One step of the line.
+/// A step of a compiled plan.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct CompiledStep {
     pub(crate) inputs: InlineVec<CompiledOperand>,
-    /// Local outputs.
+    /// The local outputs.
     pub(crate) outputs: InlineVec<CompiledOperand>,
-    /// Links that the result is sent on.
+    /// The links on which the result is sent.
     pub(crate) sends: InlineVec<u32>,
     /// Bit `i`: input `i` is the rank's own contribution.
     pub(crate) own: u8,
-    /// Closes the reduction.
+    /// Whether the step closes the reduction.
     pub(crate) finish: bool,
     /// Elements of every operand.
     pub(crate) count: usize,
-    /// The same in bytes.
+    /// Bytes of every operand.
     pub(crate) bytes: usize,
-    /// Nothing is computed: the result is the only input as it stands.
+    /// Whether the result is the only input, unchanged.
     pub(crate) copy: bool,
 }
 
-/// What one rank does, in order.
+/// The steps of one rank, in the order in which they run.
 pub(crate) struct CompiledPlan {
-    pub(crate) ops: Vec<CompiledStep>,
-    /// Scratch memory needed, in chunks of [`LL_CAPACITY`] bytes.
+    pub(crate) steps: Vec<CompiledStep>,
+    /// The number of scratch chunks, each of [`LL_CAPACITY`] bytes.
     pub(crate) scratch: u32,
 }
 
 impl CompiledPlan {
-    /// Compiles `rank`'s part of `schedule`. `scaled`: the operation scales contributions. `link` gives the index of the link with
-    /// a peer on a channel.
+    /// Compiles the part of `rank` in `schedule`, with elements of `size` bytes. `scaled` says that
+    /// the operation scales contributions. `link` returns the index of the link with a peer on a
+    /// channel.
     pub(crate) fn compile(
         schedule: &Schedule,
         geometry: &Geometry,
@@ -72,18 +75,18 @@ impl CompiledPlan {
         rank: Rank,
         mut link: impl FnMut(Rank, Channel) -> Result<u32, Error>,
     ) -> Result<Self, Error> {
-        let mut ops = Vec::new();
+        let mut steps = Vec::new();
         for (step, count) in dry_run(schedule, geometry, rank) {
             if count > 0 {
-                ops.push(op(&step, geometry, (rank, count, size), scaled, &mut link)?);
+                steps.push(compile_step(&step, geometry, (rank, count, size), scaled, &mut link)?);
             }
         }
-        drop_unread_scratch(&mut ops);
-        Ok(Self { ops, scratch: schedule.scratch })
+        drop_unread_scratch(&mut steps);
+        Ok(Self { steps, scratch: schedule.scratch })
     }
 }
 
-fn op(
+fn compile_step(
     step: &Step,
     geometry: &Geometry,
     (rank, count, size): (Rank, usize, usize),
@@ -102,48 +105,50 @@ fn op(
             Operand::Peer { rank: peer, channel } => CompiledOperand::Message(link(peer, channel)?),
         })
     };
-    let mut op = CompiledStep {
+    let mut compiled = CompiledStep {
         own: own_mask(&step.inputs),
         finish: step.finish,
         count,
         ..CompiledStep::default()
     };
-    op.bytes = count * size;
-    op.copy = step.inputs.len() == 1 && !step.finish && !(scaled && op.own != 0);
+    compiled.bytes = count * size;
+    compiled.copy = step.inputs.len() == 1 && !step.finish && !(scaled && compiled.own != 0);
     for input in &step.inputs {
-        op.inputs.push(at(input)?);
+        compiled.inputs.push(at(input)?);
     }
     for output in &step.outputs {
         match at(output)? {
-            CompiledOperand::Message(index) => op.sends.push(index),
-            local => op.outputs.push(local),
+            CompiledOperand::Message(index) => compiled.sends.push(index),
+            local => compiled.outputs.push(local),
         }
     }
-    Ok(op)
+    Ok(compiled)
 }
 
-/// The lines hold copies: what was put aside only to be lent need not be written.
-fn drop_unread_scratch(ops: &mut [CompiledStep]) {
+/// Removes scratch outputs that no step reads. They exist only to be lent, and LL messages are
+/// copies.
+fn drop_unread_scratch(steps: &mut [CompiledStep]) {
     let read: HashSet<CompiledOperand> =
-        ops.iter().flat_map(|op| op.inputs.iter().copied()).collect();
-    for op in ops {
-        while let Some(i) = op
+        steps.iter().flat_map(|compiled| compiled.inputs.iter().copied()).collect();
+    for compiled in steps {
+        while let Some(i) = compiled
             .outputs
             .iter()
             .position(|at| matches!(at, CompiledOperand::Scratch(_)) && !read.contains(at))
         {
-            op.outputs.remove(i);
+            compiled.outputs.remove(i);
         }
     }
 }
 
-/// Fires the steps of all ranks in a fixed fair order; returns `rank`'s in the order they fired, each with its length
-/// in elements. The schedule is proved, so this ends.
+/// Executes the steps of all ranks in a fixed fair order without memory. Returns the steps of
+/// `rank` in the order in which they fired, each with its length in elements. The schedule is
+/// proved, so this ends.
 fn dry_run(schedule: &Schedule, geometry: &Geometry, rank: Rank) -> Vec<(Step, usize)> {
     let mut run = DryRun {
         schedule,
         geometry,
-        at: (0..schedule.nranks).map(|r| vec![0; schedule.lanes(r) as usize]).collect(),
+        next: (0..schedule.nranks).map(|r| vec![0; schedule.lanes(r) as usize]).collect(),
         messages: HashMap::new(),
         scratch: HashMap::new(),
     };
@@ -166,28 +171,29 @@ fn dry_run(schedule: &Schedule, geometry: &Geometry, rank: Rank) -> Vec<(Step, u
     }
 }
 
-/// A run of all ranks in which only lengths move.
+/// An execution of all ranks without memory: messages and scratch chunks are lengths alone.
 struct DryRun<'a> {
     schedule: &'a Schedule,
     geometry: &'a Geometry,
-    /// Next step by rank and lane.
-    at: Vec<Vec<u32>>,
-    /// Lengths of the messages under way by source, destination and channel.
+    /// The next step, by rank and lane.
+    next: Vec<Vec<u32>>,
+    /// The lengths of the messages under way, by source, destination and channel.
     messages: HashMap<(Rank, Rank, Channel), VecDeque<usize>>,
-    /// Lengths of what scratch chunks hold.
+    /// The length of the content of each scratch chunk.
     scratch: HashMap<(Rank, u32), usize>,
 }
 
 impl DryRun<'_> {
+    /// Executes the next step of a lane, if it can; returns it with its length in elements.
     fn fire(&mut self, rank: Rank, lane: u32) -> Option<(Step, usize)> {
-        let index = self.at[rank as usize][lane as usize];
+        let index = self.next[rank as usize][lane as usize];
         if index == self.schedule.steps(rank, lane) {
             return None;
         }
         let step = self.schedule.step(rank, lane, index);
-        let ready = step.after.iter().all(|a| self.at[rank as usize][a.lane as usize] > a.step)
+        let ready = step.after.iter().all(|a| self.next[rank as usize][a.lane as usize] > a.step)
             && step.inputs.iter().all(|i| self.len(rank, i).is_some())
-            && step.outputs.iter().all(|o| self.credit(rank, o));
+            && step.outputs.iter().all(|o| self.has_credit(rank, o));
         if !ready {
             return None;
         }
@@ -208,22 +214,23 @@ impl DryRun<'_> {
                 Operand::Local(_) => {}
             }
         }
-        self.at[rank as usize][lane as usize] += 1;
+        self.next[rank as usize][lane as usize] += 1;
         Some((step, count))
     }
 
-    /// The length of an input, or None while its message is missing.
+    /// The length of an input. None while its message is missing.
     fn len(&self, rank: Rank, input: &Operand) -> Option<usize> {
         match *input {
             Operand::Peer { rank: from, channel } => {
                 self.messages.get(&(from, rank, channel))?.front().copied()
             }
             Operand::Local(Chunk::Scratch(i)) => self.scratch.get(&(rank, i)).copied(),
-            Operand::Local(chunk) => self.geometry.of(rank, chunk).map(|e| e.len),
+            Operand::Local(chunk) => self.geometry.buffer_extent(rank, chunk).map(|e| e.len),
         }
     }
 
-    fn credit(&self, rank: Rank, output: &Operand) -> bool {
+    /// Whether the link of an output, if it has one, has a free slot.
+    fn has_credit(&self, rank: Rank, output: &Operand) -> bool {
         let Operand::Peer { rank: to, channel } = *output else { return true };
         let under_way = self.messages.get(&(rank, to, channel)).map_or(0, VecDeque::len);
         under_way < LlSender::CREDITS as usize
@@ -238,7 +245,7 @@ mod tests {
     use super::*;
     use crate::call::{Extents, Task};
 
-    fn lines(schedule: &Schedule, count: usize) -> Vec<CompiledPlan> {
+    fn compiled_plans(schedule: &Schedule, count: usize) -> Vec<CompiledPlan> {
         let task = Task {
             collective: schedule.collective,
             extents: Extents::Even(count),
@@ -249,9 +256,10 @@ mod tests {
         let geometry = Geometry::new(schedule, &task, LL_CAPACITY);
         assert!(geometry.fits_ll(schedule, 4));
         let compile = |rank| {
-            // A number that is one for each link, whoever asks.
+            // Each link has one number, the same on both of its ranks.
             let link = |peer, channel| Ok(u32::from(channel) * schedule.nranks + peer);
-            CompiledPlan::compile(schedule, &geometry, 4, false, rank, link).expect("a line")
+            CompiledPlan::compile(schedule, &geometry, 4, false, rank, link)
+                .expect("a compiled plan")
         };
         (0..schedule.nranks).map(compile).collect()
     }
@@ -261,22 +269,26 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_the_messages_of_its_schedule() {
+    fn a_compiled_plan_has_the_messages_of_its_schedule() {
         for schedule in schedules() {
-            let lines = lines(&schedule, 16 * schedule.parts as usize);
-            for (rank, line) in (0..).zip(&lines) {
+            let plans = compiled_plans(&schedule, 16 * schedule.parts as usize);
+            for (rank, plan) in (0..).zip(&plans) {
                 let steps: Vec<Step> =
                     (0..schedule.lanes(rank)).flat_map(|l| schedule.lane(rank, l)).collect();
                 let peers = |operands: &[Operand]| {
                     operands.iter().filter(|o| matches!(o, Operand::Peer { .. })).count()
                 };
-                let received = |op: &CompiledStep| {
-                    op.inputs.iter().filter(|a| matches!(a, CompiledOperand::Message(_))).count()
+                let received = |compiled: &CompiledStep| {
+                    compiled
+                        .inputs
+                        .iter()
+                        .filter(|a| matches!(a, CompiledOperand::Message(_)))
+                        .count()
                 };
-                let sent: usize = line.ops.iter().map(|op| op.sends.len()).sum();
-                assert_eq!(line.ops.len(), steps.len(), "{schedule:?}");
+                let sent: usize = plan.steps.iter().map(|compiled| compiled.sends.len()).sum();
+                assert_eq!(plan.steps.len(), steps.len(), "{schedule:?}");
                 assert_eq!(sent, steps.iter().map(|s| peers(&s.outputs)).sum::<usize>());
-                let all_received: usize = line.ops.iter().map(received).sum();
+                let all_received: usize = plan.steps.iter().map(received).sum();
                 assert_eq!(all_received, steps.iter().map(|s| peers(&s.inputs)).sum::<usize>());
             }
         }
@@ -285,17 +297,17 @@ mod tests {
     #[test]
     fn messages_without_elements_are_dropped_on_both_ends() {
         for schedule in schedules() {
-            // One element: at most one part of each block is not empty.
-            let lines = lines(&schedule, 1);
+            // With one element, at most one part of each block is not empty.
+            let plans = compiled_plans(&schedule, 1);
             let mut sent = HashMap::new();
-            for (rank, line) in (0..).zip(&lines) {
-                for op in &line.ops {
-                    assert_eq!((op.count, op.bytes), (1, 4));
-                    for &link in &op.sends {
+            for (rank, plan) in (0..).zip(&plans) {
+                for compiled in &plan.steps {
+                    assert_eq!((compiled.count, compiled.bytes), (1, 4));
+                    for &link in &compiled.sends {
                         let (channel, peer) = (link / schedule.nranks, link % schedule.nranks);
                         *sent.entry((channel, rank, peer)).or_insert(0) += 1;
                     }
-                    for at in &op.inputs {
+                    for at in &compiled.inputs {
                         if let CompiledOperand::Message(link) = *at {
                             let (channel, peer) = (link / schedule.nranks, link % schedule.nranks);
                             *sent.entry((channel, peer, rank)).or_insert(0) -= 1;

@@ -1,4 +1,5 @@
-//! Plans: a proved schedule bound to a communicator's memory and links, made on the first call of its kind and kept.
+//! Plans: proved schedules bound to the memory and links of a communicator. A plan is made on the
+//! first call of its kind and kept.
 
 pub(crate) mod bind;
 pub(crate) mod compiled;
@@ -23,7 +24,8 @@ use crate::plan::compiled::CompiledPlan;
 use crate::reduce::{FoldKernel, Isa};
 use crate::tune::{AlgorithmFilter, Choice, Protocol};
 
-/// What the plan of an even call is found by. Pointers and a rank's own scalar are bound by the call.
+/// The key by which the plan of a collective call is found. Buffers and the factor of a rank are
+/// not part of the key: they are bound by each call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PlanKey {
     collective: Collective,
@@ -41,37 +43,41 @@ impl PlanKey {
     }
 }
 
-/// How a plan is run.
+/// The form of a plan, by the engine that runs it.
 pub(crate) enum PlanBody {
-    /// By lines, in one fixed order.
+    /// For LL messages, as a straight sequence of steps.
     Compiled(CompiledPlan),
-    /// By slots, tile by tile.
+    /// For slots and lent memory, step by step and tile by tile.
     Interpreted(RankProgram),
-    /// On a stream of a CUDA device.
+    /// For a stream of a CUDA device.
     Device(DevicePlan),
 }
 
-/// A plan.
+/// A plan, with what all calls of its kind share.
 pub(crate) struct Plan {
     pub(crate) body: PlanBody,
     pub(crate) kernel: FoldKernel,
-    /// The call is to be looked at more closely: it brings a scalar that the plan's kernel does not know, or it must not be in place.
+    /// Each call needs a check: it has a factor that the plan's kernel does not know, or must not
+    /// be in place.
     pub(crate) needs_check: bool,
     /// The kernel scales contributions.
     pub(crate) scaled: bool,
+    /// The hash that the messages of such calls carry.
     pub(crate) tag: u32,
-    /// What the watch knows such calls by.
+    /// The signature by which the control plane knows such calls.
     pub(crate) signature: CallSignature,
     /// Outputs that are not read again are written past the caches.
     pub(crate) non_temporal: bool,
 }
 
-/// Calls of at least this many bytes per rank write their results past the caches. Measured between two processes: at 4 MiB streaming costs
-/// half of the speed (the next call finds its buffers in the last-level cache), at 8 MiB it gains half, at 32 MiB too.
+/// Calls of at least this many bytes per rank write their results past the caches. Measured between
+/// two processes: at 4 MiB non-temporal stores cost half of the speed, because the next call finds
+/// its buffers in the last-level cache; at 8 MiB and at 32 MiB they gain half.
 pub(crate) const NON_TEMPORAL_BYTES: usize = 8 << 20;
 
 impl Plan {
-    /// Binds a proved schedule for `task` as `choice` says. `link` opens the link to a peer on a channel.
+    /// Binds a proved schedule for `task` as `choice` says. `link` opens the link to a peer on a
+    /// channel and returns its index in [`Links`].
     pub(crate) fn new(
         proved: &Proved,
         choice: &Choice,
@@ -100,10 +106,10 @@ impl Plan {
                 schedule, &geometry, tag, rank, links, link,
             )?),
         };
-        Ok(Self::of(body, choice, task, schedule.nranks, isa))
+        Ok(Self::with_body(body, choice, task, schedule.nranks, isa))
     }
 
-    /// The same for a rank on a device.
+    /// As [`new`](Self::new), for a rank on a CUDA device.
     pub(crate) fn on_device(
         proved: &Proved,
         choice: &Choice,
@@ -114,10 +120,10 @@ impl Plan {
     ) -> Result<Self, Error> {
         let tag = tag(CallSignature::of(task), choice);
         let body = PlanBody::Device(DevicePlan::new(proved, choice, task, tag, me, rank)?);
-        Ok(Self::of(body, choice, task, proved.schedule().nranks, isa))
+        Ok(Self::with_body(body, choice, task, proved.schedule().nranks, isa))
     }
 
-    fn of(body: PlanBody, choice: &Choice, task: &Task, nranks: u32, isa: Isa) -> Self {
+    fn with_body(body: PlanBody, choice: &Choice, task: &Task, nranks: u32, isa: Isa) -> Self {
         let (reduction, signature) = (task.reduction(), CallSignature::of(task));
         let (scaled, tag) = (scaled(reduction.op, task.dtype), tag(signature, choice));
         let kernel = FoldKernel::select(task.dtype, reduction, nranks, isa);
@@ -128,11 +134,11 @@ impl Plan {
     }
 }
 
-/// A hash of all that must be the same on all ranks, to be carried by every message.
+/// The hash that every message carries, of everything that must be equal on all ranks.
 fn tag(signature: CallSignature, choice: &Choice) -> u32 {
     let Choice { algorithm, protocol, tile, .. } = choice;
     let text = format!("{:x} {:x} {algorithm} {protocol} {tile}", signature.what, signature.count);
-    // FNV-1a: any hash will do, as long as it is the same in every process and version that can meet.
+    // FNV-1a. Any hash would do that is the same in every process and version that can communicate.
     text.bytes().fold(0x811c_9dc5, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193))
 }
 
@@ -141,22 +147,23 @@ fn scaled(op: RedOp, dtype: DType) -> bool {
     op == RedOp::PreMulSum || (op == RedOp::Avg && dtype.is_float())
 }
 
-/// Plans of vector calls that are kept: their blocks may be others in every call.
-const MOST_VECTOR: usize = 32;
+/// The most plans of vector calls that are kept, because their blocks may differ in every call.
+const MAX_VECTOR_PLANS: usize = 32;
 
-/// A communicator's plans.
+/// The plans of a communicator.
 #[derive(Default)]
 pub(crate) struct Plans {
     plans: Vec<Plan>,
-    /// Of calls that say by which algorithms.
+    /// The plans of calls that select their algorithms.
     selected: Vec<(PlanKey, AlgorithmFilter, usize)>,
     index: HashMap<PlanKey, usize>,
-    /// The plan of the last even call: most calls repeat it.
+    /// The plan of the last collective call, which most calls repeat.
     last: Option<(PlanKey, usize)>,
-    /// Those of vector calls, the last used first.
+    /// The plans of vector calls, the most recently used first.
     vector: Vec<(VectorPlanKey, usize)>,
+    /// The plan of a barrier.
     pub(crate) barrier: Option<usize>,
-    /// Those by a schedule of the caller's own.
+    /// The plans by a schedule that the caller provided.
     by_schedule: Vec<(Proved, PlanKey, usize)>,
 }
 
@@ -169,7 +176,8 @@ struct VectorPlanKey {
 }
 
 impl Plans {
-    /// The number of the plan for `key`, if there is one. No hash when it is that of the last call.
+    /// The number of the plan for `key`, if there is one. If it is the plan of the last call,
+    /// nothing is hashed.
     #[inline]
     pub(crate) fn find(&mut self, key: &PlanKey) -> Option<usize> {
         if let Some((last, number)) = &self.last
@@ -182,15 +190,15 @@ impl Plans {
         Some(number)
     }
 
-    /// The number of the plan for an vector call, if there is one.
+    /// The number of the plan for a vector call, if there is one.
     pub(crate) fn find_vector(&mut self, task: &Task) -> Option<usize> {
         let key = VectorPlanKey::new(task);
-        let at = self.vector.iter().position(|(known, _)| *known == key)?;
-        self.vector[..=at].rotate_right(1);
+        let index = self.vector.iter().position(|(known, _)| *known == key)?;
+        self.vector[..=index].rotate_right(1);
         Some(self.vector[0].1)
     }
 
-    /// The plan of all calls that have this key.
+    /// Keeps the plan of all calls with this key; returns its number.
     pub(crate) fn insert(&mut self, key: PlanKey, plan: Plan) -> usize {
         let number = self.add(plan);
         self.index.insert(key, number);
@@ -198,7 +206,8 @@ impl Plans {
         number
     }
 
-    /// The number of the plan for `key` by one of these algorithms, if there is one.
+    /// The number of the plan for calls with this key that allow exactly these algorithms, if there
+    /// is one.
     pub(crate) fn find_selected(
         &self,
         key: &PlanKey,
@@ -210,7 +219,8 @@ impl Plans {
             .map(|(_, _, number)| *number)
     }
 
-    /// The plan of all calls that have this key and may use these algorithms.
+    /// Keeps the plan of all calls with this key that allow exactly these algorithms; returns its
+    /// number.
     pub(crate) fn insert_selected(
         &mut self,
         key: PlanKey,
@@ -222,12 +232,13 @@ impl Plans {
         number
     }
 
-    /// The plan of vector calls like `task`. It takes the place of the one that was not used for longest where there are many.
+    /// Keeps the plan of vector calls like `task`; returns its number. If there are too many, it
+    /// replaces the least recently used one.
     pub(crate) fn insert_vector(&mut self, task: &Task, plan: Plan) -> usize {
-        let number = if self.vector.len() < MOST_VECTOR {
+        let number = if self.vector.len() < MAX_VECTOR_PLANS {
             self.add(plan)
         } else {
-            let (_, number) = self.vector.remove(MOST_VECTOR - 1);
+            let (_, number) = self.vector.remove(MAX_VECTOR_PLANS - 1);
             self.plans[number] = plan;
             number
         };
@@ -235,13 +246,13 @@ impl Plans {
         number
     }
 
-    /// The number of the plan of calls that have this key by `schedule`, if there is one.
+    /// The number of the plan for calls with this key by `schedule`, if there is one.
     pub(crate) fn find_by_schedule(&self, schedule: &Proved, key: &PlanKey) -> Option<usize> {
         let known = self.by_schedule.iter().find(|(s, k, _)| k == key && s.is_same(schedule));
         known.map(|(_, _, number)| *number)
     }
 
-    /// The plan of all calls that have this key, by `schedule`.
+    /// Keeps the plan of all calls with this key by `schedule`; returns its number.
     pub(crate) fn insert_by_schedule(
         &mut self,
         schedule: Proved,
@@ -253,7 +264,7 @@ impl Plans {
         number
     }
 
-    /// A plan that is found by its number alone.
+    /// Keeps a plan that is found by its number alone; returns the number.
     pub(crate) fn add(&mut self, plan: Plan) -> usize {
         self.plans.push(plan);
         self.plans.len() - 1

@@ -1,9 +1,12 @@
-//! Grouped sends and receives: bound from local knowledge alone, since no rank knows what the others send.
+//! The binding of grouped sends and receives, from local knowledge alone, because no rank knows
+//! what the others send.
 //!
-//! Each peer gets one lane for what goes there and one for what comes from there, each a segment per operation in the order of
-//! the calls. What is certain of it, whatever the other ranks do: lanes never wait for each other, messages of a pair are matched in
-//! order, and an operation ends as soon as its partner has been called, in whatever order either rank called its operations.
-//! So a group ends if every operation has its partner in a group (or call) that its rank reaches without waiting for this one.
+//! There is one lane for the sends to each peer and one for the receives from it, each with one
+//! segment per operation in the order of the calls. Whatever the other ranks do, lanes never wait
+//! for each other, messages of a pair of ranks are matched in order, and an operation ends as soon
+//! as its partner has been called, in whatever order either rank called its operations. So a group
+//! ends if every operation has its partner in a group (or call) that the partner's rank reaches
+//! without waiting for this group.
 
 use std::collections::BTreeMap;
 
@@ -14,15 +17,16 @@ use crate::error::Error;
 use crate::plan::bind::{BoundLane, BoundOperand, BoundStep, LaneSegment, RankProgram};
 use crate::transfer::{Transfer, tag};
 
-/// The program for `transfers`, none of them to `rank` itself, in tiles of `tile` bytes. Addresses are absolute. `call` is a
-/// hash of what they are a part of, 0 for sends and receives of their own.
+/// The program for `transfers`, none of them to the rank itself, in tiles of `tile` bytes. Extents
+/// are absolute addresses. `call` is a hash of the call that the transfers are a part of, 0 for
+/// plain sends and receives. `link` opens the link to a peer and returns its index.
 pub(crate) fn bind_transfers(
     transfers: &[Transfer],
     tile: usize,
     call: u32,
     mut link: impl FnMut(Rank) -> Result<u32, Error>,
 ) -> Result<RankProgram, Error> {
-    // By peer and direction.
+    // By peer, and by whether the lane sends.
     let mut lanes: BTreeMap<(Rank, bool), BoundLane> = BTreeMap::new();
     for transfer in transfers {
         let peer = transfer.peer();

@@ -1,19 +1,22 @@
-//! The narrow floating-point formats, to and from binary32, one value at a time.
+//! Conversion between binary32 and the narrow floating-point formats, one value at a time.
 //!
-//! Decoding is exact. Encoding rounds to nearest, ties to even, subnormal results included. What overflows:
+//! Decoding is exact. Encoding rounds to nearest, ties to even, subnormal results included. On
+//! overflow:
 //!
-//! * binary16 and bfloat16 go to infinity, as IEEE 754 has it;
-//! * both 8-bit formats *saturate*: what rounds beyond the largest finite value, infinity included, becomes that value
-//!   with its sign (448 for E4M3, 57344 for E5M2). This is `__NV_SATFINITE` of CUDA's `cuda_fp8.h`, the mode that its
-//!   `__nv_fp8_e4m3(float)` and `__nv_fp8_e5m2(float)` use, so sums on host and GPU agree. E5M2 can hold
-//!   infinities, but arithmetic never makes one and does not keep one.
+//! * binary16 and bfloat16 become infinite, as IEEE 754 says;
+//! * both 8-bit formats *saturate*: a result beyond the largest finite value, infinity included,
+//!   becomes that value with its sign (448 for E4M3, 57344 for E5M2). This is `__NV_SATFINITE` of
+//!   CUDA's `cuda_fp8.h`, the mode that `__nv_fp8_e4m3(float)` and `__nv_fp8_e5m2(float)` use, so
+//!   sums on host and GPU agree. E5M2 can hold infinities, but arithmetic never makes one and does
+//!   not keep one.
 //!
-//! A NaN becomes a NaN; its sign and payload are not promised.
+//! A NaN becomes a NaN of unspecified sign and payload.
 
-/// A binary floating-point format of at most 16 bits whose exponent range is within binary32's.
+/// A binary floating-point format of at most 16 bits, with an exponent range within that of
+/// binary32.
 #[derive(Clone, Copy)]
 pub(super) struct Format {
-    /// Bits in all: sign, exponent, fraction.
+    /// Bits of sign, exponent and fraction together.
     pub(super) width: u32,
     /// Bits of the fraction.
     pub(super) fraction: u32,
@@ -23,9 +26,9 @@ pub(super) struct Format {
     pub(super) last_number: u32,
     /// The magnitude that stands for infinity, if there is one.
     pub(super) infinity: Option<u32>,
-    /// The magnitude that an overflow gives.
+    /// The magnitude that an overflow results in.
     pub(super) overflow: u32,
-    /// The magnitude of the NaN that encoding makes.
+    /// The magnitude of the NaN that encoding produces.
     pub(super) nan: u32,
 }
 
@@ -74,12 +77,13 @@ pub(super) const E5M2: Format = Format {
 };
 
 impl Format {
-    /// What brings the magnitude's exponent and fraction to their places in a binary32.
+    /// The shift that moves exponent and fraction to their places in a binary32.
     pub(super) const fn shift(self) -> u32 {
         23 - self.fraction
     }
 
-    /// The factor 2^(127 - bias), as binary32 bits, that corrects a shifted magnitude's exponent, subnormals included.
+    /// The factor 2^(127 - bias), as binary32 bits, that corrects the exponent of a shifted
+    /// magnitude, subnormals included.
     pub(super) const fn rebias(self) -> u32 {
         (127 + 127 - self.bias) << 23
     }
@@ -89,8 +93,8 @@ impl Format {
         (127 + 1 - self.bias) << 23
     }
 
-    /// A power of two, as binary32 bits, whose unit in the last place is this format's smallest subnormal: adding it
-    /// to a smaller magnitude rounds that to a whole number of them.
+    /// The power of two, as binary32 bits, whose unit in the last place is the smallest subnormal
+    /// of this format. Adding it to a smaller magnitude rounds to a multiple of that subnormal.
     pub(super) const fn rounder(self) -> u32 {
         (127 + 1 - self.bias + self.shift()) << 23
     }
@@ -128,7 +132,7 @@ impl Format {
         }
     }
 
-    /// [`decode`](Self::decode) of each of an 8-bit format's values.
+    /// The values of an 8-bit format, by their bits.
     pub(super) const fn table(self) -> [f32; 256] {
         let mut table = [0.0; 256];
         let mut bits = 0;
@@ -144,12 +148,13 @@ impl Format {
 mod tests {
     use super::*;
 
-    /// Equal in value and sign, or both NaN.
+    /// Whether two values are equal in value and sign, or both NaN.
     fn same(a: f32, b: f32) -> bool {
         a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
     }
 
-    /// Every 251st binary32, and what surrounds each boundary between two neighbours of `format`.
+    /// Every 251st binary32, and the values around each boundary between two neighbours of
+    /// `format`.
     fn floats(format: Format) -> impl Iterator<Item = f32> {
         let spread = (0..=u32::MAX).step_by(251).map(f32::from_bits);
         let edges = (0..1 << format.width).flat_map(move |bits| {
@@ -191,7 +196,7 @@ mod tests {
         }
     }
 
-    /// The nearest finite value by search through all of them, an even fraction where two are as near.
+    /// The nearest finite value, by a search through all values. A tie goes to the even fraction.
     fn nearest(format: Format, value: f32) -> u32 {
         let sign = value.to_bits() >> 31 << 7;
         if value.is_nan() {
@@ -203,7 +208,7 @@ mod tests {
         let distance = |m: u32| (f64::from(format.decode(m)) - f64::from(value.abs())).abs();
         let magnitude = (0..=format.overflow)
             .min_by(|&a, &b| distance(a).total_cmp(&distance(b)).then((a & 1).cmp(&(b & 1))));
-        sign | magnitude.expect("there are numbers")
+        sign | magnitude.expect("a format has finite values")
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! The element types and what the operations do to one element: the meaning that every vector kernel reproduces.
+//! The element types and the operations on one element, whose results every vector kernel
+//! reproduces.
 
 use super::convert::{self, Format};
 
-/// A type of `ncclDataType_t`, as it lies in memory.
-pub(super) trait Element: Copy {
-    /// Integers' averages are divided at the end; floats' contributions are scaled at the start.
+/// The operations on a type of `ncclDataType_t`, as it lies in memory.
+pub(super) trait Arithmetic: Copy {
+    /// Whether the type is an integer. An average of integers is divided at the end; an average of
+    /// floats scales each contribution at the start.
     const INTEGER: bool;
 
     /// `self + other`, rounded once; integers wrap around.
@@ -15,22 +17,45 @@ pub(super) trait Element: Copy {
     fn max(self, other: Self) -> Self;
     /// `self < other ? self : other`.
     fn min(self, other: Self) -> Self;
-    /// 1/n rounded to the type (integers: 0 or 1, of no use).
+    /// 1/n rounded to the type. Integers never use it.
     fn reciprocal(n: u32) -> Self;
     /// `self / n` truncated toward zero, for `n > 0`. Integers only; floats are returned unchanged.
     fn divide(self, n: u32) -> Self;
     /// The element in the low bytes of `bits`.
     fn from_bits(bits: u64) -> Self;
-    /// The element in the low bytes; the others are zero.
+    /// The element in the low bytes; the other bytes are zero.
     fn to_bits(self) -> u64;
 }
 
-/// How an integer type is divided: `$wide` is a float type that holds every value of the type and every divisor that
-/// does not make the quotient zero, and in which a quotient short of a whole number does not round up to it
-/// (it is short by more than half a unit in the last place). Vector units divide floats only.
+/// Calls `$f::<E>`, where `E` is the element type of `$dtype`.
+macro_rules! for_element_type {
+    ($dtype:expr, $f:ident($($argument:expr),*)) => {
+        match $dtype {
+            DType::Int8 => $f::<i8>($($argument),*),
+            DType::Uint8 => $f::<u8>($($argument),*),
+            DType::Int32 => $f::<i32>($($argument),*),
+            DType::Uint32 => $f::<u32>($($argument),*),
+            DType::Int64 => $f::<i64>($($argument),*),
+            DType::Uint64 => $f::<u64>($($argument),*),
+            DType::Float16 => $f::<$crate::reduce::element::F16>($($argument),*),
+            DType::Float32 => $f::<f32>($($argument),*),
+            DType::Float64 => $f::<f64>($($argument),*),
+            DType::Bfloat16 => $f::<$crate::reduce::element::Bf16>($($argument),*),
+            DType::Float8E4M3 => $f::<$crate::reduce::element::E4m3>($($argument),*),
+            DType::Float8E5M2 => $f::<$crate::reduce::element::E5m2>($($argument),*),
+        }
+    };
+}
+
+pub(super) use for_element_type;
+
+/// Divides an integer, through a float type because vector units divide floats only. The float type
+/// holds every value of the integer type and every divisor that does not make the quotient zero. A
+/// quotient that is less than a whole number is less by more than half a unit in the last place, so
+/// it does not round up to that number.
 macro_rules! divide {
     ($x:expr, $n:expr, $t:ty, f32) => {{
-        // A divisor beyond 256 gives 0 whatever it is.
+        // Every divisor above 255 gives 0.
         let quotient = f32::from($x) / (Ord::min($n, 256) as f32);
         // SAFETY: the quotient's magnitude is at most the dividend's, which is of type $t.
         unsafe { quotient.to_int_unchecked::<$t>() }
@@ -47,7 +72,7 @@ macro_rules! divide {
 
 macro_rules! integer {
     ($t:ty, $bits:ty, $how:tt) => {
-        impl Element for $t {
+        impl Arithmetic for $t {
             const INTEGER: bool = true;
 
             #[inline(always)]
@@ -101,7 +126,7 @@ integer!(u64, u64, integer);
 
 macro_rules! float {
     ($t:ty, $bits:ty) => {
-        impl Element for $t {
+        impl Arithmetic for $t {
             const INTEGER: bool = false;
 
             #[inline(always)]
@@ -150,13 +175,13 @@ float!(f32, u32);
 float!(f64, u64);
 
 /// A float narrower than binary32.
-pub(super) trait Narrow {
+pub(super) trait NarrowFloat {
     /// Its format.
     const FORMAT: Format;
 }
 
-/// A [`Narrow`] type: decoded, combined as binary32, rounded back. Maxima and minima are selected, not
-/// rounded, so they are always one of the operands.
+/// Defines a [`NarrowFloat`] type. Sums and products are computed in binary32 and rounded. Maxima
+/// and minima are selected and not rounded, so they are always one of the operands.
 macro_rules! narrow {
     ($(#[$doc:meta])* $t:ident($bits:ty), $format:expr, |$x:ident| $decode:expr) => {
         $(#[$doc])*
@@ -164,7 +189,7 @@ macro_rules! narrow {
         #[repr(transparent)]
         pub(super) struct $t(pub(super) $bits);
 
-        impl Narrow for $t {
+        impl NarrowFloat for $t {
             const FORMAT: Format = $format;
         }
 
@@ -181,7 +206,7 @@ macro_rules! narrow {
             }
         }
 
-        impl Element for $t {
+        impl Arithmetic for $t {
             const INTEGER: bool = false;
 
             #[inline(always)]
@@ -281,7 +306,7 @@ mod tests {
 
     #[test]
     fn the_mean_of_floats_scales_by_the_rounded_reciprocal() {
-        assert_eq!(<f64 as Element>::reciprocal(3), 1.0 / 3.0);
+        assert_eq!(<f64 as Arithmetic>::reciprocal(3), 1.0 / 3.0);
         assert_eq!(Bf16::reciprocal(3).0, half::bf16::from_f32(1.0 / 3.0).to_bits());
         assert_eq!(F16::reciprocal(7).0, half::f16::from_f32(1.0 / 7.0).to_bits());
         assert_eq!(E4m3::reciprocal(8).0, 0x20);

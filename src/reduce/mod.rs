@@ -1,19 +1,22 @@
-//! Reduction kernels for host memory: one pass that folds up to eight inputs and writes up to eight outputs.
+//! Reduction kernels for host memory: each folds up to eight inputs into up to eight outputs.
 //!
-//! A [`FoldKernel`] is chosen once, by element type, operation and instruction set, and runs any number of [`FoldOperands`]. What
-//! a pass computes is what [`maypole_algorithms::semantics`] says of a step: contributions are scaled where the
-//! operation says so, inputs are folded by the balanced tree over their positions, the value is rounded to the element
-//! type once per binary node, and a finishing pass divides an integer average. [`scalar`] says the same one element at
-//! a time; every kernel gives its bits, except that a NaN may be any NaN.
+//! A [`FoldKernel`] is chosen once, by element type, operation and instruction set, and runs on any
+//! number of [`FoldOperands`]. It computes what [`maypole_algorithms::semantics`] says of a step:
+//! contributions are scaled where the operation scales, inputs are folded by the balanced tree over
+//! their positions, the value is rounded to the element type once per binary node, and the fold
+//! that closes the reduction divides an integer average. [`scalar`] computes the same one element
+//! at a time; every kernel gives the same bits, except that a NaN may be any NaN.
 //!
-//! * Integers wrap around. An integer average divides by the number of ranks, truncating toward zero.
-//! * A float average scales each contribution by 1/nranks rounded to the type.
-//! * binary16, bfloat16 and the 8-bit floats are added and multiplied as binary32, then rounded to nearest even. The
-//!   8-bit floats saturate at their largest finite value; see `convert`.
-//! * The maximum of floats is `a > b ? a : b`, `a` being the lower position, and the minimum `a < b ? a : b`: if either is
-//!   a NaN, and for two zeros, it is `b`. It is always one of the operands, never rounded or saturated.
-//! * Nothing is contracted to a fused multiply-add, and subnormal numbers are kept, given the processor's default
-//!   modes.
+//! * Integers wrap around. An integer average divides by the number of ranks, truncating toward
+//!   zero.
+//! * A float average scales each contribution by 1/nranks, rounded to the type.
+//! * binary16, bfloat16 and the 8-bit floats are added and multiplied as binary32, then rounded to
+//!   nearest even. The 8-bit floats saturate at their largest finite value; see `convert`.
+//! * The maximum of floats is `a > b ? a : b`, where `a` is the lower position, and the minimum is
+//!   `a < b ? a : b`. If either is a NaN, and for two zeros, the result is `b`. It is always one of
+//!   the operands, never rounded or saturated.
+//! * Nothing is contracted to a fused multiply-add, and subnormal numbers are kept, given the
+//!   default modes of the processor.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -21,27 +24,31 @@ mod avx2;
 mod avx512;
 mod convert;
 mod element;
-mod lanes;
-mod pass;
+mod fold;
+mod loops;
 pub mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod simd;
 
 #[cfg(test)]
 mod tests;
 
 use maypole_algorithms::{DType, RedOp};
 
-use lanes::Loops;
-pub use pass::FoldOperands;
+pub use fold::FoldOperands;
+use loops::Loops;
 
-/// A reduction operation with its operand.
+/// A reduction operation with its factor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Reduction {
     /// The operation.
     pub op: RedOp,
-    /// [`RedOp::PreMulSum`]: this rank's factor, an element in the low bytes. Not looked at otherwise.
+    /// The factor of this rank for [`RedOp::PreMulSum`], an element in the low bytes. Other
+    /// operations ignore it.
     pub scalar: u64,
-    /// `scalar` is the address of the factor, in memory that the device of the communicator reaches, where it is read when the call runs
-    /// there. Not for communicators of host memory.
+    /// Whether `scalar` is the address of the factor instead, in memory that the communicator's
+    /// device reaches. The device reads it when the call runs. Communicators of host memory refuse
+    /// such a factor.
     pub resident: bool,
 }
 
@@ -54,7 +61,7 @@ impl From<RedOp> for Reduction {
 /// An instruction set that kernels are written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Isa {
-    /// One element at a time, or what the compiler makes of that for the target at hand.
+    /// The compiler's baseline: one element at a time, or what the compiler makes of such loops.
     Scalar,
     /// AVX2 and F16C.
     #[cfg(target_arch = "x86_64")]
@@ -65,12 +72,12 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// The best that this machine has.
+    /// The widest that this machine has.
     pub fn detect() -> Self {
-        *Self::available().last().expect("the scalar kernels are always there")
+        *Self::available().last().expect("the scalar kernels are always available")
     }
 
-    /// All that this machine has, the best last.
+    /// All that this machine has, the widest last.
     pub fn available() -> Vec<Self> {
         let mut all = vec![Self::Scalar];
         #[cfg(target_arch = "x86_64")]
@@ -87,24 +94,24 @@ impl Isa {
     }
 }
 
-/// The loops for one element type, one reduction and one instruction set.
+/// The kernel of one element type, one reduction and one instruction set.
 #[derive(Clone, Copy)]
 pub struct FoldKernel {
     loops: &'static Loops,
-    /// What contributions are multiplied by, where they are.
+    /// The factor of each contribution, if the operation scales contributions.
     factor: Option<u64>,
-    /// What a finishing pass divides by, where it does.
+    /// The divisor of the fold that closes the reduction, if the operation is an integer average.
     divisor: Option<u32>,
 }
 
 impl FoldKernel {
-    /// The kernel for `reduction` of `nranks` ranks' contributions.
+    /// The kernel for `reduction` of the contributions of `nranks` ranks.
     ///
     /// # Panics
     /// If this machine lacks `isa`, or `nranks` is 0.
     pub fn select(dtype: DType, reduction: Reduction, nranks: u32, isa: Isa) -> Self {
         assert!(Isa::available().contains(&isa), "this machine has no {isa:?}");
-        assert!(nranks > 0, "a communicator has a rank");
+        assert!(nranks > 0, "nranks is 0, but a communicator has at least one rank");
         let loops = match isa {
             Isa::Scalar => scalar::loops(dtype, reduction.op),
             #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,4 @@
-//! Every kernel against the scalar reference, bit for bit.
+//! Tests of every kernel against the scalar reference, bit for bit.
 
 use maypole_algorithms::semantics::{self, Algebra};
 use maypole_algorithms::{DType, RedOp};
@@ -8,13 +8,13 @@ use super::{FoldKernel, FoldOperands, Isa, Reduction, scalar};
 const COUNTS: [usize; 14] = [0, 1, 2, 3, 7, 15, 16, 17, 31, 63, 64, 65, 1000, 5000];
 const NRANKS: u32 = 5;
 
-/// What a step means, in elements of `dtype`.
-struct Elements {
+/// The operations of a step on elements of `dtype`, by the scalar reference.
+struct ScalarAlgebra {
     dtype: DType,
     reduction: Reduction,
 }
 
-impl Algebra for Elements {
+impl Algebra for ScalarAlgebra {
     type Value = u64;
 
     fn contribute(&mut self, value: u64) -> u64 {
@@ -30,10 +30,10 @@ impl Algebra for Elements {
     }
 }
 
-/// SplitMix64: deterministic numbers.
-struct Numbers(u64);
+/// Deterministic random numbers, by SplitMix64.
+struct RandomNumbers(u64);
 
-impl Numbers {
+impl RandomNumbers {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -45,14 +45,14 @@ impl Numbers {
         (self.next() % n as u64) as usize
     }
 
-    /// An element: any bits, a value of moderate size, or one of the extremes.
+    /// An element: any bits, a value of moderate size, or an extreme value.
     fn element(&mut self, dtype: DType) -> u64 {
         let any = self.next();
         let width = 8 * dtype.size() as u32;
         let mask = u64::MAX >> (64 - width);
         let sign = (any & 1) << (width - 1);
         let small = (any >> 8) % 200;
-        let Some(shape) = Shape::of(dtype) else {
+        let Some(shape) = FloatLayout::of(dtype) else {
             let extremes = [0, 1, mask, mask >> 1, (mask >> 1) + 1];
             return match any >> 62 {
                 0 => extremes[self.below(extremes.len())],
@@ -74,15 +74,15 @@ impl Numbers {
     }
 }
 
-/// Where a float's bits are.
-struct Shape {
+/// The bit layout of a float type.
+struct FloatLayout {
     exponent_bits: u32,
     fraction_bits: u32,
-    /// All exponent bits set.
+    /// The magnitude with all exponent bits set.
     infinity: u64,
 }
 
-impl Shape {
+impl FloatLayout {
     fn of(dtype: DType) -> Option<Self> {
         let (exponent_bits, fraction_bits) = match dtype {
             DType::Float16 => (5, 10),
@@ -97,7 +97,8 @@ impl Shape {
         Some(Self { exponent_bits, fraction_bits, infinity })
     }
 
-    /// Zero, the ends of the subnormal and the normal numbers, infinity, NaN (E4M3 has a number for infinity).
+    /// Zero, the ends of the subnormal and of the normal numbers, infinity, and NaN. E4M3 has a
+    /// number in the place of infinity.
     fn specials(&self) -> [u64; 7] {
         let normal = 1 << self.fraction_bits;
         let nan = self.infinity | (normal - 1);
@@ -114,7 +115,7 @@ impl Shape {
 }
 
 fn same(dtype: DType, a: u64, b: u64) -> bool {
-    a == b || Shape::of(dtype).is_some_and(|s| s.is_nan(dtype, a) && s.is_nan(dtype, b))
+    a == b || FloatLayout::of(dtype).is_some_and(|s| s.is_nan(dtype, a) && s.is_nan(dtype, b))
 }
 
 fn get(dtype: DType, from: &[u8], i: usize) -> u64 {
@@ -125,17 +126,17 @@ fn get(dtype: DType, from: &[u8], i: usize) -> u64 {
 }
 
 const GUARD: u8 = 0xa5;
-/// Room for guards and for every alignment.
+/// Bytes before and after the content, for guards and alignment.
 const MARGIN: usize = 192;
 
-/// Memory at some offset from a multiple of 64, between guards.
-struct Buffer {
+/// Memory at an offset from a multiple of 64, between guard bytes.
+struct GuardedBuffer {
     bytes: Vec<u8>,
     start: usize,
     len: usize,
 }
 
-impl Buffer {
+impl GuardedBuffer {
     fn new(len: usize, offset: usize) -> Self {
         let bytes = vec![GUARD; len + 2 * MARGIN];
         let start = bytes.as_ptr().align_offset(64) + 64 + offset;
@@ -160,8 +161,8 @@ impl Buffer {
     }
 }
 
-/// One case: inputs, how they are folded, what must come out.
-struct Case {
+/// A fold: inputs, how they are folded, and the expected result.
+struct FoldCase {
     dtype: DType,
     reduction: Reduction,
     own: u8,
@@ -170,11 +171,18 @@ struct Case {
     expected: Vec<u64>,
 }
 
-impl Case {
-    fn new(numbers: &mut Numbers, dtype: DType, op: RedOp, fan_in: usize, count: usize) -> Self {
+impl FoldCase {
+    fn new(
+        numbers: &mut RandomNumbers,
+        dtype: DType,
+        op: RedOp,
+        fan_in: usize,
+        count: usize,
+    ) -> Self {
         let size = dtype.size();
         let scalar = numbers.element(dtype);
-        let mut elements = Elements { dtype, reduction: Reduction { op, scalar, resident: false } };
+        let mut elements =
+            ScalarAlgebra { dtype, reduction: Reduction { op, scalar, resident: false } };
         let own =
             if numbers.below(2) == 0 { 1 << numbers.below(fan_in) } else { numbers.next() as u8 };
         let finish = numbers.below(2) == 0;
@@ -199,26 +207,27 @@ impl Case {
         Self { dtype, reduction: elements.reduction, own, finish, inputs, expected }
     }
 
-    /// Runs the case; output `i` is the memory of input `in_place[i]`, or its own.
-    fn check(&self, numbers: &mut Numbers, isa: Isa, in_place: &[Option<usize>]) {
+    /// Runs the fold and checks the result. Output `i` is the memory of input `in_place[i]`, or
+    /// memory of its own.
+    fn check(&self, numbers: &mut RandomNumbers, isa: Isa, in_place: &[Option<usize>]) {
         let Self { dtype, reduction, .. } = *self;
         let count = self.expected.len();
         let len = count * dtype.size();
-        let mut inputs: Vec<Buffer> = (self.inputs.iter())
+        let mut inputs: Vec<GuardedBuffer> = (self.inputs.iter())
             .map(|content| {
-                let mut buffer = Buffer::new(len, numbers.below(64));
+                let mut buffer = GuardedBuffer::new(len, numbers.below(64));
                 buffer.as_mut().copy_from_slice(content);
                 buffer
             })
             .collect();
-        let mut outputs: Vec<Buffer> =
-            in_place.iter().map(|_| Buffer::new(len, numbers.below(64))).collect();
+        let mut outputs: Vec<GuardedBuffer> =
+            in_place.iter().map(|_| GuardedBuffer::new(len, numbers.below(64))).collect();
         let from: Vec<*const u8> = inputs.iter_mut().map(|b| b.pointer().cast_const()).collect();
         let to: Vec<*mut u8> = (in_place.iter().zip(&mut outputs))
             .map(|(place, own)| place.map_or(own.pointer(), |i| from[i].cast_mut()))
             .collect();
         let non_temporal = numbers.next() as u8;
-        let pass = FoldOperands {
+        let operands = FoldOperands {
             inputs: &from,
             own: self.own,
             outputs: &to,
@@ -227,11 +236,13 @@ impl Case {
             finish: self.finish,
         };
         let kernel = FoldKernel::select(dtype, reduction, NRANKS, isa);
-        // SAFETY: the buffers are as long as the pass says, and distinct but for outputs that are inputs.
-        unsafe { kernel.run(&pass) };
+        // SAFETY: the buffers hold `count` elements, and are distinct except for outputs that are
+        // inputs.
+        unsafe { kernel.run(&operands) };
         let what = || {
             format!(
-                "{dtype} {} by {isa:?}: {} inputs, own {:#b}, finish {}, {in_place:?}, non_temporal {non_temporal:#b}, {count}",
+                "{dtype} {} by {isa:?}: {} inputs, own {:#b}, finish {}, {in_place:?}, \
+                 non-temporal {non_temporal:#b}, {count} elements",
                 reduction.op,
                 from.len(),
                 self.own,
@@ -249,7 +260,11 @@ impl Case {
                 );
             }
         }
-        assert!(inputs.iter().chain(&outputs).all(Buffer::guarded), "{}: written outside", what());
+        assert!(
+            inputs.iter().chain(&outputs).all(GuardedBuffer::guarded),
+            "{}: written outside",
+            what()
+        );
         for (i, (input, before)) in inputs.iter().zip(&self.inputs).enumerate() {
             let written = in_place.contains(&Some(i));
             assert!(written || input.content() == before, "{}: input {i} changed", what());
@@ -257,20 +272,20 @@ impl Case {
     }
 }
 
-/// Every operation, fan-in, fan-out and count on `dtype`, by every instruction set.
+/// Checks every operation, fan-in, fan-out and count on `dtype`, by every instruction set.
 fn check_all(dtype: DType) {
-    let mut numbers = Numbers(dtype as u64);
+    let mut numbers = RandomNumbers(dtype as u64);
     for op in RedOp::ALL {
         for fan_in in 1..=8 {
             for count in COUNTS {
-                let case = Case::new(&mut numbers, dtype, op, fan_in, count);
+                let case = FoldCase::new(&mut numbers, dtype, op, fan_in, count);
                 for isa in Isa::available() {
                     case.check(&mut numbers, isa, &[None]);
                     case.check(&mut numbers, isa, &[None, None]);
                     case.check(&mut numbers, isa, &[None, None, None]);
                     let place = numbers.below(fan_in);
                     case.check(&mut numbers, isa, &[Some(place)]);
-                    // The last first: outputs cross.
+                    // The first output is the last input, and the last output the first input.
                     case.check(
                         &mut numbers,
                         isa,
@@ -318,13 +333,14 @@ fn floats_of_32_and_64_bits() {
     check_all(DType::Float64);
 }
 
-/// All pairs of the 8-bit types, and every value of the 16-bit ones against sixteen others.
+/// Checks all pairs of values of the 8-bit types, and every value of the 16-bit types with sixteen
+/// others.
 #[test]
 fn narrow_types_exhaustively() {
     for dtype in [DType::Float8E4M3, DType::Float8E5M2, DType::Float16, DType::Bfloat16] {
         let size = dtype.size();
         let values = 1_u64 << (8 * size);
-        let mut numbers = Numbers(7);
+        let mut numbers = RandomNumbers(7);
         let left: Vec<u8> =
             (0..values).flat_map(|v| v.to_le_bytes().into_iter().take(size)).collect();
         for op in [RedOp::Sum, RedOp::Prod, RedOp::Max, RedOp::Min] {
@@ -337,7 +353,7 @@ fn narrow_types_exhaustively() {
                     }
                     let kernel = FoldKernel::select(dtype, op.into(), 1, isa);
                     let mut result = vec![0; left.len()];
-                    let pass = FoldOperands {
+                    let operands = FoldOperands {
                         inputs: &[left.as_ptr(), right.as_ptr()],
                         own: 0,
                         outputs: &[result.as_mut_ptr()],
@@ -345,14 +361,15 @@ fn narrow_types_exhaustively() {
                         count: values as usize,
                         finish: false,
                     };
-                    // SAFETY: three vectors of `count` elements.
-                    unsafe { kernel.run(&pass) };
+                    // SAFETY: the operands are three vectors of `count` elements.
+                    unsafe { kernel.run(&operands) };
                     for value in 0..values {
                         let found = get(dtype, &result, value as usize);
                         let expected = scalar::combine(dtype, op, value, other);
                         assert!(
                             same(dtype, found, expected),
-                            "{dtype} {op} by {isa:?} of {value:#x} and {other:#x}: {found:#x}, not {expected:#x}"
+                            "{dtype} {op} by {isa:?} of {value:#x} and {other:#x}: {found:#x}, \
+                             not {expected:#x}"
                         );
                     }
                 }

@@ -221,7 +221,7 @@ fn ranks_that_do_not_agree_on_lengths_are_told_both_ranks() {
                 .to_string()
         });
         for error in errors {
-            let said = "rank 2 sends another number of bytes than the 80 that are received from it";
+            let said = "rank 2 does not send the 80 bytes that this rank receives from it";
             assert!(error.contains(said) && error.contains("rank 1 is at call 1"), "{error}");
             assert!(
                 error.contains("alltoall_v of uint8") || error.contains("alltoall_v"),
