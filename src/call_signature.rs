@@ -1,7 +1,8 @@
-//! The signature of a call: everything that must be the same on all ranks that make the call, in two words.
+//! The signature of a call: everything that must be the same on all ranks that make the call, in
+//! two words.
 //!
-//! The control plane compares signatures to prove that two ranks make different calls, and their hash travels with
-//! every message as its tag.
+//! The control plane compares signatures to prove that two ranks make different calls, and their
+//! hash travels with every message as its tag.
 
 use std::fmt;
 
@@ -12,11 +13,12 @@ use crate::call::{Extents, Task};
 /// Everything that must be the same on all ranks of a call, in two words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CallSignature {
-    /// From the low end: collective, element type, operator and form, 8 bits each, then 32 bits for the root.
-    /// Where all ranks know the lengths of uneven blocks, a hash of the lengths takes the place of the root.
+    /// From the low end: collective, element type, operator and form, 8 bits each, then 32 bits for
+    /// the root. Where all ranks know the lengths of uneven blocks, a hash of the lengths takes the
+    /// place of the root.
     pub(crate) what: u64,
-    /// Elements per block. For uneven blocks: elements of all blocks together, or 0 where not every rank knows
-    /// all lengths.
+    /// Elements per block. For uneven blocks: elements of all blocks together, or 0 where not every
+    /// rank knows all lengths.
     pub(crate) count: u64,
 }
 
@@ -46,7 +48,8 @@ impl CallSignature {
         }
     }
 
-    /// The signature of a vector collective in which a rank knows only the lengths of its own blocks.
+    /// The signature of a vector collective in which a rank knows only the lengths of its own
+    /// blocks.
     pub(crate) fn of_unknown_lengths(collective: Collective, dtype: DType) -> Self {
         let signature = Self::without_count(collective, dtype, RedOp::Max);
         Self { what: signature.what | UNEVEN << 24, ..signature }
@@ -67,8 +70,8 @@ impl CallSignature {
         Self { what: code | (dtype as u64) << 8 | op << 16 | u64::from(root) << 32, count: 0 }
     }
 
-    /// The hash of all calls so far, after this call is added to the hash `history` of those before it: a
-    /// multiply-xorshift step for each word.
+    /// The hash of all calls so far, after this call is added to the hash `history` of those before
+    /// it: a multiply-xorshift step for each word.
     #[inline]
     pub(crate) fn extend(self, history: u64) -> u64 {
         let mixed = (history ^ self.what).wrapping_mul(0x9e37_79b9_7f4a_7c15);

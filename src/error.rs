@@ -152,7 +152,7 @@ impl Error {
                 B::Setting { .. }
                 | B::DuplicateRank { .. }
                 | B::WrongId { .. }
-                | B::WrongWorld { .. }
+                | B::DifferentRankCount { .. }
                 | B::Disagreement { .. },
             ) => ResultCode::InvalidUsage,
             Self::System { .. }

@@ -1,18 +1,21 @@
-//! Ending a rank's waits from another thread, from before there is a communicator.
+//! A signal by which another thread ends an init, and later the communicator.
 //!
-//! A signal is a descriptor that becomes readable when it is raised and stays so. Every wait of the bootstrap polls it beside
-//! its sockets, so that it wakes at once whatever it waits for. Once there is a communicator, raising the signal aborts that.
+//! A signal is a descriptor that becomes readable when the signal is raised, and stays readable.
+//! Every wait of the bootstrap polls it together with its sockets. Once the communicator exists,
+//! raising the signal aborts it.
 
 use std::fmt;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::BootstrapError;
-use super::stream::{self, poll_fd};
+use super::poll::{new_event, poll_fd, signal_event};
 
-/// Aborts what it was given to, in [`Options`](super::Options): an init under way ends with
-/// [`Error::Aborted`](crate::Error::Aborted), one that begins later too, and a communicator that came of one as by its
-/// [`AbortHandle`](crate::AbortHandle). The other ranks learn who did it. Clones are the same signal; it cannot be taken back.
+/// Ends inits and communicators that were given this signal in their [`Options`](super::Options).
+///
+/// An init that runs, or that begins later, ends with [`Error::Aborted`](crate::Error::Aborted); a
+/// communicator is aborted as by its [`AbortHandle`](crate::AbortHandle). The other ranks learn
+/// which rank aborted. Clones are the same signal. A signal cannot be lowered again.
 ///
 /// ```
 /// use maypole::{AbortSignal, Communicator, Error, UniqueId};
@@ -28,71 +31,72 @@ use super::stream::{self, poll_fd};
 /// # Ok::<(), Error>(())
 /// ```
 #[derive(Clone)]
-pub struct AbortSignal(Arc<Inner>);
+pub struct AbortSignal(Arc<AbortSignalInner>);
 
-struct Inner {
+struct AbortSignalInner {
     /// Readable from the abort on.
     event: OwnedFd,
-    state: Mutex<State>,
+    state: Mutex<AbortSignalState>,
 }
 
 #[derive(Default)]
-struct State {
+struct AbortSignalState {
     raised: bool,
-    /// What runs and is to be aborted, by number.
-    running: Vec<(u64, Arc<dyn Abortable>)>,
-    next: u64,
+    /// What the signal aborts, each with the number of its registration.
+    registered: Vec<(u64, Arc<dyn Abortable>)>,
+    next_number: u64,
 }
 
-/// What a signal can end.
+/// Something that a signal can end.
 pub(crate) trait Abortable: Send + Sync {
-    /// Ends it. Does not wait.
+    /// Ends it, without waiting.
     fn abort(&self);
 }
 
 impl AbortSignal {
-    /// A signal that is not raised.
+    /// Makes a signal that is not raised.
     ///
     /// # Errors
-    /// [`BootstrapError::System`] where no descriptor can be had.
+    /// [`BootstrapError::System`] if the process has no descriptor left.
     pub fn new() -> Result<Self, BootstrapError> {
-        let event = stream::event().map_err(|error| BootstrapError::system("eventfd", &error))?;
-        Ok(Self(Arc::new(Inner { event, state: Mutex::default() })))
+        let event = new_event().map_err(|error| BootstrapError::system("eventfd", &error))?;
+        Ok(Self(Arc::new(AbortSignalInner { event, state: Mutex::default() })))
     }
 
-    /// Raises it, from any thread and at any moment. Waits for nobody.
+    /// Raises the signal, from any thread and at any moment, without waiting.
     pub fn abort(&self) {
         let mut state = self.state();
         state.raised = true;
-        stream::ring(&self.0.event);
-        state.running.iter().for_each(|(_, it)| it.abort());
+        signal_event(&self.0.event);
+        state.registered.iter().for_each(|(_, target)| target.abort());
     }
 
-    /// Whether it was raised.
+    /// Whether the signal was raised.
     pub fn is_raised(&self) -> bool {
         self.state().raised
     }
 
-    /// What to poll for.
+    /// The entry with which to poll the signal.
     pub(super) fn poll_fd(&self) -> libc::pollfd {
         poll_fd(self.0.event.as_raw_fd(), libc::POLLIN)
     }
 
-    /// While the result lives, the signal aborts `it`; at once if it is raised. When the result is dropped no abort is under way.
-    pub(crate) fn register(&self, it: Arc<dyn Abortable>) -> AbortRegistration {
+    /// Makes the signal abort `target` until the result is dropped; at once if the signal is
+    /// raised. After the drop no abort of `target` is in progress.
+    pub(crate) fn register(&self, target: Arc<dyn Abortable>) -> AbortRegistration {
         let mut state = self.state();
         if state.raised {
-            it.abort();
+            target.abort();
         }
-        let number = state.next;
-        state.next += 1;
-        state.running.push((number, it));
+        let number = state.next_number;
+        state.next_number += 1;
+        state.registered.push((number, target));
         drop(state);
         AbortRegistration { signal: self.clone(), number }
     }
 
     /// The state is valid at every moment, so a panic under the lock does no harm.
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, AbortSignalState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -103,7 +107,7 @@ impl fmt::Debug for AbortSignal {
     }
 }
 
-/// A place on a signal's list.
+/// Keeps something registered with a signal, until it is dropped.
 pub(crate) struct AbortRegistration {
     signal: AbortSignal,
     number: u64,
@@ -111,11 +115,11 @@ pub(crate) struct AbortRegistration {
 
 impl Drop for AbortRegistration {
     fn drop(&mut self) {
-        self.signal.state().running.retain(|(number, _)| *number != self.number);
+        self.signal.state().registered.retain(|(number, _)| *number != self.number);
     }
 }
 
-/// Ends with the error of `rank`'s abort if the signal, where there is one, was raised.
+/// The error of an abort by `rank`, if there is a signal and it was raised.
 pub(super) fn check(signal: Option<&AbortSignal>, rank: u32) -> Result<(), BootstrapError> {
     match signal {
         Some(signal) if signal.is_raised() => Err(BootstrapError::Aborted { by: rank }),
@@ -125,23 +129,23 @@ pub(super) fn check(signal: Option<&AbortSignal>, rank: u32) -> Result<(), Boots
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use maypole_transport::sync::{AtomicU32, Ordering};
 
     use super::*;
 
     #[derive(Default)]
-    struct Count(AtomicU32);
+    struct AbortCounter(AtomicU32);
 
-    impl Abortable for Count {
+    impl Abortable for AbortCounter {
         fn abort(&self) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     #[test]
-    fn a_signal_reaches_what_is_enrolled_and_nothing_that_was() {
+    fn a_signal_aborts_what_is_registered_and_nothing_that_was() {
         let signal = AbortSignal::new().unwrap();
-        let [early, gone, late] = [(); 3].map(|()| Arc::<Count>::default());
+        let [early, gone, late] = [(); 3].map(|()| Arc::<AbortCounter>::default());
         let _early = signal.register(early.clone());
         drop(signal.register(gone.clone()));
         assert!(check(Some(&signal), 3).is_ok() && check(None, 3).is_ok());

@@ -1,6 +1,8 @@
-//! The gate: listening sockets and the handshakes of those who come. Only who proves to know the secret gets through.
+//! The accepting side of the handshake: listening sockets, and the handshakes of the connections
+//! that arrive. Only a connection whose other end proves that it knows the secret is passed on.
 //!
-//! A stranger costs little: one of a bounded number of places, a bounded time, and 88 bytes read at most.
+//! A stranger costs little: one of a bounded number of entries, for a bounded time, and at most 88
+//! bytes read.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -8,87 +10,106 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use super::hello::{self, CHALLENGE_BYTES, HELLO_BYTES, Hello, PROOF_BYTES, Role, WELCOME};
+use super::handshake::{
+    self, CHALLENGE_BYTES, ConnectionKind, HELLO_BYTES, Hello, PROOF_BYTES, WELCOME,
+};
+use super::poll::poll_fd;
 use super::secret::{self, Secret};
-use super::stream::poll_fd;
 
-/// Handshakes in progress at once; one more drops the oldest. A dropped rank dials again.
+/// Most handshakes in progress at once. One more drops the oldest; a rank that was dropped connects
+/// again.
 const MOST_PENDING: usize = 1024;
 /// How long one handshake may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long nobody is let in when the process has no descriptor left.
-const PAUSE: Duration = Duration::from_millis(100);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long no connection is accepted after the process had no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-pub(super) struct Gate {
+/// Listening sockets and the handshakes in progress.
+pub(super) struct HandshakeAcceptor {
     listeners: Vec<TcpListener>,
     secret: Secret,
-    role: Role,
-    /// Whom the dialer must want; 0 for the root.
-    me: u32,
-    pending: VecDeque<Pending>,
+    /// What the connections must be for.
+    kind: ConnectionKind,
+    /// The rank to which the dialers must want to connect; 0 for the root.
+    rank: u32,
+    pending: VecDeque<PendingHandshake>,
     paused_until: Option<Instant>,
 }
 
-struct Pending {
+/// A handshake in progress.
+struct PendingHandshake {
     stream: TcpStream,
     peer: SocketAddr,
-    until: Instant,
-    /// Bytes read of the part that is being read.
-    got: usize,
+    deadline: Instant,
+    /// Bytes that were read of the message that is being read.
+    received: usize,
     hello: [u8; HELLO_BYTES],
-    /// Sent after the hello was read whole; then the proof is being read.
+    /// Sent after the hello was read completely. While it is set, the proof is being read.
     challenge: Option<[u8; CHALLENGE_BYTES]>,
     proof: [u8; PROOF_BYTES],
 }
 
-/// What a handshake has come to.
-enum Progress {
+/// The state of a handshake.
+enum HandshakeProgress {
     Waiting,
     Passed(Hello),
     Refused(&'static str),
 }
 
-impl Gate {
-    pub(super) fn new(listeners: Vec<TcpListener>, secret: Secret, role: Role, me: u32) -> Self {
-        Self { listeners, secret, role, me, pending: VecDeque::new(), paused_until: None }
+impl HandshakeAcceptor {
+    /// An acceptor for connections of this kind to `rank`.
+    pub(super) fn new(
+        listeners: Vec<TcpListener>,
+        secret: Secret,
+        kind: ConnectionKind,
+        rank: u32,
+    ) -> Self {
+        Self { listeners, secret, kind, rank, pending: VecDeque::new(), paused_until: None }
     }
 
-    /// Appends what to poll; [`advance`](Self::advance) wants the same entries back.
+    /// Appends the entries to poll. Pass the same entries to [`advance`](Self::advance) afterwards.
     pub(super) fn poll_fds(&self, fds: &mut Vec<libc::pollfd>) {
         let listen = if self.paused_until.is_some() { 0 } else { libc::POLLIN };
         fds.extend(self.listeners.iter().map(|it| poll_fd(it.as_raw_fd(), listen)));
-        fds.extend(self.pending.iter().map(|it| poll_fd(it.stream.as_raw_fd(), libc::POLLIN)));
+        fds.extend(
+            self.pending
+                .iter()
+                .map(|handshake| poll_fd(handshake.stream.as_raw_fd(), libc::POLLIN)),
+        );
     }
 
-    /// When to come back at the latest.
+    /// When [`advance`](Self::advance) must be called at the latest.
     pub(super) fn wake(&self) -> Option<Instant> {
-        let oldest = self.pending.front().map(|pending| pending.until);
+        let oldest = self.pending.front().map(|pending| pending.deadline);
         oldest.into_iter().chain(self.paused_until).min()
     }
 
-    /// Lets nobody in any more.
+    /// Closes the listeners and the connections whose handshake is in progress.
     pub(super) fn close(&mut self) {
         self.listeners.clear();
         self.pending.clear();
     }
 
-    /// Goes on with all handshakes and returns those who passed, and how many of `fds` were the gate's.
+    /// Continues all handshakes and accepts new connections. Returns the connections whose
+    /// handshake succeeded, and how many of `fds` belong to the acceptor.
     pub(super) fn advance(&mut self, fds: &[libc::pollfd]) -> (Vec<(Hello, TcpStream)>, usize) {
         let now = Instant::now();
         let polled = self.listeners.len() + self.pending.len();
         let (listeners, pending) = fds[..polled].split_at(self.listeners.len());
 
         let mut passed = Vec::new();
-        for (mut it, fd) in std::mem::take(&mut self.pending).into_iter().zip(pending) {
-            let mut progress = Progress::Waiting;
+        for (mut handshake, fd) in std::mem::take(&mut self.pending).into_iter().zip(pending) {
+            let mut progress = HandshakeProgress::Waiting;
             if fd.revents != 0 {
-                progress = it.advance(&self.secret, self.role, self.me);
+                progress = handshake.advance(&self.secret, self.kind, self.rank);
             }
             match progress {
-                Progress::Waiting if it.until <= now => it.refuse("it was too slow"),
-                Progress::Waiting => self.pending.push_back(it),
-                Progress::Passed(hello) => passed.push((hello, it.stream)),
-                Progress::Refused(why) => it.refuse(why),
+                HandshakeProgress::Waiting if handshake.deadline <= now => {
+                    handshake.refuse("it was too slow")
+                }
+                HandshakeProgress::Waiting => self.pending.push_back(handshake),
+                HandshakeProgress::Passed(hello) => passed.push((hello, handshake.stream)),
+                HandshakeProgress::Refused(why) => handshake.refuse(why),
             }
         }
         let resumed = self.paused_until.is_some_and(|until| until <= now);
@@ -103,9 +124,9 @@ impl Gate {
         (passed, polled)
     }
 
-    /// Lets in who waits at one listener.
+    /// Accepts the connections that wait at one listener.
     fn accept(&mut self, at: usize, now: Instant, passed: &mut Vec<(Hello, TcpStream)>) {
-        // Bounded, so that a flood does not keep those who are inside waiting.
+        // Bounded, so that many new connections do not delay the handshakes in progress.
         for _ in 0..64 {
             let (stream, peer) = match self.listeners[at].accept() {
                 Ok(accepted) => accepted,
@@ -117,27 +138,27 @@ impl Gate {
                         Some(oldest) => oldest.refuse("this process has no file descriptor left"),
                         None => {
                             log::warn!(
-                                "no file descriptor left to let ranks in; raise `ulimit -n`"
+                                "no file descriptor is left to accept ranks; raise `ulimit -n`"
                             );
-                            self.paused_until = Some(now + PAUSE);
+                            self.paused_until = Some(now + ACCEPT_PAUSE);
                             return;
                         }
                     }
                     continue;
                 }
-                // The connection broke before it was accepted, or a signal came.
+                // The connection broke before it was accepted, or a signal arrived.
                 Err(_) => continue,
             };
             if stream.set_nonblocking(true).is_err() {
                 continue;
             }
             let _ = stream.set_nodelay(true);
-            self.greet(stream, peer, passed);
+            self.begin(stream, peer, passed);
         }
     }
 
-    /// Begins the handshake with one who came.
-    pub(super) fn greet(
+    /// Begins the handshake of a new connection.
+    pub(super) fn begin(
         &mut self,
         stream: TcpStream,
         peer: SocketAddr,
@@ -146,75 +167,76 @@ impl Gate {
         if self.pending.len() == MOST_PENDING
             && let Some(oldest) = self.pending.pop_front()
         {
-            oldest.refuse("too many come at once");
+            oldest.refuse("too many connect at once");
         }
-        let mut it = Pending {
+        let mut handshake = PendingHandshake {
             stream,
             peer,
-            until: Instant::now() + PATIENCE,
-            got: 0,
+            deadline: Instant::now() + HANDSHAKE_TIMEOUT,
+            received: 0,
             hello: [0; HELLO_BYTES],
             challenge: None,
             proof: [0; PROOF_BYTES],
         };
-        match it.advance(&self.secret, self.role, self.me) {
-            Progress::Waiting => self.pending.push_back(it),
-            Progress::Passed(hello) => passed.push((hello, it.stream)),
-            Progress::Refused(why) => it.refuse(why),
+        match handshake.advance(&self.secret, self.kind, self.rank) {
+            HandshakeProgress::Waiting => self.pending.push_back(handshake),
+            HandshakeProgress::Passed(hello) => passed.push((hello, handshake.stream)),
+            HandshakeProgress::Refused(why) => handshake.refuse(why),
         }
     }
 
-    /// Handshakes in progress.
+    /// The number of handshakes in progress.
     #[cfg(test)]
     pub(super) fn pending(&self) -> usize {
         self.pending.len()
     }
 }
 
-impl Pending {
-    fn advance(&mut self, secret: &Secret, role: Role, me: u32) -> Progress {
+impl PendingHandshake {
+    fn advance(&mut self, secret: &Secret, kind: ConnectionKind, rank: u32) -> HandshakeProgress {
         loop {
             let part: &mut [u8] =
                 if self.challenge.is_none() { &mut self.hello } else { &mut self.proof };
-            if self.got < part.len() {
-                match self.stream.read(&mut part[self.got..]) {
-                    Ok(0) => return Progress::Refused("it closed the connection"),
-                    Ok(count) => self.got += count,
+            if self.received < part.len() {
+                match self.stream.read(&mut part[self.received..]) {
+                    Ok(0) => return HandshakeProgress::Refused("it closed the connection"),
+                    Ok(count) => self.received += count,
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                        return Progress::Waiting;
+                        return HandshakeProgress::Waiting;
                     }
-                    Err(_) => return Progress::Refused("the connection broke"),
+                    Err(_) => return HandshakeProgress::Refused("the connection broke"),
                 }
                 continue;
             }
             let Some(hello) = Hello::decode(&self.hello) else {
-                return Progress::Refused("it does not speak our protocol");
+                return HandshakeProgress::Refused("it does not speak the protocol");
             };
-            if hello.role != role || hello.to != me {
-                return Progress::Refused("it looks for someone else");
+            if hello.kind != kind || hello.to != rank {
+                return HandshakeProgress::Refused("it wants another rank or service");
             }
-            // Both answers are smaller than any socket buffer, so a short write is a broken peer.
+            // Both answers are smaller than any socket buffer, so a short write means a broken
+            // connection.
             match &self.challenge {
                 None => {
                     let Ok(nonce) = secret::random() else {
-                        return Progress::Refused("this host gives no random numbers");
+                        return HandshakeProgress::Refused("the kernel gives no random numbers");
                     };
-                    let challenge = hello::challenge(secret, &self.hello, &nonce);
+                    let challenge = handshake::challenge(secret, &self.hello, &nonce);
                     if !matches!(self.stream.write(&challenge), Ok(CHALLENGE_BYTES)) {
-                        return Progress::Refused("the connection broke");
+                        return HandshakeProgress::Refused("the connection broke");
                     }
                     self.challenge = Some(challenge);
-                    self.got = 0;
+                    self.received = 0;
                 }
                 Some(challenge) => {
-                    if !hello::convinced(secret, &self.hello, challenge, &self.proof) {
-                        return Progress::Refused("it does not know the secret");
+                    if !handshake::is_proof_valid(secret, &self.hello, challenge, &self.proof) {
+                        return HandshakeProgress::Refused("it does not know the secret");
                     }
                     if !matches!(self.stream.write(&[WELCOME]), Ok(1)) {
-                        return Progress::Refused("the connection broke");
+                        return HandshakeProgress::Refused("the connection broke");
                     }
-                    return Progress::Passed(hello);
+                    return HandshakeProgress::Passed(hello);
                 }
             }
         }

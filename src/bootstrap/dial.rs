@@ -1,4 +1,5 @@
-//! Dialing a listener that has several addresses, over and over, until it answers and both ends are convinced.
+//! The connecting side of the handshake: tries the addresses of a listener again and again until
+//! one answers and both ends have proved that they know the secret.
 
 use std::io::{Error, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,130 +7,140 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::error::BootstrapError;
-use super::hello::{self, Answer, CHALLENGE_BYTES, HELLO_BYTES, Hello, PROOF_BYTES, WELCOME};
+use super::handshake::{
+    self, CHALLENGE_BYTES, ChallengeAnswer, HELLO_BYTES, Hello, PROOF_BYTES, WELCOME,
+};
+use super::poll::poll_fd;
 use super::secret::{self, Secret};
-use super::stream::poll_fd;
 
-/// For the network to connect.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
-/// For the listener to answer; longer than its own patience, so that both do not give up at once.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
-/// Between rounds through all addresses; doubled up to the longest.
+/// How long the network may take to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the listener may take to answer; longer than its own timeout, so that the ends do not
+/// give up together.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// The pause after all addresses were tried. It doubles each time, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// One connection in the making. Nothing here blocks.
-pub(super) struct Dial {
+/// A connection that is being made. No function waits.
+pub(super) struct Dialer {
     secret: Secret,
     hello: Hello,
     addresses: Vec<SocketAddr>,
-    /// The address being tried.
+    /// The index of the address that is being tried.
     at: usize,
-    state: State,
-    /// When the state ends: a pause, or an attempt that failed.
-    until: Instant,
+    state: DialState,
+    /// When the state ends: a pause is over, or an attempt has failed.
+    deadline: Instant,
     pause: Duration,
     /// Why the last attempt failed.
-    last: String,
-    /// Who answered in our protocol without knowing the secret, in this round.
-    wrong: Option<SocketAddr>,
+    last_error: String,
+    /// In this round, an address that speaks the protocol but does not know the secret.
+    wrong_id: Option<SocketAddr>,
 }
 
-enum State {
+/// How far the attempt with the current address has come.
+enum DialState {
     Pausing,
     Connecting(TcpStream),
     Answering { stream: TcpStream, hello: [u8; HELLO_BYTES], answer: Vec<u8> },
     Proving(TcpStream),
 }
 
-/// What dialing has come to.
-pub(super) enum Dialed {
+/// The result of [`Dialer::advance`].
+pub(super) enum DialOutcome {
     NotYet,
     Connected(TcpStream),
-    /// All addresses were tried; none knows the secret and this one should. It may be tried again.
+    /// All addresses were tried, none knows the secret, and this one speaks the protocol. The
+    /// caller may go on.
     WrongId(SocketAddr),
 }
 
-impl Dial {
-    /// `hello` without its nonce: each attempt makes its own.
+impl Dialer {
+    /// A dialer that sends `hello`; each attempt sets a nonce of its own.
     pub(super) fn new(secret: Secret, hello: Hello, addresses: Vec<SocketAddr>) -> Self {
         Self {
             secret,
             hello,
             addresses,
             at: 0,
-            state: State::Pausing,
-            until: Instant::now(),
+            state: DialState::Pausing,
+            deadline: Instant::now(),
             pause: FIRST_PAUSE,
-            last: String::from("no address"),
-            wrong: None,
+            last_error: String::from("no address"),
+            wrong_id: None,
         }
     }
 
+    /// The entry with which to poll the attempt.
     pub(super) fn poll_fd(&self) -> libc::pollfd {
         match &self.state {
-            State::Pausing => poll_fd(-1, 0),
-            State::Connecting(stream) => poll_fd(stream.as_raw_fd(), libc::POLLOUT),
-            State::Answering { stream, .. } | State::Proving(stream) => {
+            DialState::Pausing => poll_fd(-1, 0),
+            DialState::Connecting(stream) => poll_fd(stream.as_raw_fd(), libc::POLLOUT),
+            DialState::Answering { stream, .. } | DialState::Proving(stream) => {
                 poll_fd(stream.as_raw_fd(), libc::POLLIN)
             }
         }
     }
 
-    /// When to come back at the latest.
+    /// When [`advance`](Self::advance) must be called at the latest.
     pub(super) fn wake(&self) -> Instant {
-        self.until
+        self.deadline
     }
 
     /// Why the last attempt failed.
-    pub(super) fn last(&self) -> &str {
-        &self.last
+    pub(super) fn last_error(&self) -> &str {
+        &self.last_error
     }
 
-    /// Gives up. The connection that the other end may regard as made, if it has come so far.
+    /// Gives up. Returns the connection if the other end may regard it as made.
     pub(super) fn abandon(self) -> Option<TcpStream> {
         match self.state {
-            State::Proving(stream) => Some(stream),
+            DialState::Proving(stream) => Some(stream),
             _ => None,
         }
     }
 
-    /// Goes on as far as possible without waiting.
-    pub(super) fn advance(&mut self) -> Result<Dialed, BootstrapError> {
+    /// Continues as far as possible without waiting.
+    ///
+    /// # Errors
+    /// [`BootstrapError::System`] if the process has no descriptor left, or the kernel gives no
+    /// random numbers.
+    pub(super) fn advance(&mut self) -> Result<DialOutcome, BootstrapError> {
         loop {
             let now = Instant::now();
-            let state = std::mem::replace(&mut self.state, State::Pausing);
+            let state = std::mem::replace(&mut self.state, DialState::Pausing);
             let step = match state {
-                State::Pausing if now < self.until => return Ok(Dialed::NotYet),
-                State::Pausing => self.start(now)?,
-                _ if now >= self.until => Step::Fail(String::from("no answer")),
-                State::Connecting(stream) => self.connected(stream, now)?,
-                State::Answering { stream, hello, answer } => self.read(stream, hello, answer),
-                State::Proving(stream) => match welcomed(&stream) {
-                    Ok(true) => return Ok(Dialed::Connected(stream)),
-                    Ok(false) => Step::Wait(State::Proving(stream)),
-                    Err(error) => Step::Fail(error.to_string()),
+                DialState::Pausing if now < self.deadline => return Ok(DialOutcome::NotYet),
+                DialState::Pausing => self.start(now)?,
+                _ if now >= self.deadline => DialStep::Fail(String::from("no answer")),
+                DialState::Connecting(stream) => self.connected(stream, now)?,
+                DialState::Answering { stream, hello, answer } => self.read(stream, hello, answer),
+                DialState::Proving(stream) => match is_welcome(&stream) {
+                    Ok(true) => return Ok(DialOutcome::Connected(stream)),
+                    Ok(false) => DialStep::Wait(DialState::Proving(stream)),
+                    Err(error) => DialStep::Fail(error.to_string()),
                 },
             };
             match step {
-                Step::Wait(state) => {
+                DialStep::Wait(state) => {
                     self.state = state;
-                    return Ok(Dialed::NotYet);
+                    return Ok(DialOutcome::NotYet);
                 }
-                Step::Go(state) => self.state = state,
-                Step::Fail(why) => {
-                    self.last = match self.addresses.get(self.at) {
+                DialStep::Continue(state) => self.state = state,
+                DialStep::Fail(why) => {
+                    self.last_error = match self.addresses.get(self.at) {
                         Some(address) => format!("{address}: {why}"),
                         None => why,
                     };
                     self.at += 1;
-                    self.until = now;
+                    self.deadline = now;
                     if self.at >= self.addresses.len() {
                         self.at = 0;
-                        self.until = now + self.pause;
+                        self.deadline = now + self.pause;
                         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-                        if let Some(address) = self.wrong.take() {
-                            return Ok(Dialed::WrongId(address));
+                        if let Some(address) = self.wrong_id.take() {
+                            return Ok(DialOutcome::WrongId(address));
                         }
                     }
                 }
@@ -137,45 +148,50 @@ impl Dial {
         }
     }
 
-    fn start(&mut self, now: Instant) -> Result<Step, BootstrapError> {
+    fn start(&mut self, now: Instant) -> Result<DialStep, BootstrapError> {
         let Some(&address) = self.addresses.get(self.at) else {
-            return Ok(Step::Fail(String::from("no address")));
+            return Ok(DialStep::Fail(String::from("no address")));
         };
-        self.until = now + CONNECT_PATIENCE;
+        self.deadline = now + CONNECT_TIMEOUT;
         Ok(match connect(address) {
-            Ok(stream) => Step::Wait(State::Connecting(stream)),
-            // Not the network's doing, and no better at the next attempt.
+            Ok(stream) => DialStep::Wait(DialState::Connecting(stream)),
+            // This is not an error of the network, and the next attempt would fail too.
             Err(error)
                 if [Some(libc::EMFILE), Some(libc::ENFILE)].contains(&error.raw_os_error()) =>
             {
                 return Err(BootstrapError::system("socket", &error));
             }
-            Err(error) => Step::Fail(error.to_string()),
+            Err(error) => DialStep::Fail(error.to_string()),
         })
     }
 
-    fn connected(&mut self, mut stream: TcpStream, now: Instant) -> Result<Step, BootstrapError> {
+    fn connected(
+        &mut self,
+        mut stream: TcpStream,
+        now: Instant,
+    ) -> Result<DialStep, BootstrapError> {
         match stream.take_error() {
             Ok(None) => {}
-            Ok(Some(error)) | Err(error) => return Ok(Step::Fail(error.to_string())),
+            Ok(Some(error)) | Err(error) => return Ok(DialStep::Fail(error.to_string())),
         }
         let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else {
-            return Ok(Step::Wait(State::Connecting(stream)));
+            return Ok(DialStep::Wait(DialState::Connecting(stream)));
         };
-        // A port of this host to which nobody listens may be given to the dialing socket itself.
+        // The kernel may give the connecting socket the very port to which it connects, if no
+        // process listens there.
         if peer == local {
-            return Ok(Step::Fail(String::from("nobody listens")));
+            return Ok(DialStep::Fail(String::from("no process listens there")));
         }
         let _ = stream.set_nodelay(true);
         self.hello.nonce = secret::random()?;
         let hello = self.hello.encode();
         Ok(match stream.write(&hello) {
             Ok(HELLO_BYTES) => {
-                self.until = now + ANSWER_PATIENCE;
-                Step::Go(State::Answering { stream, hello, answer: Vec::new() })
+                self.deadline = now + ANSWER_TIMEOUT;
+                DialStep::Continue(DialState::Answering { stream, hello, answer: Vec::new() })
             }
-            Ok(_) => Step::Fail(String::from("the connection broke")),
-            Err(error) => Step::Fail(error.to_string()),
+            Ok(_) => DialStep::Fail(String::from("the connection broke")),
+            Err(error) => DialStep::Fail(error.to_string()),
         })
     }
 
@@ -184,48 +200,50 @@ impl Dial {
         mut stream: TcpStream,
         hello: [u8; HELLO_BYTES],
         mut answer: Vec<u8>,
-    ) -> Step {
+    ) -> DialStep {
         let mut buffer = [0; CHALLENGE_BYTES];
         let room = &mut buffer[answer.len()..];
         match stream.read(room) {
-            Ok(0) => return Step::Fail(String::from("it closed the connection")),
+            Ok(0) => return DialStep::Fail(String::from("it closed the connection")),
             Ok(count) => answer.extend(&room[..count]),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                return Step::Wait(State::Answering { stream, hello, answer });
+                return DialStep::Wait(DialState::Answering { stream, hello, answer });
             }
-            Err(error) => return Step::Fail(error.to_string()),
+            Err(error) => return DialStep::Fail(error.to_string()),
         }
         let Some(challenge) = answer.first_chunk::<CHALLENGE_BYTES>() else {
-            return Step::Go(State::Answering { stream, hello, answer });
+            return DialStep::Continue(DialState::Answering { stream, hello, answer });
         };
-        match hello::answer(&self.secret, &hello, challenge) {
-            Answer::Proof(proof) => match stream.write(&proof) {
-                Ok(PROOF_BYTES) => Step::Go(State::Proving(stream)),
-                Ok(_) => Step::Fail(String::from("the connection broke")),
-                Err(error) => Step::Fail(error.to_string()),
+        match handshake::answer_challenge(&self.secret, &hello, challenge) {
+            ChallengeAnswer::Proof(proof) => match stream.write(&proof) {
+                Ok(PROOF_BYTES) => DialStep::Continue(DialState::Proving(stream)),
+                Ok(_) => DialStep::Fail(String::from("the connection broke")),
+                Err(error) => DialStep::Fail(error.to_string()),
             },
-            Answer::WrongId => {
-                self.wrong = self.addresses.get(self.at).copied();
-                Step::Fail(String::from("it serves another unique id"))
+            ChallengeAnswer::WrongId => {
+                self.wrong_id = self.addresses.get(self.at).copied();
+                DialStep::Fail(String::from("it serves another unique id"))
             }
-            Answer::NotOurs => Step::Fail(String::from("it is not one of ours")),
+            ChallengeAnswer::NotMaypole => DialStep::Fail(String::from("it is not Maypole")),
         }
     }
 }
 
-enum Step {
-    Wait(State),
-    Go(State),
+/// What to do next.
+enum DialStep {
+    Wait(DialState),
+    Continue(DialState),
     Fail(String),
 }
 
-fn welcomed(mut stream: &TcpStream) -> Result<bool, Error> {
+/// Whether the listener has accepted the proof.
+fn is_welcome(mut stream: &TcpStream) -> Result<bool, Error> {
     let mut byte = [0];
     match stream.read(&mut byte) {
         Ok(1) if byte[0] == WELCOME => Ok(true),
         Ok(0) => Err(Error::new(ErrorKind::UnexpectedEof, "it closed the connection")),
-        Ok(_) => Err(Error::new(ErrorKind::InvalidData, "it is not one of ours")),
+        Ok(_) => Err(Error::new(ErrorKind::InvalidData, "it is not Maypole")),
         Err(error) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => {
             Ok(false)
         }
@@ -233,16 +251,16 @@ fn welcomed(mut stream: &TcpStream) -> Result<bool, Error> {
     }
 }
 
-/// Begins to connect. (The standard library only connects by waiting.)
+/// Begins to connect, without waiting, which the standard library cannot do.
 fn connect(address: SocketAddr) -> Result<TcpStream, Error> {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: socket has no preconditions.
+    // SAFETY: the call takes numbers only.
     let fd = unsafe { libc::socket(family, kind, 0) };
     if fd < 0 {
         return Err(Error::last_os_error());
     }
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the kernel has just returned this descriptor, and nothing else owns it.
     let stream = TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
     let status = match address {
         SocketAddr::V4(v4) => {
@@ -269,7 +287,7 @@ fn connect(address: SocketAddr) -> Result<TcpStream, Error> {
     };
     match (status, Error::last_os_error()) {
         (0, _) => Ok(stream),
-        // An interrupted connect goes on in the background like one in progress.
+        // An interrupted connect continues in the background, like one in progress.
         (_, error)
             if [Some(libc::EINPROGRESS), Some(libc::EINTR)].contains(&error.raw_os_error()) =>
         {

@@ -1,18 +1,19 @@
-//! What can go wrong on the way to a communicator, whose fault it is and what to do.
+//! The errors of the bootstrap and of exchanges over the control tree: what happened, whose fault
+//! it is, what to do.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::abort::AbortSignal;
-use crate::config::Config;
+use super::rank_set::RankSet;
 
-/// Failure of a bootstrap or of an exchange over the control tree.
+/// A failure of the bootstrap or of an exchange over the control tree.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum BootstrapError {
-    /// The caller's rank is not one of the communicator's.
+    /// The fault of the caller: its rank is outside of the communicator.
     #[error(
-        "rank {rank} does not exist in a communicator of {nranks} ranks; ranks go from 0 to nranks - 1"
+        "rank {rank} does not exist in a communicator of {nranks} ranks; ranks go from 0 to nranks \
+         - 1"
     )]
     NoSuchRank {
         /// The rank given.
@@ -20,174 +21,194 @@ pub enum BootstrapError {
         /// The number of ranks given.
         nranks: u32,
     },
-    /// The caller wants to exchange more than an exchange carries.
+    /// The fault of the caller: it gives more bytes than an exchange carries.
     #[error(
-        "rank {rank} gives {len} bytes to an exchange that carries at most {most} of each rank"
+        "rank {rank} gives {len} bytes to an exchange, which carries at most {most} of each rank; \
+         give fewer"
     )]
     TooLong {
-        /// The caller.
+        /// The rank of the caller.
         rank: u32,
-        /// What it gave.
+        /// The number of bytes that it gave.
         len: usize,
-        /// What is allowed.
+        /// The number of bytes that is allowed.
         most: usize,
     },
-    /// The 128 bytes are not a unique id.
+    /// The fault of the caller: the 128 bytes are not a unique id.
     #[error(
-        "not a unique id made by this library ({why}); every rank must pass the 128 bytes exactly as one rank made them"
+        "not a unique id made by this library ({why}); every rank must pass the 128 bytes exactly \
+         as one rank made them"
     )]
     NotAnId {
-        /// What shows it.
+        /// How this was found.
         why: &'static str,
     },
-    /// Several ids do not make a communicator.
+    /// The fault of the caller: these unique ids cannot be used together.
     #[error(
-        "the unique ids of the communicator: {what}; pass as many as there are roots, each of a call of its own, at most one for a rank"
+        "the unique ids of the communicator: {what}; pass as many as there are roots, each of a \
+         call of its own, at most one for a rank"
     )]
     Ids {
         /// What is wrong with them.
         what: String,
     },
-    /// A setting of the environment makes it impossible.
+    /// The fault of the user: a setting of the environment cannot be used.
     #[error("{variable}: {why}")]
     Setting {
-        /// The variable.
+        /// The environment variable.
         variable: &'static str,
         /// What is wrong with its value.
         why: String,
     },
-    /// Ranks did not come before the deadline.
+    /// Ranks did not join before the deadline.
     #[error(
-        "{} of {nranks} ranks did not join within {:.1} s: {ranks}; see whether these processes started, and what they \
+        "{} of {nranks} ranks did not join within {:.1} s: {ranks}; see whether these processes \
+         started, and what they \
          print; MAYPOLE_INIT_TIMEOUT sets the wait", ranks.len(), waited.as_secs_f64()
     )]
     MissingRanks {
-        /// Those that did not come.
+        /// The ranks that did not join.
         ranks: RankSet,
-        /// Size of the communicator.
+        /// Number of ranks of the communicator.
         nranks: u32,
-        /// From the first rank's arrival.
+        /// Time since the first rank came.
         waited: Duration,
     },
-    /// Another process has joined with the same rank.
+    /// The fault of a caller: two processes joined with the same rank.
     #[error(
-        "rank {rank} is taken: process {pid} on {host} joined with it before; give each process its own rank"
+        "rank {rank} is taken: process {pid} on {host} joined with it before; give each process \
+         its \
+         own rank"
     )]
     DuplicateRank {
         /// The rank number used twice.
         rank: u32,
-        /// Host of the first comer.
+        /// Host of the process that came first.
         host: String,
-        /// Process of the first comer.
+        /// Number of the process that came first.
         pid: u32,
     },
-    /// The root of this address serves another unique id.
+    /// The fault of a caller: the root at this address serves another unique id.
     #[error(
-        "the root at {address} does not know the secret of rank {rank}'s unique id: the id belongs to another job or run"
+        "the root at {address} does not know the secret of rank {rank}'s unique id: the id belongs \
+         to another job or run; \
+         pass the id of this one"
     )]
     WrongId {
-        /// The rank that asked.
+        /// The rank that connected.
         rank: u32,
-        /// Who answered.
+        /// The address of the root.
         address: SocketAddr,
     },
-    /// The ranks do not agree on how many they are.
+    /// The fault of a caller: the ranks disagree about the number of ranks.
     #[error(
-        "rank {rank} says the communicator has {ours} ranks, those that joined before say {theirs}; pass the same number everywhere"
+        "rank {rank} says the communicator has {ours} ranks, those that joined before say \
+         {theirs}; pass the same number everywhere"
     )]
-    WrongWorld {
-        /// The rank that says otherwise.
+    DifferentRankCount {
+        /// The rank that differs.
         rank: u32,
-        /// What it says.
+        /// The number that this rank gave.
         ours: u32,
-        /// What the first comer said.
+        /// The number that the rank that came first gave.
         theirs: u32,
     },
-    /// No connection to the root could be made.
+    /// No connection to the bootstrap root could be made.
     #[error(
-        "rank {rank} cannot reach the root at {addresses} since {:.1} s (last: {last}); see whether the process that made \
-         the unique id still runs, and whether NCCL_SOCKET_IFNAME names a network that all hosts share", waited.as_secs_f64()
+        "rank {rank} cannot reach the root at {addresses} since {:.1} s (last: {last}); see \
+         whether the process that made \
+         the unique id still runs, and whether NCCL_SOCKET_IFNAME names a network that all hosts \
+         share", waited.as_secs_f64()
     )]
     RootUnreachable {
-        /// The rank that tries.
+        /// The rank that tried.
         rank: u32,
-        /// Where it tries.
+        /// The addresses that it tried.
         addresses: String,
-        /// How long.
+        /// How long the rank waited.
         waited: Duration,
         /// Why the last attempt failed.
         last: String,
     },
-    /// The root closed the connection before all ranks had joined.
+    /// The root closed the connection before all ranks had joined: its process ended.
     #[error(
-        "the root at {address} went away before all ranks joined (seen by rank {rank}); see why the process that made the unique id ended"
+        "the root at {address} went away before all ranks joined (seen by rank {rank}); see why \
+         the process that made the unique id ended"
     )]
     RootLost {
-        /// The rank that saw it.
+        /// The rank that noticed it.
         rank: u32,
-        /// Where the root was.
+        /// The address of the root.
         address: SocketAddr,
     },
     /// A joined rank closed its connection: its process ended or gave up.
     #[error(
-        "rank {rank} closed its control connection (seen by rank {seen_by}); see why its process ended"
+        "rank {rank} closed its control connection (seen by rank {seen_by}); see why its process \
+         ended"
     )]
     PeerLost {
         /// The rank that is gone.
         rank: u32,
-        /// Its neighbour in the control tree.
+        /// The neighbour in the control tree that noticed it.
         seen_by: u32,
     },
-    /// A rank gave up for a reason of its own.
+    /// A rank failed for a reason of its own.
     #[error("rank {rank} gave up: {why}")]
     PeerFailed {
-        /// That rank.
+        /// The rank that failed.
         rank: u32,
-        /// Its error.
+        /// The text of its error.
         why: String,
     },
-    /// A rank's user ended the attempt.
-    #[error("rank {by} aborted the communicator while it was being made")]
+    /// The user of a rank ended the attempt.
+    #[error("rank {by} aborted the communicator while it was being made; make a new one")]
     Aborted {
-        /// That rank; possibly this one.
+        /// The rank that aborted; possibly this one.
         by: u32,
     },
-    /// A rank's deadline passed while a neighbour kept it waiting.
-    #[error("rank {rank} waited {:.1} s for rank {waiting_for} {what}", waited.as_secs_f64())]
+    /// The deadline of a rank passed while it waited for another rank.
+    #[error("rank {rank} waited {:.1} s for rank {waiting_for} {what}; see what that rank \
+        does", waited.as_secs_f64())]
     TimedOut {
-        /// Whose deadline passed.
+        /// The rank whose deadline passed.
         rank: u32,
-        /// Who did not do it.
+        /// The rank that it waited for.
         waiting_for: u32,
-        /// What it did not do.
+        /// What that rank did not do, as an infinitive.
         what: String,
-        /// How long.
+        /// How long the rank waited.
         waited: Duration,
     },
-    /// The ranks do different things.
-    #[error("the ranks disagree about {what}: {ranks} differ from the others")]
+    /// The fault of a caller: the ranks did not do the same.
+    #[error(
+        "the ranks disagree about {what}: {ranks} differ from the others; make all ranks do the \
+         same"
+    )]
     Disagreement {
-        /// About what.
+        /// The subject of the disagreement.
         what: String,
-        /// Those that differ.
+        /// The ranks that differ.
         ranks: RankSet,
     },
-    /// An authenticated peer sends what it should not: a mix of versions, or our bug.
+    /// An authenticated peer broke the protocol: it has another version of the library, or the
+    /// library has a bug.
     #[error(
-        "rank {rank} got a message that breaks the protocol from {peer}: {what}; do all ranks use the same version of the library?"
+        "rank {rank} got a message that breaks the protocol from {peer}: {what}; use the same \
+         version of \
+         the library on all ranks"
     )]
     Protocol {
-        /// The receiver.
+        /// The rank that received the message.
         rank: u32,
-        /// The sender.
+        /// The sender of the message.
         peer: String,
         /// What is wrong with the message.
         what: &'static str,
     },
-    /// The operating system refused.
+    /// The fault of the system: it refused a call.
     #[error("{call} failed: {}", std::io::Error::from_raw_os_error(*errno))]
     System {
-        /// The call.
+        /// The system call.
         call: &'static str,
         /// Its error number.
         errno: i32,
@@ -195,152 +216,22 @@ pub enum BootstrapError {
 }
 
 impl BootstrapError {
-    /// What the other ranks are told when `rank` gives up for this reason.
-    pub(super) fn verdict(&self, rank: u32) -> Self {
+    /// The error that the other ranks get when `rank` fails with this one.
+    pub(super) fn for_others(&self, rank: u32) -> Self {
         match self {
-            // These mean the same to every rank; all others are this rank's own troubles.
+            // These mean the same to every rank. All others concern this rank alone.
             Self::MissingRanks { .. }
             | Self::PeerLost { .. }
             | Self::PeerFailed { .. }
             | Self::Aborted { .. }
             | Self::TimedOut { .. }
             | Self::Disagreement { .. } => self.clone(),
-            own => Self::PeerFailed { rank, why: own.to_string() },
+            other => Self::PeerFailed { rank, why: other.to_string() },
         }
     }
 
+    /// The error of a system call.
     pub(super) fn system(call: &'static str, error: &std::io::Error) -> Self {
         Self::System { call, errno: error.raw_os_error().unwrap_or(libc::EIO) }
-    }
-}
-
-/// How an attempt to join is bounded.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// How long to wait for the other ranks.
-    pub timeout: Duration,
-    /// After what time ranks that are missing are named for the first time; again at each doubling of it.
-    pub notice: Duration,
-    /// By what another thread can end it; also the communicator that comes of it, and those made from that.
-    pub abort: Option<AbortSignal>,
-    /// Number of the CUDA device whose memory the communicator is for, of those that this process sees; None: host memory. Ranks may differ
-    /// in it.
-    pub device: Option<i32>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            timeout: Config::get().init_timeout,
-            notice: Duration::from_secs(5),
-            abort: None,
-            device: None,
-        }
-    }
-}
-
-/// Most ranges that a [`RankSet`] lists.
-pub(super) const MOST_RANGES: usize = 64;
-
-/// A set of ranks, listed as ranges as far as that stays short, and counted in full.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RankSet {
-    pub(super) ranges: Vec<(u32, u32)>,
-    pub(super) count: u32,
-}
-
-impl RankSet {
-    /// The set of these ranks, which must ascend.
-    pub fn new(ranks: impl IntoIterator<Item = u32>) -> Self {
-        let mut set = Self { ranges: Vec::new(), count: 0 };
-        for rank in ranks {
-            set.push(rank, rank);
-        }
-        set
-    }
-
-    /// Adds the ranks of `range` that are not in `present`. All ascend, and come after those that are in the set.
-    pub(super) fn add_missing(
-        &mut self,
-        present: impl IntoIterator<Item = u32>,
-        range: std::ops::Range<u32>,
-    ) {
-        let mut next = range.start;
-        for rank in present {
-            if rank > next {
-                self.push(next, rank - 1);
-            }
-            next = rank + 1;
-        }
-        if next < range.end {
-            self.push(next, range.end - 1);
-        }
-    }
-
-    /// How many ranks.
-    pub fn len(&self) -> usize {
-        self.count as usize
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// The ranges that are listed, both ends included.
-    pub fn ranges(&self) -> &[(u32, u32)] {
-        &self.ranges
-    }
-
-    fn push(&mut self, first: u32, last: u32) {
-        self.count += last - first + 1;
-        let room = self.ranges.len() < MOST_RANGES;
-        match self.ranges.last_mut() {
-            Some(range) if range.1.checked_add(1) == Some(first) => range.1 = last,
-            _ if room => self.ranges.push((first, last)),
-            _ => {}
-        }
-    }
-}
-
-impl fmt::Display for RankSet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.count == 1 { "rank " } else { "ranks " })?;
-        let mut listed = 0;
-        for (at, &(first, last)) in self.ranges.iter().enumerate() {
-            let comma = if at == 0 { "" } else { ", " };
-            listed += last - first + 1;
-            if first == last {
-                write!(f, "{comma}{first}")?;
-            } else {
-                write!(f, "{comma}{first}-{last}")?;
-            }
-        }
-        if listed < self.count { write!(f, " and {} more", self.count - listed) } else { Ok(()) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sets_read_like_prose() {
-        let missing = |present: &[u32], nranks| {
-            let mut set = RankSet::new([]);
-            set.add_missing(present.iter().copied(), 0..nranks);
-            set
-        };
-        assert_eq!(missing(&[1, 2, 5], 9).to_string(), "ranks 0, 3-4, 6-8");
-        assert_eq!(missing(&[0, 2], 3).to_string(), "rank 1");
-        assert!(missing(&[0, 1], 2).is_empty());
-        let mut apart = missing(&[1], 2);
-        apart.add_missing([], 4..4);
-        apart.add_missing([7], 6..9);
-        assert_eq!(apart.to_string(), "ranks 0, 6, 8");
-        assert_eq!(RankSet::new([3, 4, 9]).to_string(), "ranks 3-4, 9");
-        let odd = RankSet::new((0..1000).map(|i| 2 * i));
-        assert_eq!((odd.len(), odd.ranges().len()), (1000, MOST_RANGES));
-        assert!(odd.to_string().ends_with("and 936 more"));
     }
 }

@@ -1,50 +1,72 @@
-//! From a unique id to a communicator's control tree.
+//! The bootstrap: from a unique id to the control tree of a communicator.
 //!
 //! ```text
-//!  rank A: UniqueId::create ── root thread (rendezvous)
-//!                                 ^  Register(rank, where I listen)          every rank, over TCP
-//!                                 |  Parent(where your parent listens)       as soon as that is known
-//!  rank r: join ── dials parent (r-1)/2, is dialed by 2r+1 and 2r+2 ── Leave to the root
-//!                  cards go up the tree, all cards come down                 the tree stays: ControlTree
+//!  rank A: UniqueId::create -- root thread (rendezvous)
+//!                                 ^  Register(rank, where it listens)     every rank, over TCP
+//!                                 |  Parent(where the parent listens)     as soon as it is known
+//!  rank r: join -- connects to its parent (r-1)/2, accepts 2r+1 and 2r+2 -- Leave to the root
+//!                  rank infos go up the tree, all infos come down  the tree stays: ControlTree
 //! ```
 //!
-//! Every connection begins with a handshake in which both ends prove that they know the secret of the unique id, before
-//! anything else is parsed; a stranger is dropped and the job goes on. Every wait has a deadline, and an abort ends it. Each rank has at most
-//! three connections; messages go 2 log2(n) deep. A rank sends and receives at most 15 messages until it has a
-//! communicator, whatever the number of ranks, and three more with each report of missing ranks; the root receives two of
-//! each rank and sends it one; several roots, of several ids, share that. Bytes grow with the number of ranks,
-//! as every rank learns every card. After some seconds the root names the ranks that are missing, to all
-//! that wait; at the deadline every waiting rank returns [`BootstrapError::MissingRanks`].
+//! Every connection begins with a handshake in which both ends prove that they know the secret of
+//! the unique id, before they read anything else. A stranger is dropped and the job goes on. Every
+//! wait has a deadline, and an abort ends it.
 //!
-//! | file | idea |
+//! Each rank has at most three connections, and messages pass 2 log2(n) ranks. A rank sends and
+//! receives at most 15 messages until it has a communicator, whatever the number of ranks, and
+//! three more with each report of missing ranks. The root receives two messages from each rank and
+//! sends it one; several roots divide that. The number of bytes grows with the number of ranks,
+//! because every rank learns the rank info of all ranks.
+//!
+//! After some seconds the root names the missing ranks to all ranks that wait. At the deadline
+//! every waiting rank returns [`BootstrapError::MissingRanks`].
+//!
+//! The files, each of which uses only files above it:
+//!
+//! | file | purpose |
 //! |---|---|
-//! | `id` | the 128 bytes |
-//! | `abort` | ending a wait from another thread |
-//! | `address` | interfaces and where a listener can be reached |
-//! | `secret`, `hello` | proofs, and the handshake made of them |
-//! | `accept`, `dial` | the two ends of a handshake, over sockets |
-//! | `wire`, `stream` | frames, and frames over a socket |
-//! | `rejoin` | where ranks of a damaged communicator meet again |
-//! | `multi_root` | several ids, and so several roots, for many ranks |
-//! | `root`, `join`, `tree` | the rendezvous, a rank's way in, what it leads to |
-//! | `traffic` | what that cost |
+//! | `rank_set`, `error` | sets of ranks, and the errors |
+//! | `poll` | sleeping on several descriptors |
+//! | `abort`, `options` | ending a wait from another thread; the settings of an attempt |
+//! | `codec` | encoding of values |
+//! | `secret`, `handshake` | proofs, and the messages of the handshake |
+//! | `interfaces`, `listener_address` | addresses of this host, and of a listener |
+//! | `id` | the 128 bytes of a unique id |
+//! | `tree_shape`, `root_share`, `multi_root` | which rank connects to which rank and root |
+//! | `error_codec`, `items`, `frame`, `frame_stream` | messages, and messages over a socket |
+//! | `traffic` | counts of connections and messages |
+//! | `accept`, `dial` | the two sides of the handshake, over sockets |
+//! | `control_tree` | the connections that stay |
+//! | `root`, `create`, `rejoin` | the rendezvous, and what starts it |
+//! | `joining`, `join` | how a rank joins |
 
 mod abort;
 mod accept;
-mod address;
+mod codec;
+mod control_tree;
+mod create;
 mod dial;
 mod error;
-mod hello;
+mod error_codec;
+mod frame;
+mod frame_stream;
+mod handshake;
 mod id;
+mod interfaces;
+mod items;
 mod join;
+mod joining;
+mod listener_address;
 mod multi_root;
+mod options;
+pub(crate) mod poll;
+mod rank_set;
 mod rejoin;
 mod root;
+mod root_share;
 mod secret;
-pub(crate) mod stream;
 mod traffic;
-mod tree;
-mod wire;
+mod tree_shape;
 
 #[cfg(test)]
 mod fuzz;
@@ -53,13 +75,15 @@ mod tests;
 
 pub use abort::AbortSignal;
 pub(crate) use abort::{AbortRegistration, Abortable};
-pub use address::addresses;
-pub use error::{BootstrapError, Options, RankSet};
+pub(crate) use codec::{ByteReader, put_text};
+pub use control_tree::{ControlTree, MOST_ITEM};
+pub(crate) use control_tree::{TreeEvent, TreeExchange};
+pub use error::BootstrapError;
 pub use id::{UNIQUE_ID_BYTES, UniqueId};
-pub use join::{CommunicatorKeys, Joined, MOST_CARD, join, join_among, join_with};
+pub use interfaces::addresses;
+pub use join::{CommunicatorKeys, Joined, MOST_INFO_BYTES, join, join_among, join_with};
+pub use options::Options;
+pub use rank_set::RankSet;
 pub use rejoin::RejoinListener;
 pub(crate) use secret::random;
 pub use traffic::ControlTraffic;
-pub use tree::{ControlTree, MOST_ITEM};
-pub(crate) use tree::{Exchange, Heard};
-pub(crate) use wire::{Take, put_text};

@@ -1,57 +1,61 @@
-//! Where ranks of a communicator meet again when their control tree can no longer be trusted to be whole: each rank keeps a
-//! listener from init on, and all know where.
+//! The rejoin listener: where the survivors of a communicator find each other for a shrink, when
+//! connections of the control tree may be gone. Each rank keeps a listener from init on, whose
+//! address all ranks know.
 
 use std::net::TcpListener;
 use std::thread::JoinHandle;
 
 use super::abort::AbortSignal;
-use super::address::{self, Reach};
-use super::error::{BootstrapError, Options};
+use super::codec::ByteReader;
+use super::error::BootstrapError;
 use super::id::UniqueId;
+use super::listener_address::{self, ListenerAddresses};
+use super::options::Options;
 use super::root;
 use super::secret::Secret;
-use super::wire::Take;
 
-/// A rank's own meeting place. Nobody is served there until [`host`](Self::host) is called.
+/// The rejoin listener of a rank. Connections are answered only after
+/// [`start_root`](Self::start_root).
 pub struct RejoinListener {
     listeners: Vec<TcpListener>,
-    reach: Reach,
-    /// The last root that was started here; it may have ended.
+    addresses: ListenerAddresses,
+    /// The last root that was started here, and the signal that ends it. It may have ended.
     root: Option<(AbortSignal, JoinHandle<()>)>,
 }
 
 /// Most bytes of an encoded address.
-const ROOM: usize = 79;
+const MOST_ADDRESS_BYTES: usize = 79;
 
 impl RejoinListener {
-    /// Opens the place.
+    /// Opens the listener.
     ///
     /// # Errors
-    /// [`BootstrapError::System`] where no socket can be had.
+    /// [`BootstrapError::System`] if no socket can be made.
     pub fn open() -> Result<Self, BootstrapError> {
-        let (listeners, reach) = address::listen()?;
-        Ok(Self { listeners, reach, root: None })
+        let (listeners, addresses) = listener_address::listen()?;
+        Ok(Self { listeners, addresses, root: None })
     }
 
-    /// Where it is, for [`UniqueId::at_rejoin_listener`] on other ranks.
+    /// The address of the listener, for [`UniqueId::at_rejoin_listener`] on other ranks.
     pub fn address(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        self.reach.encode(&mut bytes, ROOM);
+        self.addresses.encode(&mut bytes, MOST_ADDRESS_BYTES);
         bytes
     }
 
-    /// Starts the root of the communicator that `secret` names, here, and ends the one before: two could not tell who comes for which.
+    /// Starts here the root of the communicator with this secret, and ends the one before: two
+    /// roots could not tell which connection is for which.
     ///
     /// # Errors
-    /// [`BootstrapError::System`] where no thread or descriptor can be had.
-    pub fn host(
+    /// [`BootstrapError::System`] if no thread or descriptor is left.
+    pub fn start_root(
         &mut self,
         secret: [u8; 32],
         options: &Options,
     ) -> Result<UniqueId, BootstrapError> {
         if let Some((stop, thread)) = self.root.take() {
             stop.abort();
-            // A panic there has been printed.
+            // A panic of that thread has been printed already.
             let _ = thread.join();
         }
         let listeners: Result<Vec<_>, _> =
@@ -60,14 +64,15 @@ impl RejoinListener {
         let stop = AbortSignal::new()?;
         let thread = root::start(Secret::new(secret), listeners, options, Some(stop.clone()))?;
         self.root = Some((stop, thread));
-        Ok(UniqueId::at(&secret, &self.reach))
+        Ok(UniqueId::at_listener(&secret, &self.addresses))
     }
 }
 
 impl UniqueId {
-    /// The id of the communicator that `secret` names and that is hosted at `address`; None if that is no address.
+    /// The id of the communicator with this secret whose root is at the rejoin listener at
+    /// `address`. None if the bytes are not an address.
     pub fn at_rejoin_listener(address: &[u8], secret: [u8; 32]) -> Option<Self> {
-        let reach = Reach::decode(&mut Take::new(address))?;
-        Some(Self::at(&secret, &reach))
+        let root = ListenerAddresses::decode(&mut ByteReader::new(address))?;
+        Some(Self::at_listener(&secret, &root))
     }
 }

@@ -1,8 +1,10 @@
-//! The root: a rendezvous. It learns where each rank listens and tells each rank where its parent does; cards and
-//! everything after go through the tree of ranks. A rank leaves as soon as it is linked to its parent, so the
-//! root holds connections only for those that wait for somebody; it ends when all have left.
+//! The bootstrap root: learns where each rank listens, and informs each rank where its parent
+//! listens. Rank infos and everything after them go through the control tree. A rank leaves the
+//! root as soon as it is connected to its parent, so the root has connections only to ranks that
+//! wait for others. It ends when all ranks have left.
 //!
-//! It is one thread in the process that made the unique id. It never waits for any one connection.
+//! The root is one thread in the process that made the unique id. It never waits for a single
+//! connection.
 
 use std::collections::BTreeMap;
 use std::net::{TcpListener, TcpStream};
@@ -10,36 +12,44 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::abort::AbortSignal;
-use super::accept::Gate;
-use super::address::Reach;
-use super::error::{BootstrapError, Options, RankSet};
-use super::hello::{Hello, Role};
-use super::multi_root::Share;
+use super::accept::HandshakeAcceptor;
+use super::error::BootstrapError;
+use super::frame::{ControlFrame, RankRegistration};
+use super::frame_stream::{FrameStream, StreamEnd, close_gracefully};
+use super::handshake::{ConnectionKind, Hello};
+use super::listener_address::ListenerAddresses;
+use super::options::Options;
+use super::poll;
+use super::rank_set::RankSet;
+use super::root_share::RootShare;
 use super::secret::Secret;
-use super::stream::{self, Broken, Framed};
 use super::traffic::ControlTraffic;
-use super::tree::{children, parent};
-use super::wire::{Frame, Registration};
+use super::tree_shape::{children, parent};
 use crate::config::Config;
 use crate::process;
 
 /// How long the root stays when no rank is connected to it.
-const IDLE: Duration = Duration::from_secs(3600);
-/// How long a rank that proved the secret may take to say who it is.
-const REGISTER_PATIENCE: Duration = Duration::from_secs(10);
-/// Doubling must get somewhere.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long a rank whose handshake succeeded may take to register.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The least time after which missing ranks are named. It is doubled each time, so it must not be
+/// zero.
 const SHORTEST_NOTICE: Duration = Duration::from_millis(10);
-/// For the ranks to decide who keeps a complete communicator waiting.
-const VERDICT_PATIENCE: Duration = Duration::from_secs(10);
-/// For last words to be sent.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// How much longer than the deadline the root waits when all ranks have come, for them to find out
+/// which rank delays the others.
+const VERDICT_TIME: Duration = Duration::from_secs(10);
+/// How long the root waits at its end for its last frames to be read.
+const LAST_FRAMES_TIME: Duration = Duration::from_secs(2);
 
-/// What roots of this process have served: those that have ended, by a proof of their secrets.
+/// The traffic of the roots of this process that have ended, by a proof of their secrets.
 #[cfg(test)]
 pub(super) static ENDED: std::sync::Mutex<Vec<([u8; 32], ControlTraffic)>> =
     std::sync::Mutex::new(Vec::new());
 
-/// Starts the root of a unique id behind these listeners. It ends early when `stop` is raised.
+/// Starts the root of a unique id on these listeners. It ends early when `stop` is raised.
+///
+/// # Errors
+/// [`BootstrapError::System`] if no thread can be made.
 pub(super) fn start(
     secret: Secret,
     listeners: Vec<TcpListener>,
@@ -48,11 +58,11 @@ pub(super) fn start(
 ) -> Result<JoinHandle<()>, BootstrapError> {
     #[cfg(test)]
     let proof = secret.prove("ended", &[]);
-    let root = Root {
-        gate: Gate::new(listeners, secret, Role::Root, 0),
+    let root = RootServer {
+        acceptor: HandshakeAcceptor::new(listeners, secret, ConnectionKind::Root, 0),
         stop,
-        fresh: Vec::new(),
-        members: BTreeMap::new(),
+        unregistered: Vec::new(),
+        ranks: BTreeMap::new(),
         nranks: None,
         share: None,
         started: None,
@@ -71,80 +81,88 @@ pub(super) fn start(
         .map_err(|error| BootstrapError::system("pthread_create", &error))
 }
 
-struct Root {
-    gate: Gate,
-    /// Ends it without a word to anybody.
+/// The state of the root.
+struct RootServer {
+    acceptor: HandshakeAcceptor,
+    /// Ends the root without a message to the ranks.
     stop: Option<AbortSignal>,
-    /// Let in, but not yet registered.
-    fresh: Vec<Fresh>,
-    members: BTreeMap<u32, Member>,
-    /// As the first comer says.
+    /// Connections whose handshake succeeded and that have not registered.
+    unregistered: Vec<UnregisteredRank>,
+    /// The ranks that have registered.
+    ranks: BTreeMap<u32, RegisteredRank>,
+    /// The number of ranks, as the first rank says.
     nranks: Option<u32>,
-    /// Which ranks this root serves, as the first comer says, and how many come.
-    share: Option<(Share, usize)>,
-    /// Arrival of the first comer.
+    /// The share of this root, as the first rank says, and how many ranks register here.
+    share: Option<(RootShare, usize)>,
+    /// When the first rank came.
     started: Option<Instant>,
-    /// The earliest of the ranks' deadlines.
+    /// The earliest deadline of all ranks.
     deadline: Option<Instant>,
-    /// What a rank that gave up said: who comes now is told that.
+    /// The error of a rank that gave up. Ranks that come later get it too.
     verdict: Option<BootstrapError>,
-    /// Time since the start at which missing ranks are named next.
+    /// The time since the start after which missing ranks are named next.
     next_notice: Duration,
+    /// When a rank was last connected.
     idle_since: Instant,
-    /// With ranks that have left.
+    /// The traffic with ranks that have left.
     traffic: ControlTraffic,
 }
 
-struct Fresh {
+/// A rank whose handshake succeeded and that has not registered.
+struct UnregisteredRank {
     hello: Hello,
-    framed: Framed,
-    until: Instant,
+    connection: FrameStream,
+    deadline: Instant,
 }
 
 /// A registered rank.
-struct Member {
+struct RegisteredRank {
     host: String,
     pid: u32,
-    reach: Reach,
-    /// None after it has left.
-    framed: Option<Framed>,
+    listener: ListenerAddresses,
+    /// The connection; None after the rank has left.
+    connection: Option<FrameStream>,
 }
 
-impl Member {
-    /// One that needs nothing any more.
-    fn gone() -> Self {
-        let reach = Reach { host_tag: 0, addresses: Vec::new() };
-        Self { host: String::new(), pid: 0, reach, framed: None }
+impl RegisteredRank {
+    /// The entry of a rank that has failed.
+    fn failed() -> Self {
+        let listener = ListenerAddresses { host_tag: 0, addresses: Vec::new() };
+        Self { host: String::new(), pid: 0, listener, connection: None }
     }
 }
 
-impl Root {
-    /// Until nobody needs it any more; what it has served.
+impl RootServer {
+    /// Runs until no rank needs the root any more. Returns its traffic.
     fn serve(mut self) -> ControlTraffic {
         loop {
             let mut fds = Vec::new();
-            self.gate.poll_fds(&mut fds);
-            fds.extend(self.fresh.iter().map(|fresh| fresh.framed.poll_fd()));
-            fds.extend(self.members.values().filter_map(|it| Some(it.framed.as_ref()?.poll_fd())));
+            self.acceptor.poll_fds(&mut fds);
+            fds.extend(self.unregistered.iter().map(|rank| rank.connection.poll_fd()));
+            fds.extend(
+                self.ranks.values().filter_map(|it| Some(it.connection.as_ref()?.poll_fd())),
+            );
             let polled = fds.len();
             fds.extend(self.stop.iter().map(AbortSignal::poll_fd));
-            stream::wait(&mut fds, self.wake());
+            poll::wait(&mut fds, self.wake());
             if self.stop.as_ref().is_some_and(AbortSignal::is_raised) {
                 return self.traffic;
             }
 
-            // Members first: those who have left free the way for what comes next.
-            let gates = polled - self.fresh.len() - self.connected();
-            self.hear_members(&fds[gates + self.fresh.len()..]);
-            self.hear_fresh(&fds[gates..gates + self.fresh.len()]);
-            let (passed, _) = self.gate.advance(&fds);
-            self.welcome(passed);
+            // Registered ranks first: those that have left may free rank numbers for the others.
+            let acceptor_fds = polled - self.unregistered.len() - self.connected();
+            self.read_ranks(&fds[acceptor_fds + self.unregistered.len()..]);
+            self.read_unregistered(&fds[acceptor_fds..acceptor_fds + self.unregistered.len()]);
+            let (passed, _) = self.acceptor.advance(&fds);
+            self.add_connections(passed);
 
             if self.is_served() {
                 match self.verdict {
                     None => log::info!(
-                        "all {} ranks that come to this root have joined in {:.2} s; it ends after {} connections, {} messages sent and {} received",
-                        self.members.len(),
+                        "all {} ranks of this root have joined in {:.2} s; it ends after {} \
+                         connections, \
+                         {} messages sent and {} received",
+                        self.ranks.len(),
                         self.waited().as_secs_f64(),
                         self.traffic.connections,
                         self.traffic.sent,
@@ -161,74 +179,84 @@ impl Root {
         }
     }
 
-    /// When the root gives up. If all are here but somebody is not linked, or its card does not come, the ranks know
-    /// better who: they are given time to say so.
-    fn end(&self) -> Option<Instant> {
-        let grace = if self.is_complete() { VERDICT_PATIENCE } else { Duration::ZERO };
+    /// When the root gives up. If all ranks have come, but one is not connected to its parent or
+    /// does not send its rank info, the ranks know better which one, so they get time to report it.
+    fn give_up_at(&self) -> Option<Instant> {
+        let grace = if self.is_complete() { VERDICT_TIME } else { Duration::ZERO };
         self.deadline.map(|deadline| deadline + grace)
     }
 
     fn connected(&self) -> usize {
-        self.members.values().filter(|member| member.framed.is_some()).count()
+        self.ranks.values().filter(|entry| entry.connection.is_some()).count()
     }
 
     fn wake(&self) -> Instant {
         let notice = self.started.filter(|_| self.verdict.is_none());
         let notice = notice.map(|started| started + self.next_notice);
-        let fresh = self.fresh.iter().map(|fresh| fresh.until).min();
-        [notice, fresh, self.end(), self.gate.wake()]
+        let unregistered = self.unregistered.iter().map(|rank| rank.deadline).min();
+        [notice, unregistered, self.give_up_at(), self.acceptor.wake()]
             .into_iter()
             .flatten()
-            .fold(self.idle_since + IDLE, Instant::min)
+            .fold(self.idle_since + IDLE_TIMEOUT, Instant::min)
     }
 
-    fn welcome(&mut self, passed: Vec<(Hello, TcpStream)>) {
+    /// Adds connections whose handshake succeeded.
+    fn add_connections(&mut self, passed: Vec<(Hello, TcpStream)>) {
         for (hello, stream) in passed {
-            let framed = Framed::new(stream, 0);
-            let until = Instant::now() + REGISTER_PATIENCE;
-            self.fresh.push(Fresh { hello, framed, until });
+            let connection = FrameStream::new(stream, 0);
+            let deadline = Instant::now() + REGISTER_TIMEOUT;
+            self.unregistered.push(UnregisteredRank { hello, connection, deadline });
         }
-        // Their registrations are often here already.
-        self.hear_fresh(&[]);
+        // Their registrations have often come already.
+        self.read_unregistered(&[]);
     }
 
-    /// Reads from those not yet registered; those without an entry in `fds` are looked at in any case.
-    fn hear_fresh(&mut self, fds: &[libc::pollfd]) {
+    /// Reads from ranks that have not registered: those that are ready according to `fds`, and
+    /// those without an entry.
+    fn read_unregistered(&mut self, fds: &[libc::pollfd]) {
         let now = Instant::now();
-        for (at, mut fresh) in std::mem::take(&mut self.fresh).into_iter().enumerate() {
+        for (at, mut unregistered) in std::mem::take(&mut self.unregistered).into_iter().enumerate()
+        {
             if fds.get(at).is_none_or(|fd| fd.revents != 0) {
-                fresh.framed.fill();
+                unregistered.connection.fill();
             }
-            match fresh.framed.next() {
-                Ok(Some(Frame::Register(registration))) => {
-                    self.register(fresh.hello, registration, fresh.framed);
+            match unregistered.connection.next() {
+                Ok(Some(ControlFrame::Register(registration))) => {
+                    self.register(unregistered.hello, registration, unregistered.connection);
                 }
-                // It does not even come. Unless another has come in its place: then the job goes on without it.
-                Ok(Some(Frame::Verdict(verdict))) => {
-                    let Hello { from: rank, nranks, .. } = fresh.hello;
-                    let ours = *self.nranks.get_or_insert(nranks) == nranks;
-                    if ours && !self.members.contains_key(&rank) {
-                        self.members.insert(rank, Member::gone());
-                        self.condemn(rank, verdict);
+                // The rank failed before it registered. If another process has registered as this
+                // rank, the job goes on without this one.
+                Ok(Some(ControlFrame::Verdict(verdict))) => {
+                    let Hello { from: rank, nranks, .. } = unregistered.hello;
+                    let same_nranks = *self.nranks.get_or_insert(nranks) == nranks;
+                    if same_nranks && !self.ranks.contains_key(&rank) {
+                        self.ranks.insert(rank, RegisteredRank::failed());
+                        self.fail_all(rank, verdict);
                     }
                 }
-                Ok(None) if now < fresh.until => self.fresh.push(fresh),
-                _ => log::info!("rank {} did not register", fresh.hello.from),
+                Ok(None) if now < unregistered.deadline => self.unregistered.push(unregistered),
+                _ => log::info!("rank {} did not register", unregistered.hello.from),
             }
         }
     }
 
-    fn register(&mut self, hello: Hello, registration: Registration, mut framed: Framed) {
+    /// Registers a rank, or refuses it.
+    fn register(
+        &mut self,
+        hello: Hello,
+        registration: RankRegistration,
+        mut connection: FrameStream,
+    ) {
         let (rank, now) = (hello.from, Instant::now());
         let nranks = *self.nranks.get_or_insert(hello.nranks);
-        let ours = || {
+        let own_share = || {
             let share = registration.share;
             (share, share.expected(nranks))
         };
-        let (share, _) = *self.share.get_or_insert_with(ours);
-        let first = self.members.get(&rank);
+        let (share, _) = *self.share.get_or_insert_with(own_share);
+        let first = self.ranks.get(&rank);
         let objection = if nranks != hello.nranks {
-            Some(BootstrapError::WrongWorld { rank, ours: hello.nranks, theirs: nranks })
+            Some(BootstrapError::DifferentRankCount { rank, ours: hello.nranks, theirs: nranks })
         } else if share != registration.share {
             Some(BootstrapError::Disagreement {
                 what: String::from("the unique ids, their number or their order"),
@@ -247,113 +275,123 @@ impl Root {
                 registration.pid,
                 registration.host
             );
-            framed.send(&Frame::Verdict(objection));
-            framed.finish();
+            connection.send(&ControlFrame::Verdict(objection));
+            connection.shut_down_sending();
             return;
         }
         self.started.get_or_insert(now);
         if let Some(verdict) = &self.verdict {
-            framed.send(&Frame::Verdict(verdict.clone()));
-            framed.finish();
-            self.members.insert(rank, Member { framed: Some(framed), ..Member::gone() });
+            connection.send(&ControlFrame::Verdict(verdict.clone()));
+            connection.shut_down_sending();
+            self.ranks.insert(
+                rank,
+                RegisteredRank { connection: Some(connection), ..RegisteredRank::failed() },
+            );
             return;
         }
-        let deadline = now + registration.patience;
+        let deadline = now + registration.timeout;
         self.deadline = Some(self.deadline.map_or(deadline, |earliest| earliest.min(deadline)));
 
         let served = |rank: &u32| share.serves(*rank, nranks);
         let above = parent(rank).filter(|_| served(&rank));
-        if let Some(above) = above.and_then(|above| self.members.get(&above)) {
-            framed.send(&Frame::Parent(above.reach.clone()));
+        if let Some(above) = above.and_then(|above| self.ranks.get(&above)) {
+            connection.send(&ControlFrame::Parent(above.listener.clone()));
         }
-        let parent_here = Frame::Parent(registration.reach.clone());
+        let parent_here = ControlFrame::Parent(registration.listener.clone());
         for child in children(rank, nranks).filter(served) {
-            if let Some(framed) = self.members.get_mut(&child).and_then(|it| it.framed.as_mut()) {
-                framed.send(&parent_here);
+            if let Some(connection) =
+                self.ranks.get_mut(&child).and_then(|it| it.connection.as_mut())
+            {
+                connection.send(&parent_here);
             }
         }
-        let Registration { host, pid, reach, .. } = registration;
-        log::debug!("rank {rank} of {nranks} came: process {pid} on {host}");
-        self.members.insert(rank, Member { host, pid, reach, framed: Some(framed) });
-        // What came together with its registration wakes nobody again.
-        self.hear_member(rank);
+        let RankRegistration { host, pid, listener, .. } = registration;
+        log::debug!("rank {rank} of {nranks} registered: process {pid} on {host}");
+        self.ranks
+            .insert(rank, RegisteredRank { host, pid, listener, connection: Some(connection) });
+        // Frames that came together with the registration do not make the socket ready again.
+        self.read_rank(rank);
     }
 
-    fn hear_members(&mut self, fds: &[libc::pollfd]) {
-        let connected = self.members.iter().filter(|(_, member)| member.framed.is_some());
+    fn read_ranks(&mut self, fds: &[libc::pollfd]) {
+        let connected = self.ranks.iter().filter(|(_, entry)| entry.connection.is_some());
         let ready: Vec<u32> = connected
             .zip(fds)
             .filter(|(_, fd)| fd.revents != 0)
             .map(|((&rank, _), _)| rank)
             .collect();
         for rank in ready {
-            self.hear_member(rank);
+            self.read_rank(rank);
         }
-        if self.connected() + self.fresh.len() > 0 {
+        if self.connected() + self.unregistered.len() > 0 {
             self.idle_since = Instant::now();
         }
-        // Only rank 0 is left, collecting cards: who comes now comes for another communicator.
+        // Only rank 0 is left, collecting infos: who comes now comes for another communicator.
         if self.is_complete() && self.connected() <= 1 {
-            self.gate.close();
+            self.acceptor.close();
         }
     }
 
-    /// A rank gave up: nobody waits any longer.
-    fn condemn(&mut self, rank: u32, verdict: BootstrapError) {
+    /// Sends the error of a rank that gave up to all ranks, which then wait no longer.
+    fn fail_all(&mut self, rank: u32, verdict: BootstrapError) {
         if self.verdict.is_some() {
             return;
         }
         log::info!("rank {rank} gave up: {verdict}");
-        self.tell(&Frame::Verdict(verdict.clone()));
-        self.members.values_mut().filter_map(|it| it.framed.as_mut()).for_each(Framed::finish);
+        self.send_to_all(&ControlFrame::Verdict(verdict.clone()));
+        self.ranks
+            .values_mut()
+            .filter_map(|it| it.connection.as_mut())
+            .for_each(FrameStream::shut_down_sending);
         self.verdict = Some(verdict);
-        // Those that have not come yet are told when they do, until the root would have given up.
+        // Ranks that come later get the error too, until the time at which the root would have
+        // given up.
         let now = Instant::now();
         self.started.get_or_insert(now);
         self.deadline.get_or_insert(now + Config::get().init_timeout);
     }
 
-    fn hear_member(&mut self, rank: u32) {
-        let Some(member) = self.members.get_mut(&rank) else { return };
-        let Some(framed) = &mut member.framed else { return };
-        framed.fill();
-        framed.flush();
-        match framed.next() {
-            Ok(Some(Frame::Leave)) => {
-                self.traffic.add(framed);
-                member.framed = None;
+    fn read_rank(&mut self, rank: u32) {
+        let Some(entry) = self.ranks.get_mut(&rank) else { return };
+        let Some(connection) = &mut entry.connection else { return };
+        connection.fill();
+        connection.flush();
+        match connection.next() {
+            Ok(Some(ControlFrame::Leave)) => {
+                self.traffic.add(connection);
+                entry.connection = None;
             }
-            Ok(Some(Frame::Verdict(verdict))) => {
-                member.framed = None;
-                self.condemn(rank, verdict);
+            Ok(Some(ControlFrame::Verdict(verdict))) => {
+                entry.connection = None;
+                self.fail_all(rank, verdict);
             }
             Ok(None) => {}
-            // It was told.
-            Err(Broken::Ended) if self.verdict.is_some() => member.framed = None,
-            // It may come again; its children will be told where it is then.
-            Err(Broken::Ended) => {
-                log::info!("rank {rank} went away before it was linked");
-                self.members.remove(&rank);
+            // The rank has got the error.
+            Err(StreamEnd::Closed) if self.verdict.is_some() => entry.connection = None,
+            // The rank may come again; its children will then learn where it listens.
+            Err(StreamEnd::Closed) => {
+                log::info!("rank {rank} went away before it was connected to its parent");
+                self.ranks.remove(&rank);
             }
-            Ok(Some(_)) | Err(Broken::Malformed) => {
-                log::warn!("rank {rank} breaks the protocol of the root; dropped");
-                self.members.remove(&rank);
+            Ok(Some(_)) | Err(StreamEnd::Malformed) => {
+                log::warn!("dropped rank {rank}, which broke the protocol of the root");
+                self.ranks.remove(&rank);
             }
         }
     }
 
     fn is_complete(&self) -> bool {
-        self.share.is_some_and(|(_, expected)| self.members.len() == expected)
+        self.share.is_some_and(|(_, expected)| self.ranks.len() == expected)
     }
 
     fn is_served(&self) -> bool {
         self.is_complete() && self.connected() == 0
     }
 
-    /// Whether time is up; then everybody has been told.
+    /// Whether the time is over. All connected ranks have then been informed.
     fn is_over(&mut self) -> bool {
         let now = Instant::now();
-        if self.end().is_some_and(|end| end <= now) {
+        if self.give_up_at().is_some_and(|end| end <= now) {
             if !self.is_complete() && self.verdict.is_none() {
                 let verdict = BootstrapError::MissingRanks {
                     ranks: self.missing(),
@@ -361,13 +399,13 @@ impl Root {
                     waited: self.waited(),
                 };
                 log::warn!("{verdict}");
-                self.tell(&Frame::Verdict(verdict));
+                self.send_to_all(&ControlFrame::Verdict(verdict));
             }
-            self.farewell();
+            self.close_connections();
             return true;
         }
-        if now >= self.idle_since + IDLE {
-            log::info!("no rank came for {} s; the root ends", IDLE.as_secs());
+        if now >= self.idle_since + IDLE_TIMEOUT {
+            log::info!("no rank came for {} s; the root ends", IDLE_TIMEOUT.as_secs());
             return true;
         }
         false
@@ -389,33 +427,33 @@ impl Root {
                 missing.len(),
                 self.nranks.unwrap_or(0)
             );
-            self.tell(&Frame::Status { missing, waited });
+            self.send_to_all(&ControlFrame::Status { missing, waited });
         }
     }
 
-    fn tell(&mut self, frame: &Frame) {
-        for framed in self.members.values_mut().filter_map(|it| it.framed.as_mut()) {
-            framed.send(frame);
+    fn send_to_all(&mut self, frame: &ControlFrame) {
+        for connection in self.ranks.values_mut().filter_map(|it| it.connection.as_mut()) {
+            connection.send(frame);
         }
     }
 
-    /// Lets the last frames get out before the connections are closed.
-    fn farewell(&mut self) {
-        let until = Instant::now() + FAREWELL;
-        let mut left: Vec<Framed> =
-            self.members.values_mut().filter_map(|member| member.framed.take()).collect();
-        stream::drain(left.iter_mut(), until);
+    /// Closes the connections after the last frames were sent.
+    fn close_connections(&mut self) {
+        let until = Instant::now() + LAST_FRAMES_TIME;
+        let mut left: Vec<FrameStream> =
+            self.ranks.values_mut().filter_map(|entry| entry.connection.take()).collect();
+        close_gracefully(left.iter_mut(), until);
     }
 
-    /// Of the ranks that come here; only other roots know of others.
+    /// The missing ranks among those that register at this root; of others only other roots know.
     fn missing(&self) -> RankSet {
         let (Some((share, _)), Some(nranks)) = (self.share, self.nranks) else {
             return RankSet::new([]);
         };
         let mut missing = RankSet::new([]);
         for range in share.visitors(nranks) {
-            let here = self.members.range(range.clone()).map(|(rank, _)| *rank);
-            missing.add_missing(here, range);
+            let present = self.ranks.range(range.clone()).map(|(rank, _)| *rank);
+            missing.add_missing(present, range);
         }
         missing
     }

@@ -1,4 +1,5 @@
-//! The secret of a unique id and what is made of it: proofs and derived keys. The bytes themselves go nowhere.
+//! The secret of a unique id, and the proofs and keys that are derived from it. The secret itself
+//! is never sent.
 
 use std::fmt;
 
@@ -15,18 +16,21 @@ pub(super) const BYTES: usize = 32;
 pub(super) struct Secret([u8; BYTES]);
 
 impl Secret {
+    /// The secret of these bytes.
     pub(super) fn new(bytes: [u8; BYTES]) -> Self {
         Self(bytes)
     }
 
-    /// The proof of knowing this secret, for a message of this purpose. `purpose` is prefix-free by ending in a zero byte.
+    /// The proof of knowing this secret, for a message of this purpose (HMAC-SHA256). A zero byte
+    /// ends the purpose, so that no purpose is the beginning of another.
     pub(super) fn prove(&self, purpose: &str, message: &[&[u8]]) -> [u8; BYTES] {
         let mut proof = [0; BYTES];
         proof.copy_from_slice(&self.mac(purpose, message).finalize().into_bytes());
         proof
     }
 
-    /// Whether `proof` is what [`prove`](Self::prove) gives, in a time that does not depend on where it differs.
+    /// Whether `proof` is what [`prove`](Self::prove) returns. The time that this takes does not
+    /// depend on where they differ.
     pub(super) fn verify(&self, purpose: &str, message: &[&[u8]], proof: &[u8]) -> bool {
         self.mac(purpose, message).verify_slice(proof).is_ok()
     }
@@ -52,6 +56,9 @@ impl fmt::Debug for Secret {
 }
 
 /// Unpredictable bytes from the kernel.
+///
+/// # Errors
+/// [`BootstrapError::System`] if the kernel gives none.
 pub(crate) fn random() -> Result<[u8; BYTES], BootstrapError> {
     let mut bytes = [0_u8; BYTES];
     let mut filled = 0;
@@ -77,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn proofs_are_bound_to_secret_purpose_and_message() {
+    fn a_proof_depends_on_secret_purpose_and_message() {
         let (ours, other) = (Secret::new([1; BYTES]), Secret::new([2; BYTES]));
         let proof = ours.prove("a", &[b"message"]);
         assert!(ours.verify("a", &[b"mess", b"age"], &proof));
@@ -93,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_nothing() {
+    fn debug_output_does_not_show_the_secret() {
         assert_eq!(format!("{:?}", Secret::new([7; BYTES])), "Secret(..)");
     }
 }

@@ -1,26 +1,27 @@
-//! What the control plane costs, counted.
+//! Counts of the connections and messages of the control plane.
 
-use super::stream::Framed;
+use super::frame_stream::FrameStream;
 
-/// Connections and messages of one rank in the control plane. Each connection's handshake is four more messages of 161
-/// bytes together; strangers are not counted.
+/// Connections and messages of one rank in the control plane. The handshake of each connection is
+/// four more messages of 161 bytes together. Connections of strangers are not counted.
 ///
-/// Messages, not bytes: to join takes each rank a number of messages that depends on the number of its neighbours alone,
-/// but every rank learns every other's card, so its bytes grow with the number of ranks.
+/// Messages are counted, not bytes: the messages that a rank needs to join depend on the number of
+/// its neighbours alone, but every rank learns the rank info of all others, so its bytes grow with
+/// the number of ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ControlTraffic {
-    /// Connections made, those included that are closed.
+    /// Connections that were made, closed ones included.
     pub connections: u32,
-    /// Messages sent over them.
+    /// Messages sent over these connections.
     pub sent: u64,
-    /// Messages received.
+    /// Messages received over these connections.
     pub received: u64,
 }
 
 impl ControlTraffic {
-    /// Adds what went over one connection so far.
-    pub(super) fn add(&mut self, framed: &Framed) {
-        let (sent, received) = framed.frames();
+    /// Adds the messages of one connection so far.
+    pub(super) fn add(&mut self, connection: &FrameStream) {
+        let (sent, received) = connection.frame_counts();
         self.connections += 1;
         self.sent += sent;
         self.received += received;

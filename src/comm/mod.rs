@@ -217,7 +217,7 @@ impl Communicator {
         let peer = |card: &RankInfo| PeerInfo {
             host: card.host.name.clone(),
             process: card.process,
-            near: card.host.same_machine(here),
+            same_host: card.host.same_machine(here),
         };
         let ranks = cards.iter().map(peer).collect();
         let keys = joined.keys();

@@ -184,7 +184,7 @@ impl Communicator {
         // Survivors with another list have another secret and are turned away, instead of being mixed up.
         let secret = self.keys.derive(&format!("shrink {} {survivors:?}", self.shrunk));
         let id = if host == self.rank {
-            self.meeting.host(secret, options).map_err(Error::from)
+            self.meeting.start_root(secret, options).map_err(Error::from)
         } else {
             UniqueId::at_rejoin_listener(&self.meetings[host as usize], secret)
                 .ok_or_else(|| Error::internal(format!("rank {host} has no meeting place")))

@@ -1,7 +1,9 @@
-//! What a communicator is doing, written by its own thread at the cost of a few plain stores, and read by any other.
+//! What a communicator is doing, written by its own thread at the cost of a few plain stores, and
+//! read by any other.
 //!
-//! Calls are numbered from 1, alike on all ranks that make the same calls. The last [`KEPT`] of them are kept: the flight
-//! recorder, and the evidence when two ranks are suspected of making different calls.
+//! Calls are numbered from 1, alike on all ranks that make the same calls. The last [`KEPT`] of
+//! them are kept: the flight recorder, and the evidence when two ranks are suspected of making
+//! different calls.
 
 use core::sync::atomic::fence;
 use std::sync::LazyLock;
@@ -21,7 +23,8 @@ pub(crate) const KEPT: u64 = 64;
 pub(crate) struct FlightRecorder {
     /// Number of the current or last call, times two, plus one within the call.
     now: AtomicU64,
-    /// Low half: one more than the rank that the call waits for; high half: low bits of the call's number.
+    /// Low half: one more than the rank that the call waits for; high half: low bits of the call's
+    /// number.
     waits: AtomicU64,
     /// The last call that had a long wait.
     long: AtomicU64,
@@ -32,8 +35,9 @@ pub(crate) struct FlightRecorder {
 struct Slot {
     what: AtomicU64,
     count: AtomicU64,
-    /// Written only if the call had a long wait, which the high 16 bits tell: they are the [`turn`] of its number. While it
-    /// runs, nanoseconds of [`EPOCH`] at its first long wait; then how long it took from there, with [`ENDED`].
+    /// Written only if the call had a long wait, which the high 16 bits tell: they are the [`turn`]
+    /// of its number. While it runs, nanoseconds of [`EPOCH`] at its first long wait; then how long
+    /// it took from there, with [`ENDED`].
     time: AtomicU64,
 }
 
@@ -98,7 +102,8 @@ impl FlightRecorder {
     /// The writer enters call `sequence`, one more than the last.
     #[inline]
     pub(crate) fn begin(&self, sequence: u64, signature: CallSignature) {
-        // Pairs with the fence in `read`: who sees a word of this call's slot sees that the call before it has begun.
+        // Pairs with the fence in `read`: who sees a word of this call's slot sees that the call
+        // before it has begun.
         fence(Ordering::Release);
         let slot = self.slot(sequence);
         slot.what.store(signature.what, Ordering::Relaxed);
@@ -150,7 +155,8 @@ impl FlightRecorder {
         let mut calls: Vec<RecordedCall> =
             (first..=sequence).map(|sequence| self.slot(sequence).read(sequence)).collect();
         let waits = self.waits.load(Ordering::Relaxed);
-        // Pairs with the fence in `begin`: a slot that was written anew while it was read is known by the number.
+        // Pairs with the fence in `begin`: a slot that was written anew while it was read is known
+        // by the number.
         fence(Ordering::Acquire);
         let later = self.now.load(Ordering::Relaxed) >> 1;
         calls.retain(|call| call.sequence + KEPT > later + 1);
@@ -160,7 +166,8 @@ impl FlightRecorder {
         RecorderSnapshot { sequence, in_call, waits_for, calls }
     }
 
-    /// How long the current call, `sequence`, has been in it since its first long wait, if it has had one.
+    /// How long the current call, `sequence`, has been in it since its first long wait, if it has
+    /// had one.
     pub(crate) fn waited(&self, sequence: u64) -> Option<Duration> {
         let time = self.slot(sequence).time.load(Ordering::Relaxed);
         let known = time & !NANOSECONDS == turn(sequence);

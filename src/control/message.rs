@@ -1,43 +1,45 @@
-//! The messages of the control plane, as they travel over the tree. Decoding trusts nothing.
+//! Control messages: what ranks send each other over the control tree after init. Decoding trusts
+//! nothing.
 
 use std::time::Duration;
 
 use maypole_algorithms::Rank;
 
-use crate::bootstrap::{Take, put_text};
+use crate::bootstrap::{ByteReader, put_text};
 use crate::call_signature::CallSignature;
 use crate::control::flight_recorder::{KEPT, RecordedCall, RecorderSnapshot};
 use crate::control::verdict::Verdict;
 
-/// What ranks tell each other.
+/// A control message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Note {
-    /// To a neighbour: this rank leaves in peace.
+pub(crate) enum ControlMessage {
+    /// To a neighbour: this rank leaves.
     Leave,
-    /// To all: it is over.
+    /// To all ranks: the communicator has ended.
     Verdict(Verdict),
-    /// To one rank, passed on by those between: what are you doing?
-    Ask { token: u32, from: Rank, to: Rank },
-    /// And back.
-    Answer { token: u32, from: Rank, to: Rank, answer: Answer },
+    /// To one rank, passed on by the ranks between: what does the rank do?
+    Question { token: u32, from: Rank, to: Rank },
+    /// The answer, which goes back in the same way.
+    Answer { token: u32, from: Rank, to: Rank, answer: ActivityAnswer },
 }
 
-/// What a rank says it is doing.
+/// What a rank is doing, as it answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct ActivityAnswer {
     pub(crate) snapshot: RecorderSnapshot,
-    /// What its thread does in another communicator, if this one is idle.
+    /// The call of another communicator in which its thread is, if it is in no call of this one.
     pub(crate) elsewhere: Option<String>,
 }
 
 const LEAVE: u8 = 1;
 const VERDICT: u8 = 2;
-const ASK: u8 = 3;
+const QUESTION: u8 = 3;
 const ANSWER: u8 = 4;
-/// In place of a rank.
-const NOBODY: u32 = u32::MAX;
+/// Stands for no rank.
+const NO_RANK: u32 = u32::MAX;
 
-impl Note {
+impl ControlMessage {
+    /// The bytes of the message.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         match self {
@@ -46,8 +48,8 @@ impl Note {
                 out.push(VERDICT);
                 put_verdict(&mut out, verdict);
             }
-            Self::Ask { token, from, to } => {
-                out.push(ASK);
+            Self::Question { token, from, to } => {
+                out.push(QUESTION);
                 put_words(&mut out, [*token, *from, *to]);
             }
             Self::Answer { token, from, to, answer } => {
@@ -59,21 +61,24 @@ impl Note {
         out
     }
 
+    /// Reads a message. None if the bytes are not one.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut take = Take::new(bytes);
-        let note = match take.u8()? {
+        let mut reader = ByteReader::new(bytes);
+        let message = match reader.u8()? {
             LEAVE => Self::Leave,
-            VERDICT => Self::Verdict(verdict(&mut take)?),
-            ASK => Self::Ask { token: take.u32()?, from: take.u32()?, to: take.u32()? },
+            VERDICT => Self::Verdict(read_verdict(&mut reader)?),
+            QUESTION => {
+                Self::Question { token: reader.u32()?, from: reader.u32()?, to: reader.u32()? }
+            }
             ANSWER => Self::Answer {
-                token: take.u32()?,
-                from: take.u32()?,
-                to: take.u32()?,
-                answer: answer(&mut take)?,
+                token: reader.u32()?,
+                from: reader.u32()?,
+                to: reader.u32()?,
+                answer: read_answer(&mut reader)?,
             },
             _ => return None,
         };
-        take.rest().is_empty().then_some(note)
+        reader.rest().is_empty().then_some(message)
     }
 }
 
@@ -114,29 +119,29 @@ fn put_verdict(out: &mut Vec<u8>, verdict: &Verdict) {
     }
 }
 
-fn verdict(take: &mut Take<'_>) -> Option<Verdict> {
-    Some(match take.u8()? {
-        1 => Verdict::Dead { rank: take.u32()? },
-        2 => Verdict::Mismatch { ranks: [take.u32()?, take.u32()?], what: take.text()? },
+fn read_verdict(reader: &mut ByteReader<'_>) -> Option<Verdict> {
+    Some(match reader.u8()? {
+        1 => Verdict::Dead { rank: reader.u32()? },
+        2 => Verdict::Mismatch { ranks: [reader.u32()?, reader.u32()?], what: reader.text()? },
         3 => Verdict::Timeout {
-            rank: take.u32()?,
-            peer: take.u32()?,
-            what: take.text()?,
-            waited: Duration::from_millis(take.u64()?),
+            rank: reader.u32()?,
+            peer: reader.u32()?,
+            what: reader.text()?,
+            waited: Duration::from_millis(reader.u64()?),
         },
-        4 => Verdict::Aborted { by: take.u32()? },
-        6 => Verdict::Left { rank: take.u32()? },
-        5 => Verdict::Failed { rank: take.u32()?, why: take.text()? },
+        4 => Verdict::Aborted { by: reader.u32()? },
+        6 => Verdict::Left { rank: reader.u32()? },
+        5 => Verdict::Failed { rank: reader.u32()?, why: reader.text()? },
         _ => return None,
     })
 }
 
-fn put_answer(out: &mut Vec<u8>, answer: &Answer) {
-    let Answer { snapshot, elsewhere } = answer;
+fn put_answer(out: &mut Vec<u8>, answer: &ActivityAnswer) {
+    let ActivityAnswer { snapshot, elsewhere } = answer;
     let RecorderSnapshot { sequence, in_call, waits_for, calls } = snapshot;
     out.extend(sequence.to_le_bytes());
     out.push(u8::from(*in_call));
-    put_words(out, [waits_for.unwrap_or(NOBODY)]);
+    put_words(out, [waits_for.unwrap_or(NO_RANK)]);
     out.push(calls.len() as u8);
     for RecordedCall { sequence, signature, took: _ } in calls {
         for word in [*sequence, signature.what, signature.count] {
@@ -146,21 +151,24 @@ fn put_answer(out: &mut Vec<u8>, answer: &Answer) {
     put_text(out, elsewhere.as_deref().unwrap_or(""));
 }
 
-fn answer(take: &mut Take<'_>) -> Option<Answer> {
-    let sequence = take.u64()?;
-    let in_call = take.u8()? != 0;
-    let waits_for = Some(take.u32()?).filter(|&rank| rank != NOBODY);
-    let count = u64::from(take.u8()?);
+fn read_answer(reader: &mut ByteReader<'_>) -> Option<ActivityAnswer> {
+    let sequence = reader.u64()?;
+    let in_call = reader.u8()? != 0;
+    let waits_for = Some(reader.u32()?).filter(|&rank| rank != NO_RANK);
+    let count = u64::from(reader.u8()?);
     if count > KEPT {
         return None;
     }
     let mut calls = Vec::new();
     for _ in 0..count {
-        let (sequence, what, count) = (take.u64()?, take.u64()?, take.u64()?);
+        let (sequence, what, count) = (reader.u64()?, reader.u64()?, reader.u64()?);
         calls.push(RecordedCall { sequence, signature: CallSignature { what, count }, took: None });
     }
-    let elsewhere = Some(take.text()?).filter(|text| !text.is_empty());
-    Some(Answer { snapshot: RecorderSnapshot { sequence, in_call, waits_for, calls }, elsewhere })
+    let elsewhere = Some(reader.text()?).filter(|text| !text.is_empty());
+    Some(ActivityAnswer {
+        snapshot: RecorderSnapshot { sequence, in_call, waits_for, calls },
+        elsewhere,
+    })
 }
 
 #[cfg(test)]
@@ -168,7 +176,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn notes() -> Vec<Note> {
+    fn messages() -> Vec<ControlMessage> {
         let call = |sequence| RecordedCall {
             sequence,
             signature: CallSignature { what: 3, count: sequence },
@@ -182,7 +190,7 @@ mod tests {
         };
         let what = String::from("in call 3 rank 1 calls something else");
         let waited = Duration::from_millis(1500);
-        let mut notes: Vec<Note> = [
+        let mut messages: Vec<ControlMessage> = [
             Verdict::Dead { rank: 4 },
             Verdict::Mismatch { ranks: [1, 2], what: what.clone() },
             Verdict::Timeout { rank: 1, peer: 0, what: what.clone(), waited },
@@ -190,37 +198,37 @@ mod tests {
             Verdict::Left { rank: 9 },
             Verdict::Failed { rank: 3, why: what.clone() },
         ]
-        .map(Note::Verdict)
+        .map(ControlMessage::Verdict)
         .to_vec();
-        notes.push(Note::Leave);
-        notes.push(Note::Ask { token: 1, from: 2, to: 3 });
-        let answer = Answer { snapshot, elsewhere: Some(what) };
-        notes.push(Note::Answer { token: 1, from: 2, to: 3, answer });
-        let answer = Answer::default();
-        notes.push(Note::Answer { token: 1, from: 2, to: 3, answer });
-        notes
+        messages.push(ControlMessage::Leave);
+        messages.push(ControlMessage::Question { token: 1, from: 2, to: 3 });
+        let answer = ActivityAnswer { snapshot, elsewhere: Some(what) };
+        messages.push(ControlMessage::Answer { token: 1, from: 2, to: 3, answer });
+        let answer = ActivityAnswer::default();
+        messages.push(ControlMessage::Answer { token: 1, from: 2, to: 3, answer });
+        messages
     }
 
     #[test]
-    fn round_trip_and_no_note_survives_a_cut() {
-        for note in notes() {
-            let bytes = note.encode();
+    fn messages_round_trip_and_a_cut_message_is_refused() {
+        for message in messages() {
+            let bytes = message.encode();
             assert!(bytes.len() < 4096);
-            assert_eq!(Note::decode(&bytes), Some(note));
+            assert_eq!(ControlMessage::decode(&bytes), Some(message));
             for cut in 0..bytes.len() {
-                assert_eq!(Note::decode(&bytes[..cut]), None);
+                assert_eq!(ControlMessage::decode(&bytes[..cut]), None);
             }
         }
     }
 
     proptest! {
         #[test]
-        fn damaged_notes_never_panic(which in 0..10_usize, at: prop::sample::Index, flip: u8) {
-            let mut bytes = notes()[which].encode();
+        fn damaged_messages_never_panic(which in 0..10_usize, at: prop::sample::Index, flip: u8) {
+            let mut bytes = messages()[which].encode();
             let at = at.index(bytes.len());
             bytes[at] ^= flip;
-            if let Some(note) = Note::decode(&bytes) {
-                let _ = format!("{note:?}");
+            if let Some(message) = ControlMessage::decode(&bytes) {
+                let _ = format!("{message:?}");
             }
         }
     }

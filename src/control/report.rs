@@ -1,48 +1,50 @@
-//! Reports: why a wait takes so long. A report is no error: who is late may still come.
+//! Reports: what was found out about a long wait. A report is not an error, because a late rank may
+//! still come.
 
 use std::fmt;
 use std::time::Duration;
 
 use maypole_algorithms::Rank;
 
-/// What was found out about a long wait.
+/// The cause of a long wait, as far as it was found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// The rank that waits: this one.
+    /// The rank that waits, which is this one.
     pub rank: Rank,
-    /// What it is in: number of the call and the call in words.
+    /// The call in which it waits: the number and the call in words.
     pub call: String,
-    /// Since when.
+    /// How long it has waited.
     pub waited: Duration,
-    /// Who waits for whom: from the rank that this one waits for to the one at which the search ended.
+    /// The ranks that wait for each other: from the rank that this one waits for to the rank at
+    /// which the search ended.
     pub chain: Vec<Rank>,
-    /// Host of the last rank of the chain.
+    /// The host of the last rank of the chain.
     pub host: String,
-    /// Process of the last rank of the chain.
+    /// The process number of the last rank of the chain.
     pub pid: u32,
     /// The current or last call of the last rank of the chain, if it answered.
     pub their_call: Option<String>,
-    /// What keeps the last rank of the chain.
+    /// What delays the last rank of the chain.
     pub reason: Reason,
 }
 
-/// What keeps a rank that others wait for.
+/// What delays a rank for which others wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
-    /// It is outside of the library: the program has not made the call yet.
+    /// It is outside of the library: its program has not made the call yet.
     NotJoined,
-    /// It is in an earlier call and waits for nobody: it computes, or lacks a processor.
+    /// It is in an earlier call and waits for no rank: it computes, or has no processor.
     EarlierCall,
-    /// It is in the call and waits for nobody: it computes, or lacks a processor.
+    /// It is in the call and waits for no rank: it computes, or has no processor.
     Working,
-    /// It has done its part: what it sent is under way.
+    /// It has done its part, and its messages are still on their way.
     SlowLink,
     /// The ranks of the chain wait for each other.
     Cycle,
     /// Its thread is in a call of another communicator.
     OtherCommunicator {
-        /// What it does there.
+        /// That call, in words.
         what: String,
     },
     /// Its process is stopped, by a signal or a debugger.
@@ -51,8 +53,8 @@ pub enum Reason {
     Left,
     /// It does not answer.
     NoAnswer {
-        /// A rank on the way to it that is stopped and passes nothing on.
-        stopped_on_the_way: Option<Rank>,
+        /// A rank on the path to it that is stopped and passes no messages on.
+        stopped_on_path: Option<Rank>,
     },
 }
 
@@ -67,7 +69,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "rank {} waits since {:.1} s in {}",
+            "rank {} has waited {:.1} s in {}",
             self.rank,
             self.waited.as_secs_f64(),
             self.call
@@ -87,7 +89,9 @@ impl fmt::Display for Report {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotJoined => f.write_str("has not joined the call: its program is elsewhere"),
+            Self::NotJoined => {
+                f.write_str("has not joined the call: its program has not made it yet")
+            }
             Self::EarlierCall => f.write_str("is busy in an earlier call"),
             Self::Working => f.write_str("is busy in the call"),
             Self::SlowLink => f.write_str("has done its part: the link between them is slow"),
@@ -97,9 +101,9 @@ impl fmt::Display for Reason {
             }
             Self::Stopped => f.write_str("is stopped, by a signal or a debugger"),
             Self::Left => f.write_str("has left the communicator"),
-            Self::NoAnswer { stopped_on_the_way: None } => f.write_str("does not answer"),
-            Self::NoAnswer { stopped_on_the_way: Some(rank) } => {
-                write!(f, "cannot be asked, for rank {rank} on the way to it is stopped")
+            Self::NoAnswer { stopped_on_path: None } => f.write_str("does not answer"),
+            Self::NoAnswer { stopped_on_path: Some(rank) } => {
+                write!(f, "cannot be asked, because rank {rank} on the path to it is stopped")
             }
         }
     }
@@ -110,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_reads_like_prose() {
+    fn a_report_reads_as_a_sentence() {
         let report = Report {
             rank: 0,
             call: "call 7, all_reduce of 3 int32 sum".into(),
@@ -123,8 +127,9 @@ mod tests {
         };
         assert_eq!(
             report.to_string(),
-            "rank 0 waits since 10.0 s in call 7, all_reduce of 3 int32 sum for rank 2, which waits for rank 5 (host node1, \
-             process 77): it has not joined the call: its program is elsewhere; it is at call 6, all_gather of 3 int32"
+            "rank 0 has waited 10.0 s in call 7, all_reduce of 3 int32 sum for rank 2, which \
+             waits for rank 5 (host node1, process 77): it has not joined the call: its program \
+             has not made it yet; it is at call 6, all_gather of 3 int32"
         );
         assert_eq!(report.culprit(), 5);
     }

@@ -1,7 +1,8 @@
-//! The service thread: one per process, for all its communicators; it sleeps in `poll` until something happens.
+//! The service thread: one thread per process, which serves the control trees of all communicators.
 //!
-//! It starts with the first communicator and ends with the last. It owns the control trees; the communicators' threads
-//! send it commands and never wait for it for more than its next turn, for it never blocks.
+//! The thread starts with the first communicator and ends with the last. It sleeps in `poll` and
+//! never blocks elsewhere, so the threads of communicators, which send it commands, never wait for
+//! more than its next turn.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -10,58 +11,48 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use maypole_algorithms::Rank;
-
-use crate::bootstrap::stream::{event, poll_fd, ring, wait};
-use crate::control::member::Member;
+use crate::bootstrap::poll::{new_event, poll_fd, signal_event, take_event, wait};
+use crate::control::communicator::ServedCommunicator;
 use crate::control::status::StatusServer;
-use crate::control::verdict::Verdict;
-use crate::control::{ControlShared, dump};
+use crate::control::{CommunicatorCommand, ControlShared, dump};
 use crate::error::Error;
 use crate::process::{PerProcess, spawn_thread};
 
-/// Enough for any logger; pages that are not used cost nothing.
+/// Bytes of the stack: enough for any logger. Pages that are not used cost nothing.
 const STACK: usize = 512 << 10;
-/// The most that the end of a process is delayed; the thread never blocks, so this is for its next turn.
-const FAREWELL_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the end of the process waits for the thread to leave all communicators.
+const LEAVE_ALL_TIME: Duration = Duration::from_secs(1);
 
-/// What a communicator's thread asks for; by the number of the communicator.
-pub(crate) enum Command {
-    Add(Box<Member>),
-    /// Leave in peace.
+/// A command to the service thread. Communicators are named by their number in this process.
+pub(super) enum ServiceCommand {
+    /// Serve another communicator.
+    Add(Box<ServedCommunicator>),
+    /// Leave a communicator.
     Remove(u64),
-    /// Find out why this rank waits so long for that one.
-    Suspect(u64, Rank, Instant),
-    /// A connection to this rank is being made.
-    Opening(u64, Rank),
-    /// There is work on the rank's device.
-    Look(u64),
-    /// It is over.
-    Decide(u64, Verdict),
-    /// This rank's message belongs to another call: find out which. The text is for want of something better.
-    Accuse(u64, Rank, String),
-    /// Take part in the next exchange over the tree.
-    Exchange(u64, Vec<u8>, Instant),
-    /// The process ends without having dropped its communicators: they leave, and it is told when they have.
-    Farewell(Sender<()>),
-    /// The last communicator is gone.
+    /// A command of a communicator.
+    Communicator(u64, CommunicatorCommand),
+    /// Leave all communicators, because the process ends without having dropped them; then signal
+    /// the sender.
+    LeaveAll(Sender<()>),
+    /// End, because the last communicator was removed.
     Stop,
 }
 
-/// How commands reach the thread.
-pub(crate) struct Queue {
-    commands: Mutex<Vec<Command>>,
+/// The commands that the thread has not taken.
+pub(super) struct CommandQueue {
+    commands: Mutex<Vec<ServiceCommand>>,
+    /// Signalled when a command is added.
     event: OwnedFd,
 }
 
-impl Queue {
-    pub(crate) fn send(&self, command: Command) {
+impl CommandQueue {
+    pub(super) fn send(&self, command: ServiceCommand) {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
-        ring(&self.event);
+        signal_event(&self.event);
     }
 
-    fn take(&self) -> Vec<Command> {
-        dump::drain(&self.event);
+    fn take(&self) -> Vec<ServiceCommand> {
+        take_event(&self.event);
         std::mem::take(&mut *self.commands.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -69,15 +60,19 @@ impl Queue {
 /// The thread of this process, if it runs.
 #[derive(Default)]
 struct Service {
-    running: Option<(Arc<Queue>, JoinHandle<()>)>,
-    /// Communicators that it serves.
-    members: usize,
+    running: Option<(Arc<CommandQueue>, JoinHandle<()>)>,
+    /// The number of communicators that it serves.
+    communicators: usize,
 }
 
 static SERVICE: PerProcess<Mutex<Service>> = PerProcess::new();
 
-/// Hands a communicator's tree over to the thread, which is started if need be.
-pub(crate) fn add(member: impl FnOnce() -> Option<Member>) -> Result<Arc<Queue>, Error> {
+/// Hands a communicator to the thread, which is started if it does not run. `make` makes the
+/// communicator once it is certain that the thread runs.
+///
+/// # Errors
+/// The process has no descriptor or thread left.
+pub(super) fn add(make: impl FnOnce() -> Option<ServedCommunicator>) -> Result<(), Error> {
     let mut service = service();
     let queue = match &service.running {
         Some((queue, _)) => queue.clone(),
@@ -88,8 +83,8 @@ pub(crate) fn add(member: impl FnOnce() -> Option<Member>) -> Result<Arc<Queue>,
                     errno: error.raw_os_error().unwrap_or(libc::EIO),
                 }
             };
-            let event = event().map_err(failed("eventfd"))?;
-            let queue = Arc::new(Queue { commands: Mutex::default(), event });
+            let event = new_event().map_err(failed("eventfd"))?;
+            let queue = Arc::new(CommandQueue { commands: Mutex::default(), event });
             let theirs = queue.clone();
             let thread = spawn_thread("maypole-watch", Some(STACK), move || run(&theirs))
                 .map_err(failed("pthread_create"))?;
@@ -97,44 +92,57 @@ pub(crate) fn add(member: impl FnOnce() -> Option<Member>) -> Result<Arc<Queue>,
             queue
         }
     };
-    service.members += 1;
-    member().into_iter().for_each(|member| queue.send(Command::Add(Box::new(member))));
-    Ok(queue)
+    service.communicators += 1;
+    if let Some(communicator) = make() {
+        // The queue is set once, here.
+        let _ = communicator.shared().queue.set(queue.clone());
+        queue.send(ServiceCommand::Add(Box::new(communicator)));
+    }
+    Ok(())
 }
 
-/// A communicator has been removed; the last one takes the thread with it.
-pub(crate) fn remove() {
+/// Makes the thread leave a communicator.
+pub(super) fn leave(shared: &ControlShared) {
+    if let Some((queue, _)) = &service().running {
+        queue.send(ServiceCommand::Remove(shared.id));
+    }
+}
+
+/// Counts a communicator that was left, and ends the thread after the last.
+pub(super) fn remove() {
     let mut service = service();
-    service.members -= 1;
-    if service.members > 0 {
+    service.communicators -= 1;
+    if service.communicators > 0 {
         return;
     }
     if let Some((queue, thread)) = service.running.take() {
         drop(service);
-        queue.send(Command::Stop);
-        // A panic there has been printed; there is nothing to add.
+        queue.send(ServiceCommand::Stop);
+        // A panic of the thread has been printed already.
         let _ = thread.join();
     }
 }
 
-/// From now on a process that ends by `exit` with communicators leaves them in peace, as far as its peers are concerned: at
-/// the end of a job some ranks are still busy with the last call when others have gone, and do not need them.
-pub(crate) fn notice_exit() {
+/// Makes a process that ends by `exit` leave its communicators, so that its peers do not regard it
+/// as dead: at the end of a job some ranks are still busy with the last call when others have
+/// ended, and do not need these.
+pub(super) fn notice_exit() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // SAFETY: the handler may run at any time after this. If it cannot be had, peers see a death.
+        // SAFETY: the handler is a function of this library and may run at any time. If it cannot
+        // be registered, peers see the death of a process.
         unsafe { libc::atexit(at_exit) };
     });
 }
 
 extern "C" fn at_exit() {
-    // In a child made by fork there is no service but one of its own.
+    // A child made by fork has no service, or one of its own.
     let Some(service) = SERVICE.get_if_made() else { return };
     let queue = lock(service).running.as_ref().map(|(queue, _)| queue.clone());
     if let Some(queue) = queue {
         let (done, all) = channel();
-        queue.send(Command::Farewell(done));
-        let _ = all.recv_timeout(FAREWELL_PATIENCE);
+        queue.send(ServiceCommand::LeaveAll(done));
+        let _ = all.recv_timeout(LEAVE_ALL_TIME);
     }
 }
 
@@ -147,57 +155,48 @@ fn lock(service: &Mutex<Service>) -> MutexGuard<'_, Service> {
     service.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn run(queue: &Queue) {
-    let mut members: Vec<Member> = Vec::new();
-    let mut desk = StatusServer::open();
+/// The thread.
+fn run(queue: &CommandQueue) {
+    let mut communicators: Vec<ServedCommunicator> = Vec::new();
+    let mut status = StatusServer::open();
     loop {
         for command in queue.take() {
-            let id = match &command {
-                Command::Add(_) | Command::Stop | Command::Farewell(_) => None,
-                Command::Remove(id)
-                | Command::Suspect(id, ..)
-                | Command::Opening(id, _)
-                | Command::Look(id)
-                | Command::Decide(id, _)
-                | Command::Accuse(id, ..)
-                | Command::Exchange(id, ..) => Some(*id),
-            };
-            let at = id.and_then(|id| members.iter().position(|member| member.id() == id));
+            let position = |id| communicators.iter().position(|other| other.id() == id);
             match command {
-                Command::Add(member) => members.push(*member),
-                Command::Stop => return,
-                Command::Farewell(done) => {
-                    members.drain(..).for_each(Member::depart);
-                    // It may have waited long enough.
+                ServiceCommand::Stop => return,
+                ServiceCommand::Add(communicator) => communicators.push(*communicator),
+                ServiceCommand::Remove(id) => {
+                    if let Some(at) = position(id) {
+                        communicators.swap_remove(at).leave();
+                    }
+                }
+                ServiceCommand::Communicator(id, command) => {
+                    if let Some(at) = position(id) {
+                        communicators[at].obey(command);
+                    }
+                }
+                ServiceCommand::LeaveAll(done) => {
+                    communicators.drain(..).for_each(ServedCommunicator::leave_at_exit);
+                    // The receiver is gone if it has waited long enough.
                     let _ = done.send(());
-                }
-                Command::Remove(_) => {
-                    if let Some(at) = at {
-                        members.swap_remove(at).leave();
-                    }
-                }
-                other => {
-                    if let Some(at) = at {
-                        members[at].obey(other);
-                    }
                 }
             }
         }
-        let roster: Vec<Arc<ControlShared>> =
-            members.iter().map(|member| member.shared()).collect();
-        if dump::asked() {
-            dump::dump(roster.iter().map(|shared| &**shared));
+        let all: Vec<Arc<ControlShared>> =
+            communicators.iter().map(ServedCommunicator::shared).collect();
+        if dump::is_requested() {
+            dump::dump(all.iter().map(|shared| &**shared));
         }
         let now = Instant::now();
-        for member in &mut members {
-            member.turn(now, &roster);
+        for communicator in &mut communicators {
+            communicator.turn(now, &all);
         }
-        desk.serve(&roster);
-        drop(roster);
-        let events = [queue.event.as_raw_fd(), dump::fd(), desk.fd()];
+        status.serve(&all);
+        drop(all);
+        let events = [queue.event.as_raw_fd(), dump::fd(), status.fd()];
         let mut fds = events.map(|fd| poll_fd(fd, libc::POLLIN)).to_vec();
-        members.iter().for_each(|member| member.poll_fds(&mut fds));
-        let wake = members.iter().filter_map(Member::wake).min();
+        communicators.iter().for_each(|communicator| communicator.poll_fds(&mut fds));
+        let wake = communicators.iter().filter_map(ServedCommunicator::wake).min();
         wait(&mut fds, wake.unwrap_or_else(|| now + Duration::from_secs(3600)));
     }
 }

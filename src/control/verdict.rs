@@ -1,4 +1,4 @@
-//! Verdicts: what is proven, and ends the communicator on all ranks with the same error.
+//! Verdicts: proven failures, each of which ends the communicator on all ranks with the same error.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::bootstrap::BootstrapError;
 use crate::control::flight_recorder::RecorderSnapshot;
 use crate::error::Error;
 
-/// Why a communicator is over. The first one that a rank hears counts there.
+/// Why a communicator has ended. On each rank the first verdict that reaches it counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The process of a rank ended.
@@ -20,14 +20,14 @@ pub(crate) enum Verdict {
     Mismatch { ranks: [Rank; 2], what: String },
     /// A rank waited longer than the user allows.
     Timeout { rank: Rank, peer: Rank, what: String, waited: Duration },
-    /// The user of a rank ended it.
+    /// The user of a rank aborted.
     Aborted { by: Rank },
     /// A rank cannot go on.
     Failed { rank: Rank, why: String },
 }
 
 impl Verdict {
-    /// What every call returns from now on.
+    /// The error that every call returns from now on.
     pub(crate) fn error(&self) -> Error {
         match self.clone() {
             Self::Dead { rank } => LinkError::PeerDied { peer: rank }.into(),
@@ -41,7 +41,7 @@ impl Verdict {
         }
     }
 
-    /// What a rank that fails with `error` has to tell the others.
+    /// The verdict that a rank that fails with `error` sends to the others.
     pub(crate) fn of(rank: Rank, error: &Error) -> Self {
         match error.clone() {
             Error::Link(LinkError::PeerDied { peer }) => Self::Dead { rank: peer },
@@ -59,20 +59,20 @@ impl Verdict {
         }
     }
 
-    /// The proof that ranks `a` and `b` make different calls, if what both remember holds one.
+    /// The verdict that ranks `a` and `b` make different calls, if their recorded calls prove it.
     pub(crate) fn compare(
         a: (Rank, &RecorderSnapshot),
         b: (Rank, &RecorderSnapshot),
     ) -> Option<Self> {
         let mut ranks = [a, b];
-        // Both ends of the same pair say the same.
+        // Sorted, so that both ranks of the pair come to the same verdict.
         ranks.sort_by_key(|rank| rank.0);
-        let [(first, ours), (second, theirs)] = ranks;
-        let differs = ours.calls.iter().find_map(|mine| {
-            let other = theirs.call(mine.sequence)?;
+        let [(first, first_calls), (second, second_calls)] = ranks;
+        let difference = first_calls.calls.iter().find_map(|mine| {
+            let other = second_calls.call(mine.sequence)?;
             (other != mine.signature).then_some((mine.sequence, mine.signature, other))
         });
-        let (sequence, mine, other) = differs?;
+        let (sequence, mine, other) = difference?;
         let what = format!("in call {sequence} rank {first} calls {mine}, rank {second} {other}");
         Some(Self::Mismatch { ranks: [first, second], what })
     }
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_call_of_the_same_number_that_differs_is_proof() {
+    fn only_different_calls_of_the_same_number_are_proof() {
         let ours = snapshot(5, &[1, 2, 3]);
         let compare = |theirs: &RecorderSnapshot| Verdict::compare((4, &ours), (1, theirs));
         assert_eq!(compare(&snapshot(5, &[1, 2, 3, 4])), None);

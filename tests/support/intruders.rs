@@ -45,7 +45,7 @@ impl Door {
         let before = ports(&[std::process::id()]);
         let mut meeting = RejoinListener::open().expect("a port");
         let options = Options { timeout: PATIENCE, notice: PATIENCE, ..Options::default() };
-        meeting.host(secret, &options).expect("a root");
+        meeting.start_root(secret, &options).expect("a root");
         let loopback = |port: &Port| match port {
             Port::Tcp(address) if address.ip() == Ipv4Addr::LOCALHOST => Some(*address),
             _ => None,

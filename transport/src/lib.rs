@@ -22,6 +22,8 @@ pub mod handle_state;
 pub mod link;
 pub mod ll;
 pub mod rank_header;
+pub mod sequence_ring;
+pub mod signal_words;
 pub mod slots;
 pub mod sync;
 

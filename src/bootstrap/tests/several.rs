@@ -1,28 +1,28 @@
-//! Several roots for one communicator.
+//! Tests with several roots for one communicator.
 
-use super::super::multi_root::Share;
 use super::super::root::ENDED;
+use super::super::root_share::RootShare;
 use super::*;
 
-/// As `join_all`, each rank with what `ids` gives it.
+/// As `join_all`, but each rank joins with the ids that `ids` returns for it.
 fn join_several(
     ids: impl Fn(u32) -> Vec<UniqueId>,
     ranks: impl IntoIterator<Item = u32>,
     nranks: u32,
     timeout: Duration,
-) -> Vec<Outcome> {
+) -> Vec<JoinResult> {
     join_each(ranks, |rank| {
         let ids = ids(rank);
-        move || join_among(&ids, rank, nranks, &card(rank), &options(timeout))
+        move || join_among(&ids, rank, nranks, &rank_info(rank), &options(timeout))
     })
 }
 
-fn some(count: usize) -> Vec<UniqueId> {
+fn create_ids(count: usize) -> Vec<UniqueId> {
     (0..count).map(|_| create()).collect()
 }
 
-/// What the root of this id has served, once it has ended.
-fn served(id: &UniqueId) -> ControlTraffic {
+/// The traffic of the root of this id, once it has ended.
+fn traffic_of_root(id: &UniqueId) -> ControlTraffic {
     let until = Instant::now() + LONG;
     loop {
         let ended = ENDED.lock().unwrap();
@@ -31,27 +31,28 @@ fn served(id: &UniqueId) -> ControlTraffic {
             return *traffic;
         }
         drop(ended);
-        assert!(Instant::now() < until, "a root stays");
+        assert!(Instant::now() < until, "a root does not end");
         thread::sleep(Duration::from_millis(1));
     }
 }
 
 #[test]
-fn each_root_serves_its_share() {
-    watched(|| {
+fn each_root_serves_its_share_of_the_ranks() {
+    with_watchdog(|| {
         for (nranks, count) in [(8, 1), (8, 2), (8, 3), (8, 8), (2, 2), (64, 4), (61, 8)] {
-            let ids = some(count);
+            let ids = create_ids(count);
             check(join_several(|_| ids.clone(), 0..nranks, nranks, LONG));
             let mut most = 0;
             for (index, id) in (0..).zip(&ids) {
-                let share = Share { index, of: count as u32, fingerprint: 0 };
+                let share = RootShare { index, count: count as u32, fingerprint: 0 };
                 let block = share.ranks(nranks);
-                let traffic = served(id);
-                // Those of its block, the parents of these, and rank 0; each says who it is, and that it leaves.
+                let traffic = traffic_of_root(id);
+                // The ranks of its block, their parents, and rank 0; each sends its registration
+                // and that it leaves.
                 let visitors = share.expected(nranks) as u64;
                 assert_eq!(u64::from(traffic.connections), visitors, "{index} of {count}");
                 assert_eq!(traffic.received, 2 * visitors);
-                // To each of its block, where its parent is; rank 0 has none.
+                // Each rank of the block gets the address of its parent; rank 0 has none.
                 assert_eq!(traffic.sent, block.filter(|rank| *rank > 0).count() as u64);
                 most = most.max(traffic.connections);
             }
@@ -66,13 +67,13 @@ fn each_root_serves_its_share() {
 }
 
 #[test]
-fn other_ids_are_refused_and_the_others_go_on() {
-    watched(|| {
-        let ids = some(3);
+fn a_rank_with_other_ids_is_refused_and_the_others_go_on() {
+    with_watchdog(|| {
+        let ids = create_ids(3);
         let right = ids.clone();
         let first = thread::spawn(move || join_several(|_| right.clone(), 0..7, 8, LONG));
         thread::sleep(Duration::from_millis(200));
-        // Another order, and another number.
+        // The ids in another order, and fewer ids.
         for wrong in [vec![ids[1], ids[0], ids[2]], vec![ids[0], ids[2]]] {
             let other = join_several(|_| wrong.clone(), [7], 8, LONG);
             let BootstrapError::Disagreement { what, ranks } = error(&other[0]) else {
@@ -89,10 +90,10 @@ fn other_ids_are_refused_and_the_others_go_on() {
 }
 
 #[test]
-fn a_root_that_is_gone_ends_it_for_all() {
-    watched(|| {
+fn a_root_that_is_gone_ends_the_attempt_on_all_ranks() {
+    with_watchdog(|| {
         for gone in 0..3 {
-            let ids = some(3);
+            let ids = create_ids(3);
             check(join_all(ids[gone], 0..1, 1, LONG));
             let address = root_addresses(&ids[gone])[0].to_string();
             let outcomes = join_several(|_| ids.clone(), 0..8, 8, Duration::from_secs(1));
@@ -102,7 +103,7 @@ fn a_root_that_is_gone_ends_it_for_all() {
                     | BootstrapError::PeerFailed { why, .. } => {
                         assert!(why.contains(&address), "rank {rank}: {why}");
                     }
-                    // It was at the root when that ended.
+                    // The rank was connected to the root when that ended.
                     BootstrapError::RootLost { .. } => {}
                     other => panic!("root {gone}, rank {rank}: {other}"),
                 }
@@ -112,11 +113,11 @@ fn a_root_that_is_gone_ends_it_for_all() {
 }
 
 #[test]
-fn missing_ranks_are_named_to_all_whatever_root_they_would_ask() {
-    watched(|| {
+fn all_ranks_learn_which_rank_is_missing_whatever_its_root() {
+    with_watchdog(|| {
         // Blocks are 0-2, 3-5, 6-7.
         for missing in [0, 1, 2, 4, 7] {
-            let ids = some(3);
+            let ids = create_ids(3);
             let present = (0..8).filter(|rank| *rank != missing);
             let outcomes = join_several(|_| ids.clone(), present, 8, Duration::from_millis(700));
             for outcome in outcomes {
@@ -130,10 +131,10 @@ fn missing_ranks_are_named_to_all_whatever_root_they_would_ask() {
 }
 
 #[test]
-fn an_abort_of_one_rank_ends_it_for_all_that_wait() {
-    watched(|| {
+fn an_abort_of_one_rank_ends_the_attempt_on_all_ranks() {
+    with_watchdog(|| {
         for aborted in 0..8 {
-            let ids = some(3);
+            let ids = create_ids(3);
             let signal = AbortSignal::new().unwrap();
             // One rank does not come, so that all others wait.
             let late = (aborted + 4) % 8;
@@ -144,7 +145,7 @@ fn an_abort_of_one_rank_ends_it_for_all_that_wait() {
                     thread::spawn(move || {
                         let abort = (rank == aborted).then_some(signal);
                         let options = Options { abort, ..options(LONG) };
-                        join_among(&ids, rank, 8, &card(rank), &options)
+                        join_among(&ids, rank, 8, &rank_info(rank), &options)
                     })
                 })
                 .collect();
@@ -160,9 +161,9 @@ fn an_abort_of_one_rank_ends_it_for_all_that_wait() {
 }
 
 #[test]
-fn ids_that_do_not_make_a_communicator() {
-    watched(|| {
-        let ids = some(2);
+fn ids_that_cannot_be_used_together_are_refused() {
+    with_watchdog(|| {
+        let ids = create_ids(2);
         let fails = |ids: &[UniqueId], nranks| {
             let outcome = join_among(ids, 0, nranks, b"", &options(LONG));
             let BootstrapError::Ids { what } = error(&outcome).clone() else {
@@ -174,7 +175,7 @@ fn ids_that_do_not_make_a_communicator() {
         assert_eq!(fails(&[ids[0], ids[1]], 1), "2 of them for 1 ranks");
         assert_eq!(fails(&[ids[0], ids[1], ids[0]], 3), "number 0 and number 2 are the same");
         check(join_several(|_| ids.clone(), 0..2, 2, LONG));
-        // But those of one address of the user's choice always are.
+        // Ids of one fixed address are always the same.
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);

@@ -1,41 +1,48 @@
-//! The handshake: three messages of fixed sizes that prove to both ends that the other knows the secret, before either
-//! parses anything else.
+//! The handshake of a connection of the bootstrap: each end proves that it knows the secret, before
+//! the other end reads anything else from it. This module has the messages and the proofs; `accept`
+//! and `dial` send them over sockets.
 //!
 //! ```text
-//! dialer   -> Hello      magic, role, from, to, nranks, nonce          56 bytes
+//! dialer   -> Hello      magic, kind, from, to, nranks, nonce          56 bytes
 //! listener -> Challenge  magic, nonce, proof over Hello and nonce      72 bytes
 //! dialer   -> Proof      over Hello and Challenge                      32 bytes
 //! listener -> WELCOME                                                   1 byte
 //! ```
 //!
-//! The listener proves itself first, so that a rank with another job's id learns it from the root's answer. A stranger
-//! learns 32 bytes of HMAC-SHA256 from it, which is of no use without the 256-bit key. The proofs of the two directions
-//! have different purposes, so neither can be reflected; both are bound to role, ranks and fresh nonces.
+//! The listener proves itself first, so that a rank with the unique id of another job learns that
+//! from the answer of the root. A stranger gets 32 bytes of HMAC-SHA256 from the listener, which
+//! are of no use without the 256-bit key. The proofs of the two directions have different purposes,
+//! so that neither can be reflected. Both cover the kind of the connection, the ranks and fresh
+//! nonces.
 
 use super::secret::{BYTES, Secret};
 
+/// Bytes of a hello.
 pub(super) const HELLO_BYTES: usize = 56;
+/// Bytes of a challenge.
 pub(super) const CHALLENGE_BYTES: usize = 72;
+/// Bytes of a proof.
 pub(super) const PROOF_BYTES: usize = BYTES;
-/// What a listener that is convinced answers.
+/// The byte by which a listener accepts a proof.
 pub(super) const WELCOME: u8 = b'W';
 
 /// The last byte is the version of the protocol.
 const MAGIC: [u8; 8] = *b"MAYPOLE\x01";
 
-/// The ends of a connection.
+/// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
-    /// A rank dials the root.
+pub(super) enum ConnectionKind {
+    /// A rank connects to the bootstrap root.
     Root,
-    /// A rank dials its parent in the control tree.
+    /// A rank connects to its parent in the control tree.
     Tree,
 }
 
-/// Who dials whom. `to` is 0 if the root is dialed.
+/// The first message of a connection: which rank connects to which. `to` is 0 if the listener is
+/// the root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Hello {
-    pub(super) role: Role,
+    pub(super) kind: ConnectionKind,
     pub(super) from: u32,
     pub(super) to: u32,
     pub(super) nranks: u32,
@@ -46,9 +53,9 @@ impl Hello {
     pub(super) fn encode(&self) -> [u8; HELLO_BYTES] {
         let mut out = [0; HELLO_BYTES];
         out[..8].copy_from_slice(&MAGIC);
-        out[8] = match self.role {
-            Role::Root => 1,
-            Role::Tree => 2,
+        out[8] = match self.kind {
+            ConnectionKind::Root => 1,
+            ConnectionKind::Tree => 2,
         };
         out[12..16].copy_from_slice(&self.from.to_le_bytes());
         out[16..20].copy_from_slice(&self.to.to_le_bytes());
@@ -58,9 +65,9 @@ impl Hello {
     }
 
     pub(super) fn decode(bytes: &[u8; HELLO_BYTES]) -> Option<Self> {
-        let role = match bytes[8..12] {
-            [1, 0, 0, 0] => Role::Root,
-            [2, 0, 0, 0] => Role::Tree,
+        let kind = match bytes[8..12] {
+            [1, 0, 0, 0] => ConnectionKind::Root,
+            [2, 0, 0, 0] => ConnectionKind::Tree,
             _ => return None,
         };
         let word = |at: usize| {
@@ -68,13 +75,13 @@ impl Hello {
         };
         let mut nonce = [0; BYTES];
         nonce.copy_from_slice(&bytes[24..]);
-        let hello = Self { role, from: word(12), to: word(16), nranks: word(20), nonce };
+        let hello = Self { kind, from: word(12), to: word(16), nranks: word(20), nonce };
         (bytes[..8] == MAGIC && hello.from < hello.nranks && hello.to < hello.nranks)
             .then_some(hello)
     }
 }
 
-/// The listener's answer to a hello.
+/// The answer of the listener to a hello.
 pub(super) fn challenge(
     secret: &Secret,
     hello: &[u8; HELLO_BYTES],
@@ -87,34 +94,34 @@ pub(super) fn challenge(
     out
 }
 
-/// What the dialer makes of the listener's answer.
+/// What the dialer finds in the challenge of the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
-    /// Prove yourself by this.
+pub(super) enum ChallengeAnswer {
+    /// The listener knows the secret; this is the proof to send to it.
     Proof([u8; PROOF_BYTES]),
-    /// It speaks our protocol but does not know the secret.
+    /// The listener speaks the protocol but does not know the secret.
     WrongId,
-    /// It is something else.
-    NotOurs,
+    /// The listener does not speak the protocol.
+    NotMaypole,
 }
 
-/// Checks the listener's proof.
-pub(super) fn answer(
+/// Checks the proof of the listener.
+pub(super) fn answer_challenge(
     secret: &Secret,
     hello: &[u8; HELLO_BYTES],
     challenge: &[u8; CHALLENGE_BYTES],
-) -> Answer {
+) -> ChallengeAnswer {
     if challenge[..8] != MAGIC {
-        Answer::NotOurs
+        ChallengeAnswer::NotMaypole
     } else if secret.verify("listener", &[hello, &challenge[8..40]], &challenge[40..]) {
-        Answer::Proof(secret.prove("dialer", &[hello, challenge]))
+        ChallengeAnswer::Proof(secret.prove("dialer", &[hello, challenge]))
     } else {
-        Answer::WrongId
+        ChallengeAnswer::WrongId
     }
 }
 
-/// Whether the dialer knows the secret.
-pub(super) fn convinced(
+/// Whether the proof shows that the dialer knows the secret.
+pub(super) fn is_proof_valid(
     secret: &Secret,
     hello: &[u8; HELLO_BYTES],
     challenge: &[u8; CHALLENGE_BYTES],
@@ -129,31 +136,37 @@ mod tests {
     use proptest::prelude::*;
 
     fn hello() -> Hello {
-        Hello { role: Role::Tree, from: 3, to: 1, nranks: 7, nonce: [9; BYTES] }
+        Hello { kind: ConnectionKind::Tree, from: 3, to: 1, nranks: 7, nonce: [9; BYTES] }
     }
 
     #[test]
-    fn both_ends_are_convinced_by_the_secret_alone() {
+    fn each_end_accepts_the_secret_and_nothing_else() {
         let (ours, other) = (Secret::new([1; BYTES]), Secret::new([2; BYTES]));
         let hello = hello().encode();
         let sent = challenge(&ours, &hello, &[5; BYTES]);
-        assert_eq!(answer(&other, &hello, &sent), Answer::WrongId);
-        let Answer::Proof(proof) = answer(&ours, &hello, &sent) else { panic!("ours") };
-        assert!(convinced(&ours, &hello, &sent, &proof));
-        // The listener's own proof sent back to it does not do, nor does a proof for another hello.
+        assert_eq!(answer_challenge(&other, &hello, &sent), ChallengeAnswer::WrongId);
+        let ChallengeAnswer::Proof(proof) = answer_challenge(&ours, &hello, &sent) else {
+            panic!("ours")
+        };
+        assert!(is_proof_valid(&ours, &hello, &sent, &proof));
+        // The proof of the listener, sent back to it, is refused, and so is a proof for another
+        // hello.
         let mut reflected = [0; PROOF_BYTES];
         reflected.copy_from_slice(&sent[40..]);
-        assert!(!convinced(&ours, &hello, &sent, &reflected));
+        assert!(!is_proof_valid(&ours, &hello, &sent, &reflected));
         let mut altered = hello;
         altered[12] ^= 1;
-        assert!(!convinced(&ours, &altered, &sent, &proof));
-        assert_eq!(answer(&ours, &altered, &sent), Answer::WrongId);
-        assert_eq!(answer(&ours, &hello, &[0; CHALLENGE_BYTES]), Answer::NotOurs);
+        assert!(!is_proof_valid(&ours, &altered, &sent, &proof));
+        assert_eq!(answer_challenge(&ours, &altered, &sent), ChallengeAnswer::WrongId);
+        assert_eq!(
+            answer_challenge(&ours, &hello, &[0; CHALLENGE_BYTES]),
+            ChallengeAnswer::NotMaypole
+        );
     }
 
     proptest! {
         #[test]
-        fn a_hello_that_decodes_is_what_it_encodes(mut bytes: Vec<u8>, plant: bool) {
+        fn a_decoded_hello_encodes_to_the_same_bytes(mut bytes: Vec<u8>, plant: bool) {
             bytes.resize(HELLO_BYTES, 0);
             let mut bytes: [u8; HELLO_BYTES] = bytes.try_into().unwrap();
             if plant {
@@ -167,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn round_trip() {
+    fn a_hello_round_trips() {
         assert_eq!(Hello::decode(&hello().encode()), Some(hello()));
         assert_eq!(Hello::decode(&Hello { from: 7, ..hello() }.encode()), None);
     }

@@ -1,4 +1,4 @@
-//! Ranks as threads, joining for real over sockets, with strangers at the door.
+//! Tests in which ranks join as threads, over sockets, while strangers connect too.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,18 +6,18 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::address::Reach;
-use super::dial::{Dial, Dialed};
-use super::hello::{Hello, Role};
-use super::multi_root::Share;
+use super::dial::{DialOutcome, Dialer};
+use super::frame::{ControlFrame, RankRegistration};
+use super::frame_stream::FrameStream;
+use super::handshake::{ConnectionKind, Hello};
+use super::listener_address::ListenerAddresses;
+use super::root_share::RootShare;
 use super::secret::Secret;
-use super::stream::{self, Framed};
-use super::wire::{Frame, Registration};
 use super::*;
 
 mod several;
 
-type Outcome = Result<Joined, BootstrapError>;
+type JoinResult = Result<Joined, BootstrapError>;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -25,8 +25,8 @@ fn options(timeout: Duration) -> Options {
     Options { timeout, notice: Duration::from_millis(100), ..Options::default() }
 }
 
-/// Fails the test if `work` does not end.
-fn watched<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+/// Runs `work`, and fails the test if it does not end.
+fn with_watchdog<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     crate::logger::install();
     let (sender, receiver) = mpsc::channel();
     let worker = thread::spawn(move || {
@@ -42,25 +42,27 @@ fn watched<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     }
 }
 
-fn card(rank: u32) -> Vec<u8> {
+fn rank_info(rank: u32) -> Vec<u8> {
     vec![rank as u8; rank as usize % 50]
 }
 
-/// Joins each of `ranks` in a thread of its own and returns what came of it, in their order.
+/// Joins each of `ranks` in a thread of its own, and returns the results in the order of `ranks`.
 fn join_all(
     id: UniqueId,
     ranks: impl IntoIterator<Item = u32>,
     nranks: u32,
     timeout: Duration,
-) -> Vec<Outcome> {
-    join_each(ranks, |rank| move || join_with(&id, rank, nranks, &card(rank), &options(timeout)))
+) -> Vec<JoinResult> {
+    join_each(ranks, |rank| {
+        move || join_with(&id, rank, nranks, &rank_info(rank), &options(timeout))
+    })
 }
 
-/// Runs what `join` says for each of `ranks` in a thread of its own.
-fn join_each<F: FnOnce() -> Outcome + Send + 'static>(
+/// Runs the function that `join` returns for each of `ranks` in a thread of its own.
+fn join_each<F: FnOnce() -> JoinResult + Send + 'static>(
     ranks: impl IntoIterator<Item = u32>,
     join: impl Fn(u32) -> F,
-) -> Vec<Outcome> {
+) -> Vec<JoinResult> {
     let spawn = |rank| thread::Builder::new().stack_size(256 << 10).spawn(join(rank)).unwrap();
     let threads: Vec<_> = ranks.into_iter().map(spawn).collect();
     threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -70,13 +72,13 @@ fn create() -> UniqueId {
     UniqueId::create_with(&options(LONG)).unwrap()
 }
 
-fn check(outcomes: Vec<Outcome>) -> Vec<Joined> {
+fn check(outcomes: Vec<JoinResult>) -> Vec<Joined> {
     let joined: Vec<Joined> = outcomes.into_iter().map(|outcome| outcome.unwrap()).collect();
     let key = joined[0].derive("test");
     for rank in &joined {
-        assert_eq!(rank.cards.len(), rank.nranks as usize);
-        for (of, bytes) in rank.cards.iter().enumerate() {
-            assert_eq!(*bytes, card(of as u32));
+        assert_eq!(rank.infos.len(), rank.nranks as usize);
+        for (of, bytes) in rank.infos.iter().enumerate() {
+            assert_eq!(*bytes, rank_info(of as u32));
         }
         assert_eq!(rank.derive("test"), key);
         assert_ne!(rank.derive("other"), key);
@@ -85,24 +87,24 @@ fn check(outcomes: Vec<Outcome>) -> Vec<Joined> {
 }
 
 fn root_addresses(id: &UniqueId) -> Vec<SocketAddr> {
-    id.contents().unwrap().reach.addresses
+    id.contents().unwrap().root.addresses
 }
 
-fn error(outcome: &Outcome) -> &BootstrapError {
+fn error(outcome: &JoinResult) -> &BootstrapError {
     outcome.as_ref().err().expect("it should fail")
 }
 
 #[test]
-fn every_rank_sees_all_cards() {
-    watched(|| {
+fn every_rank_gets_all_rank_infos() {
+    with_watchdog(|| {
         for nranks in [1, 2, 3, 7, 16, 64] {
             let id = create();
             check(join_all(id, 0..nranks, nranks, LONG));
-            // The root has ended: nobody listens any more.
+            // The root has ended: its port is closed.
             for address in root_addresses(&id) {
                 let until = Instant::now() + LONG;
                 while TcpStream::connect(address).is_ok() {
-                    assert!(Instant::now() < until, "the root of {nranks} ranks stays");
+                    assert!(Instant::now() < until, "the root of {nranks} ranks does not end");
                     thread::sleep(Duration::from_millis(1));
                 }
             }
@@ -110,18 +112,19 @@ fn every_rank_sees_all_cards() {
     });
 }
 
-/// By hand: `cargo test --release -p maypole many_ranks -- --ignored --nocapture`, with `ulimit -n` of 8192 or more.
+/// To run it: `cargo test --release -p maypole many_ranks -- --ignored --nocapture`, with `ulimit
+/// -n` of 8192 or more.
 #[test]
 #[ignore = "takes 512 threads and thousands of descriptors"]
 fn many_ranks() {
     let started = Instant::now();
-    let joined = check(watched(|| join_all(create(), 0..512, 512, LONG)));
+    let joined = check(with_watchdog(|| join_all(create(), 0..512, 512, LONG)));
     println!("{} ranks joined in {:?}", joined.len(), started.elapsed());
 }
 
 #[test]
 fn exchanges_follow_the_join() {
-    watched(|| {
+    with_watchdog(|| {
         let joined = check(join_all(create(), 0..7, 7, LONG));
         let threads: Vec<_> = joined
             .into_iter()
@@ -148,11 +151,11 @@ fn exchanges_follow_the_join() {
 }
 
 #[test]
-fn late_ranks_are_waited_for() {
-    watched(|| {
+fn the_bootstrap_waits_for_late_ranks() {
+    with_watchdog(|| {
         let id = create();
         let early = thread::spawn(move || join_all(id, [0, 2, 3, 5, 6], 7, LONG));
-        // Long enough for statuses to be told on the way.
+        // Long enough for reports of missing ranks to be sent.
         thread::sleep(Duration::from_millis(500));
         let mut outcomes = join_all(id, [1, 4], 7, LONG);
         outcomes.extend(early.join().unwrap());
@@ -161,9 +164,9 @@ fn late_ranks_are_waited_for() {
 }
 
 #[test]
-fn missing_ranks_are_named_to_all() {
-    watched(|| {
-        // A leaf, an inner rank, the top, and several.
+fn all_ranks_learn_which_ranks_are_missing() {
+    with_watchdog(|| {
+        // A leaf, an inner rank, rank 0, and several ranks.
         for missing in [vec![6], vec![1], vec![0], vec![1, 5, 6]] {
             let present = (0..7).filter(|rank| !missing.contains(rank));
             for outcome in join_all(create(), present, 7, Duration::from_millis(700)) {
@@ -177,8 +180,8 @@ fn missing_ranks_are_named_to_all() {
 }
 
 #[test]
-fn second_comer_of_a_rank_is_refused_and_the_others_go_on() {
-    watched(|| {
+fn a_second_process_with_the_same_rank_is_refused_and_the_others_go_on() {
+    with_watchdog(|| {
         let id = create();
         let first = thread::spawn(move || join_all(id, [0, 1], 3, LONG));
         thread::sleep(Duration::from_millis(200));
@@ -195,12 +198,12 @@ fn second_comer_of_a_rank_is_refused_and_the_others_go_on() {
 
 #[test]
 fn another_number_of_ranks_is_refused_and_the_others_go_on() {
-    watched(|| {
+    with_watchdog(|| {
         let id = create();
         let first = thread::spawn(move || join_all(id, [0], 2, LONG));
         thread::sleep(Duration::from_millis(200));
         let other = join_all(id, [1], 4, LONG);
-        let expected = BootstrapError::WrongWorld { rank: 1, ours: 4, theirs: 2 };
+        let expected = BootstrapError::DifferentRankCount { rank: 1, ours: 4, theirs: 2 };
         assert_eq!(*error(&other[0]), expected);
         let mut outcomes = join_all(id, [1], 2, LONG);
         outcomes.extend(first.join().unwrap());
@@ -209,13 +212,13 @@ fn another_number_of_ranks_is_refused_and_the_others_go_on() {
 }
 
 #[test]
-fn a_rank_that_went_away_while_waiting_may_come_again() {
-    watched(|| {
+fn a_rank_that_went_away_while_it_waited_may_come_again() {
+    with_watchdog(|| {
         let id = create();
         let mut ghost = register(&id, 1, 3);
         let first = thread::spawn(move || join_all(id, [0, 2], 3, LONG));
         thread::sleep(Duration::from_millis(200));
-        ghost.finish();
+        ghost.shut_down_sending();
         drop(ghost);
         thread::sleep(Duration::from_millis(50));
         let mut outcomes = join_all(id, [1], 3, LONG);
@@ -225,10 +228,11 @@ fn a_rank_that_went_away_while_waiting_may_come_again() {
 }
 
 #[test]
-fn id_of_another_job_at_the_same_address() {
-    watched(|| {
+fn the_id_of_another_job_at_the_same_address_is_refused() {
+    with_watchdog(|| {
         let (ours, theirs) = (create(), create());
-        // Their secret with our addresses: the port was taken over by another job.
+        // The secret of one job with the addresses of another, as if the other job had got the
+        // port.
         let mut bytes = ours.to_bytes();
         bytes[9..41].copy_from_slice(&theirs.to_bytes()[9..41]);
         let sum = id::tests::checksum_of(&bytes);
@@ -245,8 +249,8 @@ fn id_of_another_job_at_the_same_address() {
 }
 
 #[test]
-fn communicators_follow_each_other_at_an_address_of_the_users_choice() {
-    watched(|| {
+fn communicators_can_follow_each_other_at_a_fixed_address() {
+    with_watchdog(|| {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);
@@ -257,21 +261,21 @@ fn communicators_follow_each_other_at_an_address_of_the_users_choice() {
 }
 
 #[test]
-fn callers_mistakes() {
+fn mistakes_of_the_caller_are_refused() {
     let id = create();
-    let fails = |rank, nranks, card: &[u8]| {
-        join_with(&id, rank, nranks, card, &options(LONG)).err().expect("it should fail")
+    let fails = |rank, nranks, info: &[u8]| {
+        join_with(&id, rank, nranks, info, &options(LONG)).err().expect("it should fail")
     };
     assert_eq!(fails(2, 2, b""), BootstrapError::NoSuchRank { rank: 2, nranks: 2 });
     assert_eq!(fails(0, 0, b""), BootstrapError::NoSuchRank { rank: 0, nranks: 0 });
-    assert!(matches!(fails(0, 2, &[0; MOST_CARD + 1]), BootstrapError::TooLong { .. }));
+    assert!(matches!(fails(0, 2, &[0; MOST_INFO_BYTES + 1]), BootstrapError::TooLong { .. }));
     let garbage = UniqueId::from_bytes([7; UNIQUE_ID_BYTES]);
     assert!(matches!(garbage, Err(BootstrapError::NotAnId { .. })));
 }
 
 #[test]
-fn root_that_is_gone_is_named() {
-    watched(|| {
+fn a_root_that_is_gone_is_named() {
+    with_watchdog(|| {
         let id = create();
         check(join_all(id, 0..1, 1, LONG));
         let outcomes = join_all(id, [0], 2, Duration::from_secs(1));
@@ -283,10 +287,10 @@ fn root_that_is_gone_is_named() {
 }
 
 #[test]
-fn lost_rank_is_named_to_all() {
-    watched(|| {
+fn all_ranks_learn_which_rank_was_lost() {
+    with_watchdog(|| {
         let mut joined = check(join_all(create(), 0..7, 7, LONG));
-        // A leaf whose loss is seen by rank 2 alone.
+        // A leaf whose loss only rank 2 notices.
         drop(joined.remove(5));
         let threads: Vec<_> = joined
             .into_iter()
@@ -294,7 +298,7 @@ fn lost_rank_is_named_to_all() {
                 thread::spawn(move || {
                     let deadline = Instant::now() + LONG;
                     let first = joined.control.barrier(deadline).unwrap_err();
-                    // It stays failed, without another wait.
+                    // The tree stays failed, and does not wait again.
                     assert_eq!(joined.control.barrier(deadline).unwrap_err(), first);
                     first
                 })
@@ -308,8 +312,8 @@ fn lost_rank_is_named_to_all() {
 }
 
 #[test]
-fn rank_that_does_not_take_part_is_named_to_all() {
-    watched(|| {
+fn all_ranks_learn_which_rank_does_not_take_part() {
+    with_watchdog(|| {
         let mut joined = check(join_all(create(), 0..4, 4, LONG));
         let idle = joined.pop();
         let threads: Vec<_> = joined
@@ -334,10 +338,11 @@ fn rank_that_does_not_take_part_is_named_to_all() {
 
 #[test]
 fn strangers_do_not_disturb_the_root() {
-    watched(|| {
+    with_watchdog(|| {
         let id = create();
         let addresses = root_addresses(&id);
-        let strangers: Vec<TcpStream> = addresses.iter().flat_map(|&at| annoy(at)).collect();
+        let strangers: Vec<TcpStream> =
+            addresses.iter().flat_map(|&at| connect_strangers(at)).collect();
         check(join_all(id, 0..7, 7, LONG));
         drop(strangers);
     });
@@ -345,24 +350,24 @@ fn strangers_do_not_disturb_the_root() {
 
 #[test]
 fn strangers_do_not_disturb_the_ranks() {
-    watched(|| {
+    with_watchdog(|| {
         let id = create();
         let early = thread::spawn(move || join_all(id, [0, 1], 4, LONG));
         thread::sleep(Duration::from_millis(100));
-        // Rank 2 comes by hand to learn where rank 0 listens; rank 3, of the same kind, where rank 1 does.
+        // A registration as rank 2 gets the address of rank 0, and one as rank 3 that of rank 1.
         let mut strangers = Vec::new();
         for rank in [2, 3] {
-            let mut framed = register(&id, rank, 4);
-            let reach = loop {
-                stream::wait(&mut [framed.poll_fd()], Instant::now() + LONG);
-                framed.fill();
-                match framed.next().unwrap() {
-                    Some(Frame::Parent(reach)) => break reach,
-                    Some(Frame::Status { .. }) | None => {}
+            let mut connection = register(&id, rank, 4);
+            let listener = loop {
+                poll::wait(&mut [connection.poll_fd()], Instant::now() + LONG);
+                connection.fill();
+                match connection.next().unwrap() {
+                    Some(ControlFrame::Parent(listener)) => break listener,
+                    Some(ControlFrame::Status { .. }) | None => {}
                     Some(other) => panic!("{other:?}"),
                 }
             };
-            strangers.extend(reach.addresses.iter().flat_map(|&at| annoy(at)));
+            strangers.extend(listener.addresses.iter().flat_map(|&at| connect_strangers(at)));
         }
         thread::sleep(Duration::from_millis(50));
         let mut outcomes = join_all(id, [2, 3], 4, LONG);
@@ -373,62 +378,63 @@ fn strangers_do_not_disturb_the_ranks() {
 
 #[test]
 fn a_rank_that_breaks_the_protocol_is_dropped_and_the_others_go_on() {
-    watched(|| {
+    with_watchdog(|| {
         let id = create();
-        let mut liar = register(&id, 1, 2);
-        liar.send(&Frame::Up { sequence: 0, items: vec![1; 4000] });
+        let mut dishonest = register(&id, 1, 2);
+        dishonest.send(&ControlFrame::Up { sequence: 0, items: vec![1; 4000] });
         let until = Instant::now() + LONG;
-        while !liar.has_ended() {
-            assert!(Instant::now() < until, "the liar stays");
-            stream::wait(&mut [liar.poll_fd()], until);
-            liar.fill();
+        while !dishonest.has_ended() {
+            assert!(Instant::now() < until, "the connection stays open");
+            poll::wait(&mut [dishonest.poll_fd()], until);
+            dishonest.fill();
         }
         check(join_all(id, 0..2, 2, LONG));
     });
 }
 
-/// A rank that registers and does nothing more.
-fn register(id: &UniqueId, rank: u32, nranks: u32) -> Framed {
+/// The connection of a rank that registers and does nothing more.
+fn register(id: &UniqueId, rank: u32, nranks: u32) -> FrameStream {
     let contents = id.contents().unwrap();
-    let hello = Hello { role: Role::Root, from: rank, to: 0, nranks, nonce: [0; 32] };
-    let mut framed = Framed::new(dial(contents.secret, hello, &contents.reach), 1 << 20);
-    framed.send(&Frame::Register(Registration {
+    let hello = Hello { kind: ConnectionKind::Root, from: rank, to: 0, nranks, nonce: [0; 32] };
+    let mut connection = FrameStream::new(dial(contents.secret, hello, &contents.root), 1 << 20);
+    connection.send(&ControlFrame::Register(RankRegistration {
         host: String::from("ghost"),
         pid: 1,
-        patience: LONG,
-        reach: Reach { host_tag: 0, addresses: Vec::new() },
-        share: Share { index: 0, of: 1, fingerprint: 0 },
+        timeout: LONG,
+        listener: ListenerAddresses { host_tag: 0, addresses: Vec::new() },
+        share: RootShare { index: 0, count: 1, fingerprint: 0 },
     }));
-    framed
+    connection
 }
 
-fn dial(secret: Secret, hello: Hello, reach: &Reach) -> TcpStream {
-    let mut dial = Dial::new(secret, hello, reach.reachable_here());
+fn dial(secret: Secret, hello: Hello, listener: &ListenerAddresses) -> TcpStream {
+    let mut dial = Dialer::new(secret, hello, listener.reachable_here());
     let until = Instant::now() + LONG;
     loop {
         match dial.advance().unwrap() {
-            Dialed::Connected(stream) => return stream,
-            Dialed::NotYet => {
-                assert!(Instant::now() < until, "{}", dial.last());
-                stream::wait(&mut [dial.poll_fd()], until.min(dial.wake()));
+            DialOutcome::Connected(stream) => return stream,
+            DialOutcome::NotYet => {
+                assert!(Instant::now() < until, "{}", dial.last_error());
+                poll::wait(&mut [dial.poll_fd()], until.min(dial.wake()));
             }
-            Dialed::WrongId(address) => panic!("{address}"),
+            DialOutcome::WrongId(address) => panic!("{address}"),
         }
     }
 }
 
-/// Strangers of every kind at this address: those that stay connected are returned.
-fn annoy(address: SocketAddr) -> Vec<TcpStream> {
+/// Strangers of every kind connect to this address. The connections that stay open are returned.
+fn connect_strangers(address: SocketAddr) -> Vec<TcpStream> {
     let mut strangers = Vec::new();
     let connect = || TcpStream::connect(address).unwrap();
-    // A flood that says nothing.
+    // Many that send nothing.
     strangers.extend((0..300).map(|_| connect()));
-    // Noise, more than a hello.
+    // One that sends random bytes, more than a hello.
     let mut noisy = connect();
     let _ = noisy.write_all(&[0xa5; 5000]);
     strangers.push(noisy);
-    // Half a hello, then silence; and the same, closed.
-    let hello = Hello { role: Role::Root, from: 1, to: 0, nranks: 7, nonce: [3; 32] }.encode();
+    // Half a hello, then silence; and half a hello, then the end.
+    let hello =
+        Hello { kind: ConnectionKind::Root, from: 1, to: 0, nranks: 7, nonce: [3; 32] }.encode();
     for closes in [false, true] {
         let mut half = connect();
         let _ = half.write_all(&hello[..30]);
@@ -436,7 +442,7 @@ fn annoy(address: SocketAddr) -> Vec<TcpStream> {
             strangers.push(half);
         }
     }
-    // A trickle, that goes on as long as it is let.
+    // A hello, byte by byte.
     let mut trickle = connect();
     thread::spawn(move || {
         for byte in hello {
@@ -446,15 +452,15 @@ fn annoy(address: SocketAddr) -> Vec<TcpStream> {
             thread::sleep(Duration::from_millis(5));
         }
     });
-    // A whole hello and a false proof: it is answered by a challenge, then by the end.
+    // A hello and a false proof: the answer is a challenge, and then the end.
     let mut false_proof = connect();
     let _ = false_proof.write_all(&hello);
     let _ = false_proof.write_all(&[1; 32]);
     false_proof.set_read_timeout(Some(LONG)).unwrap();
     let mut answer = Vec::new();
-    // The end may be a reset.
+    // The end may be a reset of the connection.
     let _ = false_proof.read_to_end(&mut answer);
-    assert!(answer.len() <= hello::CHALLENGE_BYTES, "a stranger was let in");
+    assert!(answer.len() <= handshake::CHALLENGE_BYTES, "a stranger was accepted");
     // One that asks for a web page.
     let mut browser = connect();
     let _ = browser.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");

@@ -1,0 +1,100 @@
+//! Making unique ids, and starting their bootstrap roots.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+
+use sha2::{Digest, Sha256};
+
+use super::error::BootstrapError;
+use super::id::UniqueId;
+use super::listener_address::{self, MOST_ADDRESSES};
+use super::options::Options;
+use super::root;
+use super::secret::{self, Secret};
+use crate::config::{Config, HostPort};
+
+/// Fewest bytes of `MAYPOLE_SECRET_FILE`.
+const LEAST_SECRET: usize = 16;
+
+impl UniqueId {
+    /// Makes an id and starts its bootstrap root: a thread of this process that ends when all ranks
+    /// have joined, when their deadline passes, or when no rank comes for an hour. If
+    /// `NCCL_COMM_ID` is set no root is started: the id follows from that address and
+    /// `MAYPOLE_SECRET_FILE`, and rank 0 starts the root when it joins.
+    ///
+    /// # Errors
+    /// [`BootstrapError::System`] if the process has no descriptor or thread left;
+    /// [`BootstrapError::Setting`] if a setting cannot be used.
+    pub fn create() -> Result<Self, BootstrapError> {
+        Self::create_with(&Options::default())
+    }
+
+    /// As [`create`](Self::create), with the time after which missing ranks are named.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn create_with(options: &Options) -> Result<Self, BootstrapError> {
+        let config = Config::get();
+        if let Some(place) = &config.comm_id {
+            return fixed(place, config);
+        }
+        let secret = secret::random()?;
+        let (listeners, root) = listener_address::listen()?;
+        root::start(Secret::new(secret), listeners, options, None)?;
+        Ok(Self::of_running_root(&secret, &root))
+    }
+}
+
+/// The id that follows from `NCCL_COMM_ID` and `MAYPOLE_SECRET_FILE`.
+fn fixed(place: &HostPort, config: &Config) -> Result<UniqueId, BootstrapError> {
+    let Some(file) = &config.secret_file else {
+        return Err(BootstrapError::Setting {
+            variable: "NCCL_COMM_ID",
+            why: String::from(
+                "with an address alone anyone could join; set MAYPOLE_SECRET_FILE to a file of at \
+                 least 16 secret bytes, the same on all ranks",
+            ),
+        });
+    };
+    let text = std::fs::read(file).map_err(|error| BootstrapError::Setting {
+        variable: "MAYPOLE_SECRET_FILE",
+        why: format!("{}: {error}", file.display()),
+    })?;
+    if text.len() < LEAST_SECRET {
+        return Err(BootstrapError::Setting {
+            variable: "MAYPOLE_SECRET_FILE",
+            why: format!("{} has {} bytes; at least 16 are needed", file.display(), text.len()),
+        });
+    }
+    let secret = Secret::new(Sha256::digest(&text).into()).prove("comm id", &[]);
+    let addresses = (place.host.as_str(), place.port).to_socket_addrs().map_err(|error| {
+        BootstrapError::Setting {
+            variable: "NCCL_COMM_ID",
+            why: format!("{}: {error}", place.host),
+        }
+    })?;
+    let addresses: Vec<SocketAddr> = addresses.take(MOST_ADDRESSES).collect();
+    Ok(UniqueId::at_fixed_address(&secret, addresses))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_alone_is_refused() {
+        let place = HostPort { host: "127.0.0.1".into(), port: 9 };
+        let error = fixed(&place, &Config::default()).unwrap_err();
+        assert!(error.to_string().contains("MAYPOLE_SECRET_FILE"));
+    }
+
+    #[test]
+    fn ids_of_one_address_and_file_are_equal() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let place = HostPort { host: "127.0.0.1".into(), port: 9 };
+        let config = Config { secret_file: Some(file.path().to_owned()), ..Config::default() };
+        assert!(fixed(&place, &config).unwrap_err().to_string().contains("at least 16"));
+        std::fs::write(file.path(), [7; 16]).unwrap();
+        let ids = [(); 2].map(|()| fixed(&place, &config).unwrap());
+        assert_eq!(ids[0], ids[1]);
+    }
+}

@@ -1,0 +1,222 @@
+//! A connection over which two authenticated ends send each other frames.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
+use std::time::Instant;
+
+use super::frame::{ControlFrame, FrameHeader, HEADER_BYTES, MOST_MESSAGE_BYTES};
+use super::poll::{poll_fd, wait};
+
+/// Bytes that one read takes from a socket.
+pub(super) const READ_BYTES: usize = 64 << 10;
+
+/// Frames over a non-blocking socket. No function waits: what the socket does not take is kept
+/// until [`flush`](Self::flush). (Sockets of Rust's standard library are close-on-exec and send
+/// with `MSG_NOSIGNAL`.)
+pub(super) struct FrameStream {
+    stream: TcpStream,
+    /// Bytes that were received and not yet taken as frames.
+    received: Vec<u8>,
+    /// Bytes to be sent.
+    outgoing: Vec<u8>,
+    /// Bytes of `outgoing` that the socket has taken.
+    taken: usize,
+    /// Most bytes of the body of an `Up` or `Down` frame.
+    most_items: usize,
+    ended: bool,
+    /// Numbers of frames sent and received.
+    frames: (u64, u64),
+}
+
+/// Why no more frames will come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StreamEnd {
+    /// The other end closed the connection, or the network broke it.
+    Closed,
+    /// The bytes that came are not a frame.
+    Malformed,
+}
+
+impl FrameStream {
+    /// Wraps a connected socket. A frame may carry `most_items` bytes of items.
+    pub(super) fn new(stream: TcpStream, most_items: usize) -> Self {
+        // An error is ignored: small frames are then slower, not wrong.
+        let _ = stream.set_nodelay(true);
+        Self {
+            stream,
+            received: Vec::new(),
+            outgoing: Vec::new(),
+            taken: 0,
+            most_items,
+            ended: false,
+            frames: (0, 0),
+        }
+    }
+
+    /// The address of the other end.
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        self.stream.peer_addr().ok()
+    }
+
+    /// Changes how many bytes of items a frame may carry.
+    pub(super) fn set_most_items(&mut self, most_items: usize) {
+        self.most_items = most_items;
+    }
+
+    /// The entry with which to poll this connection.
+    pub(super) fn poll_fd(&self) -> libc::pollfd {
+        let out = if self.outgoing.is_empty() { 0 } else { libc::POLLOUT };
+        // An ended socket would always be ready and keep the poll from sleeping; -1 is skipped.
+        if self.ended {
+            return poll_fd(-1, 0);
+        }
+        poll_fd(self.stream.as_raw_fd(), if self.full() { out } else { libc::POLLIN | out })
+    }
+
+    /// Makes the kernel end the connection when the other host is gone: it sends probes while
+    /// nothing is sent, and limits the time for which sent bytes may stay unacknowledged. A stopped
+    /// process does not end the connection, because its kernel answers.
+    pub(super) fn enable_keep_alive(&self) {
+        let set = |level, name, value: libc::c_int| {
+            // SAFETY: the descriptor is open, and the value is an int that lives during the call.
+            unsafe {
+                // An error is ignored: the death of the host is then noticed later.
+                libc::setsockopt(
+                    self.stream.as_raw_fd(),
+                    level,
+                    name,
+                    (&raw const value).cast(),
+                    size_of::<libc::c_int>() as libc::socklen_t,
+                )
+            };
+        };
+        set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+        // In seconds. The connection ends after 10 + 4 * 5 seconds without an answer.
+        set(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 10);
+        set(libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 5);
+        set(libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 4);
+        // In milliseconds.
+        set(libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 30_000);
+    }
+
+    /// Sends a frame, or keeps what the socket does not take of it.
+    pub(super) fn send(&mut self, frame: &ControlFrame) {
+        frame.encode(&mut self.outgoing);
+        self.frames.0 += 1;
+        self.flush();
+    }
+
+    /// Hands the socket as many bytes as it takes. That a connection is broken is noticed when it
+    /// is read.
+    pub(super) fn flush(&mut self) {
+        while self.taken < self.outgoing.len() {
+            match self.stream.write(&self.outgoing[self.taken..]) {
+                Ok(0) => break,
+                Ok(count) => self.taken += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                // The connection is broken, but what the other end sent before can still be read.
+                Err(_) => break,
+            }
+        }
+        self.outgoing = Vec::new();
+        self.taken = 0;
+    }
+
+    /// True if no bytes are left to be sent.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.outgoing.is_empty()
+    }
+
+    /// True if the other end has closed the connection, or the network has.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Reads the bytes that have come.
+    pub(super) fn fill(&mut self) {
+        while !self.ended && !self.full() {
+            let old = self.received.len();
+            self.received.resize(old + READ_BYTES, 0);
+            let read = self.stream.read(&mut self.received[old..]);
+            self.received.truncate(old + read.as_ref().map_or(0, |&count| count));
+            match read {
+                Ok(0) => self.ended = true,
+                Ok(count) if count < READ_BYTES => return,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => self.ended = true,
+            }
+        }
+    }
+
+    /// Takes the next frame of the bytes that were read. Frames that came before the connection
+    /// ended are returned before its end.
+    pub(super) fn next(&mut self) -> Result<Option<ControlFrame>, StreamEnd> {
+        let none = if self.ended { Err(StreamEnd::Closed) } else { Ok(None) };
+        let Some(head) = self.received.first_chunk::<HEADER_BYTES>() else { return none };
+        let header = FrameHeader::decode(head, self.most_items).ok_or(StreamEnd::Malformed)?;
+        let Some(body) = self.received.get(HEADER_BYTES..HEADER_BYTES + header.len) else {
+            return none;
+        };
+        let frame = ControlFrame::decode(header, body).ok_or(StreamEnd::Malformed)?;
+        self.received.drain(..HEADER_BYTES + header.len);
+        self.frames.1 += 1;
+        Ok(Some(frame))
+    }
+
+    /// Numbers of frames sent and received so far.
+    pub(super) fn frame_counts(&self) -> (u64, u64) {
+        self.frames
+    }
+
+    /// Tells the other end that this end will send nothing more.
+    pub(super) fn shut_down_sending(&mut self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Reads the bytes that have come and drops them.
+    pub(super) fn discard(&mut self) {
+        self.received.clear();
+        self.fill();
+        self.received.clear();
+    }
+
+    /// Bytes of memory that hold what was read and not taken.
+    #[cfg(test)]
+    pub(super) fn buffered(&self) -> usize {
+        self.received.capacity()
+    }
+
+    /// Whether a frame of the largest size is here, so that reading on can wait until it is taken.
+    fn full(&self) -> bool {
+        self.received.len() >= HEADER_BYTES + self.most_items.max(MOST_MESSAGE_BYTES)
+    }
+}
+
+/// Sends what is left, shuts down sending, and waits until the other ends have closed too or
+/// `until` has come. (Closing a socket that has unread data would discard the bytes that are still
+/// being sent.)
+pub(super) fn close_gracefully<'a>(
+    connections: impl Iterator<Item = &'a mut FrameStream>,
+    until: Instant,
+) {
+    let mut left: Vec<&mut FrameStream> = connections.collect();
+    loop {
+        for connection in &mut left {
+            connection.flush();
+            if connection.is_flushed() {
+                connection.shut_down_sending();
+            }
+            connection.discard();
+        }
+        left.retain(|connection| !connection.has_ended());
+        if left.is_empty() || Instant::now() >= until {
+            return;
+        }
+        let mut fds: Vec<_> = left.iter().map(|connection| connection.poll_fd()).collect();
+        wait(&mut fds, until);
+    }
+}
