@@ -1,43 +1,45 @@
-//! The test data: what each rank contributes and what must come out, exactly.
+//! The test data: what each rank contributes, and the exact result.
 //!
-//! Values are functions of (seed, rank, index) and repeat with [`PERIOD`]. They are chosen so that the result is the same
-//! whatever the order of the reduction: integers wrap around, so any bits will do; floats are small whole numbers
-//! (for products powers of two) whose partial results, over any subset of the ranks, are exact in their type. Where a
-//! type has too few bits for every rank to take part in every element, ranks take turns.
+//! Values are functions of (seed, rank, index) and repeat with [`PERIOD`]. They are chosen so that
+//! the result does not depend on the order of the reduction. Integers wrap around, so all bits are
+//! allowed. Floats are small whole numbers (for products powers of two) whose partial results, over
+//! any subset of the ranks, are exact in their type. If a type has too few bits for every rank to
+//! contribute to every element, the ranks contribute in turns.
 
 use maypole_algorithms::{DType, RedOp};
 
 use crate::number::{self, Number};
 
-/// Elements after which the data repeats: a prime, so that no whole number of chunks or tiles has this length and data
-/// that lands in the wrong place is seen.
+/// The number of elements after which the data repeats. It is a prime, so that no whole number of
+/// chunks or tiles has this length, and data in the wrong place is detected.
 pub(crate) const PERIOD: usize = 16381;
 
 /// One set of test data.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Data {
-    /// Its element type.
+pub(crate) struct TestData {
+    /// The element type.
     pub(crate) dtype: DType,
-    /// The reduction it is for; None if data is only moved.
+    /// The reduction of the elements; None if they are only moved.
     pub(crate) op: Option<RedOp>,
-    /// How many ranks contribute.
+    /// The number of ranks that contribute.
     pub(crate) nranks: u32,
-    /// Which set.
+    /// The number of this set; sets with different seeds differ.
     pub(crate) seed: u64,
 }
 
-impl Data {
-    /// The first `len` elements of `rank`'s contribution, at most a period, as bytes.
+impl TestData {
+    /// The first `len` elements of `rank`'s contribution, but at most one period, as bytes.
     pub(crate) fn contribution(&self, rank: u32, len: usize) -> Vec<u8> {
         self.bytes(len, |index| self.element(rank, index))
     }
 
-    /// The first `len` elements of the reduction of all contributions, at most a period, as bytes.
+    /// The first `len` elements of the reduction of all contributions, but at most one period, as
+    /// bytes.
     pub(crate) fn reduced(&self, len: usize) -> Vec<u8> {
         self.bytes(len, |index| self.reduce(index))
     }
 
-    /// The factor of `rank` for [`RedOp::PreMulSum`], as an element in the low bytes.
+    /// The factor of `rank` for [`RedOp::PreMulSum`], as an element in the low bytes of the word.
     pub(crate) fn scalar(&self, rank: u32) -> u64 {
         let factor = Self::factor(rank);
         let number =
@@ -61,10 +63,10 @@ impl Data {
     fn element(&self, rank: u32, index: u64) -> Number {
         let noise = mix(self.seed ^ mix((u64::from(rank) << 32) + index));
         match self.op {
-            // The low bits of a float are as good as those of an integer when nobody computes with them.
+            // Data that is only moved may be any bits, in float types too.
             None => Number::Int(noise),
             Some(_) if self.dtype.is_float() => Number::Float(self.float(rank, index, noise)),
-            // Odd factors, or products of many ranks would all be 0.
+            // Odd factors, since products of many even factors are all 0.
             Some(RedOp::Prod) => Number::Int(noise | 1),
             Some(_) => Number::Int(noise),
         }
@@ -73,17 +75,18 @@ impl Data {
     fn float(&self, rank: u32, index: u64, noise: u64) -> f64 {
         let n = u64::from(self.nranks);
         let sign = if noise >> 63 == 0 { 1.0 } else { -1.0 };
-        // Ranks taking part in this element, when only one of every `of` does.
+        // Whether this rank contributes to this element, if only one of every `of` ranks does.
         let turn = |of: u64| (u64::from(rank) + mix(self.seed ^ index)).is_multiple_of(of);
         match self.op {
             Some(RedOp::Prod) => {
-                // At most 4 ranks scale by two or a half: every partial product is within 2^-4 and 2^4.
+                // At most 4 ranks scale by 2 or 1/2, so every partial product is between 2^-4 and
+                // 2^4.
                 let scale = [1.0, 2.0, 0.5, 1.0][noise as usize % 4];
                 if turn(n.div_ceil(4)) { sign * scale } else { sign }
             }
             Some(RedOp::Avg) if !self.exact_reciprocal() => {
-                // 1/n is rounded, and a sum of three such values may round again, depending on the order: two ranks
-                // take part, with the same magnitude.
+                // 1/n is rounded, and a sum of three such values may be rounded again, depending on
+                // the order. So only two ranks contribute, with the same magnitude.
                 let active = mix(self.seed ^ index) % n;
                 let partner = (active + 1) % n;
                 let magnitude = [1.0, 2.0, 4.0][mix(index) as usize % 3];
@@ -91,7 +94,7 @@ impl Data {
                 if takes_part { sign * magnitude } else { 0.0 }
             }
             _ => {
-                // Sums of everyone's values stay whole numbers of `precision` bits.
+                // The sums of all ranks' values are whole numbers of at most `precision` bits.
                 let budget = 1 << number::precision(self.dtype);
                 let share = budget / (n * Self::factor(1));
                 if share > 0 {
@@ -105,7 +108,7 @@ impl Data {
         }
     }
 
-    /// True if 1/nranks, and small multiples of it, are exact in the float type.
+    /// Whether 1/nranks, and small multiples of it, are exact in the float type.
     fn exact_reciprocal(&self) -> bool {
         self.nranks.is_power_of_two()
             && 1.0 / f64::from(self.nranks) >= number::smallest_normal(self.dtype)
@@ -175,18 +178,22 @@ fn mix(word: u64) -> u64 {
 mod tests {
     use super::*;
 
-    fn data(dtype: DType, op: RedOp, nranks: u32) -> Data {
-        Data { dtype, op: Some(op), nranks, seed: 7 }
+    fn data(dtype: DType, op: RedOp, nranks: u32) -> TestData {
+        TestData { dtype, op: Some(op), nranks, seed: 7 }
     }
 
     /// Reduces floats in some order, rounding to the type at every step as a library does.
-    fn rounded(data: &Data, index: u64, order: &[u32]) -> f64 {
+    fn rounded(data: &TestData, index: u64, order: &[u32]) -> f64 {
         let value = |&rank: &u32| {
             let Number::Float(value) = data.element(rank, index) else { panic!("an integer") };
-            assert_eq!(number::round(data.dtype, value), value, "an input that the type lacks");
+            assert_eq!(
+                number::round(data.dtype, value),
+                value,
+                "an input is not a value of its type"
+            );
             let factor = match data.op {
                 Some(RedOp::Avg) => number::round(data.dtype, 1.0 / f64::from(data.nranks)),
-                Some(RedOp::PreMulSum) => Data::factor(rank) as f64,
+                Some(RedOp::PreMulSum) => TestData::factor(rank) as f64,
                 _ => 1.0,
             };
             number::round(data.dtype, value * factor)
@@ -235,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn every_rank_counts() {
+    fn every_rank_contributes() {
         for dtype in DType::ALL {
             for op in [RedOp::Sum, RedOp::Prod, RedOp::Avg, RedOp::PreMulSum] {
                 let data = data(dtype, op, 13);
@@ -248,7 +255,7 @@ mod tests {
                     };
                     assert!(
                         (0..1000).any(|index| data.element(rank, index) != neutral),
-                        "{dtype} {op}: rank {rank} adds nothing"
+                        "{dtype} {op}: rank {rank} contributes nothing"
                     );
                 }
             }
@@ -280,9 +287,9 @@ mod tests {
     }
 
     #[test]
-    fn ranks_seeds_and_places_differ() {
+    fn ranks_seeds_and_indices_give_different_data() {
         let data = data(DType::Float32, RedOp::Sum, 4);
-        let other = Data { seed: 8, ..data };
+        let other = TestData { seed: 8, ..data };
         assert_ne!(data.contribution(0, 64), data.contribution(1, 64));
         assert_ne!(data.contribution(0, 64), other.contribution(0, 64));
         let all = data.contribution(0, 64);

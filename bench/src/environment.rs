@@ -1,35 +1,11 @@
-//! `maypole env`: every variable the library reads, with its value, where that comes from (the environment or a file) and its default;
-//! then what is set and changes nothing, and what is set and not understood.
-
-use std::ffi::OsString;
+//! `maypole env`: every variable that the library reads, with its value, the source of the value
+//! (the environment or a file) and its default. Then it lists variables that are set but have no
+//! effect, and values that are not understood.
 
 use maypole::config::{self, Config, Setting, SettingOrigin, Variable};
 
-use crate::status;
-
-const HELP: &str = "\
-maypole env [--all]
-
-Prints every variable that the library reads, in columns: its name, where its value comes from (the environment, a file, or the default),
-and the value. Files are the one that NCCL_CONF_FILE names, else ~/.nccl.conf, and then /etc/nccl.conf. What is set without having an
-effect follows, with the reason, and what is set to something that is not understood.
-
-  --all   lists as well which variables of NCCL are known and have no effect
-
-docs/environment.md says what each does and which values it takes.
-";
-
-/// Runs `maypole env` with these arguments.
-pub(crate) fn run(arguments: &[OsString]) -> Result<u8, lexopt::Error> {
-    let all = match arguments {
-        [] => false,
-        [one] if one == "--all" => true,
-        [one] if one == "--help" || one == "-h" => {
-            print!("{HELP}");
-            return Ok(status::FINE);
-        }
-        _ => return Err("env takes --all and nothing else".into()),
-    };
+/// Prints the settings; with `all`, also the variables of NCCL that are known and have no effect.
+pub(crate) fn run(all: bool) {
     print!("{}", rows(&config::lookup));
     print!("{}", without_effect(&config::settings()));
     if all {
@@ -45,10 +21,9 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<u8, lexopt::Error> {
     for value in malformed {
         println!("{value}");
     }
-    Ok(status::FINE)
 }
 
-/// A line for each row of the table.
+/// One line for each variable in the table of settings.
 fn rows(lookup: &dyn Fn(&str) -> Option<(String, SettingOrigin)>) -> String {
     let line = |Variable { name, default, .. }: &Variable| match lookup(name) {
         Some((value, origin)) => {
@@ -59,6 +34,7 @@ fn rows(lookup: &dyn Fn(&str) -> Option<(String, SettingOrigin)>) -> String {
     config::table().map(line).collect()
 }
 
+/// One line for each variable that is set but has no effect.
 fn without_effect(settings: &[Setting]) -> String {
     let line = |Setting { name, value, origin, ineffective }: &Setting| {
         let why = (*ineffective)?;
@@ -72,7 +48,7 @@ fn without_effect(settings: &[Setting]) -> String {
 mod tests {
     use super::*;
 
-    /// Name, source, and value with what follows it.
+    /// The name, the source, and the rest of a line.
     fn columns(line: &str) -> (&str, &str, &str) {
         let (name, rest) = line.split_once(' ').expect("a name");
         let (source, rest) = rest.trim_start().split_once(' ').expect("a source");
@@ -80,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lines_are_the_table() {
+    fn every_variable_of_the_table_has_a_line() {
         for source in
             [None, Some(SettingOrigin::Environment), Some(SettingOrigin::File("/f".into()))]
         {
@@ -105,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_effect_says_why() {
+    fn a_variable_without_effect_has_a_reason() {
         let setting = |name: &str, ineffective| Setting {
             name: name.to_owned(),
             value: "1".to_owned(),

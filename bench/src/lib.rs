@@ -1,23 +1,31 @@
-//! The `maypole` command, and the benchmarks that everyone knows from nccl-tests: its programs, options, columns and exit statuses,
-//! over host memory.
+//! The `maypole` command, and benchmarks over host memory with the programs, options, columns and
+//! exit statuses of nccl-tests.
 //!
-//! [`maypole`] and [`perf`] are whole programs; each binary of the crate calls one of them and does nothing else.
+//! [`maypole`] and [`perf`] are whole programs. Each binary of the crate calls one of them and does
+//! nothing else.
 //!
-//! * `command` - which word of the command line does what
-//! * `launch` - where a process stands among the others; `rank_threads` - the ranks that share a process
-//! * `options` - what to measure
-//! * `measure` - how: `operation`s over `buffers` of `data` that can be checked exactly
-//! * `report` - what is printed
-//! * `compare` - all algorithms of a collective beside one another
-//! * `ps` - what the communicators of this host do
+//! | module | purpose |
+//! |---|---|
+//! | `command_line`, `command` | the subcommands: their words, and what each runs |
+//! | `launch` | the rank of this process and its exchange with the others |
+//! | `rank_threads` | the ranks of one process, a thread each |
+//! | `options` | what `bench` measures |
+//! | `measure` | how: an `operation` over `buffers` of test `data` whose results can be checked |
+//! | `call_timing` | the time of repeated calls |
+//! | `report` | the table, the JSON file and the picture |
+//! | `compare` | all algorithms of a collective beside each other |
+//! | `verify` | proofs of schedules |
+//! | `doctor`, `ps`, `environment` | the machine, the live communicators, the settings |
+//! | `number`, `status` | elements as numbers; exit statuses and failures |
 
 mod buffers;
+mod call_timing;
 mod command;
+mod command_line;
 mod compare;
 mod data;
 mod doctor;
 mod environment;
-mod json;
 mod launch;
 mod measure;
 mod number;
@@ -29,16 +37,21 @@ mod report;
 mod status;
 mod verify;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// The `maypole` command, with the arguments of this process.
 pub fn maypole() -> ExitCode {
-    command::run(std::env::args_os().skip(1).collect())
+    command::run(&arguments())
 }
 
-/// The benchmark of a collective, as a program of its own: `all_reduce` for `all_reduce_perf`.
+/// The benchmark of one collective as a program of its own: `all_reduce` for `all_reduce_perf`.
 pub fn perf(collective: &str) -> ExitCode {
-    let mut args = vec!["bench".into(), collective.into()];
-    args.extend(std::env::args_os().skip(1));
-    command::run(args)
+    let words = [OsString::from("bench"), OsString::from(collective)];
+    command::run(&[&words[..], &arguments()].concat())
+}
+
+/// The arguments of this process, without the program's name.
+fn arguments() -> Vec<OsString> {
+    std::env::args_os().skip(1).collect()
 }

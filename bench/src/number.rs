@@ -1,20 +1,21 @@
-//! Elements as plain numbers, written to and read from bytes by arithmetic of our own.
+//! Elements as numbers, converted to and from bytes without the library's conversions.
 //!
-//! The check of a benchmark would be worth little if it used the library's conversions, so there is a second, slower
-//! set here: every float is a binary64 until it is rounded, once, to its type.
+//! The check of a benchmark must not rely on the code that it checks, so here is a second, slower
+//! set of conversions: every float is a binary64 until it is rounded, once, to its type.
 
 use maypole_algorithms::DType;
 
 /// A value of an element type.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Number {
-    /// An integer, modulo 2^64, of which the type keeps the low bits.
+    /// An integer modulo 2^64, of which the type keeps the low bits.
     Int(u64),
-    /// A float, exactly.
+    /// The exact value of a float.
     Float(f64),
 }
 
-/// Significand bits of a float type, the hidden one included: integers up to two to this power are exact.
+/// The significand bits of a float type, with the hidden bit. Integers up to 2 to this power are
+/// exact.
 pub(crate) fn precision(dtype: DType) -> u32 {
     format(dtype).fraction + 1
 }
@@ -34,7 +35,7 @@ pub(crate) fn write(dtype: DType, number: Number, to: &mut Vec<u8>) {
     to.extend_from_slice(&bits.to_le_bytes()[..dtype.size()]);
 }
 
-/// The integer type's value of the low bits of `value`.
+/// The value that the low bits of `value` have in an integer type.
 pub(crate) fn extend(dtype: DType, value: u64) -> i128 {
     let unused = 64 - 8 * dtype.size() as u32;
     match dtype {
@@ -45,7 +46,7 @@ pub(crate) fn extend(dtype: DType, value: u64) -> i128 {
     }
 }
 
-/// The value of the float type that is nearest to `value`.
+/// The value of a float type that is nearest to `value`.
 pub(crate) fn round(dtype: DType, value: f64) -> f64 {
     if dtype == DType::Float64 {
         return value;
@@ -54,14 +55,14 @@ pub(crate) fn round(dtype: DType, value: f64) -> f64 {
     decode(format, encode(format, value))
 }
 
-/// A binary float format: bits of the exponent and of the fraction.
+/// A binary float format: the bits of its exponent and of its fraction.
 #[derive(Clone, Copy)]
-struct Format {
+struct FloatFormat {
     exponent: u32,
     fraction: u32,
 }
 
-fn format(dtype: DType) -> Format {
+fn format(dtype: DType) -> FloatFormat {
     let (exponent, fraction) = match dtype {
         DType::Float16 => (5, 10),
         DType::Float32 => (8, 23),
@@ -71,25 +72,26 @@ fn format(dtype: DType) -> Format {
         DType::Float8E5M2 => (5, 2),
         _ => unreachable!("{dtype} is an integer type"),
     };
-    Format { exponent, fraction }
+    FloatFormat { exponent, fraction }
 }
 
-/// Rounds to nearest, ties to even. Only for values that are finite in the format, which all test data is.
-/// The format is one whose smallest number is a normal binary64.
-fn encode(Format { exponent, fraction }: Format, value: f64) -> u64 {
+/// Rounds to nearest, ties to even. The value must be finite in the format, as all test data is,
+/// and the smallest number of the format must be a normal binary64.
+fn encode(FloatFormat { exponent, fraction }: FloatFormat, value: f64) -> u64 {
     let sign = u64::from(value.is_sign_negative()) << (exponent + fraction);
     let bias = (1 << (exponent - 1)) - 1;
-    // The exponent of the value's leading bit, but not below that of the smallest normal number.
+    // The exponent of the value's first bit, but at least that of the smallest normal number.
     let lead = match value.abs() {
         0.0 => return sign,
         magnitude => (((magnitude.to_bits() >> 52) as i32) - 1023).max(1 - bias),
     };
-    // In units of the last place; a significand that rounds up to the next power of two carries into the exponent.
+    // In units in the last place. A significand that is rounded up to the next power of two carries
+    // into the exponent.
     let units = (value.abs() * power(fraction as i32 - lead)).round_ties_even() as u64;
     sign | ((((lead + bias - 1) as u64) << fraction) + units)
 }
 
-fn decode(Format { exponent, fraction }: Format, bits: u64) -> f64 {
+fn decode(FloatFormat { exponent, fraction }: FloatFormat, bits: u64) -> f64 {
     let bias = (1 << (exponent - 1)) - 1;
     let biased = (bits >> fraction) as i32 & ((1 << exponent) - 1);
     let units = bits & ((1 << fraction) - 1) | u64::from(biased > 0) << fraction;
@@ -146,7 +148,7 @@ mod tests {
             let infinity = ((1 << format.exponent) - 1) << format.fraction;
             assert!(
                 (0..infinity).all(|b| encode(format, decode(format, b)) == b),
-                "{dtype}: what is decoded is encoded as something else"
+                "{dtype}: a decoded value is encoded as different bits"
             );
             assert_eq!(decode(format, 1 << format.fraction), smallest_normal(dtype));
         }

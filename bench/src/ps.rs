@@ -1,47 +1,51 @@
-//! `maypole ps`: the live communicators of this host, their ranks, and what each is doing.
+//! `maypole ps`: the live communicators of this host, their ranks, and what each rank does.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use maypole::internal::status::{CommunicatorStatus, ProcessStatus, StatusAnswer, query};
+use serde::Serialize;
 
-use crate::json::{array, object, quote};
-use crate::status;
+use crate::status::{self, Failure};
 
-const HELP: &str = "\
-maypole ps [--json]
+/// How long to wait for the answers of all processes together.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
-Lists the communicators of this host's processes: for each rank its process, the call it is in or was in last, for whom it waits
-and how long since that wait began. Shows your own processes; root sees everyone's. A process that is stopped cannot answer and is
-listed as such. Processes of other network namespaces (most containers) are not seen: run it there.
-";
+/// A process, as JSON.
+#[derive(Serialize)]
+struct ProcessJson<'a> {
+    pid: u32,
+    uid: u32,
+    command: &'a str,
+    state: &'static str,
+    communicators: Vec<RankJson<'a>>,
+    not_listed: u32,
+}
 
-/// For all answers together.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// A rank of a communicator, as JSON.
+#[derive(Serialize)]
+struct RankJson<'a> {
+    communicator: String,
+    rank: u32,
+    nranks: u32,
+    calls: u64,
+    in_call: bool,
+    call: &'a str,
+    waits_for: Option<u32>,
+    waited_seconds: Option<f64>,
+    ended: Option<&'a str>,
+}
 
-/// Prints the list; returns the exit status.
-pub(crate) fn run(args: &[OsString]) -> Result<u8, lexopt::Error> {
-    let json = match args {
-        [] => false,
-        [word] if word == "--json" => true,
-        [word] if word == "--help" || word == "-h" => {
-            print!("{HELP}");
-            return Ok(status::FINE);
-        }
-        _ => return Err("ps takes --json and nothing else".into()),
-    };
-    Ok(match query(PATIENCE) {
-        Ok(found) => {
-            print!("{}", if json { as_json(&found) } else { as_text(&found) });
-            status::FINE
-        }
-        Err(error) => {
-            eprintln!("maypole: cannot read /proc/net/unix: {error}");
-            status::SYSTEM
-        }
-    })
+/// Prints the list. Returns the exit status.
+///
+/// # Errors
+/// The kernel's list of sockets cannot be read.
+pub(crate) fn run(json: bool) -> Result<u8, Failure> {
+    let found = query(TIMEOUT)
+        .map_err(|error| Failure::system(format!("cannot read /proc/net/unix: {error}")))?;
+    print!("{}", if json { as_json(&found)? } else { as_text(&found) });
+    Ok(status::FINE)
 }
 
 fn as_text(found: &[ProcessStatus]) -> String {
@@ -67,9 +71,9 @@ fn as_text(found: &[ProcessStatus]) -> String {
             StatusAnswer::Communicators(_, 0) => continue,
             StatusAnswer::Communicators(_, more) => format!("has {more} more communicators"),
             StatusAnswer::Stopped => {
-                "is stopped, by a signal or a debugger, and cannot say what it does".into()
+                "is stopped by a signal or a debugger and cannot answer".into()
             }
-            StatusAnswer::Silent => format!("did not answer within {} s", PATIENCE.as_secs()),
+            StatusAnswer::Silent => format!("did not answer within {} s", TIMEOUT.as_secs()),
         };
         let _ = writeln!(text, "pid {pid} of user {uid} ({command}) {what}");
     }
@@ -79,6 +83,7 @@ fn as_text(found: &[ProcessStatus]) -> String {
     text
 }
 
+/// What a rank does.
 fn state(it: &CommunicatorStatus) -> String {
     if let Some(why) = &it.ended {
         return format!("over: {why}");
@@ -100,39 +105,36 @@ fn state(it: &CommunicatorStatus) -> String {
     text
 }
 
-fn as_json(found: &[ProcessStatus]) -> String {
-    let number = |value: Option<String>| value.unwrap_or_else(|| "null".to_owned());
-    let communicator = |it: &CommunicatorStatus| {
-        object(&[
-            ("communicator", quote(&format!("{:016x}", it.key))),
-            ("rank", it.rank.to_string()),
-            ("nranks", it.nranks.to_string()),
-            ("calls", it.sequence.to_string()),
-            ("in_call", it.in_call.to_string()),
-            ("call", quote(&it.call)),
-            ("waits_for", number(it.waits_for.map(|rank| rank.to_string()))),
-            ("waited_seconds", number(it.waited.map(|it| it.as_secs_f64().to_string()))),
-            ("ended", number(it.ended.as_deref().map(quote))),
-        ])
+fn as_json(found: &[ProcessStatus]) -> Result<String, Failure> {
+    let processes: Vec<_> = found.iter().map(process_json).collect();
+    let text = serde_json::to_string_pretty(&processes);
+    Ok(text.map_err(|error| Failure::internal(error.to_string()))? + "\n")
+}
+
+fn process_json(status: &ProcessStatus) -> ProcessJson<'_> {
+    let ProcessStatus { pid, uid, command, answer } = status;
+    let (state, communicators, not_listed) = match answer {
+        StatusAnswer::Communicators(all, more) => {
+            ("answered", all.iter().map(rank_json).collect(), *more)
+        }
+        StatusAnswer::Stopped => ("stopped", Vec::new(), 0),
+        StatusAnswer::Silent => ("silent", Vec::new(), 0),
     };
-    let process = |ProcessStatus { pid, uid, command, answer }: &ProcessStatus| {
-        let (state, all, more) = match answer {
-            StatusAnswer::Communicators(all, more) => {
-                ("answered", all.iter().map(communicator).collect(), *more)
-            }
-            StatusAnswer::Stopped => ("stopped", Vec::new(), 0),
-            StatusAnswer::Silent => ("silent", Vec::new(), 0),
-        };
-        object(&[
-            ("pid", pid.to_string()),
-            ("uid", uid.to_string()),
-            ("command", quote(command)),
-            ("state", quote(state)),
-            ("communicators", format!("[{}]", all.join(", "))),
-            ("not_listed", more.to_string()),
-        ])
-    };
-    array(found.iter().map(process)) + "\n"
+    ProcessJson { pid: *pid, uid: *uid, command, state, communicators, not_listed }
+}
+
+fn rank_json(it: &CommunicatorStatus) -> RankJson<'_> {
+    RankJson {
+        communicator: format!("{:016x}", it.key),
+        rank: it.rank,
+        nranks: it.nranks,
+        calls: it.sequence,
+        in_call: it.in_call,
+        call: &it.call,
+        waits_for: it.waits_for,
+        waited_seconds: it.waited.map(|waited| waited.as_secs_f64()),
+        ended: it.ended.as_deref(),
+    }
 }
 
 #[cfg(test)]
@@ -167,23 +169,38 @@ mod tests {
     }
 
     #[test]
-    fn ranks_of_a_communicator_stand_together_in_order() {
+    fn ranks_of_one_communicator_are_listed_together_in_order() {
         assert_eq!(
             as_text(&found()),
             "communicator 0000000000000abc: 3 ranks, 2 of them seen here\n\
-             \x20 rank 0     pid 12       train            after call 7, all_reduce of 3 int32 sum\n\
-             \x20 rank 1     pid 10       train            in call 7, all_reduce of 3 int32 sum, waits 3.2 s for rank 0\n\
-             pid 11 of user 5 (train) is stopped, by a signal or a debugger, and cannot say what it does\n\
+             \x20 rank 0     pid 12       train            after call 7, all_reduce of 3 int32 \
+             sum\n\
+             \x20 rank 1     pid 10       train            in call 7, all_reduce of 3 int32 sum, \
+             waits 3.2 s for rank 0\n\
+             pid 11 of user 5 (train) is stopped by a signal or a debugger and cannot answer\n\
              pid 12 of user 5 (train) has 2 more communicators\n"
         );
         assert_eq!(as_text(&[]), "no communicators that you may see\n");
     }
 
     #[test]
-    fn json_has_all_of_it() {
-        let text = as_json(&found());
-        assert!(text.contains(r#""pid": 11, "uid": 5, "command": "train", "state": "stopped""#));
-        assert!(text.contains(r#""waits_for": 0, "waited_seconds": 3.25, "ended": null"#));
-        assert_eq!(as_json(&[]), "[]\n");
+    fn json_has_all_fields() {
+        let all: serde_json::Value = serde_json::from_str(&as_json(&found()).unwrap()).unwrap();
+        assert_eq!(
+            all[1],
+            serde_json::json!({
+                "pid": 11, "uid": 5, "command": "train", "state": "stopped",
+                "communicators": [], "not_listed": 0
+            })
+        );
+        assert_eq!(
+            all[0]["communicators"][0],
+            serde_json::json!({
+                "communicator": "0000000000000abc", "rank": 1, "nranks": 3, "calls": 7,
+                "in_call": true, "call": "call 7, all_reduce of 3 int32 sum",
+                "waits_for": 0, "waited_seconds": 3.25, "ended": null
+            })
+        );
+        assert_eq!(as_json(&[]).unwrap(), "[]\n");
     }
 }

@@ -1,57 +1,59 @@
-//! How a run ends: exit statuses, nccl-tests' where it has one for the case, and the line that says why.
+//! How a run ends: exit statuses, which are those of nccl-tests where it has one, and the line that
+//! says why.
 
 use std::fmt;
 use std::io;
 
 use maypole::ResultCode;
+use maypole::launch::LaunchError;
 
-/// All is fine.
+/// Success.
 pub(crate) const FINE: u8 = 0;
-/// A proof failed.
+/// A proof failed, or `doctor` found something that will fail or be slow.
 pub(crate) const DISPROVED: u8 = 1;
-/// What should never be.
+/// An error in this program or in the library.
 pub(crate) const INTERNAL: u8 = 1;
-/// The system failed: nccl-tests' CUDA error.
+/// The system failed. nccl-tests uses it for CUDA errors.
 pub(crate) const SYSTEM: u8 = 2;
 /// The library failed.
 pub(crate) const FAILED: u8 = 3;
-/// No progress.
+/// A rank made no progress for too long.
 pub(crate) const TIMEOUT: u8 = 4;
-/// Understood, but not possible here.
+/// The request is valid, but not possible on host memory.
 pub(crate) const UNSUPPORTED: u8 = 5;
-/// The command line, or a variable, is not understood.
+/// The command line or an environment variable is not understood.
 pub(crate) const USAGE: u8 = 6;
-/// Values were wrong, or the bandwidth too low.
+/// Values were wrong, or the bandwidth was too low.
 pub(crate) const WRONG: u8 = 7;
 
 /// Why a run cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
-    /// What the process ends with.
+    /// The exit status of the process.
     pub(crate) status: u8,
     /// One line that says what went wrong and what to do.
     pub(crate) text: String,
-    /// Every process comes to the same conclusion: one of them says it for all.
+    /// Whether every process fails for the same reason, so that one of them reports it for all.
     pub(crate) common: bool,
 }
 
 impl Failure {
-    /// The caller's fault.
+    /// A mistake of the user.
     pub(crate) fn usage(text: impl Into<String>) -> Self {
         Self { status: USAGE, text: text.into(), common: true }
     }
 
-    /// What host memory cannot do.
+    /// Something that is not possible on host memory.
     pub(crate) fn unsupported(text: impl Into<String>) -> Self {
         Self { status: UNSUPPORTED, text: text.into(), common: true }
     }
 
-    /// Our fault.
+    /// An error in this program or in the library.
     pub(crate) fn internal(text: impl Into<String>) -> Self {
         Self { status: INTERNAL, text: text.into(), common: false }
     }
 
-    /// The system's fault.
+    /// A failure of the system.
     pub(crate) fn system(text: impl Into<String>) -> Self {
         Self { status: SYSTEM, text: text.into(), common: false }
     }
@@ -75,8 +77,8 @@ impl From<maypole::Error> for Failure {
     }
 }
 
-impl From<maypole::launch::LaunchError> for Failure {
-    fn from(error: maypole::launch::LaunchError) -> Self {
+impl From<LaunchError> for Failure {
+    fn from(error: LaunchError) -> Self {
         Self::system(error.to_string())
     }
 }
@@ -84,11 +86,5 @@ impl From<maypole::launch::LaunchError> for Failure {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::system(error.to_string())
-    }
-}
-
-impl From<lexopt::Error> for Failure {
-    fn from(error: lexopt::Error) -> Self {
-        Self::usage(error.to_string())
     }
 }

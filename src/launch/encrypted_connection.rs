@@ -6,9 +6,9 @@
 //!   then    length (4 bytes), ChaCha20-Poly1305 of the message with the length as associated data
 //! ```
 //!
-//! The key of each direction is an HMAC-SHA256, under the secret, of both random values, so a recorded
-//! connection cannot be replayed. The nonce counts the messages. The first message that can be
-//! decrypted proves that its sender knows the secret.
+//! The key of each direction is an HMAC-SHA256, under the secret, of both random values, so a
+//! recorded connection cannot be replayed. The nonce counts the messages. The first message that
+//! can be decrypted proves that its sender knows the secret.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;

@@ -1,9 +1,9 @@
 //! The variables and the protocol of PMI-1, of MPICH's Hydra, Intel MPI and others: lines of
 //! `name=value` words over an inherited socket, `PMI_FD`.
 //!
-//! Rank 0 puts one value, all ranks wait at a barrier, the others get the value; then the channel is
-//! closed. The value is as safe as the launcher's own connections: on one host these are sockets of
-//! this user, between hosts they are what Hydra uses.
+//! Rank 0 puts one value, all ranks wait at a barrier, the others get the value; then the channel
+//! is closed. The value is as safe as the launcher's own connections: on one host these are sockets
+//! of this user, between hosts they are what Hydra uses.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{BorrowedFd, RawFd};
@@ -23,7 +23,8 @@ pub(super) fn job(lookup: VariableLookup) -> Result<Option<LauncherJob>, String>
             // Slurm sets PMI_RANK and PMI_SIZE with every --mpi.
             _ if lookup("SLURM_STEP_ID").is_some() => Ok(None),
             (Some((rank, nranks)), port, None) if nranks > 1 => Err(format!(
-                "PMI_RANK={rank} of PMI_SIZE={nranks}, but PMI_FD is not set{}: this program speaks \
+                "PMI_RANK={rank} of PMI_SIZE={nranks}, but PMI_FD is not set{}: this program \
+                 speaks \
                  PMI-1 over PMI_FD, which mpirun of MPICH and of Intel MPI set",
                 port.map_or(String::new(), |it| format!(
                     " (PMI_PORT={it} is, and is not supported)"
@@ -86,7 +87,8 @@ impl PmiSession {
         }
         let succeeded = word(&answer, "rc").is_none_or(|rc| rc == "0");
         if word(&answer, "cmd") != Some(kind) || !succeeded {
-            // The line may hold the secret, so only its command is shown. A wrong answer holds none.
+            // The line may hold the secret, so only its command is shown. A wrong answer holds
+            // none.
             let command = word(line, "cmd").unwrap_or_default();
             return Err(failed(&format!(
                 "the launcher answered {command} with: {}",
@@ -116,7 +118,8 @@ mod tests {
         job(&variables(set))
     }
 
-    /// A launcher of two processes, which answers a `get` with `last`, where % stands for the value.
+    /// A launcher of two processes, which answers a `get` with `last`, where % stands for the
+    /// value.
     fn launcher(sockets: Vec<UnixStream>, last: &'static str) -> std::thread::JoinHandle<()> {
         std::thread::spawn(move || {
             let mut value = String::new();

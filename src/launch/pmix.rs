@@ -1,10 +1,10 @@
 //! The variables and the protocol of PMIx, of Open MPI's mpirun, PRRTE and `srun --mpi=pmix`.
 //! libpmix is loaded only if this process has a PMIx server.
 //!
-//! Rank 0 puts one value, and all ranks wait at a fence that distributes it; then PMIx is closed. The
-//! value is as safe as the launcher's own connections. Seven functions and three structures of PMIx
-//! are used. Their layout is the same in all versions that are named `libpmix.so.2` (PMIx 3 to 6,
-//! `pmix_common.h`).
+//! Rank 0 puts one value, and all ranks wait at a fence that distributes it; then PMIx is closed.
+//! The value is as safe as the launcher's own connections. Seven functions and three structures of
+//! PMIx are used. Their layout is the same in all versions that are named `libpmix.so.2` (PMIx 3 to
+//! 6, `pmix_common.h`).
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io;
@@ -47,7 +47,8 @@ pub(super) fn job(lookup: VariableLookup) -> Result<Option<LauncherJob>, String>
         (None, None) => {
             return Err(format!(
                 "OMPI_COMM_WORLD_SIZE={nranks}, but the processes cannot find each other: neither \
-                 PMIX_NAMESPACE is set, nor OMPI_MCA_ess_base_jobid with all processes on this host \
+                 PMIX_NAMESPACE is set, nor OMPI_MCA_ess_base_jobid with all processes on this \
+                 host \
                  (OMPI_COMM_WORLD_LOCAL_SIZE={})",
                 local_size.map_or("unset".to_owned(), |size| size.to_string())
             ));
@@ -169,7 +170,8 @@ pub(super) fn broadcast(rank: u32, mine: Option<&str>) -> io::Result<String> {
 
 impl PmixFunctions {
     fn load() -> io::Result<Self> {
-        // SAFETY: the name is a C string. The library's constructors are as trusted as the launcher.
+        // SAFETY: the name is a C string. The library's constructors are as trusted as the
+        // launcher.
         let library =
             unsafe { libc::dlopen(c"libpmix.so.2".as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         if library.is_null() {

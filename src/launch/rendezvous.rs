@@ -1,10 +1,10 @@
-//! The rendezvous of a job: rank 0 listens, the other ranks connect, and each proves that it belongs
-//! to the job.
+//! The rendezvous of a job: rank 0 listens, the other ranks connect, and each proves that it
+//! belongs to the job.
 //!
 //! At an abstract socket of the host the kernel tells which user is at the other end, and only
 //! processes of the same user are accepted. Over TCP both ends must know the job's secret. In both
-//! cases the connecting rank first sends `rank nranks`, and rank 0 answers `welcome` or says what is
-//! wrong.
+//! cases the connecting rank first sends `rank nranks`, and rank 0 answers `welcome` or says what
+//! is wrong.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};

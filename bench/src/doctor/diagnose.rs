@@ -1,16 +1,17 @@
-//! What the facts mean for the library.
+//! What the properties of a machine mean for the library, and what to change.
 
-use super::parse::{bytes, chosen, cpu_max, limit, listed, meminfo};
-use super::{Facts, Finding, Verdict};
+use super::parse::{bytes, chosen_word, cpu_max, limit, list_length, meminfo};
+use super::{Finding, MachineFacts, Severity};
 
-/// Descriptors that 64 ranks of a host need, with some to spare for the program: a few for each peer.
+/// The open descriptors that a program with 64 peers on a host needs: a few for each peer, and some
+/// for the program.
 const DESCRIPTORS: u64 = 1024;
-/// Memory below which a job of a few ranks with default slots is cramped.
+/// The memory that a job of a few ranks with default slots needs, in bytes.
 const MEMORY: u64 = 256 << 20;
-/// Processes and threads that should be free.
+/// The number of further processes and threads that should be allowed.
 const PIDS: u64 = 64;
 
-pub(super) fn diagnose(facts: &Facts) -> Vec<Finding> {
+pub(super) fn diagnose(facts: &MachineFacts) -> Vec<Finding> {
     let mut all = vec![cores(facts), simd(facts)];
     all.extend(caches(facts));
     all.extend([
@@ -33,19 +34,19 @@ pub(super) fn diagnose(facts: &Facts) -> Vec<Finding> {
 fn finding(
     what: &'static str,
     found: String,
-    verdict: Verdict,
+    severity: Severity,
     means: &str,
     change: &str,
 ) -> Finding {
-    Finding { what, found, verdict, means: means.to_owned(), change: change.to_owned() }
+    Finding { what, found, severity, means: means.to_owned(), change: change.to_owned() }
 }
 
 fn fine(what: &'static str, found: String) -> Finding {
-    finding(what, found, Verdict::Fine, "", "")
+    finding(what, found, Severity::Fine, "", "")
 }
 
-fn cores(facts: &Facts) -> Finding {
-    let Facts { affinity, online, .. } = *facts;
+fn cores(facts: &MachineFacts) -> Finding {
+    let MachineFacts { affinity, online, .. } = *facts;
     let quota = facts.cpu_max.as_deref().and_then(cpu_max);
     let limit = quota.map_or("no quota".to_owned(), |cores| format!("a quota of {cores:.1}"));
     let found = format!("{affinity} of {online} online, {limit}");
@@ -53,29 +54,33 @@ fn cores(facts: &Facts) -> Finding {
         Some(cores) if cores < affinity as f64 => finding(
             "cores",
             found,
-            Verdict::Hurts,
-            "a process that has used up its quota stands still for the rest of the period, with all who wait for it",
-            "raise the container's CPU limit, or pin it to that many cores instead (docker --cpuset-cpus)",
+            Severity::Hurts,
+            "a process that has used up its quota stops until the next period, and so do the \
+             ranks that \
+             wait for it",
+            "raise the CPU limit of the container, or pin it to that many cores instead (docker \
+             --cpuset-cpus)",
         ),
         _ if affinity == 1 => finding(
             "cores",
             found,
-            Verdict::Note,
-            "ranks share one core: calls take as long as the scheduler's turns",
-            "give the job more cores, or a wider affinity mask",
+            Severity::Note,
+            "all ranks share one core, so a call takes as long as the scheduler's time slices",
+            "give the job more cores, or an affinity mask with more cores",
         ),
         _ if affinity < online => finding(
             "cores",
             found,
-            Verdict::Note,
-            "the affinity mask leaves some out; ranks beyond the mask's size share cores",
+            Severity::Note,
+            "the affinity mask excludes some cores; with more ranks than allowed cores, ranks \
+             share cores",
             "",
         ),
         _ => fine("cores", found),
     }
 }
 
-fn simd(facts: &Facts) -> Finding {
+fn simd(facts: &MachineFacts) -> Finding {
     let has = |name: &str| facts.cpu_flags.iter().any(|flag| flag == name);
     let sets = ["avx512f", "avx2", "f16c"].into_iter().filter(|name| has(name)).collect::<Vec<_>>();
     if has("avx2") {
@@ -84,32 +89,32 @@ fn simd(facts: &Facts) -> Finding {
     finding(
         "instructions",
         if sets.is_empty() { "no AVX2".to_owned() } else { sets.join(" ") },
-        Verdict::Note,
-        "reductions run on scalar code, several times slower for large messages",
-        "if this is a virtual machine, give it the host's processor model",
+        Severity::Note,
+        "reductions use scalar code, which is several times slower for large messages",
+        "if this is a virtual machine, give it the processor model of its host",
     )
 }
 
-fn caches(facts: &Facts) -> Vec<Finding> {
+fn caches(facts: &MachineFacts) -> Vec<Finding> {
     let mut all = Vec::new();
     if !facts.caches.is_empty() {
         all.push(fine("caches", facts.caches.join(", ")));
     }
-    let nodes = facts.numa.as_deref().map_or(0, listed);
+    let nodes = facts.numa.as_deref().map_or(0, list_length);
     all.push(match nodes {
         0 | 1 => fine("NUMA", "one node".to_owned()),
         nodes => finding(
             "NUMA",
             format!("{nodes} nodes"),
-            Verdict::Note,
-            "a rank that the scheduler moves to another node leaves its memory behind",
+            Severity::Note,
+            "if the scheduler moves a rank to another NUMA node, its memory stays on the first one",
             "pin ranks (mpirun --bind-to core, numactl)",
         ),
     });
     all
 }
 
-fn memory(facts: &Facts) -> Finding {
+fn memory(facts: &MachineFacts) -> Finding {
     let available = meminfo(&facts.meminfo, "MemAvailable").unwrap_or(u64::MAX);
     let left = limit(&facts.memory_max)
         .map(|most| most.saturating_sub(limit(&facts.memory_current).unwrap_or(0)));
@@ -122,41 +127,49 @@ fn memory(facts: &Facts) -> Finding {
         return finding(
             "memory",
             found,
-            Verdict::Hurts,
-            "the kernel ends a rank that needs more, without a word from us; all others then fail with its number",
+            Severity::Hurts,
+            "the kernel kills a rank that needs more memory, without a message of the library; \
+             the other \
+             ranks then fail and name it",
             "raise the limit (docker --memory), or lower MAYPOLE_SLOT_BYTES and MAYPOLE_SLOT_DEPTH",
         );
     }
     fine("memory", found)
 }
 
-fn huge_pages(facts: &Facts) -> Finding {
+fn huge_pages(facts: &MachineFacts) -> Finding {
     let reserved = meminfo(&facts.meminfo, "HugePages_Total").unwrap_or(0);
-    let transparent = facts.transparent_huge.as_deref().and_then(chosen).unwrap_or("not there");
-    fine("huge pages", format!("transparent: {transparent}; reserved: {reserved}; none is needed"))
+    let transparent =
+        facts.transparent_huge.as_deref().and_then(chosen_word).unwrap_or("not available");
+    fine(
+        "huge pages",
+        format!("transparent: {transparent}; reserved: {reserved}; Maypole needs none"),
+    )
 }
 
-fn shm(facts: &Facts) -> Finding {
-    let size = facts.dev_shm.map_or("not there".to_owned(), |free| format!("{} free", bytes(free)));
-    fine("/dev/shm", format!("{size}; it is not used: shared memory is passed as descriptors"))
+fn shm(facts: &MachineFacts) -> Finding {
+    let size =
+        facts.dev_shm.map_or("not available".to_owned(), |free| format!("{} free", bytes(free)));
+    fine("/dev/shm", format!("{size}; not used: shared memory is passed as descriptors"))
 }
 
-fn descriptors(facts: &Facts) -> Finding {
+fn descriptors(facts: &MachineFacts) -> Finding {
     let (soft, hard) = facts.descriptors;
     let found = format!("{soft} at once, {hard} at most");
     match soft {
         ..DESCRIPTORS => finding(
             "descriptors",
             found,
-            Verdict::Hurts,
-            "a rank has a few descriptors open for each peer; init fails when there are none left",
+            Severity::Hurts,
+            "a rank opens a few descriptors for each peer; initialization fails if there are \
+             none left",
             &format!("ulimit -n {}", hard.clamp(DESCRIPTORS, 65536)),
         ),
         _ => fine("descriptors", found),
     }
 }
 
-fn memlock(facts: &Facts) -> Finding {
+fn memlock(facts: &MachineFacts) -> Finding {
     let found = bytes(facts.memlock);
     if facts.verbs_devices.is_empty() || facts.memlock >= 1 << 30 {
         return fine("locked memory", found);
@@ -164,13 +177,13 @@ fn memlock(facts: &Facts) -> Finding {
     finding(
         "locked memory",
         found,
-        Verdict::Hurts,
-        "an RDMA device locks the memory it reads and writes",
+        Severity::Hurts,
+        "an RDMA device locks the memory that it reads and writes",
         "ulimit -l unlimited (in a container: docker --ulimit memlock=-1)",
     )
 }
 
-fn pids(facts: &Facts) -> Finding {
+fn pids(facts: &MachineFacts) -> Finding {
     let Some(most) = limit(&facts.pids_max) else {
         return fine("processes", "no limit of the control group".to_owned());
     };
@@ -180,16 +193,18 @@ fn pids(facts: &Facts) -> Finding {
         return finding(
             "processes",
             found,
-            Verdict::Hurts,
-            "every process with a communicator has a service thread; init fails if it cannot start",
+            Severity::Hurts,
+            "every process with a communicator has a service thread; initialization fails if it \
+             cannot \
+             start",
             "raise the limit (docker --pids-limit)",
         );
     }
     fine("processes", found)
 }
 
-fn interfaces(facts: &Facts) -> Finding {
-    let one = |it: &super::Interface| {
+fn interfaces(facts: &MachineFacts) -> Finding {
+    let one = |it: &super::NetworkInterface| {
         let speed = it.speed.map_or("speed unknown".to_owned(), |speed| format!("{speed} Mbit/s"));
         let mtu = it.mtu.map_or(String::new(), |mtu| format!(", packets of {mtu}"));
         format!("{} ({speed}{mtu})", it.name)
@@ -199,22 +214,23 @@ fn interfaces(facts: &Facts) -> Finding {
         Some(why) => finding(
             "interfaces",
             if list.is_empty() { "none is up".to_owned() } else { list },
-            Verdict::Hurts,
+            Severity::Hurts,
             why,
-            "name one that is up in NCCL_SOCKET_IFNAME, or unset it; bring up at least lo",
+            "set NCCL_SOCKET_IFNAME to an interface that is up, or unset it; at least lo must be \
+             up",
         ),
         None => {
             let found = format!("{list}; used: {}", facts.chosen.join(" "));
             if facts.chosen.iter().all(|it| it.starts_with("127.") || it == "::1") {
-                let means = "only loopback is used: ranks of other hosts cannot come";
-                return finding("interfaces", found, Verdict::Note, means, "");
+                let means = "only loopback is used, so ranks of other hosts cannot connect";
+                return finding("interfaces", found, Severity::Note, means, "");
             }
             fine("interfaces", found)
         }
     }
 }
 
-fn ports(facts: &Facts) -> Finding {
+fn ports(facts: &MachineFacts) -> Finding {
     let bad: Vec<_> = facts
         .reachable
         .iter()
@@ -222,35 +238,36 @@ fn ports(facts: &Facts) -> Finding {
         .collect();
     if bad.is_empty() {
         let count = facts.reachable.len();
-        return fine("ports", format!("{count} of {count} own addresses listen and are reached"));
+        return fine("ports", format!("{count} of {count} addresses of this host can be reached"));
     }
     finding(
         "ports",
         bad.join("; "),
-        Verdict::Hurts,
-        "ranks find one another over TCP, those of one host too",
-        "let this host reach itself at its own addresses: look at firewall rules and NCCL_SOCKET_IFNAME",
+        Severity::Hurts,
+        "ranks find each other over TCP, on the same host too",
+        "make this host reachable from itself at its own addresses: check firewall rules and \
+         NCCL_SOCKET_IFNAME",
     )
 }
 
-fn verbs(facts: &Facts) -> Finding {
+fn verbs(facts: &MachineFacts) -> Finding {
     match (facts.verbs_devices.as_slice(), facts.verbs_library) {
         ([], library) => {
-            let library = if library { "is there" } else { "is not there" };
+            let library = if library { "is installed" } else { "is not installed" };
             fine("RDMA", format!("no device; libibverbs {library}; TCP is used"))
         }
         (devices, true) => fine("RDMA", format!("{}; libibverbs loads", devices.join(", "))),
         (devices, false) => finding(
             "RDMA",
             format!("{}, but libibverbs.so.1 does not load", devices.join(", ")),
-            Verdict::Note,
+            Severity::Note,
             "the device cannot be used; TCP is used",
-            "install libibverbs1 and the device's provider (Debian: ibverbs-providers)",
+            "install libibverbs1 and the provider of the device (Debian: ibverbs-providers)",
         ),
     }
 }
 
-fn gpu(facts: &Facts) -> Finding {
+fn gpu(facts: &MachineFacts) -> Finding {
     let nodes = facts.gpu_nodes.iter().filter(|node| numbered(node)).count();
     let driver =
         facts.gpu_driver.as_deref().unwrap_or("no driver").lines().next().unwrap_or_default();
@@ -263,9 +280,10 @@ fn gpu(facts: &Facts) -> Finding {
         (_, false) => finding(
             "GPU",
             format!("{nodes}; {driver}; libcuda.so.1 does not load"),
-            Verdict::Hurts,
+            Severity::Hurts,
             "the GPUs cannot be used",
-            "in a container: nvidia-container-toolkit with the capability `compute`; else install the driver's libraries",
+            "in a container: use nvidia-container-toolkit with the capability `compute`; otherwise \
+             install the libraries of the driver",
         ),
     }
 }
@@ -275,18 +293,18 @@ fn numbered(node: &str) -> bool {
     node.trim_start_matches("/dev/nvidia").chars().all(|c| c.is_ascii_digit())
 }
 
-fn ptrace(facts: &Facts) -> Finding {
+fn ptrace(facts: &MachineFacts) -> Finding {
     let scope = facts.ptrace_scope.as_deref().map(str::trim);
     let found = match scope {
         None => "no restrictions of Yama".to_owned(),
-        Some("0") => "processes of a user may look at each other".to_owned(),
+        Some("0") => "processes of one user may read each other's memory".to_owned(),
         Some(other) => format!("Yama's ptrace_scope is {other}"),
     };
-    // Nothing here reads another process' memory.
-    fine("ptrace", found + "; nothing of ours needs it")
+    // The library does not read another process's memory.
+    fine("ptrace", found + "; Maypole does not need it")
 }
 
-fn kernel(facts: &Facts) -> Finding {
+fn kernel(facts: &MachineFacts) -> Finding {
     let bad: Vec<_> = facts
         .calls
         .iter()
@@ -297,29 +315,30 @@ fn kernel(facts: &Facts) -> Finding {
         return fine("kernel", format!("{} work", names.join(", ")));
     }
     let essential = bad.iter().any(|it| !it.starts_with("pidfd_open"));
-    let (verdict, means) = if essential {
+    let (severity, means) = if essential {
         (
-            Verdict::Hurts,
-            "processes of this host cannot share memory, or cannot wait for one another",
+            Severity::Hurts,
+            "processes of this host cannot share memory, or cannot wait for each other",
         )
     } else {
         (
-            Verdict::Note,
-            "the death of a peer is noticed by the end of its connections alone, a little later",
+            Severity::Note,
+            "the death of a peer is noticed only when its connections end, a little later",
         )
     };
-    let change = "allow the call: look at the container's seccomp profile, or use a newer kernel";
-    finding("kernel", bad.join("; "), verdict, means, change)
+    let change =
+        "allow the system call: check the seccomp profile of the container, or use a newer kernel";
+    finding("kernel", bad.join("; "), severity, means, change)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Interface;
+    use super::super::NetworkInterface;
     use super::*;
 
-    /// A machine with nothing wrong.
-    fn healthy() -> Facts {
-        Facts {
+    /// A machine without a fault.
+    fn healthy() -> MachineFacts {
+        MachineFacts {
             affinity: 8,
             online: 8,
             cpu_max: Some("max 100000".into()),
@@ -330,7 +349,7 @@ mod tests {
             pids_max: Some("max".into()),
             descriptors: (65536, 1 << 20),
             memlock: 65536,
-            interfaces: vec![Interface {
+            interfaces: vec![NetworkInterface {
                 name: "eth0".into(),
                 speed: Some(10000),
                 mtu: Some(1500),
@@ -338,21 +357,21 @@ mod tests {
             reachable: vec![("10.0.0.1".into(), Ok(()))],
             chosen: vec!["10.0.0.1".into(), "127.0.0.1".into()],
             calls: vec![("memfd_create", Ok(())), ("pidfd_open", Ok(()))],
-            ..Facts::default()
+            ..MachineFacts::default()
         }
     }
 
     #[test]
     fn a_healthy_machine_is_fine() {
         let bad: Vec<_> =
-            diagnose(&healthy()).into_iter().filter(|it| it.verdict != Verdict::Fine).collect();
+            diagnose(&healthy()).into_iter().filter(|it| it.severity != Severity::Fine).collect();
         assert_eq!(bad, []);
     }
 
     #[test]
-    fn every_illness_is_found_alone_and_can_be_helped() {
-        type Illness = (&'static str, fn(&mut Facts));
-        let illnesses: [Illness; 9] = [
+    fn every_fault_is_found_alone_and_has_a_remedy() {
+        type Fault = (&'static str, fn(&mut MachineFacts));
+        let faults: [Fault; 9] = [
             ("cores", |it| it.cpu_max = Some("150000 100000".into())),
             ("memory", |it| it.meminfo = "MemAvailable: 1000 kB\n".into()),
             ("memory", |it| {
@@ -372,25 +391,26 @@ mod tests {
             ("ports", |it| it.reachable[0].1 = Err("connection refused".into())),
             ("GPU", |it| it.gpu_nodes = vec!["/dev/nvidia0".into(), "/dev/nvidiactl".into()]),
         ];
-        for (what, fall_ill) in illnesses {
+        for (what, break_it) in faults {
             let mut facts = healthy();
-            fall_ill(&mut facts);
+            break_it(&mut facts);
             let bad: Vec<_> =
-                diagnose(&facts).into_iter().filter(|it| it.verdict == Verdict::Hurts).collect();
+                diagnose(&facts).into_iter().filter(|it| it.severity == Severity::Hurts).collect();
             assert_eq!(bad.iter().map(|it| it.what).collect::<Vec<_>>(), [what]);
             assert!(!bad[0].means.is_empty() && !bad[0].change.is_empty(), "{bad:?}");
         }
     }
 
     #[test]
-    fn a_call_that_is_forbidden_hurts_only_if_it_is_needed() {
-        let verdict = |call| {
-            let facts = Facts { calls: vec![(call, Err("not permitted".into()))], ..healthy() };
-            kernel(&facts).verdict
+    fn a_forbidden_system_call_hurts_only_if_it_is_needed() {
+        let severity = |call| {
+            let facts =
+                MachineFacts { calls: vec![(call, Err("not permitted".into()))], ..healthy() };
+            kernel(&facts).severity
         };
         assert_eq!(
-            (verdict("memfd_create"), verdict("pidfd_open")),
-            (Verdict::Hurts, Verdict::Note)
+            (severity("memfd_create"), severity("pidfd_open")),
+            (Severity::Hurts, Severity::Note)
         );
     }
 }

@@ -1,53 +1,47 @@
-//! `maypole doctor`: what of this machine matters to the library, what it means, and what to change.
+//! `maypole doctor`: the properties of this machine that matter to the library, what they mean, and
+//! what to change.
 //!
-//! What is read ([`Facts`], [`read`]) is apart from what it means ([`diagnose`]), so that machines that are not at hand can be
-//! diagnosed in tests.
+//! What is read ([`MachineFacts`], [`read`]) is separate from what it means ([`diagnose`]), so that
+//! tests can diagnose machines that are not available.
 
 mod diagnose;
 mod parse;
 mod read;
 
-use std::ffi::OsString;
+use serde::Serialize;
 
-use crate::json::{array, object, quote};
-use crate::status;
+use crate::status::{self, Failure};
 
-const HELP: &str = "\
-maypole doctor [--json]
-
-Looks at this machine, or container, as the library will find it: cores, caches, memory, limits, network, devices, kernel. Prints what
-it found, what that means, and what to change. Ends with 0 if all is fine and with 1 if something will hurt. It connects to
-addresses of this host only.
-";
-
-/// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Severity {
     /// Nothing to do.
     Fine,
-    /// Worth knowing; costs nothing, or only some.
+    /// Good to know; it costs little or nothing.
     Note,
     /// Something will fail or be slow.
     Hurts,
 }
 
-/// One thing that was looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One property of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Finding {
-    /// In a word or two.
+    /// The property, in one or two words.
     what: &'static str,
-    /// What there is.
+    /// Its value.
     found: String,
-    verdict: Verdict,
-    /// What that means for the library; empty if it goes without saying.
+    #[serde(rename = "verdict")]
+    severity: Severity,
+    /// What that means for the library; empty if it is obvious.
     means: String,
-    /// What to change; empty if nothing.
+    /// What to change; empty if there is nothing to change.
     change: String,
 }
 
-/// What was read, as the kernel has it; None or empty where it has nothing.
+/// What was read, in the kernel's form. A value is None or empty if the kernel does not have it.
 #[derive(Clone, Debug, Default)]
-struct Facts {
+struct MachineFacts {
     /// Processors that this process may run on.
     affinity: usize,
     /// Processors that are online.
@@ -56,78 +50,80 @@ struct Facts {
     cpu_max: Option<String>,
     /// `flags` of `/proc/cpuinfo`.
     cpu_flags: Vec<String>,
-    /// Level, kind and size of the first processor's caches, `3 Unified 32768K`.
+    /// Level, type and size of the caches of the first processor, as in `L3 unified 32768K`.
     caches: Vec<String>,
     /// `/sys/devices/system/node/online`.
     numa: Option<String>,
+    /// `/proc/meminfo`.
     meminfo: String,
     /// `/sys/kernel/mm/transparent_hugepage/enabled`.
     transparent_huge: Option<String>,
+    /// `memory.max` of the control group.
     memory_max: Option<String>,
+    /// `memory.current` of the control group.
     memory_current: Option<String>,
+    /// `pids.max` of the control group.
     pids_max: Option<String>,
+    /// `pids.current` of the control group.
     pids_current: Option<String>,
     /// Free bytes of `/dev/shm`.
     dev_shm: Option<u64>,
-    /// Soft and hard limit of descriptors.
+    /// The soft and the hard limit of open descriptors.
     descriptors: (u64, u64),
-    /// Soft limit of locked memory.
+    /// The soft limit of locked memory in bytes.
     memlock: u64,
-    interfaces: Vec<Interface>,
-    /// Of each of this host's addresses, whether a connection to itself could be made.
+    /// The network interfaces that are up.
+    interfaces: Vec<NetworkInterface>,
+    /// For each address of this host, why a connection to itself failed, if it did.
     reachable: Vec<(String, Result<(), String>)>,
-    /// The library's own choice of addresses.
+    /// The addresses that the library chooses.
     chosen: Vec<String>,
-    /// Why it has none.
+    /// Why the library finds no address, if it finds none.
     no_choice: Option<String>,
     /// `/sys/class/infiniband`.
     verbs_devices: Vec<String>,
+    /// Whether libibverbs can be loaded.
     verbs_library: bool,
     /// `/dev/nvidia*`.
     gpu_nodes: Vec<String>,
+    /// Whether libcuda can be loaded.
     cuda_library: bool,
     /// `/proc/driver/nvidia/version`.
     gpu_driver: Option<String>,
     /// `/proc/sys/kernel/yama/ptrace_scope`.
     ptrace_scope: Option<String>,
-    /// Calls of the kernel, and why they do not work.
+    /// System calls, and why they do not work, if they do not.
     calls: Vec<(&'static str, Result<(), String>)>,
 }
 
 /// A network interface that is up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Interface {
+struct NetworkInterface {
     name: String,
-    /// Megabits per second, if it says.
+    /// Megabits per second, if the interface reports it.
     speed: Option<u64>,
-    /// Bytes of a packet.
+    /// The largest packet in bytes.
     mtu: Option<u64>,
 }
 
-/// Prints what was found; returns the exit status.
-pub(crate) fn run(args: &[OsString]) -> Result<u8, lexopt::Error> {
-    let json = match args {
-        [] => false,
-        [word] if word == "--json" => true,
-        [word] if word == "--help" || word == "-h" => {
-            print!("{HELP}");
-            return Ok(status::FINE);
-        }
-        _ => return Err("doctor takes --json and nothing else".into()),
-    };
+/// Prints the findings. Returns the exit status.
+///
+/// # Errors
+/// An internal error.
+pub(crate) fn run(json: bool) -> Result<u8, Failure> {
     let findings = diagnose::diagnose(&read::read());
-    print!("{}", if json { as_json(&findings) } else { as_text(&findings) });
-    let hurts = findings.iter().any(|it| it.verdict == Verdict::Hurts);
+    print!("{}", if json { as_json(&findings)? } else { as_text(&findings) });
+    let hurts = findings.iter().any(|it| it.severity == Severity::Hurts);
     Ok(if hurts { status::DISPROVED } else { status::FINE })
 }
 
 fn as_text(findings: &[Finding]) -> String {
     let mut text = String::new();
-    for Finding { what, found, verdict, means, change } in findings {
-        let mark = match verdict {
-            Verdict::Fine => "ok  ",
-            Verdict::Note => "note",
-            Verdict::Hurts => "HURT",
+    for Finding { what, found, severity, means, change } in findings {
+        let mark = match severity {
+            Severity::Fine => "ok  ",
+            Severity::Note => "note",
+            Severity::Hurts => "HURT",
         };
         text.push_str(&format!("{mark}  {what:<14} {found}\n"));
         for (name, line) in [("", means), ("change: ", change)] {
@@ -136,7 +132,7 @@ fn as_text(findings: &[Finding]) -> String {
             }
         }
     }
-    let hurts = findings.iter().filter(|it| it.verdict == Verdict::Hurts).count();
+    let hurts = findings.iter().filter(|it| it.severity == Severity::Hurts).count();
     text.push_str(&match hurts {
         0 => "nothing will hurt\n".to_owned(),
         1 => "1 thing will hurt\n".to_owned(),
@@ -145,22 +141,9 @@ fn as_text(findings: &[Finding]) -> String {
     text
 }
 
-fn as_json(findings: &[Finding]) -> String {
-    let one = |Finding { what, found, verdict, means, change }: &Finding| {
-        let verdict = match verdict {
-            Verdict::Fine => "fine",
-            Verdict::Note => "note",
-            Verdict::Hurts => "hurts",
-        };
-        object(&[
-            ("what", quote(what)),
-            ("found", quote(found)),
-            ("verdict", quote(verdict)),
-            ("means", quote(means)),
-            ("change", quote(change)),
-        ])
-    };
-    array(findings.iter().map(one)) + "\n"
+fn as_json(findings: &[Finding]) -> Result<String, Failure> {
+    let text = serde_json::to_string_pretty(findings);
+    Ok(text.map_err(|error| Failure::internal(error.to_string()))? + "\n")
 }
 
 #[cfg(test)]
@@ -168,24 +151,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_forms_say_all_of_it() {
-        let finding = |what, verdict, change: &str| Finding {
+    fn both_forms_have_all_findings() {
+        let finding = |what, severity, change: &str| Finding {
             what,
             found: "2".into(),
-            verdict,
+            severity,
             means: String::new(),
             change: change.into(),
         };
-        let findings =
-            [finding("cores", Verdict::Fine, ""), finding("limits", Verdict::Hurts, "more \"x\"")];
+        let findings = [
+            finding("cores", Severity::Fine, ""),
+            finding("limits", Severity::Hurts, "more \"x\""),
+        ];
         assert_eq!(
             as_text(&findings),
             "ok    cores          2\nHURT  limits         2\n\
              \x20                    change: more \"x\"\n1 thing will hurt\n"
         );
-        assert!(
-            as_json(&findings)
-                .contains(r#""verdict": "hurts", "means": "", "change": "more \"x\"""#)
+        let json: serde_json::Value = serde_json::from_str(&as_json(&findings).unwrap()).unwrap();
+        assert_eq!(
+            json[1],
+            serde_json::json!({
+                "what": "limits", "found": "2", "verdict": "hurts", "means": "",
+                "change": "more \"x\""
+            })
         );
     }
 

@@ -1,18 +1,18 @@
-//! The kernel's texts, as numbers.
+//! Numbers in the kernel's text files.
 
-/// Cores of `cpu.max`: `200000 100000` is 2, `max 100000` is no limit.
+/// The number of cores in `cpu.max`: `200000 100000` is 2, `max 100000` is no limit.
 pub(super) fn cpu_max(text: &str) -> Option<f64> {
     let (quota, period) = text.trim().split_once(' ')?;
     let (quota, period): (f64, f64) = (quota.parse().ok()?, period.parse().ok()?);
     (period > 0.0).then(|| quota / period)
 }
 
-/// A limit or a counter of a control group; `max` is none.
+/// A limit or a counter of a control group; None for `max`, which is no limit.
 pub(super) fn limit(text: &Option<String>) -> Option<u64> {
     text.as_deref()?.trim().parse().ok()
 }
 
-/// A value of `/proc/meminfo`: in bytes where it has a unit, else as it is.
+/// A value of `/proc/meminfo`: in bytes if it has a unit, otherwise unchanged.
 pub(super) fn meminfo(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         let rest = line.strip_prefix(name)?.strip_prefix(':')?;
@@ -22,8 +22,8 @@ pub(super) fn meminfo(text: &str, name: &str) -> Option<u64> {
     })
 }
 
-/// How many a list like `0-3,8` names.
-pub(super) fn listed(text: &str) -> usize {
+/// How many numbers are in a list such as `0-3,8`.
+pub(super) fn list_length(text: &str) -> usize {
     let one = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
@@ -32,12 +32,12 @@ pub(super) fn listed(text: &str) -> usize {
     text.trim().split(',').filter_map(one).sum()
 }
 
-/// What is chosen among `always [madvise] never`.
-pub(super) fn chosen(text: &str) -> Option<&str> {
+/// The chosen word of a list such as `always [madvise] never`.
+pub(super) fn chosen_word(text: &str) -> Option<&str> {
     text.split_once('[')?.1.split_once(']').map(|(word, _)| word)
 }
 
-/// Bytes, for people.
+/// A number of bytes with a suitable unit.
 pub(super) fn bytes(bytes: u64) -> String {
     let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
     match units.iter().find(|(shift, _)| bytes >> shift > 0) {
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_texts() {
+    fn the_kernels_texts_are_parsed() {
         assert_eq!(cpu_max("150000 100000\n"), Some(1.5));
         assert_eq!((cpu_max("max 100000"), cpu_max("1 0"), cpu_max("")), (None, None, None));
         assert_eq!(limit(&Some("4096\n".into())), Some(4096));
@@ -63,8 +63,14 @@ mod tests {
             (Some(16384), Some(3))
         );
         assert_eq!((meminfo(text, "Mem"), meminfo(text, "X")), (None, None));
-        assert_eq!((listed("0-3,8\n"), listed("0"), listed(""), listed("3-1")), (5, 1, 0, 0));
-        assert_eq!((chosen("always [madvise] never"), chosen("x")), (Some("madvise"), None));
+        assert_eq!(
+            (list_length("0-3,8\n"), list_length("0"), list_length(""), list_length("3-1")),
+            (5, 1, 0, 0)
+        );
+        assert_eq!(
+            (chosen_word("always [madvise] never"), chosen_word("x")),
+            (Some("madvise"), None)
+        );
         assert_eq!(
             (bytes(512), bytes(3 << 29), bytes(u64::MAX)),
             ("512 B".into(), "1.5 GiB".into(), "unlimited".into())

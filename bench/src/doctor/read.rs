@@ -1,4 +1,5 @@
-//! What this machine says of itself. Nothing here judges, and what cannot be read is left out.
+//! Reads the properties of this machine. Nothing is judged here, and what cannot be read is left
+//! out.
 
 use std::ffi::CStr;
 use std::fs;
@@ -9,32 +10,33 @@ use std::time::Duration;
 
 use maypole::config::Config;
 
-use super::parse::listed;
-use super::{Facts, Interface};
+use super::parse::list_length;
+use super::{MachineFacts, NetworkInterface};
 
-/// For a connection of this host to itself.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a connection of this host to itself may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-pub(super) fn read() -> Facts {
+pub(super) fn read() -> MachineFacts {
     let group = control_group();
-    let of_group = |name: &str| text(group.join(name));
+    let group_value = |name: &str| text(group.join(name));
     let addresses = maypole::internal::bootstrap::addresses(Config::get());
-    let reachable = addresses.iter().flatten().map(|&ip| (ip.to_string(), reach(ip))).collect();
+    let reachable =
+        addresses.iter().flatten().map(|&ip| (ip.to_string(), connect_to_self(ip))).collect();
     let chosen = addresses.iter().flatten().map(ToString::to_string).collect();
     let no_choice = addresses.err().map(|error| error.to_string());
-    Facts {
+    MachineFacts {
         affinity: affinity(),
-        online: text("/sys/devices/system/cpu/online").map_or(0, |it| listed(&it)),
-        cpu_max: of_group("cpu.max"),
+        online: text("/sys/devices/system/cpu/online").map_or(0, |it| list_length(&it)),
+        cpu_max: group_value("cpu.max"),
         cpu_flags: cpu_flags(),
         caches: caches(),
         numa: text("/sys/devices/system/node/online"),
         meminfo: text("/proc/meminfo").unwrap_or_default(),
         transparent_huge: text("/sys/kernel/mm/transparent_hugepage/enabled"),
-        memory_max: of_group("memory.max"),
-        memory_current: of_group("memory.current"),
-        pids_max: of_group("pids.max"),
-        pids_current: of_group("pids.current"),
+        memory_max: group_value("memory.max"),
+        memory_current: group_value("memory.current"),
+        pids_max: group_value("pids.max"),
+        pids_current: group_value("pids.current"),
         dev_shm: free_bytes(c"/dev/shm"),
         descriptors: resource(libc::RLIMIT_NOFILE),
         memlock: resource(libc::RLIMIT_MEMLOCK).0,
@@ -68,7 +70,7 @@ fn names(path: &str) -> Vec<String> {
     names
 }
 
-/// This process' control group (version 2); in a container the mounted tree begins at its own.
+/// The control group (version 2) of this process. In a container the mounted tree begins at it.
 fn control_group() -> PathBuf {
     let root = Path::new("/sys/fs/cgroup");
     let own = text("/proc/self/cgroup")
@@ -77,9 +79,9 @@ fn control_group() -> PathBuf {
     own.filter(|path| path.join("pids.max").exists()).unwrap_or_else(|| root.to_owned())
 }
 
-/// Processors of the affinity mask, whatever the control group allows.
+/// The number of processors in the affinity mask. The control group may allow fewer.
 fn affinity() -> usize {
-    // SAFETY: the set is writable for its size, and all zeros is a valid one.
+    // SAFETY: an all-zero set is valid, and the kernel writes no more than its size.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         match libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) {
@@ -114,7 +116,7 @@ fn caches() -> Vec<String> {
 }
 
 fn free_bytes(path: &CStr) -> Option<u64> {
-    // SAFETY: the path is a C string and the structure writable; all zeros is a valid one.
+    // SAFETY: the path is a C string; an all-zero structure is valid, and it is writable.
     unsafe {
         let mut found: libc::statvfs = std::mem::zeroed();
         let status = libc::statvfs(path.as_ptr(), &raw mut found);
@@ -124,48 +126,50 @@ fn free_bytes(path: &CStr) -> Option<u64> {
 
 fn resource(which: libc::__rlimit_resource_t) -> (u64, u64) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the structure is writable.
+    // SAFETY: `limit` is writable.
     unsafe { libc::getrlimit(which, &raw mut limit) };
     (limit.rlim_cur, limit.rlim_max)
 }
 
-fn interfaces() -> Vec<Interface> {
+fn interfaces() -> Vec<NetworkInterface> {
     let base = Path::new("/sys/class/net");
     names("/sys/class/net")
         .into_iter()
         .filter(|name| {
-            // Loopback and tunnels are up though they say `unknown`.
+            // Loopback and tunnels are up, although their state is `unknown`.
             text(base.join(name).join("operstate")).is_some_and(|it| it.trim() != "down")
         })
         .map(|name| {
             let number = |field| text(base.join(&name).join(field))?.trim().parse().ok();
-            Interface { speed: number("speed"), mtu: number("mtu"), name }
+            NetworkInterface { speed: number("speed"), mtu: number("mtu"), name }
         })
         .collect()
 }
 
-/// Whether this host can listen at one of its addresses and reach itself there.
-fn reach(ip: IpAddr) -> Result<(), String> {
+/// Listens at an address of this host and connects to it.
+fn connect_to_self(ip: IpAddr) -> Result<(), String> {
     let listener = TcpListener::bind((ip, 0)).map_err(|error| format!("cannot listen: {error}"))?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
-    TcpStream::connect_timeout(&address, PATIENCE)
+    TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)
         .map(drop)
         .map_err(|error| format!("cannot be reached: {error}"))
 }
 
+/// Whether a shared library can be loaded.
 fn loads(name: &CStr) -> bool {
-    // SAFETY: the name is a C string; the library's constructors are those of a driver that the library itself would load.
+    // SAFETY: the name is a C string. The constructors of the loaded library are trusted: Maypole
+    // loads the same driver libraries.
     !unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) }.is_null()
 }
 
-/// The calls that not every kernel or container has, tried on nothing that matters.
+/// Tries the system calls that not every kernel or container allows. The trials change nothing.
 fn calls() -> Vec<(&'static str, Result<(), String>)> {
     // SAFETY: the name is a C string.
     let memfd = unsafe { libc::memfd_create(c"maypole-doctor".as_ptr(), libc::MFD_CLOEXEC) };
-    // SAFETY: no memory is involved.
+    // SAFETY: pidfd_open takes two numbers and no pointer.
     let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
     let mut word = 1_u32;
-    // SAFETY: the word is alive. A value that it does not hold, so the call returns at once.
+    // SAFETY: `word` outlives the call, which wakes no thread and returns at once.
     let futex = unsafe { libc::syscall(libc::SYS_futex, &raw mut word, libc::FUTEX_WAKE, 0) };
     vec![
         ("memfd_create", opened(i64::from(memfd))),
@@ -175,11 +179,11 @@ fn calls() -> Vec<(&'static str, Result<(), String>)> {
     ]
 }
 
-/// Closes a descriptor that was just opened, or says why there is none.
+/// Closes a descriptor that was just opened, or returns why it could not be opened.
 fn opened(fd: i64) -> Result<(), String> {
     match libc::c_int::try_from(fd) {
         Ok(fd) if fd >= 0 => {
-            // SAFETY: the kernel just gave us this descriptor.
+            // SAFETY: the kernel just returned this descriptor, and nothing else owns it.
             drop(unsafe { OwnedFd::from_raw_fd(fd) });
             Ok(())
         }
@@ -188,14 +192,14 @@ fn opened(fd: i64) -> Result<(), String> {
 }
 
 fn fork() -> Result<(), String> {
-    // SAFETY: the child calls nothing but _exit.
+    // SAFETY: the child calls only _exit, which is async-signal-safe.
     match unsafe { libc::fork() } {
         0 => {
-            // SAFETY: it has no preconditions.
+            // SAFETY: _exit has no preconditions.
             unsafe { libc::_exit(0) }
         }
         child if child > 0 => {
-            // SAFETY: the child is ours.
+            // SAFETY: `child` is a child of this process, and a null status pointer is allowed.
             unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
             Ok(())
         }

@@ -1,8 +1,8 @@
-//! The exchange of `maypole bench -np`: each process has a socket to the launcher, which collects the
-//! contributions of all and sends them to each. The socket is the process's standard input.
+//! The exchange of `maypole bench -np`: each process has a socket to the launcher, which collects
+//! the contributions of all and sends them to each. The socket is the process's standard input.
 //!
-//! The socket is inherited, so the unique id, which holds a secret, is in no argument list and in no
-//! environment.
+//! The socket is inherited, so the unique id, which holds a secret, is in no argument list and in
+//! no environment.
 
 use std::io;
 use std::os::fd::AsFd;

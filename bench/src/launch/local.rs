@@ -1,7 +1,8 @@
 //! The launcher of `-np N`: starts this program again as N processes of this host, carries their
 //! exchanges, and ends them all when one fails.
 //!
-//! No process is left behind: each asks the kernel for SIGKILL when the launcher dies for any reason.
+//! No process is left behind: each asks the kernel for SIGKILL when the launcher dies for any
+//! reason.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -52,8 +53,8 @@ pub(super) fn is_launched() -> bool {
     std::env::var_os(VARIABLE).is_some()
 }
 
-/// Runs `program(rank)` for every rank, each bound to a core if `bind`, and returns the exit status of
-/// the whole run.
+/// Runs `program(rank)` for every rank, each bound to a core if `bind`, and returns the exit status
+/// of the whole run.
 pub(crate) fn launch(
     program: &mut dyn FnMut(u32) -> io::Result<Command>,
     nranks: u32,
@@ -99,8 +100,8 @@ pub(crate) fn this_program() -> io::Result<Command> {
 /// The core for the process of that rank: the cores that this process may use, in turns. None if
 /// `UNBOUND` is set.
 ///
-/// Without this, the kernel may leave two ranks on one core for the whole run, because two ranks that
-/// wait for each other there keep it no more than half busy.
+/// Without this, the kernel may leave two ranks on one core for the whole run, because two ranks
+/// that wait for each other there keep it no more than half busy.
 fn core_of(rank: u32) -> Option<libc::cpu_set_t> {
     if std::env::var_os(UNBOUND).is_some_and(|value| value != "0") {
         return None;
@@ -152,8 +153,8 @@ impl RankProcesses {
         let launcher = std::process::id();
         command.stdin(Stdio::from(OwnedFd::from(theirs)));
         command.env(VARIABLE, format!("{rank}/{nranks}"));
-        // SAFETY: prctl, getppid, sched_setaffinity and _exit are async-signal-safe, and the closure
-        // uses nothing else after the fork.
+        // SAFETY: prctl, getppid, sched_setaffinity and _exit are async-signal-safe, and the
+        // closure uses nothing else after the fork.
         unsafe {
             command.pre_exec(move || {
                 if let Some(core) = &core {
@@ -199,8 +200,8 @@ impl RankProcesses {
                 }
                 RankEvent::Closed(rank) => {
                     closed[rank as usize] = true;
-                    // The process closed its socket by ending, so this wait is short, unless it closed
-                    // its standard input itself.
+                    // The process closed its socket by ending, so this wait is short, unless it
+                    // closed its standard input itself.
                     let end = self.children[rank as usize].wait()?;
                     if !end.success() {
                         return Ok(Some(self.cause(rank, end)));
@@ -214,8 +215,8 @@ impl RankProcesses {
         Ok(None)
     }
 
-    /// Sends the contributions of all ranks to every rank. A rank whose socket fails has ended, which
-    /// `serve` notices.
+    /// Sends the contributions of all ranks to every rank. A rank whose socket fails has ended,
+    /// which `serve` notices.
     fn send_to_all(&mut self, all: Vec<Vec<u8>>) {
         for socket in &mut self.sockets {
             for bytes in &all {
@@ -226,8 +227,8 @@ impl RankProcesses {
         }
     }
 
-    /// The failure to report when `rank` was the first that was seen to fail. A rank that was killed
-    /// makes the others fail too, and their failures may be seen first.
+    /// The failure to report when `rank` was the first that was seen to fail. A rank that was
+    /// killed makes the others fail too, and their failures may be seen first.
     fn cause(&mut self, rank: u32, end: ExitStatus) -> RankFailure {
         let deadline = Instant::now() + GRACE;
         loop {

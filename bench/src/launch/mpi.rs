@@ -1,5 +1,5 @@
-//! The exchange over MPI, with feature `mpi`: what the ranks tell each other, such as the unique id,
-//! travels as MPI's own messages.
+//! The exchange over MPI, with feature `mpi`: what the ranks tell each other, such as the unique
+//! id, travels as MPI's own messages.
 //!
 //! A program is tied to the MPI that it was built with. Under the launcher of another MPI it uses
 //! [`maypole::launch`], as a program without the feature does.
@@ -15,8 +15,8 @@ use mpi::topology::{Communicator, SimpleCommunicator};
 
 use maypole::launch::{LaunchExchange, LaunchedRank, LauncherJob, ProcessManagement};
 
-/// The pause between two tests of a barrier. MPI has no wait that sleeps, and a rank that waits must
-/// leave its core to the others.
+/// The pause between two tests of a barrier. MPI has no wait that sleeps, and a rank that waits
+/// must leave its core to the others.
 const PAUSE: Duration = Duration::from_micros(100);
 
 /// An exchange between all processes of `MPI_COMM_WORLD`. When it is dropped, MPI is finalized. One

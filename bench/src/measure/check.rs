@@ -1,41 +1,41 @@
-//! Buffers filled with fresh data, and results compared with what must come out.
+//! Fills the buffers with new test data, and compares the results with the expected elements.
 
 use std::sync::Arc;
 
 use maypole::{DType, RedOp};
 
-use super::rank::Bench;
-use crate::buffers::Buffer;
-use crate::data::Data;
+use super::rank::RankBench;
+use crate::buffers::GuardedBuffer;
+use crate::data::TestData;
 use crate::operation::Operation;
-use crate::operation::steps::Steps;
+use crate::operation::calls::WorkCalls;
 use crate::operation::traffic::Traffic;
-use crate::operation::work::{Expected, Work};
+use crate::operation::work::{ExpectedElements, RankWork};
 use crate::status::Failure;
 
-/// What a line of the table is about.
+/// What one row of the table measures.
 #[derive(Clone, Copy)]
-pub(super) struct Case {
+pub(super) struct MeasuredCase {
     /// The element type.
     pub(super) dtype: DType,
-    /// The reduction; None where there is none.
+    /// The reduction; None for a collective that does not reduce.
     pub(super) op: Option<RedOp>,
-    /// The root; None where there is none.
+    /// The root; None for a collective without one.
     pub(super) root: Option<u32>,
-    /// The size asked for.
+    /// The size that the options ask for.
     pub(super) bytes: usize,
 }
 
-impl Bench<'_> {
-    /// This rank's part of a case.
-    pub(super) fn work(&self, case: Case) -> Result<Work, Failure> {
-        let Case { dtype, op, root, bytes } = case;
+impl RankBench<'_> {
+    /// What this rank does in a case.
+    pub(super) fn work(&self, case: MeasuredCase) -> Result<RankWork, Failure> {
+        let MeasuredCase { dtype, op, root, bytes } = case;
         let (rank, nranks) = (self.group.rank, self.group.nranks);
         let (operation, element) = (self.options().operation, dtype.size());
         let mut count = operation.count(bytes, element, nranks);
         let mut traffic = None;
         if operation == Operation::AllToAllV {
-            traffic = Some(Arc::new(match &self.team.matrix {
+            traffic = Some(Arc::new(match &self.run.matrix {
                 Some(matrix) => {
                     count = 0;
                     matrix.traffic(nranks, element, bytes)?
@@ -46,21 +46,23 @@ impl Bench<'_> {
                 }
             }));
         }
-        Ok(Work { operation, dtype, op, root, count, rank, nranks, traffic })
+        Ok(RankWork { operation, dtype, op, root, count, rank, nranks, traffic })
     }
 
-    /// Buffers that begin some elements behind the start of a page, if asked for.
-    pub(super) fn shift(&mut self, dtype: DType) {
+    /// Replaces the buffers by ones that begin some elements after the start of a page, if the
+    /// options ask for that.
+    pub(super) fn shift_buffers(&mut self, dtype: DType) {
         let elements = self.options().unaligned;
         if elements > 0 {
             let shift = elements * dtype.size();
-            self.send = Buffer::new(self.options().max_bytes, shift, self.options().buffers);
-            self.recv = Buffer::new(self.options().max_bytes, shift, self.options().buffers);
+            self.send = GuardedBuffer::new(self.options().max_bytes, shift, self.options().buffers);
+            self.recv = GuardedBuffer::new(self.options().max_bytes, shift, self.options().buffers);
         }
     }
 
-    /// Prepares the buffers for the work, in place in the receive buffer alone.
-    pub(super) fn set_up(&mut self, work: &Work, in_place: bool, data: &Data) -> Steps {
+    /// Prepares the buffers for the work, and returns the calls that do it. In place, only the
+    /// receive buffer is used.
+    pub(super) fn set_up(&mut self, work: &RankWork, in_place: bool, data: &TestData) -> WorkCalls {
         let element = work.dtype.size();
         let sent = work.send_elements();
         let source = data.contribution(work.rank, sent);
@@ -71,40 +73,43 @@ impl Bench<'_> {
             self.recv.fill(&source, send, sent, element);
             let base = self.recv.pointer();
             let [send, recv] = [send, recv].map(|at| base.wrapping_add(at * element));
-            return Steps::new(work, send, recv, scalar);
+            return WorkCalls::new(work, send, recv, scalar);
         }
         self.send.prepare(sent * element);
         self.send.fill(&source, 0, sent, element);
         self.recv.prepare(work.recv_elements() * element);
-        Steps::new(work, self.send.pointer(), self.recv.pointer(), scalar)
+        WorkCalls::new(work, self.send.pointer(), self.recv.pointer(), scalar)
     }
 
-    /// One call with fresh data; returns how much of the result is wrong on this rank.
-    pub(super) fn check(&mut self, work: &Work, in_place: bool) -> Result<u64, Failure> {
+    /// Makes one call with new data. Returns how many elements and guard bytes are wrong on this
+    /// rank.
+    pub(super) fn check(&mut self, work: &RankWork, in_place: bool) -> Result<u64, Failure> {
         let element = work.dtype.size();
-        let data = self.data(work);
-        let steps = self.set_up(work, in_place, &data);
-        // Nobody's call may see a peer that still prepares, or the data of the measurement would be as good.
-        self.member.barrier()?;
-        self.call(&steps)?;
+        let data = self.next_data(work);
+        let calls = self.set_up(work, in_place, &data);
+        // No call may read a peer's buffer before the peer has filled it: the data of the
+        // measurement before could make a wrong result look right.
+        self.thread.barrier()?;
+        self.call(&calls)?;
         let at = if in_place { work.in_place().1 } else { 0 };
         let expected = work.expected(&data);
         if self.options().variables.corrupt {
             self.recv.corrupt((at + work.recv_elements()) * element);
         }
-        let mut wrong = self.recv.wrong(&expected, at, element) + self.recv.damage();
+        let mut wrong =
+            self.recv.wrong_elements(&expected, at, element) + self.recv.damaged_guard_bytes();
         if !in_place {
             let len = work.send_elements();
             let source = data.contribution(work.rank, len);
-            let sent = [Expected { source, start: 0, len }];
-            wrong += self.send.wrong(&sent, 0, element) + self.send.damage();
+            let sent = [ExpectedElements { source, start: 0, len }];
+            wrong += self.send.wrong_elements(&sent, 0, element) + self.send.damaged_guard_bytes();
         }
         Ok(wrong)
     }
 
-    /// The next set of data; the same on all ranks.
-    pub(super) fn data(&mut self, work: &Work) -> Data {
+    /// The next set of test data; the same on all ranks.
+    pub(super) fn next_data(&mut self, work: &RankWork) -> TestData {
         self.seed += 1;
-        Data { dtype: work.dtype, op: work.op, nranks: work.nranks, seed: self.seed }
+        TestData { dtype: work.dtype, op: work.op, nranks: work.nranks, seed: self.seed }
     }
 }

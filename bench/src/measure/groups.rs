@@ -1,26 +1,27 @@
-//! NCCL_TESTS_SPLIT: processes of one color form a group with a communicator of its own, and all groups are measured at once.
+//! The groups of NCCL_TESTS_SPLIT: processes of one color form a group with a communicator of its
+//! own. All groups are measured at once.
 
 use crate::options::Options;
 
-/// A rank's group, and its number there.
+/// A rank's group, and its rank there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Group {
-    /// Its number in the group.
+pub(crate) struct RankGroup {
+    /// The rank in the group.
     pub(crate) rank: u32,
-    /// Ranks of the group.
+    /// The number of ranks of the group.
     pub(crate) nranks: u32,
-    /// The group's first rank, by its number among all.
+    /// The group's rank 0, as a rank among all.
     pub(crate) leader: u32,
-    /// Ranks of the smallest group.
+    /// The number of ranks of the smallest group.
     pub(crate) smallest: u32,
 }
 
-impl Group {
+impl RankGroup {
     /// The group of the `index`th rank of a process.
     pub(crate) fn new(options: &Options, process: u32, processes: u32, index: u32) -> Self {
         let per_process = options.ranks_per_process();
         let color = |process| options.variables.split.map_or(0, |split| split.color(process));
-        let members = |of| (0..processes).filter(move |&other| color(other) == of);
+        let members = |wanted| (0..processes).filter(move |&other| color(other) == wanted);
         let mine = color(process);
         let before = members(mine).take_while(|&other| other < process).count() as u32;
         let sizes = (0..processes).map(|process| members(color(process)).count() as u32);
@@ -36,17 +37,18 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::Variables;
-    use crate::options::variables::Split;
+    use crate::options::TestVariables;
+    use crate::options::variables::ProcessSplit;
 
     #[test]
-    fn processes_of_a_color_are_together() {
-        let variables = Variables { split: Some(Split::Mod(2)), ..Variables::default() };
+    fn processes_of_one_color_form_a_group() {
+        let variables =
+            TestVariables { split: Some(ProcessSplit::Mod(2)), ..TestVariables::default() };
         let options = Options { threads: 2, variables, ..Options::default() };
-        let group = |process, index| Group::new(&options, process, 5, index);
-        assert_eq!(group(3, 1), Group { rank: 3, nranks: 4, leader: 2, smallest: 4 });
-        assert_eq!(group(4, 0), Group { rank: 4, nranks: 6, leader: 0, smallest: 4 });
-        let whole = Group::new(&Options::default(), 3, 5, 0);
-        assert_eq!(whole, Group { rank: 3, nranks: 5, leader: 0, smallest: 5 });
+        let group = |process, index| RankGroup::new(&options, process, 5, index);
+        assert_eq!(group(3, 1), RankGroup { rank: 3, nranks: 4, leader: 2, smallest: 4 });
+        assert_eq!(group(4, 0), RankGroup { rank: 4, nranks: 6, leader: 0, smallest: 4 });
+        let whole = RankGroup::new(&Options::default(), 3, 5, 0);
+        assert_eq!(whole, RankGroup { rank: 3, nranks: 5, leader: 0, smallest: 5 });
     }
 }

@@ -1,11 +1,15 @@
-//! A process of a benchmark: it agrees with the others on what is measured, and runs its ranks, a thread each.
+//! One process of a benchmark: it checks that all processes measure the same, and runs its ranks, a
+//! thread each.
 //!
-//! * [`rank`] - a rank's way through the table
+//! * [`sweep`] - a rank's way through the table
+//! * [`rank`] - a rank's communicator and buffers
 //! * [`timing`] - the measured loop
-//! * [`check`] - buffers filled, results compared
-//! * [`roof`] - what the machine could do
+//! * [`check`] - filling buffers and comparing results
+//! * [`roof`] - the least time that the machine needs
+//! * [`groups`] - groups of processes that are measured at once
 //! * [`resources`] - processor time and memory
-//! * [`watchdog`] - -T
+//! * [`watchdog`] - `-T`
+//! * [`progress`] - how many rows are done
 
 mod check;
 mod groups;
@@ -13,6 +17,7 @@ mod progress;
 mod rank;
 mod resources;
 mod roof;
+mod sweep;
 mod timing;
 mod watchdog;
 
@@ -20,72 +25,79 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use maypole::UniqueId;
+use serde::{Deserialize, Serialize};
 
 use crate::launch::{LaunchExchange, LaunchedRank};
-use crate::operation::traffic::Matrix;
+use crate::operation::traffic::TrafficMatrix;
 use crate::options::Options;
-use crate::rank_threads::{Member, crew};
-use crate::report::Participant;
+use crate::rank_threads::{RankThread, rank_threads};
+use crate::report::ListedRank;
 use crate::status::{self, Failure};
-use groups::Group;
+use groups::RankGroup;
+use rank::RankBench;
 use watchdog::Watchdog;
 
 /// What all ranks of this process share.
-struct Team {
+struct ProcessRun {
     options: Options,
-    matrix: Option<Matrix>,
-    processes: Vec<Process>,
+    /// The matrix of alltoallv, if a file gives one.
+    matrix: Option<TrafficMatrix>,
+    processes: Vec<ProcessInfo>,
     watchdog: Watchdog,
-    /// Bytes that this process had before there was a rank.
-    before: u64,
-    /// The largest size is smaller than was asked for.
+    /// Bytes that this process used before its first rank started.
+    memory_before: u64,
+    /// Whether the largest size is smaller than the options ask for.
     reduced: bool,
 }
 
-/// What a process says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Process {
+/// What a process tells the others about itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct ProcessInfo {
     pid: u32,
     host: String,
-    /// Bytes of memory that a rank's buffer may have there.
-    room: usize,
+    /// Bytes of memory that its host has for buffers.
+    available_bytes: usize,
     /// A digest of its options and variables.
     digest: u64,
-    /// They as they were given.
-    line: String,
+    /// Its options and variables as the user gave them.
+    command_line: String,
 }
 
-/// Runs the ranks of the process at `place`; returns the exit status.
-pub(crate) fn run(options: Options, place: LaunchedRank) -> Result<u8, Failure> {
-    let before = resources::memory();
-    let LaunchedRank { rank: process, nranks, mut exchange } = place;
+/// Runs the ranks of this process. Returns the exit status.
+pub(crate) fn run(options: Options, launched: LaunchedRank) -> Result<u8, Failure> {
+    let memory_before = resources::memory();
+    let LaunchedRank { rank: process, nranks, mut exchange } = launched;
     if let Some(wanted) = options.processes.filter(|&n| n != nranks) {
-        let text =
-            format!("-np {wanted}: a launcher has started {nranks} processes; leave -np away");
-        return Err(Failure::usage(text));
+        return Err(Failure::usage(format!(
+            "-np {wanted}: a launcher has already started {nranks} processes; leave out -np"
+        )));
     }
-    let matrix = Matrix::named(&options.variables);
-    let processes = introduce(&mut *exchange, &options, matrix.as_ref().ok())?;
-    agree(&processes)?;
+    let variables = &options.variables;
+    let matrix_file = variables.matrix_file.as_deref();
+    let matrix =
+        matrix_file.map(|path| TrafficMatrix::read(path, variables.matrix_scale)).transpose();
+    let processes = exchange_infos(&mut *exchange, &options, matrix.as_ref().ok())?;
+    check_agreement(&processes)?;
     let matrix = matrix?;
     let per_process = options.ranks_per_process();
     let watchdog = Watchdog::new(process * per_process, per_process);
     let wanted = options.max_bytes;
-    let options = limit(options, &processes)?;
+    let options = limit_sizes(options, &processes)?;
     let reduced = options.max_bytes < wanted;
-    let team = Arc::new(Team { options, matrix, processes, watchdog, before, reduced });
-    Watchdog::start(&team);
-    // What ended a rank first; the others end of it.
+    let run = ProcessRun { options, matrix, processes, watchdog, memory_before, reduced };
+    let run = Arc::new(run);
+    Watchdog::start(&run);
+    // The failure of the first rank that fails. The other ranks fail because of it.
     let failed = Mutex::new(None);
     let statuses: Vec<u8> = std::thread::scope(|scope| {
-        let ranks = crew(exchange, per_process).into_iter().map(|member| {
-            let (team, failed) = (&team, &failed);
+        let ranks = rank_threads(exchange, per_process).into_iter().map(|thread| {
+            let (run, failed) = (&run, &failed);
             scope.spawn(move || {
-                let rank = process * per_process + member.index;
-                one(team, process, &member).unwrap_or_else(|failure| {
+                let rank = process * per_process + thread.index;
+                run_rank(run, process, &thread).unwrap_or_else(|failure| {
                     let status = failure.status;
                     let mut first = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                    first.get_or_insert_with(|| named(rank, failure));
+                    first.get_or_insert_with(|| with_rank(rank, failure));
                     status
                 })
             })
@@ -99,124 +111,110 @@ pub(crate) fn run(options: Options, place: LaunchedRank) -> Result<u8, Failure> 
     }
 }
 
-/// What the failure of a rank is called by its process.
-fn named(rank: u32, failure: Failure) -> Failure {
+/// The failure with the number of its rank, unless all ranks fail alike.
+fn with_rank(rank: u32, failure: Failure) -> Failure {
     if failure.common {
         return failure;
     }
     Failure { text: format!("rank {rank}: {failure}"), ..failure }
 }
 
-/// One rank, from its communicator to its result.
-fn one(team: &Team, process: u32, member: &Member) -> Result<u8, Failure> {
-    let Team { options, processes, .. } = team;
-    let group = Group::new(options, process, processes.len() as u32, member.index);
-    if let Some(root) = options.root.filter(|&r| r >= group.smallest && options.operation.rooted())
-    {
-        let text = format!("-r {root}: no such rank among {}", group.smallest);
-        return Err(Failure::usage(text));
+/// Runs one rank, from its communicator to its exit status.
+fn run_rank(run: &ProcessRun, process: u32, thread: &RankThread) -> Result<u8, Failure> {
+    let ProcessRun { options, processes, .. } = run;
+    let group = RankGroup::new(options, process, processes.len() as u32, thread.index);
+    let smallest = group.smallest;
+    if let Some(root) = options.root.filter(|&r| r >= smallest && options.operation.rooted()) {
+        return Err(Failure::usage(format!("-r {root}: no such rank among {smallest}")));
     }
     let id = if group.rank == 0 { new_id()? } else { Vec::new() };
-    let ids = member.all_gather(&id)?;
+    let ids = thread.all_gather(&id)?;
     let id = ids.get(group.leader as usize).and_then(|bytes| bytes.as_slice().try_into().ok());
-    let id = id.ok_or_else(|| Failure::internal("a group's first rank gave no unique id"))?;
+    let id = id.ok_or_else(|| Failure::internal("the first rank of a group sent no unique id"))?;
     let id = UniqueId::from_bytes(id).map_err(|error| Failure::internal(error.to_string()))?;
     let comm = maypole::Communicator::new(&id, group.rank, group.nranks)?;
-    rank::Bench::new(team, member, comm, group)?.sweep()
+    RankBench::new(run, thread, comm, group).sweep()
 }
 
 fn new_id() -> Result<Vec<u8>, Failure> {
     Ok(UniqueId::create().map_err(maypole::Error::from)?.to_bytes().to_vec())
 }
 
-/// Tells all processes of this one, and returns what they say.
-fn introduce(
+/// Exchanges the infos of all processes.
+fn exchange_infos(
     exchange: &mut dyn LaunchExchange,
     options: &Options,
-    matrix: Option<&Option<Matrix>>,
-) -> Result<Vec<Process>, Failure> {
+    matrix: Option<&Option<TrafficMatrix>>,
+) -> Result<Vec<ProcessInfo>, Failure> {
     let mut digest = DefaultHasher::new();
     format!("{options:?} {matrix:?}").hash(&mut digest);
-    let mine = Process {
+    let mine = ProcessInfo {
         pid: std::process::id(),
         host: maypole::internal::logger::host_name().to_owned(),
-        room: resources::available_memory() as usize / 10 * 9,
+        available_bytes: resources::available_memory() as usize / 10 * 9,
         digest: digest.finish(),
-        line: given(),
+        command_line: command_line(),
     };
-    let all = exchange.all_gather(mine.to_text().as_bytes())?;
-    let all = all.iter().map(|bytes| Process::from_text(&String::from_utf8_lossy(bytes)));
-    all.collect::<Option<_>>().ok_or_else(|| Failure::internal("a process gave no name"))
+    let mine = serde_json::to_vec(&mine).map_err(|error| Failure::internal(error.to_string()))?;
+    let all = exchange.all_gather(&mine)?;
+    let all = all.iter().map(|bytes| serde_json::from_slice(bytes));
+    all.collect::<Result<_, _>>().map_err(|error| {
+        Failure::internal(format!("a process of another version takes part: {error}"))
+    })
 }
 
 /// The options and variables of this process, in one line.
-fn given() -> String {
+fn command_line() -> String {
     let mut words: Vec<String> =
         std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    let of_tests = |name: &str| name.starts_with("NCCL_TESTS_");
-    words.extend(
-        std::env::vars().filter(|(name, _)| of_tests(name)).map(|(n, v)| format!("{n}={v}")),
-    );
+    let variables = std::env::vars().filter(|(name, _)| name.starts_with("NCCL_TESTS_"));
+    words.extend(variables.map(|(name, value)| format!("{name}={value}")));
     words.join(" ").replace('\n', " ")
 }
 
-/// Every rank must measure the same.
-fn agree(processes: &[Process]) -> Result<(), Failure> {
+/// Checks that all processes have the same options and variables.
+fn check_agreement(processes: &[ProcessInfo]) -> Result<(), Failure> {
     let Some(other) = processes.iter().position(|p| p.digest != processes[0].digest) else {
         return Ok(());
     };
-    let (first, second) = (&processes[0].line, &processes[other].line);
+    let (first, second) = (&processes[0].command_line, &processes[other].command_line);
     Err(Failure::usage(format!(
-        "the processes were given different options: process 0 '{first}', process {other} '{second}'"
+        "the processes were given different options: process 0 '{first}', process {other} \
+         '{second}'"
     )))
 }
 
-/// The options with the sizes that fit everybody's memory: each rank has two buffers.
-fn limit(options: Options, processes: &[Process]) -> Result<Options, Failure> {
+/// The options with a largest size for which every host has enough memory: each rank has two
+/// buffers.
+fn limit_sizes(options: Options, processes: &[ProcessInfo]) -> Result<Options, Failure> {
     let per_process = options.ranks_per_process() as usize;
-    let room = |process: &Process| {
-        let neighbours = processes.iter().filter(|p| p.host == process.host).count();
-        process.room / (neighbours * per_process) / 2
+    let available = |process: &ProcessInfo| {
+        let on_this_host = processes.iter().filter(|p| p.host == process.host).count();
+        process.available_bytes / (on_this_host * per_process) / 2
     };
-    let room = processes.iter().map(room).min().unwrap_or(usize::MAX);
-    if room < options.min_bytes {
-        let least = options.min_bytes;
-        let text =
-            format!("-b {least}: not every host has memory for buffers of more than {room} bytes");
+    let available = processes.iter().map(available).min().unwrap_or(usize::MAX);
+    if available < options.min_bytes {
+        let text = format!(
+            "-b {}: not every host has memory for buffers of more than {available} bytes",
+            options.min_bytes
+        );
         return Err(Failure { common: true, ..Failure::system(text) });
     }
-    Ok(Options { max_bytes: options.max_bytes.min(room), ..options })
+    Ok(Options { max_bytes: options.max_bytes.min(available), ..options })
 }
 
-impl Team {
+impl ProcessRun {
     /// The ranks of all processes, for the header.
-    fn participants(&self) -> Vec<Participant> {
+    fn listed_ranks(&self) -> Vec<ListedRank> {
         let per_process = self.options.ranks_per_process();
-        let of = |(number, process): (u32, &Process)| {
+        let ranks_of = |(number, process): (u32, &ProcessInfo)| {
             let color = self.options.variables.split.map_or(0, |split| split.color(number));
-            let Process { pid, host, .. } = process.clone();
+            let ProcessInfo { pid, host, .. } = process.clone();
             let device = self.options.variables.device;
-            let one = Participant { group: color, pid, host, device };
-            std::iter::repeat_n(one, per_process as usize)
+            let rank = ListedRank { group: color, pid, host, device };
+            std::iter::repeat_n(rank, per_process as usize)
         };
-        (0..).zip(&self.processes).flat_map(of).collect()
-    }
-}
-
-impl Process {
-    fn to_text(&self) -> String {
-        format!("{}\n{}\n{}\n{}\n{}", self.pid, self.host, self.room, self.digest, self.line)
-    }
-
-    fn from_text(text: &str) -> Option<Self> {
-        let mut lines = text.splitn(5, '\n');
-        Some(Self {
-            pid: lines.next()?.parse().ok()?,
-            host: lines.next()?.to_owned(),
-            room: lines.next()?.parse().ok()?,
-            digest: lines.next()?.parse().ok()?,
-            line: lines.next()?.to_owned(),
-        })
+        (0..).zip(&self.processes).flat_map(ranks_of).collect()
     }
 }
 
@@ -224,34 +222,28 @@ impl Process {
 mod tests {
     use super::*;
 
-    fn process(digest: u64) -> Process {
-        let line = format!("all_reduce -b {digest}");
-        Process { pid: 1, host: "a".to_owned(), room: 1 << 30, digest, line }
-    }
-
-    #[test]
-    fn what_a_process_says_arrives() {
-        let mine = process(7);
-        assert_eq!(Process::from_text(&mine.to_text()), Some(mine));
-        assert_eq!(Process::from_text("1\na"), None);
+    fn process(digest: u64) -> ProcessInfo {
+        let command_line = format!("all_reduce -b {digest}");
+        let available_bytes = 1 << 30;
+        ProcessInfo { pid: 1, host: "a".to_owned(), available_bytes, digest, command_line }
     }
 
     #[test]
     fn processes_that_differ_are_named() {
-        assert_eq!(agree(&[process(1), process(1)]), Ok(()));
-        let failure = agree(&[process(1), process(1), process(2)]).unwrap_err();
+        assert_eq!(check_agreement(&[process(1), process(1)]), Ok(()));
+        let failure = check_agreement(&[process(1), process(1), process(2)]).unwrap_err();
         assert_eq!((failure.status, failure.common), (status::USAGE, true));
         assert!(failure.text.contains("process 2 'all_reduce -b 2'"), "{failure}");
     }
 
     #[test]
-    fn sizes_are_limited_by_the_scarcest_memory() {
+    fn sizes_are_limited_by_the_host_with_the_least_memory() {
         let options = Options { max_bytes: 1 << 40, min_bytes: 8, ..Options::default() };
         let mut processes = vec![process(1), process(1)];
-        assert_eq!(limit(options.clone(), &processes).unwrap().max_bytes, 1 << 28);
-        processes[1] = Process { host: "b".to_owned(), room: 1 << 20, ..process(1) };
-        assert_eq!(limit(options.clone(), &processes).unwrap().max_bytes, 1 << 19);
+        assert_eq!(limit_sizes(options.clone(), &processes).unwrap().max_bytes, 1 << 28);
+        processes[1] = ProcessInfo { host: "b".to_owned(), available_bytes: 1 << 20, ..process(1) };
+        assert_eq!(limit_sizes(options.clone(), &processes).unwrap().max_bytes, 1 << 19);
         let options = Options { min_bytes: 1 << 20, ..options };
-        assert_eq!(limit(options, &processes).unwrap_err().status, status::SYSTEM);
+        assert_eq!(limit_sizes(options, &processes).unwrap_err().status, status::SYSTEM);
     }
 }

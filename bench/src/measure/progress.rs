@@ -1,35 +1,39 @@
-//! How far the run is, for a person who has redirected the table and looks at a terminal.
+//! Shows on the terminal how many rows are done, while the table itself goes to a file.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 
-/// A line on standard error that is written over and over. Where the table itself goes to a terminal, it shows the progress.
-pub(super) struct Progress {
-    shown: bool,
-    rows: usize,
-    done: usize,
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// A line on standard error that is rewritten. If the table goes to a terminal, it shows the
+/// progress itself, and this line is hidden.
+pub(super) struct TableProgress {
+    bar: ProgressBar,
 }
 
-impl Progress {
-    /// For `rows` lines of the table; shown by one rank alone.
-    pub(super) fn new(rows: usize, speaks: bool) -> Self {
-        let shown = speaks && std::io::stderr().is_terminal() && !std::io::stdout().is_terminal();
-        Self { shown, rows, done: 0 }
+impl TableProgress {
+    /// For `rows` rows of the table; shown by the one rank that prints.
+    pub(super) fn new(rows: usize, prints: bool) -> Self {
+        let shown = prints && !std::io::stdout().is_terminal();
+        // Each row is shown, as the next one may take long. Standard error that is no terminal
+        // shows nothing.
+        let target = match shown {
+            true => ProgressDrawTarget::stderr_with_hz(u8::MAX),
+            false => ProgressDrawTarget::hidden(),
+        };
+        let style = ProgressStyle::with_template("{pos}/{len}  {msg}");
+        let bar = ProgressBar::with_draw_target(Some(rows as u64), target)
+            .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self { bar }
     }
 
-    /// The next line of the table begins: `what`.
-    pub(super) fn next(&mut self, what: &str) {
-        self.done += 1;
-        if self.shown {
-            // Erases what was there; that a terminal is gone is no reason to stop.
-            let (done, rows) = (self.done, self.rows);
-            let _ = write!(std::io::stderr(), "\r\x1b[K{done}/{rows}  {what}");
-        }
+    /// Shows that the next row begins.
+    pub(super) fn next_row(&mut self, description: String) {
+        self.bar.set_message(description);
+        self.bar.inc(1);
     }
 
-    /// Takes the line away.
+    /// Removes the line.
     pub(super) fn end(&mut self) {
-        if self.shown {
-            let _ = write!(std::io::stderr(), "\r\x1b[K");
-        }
+        self.bar.finish_and_clear();
     }
 }

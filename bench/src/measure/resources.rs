@@ -1,4 +1,4 @@
-//! What a process uses: processor time and memory, from the kernel.
+//! Processor time and memory that a process uses, as the kernel reports them.
 
 use std::time::Duration;
 
@@ -14,34 +14,34 @@ pub(super) fn thread_time() -> Duration {
 
 fn clock(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is to a timespec of ours. Both clocks exist on every Linux, so the call cannot fail.
+    // SAFETY: `time` is writable. Both clocks exist on every Linux, so the call cannot fail.
     unsafe { libc::clock_gettime(clock, &raw mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Forgets the largest memory that this process had, so that [`peak_memory`] is about what follows.
+/// Resets the peak memory of this process, so that [`peak_memory`] is the peak from now on.
 pub(super) fn reset_peak() {
-    // Without permission the peak stays that of the whole life of the process, which is still a peak.
+    // Without permission the peak remains that of the whole life of the process.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// Bytes: the largest resident memory of this process since [`reset_peak`].
+/// The largest resident memory of this process since [`reset_peak`], in bytes.
 pub(super) fn peak_memory() -> u64 {
-    line("/proc/self/status", "VmHWM:")
+    kilobytes_in("/proc/self/status", "VmHWM:")
 }
 
-/// Bytes of this process; what several processes share is counted in parts.
+/// The memory of this process in bytes. Memory that several processes share is divided among them.
 pub(super) fn memory() -> u64 {
-    line("/proc/self/smaps_rollup", "Pss:")
+    kilobytes_in("/proc/self/smaps_rollup", "Pss:")
 }
 
-/// Bytes of memory that this machine could give.
+/// The memory that this machine has available, in bytes.
 pub(super) fn available_memory() -> u64 {
-    line("/proc/meminfo", "MemAvailable:")
+    kilobytes_in("/proc/meminfo", "MemAvailable:")
 }
 
-/// The kilobytes that a line of a file of the kernel's tells, as bytes; 0 if it does not.
-fn line(path: &str, name: &str) -> u64 {
+/// A value in a file of the kernel that is given in kilobytes, in bytes; 0 if it is not there.
+fn kilobytes_in(path: &str, name: &str) -> u64 {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let value = text.lines().find_map(|line| line.strip_prefix(name));
     let kilobytes = value.and_then(|v| v.split_whitespace().next()?.parse::<u64>().ok());
@@ -53,13 +53,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_tells() {
+    fn the_kernel_reports_memory() {
         let block = std::hint::black_box(vec![1u8; 32 << 20]);
         assert!(peak_memory() > 32 << 20);
         assert!(memory() > 32 << 20);
         assert!(available_memory() > 0);
         drop(block);
-        assert_eq!(line("/proc/self/status", "Nonsense:"), 0);
+        assert_eq!(kilobytes_in("/proc/self/status", "Nonsense:"), 0);
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! --roof: what the machine could do at best. All ranks at once read every byte that they send and write every byte that they
-//! receive, once, from and to the same buffers, with the fastest loop that is found. A collective must do at least that, and in
-//! addition bring the bytes from rank to rank, add them up, and wait.
+//! `--roof`: the least time that the machine needs. All ranks at once read every byte that they
+//! send and write every byte that they receive, once, in the same buffers, with the fastest loop
+//! that is found. A collective must do at least that; it must also move the bytes between the
+//! ranks, add them up, and wait.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -8,27 +9,28 @@ use std::time::{Duration, Instant};
 use maypole::internal::reduce::{FoldKernel, FoldOperands, Isa};
 use maypole::{DType, RedOp};
 
-use super::rank::Bench;
-use crate::operation::work::Work;
+use super::rank::RankBench;
+use crate::call_timing::slowest_seconds_per_call;
+use crate::operation::work::RankWork;
 use crate::status::Failure;
 
-/// How long one measurement is, at least.
-const LONG: Duration = Duration::from_millis(2);
-/// How often it is repeated; the best counts.
+/// The least length of one measurement.
+const MEASUREMENT: Duration = Duration::from_millis(2);
+/// How often each measurement is repeated; the fastest counts.
 const ROUNDS: usize = 3;
 
-/// A loop that copies.
+/// A way to copy.
 #[derive(Clone, Copy)]
-enum Copy {
-    /// The C library's.
+enum CopyLoop {
+    /// The C library's memcpy.
     Library,
-    /// The reduction kernels' for one input, past the caches or through them.
+    /// The reduction kernel for one input, with streaming or ordinary stores.
     Kernel { streamed: bool },
 }
 
-impl Bench<'_> {
-    /// Seconds that the work takes at least; the slowest rank counts.
-    pub(super) fn roof(&mut self, work: &Work) -> Result<f64, Failure> {
+impl RankBench<'_> {
+    /// The least seconds for the work, in the slowest rank.
+    pub(super) fn roof(&mut self, work: &RankWork) -> Result<f64, Failure> {
         let element = work.dtype.size();
         let (read, written) = (work.send_elements() * element, work.recv_elements() * element);
         let kernel = FoldKernel::select(DType::Uint8, RedOp::Max.into(), 1, Isa::detect());
@@ -36,24 +38,23 @@ impl Bench<'_> {
         self.recv.prepare(written);
         let (from, to) = (self.send.pointer(), self.recv.pointer());
         let mut best = f64::INFINITY;
-        for copy in
-            [Copy::Library, Copy::Kernel { streamed: false }, Copy::Kernel { streamed: true }]
-        {
-            // SAFETY: the buffers were just prepared for as many bytes, and are two.
+        for copy in [
+            CopyLoop::Library,
+            CopyLoop::Kernel { streamed: false },
+            CopyLoop::Kernel { streamed: true },
+        ] {
+            // SAFETY: the two buffers do not overlap, and `prepare` made them long enough.
             let once = || unsafe { touch(copy, &kernel, from, read, to, written) };
             let start = Instant::now();
             once();
-            let wanted = LONG.as_secs_f64() / start.elapsed().as_secs_f64().max(1e-8);
-            // All ranks repeat as often, so that all of them are there from the beginning to the end.
-            let all = self.member.numbers(&[wanted.ceil().max(1.0)])?;
-            let repetitions = all.iter().map(|n| n[0]).fold(1.0, f64::max) as u64;
+            let wanted = MEASUREMENT.as_secs_f64() / start.elapsed().as_secs_f64().max(1e-8);
+            // All ranks repeat equally often, so that all run at the same time throughout.
+            let repetitions = self.thread.maximum(wanted.ceil().max(1.0))? as usize;
             for _ in 0..ROUNDS {
-                self.member.barrier()?;
-                let start = Instant::now();
-                (0..repetitions).for_each(|_| once());
-                let seconds = start.elapsed().as_secs_f64() / repetitions as f64;
-                let slowest =
-                    self.member.numbers(&[seconds])?.iter().map(|n| n[0]).fold(0.0, f64::max);
+                let slowest = slowest_seconds_per_call(self.thread, repetitions, || {
+                    once();
+                    Ok(())
+                })?;
                 best = best.min(slowest);
             }
         }
@@ -61,12 +62,13 @@ impl Bench<'_> {
     }
 }
 
-/// Reads `read` bytes and writes `written`, each once.
+/// Reads `read` bytes at `from` and writes `written` bytes at `to`, each once.
 ///
 /// # Safety
-/// They are valid for that, and do not overlap.
+/// `from` must be readable for `read` bytes and `to` writable for `written` bytes, and the two must
+/// not overlap.
 unsafe fn touch(
-    copy: Copy,
+    copy: CopyLoop,
     kernel: &FoldKernel,
     from: *const u8,
     read: usize,
@@ -75,9 +77,9 @@ unsafe fn touch(
 ) {
     let both = read.min(written);
     match copy {
-        // SAFETY: the caller's promise.
-        Copy::Library => unsafe { std::ptr::copy_nonoverlapping(black_box(from), to, both) },
-        Copy::Kernel { streamed } => {
+        // SAFETY: `both` is at most `read` and `written`; the caller vouches for these.
+        CopyLoop::Library => unsafe { std::ptr::copy_nonoverlapping(black_box(from), to, both) },
+        CopyLoop::Kernel { streamed } => {
             let (inputs, outputs) = ([black_box(from)], [to]);
             let streamed = u8::from(streamed);
             let pass = FoldOperands {
@@ -88,23 +90,24 @@ unsafe fn touch(
                 count: both,
                 finish: false,
             };
-            // SAFETY: the caller's promise.
+            // SAFETY: `both` is at most `read` and `written`; the caller vouches for these.
             unsafe { kernel.run(&pass) };
         }
     }
     if read > both {
-        // SAFETY: the caller's promise.
+        // SAFETY: the rest lies within the `read` bytes that the caller vouches for.
         let rest = unsafe { std::slice::from_raw_parts(from.add(both), read - both) };
         black_box(sum(rest));
     }
     if written > both {
-        // SAFETY: the caller's promise.
+        // SAFETY: the rest lies within the `written` bytes that the caller vouches for.
         unsafe { std::ptr::write_bytes(to.add(both), 1, written - both) };
     }
     black_box(to);
 }
 
-/// Reads all bytes, in words: four sums at once keep as many loads under way as a core can have.
+/// Reads all bytes, as words of 8 bytes. Eight sums at once keep as many loads in flight as a core
+/// can have.
 fn sum(bytes: &[u8]) -> u64 {
     let mut sums = [0u64; 8];
     let (blocks, rest) = bytes.as_chunks::<64>();
@@ -123,15 +126,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_loop_reads_and_writes_all() {
+    fn every_loop_reads_and_writes_all_bytes() {
         let kernel = FoldKernel::select(DType::Uint8, RedOp::Max.into(), 1, Isa::detect());
         let from: Vec<u8> = (0..1000).map(|i| (i % 251) as u8 + 2).collect();
-        for copy in
-            [Copy::Library, Copy::Kernel { streamed: false }, Copy::Kernel { streamed: true }]
-        {
+        for copy in [
+            CopyLoop::Library,
+            CopyLoop::Kernel { streamed: false },
+            CopyLoop::Kernel { streamed: true },
+        ] {
             for (read, written) in [(1000, 1000), (1000, 300), (300, 1000), (0, 500), (500, 0)] {
                 let mut to = vec![0; 1000];
-                // SAFETY: both have 1000 bytes.
+                // SAFETY: both buffers have 1000 bytes, and they are two allocations.
                 unsafe { touch(copy, &kernel, from.as_ptr(), read, to.as_mut_ptr(), written) };
                 let both = read.min(written);
                 assert_eq!(to[..both], from[..both]);

@@ -1,89 +1,97 @@
-//! The measured loop.
+//! The measured loop of a benchmark: repeated calls and their times in one rank.
 
 use std::time::{Duration, Instant};
 
-use super::rank::Bench;
+use super::rank::RankBench;
 use super::resources;
-use crate::operation::steps::Steps;
+use crate::call_timing::time_calls;
+use crate::operation::calls::WorkCalls;
 use crate::status::Failure;
 
-/// What a rank has measured of one placement.
+/// What one rank measured in one placement, out of place or in place.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Timing {
+pub(super) struct LoopTiming {
     /// Seconds per call.
     pub(super) seconds: f64,
-    /// Seconds of this thread's processor per call.
+    /// Seconds of processor time of this thread per call.
     pub(super) cpu: f64,
-    /// Seconds of each iteration, if wanted.
+    /// Seconds of each iteration; empty unless the options want it.
     pub(super) iterations: Vec<f64>,
-    /// Seconds of this process' processors for the whole loop; 0 for all ranks of a process but its first.
+    /// Seconds of processor time of this process for the whole loop; 0 for all ranks of a process
+    /// but its first.
     pub(super) process: f64,
 }
 
-impl Bench<'_> {
-    /// Calls again and again, and takes the time.
-    pub(super) fn time(&mut self, steps: &Steps) -> Result<Timing, Failure> {
+impl RankBench<'_> {
+    /// Makes the warm-up calls and the timed calls.
+    pub(super) fn time(&mut self, calls: &WorkCalls) -> Result<LoopTiming, Failure> {
         for _ in 0..self.options().warmup {
-            self.call(steps)?;
+            self.call(calls)?;
         }
-        let first = self.member.index == 0;
+        let first = self.thread.index == 0;
         if self.options().resources && first {
             resources::reset_peak();
         }
-        self.member.barrier()?;
+        self.thread.barrier()?;
         let process = resources::process_time();
         let cpu = resources::thread_time();
-        let mut timing = Timing::default();
-        let spent = self.repeat(steps, &mut timing.iterations)?;
-        let calls = (self.options().iterations * self.options().calls) as f64;
-        timing.seconds = spent.as_secs_f64() / calls;
-        timing.cpu = (resources::thread_time() - cpu).as_secs_f64() / calls;
+        let mut timing = LoopTiming::default();
+        let spent = self.repeat(calls, &mut timing.iterations)?;
+        let count = (self.options().iterations * self.options().calls) as f64;
+        timing.seconds = spent.as_secs_f64() / count;
+        timing.cpu = (resources::thread_time() - cpu).as_secs_f64() / count;
         if first {
             timing.process = (resources::process_time() - process).as_secs_f64();
         }
         Ok(timing)
     }
 
-    fn repeat(&mut self, steps: &Steps, times: &mut Vec<f64>) -> Result<Duration, Failure> {
-        let (iterations, calls) = (self.options().iterations, self.options().calls);
-        let fresh = self.options().fresh;
-        if self.options().blocking == 1 || fresh {
-            let mut spent = Duration::ZERO;
-            for _ in 0..iterations {
-                let mut iteration = Duration::ZERO;
-                for _ in 0..calls {
-                    if fresh {
-                        self.rewrite();
-                        self.member.barrier()?;
-                    }
-                    let start = Instant::now();
-                    self.call(steps)?;
-                    iteration += start.elapsed();
-                    self.member.barrier()?;
-                }
-                spent += iteration;
-                if self.options().times_iterations() {
-                    times.push(iteration.as_secs_f64() / calls as f64);
-                }
-            }
-            return Ok(spent);
+    /// Makes the timed calls. Returns the measured time, and appends that of each iteration.
+    fn repeat(&mut self, calls: &WorkCalls, times: &mut Vec<f64>) -> Result<Duration, Failure> {
+        let (iterations, per_iteration) = (self.options().iterations, self.options().calls);
+        if self.options().blocking == 1 || self.options().fresh {
+            return self.repeat_apart(calls, times);
         }
+        if !self.options().times_iterations() {
+            return time_calls(iterations * per_iteration, || self.call(calls));
+        }
+        // The iterations follow each other without a gap: each ends where the next begins.
         let start = Instant::now();
-        if self.options().times_iterations() {
-            let mut last = start;
-            for _ in 0..iterations {
-                for _ in 0..calls {
-                    self.call(steps)?;
-                }
-                let now = Instant::now();
-                times.push((now - last).as_secs_f64() / calls as f64);
-                last = now;
+        let mut last = start;
+        for _ in 0..iterations {
+            for _ in 0..per_iteration {
+                self.call(calls)?;
             }
-        } else {
-            for _ in 0..iterations * calls {
-                self.call(steps)?;
-            }
+            let now = Instant::now();
+            times.push((now - last).as_secs_f64() / per_iteration as f64);
+            last = now;
         }
         Ok(start.elapsed())
+    }
+
+    /// Makes the timed calls one by one, with barriers between them that are not timed.
+    fn repeat_apart(
+        &mut self,
+        calls: &WorkCalls,
+        times: &mut Vec<f64>,
+    ) -> Result<Duration, Failure> {
+        let (iterations, per_iteration) = (self.options().iterations, self.options().calls);
+        let mut spent = Duration::ZERO;
+        for _ in 0..iterations {
+            let mut iteration = Duration::ZERO;
+            for _ in 0..per_iteration {
+                if self.options().fresh {
+                    self.rewrite();
+                    self.thread.barrier()?;
+                }
+                iteration += time_calls(1, || self.call(calls))?;
+                self.thread.barrier()?;
+            }
+            spent += iteration;
+            if self.options().times_iterations() {
+                times.push(iteration.as_secs_f64() / per_iteration as f64);
+            }
+        }
+        Ok(spent)
     }
 }

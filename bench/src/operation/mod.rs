@@ -1,20 +1,20 @@
-//! The collectives that can be measured, and how nccl-tests counts them.
+//! The collectives that can be measured, and how nccl-tests counts their sizes and bandwidths.
 //!
 //! * [`Operation`] - names, sizes, factors
-//! * [`Work`](work::Work) - one of them as a rank does it: how much it sends and receives, what must come out
-//! * [`traffic`] - who sends how much to whom where that differs
-//! * [`steps`] - the calls of the library
+//! * [`work`] - what one rank does: how much it sends and receives, and the expected result
+//! * [`traffic`] - how much each rank sends to each, for alltoallv
+//! * [`calls`] - the calls of the library
 
-pub(crate) mod steps;
+pub(crate) mod calls;
 pub(crate) mod traffic;
 pub(crate) mod work;
 
-/// One collective.
+/// A collective that can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     /// Every rank gets the reduction of all.
     AllReduce,
-    /// Every rank gets every rank's block.
+    /// Every rank gets the blocks of all ranks.
     AllGather,
     /// Every rank gets its block of the reduction of all.
     ReduceScatter,
@@ -24,21 +24,21 @@ pub(crate) enum Operation {
     Reduce,
     /// Every rank gets its block of every rank's data.
     AllToAll,
-    /// The same with blocks of different sizes.
+    /// As alltoall, with blocks of different sizes.
     AllToAllV,
     /// The root gets every rank's block.
     Gather,
     /// Every rank gets its block of the root's data.
     Scatter,
-    /// Every rank sends to the next one and receives from the one before.
+    /// Every rank sends to the next rank and receives from the one before.
     SendRecv,
-    /// An all-gather by exchanges between ranks whose numbers differ in one bit.
+    /// An all-gather by exchanges between pairs of ranks that differ in one bit.
     Hypercube,
 }
 
-/// Which of the two buffers holds a block per rank.
+/// Which of the two buffers holds one block for each rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Layout {
+enum BlockLayout {
     /// Neither.
     Equal,
     /// The send buffer.
@@ -50,7 +50,7 @@ enum Layout {
 }
 
 impl Operation {
-    /// All that can be measured.
+    /// All collectives that can be measured.
     pub(crate) const ALL: [Self; 11] = [
         Self::AllReduce,
         Self::AllGather,
@@ -65,7 +65,7 @@ impl Operation {
         Self::Hypercube,
     ];
 
-    /// The name of nccl-tests' program, without its ending.
+    /// The name of nccl-tests' program, without `_perf`.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::AllReduce => "all_reduce",
@@ -82,63 +82,64 @@ impl Operation {
         }
     }
 
-    /// The operation of that name.
+    /// The operation with this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|operation| operation.name() == name)
     }
 
-    /// True if contributions are combined: there is a type of reduction.
+    /// Whether it reduces.
     pub(crate) const fn reduces(self) -> bool {
         matches!(self, Self::AllReduce | Self::ReduceScatter | Self::Reduce)
     }
 
-    /// True if there is a root.
+    /// Whether it has a root.
     pub(crate) const fn rooted(self) -> bool {
         matches!(self, Self::Broadcast | Self::Reduce | Self::Gather | Self::Scatter)
     }
 
-    const fn layout(self) -> Layout {
+    const fn layout(self) -> BlockLayout {
         match self {
-            Self::AllReduce | Self::Broadcast | Self::Reduce | Self::SendRecv => Layout::Equal,
-            Self::ReduceScatter | Self::Scatter => Layout::WideSend,
-            Self::AllGather | Self::Gather | Self::Hypercube => Layout::WideRecv,
-            Self::AllToAll | Self::AllToAllV => Layout::WideBoth,
+            Self::AllReduce | Self::Broadcast | Self::Reduce | Self::SendRecv => BlockLayout::Equal,
+            Self::ReduceScatter | Self::Scatter => BlockLayout::WideSend,
+            Self::AllGather | Self::Gather | Self::Hypercube => BlockLayout::WideRecv,
+            Self::AllToAll | Self::AllToAllV => BlockLayout::WideBoth,
         }
     }
 
-    /// True if the receive buffer can be the send buffer.
+    /// Whether it can run in place, in one buffer.
     pub(crate) const fn has_in_place(self) -> bool {
         !matches!(self, Self::AllToAll | Self::AllToAllV | Self::SendRecv)
     }
 
-    /// Why `nranks` cannot do it, if they cannot.
+    /// Why `nranks` ranks cannot do it; None if they can.
     pub(crate) fn refuses(self, nranks: u32) -> Option<String> {
         let refused = self == Self::Hypercube && !nranks.is_power_of_two();
         refused.then(|| format!("nRanks {nranks} is not a power of 2, skipping"))
     }
 
-    /// Elements per block for a size of `bytes`: rounded down to whole elements, for the collectives with a block per
-    /// rank to blocks of whole 16 bytes.
+    /// Elements per block for a size of `bytes`. It is rounded down to whole elements, and for
+    /// collectives with one block for each rank to blocks of a multiple of 16 bytes.
     pub(crate) fn count(self, bytes: usize, element: usize, nranks: u32) -> usize {
         let elements = bytes / element;
         match self.layout() {
-            Layout::Equal => elements,
+            BlockLayout::Equal => elements,
             _ => (elements / nranks as usize) & !(16 / element - 1),
         }
     }
 
-    /// The elements in the column of sizes, where blocks are equal.
+    /// The size in the column of sizes, in elements, if all blocks are equal.
     pub(crate) fn size_elements(self, count: usize, nranks: u32) -> usize {
-        if self.layout() == Layout::Equal { count } else { count * nranks as usize }
+        if self.layout() == BlockLayout::Equal { count } else { count * nranks as usize }
     }
 
-    /// The elements that the algorithm bandwidth counts, of `size` elements in the column of sizes.
+    /// How many of the `size` elements in the column of sizes the algorithm bandwidth counts.
     pub(crate) fn counted_elements(self, size: usize, nranks: u32) -> usize {
-        // What a rank already has does not count here, though it does in the column of sizes.
+        // A rank's own block does not count here, although it does in the column of sizes.
         if self == Self::Hypercube { size / nranks as usize * (nranks as usize - 1) } else { size }
     }
 
-    /// Bus bandwidth over algorithm bandwidth: what a link carries, whatever the number of ranks.
+    /// The factor from algorithm bandwidth to bus bandwidth, which is comparable with the bandwidth
+    /// of a link, independent of the number of ranks.
     pub(crate) fn bus_factor(self, nranks: u32) -> f64 {
         let n = f64::from(nranks);
         match self {
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn hypercubes_have_a_power_of_two_corners() {
+    fn a_hypercube_needs_a_power_of_two() {
         assert_eq!(
             [1, 2, 3, 6, 8].map(|n| Operation::Hypercube.refuses(n).is_some()),
             [false, false, true, true, false]

@@ -1,34 +1,36 @@
-//! alltoallv: how many elements each rank sends to each. Either they grow with the distance between the ranks, as nccl-tests makes
-//! them, or a file says so.
+//! How many elements each rank sends to each rank in alltoallv. Either blocks grow with the
+//! distance between the ranks, as in nccl-tests, or a file gives them.
 
 use std::path::Path;
 
-use crate::options::Variables;
 use crate::status::Failure;
 
-/// Elements from each rank to each rank.
+/// How many elements each rank sends to each rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Traffic {
     nranks: usize,
-    /// Rank i's to rank j at `i * nranks + j`.
+    /// What rank i sends to rank j is at `i * nranks + j`.
     counts: Vec<usize>,
 }
 
-/// Bytes from each rank to each rank, as a file has them.
+/// How many bytes each rank sends to each rank, as a file gives them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Matrix {
+pub(crate) struct TrafficMatrix {
     rows: Vec<Vec<usize>>,
 }
 
-impl Matrix {
-    /// The one that the variables name, if they do.
+impl TrafficMatrix {
+    /// Reads a file, whose numbers are multiplied by `scale`.
     ///
     /// # Errors
-    /// A file that cannot be read, or is no square of numbers.
-    pub(crate) fn named(variables: &Variables) -> Result<Option<Self>, Failure> {
-        let Some(path) = &variables.matrix_file else { return Ok(None) };
-        let text = std::fs::read_to_string(path).map_err(|error| bad(path, &error.to_string()))?;
-        Self::parse(&text, variables.matrix_scale).map_err(|what| bad(path, &what)).map(Some)
+    /// The file cannot be read, or is not a square of numbers.
+    pub(crate) fn read(path: &Path, scale: f64) -> Result<Self, Failure> {
+        let bad = |what: &str| {
+            let path = path.display();
+            Failure::usage(format!("NCCL_TESTS_ALLTOALLV_MATRIX_FILE={path}: {what}"))
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| bad(&error.to_string()))?;
+        Self::parse(&text, scale).map_err(|what| bad(&what))
     }
 
     fn parse(text: &str, scale: f64) -> Result<Self, String> {
@@ -46,10 +48,14 @@ impl Matrix {
             rows.push(row);
         }
         if rows.is_empty() {
-            return Err("it is empty".to_owned());
+            return Err("the file is empty".to_owned());
         }
         match rows.iter().find(|row| row.len() != rows.len()) {
-            Some(row) => Err(format!("it has {} rows and one of {}", rows.len(), row.len())),
+            Some(row) => Err(format!(
+                "the matrix must be square; it has {} rows, and one of {} numbers",
+                rows.len(),
+                row.len()
+            )),
             None => Ok(Self { rows }),
         }
     }
@@ -57,12 +63,12 @@ impl Matrix {
     /// The traffic of the first `nranks` ranks, in elements of `element` bytes.
     ///
     /// # Errors
-    /// A matrix of fewer ranks, or of more bytes than `room`.
+    /// The matrix is for fewer ranks, or a rank sends or receives more than `buffer_bytes`.
     pub(crate) fn traffic(
         &self,
         nranks: u32,
         element: usize,
-        room: usize,
+        buffer_bytes: usize,
     ) -> Result<Traffic, Failure> {
         let nranks = nranks as usize;
         let Some(rows) = self.rows.get(..nranks) else {
@@ -75,9 +81,10 @@ impl Matrix {
             rows.iter().flat_map(|row| row[..nranks].iter().map(|&b| b / element)).collect();
         let traffic = Traffic { nranks, counts };
         let bytes = traffic.largest() * element;
-        if bytes > room {
+        if bytes > buffer_bytes {
             let text = format!(
-                "a rank sends or receives {bytes} bytes by the matrix of alltoallv: -e must be as large"
+                "by the matrix of alltoallv, a rank sends or receives {bytes} bytes: -e must be \
+                 as large"
             );
             return Err(Failure::usage(text));
         }
@@ -85,13 +92,10 @@ impl Matrix {
     }
 }
 
-fn bad(path: &Path, what: &str) -> Failure {
-    Failure::usage(format!("NCCL_TESTS_ALLTOALLV_MATRIX_FILE={}: {what}", path.display()))
-}
-
 impl Traffic {
-    /// Blocks that each rank sends of `total` bytes: a share `1 - spread` of them in equal blocks, the rest in proportion to the
-    /// distance to the receiver, upwards and around. Blocks are whole 16 bytes.
+    /// Blocks of `total` bytes that each rank sends. A share `1 - spread` of them is in equal
+    /// blocks, the rest in proportion to the distance to the receiver: upwards, and from the last
+    /// rank on to rank 0. Blocks are multiples of 16 bytes.
     pub(crate) fn generated(nranks: u32, total: usize, spread: f64, element: usize) -> Self {
         let nranks = nranks as usize;
         let distances = (nranks * (nranks - 1) / 2) as f64;
@@ -105,27 +109,27 @@ impl Traffic {
         Self { nranks, counts: pairs.map(block).collect() }
     }
 
-    /// What `from` sends to `to`.
+    /// The elements that `from` sends to `to`.
     pub(crate) fn count(&self, from: u32, to: u32) -> usize {
         self.counts[from as usize * self.nranks + to as usize]
     }
 
-    /// What `from` sends to ranks before `to`: where its block begins.
+    /// The elements that `from` sends to the ranks before `to`: the start of the block for `to`.
     pub(crate) fn before(&self, from: u32, to: u32) -> usize {
         (0..to).map(|rank| self.count(from, rank)).sum()
     }
 
-    /// What `rank` sends in all.
+    /// The elements that `rank` sends in total.
     pub(crate) fn sent(&self, rank: u32) -> usize {
         self.before(rank, self.nranks as u32)
     }
 
-    /// What `rank` receives in all.
+    /// The elements that `rank` receives in total.
     pub(crate) fn received(&self, rank: u32) -> usize {
         (0..self.nranks as u32).map(|from| self.count(from, rank)).sum()
     }
 
-    /// The most that a rank sends or receives.
+    /// The most elements that one rank sends or receives.
     pub(crate) fn largest(&self) -> usize {
         let ranks = 0..self.nranks as u32;
         ranks.map(|rank| self.sent(rank).max(self.received(rank))).max().unwrap_or(0)
@@ -153,8 +157,9 @@ mod tests {
     }
 
     #[test]
-    fn a_file_says_who_sends_what() {
-        let matrix = Matrix::parse("100 200 150\n\n 50 100 75 \n300 150 200\n", 2.0).unwrap();
+    fn a_file_gives_the_blocks() {
+        let matrix =
+            TrafficMatrix::parse("100 200 150\n\n 50 100 75 \n300 150 200\n", 2.0).unwrap();
         let traffic = matrix.traffic(2, 4, 1 << 20).unwrap();
         assert_eq!([traffic.count(0, 0), traffic.count(0, 1)], [192 / 4, 400 / 4]);
         assert_eq!([traffic.count(1, 0), traffic.count(1, 1)], [96 / 4, 192 / 4]);
@@ -163,11 +168,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_matrix_is_said() {
+    fn errors_say_what_is_wrong_with_a_matrix() {
         for (text, part) in
             [("", "empty"), ("1 2\n3", "one of 1"), ("1 x\n3 4", "'x'"), ("-1", "'-1'")]
         {
-            assert!(Matrix::parse(text, 1.0).unwrap_err().contains(part), "{text}");
+            assert!(TrafficMatrix::parse(text, 1.0).unwrap_err().contains(part), "{text}");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! One operation as one rank does it: the elements that it gives and gets, where they lie in place, and what must come out.
+//! What one rank does in an operation: the elements that it sends and receives, their place in the
+//! buffer in place, and the expected result.
 
 use std::sync::Arc;
 
@@ -6,33 +7,34 @@ use maypole_algorithms::{DType, RedOp};
 
 use super::Operation;
 use super::traffic::Traffic;
-use crate::data::{Data, PERIOD};
+use crate::data::{PERIOD, TestData};
 
-/// What a rank does in a line of the table.
+/// What a rank does in one row of the table.
 #[derive(Clone, Debug)]
-pub(crate) struct Work {
-    /// What.
+pub(crate) struct RankWork {
+    /// The collective.
     pub(crate) operation: Operation,
-    /// Of what.
+    /// The element type.
     pub(crate) dtype: DType,
-    /// How contributions are combined; None where they are not.
+    /// The reduction; None for a collective that does not reduce.
     pub(crate) op: Option<RedOp>,
-    /// The root; None where there is none.
+    /// The root; None for a collective without one.
     pub(crate) root: Option<u32>,
-    /// Elements per block: the column of counts.
+    /// Elements per block, as in the column of counts.
     pub(crate) count: usize,
     /// The rank.
     pub(crate) rank: u32,
-    /// Of how many.
+    /// The number of ranks.
     pub(crate) nranks: u32,
-    /// Elements from each rank to each rank, where blocks differ.
+    /// The elements that each rank sends to each, for alltoallv.
     pub(crate) traffic: Option<Arc<Traffic>>,
 }
 
-/// A run of expected elements: `len` elements of the period `source`, from element `start` of it on.
+/// A run of expected elements: `len` elements of `source`, which is repeated, from element `start`
+/// on.
 #[derive(Clone, Debug)]
-pub(crate) struct Expected {
-    /// A period of elements, or all there are if they are fewer.
+pub(crate) struct ExpectedElements {
+    /// The elements of one period, or all if they are fewer.
     pub(crate) source: Vec<u8>,
     /// The index of the first element.
     pub(crate) start: usize,
@@ -40,8 +42,9 @@ pub(crate) struct Expected {
     pub(crate) len: usize,
 }
 
-impl Work {
-    fn all(&self) -> usize {
+impl RankWork {
+    /// The elements of one block for each rank.
+    fn all_blocks(&self) -> usize {
         self.count * self.nranks as usize
     }
 
@@ -49,29 +52,31 @@ impl Work {
         self.root == Some(self.rank)
     }
 
-    /// Elements that this rank gives.
+    /// The elements that this rank sends.
     pub(crate) fn send_elements(&self) -> usize {
         match (self.operation, &self.traffic) {
             (Operation::AllToAllV, Some(traffic)) => traffic.sent(self.rank),
             (Operation::Broadcast, _) if !self.is_root() => 0,
             (Operation::Scatter, _) if !self.is_root() => 0,
-            (Operation::ReduceScatter | Operation::AllToAll | Operation::Scatter, _) => self.all(),
+            (Operation::ReduceScatter | Operation::AllToAll | Operation::Scatter, _) => {
+                self.all_blocks()
+            }
             _ => self.count,
         }
     }
 
-    /// Elements that this rank gets.
+    /// The elements that this rank receives.
     pub(crate) fn recv_elements(&self) -> usize {
         match (self.operation, &self.traffic) {
             (Operation::AllToAllV, Some(traffic)) => traffic.received(self.rank),
             (Operation::Reduce | Operation::Gather, _) if !self.is_root() => 0,
-            (Operation::AllGather | Operation::AllToAll, _) => self.all(),
-            (Operation::Gather | Operation::Hypercube, _) => self.all(),
+            (Operation::AllGather | Operation::AllToAll, _) => self.all_blocks(),
+            (Operation::Gather | Operation::Hypercube, _) => self.all_blocks(),
             _ => self.count,
         }
     }
 
-    /// The column of sizes, in elements.
+    /// The size in the column of sizes, in elements.
     pub(crate) fn size_elements(&self) -> usize {
         match &self.traffic {
             Some(traffic) => traffic.largest(),
@@ -79,7 +84,7 @@ impl Work {
         }
     }
 
-    /// In place: the element of the one buffer at which the send buffer begins, and that at which the receive buffer does.
+    /// The elements of the one buffer at which the send part and the receive part begin, in place.
     pub(crate) fn in_place(&self) -> (usize, usize) {
         let own = self.rank as usize * self.count;
         match self.operation {
@@ -89,18 +94,19 @@ impl Work {
         }
     }
 
-    /// In place: elements of the one buffer.
+    /// The elements of the one buffer, in place.
     pub(crate) fn in_place_elements(&self) -> usize {
         let (send, recv) = self.in_place();
         (send + self.send_elements()).max(recv + self.recv_elements())
     }
 
-    /// What the receive buffer must hold afterwards; nothing where this rank gets nothing.
-    pub(crate) fn expected(&self, data: &Data) -> Vec<Expected> {
+    /// What the receive buffer must hold after the call; empty if this rank receives nothing.
+    pub(crate) fn expected(&self, data: &TestData) -> Vec<ExpectedElements> {
         let Self { count, rank, nranks, .. } = *self;
         let own = rank as usize * count;
-        let reduced = |start| Expected { source: data.reduced(start + count), start, len: count };
-        let from = |rank, start, len| Expected {
+        let reduced =
+            |start| ExpectedElements { source: data.reduced(start + count), start, len: count };
+        let from = |rank, start, len| ExpectedElements {
             source: data.contribution(rank, start + len),
             start,
             len,
@@ -126,7 +132,7 @@ impl Work {
     }
 }
 
-impl Expected {
+impl ExpectedElements {
     /// The expected bytes in pieces, in order.
     pub(crate) fn pieces(&self, element: usize) -> impl Iterator<Item = &[u8]> {
         let period = PERIOD * element;
@@ -148,9 +154,9 @@ mod tests {
 
     const COUNT: usize = 2 * PERIOD + 32;
 
-    fn work(operation: Operation, rank: u32, count: usize) -> Work {
+    fn work(operation: Operation, rank: u32, count: usize) -> RankWork {
         let traffic = Traffic::generated(3, 3 * count, 1.0, 1);
-        Work {
+        RankWork {
             operation,
             dtype: DType::Uint8,
             op: operation.reduces().then_some(RedOp::Sum),
@@ -162,11 +168,11 @@ mod tests {
         }
     }
 
-    fn data(op: Option<RedOp>) -> Data {
-        Data { dtype: DType::Uint8, op, nranks: 3, seed: 1 }
+    fn data(op: Option<RedOp>) -> TestData {
+        TestData { dtype: DType::Uint8, op, nranks: 3, seed: 1 }
     }
 
-    fn bytes(expected: &[Expected]) -> Vec<u8> {
+    fn bytes(expected: &[ExpectedElements]) -> Vec<u8> {
         expected.iter().flat_map(|e| e.pieces(1)).flatten().copied().collect()
     }
 
@@ -181,7 +187,8 @@ mod tests {
         }
     }
 
-    /// What is expected of collectives that move data, made from the contributions alone: block by block.
+    /// The expected data of collectives that only move data, built block by block from the
+    /// contributions alone.
     #[test]
     fn data_goes_where_the_collective_sends_it() {
         let count = 160;
@@ -198,21 +205,22 @@ mod tests {
             assert_eq!(expected(Operation::Broadcast), block(2, 0));
             assert_eq!(expected(Operation::Scatter), block(2, own));
             assert_eq!(expected(Operation::SendRecv), block((rank + 2) % 3, 0));
-            let crossed = [block(0, own), block(1, own), block(2, own)].concat();
-            assert_eq!(expected(Operation::AllToAll), crossed);
-            // 480 elements by distance: none to itself, 160 to the next, 320 to the one after.
+            let blocks = [block(0, own), block(1, own), block(2, own)].concat();
+            assert_eq!(expected(Operation::AllToAll), blocks);
+            // 480 elements by distance: 0 to the rank itself, 160 to the next, 320 to the one
+            // after.
             let block = |from: usize, to: usize| 160 * ((to + 3 - from) % 3);
-            let mut crossed = Vec::new();
+            let mut blocks = Vec::new();
             for from in 0..3 {
                 let begin: usize = (0..own).map(|to| block(from, to)).sum();
-                crossed.extend_from_slice(&sent(from as u32)[begin..][..block(from, own)]);
+                blocks.extend_from_slice(&sent(from as u32)[begin..][..block(from, own)]);
             }
-            assert_eq!(expected(Operation::AllToAllV), crossed);
+            assert_eq!(expected(Operation::AllToAllV), blocks);
         }
     }
 
     #[test]
-    fn in_place_the_own_block_is_where_nccl_wants_it() {
+    fn in_place_parts_are_where_nccl_requires_them() {
         assert_eq!(work(Operation::AllGather, 2, 84).in_place(), (168, 0));
         assert_eq!(work(Operation::ReduceScatter, 2, 84).in_place(), (0, 168));
         assert_eq!(work(Operation::Gather, 2, 84).in_place(), (168, 0));
@@ -224,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_continue_where_the_block_begins() {
+    fn pieces_begin_in_the_middle_of_a_period() {
         let whole = data(Some(RedOp::Sum)).reduced(PERIOD);
         let work = work(Operation::ReduceScatter, 2, PERIOD / 2 - 3);
         let bytes = bytes(&work.expected(&data(Some(RedOp::Sum))));

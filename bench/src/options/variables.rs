@@ -1,14 +1,14 @@
-//! The variables that nccl-tests reads, and one of our own.
+//! The environment variables of nccl-tests, and one of our own.
 
 use std::path::PathBuf;
 
 use crate::status::Failure;
 
-/// What the environment says.
+/// The values of the environment variables.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Variables {
+pub(crate) struct TestVariables {
     /// NCCL_TESTS_SPLIT or NCCL_TESTS_SPLIT_MASK.
-    pub(crate) split: Option<Split>,
+    pub(crate) split: Option<ProcessSplit>,
     /// NCCL_TESTS_MIN_BW in GB/s.
     pub(crate) min_bandwidth: Option<f64>,
     /// NCCL_TESTS_DEVICE.
@@ -25,12 +25,12 @@ pub(crate) struct Variables {
     pub(crate) corrupt: bool,
 }
 
-/// How processes fall into groups: by what this makes of their number.
+/// How processes are divided into groups: by the result of this operation on their number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Split {
-    /// The bits of a mask.
+pub(crate) enum ProcessSplit {
+    /// The number and a mask.
     And(u32),
-    /// All bits but those of a mask, which are set.
+    /// The number or a mask.
     Or(u32),
     /// The remainder.
     Mod(u32),
@@ -38,7 +38,7 @@ pub(crate) enum Split {
     Div(u32),
 }
 
-impl Split {
+impl ProcessSplit {
     /// The group of a process.
     pub(crate) fn color(self, process: u32) -> u32 {
         match self {
@@ -64,7 +64,7 @@ impl Split {
     }
 }
 
-impl Default for Variables {
+impl Default for TestVariables {
     fn default() -> Self {
         Self {
             split: None,
@@ -79,11 +79,11 @@ impl Default for Variables {
     }
 }
 
-impl Variables {
-    /// Reads them by `lookup`; an empty value is none.
+impl TestVariables {
+    /// Reads the variables by `lookup`. An empty value counts as not set.
     ///
     /// # Errors
-    /// The first that is not understood.
+    /// Names the first variable whose value is not understood.
     pub(crate) fn read(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, Failure> {
         let lookup = |name: &str| lookup(name).filter(|value| !value.is_empty());
         let mut variables = Self::default();
@@ -95,9 +95,9 @@ impl Variables {
             let Ok(mask) = u32::from_str_radix(digits, 16) else {
                 return Err(bad("NCCL_TESTS_SPLIT_MASK", &value, "a hexadecimal number"));
             };
-            variables.split = Some(Split::And(mask));
+            variables.split = Some(ProcessSplit::And(mask));
         } else if let Some(value) = lookup("NCCL_TESTS_SPLIT") {
-            variables.split = Split::parse(&value);
+            variables.split = ProcessSplit::parse(&value);
             if variables.split.is_none() {
                 let known = "AND, OR, MOD or DIV with a number, as in 'MOD 2'";
                 return Err(bad("NCCL_TESTS_SPLIT", &value, known));
@@ -131,7 +131,7 @@ impl Variables {
     }
 }
 
-/// A number as C writes it: 0x and 0b have their usual meaning, and a leading 0 is octal.
+/// A number in C's notation: after 0x hexadecimal, after 0b binary, after 0 octal.
 fn integer(text: &str) -> Option<u32> {
     let text = text.trim().to_ascii_lowercase();
     let (digits, radix) = match text.as_bytes() {
@@ -147,8 +147,9 @@ fn integer(text: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    fn read(name: &str, value: &str) -> Result<Variables, String> {
-        Variables::read(&|wanted| (wanted == name).then(|| value.to_owned())).map_err(|f| f.text)
+    fn read(name: &str, value: &str) -> Result<TestVariables, String> {
+        TestVariables::read(&|wanted| (wanted == name).then(|| value.to_owned()))
+            .map_err(|f| f.text)
     }
 
     #[test]
@@ -169,22 +170,22 @@ mod tests {
         }
         for mask in ["0x7", "7"] {
             let split = read("NCCL_TESTS_SPLIT_MASK", mask).unwrap().split;
-            assert_eq!(split, Some(Split::And(7)));
+            assert_eq!(split, Some(ProcessSplit::And(7)));
         }
     }
 
     #[test]
-    fn the_mask_comes_before_the_word() {
-        let both = Variables::read(&|name| match name {
+    fn the_mask_takes_precedence() {
+        let both = TestVariables::read(&|name| match name {
             "NCCL_TESTS_SPLIT" => Some("MOD 2".to_owned()),
             "NCCL_TESTS_SPLIT_MASK" => Some("1F".to_owned()),
             _ => None,
         });
-        assert_eq!(both.unwrap().split, Some(Split::And(31)));
+        assert_eq!(both.unwrap().split, Some(ProcessSplit::And(31)));
     }
 
     #[test]
-    fn what_is_not_understood_is_named() {
+    fn values_that_are_not_understood_are_named() {
         for (name, value) in [
             ("NCCL_TESTS_SPLIT", "MOD"),
             ("NCCL_TESTS_SPLIT", "MOD 0"),
@@ -198,7 +199,7 @@ mod tests {
             let error = read(name, value).expect_err(value);
             assert!(error.starts_with(&format!("{name}={value} is not ")), "{error}");
         }
-        assert_eq!(read("NCCL_TESTS_SPLIT", ""), Ok(Variables::default()));
+        assert_eq!(read("NCCL_TESTS_SPLIT", ""), Ok(TestVariables::default()));
         assert_eq!(read("NCCL_TESTS_MIN_BW", "12.5").unwrap().min_bandwidth, Some(12.5));
     }
 }

@@ -1,14 +1,18 @@
-//! The lines below the measurements, as nccl-tests prints them.
+//! Formats the lines below the table, as nccl-tests prints them.
 
 use super::number::{bytes, general};
-use super::{Memory, Summary};
+use super::{MemoryUse, TableSummary};
 use crate::options::Options;
 
-/// All of them.
-pub(crate) fn footer(options: &Options, summary: &Summary, memory: Option<&Memory>) -> String {
-    let verdict = |fine| if fine { "OK" } else { "FAILED" };
+/// The footer.
+pub(crate) fn footer(
+    options: &Options,
+    summary: &TableSummary,
+    memory: Option<&MemoryUse>,
+) -> String {
+    let verdict = |passed| if passed { "OK" } else { "FAILED" };
     let program = options.operation.name();
-    let memory = memory.map_or(String::new(), |Memory { program, buffers, all }| {
+    let memory = memory.map_or(String::new(), |MemoryUse { program, buffers, all }| {
         let library = (all - program - buffers).max(0.0);
         format!(
             "# {:<20} : Program {} | Buffers {} | Library {} | Total  {}\n",
@@ -20,24 +24,25 @@ pub(crate) fn footer(options: &Options, summary: &Summary, memory: Option<&Memor
         )
     });
     format!(
-        "# {:<20} : {} {}\n# {:<20} : {} {}\n{memory}#\n# Collective test concluded: {program}_perf\n#\n",
+        "# {:<20} : {} {}\n# {:<20} : {} {}\n{memory}#\n\
+         # Collective test concluded: {program}_perf\n#\n",
         "Out of bounds values",
         summary.wrong,
         verdict(summary.wrong == 0),
         "Avg bus bandwidth",
         general(summary.bandwidth()),
-        summary.fast(options).map_or("", verdict),
+        summary.is_fast_enough(options).map_or("", verdict),
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::Variables;
+    use crate::options::TestVariables;
 
     #[test]
-    fn the_footer_is_that_of_nccl_tests() {
-        let text = footer(&Options::default(), &Summary::default(), None);
+    fn the_footer_has_the_form_of_nccl_tests() {
+        let text = footer(&Options::default(), &TableSummary::default(), None);
         let golden = "# Out of bounds values : 0 OK\n\
                       # Avg bus bandwidth    : 0 \n\
                       #\n\
@@ -47,18 +52,19 @@ mod tests {
     }
 
     #[test]
-    fn failure_is_told() {
-        let variables = Variables { min_bandwidth: Some(1.0), ..Variables::default() };
+    fn failures_and_memory_are_shown() {
+        let variables = TestVariables { min_bandwidth: Some(1.0), ..TestVariables::default() };
         let options = Options { variables, ..Options::default() };
-        let text = footer(&options, &Summary { wrong: 3, ..Summary::default() }, None);
+        let text = footer(&options, &TableSummary { wrong: 3, ..TableSummary::default() }, None);
         assert!(
             text.starts_with(
                 "# Out of bounds values : 3 FAILED\n# Avg bus bandwidth    : 0 FAILED\n"
             )
         );
-        let memory = Memory { program: 1024.0, buffers: 2048.0, all: 4096.0 };
-        let text = footer(&Options::default(), &Summary::default(), Some(&memory));
-        let line = "# Memory usage         : Program 1.00 KB | Buffers 2.00 KB | Library 1.00 KB | Total  4.00 KB\n";
+        let memory = MemoryUse { program: 1024.0, buffers: 2048.0, all: 4096.0 };
+        let text = footer(&Options::default(), &TableSummary::default(), Some(&memory));
+        let line = "# Memory usage         : Program 1.00 KB | Buffers 2.00 KB | Library 1.00 KB | \
+                    Total  4.00 KB\n";
         assert!(text.contains(line), "{text}");
     }
 }

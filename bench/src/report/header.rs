@@ -1,18 +1,19 @@
-//! The lines above the measurements, as nccl-tests prints them.
+//! Formats the lines above the table, as nccl-tests prints them.
 
 use std::fmt::Write as _;
 
-use super::{NCCL_VERSION, Participant};
+use super::{ListedRank, NCCL_VERSION};
 use crate::launch;
-use crate::options::{Memory, Options, Step};
+use crate::options::{BufferMemory, Options, SizeStep};
 
-/// All of them; `reduced` if the largest size is smaller than was asked for.
-pub(crate) fn header(options: &Options, ranks: &[Participant], reduced: bool) -> String {
+/// The header. `reduced` says that the largest size is smaller than the options ask for.
+pub(crate) fn header(options: &Options, ranks: &[ListedRank], reduced: bool) -> String {
     let mut text = parameters(options);
-    for (rank, Participant { group, pid, host, device }) in ranks.iter().enumerate() {
+    for (rank, ListedRank { group, pid, host, device }) in ranks.iter().enumerate() {
         let _ = writeln!(
             text,
-            "#  Rank {rank:2} Group {group:2} Pid {pid:6} on {host:>10} device {device:2} [host memory] CPU"
+            "#  Rank {rank:2} Group {group:2} Pid {pid:6} on {host:>10} device {device:2} \
+             [host memory] CPU"
         );
     }
     if reduced {
@@ -24,10 +25,11 @@ pub(crate) fn header(options: &Options, ranks: &[Participant], reduced: bool) ->
     text
 }
 
+/// The lines with the options.
 fn parameters(options: &Options) -> String {
-    let (step, unit) = match options.step {
-        Step::Bytes(bytes) => (bytes, "bytes"),
-        Step::Factor(factor) => (factor, "factor"),
+    let (step, unit) = match options.step() {
+        SizeStep::Bytes(bytes) => (bytes, "bytes"),
+        SizeStep::Factor(factor) => (factor, "factor"),
     };
     let Options { threads, gpus, min_bytes, max_bytes, .. } = options;
     let Options { warmup, iterations, calls, checks, unaligned, .. } = options;
@@ -35,17 +37,19 @@ fn parameters(options: &Options) -> String {
     let library = env!("CARGO_PKG_VERSION");
     let mpi = launch::mpi().map_or_else(String::new, |mpi| format!("# Built with {mpi}\n"));
     let mut text = format!(
-        "# nccl-tests version maypole-{library} nccl-headers={NCCL_VERSION} nccl-library={NCCL_VERSION}\n\
+        "# nccl-tests version maypole-{library} nccl-headers={NCCL_VERSION} \
+         nccl-library={NCCL_VERSION}\n\
          {mpi}# Collective test starting: {program}_perf\n\
-         # nThread {threads} nGpus {gpus} minBytes {min_bytes} maxBytes {max_bytes} step: {step}({unit}) \
-         warmup iters: {warmup} iters: {iterations} agg iters: {calls} validation: {checks} graph: 0 unalign: {unaligned}\n"
+         # nThread {threads} nGpus {gpus} minBytes {min_bytes} maxBytes {max_bytes} \
+         step: {step}({unit}) warmup iters: {warmup} iters: {iterations} agg iters: {calls} \
+         validation: {checks} graph: 0 unalign: {unaligned}\n"
     );
     text.push_str(match options.blocking {
         0 => "",
         1 => "# Blocking Enabled: wait for completion and barrier after each collective \n",
         _ => "# Blocking Enabled: wait for completion after each collective (no barrier) \n",
     });
-    if options.buffers == Memory::Library {
+    if options.buffers == BufferMemory::Library {
         text.push_str("# Buffers: memory of the library (ncclMemAlloc) \n");
     }
     if options.fresh {
@@ -63,7 +67,7 @@ fn parameters(options: &Options) -> String {
     text
 }
 
-/// The three lines over the columns.
+/// The three lines with the titles of the columns.
 fn titles(options: &Options) -> String {
     let left = |size, count, dtype, op, root| {
         format!("# {size:>10}  {count:>12}  {dtype:>8}  {op:>6}  {root:>6}")
@@ -109,7 +113,8 @@ fn titles(options: &Options) -> String {
         format!("{left}{side}{side}{end} {stamp:>width$}\n")
     };
     let placements = if options.per_iteration {
-        "              out-of-place (+ per-iteration)                                in-place (+ per-iteration)"
+        "              out-of-place (+ per-iteration)                      \
+         \x20         in-place (+ per-iteration)"
     } else {
         "           out-of-place                       in-place          "
     };
@@ -126,14 +131,14 @@ mod tests {
     use super::*;
 
     fn lines(options: &Options) -> Vec<String> {
-        let one = Participant { group: 0, pid: 17, host: "node".to_owned(), device: 0 };
+        let one = ListedRank { group: 0, pid: 17, host: "node".to_owned(), device: 0 };
         let text = header(options, &[one], false);
         let all = text.lines().map(str::to_owned);
         all.filter(|line| !line.starts_with("# Built with ")).collect()
     }
 
     #[test]
-    fn the_mpi_that_it_is_built_with_is_said() {
+    fn the_header_names_the_mpi_of_the_build() {
         let text = header(&Options::default(), &[], false);
         let second = text.lines().nth(1).expect("a second line");
         match launch::mpi() {
@@ -143,27 +148,30 @@ mod tests {
     }
 
     #[test]
-    fn the_header_stands_over_the_columns() {
-        let options = Options { step: Step::Factor(2), ..Options::default() };
+    fn the_titles_stand_above_the_columns() {
+        let options = Options { step_factor: Some(2), ..Options::default() };
         assert_eq!(
             lines(&options)[1..],
             [
                 "# Collective test starting: all_reduce_perf",
-                "# nThread 1 nGpus 1 minBytes 33554432 maxBytes 33554432 step: 2(factor) warmup iters: 1 iters: 20 \
-                 agg iters: 1 validation: 1 graph: 0 unalign: 0",
+                "# nThread 1 nGpus 1 minBytes 33554432 maxBytes 33554432 step: 2(factor) \
+                 warmup iters: 1 iters: 20 agg iters: 1 validation: 1 graph: 0 unalign: 0",
                 "#",
                 "# Using devices",
                 "#  Rank  0 Group  0 Pid     17 on       node device  0 [host memory] CPU",
                 "#",
-                "#                                                              out-of-place                       in-place          ",
-                "#       size         count      type   redop    root     time   algbw   busbw  #wrong     time   algbw   busbw  #wrong ",
-                "#        (B)    (elements)                               (us)  (GB/s)  (GB/s)             (us)  (GB/s)  (GB/s)         ",
+                "#                                                              out-of-place  \
+                 \x20                    in-place          ",
+                "#       size         count      type   redop    root     time   algbw   busbw  \
+                 #wrong     time   algbw   busbw  #wrong ",
+                "#        (B)    (elements)                               (us)  (GB/s)  (GB/s)  \
+                 \x20          (us)  (GB/s)  (GB/s)         ",
             ]
         );
     }
 
     #[test]
-    fn a_smaller_size_than_was_asked_for_is_said() {
+    fn a_reduced_largest_size_is_reported() {
         let text = header(&Options { max_bytes: 99, ..Options::default() }, &[], true);
         assert!(text.contains("\n#\n# Reducing maxBytes to 99 due to memory limitation\n#\n"));
     }

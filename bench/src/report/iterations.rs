@@ -1,16 +1,16 @@
-//! Single iterations: how long each took, and how much they differ.
+//! Statistics of the times of single iterations.
 
-/// Seconds per call of each iteration, in the slowest rank of it.
+/// Seconds per call of each iteration, in its slowest rank.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Iterations {
-    /// All of them, in their order.
+    /// All iterations, in their order.
     pub(crate) all: Vec<f64>,
-    /// Those that count, from the shortest to the longest.
+    /// The iterations that count, shortest first.
     sorted: Vec<f64>,
 }
 
 impl Iterations {
-    /// Of what each rank measured; the first `skip` iterations do not count.
+    /// From the times of each rank. The first `skip` iterations do not count.
     pub(crate) fn new(ranks: &[Vec<f64>], skip: usize) -> Self {
         let len = ranks.iter().map(Vec::len).min().unwrap_or(0);
         let slowest = |i: usize| ranks.iter().map(|rank| rank[i]).fold(0.0, f64::max);
@@ -35,7 +35,7 @@ impl Iterations {
         self.sorted.iter().sum::<f64>() / self.sorted.len().max(1) as f64
     }
 
-    /// What so many percent of them do not exceed.
+    /// The time that this percentage of the iterations does not exceed.
     pub(crate) fn percentile(&self, percent: usize) -> f64 {
         let rank = (self.sorted.len() * percent).div_ceil(100);
         self.sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)

@@ -1,34 +1,38 @@
-//! -J: the results as JSON, with the keys of nccl-tests' file (version 2), and keys of our own for our own columns. Of the environment
-//! only variables of NCCL and Maypole are in it: the rest is nobody's business.
+//! `-J`: writes the results as JSON, with the keys of nccl-tests' file (version 2), and with keys
+//! of our own for our own columns. Of the environment it contains only variables of NCCL and
+//! Maypole, since others may be private.
 //!
-//! The file is whole at any moment: it is written when the run begins and again after each table.
+//! The file is complete at any moment: it is written when the run begins and again after each
+//! table.
 
-use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
-use super::{Measured, NCCL_VERSION, Participant, Row, Summary, table};
-use crate::json::quote;
-use crate::options::{Options, Step};
+use serde::{Serialize, Serializer};
+
+use super::iterations::Iterations;
+use super::{ListedRank, Measurement, NCCL_VERSION, TableRow, TableSummary, table};
+use crate::options::{Options, SizeStep};
 use crate::status::Failure;
 
-/// The file.
-pub(crate) struct Json<'a> {
+/// The file that is written.
+pub(crate) struct ResultFile<'a> {
     path: PathBuf,
     options: &'a Options,
-    participants: &'a [Participant],
-    start: String,
+    ranks: &'a [ListedRank],
+    start_time: String,
 }
 
-impl<'a> Json<'a> {
-    /// The file that the options name, or, if there is one, the first free name with a number; None if none is wanted.
+impl<'a> ResultFile<'a> {
+    /// Creates the file that the options name. If it exists, the first free name with a number is
+    /// used. None if the options name no file.
     ///
     /// # Errors
-    /// A path where no file can be made.
+    /// The file cannot be created.
     pub(crate) fn create(
         options: &'a Options,
-        participants: &'a [Participant],
+        ranks: &'a [ListedRank],
     ) -> Result<Option<Self>, Failure> {
         let Some(wanted) = &options.json else { return Ok(None) };
         let mut path = wanted.clone();
@@ -45,12 +49,12 @@ impl<'a> Json<'a> {
                 }
             }
         }
-        let json = Self { path, options, participants, start: table::now() };
-        json.write(&[], None, None)?;
-        Ok(Some(json))
+        let file = Self { path, options, ranks, start_time: table::now() };
+        file.write(&[], None, None)?;
+        Ok(Some(file))
     }
 
-    /// What is printed above the table.
+    /// The line above the table that names the file.
     pub(crate) fn announcement(&self) -> String {
         format!("# Writing JSON output to {}\n", self.path.display())
     }
@@ -58,195 +62,269 @@ impl<'a> Json<'a> {
     /// Writes the file anew.
     ///
     /// # Errors
-    /// Of the file system.
+    /// Those of the file system.
     pub(crate) fn write(
         &self,
-        rows: &[Row],
-        summary: Option<&Summary>,
+        rows: &[TableRow],
+        summary: Option<&TableSummary>,
         error: Option<&str>,
     ) -> Result<(), Failure> {
-        let text = self.text(rows, summary, error);
+        let text = serde_json::to_string(&self.content(rows, summary, error));
+        let text = text.map_err(|error| Failure::internal(error.to_string()))? + "\n";
         let mut part = self.path.clone().into_os_string();
         part.push(".part");
-        // Whoever ends this process meanwhile leaves the file as it was.
+        // If this process is killed meanwhile, the file stays as it was.
         fs::write(&part, text)
             .and_then(|()| fs::rename(&part, &self.path))
             .map_err(|error| Failure::system(format!("-J {}: {error}", self.path.display())))
     }
 
-    fn text(&self, rows: &[Row], summary: Option<&Summary>, error: Option<&str>) -> String {
-        let ours = |name: &str| {
-            // The exception is between a launcher and its processes.
+    fn content(
+        &self,
+        rows: &[TableRow],
+        summary: Option<&TableSummary>,
+        error: Option<&str>,
+    ) -> Content<'_> {
+        let is_published = |name: &str| {
+            // The exception is only between a launcher and its processes.
             (name.starts_with("NCCL_") || name.starts_with("MAYPOLE_"))
                 && name != "MAYPOLE_BENCH_PLACE"
         };
         let variables = std::env::vars_os().map(|(name, value)| {
             (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
         });
-        let variables =
-            variables.filter(|(name, _)| ours(name)).map(|(n, v)| quote(&format!("{n}={v}")));
-        let args = std::env::args_os().map(|word| quote(&word.to_string_lossy()));
-        let mut file = Object::default();
-        file.number("version", 2)
-            .text("start_time", &self.start)
-            .list("args", args)
-            .list("env", variables)
-            .number("nccl_version", NCCL_VERSION)
-            .raw("config", &self.config())
-            .list("results", rows.iter().map(|row| self.row(row)));
-        if let Some(summary) = summary {
-            let mut wrong = Object::default();
-            wrong.number("count", summary.wrong).truth("okay", summary.wrong == 0);
-            let mut bandwidth = Object::default();
-            bandwidth.float("bandwidth", summary.bandwidth());
-            match summary.fast(self.options) {
-                Some(fast) => bandwidth.truth("okay", fast),
-                None => bandwidth.text("okay", "unchecked"),
-            };
-            file.raw("out_of_bounds", &wrong.end()).raw("average_bus_bandwidth", &bandwidth.end());
+        let variables = variables.filter(|(name, _)| is_published(name));
+        let args = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+        Content {
+            version: 2,
+            start_time: &self.start_time,
+            args: args.collect(),
+            env: variables.map(|(name, value)| format!("{name}={value}")).collect(),
+            nccl_version: NCCL_VERSION,
+            config: config(self.options, self.ranks),
+            results: rows.iter().map(|row| result(self.options, row)).collect(),
+            out_of_bounds: summary.map(|summary| OutOfBounds {
+                count: summary.wrong,
+                okay: truth(summary.wrong == 0),
+            }),
+            average_bus_bandwidth: summary.map(|summary| AverageBandwidth {
+                bandwidth: Decimal(summary.bandwidth()),
+                okay: summary.is_fast_enough(self.options).map_or("unchecked", truth),
+            }),
+            errors: error.map(str::to_owned).into_iter().collect(),
+            end_time: table::now(),
         }
-        file.list("errors", error.into_iter().map(quote));
-        file.text("end_time", &table::now());
-        file.end() + "\n"
-    }
-
-    fn config(&self) -> String {
-        let options = self.options;
-        let mut config = Object::default();
-        config
-            .number("nthreads", options.threads)
-            .number("ngpus", options.gpus)
-            .number("minimum_bytes", options.min_bytes)
-            .number("maximum_bytes", options.max_bytes);
-        match options.step {
-            Step::Bytes(bytes) => config.number("step_bytes", bytes),
-            Step::Factor(factor) => config.number("step_factor", factor),
-        };
-        config
-            .number("warmup_iters", options.warmup)
-            .number("iterations", options.iterations)
-            .number("aggregated_iterations", options.calls)
-            .number("validation", options.checks)
-            .number("graph", 0)
-            .truth("blocking_collectives", options.blocking > 0)
-            .truth("per_iter_timing", options.per_iteration)
-            .truth("parallel_init", options.parallel_init)
-            .list("devices", self.participants.iter().enumerate().map(device));
-        config.end()
-    }
-
-    fn row(&self, row: &Row) -> String {
-        let mut object = Object::default();
-        object
-            .number("size", row.size)
-            .number("count", row.count)
-            .text("type", row.dtype.name())
-            .text("redop", row.op.map_or("none", maypole_algorithms::RedOp::name))
-            .text("root", &row.root.map_or(-1, i64::from).to_string());
-        for (name, measured) in [("out_of_place", &row.out_of_place), ("in_place", &row.in_place)] {
-            match measured {
-                Some(measured) => object.raw(name, &self.placement(measured)),
-                None => object.raw(name, "null"),
-            };
-            if let Some(times) = measured.as_ref().and_then(iterations) {
-                object.raw(&format!("{name}_per_iter"), &times);
-            }
-        }
-        if let Some(roof) = row.roof {
-            object.float("roof", roof * 1e6);
-        }
-        object
-            .number("actual_iterations", self.options.iterations)
-            .text("experiment_name", self.options.operation.name());
-        object.end()
-    }
-
-    fn placement(&self, measured: &Measured) -> String {
-        let mut object = Object::default();
-        if self.options.cpu_time {
-            object.float("cpu_time", measured.cpu_seconds * 1e6);
-        } else {
-            object.float("time", measured.seconds * 1e6);
-        }
-        object.float("alg_bw", measured.algbw / 1e9).float("bus_bw", measured.busbw / 1e9);
-        match measured.wrong {
-            Some(wrong) => object.number("nwrong", wrong),
-            None => object.raw("nwrong", "null"),
-        };
-        if self.options.resources {
-            object
-                .float("cpu_seconds", measured.process_seconds)
-                .number("peak_memory_bytes", measured.peak_bytes);
-        }
-        object.end()
     }
 }
 
-fn device((rank, participant): (usize, &Participant)) -> String {
-    let Participant { group, pid, host, device } = participant;
-    let mut object = Object::default();
-    object
-        .number("rank", rank)
-        .number("group", group)
-        .number("pid", pid)
-        .text("hostname", host)
-        .number("device", device)
-        .text("device_hex", "host memory")
-        .text("device_info", "CPU");
-    object.end()
+/// The content of the file. The order of the fields is that of the file.
+#[derive(Serialize)]
+struct Content<'a> {
+    version: u32,
+    start_time: &'a str,
+    args: Vec<String>,
+    env: Vec<String>,
+    nccl_version: u32,
+    config: Config<'a>,
+    results: Vec<ResultRow>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    out_of_bounds: Option<OutOfBounds>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    average_bus_bandwidth: Option<AverageBandwidth>,
+    errors: Vec<String>,
+    end_time: String,
 }
 
-fn iterations(measured: &Measured) -> Option<String> {
-    let times = measured.iterations.as_ref()?;
-    let mut object = Object::default();
-    object
-        .float("min_us", times.min() * 1e6)
-        .float("max_us", times.max() * 1e6)
-        .float("avg_us", times.mean() * 1e6)
-        .float("p50_us", times.percentile(50) * 1e6)
-        .float("p95_us", times.percentile(95) * 1e6)
-        .float("p99_us", times.percentile(99) * 1e6)
-        .float("stdev_us", times.deviation() * 1e6)
-        .float("cv_pct", times.variation())
-        .list("times_us", times.all.iter().map(|seconds| format!("{:.3}", seconds * 1e6)));
-    Some(object.end())
+#[derive(Serialize)]
+struct Config<'a> {
+    nthreads: u32,
+    ngpus: u32,
+    minimum_bytes: usize,
+    maximum_bytes: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step_bytes: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step_factor: Option<usize>,
+    warmup_iters: usize,
+    iterations: usize,
+    aggregated_iterations: usize,
+    validation: usize,
+    graph: u32,
+    blocking_collectives: &'static str,
+    per_iter_timing: &'static str,
+    parallel_init: &'static str,
+    devices: Vec<Device<'a>>,
 }
 
-/// An object that grows.
-#[derive(Default)]
-struct Object(String);
+#[derive(Serialize)]
+struct Device<'a> {
+    rank: usize,
+    group: u32,
+    pid: u32,
+    hostname: &'a str,
+    device: u32,
+    device_hex: &'static str,
+    device_info: &'static str,
+}
 
-impl Object {
-    fn raw(&mut self, name: &str, value: &str) -> &mut Self {
-        let comma = if self.0.is_empty() { "" } else { "," };
-        let _ = write!(self.0, "{comma}{}:{value}", quote(name));
-        self
+#[derive(Serialize)]
+struct ResultRow {
+    size: usize,
+    count: usize,
+    #[serde(rename = "type")]
+    dtype: &'static str,
+    redop: &'static str,
+    root: String,
+    out_of_place: Option<Placement>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    out_of_place_per_iter: Option<IterationTimes>,
+    in_place: Option<Placement>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    in_place_per_iter: Option<IterationTimes>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    roof: Option<Decimal>,
+    actual_iterations: usize,
+    experiment_name: &'static str,
+}
+
+#[derive(Serialize)]
+struct Placement {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_time: Option<Decimal>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<Decimal>,
+    alg_bw: Decimal,
+    bus_bw: Decimal,
+    nwrong: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_seconds: Option<Decimal>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_memory_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct IterationTimes {
+    min_us: Decimal,
+    max_us: Decimal,
+    avg_us: Decimal,
+    p50_us: Decimal,
+    p95_us: Decimal,
+    p99_us: Decimal,
+    stdev_us: Decimal,
+    cv_pct: Decimal,
+    times_us: Vec<Decimal>,
+}
+
+#[derive(Serialize)]
+struct OutOfBounds {
+    count: u64,
+    okay: &'static str,
+}
+
+#[derive(Serialize)]
+struct AverageBandwidth {
+    bandwidth: Decimal,
+    okay: &'static str,
+}
+
+/// A number that is written with at most six decimals.
+struct Decimal(f64);
+
+impl Serialize for Decimal {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64((self.0 * 1e6).round() / 1e6)
     }
+}
 
-    fn number(&mut self, name: &str, value: impl std::fmt::Display) -> &mut Self {
-        self.raw(name, &value.to_string())
+/// A truth value, which nccl-tests writes as a string.
+fn truth(value: bool) -> &'static str {
+    if value { "true" } else { "false" }
+}
+
+fn config<'a>(options: &Options, ranks: &'a [ListedRank]) -> Config<'a> {
+    let (step_bytes, step_factor) = match options.step() {
+        SizeStep::Bytes(bytes) => (Some(bytes), None),
+        SizeStep::Factor(factor) => (None, Some(factor)),
+    };
+    let device = |(rank, listed): (usize, &'a ListedRank)| Device {
+        rank,
+        group: listed.group,
+        pid: listed.pid,
+        hostname: &listed.host,
+        device: listed.device,
+        device_hex: "host memory",
+        device_info: "CPU",
+    };
+    Config {
+        nthreads: options.threads,
+        ngpus: options.gpus,
+        minimum_bytes: options.min_bytes,
+        maximum_bytes: options.max_bytes,
+        step_bytes,
+        step_factor,
+        warmup_iters: options.warmup,
+        iterations: options.iterations,
+        aggregated_iterations: options.calls,
+        validation: options.checks,
+        graph: 0,
+        blocking_collectives: truth(options.blocking > 0),
+        per_iter_timing: truth(options.per_iteration),
+        parallel_init: truth(options.parallel_init),
+        devices: ranks.iter().enumerate().map(device).collect(),
     }
+}
 
-    fn float(&mut self, name: &str, value: f64) -> &mut Self {
-        self.raw(name, &format!("{value:.6}"))
+fn result(options: &Options, row: &TableRow) -> ResultRow {
+    let placement = |measured: &Option<Measurement>| {
+        measured.as_ref().map(|measured| placement(options, measured))
+    };
+    let per_iteration = |measured: &Option<Measurement>| {
+        measured.as_ref()?.iterations.as_ref().map(iteration_times)
+    };
+    ResultRow {
+        size: row.size,
+        count: row.count,
+        dtype: row.dtype.name(),
+        redop: row.op.map_or("none", maypole_algorithms::RedOp::name),
+        root: row.root.map_or(-1, i64::from).to_string(),
+        out_of_place: placement(&row.out_of_place),
+        out_of_place_per_iter: per_iteration(&row.out_of_place),
+        in_place: placement(&row.in_place),
+        in_place_per_iter: per_iteration(&row.in_place),
+        roof: row.roof.map(|roof| Decimal(roof * 1e6)),
+        actual_iterations: options.iterations,
+        experiment_name: options.operation.name(),
     }
+}
 
-    fn text(&mut self, name: &str, value: &str) -> &mut Self {
-        self.raw(name, &quote(value))
+fn placement(options: &Options, measured: &Measurement) -> Placement {
+    let time = Decimal(measured.seconds * 1e6);
+    let cpu_time = Decimal(measured.cpu_seconds * 1e6);
+    Placement {
+        cpu_time: options.cpu_time.then_some(cpu_time),
+        time: (!options.cpu_time).then_some(time),
+        alg_bw: Decimal(measured.algbw / 1e9),
+        bus_bw: Decimal(measured.busbw / 1e9),
+        nwrong: measured.wrong,
+        cpu_seconds: options.resources.then_some(Decimal(measured.process_seconds)),
+        peak_memory_bytes: options.resources.then_some(measured.peak_bytes),
     }
+}
 
-    /// As nccl-tests has it: a string.
-    fn truth(&mut self, name: &str, value: bool) -> &mut Self {
-        self.text(name, if value { "true" } else { "false" })
-    }
-
-    fn list(&mut self, name: &str, values: impl Iterator<Item = String>) -> &mut Self {
-        let values: Vec<String> = values.collect();
-        self.raw(name, &format!("[{}]", values.join(",")))
-    }
-
-    fn end(&self) -> String {
-        format!("{{{}}}", self.0)
+fn iteration_times(times: &Iterations) -> IterationTimes {
+    let microseconds = |seconds: f64| Decimal(seconds * 1e6);
+    // Three decimals, since there may be many of them.
+    let rounded = |seconds: &f64| Decimal((seconds * 1e9).round() / 1e3);
+    IterationTimes {
+        min_us: microseconds(times.min()),
+        max_us: microseconds(times.max()),
+        avg_us: microseconds(times.mean()),
+        p50_us: microseconds(times.percentile(50)),
+        p95_us: microseconds(times.percentile(95)),
+        p99_us: microseconds(times.percentile(99)),
+        stdev_us: microseconds(times.deviation()),
+        cv_pct: Decimal(times.variation()),
+        times_us: times.all.iter().map(rounded).collect(),
     }
 }
 
@@ -255,17 +333,16 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::report::iterations::Iterations;
 
     #[test]
-    fn all_is_in_the_file() {
-        let measured = Measured {
+    fn all_results_are_in_the_file_in_the_order_of_nccl_tests() {
+        let measured = Measurement {
             seconds: 1.5e-6,
             wrong: Some(3),
             iterations: Some(Iterations::new(&[vec![1e-6, 2e-6]], 0)),
-            ..Measured::default()
+            ..Measurement::default()
         };
-        let row = Row {
+        let row = TableRow {
             size: 8,
             count: 2,
             dtype: maypole_algorithms::DType::Float32,
@@ -276,16 +353,18 @@ mod tests {
             roof: Some(1e-6),
         };
         let options = Options { resources: true, ..Options::default() };
-        let one = Participant { group: 0, pid: 17, host: "no\"de".to_owned(), device: 0 };
-        let json = Json {
+        let rank = ListedRank { group: 0, pid: 17, host: "no\"de".to_owned(), device: 0 };
+        let file = ResultFile {
             path: PathBuf::new(),
             options: &options,
-            participants: &[one],
-            start: table::now(),
+            ranks: &[rank],
+            start_time: table::now(),
         };
-        let mut summary = Summary::default();
+        let mut summary = TableSummary::default();
         summary.add(&row);
-        let text = json.text(&[row], Some(&summary), Some("broken"));
+        let rows = [row];
+        let content = file.content(&rows, Some(&summary), Some("broken"));
+        let text = serde_json::to_string(&content).unwrap();
         let value: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["version"], 2);
         assert_eq!(value["config"]["devices"][0]["hostname"], "no\"de");
@@ -298,5 +377,45 @@ mod tests {
         assert_eq!(value["out_of_bounds"]["okay"], "false");
         assert_eq!(value["average_bus_bandwidth"]["okay"], "unchecked");
         assert_eq!(value["errors"][0], "broken");
+        let keys = [
+            "version",
+            "start_time",
+            "args",
+            "env",
+            "nccl_version",
+            "config",
+            "nthreads",
+            "ngpus",
+            "minimum_bytes",
+            "step_bytes",
+            "devices",
+            "results",
+            "type",
+            "redop",
+            "root",
+            "out_of_place",
+            "time",
+            "alg_bw",
+            "bus_bw",
+            "nwrong",
+            "cpu_seconds",
+            "peak_memory_bytes",
+            "out_of_place_per_iter",
+            "min_us",
+            "times_us",
+            "in_place",
+            "roof",
+            "actual_iterations",
+            "experiment_name",
+            "out_of_bounds",
+            "average_bus_bandwidth",
+            "errors",
+            "end_time",
+        ];
+        let mut rest = &text[..];
+        for key in keys {
+            let found = rest.find(&format!("\"{key}\":"));
+            rest = &rest[found.unwrap_or_else(|| panic!("{key} is not in order: {text}"))..];
+        }
     }
 }

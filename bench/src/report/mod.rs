@@ -1,4 +1,5 @@
-//! What is said of the measurements: the table as nccl-tests prints it, JSON, a picture.
+//! The results of a benchmark: rows and their summary, printed as nccl-tests' table, as JSON and as
+//! a picture.
 
 pub(crate) mod footer;
 pub(crate) mod header;
@@ -10,105 +11,107 @@ pub(crate) mod table;
 
 use maypole_algorithms::{DType, RedOp};
 
-use crate::operation::work::Work;
+use crate::operation::work::RankWork;
 use crate::options::Options;
 use iterations::Iterations;
 
 /// The version of NCCL whose interface the library has.
 pub(crate) const NCCL_VERSION: u32 = 23203;
 
-/// A rank, as the header shows it.
+/// A rank as the header lists it.
 #[derive(Clone, Debug)]
-pub(crate) struct Participant {
-    /// The group of NCCL_TESTS_SPLIT.
+pub(crate) struct ListedRank {
+    /// The color of its group, by NCCL_TESTS_SPLIT.
     pub(crate) group: u32,
-    /// Its process.
+    /// The id of its process.
     pub(crate) pid: u32,
-    /// Its host.
+    /// The name of its host.
     pub(crate) host: String,
-    /// The number of its device.
+    /// The number shown as its device.
     pub(crate) device: u32,
 }
 
-/// A line of the table.
+/// One row of the table.
 #[derive(Clone, Debug)]
-pub(crate) struct Row {
-    /// Bytes.
+pub(crate) struct TableRow {
+    /// The size in bytes.
     pub(crate) size: usize,
     /// Elements per block.
     pub(crate) count: usize,
     /// The element type.
     pub(crate) dtype: DType,
-    /// The reduction; None where there is none.
+    /// The reduction; None for a collective that does not reduce.
     pub(crate) op: Option<RedOp>,
-    /// The root; None where there is none.
+    /// The root; None for a collective without one.
     pub(crate) root: Option<u32>,
-    /// Measured with two buffers.
-    pub(crate) out_of_place: Option<Measured>,
-    /// Measured with one buffer; None where that is not possible.
-    pub(crate) in_place: Option<Measured>,
-    /// Seconds that the machine needs at least.
+    /// The measurement with two buffers.
+    pub(crate) out_of_place: Option<Measurement>,
+    /// The measurement with one buffer; None for a collective without an in-place form.
+    pub(crate) in_place: Option<Measurement>,
+    /// The least seconds that the machine needs; None unless the options ask for it.
     pub(crate) roof: Option<f64>,
 }
 
-/// One of the two placements.
+/// The measurement in one placement, out of place or in place.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Measured {
+pub(crate) struct Measurement {
     /// Seconds per call.
     pub(crate) seconds: f64,
-    /// Seconds per call of the calling thread's processor.
+    /// Seconds of processor time of the calling thread per call.
     pub(crate) cpu_seconds: f64,
-    /// Bytes per second, by the size of the operation.
+    /// Algorithm bandwidth in bytes per second: size over time.
     pub(crate) algbw: f64,
-    /// The same times the bus factor.
+    /// Bus bandwidth: the algorithm bandwidth times the bus factor.
     pub(crate) busbw: f64,
-    /// Elements that were wrong; None if nothing was checked.
+    /// The number of wrong elements and damaged guard bytes; None if nothing was checked.
     pub(crate) wrong: Option<u64>,
-    /// Seconds of all processors of all processes, for all timed calls.
+    /// Seconds of processor time of all processes for all timed calls.
     pub(crate) process_seconds: f64,
-    /// The largest memory of a process, in bytes.
+    /// The largest memory of one process in bytes.
     pub(crate) peak_bytes: u64,
-    /// What single iterations took.
+    /// The times of single iterations.
     pub(crate) iterations: Option<Iterations>,
 }
 
-/// What all processes use, in bytes.
+/// The memory of all processes in bytes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Memory {
-    /// Before there was a rank.
+pub(crate) struct MemoryUse {
+    /// Before the first rank started.
     pub(crate) program: f64,
-    /// In the buffers that are sent and received.
+    /// In the send and receive buffers.
     pub(crate) buffers: f64,
-    /// In all.
+    /// The total.
     pub(crate) all: f64,
 }
 
-/// What the lines say together.
+/// The sums over all rows.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Summary {
-    /// Elements that were wrong.
+pub(crate) struct TableSummary {
+    /// The number of wrong elements and damaged guard bytes.
     pub(crate) wrong: u64,
+    /// The sum of the bus bandwidths.
     busbw: f64,
+    /// The number of measurements in that sum.
     placements: u64,
 }
 
-impl Row {
-    /// The line for a rank's work, nothing measured yet.
-    pub(crate) fn new(work: &Work) -> Self {
-        let Work { count, dtype, op, root, .. } = *work;
+impl TableRow {
+    /// The row for a rank's work, before it is measured.
+    pub(crate) fn new(work: &RankWork) -> Self {
+        let RankWork { count, dtype, op, root, .. } = *work;
         let size = work.size_elements() * dtype.size();
         Self { size, count, dtype, op, root, out_of_place: None, in_place: None, roof: None }
     }
 
-    /// What was measured, placement by placement.
-    pub(crate) fn placements(&self) -> impl Iterator<Item = &Measured> {
+    /// The measurements of both placements.
+    pub(crate) fn placements(&self) -> impl Iterator<Item = &Measurement> {
         self.out_of_place.iter().chain(&self.in_place)
     }
 }
 
-impl Summary {
-    /// One more line.
-    pub(crate) fn add(&mut self, row: &Row) {
+impl TableSummary {
+    /// Adds a row.
+    pub(crate) fn add(&mut self, row: &TableRow) {
         for measured in row.placements() {
             self.wrong += measured.wrong.unwrap_or(0);
             self.busbw += measured.busbw;
@@ -116,30 +119,30 @@ impl Summary {
         }
     }
 
-    /// The mean bus bandwidth in GB/s, over all lines and both placements.
+    /// The mean bus bandwidth in GB/s, over all rows and both placements.
     pub(crate) fn bandwidth(&self) -> f64 {
         self.busbw / self.placements.max(1) as f64 / 1e9
     }
 
-    /// True if the bandwidth is as high as wanted; None if nothing is wanted.
-    pub(crate) fn fast(&self, options: &Options) -> Option<bool> {
+    /// Whether the bandwidth is at least 0.9 of the wanted one; None if none is wanted.
+    pub(crate) fn is_fast_enough(&self, options: &Options) -> Option<bool> {
         options.variables.min_bandwidth.map(|least| self.bandwidth() >= 0.9 * least)
     }
 
-    /// True if nothing was wrong and the bandwidth is as high as wanted.
-    pub(crate) fn fine(&self, options: &Options) -> bool {
-        self.wrong == 0 && self.fast(options) != Some(false)
+    /// Whether no value was wrong and the bandwidth is high enough.
+    pub(crate) fn passed(&self, options: &Options) -> bool {
+        self.wrong == 0 && self.is_fast_enough(options) != Some(false)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::Variables;
+    use crate::options::TestVariables;
 
-    fn summary() -> Summary {
-        let measured = |busbw, wrong| Some(Measured { busbw, wrong, ..Measured::default() });
-        let row = Row {
+    fn summary() -> TableSummary {
+        let measured = |busbw, wrong| Some(Measurement { busbw, wrong, ..Measurement::default() });
+        let row = TableRow {
             size: 8,
             count: 2,
             dtype: DType::Float32,
@@ -149,27 +152,27 @@ mod tests {
             in_place: measured(3e9, None),
             roof: None,
         };
-        let mut summary = Summary::default();
+        let mut summary = TableSummary::default();
         summary.add(&row);
-        summary.add(&Row { in_place: None, out_of_place: measured(5e9, Some(0)), ..row });
+        summary.add(&TableRow { in_place: None, out_of_place: measured(5e9, Some(0)), ..row });
         summary
     }
 
     #[test]
     fn the_mean_is_over_all_placements() {
         assert_eq!((summary().bandwidth(), summary().wrong), (3.0, 2));
-        assert_eq!(Summary::default().bandwidth(), 0.0);
+        assert_eq!(TableSummary::default().bandwidth(), 0.0);
     }
 
     #[test]
-    fn wrong_values_and_low_bandwidth_are_not_fine() {
+    fn wrong_values_and_low_bandwidth_fail() {
         let options = |least| {
-            let variables = Variables { min_bandwidth: least, ..Variables::default() };
+            let variables = TestVariables { min_bandwidth: least, ..TestVariables::default() };
             Options { variables, ..Options::default() }
         };
-        assert!(!summary().fine(&options(None)));
-        let right = Summary { wrong: 0, ..summary() };
-        assert!(right.fine(&options(None)) && right.fine(&options(Some(3.3))));
-        assert!(!right.fine(&options(Some(3.4))));
+        assert!(!summary().passed(&options(None)));
+        let right = TableSummary { wrong: 0, ..summary() };
+        assert!(right.passed(&options(None)) && right.passed(&options(Some(3.3))));
+        assert!(!right.passed(&options(Some(3.4))));
     }
 }

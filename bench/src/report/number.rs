@@ -1,8 +1,8 @@
-//! Numbers as C prints them for nccl-tests.
+//! Formats numbers as nccl-tests does, with C's rules.
 
-/// A number in so many columns, with as many of two decimals as fit.
+/// A number in `width` columns, with two decimals, or as many as fit.
 pub(crate) fn fixed(value: f64, width: usize) -> String {
-    // The digits of the first power of ten above the value.
+    // The number of digits before the decimal point.
     let mut digits = 0;
     let mut power = 1.0;
     while value >= power {
@@ -17,7 +17,7 @@ pub(crate) fn fixed(value: f64, width: usize) -> String {
     }
 }
 
-/// A number as %e prints it.
+/// A number as C's %e prints it.
 fn scientific(value: f64, decimals: usize, width: usize) -> String {
     let text = format!("{value:.decimals$e}");
     let (mantissa, exponent) = text.split_once('e').expect("Rust writes an exponent");
@@ -31,7 +31,7 @@ pub(crate) fn general(value: f64) -> String {
     if value == 0.0 {
         return "0".to_owned();
     }
-    // The exponent after rounding to six digits.
+    // The exponent, after rounding to six digits.
     let scientific = format!("{value:.5e}");
     let (mantissa, exponent) = scientific.split_once('e').expect("Rust writes an exponent");
     let exponent: i32 = exponent.parse().expect("Rust writes an integer");
@@ -47,7 +47,7 @@ pub(crate) fn general(value: f64) -> String {
     }
 }
 
-/// Bytes with the unit that suits them, in three digits.
+/// A number of bytes in three digits, with a suitable unit.
 pub(crate) fn bytes(value: f64) -> String {
     let (mut value, mut unit) = (value, "B");
     for next in ["KB", "MB", "GB"] {
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn general_numbers_are_those_of_c() {
+    fn general_numbers_have_the_form_of_c() {
         let cases = [
             (3.0, "3"),
             (1e6, "1e+06"),

@@ -1,66 +1,68 @@
-//! --plot: bus bandwidth and time by size, as a picture with logarithmic axes.
+//! `--plot`: draws bus bandwidth and time by size, with logarithmic axes, as SVG.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::Row;
+use super::TableRow;
 use super::number::general;
 
-/// Width of the picture, and where the two fields lie in it. Below them is the legend.
+/// The width of the picture, and the place of its two charts. The legend is below them.
 const WIDTH: f64 = 960.0;
 const TOP: f64 = 56.0;
 const BOTTOM: f64 = 390.0;
-const FIELDS: [(f64, f64); 2] = [(70.0, 460.0), (550.0, 940.0)];
+const CHARTS: [(f64, f64); 2] = [(70.0, 460.0), (550.0, 940.0)];
 
-/// Colours that differ also to people who see fewer of them (Okabe and Ito, 2008), and some more.
+/// Colors that color-blind people can distinguish (Okabe and Ito, 2008), and some more.
 const COLORS: [&str; 12] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#7f3c8d",
     "#a5a500", "#8c564b", "#e15759", "#7f7f7f",
 ];
 
-/// What a curve shows of a case.
+/// What a curve shows.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum CurveKind {
     OutOfPlace,
     InPlace,
     Roof,
 }
 
-/// A curve: the number of its case, which gives its colour, and its points by size.
+/// A curve: the index of its case (element type, reduction and root), which gives its color, and
+/// its points by size.
 struct Curve {
     case: usize,
-    kind: Kind,
+    kind: CurveKind,
     bandwidth: BTreeMap<usize, f64>,
     microseconds: BTreeMap<usize, f64>,
 }
 
 /// An axis with a logarithmic scale.
-struct Axis {
-    /// Values at both ends.
+struct LogAxis {
+    /// Values of both ends.
     ends: (f64, f64),
-    /// Places at both ends.
+    /// Coordinates of both ends.
     places: (f64, f64),
 }
 
 /// The picture of a table.
-pub(crate) fn svg(collective: &str, nranks: u32, rows: &[Row]) -> String {
+pub(crate) fn svg(collective: &str, nranks: u32, rows: &[TableRow]) -> String {
     let (cases, curves) = curves(rows);
     let height = BOTTOM + 84.0 + 18.0 * cases.len().saturating_sub(1).div_euclid(4) as f64;
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" \
-         font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
+         width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
     );
     let title = format!("{collective}, {nranks} ranks, host memory");
     text(&mut svg, WIDTH / 2.0, 22.0, "middle", &title, "font-size=\"15\"");
-    field(&mut svg, FIELDS[0], "bus bandwidth (GB/s)", &curves, |curve| &curve.bandwidth);
-    field(&mut svg, FIELDS[1], "time (us)", &curves, |curve| &curve.microseconds);
+    chart(&mut svg, CHARTS[0], "bus bandwidth (GB/s)", &curves, |curve| &curve.bandwidth);
+    chart(&mut svg, CHARTS[1], "time (us)", &curves, |curve| &curve.microseconds);
     legend(&mut svg, &cases, &curves);
     svg.push_str("</svg>\n");
     svg
 }
 
-/// The names of the cases, in their order, and the curves.
-fn curves(rows: &[Row]) -> (Vec<String>, Vec<Curve>) {
+/// The names of the cases in the order of the rows, and the curves.
+fn curves(rows: &[TableRow]) -> (Vec<String>, Vec<Curve>) {
     let mut cases: Vec<String> = Vec::new();
     let mut curves: Vec<Curve> = Vec::new();
     for row in rows {
@@ -75,33 +77,33 @@ fn curves(rows: &[Row]) -> (Vec<String>, Vec<Curve>) {
             cases.push(name);
             cases.len() - 1
         });
-        let mut add = |kind: Kind, bandwidth: f64, seconds: f64| {
+        let mut add = |kind: CurveKind, bandwidth: f64, seconds: f64| {
             let known = curves.iter().position(|c| c.case == case && c.kind == kind);
             let index = known.unwrap_or_else(|| {
                 let (bandwidth, microseconds) = Default::default();
                 curves.push(Curve { case, kind, bandwidth, microseconds });
                 curves.len() - 1
             });
-            // What is nothing has no place on a logarithmic axis.
+            // A logarithmic axis has no place for 0.
             if row.size > 0 && bandwidth > 0.0 && seconds > 0.0 {
                 curves[index].bandwidth.insert(row.size, bandwidth / 1e9);
                 curves[index].microseconds.insert(row.size, seconds * 1e6);
             }
         };
         if let Some(measured) = &row.out_of_place {
-            add(Kind::OutOfPlace, measured.busbw, measured.seconds);
+            add(CurveKind::OutOfPlace, measured.busbw, measured.seconds);
             if let Some(roof) = row.roof {
-                add(Kind::Roof, measured.busbw * measured.seconds / roof, roof);
+                add(CurveKind::Roof, measured.busbw * measured.seconds / roof, roof);
             }
         }
         if let Some(measured) = &row.in_place {
-            add(Kind::InPlace, measured.busbw, measured.seconds);
+            add(CurveKind::InPlace, measured.busbw, measured.seconds);
         }
     }
     (cases, curves)
 }
 
-fn field(
+fn chart(
     svg: &mut String,
     (left, right): (f64, f64),
     title: &str,
@@ -111,7 +113,8 @@ fn field(
     text(svg, (left + right) / 2.0, TOP - 10.0, "middle", title, "");
     let _ = writeln!(
         svg,
-        "<rect x=\"{left}\" y=\"{TOP}\" width=\"{}\" height=\"{}\" fill=\"none\" stroke=\"#888\"/>",
+        "<rect x=\"{left}\" y=\"{TOP}\" width=\"{}\" height=\"{}\" fill=\"none\" \
+         stroke=\"#888\"/>",
         right - left,
         BOTTOM - TOP
     );
@@ -121,8 +124,8 @@ fn field(
         text(svg, (left + right) / 2.0, (TOP + BOTTOM) / 2.0, "middle", "nothing to show", "");
         return;
     }
-    let sizes = Axis::new(points.iter().map(|p| p.0), 2.0, (left, right));
-    let values = Axis::new(points.iter().map(|p| p.1), 10.0, (BOTTOM, TOP));
+    let sizes = LogAxis::new(points.iter().map(|p| p.0), 2.0, (left, right));
+    let values = LogAxis::new(points.iter().map(|p| p.1), 10.0, (BOTTOM, TOP));
     for size in sizes.ticks(2.0, 10) {
         let x = sizes.place(size);
         line(svg, (x, TOP), (x, BOTTOM), "#e4e4e4");
@@ -143,7 +146,8 @@ fn field(
         let dashes = curve.kind.dashes();
         let _ = writeln!(
             svg,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2\" {dashes}/>",
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2\" \
+             {dashes}/>",
             path.join(" ")
         );
         for (x, y) in points.iter().map(place) {
@@ -153,18 +157,19 @@ fn field(
     }
 }
 
-/// What the dashes mean, then the names of the cases in rows of four.
+/// The meaning of the dashes, then the names of the cases in rows of four.
 fn legend(svg: &mut String, cases: &[String], curves: &[Curve]) {
     let mut entry = |x: f64, y: f64, color: &str, dashes: &str, name: &str| {
         let _ = writeln!(
             svg,
-            "<line x1=\"{x}\" y1=\"{y}\" x2=\"{}\" y2=\"{y}\" stroke=\"{color}\" stroke-width=\"2\" {dashes}/>",
+            "<line x1=\"{x}\" y1=\"{y}\" x2=\"{}\" y2=\"{y}\" stroke=\"{color}\" \
+             stroke-width=\"2\" {dashes}/>",
             x + 30.0
         );
         text(svg, x + 36.0, y + 4.0, "start", name, "");
     };
     let column = |index: usize| 70.0 + index as f64 * 220.0;
-    let kinds = [Kind::OutOfPlace, Kind::InPlace, Kind::Roof];
+    let kinds = [CurveKind::OutOfPlace, CurveKind::InPlace, CurveKind::Roof];
     let shown = kinds.into_iter().filter(|kind| curves.iter().any(|curve| curve.kind == *kind));
     for (index, kind) in shown.enumerate() {
         entry(column(index), BOTTOM + 50.0, "#444", kind.dashes(), kind.name());
@@ -175,7 +180,7 @@ fn legend(svg: &mut String, cases: &[String], curves: &[Curve]) {
     }
 }
 
-impl Kind {
+impl CurveKind {
     fn name(self) -> &'static str {
         match self {
             Self::OutOfPlace => "out of place",
@@ -193,8 +198,8 @@ impl Kind {
     }
 }
 
-impl Axis {
-    /// From the power of `base` below the smallest value to that above the largest.
+impl LogAxis {
+    /// An axis from the power of `base` below the smallest value to that above the largest.
     fn new(values: impl Iterator<Item = f64>, base: f64, places: (f64, f64)) -> Self {
         let ends = values.fold((f64::INFINITY, 0.0f64), |(a, b), v| (a.min(v), b.max(v)));
         let low = base.powf((ends.0.ln() / base.ln() + 1e-9).floor());
@@ -208,7 +213,7 @@ impl Axis {
         self.places.0 + share * (self.places.1 - self.places.0)
     }
 
-    /// Powers of `base` along the axis, at most `most` and about that many.
+    /// Powers of `base` along the axis, at most `most` of them.
     fn ticks(&self, base: f64, most: usize) -> Vec<f64> {
         let (low, high) = self.ends;
         let powers = ((high / low).ln() / base.ln()).round() as usize;
@@ -217,7 +222,7 @@ impl Axis {
     }
 }
 
-/// A size as people write it.
+/// A size with a unit, such as 64K.
 fn short(bytes: f64) -> String {
     let units = [(f64::from(1 << 30), "G"), (f64::from(1 << 20), "M"), (1024.0, "K")];
     match units.into_iter().find(|(unit, _)| bytes >= *unit) {
@@ -247,14 +252,14 @@ mod tests {
     use maypole_algorithms::{DType, RedOp};
 
     use super::*;
-    use crate::report::Measured;
+    use crate::report::Measurement;
 
-    fn rows(sizes: &[usize]) -> Vec<Row> {
+    fn rows(sizes: &[usize]) -> Vec<TableRow> {
         let row = |&size: &usize| {
             let seconds = 1e-6 + size as f64 / 1e10;
             let busbw = size as f64 / seconds;
-            let measured = Some(Measured { seconds, busbw, ..Measured::default() });
-            Row {
+            let measured = Some(Measurement { seconds, busbw, ..Measurement::default() });
+            TableRow {
                 size,
                 count: size / 4,
                 dtype: DType::Float32,
@@ -269,9 +274,9 @@ mod tests {
     }
 
     #[test]
-    fn every_point_is_drawn_in_its_field() {
+    fn every_point_is_inside_a_chart() {
         let svg = svg("all_reduce", 4, &rows(&[8, 1024, 1 << 20]));
-        // Three curves of three points in two fields.
+        // Three curves of three points in two charts.
         assert_eq!(svg.matches("<polyline").count(), 6);
         assert_eq!(svg.matches("<circle").count(), 18);
         assert!(
@@ -282,20 +287,20 @@ mod tests {
                 circle.split(name).nth(1).unwrap().split('"').nth(1).unwrap().parse().unwrap()
             };
             let (x, y) = (number("cx="), number("cy="));
-            assert!(FIELDS.iter().any(|&(left, right)| (left..=right).contains(&x)), "{circle}");
+            assert!(CHARTS.iter().any(|&(left, right)| (left..=right).contains(&x)), "{circle}");
             assert!((TOP..=BOTTOM).contains(&y), "{circle}");
         }
     }
 
     #[test]
-    fn nothing_and_a_single_size_make_pictures_too() {
+    fn no_size_and_one_size_can_be_drawn() {
         assert!(svg("all_reduce", 1, &rows(&[0])).contains("nothing to show"));
         assert!(!svg("all_reduce", 2, &rows(&[64])).contains("NaN"));
     }
 
     #[test]
-    fn axes_end_at_powers() {
-        let axis = Axis::new([8.0, 1000.0].into_iter(), 2.0, (0.0, 70.0));
+    fn axes_end_at_powers_of_the_base() {
+        let axis = LogAxis::new([8.0, 1000.0].into_iter(), 2.0, (0.0, 70.0));
         assert_eq!(axis.ends, (8.0, 1024.0));
         assert_eq!((axis.place(8.0), axis.place(1024.0).round()), (0.0, 70.0));
         assert_eq!(axis.ticks(2.0, 8), [8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0]);

@@ -1,22 +1,23 @@
-//! The lines of measurements, as nccl-tests prints them: piece by piece, since each piece takes a while.
+//! Formats the rows of the table, as nccl-tests prints them: in parts, since each part is printed
+//! as soon as it is measured.
 
 use std::fmt::Write as _;
 
 use super::number::{fixed, general};
-use super::{Measured, Row};
-use crate::operation::work::Work;
+use super::{Measurement, TableRow};
+use crate::operation::work::RankWork;
 use crate::options::Options;
 
-/// The first part of a line: what is measured.
-pub(crate) fn preamble(row: &Row) -> String {
+/// The first part of a row: what is measured.
+pub(crate) fn preamble(row: &TableRow) -> String {
     let op = row.op.map_or("none", maypole_algorithms::RedOp::name);
     let root = row.root.map_or(-1, i64::from);
-    let Row { size, count, dtype, .. } = row;
+    let TableRow { size, count, dtype, .. } = row;
     format!("{size:12}  {count:12}  {:>8}  {op:>6}  {root:6}", dtype.name())
 }
 
-/// The columns of a placement; None for one that is not possible.
-pub(crate) fn columns(options: &Options, measured: Option<&Measured>) -> String {
+/// The columns of one placement; None for a collective without it.
+pub(crate) fn columns(options: &Options, measured: Option<&Measurement>) -> String {
     let more = 4 * usize::from(options.per_iteration) + 2 * usize::from(options.percentiles);
     let Some(measured) = measured else {
         let none = "N/A";
@@ -44,8 +45,8 @@ pub(crate) fn columns(options: &Options, measured: Option<&Measured>) -> String 
     text
 }
 
-/// The end of a line.
-pub(crate) fn ending(options: &Options, row: &Row) -> String {
+/// The last part of a row.
+pub(crate) fn ending(options: &Options, row: &TableRow) -> String {
     let mut text = String::new();
     if let (Some(measured), Some(roof)) = (&row.out_of_place, row.roof) {
         let share = 100.0 * roof / measured.seconds.max(1e-9);
@@ -62,8 +63,9 @@ pub(crate) fn ending(options: &Options, row: &Row) -> String {
     text
 }
 
-/// NCCL_TESTS_ALLTOALLV_PRINT_SUMMARY: what each rank sends and receives, and how fast that is.
-pub(crate) fn traffic(row: &Row, work: &Work) -> String {
+/// The lines of NCCL_TESTS_ALLTOALLV_PRINT_SUMMARY: what each rank sends and receives, and its
+/// bandwidth.
+pub(crate) fn traffic(row: &TableRow, work: &RankWork) -> String {
     let (Some(traffic), Some(measured)) = (&work.traffic, &row.out_of_place) else {
         return String::new();
     };
@@ -83,9 +85,10 @@ pub(crate) fn traffic(row: &Row, work: &Work) -> String {
     text
 }
 
-/// The time of day here, as `2026-11-25 03:40:00`.
+/// The local time of day, such as `2026-11-25 03:40:00`.
 pub(crate) fn now() -> String {
-    // SAFETY: both calls write to what they are given; tm has no invalid values.
+    // SAFETY: time accepts a null pointer. localtime_r writes to `time`, for which all zeros is
+    // valid.
     let time = unsafe {
         let seconds = libc::time(std::ptr::null_mut());
         let mut time = std::mem::zeroed();
@@ -110,9 +113,9 @@ mod tests {
     use super::*;
     use crate::report::iterations::Iterations;
 
-    fn measured(seconds: f64, wrong: Option<u64>) -> Measured {
+    fn measured(seconds: f64, wrong: Option<u64>) -> Measurement {
         let iterations = Some(Iterations::new(&[vec![1e-6, 3e-6]], 0));
-        Measured {
+        Measurement {
             seconds,
             cpu_seconds: seconds / 2.0,
             algbw: 12.345e9,
@@ -124,8 +127,8 @@ mod tests {
         }
     }
 
-    fn row() -> Row {
-        Row {
+    fn row() -> TableRow {
+        TableRow {
             size: 1 << 20,
             count: 1 << 18,
             dtype: DType::Float32,
@@ -137,7 +140,7 @@ mod tests {
         }
     }
 
-    fn line(options: &Options, row: &Row) -> String {
+    fn line(options: &Options, row: &TableRow) -> String {
         preamble(row)
             + &columns(options, row.out_of_place.as_ref())
             + &columns(options, row.in_place.as_ref())
@@ -145,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_that_of_nccl_tests() {
+    fn a_row_has_the_form_of_nccl_tests() {
         let mut row = row();
         for measured in [&mut row.out_of_place, &mut row.in_place] {
             measured.as_mut().unwrap().iterations = None;
@@ -156,8 +159,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_possible_is_not_available() {
-        let row = Row { in_place: None, ..row() };
+    fn a_missing_placement_is_shown_as_not_available() {
+        let row = TableRow { in_place: None, ..row() };
         let text = line(&Options { per_iteration: true, ..Options::default() }, &row);
         assert!(
             text.ends_with("N/A     N/A     N/A     N/A      N/A      N/A      N/A      N/A\n")
@@ -175,7 +178,7 @@ mod tests {
             cpu_time: true,
             ..Options::default()
         };
-        let text = line(&options, &Row { roof: Some(42.47e-6), ..row() });
+        let text = line(&options, &TableRow { roof: Some(42.47e-6), ..row() });
         let words: Vec<&str> = text.split_whitespace().collect();
         assert_eq!(words[5..11], ["42.47", "12.35", "18.52", "0", "1.00", "3.00"]);
         assert_eq!(words[17..21], ["42.47", "50.00", "1.50", "32.00"]);

@@ -1,10 +1,10 @@
-//! A schedule as text.
+//! Prints a schedule as text.
 
 use std::fmt::Write as _;
 
 use maypole_algorithms::Schedule;
 
-/// The schedule by rank and lane, one line a step.
+/// The schedule by rank and lane, with one line for each step.
 pub(super) fn listing(schedule: &Schedule) -> String {
     let Schedule { scratch, credit, channels, class, nranks, .. } = *schedule;
     let count =

@@ -1,8 +1,7 @@
-//! Proves a list of schedules on all cores, and prints a row for each algorithm.
+//! Proves a list of schedules on all cores, and prints one row for each algorithm.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use maypole_algorithms::verify::{Counterexample, ProofFacts, prove};
@@ -10,8 +9,8 @@ use maypole_algorithms::{Class, Schedule};
 
 use crate::status;
 
-/// The sum over the proofs of a row.
-struct Total {
+/// The sum over the proofs of one row.
+struct ProofTotal {
     class: Class,
     ranks: (u32, u32),
     proofs: u32,
@@ -20,9 +19,9 @@ struct Total {
     seconds: f64,
 }
 
-impl Default for Total {
+impl Default for ProofTotal {
     fn default() -> Self {
-        // The best and the narrowest; every proof may change it.
+        // The best class and an empty range, which every proof may extend.
         Self {
             class: Class::Canonical,
             ranks: (u32::MAX, 0),
@@ -34,7 +33,7 @@ impl Default for Total {
     }
 }
 
-impl Total {
+impl ProofTotal {
     fn add(&mut self, nranks: u32, facts: &ProofFacts, seconds: f64) {
         self.class = self.class.max(facts.class);
         self.ranks = (self.ranks.0.min(nranks), self.ranks.1.max(nranks));
@@ -48,31 +47,34 @@ impl Total {
         let Self { class, ranks: (first, last), proofs, executions, steps, seconds } = self;
         let ranks = format!("{first}..{last}");
         format!(
-            "{collective:<14}  {algorithm:<20}  {class:<9}  {ranks:>9}  {proofs:>6}  {executions:>10}  {steps:>12}  {seconds:>8.2}"
+            "{collective:<14}  {algorithm:<20}  {class:<9}  {ranks:>9}  {proofs:>6}  \
+             {executions:>10}  {steps:>12}  {seconds:>8.2}"
         )
     }
 }
 
-/// What the rows are sorted by: the part of the list, then the place of the algorithm in it.
-type Row = (u8, usize);
+/// The key by which rows are sorted: the part of the proof suite, then the index of the algorithm
+/// in it.
+type RowKey = (u8, usize);
 
-/// Proves all of `schedules`, each with the part of the list that it is from, and prints the table; returns the exit status.
+/// Proves all schedules, each given with its part of the proof suite, and prints the table. Returns
+/// the exit status.
 pub(super) fn prove_all(schedules: Vec<(u8, Schedule)>) -> u8 {
     let mut names: Vec<(u8, &str, &str)> = Vec::new();
-    let mut tasks: Vec<(Row, Schedule)> = Vec::new();
+    let mut tasks: Vec<(RowKey, Schedule)> = Vec::new();
     for (part, schedule) in schedules {
         let name = (part, schedule.collective.name(), schedule.name);
-        let place = names.iter().position(|known| *known == name).unwrap_or_else(|| {
+        let index = names.iter().position(|known| *known == name).unwrap_or_else(|| {
             names.push(name);
             names.len() - 1
         });
-        tasks.push(((part, place), schedule));
+        tasks.push(((part, index), schedule));
     }
-    // The longest first, so that no core is left with one at the end.
+    // The longest proofs first, so that the cores end at about the same time.
     tasks.sort_by_cached_key(|(_, schedule)| std::cmp::Reverse(steps(schedule)));
-    let totals = Mutex::new(BTreeMap::<Row, Total>::new());
+    let totals = Mutex::new(BTreeMap::<RowKey, ProofTotal>::new());
     let start = Instant::now();
-    if let Some(counterexample) = each_on_all_cores(&tasks, &totals) {
+    if let Some(counterexample) = prove_on_all_cores(&tasks, &totals) {
         eprintln!("maypole: not proved: {counterexample}");
         return status::DISPROVED;
     }
@@ -80,9 +82,9 @@ pub(super) fn prove_all(schedules: Vec<(u8, Schedule)>) -> u8 {
         "{:<14}  {:<20}  {:<9}  {:>9}  {:>6}  {:>10}  {:>12}  {:>8}",
         "collective", "algorithm", "class", "ranks", "proofs", "executions", "steps", "seconds"
     );
-    let mut sum = Total::default();
-    for ((_, place), total) in totals.into_inner().expect("no thread panicked") {
-        let (_, collective, algorithm) = names[place];
+    let mut sum = ProofTotal::default();
+    for ((_, index), total) in totals.into_inner().expect("no thread panicked") {
+        let (_, collective, algorithm) = names[index];
         println!("{}", total.line(collective, algorithm));
         sum.proofs += total.proofs;
         sum.executions += total.executions;
@@ -98,19 +100,19 @@ pub(super) fn prove_all(schedules: Vec<(u8, Schedule)>) -> u8 {
     status::FINE
 }
 
-/// Proves until all are proved or one is refuted, which is returned.
-fn each_on_all_cores(
-    tasks: &[(Row, Schedule)],
-    totals: &Mutex<BTreeMap<Row, Total>>,
+/// Proves schedules until all are proved or one is refuted. Returns the counterexample.
+fn prove_on_all_cores(
+    tasks: &[(RowKey, Schedule)],
+    totals: &Mutex<BTreeMap<RowKey, ProofTotal>>,
 ) -> Option<Box<Counterexample>> {
-    let next = AtomicUsize::new(0);
+    let next = Mutex::new(tasks.iter());
     let refuted = Mutex::new(None);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..cores.min(tasks.len()) {
             scope.spawn(|| {
-                // Relaxed: only the number counts, what it stands for was there before the thread.
-                while let Some((row, schedule)) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let take_next = || next.lock().expect("no thread panicked").next();
+                while let Some((row, schedule)) = take_next() {
                     let start = Instant::now();
                     match prove(schedule.clone()) {
                         Ok(proved) => {
@@ -121,7 +123,7 @@ fn each_on_all_cores(
                         }
                         Err(counterexample) => {
                             *refuted.lock().expect("no thread panicked") = Some(counterexample);
-                            next.store(tasks.len(), Ordering::Relaxed);
+                            *next.lock().expect("no thread panicked") = [].iter();
                         }
                     }
                 }
@@ -131,8 +133,8 @@ fn each_on_all_cores(
     refuted.into_inner().expect("no thread panicked")
 }
 
-/// Steps of all ranks together.
+/// The number of steps of all ranks.
 fn steps(schedule: &Schedule) -> u64 {
-    let of = |rank| (0..schedule.lanes(rank)).map(move |lane| schedule.steps(rank, lane));
-    (0..schedule.nranks).flat_map(of).map(u64::from).sum()
+    let of_rank = |rank| (0..schedule.lanes(rank)).map(move |lane| schedule.steps(rank, lane));
+    (0..schedule.nranks).flat_map(of_rank).map(u64::from).sum()
 }

@@ -1,123 +1,143 @@
-//! What is to be proved, from the command line.
+//! Which schedules to prove, from the command line.
 
-use std::ffi::OsString;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use lexopt::{Arg, Parser, ValueExt};
 use maypole_algorithms::collective::all;
 use maypole_algorithms::hierarchy::{self, channels};
 use maypole_algorithms::topology::Grouping;
 use maypole_algorithms::{Collective, Schedule, proof_suite};
 
-/// The schedules to prove, and what to show of them.
-#[derive(Default)]
-pub(super) struct Request {
-    /// Each with the part of the list that it is from: a row of the table is of one part.
-    pub(super) schedules: Vec<(u8, Schedule)>,
-    pub(super) print: bool,
-    /// Where to draw it.
-    pub(super) svg: Option<PathBuf>,
-    /// The nodes, where they are given.
-    pub(super) nodes: Option<Grouping>,
-}
+use crate::status::Failure;
 
-/// The command line as it stands.
-#[derive(Default)]
-struct Line {
+/// The arguments of `maypole verify`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+It proves right results, no data race, no deadlock, and the declared class of the bits. Rooted
+collectives are proved from their first and their last rank.
+
+Columns: collective, algorithm, class, ranks, proofs, executions, steps executed, seconds of
+processor time. Exit status: 0 proved, 1 a counterexample (which is printed), 6 usage error.")]
+pub(crate) struct VerifyArguments {
+    /// The collective, such as all_reduce
+    #[arg(value_name = "COLLECTIVE")]
     collective: Option<String>,
-    every: bool,
-    algorithm: Option<String>,
+    /// Every schedule of the proof suite: all collectives at 2..64 ranks and at some larger
+    /// numbers, and hierarchies
+    #[arg(long)]
+    all: bool,
+    /// Numbers of ranks, both ends included [default: 2..64]; with --all, these instead of the
+    /// suite
+    #[arg(long, value_name = "N|N..M", value_parser = rank_range)]
     ranks: Option<RangeInclusive<u32>>,
+    /// Only this algorithm
+    #[arg(long, value_name = "NAME")]
+    algorithm: Option<String>,
+    /// The number of ranks of each node, instead of --ranks; includes hierarchies
+    #[arg(long, value_name = "N+N+...", value_parser = node_sizes)]
     nodes: Option<Grouping>,
+    /// Only hierarchies with this number of rails
+    #[arg(long, value_name = "N")]
     rails: Option<u32>,
+    /// N copies of each schedule side by side
+    #[arg(long, value_name = "N")]
     channels: Option<u32>,
+    /// Print the schedule by rank and lane. It must be one: give one N, and --algorithm if the
+    /// collective has several
+    #[arg(long)]
     print: bool,
+    /// Draw the schedule: time runs down, ranks side by side (a rooted collective from rank 0)
+    #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 }
 
-impl Request {
-    /// None if help is asked for.
-    pub(super) fn parse(
-        args: impl IntoIterator<Item = OsString>,
-    ) -> Result<Option<Self>, lexopt::Error> {
-        let mut parser = Parser::from_args(args);
-        let mut line = Line::default();
-        while let Some(arg) = parser.next()? {
-            match arg {
-                Arg::Short('h') | Arg::Long("help") => return Ok(None),
-                Arg::Long("all") => line.every = true,
-                Arg::Long("ranks") => line.ranks = Some(range(&parser.value()?.string()?)?),
-                Arg::Long("algorithm") => line.algorithm = Some(parser.value()?.string()?),
-                Arg::Long("nodes") => line.nodes = Some(nodes(&parser.value()?.string()?)?),
-                Arg::Long("rails") => line.rails = Some(parser.value()?.parse()?),
-                Arg::Long("channels") => line.channels = Some(parser.value()?.parse()?),
-                Arg::Long("print") => line.print = true,
-                Arg::Long("svg") => line.svg = Some(parser.value()?.into()),
-                Arg::Value(name) if line.collective.is_none() => {
-                    line.collective = Some(name.string()?);
-                }
-                _ => return Err(arg.unexpected()),
-            }
+/// The schedules to prove, and what to show of them.
+#[derive(Debug)]
+pub(super) struct ProofRequest {
+    /// The schedules, each with the part of the proof suite that it belongs to. A row of the table
+    /// is about one part.
+    pub(super) schedules: Vec<(u8, Schedule)>,
+    /// Whether to print the schedule.
+    pub(super) print: bool,
+    /// The file to draw the schedule to.
+    pub(super) svg: Option<PathBuf>,
+    /// The nodes, if the user gave them.
+    pub(super) nodes: Option<Grouping>,
+}
+
+impl ProofRequest {
+    /// The schedules that the arguments select.
+    ///
+    /// # Errors
+    /// The arguments do not fit together, or select no schedule.
+    pub(super) fn new(arguments: VerifyArguments) -> Result<Self, Failure> {
+        if arguments.collective.is_some() == arguments.all {
+            return Err(Failure::usage("either a collective or --all; see maypole verify --help"));
         }
-        if line.collective.is_some() == line.every {
-            return Err("either a collective or --all; see maypole verify --help".into());
+        if arguments.rails.is_some() && arguments.nodes.is_none() {
+            return Err(Failure::usage("--rails is for hierarchies, which need --nodes"));
         }
-        if line.rails.is_some() && line.nodes.is_none() {
-            return Err("--rails is for hierarchies, which need --nodes".into());
-        }
-        let mut schedules = line.schedules()?;
-        if let Some(copies) = line.channels {
+        let mut schedules = arguments.schedules()?;
+        if let Some(copies) = arguments.channels {
             for (_, schedule) in &mut schedules {
                 *schedule = channels::schedule(schedule, copies);
             }
         }
-        let Line { print, svg, nodes, .. } = line;
-        Ok(Some(Self { schedules, print, svg, nodes }))
+        let VerifyArguments { print, svg, nodes, .. } = arguments;
+        Ok(Self { schedules, print, svg, nodes })
     }
-    /// The schedule to show, from each of its roots.
-    pub(super) fn single(&self) -> Result<impl Iterator<Item = &Schedule>, lexopt::Error> {
+
+    /// The one schedule to show, for each of its roots.
+    ///
+    /// # Errors
+    /// The request has several schedules.
+    pub(super) fn single(&self) -> Result<impl Iterator<Item = &Schedule>, Failure> {
         let schedules = || self.schedules.iter().map(|(_, schedule)| schedule);
         let key = |s: &Schedule| (s.name, s.collective.name(), s.nranks, s.detail.clone());
         let first = schedules().next().map(key);
         if schedules().any(|schedule| Some(key(schedule)) != first) {
-            return Err("only one schedule can be shown: a collective, --ranks N (or --nodes and --rails), and --algorithm if there are several".into());
+            return Err(Failure::usage(
+                "only one schedule can be shown: give a collective, --ranks N (or --nodes and \
+                 --rails), and --algorithm if there are several",
+            ));
         }
         Ok(schedules())
     }
 }
 
-impl Line {
-    fn schedules(&self) -> Result<Vec<(u8, Schedule)>, lexopt::Error> {
-        let named = |collective: &str, name: &str| {
+impl VerifyArguments {
+    fn schedules(&self) -> Result<Vec<(u8, Schedule)>, Failure> {
+        let is_selected = |collective: &str, name: &str| {
             self.collective.as_ref().is_none_or(|wanted| wanted == collective)
                 && self.algorithm.as_ref().is_none_or(|wanted| wanted == name)
         };
         let ranks = match (&self.nodes, &self.ranks) {
-            (Some(_), Some(_)) => return Err("--nodes tells the ranks; leave out --ranks".into()),
+            (Some(_), Some(_)) => {
+                return Err(Failure::usage("--nodes gives the number of ranks; leave out --ranks"));
+            }
             (Some(nodes), None) => nodes.nranks()..=nodes.nranks(),
             (None, ranks) => ranks.clone().unwrap_or(proof_suite::RANKS),
         };
         let mut schedules = Vec::new();
-        for generator in all().filter(|g| named(g.collective, g.name)) {
+        for generator in all().filter(|g| is_selected(g.collective, g.name)) {
             for n in ranks.clone() {
-                let of = proof_suite::schedules_of(generator, n, &[0, n - 1]);
-                schedules.extend(of.into_iter().map(|schedule| (0, schedule)));
+                let of_generator = proof_suite::schedules_of(generator, n, &[0, n - 1]);
+                schedules.extend(of_generator.into_iter().map(|schedule| (0, schedule)));
             }
         }
         if let Some(nodes) = &self.nodes {
-            for hierarchy in hierarchy::all().filter(|h| named(h.collective, h.name)) {
+            for hierarchy in hierarchy::all().filter(|h| is_selected(h.collective, h.name)) {
                 let mut collectives = [0, nodes.nranks() - 1]
                     .map(|root| hierarchy.collective_with_root(root))
                     .to_vec();
                 collectives.dedup();
                 let rails = hierarchy.rails(nodes);
                 let wanted = rails.filter(|rails| self.rails.is_none_or(|given| given == *rails));
-                let of = wanted.flat_map(|rails| {
+                let of_hierarchy = wanted.flat_map(|rails| {
                     let schedule = |c: &Collective| hierarchy.schedule(*c, nodes, rails);
                     collectives.iter().filter_map(schedule).collect::<Vec<_>>()
                 });
-                schedules.extend(of.map(|schedule| (2, schedule)));
+                schedules.extend(of_hierarchy.map(|schedule| (2, schedule)));
             }
         }
         if schedules.is_empty() {
@@ -127,9 +147,10 @@ impl Line {
                     hierarchy::all().map(|h| format!("{} {} (with --nodes)", h.collective, h.name)),
                 )
                 .collect();
-            return Err(format!("no such schedule; known are: {}", known.join(", ")).into());
+            let known = known.join(", ");
+            return Err(Failure::usage(format!("no such schedule; known are: {known}")));
         }
-        if self.every && self.ranks.is_none() && self.nodes.is_none() && self.algorithm.is_none() {
+        if self.all && self.ranks.is_none() && self.nodes.is_none() && self.algorithm.is_none() {
             schedules.extend(proof_suite::large().map(|schedule| (1, schedule)));
             schedules.extend(proof_suite::hierarchies().map(|schedule| (2, schedule)));
         }
@@ -137,40 +158,38 @@ impl Line {
     }
 }
 
-/// Nodes of those sizes: `4+4+2`.
-fn nodes(text: &str) -> Result<Grouping, lexopt::Error> {
+/// Nodes with these numbers of ranks, such as `4+4+2`.
+fn node_sizes(text: &str) -> Result<Grouping, String> {
     let sizes: Option<Vec<u32>> =
         text.split('+').map(|size| size.parse().ok().filter(|&size| size > 0)).collect();
-    match sizes {
-        Some(sizes) => Ok(Grouping::of_sizes(&sizes)),
-        None => Err(format!("'{text}' is not the ranks of each node, such as 4+4+2").into()),
-    }
+    let sizes = sizes
+        .ok_or_else(|| format!("'{text}' is not the number of ranks of each node, as in 4+4+2"))?;
+    Ok(Grouping::of_sizes(&sizes))
 }
 
-fn range(text: &str) -> Result<RangeInclusive<u32>, lexopt::Error> {
+/// A number of ranks, or a range of such numbers.
+fn rank_range(text: &str) -> Result<RangeInclusive<u32>, String> {
     let (first, last) = text.split_once("..").unwrap_or((text, text));
     match (first.parse(), last.trim_start_matches('=').parse()) {
         (Ok(first), Ok(last)) if 0 < first && first <= last => Ok(first..=last),
-        _ => {
-            Err(format!("'{text}' is not a number of ranks, nor a range of them such as 2..64")
-                .into())
-        }
+        _ => Err(format!("'{text}' is not a number of ranks, and no range of them as in 2..64")),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command_line::{MaypoleCommand, parse_line};
 
-    fn request(line: &str) -> Result<Request, String> {
-        match Request::parse(line.split_whitespace().map(OsString::from)) {
-            Ok(request) => request.ok_or_else(|| "help".to_owned()),
-            Err(error) => Err(error.to_string()),
+    fn request(line: &str) -> Result<ProofRequest, Failure> {
+        match parse_line(&format!("verify {line}"))? {
+            MaypoleCommand::Verify(arguments) => ProofRequest::new(arguments),
+            other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn requests_are_understood() {
+    fn requests_are_parsed() {
         let one = request("all_reduce --ranks 3 --algorithm ring --print").unwrap();
         assert_eq!((one.schedules.len(), one.print), (1, true));
         let rooted = request("broadcast --ranks 3 --algorithm direct").unwrap();
@@ -191,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_that_make_no_sense_are_refused() {
+    fn impossible_requests_are_refused() {
         for (line, text) in [
             ("", "either a collective or --all"),
             ("all_reduce --all", "either a collective or --all"),
@@ -200,15 +219,15 @@ mod tests {
             ("all_reduce --algorithm square", "known are: all_reduce ring"),
             ("all_reduce --fast", "--fast"),
             ("all_reduce --rails 2", "need --nodes"),
-            ("all_reduce --nodes 4+0", "'4+0' is not the ranks"),
+            ("all_reduce --nodes 4+0", "'4+0' is not the number"),
             ("all_reduce --nodes 2+2 --ranks 4", "leave out --ranks"),
             ("all_reduce --algorithm hierring --nodes 2+2 --rails 3", "no such schedule"),
         ] {
-            let error = request(line).err().expect(line);
+            let error = request(line).err().expect(line).text;
             assert!(error.contains(text), "{line}: {error}");
         }
         for line in ["all_reduce", "all_reduce --ranks 3", "all_reduce --algorithm ring"] {
-            let error = request(line).unwrap().single().err().expect(line).to_string();
+            let error = request(line).unwrap().single().err().expect(line).text;
             assert!(error.contains("only one schedule"), "{line}: {error}");
         }
     }

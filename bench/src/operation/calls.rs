@@ -1,21 +1,23 @@
-//! The calls of the library that do a rank's work.
+//! The calls of the library that do one rank's work.
 
 use maypole::{Call, Collective, Communicator, RedOp, Reduction, Transfer};
 
 use super::Operation;
-use super::work::Work;
+use super::work::RankWork;
 
-/// What is called, ready: the measured loop does nothing else.
-pub(crate) enum Steps {
+/// The calls, prepared, so that the measured loop does nothing else.
+pub(crate) enum WorkCalls {
     /// One collective call.
     Call(Call),
-    /// A copy within the rank, if there is one, then groups of sends and receives, one after the other.
+    /// A copy within the rank, if needed: from, to, bytes. Then groups of sends and receives, one
+    /// after the other.
     Groups { copy: Option<(*const u8, *mut u8, usize)>, groups: Vec<Vec<Transfer>> },
 }
 
-impl Steps {
-    /// The calls for `work` between buffers at `send` and `recv`; `scalar` is this rank's for [`RedOp::PreMulSum`].
-    pub(crate) fn new(work: &Work, send: *const u8, recv: *mut u8, scalar: u64) -> Self {
+impl WorkCalls {
+    /// The calls for `work` between buffers at `send` and `recv`. `scalar` is this rank's factor
+    /// for [`RedOp::PreMulSum`].
+    pub(crate) fn new(work: &RankWork, send: *const u8, recv: *mut u8, scalar: u64) -> Self {
         let root = work.root.unwrap_or(0);
         let collective = match work.operation {
             Operation::AllReduce => Collective::AllReduce,
@@ -26,38 +28,40 @@ impl Steps {
             Operation::AllToAll => Collective::AllToAll,
             Operation::Gather => Collective::Gather { root },
             Operation::Scatter => Collective::Scatter { root },
-            Operation::SendRecv => return Self::neighbours(work, send, recv),
+            Operation::SendRecv => return Self::send_to_next(work, send, recv),
             Operation::Hypercube => return Self::hypercube(work, send, recv),
-            Operation::AllToAllV => return Self::crossed(work, send, recv),
+            Operation::AllToAllV => return Self::all_to_all_v(work, send, recv),
         };
-        let Work { count, dtype, .. } = *work;
+        let RankWork { count, dtype, .. } = *work;
         let op = work.op.unwrap_or(RedOp::Sum);
         let reduction = Reduction { scalar, ..op.into() };
         Self::Call(Call { collective, send, recv, count, dtype, reduction })
     }
 
-    /// Runs them once.
+    /// Makes the calls once.
     ///
     /// # Safety
-    /// The buffers are as large as the work says, and laid out for it where they are one.
+    /// The buffers given to [`new`](Self::new) must be alive, and as large as the work says. In
+    /// place, they must be the parts of one buffer that [`RankWork::in_place`] names. Nothing else
+    /// may use them during the call.
     #[inline]
     pub(crate) unsafe fn run(&self, comm: &mut Communicator) -> Result<(), maypole::Error> {
         match self {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller vouches for the buffers.
             Self::Call(call) => unsafe { comm.run(call) },
             Self::Groups { copy, groups } => {
                 if let Some((from, to, bytes)) = *copy {
-                    // SAFETY: the caller's promise; both lie within their buffers.
+                    // SAFETY: both blocks lie within the buffers, for which the caller vouches.
                     unsafe { std::ptr::copy(from, to, bytes) };
                 }
-                // SAFETY: the caller's promise.
+                // SAFETY: all blocks lie within the buffers, for which the caller vouches.
                 groups.iter().try_for_each(|group| unsafe { comm.exchange(group) })
             }
         }
     }
 
-    fn neighbours(work: &Work, send: *const u8, recv: *mut u8) -> Self {
-        let Work { rank, nranks, .. } = *work;
+    fn send_to_next(work: &RankWork, send: *const u8, recv: *mut u8) -> Self {
+        let RankWork { rank, nranks, .. } = *work;
         let bytes = work.count * work.dtype.size();
         let group = vec![
             Transfer::Send { data: send, bytes, peer: (rank + 1) % nranks },
@@ -66,9 +70,9 @@ impl Steps {
         Self::Groups { copy: None, groups: vec![group] }
     }
 
-    /// In round k ranks whose numbers differ in bit k alone exchange all that they have: 2^k blocks.
-    fn hypercube(work: &Work, send: *const u8, recv: *mut u8) -> Self {
-        let Work { rank, nranks, .. } = *work;
+    /// In round k, the two ranks that differ only in bit k exchange all blocks that they have: 2^k.
+    fn hypercube(work: &RankWork, send: *const u8, recv: *mut u8) -> Self {
+        let RankWork { rank, nranks, .. } = *work;
         let block = work.count * work.dtype.size();
         let own = recv.wrapping_add(rank as usize * block);
         let copy = (!std::ptr::eq(own, send)).then_some((send, own, block));
@@ -87,8 +91,8 @@ impl Steps {
         Self::Groups { copy, groups: rounds.collect() }
     }
 
-    fn crossed(work: &Work, send: *const u8, recv: *mut u8) -> Self {
-        let Work { rank, nranks, ref traffic, .. } = *work;
+    fn all_to_all_v(work: &RankWork, send: *const u8, recv: *mut u8) -> Self {
+        let RankWork { rank, nranks, ref traffic, .. } = *work;
         let Some(traffic) = traffic else { return Self::Groups { copy: None, groups: Vec::new() } };
         let element = work.dtype.size();
         let mut group = Vec::new();
