@@ -1,4 +1,5 @@
-//! The `maypole` command as a user runs it: exit statuses, the table's form, the check that must be able to fail.
+//! Runs the `maypole` command as a user does: exit statuses, error texts, the table, `doctor`, `ps`
+//! and `env`.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -10,7 +11,7 @@ use maypole::config;
 
 fn maypole() -> Command {
     static PATH: OnceLock<std::path::PathBuf> = OnceLock::new();
-    // The watchdog of everything here: a run that hangs is killed, and its ranks with it.
+    // Every run has a watchdog: if it hangs, it is killed, and its ranks with it.
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", "60"]);
     command.arg(PATH.get_or_init(|| crate::cargo_build::built("maypole-bench", "maypole")));
@@ -40,7 +41,7 @@ fn every_type_and_operation_is_right_among_three_ranks() {
         .filter(|line| !line.starts_with('#'))
         .map(|line| line.split_whitespace().collect())
         .collect();
-    // 0, 8, 400, 20000 bytes.
+    // Sizes of 0, 8, 400 and 20000 bytes.
     assert_eq!(lines.len(), 12 * 6 * 4);
     for line in lines {
         assert_eq!(line.len(), 13, "{line:?}");
@@ -58,7 +59,7 @@ fn other_collectives_and_misaligned_buffers_are_right() {
 }
 
 #[test]
-fn one_rank_is_enough() {
+fn one_rank_is_measured_too() {
     assert_status(&run("bench all_reduce -np 1 -b 8 -e 8 -o avg -d int8"), 0);
 }
 
@@ -68,12 +69,12 @@ fn a_wrong_value_is_found_and_ends_in_status_7() {
     command.args("bench all_reduce -np 2 -b 8 -e 64K -f 8 -n 1".split_whitespace());
     let output = command.env("MAYPOLE_BENCH_CORRUPT", "1").output().expect("the command runs");
     assert_status(&output, 7);
-    // Five sizes, two placements, two ranks, one element each.
+    // One wrong element for each of five sizes, two placements and two ranks.
     assert!(text(&output).contains("# Out of bounds values : 20 FAILED\n"), "{}", text(&output));
 }
 
 #[test]
-fn what_is_not_supported_is_said_in_a_line() {
+fn errors_of_the_command_line_are_one_line() {
     for (line, status, part) in [
         ("bench all_reduce -G 1", 5, "-G 1: there are no graphs"),
         ("bench all_reduce -np 4 -R 2", 5, "-R 2: host memory needs no registration"),
@@ -102,6 +103,13 @@ fn proofs_are_made_and_schedules_printed() {
 }
 
 #[test]
+fn completions_are_printed_for_a_shell() {
+    let output = run("completions bash");
+    assert_status(&output, 0);
+    assert!(text(&output).contains("complete -F _maypole"), "{}", text(&output));
+}
+
+#[test]
 fn settings_are_shown_with_their_source() {
     let output = maypole().arg("env").env("NCCL_ALGO", "ring").output().expect("the command runs");
     assert_status(&output, 0);
@@ -113,7 +121,7 @@ fn settings_are_shown_with_their_source() {
 }
 
 #[test]
-fn no_rank_outlives_a_killed_launcher() {
+fn no_rank_survives_a_killed_launcher() {
     let endless = Endless::start();
     kill("-INT", endless.bench);
     let ranks = endless.ranks.clone();
@@ -122,7 +130,7 @@ fn no_rank_outlives_a_killed_launcher() {
 }
 
 #[test]
-fn a_killed_rank_ends_the_others_and_is_named() {
+fn a_killed_rank_is_named_and_the_others_end() {
     let endless = Endless::start();
     kill("-KILL", endless.ranks[1]);
     let output = endless.launcher.wait_with_output().expect("the launcher ends");
@@ -132,7 +140,7 @@ fn a_killed_rank_ends_the_others_and_is_named() {
 }
 
 #[test]
-fn doctor_finds_what_is_made_to_hurt() {
+fn doctor_finds_a_limit_that_the_test_lowers() {
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -Sn 200; exec \"$@\"", "sh"]);
     let maypole = maypole();
@@ -143,16 +151,18 @@ fn doctor_finds_what_is_made_to_hurt() {
     assert!(text.contains("HURT  descriptors    200 at once"), "{text}");
     assert!(text.contains("change: ulimit -n "), "{text}");
     let other = run("doctor --json");
-    // What this machine has is not known here, but that the two forms agree is.
-    let hurts = String::from_utf8_lossy(&other.stdout).contains("\"verdict\": \"hurts\"");
+    // The test does not know what this machine has, but the status must fit the findings.
+    let findings: serde_json::Value = serde_json::from_slice(&other.stdout).expect("JSON");
+    let findings = findings.as_array().expect("a list");
+    let hurts = findings.iter().any(|finding| finding["verdict"] == "hurts");
     assert_status(&other, i32::from(hurts));
 }
 
 #[test]
-fn ps_tells_who_waits_for_whom_and_who_is_stopped() {
+fn ps_shows_which_rank_waits_and_which_is_stopped() {
     let mut endless = Endless::start();
     let [waiting, stopped] = [endless.ranks[0], endless.ranks[1]];
-    let told = || {
+    let is_shown = || {
         let lists = text(&run("ps"));
         let rank = lists.lines().find(|line| line.contains(&format!(" pid {waiting} ")));
         let rank = rank.is_some_and(|line| {
@@ -164,12 +174,13 @@ fn ps_tells_who_waits_for_whom_and_who_is_stopped() {
             line.starts_with(&format!("pid {stopped} ")) && line.contains(" is stopped")
         })
     };
-    // Before the measured calls a rank waits for the launcher, where ps sees no call: a stop that hits there is taken back.
+    // Before the measured calls a rank waits for the launcher, and ps shows no call then. If the
+    // rank was stopped there, it is continued and stopped again.
     wait_for(|| {
         kill("-STOP", stopped);
         let waits = (0..20).any(|_| {
             std::thread::sleep(Duration::from_millis(50));
-            told()
+            is_shown()
         });
         if !waits {
             kill("-CONT", stopped);
@@ -177,19 +188,20 @@ fn ps_tells_who_waits_for_whom_and_who_is_stopped() {
         }
         waits
     });
-    let json = text(&run("ps --json"));
-    assert!(json.contains(&format!("\"pid\": {stopped}, ")), "{json}");
+    let json: serde_json::Value = serde_json::from_slice(&run("ps --json").stdout).expect("JSON");
+    let mut processes = json.as_array().expect("a list").iter();
+    assert!(processes.any(|process| process["pid"] == stopped), "{json}");
     kill("-INT", endless.bench);
     endless.launcher.wait().expect("the launcher ends");
     wait_for(|| !text(&run("ps")).contains(&format!("pid {waiting} ")));
 }
 
-/// A benchmark of two ranks that takes forever.
+/// A benchmark of two ranks that does not end by itself.
 struct Endless {
     launcher: Child,
     bench: u32,
     ranks: Vec<u32>,
-    /// Kept open: rank 0 ends when nobody reads what it prints.
+    /// It must stay open: rank 0 ends if it cannot print.
     _out: BufReader<ChildStdout>,
 }
 
@@ -199,13 +211,13 @@ impl Endless {
         command.args("bench all_reduce -np 2 -b 8 -e 8 -n 1000000000".split_whitespace());
         let mut launcher =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
-        // The line of a measurement is begun when the ranks are connected.
+        // The header is printed when the ranks are connected.
         let mut out = BufReader::new(launcher.stdout.take().expect("it is piped"));
         let mut text = String::new();
         while !text.contains("(elements)") {
             assert_ne!(out.read_line(&mut text).expect("it is text"), 0, "ended early: {text}");
         }
-        // `timeout` starts maypole, which starts the ranks, in their order.
+        // `timeout` starts maypole, which starts the ranks in their order.
         let bench = children(launcher.id())[0];
         let ranks = children(bench);
         assert_eq!(ranks.len(), 2);
@@ -221,7 +233,7 @@ fn kill(signal: &str, pid: u32) {
 fn wait_for(what: impl Fn() -> bool) {
     let watchdog = Instant::now() + Duration::from_secs(50);
     while !what() {
-        assert!(Instant::now() < watchdog, "nothing happens");
+        assert!(Instant::now() < watchdog, "the expected state is not reached");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -232,7 +244,7 @@ fn children(pid: u32) -> Vec<u32> {
     text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// Every variable of the table, set by a file: all of them may be.
+/// A file may set every variable of the table.
 #[test]
 fn env_shows_what_files_and_the_environment_set() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -257,7 +269,8 @@ fn env_shows_what_files_and_the_environment_set() {
         assert!(line.ends_with(&format!("(default: {})", row.default)), "{line}");
     }
     let rest: String = lines.collect();
-    let (idle, malformed) = rest.split_once("not understood:").expect("values that make no sense");
+    let (idle, malformed) =
+        rest.split_once("not understood:").expect("values that are not understood");
     assert!(idle.contains("set, but without effect:"), "{rest}");
     assert!(idle.contains("mlx5_0: it steers InfiniBand"), "{rest}");
     assert!(idle.contains("1: neither NCCL 2.32 nor this library is known to read it"), "{rest}");

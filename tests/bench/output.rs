@@ -1,20 +1,21 @@
-//! The benchmark programs as somebody uses them who knows nccl-tests: the form of what they print, what the columns mean, the
-//! check that must be able to fail, ranks as threads, groups, JSON.
+//! Runs the benchmark programs as a user of nccl-tests does: the form of the table, the meaning of
+//! the columns, wrong results that must be found, ranks as threads, groups, JSON.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
-use crate::nccl_tests::{Line, PROGRAMS, Side, run, table};
+use crate::nccl_tests::{PROGRAMS, PrintedPlacement, PrintedRow, run, table};
 
-/// Whether a program's name is among these, without their endings.
-fn is(name: &str, names: &[&str]) -> bool {
+/// Whether a program is one of these, which are given without `_perf`.
+fn is_one_of(name: &str, names: &[&str]) -> bool {
     names.contains(&name.trim_end_matches("_perf"))
 }
 
-/// Bus bandwidth over algorithm bandwidth, and the bytes that the latter counts, of `n` ranks.
-fn meaning(name: &str, line: &Line, n: f64) -> (f64, f64) {
+/// The factor from algorithm bandwidth to bus bandwidth among `n` ranks, and the bytes that the
+/// algorithm bandwidth counts.
+fn bandwidth_rules(name: &str, line: &PrintedRow, n: f64) -> (f64, f64) {
     let factor = match name.trim_end_matches("_perf") {
         "all_reduce" => 2.0 * (n - 1.0) / n,
         "broadcast" | "reduce" | "sendrecv" | "hypercube" => 1.0,
@@ -24,14 +25,14 @@ fn meaning(name: &str, line: &Line, n: f64) -> (f64, f64) {
     let counted = match name.trim_end_matches("_perf") {
         "all_reduce" | "broadcast" | "reduce" | "sendrecv" => bytes,
         "hypercube" => bytes * (n - 1.0),
-        // Blocks of different sizes: the largest total is the size.
+        // Blocks differ in size: the size is the largest total of a rank.
         "alltoallv" => line.size as f64,
         _ => bytes * n,
     };
     (factor, counted)
 }
 
-/// Two decimals were printed.
+/// Whether two numbers are equal within the two decimals that are printed, and a further `slack`.
 fn close(a: f64, b: f64, slack: f64) -> bool {
     (a - b).abs() <= 0.0051 + slack
 }
@@ -49,20 +50,20 @@ fn every_program_prints_the_table_of_nccl_tests() {
         assert_eq!((table.ranks.len(), table.rows.len(), table.wrong), (4, 3, 0), "{name}");
         let mut busbw = Vec::new();
         for line in &table.rows {
-            let reduces = is(name, &["all_reduce", "reduce", "reduce_scatter"]);
-            let rooted = is(name, &["broadcast", "reduce", "gather", "scatter"]);
+            let reduces = is_one_of(name, &["all_reduce", "reduce", "reduce_scatter"]);
+            let rooted = is_one_of(name, &["broadcast", "reduce", "gather", "scatter"]);
             assert_eq!(line.dtype, "float");
             assert_eq!(line.redop, if reduces { "sum" } else { "none" }, "{name}");
             assert_eq!(line.root, if rooted { 0 } else { -1 }, "{name}");
-            let in_place = !is(name, &["alltoall", "alltoallv", "sendrecv"]);
+            let in_place = !is_one_of(name, &["alltoall", "alltoallv", "sendrecv"]);
             assert_eq!(line.in_place.is_some(), in_place, "{name}");
-            let (factor, counted) = meaning(name, line, 4.0);
-            for Side { time, algbw, busbw: bus, wrong } in
+            let (factor, counted) = bandwidth_rules(name, line, 4.0);
+            for PrintedPlacement { time, algbw, busbw: bus, wrong } in
                 line.out_of_place.iter().chain(&line.in_place)
             {
                 assert_eq!(*wrong, Some(0.0), "{name}");
                 assert!(close(*bus, algbw * factor, 0.0051 * factor), "{name}: {line:?}");
-                // The time has two decimals too.
+                // The time is printed with two decimals too.
                 let expected = counted / time / 1e3;
                 let slack = expected * 0.0051 / time;
                 assert!(
@@ -89,7 +90,7 @@ fn sizes_and_counts_are_those_of_nccl_tests() {
         ("alltoall_perf", 960, 80),
         ("gather_perf", 960, 80),
         ("scatter_perf", 960, 80),
-        // By distance: 0, 1 and 2 thirds of 960 bytes.
+        // Blocks by distance: 0, 1/3 and 2/3 of 960 bytes.
         ("alltoallv_perf", 960, 80),
     ] {
         let table = table(name, "-np 3 -b 1000 -e 1000 -n 1", &[], 0);
@@ -102,8 +103,8 @@ fn a_wrong_value_is_found_by_every_program() {
     for name in PROGRAMS {
         let corrupt = [("MAYPOLE_BENCH_CORRUPT", "1")];
         let table = table(name, "-np 2 -b 64K -e 64K -n 1", &corrupt, 7);
-        // One element in every rank that receives something, for each placement that there is.
-        let receivers = if is(name, &["reduce", "gather"]) { 1 } else { 2 };
+        // One element in every rank that receives, for each placement.
+        let receivers = if is_one_of(name, &["reduce", "gather"]) { 1 } else { 2 };
         let placements = if table.rows[0].in_place.is_some() { 2 } else { 1 };
         assert_eq!(table.wrong, receivers * placements, "{name}");
     }
@@ -144,7 +145,7 @@ fn ranks_may_be_threads() {
 }
 
 #[test]
-fn groups_are_measured_at_once() {
+fn groups_have_communicators_of_their_own() {
     for (variable, value, groups) in [
         ("NCCL_TESTS_SPLIT", "MOD 2", [0, 1, 0, 1]),
         ("NCCL_TESTS_SPLIT", "DIV 2", [0, 0, 1, 1]),
@@ -155,7 +156,7 @@ fn groups_are_measured_at_once() {
         let table = table("all_gather_perf", "-np 4 -b 8K -e 8K -n 2", &[(variable, value)], 0);
         let colors: Vec<u32> = table.ranks.iter().map(|&(group, _)| group).collect();
         assert_eq!(colors, groups, "{value}");
-        // Two ranks to a group: each sends half of the size.
+        // Each group has two ranks, so each rank sends half of the size.
         assert_eq!(table.rows[0].count * 4 * 2, 8192, "{value}");
     }
     let output = run("reduce_perf", "-np 4 -r 2 -b 8 -e 8", &[("NCCL_TESTS_SPLIT", "MOD 2")]);
@@ -178,7 +179,7 @@ fn a_hypercube_needs_a_power_of_two() {
 }
 
 #[test]
-fn a_matrix_says_who_sends_what() {
+fn a_matrix_file_gives_the_blocks() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("matrix");
     std::fs::write(&path, "0 160 320\n1600 0 0\n32 32 32\n").expect("it is written");
@@ -206,11 +207,12 @@ fn more_columns_follow_the_standard_ones() {
     let output = run("all_reduce_perf", &format!("-np 2 -b 1K -e 8K -f 8 -n 4 {all}"), &[]);
     let text = String::from_utf8(output.stdout).expect("text");
     assert_eq!(output.status.code(), Some(0), "{text}");
-    // Two cycles of two sizes.
+    // Two sizes, measured twice.
     let rows: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
     assert_eq!(rows.len(), 4);
     for row in rows {
-        // The standard 13, twice two percentiles, roof, processor and memory, day and time.
+        // The standard 13 columns, 2 percentiles for each placement, roof and its percentage,
+        // processor time and memory, date and time.
         assert_eq!(row.split_whitespace().count(), 13 + 4 + 4 + 2, "{row}");
     }
     for part in [
@@ -231,7 +233,7 @@ fn more_columns_follow_the_standard_ones() {
     let row = text.lines().find(|line| !line.starts_with('#')).expect("a line");
     let numbers: Vec<f64> = row.split_whitespace().skip(5).map(|w| w.parse().expect(w)).collect();
     assert_eq!(numbers.len(), 2 * 8);
-    // Shortest, 99th percentile and longest.
+    // The shortest, the 99th percentile and the longest iteration.
     assert!(numbers[4] <= numbers[6] && numbers[6] <= numbers[5], "{row}");
 }
 
@@ -276,7 +278,7 @@ fn results_are_written_as_json_and_as_a_picture() {
 }
 
 #[test]
-fn tables_for_ever_go_on_until_somebody_ends_them() {
+fn endless_tables_go_on_until_output_fails() {
     let mut command = crate::nccl_tests::program("all_reduce_perf");
     command.args(["-np", "2", "-b", "8", "-e", "16", "-f", "2", "-n", "1", "-N", "0"]);
     command.stdout(Stdio::piped()).stderr(Stdio::null());
@@ -286,7 +288,7 @@ fn tables_for_ever_go_on_until_somebody_ends_them() {
     let sizes: Vec<String> =
         rows.take(9).map(|row| row.split_whitespace().next().unwrap_or("").to_owned()).collect();
     assert_eq!(sizes, ["8", "16", "8", "16", "8", "16", "8", "16", "8"]);
-    // Nobody reads any more: the next line cannot be written, and that ends it.
+    // The pipe is closed now, so the next line cannot be written, which ends the run.
     assert_eq!(child.wait().expect("it ends").code(), Some(2));
 }
 
@@ -300,10 +302,10 @@ fn the_number_of_a_device_is_shown() {
 }
 
 #[test]
-fn a_rank_that_does_not_come_ends_in_a_time_out() {
+fn a_stopped_rank_ends_in_a_timeout() {
     let mut stopped = crate::nccl_tests::program("all_reduce_perf");
     stopped.args(["-np", "2", "-b", "8", "-e", "8", "-n", "1000000000", "-T", "1"]);
-    // Nothing is wrong for as long as calls end; then one rank is stopped.
+    // The run goes on as long as calls end. Then one rank is stopped.
     let child = stopped.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     let second = second_rank(child.id());
     let status = std::process::Command::new("kill").args(["-STOP", &second.to_string()]).status();
@@ -314,9 +316,9 @@ fn a_rank_that_does_not_come_ends_in_a_time_out() {
     assert!(errors.contains("maypole: rank 0: no progress for 1 s (-T 1)"), "{errors}");
 }
 
-/// A launcher as the programs know it: it gives each process its number and a socket.
+/// The test is the launcher here: it gives each process its rank and a socket.
 #[test]
-fn processes_that_disagree_say_so_once_and_all_fail() {
+fn different_options_are_reported_once_and_all_processes_fail() {
     let mut processes = Vec::new();
     let mut sockets = Vec::new();
     for (rank, size) in ["8", "8", "16"].into_iter().enumerate() {
@@ -328,7 +330,7 @@ fn processes_that_disagree_say_so_once_and_all_fail() {
         processes.push(command.spawn().expect("it starts"));
         sockets.push(mine);
     }
-    // What they say first is compared by all; nobody gets further.
+    // All processes compare the first message of each, and none goes on.
     let messages: Vec<Vec<u8>> = sockets
         .iter_mut()
         .map(|socket| {
@@ -353,7 +355,7 @@ fn processes_that_disagree_say_so_once_and_all_fail() {
     assert!(errors.contains("process 0 '-b 8 -e 16', process 2 '-b 16 -e 16'"), "{errors}");
 }
 
-/// The process of rank 1 of the benchmark under `timeout`, once it is there.
+/// The process of rank 1 of the benchmark under `timeout`, once its communicator exists.
 fn second_rank(timeout: u32) -> u32 {
     let children = |pid: u32| -> Vec<u32> {
         let path = format!("/proc/{pid}/task/{pid}/children");
@@ -362,9 +364,9 @@ fn second_rank(timeout: u32) -> u32 {
     };
     let watchdog = std::time::Instant::now() + std::time::Duration::from_secs(50);
     loop {
-        assert!(std::time::Instant::now() < watchdog, "the ranks do not come");
+        assert!(std::time::Instant::now() < watchdog, "the ranks do not start");
         let ranks = children(timeout).first().map_or(Vec::new(), |&bench| children(bench));
-        // The program of a rank has several threads when its communicator is there.
+        // The process of a rank has several threads when its communicator exists.
         let threads =
             |pid: u32| std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
         match ranks[..] {

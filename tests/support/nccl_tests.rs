@@ -1,5 +1,5 @@
-//! A reader of what nccl-tests' programs print, written from their documented form alone: every line is taken apart by its columns,
-//! and what does not fit is refused.
+//! Parses the output of nccl-tests' programs. It is written from their documented form alone: every
+//! line is split by its columns, and a line that does not fit is refused.
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use crate::cargo_build;
 
-/// All programs.
+/// The names of all programs.
 pub(crate) const PROGRAMS: [&str; 11] = [
     "all_reduce_perf",
     "all_gather_perf",
@@ -22,35 +22,37 @@ pub(crate) const PROGRAMS: [&str; 11] = [
     "hypercube_perf",
 ];
 
-/// What a program printed.
+/// The output of a program.
 #[derive(Debug)]
-pub(crate) struct Table {
-    /// Between `#` and the first colon or blank: `nThread`, `iters` and so on, with their values.
+pub(crate) struct PrintedTable {
+    /// The parameters of the run, such as `nThread` and `iters`, with their values.
     pub(crate) parameters: Vec<(String, String)>,
-    /// Group and process of each rank.
+    /// The group and the process of each rank.
     pub(crate) ranks: Vec<(u32, u32)>,
-    pub(crate) rows: Vec<Line>,
+    pub(crate) rows: Vec<PrintedRow>,
+    /// The number of out of bounds values.
     pub(crate) wrong: u64,
+    /// The average bus bandwidth.
     pub(crate) average: f64,
 }
 
-/// A line of measurements.
+/// One row of the table.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct PrintedRow {
     pub(crate) size: u64,
     pub(crate) count: u64,
     pub(crate) dtype: String,
     pub(crate) redop: String,
     pub(crate) root: i64,
-    pub(crate) out_of_place: Option<Side>,
-    pub(crate) in_place: Option<Side>,
-    /// What follows the standard columns.
+    pub(crate) out_of_place: Option<PrintedPlacement>,
+    pub(crate) in_place: Option<PrintedPlacement>,
+    /// The columns after the standard ones.
     pub(crate) rest: Vec<String>,
 }
 
-/// Four columns of a line.
+/// The four columns of one placement.
 #[derive(Debug)]
-pub(crate) struct Side {
+pub(crate) struct PrintedPlacement {
     pub(crate) time: f64,
     pub(crate) algbw: f64,
     pub(crate) busbw: f64,
@@ -64,7 +66,7 @@ pub(crate) fn program(name: &str) -> Command {
     let folder = FOLDER.get_or_init(|| cargo_build::built("maypole-bench", ""));
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", "60"]).arg(folder.join(name));
-    // What a developer has set must not decide what is tested.
+    // Variables of the developer's environment must not change the test.
     for variable in
         ["NCCL_TESTS_SPLIT", "NCCL_TESTS_SPLIT_MASK", "NCCL_TESTS_MIN_BW", "NCCL_TESTS_DEVICE"]
     {
@@ -80,8 +82,13 @@ pub(crate) fn run(name: &str, arguments: &str, variables: &[(&str, &str)]) -> Ou
     command.output().expect("the program runs")
 }
 
-/// Runs a program that must end with `status`; returns what it printed, taken apart.
-pub(crate) fn table(name: &str, arguments: &str, variables: &[(&str, &str)], status: i32) -> Table {
+/// Runs a program that must end with `status`, and parses its output.
+pub(crate) fn table(
+    name: &str,
+    arguments: &str,
+    variables: &[(&str, &str)],
+    status: i32,
+) -> PrintedTable {
     let output = run(name, arguments, variables);
     let text = String::from_utf8(output.stdout).expect("the table is text");
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -90,14 +97,14 @@ pub(crate) fn table(name: &str, arguments: &str, variables: &[(&str, &str)], sta
     parse(name, &text)
 }
 
-/// Widths of the columns before the two sides, with two blanks between columns.
+/// Widths of the columns before the two placements, with two blanks between columns.
 const LEFT: [usize; 5] = [12, 12, 8, 6, 6];
-/// Widths of the columns of a side.
-const SIDE: [usize; 4] = [7, 6, 6, 6];
+/// Widths of the columns of one placement.
+const PLACEMENT: [usize; 4] = [7, 6, 6, 6];
 
-/// Takes a whole output apart.
-pub(crate) fn parse(name: &str, text: &str) -> Table {
-    assert!(text.ends_with('\n'), "the last line is whole");
+/// Parses a whole output.
+pub(crate) fn parse(name: &str, text: &str) -> PrintedTable {
+    assert!(text.ends_with('\n'), "the last line ends with a newline");
     let mut lines = text.lines().peekable();
     let mut next = || lines.next().unwrap_or_else(|| panic!("{name} ended early:\n{text}"));
     let version = next();
@@ -148,9 +155,9 @@ pub(crate) fn parse(name: &str, text: &str) -> Table {
     assert_eq!(line, "#");
     assert_eq!(next(), format!("# Collective test concluded: {name}"));
     assert_eq!(next(), "#");
-    assert_eq!(lines.next(), None, "nothing follows");
+    assert_eq!(lines.next(), None, "no line follows");
     let average = average.parse().unwrap_or_else(|_| panic!("average {average}"));
-    Table { parameters, ranks, rows, wrong, average }
+    PrintedTable { parameters, ranks, rows, wrong, average }
 }
 
 /// `# nThread 1 nGpus 1 ... step: 2(factor) warmup iters: 1 iters: 20 ...`
@@ -192,7 +199,7 @@ fn rank(line: &str, expected: usize) -> (u32, u32) {
     (number(words[4]), number(words[6]))
 }
 
-/// The three lines of titles: each word ends where its column does.
+/// Checks the three lines of titles: each word ends where its column ends.
 fn titles(placements: &str, names: &str, units: &str) {
     assert!(placements.starts_with('#'));
     let (first, second) = (placements.find("out-of-place"), placements.find("in-place"));
@@ -203,12 +210,12 @@ fn titles(placements: &str, names: &str, units: &str) {
         if names.contains("i_min") { 4 } else { 0 } + if names.contains("p50") { 2 } else { 0 };
     let expected = ["size", "count", "type", "redop", "root"].into_iter().chain(side);
     let mut end = 0;
-    for (title, width) in expected.zip(LEFT.into_iter().chain(SIDE)) {
+    for (title, width) in expected.zip(LEFT.into_iter().chain(PLACEMENT)) {
         end += width + if end == 0 { 0 } else { 2 };
         assert!(names[..end].ends_with(title), "'{title}' does not end in column {end}: {names}");
     }
     end += more * 9;
-    for (title, width) in side.into_iter().zip(SIDE) {
+    for (title, width) in side.into_iter().zip(PLACEMENT) {
         end += width + 2;
         assert!(names[..end].ends_with(title), "'{title}' does not end in column {end}: {names}");
     }
@@ -216,7 +223,7 @@ fn titles(placements: &str, names: &str, units: &str) {
     assert_eq!(units[..6], ["#", "(B)", "(elements)", "(us)", "(GB/s)", "(GB/s)"]);
 }
 
-fn row(line: &str) -> Line {
+fn row(line: &str) -> PrintedRow {
     let mut at = 0;
     let mut take = |width: usize| {
         let column = line.get(at..at + width).unwrap_or_else(|| panic!("too short: {line}"));
@@ -230,7 +237,7 @@ fn row(line: &str) -> Line {
     };
     let left = LEFT.map(&mut take);
     let mut side = || {
-        let [time, algbw, busbw, wrong] = SIDE.map(&mut take);
+        let [time, algbw, busbw, wrong] = PLACEMENT.map(&mut take);
         let number =
             |word: &str| word.parse::<f64>().unwrap_or_else(|_| panic!("{word} in {line}"));
         let wrong = (wrong != "N/A").then(|| number(&wrong));
@@ -238,12 +245,17 @@ fn row(line: &str) -> Line {
             assert_eq!((algbw.as_str(), busbw.as_str(), wrong), ("N/A", "N/A", None), "{line}");
             return None;
         }
-        Some(Side { time: number(&time), algbw: number(&algbw), busbw: number(&busbw), wrong })
+        Some(PrintedPlacement {
+            time: number(&time),
+            algbw: number(&algbw),
+            busbw: number(&busbw),
+            wrong,
+        })
     };
     let (out_of_place, in_place) = (side(), side());
     let [size, count, dtype, redop, root] = left;
     let rest = line[at..].split_whitespace().map(str::to_owned).collect();
-    Line {
+    PrintedRow {
         size: size.parse().unwrap_or_else(|_| panic!("{line}")),
         count: count.parse().unwrap_or_else(|_| panic!("{line}")),
         dtype,

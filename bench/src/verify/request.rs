@@ -223,7 +223,7 @@ mod tests {
             ("all_reduce --nodes 2+2 --ranks 4", "leave out --ranks"),
             ("all_reduce --algorithm hierring --nodes 2+2 --rails 3", "no such schedule"),
         ] {
-            let error = request(line).err().expect(line).text;
+            let error = request(line).expect_err(line).text;
             assert!(error.contains(text), "{line}: {error}");
         }
         for line in ["all_reduce", "all_reduce --ranks 3", "all_reduce --algorithm ring"] {
