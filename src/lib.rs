@@ -46,7 +46,9 @@ mod window;
 
 pub use bootstrap::{AbortSignal, BootstrapError, ControlTraffic, Options, RankSet, UniqueId};
 pub use call::{Blocks, Call, VectorCall};
-pub use comm::{AbortHandle, Builder, Communicator, MemoryUse};
+pub use comm::{
+    AbortHandle, Builder, Communicator, DeviceCall, MemoryUse, StreamCalls, launch_calls,
+};
 pub use config::Config;
 pub use control::{Reason, Report};
 pub use element::Element;

@@ -9,7 +9,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use maypole_algorithms::Schedule;
 use maypole_algorithms::collective::all_gather::pat;
 use maypole_algorithms::collective::all_reduce::{double_tree, one_shot, ring};
-use maypole_cuda::encode::{Binding, Extent, encode, ports};
+use maypole_cuda::encode::{ChunkExtent, ProgramBinding, encode, ports};
 
 /// The most steps in a few lanes, lanes that depend on lanes, the widest fold, and groups of any size.
 fn schedules() -> [Schedule; 5] {
@@ -28,12 +28,14 @@ fn encodes(criterion: &mut Criterion) {
     for schedule in schedules() {
         let rank = schedule.nranks / 2;
         let (sending, receiving) = ports(&schedule, rank);
-        let extents = |chunks: u32| -> Vec<Extent> {
-            (0..u64::from(chunks)).map(|i| Extent { offset: i * 1000, elements: 1000 }).collect()
+        let extents = |chunks: u32| -> Vec<ChunkExtent> {
+            (0..u64::from(chunks))
+                .map(|i| ChunkExtent { offset: i * 1000, elements: 1000 })
+                .collect()
         };
         let (inputs, outputs) =
             (extents(schedule.input_chunks()), extents(schedule.output_chunks()));
-        let binding = Binding {
+        let binding = ProgramBinding {
             inputs: &inputs,
             outputs: &outputs,
             tile: 250,

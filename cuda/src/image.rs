@@ -1,6 +1,6 @@
 //! The compiled kernels, embedded, and those for a device. `scripts/cuda-images` makes them from `kernels/`.
 
-use crate::driver::{Device, DriverError, Module};
+use crate::driver::{Device, DriverError, KernelModule};
 use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 
@@ -97,12 +97,12 @@ impl Display for Refusals<'_> {
 ///
 /// # Errors
 /// A device that is too old, a driver that refuses them all.
-pub fn load(device: &Arc<Device>) -> Result<(Module, &'static str), ImageError> {
+pub fn load(device: &Arc<Device>) -> Result<(KernelModule, &'static str), ImageError> {
     let capability = device.capability()?;
     let mut refused = Vec::new();
     for (image, bytes) in images(capability) {
         // SAFETY: the images are made of this crate's kernels, whole, by scripts/cuda-images; scripts/test compares.
-        match unsafe { Module::load(device, bytes) } {
+        match unsafe { KernelModule::load(device, bytes) } {
             Ok(module) => return Ok((module, image)),
             // The driver may have no memory left, or the device may have failed: another image would not help.
             Err(error) if error.is_sticky() => return Err(error.into()),

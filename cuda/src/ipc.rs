@@ -4,8 +4,8 @@
 
 use crate::driver::functions::{IpcHandle, call};
 use crate::driver::{Device, DriverError};
-use crate::memory::{Buffer, Place, place};
-use crate::stream::Event;
+use crate::memory::{AddressKind, DeviceBuffer, address_kind};
+use crate::stream::CudaEvent;
 use std::ptr;
 use std::sync::Arc;
 
@@ -26,15 +26,15 @@ pub fn export(device: &Device, address: u64) -> Result<MemoryHandle, DriverError
     let driver = device.current()?;
     let mut handle = IpcHandle([0; 64]);
     call!(&driver, cuIpcGetMemHandle(&mut handle, address))?;
-    let offset = match place(&driver, address)? {
-        Place::Device { start, .. } => address - start,
-        Place::Pageable | Place::Pinned => 0,
+    let offset = match address_kind(&driver, address)? {
+        AddressKind::Device { start, .. } => address - start,
+        AddressKind::Pageable | AddressKind::Pinned => 0,
     };
     Ok(MemoryHandle { bytes: handle.0, offset })
 }
 
 /// As [`export`], of a buffer from its start.
-pub fn export_buffer(buffer: &Buffer) -> Result<MemoryHandle, DriverError> {
+pub fn export_buffer(buffer: &DeviceBuffer) -> Result<MemoryHandle, DriverError> {
     export(buffer.device(), buffer.address())
 }
 
@@ -76,16 +76,16 @@ pub struct EventHandle {
     pub bytes: [u8; 64],
 }
 
-/// A handle for `event`, which was made with [`Event::shared`] on `device`.
-pub fn export_event(device: &Device, event: &Event) -> Result<EventHandle, DriverError> {
+/// A handle for `event`, which was made with [`CudaEvent::shared`] on `device`.
+pub fn export_event(device: &Device, event: &CudaEvent) -> Result<EventHandle, DriverError> {
     let mut handle = IpcHandle([0; 64]);
     call!(&device.current()?, cuIpcGetEventHandle(&mut handle, event.handle()))?;
     Ok(EventHandle { bytes: handle.0 })
 }
 
 /// Opens an event of another process.
-pub fn open_event(device: &Arc<Device>, handle: &EventHandle) -> Result<Event, DriverError> {
+pub fn open_event(device: &Arc<Device>, handle: &EventHandle) -> Result<CudaEvent, DriverError> {
     let mut event = ptr::null_mut();
     call!(&device.current()?, cuIpcOpenEventHandle(&mut event, IpcHandle(handle.bytes)))?;
-    Ok(Event::of(device, event))
+    Ok(CudaEvent::of(device, event))
 }

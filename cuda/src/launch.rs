@@ -5,8 +5,8 @@
 
 use maypole_algorithms::{DType, RedOp};
 
-/// The kernel's name. It takes one [`Launch`].
-pub const KERNEL: &std::ffi::CStr = c"maypole_interpret";
+/// The kernel's name. It takes one [`KernelLaunch`].
+pub const KERNEL_NAME: &std::ffi::CStr = c"maypole_interpret";
 
 /// Threads per block on a GPU, and the most there may be. Any multiple of 32 will do; the simulated device is fastest with 32.
 pub const THREADS: u32 = 512;
@@ -21,10 +21,10 @@ pub struct LinkEnd {
     pub slots: u64,
     /// A word for each slot: `bytes << 32 | tag` of the message in it. Written before `filled`.
     pub heads: u64,
-    /// The ring of lines: `depth * line_words` words of 8 bytes, aligned to 16; 0 if the link has none. Message `n` takes
-    /// `line_words` from word `n % depth * line_words` on; each word is 32 bits of data and, above them, the low 32 bits of
+    /// The ring of lines: `depth * ll_words` words of 8 bytes, aligned to 16; 0 if the link has none. Message `n` takes
+    /// `ll_words` from word `n % depth * ll_words` on; each word is 32 bits of data and, above them, the low 32 bits of
     /// `n + 1`. The data are the tag, the number of bytes, and the message.
-    pub lines: u64,
+    pub ll: u64,
     /// Counter: the sender has put all messages before this one into their slots. Messages in lines are counted with the next
     /// one in a slot.
     pub filled: u64,
@@ -36,29 +36,29 @@ pub struct LinkEnd {
     pub slot_bytes: u64,
     /// Messages under way: the link's credits.
     pub depth: u64,
-    /// Words of a message in lines; even. It holds `4 * (line_words - 2)` bytes.
-    pub line_words: u64,
+    /// Words of a message in lines; even. It holds `4 * (ll_words - 2)` bytes.
+    pub ll_words: u64,
 }
 
 impl LinkEnd {
     /// The entry as it stands in a link table.
     pub const fn words(&self) -> [u64; 9] {
-        let Self { slots, heads, lines, filled, drained, position, .. } = *self;
-        let Self { slot_bytes, depth, line_words, .. } = *self;
-        [slots, heads, lines, filled, drained, position, slot_bytes, depth, line_words]
+        let Self { slots, heads, ll, filled, drained, position, .. } = *self;
+        let Self { slot_bytes, depth, ll_words, .. } = *self;
+        [slots, heads, ll, filled, drained, position, slot_bytes, depth, ll_words]
     }
 }
 
 /// Bytes that a rank needs per lane, zero before the first launch; each work leaves them zero, unless it was aborted.
 pub const LANE_STATE_BYTES: usize = 32;
 
-/// Bytes at [`Work::departed`], zero before the first launch of the rank.
+/// Bytes at [`KernelWork::departed`], zero before the first launch of the rank.
 pub const DEPARTED_BYTES: usize = 32;
 
 /// One rank's part of one call.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Work {
+pub struct KernelWork {
     /// The words of [`encode`](crate::encode::encode) or [`encode_transfers`](crate::encode::encode_transfers).
     pub program: u64,
     /// Table of [`LinkEnd`], in the order of the binding's `sending`.
@@ -80,8 +80,8 @@ pub struct Work {
     /// Pinned word, all 64 bits: not zero makes works that wait give up, and trouble sets it to 1. Links and lanes are of no use
     /// afterwards.
     pub abort: u64,
-    /// Pinned word: 0, or one of the first problems: `kind << 56 | link << 32 | tag found`, see [`Trouble`].
-    pub trouble: u64,
+    /// Pinned word: 0, or one of the first problems: `kind << 56 | link << 32 | tag found`, see [`KernelError`].
+    pub error: u64,
     /// Pinned word: the rank's works that are over, aborted ones too. The device counts at `departed`, and only writes here.
     pub finished: u64,
     /// What the operation needs to know: what contributions are multiplied by, an element in the low bytes (premulsum, and the
@@ -95,7 +95,7 @@ pub struct Work {
     pub first_block: u32,
     /// How many do, at least one; any number runs any number of lanes. Works of one rank have the same blocks in all of a launch.
     pub blocks: u32,
-    /// [`SLOTS`] or [`LINES`].
+    /// [`SLOTS`] or [`LL`].
     pub protocol: u32,
     /// Bytes of an element.
     pub element: u32,
@@ -104,12 +104,12 @@ pub struct Work {
 /// A protocol: all messages in slots.
 pub const SLOTS: u32 = 0;
 /// A protocol: messages in lines on the links that have them; each must fit.
-pub const LINES: u32 = 1;
+pub const LL: u32 = 1;
 
-/// Bit of [`Work::operation`]: `parameter` is the address, in memory of the device, of the element that contributions are multiplied by.
+/// Bit of [`KernelWork::operation`]: `parameter` is the address, in memory of the device, of the element that contributions are multiplied by.
 pub const ADDRESS: u32 = 1 << 31;
 
-/// [`Work::operation`] for an operation on a type.
+/// [`KernelWork::operation`] for an operation on a type.
 pub const fn operation(dtype: DType, op: RedOp) -> u32 {
     dtype as u32 * 8 + op as u32
 }
@@ -120,23 +120,26 @@ pub const MAX_WORKS: usize = 30;
 /// The kernel's argument. Block `b` runs, in their order, the works with `first_block <= b < first_block + blocks`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Launch {
+pub struct KernelLaunch {
     /// How many of `work` there are.
     pub works: u32,
     /// Nothing.
     pub padding: u32,
     /// The works.
-    pub work: [Work; MAX_WORKS],
+    pub work: [KernelWork; MAX_WORKS],
 }
 
-impl Launch {
+impl KernelLaunch {
     /// A launch of `works`, at most [`MAX_WORKS`].
     ///
     /// # Panics
     /// If there are more.
-    pub fn new(works: &[Work]) -> Self {
-        let mut launch =
-            Self { works: works.len() as u32, padding: 0, work: [Work::default(); MAX_WORKS] };
+    pub fn new(works: &[KernelWork]) -> Self {
+        let mut launch = Self {
+            works: works.len() as u32,
+            padding: 0,
+            work: [KernelWork::default(); MAX_WORKS],
+        };
         launch.work[..works.len()].copy_from_slice(works);
         launch
     }
@@ -148,9 +151,9 @@ impl Launch {
     }
 }
 
-/// What the word at [`Work::trouble`] says.
+/// What the word at [`KernelWork::error`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum KernelError {
     /// A message with a tag that is not the one of this step: the two ranks do not do the same thing.
     Tag {
         /// Which of the receiving links.
@@ -169,7 +172,7 @@ pub enum Trouble {
     Program,
 }
 
-impl Trouble {
+impl KernelError {
     /// What `word` says; None for 0.
     pub const fn from_word(word: u64) -> Option<Self> {
         let (link, found) = ((word >> 32) as u32 & 0xff_ffff, word as u32);
@@ -182,5 +185,5 @@ impl Trouble {
     }
 }
 
-const _: () = assert!(size_of::<LinkEnd>() == 72 && size_of::<Work>() == 128);
-const _: () = assert!(size_of::<Launch>() == 3848);
+const _: () = assert!(size_of::<LinkEnd>() == 72 && size_of::<KernelWork>() == 128);
+const _: () = assert!(size_of::<KernelLaunch>() == 3848);

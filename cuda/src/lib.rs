@@ -1,7 +1,8 @@
-//! Schedules on CUDA devices: encoded into flat words ([`encode`]), run by one kernel per call and rank (`kernels/interpret.cu`).
+//! Schedules on CUDA devices: encoded as flat words ([`encode`]) and run by one kernel per call
+//! and rank (`kernels/interpret.cu`).
 //!
-//! Everything reaches the device through [`driver`], which finds libcuda at run time. The tests give it a simulated device
-//! instead; see `docs/gpu.md`.
+//! All calls to a device go through [`driver`], which opens libcuda at run time. The tests open a
+//! simulated device instead; see `docs/simulated-gpu.md`.
 
 pub mod driver;
 pub mod encode;
@@ -10,4 +11,5 @@ pub mod ipc;
 pub mod launch;
 pub mod memory;
 pub mod nvtx;
+pub mod pool;
 pub mod stream;

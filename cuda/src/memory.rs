@@ -7,13 +7,13 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 /// Device memory. Freed on drop, which waits for all work of the device.
-pub struct Buffer {
+pub struct DeviceBuffer {
     device: Arc<Device>,
     address: u64,
     bytes: usize,
 }
 
-impl Buffer {
+impl DeviceBuffer {
     /// `bytes` of undefined content; at least one is allocated.
     pub fn new(device: &Arc<Device>, bytes: usize) -> Result<Self, DriverError> {
         let mut address = 0;
@@ -37,7 +37,7 @@ impl Buffer {
     }
 }
 
-impl Drop for Buffer {
+impl Drop for DeviceBuffer {
     fn drop(&mut self) {
         // A failure here is one of earlier work, which the stream has reported.
         let _ = self.device.current().map(|driver| call!(&driver, cuMemFree_v2(self.address)));
@@ -48,7 +48,7 @@ impl Drop for Buffer {
 const PORTABLE_MAPPED: u32 = 3;
 
 /// Pinned memory of the host that kernels reach too. Freed on drop.
-pub struct Pinned {
+pub struct PinnedBuffer {
     device: Arc<Device>,
     host: NonNull<c_void>,
     address: u64,
@@ -56,11 +56,11 @@ pub struct Pinned {
 }
 
 // SAFETY: it is memory like any other; who uses it across threads and devices answers for that (`host`).
-unsafe impl Send for Pinned {}
+unsafe impl Send for PinnedBuffer {}
 // SAFETY: as above.
-unsafe impl Sync for Pinned {}
+unsafe impl Sync for PinnedBuffer {}
 
-impl Pinned {
+impl PinnedBuffer {
     /// `bytes` (at least one) of zeros.
     pub fn new(device: &Arc<Device>, bytes: usize) -> Result<Self, DriverError> {
         let bytes = bytes.max(1);
@@ -97,27 +97,27 @@ impl Pinned {
     }
 }
 
-impl Drop for Pinned {
+impl Drop for PinnedBuffer {
     fn drop(&mut self) {
-        // As for Buffer.
+        // As for DeviceBuffer.
         let _ =
             self.device.current().map(|driver| call!(&driver, cuMemFreeHost(self.host.as_ptr())));
     }
 }
 
 /// Memory of the user that is pinned while this lives.
-pub struct Registered {
+pub struct RegisteredMemory {
     device: Arc<Device>,
     host: *mut c_void,
     address: u64,
 }
 
 // SAFETY: the driver locks its registrations, and this does not touch the memory.
-unsafe impl Send for Registered {}
+unsafe impl Send for RegisteredMemory {}
 // SAFETY: as above.
-unsafe impl Sync for Registered {}
+unsafe impl Sync for RegisteredMemory {}
 
-impl Registered {
+impl RegisteredMemory {
     /// Pins `bytes` at `host`.
     ///
     /// # Safety
@@ -141,16 +141,16 @@ impl Registered {
     }
 }
 
-impl Drop for Registered {
+impl Drop for RegisteredMemory {
     fn drop(&mut self) {
-        // As for Buffer.
+        // As for DeviceBuffer.
         let _ = self.device.current().map(|driver| call!(&driver, cuMemHostUnregister(self.host)));
     }
 }
 
 /// What an address is, to the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum AddressKind {
     /// Memory that the driver does not know: of the host, pageable.
     Pageable,
     /// Pinned memory of the host.
@@ -184,15 +184,15 @@ pub fn is_known(driver: &Driver, address: u64) -> Result<bool, DriverError> {
 }
 
 /// Where the byte at `address` lies. Any number may be asked for.
-pub fn place(driver: &Driver, address: u64) -> Result<Place, DriverError> {
+pub fn address_kind(driver: &Driver, address: u64) -> Result<AddressKind, DriverError> {
     let mut kind = 0u32;
     let at = ptr::from_mut(&mut kind).cast();
     match call!(driver, cuPointerGetAttribute(at, MEMORY_TYPE, address)) {
-        Err(DriverError::Failed { code: INVALID_VALUE, .. }) => return Ok(Place::Pageable),
+        Err(DriverError::Failed { code: INVALID_VALUE, .. }) => return Ok(AddressKind::Pageable),
         result => result?,
     }
     if kind != 2 {
-        return Ok(Place::Pinned);
+        return Ok(AddressKind::Pinned);
     }
     let (mut ordinal, mut start, mut bytes) = (0i32, 0u64, 0usize);
     let (a, b, c) =
@@ -200,5 +200,5 @@ pub fn place(driver: &Driver, address: u64) -> Result<Place, DriverError> {
     call!(driver, cuPointerGetAttribute(a.cast(), DEVICE_ORDINAL, address))?;
     call!(driver, cuPointerGetAttribute(b.cast(), RANGE_START, address))?;
     call!(driver, cuPointerGetAttribute(c.cast(), RANGE_BYTES, address))?;
-    Ok(Place::Device { ordinal, start, bytes })
+    Ok(AddressKind::Device { ordinal, start, bytes })
 }

@@ -3,8 +3,8 @@
 //! What the user owns is never destroyed here. Handle 0 is the legacy default stream, as in the driver's own interface.
 
 use crate::driver::functions::call;
-use crate::driver::{Current, Device, Driver, DriverError, Handle};
-use crate::memory::Buffer;
+use crate::driver::{CurrentContext, Device, Driver, DriverError, Handle};
+use crate::memory::DeviceBuffer;
 use std::ffi::{c_int, c_uint, c_void};
 use std::marker::PhantomData;
 use std::ptr;
@@ -17,20 +17,20 @@ const NOT_READY: i32 = 600;
 const CAPTURE_IMPLICIT: i32 = 906;
 
 /// A stream.
-pub struct Stream {
+pub struct CudaStream {
     device: Arc<Device>,
     handle: Handle,
     owned: bool,
 }
 
 // SAFETY: the driver locks its streams; any thread may use any of them.
-unsafe impl Send for Stream {}
+unsafe impl Send for CudaStream {}
 // SAFETY: as above.
-unsafe impl Sync for Stream {}
+unsafe impl Sync for CudaStream {}
 
 /// Whether what is queued in a stream is recorded into a graph instead of run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Capture {
+pub enum CaptureStatus {
     /// It runs.
     None,
     /// It is recorded, in the capture with this number, unique in the process.
@@ -39,12 +39,15 @@ pub enum Capture {
     Invalidated,
 }
 
-impl Capture {
-    /// As [`Stream::capture`], of a handle whose device is `current`: one call of the driver, none for the legacy default stream.
+impl CaptureStatus {
+    /// As [`CudaStream::capture`], of a handle whose device is `current`: one call of the driver, none for the legacy default stream.
     ///
     /// # Safety
     /// The stream is alive, or one of the default streams.
-    pub unsafe fn of(current: &Current<'_>, stream: *mut c_void) -> Result<Self, DriverError> {
+    pub unsafe fn of(
+        current: &CurrentContext<'_>,
+        stream: *mut c_void,
+    ) -> Result<Self, DriverError> {
         if (stream as usize) < 2 {
             return Ok(Self::None);
         }
@@ -67,14 +70,14 @@ const RELAXED: c_int = 2;
 
 /// While this lives, this thread may allocate and synchronise though a stream is being captured, and spoils no capture by it; what it does
 /// is not recorded.
-pub struct Relaxed {
+pub struct RelaxedCapture {
     driver: Arc<Driver>,
     before: c_int,
     /// It is of one thread.
     _thread: PhantomData<*const ()>,
 }
 
-impl Relaxed {
+impl RelaxedCapture {
     /// From now on.
     pub fn begin(driver: &Arc<Driver>) -> Result<Self, DriverError> {
         let mut before = RELAXED;
@@ -83,14 +86,14 @@ impl Relaxed {
     }
 }
 
-impl Drop for Relaxed {
+impl Drop for RelaxedCapture {
     fn drop(&mut self) {
         // It cannot fail where it has not failed before.
         let _ = call!(&*self.driver, cuThreadExchangeStreamCaptureMode(&mut self.before));
     }
 }
 
-impl Stream {
+impl CudaStream {
     /// A new stream of `device`, which does not synchronise with the default stream.
     pub fn new(device: &Arc<Device>) -> Result<Self, DriverError> {
         let mut handle = ptr::null_mut();
@@ -127,7 +130,7 @@ impl Stream {
     ///
     /// # Panics
     /// If the buffer is shorter.
-    pub fn write(&self, to: &Buffer, data: &[u8]) -> Result<(), DriverError> {
+    pub fn write(&self, to: &DeviceBuffer, data: &[u8]) -> Result<(), DriverError> {
         assert!(data.len() <= to.bytes(), "{} bytes into a buffer of {}", data.len(), to.bytes());
         let (from, bytes) = (data.as_ptr().cast(), data.len());
         call!(&self.device.current()?, cuMemcpyHtoDAsync_v2(to.address(), from, bytes, self.handle))
@@ -137,7 +140,7 @@ impl Stream {
     ///
     /// # Panics
     /// If the buffer is shorter.
-    pub fn read(&self, from: &Buffer, bytes: usize) -> Result<Vec<u8>, DriverError> {
+    pub fn read(&self, from: &DeviceBuffer, bytes: usize) -> Result<Vec<u8>, DriverError> {
         assert!(bytes <= from.bytes(), "{bytes} bytes of a buffer of {}", from.bytes());
         let mut data = vec![0u8; bytes];
         let to = data.as_mut_ptr().cast();
@@ -159,7 +162,7 @@ impl Stream {
     ///
     /// # Panics
     /// If the buffer is shorter.
-    pub fn fill(&self, to: &Buffer, value: u8, bytes: usize) -> Result<(), DriverError> {
+    pub fn fill(&self, to: &DeviceBuffer, value: u8, bytes: usize) -> Result<(), DriverError> {
         assert!(bytes <= to.bytes(), "{bytes} bytes of a buffer of {}", to.bytes());
         call!(&self.device.current()?, cuMemsetD8Async(to.address(), value, bytes, self.handle))
     }
@@ -203,15 +206,15 @@ impl Stream {
     }
 
     /// What is queued later in this stream waits for the last record of `event`, here or in another stream or process.
-    pub fn wait(&self, event: &Event) -> Result<(), DriverError> {
+    pub fn wait(&self, event: &CudaEvent) -> Result<(), DriverError> {
         call!(&self.device.current()?, cuStreamWaitEvent(self.handle, event.handle, 0))
     }
 
     /// Whether the stream is being captured. The legacy default stream is not, and asking for it spoils captures of others: so it is
     /// not asked for.
-    pub fn capture(&self) -> Result<Capture, DriverError> {
+    pub fn capture(&self) -> Result<CaptureStatus, DriverError> {
         // SAFETY: whoever made or wrapped the stream keeps it alive.
-        unsafe { Capture::of(&self.device.current()?, self.handle) }
+        unsafe { CaptureStatus::of(&self.device.current()?, self.handle) }
     }
 
     /// From here to [`end_capture`](Self::end_capture) everything queued is recorded; other threads may do what they like.
@@ -220,18 +223,18 @@ impl Stream {
     }
 
     /// What was recorded, ready to be replayed.
-    pub fn end_capture(&self) -> Result<Graph, DriverError> {
+    pub fn end_capture(&self) -> Result<CudaGraph, DriverError> {
         let driver = self.device.current()?;
         let (mut recorded, mut handle) = (ptr::null_mut(), ptr::null_mut());
         call!(&driver, cuStreamEndCapture(self.handle, &mut recorded))?;
         let made = call!(&driver, cuGraphInstantiateWithFlags(&mut handle, recorded, 0));
         // Instantiation has copied it; what cannot be destroyed stays.
         let _ = call!(&driver, cuGraphDestroy(recorded));
-        made.map(|()| Graph { device: self.device.clone(), handle })
+        made.map(|()| CudaGraph { device: self.device.clone(), handle })
     }
 }
 
-impl Drop for Stream {
+impl Drop for CudaStream {
     fn drop(&mut self) {
         if self.owned {
             // A failure here is one of earlier work, which the stream has reported.
@@ -242,43 +245,43 @@ impl Drop for Stream {
 }
 
 /// What a capture recorded. It does not own the memory that its operations use.
-pub struct Graph {
+pub struct CudaGraph {
     device: Arc<Device>,
     handle: Handle,
 }
 
-impl Graph {
+impl CudaGraph {
     /// Queues everything that was recorded.
     ///
     /// # Safety
     /// The memory that the operations use stays until the stream is through, and no other work uses it meanwhile.
-    pub unsafe fn launch(&self, stream: &Stream) -> Result<(), DriverError> {
+    pub unsafe fn launch(&self, stream: &CudaStream) -> Result<(), DriverError> {
         call!(&self.device.current()?, cuGraphLaunch(self.handle, stream.handle))
     }
 }
 
-impl Drop for Graph {
+impl Drop for CudaGraph {
     fn drop(&mut self) {
-        // As for Stream.
+        // As for CudaStream.
         let _ = self.device.current().map(|driver| call!(&driver, cuGraphExecDestroy(self.handle)));
     }
 }
 
 /// A point in a stream.
-pub struct Event {
+pub struct CudaEvent {
     device: Arc<Device>,
     handle: Handle,
 }
 
 // SAFETY: the driver locks its events; any thread may use any of them.
-unsafe impl Send for Event {}
+unsafe impl Send for CudaEvent {}
 // SAFETY: as above.
-unsafe impl Sync for Event {}
+unsafe impl Sync for CudaEvent {}
 
 const DISABLE_TIMING: c_uint = 2;
 const INTERPROCESS: c_uint = 4;
 
-impl Event {
+impl CudaEvent {
     /// One that takes no time.
     pub fn new(device: &Arc<Device>) -> Result<Self, DriverError> {
         Self::with(device, DISABLE_TIMING)
@@ -309,7 +312,7 @@ impl Event {
     }
 
     /// Puts the event behind everything queued in `stream` so far.
-    pub fn record(&self, stream: &Stream) -> Result<(), DriverError> {
+    pub fn record(&self, stream: &CudaStream) -> Result<(), DriverError> {
         call!(&self.device.current()?, cuEventRecord(self.handle, stream.handle))
     }
 
@@ -334,9 +337,9 @@ impl Event {
     }
 }
 
-impl Drop for Event {
+impl Drop for CudaEvent {
     fn drop(&mut self) {
-        // As for Stream.
+        // As for CudaStream.
         let _ = self.device.current().map(|driver| call!(&driver, cuEventDestroy_v2(self.handle)));
     }
 }

@@ -1,12 +1,12 @@
 //! The access to the driver, on the simulated GPU: what is missing is said, contexts and streams of the user are left as they were, and
 //! everything that is made is of use and goes away.
 
-use maypole_cuda::driver::{Buffer, Device, Driver, DriverError, Module, Stream};
+use maypole_cuda::driver::{CudaStream, Device, DeviceBuffer, Driver, DriverError, KernelModule};
 use maypole_cuda::ipc::{
     EventHandle, Imported, MemoryHandle, export_buffer, export_event, open_event,
 };
-use maypole_cuda::memory::{Pinned, Place, Registered, place};
-use maypole_cuda::stream::{Capture, Event};
+use maypole_cuda::memory::{AddressKind, PinnedBuffer, RegisteredMemory, address_kind};
+use maypole_cuda::stream::{CaptureStatus, CudaEvent};
 use std::env;
 use std::ffi::{CStr, CString, c_void};
 use std::path::{Path, PathBuf};
@@ -100,18 +100,18 @@ struct Probe {
     value: u64,
 }
 
-fn kernels(device: &Arc<Device>) -> Module {
+fn kernels(device: &Arc<Device>) -> KernelModule {
     // SAFETY: for PTX the simulated driver loads the kernels beside it.
-    unsafe { Module::load(device, b".version 7.0") }.expect("kernels")
+    unsafe { KernelModule::load(device, b".version 7.0") }.expect("kernels")
 }
 
-fn launch(module: &Module, kernel: &CStr, stream: &Stream, probe: Probe) {
+fn launch(module: &KernelModule, kernel: &CStr, stream: &CudaStream, probe: Probe) {
     // SAFETY: the kernels take a Probe; the tests keep its memory until they have synchronised.
     unsafe { module.kernel(kernel).expect("a kernel").launch(1, 32, stream, &probe) }
         .expect("to launch");
 }
 
-fn word(stream: &Stream, buffer: &Buffer) -> u64 {
+fn word(stream: &CudaStream, buffer: &DeviceBuffer) -> u64 {
     u64::from_le_bytes(stream.read(buffer, 8).expect("to read").try_into().expect("8 bytes"))
 }
 
@@ -133,8 +133,8 @@ fn a_missing_function_is_named_and_the_rest_works() {
     let older = Driver::open(&library).expect("an older driver");
     let device = device(&older, 0);
     assert_ne!(device.uuid().expect("the older function"), [0; 16]);
-    let stream = Stream::new(&device).expect("a stream");
-    let buffer = Buffer::new(&device, 8).expect("memory");
+    let stream = CudaStream::new(&device).expect("a stream");
+    let buffer = DeviceBuffer::new(&device, 8).expect("memory");
     // SAFETY: eight bytes of device memory.
     let error = unsafe { stream.write_value(buffer.address(), 1) }.expect_err("it is not there");
     let DriverError::NoFunction { function, since, version } = error else { panic!("{error}") };
@@ -163,8 +163,8 @@ fn devices_describe_themselves() {
     let (free, total) = first.memory().expect("memory");
     assert!(free <= total && total > 0);
     assert!(first.can_access(&second).expect("an answer"));
-    first.access(&second).expect("access");
-    first.access(&second).expect("twice is no error");
+    first.enable_access(&second).expect("access");
+    first.enable_access(&second).expect("twice is no error");
 }
 
 #[test]
@@ -174,9 +174,9 @@ fn the_users_context_stays_current() {
     let current = || Device::current_ordinal(&driver).expect("an answer");
     for user in [None, Some(0), Some(1)] {
         set_current(user);
-        let buffers = [&first, &second].map(|device| Buffer::new(device, 8).expect("memory"));
+        let buffers = [&first, &second].map(|device| DeviceBuffer::new(device, 8).expect("memory"));
         assert_eq!(current(), user);
-        let streams = [&first, &second].map(|device| Stream::new(device).expect("a stream"));
+        let streams = [&first, &second].map(|device| CudaStream::new(device).expect("a stream"));
         for (stream, buffer) in streams.iter().zip(&buffers) {
             stream.write(buffer, &7u64.to_le_bytes()).expect("to write");
             assert_eq!(word(stream, buffer), 7);
@@ -188,7 +188,11 @@ fn the_users_context_stays_current() {
         let at = buffers[1].address();
         drop((buffers, streams));
         assert_eq!(current(), user);
-        assert_eq!(place(&driver, at).expect("an answer"), Place::Pageable, "it is freed");
+        assert_eq!(
+            address_kind(&driver, at).expect("an answer"),
+            AddressKind::Pageable,
+            "it is freed"
+        );
     }
     set_current(None);
 }
@@ -199,7 +203,8 @@ fn a_launch_is_two_calls_where_the_context_is_current() {
     let device = device(&driver, 0);
     let module = kernels(&device);
     let kernel = module.kernel(c"add").expect("a kernel");
-    let (stream, buffer) = (Stream::new(&device).expect("a stream"), Buffer::new(&device, 8));
+    let (stream, buffer) =
+        (CudaStream::new(&device).expect("a stream"), DeviceBuffer::new(&device, 8));
     let buffer = buffer.expect("memory");
     stream.fill(&buffer, 0, 8).expect("to fill");
     let probe = Probe { from: buffer.address(), to: buffer.address(), value: 5 };
@@ -215,14 +220,14 @@ fn a_launch_is_two_calls_where_the_context_is_current() {
 fn streams_of_the_user_are_not_destroyed() {
     let (driver, _alone) = driver();
     let device = device(&driver, 0);
-    let users = Stream::new(&device).expect("a stream");
-    let buffer = Buffer::new(&device, 8).expect("memory");
+    let users = CudaStream::new(&device).expect("a stream");
+    let buffer = DeviceBuffer::new(&device, 8).expect("memory");
     let destroyed = calls(Some(c"cuStreamDestroy_v2"), || {
         let defaults = [0, 1, 2].map(ptr::without_provenance_mut);
         for handle in defaults.into_iter().chain([users.handle()]) {
             // SAFETY: the user's stream lives on, the others always do.
-            let stream = unsafe { Stream::foreign(&device, handle) };
-            assert_eq!(stream.capture().expect("an answer"), Capture::None);
+            let stream = unsafe { CudaStream::foreign(&device, handle) };
+            assert_eq!(stream.capture().expect("an answer"), CaptureStatus::None);
             stream.write(&buffer, &(handle as u64 + 3).to_le_bytes()).expect("to write");
             assert_eq!(word(&stream, &buffer), handle as u64 + 3);
         }
@@ -237,25 +242,31 @@ fn pinned_memory_is_reached_from_both_sides() {
     let (driver, _alone) = driver();
     let device = device(&driver, 0);
     let module = kernels(&device);
-    let stream = Stream::new(&device).expect("a stream");
-    let pinned = Pinned::new(&device, 64).expect("pinned memory");
-    assert_eq!(place(&driver, pinned.address() + 63).expect("an answer"), Place::Pinned);
+    let stream = CudaStream::new(&device).expect("a stream");
+    let pinned = PinnedBuffer::new(&device, 64).expect("pinned memory");
+    assert_eq!(
+        address_kind(&driver, pinned.address() + 63).expect("an answer"),
+        AddressKind::Pinned
+    );
     let mut own = vec![0u64; 8];
     let at = own.as_mut_ptr().cast();
     // SAFETY: `own` outlives the registration.
-    let registered = unsafe { Registered::new(&device, at, 64) }.expect("to register");
+    let registered = unsafe { RegisteredMemory::new(&device, at, 64) }.expect("to register");
     // SAFETY: aligned by the driver, and nobody but atomics and the kernel touch it.
     let flag = unsafe { pinned.host().cast::<AtomicU64>().as_ref() };
     let probe = Probe { from: pinned.address(), to: registered.address(), value: 1 };
     launch(&module, c"await", &stream, probe);
-    let event = Event::new(&device).expect("an event");
+    let event = CudaEvent::new(&device).expect("an event");
     event.record(&stream).expect("to record");
     assert!(!event.is_passed().expect("an answer") && !stream.is_idle().expect("an answer"));
     flag.store(1, Ordering::Release);
     event.synchronize().expect("the kernel has seen it");
     drop(registered);
     assert_eq!(own[0], 1);
-    assert_eq!(place(&driver, own.as_ptr() as u64).expect("an answer"), Place::Pageable);
+    assert_eq!(
+        address_kind(&driver, own.as_ptr() as u64).expect("an answer"),
+        AddressKind::Pageable
+    );
 }
 
 unsafe extern "C" fn count(counter: *mut c_void) {
@@ -267,9 +278,9 @@ unsafe extern "C" fn count(counter: *mut c_void) {
 fn streams_wait_for_events_values_and_host_functions() {
     let (driver, _alone) = driver();
     let device = device(&driver, 0);
-    let [a, b] = [0; 2].map(|_| Stream::new(&device).expect("a stream"));
-    let (buffer, counter) = (Buffer::new(&device, 8).expect("memory"), AtomicU64::new(0));
-    let [start, end] = [0; 2].map(|_| Event::timed(&device).expect("an event"));
+    let [a, b] = [0; 2].map(|_| CudaStream::new(&device).expect("a stream"));
+    let (buffer, counter) = (DeviceBuffer::new(&device, 8).expect("memory"), AtomicU64::new(0));
+    let [start, end] = [0; 2].map(|_| CudaEvent::timed(&device).expect("an event"));
     a.fill(&buffer, 0, 8).expect("to fill");
     a.synchronize().expect("to fill");
     start.record(&a).expect("to record");
@@ -292,12 +303,12 @@ fn captures_are_seen_and_replayed() {
     let (driver, _alone) = driver();
     let device = device(&driver, 0);
     let module = kernels(&device);
-    let stream = Stream::new(&device).expect("a stream");
-    let buffer = Buffer::new(&device, 8).expect("memory");
+    let stream = CudaStream::new(&device).expect("a stream");
+    let buffer = DeviceBuffer::new(&device, 8).expect("memory");
     stream.fill(&buffer, 0, 8).expect("to fill");
     stream.synchronize().expect("to fill");
     stream.begin_capture().expect("to begin");
-    assert!(matches!(stream.capture().expect("an answer"), Capture::Active(_)));
+    assert!(matches!(stream.capture().expect("an answer"), CaptureStatus::Active(_)));
     let probe = Probe { from: buffer.address(), to: buffer.address(), value: 2 };
     launch(&module, c"add", &stream, probe);
     let graph = stream.end_capture().expect("to end");
@@ -308,7 +319,7 @@ fn captures_are_seen_and_replayed() {
     assert_eq!(word(&stream, &buffer), 10);
     stream.begin_capture().expect("to begin");
     assert_eq!(stream.synchronize().expect_err("not while capturing").code(), Some(900));
-    assert_eq!(stream.capture().expect("an answer"), Capture::Invalidated);
+    assert_eq!(stream.capture().expect("an answer"), CaptureStatus::Invalidated);
     assert_eq!(stream.end_capture().err().and_then(|error| error.code()), Some(901));
     stream.synchronize().expect("the capture is over");
 }
@@ -317,10 +328,10 @@ fn captures_are_seen_and_replayed() {
 fn memory_moves_between_devices() {
     let (driver, _alone) = driver();
     let [first, second] = [0, 1].map(|ordinal| device(&driver, ordinal));
-    let [a, b] = [&first, &second].map(|device| Buffer::new(device, 100).expect("memory"));
-    let expected = Place::Device { ordinal: 1, start: b.address(), bytes: 100 };
-    assert_eq!(place(&driver, b.address() + 99).expect("an answer"), expected);
-    let stream = Stream::new(&first).expect("a stream");
+    let [a, b] = [&first, &second].map(|device| DeviceBuffer::new(device, 100).expect("memory"));
+    let expected = AddressKind::Device { ordinal: 1, start: b.address(), bytes: 100 };
+    assert_eq!(address_kind(&driver, b.address() + 99).expect("an answer"), expected);
+    let stream = CudaStream::new(&first).expect("a stream");
     stream.write(&a, &[9; 100]).expect("to write");
     // SAFETY: both hold 100 bytes and live until the read is done.
     unsafe { stream.copy(b.address(), a.address(), 100) }.expect("to copy");
@@ -342,12 +353,12 @@ fn child_of_the_next_test() {
     let memory = MemoryHandle { bytes: memory.try_into().expect("64 bytes"), offset };
     let (driver, _alone) = driver();
     let device = device(&driver, 0);
-    let stream = Stream::new(&device).expect("a stream");
+    let stream = CudaStream::new(&device).expect("a stream");
     let imported = Imported::open(&device, &memory).expect("memory of the parent");
     let event = EventHandle { bytes: event.try_into().expect("64 bytes") };
     let event = open_event(&device, &event).expect("an event of the parent");
     stream.wait(&event).expect("to wait");
-    let mine = Buffer::new(&device, 8).expect("memory");
+    let mine = DeviceBuffer::new(&device, 8).expect("memory");
     // SAFETY: the parent keeps its eight bytes until this process ends.
     unsafe { stream.copy(mine.address(), imported.address(), 8) }.expect("to copy");
     let seen = word(&stream, &mine);
@@ -361,9 +372,9 @@ fn child_of_the_next_test() {
 fn memory_and_events_cross_processes() {
     let (driver, _alone) = driver();
     let device = device(&driver, 0);
-    let stream = Stream::new(&device).expect("a stream");
-    let buffer = Buffer::new(&device, 8).expect("memory");
-    let event = Event::shared(&device).expect("an event");
+    let stream = CudaStream::new(&device).expect("a stream");
+    let buffer = DeviceBuffer::new(&device, 8).expect("memory");
+    let event = CudaEvent::shared(&device).expect("an event");
     stream.write(&buffer, &41u64.to_le_bytes()).expect("to write");
     event.record(&stream).expect("to record");
     let memory = export_buffer(&buffer).expect("a handle");

@@ -9,7 +9,7 @@ use std::ffi::{c_int, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use maypole::ResultCode;
-use maypole::device::CudaStream;
+use maypole::device::CudaStreamHandle;
 use maypole::internal::sync::{AtomicUsize, Ordering};
 use maypole::stream::{PerProcess, Stream};
 
@@ -35,7 +35,7 @@ pub(crate) enum CallStream {
     /// A host stream.
     Host(Stream),
     /// A stream of a CUDA device.
-    Cuda(CudaStream),
+    Cuda(CudaStreamHandle),
 }
 
 /// The host streams of this process by number. A child made by fork begins with none.
@@ -95,7 +95,7 @@ pub(crate) fn forget_host_stream(handle: StreamHandle) {
 
 /// A stream of CUDA. Only values that cannot be one are refused: nothing is read through a pointer
 /// that may not be an address.
-fn cuda_stream(handle: StreamHandle, device: c_int) -> Result<CudaStream, ResultCode> {
+fn cuda_stream(handle: StreamHandle, device: c_int) -> Result<CudaStreamHandle, ResultCode> {
     let value = handle.addr();
     if value > PER_THREAD {
         if has_low_bits(handle) {
@@ -108,7 +108,7 @@ fn cuda_stream(handle: StreamHandle, device: c_int) -> Result<CudaStream, Result
             return Err(invalid_argument(&format!("{value:#x} is not a stream")));
         }
     }
-    Ok(CudaStream(handle))
+    Ok(CudaStreamHandle(handle))
 }
 
 fn has_low_bits(handle: StreamHandle) -> bool {

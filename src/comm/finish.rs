@@ -18,7 +18,7 @@ impl Communicator {
             if let Some(error) = self.async_error() {
                 return Err(error);
             }
-            rank.signals.ask_device()?;
+            rank.signals.query_device()?;
             // Nobody wakes this thread.
             std::thread::sleep(pause);
             pause = (2 * pause).min(Duration::from_millis(5));

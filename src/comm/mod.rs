@@ -10,6 +10,7 @@ mod register;
 mod run;
 mod setup;
 mod split;
+mod stream_calls;
 mod transfer;
 mod vector;
 mod window;
@@ -29,8 +30,8 @@ use crate::bootstrap::{
 use crate::call::{Call, Task};
 use crate::config::{self, BitsSetting, Config};
 use crate::control::{ControlPlane, ControlShared, PeerInfo, Report};
-use crate::device::inbox::LL_BYTES;
-use crate::device::rank::DeviceRank;
+use crate::device::memory::inbox_layout::LL_BYTES;
+use crate::device::queue::device_rank::DeviceRank;
 use crate::engine::compiled::LlStaging;
 use crate::engine::scratch::ScratchMemory;
 use crate::error::Error;
@@ -45,6 +46,7 @@ use rank_info::{Host, RankInfo};
 use setup::{Introduced, introduce, isa, layout};
 
 pub use builder::Builder;
+pub use stream_calls::{DeviceCall, StreamCalls, launch_calls};
 
 #[cfg(test)]
 mod tests;
@@ -225,7 +227,7 @@ impl Communicator {
         let watch = ControlPlane::start(joined.control, &endpoint, key, ranks, config)?;
         if let Some(device) = &mut device {
             watch.attach_device(&device.signals);
-            device.tile = terms.slot_bytes;
+            device.tile_bytes = terms.slot_bytes;
         }
         let enrolled = options.abort.as_ref().map(|signal| signal.register(watch.shared()));
         let abort = AbortHandle { shared: watch.shared(), _endpoint: Arc::clone(&endpoint) };
@@ -236,7 +238,7 @@ impl Communicator {
         let spin_policy = SpinPolicy::new(on_host, cores, config.spin);
         if let Some(device) = device.as_mut().filter(|_| apart) {
             let meet = on_device::meet(endpoint.clone(), addresses.clone(), faults.clone());
-            device.carry(Proxy::new(Setup {
+            device.set_proxy(Proxy::new(Setup {
                 endpoint: endpoint.clone(),
                 layout,
                 spin_policy,
@@ -311,8 +313,8 @@ impl Communicator {
             releasable: self.scratch.held(),
             lasting: self.endpoint.resident_bytes()
                 + size_of::<LlStaging>()
-                + self.device.as_ref().map_or(0, |rank| rank.pinned()),
-            device: self.device.as_ref().map_or(0, |rank| rank.held()),
+                + self.device.as_ref().map_or(0, |rank| rank.pinned_bytes()),
+            device: self.device.as_ref().map_or(0, |rank| rank.device_bytes()),
         }
     }
 

@@ -13,21 +13,21 @@ use maypole_transport::inbox::InboxLayout;
 use super::Communicator;
 use super::rank_info::RankInfo;
 use super::run::check_in_place;
+use super::stream_calls::DeviceCall;
+use super::stream_calls::batch::{BatchMember, LaunchBatch, launch_batches};
 use super::vector::VectorRun;
 use crate::call::{Call, Task, VectorCall};
 use crate::call_signature::CallSignature;
 use crate::config::Config;
 use crate::control::ControlShared;
-use crate::device::Queued;
-use crate::device::gpu::Gpu;
-use crate::device::group;
-use crate::device::inbox::Shape;
-use crate::device::issue::{Batch, Member, issue};
-use crate::device::order::Where;
-use crate::device::program::{DevicePlan, Operands, parameter};
-use crate::device::rank::DeviceRank;
-use crate::device::signals::Signals;
+use crate::device::memory::inbox_layout::DeviceInboxLayout;
+use crate::device::memory::signals::DeviceSignals;
+use crate::device::queue::device_rank::DeviceRank;
+use crate::device::queue::work::WorkOperands;
+use crate::device::queue::work_order::StreamPosition;
+use crate::device::setup::gpu::Gpu;
 use crate::error::Error;
+use crate::plan::device::{DevicePlan, parameter};
 use crate::plan::{PlanBody, PlanKey};
 use crate::proxy::Meet;
 use crate::{channels::FIRST_OF_SCHEDULES, transfer::Transfer};
@@ -76,7 +76,7 @@ pub(super) fn terms(
     if cards.iter().all(|card| card.device.is_none()) {
         return Terms { slot_bytes, depth, lines, channels: None };
     }
-    let shape = Shape::new(config, nranks);
+    let shape = DeviceInboxLayout::new(config, nranks);
     let channels = Some(shape.channels - FIRST_OF_SCHEDULES);
     if apart {
         let (slot_bytes, depth) = (slot_bytes.min(shape.slot_bytes), depth.min(shape.depth));
@@ -109,7 +109,7 @@ pub(super) fn meet(
 }
 
 /// How the proxy learns whether works are queued.
-pub(super) fn queued(signals: &Arc<Signals>) -> Box<dyn Fn() -> bool + Send + Sync> {
+pub(super) fn queued(signals: &Arc<DeviceSignals>) -> Box<dyn Fn() -> bool + Send + Sync> {
     let signals = signals.clone();
     Box::new(move || !signals.is_idle())
 }
@@ -131,12 +131,12 @@ impl Communicator {
 
     /// Blocks that a call may have.
     pub(crate) fn device_blocks(&self) -> u32 {
-        self.device.as_ref().map_or(1, |rank| rank.blocks)
+        self.device.as_ref().map_or(1, |rank| rank.most_blocks)
     }
 
     /// Whether all blocks of a launch must be resident together.
-    pub(crate) fn launches_together(&self) -> bool {
-        self.device.as_ref().is_some_and(|rank| rank.together)
+    pub(crate) fn launches_cooperatively(&self) -> bool {
+        self.device.as_ref().is_some_and(|rank| rank.cooperative)
     }
 
     /// So many works more were launched.
@@ -151,7 +151,11 @@ impl Communicator {
     }
 
     /// What is queued at `at` from here on begins after all works so far.
-    pub(crate) unsafe fn follow(&mut self, gpu: &Gpu, at: Where) -> Result<(), DriverError> {
+    pub(crate) unsafe fn follow(
+        &mut self,
+        gpu: &Gpu,
+        at: StreamPosition,
+    ) -> Result<(), DriverError> {
         match &mut self.device {
             // SAFETY: the caller's promise.
             Some(rank) => unsafe { rank.order.follow(gpu, &rank.signals, at) },
@@ -162,11 +166,11 @@ impl Communicator {
     /// Adds a call to `batch`: what it takes is planned, and it counts as made.
     ///
     /// # Safety
-    /// As for [`launch`](crate::device::launch).
+    /// As for [`launch_calls`](crate::launch_calls).
     pub(crate) unsafe fn queue(
         &mut self,
-        queued: &Queued<'_>,
-        batch: &mut Batch,
+        queued: &DeviceCall<'_>,
+        batch: &mut LaunchBatch,
     ) -> Result<(), Error> {
         self.watch.check_fork()?;
         self.running()?;
@@ -178,7 +182,7 @@ impl Communicator {
             });
         }
         match queued {
-            Queued::Collective(call) => {
+            DeviceCall::Collective(call) => {
                 let key = PlanKey::new(call);
                 let number = match self.plans.find(&key) {
                     Some(number) => Some(number),
@@ -187,12 +191,12 @@ impl Communicator {
                 // SAFETY: the caller's promise.
                 unsafe { self.queue_planned(number, call, batch) }
             }
-            Queued::Among(call, algorithms) => {
+            DeviceCall::Among(call, algorithms) => {
                 let number = self.number_among(call, algorithms)?;
                 // SAFETY: the caller's promise.
                 unsafe { self.queue_planned(number, call, batch) }
             }
-            Queued::Vector(call) => match self.plan_vector(call)? {
+            DeviceCall::Vector(call) => match self.plan_vector(call)? {
                 // SAFETY: the caller's promise.
                 VectorRun::Planned(number, call) => unsafe {
                     self.queue_planned(Some(number), &call, batch)
@@ -201,7 +205,7 @@ impl Communicator {
                 VectorRun::Pairs => unsafe { self.queue_pairs(call, batch) },
                 VectorRun::Nothing => Ok(()),
             },
-            Queued::Transfers(transfers) => {
+            DeviceCall::Transfers(transfers) => {
                 let (transfers, own) = self.sorted(transfers)?;
                 for (from, to, bytes) in own {
                     batch.copy(to as u64, from as u64, bytes);
@@ -209,7 +213,7 @@ impl Communicator {
                 // SAFETY: the caller's promise. Transfers are no calls of all ranks.
                 unsafe { self.queue_transfers(&transfers, 0, 0, batch) }.map_err(|e| self.fail(e))
             }
-            Queued::Barrier => {
+            DeviceCall::Barrier => {
                 let number = self.number_of_barrier()?;
                 let call = self.barrier_call(std::ptr::null(), std::ptr::null_mut());
                 // SAFETY: the caller's promise; the barrier has memory of its own.
@@ -223,7 +227,7 @@ impl Communicator {
         &mut self,
         number: Option<usize>,
         call: &Call,
-        batch: &mut Batch,
+        batch: &mut LaunchBatch,
     ) -> Result<(), Error> {
         let Some(number) = number else { return Ok(()) };
         let signature = self.plans.get(number).signature;
@@ -241,7 +245,7 @@ impl Communicator {
         &mut self,
         number: usize,
         call: &Call,
-        batch: &mut Batch,
+        batch: &mut LaunchBatch,
     ) -> Result<(), Error> {
         let Self { plans, device: Some(rank), watch, config, nranks, .. } = self else {
             return Err(no_device());
@@ -262,10 +266,10 @@ impl Communicator {
             PlanBody::Device(DevicePlan::Run(program)) => {
                 let reduction = Task::from(call).reduction();
                 let parameter = parameter(call.dtype, reduction, *nranks);
-                let operands = Operands { send, recv, parameter, history: watch.history() };
+                let operands = WorkOperands { send, recv, parameter, history: watch.history() };
                 let number = batch.number(rank.signals.launched());
                 // SAFETY: the caller's promise.
-                let work = unsafe { program.work(rank, operands, batch.at, number)? };
+                let work = unsafe { rank.work(program, operands, batch.at, number)? };
                 batch.work(work, program.lanes);
             }
             PlanBody::Compiled(_) | PlanBody::Interpreted(_) => return Err(no_device()),
@@ -277,7 +281,7 @@ impl Communicator {
     unsafe fn queue_pairs(
         &mut self,
         call: &VectorCall<'_>,
-        batch: &mut Batch,
+        batch: &mut LaunchBatch,
     ) -> Result<(), Error> {
         let signature = CallSignature::of_unknown_lengths(call.collective, call.dtype);
         let (hash, history) = (signature.extend(0) as u32, self.watch.history());
@@ -301,7 +305,7 @@ impl Communicator {
         transfers: &[Transfer],
         call: u32,
         history: u32,
-        batch: &mut Batch,
+        batch: &mut LaunchBatch,
     ) -> Result<(), Error> {
         let check = self.config.check_pointers;
         let Some(rank) = &mut self.device else { return Err(no_device()) };
@@ -317,13 +321,13 @@ impl Communicator {
         if transfers.is_empty() {
             return Ok(());
         }
-        let kept = group::take(rank, transfers, call)?;
-        let operands = Operands { send: 0, recv: 0, parameter: (0, false), history };
+        let kept = rank.take_group_program(transfers, call)?;
+        let operands = WorkOperands { send: 0, recv: 0, parameter: (0, false), history };
         let number = batch.number(rank.signals.launched());
         // SAFETY: the caller's promise.
-        let work = unsafe { kept.program.work(rank, operands, batch.at, number) };
+        let work = unsafe { rank.work(&kept.program, operands, batch.at, number) };
         let lanes = kept.program.lanes;
-        group::keep(rank, kept);
+        rank.keep_group_program(kept);
         batch.work(work?, lanes);
         Ok(())
     }
@@ -348,7 +352,7 @@ impl Communicator {
         &mut self,
         transfers: &[Transfer],
     ) -> Result<(), Error> {
-        let queued = Queued::Transfers(transfers);
+        let queued = DeviceCall::Transfers(transfers);
         // SAFETY: the caller's promise.
         unsafe { self.wait_for(|comm, batch| comm.queue(&queued, batch)) }
     }
@@ -356,19 +360,19 @@ impl Communicator {
     /// Queues on the communicator's own stream, behind what is on the default stream so far, and waits.
     unsafe fn wait_for(
         &mut self,
-        queue: impl FnOnce(&mut Self, &mut Batch) -> Result<(), Error>,
+        queue: impl FnOnce(&mut Self, &mut LaunchBatch) -> Result<(), Error>,
     ) -> Result<(), Error> {
         self.running()?;
         let Some(gpu) = self.gpu() else { return Err(no_device()) };
         let current = gpu.device.current().map_err(|error| self.fail(error.into()))?;
         let stream = self.device.as_ref().map_or(0, |rank| rank.stream.handle() as usize);
-        let at = Where { stream, capture: None };
-        let mut batch = Batch::new(at);
+        let at = StreamPosition { stream, capture: None };
+        let mut batch = LaunchBatch::new(at);
         queue(self, &mut batch)?;
         let follow = |rank: &DeviceRank| rank.follow_default_stream();
         self.on_rank(follow)?;
         // SAFETY: the caller's promise; the stream lives as long as the communicator.
-        unsafe { issue(&current, &gpu, at, &mut [Member::new(self, batch)])? };
+        unsafe { launch_batches(&current, &gpu, at, &mut [BatchMember::new(self, batch)])? };
         self.on_rank(|rank| rank.stream.synchronize())?;
         self.running()
     }
@@ -388,7 +392,7 @@ impl Communicator {
             return Err(error.clone());
         }
         let Some(rank) = &self.device else { return Ok(()) };
-        if let Some(trouble) = rank.signals.trouble() {
+        if let Some(trouble) = rank.signals.kernel_error() {
             return Err(self.fail(trouble));
         }
         if rank.signals.is_aborted() {

@@ -1,6 +1,6 @@
 //! A rank's card: what all ranks need to know of it at init.
 
-use crate::device::card::DeviceCard;
+use crate::device::setup::device_info::DeviceInfo;
 use crate::process::ProcessIdentity;
 
 /// Where a rank runs.
@@ -30,7 +30,7 @@ pub(super) struct RankInfo {
     /// Settings that must agree.
     pub(super) settings: String,
     /// Of a rank on a CUDA device.
-    pub(super) device: Option<DeviceCard>,
+    pub(super) device: Option<DeviceInfo>,
 }
 
 impl Host {
@@ -100,7 +100,7 @@ impl RankInfo {
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let cores = self.host.cores.to_le_bytes();
         let process = self.process.to_bytes();
-        let device = self.device.as_ref().map_or(Vec::new(), DeviceCard::to_bytes);
+        let device = self.device.as_ref().map_or(Vec::new(), DeviceInfo::to_bytes);
         let fields: [&[u8]; 10] = [
             self.host.name.as_bytes(),
             self.host.identity.as_bytes(),
@@ -149,7 +149,7 @@ impl RankInfo {
         let settings = String::from_utf8(field()?).ok()?;
         let device = match field()? {
             none if none.is_empty() => None,
-            some => Some(DeviceCard::from_bytes(&some)?),
+            some => Some(DeviceInfo::from_bytes(&some)?),
         };
         let host = Host { name, identity, cores, bound };
         bytes.is_empty().then_some(Self { host, process, address, meeting, node, settings, device })
@@ -205,7 +205,7 @@ mod tests {
             meeting: vec![9; 40],
             node: String::new(),
             settings: "NCCL_ALGO=ring".to_owned(),
-            device: DeviceCard::from_bytes(&[5; 28 + 73 + 32].map(|_| 1)),
+            device: DeviceInfo::from_bytes(&[5; 28 + 73 + 32].map(|_| 1)),
         };
         assert!(valid.device.is_some());
         let valid = valid.to_bytes();

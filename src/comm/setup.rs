@@ -11,8 +11,8 @@ use maypole_transport::tcp::TcpConfig;
 use super::rank_info::{Host, RankInfo};
 use crate::bootstrap::{self, Joined, Options, RejoinListener};
 use crate::config::{self, Config, NodeLabels};
-use crate::device::arrive::{Arrival, Other};
-use crate::device::inbox::Reached;
+use crate::device::memory::inbox::PeerInbox;
+use crate::device::setup::rank_setup::{PeerDevice, RankSetup};
 use crate::error::Error;
 use crate::process::ProcessIdentity;
 use crate::reduce::Isa;
@@ -23,7 +23,7 @@ use crate::window;
 const CHANNELS: u16 = window::CHANNEL + 1;
 
 /// What a rank of a device brought, and the inboxes that its kernels reach.
-type Arrived = (Arrival, Vec<Option<Reached>>);
+type Arrived = (RankSetup, Vec<Option<PeerInbox>>);
 
 /// What the ranks know of each other before they make calls.
 pub(super) struct Introduced {
@@ -57,7 +57,7 @@ pub(super) fn introduce(
     let endpoint = Arc::new(endpoint(config, EndpointConfig { rank, nranks, secret, layout })?);
     let meeting = RejoinListener::open()?;
     let arrival =
-        options.device.map(|ordinal| Arrival::new(config, ordinal, nranks)).transpose()?;
+        options.device.map(|ordinal| RankSetup::new(config, ordinal, nranks)).transpose()?;
     let card = RankInfo {
         host: Host::here(),
         node: config.host_id.clone().unwrap_or_default(),
@@ -65,7 +65,7 @@ pub(super) fn introduce(
         address: endpoint.address(),
         meeting: meeting.address(),
         settings: settings(config, layout),
-        device: arrival.as_ref().map(|arrival| arrival.card.clone()),
+        device: arrival.as_ref().map(|arrival| arrival.info.clone()),
     };
     let deadline = Instant::now() + options.timeout;
     let cards = exchange_cards(joined, &card, deadline)?;
@@ -99,23 +99,23 @@ fn reach(
     joined: &mut Joined,
     config: &Config,
     cards: &[RankInfo],
-    arrival: Option<Arrival>,
+    arrival: Option<RankSetup>,
     deadline: Instant,
 ) -> Result<(Option<Arrived>, bool), Error> {
     if cards.iter().all(|card| card.device.is_none()) {
         return Ok((None, false));
     }
     let me = joined.rank as usize;
-    let other = |card: &'_ RankInfo| Other {
-        card: None,
+    let other = |card: &'_ RankInfo| PeerDevice {
+        info: None,
         same_process: card.process == cards[me].process,
         same_host: card.host.same_machine(&cards[me].host),
     };
-    let others: Vec<Other<'_>> =
-        cards.iter().map(|card| Other { card: card.device.as_ref(), ..other(card) }).collect();
+    let others: Vec<PeerDevice<'_>> =
+        cards.iter().map(|card| PeerDevice { info: card.device.as_ref(), ..other(card) }).collect();
     let between_devices = !config.p2p_disable;
     let mut reached = match &arrival {
-        Some(arrival) => arrival.reach(joined.rank, &others, between_devices),
+        Some(arrival) => arrival.open_inboxes(joined.rank, &others, between_devices),
         None => cards.iter().map(|_| None).collect(),
     };
     let mine: Vec<u8> = reached.iter().map(|inbox| u8::from(inbox.is_some())).collect();

@@ -47,7 +47,7 @@ use maypole_transport::error::LinkError;
 use maypole_transport::sync::AtomicU64;
 
 use crate::bootstrap::Abortable;
-use crate::device::signals::Signals;
+use crate::device::memory::signals::DeviceSignals;
 use crate::error::Error;
 use crate::process::{ProcessIdentity, generation};
 use flight_recorder::FlightRecorder;
@@ -113,7 +113,7 @@ pub(crate) struct ControlShared {
     /// One more than the rank to which a connection is being made; 0 if none is.
     connecting: AtomicU64,
     /// The work of a rank on a CUDA device.
-    device: OnceLock<Arc<Signals>>,
+    device: OnceLock<Arc<DeviceSignals>>,
 }
 
 /// The part of [`ControlShared`] that is under a lock.

@@ -18,7 +18,7 @@ use super::{CommunicatorCommand, ControlShared, PeerInfo, VERDICT, VERDICT_TIME,
 use crate::bootstrap::ControlTree;
 use crate::call_signature::CallSignature;
 use crate::config::Config;
-use crate::device::signals::Signals;
+use crate::device::memory::signals::DeviceSignals;
 use crate::error::Error;
 use crate::process::{self, generation};
 
@@ -228,7 +228,7 @@ impl ControlPlane {
 
     /// Connects the communicator with its work on a device: the end of the communicator ends the
     /// work, and a failure of the work ends the communicator.
-    pub(crate) fn attach_device(&self, signals: &Arc<Signals>) {
+    pub(crate) fn attach_device(&self, signals: &Arc<DeviceSignals>) {
         // This is called once.
         let _ = self.shared.device.set(signals.clone());
         if self.shared.final_error().is_some() {

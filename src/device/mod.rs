@@ -1,28 +1,17 @@
-//! Communicators over the memory of CUDA devices.
+//! CUDA devices: what a communicator needs on its device, and functions of devices for programs.
 //!
-//! A communicator is of a device or of the host, as [`Options::device`](crate::bootstrap::Options) says at its init. A call of one of a
-//! device is queued on a stream ([`launch`]) and runs there by the kernel of `maypole_cuda`, which interprets the same proved schedule that
-//! a host communicator walks. Without a driver, libcuda.so.1, all of this is idle: there are no devices.
+//! A communicator uses either a device or host memory, as its options say when it is made
+//! ([`Options::device`](crate::bootstrap::Options)). A call on device memory is queued on a stream
+//! ([`launch_calls`](crate::launch_calls)) and run there by the kernel of `maypole_cuda`, which interprets the
+//! same proved schedule that a communicator of host memory runs. Without a CUDA driver
+//! (libcuda.so.1) there are no devices, and nothing here is used.
+//!
+//! The folders are layers: [`memory`], then [`setup`], then [`queue`].
 
-pub(crate) mod arrive;
-pub(crate) mod card;
-mod detect;
-pub(crate) mod gpu;
-pub(crate) mod group;
-pub(crate) mod inbox;
-pub(crate) mod issue;
-mod join;
-mod memory;
-pub(crate) mod order;
-pub(crate) mod pool;
-pub(crate) mod program;
-mod queue;
-pub(crate) mod rank;
-mod scratch;
-pub(crate) mod signals;
-mod store;
+pub(crate) mod memory;
+pub(crate) mod queue;
+pub(crate) mod setup;
 
-pub use detect::{check, count, current};
-pub use join::join;
-pub use memory::{Allocation, is_known, owner};
-pub use queue::{CudaStream, Part, Queued, launch};
+pub use memory::{DeviceAllocation, device_of, is_reachable};
+pub use queue::{CudaStreamHandle, order_streams};
+pub use setup::{check, count, current};

@@ -3,6 +3,7 @@
 
 pub(crate) mod bind;
 pub(crate) mod compiled;
+pub(crate) mod device;
 pub(crate) mod proofs;
 pub(crate) mod transfers;
 
@@ -14,13 +15,13 @@ use maypole_algorithms::{Collective, DType, Rank, RedOp};
 
 use crate::call::{Call, Extents, Task};
 use crate::call_signature::CallSignature;
-use crate::device::program::DevicePlan;
-use crate::device::rank::DeviceRank;
+use crate::device::queue::device_rank::DeviceRank;
 use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::links::Links;
 use crate::plan::bind::RankProgram;
 use crate::plan::compiled::CompiledPlan;
+use crate::plan::device::DevicePlan;
 use crate::reduce::{FoldKernel, Isa};
 use crate::tune::{AlgorithmFilter, Choice, Protocol};
 

@@ -44,16 +44,16 @@ use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::Channel;
-use maypole_cuda::driver::Stream;
+use maypole_cuda::driver::CudaStream;
 use maypole_cuda::launch::LinkEnd;
 use maypole_transport::endpoint::Endpoint;
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::sync::{AtomicU64, Ordering};
 
-use crate::device::pool::{Memory, Pool};
 use crate::error::Error;
 use crate::process;
 use crate::spin_policy::SpinPolicy;
+use maypole_cuda::pool::{DevicePool, PooledBuffer};
 pub(crate) use meet::Meet;
 use meet::Request;
 use pump::{Pump, Rings};
@@ -151,15 +151,15 @@ impl Proxy {
     ///
     /// # Errors
     /// No pinned memory, no thread.
-    pub(crate) fn add(
+    pub(crate) fn add_link(
         &mut self,
-        pool: &Arc<Pool>,
-        stream: &Stream,
+        pool: &Arc<DevicePool>,
+        stream: &CudaStream,
         peer: Rank,
         channel: Channel,
     ) -> Result<Proxied, Error> {
         let shape = self.shape;
-        let memory = Arc::new(pool.pinned(shape.bytes())?);
+        let memory = Arc::new(pool.pinned_memory(shape.bytes())?);
         let (host, address) = (memory.host().as_ptr(), memory.address());
         let [sending, receiving] = self.positions.take(pool, stream)?;
         // SAFETY: the pool gave that many bytes, zeros by now, which live as long as `memory`, for this link alone.
@@ -236,7 +236,7 @@ impl Proxy {
     }
 
     /// Bytes of pinned memory.
-    pub(crate) fn pinned(&self) -> usize {
+    pub(crate) fn pinned_bytes(&self) -> usize {
         self.pinned
     }
 
@@ -286,7 +286,7 @@ impl Drop for Proxy {
 /// with every message, which over the bus would cost more than the message.
 #[derive(Default)]
 struct Positions {
-    blocks: Vec<Memory>,
+    blocks: Vec<PooledBuffer>,
     /// Words of the last block that are taken.
     taken: usize,
 }
@@ -295,9 +295,9 @@ impl Positions {
     const WORDS: usize = 512;
 
     /// Two of them.
-    fn take(&mut self, pool: &Arc<Pool>, stream: &Stream) -> Result<[u64; 2], Error> {
+    fn take(&mut self, pool: &Arc<DevicePool>, stream: &CudaStream) -> Result<[u64; 2], Error> {
         if self.blocks.is_empty() || self.taken == Self::WORDS {
-            let block = pool.memory(Self::WORDS * size_of::<u64>())?;
+            let block = pool.device_memory(Self::WORDS * size_of::<u64>())?;
             stream.write(&block, &[0; Self::WORDS * size_of::<u64>()])?;
             stream.synchronize()?;
             self.blocks.push(block);

@@ -90,19 +90,19 @@ impl Shape {
     }
 
     /// A kernel's end of a ring of the block at `base`, as devices see it. `position` is where the kernel counts. There are no
-    /// lines: a flag in each word would have to be written by the host, word by word, for a latency that the network hides.
+    /// ll: a flag in each word would have to be written by the host, word by word, for a latency that the network hides.
     pub(super) fn end(&self, base: u64, way: Way, position: u64) -> LinkEnd {
         let [filled, drained, heads, slots] = self.offsets(way).map(|at| base + at as u64);
         LinkEnd {
             slots,
             heads,
-            lines: 0,
+            ll: 0,
             filled,
             drained,
             position,
             slot_bytes: self.slot_bytes as u64,
             depth: self.depth.into(),
-            line_words: 0,
+            ll_words: 0,
         }
     }
 }

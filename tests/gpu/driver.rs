@@ -67,7 +67,7 @@ fn without_a_driver_there_are_no_devices_and_hosts_work() {
     let id = UniqueId::create().expect("a unique id");
     let error = Communicator::builder(&id).rank(0, 1).device(0).build().err();
     let error = error.expect("there is no device").to_string();
-    assert!(error.contains("CUDA device 0: this process sees none"), "{error}");
+    assert!(error.contains("CUDA device 0: this process sees no CUDA device"), "{error}");
     let id = UniqueId::create().expect("a unique id");
     let mut comm = Communicator::new(&id, 0, 1).expect("a communicator of the host");
     assert_eq!(comm.device(), None);

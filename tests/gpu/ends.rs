@@ -2,8 +2,9 @@
 
 use std::sync::Barrier;
 
-use maypole::device::{CudaStream, Part, Queued, launch};
+use maypole::device::CudaStreamHandle;
 use maypole::{Call, Collective, DType, RedOp};
+use maypole::{DeviceCall, StreamCalls, launch_calls};
 
 use crate::ranks::Job;
 use crate::simulator::{folder, play};
@@ -33,13 +34,13 @@ pub(crate) fn abort(ranks: usize) {
             handle.abort();
         } else {
             let call = sum(member, 100_000);
-            let stream = CudaStream(member.streams[0].handle());
+            let stream = CudaStreamHandle(member.streams[0].handle());
             // More than the slots hold, on two streams.
-            for stream in [stream, CudaStream(member.streams[1].handle())] {
-                let calls = vec![Queued::Collective(call); 3];
-                let part = Part { comm: &mut member.comm, calls, stream };
+            for stream in [stream, CudaStreamHandle(member.streams[1].handle())] {
+                let calls = vec![DeviceCall::Collective(call); 3];
+                let part = StreamCalls { comm: &mut member.comm, calls, stream };
                 // SAFETY: the arena has room, and stays.
-                unsafe { launch(vec![part]) }.expect("to queue");
+                unsafe { launch_calls(vec![part]) }.expect("to queue");
             }
             queued.wait();
         }
@@ -65,11 +66,11 @@ pub(crate) fn forever(world: &mut World) {
         member.comm.barrier().expect("a barrier");
         println!("say:started");
         let mut queue = |count: usize| {
-            let calls = vec![Queued::Collective(sum(member, count))];
-            let stream = CudaStream(member.streams[0].handle());
-            let part = Part { comm: &mut member.comm, calls, stream };
+            let calls = vec![DeviceCall::Collective(sum(member, count))];
+            let stream = CudaStreamHandle(member.streams[0].handle());
+            let part = StreamCalls { comm: &mut member.comm, calls, stream };
             // SAFETY: the arena has room, and stays.
-            unsafe { launch(vec![part]) }?;
+            unsafe { launch_calls(vec![part]) }?;
             member.streams[0].synchronize()?;
             member.comm.async_error().map_or(Ok(()), Err)
         };
@@ -88,12 +89,12 @@ pub(crate) fn crowd(ranks: usize) {
     world.each(|member| member.comm.barrier().expect("a barrier"));
     for legacy in [false, true] {
         let parts = world.here.iter_mut().map(|member| {
-            let calls = vec![Queued::Collective(sum(member, 10))];
+            let calls = vec![DeviceCall::Collective(sum(member, 10))];
             let own = if legacy { std::ptr::null_mut() } else { member.streams[0].handle() };
-            Part { comm: &mut member.comm, calls, stream: CudaStream(own) }
+            StreamCalls { comm: &mut member.comm, calls, stream: CudaStreamHandle(own) }
         });
         // SAFETY: the arenas have room, and stay.
-        let queued = unsafe { launch(parts.collect()) };
+        let queued = unsafe { launch_calls(parts.collect()) };
         if legacy {
             let error = queued.expect_err("they would wait for ever").to_string();
             assert!(error.contains("streams of their own"), "{error}");

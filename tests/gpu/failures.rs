@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use maypole::device::{CudaStream, Part, Queued, launch};
+use maypole::device::CudaStreamHandle;
 use maypole::{Call, Collective, Communicator, DType, RedOp, Transfer, UniqueId};
-use maypole_cuda::driver::{Buffer, Device, Driver, Stream};
+use maypole::{DeviceCall, StreamCalls, launch_calls};
+use maypole_cuda::driver::{CudaStream, Device, DeviceBuffer, Driver};
 
 use crate::simulator::{calls_so_far, folder, play_for};
 
@@ -30,10 +31,10 @@ fn live(id: &UniqueId, rank: u32) -> Result<(), String> {
         let driver = Driver::find().map_err(|e| text(&e))?.ok_or("no driver")?;
         let device = Device::open(&driver, rank as i32 / 2).map_err(|e| text(&e))?;
         let streams = [
-            Stream::new(&device).map_err(|e| text(&e))?,
-            Stream::new(&device).map_err(|e| text(&e))?,
+            CudaStream::new(&device).map_err(|e| text(&e))?,
+            CudaStream::new(&device).map_err(|e| text(&e))?,
         ];
-        let buffer = Buffer::new(&device, 4 * COUNT * 3).map_err(|e| text(&e))?;
+        let buffer = DeviceBuffer::new(&device, 4 * COUNT * 3).map_err(|e| text(&e))?;
         // It must outlive the communicator's work even where that fails.
         let buffer = std::mem::ManuallyDrop::new(Arc::new(buffer));
         let sent: Vec<u8> = (0..COUNT as u32).flat_map(|i| (i * 3 + rank).to_le_bytes()).collect();
@@ -54,15 +55,15 @@ fn live(id: &UniqueId, rank: u32) -> Result<(), String> {
             Transfer::Receive { data: at(2) as *mut u8, bytes: 4 * COUNT, peer },
         ];
         let rounds = [
-            (vec![Queued::Collective(sum)], 0),
-            (vec![Queued::Barrier, Queued::Transfers(&transfers)], 1),
-            (vec![Queued::Collective(Call { count: 10, ..sum })], 0),
+            (vec![DeviceCall::Collective(sum)], 0),
+            (vec![DeviceCall::Barrier, DeviceCall::Transfers(&transfers)], 1),
+            (vec![DeviceCall::Collective(Call { count: 10, ..sum })], 0),
         ];
         for (calls, stream) in rounds {
-            let stream = CudaStream(streams[stream].handle());
-            let part = Part { comm: &mut comm, calls, stream };
+            let stream = CudaStreamHandle(streams[stream].handle());
+            let part = StreamCalls { comm: &mut comm, calls, stream };
             // SAFETY: the buffer holds three blocks, and is never freed.
-            unsafe { launch(vec![part]) }.map_err(|e| text(&e))?;
+            unsafe { launch_calls(vec![part]) }.map_err(|e| text(&e))?;
         }
         for stream in &streams {
             stream.synchronize().map_err(|e| text(&e))?;

@@ -1,8 +1,9 @@
 //! Calls that are captured in a graph, and replayed with other contributions each time.
 
-use maypole::device::{CudaStream, Part, launch};
+use maypole::device::CudaStreamHandle;
 use maypole::{Collective, DType, RedOp};
-use maypole_cuda::stream::{Event, Graph};
+use maypole::{StreamCalls, launch_calls};
+use maypole_cuda::stream::{CudaEvent, CudaGraph};
 
 use crate::piece::{Even, Piece, What};
 use crate::round::{by_host, compare, contributions, place};
@@ -31,7 +32,13 @@ fn pieces(nranks: u32) -> Vec<Piece> {
 }
 
 /// Queues those calls for `members`, on the same stream of each, or one stream for all where they share a device.
-fn queue(members: &mut [Member], pieces: &[Piece], nranks: u32, first: usize, on: &[CudaStream]) {
+fn queue(
+    members: &mut [Member],
+    pieces: &[Piece],
+    nranks: u32,
+    first: usize,
+    on: &[CudaStreamHandle],
+) {
     let placed: Vec<_> = members.iter().map(|m| place(pieces, m.rank(), nranks).0).collect();
     let bound: Vec<Vec<_>> = members
         .iter()
@@ -43,24 +50,24 @@ fn queue(members: &mut [Member], pieces: &[Piece], nranks: u32, first: usize, on
         .collect();
     let parts = members.iter_mut().zip(&bound).zip(on).map(|((member, bound), stream)| {
         let calls = bound.iter().map(|one| one.queued()).collect();
-        Part { comm: &mut member.comm, calls, stream: *stream }
+        StreamCalls { comm: &mut member.comm, calls, stream: *stream }
     });
     // SAFETY: the places lie within the arenas, which stay until the graphs are gone.
-    unsafe { launch(parts.collect()) }.expect("to queue");
+    unsafe { launch_calls(parts.collect()) }.expect("to queue");
 }
 
-fn capture(member: &mut Member, pieces: &[Piece], nranks: u32) -> Graph {
+fn capture(member: &mut Member, pieces: &[Piece], nranks: u32) -> CudaGraph {
     let (device, handles) = (member.device.clone(), [0, 1].map(|i| member.streams[i].handle()));
-    let fork = Event::new(&device).expect("an event");
-    let join = Event::new(&device).expect("an event");
+    let fork = CudaEvent::new(&device).expect("an event");
+    let join = CudaEvent::new(&device).expect("an event");
     member.streams[0].begin_capture().expect("to begin");
-    let on = CudaStream(handles[0]);
+    let on = CudaStreamHandle(handles[0]);
     // The last calls are on a second stream of the same capture.
     let half = pieces.len() / 2;
     queue(std::slice::from_mut(member), &pieces[..half], nranks, 0, &[on]);
     fork.record(&member.streams[0]).expect("to fork");
     member.streams[1].wait(&fork).expect("to fork");
-    let on = CudaStream(handles[1]);
+    let on = CudaStreamHandle(handles[1]);
     queue(std::slice::from_mut(member), pieces, nranks, half, &[on]);
     join.record(&member.streams[1]).expect("to join");
     member.streams[0].wait(&join).expect("to join");
@@ -97,7 +104,7 @@ pub(crate) fn of_all_ranks(ranks: usize, replays: u64) {
     let nranks = world.nranks;
     let pieces = pieces(nranks);
     assert!(world.here.iter().all(|member| member.comm.device() == Some(0)), "one device");
-    let on = vec![CudaStream(world.here[0].streams[0].handle()); ranks];
+    let on = vec![CudaStreamHandle(world.here[0].streams[0].handle()); ranks];
     world.here[0].streams[0].begin_capture().expect("to begin");
     queue(&mut world.here, &pieces, nranks, 0, &on);
     let graph = world.here[0].streams[0].end_capture().expect("a graph");

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use maypole::device::Queued;
+use maypole::DeviceCall;
 use maypole::{
     Blocks, Call, Collective, Communicator, DType, Error, RedOp, Reduction, Transfer, VectorCall,
 };
@@ -347,12 +347,12 @@ impl Bound<'_> {
     }
 
     /// The call for a stream.
-    pub(crate) fn queued(&self) -> Queued<'_> {
+    pub(crate) fn queued(&self) -> DeviceCall<'_> {
         match self {
-            Self::Even(call) => Queued::Collective(*call),
-            Self::Uneven(call) => Queued::Vector(*call),
-            Self::Transfers(transfers) => Queued::Transfers(transfers),
-            Self::Barrier => Queued::Barrier,
+            Self::Even(call) => DeviceCall::Collective(*call),
+            Self::Uneven(call) => DeviceCall::Vector(*call),
+            Self::Transfers(transfers) => DeviceCall::Transfers(transfers),
+            Self::Barrier => DeviceCall::Barrier,
         }
     }
 }

@@ -5,8 +5,9 @@
 
 use std::thread;
 
-use maypole::device::{CudaStream, Part, Queued, launch};
+use maypole::device::CudaStreamHandle;
 use maypole::{Call, Collective, Communicator, DType, Error, RedOp, Transfer, UniqueId};
+use maypole::{DeviceCall, StreamCalls, launch_calls};
 
 use crate::mixed_memory::{
     Memory, Outcome, Plan, input, join, make_calls, raw, reference, simulated_gpu,
@@ -73,11 +74,11 @@ fn one_thread(id: &UniqueId, ranks: &[(u32, Option<i32>)]) {
         };
         let mut buffers: Vec<_> = comms.iter().map(hold).collect();
         let parts = comms.iter_mut().zip(&mut buffers).map(|((comm, memory), (send, recv))| {
-            let calls = vec![Queued::Collective(all_reduce(send.at(), recv.at(), count))];
-            Part { comm, calls, stream: CudaStream(raw(memory.stream())) }
+            let calls = vec![DeviceCall::Collective(all_reduce(send.at(), recv.at(), count))];
+            StreamCalls { comm, calls, stream: CudaStreamHandle(raw(memory.stream())) }
         });
         // SAFETY: the buffers are kept to the end, and the streams too.
-        unsafe { launch(parts.collect()) }.expect("all ranks");
+        unsafe { launch_calls(parts.collect()) }.expect("all ranks");
         for ((_, memory), (_, recv)) in comms.iter().zip(&buffers) {
             assert_eq!(total(&memory.read(recv)), expected(nranks, count, number));
         }
@@ -165,10 +166,10 @@ fn replay(comm: &mut Communicator, memory: &Memory) -> String {
     let call = all_reduce(send.at(), recv.at(), count);
     let stream = memory.stream();
     stream.begin_capture().expect("to capture");
-    let calls = vec![Queued::Collective(call), Queued::Transfers(&transfers)];
-    let part = Part { comm, calls, stream: CudaStream(raw(stream)) };
+    let calls = vec![DeviceCall::Collective(call), DeviceCall::Transfers(&transfers)];
+    let part = StreamCalls { comm, calls, stream: CudaStreamHandle(raw(stream)) };
     // SAFETY: the buffers outlive the graph's replays, and the stream the call.
-    unsafe { launch(vec![part]) }.expect("a capture");
+    unsafe { launch_calls(vec![part]) }.expect("a capture");
     let graph = stream.end_capture().expect("a graph");
     for number in 0..20 {
         memory.write(&mut send, &input(rank, number, DType::Int32, count));
@@ -198,10 +199,10 @@ fn refused(comm: &mut Communicator, memory: &Memory, on_device: bool) -> String 
         let call = all_reduce(send.at(), recv.at(), 100);
         let stream = memory.stream();
         stream.begin_capture().expect("to capture");
-        let calls = vec![Queued::Collective(call)];
-        let part = Part { comm: &mut *comm, calls, stream: CudaStream(raw(stream)) };
+        let calls = vec![DeviceCall::Collective(call)];
+        let part = StreamCalls { comm: &mut *comm, calls, stream: CudaStreamHandle(raw(stream)) };
         // SAFETY: nothing is captured; the buffers live.
-        let result = unsafe { launch(vec![part]) };
+        let result = unsafe { launch_calls(vec![part]) };
         drop(stream.end_capture());
         said = error_text(result);
     }

@@ -3,7 +3,8 @@
 use std::ffi::c_void;
 
 use maypole::Communicator;
-use maypole::device::{CudaStream, Part, launch};
+use maypole::device::CudaStreamHandle;
+use maypole::{StreamCalls, launch_calls};
 
 use crate::piece::{FILL, Piece, Placed};
 use crate::world::{ARENA, Member, STREAMS, World};
@@ -154,10 +155,10 @@ impl Round {
                     _ => member.streams[group.stream % STREAMS].handle(),
                 };
                 let calls = bound.iter().map(|one| one.queued()).collect();
-                Part { comm: &mut member.comm, calls, stream: CudaStream(stream) }
+                StreamCalls { comm: &mut member.comm, calls, stream: CudaStreamHandle(stream) }
             });
             // SAFETY: the places lie within the arenas, which stay until the streams are through.
-            let queued = unsafe { launch(parts.collect()) };
+            let queued = unsafe { launch_calls(parts.collect()) };
             queued.unwrap_or_else(|error| panic!("{error}\n{self:?}"));
         }
         assert_eq!(first, self.pieces.len(), "groups share out the pieces");
@@ -165,7 +166,7 @@ impl Round {
 }
 
 /// The legacy default stream of a rank's device.
-pub(crate) fn legacy(member: &Member) -> maypole_cuda::driver::Stream {
+pub(crate) fn legacy(member: &Member) -> maypole_cuda::driver::CudaStream {
     // SAFETY: null is the legacy default stream, which always is.
-    unsafe { maypole_cuda::driver::Stream::foreign(&member.device, std::ptr::null_mut()) }
+    unsafe { maypole_cuda::driver::CudaStream::foreign(&member.device, std::ptr::null_mut()) }
 }

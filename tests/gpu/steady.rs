@@ -8,7 +8,8 @@ use crate::piece::{Even, Piece, What};
 use crate::round::{Group, Round, Way, place};
 use crate::simulator::{calls, play};
 use crate::world::World;
-use maypole::device::{CudaStream, Part, launch};
+use maypole::device::CudaStreamHandle;
+use maypole::{StreamCalls, launch_calls};
 
 fn even(collective: Collective, count: usize) -> Piece {
     let (dtype, op) = (DType::Float32, RedOp::Sum);
@@ -40,14 +41,14 @@ fn cost(world: &mut World, pieces: &[Piece], together: bool, times: u64) -> (u64
             .zip(&placed)
             .map(|(m, placed)| placed.iter().map(|one| one.bind(m.arena.address(), true)).collect())
             .collect();
-        let first = CudaStream(members[0].streams[0].handle());
-        let parts = members.iter_mut().zip(&bound).map(|(m, bound)| Part {
+        let first = CudaStreamHandle(members[0].streams[0].handle());
+        let parts = members.iter_mut().zip(&bound).map(|(m, bound)| StreamCalls {
             comm: &mut m.comm,
             calls: bound.iter().map(|one| one.queued()).collect(),
             stream: first,
         });
         // SAFETY: the arenas have room, and stay.
-        unsafe { launch(parts.collect()) }.expect("to queue");
+        unsafe { launch_calls(parts.collect()) }.expect("to queue");
     };
     let members = &mut world.here;
     // Rank by rank, with its context current as a user of CUDA has it: nothing waits until the streams are synchronised.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use maypole::{Communicator, UniqueId};
-use maypole_cuda::driver::{Buffer, Device, Driver, Stream};
+use maypole_cuda::driver::{CudaStream, Device, DeviceBuffer, Driver};
 
 use crate::ranks::Invitation;
 
@@ -20,8 +20,8 @@ pub(crate) struct Member {
     /// Of the host, the same rank.
     pub(crate) host: Communicator,
     pub(crate) device: Arc<Device>,
-    pub(crate) streams: Vec<Stream>,
-    pub(crate) arena: Arc<Buffer>,
+    pub(crate) streams: Vec<CudaStream>,
+    pub(crate) arena: Arc<DeviceBuffer>,
 }
 
 /// The ranks that are in this process.
@@ -48,8 +48,8 @@ impl Member {
         let driver = Driver::find().expect("a driver that works").expect("a driver");
         let ordinal = comm.device().expect("a communicator of a device");
         let device = Device::open(&driver, ordinal).expect("a device");
-        let streams = (0..STREAMS).map(|_| Stream::new(&device).expect("a stream"));
-        let arena = Arc::new(Buffer::new(&device, ARENA).expect("device memory"));
+        let streams = (0..STREAMS).map(|_| CudaStream::new(&device).expect("a stream"));
+        let arena = Arc::new(DeviceBuffer::new(&device, ARENA).expect("device memory"));
         Self { streams: streams.collect(), comm, host, device, arena }
     }
 

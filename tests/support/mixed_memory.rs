@@ -12,7 +12,7 @@ use std::thread;
 
 use maypole::{Blocks, Call, Collective, Communicator, DType, Error, RedOp, Transfer};
 use maypole::{UniqueId, VectorCall};
-use maypole_cuda::driver::{Buffer, Device, Driver, Stream};
+use maypole_cuda::driver::{CudaStream, Device, DeviceBuffer, Driver};
 
 /// Builds the simulated GPU; the folder is for `LD_LIBRARY_PATH` of processes to come.
 pub(crate) fn simulated_gpu() -> &'static str {
@@ -57,15 +57,15 @@ pub(crate) enum Memory {
     /// What it allocates it keeps: freeing waits for all work of the process' devices, and so perhaps for a rank that waits for this one.
     Device {
         device: Arc<Device>,
-        stream: Stream,
-        kept: RefCell<Vec<Arc<Buffer>>>,
+        stream: CudaStream,
+        kept: RefCell<Vec<Arc<DeviceBuffer>>>,
     },
 }
 
 /// A buffer of it.
 pub(crate) enum Held {
     Host(Vec<u64>, usize),
-    Device(Arc<Buffer>),
+    Device(Arc<DeviceBuffer>),
 }
 
 impl Memory {
@@ -76,11 +76,11 @@ impl Memory {
             Driver::find().expect("a driver that works").expect("the simulated GPU")
         });
         let device = Device::open(driver, ordinal).expect("a device");
-        let stream = Stream::new(&device).expect("a stream");
+        let stream = CudaStream::new(&device).expect("a stream");
         Self::Device { device, stream, kept: RefCell::default() }
     }
 
-    pub(crate) fn stream(&self) -> &Stream {
+    pub(crate) fn stream(&self) -> &CudaStream {
         match self {
             Self::Host => panic!("host memory has no CUDA stream"),
             Self::Device { stream, .. } => stream,
@@ -92,7 +92,7 @@ impl Memory {
         let mut held = match self {
             Self::Host => Held::Host(vec![0; bytes.len() / 8 + 1], bytes.len()),
             Self::Device { device, kept, .. } => {
-                let buffer = Buffer::new(device, bytes.len()).expect("device memory");
+                let buffer = DeviceBuffer::new(device, bytes.len()).expect("device memory");
                 let buffer = Arc::new(buffer);
                 kept.borrow_mut().push(buffer.clone());
                 Held::Device(buffer)
@@ -303,6 +303,6 @@ pub(crate) fn reference(nranks: u32, counts: &'static [usize]) -> Vec<Outcome> {
 }
 
 /// A stream as the library takes it.
-pub(crate) fn raw(stream: &Stream) -> *mut c_void {
+pub(crate) fn raw(stream: &CudaStream) -> *mut c_void {
     stream.handle()
 }

@@ -2,7 +2,7 @@
 //! id, travels as MPI's own messages.
 //!
 //! A program is tied to the MPI that it was built with. Under the launcher of another MPI it uses
-//! [`maypole::launch`], as a program without the feature does.
+//! [`maypole::launch_calls`], as a program without the feature does.
 
 use std::io;
 use std::time::Duration;

@@ -5,7 +5,7 @@ use crate::gpu::{Gpu, Settings};
 use crate::report::{Check, Checked, Outcome, output};
 use crate::speed;
 use maypole_algorithms::{DType, RedOp};
-use maypole_cuda::driver::{Buffer, Stream};
+use maypole_cuda::driver::{CudaStream, DeviceBuffer};
 use std::error::Error;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
@@ -152,7 +152,7 @@ impl<'a> Ranks<'a> {
     }
 
     /// Waits for the stream, and then no communicator may be in trouble.
-    fn wait(&self, stream: &Stream) -> Result<(), Failure> {
+    fn wait(&self, stream: &CudaStream) -> Result<(), Failure> {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !stream.is_idle()? {
             self.healthy()?;
@@ -241,11 +241,13 @@ fn one_rank(settings: &Settings) -> Checked {
     // SAFETY: the handle is one of the library's.
     let code = unsafe { (library.ncclCommCuDevice)(ranks.handles[0], &mut device) };
     library.check("ncclCommCuDevice", code)?;
-    let stream = Stream::new(&gpu.device)?;
+    let stream = CudaStream::new(&gpu.device)?;
     for count in [1, 1000, 1 << 20] {
         let bytes = input(DType::Float32, 1, 0, count);
-        let [send, receive] =
-            [Buffer::new(&gpu.device, bytes.len())?, Buffer::new(&gpu.device, bytes.len())?];
+        let [send, receive] = [
+            DeviceBuffer::new(&gpu.device, bytes.len())?,
+            DeviceBuffer::new(&gpu.device, bytes.len())?,
+        ];
         stream.write(&send, &bytes)?;
         let what = (DType::Float32, RedOp::Sum);
         ranks.all_reduce(&[send.address()], &[receive.address()], count, what, stream.handle())?;
@@ -264,7 +266,7 @@ fn two_ranks(settings: &Settings) -> Checked {
     let Some((gpu, library)) = opened(settings)? else { return no_library() };
     let host = host_bits(settings)?;
     let ranks = Ranks::new(&library, 2)?;
-    let stream = Stream::new(&gpu.device)?;
+    let stream = CudaStream::new(&gpu.device)?;
     let mut wrong = Vec::new();
     let mut host = &host[..];
     let mut compared = 0;
@@ -312,17 +314,18 @@ fn two_ranks(settings: &Settings) -> Checked {
 fn all_reduce(
     gpu: &Gpu,
     ranks: &Ranks<'_>,
-    stream: &Stream,
+    stream: &CudaStream,
     inputs: &[Vec<u8>; 2],
     what: (DType, RedOp),
 ) -> Result<Vec<Vec<u8>>, Failure> {
     let bytes = inputs[0].len();
-    let buffers: Result<Vec<Buffer>, _> = (0..4).map(|_| Buffer::new(&gpu.device, bytes)).collect();
+    let buffers: Result<Vec<DeviceBuffer>, _> =
+        (0..4).map(|_| DeviceBuffer::new(&gpu.device, bytes)).collect();
     let buffers = buffers?;
     for (buffer, input) in buffers.iter().zip(inputs) {
         stream.write(buffer, input)?;
     }
-    let at: Vec<u64> = buffers.iter().map(Buffer::address).collect();
+    let at: Vec<u64> = buffers.iter().map(DeviceBuffer::address).collect();
     ranks.all_reduce(&at[..2], &at[2..], bytes / what.0.size(), what, stream.handle())?;
     ranks.wait(stream)?;
     buffers[2..].iter().map(|buffer| Ok(stream.read(buffer, bytes)?)).collect()
@@ -330,16 +333,16 @@ fn all_reduce(
 
 /// What the library's own choice of algorithm, protocol and channels comes to.
 fn measured(gpu: &Gpu, ranks: &Ranks<'_>, mut outcome: Outcome) -> Result<Outcome, Failure> {
-    let stream = Stream::new(&gpu.device)?;
+    let stream = CudaStream::new(&gpu.device)?;
     let mut line = String::from("all-reduce of two ranks:");
     for bytes in [8usize, 1 << 20, 16 << 20, 256 << 20] {
-        let buffers: Result<Vec<Buffer>, _> =
-            (0..4).map(|_| Buffer::new(&gpu.device, bytes)).collect();
+        let buffers: Result<Vec<DeviceBuffer>, _> =
+            (0..4).map(|_| DeviceBuffer::new(&gpu.device, bytes)).collect();
         let buffers = buffers?;
         for buffer in &buffers {
             stream.fill(buffer, 0, bytes)?;
         }
-        let at: Vec<u64> = buffers.iter().map(Buffer::address).collect();
+        let at: Vec<u64> = buffers.iter().map(DeviceBuffer::address).collect();
         let repeats = if bytes < 1 << 20 { 100 } else { 1 };
         let taken = speed::seconds(&stream, 5, || {
             (0..repeats).try_for_each(|_| {
@@ -372,17 +375,17 @@ fn graph(settings: &Settings) -> Checked {
     const REPLAYS: u32 = 200;
     let Some((gpu, library)) = opened(settings)? else { return no_library() };
     let ranks = Ranks::new(&library, 2)?;
-    let stream = Stream::new(&gpu.device)?;
+    let stream = CudaStream::new(&gpu.device)?;
     let count = 5000;
-    let buffers: Result<Vec<Buffer>, _> =
-        (0..4).map(|_| Buffer::new(&gpu.device, count * 4)).collect();
+    let buffers: Result<Vec<DeviceBuffer>, _> =
+        (0..4).map(|_| DeviceBuffer::new(&gpu.device, count * 4)).collect();
     let buffers = buffers?;
     let inputs = [0, 1].map(|rank| input(DType::Int32, 5, rank, count));
     for (buffer, bytes) in buffers.iter().zip(&inputs) {
         stream.write(buffer, bytes)?;
     }
     stream.synchronize()?;
-    let at: Vec<u64> = buffers.iter().map(Buffer::address).collect();
+    let at: Vec<u64> = buffers.iter().map(DeviceBuffer::address).collect();
     stream.begin_capture()?;
     let queued =
         ranks.all_reduce(&at[..2], &at[2..], count, (DType::Int32, RedOp::Sum), stream.handle());
@@ -416,8 +419,8 @@ fn graph(settings: &Settings) -> Checked {
 fn abort(settings: &Settings) -> Checked {
     let Some((gpu, library)) = opened(settings)? else { return no_library() };
     let ranks = Ranks::new(&library, 2)?;
-    let stream = Stream::new(&gpu.device)?;
-    let buffer = Buffer::new(&gpu.device, 4096)?;
+    let stream = CudaStream::new(&gpu.device)?;
+    let buffer = DeviceBuffer::new(&gpu.device, 4096)?;
     stream.fill(&buffer, 0, 4096)?;
     let (at, sum) = (buffer.address(), RedOp::Sum as c_int);
     // SAFETY: the buffer has as many elements, and lives until the stream is through.

@@ -1,7 +1,7 @@
 //! The GPU under check: that it is there, and that the embedded kernels load on it.
 
 use crate::report::{Check, Checked, Outcome};
-use maypole_cuda::driver::{Device, Driver, LIBRARY, Module};
+use maypole_cuda::driver::{Device, Driver, KernelModule, LIBRARY};
 use maypole_cuda::{image, launch};
 use std::error::Error;
 use std::ffi::OsString;
@@ -28,7 +28,7 @@ impl Settings {
 /// The GPU with the kernels on it, as a communicator has them.
 pub(crate) struct Gpu {
     pub(crate) device: Arc<Device>,
-    pub(crate) module: Module,
+    pub(crate) module: KernelModule,
     pub(crate) simulated: bool,
     /// Of a block.
     pub(crate) threads: u32,
@@ -92,8 +92,8 @@ fn images(_: &Settings) -> Checked {
     for (name, bytes) in image::images(device.capability()?) {
         let begin = Instant::now();
         // SAFETY: the images are whole, and made of this crate's kernels.
-        let module = unsafe { Module::load(&device, bytes) };
-        let loaded = module.and_then(|module| module.kernel(launch::KERNEL).map(drop));
+        let module = unsafe { KernelModule::load(&device, bytes) };
+        let loaded = module.and_then(|module| module.kernel(launch::KERNEL_NAME).map(drop));
         let milliseconds = begin.elapsed().as_secs_f64() * 1e3;
         failed |= loaded.is_err();
         lines.push(match loaded {

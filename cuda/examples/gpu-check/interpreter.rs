@@ -56,7 +56,7 @@ fn slots(_: &Settings) -> Checked {
     let largest = if gpu.simulated { 100_000 } else { 5_000_001 };
     let mut calls = 0;
     for lanes in [1, 4, 16.min(gpu.blocks / 2)] {
-        let shape = Shape { lanes, depth: 3, slot_bytes: 4096, lines: false };
+        let shape = Shape { lanes, depth: 3, slot_bytes: 4096, ll: false };
         let mut pair = Pair::new(&gpu, shape)?;
         for operation in &OPERATIONS {
             for count in [0, 1, 3, 1000, 4099, largest] {
@@ -75,7 +75,7 @@ fn lines(_: &Settings) -> Checked {
     let gpu = Gpu::open()?;
     let (mut calls, mut messages) = (0, 0);
     for (lanes, bytes) in [(1, 16), (1, 1024), (4, 4096)] {
-        let shape = Shape { lanes, depth: 3, slot_bytes: bytes, lines: true };
+        let shape = Shape { lanes, depth: 3, slot_bytes: bytes, ll: true };
         let mut pair = Pair::new(&gpu, shape)?;
         for operation in &OPERATIONS {
             for count in [0, 1, 2, 3, 100, 4099] {
@@ -92,7 +92,7 @@ fn lines(_: &Settings) -> Checked {
     Ok(Outcome::passed(format!("{calls} all-reduces, {messages} messages, all in lines")))
 }
 
-const SHAPE: Shape = Shape { lanes: 4, depth: 2, slot_bytes: 4096, lines: false };
+const SHAPE: Shape = Shape { lanes: 4, depth: 2, slot_bytes: 4096, ll: false };
 
 /// Ranks of one device that are launched one by one: of several processes, say.
 fn apart(_: &Settings) -> Checked {

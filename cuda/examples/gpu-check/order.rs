@@ -20,7 +20,7 @@ fn lines(_: &Settings) -> Checked {
     litmus(true)
 }
 
-fn litmus(lines: bool) -> Checked {
+fn litmus(ll: bool) -> Checked {
     let gpu = Gpu::open()?;
     // Messages on each link.
     let rounds: usize = if gpu.simulated { 40 } else { 20_000 };
@@ -28,7 +28,7 @@ fn litmus(lines: bool) -> Checked {
     for (lanes, depth, bytes) in [(1, 1, 16), (8, 1, 512), (8, 2, 4096), (32, 1, 1024)] {
         // All blocks of both ranks have to be resident together.
         let lanes = lanes.min(gpu.blocks / 2).max(1);
-        let shape = Shape { lanes, depth, slot_bytes: bytes, lines };
+        let shape = Shape { lanes, depth, slot_bytes: bytes, ll };
         for way in [Way::Together, Way::Apart] {
             let mut pair = Pair::new(&gpu, shape)?;
             // Fewer rounds of the larger messages: what is compared is compared by one core.
@@ -59,7 +59,7 @@ fn litmus(lines: bool) -> Checked {
                 }
             }
             let (all, in_slots) = pair.carried()?;
-            if in_slots != if lines { 0 } else { all } {
+            if in_slots != if ll { 0 } else { all } {
                 return Ok(Outcome::failed(format!("{in_slots} of {all} messages in slots")));
             }
             messages += all;

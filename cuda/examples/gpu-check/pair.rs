@@ -6,12 +6,13 @@ use maypole_algorithms::Collective;
 use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
 use maypole_algorithms::schedule::{Schedule, Step, Table};
 use maypole_algorithms::verify::prove;
-use maypole_cuda::driver::{Buffer, DriverError, Kernel, Stream};
-use maypole_cuda::encode::{Binding, Extent, Port, encode};
+use maypole_cuda::driver::{CudaStream, DeviceBuffer, DriverError, Kernel};
+use maypole_cuda::encode::{ChunkExtent, LinkPort, ProgramBinding, encode};
 use maypole_cuda::launch::{
-    self, DEPARTED_BYTES, KERNEL, LANE_STATE_BYTES, LINES, Launch, LinkEnd, SLOTS, Trouble, Work,
+    self, DEPARTED_BYTES, KERNEL_NAME, KernelError, KernelLaunch, KernelWork, LANE_STATE_BYTES, LL,
+    LinkEnd, SLOTS,
 };
-use maypole_cuda::memory::Pinned;
+use maypole_cuda::memory::PinnedBuffer;
 use std::error::Error;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{panicking, sleep};
@@ -32,7 +33,7 @@ pub(crate) struct Shape {
     /// Of a slot; a multiple of 16.
     pub(crate) slot_bytes: u64,
     /// Small messages in lines.
-    pub(crate) lines: bool,
+    pub(crate) ll: bool,
 }
 
 /// How the two are launched.
@@ -50,26 +51,26 @@ pub(crate) enum Way {
 pub(crate) struct Pair<'a> {
     pub(crate) gpu: &'a Gpu,
     kernel: Kernel<'a>,
-    pub(crate) streams: [Stream; 2],
+    pub(crate) streams: [CudaStream; 2],
     shape: Shape,
     schedule: Schedule,
     /// Abort; then trouble and finished of each rank.
-    pinned: Pinned,
+    pinned: PinnedBuffer,
     /// Sending and receiving, of each rank.
-    tables: [[Buffer; 2]; 2],
-    departed: [Buffer; 2],
+    tables: [[DeviceBuffer; 2]; 2],
+    departed: [DeviceBuffer; 2],
     /// Of all links of one rank's sending: filled, drained, sent, taken for each lane.
-    counters: [Buffer; 2],
-    _rings: Vec<Buffer>,
+    counters: [DeviceBuffer; 2],
+    _rings: Vec<DeviceBuffer>,
     calls: u32,
 }
 
 /// A call of both ranks, ready to be launched any number of times, one after the other.
 pub(crate) struct Call {
-    pub(crate) inputs: [Buffer; 2],
-    pub(crate) outputs: [Buffer; 2],
-    works: [Work; 2],
-    _programs: Vec<Buffer>,
+    pub(crate) inputs: [DeviceBuffer; 2],
+    pub(crate) outputs: [DeviceBuffer; 2],
+    works: [KernelWork; 2],
+    _programs: Vec<DeviceBuffer>,
 }
 
 /// Every lane sends its part of the input to the other rank and folds what comes from there.
@@ -92,38 +93,33 @@ fn schedule(lanes: u32) -> Result<Schedule, Failure> {
 impl<'a> Pair<'a> {
     pub(crate) fn new(gpu: &'a Gpu, shape: Shape) -> Result<Self, Failure> {
         let device = &gpu.device;
-        let stream = Stream::new(device)?;
+        let stream = CudaStream::new(device)?;
         let links = u64::from(shape.lanes);
-        let zeroed = |bytes: u64| -> Result<Buffer, DriverError> {
-            let buffer = Buffer::new(device, bytes as usize)?;
+        let zeroed = |bytes: u64| -> Result<DeviceBuffer, DriverError> {
+            let buffer = DeviceBuffer::new(device, bytes as usize)?;
             stream.fill(&buffer, 0, bytes as usize)?;
             Ok(buffer)
         };
         // What fits a slot in lines: 32 bits of data to a word of 64, and two words before them.
-        let line_words =
-            if shape.lines { (shape.slot_bytes / 4 + 2).next_multiple_of(2) } else { 0 };
+        let ll_words = if shape.ll { (shape.slot_bytes / 4 + 2).next_multiple_of(2) } else { 0 };
         let (mut ends, mut rings, mut counters) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..2 {
             let slots = zeroed(links * shape.depth * shape.slot_bytes)?;
             let heads = zeroed(links * shape.depth * 8)?;
-            let lines = zeroed(links * shape.depth * line_words * 8)?;
+            let ll = zeroed(links * shape.depth * ll_words * 8)?;
             let counts = zeroed(links * 4 * LINE)?;
             let end = |link: u64, position: u64| {
                 let counter = |i| counts.address() + (4 * link + i) * LINE;
                 LinkEnd {
                     slots: slots.address() + link * shape.depth * shape.slot_bytes,
                     heads: heads.address() + link * shape.depth * 8,
-                    lines: if shape.lines {
-                        lines.address() + link * shape.depth * line_words * 8
-                    } else {
-                        0
-                    },
+                    ll: if shape.ll { ll.address() + link * shape.depth * ll_words * 8 } else { 0 },
                     filled: counter(0),
                     drained: counter(1),
                     position: counter(position),
                     slot_bytes: shape.slot_bytes,
                     depth: shape.depth,
-                    line_words,
+                    ll_words,
                 }
             };
             let words = |position| -> Vec<u8> {
@@ -131,11 +127,11 @@ impl<'a> Pair<'a> {
                 ends.flat_map(u64::to_le_bytes).collect()
             };
             ends.push([2, 3].map(words));
-            rings.extend([slots, heads, lines]);
+            rings.extend([slots, heads, ll]);
             counters.push(counts);
         }
-        let table = |words: &[u8]| -> Result<Buffer, DriverError> {
-            let buffer = Buffer::new(device, words.len())?;
+        let table = |words: &[u8]| -> Result<DeviceBuffer, DriverError> {
+            let buffer = DeviceBuffer::new(device, words.len())?;
             stream.write(&buffer, words)?;
             Ok(buffer)
         };
@@ -149,11 +145,11 @@ impl<'a> Pair<'a> {
         let [first, second] = [counters.remove(0), counters.remove(0)];
         Ok(Self {
             gpu,
-            kernel: gpu.module.kernel(KERNEL)?,
-            streams: [stream, Stream::new(device)?],
+            kernel: gpu.module.kernel(KERNEL_NAME)?,
+            streams: [stream, CudaStream::new(device)?],
             shape,
             schedule: schedule(shape.lanes)?,
-            pinned: Pinned::new(device, 5 * 8)?,
+            pinned: PinnedBuffer::new(device, 5 * 8)?,
             tables,
             departed,
             counters: [first, second],
@@ -166,22 +162,22 @@ impl<'a> Pair<'a> {
     pub(crate) fn prepare(&mut self, operation: &Operation, count: usize) -> Result<Call, Failure> {
         let (device, size) = (&self.gpu.device, operation.dtype.size());
         let part = (count as u64).div_ceil(self.shape.lanes.into());
-        let extents: Vec<Extent> = (0..u64::from(self.shape.lanes))
+        let extents: Vec<ChunkExtent> = (0..u64::from(self.shape.lanes))
             .map(|i| {
                 let offset = (i * part).min(count as u64);
-                Extent { offset, elements: part.min(count as u64 - offset) }
+                ChunkExtent { offset, elements: part.min(count as u64 - offset) }
             })
             .collect();
         let tile = self.shape.slot_bytes / size as u64;
         self.calls += 1;
-        let buffer = || Buffer::new(device, count * size);
+        let buffer = || DeviceBuffer::new(device, count * size);
         let (inputs, outputs) = ([buffer()?, buffer()?], [buffer()?, buffer()?]);
-        let (mut works, mut programs) = ([Work::default(); 2], Vec::new());
+        let (mut works, mut programs) = ([KernelWork::default(); 2], Vec::new());
         for rank in 0..2 {
-            let ports: Vec<Port> = (0..self.shape.lanes)
-                .map(|channel| Port { peer: 1 - rank, channel: channel as u16 })
+            let ports: Vec<LinkPort> = (0..self.shape.lanes)
+                .map(|channel| LinkPort { peer: 1 - rank, channel: channel as u16 })
                 .collect();
-            let binding = Binding {
+            let binding = ProgramBinding {
                 inputs: &extents,
                 outputs: &extents,
                 tile: tile as u32,
@@ -192,14 +188,14 @@ impl<'a> Pair<'a> {
             };
             let words = encode(&self.schedule, rank, &binding)?;
             let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-            let program = Buffer::new(device, bytes.len())?;
-            let lanes = Buffer::new(device, self.shape.lanes as usize * LANE_STATE_BYTES)?;
+            let program = DeviceBuffer::new(device, bytes.len())?;
+            let lanes = DeviceBuffer::new(device, self.shape.lanes as usize * LANE_STATE_BYTES)?;
             let stream = &self.streams[0];
             stream.write(&program, &bytes)?;
             stream.fill(&lanes, 0, lanes.bytes())?;
             stream.synchronize()?;
             let me = rank as usize;
-            works[me] = Work {
+            works[me] = KernelWork {
                 program: program.address(),
                 sending: self.tables[me][0].address(),
                 receiving: self.tables[me][1].address(),
@@ -208,16 +204,16 @@ impl<'a> Pair<'a> {
                 lanes: lanes.address(),
                 departed: self.departed[me].address(),
                 abort: self.pinned.address(),
-                trouble: self.pinned.address() + 8 + 16 * me as u64,
+                error: self.pinned.address() + 8 + 16 * me as u64,
                 finished: self.pinned.address() + 16 + 16 * me as u64,
                 parameter: operation.parameter[me],
                 operation: launch::operation(operation.dtype, operation.op),
                 tag: self.calls,
                 first_block: 0,
                 blocks: self.shape.lanes,
-                protocol: if self.shape.lines { LINES } else { SLOTS },
+                protocol: if self.shape.ll { LL } else { SLOTS },
                 element: size as u32,
-                ..Work::default()
+                ..KernelWork::default()
             };
             programs.extend([program, lanes]);
         }
@@ -229,22 +225,27 @@ impl<'a> Pair<'a> {
         if way == Way::Together {
             let [mut first, mut second] = call.works;
             (first.first_block, second.first_block) = (0, first.blocks);
-            return self.one(&Launch::new(&[first, second]), &self.streams[0], true);
+            return self.one(&KernelLaunch::new(&[first, second]), &self.streams[0], true);
         }
         for (work, stream) in call.works.iter().zip(&self.streams) {
-            self.one(&Launch::new(&[*work]), stream, way == Way::ApartCooperative)?;
+            self.one(&KernelLaunch::new(&[*work]), stream, way == Way::ApartCooperative)?;
         }
         Ok(())
     }
 
     /// Queues the part of rank 0 alone.
     pub(crate) fn launch_first(&self, call: &Call) -> Result<(), Failure> {
-        self.one(&Launch::new(&call.works[..1]), &self.streams[0], true)
+        self.one(&KernelLaunch::new(&call.works[..1]), &self.streams[0], true)
     }
 
-    fn one(&self, launch: &Launch, stream: &Stream, together: bool) -> Result<(), Failure> {
+    fn one(
+        &self,
+        launch: &KernelLaunch,
+        stream: &CudaStream,
+        together: bool,
+    ) -> Result<(), Failure> {
         let (blocks, threads) = (launch.blocks(), self.gpu.threads);
-        // SAFETY: the kernel takes a Launch; the program was encoded for these tables and buffers, which the caller keeps until the streams are through.
+        // SAFETY: the kernel takes a KernelLaunch; the program was encoded for these tables and buffers, which the caller keeps until the streams are through.
         unsafe {
             match together {
                 true => self.kernel.launch_together(blocks, threads, stream, launch)?,
@@ -266,7 +267,7 @@ impl<'a> Pair<'a> {
         }
         for rank in 0..2 {
             if let Some(trouble) =
-                Trouble::from_word(self.word(1 + 2 * rank).load(Ordering::Acquire))
+                KernelError::from_word(self.word(1 + 2 * rank).load(Ordering::Acquire))
             {
                 return Err(format!("the kernel of rank {rank} reports {trouble:?}").into());
             }

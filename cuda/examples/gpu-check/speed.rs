@@ -4,8 +4,8 @@ use crate::elements::SUM_F32;
 use crate::gpu::{Gpu, Settings};
 use crate::pair::{Call, Pair, Shape, Way};
 use crate::report::{Check, Checked, Outcome};
-use maypole_cuda::driver::{Buffer, DriverError, Stream};
-use maypole_cuda::stream::Event;
+use maypole_cuda::driver::{CudaStream, DeviceBuffer, DriverError};
+use maypole_cuda::stream::CudaEvent;
 use std::error::Error;
 use std::time::Duration;
 
@@ -18,11 +18,11 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// Seconds that what `queue` queues takes, by the device's clock: the median of `times`, after one that does not count.
 pub(crate) fn seconds(
-    stream: &Stream,
+    stream: &CudaStream,
     times: usize,
     mut queue: impl FnMut() -> Result<(), Box<dyn Error>>,
 ) -> Result<f64, Box<dyn Error>> {
-    let [begin, end] = [Event::timed(stream.device())?, Event::timed(stream.device())?];
+    let [begin, end] = [CudaEvent::timed(stream.device())?, CudaEvent::timed(stream.device())?];
     let mut taken = Vec::new();
     for _ in 0..=times {
         begin.record(stream)?;
@@ -38,9 +38,9 @@ pub(crate) fn seconds(
 
 /// Gigabytes per second that the device copies within its memory: half of what it reads and writes.
 pub(crate) fn copy_speed(gpu: &Gpu, bytes: usize) -> Result<f64, Box<dyn Error>> {
-    let stream = Stream::new(&gpu.device)?;
-    let buffers: Result<Vec<Buffer>, DriverError> =
-        (0..2).map(|_| Buffer::new(&gpu.device, bytes)).collect();
+    let stream = CudaStream::new(&gpu.device)?;
+    let buffers: Result<Vec<DeviceBuffer>, DriverError> =
+        (0..2).map(|_| DeviceBuffer::new(&gpu.device, bytes)).collect();
     let buffers = buffers?;
     let taken = seconds(&stream, 5, || {
         // SAFETY: both are that long, and live until the stream is through: `seconds` waits.
@@ -75,7 +75,7 @@ fn bandwidth(_: &Settings) -> Checked {
         let mut best = (0.0, 0, 0);
         for &lanes in &blocks {
             for slot_bytes in [64 << 10, 256 << 10] {
-                let shape = Shape { lanes, depth: 4, slot_bytes, lines: false };
+                let shape = Shape { lanes, depth: 4, slot_bytes, ll: false };
                 let mut pair = Pair::new(&gpu, shape)?;
                 let call = filled(&mut pair, bytes / 4)?;
                 let taken = seconds(&pair.streams[0], 5, || pair.launch(&call, Way::Together))?;
@@ -112,7 +112,7 @@ fn latency(_: &Settings) -> Checked {
     let mut lines = Vec::new();
     for in_lines in [false, true] {
         let name = if in_lines { "lines" } else { "slots" };
-        let shape = Shape { lanes: 1, depth: 4, slot_bytes: 1024, lines: in_lines };
+        let shape = Shape { lanes: 1, depth: 4, slot_bytes: 1024, ll: in_lines };
         let mut pair = Pair::new(&gpu, shape)?;
         let call = filled(&mut pair, 2)?;
         let stream = &pair.streams[0];

@@ -115,7 +115,7 @@ impl Device {
     }
 
     /// From now on kernels of this device reach the memory of `peer`. The user may have asked for it before: that is no error.
-    pub fn access(&self, peer: &Self) -> Result<(), DriverError> {
+    pub fn enable_access(&self, peer: &Self) -> Result<(), DriverError> {
         match call!(&self.current()?, cuCtxEnablePeerAccess(peer.context, 0)) {
             Err(DriverError::Failed { code: ALREADY_ENABLED, .. }) => Ok(()),
             result => result,
@@ -123,7 +123,7 @@ impl Device {
     }
 
     /// Makes the context current on this thread while the value lives; one call of the driver where it is already.
-    pub fn current(&self) -> Result<Current<'_>, DriverError> {
+    pub fn current(&self) -> Result<CurrentContext<'_>, DriverError> {
         let driver = &*self.driver;
         let mut context = ptr::null_mut();
         call!(driver, cuCtxGetCurrent(&mut context))?;
@@ -131,7 +131,7 @@ impl Device {
         if pushed {
             call!(driver, cuCtxPushCurrent_v2(self.context))?;
         }
-        Ok(Current { driver, pushed })
+        Ok(CurrentContext { driver, pushed })
     }
 
     /// True if `context` is this device's.
@@ -148,12 +148,12 @@ impl Drop for Device {
 }
 
 /// The driver, while a context is current. Restores the one that was current before.
-pub struct Current<'a> {
+pub struct CurrentContext<'a> {
     driver: &'a Driver,
     pushed: bool,
 }
 
-impl Deref for Current<'_> {
+impl Deref for CurrentContext<'_> {
     type Target = Driver;
 
     fn deref(&self) -> &Driver {
@@ -161,7 +161,7 @@ impl Deref for Current<'_> {
     }
 }
 
-impl Drop for Current<'_> {
+impl Drop for CurrentContext<'_> {
     fn drop(&mut self) {
         if self.pushed {
             let mut ours = ptr::null_mut();

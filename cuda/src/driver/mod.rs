@@ -11,17 +11,17 @@ mod error;
 pub(crate) mod functions;
 mod module;
 
-pub use crate::memory::Buffer;
-pub use crate::stream::Stream;
-pub use context::{Current, Device};
+pub use crate::memory::DeviceBuffer;
+pub use crate::stream::CudaStream;
+pub use context::{CurrentContext, Device};
 pub use error::DriverError;
-pub use module::{Entry, Kernel, Module};
+pub use module::{Kernel, KernelModule, OwnedKernel};
 
 use functions::{Functions, call};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::Path;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// What the driver calls a handle: a pointer that only it looks behind.
 pub(crate) type Handle = *mut c_void;
@@ -47,6 +47,15 @@ impl Driver {
                 Ok(None)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// As [`find`](Self::find), looked up once per process.
+    pub fn shared() -> Result<Option<&'static Arc<Self>>, DriverError> {
+        static SHARED: OnceLock<Result<Option<Arc<Driver>>, DriverError>> = OnceLock::new();
+        match SHARED.get_or_init(Self::find) {
+            Ok(driver) => Ok(driver.as_ref()),
+            Err(error) => Err(error.clone()),
         }
     }
 

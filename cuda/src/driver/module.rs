@@ -1,23 +1,23 @@
 //! Kernels: loaded from an image, and launched.
 
 use super::functions::call;
-use super::{Current, Device, DriverError, Handle, Stream};
+use super::{CudaStream, CurrentContext, Device, DriverError, Handle};
 use std::ffi::{CStr, c_void};
 use std::ptr;
 use std::sync::Arc;
 
 /// Kernels, loaded. Outlives what it has launched: unloading waits.
-pub struct Module {
+pub struct KernelModule {
     device: Arc<Device>,
     handle: Handle,
 }
 
 // SAFETY: a module's handle may be used from any thread.
-unsafe impl Send for Module {}
+unsafe impl Send for KernelModule {}
 // SAFETY: as above.
-unsafe impl Sync for Module {}
+unsafe impl Sync for KernelModule {}
 
-impl Module {
+impl KernelModule {
     /// Loads `image`: PTX, a cubin, a fatbin, or what the simulated device takes.
     ///
     /// # Safety
@@ -49,7 +49,7 @@ impl Module {
         kernel: &CStr,
         blocks: u32,
         threads: u32,
-        stream: &Stream,
+        stream: &CudaStream,
         argument: &T,
     ) -> Result<(), DriverError> {
         // SAFETY: the caller's.
@@ -57,7 +57,7 @@ impl Module {
     }
 }
 
-impl Drop for Module {
+impl Drop for KernelModule {
     fn drop(&mut self) {
         // A failure here is one of earlier work, which the stream has reported.
         let _ = self.device.current().map(|driver| call!(&driver, cuModuleUnload(self.handle)));
@@ -67,7 +67,7 @@ impl Drop for Module {
 /// A kernel of a module.
 #[derive(Clone, Copy)]
 pub struct Kernel<'a> {
-    module: &'a Module,
+    module: &'a KernelModule,
     handle: Handle,
 }
 
@@ -86,7 +86,7 @@ impl Kernel<'_> {
         &self,
         blocks: u32,
         threads: u32,
-        stream: &Stream,
+        stream: &CudaStream,
         argument: &T,
     ) -> Result<(), DriverError> {
         let driver = self.module.device.current()?;
@@ -107,7 +107,7 @@ impl Kernel<'_> {
         &self,
         blocks: u32,
         threads: u32,
-        stream: &Stream,
+        stream: &CudaStream,
         argument: &T,
     ) -> Result<(), DriverError> {
         let driver = self.module.device.current()?;
@@ -122,19 +122,19 @@ impl Kernel<'_> {
 }
 
 /// A kernel that keeps its module.
-pub struct Entry {
+pub struct OwnedKernel {
     handle: Handle,
-    _module: Module,
+    _module: KernelModule,
 }
 
 // SAFETY: a function's handle may be used from any thread.
-unsafe impl Send for Entry {}
+unsafe impl Send for OwnedKernel {}
 // SAFETY: as above.
-unsafe impl Sync for Entry {}
+unsafe impl Sync for OwnedKernel {}
 
-impl Entry {
+impl OwnedKernel {
     /// The kernel of this name.
-    pub fn new(module: Module, kernel: &CStr) -> Result<Self, DriverError> {
+    pub fn new(module: KernelModule, kernel: &CStr) -> Result<Self, DriverError> {
         let handle = module.kernel(kernel)?.handle;
         Ok(Self { handle, _module: module })
     }
@@ -146,7 +146,7 @@ impl Entry {
     /// As for [`Kernel::launch`]; the module's device is `current`.
     pub unsafe fn launch<T: Copy>(
         &self,
-        current: &Current<'_>,
+        current: &CurrentContext<'_>,
         together: bool,
         (blocks, threads): (u32, u32),
         stream: *mut c_void,

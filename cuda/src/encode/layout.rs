@@ -125,7 +125,7 @@ mod tests {
             ("MAX_WORKS", launch::MAX_WORKS as u32),
             ("OPERATION_ADDRESS", launch::ADDRESS),
             ("PROTOCOL_SLOTS", launch::SLOTS),
-            ("PROTOCOL_LINES", launch::LINES),
+            ("PROTOCOL_LINES", launch::LL),
             ("TROUBLE_TAG", 1),
             ("TROUBLE_LENGTH", 2),
             ("TROUBLE_PROGRAM", 3),

@@ -7,7 +7,7 @@
 pub mod layout;
 mod transfers;
 
-pub use transfers::{Place, Transfer, encode_transfers};
+pub use transfers::{LinkTransfer, TransferEnd, encode_transfers};
 
 use maypole_algorithms::schedule::Channel;
 use maypole_algorithms::schedule::MAX_FAN;
@@ -16,7 +16,7 @@ use std::collections::HashSet;
 
 /// Where a chunk lies in its buffer, in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
+pub struct ChunkExtent {
     /// The first element.
     pub offset: u64,
     /// How many there are; chunks may differ, and may be empty.
@@ -25,7 +25,7 @@ pub struct Extent {
 
 /// One end of a link, seen from a rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Port {
+pub struct LinkPort {
     /// The rank at the other end.
     pub peer: Rank,
     /// Which of the links between the two.
@@ -34,11 +34,11 @@ pub struct Port {
 
 /// What a plan binds the chunks and links of one rank to.
 #[derive(Clone, Copy, Debug)]
-pub struct Binding<'a> {
+pub struct ProgramBinding<'a> {
     /// Input chunks in the send buffer.
-    pub inputs: &'a [Extent],
+    pub inputs: &'a [ChunkExtent],
     /// Output chunks in the receive buffer.
-    pub outputs: &'a [Extent],
+    pub outputs: &'a [ChunkExtent],
     /// Elements per tile: what a slot of every link holds.
     pub tile: u32,
     /// Number of tiles, the same on all ranks: that of the longest chunk of any rank.
@@ -46,9 +46,9 @@ pub struct Binding<'a> {
     /// What the messages carry, xored with that of the work: the same on all ranks.
     pub tag: u32,
     /// The links the rank may send on, as they stand in the launch's table.
-    pub sending: &'a [Port],
+    pub sending: &'a [LinkPort],
     /// The links it may receive from.
-    pub receiving: &'a [Port],
+    pub receiving: &'a [LinkPort],
 }
 
 /// A schedule and a binding that do not fit each other, or a step that the device cannot run. All are bugs of the plan or of an
@@ -98,10 +98,10 @@ pub enum StepProblem {
     NoChunk(Chunk),
     /// The binding has no such link.
     #[error("no link is bound for {0:?}")]
-    NoLink(Port),
+    NoLink(LinkPort),
     /// Two messages of a link in one step: which comes first would have to be said in every engine.
     #[error("{0:?} twice on one side")]
-    LinkTwice(Port),
+    LinkTwice(LinkPort),
     /// The rank has no such step.
     #[error("it comes after step {step} of lane {lane}, which does not exist")]
     NoStep {
@@ -116,16 +116,16 @@ pub enum StepProblem {
 pub fn encode(
     schedule: &Schedule,
     rank: Rank,
-    binding: &Binding<'_>,
+    binding: &ProgramBinding<'_>,
 ) -> Result<Vec<u32>, EncodeError> {
     check_tiles(rank, binding)?;
     let read = reads(schedule, rank);
     let lanes = (0..schedule.lanes(rank)).map(|lane| {
         let steps = schedule.lane(rank, lane).enumerate().map(move |(i, step)| (lane, i, step));
-        vec![Segment { steps, tiles: binding.tiles, tag: binding.tag }]
+        vec![LaneSegment { steps, tiles: binding.tiles, tag: binding.tag }]
     });
-    let Binding { tile, inputs, outputs, .. } = *binding;
-    let tables = Tables { tile, inputs, outputs };
+    let ProgramBinding { tile, inputs, outputs, .. } = *binding;
+    let tables = ProgramTables { tile, inputs, outputs };
     let words = assemble(&tables, lanes.collect(), |(lane, i, step), words| {
         let step = (without_unread(step, &read), read.awaited.contains(&(lane, i as u32)));
         encode_step(schedule, rank, binding, step, words).map_err(|problem| EncodeError::Step {
@@ -142,14 +142,14 @@ pub fn encode(
 }
 
 /// What stands before the lanes.
-struct Tables<'a> {
+struct ProgramTables<'a> {
     tile: u32,
-    inputs: &'a [Extent],
-    outputs: &'a [Extent],
+    inputs: &'a [ChunkExtent],
+    outputs: &'a [ChunkExtent],
 }
 
 /// Steps that are run once per tile.
-struct Segment<I> {
+struct LaneSegment<I> {
     steps: I,
     tiles: u64,
     tag: u32,
@@ -157,8 +157,8 @@ struct Segment<I> {
 
 /// Lays the words out, and has `push` write each step.
 fn assemble<S, I: Iterator<Item = S>, E>(
-    tables: &Tables<'_>,
-    lanes: Vec<Vec<Segment<I>>>,
+    tables: &ProgramTables<'_>,
+    lanes: Vec<Vec<LaneSegment<I>>>,
     mut push: impl FnMut(S, &mut Vec<u32>) -> Result<(), E>,
 ) -> Result<Vec<u32>, E> {
     let lane_table = layout::HEADER_WORDS;
@@ -178,7 +178,7 @@ fn assemble<S, I: Iterator<Item = S>, E>(
     words[layout::HEADER_OUTPUT_TABLE] = output_table as u32;
     let extents = words[input_table..].chunks_exact_mut(layout::EXTENT_WORDS);
     for (entry, extent) in extents.zip(tables.inputs.iter().chain(tables.outputs)) {
-        let Extent { offset, elements } = *extent;
+        let ChunkExtent { offset, elements } = *extent;
         let halves = [offset, offset >> 32, elements, elements >> 32];
         entry.copy_from_slice(&halves.map(|half| half as u32));
     }
@@ -186,7 +186,7 @@ fn assemble<S, I: Iterator<Item = S>, E>(
     for (lane, segments) in lanes.into_iter().enumerate() {
         let entry = lane_table + lane * layout::LANE_WORDS;
         words[entry..][..2].copy_from_slice(&[segment, segments.len() as u32]);
-        for Segment { steps, tiles, tag } in segments {
+        for LaneSegment { steps, tiles, tag } in segments {
             let entry = segment_table + segment as usize * layout::SEGMENT_WORDS;
             let first = words.len() as u32;
             let mut count = 0;
@@ -232,7 +232,7 @@ fn without_unread(mut step: Step, reads: &Reads) -> Step {
 }
 
 /// The links of `rank`, sorted: those it sends on and those it receives from.
-pub fn ports(schedule: &Schedule, rank: Rank) -> (Vec<Port>, Vec<Port>) {
+pub fn ports(schedule: &Schedule, rank: Rank) -> (Vec<LinkPort>, Vec<LinkPort>) {
     let mut sending = Vec::new();
     let mut receiving = Vec::new();
     for step in (0..schedule.lanes(rank)).flat_map(|lane| schedule.lane(rank, lane)) {
@@ -246,17 +246,17 @@ pub fn ports(schedule: &Schedule, rank: Rank) -> (Vec<Port>, Vec<Port>) {
     (sending, receiving)
 }
 
-fn port(operand: &Operand) -> Option<Port> {
+fn port(operand: &Operand) -> Option<LinkPort> {
     match *operand {
-        Operand::Peer { rank, channel } => Some(Port { peer: rank, channel }),
+        Operand::Peer { rank, channel } => Some(LinkPort { peer: rank, channel }),
         Operand::Local(_) => None,
     }
 }
 
-fn check_tiles(rank: Rank, binding: &Binding<'_>) -> Result<(), EncodeError> {
+fn check_tiles(rank: Rank, binding: &ProgramBinding<'_>) -> Result<(), EncodeError> {
     let chunks = binding.inputs.iter().chain(binding.outputs);
     let elements = chunks.map(|extent| extent.elements).max().unwrap_or(0);
-    let Binding { tile, tiles, .. } = *binding;
+    let ProgramBinding { tile, tiles, .. } = *binding;
     if tile == 0 || tiles.saturating_mul(tile.into()) < elements {
         return Err(EncodeError::Tiles { rank, tile, tiles, elements });
     }
@@ -266,7 +266,7 @@ fn check_tiles(rank: Rank, binding: &Binding<'_>) -> Result<(), EncodeError> {
 fn encode_step(
     schedule: &Schedule,
     rank: Rank,
-    binding: &Binding<'_>,
+    binding: &ProgramBinding<'_>,
     (step, awaited): (Step, bool),
     words: &mut Vec<u32>,
 ) -> Result<(), StepProblem> {
@@ -306,8 +306,8 @@ fn encode_step(
 
 fn encode_operand(
     schedule: &Schedule,
-    binding: &Binding<'_>,
-    links: &[Port],
+    binding: &ProgramBinding<'_>,
+    links: &[LinkPort],
     operand: Operand,
 ) -> Result<u32, StepProblem> {
     const { assert!(MAX_FAN <= layout::COUNT_MASK as usize) };
@@ -316,7 +316,7 @@ fn encode_operand(
         Operand::Local(Chunk::Output(i)) => (layout::KIND_OUTPUT, i, binding.outputs.len()),
         Operand::Local(Chunk::Scratch(i)) => (layout::KIND_SCRATCH, i, schedule.scratch as usize),
         Operand::Peer { rank, channel } => {
-            let port = Port { peer: rank, channel };
+            let port = LinkPort { peer: rank, channel };
             let index = links.iter().position(|p| *p == port);
             let index = index.ok_or(StepProblem::NoLink(port))?;
             (layout::KIND_LINK, index as u32, links.len())
@@ -341,7 +341,7 @@ mod tests {
     use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
     use maypole_algorithms::schedule::{After, Table};
 
-    const WHOLE: Extent = Extent { offset: 5 << 32, elements: 10 };
+    const WHOLE: ChunkExtent = ChunkExtent { offset: 5 << 32, elements: 10 };
 
     fn encoded(schedule: &Schedule, rank: Rank) -> Result<Vec<u32>, EncodeError> {
         let (sending, receiving) = ports(schedule, rank);
@@ -349,12 +349,13 @@ mod tests {
         let outputs = vec![WHOLE; schedule.output_chunks() as usize];
         let (inputs, outputs) = (&inputs[..], &outputs[..]);
         let (sending, receiving) = (&sending[..], &receiving[..]);
-        let binding = Binding { inputs, outputs, tile: 4, tiles: 3, tag: 9, sending, receiving };
+        let binding =
+            ProgramBinding { inputs, outputs, tile: 4, tiles: 3, tag: 9, sending, receiving };
         encode(schedule, rank, &binding)
     }
 
     /// The step at `words[at..]`, and where the next one is.
-    fn decode(words: &[u32], at: usize, links: &[Vec<Port>; 2]) -> (Step, usize) {
+    fn decode(words: &[u32], at: usize, links: &[Vec<LinkPort>; 2]) -> (Step, usize) {
         let count = |shift: u32| (words[at] >> shift & layout::COUNT_MASK) as usize;
         let operand = |word: u32, side: usize| {
             let index = word & !(3 << layout::KIND_SHIFT);
@@ -384,7 +385,7 @@ mod tests {
         for schedule in [double_tree::schedule(13), uneven_example(), pat::schedule(11)] {
             for rank in 0..schedule.nranks {
                 let words = encoded(&schedule, rank).unwrap();
-                let links: [Vec<Port>; 2] = ports(&schedule, rank).into();
+                let links: [Vec<LinkPort>; 2] = ports(&schedule, rank).into();
                 let read = reads(&schedule, rank);
                 let mut at = words[layout::HEADER_OUTPUT_TABLE] as usize
                     + schedule.output_chunks() as usize * layout::EXTENT_WORDS;
@@ -414,7 +415,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         use StepProblem as P;
-        let port = |peer| Port { peer, channel: 0 };
+        let port = |peer| LinkPort { peer, channel: 0 };
         let cases = [
             (Step::new([], [output(0)]), P::Empty),
             (Step::new([input(0)], []), P::Empty),
@@ -432,7 +433,7 @@ mod tests {
             assert_eq!(encoded(&schedule, 0), Err(refused));
         }
         let schedule = uneven_example();
-        let none = Binding {
+        let none = ProgramBinding {
             inputs: &[WHOLE],
             outputs: &[WHOLE],
             tile: 4,
@@ -443,7 +444,7 @@ mod tests {
         };
         let refused = EncodeError::Tiles { rank: 1, tile: 4, tiles: 2, elements: 10 };
         assert_eq!(encode(&schedule, 1, &none), Err(refused));
-        let unlinked = encode(&schedule, 1, &Binding { tiles: 3, ..none });
+        let unlinked = encode(&schedule, 1, &ProgramBinding { tiles: 3, ..none });
         let problem = P::NoLink(port(0));
         assert_eq!(unlinked, Err(EncodeError::Step { rank: 1, lane: 0, step: 0, problem }));
     }

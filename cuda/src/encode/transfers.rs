@@ -3,11 +3,11 @@
 use std::convert::Infallible;
 
 use super::layout::{KIND_INPUT, KIND_LINK, KIND_OUTPUT, KIND_SHIFT, OUTPUTS_SHIFT};
-use super::{Extent, Segment, Tables, assemble};
+use super::{ChunkExtent, LaneSegment, ProgramTables, assemble};
 
 /// An end of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum TransferEnd {
     /// Memory that the device reaches.
     Memory(u64),
     /// The messages of a link: its index in the table of its direction.
@@ -16,11 +16,11 @@ pub enum Place {
 
 /// Bytes that go from one place to another, in tiles. With memory at both ends it is a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transfer {
+pub struct LinkTransfer {
     /// Where they come from.
-    pub from: Place,
+    pub from: TransferEnd,
     /// Where they go.
-    pub to: Place,
+    pub to: TransferEnd,
     /// How many; zero is a message too.
     pub bytes: u64,
     /// What the messages carry, xored with that of the work: what both ends must agree on.
@@ -32,27 +32,27 @@ pub struct Transfer {
 ///
 /// # Panics
 /// If `tile` is 0 or an index of a link does not fit 30 bits.
-pub fn encode_transfers(lanes: &[Vec<Transfer>], tile: u32) -> Vec<u32> {
+pub fn encode_transfers(lanes: &[Vec<LinkTransfer>], tile: u32) -> Vec<u32> {
     assert!(tile > 0, "a tile holds something");
     let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
-    let operand = |place, kind, extents: &mut Vec<Extent>, elements| match place {
-        Place::Link(link) => {
+    let operand = |place, kind, extents: &mut Vec<ChunkExtent>, elements| match place {
+        TransferEnd::Link(link) => {
             assert!(link >> KIND_SHIFT == 0, "there are not so many links");
             KIND_LINK << KIND_SHIFT | link
         }
-        Place::Memory(offset) => {
-            extents.push(Extent { offset, elements });
+        TransferEnd::Memory(offset) => {
+            extents.push(ChunkExtent { offset, elements });
             kind << KIND_SHIFT | (extents.len() - 1) as u32
         }
     };
-    let mut segment = |t: &Transfer| {
+    let mut segment = |t: &LinkTransfer| {
         let from = operand(t.from, KIND_INPUT, &mut inputs, t.bytes);
         let to = operand(t.to, KIND_OUTPUT, &mut outputs, t.bytes);
         let steps = std::iter::once([1 | 1 << OUTPUTS_SHIFT, from, to]);
-        Segment { steps, tiles: t.bytes.div_ceil(tile.into()).max(1), tag: t.tag }
+        LaneSegment { steps, tiles: t.bytes.div_ceil(tile.into()).max(1), tag: t.tag }
     };
     let lanes = lanes.iter().map(|lane| lane.iter().map(&mut segment).collect()).collect();
-    let tables = Tables { tile, inputs: &inputs, outputs: &outputs };
+    let tables = ProgramTables { tile, inputs: &inputs, outputs: &outputs };
     let words = assemble(&tables, lanes, |step: [u32; 3], words: &mut Vec<u32>| {
         words.extend(step);
         Ok::<_, Infallible>(())
@@ -68,9 +68,19 @@ mod tests {
     #[test]
     fn lanes_are_segments_of_one_step() {
         let far = 7 << 40;
-        let send = Transfer { from: Place::Memory(far), to: Place::Link(2), bytes: 9, tag: 5 };
-        let none = Transfer { bytes: 0, tag: 6, ..send };
-        let receive = Transfer { from: Place::Link(1), to: Place::Memory(64), bytes: 8, tag: 7 };
+        let send = LinkTransfer {
+            from: TransferEnd::Memory(far),
+            to: TransferEnd::Link(2),
+            bytes: 9,
+            tag: 5,
+        };
+        let none = LinkTransfer { bytes: 0, tag: 6, ..send };
+        let receive = LinkTransfer {
+            from: TransferEnd::Link(1),
+            to: TransferEnd::Memory(64),
+            bytes: 8,
+            tag: 7,
+        };
         let words = encode_transfers(&[vec![send, none], vec![receive]], 4);
         assert_eq!(words[HEADER_LANES], 2);
         assert_eq!(words[HEADER_TILE], 4);

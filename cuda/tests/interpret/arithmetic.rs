@@ -9,8 +9,10 @@ use maypole_algorithms::schedule::Table;
 use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
 use maypole_algorithms::semantics::evaluate_step;
 use maypole_algorithms::{Chunk, Collective, DType, Operand, RedOp, Schedule, Step};
-use maypole_cuda::encode::{Binding, Extent, Place, Transfer, encode, encode_transfers, ports};
-use maypole_cuda::launch::{ADDRESS, LINES, SLOTS, Work, operation};
+use maypole_cuda::encode::{
+    ChunkExtent, LinkTransfer, ProgramBinding, TransferEnd, encode, encode_transfers, ports,
+};
+use maypole_cuda::launch::{ADDRESS, KernelWork, LL, SLOTS, operation};
 
 /// Bytes of a chunk, about: more than one tile, and in a tile more than all threads take in one round of any loop.
 const CHUNK: u64 = 4600;
@@ -42,8 +44,8 @@ fn schedule(steps: Vec<Step>) -> Schedule {
 }
 
 /// Chunks of `elements`, `gap` elements apart.
-fn extents(elements: u64, gap: u64) -> Vec<Extent> {
-    (0..8).map(|i| Extent { offset: i * (elements + gap), elements }).collect()
+fn extents(elements: u64, gap: u64) -> Vec<ChunkExtent> {
+    (0..8).map(|i| ChunkExtent { offset: i * (elements + gap), elements }).collect()
 }
 
 /// What the receive buffer holds after `steps`, of which no tile matters.
@@ -91,7 +93,7 @@ fn check(
     let extents = extents(elements, gap);
     let tile = (TILE / size) as u32 + 1;
     let (sending, receiving) = ports(&schedule, 0);
-    let binding = Binding {
+    let binding = ProgramBinding {
         inputs: &extents,
         outputs: &extents,
         tile,
@@ -113,13 +115,13 @@ fn check(
             data[at..at + size as usize].copy_from_slice(&bits.to_le_bytes()[..size as usize]);
         }
     }
-    let work = Work {
+    let work = KernelWork {
         operation: operation.code(),
         parameter,
         element: size as u32,
         protocol,
         tag: 5,
-        ..Work::default()
+        ..KernelWork::default()
     };
     let found = alone.run(&words, work, u64::from(tile) * size * 2, &data, askew);
     for (i, expected) in expected(steps, &chunks, operation, parameter).iter().enumerate() {
@@ -178,7 +180,7 @@ fn any_size_and_alignment() {
     }
 }
 
-/// Through messages to itself, in slots and in lines: the same steps with a message in each.
+/// Through messages to itself, in slots and in ll: the same steps with a message in each.
 #[test]
 fn operations_on_messages() {
     let device = device::open();
@@ -197,7 +199,7 @@ fn operations_on_messages() {
     for operation in operations() {
         let size = operation.size() as u64;
         let elements = 203 / size + 1;
-        for protocol in [SLOTS, LINES] {
+        for protocol in [SLOTS, LL] {
             check(&mut alone, &steps, operation, elements, 1, [size, 0], protocol);
         }
     }
@@ -224,16 +226,19 @@ fn steps_come_after_those_of_other_lanes() {
     let extents = extents(10, 0);
     let (inputs, outputs) = (&extents[..], &extents[..]);
     let binding =
-        Binding { inputs, outputs, tile: 4, tiles: 3, tag: 0, sending: &[], receiving: &[] };
+        ProgramBinding { inputs, outputs, tile: 4, tiles: 3, tag: 0, sending: &[], receiving: &[] };
     let words = encode(&schedule, 0, &binding).expect("steps that fit");
     let data: Vec<u8> = (0..80).map(|i| mix(i) as u8).collect();
-    let work =
-        Work { operation: operation(DType::Uint8, RedOp::Sum), element: 1, ..Work::default() };
+    let work = KernelWork {
+        operation: operation(DType::Uint8, RedOp::Sum),
+        element: 1,
+        ..KernelWork::default()
+    };
     let chunk = |bytes: &[u8], i: usize| bytes[10 * i..][..10].to_vec();
     let sum: Vec<u8> =
         chunk(&data, 2).iter().zip(chunk(&data, 1)).map(|(a, b)| a.wrapping_add(b)).collect();
     for blocks in [1, 2, 2, 2, 2, 2] {
-        let found = alone.run(&words, Work { blocks, ..work }, 4, &data, [0, 0]);
+        let found = alone.run(&words, KernelWork { blocks, ..work }, 4, &data, [0, 0]);
         for (output, expected) in [(0, 0), (1, 0), (3, 0), (4, 3), (5, 4)] {
             assert_eq!(chunk(&found, output), chunk(&data, expected), "output {output}");
         }
@@ -251,22 +256,30 @@ fn a_factor_in_device_memory() {
         let schedule = schedule(vec![Step::new([input(0)], [output(0)])]);
         let extents = extents(40, 0);
         let (inputs, outputs) = (&extents[..], &extents[..]);
-        let none =
-            Binding { inputs, outputs, tile: 40, tiles: 1, tag: 0, sending: &[], receiving: &[] };
+        let none = ProgramBinding {
+            inputs,
+            outputs,
+            tile: 40,
+            tiles: 1,
+            tag: 0,
+            sending: &[],
+            receiving: &[],
+        };
         let words = encode(&schedule, 0, &none).expect("a step that fits");
         let size = operation.size();
         let data: Vec<u8> = (0..320)
             .flat_map(|i| operation.sample(mix(i)).to_le_bytes()[..size].to_vec())
             .collect();
-        let work = Work {
+        let work = KernelWork {
             operation: operation.code(),
             parameter: operation.parameter(2, 3),
             element: size as u32,
-            ..Work::default()
+            ..KernelWork::default()
         };
         let plain = alone.run(&words, work, 0, &data, [0, 0]);
         let factor = alone.put(&work.parameter.to_le_bytes()[..size]);
-        let by_address = Work { operation: work.operation | ADDRESS, parameter: factor, ..work };
+        let by_address =
+            KernelWork { operation: work.operation | ADDRESS, parameter: factor, ..work };
         assert_eq!(alone.run(&words, by_address, 0, &data, [0, 0]), plain);
         assert_ne!(plain[..40 * size], data[..40 * size]);
     }
@@ -279,20 +292,20 @@ fn transfers() {
     device.configure(128, 0);
     let mut alone = Alone::new(&device, Link::Own);
     let data: Vec<u8> = (0..9000u64).map(|i| mix(i) as u8).collect();
-    for protocol in [SLOTS, LINES] {
+    for protocol in [SLOTS, LL] {
         let (from, to) = (alone.put(&data), alone.put(&vec![Alone::FILL; 9000]));
         let (mut sends, mut receives, mut copies) = (vec![], vec![], vec![]);
         let (mut read, mut write) = (1, 0);
         let mut expected = vec![Alone::FILL; 9000];
         for (i, bytes) in [0, 1, 15, 16, 17, 700, 0, 3, 2048, 1001].into_iter().enumerate() {
             let tag = i as u32;
-            let place = |address, offset| Place::Memory(address + offset);
+            let place = |address, offset| TransferEnd::Memory(address + offset);
             let (source, target) = (place(from, read), place(to, write));
             if i % 4 == 3 {
-                copies.push(Transfer { from: source, to: target, bytes, tag });
+                copies.push(LinkTransfer { from: source, to: target, bytes, tag });
             } else {
-                sends.push(Transfer { from: source, to: Place::Link(0), bytes, tag });
-                receives.push(Transfer { from: Place::Link(0), to: target, bytes, tag });
+                sends.push(LinkTransfer { from: source, to: TransferEnd::Link(0), bytes, tag });
+                receives.push(LinkTransfer { from: TransferEnd::Link(0), to: target, bytes, tag });
             }
             expected[write as usize..][..bytes as usize]
                 .copy_from_slice(&data[read as usize..][..bytes as usize]);
@@ -300,7 +313,7 @@ fn transfers() {
             write += bytes + 5;
         }
         let words = encode_transfers(&[sends, receives, copies], 512);
-        let work = Work { element: 1, protocol, tag: 3, ..Work::default() };
+        let work = KernelWork { element: 1, protocol, tag: 3, ..KernelWork::default() };
         alone.run(&words, work, 0, &[], [0, 0]);
         assert!(alone.get(to, 9000) == expected, "protocol {protocol}");
     }

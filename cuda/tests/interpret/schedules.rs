@@ -12,7 +12,7 @@ use maypole_algorithms::proof_suite::uneven_example;
 use maypole_algorithms::verify::prove;
 use maypole_algorithms::{DType, RedOp, Schedule};
 use maypole_cuda::driver::DriverError;
-use maypole_cuda::launch::{LINES, SLOTS, Trouble};
+use maypole_cuda::launch::{KernelError, LL, SLOTS};
 use std::slice::from_ref;
 use std::thread::sleep;
 use std::time::Duration;
@@ -214,7 +214,7 @@ fn lines_and_slots_share_links() {
     for schedule in &schedules() {
         for blocks in [None, Some(1)] {
             let depth = schedule.credit;
-            let lines = Shape { depth, blocks, protocol: LINES, threads: 64, ..SHAPE };
+            let lines = Shape { depth, blocks, protocol: LL, threads: 64, ..SHAPE };
             let slots = Shape { protocol: SLOTS, ..lines };
             let calls = [lines, lines, slots, lines, slots].map(|shape| (schedule, SUM_F32, shape));
             check_each(&device, &calls, 1);
@@ -231,7 +231,7 @@ fn lines_of_any_length_and_alignment() {
     let dtypes = [DType::Uint8, DType::Float16, DType::Float32, DType::Int64];
     for (dtype, askew) in dtypes.into_iter().zip([1, 3, 1, 1]) {
         let operation = Operation { dtype, op: RedOp::Max };
-        let shape = |count| Shape { count, askew, tile: 96, protocol: LINES, ..SHAPE };
+        let shape = |count| Shape { count, askew, tile: 96, protocol: LL, ..SHAPE };
         let calls: Vec<_> = (90..108).map(|count| (schedule, operation, shape(count))).collect();
         check_each(&device, &calls, 6);
     }
@@ -245,7 +245,7 @@ fn works_of_a_launch_follow_each_other() {
     for blocks in [None, Some(2)] {
         // All works of a rank have the same blocks.
         let blocks = blocks.or(Some(4));
-        let [slots, lines] = [SLOTS, LINES].map(|protocol| Shape { blocks, protocol, ..SHAPE });
+        let [slots, lines] = [SLOTS, LL].map(|protocol| Shape { blocks, protocol, ..SHAPE });
         let calls = [(tree, slots), (one_shot, lines), (pat, slots), (tree, lines), (tree, slots)];
         let calls = calls.map(|(schedule, shape)| (schedule, SUM_F32, shape));
         check_each(&device, &calls, 5);
@@ -261,7 +261,7 @@ fn one_launch_for_all_ranks() {
     let operation = Operation { dtype: DType::Int8, op: RedOp::Avg };
     let calls = [
         (tree, SUM_F32, shape),
-        (one_shot, operation, Shape { protocol: LINES, ..shape }),
+        (one_shot, operation, Shape { protocol: LL, ..shape }),
         (tree, operation, shape),
     ];
     check_each(&device, &calls, 3);
@@ -274,7 +274,7 @@ fn counters_go_on_past_32_bits() {
     let device = device::open();
     for schedule in &schedules()[..2] {
         for carried in [(1 << 31) - 2, (1 << 32) - 2, (3 << 31) - 2] {
-            let lines = Shape { depth: 2, carried, protocol: LINES, ..SHAPE };
+            let lines = Shape { depth: 2, carried, protocol: LL, ..SHAPE };
             let short = Shape { count: 9, ..lines };
             let slots = Shape { protocol: SLOTS, ..short };
             let mut ranks = Ranks::new(&device, from_ref(schedule), lines);
@@ -301,7 +301,7 @@ fn counters_go_on_past_32_bits() {
 fn a_wrong_tag_is_trouble_for_all() {
     let device = device::open();
     let schedule = &schedules()[1];
-    for protocol in [SLOTS, LINES] {
+    for protocol in [SLOTS, LL] {
         let shape = Shape { protocol, ..SHAPE };
         let mut ranks = Ranks::new(&device, from_ref(schedule), shape);
         let inputs = inputs(schedule, SUM_F32, shape.count, 1);
@@ -314,7 +314,7 @@ fn a_wrong_tag_is_trouble_for_all() {
         let found: Vec<_> = (0..8).filter_map(|rank| ranks.trouble(rank)).collect();
         assert!(!found.is_empty());
         for trouble in found {
-            let Trouble::Tag { link, found } = trouble else { panic!("{trouble:?}") };
+            let KernelError::Tag { link, found } = trouble else { panic!("{trouble:?}") };
             // What rank 3 sends to others and what they send to it.
             assert!([0xabc ^ 1, 1].contains(&(found ^ 0x5eed)), "{found:#x}");
             assert!(link < 7);
@@ -327,7 +327,7 @@ fn a_wrong_tag_is_trouble_for_all() {
 fn a_wrong_length_is_trouble() {
     let device = device::open();
     let schedule = &schedules()[1];
-    for protocol in [SLOTS, LINES] {
+    for protocol in [SLOTS, LL] {
         // Rank 3 sends bytes, of which there are too many for a tile, or no whole number of the others' elements.
         let shape = Shape { count: 45, protocol, ..SHAPE };
         let mut ranks = Ranks::new(&device, from_ref(schedule), shape);
@@ -338,7 +338,7 @@ fn a_wrong_length_is_trouble() {
         ranks.launch(shape).expect("to launch");
         ranks.wait();
         let found: Vec<_> = (0..8).filter_map(|rank| ranks.trouble(rank)).collect();
-        assert!(found.iter().any(|t| matches!(t, Trouble::Length { .. })), "{found:?}");
+        assert!(found.iter().any(|t| matches!(t, KernelError::Length { .. })), "{found:?}");
     }
 }
 
@@ -357,5 +357,5 @@ fn words_that_are_no_program_are_trouble() {
     ranks.works(5)[0].operation = 6;
     ranks.launch(shape).expect("to launch");
     ranks.wait();
-    assert!([2, 5].iter().any(|rank| ranks.trouble(*rank) == Some(Trouble::Program)));
+    assert!([2, 5].iter().any(|rank| ranks.trouble(*rank) == Some(KernelError::Program)));
 }

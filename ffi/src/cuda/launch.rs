@@ -1,11 +1,12 @@
-//! Queues checked calls on streams of CUDA devices, by the library's `device::launch`.
+//! Queues checked calls on streams of CUDA devices, by the library's `launch_calls`.
 //!
 //! A launch queues the calls and returns. All calls of a group go into one launch, so that one
 //! thread can be several ranks, and so that the calls of ranks on one device need one launch of the
 //! driver.
 
 use maypole::ResultCode;
-use maypole::device::{self, CudaStream, Part, Queued as DeviceCall};
+use maypole::device::{self, CudaStreamHandle};
+use maypole::{DeviceCall, StreamCalls};
 
 use crate::boundary::keep_error;
 use crate::registry::{CommHandle, ExclusiveComm, acquire_exclusive};
@@ -16,19 +17,19 @@ pub(crate) struct CommLaunch<'a> {
     /// The calls, in their order.
     pub(crate) calls: Vec<DeviceCall<'a>>,
     /// The streams that the calls are on, at least one, each once.
-    pub(crate) streams: &'a [CudaStream],
+    pub(crate) streams: &'a [CudaStreamHandle],
 }
 
 /// Queues one call.
 pub(crate) fn launch_call(
     mut comm: ExclusiveComm,
     call: DeviceCall<'_>,
-    stream: CudaStream,
+    stream: CudaStreamHandle,
 ) -> Result<(), ResultCode> {
-    let parts = vec![Part { comm: &mut comm.comm, calls: vec![call], stream }];
+    let parts = vec![StreamCalls { comm: &mut comm.comm, calls: vec![call], stream }];
     // SAFETY: by the terms of nccl.h the client promised buffers and a stream that are valid until
     // the call is over.
-    let launched = unsafe { device::launch(parts) };
+    let launched = unsafe { maypole::launch_calls(parts) };
     launched.map_err(|error| failed_launch(&error, &mut [comm]))
 }
 
@@ -51,19 +52,19 @@ fn launch_all(
         .collect();
     for join in &joins {
         // SAFETY: by the terms of nccl.h the client promised live streams of the device.
-        unsafe { device::join(join.device, join.others, join.first) }?;
+        unsafe { device::order_streams(join.device, join.others, join.first) }?;
     }
     let parts = comms.iter_mut().zip(launches).filter_map(|(comm, launch)| {
         let stream = *launch.streams.first()?;
-        Some(Part { comm: &mut comm.comm, calls: launch.calls, stream })
+        Some(StreamCalls { comm: &mut comm.comm, calls: launch.calls, stream })
     });
     // SAFETY: by the terms of nccl.h the client promised buffers and streams that are valid until
     // the calls are over.
-    unsafe { device::launch(parts.collect()) }?;
+    unsafe { maypole::launch_calls(parts.collect()) }?;
     for join in &joins {
         for other in join.others {
             // SAFETY: the streams are those of the joins above.
-            unsafe { device::join(join.device, &[join.first], *other) }?;
+            unsafe { device::order_streams(join.device, &[join.first], *other) }?;
         }
     }
     Ok(())
@@ -73,12 +74,12 @@ fn launch_all(
 struct StreamJoin<'a> {
     device: i32,
     /// The stream that the calls run on.
-    first: CudaStream,
-    others: &'a [CudaStream],
+    first: CudaStreamHandle,
+    others: &'a [CudaStreamHandle],
 }
 
 impl<'a> StreamJoin<'a> {
-    fn new(comm: &ExclusiveComm, streams: &'a [CudaStream]) -> Option<Self> {
+    fn new(comm: &ExclusiveComm, streams: &'a [CudaStreamHandle]) -> Option<Self> {
         match (comm.device, streams) {
             (Some(device), [first, others @ ..]) if !others.is_empty() => {
                 Some(Self { device, first: *first, others })

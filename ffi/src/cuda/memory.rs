@@ -6,12 +6,13 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use maypole::ResultCode;
 use maypole::config::{Config, DeviceKind};
-use maypole::device::{self, Allocation};
+use maypole::device::{self, DeviceAllocation};
 
 use crate::boundary::{invalid_argument, keep_error};
 
 /// The memory that was allocated and not freed, by address.
-static ALLOCATIONS: LazyLock<Mutex<HashMap<usize, Allocation>>> = LazyLock::new(Mutex::default);
+static ALLOCATIONS: LazyLock<Mutex<HashMap<usize, DeviceAllocation>>> =
+    LazyLock::new(Mutex::default);
 
 /// Allocates `size` bytes, not 0, on the device that this thread has chosen. None if it has chosen
 /// none, or if `MAYPOLE_DEVICE` is `host`.
@@ -20,7 +21,7 @@ pub(crate) fn allocate(size: usize) -> Result<Option<*mut c_void>, ResultCode> {
         return Ok(None);
     }
     let Some(device) = device::current() else { return Ok(None) };
-    let allocation = Allocation::new(device, size).map_err(|error| {
+    let allocation = DeviceAllocation::new(device, size).map_err(|error| {
         log::warn!("ncclMemAlloc of {size} bytes on device {device}: {error}");
         keep_error(&error)
     })?;
@@ -51,14 +52,14 @@ pub(crate) fn check_factor(device: Option<c_int>, address: *const u8) -> Result<
     if Config::get().device == DeviceKind::Host {
         return Ok(());
     }
-    let owner = device::owner(address.cast()).map_err(|error| keep_error(&error))?;
+    let owner = device::device_of(address.cast()).map_err(|error| keep_error(&error))?;
     match (device, owner) {
         (None, None) | (Some(_), Some(_)) => Ok(()),
         (None, Some(owner)) => Err(invalid_argument(&format!(
             "ncclRedOpCreatePreMulSum: the scalar is in the memory of CUDA device {owner}, but the \
              communicator works on host memory"
         ))),
-        (Some(device), None) => match device::is_known(address.cast()) {
+        (Some(device), None) => match device::is_reachable(address.cast()) {
             Ok(true) => Ok(()),
             Ok(false) => Err(invalid_argument(&format!(
                 "ncclRedOpCreatePreMulSum: the scalar is in pageable memory of the host, which \
@@ -69,6 +70,6 @@ pub(crate) fn check_factor(device: Option<c_int>, address: *const u8) -> Result<
     }
 }
 
-fn allocations() -> MutexGuard<'static, HashMap<usize, Allocation>> {
+fn allocations() -> MutexGuard<'static, HashMap<usize, DeviceAllocation>> {
     ALLOCATIONS.lock().unwrap_or_else(PoisonError::into_inner)
 }

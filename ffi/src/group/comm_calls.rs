@@ -1,8 +1,9 @@
 //! The calls of one communicator in a group.
 
+use maypole::DeviceCall;
 use maypole::ResultCode;
 use maypole::Transfer;
-use maypole::device::{CudaStream, Queued as DeviceCall};
+use maypole::device::CudaStreamHandle;
 use maypole::stream::Stream;
 
 use crate::registry::{CallContext, ExclusiveComm};
@@ -20,7 +21,7 @@ pub(crate) struct CommCalls {
     /// The host streams that the calls are on.
     host_streams: Vec<Stream>,
     /// The streams of a CUDA device that the calls are on, each once.
-    cuda_streams: Vec<CudaStream>,
+    cuda_streams: Vec<CudaStreamHandle>,
     /// Some calls are on a default stream: the end of the group waits for all of them.
     on_default_stream: bool,
 }
@@ -96,7 +97,7 @@ impl CommCalls {
     }
 
     /// The streams of a CUDA device that the calls are on.
-    pub(super) fn cuda_streams(&self) -> &[CudaStream] {
+    pub(super) fn cuda_streams(&self) -> &[CudaStreamHandle] {
         &self.cuda_streams
     }
 }

@@ -1,7 +1,7 @@
 //! `maypoleBarrier`: returns when all ranks have called it.
 
+use maypole::DeviceCall;
 use maypole::ResultCode;
-use maypole::device::Queued as DeviceCall;
 
 use super::failure::failed_call;
 use super::{OrderedRequest, QueuedRequest, Request};

@@ -3,8 +3,8 @@
 use std::ffi::{c_int, c_void};
 
 use maypole::AlgorithmFilter;
+use maypole::DeviceCall;
 use maypole::ResultCode;
-use maypole::device::Queued as DeviceCall;
 use maypole::{Call, Collective, RedOp};
 
 use super::failure::failed_call;

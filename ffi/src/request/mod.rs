@@ -20,8 +20,8 @@ mod transfer;
 mod vector;
 mod window;
 
+use maypole::DeviceCall;
 use maypole::ResultCode;
-use maypole::device::Queued as DeviceCall;
 
 use crate::registry::CallContext;
 

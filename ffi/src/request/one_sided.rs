@@ -2,9 +2,9 @@
 
 use std::ffi::{c_int, c_uint, c_void};
 
+use maypole::DeviceCall;
 use maypole::ResultCode;
 use maypole::WindowId;
-use maypole::device::Queued as DeviceCall;
 
 use super::failure::failed_call;
 use super::{QueuedRequest, Request};

@@ -2,8 +2,8 @@
 
 use std::ffi::{c_int, c_void};
 
+use maypole::DeviceCall;
 use maypole::ResultCode;
-use maypole::device::Queued as DeviceCall;
 use maypole::{Blocks, Collective, DType, RedOp, Reduction, VectorCall};
 
 use super::failure::failed_call;

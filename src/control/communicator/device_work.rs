@@ -10,7 +10,7 @@ use super::ServedCommunicator;
 use super::inquiry::Purpose;
 use crate::control::flight_recorder::RecorderSnapshot;
 use crate::control::verdict::Verdict;
-use crate::device::signals::Signals;
+use crate::device::memory::signals::DeviceSignals;
 use crate::error::Error;
 
 /// The time from a launch to the first check. It doubles with each check, as long as no work ends.
@@ -37,7 +37,7 @@ impl DeviceWork {
     }
 
     /// Sets when the next check is due. Returns for how long no work has ended.
-    fn schedule_next(&mut self, now: Instant, signals: &Signals) -> Duration {
+    fn schedule_next(&mut self, now: Instant, signals: &DeviceSignals) -> Duration {
         let finished = signals.finished();
         if finished == self.finished {
             self.pause = (2 * self.pause).min(LONGEST_PAUSE);
@@ -58,7 +58,7 @@ impl ServedCommunicator {
             self.device = None;
             return;
         };
-        if let Some(failure) = signals.trouble() {
+        if let Some(failure) = signals.kernel_error() {
             self.device = None;
             return match failure {
                 Error::Mismatch { ranks: [_, peer], what } => {
@@ -71,7 +71,7 @@ impl ServedCommunicator {
             self.device = None;
             return;
         }
-        if let Err(error) = signals.ask_device() {
+        if let Err(error) = signals.query_device() {
             self.device = None;
             return self.decide(Verdict::of(self.shared.rank, &error.into()), None);
         }

@@ -1,11 +1,11 @@
 //! One rank by itself on the device, with at most a link to itself: what it needs besides a program and a work's own fields.
 
 use super::device::TestDevice;
-use maypole_cuda::driver::{Buffer, Stream};
+use maypole_cuda::driver::{CudaStream, DeviceBuffer};
 use maypole_cuda::launch::{
-    DEPARTED_BYTES, KERNEL, LANE_STATE_BYTES, Launch, LinkEnd, Trouble, Work,
+    DEPARTED_BYTES, KERNEL_NAME, KernelError, KernelLaunch, KernelWork, LANE_STATE_BYTES, LinkEnd,
 };
-use maypole_cuda::memory::Pinned;
+use maypole_cuda::memory::PinnedBuffer;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -19,12 +19,12 @@ pub(crate) enum Link {
 
 pub(crate) struct Alone<'a> {
     device: &'a TestDevice,
-    stream: Stream,
+    stream: CudaStream,
     /// Abort, trouble, finished.
-    pinned: Pinned,
+    pinned: PinnedBuffer,
     /// Lane states, then `departed`; then the sending and the receiving end.
-    state: Buffer,
-    kept: Vec<Buffer>,
+    state: DeviceBuffer,
+    kept: Vec<DeviceBuffer>,
     works: u64,
 }
 
@@ -42,16 +42,16 @@ impl<'a> Alone<'a> {
         let on = &device.device;
         let mut alone = Self {
             device,
-            stream: Stream::new(on).expect("a stream"),
-            pinned: Pinned::new(on, 24).expect("pinned memory"),
-            state: Buffer::new(on, ENDS + 2 * 72).expect("memory"),
+            stream: CudaStream::new(on).expect("a stream"),
+            pinned: PinnedBuffer::new(on, 24).expect("pinned memory"),
+            state: DeviceBuffer::new(on, ENDS + 2 * 72).expect("memory"),
             kept: Vec::new(),
             works: 0,
         };
         let mut state = vec![0; ENDS];
         if matches!(link, Link::Own) {
             let slots = alone.put(&vec![Self::FILL; (DEPTH * SLOT) as usize]);
-            let lines = alone.put(&vec![0; (DEPTH * LINE_WORDS * 8) as usize]);
+            let ll = alone.put(&vec![0; (DEPTH * LINE_WORDS * 8) as usize]);
             let heads = alone.put(&[Self::FILL; DEPTH as usize * 8]);
             let counters = alone.put(&[0; 32]);
             let [filled, drained, sent, taken] = [0, 8, 16, 24].map(|at| counters + at);
@@ -59,13 +59,13 @@ impl<'a> Alone<'a> {
                 let end = LinkEnd {
                     slots,
                     heads,
-                    lines,
+                    ll,
                     filled,
                     drained,
                     position,
                     slot_bytes: SLOT,
                     depth: DEPTH,
-                    line_words: LINE_WORDS,
+                    ll_words: LINE_WORDS,
                 };
                 state.extend(end.words().iter().flat_map(|word| word.to_le_bytes()));
             }
@@ -77,7 +77,7 @@ impl<'a> Alone<'a> {
 
     /// The address of memory that holds `data`, kept as long as `self`.
     pub(crate) fn put(&mut self, data: &[u8]) -> u64 {
-        let buffer = Buffer::new(&self.device.device, data.len()).expect("memory");
+        let buffer = DeviceBuffer::new(&self.device.device, data.len()).expect("memory");
         self.stream.write(&buffer, data).expect("to write");
         let address = buffer.address();
         self.kept.push(buffer);
@@ -95,7 +95,7 @@ impl<'a> Alone<'a> {
     pub(crate) fn run(
         &mut self,
         words: &[u32],
-        work: Work,
+        work: KernelWork,
         scratch: u64,
         data: &[u8],
         askew: [u64; 2],
@@ -112,7 +112,7 @@ impl<'a> Alone<'a> {
         let lanes = self.state.address();
         let pinned = self.pinned.address();
         let absolute = data.is_empty();
-        let work = Work {
+        let work = KernelWork {
             program,
             sending: lanes + ENDS as u64,
             receiving: lanes + ENDS as u64 + 72,
@@ -123,15 +123,15 @@ impl<'a> Alone<'a> {
             lanes,
             departed: lanes + (LANES * LANE_STATE_BYTES) as u64,
             abort: pinned,
-            trouble: pinned + 8,
+            error: pinned + 8,
             finished: pinned + 16,
             blocks: work.blocks.max(1),
             ..work
         };
-        let launch = Launch::new(&[work]);
-        // SAFETY: the kernel takes a Launch; `encode` has checked the program, and what it is bound to is large enough.
+        let launch = KernelLaunch::new(&[work]);
+        // SAFETY: the kernel takes a KernelLaunch; `encode` has checked the program, and what it is bound to is large enough.
         let launched = unsafe {
-            self.device.module.launch(KERNEL, launch.blocks(), 32, &self.stream, &launch)
+            self.device.module.launch(KERNEL_NAME, launch.blocks(), 32, &self.stream, &launch)
         };
         launched.expect("to launch");
         self.works += 1;
@@ -143,7 +143,7 @@ impl<'a> Alone<'a> {
             }
             sleep(Duration::from_micros(50));
         }
-        assert_eq!(Trouble::from_word(self.word(1).load(Ordering::Acquire)), None);
+        assert_eq!(KernelError::from_word(self.word(1).load(Ordering::Acquire)), None);
         assert_eq!(self.word(2).load(Ordering::Acquire), self.works);
         let found = self.get(output, bytes).split_off(askew[1] as usize);
         self.kept.truncate(kept);

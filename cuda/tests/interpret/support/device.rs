@@ -1,7 +1,7 @@
 //! The device under test: the simulated one, built here by g++, or a real one where `MAYPOLE_TEST_CUDA_IMAGE` names the compiled
 //! kernels.
 
-use maypole_cuda::driver::{Device, Driver, Module};
+use maypole_cuda::driver::{Device, Driver, KernelModule};
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +11,7 @@ use std::{env, fs};
 /// A device, the kernels, and the right to use it: worlds of two tests might not be resident together.
 pub(crate) struct TestDevice {
     pub(crate) device: Arc<Device>,
-    pub(crate) module: Module,
+    pub(crate) module: KernelModule,
     simulator: Option<PathBuf>,
     _alone: MutexGuard<'static, ()>,
 }
@@ -32,7 +32,7 @@ pub(crate) fn open() -> TestDevice {
     let device = Device::open(&driver, 0).expect("a device");
     let image = fs::read(image).expect("the compiled kernels");
     // SAFETY: the image was compiled from this crate's kernels, by `build` or as docs/gpu.md says.
-    let module = unsafe { Module::load(&device, &image) }.expect("the kernels load");
+    let module = unsafe { KernelModule::load(&device, &image) }.expect("the kernels load");
     let device = TestDevice { device, module, simulator, _alone: alone };
     device.configure(128, 300);
     device

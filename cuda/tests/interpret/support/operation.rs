@@ -16,7 +16,7 @@ pub(crate) struct Operation {
 pub(crate) const SUM_F32: Operation = Operation { dtype: DType::Float32, op: RedOp::Sum };
 
 impl Operation {
-    /// [`Work::operation`](maypole_cuda::launch::Work).
+    /// [`KernelWork::operation`](maypole_cuda::launch::KernelWork).
     pub(crate) fn code(self) -> u32 {
         operation(self.dtype, self.op)
     }
@@ -30,7 +30,7 @@ impl Operation {
         self.op == RedOp::PreMulSum || (self.op == RedOp::Avg && self.dtype.is_float())
     }
 
-    /// [`Work::parameter`](maypole_cuda::launch::Work) for a rank of so many.
+    /// [`KernelWork::parameter`](maypole_cuda::launch::KernelWork) for a rank of so many.
     pub(crate) fn parameter(self, rank: u32, nranks: u32) -> u64 {
         let float = self.dtype.is_float();
         match self.op {

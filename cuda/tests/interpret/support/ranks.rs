@@ -4,12 +4,12 @@ use super::device::TestDevice;
 use super::operation::Operation;
 use super::scalar::extents;
 use maypole_algorithms::{Rank, Schedule};
-use maypole_cuda::driver::{Buffer, Device, DriverError, Stream};
-use maypole_cuda::encode::{Binding, Port, encode, ports};
+use maypole_cuda::driver::{CudaStream, Device, DeviceBuffer, DriverError};
+use maypole_cuda::encode::{LinkPort, ProgramBinding, encode, ports};
 use maypole_cuda::launch::{
-    DEPARTED_BYTES, KERNEL, LANE_STATE_BYTES, Launch, LinkEnd, Trouble, Work,
+    DEPARTED_BYTES, KERNEL_NAME, KernelError, KernelLaunch, KernelWork, LANE_STATE_BYTES, LinkEnd,
 };
-use maypole_cuda::memory::Pinned;
+use maypole_cuda::memory::PinnedBuffer;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{panicking, sleep};
@@ -31,7 +31,7 @@ pub(crate) struct Shape {
     pub(crate) blocks: Option<u32>,
     /// Threads per block.
     pub(crate) threads: u32,
-    /// [`Work::protocol`].
+    /// [`KernelWork::protocol`].
     pub(crate) protocol: u32,
     /// Elements by which send and receive buffers are off their alignment.
     pub(crate) askew: u64,
@@ -44,29 +44,29 @@ pub(crate) struct Shape {
 /// A communicator's worth of device memory. It keeps what the calls use: freeing any of it would wait for them.
 pub(crate) struct Ranks<'a> {
     ranks: Vec<PerRank>,
-    control: Stream,
+    control: CudaStream,
     /// For all ranks: the abort word; for each rank: trouble, then finished.
-    pinned: Pinned,
-    calls: Vec<Buffer>,
+    pinned: PinnedBuffer,
+    calls: Vec<DeviceBuffer>,
     /// Of each rank, not yet launched.
-    works: Vec<Vec<Work>>,
+    works: Vec<Vec<KernelWork>>,
     /// Where in its memory each receive buffer begins.
     shapes: Vec<(u64, Operation)>,
     /// Receive buffers, of all ranks for each call.
-    results: Vec<Vec<Buffer>>,
-    links: Vec<Buffer>,
+    results: Vec<Vec<DeviceBuffer>>,
+    links: Vec<DeviceBuffer>,
     device: &'a TestDevice,
     carried: u64,
 }
 
 struct PerRank {
-    stream: Stream,
-    sending: Vec<Port>,
-    receiving: Vec<Port>,
-    sending_table: Buffer,
-    receiving_table: Buffer,
+    stream: CudaStream,
+    sending: Vec<LinkPort>,
+    receiving: Vec<LinkPort>,
+    sending_table: DeviceBuffer,
+    receiving_table: DeviceBuffer,
     /// Lane states, then `departed`.
-    lanes: Buffer,
+    lanes: DeviceBuffer,
     queued: u64,
 }
 
@@ -81,7 +81,7 @@ impl<'a> Ranks<'a> {
         let nranks = schedules[0].nranks;
         let on = &device.device;
         let slot_bytes = (u64::from(shape.tile) * 8).next_multiple_of(16);
-        let control = Stream::new(on).expect("a stream");
+        let control = CudaStream::new(on).expect("a stream");
         let mut links = Vec::new();
         let all: Vec<_> = (0..nranks).map(|rank| all_ports(schedules, rank)).collect();
         let mut tables = vec![(Vec::new(), Vec::new()); nranks as usize];
@@ -95,29 +95,29 @@ impl<'a> Ranks<'a> {
                 control.write(&counters, &all).expect("to write");
                 let words = slot_bytes / 4 + 2;
                 let stale = stale_words(shape, words);
-                let lines = fresh(on, stale.len());
-                control.write(&lines, &stale).expect("to write");
+                let ll = fresh(on, stale.len());
+                control.write(&ll, &stale).expect("to write");
                 let [filled, drained, sent, taken] =
                     [0, 1, 2, 3].map(|i| counters.address() + i * 64);
                 let end = |position| LinkEnd {
                     slots: slots.address(),
                     heads: heads.address(),
-                    lines: lines.address(),
+                    ll: ll.address(),
                     filled,
                     drained,
                     position,
                     slot_bytes,
                     depth: shape.depth.into(),
-                    line_words: words,
+                    ll_words: words,
                 };
-                let back = Port { peer: rank as Rank, channel: port.channel };
+                let back = LinkPort { peer: rank as Rank, channel: port.channel };
                 tables[rank].0.push((*port, end(sent)));
                 tables[port.peer as usize].1.push((back, end(taken)));
-                links.extend([slots, heads, lines, counters]);
+                links.extend([slots, heads, ll, counters]);
             }
         }
         let ranks = tables.into_iter().map(|(sending, receiving)| PerRank {
-            stream: Stream::new(on).expect("a stream"),
+            stream: CudaStream::new(on).expect("a stream"),
             sending_table: table(&control, on, &sending),
             receiving_table: table(&control, on, &receiving),
             sending: sending.into_iter().map(|(port, _)| port).collect(),
@@ -126,7 +126,7 @@ impl<'a> Ranks<'a> {
             queued: 0,
         });
         let ranks = ranks.collect();
-        let pinned = Pinned::new(on, 8 + 16 * nranks as usize).expect("pinned memory");
+        let pinned = PinnedBuffer::new(on, 8 + 16 * nranks as usize).expect("pinned memory");
         control.synchronize().expect("to set up");
         Self {
             ranks,
@@ -161,7 +161,7 @@ impl<'a> Ranks<'a> {
         let mut results = Vec::new();
         let mut first_block = 0;
         for (rank, mine) in self.ranks.iter().enumerate() {
-            let binding = Binding {
+            let binding = ProgramBinding {
                 inputs: &input_extents,
                 outputs: &output_extents,
                 tile: shape.tile,
@@ -185,7 +185,7 @@ impl<'a> Ranks<'a> {
             let lanes = schedule.lanes(rank as Rank);
             assert!(lanes as usize <= LANES, "{schedule:?} has {lanes} lanes");
             let pinned = self.pinned.address() + 8 + 16 * rank as u64;
-            let work = Work {
+            let work = KernelWork {
                 program: program.address(),
                 sending: mine.sending_table.address(),
                 receiving: mine.receiving_table.address(),
@@ -196,7 +196,7 @@ impl<'a> Ranks<'a> {
                 lanes: mine.lanes.address(),
                 departed: mine.lanes.address() + (LANES * LANE_STATE_BYTES) as u64,
                 abort: self.pinned.address(),
-                trouble: pinned,
+                error: pinned,
                 finished: pinned + 8,
                 parameter: operation.parameter(rank as Rank, schedule.nranks),
                 operation: operation.code(),
@@ -218,14 +218,14 @@ impl<'a> Ranks<'a> {
     }
 
     /// The works that the next launch has, to be changed before it.
-    pub(crate) fn works(&mut self, rank: usize) -> &mut [Work] {
+    pub(crate) fn works(&mut self, rank: usize) -> &mut [KernelWork] {
         &mut self.works[rank]
     }
 
     /// Launches what was called: each rank on a stream of its own, or all in one launch.
     pub(crate) fn launch(&mut self, shape: Shape) -> Result<(), DriverError> {
         self.control.synchronize().expect("to write");
-        let mut works: Vec<Vec<Work>> = self.works.iter_mut().map(std::mem::take).collect();
+        let mut works: Vec<Vec<KernelWork>> = self.works.iter_mut().map(std::mem::take).collect();
         for (mine, works) in self.ranks.iter_mut().zip(&works) {
             mine.queued += works.len() as u64;
         }
@@ -233,12 +233,12 @@ impl<'a> Ranks<'a> {
             works = vec![works.concat()];
         }
         for (mine, works) in self.ranks.iter().zip(works) {
-            let launch = Launch::new(&works);
+            let launch = KernelLaunch::new(&works);
             let blocks = launch.blocks();
             let (module, stream) = (&self.device.module, &mine.stream);
-            // SAFETY: the kernel takes a Launch; `encode` has checked the programs against the bound sizes, and `self` keeps
+            // SAFETY: the kernel takes a KernelLaunch; `encode` has checked the programs against the bound sizes, and `self` keeps
             // all buffers until the device is through with them.
-            unsafe { module.launch(KERNEL, blocks, shape.threads, stream, &launch)? };
+            unsafe { module.launch(KERNEL_NAME, blocks, shape.threads, stream, &launch)? };
         }
         Ok(())
     }
@@ -288,8 +288,8 @@ impl<'a> Ranks<'a> {
     }
 
     /// What the rank's kernels say is wrong.
-    pub(crate) fn trouble(&self, rank: usize) -> Option<Trouble> {
-        Trouble::from_word(self.word(1 + 2 * rank).load(Ordering::Acquire))
+    pub(crate) fn trouble(&self, rank: usize) -> Option<KernelError> {
+        KernelError::from_word(self.word(1 + 2 * rank).load(Ordering::Acquire))
     }
 
     /// A pinned word.
@@ -353,7 +353,7 @@ impl Drop for Ranks<'_> {
     }
 }
 
-fn all_ports(schedules: &[Schedule], rank: Rank) -> (Vec<Port>, Vec<Port>) {
+fn all_ports(schedules: &[Schedule], rank: Rank) -> (Vec<LinkPort>, Vec<LinkPort>) {
     let (mut sending, mut receiving) = (Vec::new(), Vec::new());
     for schedule in schedules {
         let (out, into) = ports(schedule, rank);
@@ -367,7 +367,7 @@ fn all_ports(schedules: &[Schedule], rank: Rank) -> (Vec<Port>, Vec<Port>) {
     (sending, receiving)
 }
 
-fn table(stream: &Stream, device: &Arc<Device>, ends: &[(Port, LinkEnd)]) -> Buffer {
+fn table(stream: &CudaStream, device: &Arc<Device>, ends: &[(LinkPort, LinkEnd)]) -> DeviceBuffer {
     let words = ends.iter().flat_map(|(_, end)| end.words());
     let data: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
     let buffer = fresh(device, data.len());
@@ -375,14 +375,14 @@ fn table(stream: &Stream, device: &Arc<Device>, ends: &[(Port, LinkEnd)]) -> Buf
     buffer
 }
 
-fn zeroed(stream: &Stream, device: &Arc<Device>, bytes: usize) -> Buffer {
+fn zeroed(stream: &CudaStream, device: &Arc<Device>, bytes: usize) -> DeviceBuffer {
     let buffer = fresh(device, bytes);
     stream.write(&buffer, &vec![0; bytes]).expect("to write");
     buffer
 }
 
-fn fresh(device: &Arc<Device>, bytes: usize) -> Buffer {
-    Buffer::new(device, bytes).expect("device memory")
+fn fresh(device: &Arc<Device>, bytes: usize) -> DeviceBuffer {
+    DeviceBuffer::new(device, bytes).expect("device memory")
 }
 
 /// Elements as they lie in memory: the low `size` bytes of each.

@@ -4,17 +4,17 @@
 use super::operation::{OnRank, Operation};
 use maypole_algorithms::semantics::evaluate_step;
 use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
-use maypole_cuda::encode::Extent;
+use maypole_cuda::encode::ChunkExtent;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
 /// Where the chunks of a send or receive buffer of `chunks` lie, `parts` to a block of `count` elements.
-pub(crate) fn extents(chunks: u32, parts: u32, count: u64) -> Vec<Extent> {
+pub(crate) fn extents(chunks: u32, parts: u32, count: u64) -> Vec<ChunkExtent> {
     let part = count.div_ceil(u64::from(parts));
     let extent = |chunk: u32| {
         let (block, i) = (u64::from(chunk / parts), u64::from(chunk % parts));
         let start = (i * part).min(count);
-        Extent { offset: block * count + start, elements: part.min(count - start) }
+        ChunkExtent { offset: block * count + start, elements: part.min(count - start) }
     };
     (0..chunks).map(extent).collect()
 }
@@ -64,8 +64,8 @@ pub(crate) fn evaluate(
 }
 
 struct Run<'a> {
-    inputs: Vec<Extent>,
-    outputs: Vec<Extent>,
+    inputs: Vec<ChunkExtent>,
+    outputs: Vec<ChunkExtent>,
     operation: Operation,
     sent: &'a [Vec<u64>],
     received: Vec<Vec<u64>>,
@@ -124,6 +124,6 @@ impl Run<'_> {
     }
 }
 
-fn range(extent: Extent) -> Range<usize> {
+fn range(extent: ChunkExtent) -> Range<usize> {
     extent.offset as usize..(extent.offset + extent.elements) as usize
 }

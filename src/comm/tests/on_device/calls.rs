@@ -7,8 +7,9 @@ use super::super::case::Case;
 use super::super::vector;
 use super::support::{configure, on_devices, simulator};
 use crate::call::{Call, Task};
+use crate::comm::{DeviceCall, StreamCalls, launch_calls};
 use crate::config::Config;
-use crate::device::{CudaStream, Part, Queued, launch};
+use crate::device::CudaStreamHandle;
 use crate::error::Error;
 use crate::reduce::Reduction;
 use crate::transfer::Transfer;
@@ -65,11 +66,12 @@ fn device_memory_on_a_stream_and_barriers() {
             reduction: RedOp::Sum.into(),
         };
         let again = Call { send: call.recv, ..call };
-        let stream = CudaStream(rank.stream.handle());
+        let stream = CudaStreamHandle(rank.stream.handle());
         let comm = &mut rank.comm;
-        let calls = vec![Queued::Collective(call), Queued::Barrier, Queued::Collective(again)];
+        let calls =
+            vec![DeviceCall::Collective(call), DeviceCall::Barrier, DeviceCall::Collective(again)];
         // SAFETY: both buffers hold the elements, and live until all ranks are through.
-        unsafe { launch(vec![Part { comm, calls, stream }]) }.expect("to queue");
+        unsafe { launch_calls(vec![StreamCalls { comm, calls, stream }]) }.expect("to queue");
         let sum = (0..count).map(|i| n * (n * i * 7 + n * (n - 1) / 2));
         let expected: Vec<u8> = sum.flat_map(u32::to_le_bytes).collect();
         assert!(rank.get(&recv) == expected, "rank {me}");
@@ -97,12 +99,12 @@ fn a_factor_in_device_memory_is_read_when_the_call_runs() {
                 ..RedOp::PreMulSum.into()
             },
         };
-        let stream = CudaStream(rank.stream.handle());
+        let stream = CudaStreamHandle(rank.stream.handle());
         let value = (2.0 + me as f32).to_le_bytes();
         rank.stream.write(&factor, &value).expect("to write");
-        let (comm, calls) = (&mut rank.comm, vec![Queued::Collective(call)]);
+        let (comm, calls) = (&mut rank.comm, vec![DeviceCall::Collective(call)]);
         // SAFETY: the buffers hold the elements, and live until all ranks are through.
-        unsafe { launch(vec![Part { comm, calls, stream }]) }.expect("to queue");
+        unsafe { launch_calls(vec![StreamCalls { comm, calls, stream }]) }.expect("to queue");
         let expected: Vec<u8> = [5.0f32; 100].iter().flat_map(|x| x.to_le_bytes()).collect();
         assert!(rank.get(&recv) == expected);
     });
@@ -125,10 +127,10 @@ fn transfers_to_itself_and_others_whose_programs_are_used_again() {
                     [send, Transfer::Receive { data, bytes, peer }]
                 })
                 .collect();
-            let (comm, stream) = (&mut rank.comm, CudaStream(rank.stream.handle()));
-            let part = Part { comm, calls: vec![Queued::Transfers(&transfers)], stream };
+            let (comm, stream) = (&mut rank.comm, CudaStreamHandle(rank.stream.handle()));
+            let part = StreamCalls { comm, calls: vec![DeviceCall::Transfers(&transfers)], stream };
             // SAFETY: the buffers hold the bytes, and live until all ranks are through.
-            unsafe { launch(vec![part]) }.expect("to queue");
+            unsafe { launch_calls(vec![part]) }.expect("to queue");
         }
         let got = rank.get(&received);
         for peer in 0..n as usize {

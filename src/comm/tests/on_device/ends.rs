@@ -6,9 +6,10 @@ use std::time::Duration;
 use maypole_algorithms::RedOp;
 
 use super::support::{fail, on_devices, simulator};
+use crate::comm::{DeviceCall, StreamCalls, launch_calls};
 use crate::config::Config;
 use crate::control::Reason;
-use crate::device::{CudaStream, Part, Queued, launch};
+use crate::device::CudaStreamHandle;
 use crate::error::Error;
 
 #[test]
@@ -69,10 +70,10 @@ fn a_rank_that_does_not_come_is_reported_by_name() {
             rank.comm.barrier().expect("a barrier");
             return Vec::new();
         }
-        let stream = CudaStream(rank.stream.handle());
-        let (comm, calls) = (&mut rank.comm, vec![Queued::Barrier]);
+        let stream = CudaStreamHandle(rank.stream.handle());
+        let (comm, calls) = (&mut rank.comm, vec![DeviceCall::Barrier]);
         // SAFETY: a barrier has no memory of the caller's.
-        unsafe { launch(vec![Part { comm, calls, stream }]) }.expect("to queue");
+        unsafe { launch_calls(vec![StreamCalls { comm, calls, stream }]) }.expect("to queue");
         while rank.comm.reports().is_empty() {
             std::thread::sleep(Duration::from_millis(5));
         }

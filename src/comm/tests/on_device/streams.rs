@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use maypole_algorithms::{Collective, DType, RedOp};
-use maypole_cuda::driver::{Buffer, Stream};
+use maypole_cuda::driver::{CudaStream, DeviceBuffer};
 
 use super::support::{Rank, all_ranks, calls, configure, on_devices, simulator};
 use crate::call::Call;
+use crate::comm::{DeviceCall, StreamCalls, launch_calls};
 use crate::config::Config;
-use crate::device::{CudaStream, Part, Queued, launch};
+use crate::device::CudaStreamHandle;
 use crate::reduce::Reduction;
 use crate::transfer::Transfer;
 
-fn sum_of(send: &Buffer, recv: &Buffer) -> Call {
+fn sum_of(send: &DeviceBuffer, recv: &DeviceBuffer) -> Call {
     Call {
         collective: Collective::AllReduce,
         send: send.address() as *const u8,
@@ -23,11 +24,13 @@ fn sum_of(send: &Buffer, recv: &Buffer) -> Call {
     }
 }
 
-fn queue(rank: &mut Rank, call: Call, stream: &Stream) {
-    let (comm, stream) = (&mut rank.comm, CudaStream(stream.handle()));
+fn queue(rank: &mut Rank, call: Call, stream: &CudaStream) {
+    let (comm, stream) = (&mut rank.comm, CudaStreamHandle(stream.handle()));
     // SAFETY: the callers' buffers hold the elements, and live until all ranks are through.
-    unsafe { launch(vec![Part { comm, calls: vec![Queued::Collective(call)], stream }]) }
-        .expect("to queue");
+    unsafe {
+        launch_calls(vec![StreamCalls { comm, calls: vec![DeviceCall::Collective(call)], stream }])
+    }
+    .expect("to queue");
 }
 
 fn words(values: impl Iterator<Item = u32>) -> Vec<u8> {
@@ -40,10 +43,10 @@ fn calls_on_several_streams_run_in_their_order() {
     configure(300);
     on_devices(&simulator, &[0, 1, 0], &Config::default(), |rank| {
         let n = rank.comm.nranks();
-        let streams: Vec<Stream> =
-            (0..3).map(|_| Stream::new(&rank.device).expect("a stream")).collect();
+        let streams: Vec<CudaStream> =
+            (0..3).map(|_| CudaStream::new(&rank.device).expect("a stream")).collect();
         let one = rank.put(&words((0..500).map(|_| 1)));
-        let results: Vec<Arc<Buffer>> = (0..30).map(|_| rank.put(&[0; 2000])).collect();
+        let results: Vec<Arc<DeviceBuffer>> = (0..30).map(|_| rank.put(&[0; 2000])).collect();
         for (i, result) in results.iter().enumerate() {
             queue(rank, sum_of(&one, result), &streams[i * i % 3]);
         }
@@ -68,7 +71,7 @@ fn a_call_takes_three_calls_of_the_driver_once_it_is_known() {
         let scalar = 3f32.to_bits().into();
         let reduction = Reduction { scalar, ..RedOp::PreMulSum.into() };
         let call = Call { reduction, dtype: DType::Float32, ..sum_of(&send, &recv) };
-        let stream = Stream::new(&rank.device).expect("a stream");
+        let stream = CudaStream::new(&rank.device).expect("a stream");
         queue(rank, call, &stream);
         stream.synchronize().expect("to end");
         // As a user's thread has it.
@@ -97,7 +100,7 @@ fn captured_calls_are_replayed_and_new_plans_spoil_no_capture() {
         let me = rank.comm.rank();
         let data = rank.put(&words((0..700).map(|_| 1)));
         let other = rank.put(&words((0..300).map(|i| i + me)));
-        let stream = Stream::new(&rank.device).expect("a stream");
+        let stream = CudaStream::new(&rank.device).expect("a stream");
         // Known before, and not.
         queue(rank, sum_of(&data, &data), &stream);
         stream.begin_capture().expect("to capture");
@@ -143,17 +146,21 @@ fn one_thread_queues_for_all_ranks_at_once_on_one_stream_of_each_device() {
                 },
             ];
             let own: &'static [Transfer] = Box::leak(Box::new(own));
-            let again = Queued::Collective(sum_of(one, sum));
+            let again = DeviceCall::Collective(sum_of(one, sum));
             let mut calls = vec![again; 25];
-            calls.insert(13, Queued::Transfers(own));
+            calls.insert(13, DeviceCall::Transfers(own));
             // The same stream for all ranks of a device: one launch behind the other would wait for ever.
-            Part { comm: &mut rank.comm, calls, stream: CudaStream(std::ptr::null_mut()) }
+            StreamCalls {
+                comm: &mut rank.comm,
+                calls,
+                stream: CudaStreamHandle(std::ptr::null_mut()),
+            }
         });
         // SAFETY: the buffers hold the elements, and live until the ranks are through.
-        unsafe { launch(parts.collect()) }.expect("to queue");
+        unsafe { launch_calls(parts.collect()) }.expect("to queue");
         for (rank, (_, sum)) in ranks.iter().zip(&buffers) {
             // SAFETY: null is the legacy default stream.
-            let default = unsafe { Stream::foreign(&rank.device, std::ptr::null_mut()) };
+            let default = unsafe { CudaStream::foreign(&rank.device, std::ptr::null_mut()) };
             default.synchronize().expect("to end");
             assert!(rank.get(sum) == words((0..900).map(|_| n)));
         }

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
-use maypole_cuda::driver::{Buffer, Device, Driver, Stream};
+use maypole_cuda::driver::{CudaStream, Device, DeviceBuffer, Driver};
 
 use crate::bootstrap::{Options, UniqueId};
 use crate::comm::Communicator;
@@ -107,20 +107,20 @@ pub(super) fn calls(what: impl FnOnce()) -> Vec<(String, u64)> {
 pub(super) struct Rank {
     pub(super) comm: Communicator,
     pub(super) device: Arc<Device>,
-    pub(super) stream: Stream,
-    buffers: Vec<Arc<Buffer>>,
+    pub(super) stream: CudaStream,
+    buffers: Vec<Arc<DeviceBuffer>>,
 }
 
 impl Rank {
     pub(super) fn new(comm: Communicator, driver: &Arc<Driver>, ordinal: i32) -> Self {
         let device = Device::open(driver, ordinal).expect("a device");
-        let stream = Stream::new(&device).expect("a stream");
+        let stream = CudaStream::new(&device).expect("a stream");
         Self { comm, device, stream, buffers: Vec::new() }
     }
 
     /// Device memory with this content.
-    pub(super) fn put(&mut self, bytes: &[u8]) -> Arc<Buffer> {
-        let buffer = Arc::new(Buffer::new(&self.device, bytes.len()).expect("device memory"));
+    pub(super) fn put(&mut self, bytes: &[u8]) -> Arc<DeviceBuffer> {
+        let buffer = Arc::new(DeviceBuffer::new(&self.device, bytes.len()).expect("device memory"));
         self.stream.write(&buffer, bytes).expect("to write");
         self.stream.synchronize().expect("to write");
         self.buffers.push(buffer.clone());
@@ -128,7 +128,7 @@ impl Rank {
     }
 
     /// What is in device memory when all that was queued in the rank's stream is through.
-    pub(super) fn get(&self, buffer: &Buffer) -> Vec<u8> {
+    pub(super) fn get(&self, buffer: &DeviceBuffer) -> Vec<u8> {
         self.stream.read(buffer, buffer.bytes()).expect("to read")
     }
 }

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUresult};
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStreamHandle, DevicePtr};
 use cudarc::nccl::safe::{Comm, Id, ReduceOp, group_end, group_start};
 
 use crate::{COUNT, N, same, total, value};
@@ -50,7 +50,7 @@ pub fn one_rank(rank: usize, id: Id) {
 }
 
 /// What `call` queues while its stream is held: it returns, and nothing is done before the stream is let go.
-fn held(context: &Arc<CudaContext>, stream: &Arc<CudaStream>, call: impl FnOnce()) {
+fn held(context: &Arc<CudaContext>, stream: &Arc<CudaStreamHandle>, call: impl FnOnce()) {
     let other = context.new_stream().unwrap();
     let mut gate = other.alloc_zeros::<u64>(1).unwrap();
     other.synchronize().unwrap();

@@ -1,27 +1,33 @@
-//! What a rank of a device tells the others at init, and which pairs of ranks reach each other's memory.
+//! The part of a rank info that describes the rank's device: which device it is, how other ranks
+//! open the inbox, and which devices its kernels reach.
 
 use maypole_cuda::driver::{Device, DriverError};
 use maypole_cuda::ipc::MemoryHandle;
 
 use super::gpu::Gpu;
-use super::inbox::Inbox;
+use crate::device::memory::inbox::DeviceInbox;
 
-/// The device part of a rank's card.
+/// What a rank on a device tells all other ranks about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct DeviceCard {
+pub(crate) struct DeviceInfo {
     pub(crate) uuid: [u8; 16],
-    /// Its number in the rank's process.
+    /// The number of the device in the rank's process.
     pub(crate) ordinal: i32,
-    /// Address of the inbox in the rank's process.
+    /// The address of the inbox in the rank's process.
     pub(crate) inbox: u64,
-    /// What other processes open the inbox by.
+    /// The handle by which other processes open the inbox, if the driver can share it.
     pub(crate) handle: Option<MemoryHandle>,
-    /// Other devices whose memory the rank's kernels can reach, as far as its process sees them.
+    /// The UUIDs of the other devices whose memory the rank's kernels can reach, of those that its
+    /// process sees.
     pub(crate) accessible: Vec<[u8; 16]>,
 }
 
-impl DeviceCard {
-    pub(crate) fn new(gpu: &Gpu, inbox: &Inbox) -> Result<Self, DriverError> {
+impl DeviceInfo {
+    /// Describes `gpu` and `inbox`.
+    ///
+    /// # Errors
+    /// The driver cannot say which devices there are.
+    pub(crate) fn new(gpu: &Gpu, inbox: &DeviceInbox) -> Result<Self, DriverError> {
         let driver = gpu.device.driver();
         let mut accessible = Vec::new();
         for ordinal in (0..driver.devices()?).filter(|other| *other != gpu.device.ordinal()) {
@@ -39,11 +45,12 @@ impl DeviceCard {
         })
     }
 
-    /// Whether kernels of this rank can reach the memory of that one, as far as the devices go.
+    /// Whether the device of this rank can access the device of the other rank.
     pub(crate) fn can_access(&self, other: &Self) -> bool {
         self.uuid == other.uuid || self.accessible.contains(&other.uuid)
     }
 
+    /// The bytes that are sent to the other ranks.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = self.uuid.to_vec();
         bytes.extend(self.ordinal.to_le_bytes());
@@ -60,7 +67,7 @@ impl DeviceCard {
         bytes
     }
 
-    /// None if `bytes` is no such card.
+    /// Reads what [`to_bytes`](Self::to_bytes) wrote; `None` if `bytes` is anything else.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (uuid, rest) = bytes.split_first_chunk()?;
         let (ordinal, rest) = rest.split_first_chunk()?;
@@ -92,18 +99,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_card_survives_the_wire_and_a_damaged_one_is_refused() {
+    fn device_info_survives_the_wire_and_a_damaged_one_is_refused() {
         let handle = MemoryHandle { bytes: [7; 64], offset: 9 };
         for handle in [None, Some(handle)] {
             let accessible = vec![[2; 16], [3; 16]];
-            let card = DeviceCard { uuid: [1; 16], ordinal: 4, inbox: 5, handle, accessible };
-            let bytes = card.to_bytes();
-            assert_eq!(DeviceCard::from_bytes(&bytes), Some(card));
+            let info = DeviceInfo { uuid: [1; 16], ordinal: 4, inbox: 5, handle, accessible };
+            let bytes = info.to_bytes();
+            assert_eq!(DeviceInfo::from_bytes(&bytes), Some(info));
+            // Without a multiple of 16 bytes it is whole again, with fewer accessible devices.
             let lens = (0..bytes.len()).filter(|len| !(bytes.len() - len).is_multiple_of(16));
             for len in lens {
-                assert_eq!(DeviceCard::from_bytes(&bytes[..len]), None, "{len}");
+                assert_eq!(DeviceInfo::from_bytes(&bytes[..len]), None, "{len}");
             }
         }
-        assert_eq!(DeviceCard::from_bytes(&[]), None);
+        assert_eq!(DeviceInfo::from_bytes(&[]), None);
     }
 }

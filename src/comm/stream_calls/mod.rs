@@ -1,0 +1,130 @@
+//! Calls on CUDA streams: the calls that can be queued, and the function that queues them.
+
+pub(crate) mod batch;
+
+use std::sync::Arc;
+
+use maypole_cuda::stream::CaptureStatus;
+
+use self::batch::{BatchMember, LaunchBatch, launch_batches};
+use super::Communicator;
+use crate::call::{Call, VectorCall};
+use crate::device::CudaStreamHandle;
+use crate::device::queue::work_order::StreamPosition;
+use crate::device::setup::gpu::Gpu;
+use crate::error::Error;
+use crate::transfer::Transfer;
+use crate::tune::AlgorithmFilter;
+
+/// One call of a rank, to be queued on a stream. Pointers are to memory that the communicator's
+/// device reaches: its own memory, or host memory that is pinned, registered or managed.
+#[derive(Clone, Debug)]
+pub enum DeviceCall<'a> {
+    /// A collective call.
+    Collective(Call),
+    /// A collective call that may use these algorithms only.
+    Among(Call, AlgorithmFilter),
+    /// A vector collective: its blocks differ in length between ranks.
+    Vector(VectorCall<'a>),
+    /// A group of sends and receives.
+    Transfers(&'a [Transfer]),
+    /// A barrier: what is queued behind it runs after all ranks have reached it.
+    Barrier,
+}
+
+/// Calls of one communicator on one stream.
+pub struct StreamCalls<'a> {
+    /// A communicator of a device.
+    pub comm: &'a mut Communicator,
+    /// The calls, in the order in which all ranks make them.
+    pub calls: Vec<DeviceCall<'a>>,
+    /// A stream of that device.
+    pub stream: CudaStreamHandle,
+}
+
+/// Queues calls of one or more communicators and returns without waiting for them. Calls of
+/// communicators of one device are queued together, so that one thread can make the calls of
+/// several ranks that wait for each other.
+///
+/// # Errors
+/// What is found before a call is queued. The communicator remains usable if that is harmless, and
+/// is broken otherwise. What goes wrong later is reported by [`Communicator::async_error`].
+///
+/// # Safety
+/// As for the calls on host memory ([`Communicator::run`]), from now until the stream has run them;
+/// if the stream is captured, at every replay of the graph. The streams exist, and belong to the
+/// device of their communicator.
+pub unsafe fn launch_calls(calls: Vec<StreamCalls<'_>>) -> Result<(), Error> {
+    let mut result = Ok(());
+    let mut calls: Vec<Option<StreamCalls<'_>>> = calls.into_iter().map(Some).collect();
+    while let Some(gpu) = calls.iter().flatten().find_map(|part| part.comm.gpu()) {
+        let on_gpu = calls.iter_mut().filter_map(|part| {
+            part.take_if(|part| part.comm.gpu().is_some_and(|other| Arc::ptr_eq(&gpu, &other)))
+        });
+        // SAFETY: the caller guarantees what `launch_calls` requires.
+        let launched = unsafe { launch_on(&gpu, on_gpu.collect()) };
+        result = result.and(launched);
+    }
+    match calls.into_iter().flatten().next() {
+        None => result,
+        Some(part) => Err(Error::InvalidUsage {
+            what: format!(
+                "a call on a CUDA stream by rank {} of a communicator of host memory; make the \
+                 communicator with Options::device",
+                part.comm.rank()
+            ),
+        }),
+    }
+}
+
+/// Queues calls of communicators that are all on `gpu`.
+///
+/// # Safety
+/// As for [`launch_calls`].
+unsafe fn launch_on(gpu: &Gpu, calls: Vec<StreamCalls<'_>>) -> Result<(), Error> {
+    let current = gpu.device.current()?;
+    let mut result = Ok(());
+    // What can be wrong with a stream is found before any call counts as made.
+    let mut captures = Vec::with_capacity(calls.len());
+    for StreamCalls { stream, .. } in &calls {
+        // SAFETY: the caller keeps the streams alive.
+        let capture = match unsafe { CaptureStatus::of(&current, stream.0)? } {
+            CaptureStatus::None => None::<u64>,
+            CaptureStatus::Active(id) => Some(id),
+            CaptureStatus::Invalidated => {
+                return Err(Error::InvalidUsage {
+                    what: String::from(
+                        "a call on a stream whose capture was invalidated by an earlier call; end \
+                         the capture",
+                    ),
+                });
+            }
+        };
+        captures.push(capture);
+    }
+    let mut members: Vec<BatchMember<'_>> = Vec::with_capacity(calls.len());
+    for (StreamCalls { comm, calls, stream }, capture) in calls.into_iter().zip(captures) {
+        let position = StreamPosition { stream: stream.0 as usize, capture };
+        let mut batch = LaunchBatch::new(position);
+        for call in &calls {
+            // SAFETY: the caller guarantees what `launch_calls` requires.
+            let queued = unsafe { comm.queue(call, &mut batch) };
+            batch.next_call();
+            if let Err(error) = queued {
+                result = result.and(Err(error));
+                break;
+            }
+        }
+        members.push(BatchMember::new(comm, batch));
+    }
+    while let Some(position) = members.first().map(|member| member.batch.at) {
+        // The members on the same stream, in their order.
+        let (mut on_stream, others): (Vec<_>, Vec<_>) =
+            members.into_iter().partition(|member| member.batch.at == position);
+        // SAFETY: the caller guarantees what `launch_calls` requires.
+        let launched = unsafe { launch_batches(&current, gpu, position, &mut on_stream) };
+        result = result.and(launched);
+        members = others;
+    }
+    result
+}

@@ -1,0 +1,90 @@
+//! The order of a communicator's works. They use the same links and scratch, so each work begins
+//! after the one before has finished, whatever streams they are on.
+//!
+//! Works on one stream run in order anyway. A work on another stream waits, in its own stream, for
+//! the word in which the device counts finished works. The earlier stream is not touched: its owner
+//! may have destroyed it. Within one capture an event connects the streams, as the graph needs it.
+
+use std::ffi::c_void;
+use std::time::Duration;
+
+use maypole_cuda::driver::{CudaStream, DriverError};
+use maypole_cuda::stream::CudaEvent;
+
+use crate::device::memory::signals::DeviceSignals;
+use crate::device::setup::gpu::Gpu;
+
+/// CUDA_ERROR_NOT_SUPPORTED.
+const NOT_SUPPORTED: i32 = 801;
+/// The handle of the calling thread's default stream: in each thread it is a different stream.
+const PER_THREAD: usize = 2;
+
+/// Where works are queued: a stream, and the capture that the stream takes part in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StreamPosition {
+    /// The handle of the stream.
+    pub(crate) stream: usize,
+    /// The number of the capture, if the stream is being captured.
+    pub(crate) capture: Option<u64>,
+}
+
+/// Remembers where a communicator's last work was queued.
+pub(crate) struct WorkOrder {
+    last: Option<StreamPosition>,
+    event: CudaEvent,
+}
+
+impl WorkOrder {
+    /// Before the first work. `event` is used within captures.
+    pub(super) fn new(event: CudaEvent) -> Self {
+        Self { last: None, event }
+    }
+
+    /// Makes what is queued at `next` from now on begin after all works so far.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    ///
+    /// # Safety
+    /// The stream exists.
+    pub(crate) unsafe fn follow(
+        &mut self,
+        gpu: &Gpu,
+        signals: &DeviceSignals,
+        next: StreamPosition,
+    ) -> Result<(), DriverError> {
+        let last = self.last.replace(next);
+        if last.is_none() || (last == Some(next) && next.stream != PER_THREAD) {
+            return Ok(());
+        }
+        // SAFETY: the caller keeps `next` alive; the last stream is used only within the capture
+        // of `next`, which ends before any of its streams may be destroyed.
+        let stream = |handle| unsafe { CudaStream::foreign(&gpu.device, handle as *mut c_void) };
+        if let Some(last) = last
+            && last.capture.is_some()
+            && last.capture == next.capture
+        {
+            self.event.record(&stream(last.stream))?;
+            return stream(next.stream).wait(&self.event);
+        }
+        if signals.is_idle() {
+            return Ok(());
+        }
+        // SAFETY: the word lives as long as the communicator, which waits for its works when it
+        // ends.
+        let waits = unsafe {
+            let (word, launched) = (signals.finished_address(false), signals.launched());
+            stream(next.stream).wait_value(word, launched)
+        };
+        match waits {
+            Err(DriverError::NoFunction { .. })
+            | Err(DriverError::Failed { code: NOT_SUPPORTED, .. }) => {
+                while !signals.is_idle() && !signals.is_aborted() {
+                    std::thread::sleep(Duration::from_micros(20));
+                }
+                Ok(())
+            }
+            result => result,
+        }
+    }
+}
