@@ -1,10 +1,10 @@
-//! Hierarchies are proved, over groupings of all shapes; the verifier rejects those with a fault.
+//! Hierarchies over groupings of all shapes are proved; the verifier rejects those with a fault.
 
 mod concrete;
 
 use maypole_algorithms::collective::generators;
 use maypole_algorithms::hierarchy::{all_reduce, channels, named, schedule};
-use maypole_algorithms::mutate::mutants;
+use maypole_algorithms::mutate::{SplitMix64, mutants};
 use maypole_algorithms::topology::Grouping;
 use maypole_algorithms::verify::prove;
 use maypole_algorithms::{Class, Collective, Operand, Schedule, Step, proof_suite};
@@ -23,11 +23,10 @@ fn every_listed_hierarchy_is_proved() {
     assert!(proofs >= 450, "{proofs} are too few");
 }
 
-/// Nodes of any sizes, ranks in any order, any generators of any collective, any number of rails
-/// and of copies.
+/// Nodes of any sizes, ranks in any order, any generators, any number of rails and of copies.
 #[test]
 fn random_hierarchies_are_proved() {
-    let mut random = Random(1);
+    let mut random = RandomHierarchies::new(1);
     let (mut proofs, mut canonical) = (0, 0);
     while proofs < 600 {
         let Some(schedule) = random.hierarchy() else { continue };
@@ -42,11 +41,11 @@ fn random_hierarchies_are_proved() {
 
 #[test]
 fn a_mutant_is_rejected_or_harmless() {
-    let mut random = Random(2);
+    let mut random = RandomHierarchies::new(2);
     let (mut made, mut accepted) = (0, 0);
     while made < 1000 {
         let Some(schedule) = random.hierarchy() else { continue };
-        // Written out, since the executor below asks for the same steps again and again.
+        // As a table, since the executor below computes the same steps many times.
         let table = schedule.to_table();
         if table.0.iter().flatten().map(Vec::len).sum::<usize>() > 120 {
             continue;
@@ -60,7 +59,7 @@ fn a_mutant_is_rejected_or_harmless() {
             if let Ok(proof) = prove(mutant.schedule.clone()) {
                 accepted += 1;
                 concrete::check(&mutant.schedule, Some(&proof), 7, 8)
-                    .unwrap_or_else(|what| panic!("accepted, but wrong: {mutant:?}: {what}"));
+                    .unwrap_or_else(|what| panic!("proved, but wrong: {mutant:?}: {what}"));
             }
         }
     }
@@ -87,7 +86,7 @@ fn aligned_nodes_of_canonical_components_are_canonical() {
     assert_eq!(class(&[4, 4], 4, "chain", "doubling"), Class::Fast);
 }
 
-/// Rails in which no two components share a link share channels.
+/// Rails share channels if no two of their components share a link.
 #[test]
 fn channels_are_few() {
     let eight = Grouping::of_sizes(&[8; 4]);
@@ -111,21 +110,22 @@ fn a_step_among_a_hundred_thousand_ranks_takes_no_table() {
     let steps: Vec<Step> = (0..lanes).flat_map(|lane| schedule.lane(rank, lane)).collect();
     let sends =
         |step: &Step| step.outputs.iter().filter(|o| matches!(o, Operand::Peer { .. })).count();
-    // Seven to the node in each inner phase, and at least one in each round but those that have no
-    // partner.
+    // Seven messages within the node in each inner phase, and at least one in each round between
+    // nodes that has a partner.
     let sent: usize = steps.iter().map(sends).sum();
     assert!((14 + 10..14 + 2 * 14).contains(&sent), "{sent}");
 }
 
-/// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
-struct Random(u64);
+/// Draws random hierarchies.
+struct RandomHierarchies(SplitMix64);
 
-impl Random {
+impl RandomHierarchies {
+    fn new(seed: u64) -> Self {
+        Self(SplitMix64(seed))
+    }
+
     fn below(&mut self, limit: u32) -> u32 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % u64::from(limit)) as u32
+        self.0.below(limit as usize) as u32
     }
 
     fn grouping(&mut self) -> Grouping {
@@ -147,8 +147,9 @@ impl Random {
         Grouping::new(labels)
     }
 
-    /// Any generator of each collective, always the same for the same collective; sometimes copies
-    /// of it; sometimes none where another collective will do.
+    /// A source with a random generator for each collective, always the same one for the same
+    /// collective; sometimes with copies of it; sometimes with none, where another collective can
+    /// be used instead.
     fn source(&mut self) -> impl Fn(Collective, u32) -> Option<Schedule> + use<> {
         let (draw, copies, without) = (self.below(1000), self.below(4), self.below(2) == 0);
         move |collective, nranks| {
@@ -161,14 +162,14 @@ impl Random {
         }
     }
 
-    /// A hierarchy, or None if what was drawn has none.
+    /// A random hierarchy, or None if there is none for what was drawn.
     fn hierarchy(&mut self) -> Option<Schedule> {
         let grouping = self.grouping();
         let collective = Collective::all(self.below(grouping.nranks()))[self.below(6) as usize];
         let rails = 1 + self.below(grouping.smallest());
         let (intra, inter) = (self.source(), self.source());
         let inter = |collective, nranks| match collective {
-            // There is nothing instead of these between nodes.
+            // Between nodes no other collective can be used instead of these.
             Collective::ReduceScatter | Collective::AllGather => {
                 generators(collective).next().map(|g| g.schedule(collective, nranks))
             }

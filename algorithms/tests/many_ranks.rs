@@ -1,31 +1,31 @@
-//! Very many ranks: every generator of the table at 100 003 ranks (a prime) and at 131 072 (a power
-//! of two).
+//! Tests at very many ranks: every generator of the table at 100 003 ranks (a prime) and at 131 072
+//! (a power of two).
 //!
 //! # What is shown
-//!
-//! * **No memory.** Making the schedule allocates a few kilobytes at most, whatever the rank count,
-//!   and asking it for random steps allocates nothing.
-//! * **Sparse schedules do what they should.** Where all ranks together have at most [`MOST_STEPS`]
-//!   steps (logarithmic algorithms, and linear ones of one root), the whole schedule is executed on
+//! * **No memory.** Making a schedule allocates at most a few kilobytes at any rank count, and
+//!   computing random steps allocates nothing.
+//! * **Sparse schedules are right.** Where all ranks together have at most [`MOST_STEPS`] steps
+//!   (logarithmic algorithms, and linear ones of one root), the whole schedule is executed on
 //!   numbers, with copied messages and no more credits than it states: it ends, no message is left
-//!   over, and every output is what the collective asks, by the canonical tree where the schedule
-//!   declares it. Contributions are random 64-bit numbers, so a missing or doubled one shows but
-//!   for a chance of 2^-64.
-//! * **Dense schedules agree where they are looked at.** For random steps of the others, the step
-//!   at the other end of each message exists: as many messages are sent on the link as taken, one
-//!   lane feeds and one drains it. Random outputs are followed backwards, through the messages that
-//!   carry them, for up to [`HOPS`] messages: every contribution met on the way is to the chunk
-//!   that the collective asks for, of the rank that it asks for.
-//! * **Symmetry carries over.** A generator whose steps are those of rank 0 with ranks and blocks
-//!   rotated, at every rank of the small rank counts where it is proved in full, has that symmetry
-//!   for random ranks here too. What is shown of the steps of one rank then holds of all.
+//!   over, and every output is what the collective requires, by the canonical tree where the
+//!   schedule declares it. Contributions are random 64-bit numbers, so a missing or doubled one is
+//!   missed with a probability of 2^-64.
+//! * **Dense schedules agree in samples.** For random steps of the others, the step at the other
+//!   end of each message exists: as many messages are sent on the link as received, and one lane
+//!   sends and one receives. Random outputs are followed backwards through up to [`HOPS`] messages:
+//!   every contribution on the way is to the chunk, and of the rank, that the collective requires.
+//! * **Symmetry holds at this size too.** If at small rank counts, where a generator is proved in
+//!   full, the steps of every rank are those of rank 0 with ranks and blocks rotated, then this
+//!   holds for random ranks here. What is shown of the steps of one rank then holds for all ranks.
 //!
 //! # What is not shown
-//!
-//! Nothing here is a proof in the sense of [`maypole_algorithms::verify`]: of dense schedules only
-//! what was drawn is looked at; races, lent messages, several tiles and calls back to back are not
-//! looked at at this size at all. Those are proved at every rank count up to 64 and some up to 256
+//! Nothing here is a proof in the sense of [`maypole_algorithms::verify`]. Of dense schedules only
+//! samples are checked; races, lent messages, several tiles and consecutive calls are not checked
+//! at this size at all. Those are proved at every rank count up to 64 and some up to 256
 //! (`verify_generators.rs`), and for the rank count in use before a schedule first runs.
+
+#[path = "concrete/numbers.rs"]
+mod numbers;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -33,32 +33,35 @@ use std::collections::HashMap;
 use std::collections::VecDeque;
 
 use maypole_algorithms::collective::{Generator, all};
+use maypole_algorithms::mutate::SplitMix64;
 use maypole_algorithms::semantics::{Algebra, evaluate_step, fold};
-use maypole_algorithms::{Chunk, Class, Collective, Operand, Rank, Schedule, Step};
+use maypole_algorithms::{Chunk, Class, Operand, Rank, Schedule, Step};
+use numbers::{NumberAlgebra, TestNumber, input_number, required_input};
 
 const RANKS: [u32; 2] = [100_003, 131_072];
 const MOST_STEPS: u64 = 5_000_000;
 const HOPS: usize = 5;
 
-/// Counts the bytes that the thread has asked for.
+/// An allocator that counts the bytes that the thread has allocated.
 struct Counting;
 
 thread_local! {
     static BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
-// SAFETY: every call goes to the system's allocator as it is; counting touches a plain thread-local
-// cell and allocates nothing.
+// SAFETY: every call is passed unchanged to the system allocator, which fulfils the contract.
+// Counting only changes a thread-local cell without a destructor and allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // A thread that ends may allocate after its cells are gone; nobody counts that.
+        // A thread that ends may allocate after its thread-local cells are gone; that is not
+        // counted.
         let _ = BYTES.try_with(|bytes| bytes.set(bytes.get() + layout.size()));
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: `layout` has a size that is not zero, as the caller guarantees.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: `memory` came from `System.alloc` with this `layout`, as the caller guarantees.
         unsafe { System.dealloc(memory, layout) }
     }
 }
@@ -66,45 +69,35 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// The bytes that `work` asks for.
+/// The result of `work`, and the number of bytes that it allocates.
 fn allocated<T>(work: impl FnOnce() -> T) -> (T, usize) {
     let before = BYTES.get();
     let result = work();
     (result, BYTES.get() - before)
 }
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u32) -> u32 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        (mix(self.0) >> 32) as u32 % limit
-    }
-}
-
-fn mix(x: u64) -> u64 {
-    let z = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+/// A random number below `limit`.
+fn below(random: &mut SplitMix64, limit: u32) -> u32 {
+    random.below(limit as usize) as u32
 }
 
 /// A step of the schedule, by rank, lane and index.
-type At = (Rank, u32, u32);
+type StepPosition = (Rank, u32, u32);
 
-/// A random step; there is one on every rank that is drawn often enough.
-fn draw(schedule: &Schedule, random: &mut Random) -> At {
+/// A random step of a random rank that has any.
+fn draw(schedule: &Schedule, random: &mut SplitMix64) -> StepPosition {
     loop {
-        let rank = random.below(schedule.nranks);
+        let rank = below(random, schedule.nranks);
         let lanes = schedule.lanes(rank);
-        let lane = if lanes == 0 { continue } else { random.below(lanes) };
+        let lane = if lanes == 0 { continue } else { below(random, lanes) };
         let steps = schedule.steps(rank, lane);
         if steps > 0 {
-            return (rank, lane, random.below(steps));
+            return (rank, lane, below(random, steps));
         }
     }
 }
 
-fn step(schedule: &Schedule, (rank, lane, index): At) -> Step {
+fn step(schedule: &Schedule, (rank, lane, index): StepPosition) -> Step {
     schedule.step(rank, lane, index)
 }
 
@@ -113,7 +106,7 @@ fn total_steps(schedule: &Schedule) -> u64 {
     (0..schedule.nranks).flat_map(of).map(u64::from).sum()
 }
 
-/// Every generator at both rank counts, from a root in the middle of nowhere.
+/// Runs `test` on every generator at both rank counts; rooted ones from rank `n/3`.
 fn each(test: impl Fn(&'static Generator, Schedule)) {
     for generator in all() {
         for n in RANKS {
@@ -129,54 +122,20 @@ fn steps_are_computed_without_memory() {
             let make = || generator.schedule(generator.collective_with_root(n / 3), n);
             let (schedule, bytes) = allocated(make);
             assert!(bytes <= 4096, "{schedule:?} takes {bytes} bytes");
-            let mut random = Random(u64::from(n));
+            let mut random = SplitMix64(u64::from(n));
             let ((), bytes) = allocated(|| {
                 for _ in 0..2000 {
                     let at = draw(&schedule, &mut random);
                     assert!(!step(&schedule, at).inputs.is_empty());
                 }
             });
-            assert_eq!(bytes, 0, "{schedule:?}: steps are not made without memory");
+            assert_eq!(bytes, 0, "{schedule:?}: computing steps allocates memory");
         }
     }
 }
 
-/// What stands for a chunk's content: a sum that any order gives, and a hash that only the same
-/// tree gives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Value {
-    sum: u64,
-    tree: u64,
-}
-
-struct Numbers {
-    reduces: bool,
-}
-
-impl Algebra for Numbers {
-    type Value = Value;
-
-    fn contribute(&mut self, Value { sum, tree }: Value) -> Value {
-        if self.reduces { Value { sum: mix(sum), tree: mix(tree) } } else { Value { sum, tree } }
-    }
-
-    fn combine(&mut self, left: Value, right: Value) -> Value {
-        let tree = mix(left.tree.wrapping_mul(3).wrapping_add(mix(right.tree)));
-        Value { sum: left.sum.wrapping_add(right.sum), tree }
-    }
-
-    fn finish(&mut self, Value { sum, tree }: Value) -> Value {
-        Value { sum: mix(sum), tree: mix(tree) }
-    }
-}
-
-fn sent(rank: Rank, chunk: u32) -> Value {
-    let x = mix(1 + u64::from(rank) + (u64::from(chunk) << 32));
-    Value { sum: x, tree: mix(x) }
-}
-
 #[test]
-fn sparse_schedules_do_what_they_should() {
+fn sparse_schedules_are_right() {
     let executed = Cell::new(0);
     each(|_, schedule| {
         if total_steps(&schedule) <= MOST_STEPS {
@@ -188,14 +147,14 @@ fn sparse_schedules_do_what_they_should() {
     assert!(executed.get() > 0);
 }
 
-/// Executes the schedule once, tile and call alone, with copied messages and the credits that it
+/// Executes one tile of one call, with copied messages and the number of credits that the schedule
 /// states.
 fn execute(schedule: &Schedule) -> Result<(), String> {
-    let mut memory: HashMap<(Rank, Chunk), Value> = HashMap::new();
-    let mut links: HashMap<(Rank, Rank, u16), VecDeque<Value>> = HashMap::new();
+    let mut memory: HashMap<(Rank, Chunk), TestNumber> = HashMap::new();
+    let mut links: HashMap<(Rank, Rank, u16), VecDeque<TestNumber>> = HashMap::new();
     let mut next: Vec<Vec<u32>> =
         (0..schedule.nranks).map(|rank| vec![0; schedule.lanes(rank) as usize]).collect();
-    let mut numbers = Numbers { reduces: schedule.collective.reduces() };
+    let mut numbers = NumberAlgebra { reduces: schedule.collective.reduces() };
     let mut work: VecDeque<Rank> = (0..schedule.nranks).collect();
     let mut queued = vec![true; schedule.nranks as usize];
     while let Some(rank) = work.pop_front() {
@@ -216,7 +175,7 @@ fn execute(schedule: &Schedule) -> Result<(), String> {
                 let step = schedule.step(rank, lane, index);
                 let done = step.after.iter().all(|a| next[rank as usize][a.lane as usize] > a.step);
                 let under_way = |ends| links.get(&ends).map_or(0, VecDeque::len);
-                let able =
+                let is_ready =
                     done && step.inputs.iter().all(|input| match *input {
                         Operand::Peer { rank: from, channel } => {
                             under_way((from, rank, channel)) > 0
@@ -228,20 +187,20 @@ fn execute(schedule: &Schedule) -> Result<(), String> {
                         }
                         Operand::Local(_) => true,
                     });
-                if !able {
+                if !is_ready {
                     continue;
                 }
                 let mut undefined = None;
                 let value = evaluate_step(&mut numbers, &step, |operand| match operand {
-                    Operand::Local(Chunk::Input(i)) => sent(rank, i),
+                    Operand::Local(Chunk::Input(i)) => input_number(rank, i, 0),
                     Operand::Local(chunk) => *memory.get(&(rank, chunk)).unwrap_or_else(|| {
                         undefined = Some(chunk);
-                        &Value { sum: 0, tree: 0 }
+                        &TestNumber { sum: 0, tree: 0 }
                     }),
                     Operand::Peer { rank: from, channel } => {
                         wake(from);
-                        let line = links.get_mut(&(from, rank, channel)).expect("has arrived");
-                        line.pop_front().expect("has arrived")
+                        let queue = links.get_mut(&(from, rank, channel)).expect("has arrived");
+                        queue.pop_front().expect("has arrived")
                     }
                 });
                 if let Some(chunk) = undefined {
@@ -270,7 +229,7 @@ fn execute(schedule: &Schedule) -> Result<(), String> {
             }
         }
     }
-    if links.values().any(|line| !line.is_empty()) {
+    if links.values().any(|queue| !queue.is_empty()) {
         return Err("messages are left over".to_owned());
     }
     check_outputs(schedule, &memory)
@@ -278,26 +237,26 @@ fn execute(schedule: &Schedule) -> Result<(), String> {
 
 fn check_outputs(
     schedule: &Schedule,
-    memory: &HashMap<(Rank, Chunk), Value>,
+    memory: &HashMap<(Rank, Chunk), TestNumber>,
 ) -> Result<(), String> {
-    let mut reductions: HashMap<u32, Value> = HashMap::new();
+    let mut reductions: HashMap<u32, TestNumber> = HashMap::new();
     let mut reduction = |chunk| {
         *reductions.entry(chunk).or_insert_with(|| {
-            let mut numbers = Numbers { reduces: true };
-            let own: Vec<_> =
-                (0..schedule.nranks).map(|rank| numbers.contribute(sent(rank, chunk))).collect();
+            let mut numbers = NumberAlgebra { reduces: true };
+            let own: Vec<_> = (0..schedule.nranks)
+                .map(|rank| numbers.contribute(input_number(rank, chunk, 0)))
+                .collect();
             let sum = fold(&mut numbers, &own);
             numbers.finish(sum)
         })
     };
-    // What gives one rank only gives it many chunks: not all pairs of ranks and chunks are looked
-    // at.
-    for rank in (0..schedule.nranks).filter(|&rank| wanted(schedule, rank, 0).is_some()) {
+    // Where only one rank has outputs, it has many: not all pairs of ranks and chunks need a check.
+    for rank in (0..schedule.nranks).filter(|&rank| required_input(schedule, rank, 0).is_some()) {
         for output in 0..schedule.output_chunks() {
             let found = memory.get(&(rank, Chunk::Output(output)));
-            let right = match wanted(schedule, rank, output) {
+            let right = match required_input(schedule, rank, output) {
                 None => continue,
-                Some((Some(source), chunk)) => found == Some(&sent(source, chunk)),
+                Some((Some(source), chunk)) => found == Some(&input_number(source, chunk, 0)),
                 Some((None, chunk)) => {
                     let wanted = reduction(chunk);
                     found.is_some_and(|found| {
@@ -314,51 +273,41 @@ fn check_outputs(
     Ok(())
 }
 
-/// The input chunk that an output is made of, and the rank that it is of; no rank if it is of all.
-/// None where the collective gives nothing.
-fn wanted(schedule: &Schedule, rank: Rank, output: u32) -> Option<(Option<Rank>, u32)> {
-    let k = schedule.parts;
-    match schedule.collective {
-        Collective::AllReduce => Some((None, output)),
-        Collective::ReduceScatter => Some((None, rank * k + output)),
-        Collective::Reduce { root } => (rank == root).then_some((None, output)),
-        Collective::AllGather => Some((Some(output / k), output % k)),
-        Collective::Gather { root } => (rank == root).then_some((Some(output / k), output % k)),
-        Collective::Broadcast { root } => Some((Some(root), output)),
-        Collective::Scatter { root } => Some((Some(root), rank * k + output)),
-        Collective::AllToAll => Some((Some(output / k), rank * k + output % k)),
-    }
-}
-
 #[test]
-fn dense_schedules_agree_where_they_are_looked_at() {
+fn dense_schedules_agree_in_samples() {
     each(|_, schedule| {
         if total_steps(&schedule) <= MOST_STEPS {
             return;
         }
-        let mut random = Random(u64::from(schedule.nranks) + 1);
+        let mut random = SplitMix64(u64::from(schedule.nranks) + 1);
         for _ in 0..4 {
             let at = draw(&schedule, &mut random);
-            look_at_both_ends(&schedule, at);
+            check_both_ends(&schedule, at);
         }
         let hops: Vec<_> = (0..3).map(|_| follow(&schedule, &mut random)).collect();
         println!("{schedule:?}: outputs followed through {hops:?} messages");
     });
 }
 
-/// Whether `operand` is the other end of a link: to or from that rank on that channel.
-fn meets(operand: &Operand, peer: Rank, on: u16) -> bool {
+/// Whether `operand` is a message to or from `peer` on channel `on`.
+fn is_end_of(operand: &Operand, peer: Rank, on: u16) -> bool {
     matches!(*operand, Operand::Peer { rank, channel } if rank == peer && channel == on)
 }
 
-/// The steps of `rank` with that operand (among the outputs if `sends`, else the inputs), and the
-/// lanes that they are in.
-fn ends(schedule: &Schedule, rank: Rank, peer: Rank, channel: u16, sends: bool) -> Vec<At> {
+/// The steps of `rank` that send to `peer` on `channel` if `sends`, else those that receive from
+/// it.
+fn ends(
+    schedule: &Schedule,
+    rank: Rank,
+    peer: Rank,
+    channel: u16,
+    sends: bool,
+) -> Vec<StepPosition> {
     let mut found = Vec::new();
     for lane in 0..schedule.lanes(rank) {
         for (index, step) in (0..).zip(schedule.lane(rank, lane)) {
             let operands = if sends { &step.outputs } else { &step.inputs };
-            if operands.iter().any(|operand| meets(operand, peer, channel)) {
+            if operands.iter().any(|operand| is_end_of(operand, peer, channel)) {
                 found.push((rank, lane, index));
             }
         }
@@ -367,7 +316,7 @@ fn ends(schedule: &Schedule, rank: Rank, peer: Rank, channel: u16, sends: bool) 
     found
 }
 
-fn look_at_both_ends(schedule: &Schedule, at: At) {
+fn check_both_ends(schedule: &Schedule, at: StepPosition) {
     let step = step(schedule, at);
     for (operands, sends) in [(&step.inputs, false), (&step.outputs, true)] {
         let peer = operands.iter().find_map(|operand| match *operand {
@@ -375,20 +324,20 @@ fn look_at_both_ends(schedule: &Schedule, at: At) {
             Operand::Local(_) => None,
         });
         let Some((peer, channel)) = peer else { continue };
-        let near = ends(schedule, at.0, peer, channel, sends);
-        let far = ends(schedule, peer, at.0, channel, !sends);
-        assert!(near.contains(&at));
-        assert_eq!(near.len(), far.len(), "{schedule:?}: rank {} and {peer}, {channel}", at.0);
+        let own = ends(schedule, at.0, peer, channel, sends);
+        let others = ends(schedule, peer, at.0, channel, !sends);
+        assert!(own.contains(&at));
+        assert_eq!(own.len(), others.len(), "{schedule:?}: rank {} and {peer}, {channel}", at.0);
     }
 }
 
-/// Follows a random output backwards, a random input at each fold; returns through how many
-/// messages.
-fn follow(schedule: &Schedule, random: &mut Random) -> usize {
+/// Follows a random output backwards, through a random input at each fold; returns the number of
+/// messages that it followed.
+fn follow(schedule: &Schedule, random: &mut SplitMix64) -> usize {
     let (mut rank, output, (source, chunk)) = loop {
         let (rank, output) =
-            (random.below(schedule.nranks), random.below(schedule.output_chunks()));
-        if let Some(wanted) = wanted(schedule, rank, output) {
+            (below(random, schedule.nranks), below(random, schedule.output_chunks()));
+        if let Some(wanted) = required_input(schedule, rank, output) {
             break (rank, output, wanted);
         }
     };
@@ -402,13 +351,14 @@ fn follow(schedule: &Schedule, random: &mut Random) -> usize {
                 assert!(source.is_none_or(|source| source == rank), "{schedule:?}: from {rank}");
             }
         }
-        match step.inputs[random.below(step.inputs.len() as u32) as usize] {
+        match step.inputs[below(random, step.inputs.len() as u32) as usize] {
             Operand::Local(Chunk::Input(_)) => return hops,
             Operand::Local(chunk) => at = writer(schedule, rank, chunk, Some((at, &step))),
             Operand::Peer { .. } if hops == HOPS => return hops,
             Operand::Peer { rank: from, channel } => {
-                let taken = ends(schedule, rank, from, channel, false);
-                let ordinal = taken.iter().position(|taken| *taken == at).expect("it takes one");
+                let received = ends(schedule, rank, from, channel, false);
+                let ordinal =
+                    received.iter().position(|received| *received == at).expect("it receives one");
                 at = ends(schedule, from, rank, channel, true)[ordinal];
                 (rank, hops) = (from, hops + 1);
             }
@@ -416,9 +366,14 @@ fn follow(schedule: &Schedule, random: &mut Random) -> usize {
     }
 }
 
-/// The step that wrote `chunk` last: before the reader in its lane, or by the steps that the reader
-/// comes after, or at all.
-fn writer(schedule: &Schedule, rank: Rank, chunk: Chunk, reader: Option<(At, &Step)>) -> At {
+/// The step that wrote `chunk` last: before the reader in its lane, or among the steps that the
+/// reader waits for, or anywhere.
+fn writer(
+    schedule: &Schedule,
+    rank: Rank,
+    chunk: Chunk,
+    reader: Option<(StepPosition, &Step)>,
+) -> StepPosition {
     let last = |lane, end: u32| {
         let writes = |index: &u32| {
             schedule.step(rank, lane, *index).outputs.contains(&Operand::Local(chunk))
@@ -435,7 +390,7 @@ fn writer(schedule: &Schedule, rank: Rank, chunk: Chunk, reader: Option<(At, &St
 }
 
 #[test]
-fn symmetry_carries_over() {
+fn symmetry_holds_at_this_size_too() {
     let mut symmetric = Vec::new();
     for generator in all() {
         let small = [5, 8, 13].iter().all(|&n| {
@@ -443,7 +398,7 @@ fn symmetry_carries_over() {
                 let (base, turned) = pair(generator, n, by);
                 (0..base.lanes(0)).all(|lane| {
                     (0..base.steps(0, lane))
-                        .all(|index| rotates(&base, &turned, (0, lane, index), by))
+                        .all(|index| is_rotated(&base, &turned, (0, lane, index), by))
                 })
             })
         });
@@ -452,18 +407,18 @@ fn symmetry_carries_over() {
         }
         symmetric.push(format!("{} {}", generator.collective, generator.name));
         for n in RANKS {
-            let mut random = Random(u64::from(n) + 2);
+            let mut random = SplitMix64(u64::from(n) + 2);
             for _ in 0..50 {
-                let by = random.below(n);
+                let by = below(&mut random, n);
                 let (base, turned) = pair(generator, n, by);
                 for _ in 0..20 {
-                    let lane = random.below(base.lanes(0));
+                    let lane = below(&mut random, base.lanes(0));
                     let steps = base.steps(0, lane);
                     if steps == 0 {
                         continue;
                     }
-                    let at = (0, lane, random.below(steps));
-                    assert!(rotates(&base, &turned, at, by), "{base:?} by {by}: {at:?}");
+                    let at = (0, lane, below(&mut random, steps));
+                    assert!(is_rotated(&base, &turned, at, by), "{base:?} by {by}: {at:?}");
                 }
             }
         }
@@ -472,7 +427,7 @@ fn symmetry_carries_over() {
     assert!(symmetric.contains(&"all_reduce ring".to_owned()), "{symmetric:?}");
 }
 
-/// The schedule, from root 0 where it has one, and the same from a root `by` further.
+/// The schedule with root 0, if it has a root, and the same with root `by`.
 fn pair(generator: &Generator, n: u32, by: u32) -> (Schedule, Schedule) {
     let from = |root| generator.schedule(generator.collective_with_root(root), n);
     (from(0), from(by % n))
@@ -480,10 +435,10 @@ fn pair(generator: &Generator, n: u32, by: u32) -> (Schedule, Schedule) {
 
 /// Whether the step of rank `by` in `turned` is that of rank 0 in `base` with ranks and blocks
 /// rotated.
-fn rotates(base: &Schedule, turned: &Schedule, at: At, by: u32) -> bool {
+fn is_rotated(base: &Schedule, turned: &Schedule, at: StepPosition, by: u32) -> bool {
     let n = base.nranks;
     let turn = |rank: u32| ((u64::from(rank) + u64::from(by)) % u64::from(n)) as u32;
-    // A buffer of one chunk or more for each rank is of blocks by rank.
+    // A buffer whose number of chunks is a multiple of the rank count consists of blocks by rank.
     let block = |i: u32, chunks: u32| {
         if chunks.is_multiple_of(n) {
             turn(i / (chunks / n)) * (chunks / n) + i % (chunks / n)

@@ -1,4 +1,5 @@
-//! Schedules with one fault: the verifier rejects each, or it is harmless when run on numbers.
+//! Mutants, schedules with one fault: the verifier rejects each of them, or it is right when
+//! executed on numbers.
 
 mod concrete;
 
@@ -13,7 +14,7 @@ use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
 use maypole_algorithms::verify::{MessageSemantics, Violation, prove};
 use maypole_algorithms::{Collective, Schedule, Step, proof_suite};
 
-/// Random executions on numbers for each mutant that is looked at.
+/// Random executions on numbers for each mutant that is executed.
 const RUNS: usize = 12;
 
 #[test]
@@ -21,14 +22,14 @@ fn ten_thousand_mutants_are_rejected_or_harmless() {
     judge_mutants(10_000, 0);
 }
 
-/// Other mutants than those of the test above, for minutes.
+/// Other mutants than those of the test above.
 #[test]
 #[ignore = "takes minutes"]
 fn two_hundred_thousand_mutants_are_rejected_or_harmless() {
     judge_mutants(200_000, 1 << 32);
 }
 
-/// Makes at least `count` mutants, alike many of each schedule.
+/// Makes at least `count` mutants, equally many of each schedule, and judges them.
 fn judge_mutants(count: usize, seed: u64) {
     let schedules = schedules();
     let each = count.div_ceil(schedules.len());
@@ -36,7 +37,7 @@ fn judge_mutants(count: usize, seed: u64) {
     let work = || {
         let mut tally = Tally::default();
         loop {
-            // Relaxed: only the number counts.
+            // Relaxed: each thread only needs a different number.
             let number = next.fetch_add(1, Ordering::Relaxed);
             let Some(schedule) = schedules.get(number) else { return tally };
             tally.judge_mutants(schedule, each, seed + number as u64);
@@ -52,17 +53,17 @@ fn judge_mutants(count: usize, seed: u64) {
     assert!(tally.made() >= count, "{} mutants are too few", tally.made());
 }
 
-/// What became of the mutants.
+/// How many mutants were rejected, and how many were right.
 #[derive(Default)]
 struct Tally {
-    /// By kind of fault: all, and those that were proved and ran well.
+    /// By kind of fault: all mutants, and those that were proved and executed correctly.
     kinds: BTreeMap<&'static str, (usize, usize)>,
-    /// By what they were rejected for.
+    /// By violation the number of mutants that were rejected for it.
     rejected: BTreeMap<&'static str, usize>,
 }
 
 impl Tally {
-    /// Proves and runs `schedule`, then makes `each` mutants of it and judges them.
+    /// Proves and executes `schedule`, then makes `each` mutants of it and judges them.
     fn judge_mutants(&mut self, schedule: &Schedule, each: usize, seed: u64) {
         let proof =
             prove(schedule.clone()).unwrap_or_else(|counterexample| panic!("{counterexample}"));
@@ -70,7 +71,7 @@ impl Tally {
             .unwrap_or_else(|what| panic!("{schedule:?}: {what}"));
         for mutant in mutants(schedule, seed, each) {
             if self.judge(&mutant) {
-                // What one fault leaves right, two may not.
+                // A second fault may break what the first one left right.
                 for again in mutants(&mutant.schedule, seed, 2) {
                     self.judge(&again);
                 }
@@ -78,8 +79,8 @@ impl Tally {
         }
     }
 
-    /// Whether the mutant is proved; that must be no mistake, nor, where it is plain to see, the
-    /// contrary.
+    /// Whether the mutant is proved. If it is, it must execute correctly; if it is rejected for a
+    /// visible reason, some execution must fail.
     fn judge(&mut self, mutant: &Mutant) -> bool {
         let (made, equivalent) = self.kinds.entry(mutant.kind).or_default();
         *made += 1;
@@ -88,14 +89,17 @@ impl Tally {
                 *self.rejected.entry(kind(&counterexample.violation)).or_default() += 1;
                 if is_visible(&counterexample.violation) {
                     let ran = concrete::check(&mutant.schedule, None, 7, RUNS);
-                    assert!(ran.is_err(), "{mutant:?} runs well, but: {counterexample}");
+                    assert!(
+                        ran.is_err(),
+                        "{mutant:?} executes correctly, but was rejected: {counterexample}"
+                    );
                 }
                 false
             }
             Ok(proof) => {
                 *equivalent += 1;
                 concrete::check(&mutant.schedule, Some(&proof), 7, RUNS)
-                    .unwrap_or_else(|what| panic!("accepted, but wrong: {mutant:?}: {what}"));
+                    .unwrap_or_else(|what| panic!("proved, but wrong: {mutant:?}: {what}"));
                 true
             }
         }
@@ -128,8 +132,8 @@ impl std::fmt::Display for Tally {
     }
 }
 
-/// A broadcast down a chain in three lanes a rank: one takes, one passes on, one copies out. The
-/// taking lane closes each tile when the others are done with its scratch.
+/// A broadcast down a chain with three lanes per rank: one receives, one sends on, one copies to
+/// the output. The receiving lane closes each tile when the others are done with its scratch.
 fn chain(nranks: u32) -> Schedule {
     let rank = |rank: u32| {
         if rank == 0 {
@@ -161,13 +165,13 @@ fn schedules() -> Vec<Schedule> {
     schedules
 }
 
-/// The small ones of the list: the executor on numbers is simple, and slow where there are many
-/// lanes.
+/// The small hierarchies of the list: the executor on numbers is simple, and slow where there are
+/// many lanes.
 fn hierarchies() -> impl Iterator<Item = Schedule> {
     proof_suite::hierarchies().filter(is_small)
 }
 
-/// The small ones of every generator twice side by side, as on two channels.
+/// The small ones of all generators twice side by side, as on two channels.
 fn side_by_side() -> impl Iterator<Item = Schedule> {
     let twice = |generator: &Generator| {
         channels::schedule(&generator.schedule(generator.collective_with_root(1), 3), 2)
@@ -180,7 +184,7 @@ fn is_small(schedule: &Schedule) -> bool {
     (0..schedule.nranks).flat_map(of).sum::<u32>() <= 60
 }
 
-/// Whether any execution with numbers must show it.
+/// Whether every execution on numbers must show the violation.
 fn is_visible(violation: &Violation) -> bool {
     matches!(
         violation,

@@ -1,5 +1,4 @@
-//! The page of all algorithms names every generator, with the cost that the head of its file
-//! states.
+//! `docs/algorithms.md` has a row for every generator, with the class of its schedules.
 
 use maypole_algorithms::collective::all;
 

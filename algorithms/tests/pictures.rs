@@ -1,12 +1,12 @@
-//! The pictures of the documentation are those of the schedules as they are now.
+//! The pictures in `docs/pictures/` show the schedules as they are now.
 //!
-//! `MAYPOLE_DRAW=1 cargo test -p maypole-algorithms --test pictures` draws them anew.
+//! `MAYPOLE_DRAW=1 cargo test -p maypole-algorithms --test pictures` draws them again.
 
 use maypole_algorithms::collective::generators;
 use maypole_algorithms::cost::{LinkCost, MachineModel, timeline};
 use maypole_algorithms::{Collective, svg};
 
-/// Nearly that of shared memory, with latencies that can be seen.
+/// A machine similar to shared memory, with latencies that are visible in a picture.
 const MACHINE: MachineModel = MachineModel {
     step: 0.1e-6,
     operand: 0.04e-6,
@@ -29,10 +29,13 @@ fn the_pictures_of_the_documentation_are_current() {
         let path = format!("{}/../docs/pictures/{algorithm}-4.svg", env!("CARGO_MANIFEST_DIR"));
         let now = drawn(algorithm, 4);
         if std::env::var_os("MAYPOLE_DRAW").is_some() {
-            std::fs::write(&path, &now).expect("the folder is there");
+            std::fs::write(&path, &now).expect("the folder exists");
         }
-        let kept = std::fs::read_to_string(&path).expect("the picture is there");
-        assert!(kept == now, "{path} is out of date; this file's text says how to draw it anew");
+        let kept = std::fs::read_to_string(&path).expect("the picture exists");
+        assert!(
+            kept == now,
+            "{path} is out of date; the comment at the top of this test says how to draw it again"
+        );
     }
 }
 

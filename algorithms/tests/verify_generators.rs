@@ -1,4 +1,4 @@
-//! Every schedule of the list is proved, and rooted ones from a middle rank too.
+//! Every generator is proved at every rank count of the list; rooted ones also from a middle rank.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -19,12 +19,12 @@ fn every_generator_is_proved_at_some_larger_rank_counts() {
     prove_each(proof_suite::large().collect());
 }
 
-/// Proves them on all cores, the last first: they tend to be the largest.
+/// Proves the schedules on all cores, the last first, since those tend to be the largest.
 fn prove_each(schedules: Vec<Schedule>) {
     let next = AtomicUsize::new(0);
     let work = || {
         let (mut steps, mut failures) = (0, Vec::new());
-        // Relaxed: only the number counts.
+        // Relaxed: each thread only needs a different number.
         while let Some(schedule) = schedules.iter().rev().nth(next.fetch_add(1, Ordering::Relaxed))
         {
             match prove(schedule.clone()) {

@@ -1,4 +1,5 @@
-//! The smallest schedules that break each rule, beside the ones that just keep it.
+//! For each rule of the verifier a smallest schedule that breaks it, and a similar one that keeps
+//! it.
 
 use maypole_algorithms::schedule::Table;
 use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
@@ -9,13 +10,13 @@ use maypole_algorithms::{Chunk, Class, Collective, Schedule, Step};
 
 const COPY: Collective = Collective::Broadcast { root: 0 };
 
-/// One rank copies `parts` chunks, in these lanes.
-fn copy(parts: u32, lanes: Vec<Vec<Step>>) -> Schedule {
+/// A copy of `parts` chunks on one rank, in these lanes.
+fn one_rank(parts: u32, lanes: Vec<Vec<Step>>) -> Schedule {
     Schedule::new("by hand", COPY, 1, parts, Table(vec![lanes])).with_scratch(4)
 }
 
-/// Two ranks, in these lanes.
-fn two(collective: Collective, ranks: [Vec<Vec<Step>>; 2]) -> Schedule {
+/// A schedule for two ranks, in these lanes.
+fn two_ranks(collective: Collective, ranks: [Vec<Vec<Step>>; 2]) -> Schedule {
     Schedule::new("by hand", collective, 2, 1, Table(ranks.into())).with_scratch(4).with_channels(2)
 }
 
@@ -36,56 +37,72 @@ fn malformed(schedule: Schedule, part: &str) {
 
 #[test]
 fn operands_exist_and_outputs_are_distinct() {
-    proved(copy(1, vec![vec![Step::new([input(0)], [output(0)])]]));
-    malformed(copy(1, vec![vec![Step::new([], [output(0)])]]), "at least one");
-    malformed(copy(1, vec![vec![Step::new([input(0)], [])]]), "at least one");
-    malformed(copy(1, vec![vec![Step::new([input(1)], [output(0)])]]), "in1 does not exist");
-    malformed(copy(1, vec![vec![Step::new([input(0)], [output(1)])]]), "out1 does not exist");
-    malformed(copy(1, vec![vec![Step::new([input(0)], [scratch(4)])]]), "scratch4 does not exist");
-    malformed(copy(1, vec![vec![Step::new([input(0)], [peer(1, 0)])]]), "peer 1.c0 does not exist");
-    malformed(copy(1, vec![vec![Step::new([input(0)], [peer(0, 0)])]]), "no link to itself");
-    malformed(copy(1, vec![vec![Step::new([input(0)], [input(0)])]]), "never written");
+    proved(one_rank(1, vec![vec![Step::new([input(0)], [output(0)])]]));
+    malformed(one_rank(1, vec![vec![Step::new([], [output(0)])]]), "at least one");
+    malformed(one_rank(1, vec![vec![Step::new([input(0)], [])]]), "at least one");
+    malformed(one_rank(1, vec![vec![Step::new([input(1)], [output(0)])]]), "in1 does not exist");
+    malformed(one_rank(1, vec![vec![Step::new([input(0)], [output(1)])]]), "out1 does not exist");
     malformed(
-        copy(1, vec![vec![Step::new([input(0)], [output(0), output(0)])]]),
+        one_rank(1, vec![vec![Step::new([input(0)], [scratch(4)])]]),
+        "scratch4 does not exist",
+    );
+    malformed(
+        one_rank(1, vec![vec![Step::new([input(0)], [peer(1, 0)])]]),
+        "peer 1.c0 does not exist",
+    );
+    malformed(one_rank(1, vec![vec![Step::new([input(0)], [peer(0, 0)])]]), "no link to itself");
+    malformed(one_rank(1, vec![vec![Step::new([input(0)], [input(0)])]]), "never written");
+    malformed(
+        one_rank(1, vec![vec![Step::new([input(0)], [output(0), output(0)])]]),
         "twice an output",
     );
-    malformed(copy(1, vec![vec![Step::new([input(0)], [output(0)]).finishing()]]), "no reduction");
-    malformed(copy(1, vec![vec![Step::new([input(0)], [output(0)]).after(0, 0)]]), "other lanes");
-    malformed(copy(1, vec![vec![Step::new([input(0)], [output(0)]).after(1, 0)]]), "no step 1:0");
-    malformed(copy(1, vec![]).with_credit(0), "start at one");
-    malformed(copy(1, vec![]).with_channels(0), "start at one");
+    malformed(
+        one_rank(1, vec![vec![Step::new([input(0)], [output(0)]).finishing()]]),
+        "no reduction",
+    );
+    malformed(
+        one_rank(1, vec![vec![Step::new([input(0)], [output(0)]).after(0, 0)]]),
+        "other lanes",
+    );
+    malformed(
+        one_rank(1, vec![vec![Step::new([input(0)], [output(0)]).after(1, 0)]]),
+        "no step 1:0",
+    );
+    malformed(one_rank(1, vec![]).with_credit(0), "start at one");
+    malformed(one_rank(1, vec![]).with_channels(0), "start at one");
     let third = vec![vec![Step::new([input(0)], [peer(1, 2)])]];
-    malformed(two(COPY, [third, vec![]]), "peer 1.c2 is on a channel that is not below 2");
+    malformed(two_ranks(COPY, [third, vec![]]), "peer 1.c2 is on a channel that is not below 2");
     let twice = [
         vec![vec![Step::new([input(0)], [output(0), peer(1, 0)])]],
         vec![vec![Step::new([peer(0, 0), peer(0, 0)], [output(0)])]],
     ];
-    malformed(two(COPY, twice), "twice an input");
+    malformed(two_ranks(COPY, twice), "twice an input");
     let absent = [vec![vec![]], vec![vec![Step::new([input(0)], [scratch(0)])]]];
-    malformed(two(COPY, absent), "in0 does not exist on this rank");
+    malformed(two_ranks(COPY, absent), "in0 does not exist on this rank");
 }
 
 #[test]
 fn a_link_has_one_lane_at_each_end() {
     let send = || vec![Step::new([input(0)], [peer(1, 0)])];
     let receive = |chunk| vec![Step::new([peer(0, 0)], [chunk])];
-    // In place this writes what the other lane reads.
+    // In place, this step writes what the other lane reads.
     let own = vec![Step::new([input(0)], [output(0)]).after(1, 0)];
-    proved(two(COPY, [vec![own.clone(), send()], vec![receive(output(0))]]));
+    proved(two_ranks(COPY, [vec![own.clone(), send()], vec![receive(output(0))]]));
     let fed_twice = [vec![own.clone(), send(), send()], vec![receive(output(0))]];
-    malformed(two(COPY, fed_twice), "0 -> 1, channel 0, is fed by another lane");
+    malformed(two_ranks(COPY, fed_twice), "0 -> 1, channel 0, is fed by another lane");
     let drained_twice = [vec![own, send()], vec![receive(output(0)), receive(scratch(0))]];
-    malformed(two(COPY, drained_twice), "drained by another lane");
+    malformed(two_ranks(COPY, drained_twice), "drained by another lane");
 }
 
 #[test]
-fn messages_are_neither_left_nor_missed() {
+fn messages_that_are_not_received_or_not_sent_are_reported() {
     let own = Step::new([input(0)], [output(0), peer(1, 0)]);
     let more = Step::new([input(0)], [peer(1, 0)]);
-    let take = Step::new([peer(0, 0)], [output(0)]);
-    for (sent, received) in [(vec![own, more], vec![take]), (vec![own], vec![take, take])] {
+    let receive = Step::new([peer(0, 0)], [output(0)]);
+    for (sent, received) in [(vec![own, more], vec![receive]), (vec![own], vec![receive, receive])]
+    {
         let (s, r) = (sent.len() as u32, received.len() as u32);
-        let counterexample = rejected(two(COPY, [vec![sent], vec![received]]));
+        let counterexample = rejected(two_ranks(COPY, [vec![sent], vec![received]]));
         let Violation::Unbalanced { sent, received, .. } = counterexample.violation else {
             panic!("{counterexample}");
         };
@@ -96,16 +113,17 @@ fn messages_are_neither_left_nor_missed() {
 #[test]
 fn scratch_is_undefined_before_it_is_written() {
     let swapped = vec![Step::new([scratch(0)], [output(0)]), Step::new([input(0)], [scratch(0)])];
-    let counterexample = rejected(copy(1, vec![swapped]));
+    let counterexample = rejected(one_rank(1, vec![swapped]));
     assert!(matches!(counterexample.violation, Violation::Undefined(Chunk::Scratch(0))));
     let place = counterexample.place.expect("it is at a step");
     assert_eq!((place.rank, place.lane, place.step, place.tile), (0, 0, 0, 0));
 }
 
-/// All-reduce over two ranks; rank 1 sends first, then takes the result. `lane` is rank 0's.
+/// All-reduce over two ranks; rank 1 sends first, then receives the result. `lane` is the lane of
+/// rank 0.
 fn pair(lane: Vec<Step>) -> Schedule {
     let other = vec![Step::new([input(0)], [peer(0, 0)]), Step::new([peer(0, 0)], [output(0)])];
-    two(Collective::AllReduce, [vec![lane], vec![other]])
+    two_ranks(Collective::AllReduce, [vec![lane], vec![other]])
 }
 
 #[test]
@@ -147,19 +165,20 @@ fn every_contribution_counts_once_and_is_finished_once() {
 #[test]
 fn ranks_agree_on_their_tree() {
     let lane = |peer_rank, inputs: [_; 2]| {
-        // By way of scratch: in place, writing out0 would wait for the release of in0.
+        // The message is sent from scratch: in place, writing out0 would wait for the release of
+        // in0.
         let send = Step::new([input(0)], [scratch(0), peer(peer_rank, 0)]);
         vec![vec![send, Step::new(inputs, [output(0)]).finishing()]]
     };
     let right = [lane(1, [input(0), peer(1, 0)]), lane(0, [peer(0, 0), input(0)])];
-    proved(two(Collective::AllReduce, right).canonical());
+    proved(two_ranks(Collective::AllReduce, right).canonical());
     let wrong = [lane(1, [input(0), peer(1, 0)]), lane(0, [input(0), peer(0, 0)])];
-    let counterexample = rejected(two(Collective::AllReduce, wrong));
+    let counterexample = rejected(two_ranks(Collective::AllReduce, wrong));
     assert!(matches!(counterexample.violation, Violation::Disagreement { .. }), "{counterexample}");
 }
 
 #[test]
-fn the_class_is_found_and_held_against_the_declared_one() {
+fn the_class_is_found_and_compared_with_the_declared_one() {
     let lane = |inputs: [_; 2]| vec![Step::new(inputs, [output(0), peer(1, 0)]).finishing()];
     let canonical = prove(pair(lane([input(0), peer(1, 0)]))).expect("is right");
     assert_eq!(canonical.facts().class, Class::Canonical);
@@ -182,16 +201,16 @@ fn an_input_is_not_read_after_it_was_overwritten_in_place() {
 }
 
 #[test]
-fn waiting_in_a_circle_is_shown() {
+fn a_cycle_of_waits_is_reported() {
     let exchange = |peer_rank, first_send: bool| {
         let send = Step::new([input(0)], [peer(peer_rank, 0)]);
-        let take = Step::new([peer(peer_rank, 0)], [output(peer_rank)]);
+        let receive = Step::new([peer(peer_rank, 0)], [output(peer_rank)]);
         let own = Step::new([input(0)], [output(1 - peer_rank)]);
-        vec![if first_send { vec![own, send, take] } else { vec![own, take, send] }]
+        vec![if first_send { vec![own, send, receive] } else { vec![own, receive, send] }]
     };
-    proved(two(Collective::AllGather, [exchange(1, true), exchange(0, false)]));
+    proved(two_ranks(Collective::AllGather, [exchange(1, true), exchange(0, false)]));
     let counterexample =
-        rejected(two(Collective::AllGather, [exchange(1, false), exchange(0, false)]));
+        rejected(two_ranks(Collective::AllGather, [exchange(1, false), exchange(0, false)]));
     let Violation::Deadlock { semantics, credit, cycle } = &counterexample.violation else {
         panic!("{counterexample}");
     };
@@ -202,14 +221,14 @@ fn waiting_in_a_circle_is_shown() {
 
 #[test]
 fn too_few_credits_are_a_deadlock() {
-    // Both send two messages before they take one.
+    // Both send two messages before they receive one.
     let lane = |peer_rank, parts: u32| {
         let sends = (0..parts).map(move |i| Step::new([input(i)], [peer(peer_rank, 0)]));
-        let takes = (0..parts)
+        let receives = (0..parts)
             .map(move |i| Step::new([peer(peer_rank, 0)], [output(peer_rank * parts + i)]));
         let own =
             (0..parts).map(move |i| Step::new([input(i)], [output((1 - peer_rank) * parts + i)]));
-        vec![sends.chain(takes).chain(own).collect()]
+        vec![sends.chain(receives).chain(own).collect()]
     };
     let schedule = |credit| {
         let table = Table(vec![lane(1, 2), lane(0, 2)]);
@@ -224,8 +243,8 @@ fn too_few_credits_are_a_deadlock() {
 }
 
 #[test]
-fn waiting_for_ones_own_loan_is_a_deadlock_by_rendezvous_only() {
-    // Each lends scratch0, and wants to write it again before it takes the other's message.
+fn waiting_for_an_own_loan_is_a_deadlock_by_rendezvous_only() {
+    // Each lends scratch0 and writes it again before it receives the other's message.
     let lane = |peer_rank| {
         vec![vec![
             Step::new([input(0)], [scratch(0), peer(peer_rank, 0)]),
@@ -234,7 +253,7 @@ fn waiting_for_ones_own_loan_is_a_deadlock_by_rendezvous_only() {
             Step::new([input(0)], [output(1 - peer_rank)]),
         ]]
     };
-    let counterexample = rejected(two(Collective::AllGather, [lane(1), lane(0)]));
+    let counterexample = rejected(two_ranks(Collective::AllGather, [lane(1), lane(0)]));
     let Violation::Deadlock { semantics, credit, .. } = counterexample.violation else {
         panic!("{counterexample}");
     };
@@ -243,9 +262,9 @@ fn waiting_for_ones_own_loan_is_a_deadlock_by_rendezvous_only() {
 
 #[test]
 fn lanes_are_ordered_by_after_alone() {
-    // Two lanes that write the same chunk; only `after` says whose value stays.
+    // Two lanes write the same chunk; without `after` either value may stay.
     let write = Step::new([input(0)], [output(0)]);
-    let counterexample = rejected(copy(1, vec![vec![write], vec![write]]));
+    let counterexample = rejected(one_rank(1, vec![vec![write], vec![write]]));
     let Violation::Race { first, second, .. } = &counterexample.violation else {
         panic!("{counterexample}");
     };
@@ -263,7 +282,7 @@ fn scratch_of_the_next_tile_is_the_same_memory() {
     let write = Step::new([input(0)], [scratch(0)]);
     let read = Step::new([scratch(0)], [output(0)]).after(0, 0);
     // Lane 0 may write for the next tile while lane 1 still reads for this one.
-    let counterexample = rejected(copy(1, vec![vec![write], vec![read]]));
+    let counterexample = rejected(one_rank(1, vec![vec![write], vec![read]]));
     let Violation::Race { chunk, first, second, .. } = &counterexample.violation else {
         panic!("{counterexample}");
     };
@@ -271,10 +290,11 @@ fn scratch_of_the_next_tile_is_the_same_memory() {
     assert_ne!(first.place.tile, second.place.tile);
     // A step of lane 0 that waits for lane 1 closes the tile.
     let close = Step::new([input(0)], [scratch(1)]).after(1, 0);
-    proved(copy(1, vec![vec![write, close], vec![read]]));
+    proved(one_rank(1, vec![vec![write, close], vec![read]]));
 }
 
-/// Rank 0's lane 0 lends scratch0 to a message and goes on; its lane 1 writes scratch0 by `second`.
+/// Lane 0 of rank 0 lends scratch0 to a message and goes on; lane 1 writes scratch0 in step
+/// `second`.
 fn lending(second: Step, answer: bool) -> Schedule {
     let lane = vec![
         Step::new([input(0)], [scratch(0), peer(1, 0)]),
@@ -285,7 +305,7 @@ fn lending(second: Step, answer: bool) -> Schedule {
     if answer {
         other.push(Step::new([input(0)], [peer(0, 0)]));
     }
-    two(Collective::Gather { root: 1 }, [vec![lane, vec![second]], vec![other]])
+    two_ranks(Collective::Gather { root: 1 }, [vec![lane, vec![second]], vec![other]])
 }
 
 #[test]
@@ -298,7 +318,7 @@ fn lent_memory_is_read_until_its_release() {
         panic!("{counterexample}")
     };
     assert_eq!(first.kind, AccessKind::Lent);
-    // An answer of the one who took the message proves that it was released.
+    // An answer from the rank that received the message proves that it was released.
     proved(lending(Step::new([peer(1, 0)], [scratch(0)]), true));
 }
 
@@ -312,7 +332,7 @@ fn a_loan_is_not_over_because_another_is() {
     let write = vec![Step::new([peer(1, 0)], [scratch(0)])];
     let answers = vec![Step::new([peer(0, 0)], [output(0)]), Step::new([output(0)], [peer(0, 0)])];
     let late = vec![Step::new([peer(0, 1)], [scratch(0)])];
-    let counterexample = rejected(two(
+    let counterexample = rejected(two_ranks(
         COPY,
         [vec![lane.clone(), write.clone()], vec![answers.clone(), late.clone()]],
     ));
@@ -322,7 +342,7 @@ fn a_loan_is_not_over_because_another_is() {
     assert_eq!(first.kind, AccessKind::Lent);
     let mut after_both = answers;
     after_both[1] = after_both[1].after(1, 0);
-    proved(two(COPY, [vec![lane, write], vec![after_both, late]]));
+    proved(two_ranks(COPY, [vec![lane, write], vec![after_both, late]]));
 }
 
 #[test]

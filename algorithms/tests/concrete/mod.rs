@@ -1,93 +1,59 @@
-//! A second, simple reading of what schedules mean: executes them on numbers, in random orders,
-//! with random choices of copying or lending each message and of credits. It shares nothing with
-//! the verifier but `interpret::apply`.
+//! A second, simple implementation of what schedules mean: it executes them on numbers, in random
+//! orders, with random numbers of credits and a random choice for each message whether it is copied
+//! or lent. It shares nothing with the verifier except [`evaluate_step`].
+
+mod numbers;
 
 use std::collections::{HashMap, VecDeque};
 
+use maypole_algorithms::mutate::SplitMix64;
 use maypole_algorithms::semantics::{Algebra, evaluate_step, fold};
 use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{Chunk, Class, Collective, Operand, Schedule, Step};
+use numbers::{NumberAlgebra, TestNumber, input_number, required_input};
 
 const TILES: usize = 3;
 const CALLS: usize = 2;
 
-/// What stands for an element: a sum that any order gives, and a hash that only the same tree
-/// gives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Value {
-    sum: u64,
-    tree: u64,
-}
+/// A piece of memory: rank, call and tile (neither for scratch), chunk. In place, an output chunk
+/// has the name of the input chunk that is the same memory.
+type MemoryCell = (u32, Option<(usize, usize)>, Chunk);
 
-struct Numbers {
-    reduces: bool,
-}
-
-impl Algebra for Numbers {
-    type Value = Value;
-
-    fn contribute(&mut self, value: Value) -> Value {
-        let scale = |x: u64| if self.reduces { mix(x) } else { x };
-        Value { sum: scale(value.sum), tree: scale(value.tree) }
-    }
-
-    fn combine(&mut self, left: Value, right: Value) -> Value {
-        let tree = mix(left.tree.wrapping_mul(3).wrapping_add(mix(right.tree)));
-        Value { sum: left.sum.wrapping_add(right.sum), tree }
-    }
-
-    fn finish(&mut self, value: Value) -> Value {
-        Value { sum: mix(value.sum), tree: mix(value.tree) }
-    }
-}
-
-fn mix(x: u64) -> u64 {
-    let z = (x ^ (x >> 30)).wrapping_add(0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z ^ (z >> 29)
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        (mix(mix(self.0)) >> 8) as usize % limit
-    }
-}
-
-/// Memory: rank, call and tile (none of both for scratch), chunk; in place outputs are named as
-/// inputs.
-type Cell = (u32, Option<(usize, usize)>, Chunk);
-
-struct Message {
-    copy: Option<Value>,
-    lent: Vec<Cell>,
+/// A message that is sent and not yet received.
+struct MessageInFlight {
+    copy: Option<TestNumber>,
+    lent: Vec<MemoryCell>,
     from: (u32, u32, usize),
 }
 
+/// How one execution behaves.
 #[derive(Clone, Copy)]
-struct Mode {
+struct ExecutionMode {
+    /// 0: no message is lent, 1: all that can be, 2: a random choice.
     lend: usize,
     credit: usize,
-    greed: usize,
+    /// 0 and 1 prefer the first and the last lane, so that others lag behind; else the choice is
+    /// random.
+    preference: usize,
     in_place: bool,
 }
 
-struct World<'a> {
+/// One execution of all calls.
+struct RandomExecution<'a> {
     schedule: &'a Schedule,
     proof: Option<&'a Proved>,
-    mode: Mode,
-    random: Random,
-    memory: HashMap<Cell, Value>,
-    links: HashMap<(u32, u32, u16), VecDeque<Message>>,
-    /// Per rank and lane: steps fired, over all tiles and calls.
+    mode: ExecutionMode,
+    random: SplitMix64,
+    memory: HashMap<MemoryCell, TestNumber>,
+    links: HashMap<(u32, u32, u16), VecDeque<MessageInFlight>>,
+    /// By rank and lane: steps fired, over all tiles and calls.
     fired: Vec<Vec<usize>>,
-    /// Per rank: its lent messages (lane, count of the firing, cells).
-    lent: Vec<Vec<(u32, usize, Vec<Cell>)>>,
+    /// By rank its lent messages: lane, number of the firing, cells.
+    lent: Vec<Vec<(u32, usize, Vec<MemoryCell>)>>,
 }
 
-/// Executes the schedule under many orders; tells what went wrong with one. With a proof, the
-/// outputs must have come about by the very trees that it states.
+/// Executes the schedule in many orders; returns what went wrong in one of them. With a proof, the
+/// outputs must have been reduced by the trees that it states.
 pub(crate) fn check(
     schedule: &Schedule,
     proof: Option<&Proved>,
@@ -95,15 +61,15 @@ pub(crate) fn check(
     runs: usize,
 ) -> Result<(), String> {
     for run in 0..runs {
-        let mut random = Random(seed ^ (run as u64) << 20);
-        let mode = Mode {
+        let mut random = SplitMix64(seed ^ (run as u64) << 20);
+        let mode = ExecutionMode {
             lend: run % 3,
             credit: schedule.credit as usize + [0, 1, 100][random.below(3)],
-            greed: random.below(4),
+            preference: random.below(4),
             in_place: run % 2 == 1,
         };
         let lanes = |rank| vec![0; schedule.lanes(rank) as usize];
-        let mut world = World {
+        let mut world = RandomExecution {
             schedule,
             proof,
             mode,
@@ -118,21 +84,18 @@ pub(crate) fn check(
     Ok(())
 }
 
-fn sent(rank: u32, chunk: u32, call: usize, tile: usize) -> Value {
-    let x = mix(1
-        + u64::from(rank)
-        + 1000 * u64::from(chunk)
-        + ((call * TILES + tile) as u64 * 1_000_000));
-    Value { sum: x, tree: mix(x) }
+/// The content of an input chunk in a tile of a call.
+fn input_of(rank: u32, chunk: u32, call: usize, tile: usize) -> TestNumber {
+    input_number(rank, chunk, call * TILES + tile)
 }
 
-impl World<'_> {
+impl RandomExecution<'_> {
     fn run(&mut self) -> Result<(), String> {
         for rank in 0..self.schedule.nranks {
             for (call, tile) in (0..CALLS).flat_map(|c| (0..TILES).map(move |t| (c, t))) {
                 for i in 0..self.schedule.input_chunks() {
                     let cell = (rank, Some((call, tile)), Chunk::Input(i));
-                    self.memory.insert(cell, sent(rank, i, call, tile));
+                    self.memory.insert(cell, input_of(rank, i, call, tile));
                 }
             }
         }
@@ -140,18 +103,18 @@ impl World<'_> {
             .flat_map(|rank| (0..self.schedule.lanes(rank)).map(move |lane| (rank, lane)))
             .collect();
         loop {
-            let mut able: Vec<_> =
+            let mut ready: Vec<_> =
                 all.iter().filter(|(r, l)| self.can_fire(*r, *l)).copied().collect();
-            if able.is_empty() {
+            if ready.is_empty() {
                 break;
             }
-            // Some orders prefer one end of the ranks or lanes, so that others lag far behind.
-            match self.mode.greed {
-                0 => able.truncate(1),
-                1 => able.drain(..able.len() - 1).for_each(drop),
+            // Some orders prefer the first or the last lanes, so that others lag far behind.
+            match self.mode.preference {
+                0 => ready.truncate(1),
+                1 => ready.drain(..ready.len() - 1).for_each(drop),
                 _ => {}
             }
-            let (rank, lane) = able[self.random.below(able.len())];
+            let (rank, lane) = ready[self.random.below(ready.len())];
             self.fire(rank, lane);
         }
         for &(rank, lane) in &all {
@@ -165,7 +128,7 @@ impl World<'_> {
         self.check_outputs()
     }
 
-    /// The call, the tile, and the index in the lane of what is next.
+    /// The call, the tile and the index of the next step of a lane; None if it is finished.
     fn position(&self, rank: u32, lane: u32) -> Option<(usize, usize, usize)> {
         let steps = self.schedule.steps(rank, lane) as usize;
         let fired = self.fired[rank as usize][lane as usize];
@@ -173,7 +136,7 @@ impl World<'_> {
         left.then(|| (fired / (steps * TILES), fired / steps % TILES, fired % steps))
     }
 
-    fn cell(&self, rank: u32, call: usize, tile: usize, chunk: Chunk) -> Cell {
+    fn cell(&self, rank: u32, call: usize, tile: usize, chunk: Chunk) -> MemoryCell {
         let Schedule { nranks, parts, collective, .. } = *self.schedule;
         match chunk {
             Chunk::Scratch(_) => (rank, None, chunk),
@@ -189,8 +152,8 @@ impl World<'_> {
         let Some((call, tile, index)) = self.position(rank, lane) else { return false };
         let lent = &self.lent[rank as usize];
         if call > 0 && tile == 0 && index == 0 {
-            let over = |l| self.position(rank, l).is_none_or(|(c, ..)| c >= call);
-            if !(0..self.schedule.lanes(rank)).all(over)
+            let is_over = |l| self.position(rank, l).is_none_or(|(c, ..)| c >= call);
+            if !(0..self.schedule.lanes(rank)).all(is_over)
                 || lent
                     .iter()
                     .any(|&(l, at, _)| at / (self.schedule.steps(rank, l) as usize * TILES) < call)
@@ -227,26 +190,28 @@ impl World<'_> {
         self.links.get(&(from, to, channel)).map_or(0, VecDeque::len)
     }
 
-    fn read(&mut self, cell: Cell) -> Value {
-        let garbage = Value { sum: self.random.below(1 << 40) as u64, tree: 0 };
+    fn read(&mut self, cell: MemoryCell) -> TestNumber {
+        let garbage = TestNumber { sum: self.random.below(1 << 40) as u64, tree: 0 };
         self.memory.get(&cell).copied().unwrap_or(garbage)
     }
 
     fn fire(&mut self, rank: u32, lane: u32) {
-        let (call, tile, index) = self.position(rank, lane).expect("only what can fire is fired");
+        let (call, tile, index) =
+            self.position(rank, lane).expect("a lane that can fire has a next step");
         let at = self.fired[rank as usize][lane as usize];
         let step = self.schedule.step(rank, lane, index as u32);
-        let mut numbers = Numbers { reduces: self.schedule.collective.reduces() };
+        let mut numbers = NumberAlgebra { reduces: self.schedule.collective.reduces() };
         let result = evaluate_step(&mut numbers, &step, |operand| match operand {
             Operand::Local(chunk) => self.read(self.cell(rank, call, tile, chunk)),
             Operand::Peer { rank: peer, channel } => {
-                let line = self.links.get_mut(&(peer, rank, channel)).expect("has arrived");
-                let message = line.pop_front().expect("has arrived");
-                let gone = self.lent[peer as usize]
+                let queue =
+                    self.links.get_mut(&(peer, rank, channel)).expect("the message has arrived");
+                let message = queue.pop_front().expect("the message has arrived");
+                let loan = self.lent[peer as usize]
                     .iter()
                     .position(|(l, a, c)| (peer, *l, *a) == message.from && *c == message.lent);
-                if let Some(gone) = gone.filter(|_| message.copy.is_none()) {
-                    self.lent[peer as usize].swap_remove(gone);
+                if let Some(loan) = loan.filter(|_| message.copy.is_none()) {
+                    self.lent[peer as usize].swap_remove(loan);
                 }
                 match message.copy {
                     Some(value) => value,
@@ -264,8 +229,8 @@ impl World<'_> {
         }
         let lendable: Vec<_> =
             lendable(&step).into_iter().map(|chunk| self.cell(rank, call, tile, chunk)).collect();
-        // A message that no output chunk equals is lent from the input, if that is what it says:
-        // not if the operation scales contributions or closes results.
+        // A message without an output chunk beside it is lent from the input, if the step does not
+        // change it: not if the operation scales contributions or finishes results.
         let changed = !step.outputs.iter().any(is_local)
             && (step.finish
                 || numbers.reduces && matches!(step.inputs[0], Operand::Local(Chunk::Input(_))));
@@ -280,9 +245,9 @@ impl World<'_> {
             let from = (rank, lane, at);
             let message = if lends {
                 self.lent[rank as usize].push((lane, at, lendable.clone()));
-                Message { copy: None, lent: lendable.clone(), from }
+                MessageInFlight { copy: None, lent: lendable.clone(), from }
             } else {
-                Message { copy: Some(result), lent: Vec::new(), from }
+                MessageInFlight { copy: Some(result), lent: Vec::new(), from }
             };
             self.links.entry((rank, peer, channel)).or_default().push_back(message);
         }
@@ -295,19 +260,19 @@ impl World<'_> {
             for output in 0..self.schedule.output_chunks() {
                 let mut trees = Vec::new();
                 for rank in 0..nranks {
-                    let Some(wanted) = wanted(self.schedule, rank, output, call, tile) else {
+                    let Some(required) = required(self.schedule, rank, output, call, tile) else {
                         continue;
                     };
                     let found = self.read(self.cell(rank, call, tile, Chunk::Output(output)));
                     trees.push(found.tree);
-                    let bits = class == Class::Fast || found.tree == wanted.tree;
-                    let stated = self.stated(rank, output, call, tile);
-                    if stated.is_some_and(|stated| stated != found) {
+                    let bits = class == Class::Fast || found.tree == required.tree;
+                    let proved = self.proved(rank, output, call, tile);
+                    if proved.is_some_and(|proved| proved != found) {
                         return Err(format!(
                             "out{output} of rank {rank} has another tree than proved"
                         ));
                     }
-                    if found.sum != wanted.sum || !bits {
+                    if found.sum != required.sum || !bits {
                         return Err(format!(
                             "rank {rank} ends with a wrong out{output} in tile {tile}"
                         ));
@@ -321,14 +286,14 @@ impl World<'_> {
         Ok(())
     }
 
-    /// What the tree of the proof gives, if there is a proof.
-    fn stated(&self, rank: u32, output: u32, call: usize, tile: usize) -> Option<Value> {
+    /// The value of the tree that the proof states, if there is a proof.
+    fn proved(&self, rank: u32, output: u32, call: usize, tile: usize) -> Option<TestNumber> {
         let tree = self.proof?.tree(rank, output).expect("the collective gives this chunk");
         let contribution = |rank, chunk| {
             let reduces = self.schedule.collective.reduces();
-            Numbers { reduces }.contribute(sent(rank, chunk, call, tile))
+            NumberAlgebra { reduces }.contribute(input_of(rank, chunk, call, tile))
         };
-        Some(tree.evaluate(&mut Numbers { reduces: true }, contribution))
+        Some(tree.evaluate(&mut NumberAlgebra { reduces: true }, contribution))
     }
 }
 
@@ -348,23 +313,21 @@ fn lendable(step: &Step) -> Vec<Chunk> {
     if written.is_empty() && step.inputs.len() == 1 { locals(&step.inputs) } else { written }
 }
 
-fn wanted(schedule: &Schedule, rank: u32, output: u32, call: usize, tile: usize) -> Option<Value> {
-    let Schedule { nranks, parts: k, collective, .. } = *schedule;
-    let of = |rank, chunk| sent(rank, chunk, call, tile);
-    let reduction = |chunk| {
-        let mut numbers = Numbers { reduces: true };
-        let values: Vec<_> = (0..nranks).map(|r| numbers.contribute(of(r, chunk))).collect();
-        let sum = fold(&mut numbers, &values);
-        numbers.finish(sum)
-    };
-    match collective {
-        Collective::AllReduce => Some(reduction(output)),
-        Collective::ReduceScatter => Some(reduction(rank * k + output)),
-        Collective::Reduce { root } => (rank == root).then(|| reduction(output)),
-        Collective::AllGather => Some(of(output / k, output % k)),
-        Collective::Gather { root } => (rank == root).then(|| of(output / k, output % k)),
-        Collective::Broadcast { root } => Some(of(root, output)),
-        Collective::Scatter { root } => Some(of(root, rank * k + output)),
-        Collective::AllToAll => Some(of(output / k, rank * k + output % k)),
+/// What the collective requires of an output chunk; None if the rank gets nothing.
+fn required(
+    schedule: &Schedule,
+    rank: u32,
+    output: u32,
+    call: usize,
+    tile: usize,
+) -> Option<TestNumber> {
+    let (source, chunk) = required_input(schedule, rank, output)?;
+    if let Some(source) = source {
+        return Some(input_of(source, chunk, call, tile));
     }
+    let mut algebra = NumberAlgebra { reduces: true };
+    let contribution = |rank| algebra.contribute(input_of(rank, chunk, call, tile));
+    let values: Vec<_> = (0..schedule.nranks).map(contribution).collect();
+    let sum = fold(&mut algebra, &values);
+    Some(algebra.finish(sum))
 }
