@@ -1,4 +1,4 @@
-//! An algorithm from nothing: all-reduce along a line of ranks. `docs/add-an-algorithm.md` explains it.
+//! A new algorithm: all-reduce along a line of ranks. `docs/add-an-algorithm.md` explains it.
 use maypole::{Collective, Communicator, RedOp, UniqueId};
 use maypole_algorithms::cost::{MachineModel, timeline};
 use maypole_algorithms::schedule::operand::{input, output, peer};

@@ -1,4 +1,5 @@
-"""Writes docs/algorithms.md: every algorithm with what the head of its file says, and where it won in a run of `maypole compare`.
+"""Writes docs/algorithms.md: every algorithm with the facts of its module documentation, and where
+it was the fastest in a run of `maypole compare`.
 
 usage: algorithms-page.py RESULTS PAGE
 """
@@ -8,15 +9,52 @@ import re
 import sys
 
 SOURCE = pathlib.Path("algorithms/src/collective")
-FOLDERS = ["all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce", "all_to_all", "gather", "scatter"]
+FOLDERS = [
+    "all_reduce",
+    "reduce_scatter",
+    "all_gather",
+    "broadcast",
+    "reduce",
+    "all_to_all",
+    "gather",
+    "scatter",
+]
 REDUCTIONS = ["all_reduce", "reduce_scatter", "reduce"]
+
+INTRODUCTION = """# Algorithms
+
+Written by `scripts/measure-algorithms` from the module documentation of the files in
+`algorithms/src/collective/` and from one run of `maypole compare` (`bench/results/compare.txt`).
+There are `n` ranks and vectors of `m` bytes (blocks of `m` bytes for gather, scatter and all-to-all
+collectives); a message takes `a` seconds, a moved byte `b` seconds and a reduced byte `g` seconds.
+Hierarchies are on the page on [schedules](schedule.md#hierarchies).
+
+*Where it won* lists where its median was the smallest. The algorithms were measured in turns, with
+float sums out of place and sizes as nccl-tests counts them, on a machine with two cores that other
+programs use too. With more than two ranks several ranks share a core, so the results also depend on
+the scheduler, and algorithms with few messages win.
+"""
+
+CLASSES = """## What the canonical class costs
+
+Each cell has the time of the best canonical algorithm divided by the time of the best of all
+algorithms: as measured and, in brackets, as the cost model expects. Then it names the best
+canonical algorithm and the best of all, as measured. A ratio of 1 means that reproducible bits cost
+nothing.
+"""
+
+CONCLUSION = """It is slower for long vectors, where a chain or a tree in rank order needs fewer
+copies than the balanced tree by parts. Hence the default is **canonical**: the same bits for every size, algorithm,
+transport and number of channels. `MAYPOLE_BITS=fast` allows the other class.
+"""
 
 
 def heads():
-    """Per collective the algorithms of its table: name, and the items of the list in the head of the file."""
+    """For each generator: collective, name, and the list items of its module documentation."""
     for folder in FOLDERS:
         table = (SOURCE / folder / "mod.rs").read_text()
-        entries = re.findall(r'Generator::new\(\s*"(\w+)",\s*"(\w+)",\s*\|.*?\|\s*([\w:]+)::schedule', table)
+        entry = r'Generator::new\(\s*"(\w+)",\s*"(\w+)",\s*\|.*?\|\s*([\w:]+)::schedule'
+        entries = re.findall(entry, table)
         for name, collective, module in entries:
             text = (SOURCE / folder / (module.split("::")[-1] + ".rs")).read_text()
             head = "\n".join(re.findall(r"^//! ?(.*)$", text, re.M))
@@ -27,13 +65,14 @@ def heads():
 def measurements(path):
     """Rows of `maypole compare`: (collective, ranks, size) -> [(name, class, model, time)]."""
     rows = {}
-    here = None
+    section = None
     for line in path.read_text().splitlines():
         if match := re.match(r"# (\d+) ranks, (\w+)$", line):
-            here = (match[2], int(match[1]))
+            section = (match[2], int(match[1]))
         elif not line.startswith("#"):
             size, name, kind, _, _, model, time, _ = line.split()
-            rows.setdefault((*here, int(size)), []).append((name, kind, float(model), float(time)))
+            row = rows.setdefault((*section, int(size)), [])
+            row.append((name, kind, float(model), float(time)))
     return rows
 
 
@@ -44,17 +83,18 @@ def bytes_text(size):
     return f"{size} B"
 
 
-def cell(text):
+def escaped(text):
     return text.replace("|", "\\|")
 
 
 def where(rows, collective, name):
-    """Where it was the fastest: sizes by rank count."""
+    """The rank counts and sizes at which it was the fastest."""
     wins = {}
     for (kind, ranks, size), row in rows.items():
         if kind == collective and min(row, key=lambda r: r[3])[0] == name:
             wins.setdefault(ranks, []).append(size)
-    return "; ".join(f"{ranks} ranks: {', '.join(map(bytes_text, sizes))}" for ranks, sizes in wins.items()) or "-"
+    texts = (f"{ranks} ranks: {', '.join(map(bytes_text, sizes))}" for ranks, sizes in wins.items())
+    return "; ".join(texts) or "-"
 
 
 def best(row, column, canonical):
@@ -71,7 +111,8 @@ def classes(rows):
             for size in sizes(rows):
                 row = rows[(collective, ranks, size)]
                 measured, expected = (
-                    best(row, column, True)[column] / best(row, column, False)[column] for column in (3, 2)
+                    best(row, column, True)[column] / best(row, column, False)[column]
+                    for column in (3, 2)
                 )
                 names = f"{best(row, 3, True)[0]}/{best(row, 3, False)[0]}"
                 cells.append(f"{measured:.2f} ({expected:.2f}) {names}")
@@ -83,38 +124,31 @@ def sizes(rows):
 
 
 def page(rows):
-    yield "# Algorithms"
-    yield ""
-    yield "Written by `scripts/measure-algorithms` from the heads of the files in `algorithms/src/collective/` and from one run of `maypole compare`"
-    yield "(`bench/results/compare.txt`). `n` ranks, vectors of `m` bytes (blocks of `m` bytes for the gathering, scattering and all-to-all kinds), `a` seconds per message,"
-    yield "`b` per byte moved, `g` per byte reduced. Hierarchies are on the page on [schedules](schedule.md#hierarchies)."
-    yield ""
-    yield "*Where it won*: the fastest median of those measured in turns, float sums out of place, sizes as nccl-tests counts them, on a machine with two cores that"
-    yield "it shares with others. With more than two ranks a core is shared, so what is measured there is also the scheduler: few messages win."
+    yield from INTRODUCTION.splitlines()
     yield ""
     yield "| collective | algorithm | cost | class | meant for | where it won |"
     yield "|---|---|---|---|---|---|"
     for collective, name, head in heads():
-        cost, kind, meant = (cell(head[key]) for key in ("cost", "class", "wins"))
+        cost, kind, meant = (escaped(head[key]) for key in ("cost", "class", "wins"))
         kind = re.split(r"[.,:(]| at ", kind)[0].strip()
-        yield f"| {collective} | `{name}` | {cost} | {kind} | {meant} | {where(rows, collective, name)} |"
+        won = where(rows, collective, name)
+        yield f"| {collective} | `{name}` | {cost} | {kind} | {meant} | {won} |"
     yield ""
-    yield "## What the canonical class costs"
-    yield ""
-    yield "Time of the best canonical algorithm over the best of all, as measured and, in brackets, as the cost model expects; then the two algorithms that"
-    yield "were measured to be the best. The model chooses among all, so a ratio of 1 means that nothing faster is given up for reproducible bits."
+    yield from CLASSES.splitlines()
     yield ""
     yield from classes(rows)
     yield ""
     measured = sorted(
-        best(row, 3, True)[3] / best(row, 3, False)[3] for key, row in rows.items() if key[0] in REDUCTIONS
+        best(row, 3, True)[3] / best(row, 3, False)[3]
+        for key, row in rows.items()
+        if key[0] in REDUCTIONS
     )
     free = sum(ratio <= 1.02 for ratio in measured)
     median, worst = measured[len(measured) // 2], measured[-1]
-    yield f"Of {len(measured)} cells the canonical class is as fast as any (within 2 %) in {free}; the median ratio is {median:.2f}, the largest {worst:.2f}."
-    yield "What it costs, it costs in long vectors, where a chain or a tree in rank order needs fewer copies than the balanced tree by parts."
-    yield "Hence the default: **canonical**, the same bits whatever the size, the algorithm, the transport and the number of channels;"
-    yield "`MAYPOLE_BITS=fast` allows the others."
+    cells = len(measured)
+    yield f"In {free} of {cells} cells the canonical class is as fast as any other (within 2 %);"
+    yield f"the median ratio is {median:.2f}, the largest {worst:.2f}."
+    yield from CONCLUSION.splitlines()
 
 
 def main():
