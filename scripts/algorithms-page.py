@@ -44,8 +44,8 @@ nothing.
 """
 
 CONCLUSION = """It is slower for long vectors, where a chain or a tree in rank order needs fewer
-copies than the balanced tree by parts. Hence the default is **canonical**: the same bits for every size, algorithm,
-transport and number of channels. `MAYPOLE_BITS=fast` allows the other class.
+copies than the balanced tree by parts. Hence the default is **canonical**: the same bits for every
+size, algorithm, transport and number of channels. `MAYPOLE_BITS=fast` allows the other class.
 """
 
 

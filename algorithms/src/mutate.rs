@@ -1,7 +1,7 @@
-//! Schedules with one fault each, to see that the verifier finds it.
+//! Mutants: schedules with one fault each, to test that the verifier finds it.
 //!
-//! A mutant need not be wrong: some faults do no harm (an input order that only changes the tree of
-//! a fast schedule, say). Whoever uses mutants has to tell those by running them.
+//! A mutant need not be wrong: some faults do no harm, such as an input order that only changes the
+//! tree of a fast schedule. Tests that use mutants must execute those that the verifier accepts.
 
 use std::fmt;
 

@@ -1,9 +1,10 @@
-//! The meaning of a step: the reference for the verifier, the host engine and the GPU kernel. The
-//! fold of `k` inputs is the balanced binary tree over their positions `0..k`, padded to a power of
-//! two on the right: `(a)`, `(a b)`, `((a b) c)`, `((a b) (c d))`, `(((a b) (c d)) e)`, … The value
-//! is rounded to the element type once per binary node. An input chunk is read as the rank's own
-//! contribution, scaled if the operation scales contributions. A finishing step applies the
-//! operation's closing function to the result.
+//! The meaning of a step: the reference for the verifier, the host engine and the GPU kernel.
+//!
+//! The fold of `k` inputs is the balanced binary tree over their positions `0..k`, padded to a
+//! power of two on the right: `(a)`, `(a b)`, `((a b) c)`, `((a b) (c d))`, `(((a b) (c d)) e)`, …
+//! The value is rounded to the element type once per binary node. An input chunk is read as the
+//! rank's own contribution, scaled if the operation scales contributions. A finishing step applies
+//! the operation's closing function to the result.
 
 use crate::schedule::{Chunk, Operand, Step};
 

@@ -106,24 +106,31 @@ impl<'a> SchedulePicture<'a> {
     fn head(&self) -> String {
         let Self { schedule, width, height, .. } = self;
         let mut text = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" viewBox=\"0 0 {width:.0} {height:.0}\" {FONT} font-size=\"{TEXT}\">\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n<defs>\n"
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" \
+             height=\"{height:.0}\" viewBox=\"0 0 {width:.0} {height:.0}\" {FONT} \
+             font-size=\"{TEXT}\">\n<rect width=\"100%\" height=\"100%\" \
+             fill=\"#ffffff\"/>\n<defs>\n"
         );
         for (number, colour) in COLOURS.iter().enumerate() {
             let _ = writeln!(
                 text,
-                "<marker id=\"a{number}\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" markerWidth=\"6\" markerHeight=\"6\" orient=\"auto\"><path d=\"M0 1L8 4L0 7z\" fill=\"{colour}\"/></marker>"
+                "<marker id=\"a{number}\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" \
+                 markerWidth=\"6\" markerHeight=\"6\" orient=\"auto\"><path d=\"M0 1L8 4L0 7z\" \
+                 fill=\"{colour}\"/></marker>"
             );
         }
         text += "</defs>\n";
         let Schedule { name, collective, nranks, class, .. } = schedule;
         let _ = writeln!(
             text,
-            "<text x=\"{LEFT}\" y=\"22\" font-size=\"15\" font-weight=\"bold\" fill=\"#111111\">{collective} by {name}</text>"
+            "<text x=\"{LEFT}\" y=\"22\" font-size=\"15\" font-weight=\"bold\" \
+             fill=\"#111111\">{collective} by {name}</text>"
         );
         let detail = schedule.detail.as_ref().map_or(String::new(), |d| format!("{}, ", escape(d)));
         let _ = writeln!(
             text,
-            "<text x=\"{LEFT}\" y=\"38\" font-size=\"11\" fill=\"#444444\">{detail}{nranks} ranks, class {class}, cost {:.2} µs</text>",
+            "<text x=\"{LEFT}\" y=\"38\" font-size=\"11\" fill=\"#444444\">{detail}{nranks} \
+             ranks, class {class}, cost {:.2} µs</text>",
             self.end * 1e6
         );
         text
@@ -138,19 +145,22 @@ impl<'a> SchedulePicture<'a> {
             let name = if self.lane < 30.0 { rank.to_string() } else { format!("rank {rank}") };
             let _ = writeln!(
                 text,
-                "<text x=\"{middle:.1}\" y=\"56\" text-anchor=\"middle\" font-size=\"11\" font-weight=\"bold\" fill=\"#111111\">{name}</text>"
+                "<text x=\"{middle:.1}\" y=\"56\" text-anchor=\"middle\" font-size=\"11\" \
+                 font-weight=\"bold\" fill=\"#111111\">{name}</text>"
             );
             for lane in 0..lanes {
                 let x = self.centre(rank, lane);
                 if lanes > 1 && self.lane >= 30.0 {
                     let _ = writeln!(
                         text,
-                        "<text x=\"{x:.1}\" y=\"68\" text-anchor=\"middle\" fill=\"#777777\">lane {lane}</text>"
+                        "<text x=\"{x:.1}\" y=\"68\" text-anchor=\"middle\" fill=\"#777777\">lane \
+                         {lane}</text>"
                     );
                 }
                 let _ = writeln!(
                     text,
-                    "<line x1=\"{x:.1}\" y1=\"{TOP}\" x2=\"{x:.1}\" y2=\"{bottom:.1}\" stroke=\"#dddddd\"/>"
+                    "<line x1=\"{x:.1}\" y1=\"{TOP}\" x2=\"{x:.1}\" y2=\"{bottom:.1}\" \
+                     stroke=\"#dddddd\"/>"
                 );
             }
         }
@@ -160,7 +170,9 @@ impl<'a> SchedulePicture<'a> {
             let y = self.y(time);
             let _ = writeln!(
                 text,
-                "<line x1=\"{:.1}\" y1=\"{y:.1}\" x2=\"{:.1}\" y2=\"{y:.1}\" stroke=\"#999999\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#555555\">{} µs</text>",
+                "<line x1=\"{:.1}\" y1=\"{y:.1}\" x2=\"{:.1}\" y2=\"{y:.1}\" \
+                 stroke=\"#999999\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" \
+                 fill=\"#555555\">{} µs</text>",
                 LEFT - 14.0,
                 LEFT - 9.0,
                 LEFT - 17.0,
@@ -171,7 +183,8 @@ impl<'a> SchedulePicture<'a> {
         }
         let _ = writeln!(
             text,
-            "<line x1=\"{0:.1}\" y1=\"{TOP}\" x2=\"{0:.1}\" y2=\"{bottom:.1}\" stroke=\"#999999\"/>",
+            "<line x1=\"{0:.1}\" y1=\"{TOP}\" x2=\"{0:.1}\" y2=\"{bottom:.1}\" \
+             stroke=\"#999999\"/>",
             LEFT - 9.0
         );
     }
@@ -186,7 +199,8 @@ impl<'a> SchedulePicture<'a> {
             };
             let _ = writeln!(
                 text,
-                "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" rx=\"2\" fill=\"{fill}\" stroke=\"{edge}\" stroke-width=\"0.8\"/>",
+                "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" rx=\"2\" \
+                 fill=\"{fill}\" stroke=\"{edge}\" stroke-width=\"0.8\"/>",
                 self.x(span.rank, span.lane) + 1.0,
                 self.y(span.start),
                 self.lane - 2.0,
@@ -205,7 +219,8 @@ impl<'a> SchedulePicture<'a> {
                 if many { String::new() } else { format!(" marker-end=\"url(#a{number})\"") };
             let _ = writeln!(
                 text,
-                "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"{colour}\" stroke-width=\"{stroke}\" opacity=\"{opacity}\"{head}/>",
+                "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"{colour}\" \
+                 stroke-width=\"{stroke}\" opacity=\"{opacity}\"{head}/>",
                 self.centre(message.from, message.lanes.0),
                 self.y(message.depart),
                 self.centre(message.to, message.lanes.1),
@@ -225,7 +240,9 @@ impl<'a> SchedulePicture<'a> {
             }
             let _ = writeln!(
                 text,
-                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" font-size=\"{size:.1}\" fill=\"#111111\" stroke=\"#ffffff\" stroke-width=\"2\" stroke-opacity=\"0.7\" paint-order=\"stroke\">{words}</text>",
+                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" font-size=\"{size:.1}\" \
+                 fill=\"#111111\" stroke=\"#ffffff\" stroke-width=\"2\" stroke-opacity=\"0.7\" \
+                 paint-order=\"stroke\">{words}</text>",
                 self.centre(span.rank, span.lane),
                 self.y((span.start + span.end) / 2.0) + size * 0.35
             );
@@ -239,7 +256,9 @@ impl<'a> SchedulePicture<'a> {
             let colour = self.colour(channel);
             let _ = writeln!(
                 text,
-                "<line x1=\"{x:.1}\" y1=\"{0:.1}\" x2=\"{1:.1}\" y2=\"{0:.1}\" stroke=\"{colour}\" stroke-width=\"2\"/><text x=\"{2:.1}\" y=\"{y:.1}\" fill=\"#333333\">channel {channel}</text>",
+                "<line x1=\"{x:.1}\" y1=\"{0:.1}\" x2=\"{1:.1}\" y2=\"{0:.1}\" \
+                 stroke=\"{colour}\" stroke-width=\"2\"/><text x=\"{2:.1}\" y=\"{y:.1}\" \
+                 fill=\"#333333\">channel {channel}</text>",
                 y - 3.0,
                 x + 18.0,
                 x + 22.0
@@ -248,7 +267,8 @@ impl<'a> SchedulePicture<'a> {
         }
         let _ = writeln!(
             text,
-            "<text x=\"{LEFT}\" y=\"{:.1}\" fill=\"#333333\">i: send buffer, o: receive buffer, s: scratch, •: message, +: fold, ⇒: finishes the reduction</text>",
+            "<text x=\"{LEFT}\" y=\"{:.1}\" fill=\"#333333\">i: send buffer, o: receive buffer, \
+             s: scratch, •: message, +: fold, ⇒: finishes the reduction</text>",
             y + 16.0
         );
     }

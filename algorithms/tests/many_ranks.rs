@@ -2,6 +2,7 @@
 //! (a power of two).
 //!
 //! # What is shown
+//!
 //! * **No memory.** Making a schedule allocates at most a few kilobytes at any rank count, and
 //!   computing random steps allocates nothing.
 //! * **Sparse schedules are right.** Where all ranks together have at most [`MOST_STEPS`] steps
@@ -19,6 +20,7 @@
 //!   holds for random ranks here. What is shown of the steps of one rank then holds for all ranks.
 //!
 //! # What is not shown
+//!
 //! Nothing here is a proof in the sense of [`maypole_algorithms::verify`]. Of dense schedules only
 //! samples are checked; races, lent messages, several tiles and consecutive calls are not checked
 //! at this size at all. Those are proved at every rank count up to 64 and some up to 256

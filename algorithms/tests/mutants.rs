@@ -2,9 +2,9 @@
 //! executed on numbers.
 
 mod concrete;
+mod on_all_cores;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use maypole_algorithms::collective::{Generator, all};
 use maypole_algorithms::hierarchy::channels;
@@ -13,6 +13,7 @@ use maypole_algorithms::schedule::Table;
 use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
 use maypole_algorithms::verify::{MessageSemantics, Violation, prove};
 use maypole_algorithms::{Collective, Schedule, Step, proof_suite};
+use on_all_cores::on_all_cores;
 
 /// Random executions on numbers for each mutant that is executed.
 const RUNS: usize = 12;
@@ -33,20 +34,10 @@ fn two_hundred_thousand_mutants_are_rejected_or_harmless() {
 fn judge_mutants(count: usize, seed: u64) {
     let schedules = schedules();
     let each = count.div_ceil(schedules.len());
-    let next = AtomicUsize::new(0);
-    let work = || {
+    let tallies = on_all_cores(&schedules, |number, schedule| {
         let mut tally = Tally::default();
-        loop {
-            // Relaxed: each thread only needs a different number.
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some(schedule) = schedules.get(number) else { return tally };
-            tally.judge_mutants(schedule, each, seed + number as u64);
-        }
-    };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let tallies = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().map(|t| t.join().expect("no assertion failed")).collect::<Vec<_>>()
+        tally.judge_mutants(schedule, each, seed + number as u64);
+        tally
     });
     let tally = tallies.into_iter().fold(Tally::default(), Tally::merge);
     println!("{} schedules, {tally}", schedules.len());

@@ -1,10 +1,11 @@
 //! Every generator is proved at every rank count of the list; rooted ones also from a middle rank.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod on_all_cores;
 
 use maypole_algorithms::collective::all;
 use maypole_algorithms::verify::prove;
 use maypole_algorithms::{Schedule, proof_suite};
+use on_all_cores::on_all_cores;
 
 #[test]
 fn every_generator_is_proved() {
@@ -20,30 +21,17 @@ fn every_generator_is_proved_at_some_larger_rank_counts() {
 }
 
 /// Proves the schedules on all cores, the last first, since those tend to be the largest.
-fn prove_each(schedules: Vec<Schedule>) {
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let (mut steps, mut failures) = (0, Vec::new());
-        // Relaxed: each thread only needs a different number.
-        while let Some(schedule) = schedules.iter().rev().nth(next.fetch_add(1, Ordering::Relaxed))
-        {
-            match prove(schedule.clone()) {
-                Ok(proved) => {
-                    steps += proved.facts().steps;
-                    assert!(proved.facts().class <= schedule.class, "{proved:?}");
-                }
-                Err(counterexample) => failures.push(counterexample.to_string()),
-            }
-        }
-        (steps, failures)
-    };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let done: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().map(|thread| thread.join().expect("no assertion failed")).collect()
+fn prove_each(mut schedules: Vec<Schedule>) {
+    schedules.reverse();
+    let results = on_all_cores(&schedules, |_, schedule| {
+        let proved =
+            prove(schedule.clone()).map_err(|counterexample| counterexample.to_string())?;
+        assert!(proved.facts().class <= schedule.class, "{proved:?}");
+        Ok(proved.facts().steps)
     });
-    let steps: u64 = done.iter().map(|(steps, _)| steps).sum();
-    let failures: Vec<_> = done.iter().flat_map(|(_, failures)| failures).collect();
+    let steps: u64 = results.iter().flatten().sum();
+    let failures: Vec<&String> =
+        results.iter().filter_map(|result| result.as_ref().err()).collect();
     println!("{} schedules, {steps} steps executed", schedules.len());
     assert!(failures.is_empty(), "{} are wrong, first: {}", failures.len(), failures[0]);
 }

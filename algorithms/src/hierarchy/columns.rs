@@ -173,7 +173,7 @@ mod tests {
                     for member in 1..help.members {
                         let other = columns.member(help, member);
                         let seen = (0..columns.more).filter_map(|i| columns.helped(other, i));
-                        assert!(seen.clone().any(|h| h == HelpGroup { member: member, ..help }));
+                        assert!(seen.clone().any(|h| h == HelpGroup { member, ..help }));
                     }
                 }
                 for help in (0..columns.more).filter_map(|i| columns.helped(rank, i)) {

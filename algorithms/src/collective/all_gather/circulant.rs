@@ -9,6 +9,7 @@
 //! * wins: mid-size blocks at many ranks, on networks where links to far ranks are as fast as links
 //!   to near ones
 //! * source: see the pattern
+//!
 //! A round sends offsets in the order in which the rounds before received them. The first offset of
 //! each of those rounds waits for the last receive of that round.
 

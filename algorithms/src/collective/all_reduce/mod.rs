@@ -1,4 +1,5 @@
 //! Generators of all-reduce: every rank ends with the reduction of all inputs.
+//!
 //! Costs are in the alpha-beta model: `n` ranks, `m` bytes per rank, `a` seconds per message, `b`
 //! seconds per byte moved, `g` seconds per byte reduced.
 

@@ -11,6 +11,7 @@
 //! * wins: small vectors at more than a few ranks
 //! * source: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective Communication
 //!   Operations in MPICH", IJHPCA 19 (2005); the treatment of other rank counts is our own.
+//!
 //! The value of round `k` is in scratch chunk `k`, so that a value that a slow partner still reads
 //! is never overwritten within a tile.
 

@@ -19,6 +19,7 @@
 //!   circulant graph (J. L. Träff et al.) in place of powers of two there are as many rounds, and
 //!   up to a tenth fewer hops just above a power of two, 1.3 % on average up to 3000 ranks; we know
 //!   no closed form for the hops of a round, so there is no such variant.
+//!
 //! Where blocks are kept between hops: not in the memory where the next block of the same offset is
 //! received in the round. Otherwise a rank whose memory is lent could receive only after its
 //! neighbour has received, and so on around the circle. Before its last hop, offset `o` is kept in

@@ -14,6 +14,7 @@
 //! * source: J. L. Träff, "Optimal Broadcast Schedules in Logarithmic Time with Applications to
 //!   Broadcast, All-Broadcast, Reduction and All-Reduction" (2024), arXiv:2407.18004; see
 //!   [`crate::pattern::broadcast_rounds`]
+//!
 //! Ranks are not synchronised by a clock, so a rank may run ahead of the rounds as far as its
 //! credits allow; messages then queue at a receiver's port.
 //!

@@ -9,6 +9,7 @@
 //!   expensive
 //! * source: folklore; R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective
 //!   Communication Operations in MPICH", IJHPCA 19 (2005), section 3
+//!
 //! What MPI libraries aggregate in one message per child is here sent as several messages that
 //! follow each other on one link. A rank passes them on as they arrive, nearest child first, and
 //! needs no scratch.

@@ -16,6 +16,7 @@
 //! * source: J. L. Träff, "Optimal Broadcast Schedules in Logarithmic Time with Applications to
 //!   Broadcast, All-Broadcast, Reduction and All-Reduction" (2024), arXiv:2407.18004; see
 //!   [`crate::pattern::broadcast_rounds`]
+//!
 //! A step is found in O(log^2 n): whether a partial sum is the first of its block follows from what
 //! the rank sends over every skip.
 
