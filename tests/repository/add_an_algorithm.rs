@@ -29,7 +29,8 @@ fn the_example_proves_draws_simulates_and_runs() {
         printed.lines().find_map(|line| line.strip_prefix("expected: ")?.strip_suffix(" us"));
     let expected: f64 = expected.expect("it prints the cost").parse().expect("a number");
     assert!(expected > 0.0);
-    let picture = std::fs::read_to_string(directory.path().join("line.svg")).expect("it writes a picture");
+    let picture =
+        std::fs::read_to_string(directory.path().join("line.svg")).expect("it writes a picture");
     // One box for each of the seven steps.
     assert!(picture.starts_with("<svg") && picture.contains("rank 3"), "{picture}");
 }
