@@ -67,9 +67,9 @@ impl Communicator {
         signal_words.extents().insert(number, WindowMemory { start: memory, bytes });
         let needs = self.watch.all_gather(&[u8::from(!direct)], deadline)?;
         if needs.iter().any(|needs| *needs != [0]) {
-            let (rank, abort) = (self.rank, self.abort_handle());
+            let (rank, control) = (self.rank, self.watch.shared());
             let service = self.windows.service.as_mut().ok_or_else(no_window)?;
-            service.start(rank, abort).map_err(|error| self.fail_window(error))?;
+            service.start(rank, control).map_err(|error| self.fail_window(error))?;
         }
         // Nobody puts before everybody can take.
         self.watch.all_gather(&[], deadline)?;

@@ -1,78 +1,77 @@
-//! What a communicator is doing, written by its own thread at the cost of a few plain stores, and
-//! read by any other.
+//! The flight recorder: what a communicator is doing, and its last calls. The thread of the
+//! communicator writes it with a few plain stores, and any thread can read it.
 //!
-//! Calls are numbered from 1, alike on all ranks that make the same calls. The last [`KEPT`] of
-//! them are kept: the flight recorder, and the evidence when two ranks are suspected of making
-//! different calls.
+//! Calls are numbered from 1, in the same way on all ranks that make the same calls. The last
+//! [`KEPT`] calls are kept. They are also the evidence when two ranks may have made different
+//! calls.
 
-use core::sync::atomic::fence;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
+use maypole_transport::sequence_ring::SequenceRing;
 use maypole_transport::sync::{AtomicU64, Ordering};
 
 use crate::call_signature::CallSignature;
 
-/// Calls that are kept, a power of two.
+/// The number of calls that are kept, a power of two.
 pub(crate) const KEPT: u64 = 64;
 
-/// The record of one communicator. It has one writer.
+/// The flight recorder of one communicator. It has one writer.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct FlightRecorder {
-    /// Number of the current or last call, times two, plus one within the call.
-    now: AtomicU64,
-    /// Low half: one more than the rank that the call waits for; high half: low bits of the call's
-    /// number.
+    /// The calls: the two words of the signature of each.
+    calls: SequenceRing<{ KEPT as usize }, 2>,
+    /// In the low half one more than the rank that the call waits for, in the high half the low
+    /// bits of the number of that call.
     waits: AtomicU64,
-    /// The last call that had a long wait.
+    /// The number of the last call that had a long wait.
     long: AtomicU64,
-    ring: [Slot; KEPT as usize],
+    /// Per call that had a long wait: in the high 16 bits the [`turn`] of its number, by which a
+    /// reader knows that the word belongs to the call. While the call runs, the other bits are the
+    /// time of its first long wait, in nanoseconds since [`EPOCH`]. After its end they are
+    /// [`ENDED`] and the time from the first long wait to the end.
+    times: [AtomicU64; KEPT as usize],
 }
 
-#[derive(Debug, Default)]
-struct Slot {
-    what: AtomicU64,
-    count: AtomicU64,
-    /// Written only if the call had a long wait, which the high 16 bits tell: they are the [`turn`]
-    /// of its number. While it runs, nanoseconds of [`EPOCH`] at its first long wait; then how long
-    /// it took from there, with [`ENDED`].
-    time: AtomicU64,
-}
-
+/// Flag in `times`: the call has ended.
 const ENDED: u64 = 1 << 47;
-/// Enough for a day and a half.
+/// The bits of a time in nanoseconds: enough for a day and a half.
 const NANOSECONDS: u64 = ENDED - 1;
 
-/// How often the ring had gone round before call `sequence`, as far as 16 bits tell, and never 0.
+/// How often the ring had gone round before call `sequence`, modulo 0xffff, in the high 16 bits;
+/// never 0.
 fn turn(sequence: u64) -> u64 {
     (sequence / KEPT % 0xffff + 1) << 48
 }
 
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// One call of a [`RecorderSnapshot`].
+/// A call of a [`RecorderSnapshot`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RecordedCall {
     pub(crate) sequence: u64,
     pub(crate) signature: CallSignature,
-    /// Of a call that ended: how long it took from its first long wait on, if it had one.
+    /// For a call that has ended and had a long wait: the time from its first long wait to its end.
     pub(crate) took: Option<Duration>,
 }
 
-/// What a record held at one moment.
+/// What a flight recorder held at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RecorderSnapshot {
-    /// Number of the current or last call; 0 before the first.
+    /// The number of the current or last call; 0 before the first.
     pub(crate) sequence: u64,
+    /// Whether that call has not ended.
     pub(crate) in_call: bool,
+    /// The rank that the call waits for.
     pub(crate) waits_for: Option<Rank>,
     /// The last calls, oldest first.
     pub(crate) calls: Vec<RecordedCall>,
 }
 
 impl RecorderSnapshot {
+    /// The signature of call `sequence`, if it is kept.
     pub(crate) fn call(&self, sequence: u64) -> Option<CallSignature> {
         self.calls.iter().find(|call| call.sequence == sequence).map(|call| call.signature)
     }
@@ -90,104 +89,93 @@ impl RecorderSnapshot {
 impl Default for FlightRecorder {
     fn default() -> Self {
         Self {
-            now: AtomicU64::new(0),
+            calls: SequenceRing::default(),
             waits: AtomicU64::new(0),
             long: AtomicU64::new(0),
-            ring: std::array::from_fn(|_| Slot::default()),
+            times: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 }
 
 impl FlightRecorder {
-    /// The writer enters call `sequence`, one more than the last.
+    /// Records that call `sequence` begins, which is one more than the last.
     #[inline]
     pub(crate) fn begin(&self, sequence: u64, signature: CallSignature) {
-        // Pairs with the fence in `read`: who sees a word of this call's slot sees that the call
-        // before it has begun.
-        fence(Ordering::Release);
-        let slot = self.slot(sequence);
-        slot.what.store(signature.what, Ordering::Relaxed);
-        slot.count.store(signature.count, Ordering::Relaxed);
-        // Pairs with the load in `read`: who sees the number sees the slot.
-        self.now.store(sequence << 1 | 1, Ordering::Release);
+        self.calls.begin(sequence, [signature.what, signature.count]);
     }
 
-    /// The writer leaves call `sequence`.
+    /// Records that call `sequence` ends.
     #[inline]
     pub(crate) fn end(&self, sequence: u64) {
         if self.long.load(Ordering::Relaxed) == sequence {
             self.end_long(sequence);
         }
-        self.now.store(sequence << 1, Ordering::Release);
+        self.calls.end(sequence);
     }
 
     #[cold]
     fn end_long(&self, sequence: u64) {
-        let time = &self.slot(sequence).time;
+        let time = self.time(sequence);
         let started = time.load(Ordering::Relaxed) & NANOSECONDS;
         let took = nanoseconds().saturating_sub(started) & NANOSECONDS;
         time.store(turn(sequence) | ENDED | took, Ordering::Relaxed);
     }
 
-    /// Call `sequence`, which was begun, was refused: it never was.
+    /// Removes call `sequence`, which has begun and was refused.
     #[cold]
     pub(crate) fn retract(&self, sequence: u64) {
-        self.now.store((sequence - 1) << 1, Ordering::Release);
+        self.calls.retract(sequence);
     }
 
-    /// The writer waits long, for `peer`; or no more.
+    /// Records that the current call has waited long and waits for `peer`, or that the wait has
+    /// ended.
     pub(crate) fn waits(&self, peer: Option<Rank>) {
-        let sequence = self.now.load(Ordering::Relaxed) >> 1;
+        let sequence = self.calls.last().sequence;
         let word = peer.map_or(0, |peer| sequence << 32 | (u64::from(peer) + 1));
         self.waits.store(word, Ordering::Relaxed);
         if peer.is_some() && self.long.swap(sequence, Ordering::Relaxed) != sequence {
             let time = turn(sequence) | (nanoseconds() & NANOSECONDS);
-            self.slot(sequence).time.store(time, Ordering::Relaxed);
+            self.time(sequence).store(time, Ordering::Relaxed);
         }
     }
 
-    /// By any thread.
+    /// What the recorder holds now. Any thread may call this.
     pub(crate) fn read(&self) -> RecorderSnapshot {
-        // Pairs with the store in `begin`.
-        let now = self.now.load(Ordering::Acquire);
-        let sequence = now >> 1;
-        let first = sequence.saturating_sub(KEPT - 1).max(1);
-        let mut calls: Vec<RecordedCall> =
-            (first..=sequence).map(|sequence| self.slot(sequence).read(sequence)).collect();
+        let (last, records) = self.calls.read();
+        let call = |(sequence, [what, count]): (u64, [u64; 2])| RecordedCall {
+            sequence,
+            signature: CallSignature { what, count },
+            took: self.took(sequence),
+        };
         let waits = self.waits.load(Ordering::Relaxed);
-        // Pairs with the fence in `begin`: a slot that was written anew while it was read is known
-        // by the number.
-        fence(Ordering::Acquire);
-        let later = self.now.load(Ordering::Relaxed) >> 1;
-        calls.retain(|call| call.sequence + KEPT > later + 1);
-        let in_call = now & 1 != 0;
-        let waiting = in_call && waits >> 32 == sequence & 0xffff_ffff;
-        let waits_for = ((waits as u32) != 0 && waiting).then(|| waits as u32 - 1);
-        RecorderSnapshot { sequence, in_call, waits_for, calls }
+        let is_current = last.is_open && waits >> 32 == last.sequence & 0xffff_ffff;
+        let waits_for = ((waits as u32) != 0 && is_current).then(|| waits as u32 - 1);
+        RecorderSnapshot {
+            sequence: last.sequence,
+            in_call: last.is_open,
+            waits_for,
+            calls: records.into_iter().map(call).collect(),
+        }
     }
 
-    /// How long the current call, `sequence`, has been in it since its first long wait, if it has
-    /// had one.
+    /// The time since the first long wait of call `sequence`, which has not ended. None if it had
+    /// no long wait.
     pub(crate) fn waited(&self, sequence: u64) -> Option<Duration> {
-        let time = self.slot(sequence).time.load(Ordering::Relaxed);
-        let known = time & !NANOSECONDS == turn(sequence);
-        known.then(|| Duration::from_nanos(nanoseconds().saturating_sub(time & NANOSECONDS)))
+        let time = self.time(sequence).load(Ordering::Relaxed);
+        let is_of_call = time & !NANOSECONDS == turn(sequence);
+        is_of_call.then(|| Duration::from_nanos(nanoseconds().saturating_sub(time & NANOSECONDS)))
     }
 
-    #[inline]
-    fn slot(&self, sequence: u64) -> &Slot {
-        &self.ring[(sequence % KEPT) as usize]
+    /// The time from the first long wait of call `sequence` to its end. None if it has not ended or
+    /// had no long wait.
+    fn took(&self, sequence: u64) -> Option<Duration> {
+        let time = self.time(sequence).load(Ordering::Relaxed);
+        let is_of_call = time & !NANOSECONDS == turn(sequence) | ENDED;
+        is_of_call.then(|| Duration::from_nanos(time & NANOSECONDS))
     }
-}
 
-impl Slot {
-    fn read(&self, sequence: u64) -> RecordedCall {
-        let what = self.what.load(Ordering::Relaxed);
-        let count = self.count.load(Ordering::Relaxed);
-        let time = self.time.load(Ordering::Relaxed);
-        let known = time & !NANOSECONDS == turn(sequence) | ENDED;
-        let took = known.then(|| Duration::from_nanos(time & NANOSECONDS));
-        RecordedCall { sequence, signature: CallSignature { what, count }, took }
+    fn time(&self, sequence: u64) -> &AtomicU64 {
+        &self.times[(sequence % KEPT) as usize]
     }
 }
 
@@ -213,41 +201,19 @@ mod tests {
         }
         record.begin(101, signature(101));
         record.waits(Some(0));
-        let seen = record.read();
-        assert_eq!((seen.sequence, seen.in_call, seen.waits_for), (101, true, Some(0)));
+        let snapshot = record.read();
+        assert_eq!((snapshot.sequence, snapshot.in_call, snapshot.waits_for), (101, true, Some(0)));
         assert!(record.waited(101).is_some() && record.waited(100).is_none());
-        // One slot fewer: a writer may be at it.
-        assert_eq!(seen.calls.len() as u64, KEPT - 1);
-        assert!(seen.calls.iter().all(|call| call.signature == signature(call.sequence)));
+        // One call fewer than slots, because the writer may be writing the next one.
+        assert_eq!(snapshot.calls.len() as u64, KEPT - 1);
+        assert!(snapshot.calls.iter().all(|call| call.signature == signature(call.sequence)));
         record.end(101);
-        let seen = record.read();
-        assert_eq!((seen.in_call, seen.waits_for), (false, None));
+        let snapshot = record.read();
+        assert_eq!((snapshot.in_call, snapshot.waits_for), (false, None));
         assert_eq!(record.waited(101), None);
-        assert!(seen.calls.last().is_some_and(|call| call.took.is_some()));
+        assert!(snapshot.calls.last().is_some_and(|call| call.took.is_some()));
         record.begin(102, signature(7));
         record.retract(102);
         assert_eq!(record.read().sequence, 101);
-    }
-
-    #[test]
-    fn a_reader_never_sees_half_a_call() {
-        const ROUNDS: u64 = 300_000;
-        let record = FlightRecorder::default();
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                for count in 1..=ROUNDS {
-                    record.begin(count, CallSignature { what: count, count });
-                    record.end(count);
-                }
-            });
-            while record.read().sequence < ROUNDS {
-                for call in record.read().calls {
-                    assert_eq!(
-                        (call.signature.what, call.signature.count),
-                        (call.sequence, call.sequence)
-                    );
-                }
-            }
-        });
     }
 }

@@ -1,23 +1,25 @@
-//! The form of a put or a signal on its way, a header and the bytes to be written; and of what ranks tell each other of a new window.
+//! The form of messages for windows: a put or a signal, as a header and the bytes to be written;
+//! and the info about a new window that each rank gives to the others.
 
-/// What all of these messages carry where those of a call have its hash.
+/// The tag of these messages. Messages of a call carry the hash of the calls so far there.
 pub(crate) const WINDOW_TAG: u32 = 0x7769_6e64;
 
-/// Bytes of the header; what follows it is aligned.
+/// Bytes of the header. The bytes after it are aligned to a cache line.
 pub(crate) const HEADER_BYTES: usize = 64;
 
-/// What to do with the bytes that follow.
+/// The header: what to do with the bytes after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WindowMessage {
-    /// Number of the window; 0 for a signal alone.
+    /// The number of the window; 0 for a signal without a put.
     pub(crate) window: u32,
-    /// Where in the window.
+    /// The offset in the window in bytes.
     pub(crate) offset: u64,
-    /// A signal comes with it, after the bytes.
+    /// Whether a signal is added after the bytes were written.
     pub(crate) signals: bool,
 }
 
 impl WindowMessage {
+    /// The bytes of it.
     pub(crate) fn encode(self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..4].copy_from_slice(&self.window.to_le_bytes());
@@ -26,7 +28,7 @@ impl WindowMessage {
         bytes
     }
 
-    /// None if no correct rank writes this.
+    /// Reads a header. None if the bytes are malformed.
     pub(crate) fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
         let (window, rest) = bytes.split_first_chunk()?;
         let signals = match rest[0] {
@@ -39,30 +41,32 @@ impl WindowMessage {
     }
 }
 
-/// A rank's part of a new window, and where it is.
+/// The part of a new window at one rank, and where it lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WindowInfo {
-    /// Bytes of the part.
+    /// The length of the part in bytes.
     pub(crate) bytes: u64,
-    /// The segment that it is in, which peers of the host were offered; 0 if they cannot reach it.
+    /// The segment of the part, which was offered to peers of the host; 0 if they cannot write to
+    /// it directly.
     pub(crate) segment: u64,
-    /// Where in the segment it begins.
+    /// The offset in the segment at which the part begins.
     pub(crate) offset: u64,
-    /// The segment of the rank's signal_words.
+    /// The segment of the signal words of the rank.
     pub(crate) signal_words: u64,
 }
 
 impl WindowInfo {
+    /// The bytes of it.
     pub(crate) fn encode(self) -> [u8; 32] {
         let mut bytes = [0; 32];
         let words = [self.bytes, self.segment, self.offset, self.signal_words];
-        for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
-            place.copy_from_slice(&word.to_le_bytes());
+        for (field, word) in bytes.chunks_exact_mut(8).zip(words) {
+            field.copy_from_slice(&word.to_le_bytes());
         }
         bytes
     }
 
-    /// None if no correct rank writes this.
+    /// Reads an info. None if the bytes are malformed.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; 32] = bytes.try_into().ok()?;
         let word = |at: usize| Some(u64::from_le_bytes(*bytes[at..].first_chunk()?));
@@ -80,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_read_as_it_was_written() {
+    fn a_header_round_trips() {
         let message = WindowMessage { window: 7, offset: 1 << 40, signals: true };
         assert_eq!(WindowMessage::decode(&message.encode()), Some(message));
         let mut bytes = message.encode();

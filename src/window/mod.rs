@@ -1,19 +1,26 @@
-//! Windows: memory that other ranks write to without its owner's doing, and signals by which they tell.
+//! Windows: memory of each rank that other ranks write to, and signals by which they announce it.
 //!
-//! A window is registered by all ranks together, each with memory of its own. Then [`put`](crate::Communicator::put) copies into another
-//! rank's, [`signal`](crate::Communicator::signal) adds one to what that rank has of this one, and
-//! [`wait_signals`](crate::Communicator::wait_signals) waits for signals and consumes them (`comm/window`). What a rank put before a signal is there when the
-//! signal is.
+//! All ranks register a window together, each with memory of its own. Then [`put`] copies into the
+//! memory of another rank, [`signal`] adds one to the number of signals that this rank has from the
+//! caller, and [`wait_signals`] waits for signals and consumes them (`comm/window`). When a rank
+//! has a signal, everything that the signalling rank put before it is there.
 //!
-//! Where both ranks run on one host and the peer's part lies in memory of the library ([`SharedBuffer`](crate::memory::SharedBuffer)), a put is one copy into
-//! it, and a signal one addition to a word of the peer's signal_words (`signal_words`), which lies in such memory too. The peer's doorbell is rung; nothing of the
-//! peer's runs.
+//! Where both ranks run on one host and the part of the peer lies in memory of the library
+//! ([`SharedBuffer`](crate::memory::SharedBuffer)), a put is one copy into it, and a signal is one
+//! addition to a signal word of the peer, which lies in such memory too. The doorbell of the peer
+//! is rung; no code of the peer runs.
 //!
-//! Other puts are messages (`message`) on a channel of their own of the links that the ranks have anyway: threads, shared
-//! memory or TCP. At the other end a thread of the communicator (`serve`) applies them in their order, whatever the
-//! owner does meanwhile. It sleeps on the rank's doorbell, so that on a communicator that has it everything that rings costs a system
-//! call. It is started with the first window for which some rank needs messages; a communicator without such windows has none. A signal
-//! overtakes no put: as long as a message to the peer is not applied, signals to it are messages too.
+//! Other puts are messages (`message`) on a channel of their own, over the links that the ranks
+//! have in any case: threads, shared memory or TCP. A thread of the receiving communicator
+//! (`serve`) applies them in order, whatever the owner does meanwhile. It sleeps on the doorbell of
+//! the rank, so every ring of that doorbell costs a system call. The thread is started with the
+//! first window for which some rank needs messages; a communicator without such windows has no
+//! thread. A signal does not overtake a put: as long as the peer has not applied a message, signals
+//! to it are messages too.
+//!
+//! [`put`]: crate::Communicator::put
+//! [`signal`]: crate::Communicator::signal
+//! [`wait_signals`]: crate::Communicator::wait_signals
 
 mod message;
 mod serve;
@@ -21,7 +28,6 @@ mod signal_words;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use maypole_algorithms::Rank;
@@ -32,58 +38,60 @@ use maypole_transport::link::{ReceiveSlots, SendSlots, Sequence};
 use maypole_transport::segment::PeerSegment;
 
 use crate::channels;
-use crate::comm::AbortHandle;
+use crate::control::ControlShared;
 use crate::error::Error;
 use crate::process;
 pub(crate) use message::{HEADER_BYTES, WINDOW_TAG, WindowInfo, WindowMessage};
-pub(crate) use signal_words::{MOST_DIRECT_WINDOWS, PeerSignalWords, SignalWords};
+pub(crate) use signal_words::{MOST_DIRECT_WINDOWS, PeerSignalWords, SignalWords, WindowMemory};
 
-/// The channel of puts and signals, after those of all schedules.
+/// The channel of puts and signals.
 pub(crate) const CHANNEL: Channel = channels::WINDOWS;
 
-/// A window of a communicator; the same number on all of its ranks.
+/// A window of a communicator. The number is the same on all of its ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WindowId(pub(crate) u32);
 
-/// A communicator's windows. Dropping them ends their thread.
+/// The windows of a communicator. Dropping them ends their thread.
 #[derive(Default)]
 pub(crate) struct Windows {
+    /// The number of windows that were made.
     pub(crate) made: u32,
-    /// Every rank's part, of the windows that this rank has not deregistered.
+    /// The parts of all ranks, of the windows that this rank has not deregistered.
     pub(crate) parts: HashMap<WindowId, Vec<WindowPart>>,
-    /// From the first window on.
+    /// Present from the first window on.
     pub(crate) service: Option<WindowService>,
 }
 
-/// A rank's part of a window.
+/// The part of a window at one rank.
 pub(crate) struct WindowPart {
-    /// Bytes.
+    /// The length in bytes.
     pub(crate) bytes: u64,
-    /// Where it is, if this rank writes to it itself: from that byte on.
+    /// The segment and the offset at which the part begins, if this rank can write to it directly.
     pub(crate) reach: Option<(PeerSegment, usize)>,
 }
 
-/// What it takes to write to others, and to be written to.
+/// What a rank needs to write to other ranks, and to be written to.
 pub(crate) struct WindowService {
-    /// By rank; none to this one.
+    /// The sending ends of the links, by rank; None for this rank.
     pub(crate) outgoing: Vec<Option<Outgoing>>,
-    /// The peer_words that this rank writes to itself, by rank.
+    /// The signal words of other ranks to which this rank writes directly, by rank.
     pub(crate) peer_words: Vec<Option<PeerSignalWords>>,
-    /// How many signals of each rank were waited for.
+    /// How many signals of each rank were consumed.
     pub(crate) consumed: Vec<u64>,
+    /// The signal words of this rank, and what it shares with its thread.
     pub(crate) signal_words: Arc<SignalWords>,
-    /// The other direction, until the thread has it.
+    /// The receiving ends of the links, until the thread has them.
     incoming: Vec<(Rank, Box<dyn ReceiveSlots>)>,
     endpoint: Arc<Endpoint>,
     thread: Option<JoinHandle<()>>,
-    /// Of the process that made it.
+    /// The [generation](process::generation) of the process that made it.
     generation: u32,
 }
 
-/// This rank's end of a link for puts.
+/// The sending end of a link for puts.
 pub(crate) struct Outgoing {
     pub(crate) slots: Box<dyn SendSlots>,
-    /// The last message.
+    /// The number of the last message.
     pub(crate) sent: Sequence,
 }
 
@@ -94,21 +102,11 @@ impl Outgoing {
     }
 }
 
-/// Memory that was lent to a window.
-#[derive(Clone, Copy)]
-pub(crate) struct WindowMemory {
-    pub(crate) start: *mut u8,
-    pub(crate) bytes: usize,
-}
-
-// SAFETY: who registered the memory promised that it may be written to from any thread until it is deregistered.
-unsafe impl Send for WindowMemory {}
-
 impl WindowService {
-    /// With a rank's ends of the links to all others, by rank.
+    /// The service over these ends of the links to all other ranks, by rank.
     ///
     /// # Errors
-    /// No memory.
+    /// There is no memory for the signal words.
     pub(crate) fn new(
         outgoing: Vec<Option<Outgoing>>,
         incoming: Vec<(Rank, Box<dyn ReceiveSlots>)>,
@@ -127,17 +125,18 @@ impl WindowService {
         })
     }
 
-    /// Starts the thread that applies messages, unless it runs.
+    /// Starts the thread that applies messages, unless it runs. The thread aborts the communicator
+    /// by `control` when it gets a message that cannot be applied.
     ///
     /// # Errors
-    /// If there are no more threads.
-    pub(crate) fn start(&mut self, rank: Rank, abort: AbortHandle) -> Result<(), Error> {
+    /// The process has no thread left.
+    pub(crate) fn start(&mut self, rank: Rank, control: Arc<ControlShared>) -> Result<(), Error> {
         if self.incoming.is_empty() {
             return Ok(());
         }
         let incoming = std::mem::take(&mut self.incoming);
         let (signal_words, endpoint) = (self.signal_words.clone(), self.endpoint.clone());
-        let run = move || serve::run(rank, incoming, &signal_words, &endpoint, &abort);
+        let run = move || serve::run(rank, incoming, &signal_words, &endpoint, &control);
         let spawned = process::spawn_thread("maypole-window", None, run);
         self.thread = Some(spawned.map_err(|error| Error::System {
             call: "pthread_create",
@@ -146,17 +145,17 @@ impl WindowService {
         Ok(())
     }
 
-    /// Why no more signals of `peer` come than have come, if so.
+    /// Why no more signals of `peer` will come than have come, if that is so.
     pub(crate) fn ended(&self, peer: Rank) -> Option<LinkError> {
         let gone = || self.endpoint.gone(peer);
         if self.thread.is_none() {
-            // Nothing is on the way.
+            // Signals are written directly, so none can be on its way.
             return gone();
         }
         self.signal_words.is_closed(peer).then(|| gone().unwrap_or(LinkError::PeerLeft { peer }))
     }
 
-    /// Whether messages are applied.
+    /// Whether the thread that applies messages runs.
     #[cfg(test)]
     pub(crate) fn has_thread(&self) -> bool {
         self.thread.is_some()
@@ -169,10 +168,10 @@ impl Drop for WindowService {
         if self.generation != process::generation() {
             return;
         }
-        self.signal_words.stop.store(1, Ordering::Release);
+        self.signal_words.stop_thread();
         self.endpoint.doorbell().ring();
         if let Some(thread) = self.thread.take() {
-            // A panic there has been printed; there is nothing to add.
+            // A panic of the thread has been printed already.
             let _ = thread.join();
         }
     }

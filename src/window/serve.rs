@@ -1,6 +1,5 @@
-//! The thread that applies what other ranks put and signal.
+//! The thread that applies the puts and signals that come as messages.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use maypole_algorithms::Rank;
@@ -9,11 +8,11 @@ use maypole_transport::link::{ReceiveSlots, ReceivedMessage as Received};
 
 use super::SignalWords;
 use super::message::{HEADER_BYTES, WINDOW_TAG, WindowMessage};
-use crate::comm::AbortHandle;
+use crate::control::ControlShared;
 use crate::error::Error;
 
-/// The longest sleep: bounds the damage if something does not ring that should.
-const NAP: Duration = Duration::from_millis(500);
+/// The longest sleep. It bounds the delay if a ring of the doorbell were lost.
+const LONGEST_SLEEP: Duration = Duration::from_millis(500);
 
 /// Runs until it is stopped, or the communicator is aborted.
 pub(super) fn run(
@@ -21,13 +20,12 @@ pub(super) fn run(
     mut incoming: Vec<(Rank, Box<dyn ReceiveSlots>)>,
     signal_words: &SignalWords,
     endpoint: &Endpoint,
-    abort: &AbortHandle,
+    control: &ControlShared,
 ) {
     let bell = endpoint.doorbell();
     let mut ticket = None;
     loop {
-        // Pairs as `window-stop`.
-        if signal_words.stop.load(Ordering::Acquire) != 0 {
+        if signal_words.is_stopped() {
             return;
         }
         let mut moved = false;
@@ -43,19 +41,18 @@ pub(super) fn run(
                 };
                 log::warn!("rank {rank}: {error}");
                 *signal_words.failure() = Some(error);
-                abort.abort();
+                control.abort();
                 true
             }
-            // It is gone, or the communicator aborted: nothing more comes.
+            // The peer is gone, or the communicator was aborted: no more messages come.
             Err(_) => {
                 moved = true;
-                // Pairs as `window-closed`: who sees it sees all signals that came.
-                signal_words.closed[*peer as usize].store(1, Ordering::Release);
+                signal_words.close_rank(*peer);
                 false
             }
         });
         if moved {
-            // The rank itself may sleep, waiting for a signal.
+            // The thread of the communicator may sleep until a signal comes.
             bell.ring();
             ticket = None;
             continue;
@@ -64,22 +61,25 @@ pub(super) fn run(
             return;
         }
         match ticket.take() {
-            // One more look after the bell was asked to ring, so that no ring is lost.
+            // Look once more after the doorbell was prepared, so that no ring is lost.
             None => ticket = Some(bell.prepare_to_sleep()),
-            Some(ticket) => bell.sleep(ticket, Some(NAP)),
+            Some(ticket) => bell.sleep(ticket, Some(LONGEST_SLEEP)),
         }
     }
 }
 
-/// Does what the message of `peer` says; if that cannot be, why.
+/// Applies a message of `peer`. If that is not possible, returns why.
 fn apply(signal_words: &SignalWords, peer: Rank, received: &Received) -> Result<(), &'static str> {
-    const GARBLED: &str = "by a message that is none; it may be another version of the library";
+    const MALFORMED: &str =
+        "by a malformed message; use the same version of the library on all ranks";
     if received.tag != WINDOW_TAG || received.len < HEADER_BYTES {
-        return Err(GARBLED);
+        return Err(MALFORMED);
     }
-    // SAFETY: a received message is readable for its length, until it is released.
+    // SAFETY: a received message is readable for its length until it is released, and a header is
+    // an array of bytes.
     let header = unsafe { &*received.data.cast::<[u8; HEADER_BYTES]>() };
-    let WindowMessage { window, offset, signals } = WindowMessage::decode(header).ok_or(GARBLED)?;
+    let WindowMessage { window, offset, signals } =
+        WindowMessage::decode(header).ok_or(MALFORMED)?;
     let len = received.len - HEADER_BYTES;
     if len > 0 {
         let extents = signal_words.extents();
@@ -88,7 +88,8 @@ fn apply(signal_words: &SignalWords, peer: Rank, received: &Received) -> Result<
         if !fits {
             return Err("beyond its end");
         }
-        // SAFETY: the message is readable; the window's memory is writable as long as it is in the table, which is locked.
+        // SAFETY: the message is readable for its length. The memory of the window is writable as
+        // long as it is in the table, which is locked, and the range was checked to lie within it.
         unsafe {
             std::ptr::copy_nonoverlapping(
                 received.data.add(HEADER_BYTES),

@@ -1,55 +1,58 @@
-//! The signal_words of a rank: the words by which others signal it, in memory that they write to themselves where they can.
+//! The signal words of a rank, and what a rank shares with the thread that applies messages to its
+//! windows.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use maypole_algorithms::Rank;
 use maypole_transport::segment::{self, PeerSegment};
+use maypole_transport::signal_words::SignalWordsRef;
+use maypole_transport::sync::{AtomicU64, Ordering};
 
-use super::WindowMemory;
 use crate::error::Error;
 use crate::memory::SharedBuffer;
 
-/// Windows with a number up to this can be written to directly: the signal_words has a word for each.
-pub(crate) const MOST_DIRECT_WINDOWS: u32 = 512;
+pub(crate) use maypole_transport::signal_words::MOST_DIRECT_WINDOWS;
 
-/// Words of a cache line.
-const LINE: usize = 8;
-
-/// What others write to a rank's signal_words, what its thread and the communicator share, and where its windows are.
+/// The signal words of this rank, its memory of each window, and the state of its thread.
 pub(crate) struct SignalWords {
-    /// A word per window, 1 when it is deregistered; then a line per rank, with the number of its signals.
-    words: SharedBuffer,
+    /// Memory that holds the signal words and nothing else.
+    memory: SharedBuffer,
     nranks: usize,
-    /// This rank's memory of each window. Locked while its thread writes to it.
+    /// The memory of this rank in each window. Locked while the thread writes to it.
     extents: Mutex<HashMap<u32, WindowMemory>>,
-    /// Per rank: 1 once nothing more comes from it by messages.
-    pub(super) closed: Vec<AtomicU64>,
-    /// Why a rank's messages could not be applied.
+    /// Per rank: 1 after the last message of that rank was applied.
+    closed: Vec<AtomicU64>,
+    /// Why a message could not be applied.
     failure: Mutex<Option<Error>>,
-    /// 1 when the thread shall end.
-    pub(super) stop: AtomicU64,
+    /// 1 when the thread is to end.
+    stop: AtomicU64,
 }
 
-/// Bytes of a signal_words for so many ranks.
+/// Memory that was registered with a window.
+#[derive(Clone, Copy)]
+pub(crate) struct WindowMemory {
+    pub(crate) start: *mut u8,
+    pub(crate) bytes: usize,
+}
+
+// SAFETY: the caller that registered the memory promised that any thread may write to it until it
+// is deregistered.
+unsafe impl Send for WindowMemory {}
+
+/// Bytes of the signal words in a communicator of `nranks` ranks.
 const fn bytes(nranks: usize) -> usize {
-    (MOST_DIRECT_WINDOWS as usize + nranks * LINE) * size_of::<AtomicU64>()
-}
-
-/// The index of a word.
-const fn of_window(window: u32) -> usize {
-    window as usize - 1
-}
-
-const fn of_rank(rank: Rank) -> usize {
-    MOST_DIRECT_WINDOWS as usize + rank as usize * LINE
+    SignalWordsRef::count(nranks) * size_of::<AtomicU64>()
 }
 
 impl SignalWords {
+    /// Signal words of a rank that has no signals.
+    ///
+    /// # Errors
+    /// There is no memory.
     pub(crate) fn new(nranks: usize) -> Result<Self, Error> {
         Ok(Self {
-            words: SharedBuffer::new(bytes(nranks))?,
+            memory: SharedBuffer::new(bytes(nranks))?,
             nranks,
             extents: Mutex::default(),
             closed: (0..nranks).map(|_| AtomicU64::new(0)).collect(),
@@ -58,83 +61,111 @@ impl SignalWords {
         })
     }
 
-    /// Its memory, to be offered: first byte and length.
+    /// The memory of the words, to be offered to other ranks: first byte and length.
     pub(crate) fn memory(&self) -> (*const u8, usize) {
-        (self.words.as_ptr(), self.words.len())
+        (self.memory.as_ptr(), self.memory.len())
     }
 
-    /// The number of its segment; 0 if it is in none.
+    /// The number of the segment of the words; 0 if they are in none.
     pub(crate) fn segment(&self) -> u64 {
-        segment::locate(self.words.as_ptr(), self.words.len()).map_or(0, |(id, _)| id)
+        segment::locate(self.memory.as_ptr(), self.memory.len()).map_or(0, |(id, _)| id)
     }
 
-    fn word(&self, index: usize) -> &AtomicU64 {
-        debug_assert!(index * size_of::<AtomicU64>() < bytes(self.nranks));
-        // SAFETY: the buffer has `bytes` bytes, which are only ever used as these words; it is aligned to a page.
-        unsafe { &*self.words.as_ptr().cast::<AtomicU64>().add(index) }
-    }
-
-    /// Whole at all times, so a panic elsewhere under the lock does no harm.
+    /// The memory of this rank in each window, by the number of the window. It is valid at all
+    /// times, so a panic of another thread under the lock does no harm.
     pub(crate) fn extents(&self) -> MutexGuard<'_, HashMap<u32, WindowMemory>> {
         self.extents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Why a message could not be applied, if one could not.
     pub(crate) fn failure(&self) -> MutexGuard<'_, Option<Error>> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn add_signal(&self, of: Rank) {
-        // Pairs as `window-signal`: who sees the signal sees what was put before it.
-        self.word(of_rank(of)).fetch_add(1, Ordering::Release);
+    /// Adds a signal of rank `from`, after everything that the caller has written.
+    pub(crate) fn add_signal(&self, from: Rank) {
+        self.words().add_signal(from);
     }
 
-    pub(crate) fn signals(&self, of: Rank) -> u64 {
-        // Pairs as `window-signal`.
-        self.word(of_rank(of)).load(Ordering::Acquire)
+    /// The number of signals of rank `from` so far.
+    pub(crate) fn signals(&self, from: Rank) -> u64 {
+        self.words().signals(from)
     }
 
-    /// Whether nothing more comes of that rank by messages.
-    pub(crate) fn is_closed(&self, of: Rank) -> bool {
-        // Pairs as `window-closed`: who sees it sees all signals that came.
-        self.closed[of as usize].load(Ordering::Acquire) != 0
-    }
-
-    /// Others are to put to that window no more.
+    /// Marks a window as deregistered.
     pub(crate) fn close(&self, window: u32) {
-        if window <= MOST_DIRECT_WINDOWS {
-            // Nothing is published by it: whoever puts all the same has been told not to.
-            self.word(of_window(window)).store(1, Ordering::Relaxed);
-        }
+        self.words().close_window(window);
+    }
+
+    /// Whether the last message of that rank was applied.
+    pub(crate) fn is_closed(&self, from: Rank) -> bool {
+        // Pairs as `window-closed` with the store in `close_rank`: a thread that sees it sees all
+        // signals of the rank.
+        self.closed[from as usize].load(Ordering::Acquire) != 0
+    }
+
+    /// States that the last message of that rank was applied.
+    pub(super) fn close_rank(&self, from: Rank) {
+        // Pairs as `window-closed` with the load in `is_closed`.
+        self.closed[from as usize].store(1, Ordering::Release);
+    }
+
+    /// Makes the thread end at its next look; the caller rings its doorbell.
+    pub(super) fn stop_thread(&self) {
+        // Pairs as `window-stop` with the load in `is_stopped`.
+        self.stop.store(1, Ordering::Release);
+    }
+
+    /// Whether the thread is to end.
+    pub(super) fn is_stopped(&self) -> bool {
+        // Pairs as `window-stop` with the store in `stop_thread`.
+        self.stop.load(Ordering::Acquire) != 0
+    }
+
+    fn words(&self) -> SignalWordsRef<'_> {
+        let words = self.memory.as_ptr().cast::<AtomicU64>();
+        // SAFETY: the memory has `bytes(nranks)` bytes, which are only ever used as these words; it
+        // is aligned to a page and lives as long as `self`.
+        SignalWordsRef::new(unsafe {
+            std::slice::from_raw_parts(words, SignalWordsRef::count(self.nranks))
+        })
     }
 }
 
-/// A peer's signal_words, if this rank writes to it itself.
+/// The signal words of a peer to which this rank writes directly.
 #[derive(Clone)]
-pub(crate) struct PeerSignalWords(PeerSegment);
+pub(crate) struct PeerSignalWords {
+    segment: PeerSegment,
+    nranks: usize,
+}
 
 impl PeerSignalWords {
-    /// The signal_words in that memory, of a communicator of so many ranks; None if it is too small for one.
-    pub(crate) fn new(reach: PeerSegment, nranks: usize) -> Option<Self> {
-        reach.address(0, bytes(nranks)).map(|_| Self(reach))
+    /// The signal words in that segment, in a communicator of `nranks` ranks. None if the segment
+    /// is too small.
+    pub(crate) fn new(segment: PeerSegment, nranks: usize) -> Option<Self> {
+        segment.address(0, bytes(nranks))?;
+        Some(Self { segment, nranks })
     }
 
-    fn word(&self, index: usize) -> Option<&AtomicU64> {
-        let at = self.0.address(index * size_of::<AtomicU64>(), size_of::<AtomicU64>())?;
-        // SAFETY: it is within the memory, which is aligned to a page and lives as long as `self`; it holds such words alone.
-        Some(unsafe { &*at.cast::<AtomicU64>() })
-    }
-
-    /// Whether the peer has taken that window back.
+    /// Whether the peer has deregistered that window.
     pub(crate) fn is_closed(&self, window: u32) -> bool {
-        self.word(of_window(window)).is_none_or(|word| word.load(Ordering::Relaxed) != 0)
+        self.words().is_none_or(|words| words.is_window_closed(window))
     }
 
-    /// A signal of `from`, after all that it has written.
+    /// Adds a signal of rank `from`, after everything that the caller has written.
     pub(crate) fn add_signal(&self, from: Rank) {
-        if let Some(word) = self.word(of_rank(from)) {
-            // Pairs as `window-signal`.
-            word.fetch_add(1, Ordering::Release);
+        if let Some(words) = self.words() {
+            words.add_signal(from);
         }
+    }
+
+    fn words(&self) -> Option<SignalWordsRef<'_>> {
+        let words = self.segment.address(0, bytes(self.nranks))?.cast::<AtomicU64>();
+        // SAFETY: the words lie within the segment, which is aligned to a page, lives as long as
+        // `self`, and holds only such words.
+        Some(SignalWordsRef::new(unsafe {
+            std::slice::from_raw_parts(words, SignalWordsRef::count(self.nranks))
+        }))
     }
 }
 
@@ -143,13 +174,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_board_is_written_from_elsewhere() {
-        let signal_words = SignalWords::new(3).unwrap();
-        assert_ne!(signal_words.segment(), 0);
-        signal_words.add_signal(2);
-        assert_eq!([0, 1, 2].map(|rank| signal_words.signals(rank)), [0, 0, 1]);
-        signal_words.close(MOST_DIRECT_WINDOWS);
-        signal_words.close(MOST_DIRECT_WINDOWS + 1);
-        assert_eq!(signal_words.signals(0), 0);
+    fn signal_words_lie_in_a_segment_that_peers_can_map() {
+        let words = SignalWords::new(3).unwrap();
+        assert_ne!(words.segment(), 0);
+        words.add_signal(2);
+        assert_eq!([0, 1, 2].map(|rank| words.signals(rank)), [0, 0, 1]);
+        words.close(MOST_DIRECT_WINDOWS);
+        words.close(MOST_DIRECT_WINDOWS + 1);
+        assert_eq!(words.signals(0), 0);
     }
 }

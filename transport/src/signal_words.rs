@@ -21,9 +21,9 @@ const LINE_WORDS: usize = 8;
 
 /// A view of the signal words of one rank.
 #[derive(Clone, Copy, Debug)]
-pub struct SignalWords<'a>(&'a [AtomicU64]);
+pub struct SignalWordsRef<'a>(&'a [AtomicU64]);
 
-impl<'a> SignalWords<'a> {
+impl<'a> SignalWordsRef<'a> {
     /// The number of words for a communicator of `nranks` ranks.
     pub const fn count(nranks: usize) -> usize {
         MOST_DIRECT_WINDOWS as usize + nranks * LINE_WORDS
@@ -77,8 +77,9 @@ mod tests {
 
     #[test]
     fn signals_and_marks_have_words_of_their_own() {
-        let words: Vec<AtomicU64> = (0..SignalWords::count(3)).map(|_| AtomicU64::new(0)).collect();
-        let words = SignalWords::new(&words);
+        let words: Vec<AtomicU64> =
+            (0..SignalWordsRef::count(3)).map(|_| AtomicU64::new(0)).collect();
+        let words = SignalWordsRef::new(&words);
         words.add_signal(2);
         words.add_signal(2);
         assert_eq!([0, 1, 2].map(|rank| words.signals(rank)), [0, 0, 2]);
@@ -109,7 +110,7 @@ mod loom_tests {
     #[test]
     fn loom_a_signal_publishes_what_was_put_before_it() {
         loom::model(|| {
-            let words = (0..SignalWords::count(2)).map(|_| AtomicU64::new(0)).collect();
+            let words = (0..SignalWordsRef::count(2)).map(|_| AtomicU64::new(0)).collect();
             let shared = Arc::new(Shared { words, windows: [Cell::new(0), Cell::new(0)] });
             let ranks = [0, 1].map(|rank: Rank| {
                 let shared = shared.clone();
@@ -118,11 +119,11 @@ mod loom_tests {
                         // SAFETY: the owner reads the window only after the signal.
                         unsafe { *memory = rank + 1 };
                     });
-                    SignalWords::new(&shared.words).add_signal(rank);
+                    SignalWordsRef::new(&shared.words).add_signal(rank);
                 })
             });
             for rank in [0, 1] {
-                if SignalWords::new(&shared.words).signals(rank) == 1 {
+                if SignalWordsRef::new(&shared.words).signals(rank) == 1 {
                     shared.windows[rank as usize].with(|memory| {
                         // SAFETY: the rank has signalled, and writes no more.
                         assert_eq!(unsafe { *memory }, rank + 1);
