@@ -1,4 +1,5 @@
-//! What can go wrong: what happened, whose fault it is, what to do; and the `ncclResult_t` that says so in the C ABI.
+//! The errors of the library: what happened, whose fault it is and what to do, and the
+//! `ncclResult_t` of each.
 
 use maypole_algorithms::Rank;
 use maypole_cuda::driver::DriverError;
@@ -7,57 +8,62 @@ use maypole_transport::error::LinkError;
 use crate::bootstrap::BootstrapError;
 use crate::launch::LaunchError;
 
-/// An error of the library. Whoever first decides one logs it; who passes it on does not.
+/// An error of the library. The code that first returns an error logs it; code that passes it on
+/// does not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
-    /// The caller's fault, in one argument: the call had no effect and the communicator goes on.
+    /// The fault of the caller: an argument is wrong. The call had no effect, and the communicator
+    /// can still be used.
     #[error("invalid argument: {what}")]
     InvalidArgument {
-        /// Which, and what it should be.
+        /// Which argument, and what it should be.
         what: String,
     },
-    /// The caller's fault, in the order or the agreement of calls or settings.
+    /// The fault of the caller: calls are in the wrong order, or calls or settings of the ranks do
+    /// not agree.
     #[error("invalid usage: {what}")]
     InvalidUsage {
-        /// Which rule it breaks.
+        /// Which rule was broken.
         what: String,
     },
-    /// Work that was issued on a stream failed, and the log says why.
-    #[error("work of the stream failed ({code:?}); see the log for why")]
+    /// Work that was issued on a stream has failed. The log says why.
+    #[error("work that was issued on the stream has failed ({code:?}); the log says why")]
     Failed {
-        /// What the C ABI has for it.
+        /// The result code of the failed work.
         code: ResultCode,
     },
-    /// The caller's fault, here or there: two ranks are not in the same call.
+    /// The fault of a caller on this or another rank: two ranks are not in the same call.
     #[error(
-        "the ranks are in different calls: {what}; every rank must make the same calls in the same order, with the same \
-         count, type, operator and root"
+        "the ranks are in different calls: {what}; make the same calls in the same order on all \
+         ranks, with the same count, type, operator and root"
     )]
     Mismatch {
-        /// Two that differ.
+        /// Two ranks that differ.
         ranks: [Rank; 2],
-        /// Both ranks and both calls.
+        /// The calls of both ranks.
         what: String,
     },
-    /// A rank waited as long as `MAYPOLE_TIMEOUT` allows. The communicator is broken on all ranks.
-    #[error("timeout: rank {rank} waited {:.1} s for rank {peer} ({what}); see what that rank does", waited.as_secs_f64())]
+    /// A rank waited as long as `MAYPOLE_TIMEOUT` allows. The communicator has ended on all ranks.
+    #[error("timeout: rank {rank} waited {:.1} s for rank {peer} ({what}); see what that rank \
+        does", waited.as_secs_f64())]
     Timeout {
         /// The rank that waited.
         rank: Rank,
-        /// Whom it waited for.
+        /// The rank that it waited for.
         peer: Rank,
-        /// In which call, or for what.
+        /// The call in which it waited, or what it waited for.
         what: String,
-        /// How long.
+        /// How long it waited.
         waited: std::time::Duration,
     },
-    /// Someone ended the communicator on purpose.
+    /// The user of a rank aborted the communicator.
     #[error("the communicator was aborted by rank {by}; make a new one")]
     Aborted {
-        /// Who did; possibly this rank.
+        /// The rank that aborted; possibly this one.
         by: Rank,
     },
-    /// The system's fault: it refused a call.
+    /// The fault of the system: it refused a call.
     #[error("{call} failed: {}", std::io::Error::from_raw_os_error(*errno))]
     System {
         /// The system call.
@@ -65,29 +71,30 @@ pub enum Error {
         /// Its error number.
         errno: i32,
     },
-    /// The CUDA driver refused a call. After an error of which it says that the process cannot use the device any more, nothing helps but a new process.
+    /// The CUDA driver refused a call. If the driver states that the process cannot use the device
+    /// any more, only a new process can use it.
     #[error(transparent)]
     Cuda(#[from] DriverError),
     /// A link to a peer failed, or could not be made.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The ranks did not find together.
+    /// The communicator could not be made, or an exchange over the control tree failed.
     #[error(transparent)]
     Bootstrap(BootstrapError),
     /// The launcher's variables cannot be used, or the processes that it started do not find each
     /// other.
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    /// Nobody's fault: this version does not do it.
+    /// This version of the library does not support what was asked for.
     #[error("not supported: {what}")]
     Unsupported {
         /// What was asked for.
         what: String,
     },
-    /// Our fault.
+    /// The fault of the library.
     #[error("internal error: {what}; please report it")]
     Internal {
-        /// What should never be.
+        /// What should not have happened.
         what: String,
     },
 }
@@ -119,7 +126,7 @@ pub enum ResultCode {
 impl From<BootstrapError> for Error {
     fn from(error: BootstrapError) -> Self {
         match error {
-            // The same thing, whenever it happens.
+            // An abort is the same error before and after init.
             BootstrapError::Aborted { by } => Self::Aborted { by },
             other => Self::Bootstrap(other),
         }
@@ -127,12 +134,12 @@ impl From<BootstrapError> for Error {
 }
 
 impl Error {
-    /// Something that should never be.
+    /// An error of the library itself.
     pub fn internal(what: impl Into<String>) -> Self {
         Self::Internal { what: what.into() }
     }
 
-    /// What the C ABI returns for it.
+    /// The result code that the C ABI returns for this error.
     pub fn code(&self) -> ResultCode {
         use BootstrapError as B;
         use LinkError as L;
@@ -177,7 +184,8 @@ impl Error {
         }
     }
 
-    /// True if the call had no effect and the communicator goes on; after any other error it is broken.
+    /// Whether the call had no effect and the communicator can still be used. Any other error ends
+    /// the communicator.
     pub fn is_harmless(&self) -> bool {
         self.code() == ResultCode::InvalidArgument
     }
