@@ -187,19 +187,22 @@ macro_rules! assert_layout {
 }
 
 assert_layout!(NcclUniqueId: 128, internal 0);
-assert_layout!(NcclConfig: 120, size 0, magic 8, version 12, blocking 16, cga_cluster_size 20, min_ctas 24, max_ctas 28,
-    net_name 32, split_share 40, traffic_class 44, comm_name 48, collnet_enable 56, cta_policy 60, shrink_share 64,
-    nvls_ctas 68, n_channels_per_net_peer 72, nvlink_centric_sched 76, graph_usage_mode 80, num_rma_ctx 84,
-    max_p2p_peers 88, graph_stream_ordering 92, launch_order_implicit 96, num_rma_sig 100, rma_eager_init 104,
+assert_layout!(NcclConfig: 120, size 0, magic 8, version 12, blocking 16, cga_cluster_size 20,
+    min_ctas 24, max_ctas 28, net_name 32, split_share 40, traffic_class 44, comm_name 48,
+    collnet_enable 56, cta_policy 60, shrink_share 64, nvls_ctas 68, n_channels_per_net_peer 72,
+    nvlink_centric_sched 76, graph_usage_mode 80, num_rma_ctx 84, max_p2p_peers 88,
+    graph_stream_ordering 92, launch_order_implicit 96, num_rma_sig 100, rma_eager_init 104,
     host_cft_mode 108, nvls_host_mode 112);
-assert_layout!(NcclCollConfig: 72, size 0, magic 8, version 12, ext 16, min_ctas 24, max_ctas 28, nvls_ctas 32,
-    cga_cluster_size 36, alg_selection 40, force_alg_selection 48, cta_policy 52, user_profiler_tag 56,
-    launch_completion_event 64);
+assert_layout!(NcclCollConfig: 72, size 0, magic 8, version 12, ext 16, min_ctas 24, max_ctas 28,
+    nvls_ctas 32, cga_cluster_size 36, alg_selection 40, force_alg_selection 48, cta_policy 52,
+    user_profiler_tag 56, launch_completion_event 64);
 assert_layout!(NcclSimInfo: 24, size 0, magic 8, version 12, estimated_time 16);
 assert_layout!(NcclWaitSignalDesc: 16, op_cnt 0, peer 4, sig_idx 8, ctx 12);
 assert_layout!(NcclEncryptionConfig: 32, size 0, magic 8, version 12, mode 16, psk 24);
-assert_layout!(NcclCommProperties: 152, size 0, magic 8, version 12, rank 16, n_ranks 20, cuda_dev 24, nvml_dev 28,
-    device_api_support 32, multimem_support 33, gin_type 36, n_lsa_teams 40, host_rma_support 44, railed_gin_type 48,
-    comm_hash 56, gin_min_stride 64, gin_connection_type 68, gin_support 72, dev_comm_runtime_version_size 136, cft_support 144, cft_counted_support 146);
+assert_layout!(NcclCommProperties: 152, size 0, magic 8, version 12, rank 16, n_ranks 20, cuda_dev
+    24, nvml_dev 28, device_api_support 32, multimem_support 33, gin_type 36, n_lsa_teams 40,
+    host_rma_support 44, railed_gin_type 48, comm_hash 56, gin_min_stride 64, gin_connection_type
+    68, gin_support 72, dev_comm_runtime_version_size 136, cft_support 144, cft_counted_support
+    146);
 assert_layout!(NcclTeam: 12, n_ranks 0, rank 4, stride 8);
 assert_layout!(NcclMultimemHandle: 8, base 0);

@@ -76,7 +76,8 @@ integer_fields! {
     "numRmaSig" num_rma_sig 23100 |v| v >= 0, "0 or more";
     "rmaEagerInit" rma_eager_init 23100 |v| v == 0 || v == 1, "0 or 1";
     "hostCftMode" host_cft_mode 23100 |v| (1..4).contains(&v), "ncclHostCft*";
-    "nvlsHostMode" nvls_host_mode 23200 |v| (0..4).contains(&v) || v == c_int::MAX, "ncclNvlsHostMode*";
+    "nvlsHostMode" nvls_host_mode 23200
+        |v| (0..4).contains(&v) || v == c_int::MAX, "ncclNvlsHostMode*";
 }
 
 /// The versions of NCCL that added the two names.

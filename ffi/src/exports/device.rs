@@ -178,7 +178,11 @@ abi! {
     }
 
     /// `ncclDevCommCreate`
-    fn ncclDevCommCreate(comm: CommHandle, requirements: *const c_void, out: *mut c_void) -> NcclResult {
+    fn ncclDevCommCreate(
+        comm: CommHandle,
+        requirements: *const c_void,
+        out: *mut c_void,
+    ) -> NcclResult {
         unsupported("ncclDevCommCreate", || {
             registry::identity(comm)?;
             check_not_null("ncclDevCommCreate", requirements)?;
@@ -195,7 +199,11 @@ abi! {
     }
 
     /// `ncclGetLsaMultimemDevicePointer`
-    fn ncclGetLsaMultimemDevicePointer(window: WindowHandle, offset: usize, out: *mut *mut c_void) -> NcclResult {
+    fn ncclGetLsaMultimemDevicePointer(
+        window: WindowHandle,
+        offset: usize,
+        out: *mut *mut c_void,
+    ) -> NcclResult {
         unsupported_pointer("ncclGetLsaMultimemDevicePointer", window, offset, out)
     }
 
@@ -210,17 +218,32 @@ abi! {
     }
 
     /// `ncclGetLsaDevicePointer`
-    fn ncclGetLsaDevicePointer(window: WindowHandle, offset: usize, _rank: c_int, out: *mut *mut c_void) -> NcclResult {
+    fn ncclGetLsaDevicePointer(
+        window: WindowHandle,
+        offset: usize,
+        _rank: c_int,
+        out: *mut *mut c_void,
+    ) -> NcclResult {
         unsupported_pointer("ncclGetLsaDevicePointer", window, offset, out)
     }
 
     /// `ncclGetPeerDevicePointer`
-    fn ncclGetPeerDevicePointer(window: WindowHandle, offset: usize, _peer: c_int, out: *mut *mut c_void) -> NcclResult {
+    fn ncclGetPeerDevicePointer(
+        window: WindowHandle,
+        offset: usize,
+        _peer: c_int,
+        out: *mut *mut c_void,
+    ) -> NcclResult {
         unsupported_pointer("ncclGetPeerDevicePointer", window, offset, out)
     }
 
     /// `ncclGetMultimemDeviceLeInfo`
-    fn ncclGetMultimemDeviceLeInfo(window: WindowHandle, offset: usize, id: *mut u32, endpoint_offset: *mut usize) -> NcclResult {
+    fn ncclGetMultimemDeviceLeInfo(
+        window: WindowHandle,
+        offset: usize,
+        id: *mut u32,
+        endpoint_offset: *mut usize,
+    ) -> NcclResult {
         unsupported_endpoint("ncclGetMultimemDeviceLeInfo", window, offset, (id, endpoint_offset))
     }
 
@@ -286,7 +309,12 @@ abi! {
     }
 
     /// `ncclLsaBarrierCreateRequirement`
-    fn ncclLsaBarrierCreateRequirement(_team: NcclTeam, _count: c_int, out: *mut c_void, requirement: *mut c_void) -> NcclResult {
+    fn ncclLsaBarrierCreateRequirement(
+        _team: NcclTeam,
+        _count: c_int,
+        out: *mut c_void,
+        requirement: *mut c_void,
+    ) -> NcclResult {
         unsupported_requirement("ncclLsaBarrierCreateRequirement", out, requirement)
     }
 
@@ -311,12 +339,22 @@ abi! {
     }
 
     /// `ncclLLA2ACreateRequirement`
-    fn ncclLLA2ACreateRequirement(_blocks: c_int, _slots: c_int, out: *mut c_void, requirement: *mut c_void) -> NcclResult {
+    fn ncclLLA2ACreateRequirement(
+        _blocks: c_int,
+        _slots: c_int,
+        out: *mut c_void,
+        requirement: *mut c_void,
+    ) -> NcclResult {
         unsupported_requirement("ncclLLA2ACreateRequirement", out, requirement)
     }
 
     /// `ncclGinOutboxCreateRequirement`
-    fn ncclGinOutboxCreateRequirement(_blocks: c_int, _size: c_int, out: *mut c_void, requirement: *mut c_void) -> NcclResult {
+    fn ncclGinOutboxCreateRequirement(
+        _blocks: c_int,
+        _size: c_int,
+        out: *mut c_void,
+        requirement: *mut c_void,
+    ) -> NcclResult {
         unsupported_requirement("ncclGinOutboxCreateRequirement", out, requirement)
     }
 
