@@ -1,4 +1,5 @@
-//! Names the library as its clients ask for it, and keeps it loaded: its threads outlive a `dlclose`.
+//! Link options of `libnccl.so`: the soname that clients are linked with, and `nodelete`, which
+//! keeps the library in memory after `dlclose`, as its threads still run.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

@@ -1,9 +1,12 @@
 /*
  * nccl.h of Maypole: collective communication over host and CUDA memory behind NCCL's C interface.
  *
- * The types, values and functions are those of NCCL 2.32.3, so that a program compiles against either header and runs with
- * either library. docs/abi.md says what each function does here. Where CUDA's headers are not found, or with MAYPOLE_NO_CUDA
- * defined, a stream is an opaque pointer; pass NULL: a call, or the outermost ncclGroupEnd, then returns when its result is there.
+ * The types, values and functions are those of NCCL 2.32.3. A program compiles against either
+ * header and runs with either library. docs/abi.md says what each function does here.
+ *
+ * Where the compiler finds no headers of CUDA, or MAYPOLE_NO_CUDA is defined, a stream is an opaque
+ * pointer. On host memory pass NULL as the stream: a call, or the outermost ncclGroupEnd, then
+ * returns when its result is there.
  */
 #ifndef NCCL_H_
 #define NCCL_H_
@@ -47,7 +50,8 @@ typedef struct CUevent_st* cudaEvent_t;
 extern "C" {
 #endif
 
-/* Every function is there twice, as in NCCL: a tool may define the first name itself and call the second. */
+/* As in NCCL each function has two names, ncclX and its alias pncclX. A tool may define ncclX
+ * itself and call pncclX. */
 #define MAYPOLE_FUNCTION(result, name, ...) \
   result name(__VA_ARGS__);                 \
   result p##name(__VA_ARGS__)
@@ -62,7 +66,7 @@ typedef enum {
   ncclInvalidArgument = 4, /* the call had no effect */
   ncclInvalidUsage = 5,
   ncclRemoteError = 6,
-  ncclInProgress = 7, /* no error: poll ncclCommGetAsyncError */
+  ncclInProgress = 7, /* not an error: poll ncclCommGetAsyncError */
   ncclTimeout = 8,
   ncclNumResults = 9
 } ncclResult_t;
@@ -95,18 +99,18 @@ typedef enum {
   ncclMax = 2,
   ncclMin = 3,
   ncclAvg = 4,
-  ncclNumOps = 5, /* operators made by ncclRedOpCreatePreMulSum lie from here on */
+  ncclNumOps = 5, /* ncclRedOpCreatePreMulSum creates operators from this value on */
   ncclMaxRedOp = 0x7fffffff
 } ncclRedOp_t;
 
-/* When the factor of an operator is read: as calls run, or as it is made. */
+/* When the factor of an operator is read: when the calls run, or when the operator is created. */
 typedef enum { ncclScalarDevice = 0, ncclScalarHostImmediate = 1 } ncclScalarResidence_t;
 
-/* For ncclCommMemStats. On host memory it is host memory. */
+/* For ncclCommMemStats. A communicator of host memory counts host memory. */
 typedef enum {
   ncclStatGpuMemSuspend = 0,   /* bytes that ncclCommSuspend gives back */
-  ncclStatGpuMemSuspended = 1, /* 1 while suspended */
-  ncclStatGpuMemPersist = 2,   /* bytes that stay */
+  ncclStatGpuMemSuspended = 1, /* 1 while the communicator is suspended */
+  ncclStatGpuMemPersist = 2,   /* bytes that stay while it is suspended */
   ncclStatGpuMemTotal = 3
 } ncclCommMemStat_t;
 
@@ -125,13 +129,15 @@ typedef enum {
   ncclNvlsHostModeDisable = INT_MAX
 } ncclNvlsHostMode_t;
 
-/* A communicator, a window, a parameter. No pointers to anything: one that is gone is refused by every function. */
+/* Handles of a communicator, a window and a parameter. They are numbers, not addresses; every
+ * function refuses a handle whose object no longer exists. */
 typedef struct ncclComm* ncclComm_t;
 typedef struct ncclWindow_vidmem* ncclWindow_t;
 typedef struct ncclParamHandle* ncclParamHandle_t;
 #define NCCL_COMM_NULL NULL
 
-/* Made by one rank, given to all. It holds a secret: whoever has it can join. */
+/* One rank creates the id and passes it to all others. It holds a secret: every process that has
+ * the id can join. */
 #define NCCL_UNIQUE_ID_BYTES 128
 typedef struct {
   char internal[NCCL_UNIQUE_ID_BYTES];
@@ -159,66 +165,68 @@ typedef struct {
 #define NCCL_WIN_CFT_COUNTED 0x08
 #define NCCL_WIN_REQUIRED_ALIGNMENT 4096
 
-/* How a communicator is made. On host memory only blocking and commName change anything; all fields are checked. */
+/* Configuration of a communicator. All fields are checked. On host memory only blocking and
+ * commName change anything. */
 typedef struct ncclConfig_v23100 {
-  /* set by the initialiser alone */
+  /* set only by the initialiser */
   size_t size;
   unsigned int magic;
   unsigned int version;
-  /* 2.14 */
+  /* since 2.14 */
   int blocking;
-  /* 2.17 */
+  /* since 2.17 */
   int cgaClusterSize;
   int minCTAs;
   int maxCTAs;
   const char* netName;
-  /* 2.18 */
+  /* since 2.18 */
   int splitShare;
-  /* 2.26 */
+  /* since 2.26 */
   int trafficClass;
-  /* 2.27 */
+  /* since 2.27 */
   const char* commName;
   int collnetEnable;
   int CTAPolicy;
   int shrinkShare;
   int nvlsCTAs;
-  /* 2.28 */
+  /* since 2.28 */
   int nChannelsPerNetPeer;
   int nvlinkCentricSched;
-  /* 2.29 */
+  /* since 2.29 */
   int graphUsageMode;
   int numRmaCtx;
-  /* 2.30 */
+  /* since 2.30 */
   int maxP2pPeers;
   int graphStreamOrdering;
-  /* 2.31 */
+  /* since 2.31 */
   int launchOrderImplicit;
   int numRmaSig;
   int rmaEagerInit;
   int hostCftMode;
-  /* 2.32 */
+  /* since 2.32 */
   int nvlsHostMode;
 } ncclConfig_t;
 
-#define NCCL_CONFIG_INITIALIZER                                                                             \
-  {                                                                                                         \
-    sizeof(ncclConfig_t), NCCL_API_MAGIC, NCCL_VERSION_CODE,                                                \
-    NCCL_CONFIG_UNDEF_INT, /* blocking */                                                                   \
-    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* cgaClusterSize, minCTAs, maxCTAs */ \
-    NCCL_CONFIG_UNDEF_PTR, /* netName */                                                                    \
-    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* splitShare, trafficClass */                            \
-    NCCL_CONFIG_UNDEF_PTR, /* commName */                                                                   \
-    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* collnetEnable, CTAPolicy */                            \
-    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* shrinkShare, nvlsCTAs */                               \
-    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* nChannelsPerNetPeer, nvlinkCentricSched */             \
-    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* graphUsageMode, numRmaCtx */                           \
-    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* maxP2pPeers, graphStreamOrdering */                    \
-    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* launchOrderImplicit, numRmaSig */                      \
-    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* rmaEagerInit, hostCftMode */                           \
-    NCCL_CONFIG_UNDEF_INT                         /* nvlsHostMode */                                        \
+#define NCCL_CONFIG_INITIALIZER                                                                 \
+  {                                                                                             \
+    sizeof(ncclConfig_t), NCCL_API_MAGIC, NCCL_VERSION_CODE,                                    \
+    NCCL_CONFIG_UNDEF_INT, /* blocking */                                                       \
+    NCCL_CONFIG_UNDEF_INT, /* cgaClusterSize */                                                 \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* minCTAs, maxCTAs */                        \
+    NCCL_CONFIG_UNDEF_PTR, /* netName */                                                        \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* splitShare, trafficClass */                \
+    NCCL_CONFIG_UNDEF_PTR, /* commName */                                                       \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* collnetEnable, CTAPolicy */                \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* shrinkShare, nvlsCTAs */                   \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* nChannelsPerNetPeer, nvlinkCentricSched */ \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* graphUsageMode, numRmaCtx */               \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* maxP2pPeers, graphStreamOrdering */        \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* launchOrderImplicit, numRmaSig */          \
+    NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT, /* rmaEagerInit, hostCftMode */               \
+    NCCL_CONFIG_UNDEF_INT /* nvlsHostMode */                                                    \
   }
 
-/* Further options of a vendor, a list. There are none here. */
+/* A list of further options of a vendor. This library has none. */
 typedef struct ncclConfigExt {
   struct ncclConfigExt* next;
   struct {
@@ -232,13 +240,14 @@ typedef struct ncclConfigExt {
   } val;
 } ncclConfigExt_t;
 
-/* How one collective is done. On host memory algSelection has a meaning: see docs/abi.md. */
+/* Configuration of one collective. On host memory only algSelection has a meaning; see
+ * docs/abi.md. */
 typedef struct ncclCollConfig_v23200 {
-  /* set by the initialiser alone */
+  /* set only by the initialiser */
   size_t size;
   unsigned int magic;
   unsigned int version;
-  /* 2.31 */
+  /* since 2.31 */
   ncclConfigExt_t* ext;
   int minCTAs;
   int maxCTAs;
@@ -248,7 +257,7 @@ typedef struct ncclCollConfig_v23200 {
   int forceAlgSelection;
   int CTAPolicy;
   uint64_t userProfilerTag;
-  /* 2.32 */
+  /* since 2.32 */
   cudaEvent_t launchCompletionEvent;
 } ncclCollConfig_t;
 
@@ -274,8 +283,8 @@ typedef struct ncclSimInfo_v22200 {
   { sizeof(ncclSimInfo_t), 0x74685283, NCCL_VERSION_CODE, NCCL_UNDEF_FLOAT }
 
 typedef struct {
-  int opCnt; /* signals to wait for */
-  int peer;  /* from whom */
+  int opCnt; /* how many signals to wait for */
+  int peer;  /* the rank that sends them */
   int sigIdx;
   int ctx;
 } ncclWaitSignalDesc_t;
@@ -289,132 +298,154 @@ typedef struct ncclEncryptionConfig_v23200 {
   const char* psk;
 } ncclEncryptionConfig_t;
 
-#define NCCL_ENCRYPTION_CONFIG_INITIALIZER \
-  { sizeof(ncclEncryptionConfig_t), NCCL_API_MAGIC, NCCL_VERSION_CODE, NCCL_ENCRYPTION_MODE_NONE, NULL }
+#define NCCL_ENCRYPTION_CONFIG_INITIALIZER                                \
+  {                                                                       \
+    sizeof(ncclEncryptionConfig_t), NCCL_API_MAGIC, NCCL_VERSION_CODE,    \
+      NCCL_ENCRYPTION_MODE_NONE, NULL                                     \
+  }
 
 /* ---- errors, version, logs ---- */
 
 MAYPOLE_FUNCTION(ncclResult_t, ncclGetVersion, int* version);
 MAYPOLE_FUNCTION(const char*, ncclGetErrorString, ncclResult_t result);
-/* The last error of the process, in words; comm is not looked at. Valid until the same thread asks again. */
+/* The text of the last error of the process; comm is ignored. It is valid until the same thread
+ * calls this function again. */
 MAYPOLE_FUNCTION(const char*, ncclGetLastError, ncclComm_t comm);
-/* Does nothing. */
+/* Does nothing; deprecated in NCCL. */
 MAYPOLE_FUNCTION(void, ncclResetDebugInit, void);
-/* Pre-shared keys are refused: this version does not encrypt. */
+/* Refuses pre-shared keys, as this version does not encrypt. */
 MAYPOLE_FUNCTION(ncclResult_t, ncclSetEncryption, const ncclEncryptionConfig_t* config);
 
 /* ---- communicators ---- */
 
 MAYPOLE_FUNCTION(ncclResult_t, ncclGetUniqueId, ncclUniqueId* uniqueId);
-/* Returns when all ranks have joined. In a group, one thread may be several ranks. The handle is there at once, for abort. */
-MAYPOLE_FUNCTION(ncclResult_t, ncclCommInitRank, ncclComm_t* comm, int nranks, ncclUniqueId commId, int rank);
-/* With blocking = 0 it returns ncclInProgress. */
-MAYPOLE_FUNCTION(ncclResult_t, ncclCommInitRankConfig, ncclComm_t* comm, int nranks, ncclUniqueId commId, int rank,
-                 ncclConfig_t* config);
-MAYPOLE_FUNCTION(ncclResult_t, ncclCommInitRankScalable, ncclComm_t* newcomm, int nranks, int myrank, int nId,
-                 ncclUniqueId* commIds, ncclConfig_t* config);
+/* Returns when all ranks have joined. In a group one thread may be several ranks. The handle is
+ * written at once, so that another thread can abort the call. */
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommInitRank, ncclComm_t* comm, int nranks, ncclUniqueId commId,
+                 int rank);
+/* With blocking = 0 it returns ncclInProgress at once. */
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommInitRankConfig, ncclComm_t* comm, int nranks,
+                 ncclUniqueId commId, int rank, ncclConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommInitRankScalable, ncclComm_t* newcomm, int nranks,
+                 int myrank, int nId, ncclUniqueId* commIds, ncclConfig_t* config);
 MAYPOLE_FUNCTION(ncclResult_t, ncclCommInitAll, ncclComm_t* comm, int ndev, const int* devlist);
-MAYPOLE_FUNCTION(ncclResult_t, ncclCommSplit, ncclComm_t comm, int color, int key, ncclComm_t* newcomm,
-                 ncclConfig_t* config);
-MAYPOLE_FUNCTION(ncclResult_t, ncclCommShrink, ncclComm_t comm, int* excludeRanksList, int excludeRanksCount,
-                 ncclComm_t* newcomm, ncclConfig_t* config, int shrinkFlags);
-MAYPOLE_FUNCTION(ncclResult_t, ncclCommGetUniqueId, ncclComm_t comm, ncclUniqueId* uniqueId);
-MAYPOLE_FUNCTION(ncclResult_t, ncclCommGrow, ncclComm_t comm, int nRanks, const ncclUniqueId* uniqueId, int rank,
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommSplit, ncclComm_t comm, int color, int key,
                  ncclComm_t* newcomm, ncclConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommShrink, ncclComm_t comm, int* excludeRanksList,
+                 int excludeRanksCount, ncclComm_t* newcomm, ncclConfig_t* config, int shrinkFlags);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommGetUniqueId, ncclComm_t comm, ncclUniqueId* uniqueId);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommGrow, ncclComm_t comm, int nRanks,
+                 const ncclUniqueId* uniqueId, int rank, ncclComm_t* newcomm, ncclConfig_t* config);
 MAYPOLE_FUNCTION(ncclResult_t, ncclCommFinalize, ncclComm_t comm);
 MAYPOLE_FUNCTION(ncclResult_t, ncclCommDestroy, ncclComm_t comm);
-/* From any thread: ends a call, or an init, that is under way, on all ranks. */
+/* May be called from any thread. Ends the running call, or init, on all ranks. */
 MAYPOLE_FUNCTION(ncclResult_t, ncclCommAbort, ncclComm_t comm);
 MAYPOLE_FUNCTION(ncclResult_t, ncclCommRevoke, ncclComm_t comm, int revokeFlags);
 MAYPOLE_FUNCTION(ncclResult_t, ncclCommGetAsyncError, ncclComm_t comm, ncclResult_t* asyncError);
 MAYPOLE_FUNCTION(ncclResult_t, ncclCommCount, const ncclComm_t comm, int* count);
-/* As named to ncclCommInitAll, else -1: a communicator of host memory has no device. */
+/* The number of the CUDA device; on host memory the number given to ncclCommInitAll, else -1. */
 MAYPOLE_FUNCTION(ncclResult_t, ncclCommCuDevice, const ncclComm_t comm, int* device);
 MAYPOLE_FUNCTION(ncclResult_t, ncclCommUserRank, const ncclComm_t comm, int* rank);
 MAYPOLE_FUNCTION(ncclResult_t, ncclCommSuspend, ncclComm_t comm, int flags);
 MAYPOLE_FUNCTION(ncclResult_t, ncclCommResume, ncclComm_t comm);
-MAYPOLE_FUNCTION(ncclResult_t, ncclCommMemStats, ncclComm_t comm, ncclCommMemStat_t stat, uint64_t* value);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommMemStats, ncclComm_t comm, ncclCommMemStat_t stat,
+                 uint64_t* value);
 
 /* ---- memory ---- */
 
 MAYPOLE_FUNCTION(ncclResult_t, ncclMemAlloc, void** ptr, size_t size);
 MAYPOLE_FUNCTION(ncclResult_t, ncclMemFree, void* ptr);
-MAYPOLE_FUNCTION(ncclResult_t, ncclCommRegister, const ncclComm_t comm, void* buff, size_t size, void** handle);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommRegister, const ncclComm_t comm, void* buff, size_t size,
+                 void** handle);
 MAYPOLE_FUNCTION(ncclResult_t, ncclCommDeregister, const ncclComm_t comm, void* handle);
-MAYPOLE_FUNCTION(ncclResult_t, ncclCommWindowRegister, ncclComm_t comm, void* buff, size_t size, ncclWindow_t* win,
-                 int winFlags);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommWindowRegister, ncclComm_t comm, void* buff, size_t size,
+                 ncclWindow_t* win, int winFlags);
 MAYPOLE_FUNCTION(ncclResult_t, ncclCommWindowDeregister, ncclComm_t comm, ncclWindow_t win);
-MAYPOLE_FUNCTION(ncclResult_t, ncclWinGetUserPtr, ncclComm_t comm, ncclWindow_t win, void** outUserPtr);
+MAYPOLE_FUNCTION(ncclResult_t, ncclWinGetUserPtr, ncclComm_t comm, ncclWindow_t win,
+                 void** outUserPtr);
 
 /* ---- operators ---- */
 
-MAYPOLE_FUNCTION(ncclResult_t, ncclRedOpCreatePreMulSum, ncclRedOp_t* op, void* scalar, ncclDataType_t datatype,
-                 ncclScalarResidence_t residence, ncclComm_t comm);
+MAYPOLE_FUNCTION(ncclResult_t, ncclRedOpCreatePreMulSum, ncclRedOp_t* op, void* scalar,
+                 ncclDataType_t datatype, ncclScalarResidence_t residence, ncclComm_t comm);
 MAYPOLE_FUNCTION(ncclResult_t, ncclRedOpDestroy, ncclRedOp_t op, ncclComm_t comm);
 
 /* ---- collectives ---- */
 
-/* A buffer that a rank has no use for, as recvbuff off the root of a reduce, may be NULL. */
-MAYPOLE_FUNCTION(ncclResult_t, ncclAllReduce, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
-                 datatype, ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream);
-MAYPOLE_FUNCTION(ncclResult_t, ncclReduce, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
-                 datatype, ncclRedOp_t op, int root, ncclComm_t comm, cudaStream_t stream);
-MAYPOLE_FUNCTION(ncclResult_t, ncclBroadcast, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
-                 datatype, int root, ncclComm_t comm, cudaStream_t stream);
-MAYPOLE_FUNCTION(ncclResult_t, ncclReduceScatter, const void* sendbuff, void* recvbuff, size_t recvcount,
+/* A buffer that a rank does not use may be NULL, for example recvbuff of a reduce on ranks other
+ * than the root. */
+MAYPOLE_FUNCTION(ncclResult_t, ncclAllReduce, const void* sendbuff, void* recvbuff, size_t count,
                  ncclDataType_t datatype, ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream);
-MAYPOLE_FUNCTION(ncclResult_t, ncclAllGather, const void* sendbuff, void* recvbuff, size_t sendcount, ncclDataType_t
-                 datatype, ncclComm_t comm, cudaStream_t stream);
-MAYPOLE_FUNCTION(ncclResult_t, ncclAlltoAll, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
-                 datatype, ncclComm_t comm, cudaStream_t stream);
-MAYPOLE_FUNCTION(ncclResult_t, ncclGather, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
-                 datatype, int root, ncclComm_t comm, cudaStream_t stream);
-MAYPOLE_FUNCTION(ncclResult_t, ncclScatter, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
-                 datatype, int root, ncclComm_t comm, cudaStream_t stream);
-/* As the plain call, done as config says; NULL is the plain call. */
-MAYPOLE_FUNCTION(ncclResult_t, ncclAllReduceConfig, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
-                 datatype, ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream, const ncclCollConfig_t* config);
-MAYPOLE_FUNCTION(ncclResult_t, ncclReduceConfig, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
-                 datatype, ncclRedOp_t op, int root, ncclComm_t comm, cudaStream_t stream, const ncclCollConfig_t*
-                 config);
-MAYPOLE_FUNCTION(ncclResult_t, ncclBroadcastConfig, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
-                 datatype, int root, ncclComm_t comm, cudaStream_t stream, const ncclCollConfig_t* config);
-MAYPOLE_FUNCTION(ncclResult_t, ncclReduceScatterConfig, const void* sendbuff, void* recvbuff, size_t recvcount,
-                 ncclDataType_t datatype, ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream, const
-                 ncclCollConfig_t* config);
-MAYPOLE_FUNCTION(ncclResult_t, ncclAllGatherConfig, const void* sendbuff, void* recvbuff, size_t sendcount,
-                 ncclDataType_t datatype, ncclComm_t comm, cudaStream_t stream, const ncclCollConfig_t* config);
-MAYPOLE_FUNCTION(ncclResult_t, ncclAlltoAllConfig, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
-                 datatype, ncclComm_t comm, cudaStream_t stream, const ncclCollConfig_t* config);
-MAYPOLE_FUNCTION(ncclResult_t, ncclGatherConfig, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
-                 datatype, int root, ncclComm_t comm, cudaStream_t stream, const ncclCollConfig_t* config);
-MAYPOLE_FUNCTION(ncclResult_t, ncclScatterConfig, const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t
-                 datatype, int root, ncclComm_t comm, cudaStream_t stream, const ncclCollConfig_t* config);
-MAYPOLE_FUNCTION(ncclResult_t, ncclBcast, void* buff, size_t count, ncclDataType_t datatype, int root, ncclComm_t comm,
+MAYPOLE_FUNCTION(ncclResult_t, ncclReduce, const void* sendbuff, void* recvbuff, size_t count,
+                 ncclDataType_t datatype, ncclRedOp_t op, int root, ncclComm_t comm,
                  cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclBroadcast, const void* sendbuff, void* recvbuff, size_t count,
+                 ncclDataType_t datatype, int root, ncclComm_t comm, cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclReduceScatter, const void* sendbuff, void* recvbuff,
+                 size_t recvcount, ncclDataType_t datatype, ncclRedOp_t op, ncclComm_t comm,
+                 cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclAllGather, const void* sendbuff, void* recvbuff,
+                 size_t sendcount, ncclDataType_t datatype, ncclComm_t comm, cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclAlltoAll, const void* sendbuff, void* recvbuff, size_t count,
+                 ncclDataType_t datatype, ncclComm_t comm, cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclGather, const void* sendbuff, void* recvbuff, size_t count,
+                 ncclDataType_t datatype, int root, ncclComm_t comm, cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclScatter, const void* sendbuff, void* recvbuff, size_t count,
+                 ncclDataType_t datatype, int root, ncclComm_t comm, cudaStream_t stream);
+/* As the functions above, with a configuration; NULL means none. */
+MAYPOLE_FUNCTION(ncclResult_t, ncclAllReduceConfig, const void* sendbuff, void* recvbuff,
+                 size_t count, ncclDataType_t datatype, ncclRedOp_t op, ncclComm_t comm,
+                 cudaStream_t stream, const ncclCollConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclReduceConfig, const void* sendbuff, void* recvbuff,
+                 size_t count, ncclDataType_t datatype, ncclRedOp_t op, int root, ncclComm_t comm,
+                 cudaStream_t stream, const ncclCollConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclBroadcastConfig, const void* sendbuff, void* recvbuff,
+                 size_t count, ncclDataType_t datatype, int root, ncclComm_t comm,
+                 cudaStream_t stream, const ncclCollConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclReduceScatterConfig, const void* sendbuff, void* recvbuff,
+                 size_t recvcount, ncclDataType_t datatype, ncclRedOp_t op, ncclComm_t comm,
+                 cudaStream_t stream, const ncclCollConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclAllGatherConfig, const void* sendbuff, void* recvbuff,
+                 size_t sendcount, ncclDataType_t datatype, ncclComm_t comm, cudaStream_t stream,
+                 const ncclCollConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclAlltoAllConfig, const void* sendbuff, void* recvbuff,
+                 size_t count, ncclDataType_t datatype, ncclComm_t comm, cudaStream_t stream,
+                 const ncclCollConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclGatherConfig, const void* sendbuff, void* recvbuff,
+                 size_t count, ncclDataType_t datatype, int root, ncclComm_t comm,
+                 cudaStream_t stream, const ncclCollConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclScatterConfig, const void* sendbuff, void* recvbuff,
+                 size_t count, ncclDataType_t datatype, int root, ncclComm_t comm,
+                 cudaStream_t stream, const ncclCollConfig_t* config);
+MAYPOLE_FUNCTION(ncclResult_t, ncclBcast, void* buff, size_t count, ncclDataType_t datatype,
+                 int root, ncclComm_t comm, cudaStream_t stream);
 
-/* ---- between two ranks: several at once, and to oneself, in a group ---- */
+/* ---- transfers between two ranks ----
+ *
+ * Several transfers that run at once, and those of a rank with itself, have to be in one group. */
 
-MAYPOLE_FUNCTION(ncclResult_t, ncclSend, const void* sendbuff, size_t count, ncclDataType_t datatype, int peer,
+MAYPOLE_FUNCTION(ncclResult_t, ncclSend, const void* sendbuff, size_t count,
+                 ncclDataType_t datatype, int peer, ncclComm_t comm, cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclRecv, void* recvbuff, size_t count, ncclDataType_t datatype,
+                 int peer, ncclComm_t comm, cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclPutSignal, const void* localbuff, size_t count,
+                 ncclDataType_t datatype, int peer, ncclWindow_t peerWin, size_t peerWinOffset,
+                 int sigIdx, int ctx, unsigned int flags, ncclComm_t comm, cudaStream_t stream);
+MAYPOLE_FUNCTION(ncclResult_t, ncclSignal, int peer, int sigIdx, int ctx, unsigned int flags,
                  ncclComm_t comm, cudaStream_t stream);
-MAYPOLE_FUNCTION(ncclResult_t, ncclRecv, void* recvbuff, size_t count, ncclDataType_t datatype, int peer,
+MAYPOLE_FUNCTION(ncclResult_t, ncclWaitSignal, int nDesc, ncclWaitSignalDesc_t* signalDescs,
                  ncclComm_t comm, cudaStream_t stream);
-MAYPOLE_FUNCTION(ncclResult_t, ncclPutSignal, const void* localbuff, size_t count, ncclDataType_t datatype, int peer,
-                 ncclWindow_t peerWin, size_t peerWinOffset, int sigIdx, int ctx, unsigned int flags, ncclComm_t comm,
-                 cudaStream_t stream);
-MAYPOLE_FUNCTION(ncclResult_t, ncclSignal, int peer, int sigIdx, int ctx, unsigned int flags, ncclComm_t comm,
-                 cudaStream_t stream);
-MAYPOLE_FUNCTION(ncclResult_t, ncclWaitSignal, int nDesc, ncclWaitSignalDesc_t* signalDescs, ncclComm_t comm,
-                 cudaStream_t stream);
 
 /* ---- groups ---- */
 
 MAYPOLE_FUNCTION(ncclResult_t, ncclGroupStart, void);
 MAYPOLE_FUNCTION(ncclResult_t, ncclGroupEnd, void);
-/* Drops the group, and tells how long it would have taken. */
+/* Drops the group and predicts how long it would have taken. */
 MAYPOLE_FUNCTION(ncclResult_t, ncclGroupSimulateEnd, ncclSimInfo_t* simInfo);
 
-/* ---- settings, by the name of their environment variable, with or without NCCL_ ---- */
+/* ---- settings ----
+ *
+ * The key is the name of the environment variable, with or without NCCL_. */
 
 MAYPOLE_FUNCTION(ncclResult_t, ncclParamBind, ncclParamHandle_t* out, const char* key);
 MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetI8, ncclParamHandle_t h, int8_t* out);
@@ -427,7 +458,8 @@ MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetU32, ncclParamHandle_t h, uint32_t* o
 MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetU64, ncclParamHandle_t h, uint64_t* out);
 MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetStr, ncclParamHandle_t h, const char** out);
 MAYPOLE_FUNCTION(ncclResult_t, ncclParamGet, ncclParamHandle_t h, void* out, int maxLen, int* len);
-MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetParameter, const char* key, const char** value, int* valueLen);
+MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetParameter, const char* key, const char** value,
+                 int* valueLen);
 MAYPOLE_FUNCTION(ncclResult_t, ncclParamGetAllParameterKeys, const char*** table, int* tableLen);
 MAYPOLE_FUNCTION(void, ncclParamDumpAll, void);
 

@@ -1,9 +1,10 @@
 /*
  * nccl_device.h of Maypole: the host's side of NCCL's device API.
  *
- * There is no device to write kernels for: what is inlined into kernels in NCCL's header is not here, and the functions that
- * prepare kernels answer ncclInvalidUsage. Ask ncclCommQueryProperties first, as with NCCL: deviceApiSupport is false. The
- * structures that clients fill in are laid out as in 2.32; a device communicator is opaque.
+ * Kernels of programs cannot communicate here. This header has nothing of what NCCL's header
+ * inlines into kernels, and the functions that prepare kernels return ncclInvalidUsage. As with
+ * NCCL, ask ncclCommQueryProperties first: deviceApiSupport is false. Structures that clients fill
+ * in have the layout of NCCL 2.32; a device communicator is opaque.
  */
 #ifndef NCCL_DEVICE_H_
 #define NCCL_DEVICE_H_
@@ -43,7 +44,8 @@ typedef enum {
   NCCL_CFT_TEAM_HIER_LSA = 2
 } ncclCftTeamMode_t;
 
-/* Ranks of a communicator: the first at distance -rank * stride from this one. */
+/* Ranks of a communicator at equal distances. Rank r of the team is stride * (r - rank) away from
+ * this rank. */
 typedef struct ncclTeam {
   int nRanks;
   int rank;
@@ -121,11 +123,11 @@ typedef struct ncclDevCommRequirements {
   int cftBarrierCount;
 } ncclDevCommRequirements_t;
 
-#define NCCL_DEV_COMM_REQUIREMENTS_INITIALIZER                                                                 \
-  {                                                                                                            \
-    sizeof(ncclDevCommRequirements_t), NCCL_API_MAGIC, NCCL_VERSION_CODE, NULL, NULL, false, 0, 0, 0, 0, 0,    \
-      false, 4, 0, 0, NCCL_GIN_CONNECTION_NONE, false, 0, NCCL_CONFIG_UNDEF_INT, 0, true, true, 1,             \
-      NCCL_GIN_TYPE_NONE, false, 0, 0                                                                          \
+#define NCCL_DEV_COMM_REQUIREMENTS_INITIALIZER                                                  \
+  {                                                                                             \
+    sizeof(ncclDevCommRequirements_t), NCCL_API_MAGIC, NCCL_VERSION_CODE, NULL, NULL, false, 0, \
+      0, 0, 0, 0, false, 4, 0, 0, NCCL_GIN_CONNECTION_NONE, false, 0, NCCL_CONFIG_UNDEF_INT, 0, \
+      true, true, 1, NCCL_GIN_TYPE_NONE, false, 0, 0                                            \
   }
 
 typedef struct ncclCommProperties {
@@ -140,7 +142,7 @@ typedef struct ncclCommProperties {
   bool multimemSupport;  /* false */
   ncclGinType_t ginType;
   int nLsaTeams;
-  bool hostRmaSupport; /* true */
+  bool hostRmaSupport; /* true on host memory, false on CUDA devices */
   ncclGinType_t railedGinType;
   uint64_t commHash;
   int ginMinStride;
@@ -152,42 +154,48 @@ typedef struct ncclCommProperties {
   bool cftCountedSupport;   /* false */
 } ncclCommProperties_t;
 
-#define NCCL_COMM_PROPERTIES_INITIALIZER                                                                            \
-  {                                                                                                                 \
-    sizeof(ncclCommProperties_t), NCCL_API_MAGIC, NCCL_VERSION_CODE, 0, 0, 0, 0, false, false, NCCL_GIN_TYPE_NONE, 0, \
-      false, NCCL_GIN_TYPE_NONE, 0, 0, NCCL_GIN_CONNECTION_NONE, {false}, 0, false, false, false                    \
+#define NCCL_COMM_PROPERTIES_INITIALIZER                                                       \
+  {                                                                                            \
+    sizeof(ncclCommProperties_t), NCCL_API_MAGIC, NCCL_VERSION_CODE, 0, 0, 0, 0, false, false, \
+      NCCL_GIN_TYPE_NONE, 0, false, NCCL_GIN_TYPE_NONE, 0, 0, NCCL_GIN_CONNECTION_NONE,        \
+      {false}, 0, false, false, false                                                          \
   }
 
-MAYPOLE_FUNCTION(ncclResult_t, ncclCommQueryProperties, ncclComm_t comm, ncclCommProperties_t* props);
+MAYPOLE_FUNCTION(ncclResult_t, ncclCommQueryProperties, ncclComm_t comm,
+                 ncclCommProperties_t* props);
 
-/* ---- what needs a device: ncclInvalidUsage ---- */
+/* ---- functions that prepare kernels: all return ncclInvalidUsage ---- */
 
-MAYPOLE_FUNCTION(ncclResult_t, ncclDevCommCreate, ncclComm_t comm, const ncclDevCommRequirements_t* reqs,
-                 ncclDevComm_t* outDevComm);
+MAYPOLE_FUNCTION(ncclResult_t, ncclDevCommCreate, ncclComm_t comm,
+                 const ncclDevCommRequirements_t* reqs, ncclDevComm_t* outDevComm);
 MAYPOLE_FUNCTION(ncclResult_t, ncclDevCommDestroy, ncclComm_t comm, const ncclDevComm_t* devComm);
-MAYPOLE_FUNCTION(ncclResult_t, ncclGetLsaMultimemDevicePointer, ncclWindow_t window, size_t offset, void** outPtr);
+MAYPOLE_FUNCTION(ncclResult_t, ncclGetLsaMultimemDevicePointer, ncclWindow_t window, size_t offset,
+                 void** outPtr);
 MAYPOLE_FUNCTION(ncclResult_t, ncclGetMultimemDevicePointer, ncclWindow_t window, size_t offset,
                  ncclMultimemHandle_t multimem, void** outPtr);
-MAYPOLE_FUNCTION(ncclResult_t, ncclGetLsaDevicePointer, ncclWindow_t window, size_t offset, int lsaRank,
-                 void** outPtr);
-MAYPOLE_FUNCTION(ncclResult_t, ncclGetPeerDevicePointer, ncclWindow_t window, size_t offset, int peer, void** outPtr);
-MAYPOLE_FUNCTION(ncclResult_t, ncclGetMultimemDeviceLeInfo, ncclWindow_t window, size_t offset, ncclCftLeId* leId,
-                 size_t* leOffset);
-MAYPOLE_FUNCTION(ncclResult_t, ncclGetCftDeviceLeInfo, ncclWindow_t window, size_t offset, int peerCft,
-                 ncclTeam_t cftTeam, ncclCftLeId* leId, size_t* leOffset);
-MAYPOLE_FUNCTION(ncclResult_t, ncclGetPeerDeviceLeInfo, ncclWindow_t window, size_t offset, int peerWorld,
+MAYPOLE_FUNCTION(ncclResult_t, ncclGetLsaDevicePointer, ncclWindow_t window, size_t offset,
+                 int lsaRank, void** outPtr);
+MAYPOLE_FUNCTION(ncclResult_t, ncclGetPeerDevicePointer, ncclWindow_t window, size_t offset,
+                 int peer, void** outPtr);
+MAYPOLE_FUNCTION(ncclResult_t, ncclGetMultimemDeviceLeInfo, ncclWindow_t window, size_t offset,
                  ncclCftLeId* leId, size_t* leOffset);
+MAYPOLE_FUNCTION(ncclResult_t, ncclGetCftDeviceLeInfo, ncclWindow_t window, size_t offset,
+                 int peerCft, ncclTeam_t cftTeam, ncclCftLeId* leId, size_t* leOffset);
+MAYPOLE_FUNCTION(ncclResult_t, ncclGetPeerDeviceLeInfo, ncclWindow_t window, size_t offset,
+                 int peerWorld, ncclCftLeId* leId, size_t* leOffset);
 MAYPOLE_FUNCTION(ncclResult_t, ncclLsaBarrierCreateRequirement, ncclTeam_t team, int nBarriers,
                  ncclLsaBarrierHandle_t* outHandle, ncclDevResourceRequirements_t* outReq);
-MAYPOLE_FUNCTION(ncclResult_t, ncclGinBarrierCreateRequirement, ncclComm_t comm, ncclTeam_t team, int nBarriers,
-                 ncclGinBarrierHandle_t* outHandle, ncclDevResourceRequirements_t* outReq);
-MAYPOLE_FUNCTION(int, ncclLLA2ACalcSlots, int maxElts, int maxEltSize);
-MAYPOLE_FUNCTION(ncclResult_t, ncclLLA2ACreateRequirement, int nBlocks, int nSlots, ncclLLA2AHandle_t* outHandle,
+MAYPOLE_FUNCTION(ncclResult_t, ncclGinBarrierCreateRequirement, ncclComm_t comm, ncclTeam_t team,
+                 int nBarriers, ncclGinBarrierHandle_t* outHandle,
                  ncclDevResourceRequirements_t* outReq);
+MAYPOLE_FUNCTION(int, ncclLLA2ACalcSlots, int maxElts, int maxEltSize);
+MAYPOLE_FUNCTION(ncclResult_t, ncclLLA2ACreateRequirement, int nBlocks, int nSlots,
+                 ncclLLA2AHandle_t* outHandle, ncclDevResourceRequirements_t* outReq);
 MAYPOLE_FUNCTION(ncclResult_t, ncclGinOutboxCreateRequirement, int nBlocks, int size_log2,
                  ncclGinOutboxHandle_t* outHandle, ncclDevResourceRequirements_t* outReq);
-MAYPOLE_FUNCTION(ncclResult_t, ncclGinInboxA2ACreateRequirement, ncclTeam_t peers, int nBlocks, int size_log2,
-                 ncclGinInboxA2AHandle_t* outHandle, ncclDevResourceRequirements_t* outReq);
+MAYPOLE_FUNCTION(ncclResult_t, ncclGinInboxA2ACreateRequirement, ncclTeam_t peers, int nBlocks,
+                 int size_log2, ncclGinInboxA2AHandle_t* outHandle,
+                 ncclDevResourceRequirements_t* outReq);
 
 /* ---- teams: no two ranks share device memory ---- */
 
@@ -195,12 +203,13 @@ MAYPOLE_FUNCTION(ncclTeam_t, ncclTeamWorld, ncclComm_t comm);
 MAYPOLE_FUNCTION(ncclTeam_t, ncclTeamLsa, ncclComm_t comm);
 MAYPOLE_FUNCTION(ncclTeam_t, ncclTeamRail, ncclComm_t comm);
 #ifdef __cplusplus
-MAYPOLE_FUNCTION(ncclTeam_t, ncclTeamCft, ncclComm_t comm, ncclCftTeamMode_t mode = NCCL_CFT_TEAM_FLAT);
+MAYPOLE_FUNCTION(ncclTeam_t, ncclTeamCft, ncclComm_t comm,
+                 ncclCftTeamMode_t mode = NCCL_CFT_TEAM_FLAT);
 #else
 MAYPOLE_FUNCTION(ncclTeam_t, ncclTeamCft, ncclComm_t comm, ncclCftTeamMode_t mode);
 #endif
 MAYPOLE_FUNCTION(ncclTeam_t, ncclTeamCftMultimem, ncclComm_t comm);
-/* -1 where there is no such rank. */
+/* Return -1 if there is no such rank. */
 MAYPOLE_FUNCTION(int, ncclTeamRankToWorld, ncclComm_t comm, ncclTeam_t team, int rank);
 MAYPOLE_FUNCTION(int, ncclTeamRankToLsa, ncclComm_t comm, ncclTeam_t team, int rank);
 

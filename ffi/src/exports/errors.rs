@@ -29,7 +29,7 @@ abi! {
     }
 
     /// `ncclGetLastError`: the last error of the whole process; the communicator is ignored. The
-    /// text is valid until the next call of the same thread.
+    /// text is valid until the same thread calls this function again.
     fn ncclGetLastError(_comm: CommHandle) -> *const c_char {
         thread_local! {
             static TEXT: RefCell<CString> = RefCell::default();
