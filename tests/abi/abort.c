@@ -1,4 +1,4 @@
-/* A call that waits for a peer that never comes is ended by ncclCommAbort from another thread. */
+/* ncclCommAbort of another thread ends a call that waits for a peer that never calls. */
 #include "check.h"
 
 #include <pthread.h>
@@ -12,7 +12,7 @@ static void* wait_for_the_peer(void* unused) {
   float value = 1;
   EXPECT(write(ready[1], "x", 1) == 1);
   ncclResult_t result = ncclAllReduce(&value, &value, 1, ncclFloat, ncclSum, comms[0], NULL);
-  /* The latter if this thread was so slow that the communicator is gone already. */
+  /* The latter if this thread was so slow that the communicator is already destroyed. */
   EXPECT(result == ncclRemoteError || result == ncclInvalidArgument);
   return NULL;
 }
@@ -29,11 +29,11 @@ int main(void) {
   EXPECT(pipe(ready) == 0);
   EXPECT(pthread_create(&thread, NULL, wait_for_the_peer, NULL) == 0);
   EXPECT(read(ready[0], &byte, 1) == 1);
-  /* So that the call is, almost always, under way. */
+  /* By then the call almost always waits. */
   usleep(100 * 1000);
   OK(ncclCommAbort(comms[0]));
   EXPECT(pthread_join(thread, NULL) == 0);
-  /* The peer learns of it. */
+  /* The peer learns of the abort. */
   ncclResult_t state = ncclSuccess;
   for (int i = 0; i < 1000 && state == ncclSuccess; i++) {
     OK(ncclCommGetAsyncError(comms[1], &state));

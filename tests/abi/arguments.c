@@ -1,4 +1,5 @@
-/* On host memory or devices: every argument of every function, out of range or NULL: the documented code and a text that says what is wrong, never a crash. */
+/* Every argument of every function out of range or NULL, on host memory or devices. The call
+ * returns the documented result and leaves a text, and never crashes. */
 #include "gpu.h"
 
 #include <maypole.h>
@@ -9,7 +10,7 @@
 static char before[64];
 static int calls;
 
-/* The answer, and a last error that the call itself has left. */
+/* Checks a result, and that the call itself has left the last error. */
 static void expect(const char* what, ncclResult_t got, ncclResult_t wanted, int line) {
   calls++;
   const char* text = ncclGetLastError(NULL);
@@ -19,7 +20,7 @@ static void expect(const char* what, ncclResult_t got, ncclResult_t wanted, int 
   }
 }
 
-/* Leaves a last error that no call under test has. */
+/* Leaves a last error that no call under test leaves. */
 static void mark(void) {
   static int number;
   ncclParamHandle_t handle;
@@ -36,10 +37,10 @@ static void mark(void) {
 static float send[64], recv[64];
 static void* const ADDRESS = &send;
 
-#define HANDLES(each) \
-  each(NULL);         \
-  each(dead);         \
-  each((ncclComm_t)ADDRESS); \
+#define HANDLES(each)             \
+  each(NULL);                     \
+  each(dead);                     \
+  each((ncclComm_t)ADDRESS);      \
   each((ncclComm_t)(uintptr_t)8); \
   each((ncclComm_t)UINTPTR_MAX)
 
@@ -57,54 +58,54 @@ static void handles(ncclComm_t dead) {
   ncclCommProperties_t properties = NCCL_COMM_PROPERTIES_INITIALIZER;
   ncclWaitSignalDesc_t wait = {1, 0, 0, 0};
   char memory[256];
-#define EACH(comm)                                                                           \
-  BAD(ncclCommCount(comm, &number));                                                         \
-  BAD(ncclCommUserRank(comm, &number));                                                      \
-  BAD(ncclCommCuDevice(comm, &number));                                                      \
-  BAD(ncclCommGetAsyncError(comm, &state));                                                  \
-  BAD(ncclCommRevoke(comm, 0));                                                              \
-  BAD(ncclCommSplit(comm, 0, 0, &new, NULL));                                                \
-  BAD(ncclCommShrink(comm, list, 1, &new, NULL, 0));                                         \
-  BAD(ncclCommGetUniqueId(comm, &id));                                                       \
-  BAD(ncclCommSuspend(comm, NCCL_SUSPEND_MEM));                                              \
-  BAD(ncclCommResume(comm));                                                                 \
-  BAD(ncclCommMemStats(comm, ncclStatGpuMemTotal, &value));                                  \
-  BAD(ncclCommRegister(comm, send, 4, &pointer));                                            \
-  BAD(ncclCommDeregister(comm, NULL));                                                       \
-  BAD(ncclCommWindowRegister(comm, send, 4, &window, 0));                                    \
-  BAD(ncclCommWindowDeregister(comm, NULL));                                                 \
-  BAD(ncclWinGetUserPtr(comm, NULL, &pointer));                                              \
-  BAD(ncclRedOpCreatePreMulSum(&op, send, ncclFloat, ncclScalarHostImmediate, comm));        \
-  BAD(ncclRedOpDestroy((ncclRedOp_t)7, comm));                                               \
-  BAD(ncclAllReduce(send, recv, 1, ncclFloat, ncclSum, comm, NULL));                         \
-  BAD(ncclReduce(send, recv, 1, ncclFloat, ncclSum, 0, comm, NULL));                         \
-  BAD(ncclBroadcast(send, recv, 1, ncclFloat, 0, comm, NULL));                               \
-  BAD(ncclBcast(send, 1, ncclFloat, 0, comm, NULL));                                         \
-  BAD(ncclReduceScatter(send, recv, 1, ncclFloat, ncclSum, comm, NULL));                     \
-  BAD(ncclAllGather(send, recv, 1, ncclFloat, comm, NULL));                                  \
-  BAD(ncclAlltoAll(send, recv, 1, ncclFloat, comm, NULL));                                   \
-  BAD(ncclGather(send, recv, 1, ncclFloat, 0, comm, NULL));                                  \
-  BAD(ncclScatter(send, recv, 1, ncclFloat, 0, comm, NULL));                                 \
-  BAD(ncclAllReduceConfig(send, recv, 1, ncclFloat, ncclSum, comm, NULL, NULL));             \
-  BAD(ncclSend(send, 1, ncclFloat, 0, comm, NULL));                                          \
-  BAD(ncclRecv(recv, 1, ncclFloat, 0, comm, NULL));                                          \
-  BAD(ncclPutSignal(send, 1, ncclFloat, 0, NULL, 0, 0, 0, 0, comm, NULL));                   \
-  BAD(ncclSignal(0, 0, 0, 0, comm, NULL));                                                   \
-  BAD(ncclWaitSignal(1, &wait, comm, NULL));                                                 \
-  BAD(ncclCommQueryProperties(comm, &properties));                                           \
-  BAD(ncclDevCommCreate(comm, (ncclDevCommRequirements_t*)memory, (ncclDevComm_t*)memory));  \
-  BAD(ncclDevCommDestroy(comm, (ncclDevComm_t*)memory));                                     \
-  BAD(maypoleBarrier(comm, NULL));                                                           \
-  BAD(maypoleAllGatherV(send, 1, recv, counts, NULL, ncclFloat, comm, NULL));                \
-  EXPECT(ncclTeamWorld(comm).nRanks == 0 && ncclTeamLsa(comm).nRanks == 0);                  \
+#define EACH(comm)                                                                             \
+  BAD(ncclCommCount(comm, &number));                                                           \
+  BAD(ncclCommUserRank(comm, &number));                                                        \
+  BAD(ncclCommCuDevice(comm, &number));                                                        \
+  BAD(ncclCommGetAsyncError(comm, &state));                                                    \
+  BAD(ncclCommRevoke(comm, 0));                                                                \
+  BAD(ncclCommSplit(comm, 0, 0, &new, NULL));                                                  \
+  BAD(ncclCommShrink(comm, list, 1, &new, NULL, 0));                                           \
+  BAD(ncclCommGetUniqueId(comm, &id));                                                         \
+  BAD(ncclCommSuspend(comm, NCCL_SUSPEND_MEM));                                                \
+  BAD(ncclCommResume(comm));                                                                   \
+  BAD(ncclCommMemStats(comm, ncclStatGpuMemTotal, &value));                                    \
+  BAD(ncclCommRegister(comm, send, 4, &pointer));                                              \
+  BAD(ncclCommDeregister(comm, NULL));                                                         \
+  BAD(ncclCommWindowRegister(comm, send, 4, &window, 0));                                      \
+  BAD(ncclCommWindowDeregister(comm, NULL));                                                   \
+  BAD(ncclWinGetUserPtr(comm, NULL, &pointer));                                                \
+  BAD(ncclRedOpCreatePreMulSum(&op, send, ncclFloat, ncclScalarHostImmediate, comm));          \
+  BAD(ncclRedOpDestroy((ncclRedOp_t)7, comm));                                                 \
+  BAD(ncclAllReduce(send, recv, 1, ncclFloat, ncclSum, comm, NULL));                           \
+  BAD(ncclReduce(send, recv, 1, ncclFloat, ncclSum, 0, comm, NULL));                           \
+  BAD(ncclBroadcast(send, recv, 1, ncclFloat, 0, comm, NULL));                                 \
+  BAD(ncclBcast(send, 1, ncclFloat, 0, comm, NULL));                                           \
+  BAD(ncclReduceScatter(send, recv, 1, ncclFloat, ncclSum, comm, NULL));                       \
+  BAD(ncclAllGather(send, recv, 1, ncclFloat, comm, NULL));                                    \
+  BAD(ncclAlltoAll(send, recv, 1, ncclFloat, comm, NULL));                                     \
+  BAD(ncclGather(send, recv, 1, ncclFloat, 0, comm, NULL));                                    \
+  BAD(ncclScatter(send, recv, 1, ncclFloat, 0, comm, NULL));                                   \
+  BAD(ncclAllReduceConfig(send, recv, 1, ncclFloat, ncclSum, comm, NULL, NULL));               \
+  BAD(ncclSend(send, 1, ncclFloat, 0, comm, NULL));                                            \
+  BAD(ncclRecv(recv, 1, ncclFloat, 0, comm, NULL));                                            \
+  BAD(ncclPutSignal(send, 1, ncclFloat, 0, NULL, 0, 0, 0, 0, comm, NULL));                     \
+  BAD(ncclSignal(0, 0, 0, 0, comm, NULL));                                                     \
+  BAD(ncclWaitSignal(1, &wait, comm, NULL));                                                   \
+  BAD(ncclCommQueryProperties(comm, &properties));                                             \
+  BAD(ncclDevCommCreate(comm, (ncclDevCommRequirements_t*)memory, (ncclDevComm_t*)memory));    \
+  BAD(ncclDevCommDestroy(comm, (ncclDevComm_t*)memory));                                       \
+  BAD(maypoleBarrier(comm, NULL));                                                             \
+  BAD(maypoleAllGatherV(send, 1, recv, counts, NULL, ncclFloat, comm, NULL));                  \
+  EXPECT(ncclTeamWorld(comm).nRanks == 0 && ncclTeamLsa(comm).nRanks == 0);                    \
   EXPECT(ncclTeamRail(comm).nRanks == 0 && ncclTeamCft(comm, NCCL_CFT_TEAM_FLAT).nRanks == 0); \
-  EXPECT(ncclTeamCftMultimem(comm).nRanks == 0);                                             \
-  EXPECT(ncclTeamRankToWorld(comm, ncclTeamWorld(comm), 0) == -1);                           \
+  EXPECT(ncclTeamCftMultimem(comm).nRanks == 0);                                               \
+  EXPECT(ncclTeamRankToWorld(comm, ncclTeamWorld(comm), 0) == -1);                             \
   EXPECT(ncclTeamRankToLsa(comm, ncclTeamWorld(comm), 0) == -1)
   HANDLES(EACH);
-#define ENDS(comm)              \
-  BAD(ncclCommFinalize(comm));  \
-  BAD(ncclCommDestroy(comm));   \
+#define ENDS(comm)             \
+  BAD(ncclCommFinalize(comm)); \
+  BAD(ncclCommDestroy(comm));  \
   BAD(ncclCommAbort(comm))
   ENDS(dead);
   ENDS((ncclComm_t)ADDRESS);
@@ -131,10 +132,10 @@ static void init(void) {
   BAD(ncclCommInitRankScalable(&comm, 1, 0, 1, &garbage, NULL));
   /* Each field of the configuration. */
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-#define FIELD(field, value)                                     \
-  config.field = value;                                         \
-  BAD(ncclCommInitRankConfig(&comm, 1, id, 0, &config));        \
-  EXPECT(strstr(ncclGetLastError(NULL), #field));               \
+#define FIELD(field, value)                              \
+  config.field = value;                                  \
+  BAD(ncclCommInitRankConfig(&comm, 1, id, 0, &config)); \
+  EXPECT(strstr(ncclGetLastError(NULL), #field));        \
   config.field = INT_MIN
   FIELD(blocking, 2);
   FIELD(cgaClusterSize, -1);
@@ -171,43 +172,43 @@ static void calls_of(ncclComm_t comm, ncclComm_t other) {
   ncclCollConfig_t config = NCCL_COLLCONFIG_INITIALIZER;
   size_t counts[1] = {4}, places[1] = {0}, huge[1] = {SIZE_MAX / 2};
   cudaStream_t stream = (cudaStream_t)ADDRESS;
-  /* Each argument that collectives have in common. */
-#define EVERY(bad)                                                                            \
-  bad(ncclAllReduce, ncclSum, comm, NULL);                                                    \
-  bad(ncclReduce, ncclSum, 0, comm, NULL);                                                    \
-  bad(ncclReduceScatter, ncclSum, comm, NULL);                                                \
-  bad(ncclBroadcast, 0, comm, NULL);                                                          \
-  bad(ncclAllGather, comm, NULL);                                                             \
-  bad(ncclAlltoAll, comm, NULL);                                                              \
-  bad(ncclGather, 0, comm, NULL);                                                             \
-  bad(ncclScatter, 0, comm, NULL);                                                            \
-  bad(ncclAllReduceConfig, ncclSum, comm, NULL, &config);                                     \
-  bad(ncclReduceConfig, ncclSum, 0, comm, NULL, &config);                                     \
-  bad(ncclReduceScatterConfig, ncclSum, comm, NULL, &config);                                 \
-  bad(ncclBroadcastConfig, 0, comm, NULL, &config);                                           \
-  bad(ncclAllGatherConfig, comm, NULL, &config);                                              \
-  bad(ncclAlltoAllConfig, comm, NULL, &config);                                               \
-  bad(ncclGatherConfig, 0, comm, NULL, &config);                                              \
+  /* Each argument that all collectives have. */
+#define EVERY(bad)                                            \
+  bad(ncclAllReduce, ncclSum, comm, NULL);                    \
+  bad(ncclReduce, ncclSum, 0, comm, NULL);                    \
+  bad(ncclReduceScatter, ncclSum, comm, NULL);                \
+  bad(ncclBroadcast, 0, comm, NULL);                          \
+  bad(ncclAllGather, comm, NULL);                             \
+  bad(ncclAlltoAll, comm, NULL);                              \
+  bad(ncclGather, 0, comm, NULL);                             \
+  bad(ncclScatter, 0, comm, NULL);                            \
+  bad(ncclAllReduceConfig, ncclSum, comm, NULL, &config);     \
+  bad(ncclReduceConfig, ncclSum, 0, comm, NULL, &config);     \
+  bad(ncclReduceScatterConfig, ncclSum, comm, NULL, &config); \
+  bad(ncclBroadcastConfig, 0, comm, NULL, &config);           \
+  bad(ncclAllGatherConfig, comm, NULL, &config);              \
+  bad(ncclAlltoAllConfig, comm, NULL, &config);               \
+  bad(ncclGatherConfig, 0, comm, NULL, &config);              \
   bad(ncclScatterConfig, 0, comm, NULL, &config)
-#define BUFFERS(name, ...)                                         \
-  BAD(name(NULL, recv, 4, ncclFloat, __VA_ARGS__));                \
-  BAD(name(send, NULL, 4, ncclFloat, __VA_ARGS__));                \
-  BAD(name(send, recv, SIZE_MAX, ncclFloat, __VA_ARGS__));         \
-  BAD(name(send, recv, SIZE_MAX / 4, ncclFloat, __VA_ARGS__));     \
-  BAD(name(send, recv, 4, (ncclDataType_t)12, __VA_ARGS__));       \
-  BAD(name(send, recv, 4, (ncclDataType_t)-1, __VA_ARGS__));       \
-  OK(name(send, recv, 4, ncclFloat, __VA_ARGS__));                 \
+#define BUFFERS(name, ...)                                     \
+  BAD(name(NULL, recv, 4, ncclFloat, __VA_ARGS__));            \
+  BAD(name(send, NULL, 4, ncclFloat, __VA_ARGS__));            \
+  BAD(name(send, recv, SIZE_MAX, ncclFloat, __VA_ARGS__));     \
+  BAD(name(send, recv, SIZE_MAX / 4, ncclFloat, __VA_ARGS__)); \
+  BAD(name(send, recv, 4, (ncclDataType_t)12, __VA_ARGS__));   \
+  BAD(name(send, recv, 4, (ncclDataType_t) - 1, __VA_ARGS__)); \
+  OK(name(send, recv, 4, ncclFloat, __VA_ARGS__));             \
   OK(name(NULL, NULL, 0, ncclFloat, __VA_ARGS__))
   EVERY(BUFFERS);
-  /* Each configuration. */
-#define CONFIGURED(bad)                                   \
-  bad(ncclAllReduceConfig, ncclSum, comm, NULL, &config); \
-  bad(ncclReduceConfig, ncclSum, 0, comm, NULL, &config); \
+  /* Each field of the configuration of a collective. */
+#define CONFIGURED(bad)                                       \
+  bad(ncclAllReduceConfig, ncclSum, comm, NULL, &config);     \
+  bad(ncclReduceConfig, ncclSum, 0, comm, NULL, &config);     \
   bad(ncclReduceScatterConfig, ncclSum, comm, NULL, &config); \
-  bad(ncclBroadcastConfig, 0, comm, NULL, &config);       \
-  bad(ncclAllGatherConfig, comm, NULL, &config);          \
-  bad(ncclAlltoAllConfig, comm, NULL, &config);           \
-  bad(ncclGatherConfig, 0, comm, NULL, &config);          \
+  bad(ncclBroadcastConfig, 0, comm, NULL, &config);           \
+  bad(ncclAllGatherConfig, comm, NULL, &config);              \
+  bad(ncclAlltoAllConfig, comm, NULL, &config);               \
+  bad(ncclGatherConfig, 0, comm, NULL, &config);              \
   bad(ncclScatterConfig, 0, comm, NULL, &config)
 #define REFUSED(name, ...) BAD(name(send, recv, 4, ncclFloat, __VA_ARGS__))
 #define COLL_FIELD(field, value) \
@@ -244,7 +245,8 @@ static void calls_of(ncclComm_t comm, ncclComm_t other) {
     BAD(maypoleReduceScatterV(send, counts, NULL, recv, 4, ncclFloat, wrong[i], comm, NULL));
     BAD(ncclRedOpDestroy(wrong[i], comm));
   }
-  for (int builtin = ncclSum; builtin <= ncclAvg; builtin++) BAD(ncclRedOpDestroy((ncclRedOp_t)builtin, comm));
+  for (int builtin = ncclSum; builtin <= ncclAvg; builtin++)
+    BAD(ncclRedOpDestroy((ncclRedOp_t)builtin, comm));
   BAD(ncclAllReduce(send, recv, 4, ncclDouble, op, comm, NULL));
   OK(ncclRedOpDestroy(op, comm));
   BAD(ncclRedOpDestroy(op, comm));
@@ -268,7 +270,7 @@ static void calls_of(ncclComm_t comm, ncclComm_t other) {
     BAD(maypoleGatherV(send, 4, recv, counts, NULL, ncclFloat, rank, comm, NULL));
     BAD(maypoleScatterV(send, counts, NULL, recv, 4, ncclFloat, rank, comm, NULL));
   }
-  /* On a device an address is a stream: nobody but the driver can tell. */
+  /* On a device any address may be a stream; only the driver can tell. */
   if (gpu) stream = (cudaStream_t)(uintptr_t)0x14;
   BAD(ncclAllReduce(send, recv, 4, ncclFloat, ncclSum, comm, stream));
   BAD(ncclBcast(send, 4, ncclFloat, 0, comm, stream));
@@ -284,9 +286,9 @@ static void calls_of(ncclComm_t comm, ncclComm_t other) {
   BAD(ncclBcast(NULL, 4, ncclFloat, 0, comm, NULL));
   MISUSE(ncclSend(send, 4, ncclFloat, 0, comm, NULL));
   MISUSE(ncclRecv(recv, 4, ncclFloat, 0, comm, NULL));
-  /* Blocks of their own length. */
-#define UNEVEN(...)                                                     \
-  BAD(maypoleAllGatherV(__VA_ARGS__));                                  \
+  /* Vector collectives. */
+#define UNEVEN(...)                    \
+  BAD(maypoleAllGatherV(__VA_ARGS__)); \
   BAD(maypoleGatherV(__VA_ARGS__))
   BAD(maypoleAllGatherV(NULL, 4, recv, counts, NULL, ncclFloat, comm, NULL));
   BAD(maypoleAllGatherV(send, 4, NULL, counts, NULL, ncclFloat, comm, NULL));
@@ -368,7 +370,7 @@ static void others(ncclComm_t comm, ncclComm_t other) {
   BAD(ncclCommWindowRegister(comm, send, 4, &window, 0x10));
   OK(ncclCommWindowRegister(comm, send, sizeof send, &window, NCCL_WIN_COLL_SYMMETRIC));
   OK(ncclCommWindowRegister(other, send, sizeof send, &elsewhere, 0));
-  /* There are none on devices. */
+  /* On devices there are no windows. */
   EXPECT(!gpu == (window != NULL) && !gpu == (elsewhere != NULL));
   OK(ncclWinGetUserPtr(comm, window, &pointer));
   EXPECT(pointer == (gpu ? NULL : send));
@@ -399,7 +401,7 @@ static void others(ncclComm_t comm, ncclComm_t other) {
   } else {
     OK(ncclWaitSignal(1, &wait, comm, NULL));
     OK(ncclWaitSignal(1, &wait, comm, NULL));
-    /* Of itself a rank would wait for ever. */
+    /* A rank that waits for its own signals would wait without end. */
     BAD(ncclWaitSignal(1, &wait, comm, NULL));
   }
   /* The device API. */
@@ -422,11 +424,12 @@ static void others(ncclComm_t comm, ncclComm_t other) {
   properties.size = sizeof properties;
   properties.deviceApiSupport = true, properties.hostRmaSupport = gpu;
   OK(ncclCommQueryProperties(comm, &properties));
-  EXPECT(!properties.deviceApiSupport && properties.hostRmaSupport == !gpu && properties.nRanks == 1);
+  EXPECT(!properties.deviceApiSupport && properties.hostRmaSupport == !gpu &&
+         properties.nRanks == 1);
   BAD(ncclDevCommCreate(comm, NULL, (ncclDevComm_t*)memory));
   MISUSE(ncclDevCommCreate(comm, (ncclDevCommRequirements_t*)memory, (ncclDevComm_t*)memory));
   MISUSE(ncclDevCommDestroy(comm, (ncclDevComm_t*)memory));
-  /* A window that there is not. */
+  /* A window that does not exist. */
 #define OF_WINDOW(call) IS(gpu ? ncclInvalidArgument : ncclInvalidUsage, call)
   BAD(ncclGetLsaDevicePointer(window, 0, 0, NULL));
   BAD(ncclGetLsaDevicePointer(NULL, 0, 0, &pointer));
@@ -444,7 +447,8 @@ static void others(ncclComm_t comm, ncclComm_t other) {
   MISUSE(ncclGinBarrierCreateRequirement(comm, team, 1, &gin, &requirement));
   MISUSE(ncclLLA2ACreateRequirement(1, 1, &ll, &requirement));
   MISUSE(ncclGinOutboxCreateRequirement(1, 1, (ncclGinOutboxHandle_t*)memory, &requirement));
-  MISUSE(ncclGinInboxA2ACreateRequirement(team, 1, 1, (ncclGinInboxA2AHandle_t*)memory, &requirement));
+  MISUSE(
+      ncclGinInboxA2ACreateRequirement(team, 1, 1, (ncclGinInboxA2AHandle_t*)memory, &requirement));
   EXPECT(ncclLLA2ACalcSlots(1, 1) == 0);
   EXPECT(team.nRanks == 1 && team.rank == 0 && team.stride == 1);
   EXPECT(ncclTeamRankToWorld(comm, team, 0) == 0 && ncclTeamRankToLsa(comm, team, 0) == 0);
@@ -523,7 +527,8 @@ static void process(void) {
   for (int code = -2; code < 12; code++) EXPECT(strlen(ncclGetErrorString((ncclResult_t)code)) > 0);
 }
 
-/* Errors in groups are remembered, and a group's work is dropped with them; ends come in any order. */
+/* The end of a group returns its first error, and the work of the group is dropped. Ends without a
+ * start are refused. */
 static void groups(ncclComm_t comm) {
   memset(recv, 0, sizeof recv);
   send[0] = 3;
@@ -565,7 +570,7 @@ int main(void) {
   others(comm, other);
   process();
   groups(comm);
-  /* A group whose communicator is gone by its end. */
+  /* A group whose communicator is destroyed before its end. */
   OK(ncclGroupStart());
   OK(ncclAllReduce(send, recv, 4, ncclFloat, ncclSum, other, NULL));
   OK(ncclCommDestroy(other));

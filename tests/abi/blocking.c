@@ -1,4 +1,4 @@
-/* Prints what inits answer: of a communicator that blocks, and of one that does not. */
+/* Prints the results of two inits: of a communicator that blocks, and of one that does not. */
 #include "check.h"
 
 #include <unistd.h>

@@ -1,12 +1,13 @@
-/* On host memory or devices: every collective among processes: `collectives NRANKS`. The id goes to the children through pipes. */
+/* Every collective among processes, on host memory or devices. Child processes get the unique id
+ * through pipes. Usage: collectives NRANKS. */
 #include "gpu.h"
 
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { COUNT = 1000, MOST = 8 };
+enum { COUNT = 1000, MAX_RANKS = 8 };
 
-/* A call, and its result. */
+/* Makes a call and waits for its result. */
 #define DONE(call) \
   do {             \
     OK(call);      \
@@ -24,36 +25,36 @@ static void rank_main(ncclUniqueId id, int nranks, int rank) {
   OK(ncclCommUserRank(comm, &number));
   EXPECT(number == rank);
 
-  static float mine[MOST * COUNT], theirs[MOST * COUNT], factor, token;
-  GPU_PIN(mine);
-  GPU_PIN(theirs);
+  static float send[MAX_RANKS * COUNT], recv[MAX_RANKS * COUNT], factor, token;
+  GPU_PIN(send);
+  GPU_PIN(recv);
   gpu_pin(&factor, sizeof factor);
   gpu_pin(&token, sizeof token);
   float total = 0;
   for (int r = 0; r < nranks; r++) total += r + 1;
 
-  for (int i = 0; i < COUNT; i++) mine[i] = (rank + 1) * (i % 7);
-  DONE(ncclAllReduce(mine, theirs, COUNT, ncclFloat, ncclSum, comm, NULL));
-  for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == total * (i % 7));
-  DONE(ncclAllReduce(mine, mine, COUNT, ncclFloat, ncclMax, comm, NULL));
-  for (int i = 0; i < COUNT; i++) EXPECT(mine[i] == nranks * (i % 7));
+  for (int i = 0; i < COUNT; i++) send[i] = (rank + 1) * (i % 7);
+  DONE(ncclAllReduce(send, recv, COUNT, ncclFloat, ncclSum, comm, NULL));
+  for (int i = 0; i < COUNT; i++) EXPECT(recv[i] == total * (i % 7));
+  DONE(ncclAllReduce(send, send, COUNT, ncclFloat, ncclMax, comm, NULL));
+  for (int i = 0; i < COUNT; i++) EXPECT(send[i] == nranks * (i % 7));
 
-  for (int i = 0; i < COUNT; i++) mine[i] = rank * COUNT + i;
-  DONE(ncclAllGather(mine, theirs, COUNT, ncclFloat32, comm, NULL));
-  for (int i = 0; i < nranks * COUNT; i++) EXPECT(theirs[i] == i);
+  for (int i = 0; i < COUNT; i++) send[i] = rank * COUNT + i;
+  DONE(ncclAllGather(send, recv, COUNT, ncclFloat32, comm, NULL));
+  for (int i = 0; i < nranks * COUNT; i++) EXPECT(recv[i] == i);
 
-  for (int i = 0; i < nranks * COUNT; i++) mine[i] = (rank + 1) * (i % 5);
-  DONE(ncclReduceScatter(mine, theirs, COUNT, ncclFloat, ncclSum, comm, NULL));
-  for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == total * ((rank * COUNT + i) % 5));
+  for (int i = 0; i < nranks * COUNT; i++) send[i] = (rank + 1) * (i % 5);
+  DONE(ncclReduceScatter(send, recv, COUNT, ncclFloat, ncclSum, comm, NULL));
+  for (int i = 0; i < COUNT; i++) EXPECT(recv[i] == total * ((rank * COUNT + i) % 5));
 
   int root = nranks - 1;
-  for (int i = 0; i < COUNT; i++) mine[i] = rank == root ? i : -1;
-  DONE(ncclBroadcast(rank == root ? mine : NULL, theirs, COUNT, ncclFloat, root, comm, NULL));
-  for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == i);
-  DONE(ncclBcast(mine, COUNT, ncclFloat, root, comm, NULL));
-  for (int i = 0; i < COUNT; i++) EXPECT(mine[i] == i);
+  for (int i = 0; i < COUNT; i++) send[i] = rank == root ? i : -1;
+  DONE(ncclBroadcast(rank == root ? send : NULL, recv, COUNT, ncclFloat, root, comm, NULL));
+  for (int i = 0; i < COUNT; i++) EXPECT(recv[i] == i);
+  DONE(ncclBcast(send, COUNT, ncclFloat, root, comm, NULL));
+  for (int i = 0; i < COUNT; i++) EXPECT(send[i] == i);
 
-  /* Factors of each rank's own: read at once, and read when the call runs. */
+  /* Factors that differ between ranks: read at once, and read when the call runs. */
   float weighted = 0;
   factor = rank + 1;
   for (int r = 0; r < nranks; r++) weighted += (r + 1) * 2;
@@ -62,23 +63,24 @@ static void rank_main(ncclUniqueId id, int nranks, int rank) {
   OK(ncclRedOpCreatePreMulSum(&device, &factor, ncclFloat, ncclScalarDevice, comm));
   EXPECT(immediate >= ncclNumOps && device != immediate);
   factor = 10 * (rank + 1);
-  for (int i = 0; i < COUNT; i++) mine[i] = 2;
-  DONE(ncclAllReduce(mine, theirs, COUNT, ncclFloat, immediate, comm, NULL));
-  for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == weighted);
-  DONE(ncclAllReduce(mine, theirs, COUNT, ncclFloat, device, comm, NULL));
-  for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == 10 * weighted);
-  EXPECT(ncclAllReduce(mine, theirs, COUNT, ncclDouble, device, comm, NULL) == ncclInvalidArgument);
+  for (int i = 0; i < COUNT; i++) send[i] = 2;
+  DONE(ncclAllReduce(send, recv, COUNT, ncclFloat, immediate, comm, NULL));
+  for (int i = 0; i < COUNT; i++) EXPECT(recv[i] == weighted);
+  DONE(ncclAllReduce(send, recv, COUNT, ncclFloat, device, comm, NULL));
+  for (int i = 0; i < COUNT; i++) EXPECT(recv[i] == 10 * weighted);
+  EXPECT(ncclAllReduce(send, recv, COUNT, ncclDouble, device, comm, NULL) == ncclInvalidArgument);
 
-  /* Everything to everybody, oneself too, in a group; then a ring without one. */
-  for (int i = 0; i < nranks * COUNT; i++) mine[i] = rank * nranks * COUNT + i, theirs[i] = -1;
+  /* Each rank sends to each rank, itself included, in a group; then a ring without a group. */
+  for (int i = 0; i < nranks * COUNT; i++) send[i] = rank * nranks * COUNT + i, recv[i] = -1;
   OK(ncclGroupStart());
   for (int peer = 0; peer < nranks; peer++) {
-    OK(ncclSend(mine + peer * COUNT, COUNT, ncclFloat, peer, comm, NULL));
-    OK(ncclRecv(theirs + peer * COUNT, COUNT, ncclFloat, peer, comm, NULL));
+    OK(ncclSend(send + peer * COUNT, COUNT, ncclFloat, peer, comm, NULL));
+    OK(ncclRecv(recv + peer * COUNT, COUNT, ncclFloat, peer, comm, NULL));
   }
   DONE(ncclGroupEnd());
   for (int peer = 0; peer < nranks; peer++)
-    for (int i = 0; i < COUNT; i++) EXPECT(theirs[peer * COUNT + i] == (peer * nranks + rank) * COUNT + i);
+    for (int i = 0; i < COUNT; i++)
+      EXPECT(recv[peer * COUNT + i] == (peer * nranks + rank) * COUNT + i);
   if (nranks > 1) {
     token = rank ? -1 : 42;
     if (rank) OK(ncclRecv(&token, 1, ncclFloat, rank - 1, comm, NULL));
@@ -88,15 +90,15 @@ static void rank_main(ncclUniqueId id, int nranks, int rank) {
     EXPECT(token == 42);
   }
 
-  /* A group: queued, run in order at its end, with an operator that is gone by then. */
-  for (int i = 0; i < COUNT; i++) mine[i] = 1, theirs[i] = 0;
+  /* Calls in a group run in order at its end; the operator is destroyed before. */
+  for (int i = 0; i < COUNT; i++) send[i] = 1, recv[i] = 0;
   OK(ncclGroupStart());
-  OK(ncclAllReduce(mine, theirs, COUNT, ncclFloat, immediate, comm, NULL));
-  OK(ncclAllReduce(theirs, mine, COUNT, ncclFloat, ncclSum, comm, NULL));
+  OK(ncclAllReduce(send, recv, COUNT, ncclFloat, immediate, comm, NULL));
+  OK(ncclAllReduce(recv, send, COUNT, ncclFloat, ncclSum, comm, NULL));
   OK(ncclRedOpDestroy(immediate, comm));
-  EXPECT(theirs[0] == 0);
+  EXPECT(recv[0] == 0);
   DONE(ncclGroupEnd());
-  for (int i = 0; i < COUNT; i++) EXPECT(theirs[i] == total && mine[i] == nranks * total);
+  for (int i = 0; i < COUNT; i++) EXPECT(recv[i] == total && send[i] == nranks * total);
   OK(ncclRedOpDestroy(device, comm));
 
   ncclResult_t state = ncclInternalError;
@@ -108,8 +110,8 @@ static void rank_main(ncclUniqueId id, int nranks, int rank) {
 
 int main(int argc, char** argv) {
   int nranks = argc > 1 ? atoi(argv[1]) : 1;
-  EXPECT(nranks >= 1 && nranks <= MOST);
-  int pipes[MOST][2];
+  EXPECT(nranks >= 1 && nranks <= MAX_RANKS);
+  int pipes[MAX_RANKS][2];
   for (int rank = 1; rank < nranks; rank++) {
     EXPECT(pipe(pipes[rank]) == 0);
     if (fork() == 0) {
@@ -121,7 +123,8 @@ int main(int argc, char** argv) {
   }
   ncclUniqueId id;
   OK(ncclGetUniqueId(&id));
-  for (int rank = 1; rank < nranks; rank++) EXPECT(write(pipes[rank][1], &id, sizeof id) == sizeof id);
+  for (int rank = 1; rank < nranks; rank++)
+    EXPECT(write(pipes[rank][1], &id, sizeof id) == sizeof id);
   rank_main(id, nranks, 0);
   for (int rank = 1; rank < nranks; rank++) {
     int status;

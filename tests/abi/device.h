@@ -1,6 +1,6 @@
 /*
- * For programs on communicators of CUDA devices: one thread is all ranks, rank r is on device r, counted round. Streams and memory are the
- * driver's.
+ * For programs on communicators of CUDA devices. One thread is all ranks; rank r is on device r
+ * modulo the number of devices. Streams and memory are the driver's.
  */
 #define _GNU_SOURCE
 #include "gpu.h"
@@ -17,9 +17,9 @@ __attribute__((unused)) static double host[COUNT * RANKS];
 
 #define DRIVER(call) EXPECT((call) == 0)
 
-__attribute__((unused)) static double given(int rank, int i) { return rank * 1000 + i % 97; }
+__attribute__((unused)) static double input_of(int rank, int i) { return rank * 1000 + i % 97; }
 
-static void* at(uint64_t address) { return (void*)(uintptr_t)address; }
+static void* pointer(uint64_t address) { return (void*)(uintptr_t)address; }
 
 static uint64_t allocate(int device, size_t bytes) {
   uint64_t address;
@@ -31,7 +31,7 @@ static uint64_t allocate(int device, size_t bytes) {
 static void fill(void) {
   for (int rank = 0; rank < RANKS; rank++) {
     gpu_choose(rank);
-    for (int i = 0; i < COUNT * RANKS; i++) host[i] = given(rank, i);
+    for (int i = 0; i < COUNT * RANKS; i++) host[i] = input_of(rank, i);
     DRIVER(cuMemcpyHtoD_v2(in[rank], host, BYTES));
     for (int i = 0; i < COUNT * RANKS; i++) host[i] = -1;
     DRIVER(cuMemcpyHtoD_v2(out[rank], host, BYTES));
@@ -64,7 +64,7 @@ __attribute__((unused)) static void end(void) {
   }
 }
 
-/* What is in the output of a rank when its stream is through. */
+/* The output of a rank after all work on its stream. */
 static const double* result(int rank) {
   gpu_choose(rank);
   DRIVER(cuStreamSynchronize(streams[rank]));
@@ -72,14 +72,14 @@ static const double* result(int rank) {
   return host;
 }
 
-#define EACH(call)                                 \
-  do {                                             \
-    OK(ncclGroupStart());                          \
+#define EACH(call)                                     \
+  do {                                                 \
+    OK(ncclGroupStart());                              \
     for (int rank = 0; rank < RANKS; rank++) OK(call); \
-    OK(ncclGroupEnd());                            \
+    OK(ncclGroupEnd());                                \
   } while (0)
 
-__attribute__((unused)) static void sums(void) {
+__attribute__((unused)) static void check_sums(void) {
   for (int rank = 0; rank < RANKS; rank++) {
     const double* found = result(rank);
     for (int i = 0; i < COUNT; i++) EXPECT(found[i] == 6000 + 4 * (i % 97));
@@ -87,7 +87,7 @@ __attribute__((unused)) static void sums(void) {
   }
 }
 
-/* Holds a stream until it is opened by another one. */
+/* A gate holds a stream until a copy on another stream opens it. */
 static uint64_t gate;
 
 __attribute__((unused)) static void close_gate(int rank) {
@@ -109,4 +109,3 @@ __attribute__((unused)) static void open_gate(int rank) {
 }
 
 enum { NOT_READY = 600 };
-

@@ -75,7 +75,7 @@ fn memory_is_of_the_device_that_the_thread_has_chosen() {
 
 #[test]
 fn communicators_live_on_the_device_of_their_call() {
-    lifecycle(&["lives"], 4, &[]);
+    lifecycle(&["lifecycle"], 4, &[]);
 }
 
 #[test]

@@ -1,49 +1,63 @@
-/* Communicators of CUDA devices from their making to their end, and what they refuse: device_lifecycle.c PART. */
+/* Communicators of CUDA devices from creation to end, and what they refuse. Usage:
+ * device_lifecycle PART. */
 #include "device.h"
 
 #include <pthread.h>
 
 #define REFUSED(code, call, text) EXPECT((call) == (code) && strstr(ncclGetLastError(NULL), text))
 
-/* What does not fit is refused, and leaves the communicator as it was. */
+/* Wrong arguments are refused and leave the communicator as it was. */
 static void refused(void) {
   begin();
-  maypoleStream_t of_host;
+  maypoleStream_t host_stream;
   ncclWindow_t window = (ncclWindow_t)host;
   ncclWaitSignalDesc_t wait = {1, 1, 0, 0};
   double x = 1;
-  OK(maypoleStreamCreate(&of_host));
-  void *send = at(in[0]), *recv = at(out[0]);
-  REFUSED(ncclInvalidArgument, ncclAllReduce(send, recv, 1, ncclDouble, ncclSum, comms[0], of_host), "maypoleStreamCreate");
-  REFUSED(ncclInvalidArgument, ncclSend(send, 1, ncclDouble, 1, comms[0], of_host), "maypoleStreamCreate");
-  REFUSED(ncclInvalidArgument, maypoleBarrier(comms[0], of_host), "maypoleStreamCreate");
-  REFUSED(ncclInvalidArgument, ncclAllReduce(send, recv, 1, ncclDouble, ncclSum, comms[0], (void*)3), "is not a stream");
-  OK(maypoleStreamDestroy(of_host));
-  REFUSED(ncclInvalidArgument, ncclAllReduce(send, recv, 1, ncclDouble, ncclSum, comms[0], of_host), "maypoleStreamCreate");
-  REFUSED(ncclInvalidArgument, ncclAllReduce(NULL, recv, 1, ncclDouble, ncclSum, comms[0], streams[0]), "NULL");
-  REFUSED(ncclInvalidArgument, ncclAllReduce(send, recv, 1, 77, ncclSum, comms[0], streams[0]), "data type");
+  OK(maypoleStreamCreate(&host_stream));
+  void *send = pointer(in[0]), *recv = pointer(out[0]);
+  REFUSED(ncclInvalidArgument,
+          ncclAllReduce(send, recv, 1, ncclDouble, ncclSum, comms[0], host_stream),
+          "maypoleStreamCreate");
+  REFUSED(ncclInvalidArgument, ncclSend(send, 1, ncclDouble, 1, comms[0], host_stream),
+          "maypoleStreamCreate");
+  REFUSED(ncclInvalidArgument, maypoleBarrier(comms[0], host_stream), "maypoleStreamCreate");
+  REFUSED(ncclInvalidArgument,
+          ncclAllReduce(send, recv, 1, ncclDouble, ncclSum, comms[0], (void*)3), "is not a stream");
+  OK(maypoleStreamDestroy(host_stream));
+  REFUSED(ncclInvalidArgument,
+          ncclAllReduce(send, recv, 1, ncclDouble, ncclSum, comms[0], host_stream),
+          "maypoleStreamCreate");
+  REFUSED(ncclInvalidArgument,
+          ncclAllReduce(NULL, recv, 1, ncclDouble, ncclSum, comms[0], streams[0]), "NULL");
+  REFUSED(ncclInvalidArgument, ncclAllReduce(send, recv, 1, 77, ncclSum, comms[0], streams[0]),
+          "data type");
   /* An error in a group drops the group. */
   OK(ncclGroupStart());
   for (int rank = 0; rank < RANKS; rank++)
-    OK(ncclAllReduce(at(in[rank]), at(out[rank]), COUNT, ncclDouble, ncclSum, comms[rank], streams[rank]));
-  EXPECT(ncclAllReduce(send, recv, 1, ncclDouble, ncclSum, comms[0], of_host) == ncclInvalidArgument);
+    OK(ncclAllReduce(pointer(in[rank]), pointer(out[rank]), COUNT, ncclDouble, ncclSum, comms[rank],
+                     streams[rank]));
+  EXPECT(ncclAllReduce(send, recv, 1, ncclDouble, ncclSum, comms[0], host_stream) ==
+         ncclInvalidArgument);
   EXPECT(ncclGroupEnd() == ncclInvalidArgument);
   EXPECT(result(0)[0] == -1);
-  /* As NCCL without symmetric memory. */
+  /* Windows as in NCCL without symmetric memory. */
   OK(ncclCommWindowRegister(comms[0], send, BYTES, &window, 0));
   EXPECT(window == NULL);
   REFUSED(ncclInvalidUsage, ncclSignal(1, 0, 0, 0, comms[0], streams[0]), "hostRmaSupport");
   REFUSED(ncclInvalidUsage, ncclWaitSignal(1, &wait, comms[0], streams[0]), "hostRmaSupport");
   /* A factor that no kernel can read. */
   ncclRedOp_t op;
-  REFUSED(ncclInvalidArgument, ncclRedOpCreatePreMulSum(&op, &x, ncclDouble, ncclScalarDevice, comms[0]), "pageable");
-  /* There are only so many devices, and no device is listed twice without being asked for. */
+  REFUSED(ncclInvalidArgument,
+          ncclRedOpCreatePreMulSum(&op, &x, ncclDouble, ncclScalarDevice, comms[0]), "pageable");
+  /* A device that does not exist, and one that is listed twice without permission. */
   ncclComm_t more[2];
   int missing[1] = {gpu_devices}, twice[2] = {0, 0};
   REFUSED(ncclInvalidArgument, ncclCommInitAll(more, 1, missing), "no device");
-  if (!getenv("NCCL_MULTI_RANK_GPU_ENABLE")) REFUSED(ncclInvalidUsage, ncclCommInitAll(more, 2, twice), "twice");
-  EACH(ncclAllReduce(at(in[rank]), at(out[rank]), COUNT, ncclDouble, ncclSum, comms[rank], streams[rank]));
-  sums();
+  if (!getenv("NCCL_MULTI_RANK_GPU_ENABLE"))
+    REFUSED(ncclInvalidUsage, ncclCommInitAll(more, 2, twice), "twice");
+  EACH(ncclAllReduce(pointer(in[rank]), pointer(out[rank]), COUNT, ncclDouble, ncclSum, comms[rank],
+                     streams[rank]));
+  check_sums();
   end();
 }
 
@@ -54,9 +68,9 @@ static int type_of(void* memory, int* device) {
   return kind;
 }
 
-/* Memory of the device that the thread has chosen; of the host where it has chosen none. */
+/* Memory is of the device that the thread has chosen, or of the host if it has chosen none. */
 static void memory(void) {
-  void *first, *second, *none = host, *of_host, *handle;
+  void *first, *second, *none = host, *host_stream, *handle;
   int device;
   uint64_t lasting, releasable, total, suspended;
   begin();
@@ -69,15 +83,16 @@ static void memory(void) {
   OK(ncclMemAlloc(&none, 0));
   EXPECT(none == NULL);
   DRIVER(cuCtxSetCurrent(NULL));
-  OK(ncclMemAlloc(&of_host, BYTES));
-  EXPECT(type_of(of_host, &device) != 2);
-  memset(of_host, 1, BYTES);
-  OK(ncclMemFree(of_host));
+  OK(ncclMemAlloc(&host_stream, BYTES));
+  EXPECT(type_of(host_stream, &device) != 2);
+  memset(host_stream, 1, BYTES);
+  OK(ncclMemFree(host_stream));
   gpu_choose(0);
   OK(ncclCommRegister(comms[0], first, BYTES, &handle));
   OK(ncclCommDeregister(comms[0], handle));
   DRIVER(cuMemcpyHtoD_v2((uintptr_t)first, host, 8));
-  EACH(ncclAllReduce(rank ? at(in[rank]) : first, at(out[rank]), 1, ncclDouble, ncclSum, comms[rank], streams[rank]));
+  EACH(ncclAllReduce(rank ? pointer(in[rank]) : first, pointer(out[rank]), 1, ncclDouble, ncclSum,
+                     comms[rank], streams[rank]));
   gpu_done();
   OK(ncclMemFree(first));
   EXPECT(ncclMemFree(first) == ncclInvalidArgument);
@@ -89,11 +104,13 @@ static void memory(void) {
   OK(ncclCommSuspend(comms[0], NCCL_SUSPEND_MEM));
   OK(ncclCommMemStats(comms[0], ncclStatGpuMemSuspend, &suspended));
   EXPECT(suspended <= releasable);
-  EXPECT(ncclAllReduce(at(in[0]), at(out[0]), 1, ncclDouble, ncclSum, comms[0], streams[0]) == ncclInvalidUsage);
+  EXPECT(ncclAllReduce(pointer(in[0]), pointer(out[0]), 1, ncclDouble, ncclSum, comms[0],
+                       streams[0]) == ncclInvalidUsage);
   OK(ncclCommResume(comms[0]));
   fill();
-  EACH(ncclAllReduce(at(in[rank]), at(out[rank]), COUNT, ncclDouble, ncclSum, comms[rank], streams[rank]));
-  sums();
+  EACH(ncclAllReduce(pointer(in[rank]), pointer(out[rank]), COUNT, ncclDouble, ncclSum, comms[rank],
+                     streams[rank]));
+  check_sums();
   end();
 }
 
@@ -107,17 +124,18 @@ static void wait_for(ncclComm_t comm, ncclResult_t wanted) {
   EXPECT(state == wanted);
 }
 
-static void* choose_nothing(void* comm) {
+static void* query_device(void* comm) {
   int device;
-  /* Whatever this thread has chosen. */
+  /* The choice of this thread does not matter. */
   gpu_choose(1);
   OK(ncclCommCuDevice(*(ncclComm_t*)comm, &device));
   EXPECT(device == 0);
   return NULL;
 }
 
-/* A communicator is of the device that the thread has chosen at the call, however late it is made; offspring are of their parent's. */
-static void lives(void) {
+/* A communicator works on the device that the thread has chosen at the call, however late it is
+ * created. Children work on the device of their parent. */
+static void lifecycle(void) {
   ncclUniqueId id;
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   ncclComm_t parts[RANKS], few[RANKS], more[RANKS + 1];
@@ -141,11 +159,13 @@ static void lives(void) {
       DRIVER(cuStreamCreate(&streams[rank], 1));
     }
     fill();
-    EACH(ncclAllReduce(at(in[rank]), at(out[rank]), COUNT, ncclDouble, ncclSum, comms[rank], streams[rank]));
-    sums();
+    EACH(ncclAllReduce(pointer(in[rank]), pointer(out[rank]), COUNT, ncclDouble, ncclSum,
+                       comms[rank], streams[rank]));
+    check_sums();
     gpu_choose(0);
     OK(ncclGroupStart());
-    for (int rank = 0; rank < RANKS; rank++) OK(ncclCommSplit(comms[rank], 0, -rank, &parts[rank], NULL));
+    for (int rank = 0; rank < RANKS; rank++)
+      OK(ncclCommSplit(comms[rank], 0, -rank, &parts[rank], NULL));
     EXPECT(ncclGroupEnd() == (blocking ? ncclSuccess : ncclInProgress));
     for (int rank = 0; rank < RANKS; rank++) {
       wait_for(comms[rank], ncclSuccess);
@@ -154,28 +174,33 @@ static void lives(void) {
       EXPECT(device == rank % gpu_devices);
     }
     fill();
-    EACH(ncclAllReduce(at(in[rank]), at(out[rank]), COUNT, ncclDouble, ncclSum, parts[rank], streams[rank]));
-    sums();
+    EACH(ncclAllReduce(pointer(in[rank]), pointer(out[rank]), COUNT, ncclDouble, ncclSum,
+                       parts[rank], streams[rank]));
+    check_sums();
     for (int rank = 0; rank < RANKS; rank++) OK(ncclCommDestroy(parts[rank]));
-    /* Without rank 1. */
+    /* A shrink without rank 1. */
     OK(ncclGroupStart());
     for (int rank = 0; rank < RANKS; rank++)
-      if (rank != 1) OK(ncclCommShrink(comms[rank], gone, 1, &few[rank], NULL, NCCL_SHRINK_DEFAULT));
+      if (rank != 1)
+        OK(ncclCommShrink(comms[rank], gone, 1, &few[rank], NULL, NCCL_SHRINK_DEFAULT));
     EXPECT(ncclGroupEnd() == (blocking ? ncclSuccess : ncclInProgress));
     fill();
     for (int rank = 0; rank < RANKS; rank++)
       if (rank != 1) wait_for(few[rank], ncclSuccess);
     OK(ncclGroupStart());
     for (int rank = 0; rank < RANKS; rank++)
-      if (rank != 1) OK(ncclAllReduce(at(in[rank]), at(out[rank]), COUNT, ncclDouble, ncclSum, few[rank], streams[rank]));
+      if (rank != 1)
+        OK(ncclAllReduce(pointer(in[rank]), pointer(out[rank]), COUNT, ncclDouble, ncclSum,
+                         few[rank], streams[rank]));
     OK(ncclGroupEnd());
     EXPECT(result(2)[0] == 5000 && result(3)[1] == 5003);
-    /* And with a new rank in its place, on the device that this thread has chosen. */
+    /* A grow by a new rank, on the device that this thread has chosen. */
     OK(ncclCommGetUniqueId(few[0], &id));
     gpu_choose(1);
     OK(ncclGroupStart());
     for (int rank = 0; rank < RANKS; rank++)
-      if (rank != 1) OK(ncclCommGrow(few[rank], RANKS, rank ? NULL : &id, -1, &more[rank], &config));
+      if (rank != 1)
+        OK(ncclCommGrow(few[rank], RANKS, rank ? NULL : &id, -1, &more[rank], &config));
     OK(ncclCommGrow(NULL, RANKS, &id, RANKS - 1, &more[1], &config));
     EXPECT(ncclGroupEnd() == (blocking ? ncclSuccess : ncclInProgress));
     for (int rank = 0; rank < RANKS; rank++) {
@@ -184,8 +209,9 @@ static void lives(void) {
       EXPECT(device == rank % gpu_devices);
     }
     fill();
-    EACH(ncclAllReduce(at(in[rank]), at(out[rank]), COUNT, ncclDouble, ncclSum, more[rank], streams[rank]));
-    sums();
+    EACH(ncclAllReduce(pointer(in[rank]), pointer(out[rank]), COUNT, ncclDouble, ncclSum,
+                       more[rank], streams[rank]));
+    check_sums();
     for (int rank = 0; rank < RANKS; rank++) {
       OK(ncclCommDestroy(more[rank]));
       if (rank != 1) wait_for(few[rank], ncclSuccess);
@@ -193,13 +219,16 @@ static void lives(void) {
       wait_for(comms[rank], ncclSuccess);
     }
     pthread_t thread;
-    EXPECT(pthread_create(&thread, NULL, choose_nothing, &comms[0]) == 0 && pthread_join(thread, NULL) == 0);
-    /* The end waits for what is queued; where calls do not block, the communicator says when it is over. */
+    EXPECT(pthread_create(&thread, NULL, query_device, &comms[0]) == 0 &&
+           pthread_join(thread, NULL) == 0);
+    /* Finalize waits for queued calls; a communicator that does not block tells when they ended. */
     fill();
     close_gate(0);
-    EACH(ncclAllReduce(at(in[rank]), at(out[rank]), COUNT, ncclDouble, ncclSum, comms[rank], streams[rank]));
+    EACH(ncclAllReduce(pointer(in[rank]), pointer(out[rank]), COUNT, ncclDouble, ncclSum,
+                       comms[rank], streams[rank]));
     if (blocking) open_gate(0);
-    for (int rank = 0; rank < RANKS; rank++) EXPECT(ncclCommFinalize(comms[rank]) == (blocking ? ncclSuccess : ncclInProgress));
+    for (int rank = 0; rank < RANKS; rank++)
+      EXPECT(ncclCommFinalize(comms[rank]) == (blocking ? ncclSuccess : ncclInProgress));
     if (!blocking) {
       ncclResult_t state;
       OK(ncclCommGetAsyncError(comms[0], &state));
@@ -207,19 +236,20 @@ static void lives(void) {
       open_gate(0);
     }
     for (int rank = 0; rank < RANKS; rank++) wait_for(comms[rank], ncclSuccess);
-    sums();
+    check_sums();
     end();
   }
 }
 
-/* Aborted and revoked while a kernel waits for a rank that never comes. */
+/* Abort and revoke while a kernel waits for a rank that never calls. */
 static void aborted(void) {
   ncclResult_t state;
   ncclComm_t parts[RANKS];
   begin();
   for (int rank = 0; rank < RANKS - 1; rank++) {
     gpu_choose(rank);
-    OK(ncclAllReduce(at(in[rank]), at(out[rank]), COUNT, ncclDouble, ncclSum, comms[rank], streams[rank]));
+    OK(ncclAllReduce(pointer(in[rank]), pointer(out[rank]), COUNT, ncclDouble, ncclSum, comms[rank],
+                     streams[rank]));
   }
   for (int rank = 0; rank < RANKS - 1; rank++) {
     OK(ncclCommGetAsyncError(comms[rank], &state));
@@ -228,42 +258,49 @@ static void aborted(void) {
   OK(ncclCommAbort(comms[RANKS - 1]));
   for (int rank = 0; rank < RANKS - 1; rank++) {
     wait_for(comms[rank], ncclRemoteError);
-    /* The kernel has left, and the device is none the worse for it. */
+    /* The kernel has ended, and the device still works. */
     gpu_choose(rank);
     DRIVER(cuStreamSynchronize(streams[rank]));
-    EXPECT(ncclAllReduce(at(in[rank]), at(out[rank]), COUNT, ncclDouble, ncclSum, comms[rank], streams[rank]) == ncclRemoteError);
+    EXPECT(ncclAllReduce(pointer(in[rank]), pointer(out[rank]), COUNT, ncclDouble, ncclSum,
+                         comms[rank], streams[rank]) == ncclRemoteError);
     OK(ncclCommAbort(comms[rank]));
   }
   make();
   fill();
   for (int rank = 1; rank < RANKS; rank++) {
     gpu_choose(rank);
-    OK(ncclAllReduce(at(in[rank]), at(out[rank]), COUNT, ncclDouble, ncclSum, comms[rank], streams[rank]));
+    OK(ncclAllReduce(pointer(in[rank]), pointer(out[rank]), COUNT, ncclDouble, ncclSum, comms[rank],
+                     streams[rank]));
   }
   for (int rank = 0; rank < RANKS; rank++) {
     OK(ncclCommRevoke(comms[rank], 0));
     gpu_choose(rank);
     DRIVER(cuStreamSynchronize(streams[rank]));
-    EXPECT(ncclAllReduce(at(in[rank]), at(out[rank]), 1, ncclDouble, ncclSum, comms[rank], streams[rank]) == ncclInvalidUsage);
+    EXPECT(ncclAllReduce(pointer(in[rank]), pointer(out[rank]), 1, ncclDouble, ncclSum, comms[rank],
+                         streams[rank]) == ncclInvalidUsage);
   }
   OK(ncclGroupStart());
-  for (int rank = 0; rank < RANKS; rank++) OK(ncclCommSplit(comms[rank], 0, rank, &parts[rank], NULL));
+  for (int rank = 0; rank < RANKS; rank++)
+    OK(ncclCommSplit(comms[rank], 0, rank, &parts[rank], NULL));
   OK(ncclGroupEnd());
   fill();
-  EACH(ncclAllReduce(at(in[rank]), at(out[rank]), COUNT, ncclDouble, ncclSum, parts[rank], streams[rank]));
-  sums();
+  EACH(ncclAllReduce(pointer(in[rank]), pointer(out[rank]), COUNT, ncclDouble, ncclSum, parts[rank],
+                     streams[rank]));
+  check_sums();
   for (int rank = 0; rank < RANKS; rank++) OK(ncclCommDestroy(parts[rank]));
   end();
 }
 
-/* Ranks whose calls differ are told so. */
+/* Ranks whose calls differ get an error. */
 static void mismatched(void) {
   ncclResult_t state = ncclSuccess;
   begin();
   for (int rank = 0; rank < RANKS; rank++) {
     gpu_choose(rank);
-    /* It may have been found out before the last one calls. */
-    ncclResult_t called = ncclAllReduce(at(in[rank]), at(out[rank]), rank ? COUNT : COUNT / 2, ncclDouble, ncclSum, comms[rank], streams[rank]);
+    /* The difference may be found before the last rank calls. */
+    ncclResult_t called =
+        ncclAllReduce(pointer(in[rank]), pointer(out[rank]), rank ? COUNT : COUNT / 2, ncclDouble,
+                      ncclSum, comms[rank], streams[rank]);
     EXPECT(called == ncclSuccess || (rank > 1 && called == ncclInvalidUsage));
   }
   for (int rank = 0; rank < RANKS; rank++) {
@@ -280,8 +317,8 @@ static void mismatched(void) {
   end();
 }
 
-/* The first device cannot be used. Under MAYPOLE_DEVICE=auto that is an error for who has chosen it; for others it is host memory, which may be in
- * a group with communicators of a device that can. */
+/* The first device does not work. Under MAYPOLE_DEVICE=auto that is an error for a thread that has
+ * chosen it. Other threads get host memory, also in a group with a device that works. */
 static void unusable(void) {
   static double mine[2] = {1, 2}, sum[2];
   int number = 0;
@@ -304,12 +341,13 @@ static void unusable(void) {
   out[1] = allocate(1, 8);
   DRIVER(cuMemcpyHtoD_v2(in[1], &two, 8));
   DRIVER(cuStreamCreate(&stream, 1));
-  REFUSED(ncclInvalidArgument, ncclAllReduce(mine, sum, 2, ncclDouble, ncclSum, comms[0], stream), "host memory");
+  REFUSED(ncclInvalidArgument, ncclAllReduce(mine, sum, 2, ncclDouble, ncclSum, comms[0], stream),
+          "host memory");
   OK(ncclGroupStart());
   OK(ncclAllReduce(mine, sum, 2, ncclDouble, ncclSum, comms[0], NULL));
-  OK(ncclAllReduce(at(in[1]), at(out[1]), 1, ncclDouble, ncclSum, comms[1], stream));
+  OK(ncclAllReduce(pointer(in[1]), pointer(out[1]), 1, ncclDouble, ncclSum, comms[1], stream));
   OK(ncclGroupEnd());
-  /* On host memory it is there with the end of the group. */
+  /* On host memory the result is there at the end of the group. */
   EXPECT(sum[1] == 2);
   DRIVER(cuStreamSynchronize(stream));
   DRIVER(cuMemcpyDtoH_v2(&found, out[1], 8));
@@ -330,7 +368,13 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*run)(void);
-  } parts[] = {{"refused", refused}, {"memory", memory}, {"lives", lives}, {"aborted", aborted}, {"mismatched", mismatched}, {"unusable", unusable}, {"unusable_and_chosen", unusable_and_chosen}};
+  } parts[] = {{"refused", refused},
+               {"memory", memory},
+               {"lifecycle", lifecycle},
+               {"aborted", aborted},
+               {"mismatched", mismatched},
+               {"unusable", unusable},
+               {"unusable_and_chosen", unusable_and_chosen}};
   gpu_begin();
   EXPECT(gpu);
   for (unsigned i = 0; argc == 2 && i < sizeof parts / sizeof *parts; i++)

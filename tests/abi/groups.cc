@@ -1,4 +1,5 @@
-// On host memory or devices: one thread as three ranks, from C++: in groups, where it would wait for itself otherwise.
+// One thread as three ranks in C++, on host memory or devices. Without groups it would wait for
+// itself.
 #include "gpu.h"
 
 int main() {
@@ -25,6 +26,7 @@ int main() {
   }
   OK(ncclGroupEnd());
   gpu_done();
-  for (int rank = 0; rank < nranks; rank++) EXPECT(recv[rank] == 6 && again[rank] > 5.99 && again[rank] < 6.01);
+  for (int rank = 0; rank < nranks; rank++)
+    EXPECT(recv[rank] == 6 && again[rank] > 5.99 && again[rank] < 6.01);
   for (ncclComm_t comm : comms) OK(ncclCommDestroy(comm));
 }

@@ -1,5 +1,5 @@
-/* Sizes, offsets and values of nccl.h, as programs were compiled for; compiled as C and as C++, with and without CUDA's headers. The
- * library's side asserts the same in ffi/src/layout.rs. */
+/* Sizes, offsets and values of nccl.h that programs were compiled for. Compiled as C and as C++,
+ * with and without CUDA's headers. ffi/src/layout.rs asserts the same for the library. */
 #include <maypole.h>
 #include <nccl.h>
 #include <nccl_device.h>
@@ -111,17 +111,24 @@ ASSERT(NCCL_VERSION(2, 8, 4) == 2804 && NCCL_VERSION(2, 9, 6) == 20906);
 ASSERT(NCCL_API_MAGIC == 0xcafebeef);
 ASSERT(NCCL_CONFIG_UNDEF_INT == INT_MIN && NCCL_SPLIT_NOCOLOR == -1);
 ASSERT(NCCL_SHRINK_DEFAULT == 0 && NCCL_SHRINK_ABORT == 1 && NCCL_SUSPEND_MEM == 1);
-ASSERT(NCCL_CTA_POLICY_DEFAULT == 0 && NCCL_CTA_POLICY_EFFICIENCY == 1 && NCCL_CTA_POLICY_ZERO == 2);
+ASSERT(NCCL_CTA_POLICY_DEFAULT == 0 && NCCL_CTA_POLICY_EFFICIENCY == 1 &&
+       NCCL_CTA_POLICY_ZERO == 2);
 ASSERT(NCCL_WIN_DEFAULT == 0 && NCCL_WIN_COLL_SYMMETRIC == 1 && NCCL_WIN_STRICT_ORDERING == 2);
 ASSERT(NCCL_WIN_GIN_ONLY == 4 && NCCL_WIN_CFT_COUNTED == 8 && NCCL_WIN_REQUIRED_ALIGNMENT == 4096);
-ASSERT(ncclSuccess == 0 && ncclUnhandledCudaError == 1 && ncclSystemError == 2 && ncclInternalError == 3);
-ASSERT(ncclInvalidArgument == 4 && ncclInvalidUsage == 5 && ncclRemoteError == 6 && ncclInProgress == 7);
+ASSERT(ncclSuccess == 0 && ncclUnhandledCudaError == 1 && ncclSystemError == 2 &&
+       ncclInternalError == 3);
+ASSERT(ncclInvalidArgument == 4 && ncclInvalidUsage == 5 && ncclRemoteError == 6 &&
+       ncclInProgress == 7);
 ASSERT(ncclTimeout == 8 && ncclNumResults == 9);
-ASSERT(ncclInt8 == 0 && ncclChar == 0 && ncclUint8 == 1 && ncclInt32 == 2 && ncclInt == 2 && ncclUint32 == 3);
-ASSERT(ncclInt64 == 4 && ncclUint64 == 5 && ncclFloat16 == 6 && ncclHalf == 6 && ncclFloat32 == 7 && ncclFloat == 7);
-ASSERT(ncclFloat64 == 8 && ncclDouble == 8 && ncclBfloat16 == 9 && ncclFloat8e4m3 == 10 && ncclFloat8e5m2 == 11);
+ASSERT(ncclInt8 == 0 && ncclChar == 0 && ncclUint8 == 1 && ncclInt32 == 2 && ncclInt == 2 &&
+       ncclUint32 == 3);
+ASSERT(ncclInt64 == 4 && ncclUint64 == 5 && ncclFloat16 == 6 && ncclHalf == 6 && ncclFloat32 == 7 &&
+       ncclFloat == 7);
+ASSERT(ncclFloat64 == 8 && ncclDouble == 8 && ncclBfloat16 == 9 && ncclFloat8e4m3 == 10 &&
+       ncclFloat8e5m2 == 11);
 ASSERT(ncclNumTypes == 12);
-ASSERT(ncclSum == 0 && ncclProd == 1 && ncclMax == 2 && ncclMin == 3 && ncclAvg == 4 && ncclNumOps == 5);
+ASSERT(ncclSum == 0 && ncclProd == 1 && ncclMax == 2 && ncclMin == 3 && ncclAvg == 4 &&
+       ncclNumOps == 5);
 ASSERT(ncclMaxRedOp == 0x7fffffff && ncclScalarDevice == 0 && ncclScalarHostImmediate == 1);
 ASSERT(ncclStatGpuMemSuspend == 0 && ncclStatGpuMemSuspended == 1 && ncclStatGpuMemPersist == 2);
 ASSERT(ncclStatGpuMemTotal == 3);
@@ -134,10 +141,14 @@ int main(void) {
   ncclCommProperties_t properties = NCCL_COMM_PROPERTIES_INITIALIZER;
   ncclDevCommRequirements_t requirements = NCCL_DEV_COMM_REQUIREMENTS_INITIALIZER;
   int good = config.size == 120 && config.magic == 0xcafebeef && config.version == 23203;
-  good = good && config.blocking == INT_MIN && config.netName == NULL && config.nvlsHostMode == INT_MIN;
-  good = good && coll.size == 72 && coll.magic == 0xcafebeef && coll.forceAlgSelection == 1 && coll.userProfilerTag == 0;
-  good = good && simulation.size == 24 && simulation.magic == 0x74685283 && simulation.estimatedTime == -1.0f;
-  good = good && encryption.size == 32 && encryption.mode == NCCL_ENCRYPTION_MODE_NONE && encryption.psk == NULL;
+  good = good && config.blocking == INT_MIN && config.netName == NULL &&
+         config.nvlsHostMode == INT_MIN;
+  good = good && coll.size == 72 && coll.magic == 0xcafebeef && coll.forceAlgSelection == 1 &&
+         coll.userProfilerTag == 0;
+  good = good && simulation.size == 24 && simulation.magic == 0x74685283 &&
+         simulation.estimatedTime == -1.0f;
+  good = good && encryption.size == 32 && encryption.mode == NCCL_ENCRYPTION_MODE_NONE &&
+         encryption.psk == NULL;
   good = good && properties.size == 152 && properties.magic == 0xcafebeef && properties.rank == 0;
   good = good && requirements.size == sizeof requirements && requirements.ginContextCount == 4;
   return good ? 0 : 1;

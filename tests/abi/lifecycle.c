@@ -1,4 +1,4 @@
-/* On host memory or devices: lives of communicators, one thread or several threads of one process as ranks. */
+/* The life of communicators, on host memory or devices. The ranks are one thread or several. */
 #include "gpu.h"
 
 #include <pthread.h>
@@ -16,7 +16,7 @@ static void wait_for(ncclComm_t comm, ncclResult_t wanted) {
   EXPECT(state == wanted);
 }
 
-/* Until the communicator is told of another rank's end. */
+/* Waits until the communicator knows of another rank's end. */
 static void wait_for_end(ncclComm_t comm) {
   ncclResult_t state = ncclSuccess;
   for (int i = 0; i < 20000 && (state == ncclSuccess || state == ncclInProgress); i++) {
@@ -26,7 +26,7 @@ static void wait_for_end(ncclComm_t comm) {
   EXPECT(state == ncclRemoteError);
 }
 
-/* A sum over all ranks, one thread as all of them. */
+/* Checks a sum over all ranks; one thread is all of them. */
 static void check_sum(ncclComm_t* comms, int n) {
   static double send[8], recv[8];
   static int pinned;
@@ -90,7 +90,8 @@ static void scalable(void) {
   for (int at = 0; at < 4; at++) {
     for (int i = 0; i < counts[at]; i++) OK(ncclGetUniqueId(&ids[i]));
     OK(ncclGroupStart());
-    for (int i = 0; i < 8; i++) OK(ncclCommInitRankScalable(&comms[i], 8, i, counts[at], ids, NULL));
+    for (int i = 0; i < 8; i++)
+      OK(ncclCommInitRankScalable(&comms[i], 8, i, counts[at], ids, NULL));
     OK(ncclGroupEnd());
     check_sum(comms, 8);
     destroy(comms, 8);
@@ -102,42 +103,44 @@ static void scalable(void) {
   EXPECT(ncclCommInitRankScalable(&comms[0], 2, 0, 1, NULL, NULL) == ncclInvalidArgument);
 }
 
-static void offspring(ncclConfig_t* config) {
+static void children(ncclConfig_t* config) {
   int blocks = !config || config->blocking != 0;
-  ncclComm_t comms[N], parts[N], few[N], more[N + 2];
+  ncclComm_t comms[N], halves[N], few[N], more[N + 2];
   int number;
   make(comms, N, config);
-  /* Halves, in reverse order; rank 3 in none. */
+  /* Two halves in reverse order; rank 3 joins none. */
   OK(ncclGroupStart());
   for (int i = 0; i < N; i++) {
-    parts[i] = (ncclComm_t)&number;
-    OK(ncclCommSplit(comms[i], i == 3 ? NCCL_SPLIT_NOCOLOR : i / 2, -i, &parts[i], NULL));
+    halves[i] = (ncclComm_t)&number;
+    OK(ncclCommSplit(comms[i], i == 3 ? NCCL_SPLIT_NOCOLOR : i / 2, -i, &halves[i], NULL));
   }
   EXPECT(ncclGroupEnd() == (blocks ? ncclSuccess : ncclInProgress));
   for (int i = 0; i < N; i++) wait_for(comms[i], ncclSuccess);
-  EXPECT(parts[3] == NULL);
-  for (int i = 0; i < 3; i++) wait_for(parts[i], ncclSuccess);
-  OK(ncclCommUserRank(parts[0], &number));
+  EXPECT(halves[3] == NULL);
+  for (int i = 0; i < 3; i++) wait_for(halves[i], ncclSuccess);
+  OK(ncclCommUserRank(halves[0], &number));
   EXPECT(number == 1);
-  OK(ncclCommCount(parts[2], &number));
+  OK(ncclCommCount(halves[2], &number));
   EXPECT(number == 1);
-  check_sum(parts, 2);
-  destroy(parts, 3);
-  /* Without rank 1. */
+  check_sum(halves, 2);
+  destroy(halves, 3);
+  /* A shrink without rank 1. */
   int out[1] = {1};
   OK(ncclGroupStart());
   for (int i = 0; i < N; i++)
-    if (i != 1) OK(ncclCommShrink(comms[i], out, 1, &few[i > 1 ? i - 1 : i], NULL, NCCL_SHRINK_DEFAULT));
+    if (i != 1)
+      OK(ncclCommShrink(comms[i], out, 1, &few[i > 1 ? i - 1 : i], NULL, NCCL_SHRINK_DEFAULT));
   EXPECT(ncclGroupEnd() == (blocks ? ncclSuccess : ncclInProgress));
   for (int i = 0; i < N - 1; i++) wait_for(few[i], ncclSuccess);
   check_sum(few, N - 1);
   for (int i = 0; i < N; i++) wait_for(comms[i], ncclSuccess);
   destroy(comms, N);
-  /* And two new ones. */
+  /* A grow by two new ranks. */
   ncclUniqueId id;
   OK(ncclCommGetUniqueId(few[0], &id));
   OK(ncclGroupStart());
-  for (int i = 0; i < N - 1; i++) OK(ncclCommGrow(few[i], N + 1, i == 0 ? &id : NULL, -1, &more[i], config));
+  for (int i = 0; i < N - 1; i++)
+    OK(ncclCommGrow(few[i], N + 1, i == 0 ? &id : NULL, -1, &more[i], config));
   for (int i = N - 1; i < N + 1; i++) OK(ncclCommGrow(NULL, N + 1, &id, i, &more[i], config));
   EXPECT(ncclGroupEnd() == (blocks ? ncclSuccess : ncclInProgress));
   for (int i = 0; i < N + 1; i++) wait_for(more[i], ncclSuccess);
@@ -148,7 +151,7 @@ static void offspring(ncclConfig_t* config) {
 }
 
 static void revoked(void) {
-  ncclComm_t comms[2], parts[2];
+  ncclComm_t comms[2], halves[2];
   float value = 0;
   make(comms, 2, NULL);
   EXPECT(ncclCommRevoke(comms[0], 1) == ncclInvalidArgument);
@@ -157,14 +160,14 @@ static void revoked(void) {
   EXPECT(ncclAllReduce(&value, &value, 1, ncclFloat, ncclSum, comms[0], NULL) == ncclInvalidUsage);
   EXPECT(ncclCommFinalize(comms[0]) == ncclInvalidUsage);
   OK(ncclGroupStart());
-  for (int i = 0; i < 2; i++) OK(ncclCommSplit(comms[i], 0, i, &parts[i], NULL));
+  for (int i = 0; i < 2; i++) OK(ncclCommSplit(comms[i], 0, i, &halves[i], NULL));
   OK(ncclGroupEnd());
-  check_sum(parts, 2);
-  destroy(parts, 2);
+  check_sum(halves, 2);
+  destroy(halves, 2);
   int out[1] = {1};
-  OK(ncclCommShrink(comms[0], out, 1, &parts[0], NULL, NCCL_SHRINK_ABORT));
-  check_sum(parts, 1);
-  destroy(parts, 1);
+  OK(ncclCommShrink(comms[0], out, 1, &halves[0], NULL, NCCL_SHRINK_ABORT));
+  check_sum(halves, 1);
+  destroy(halves, 1);
   destroy(comms, 2);
 }
 
@@ -185,7 +188,7 @@ static void aborted_init(void) {
   ncclComm_t comm = NULL;
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   float value = 0;
-  /* One that does not block, whose peer never comes. */
+  /* An init that does not block, whose peer never calls. */
   config.blocking = 0;
   OK(ncclGetUniqueId(&id));
   EXPECT(ncclCommInitRankConfig(&comm, 2, id, 0, &config) == ncclInProgress);
@@ -196,7 +199,7 @@ static void aborted_init(void) {
   EXPECT(ncclCommDestroy(comm) == ncclInvalidArgument);
   OK(ncclCommAbort(comm));
   EXPECT(ncclCommGetAsyncError(comm, &state) == ncclInvalidArgument);
-  /* One that blocks, from another thread: the handle is there as soon as the init has begun. */
+  /* An init that blocks, aborted by another thread: the handle is written at its begin. */
   pthread_t thread;
   char byte;
   EXPECT(pipe(ready) == 0);
@@ -226,7 +229,7 @@ static void* split_that_waits(void* unused) {
   return NULL;
 }
 
-/* A split that waits for a rank which does not come is ended by an abort of its parent. */
+/* An abort of the parent ends a split that waits for a rank that never calls. */
 static void aborted_split(void) {
   pthread_t thread;
   char byte;
@@ -243,28 +246,28 @@ static void aborted_split(void) {
   close(ready[1]);
 }
 
-/* A part that is being made without waiting is aborted; its parent is none the worse for the handle. */
-static void aborted_part(void) {
-  ncclComm_t comms[2], part;
+/* A child of a split that does not block is aborted; the handle of its parent stays valid. */
+static void aborted_child(void) {
+  ncclComm_t comms[2], child;
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
   make(comms, 2, &config);
-  EXPECT(ncclCommSplit(comms[0], 0, 0, &part, NULL) == ncclInProgress);
+  EXPECT(ncclCommSplit(comms[0], 0, 0, &child, NULL) == ncclInProgress);
   ncclResult_t state;
   OK(ncclCommGetAsyncError(comms[0], &state));
   EXPECT(state == ncclInProgress);
   int number;
-  EXPECT(ncclCommCount(part, &number) == ncclInvalidArgument);
+  EXPECT(ncclCommCount(child, &number) == ncclInvalidArgument);
   OK(ncclCommCount(comms[0], &number));
   EXPECT(number == 2);
-  OK(ncclCommAbort(part));
-  EXPECT(ncclCommGetAsyncError(part, &state) == ncclInvalidArgument);
+  OK(ncclCommAbort(child));
+  EXPECT(ncclCommGetAsyncError(child, &state) == ncclInvalidArgument);
   OK(ncclCommAbort(comms[0]));
   wait_for_end(comms[1]);
   OK(ncclCommAbort(comms[1]));
 }
 
-/* A watchdog asks all the time; calls of another thread are none the worse for it. */
+/* One thread queries all the time; this does not disturb the calls of another thread. */
 static int volatile stop;
 
 static void* watch(void* comm) {
@@ -276,14 +279,15 @@ static void* watch(void* comm) {
   return NULL;
 }
 
-static void watched(void) {
+static void queried(void) {
   ncclComm_t comm;
   pthread_t thread;
   static float value = 1;
   gpu_pin(&value, sizeof value);
   make(&comm, 1, NULL);
   EXPECT(pthread_create(&thread, NULL, watch, comm) == 0);
-  for (int i = 0; i < 20000; i++) OK(ncclAllReduce(&value, &value, 1, ncclFloat, ncclSum, comm, NULL));
+  for (int i = 0; i < 20000; i++)
+    OK(ncclAllReduce(&value, &value, 1, ncclFloat, ncclSum, comm, NULL));
   stop = 1;
   EXPECT(pthread_join(thread, NULL) == 0);
   OK(ncclCommDestroy(comm));
@@ -304,7 +308,8 @@ static void suspended(void) {
   EXPECT(value == 1);
   OK(ncclCommMemStats(comms[0], ncclStatGpuMemSuspend, &value));
   EXPECT(value == 0);
-  EXPECT(ncclAllReduce(&number, &number, 1, ncclFloat, ncclSum, comms[0], NULL) == ncclInvalidUsage);
+  EXPECT(ncclAllReduce(&number, &number, 1, ncclFloat, ncclSum, comms[0], NULL) ==
+         ncclInvalidUsage);
   EXPECT(ncclCommSuspend(comms[0], NCCL_SUSPEND_MEM) == ncclInvalidUsage);
   OK(ncclCommResume(comms[0]));
   EXPECT(ncclCommResume(comms[0]) == ncclInvalidUsage);
@@ -312,7 +317,7 @@ static void suspended(void) {
   destroy(comms, 2);
 }
 
-/* A group of both kinds is refused, and leaves no handles behind. */
+/* A group of blocking and nonblocking communicators is refused and leaves no handles. */
 static void mixed_group(void) {
   ncclUniqueId id;
   ncclComm_t comms[2];
@@ -360,13 +365,13 @@ int main(void) {
   nonblocking.commName = "test";
   all_at_once();
   scalable();
-  offspring(NULL);
-  offspring(&nonblocking);
+  children(NULL);
+  children(&nonblocking);
   revoked();
   aborted_init();
   aborted_split();
-  aborted_part();
-  watched();
+  aborted_child();
+  queried();
   suspended();
   mixed_group();
   simulated();

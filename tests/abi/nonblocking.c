@@ -1,6 +1,7 @@
 /*
- * Communicators that do not block, used as NCCL's documentation has it: a call may answer ncclInProgress, and then ncclCommGetAsyncError is
- * asked until it says something else. One thread is all ranks, and mostly without groups: a call that waited would wait for ever.
+ * Communicators that do not block, used as NCCL's documentation says: a call may return
+ * ncclInProgress; then the program polls ncclCommGetAsyncError until it returns something else. One
+ * thread is all ranks, mostly without groups: a call that waited would never return.
  */
 #include "check.h"
 
@@ -29,7 +30,8 @@ static void make(ncclComm_t* comms) {
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
   OK(ncclGetUniqueId(&id));
-  for (int i = 0; i < N; i++) EXPECT(ncclCommInitRankConfig(&comms[i], N, id, i, &config) == ncclInProgress);
+  for (int i = 0; i < N; i++)
+    EXPECT(ncclCommInitRankConfig(&comms[i], N, id, i, &config) == ncclInProgress);
   poll_all(comms);
 }
 
@@ -59,15 +61,15 @@ static ncclResult_t sum(ncclComm_t* comms, int i, cudaStream_t stream) {
   return ncclAllReduce(in[i], out[i], COUNT, ncclInt, ncclSum, comms[i], stream);
 }
 
-/* Each call alone. */
-static void alone(ncclComm_t* comms) {
+/* Calls without groups. */
+static void without_groups(ncclComm_t* comms) {
   ncclResult_t state;
   for (int round = 0; round < 20; round++) {
     fill(round);
     EXPECT(sum(comms, 0, NULL) == ncclInProgress);
     OK(ncclCommGetAsyncError(comms[0], &state));
     EXPECT(state == ncclInProgress);
-    /* Until it is over the communicator is for nothing else. */
+    /* Until the call is over the communicator takes no other one. */
     EXPECT(sum(comms, 0, NULL) == ncclInvalidArgument);
     EXPECT(ncclCommFinalize(comms[0]) == ncclInvalidArgument);
     EXPECT(ncclCommDestroy(comms[0]) == ncclInvalidArgument);
@@ -82,7 +84,7 @@ static void alone(ncclComm_t* comms) {
   poll_all(comms);
 }
 
-/* Groups: collectives in order, then sends and receives. */
+/* In a group collectives run in order, then sends and receives. */
 static void grouped(ncclComm_t* comms) {
   int from[N], twice[N], given[N], got[N];
   for (int round = 0; round < 20; round++) {
@@ -92,7 +94,8 @@ static void grouped(ncclComm_t* comms) {
       OK(ncclGroupStart());
       OK(sum(comms, i, NULL));
       OK(ncclAllReduce(&given[i], &from[i], 1, ncclInt, ncclMax, comms[i], NULL));
-      OK(ncclBcast(i ? &twice[i] : memcpy(&twice[0], &round, sizeof round), 1, ncclInt, 0, comms[i], NULL));
+      OK(ncclBcast(i ? &twice[i] : memcpy(&twice[0], &round, sizeof round), 1, ncclInt, 0, comms[i],
+                   NULL));
       OK(ncclSend(&given[i], 1, ncclInt, (i + 1) % N, comms[i], NULL));
       OK(ncclRecv(&got[i], 1, ncclInt, (i + N - 1) % N, comms[i], NULL));
       EXPECT(ncclGroupEnd() == ncclInProgress);
@@ -111,7 +114,7 @@ static void grouped(ncclComm_t* comms) {
     poll_all(comms);
     check(round + 1);
   }
-  /* One that is no communicator any more ends the group before anything has begun. */
+  /* A communicator that was aborted makes the group fail before any call begins. */
   ncclComm_t others[N];
   make(others);
   OK(ncclGroupStart());
@@ -123,7 +126,7 @@ static void grouped(ncclComm_t* comms) {
   for (int i = 1; i < N; i++) OK(ncclCommAbort(others[i]));
 }
 
-/* On a host stream calls are issued, and a call on a default stream comes after them. */
+/* Calls on a host stream are queued, and a call on a default stream runs after them. */
 static void on_streams(ncclComm_t* comms) {
   cudaStream_t streams[N];
   int first[N], second[N];
@@ -133,11 +136,12 @@ static void on_streams(ncclComm_t* comms) {
     first[i] = 1;
     OK(ncclAllReduce(&first[i], &first[i], 1, ncclInt, ncclSum, comms[i], streams[i]));
     OK(ncclAllReduce(&first[i], &first[i], 1, ncclInt, ncclSum, comms[i], streams[i]));
-    EXPECT(ncclAllReduce(&first[i], &second[i], 1, ncclInt, ncclSum, comms[i], NULL) == ncclInProgress);
+    EXPECT(ncclAllReduce(&first[i], &second[i], 1, ncclInt, ncclSum, comms[i], NULL) ==
+           ncclInProgress);
   }
   poll_all(comms);
   for (int i = 0; i < N; i++) EXPECT(first[i] == N * N && second[i] == N * N * N);
-  /* A group on both is one piece of work. */
+  /* A group on both kinds of streams is one piece of work. */
   for (int i = 0; i < N; i++) {
     OK(ncclGroupStart());
     OK(ncclAllReduce(&first[i], &first[i], 1, ncclInt, ncclSum, comms[i], streams[i]));
@@ -146,7 +150,7 @@ static void on_streams(ncclComm_t* comms) {
   }
   poll_all(comms);
   for (int i = 0; i < N; i++) EXPECT(first[i] == N * N * N && second[i] == N * N * N * N);
-  /* A group on streams alone is issued. */
+  /* A group on host streams alone is queued. */
   for (int i = 0; i < N; i++) {
     first[i] = 1;
     OK(ncclGroupStart());
@@ -160,17 +164,20 @@ static void on_streams(ncclComm_t* comms) {
   }
 }
 
-/* Windows are there when the group that registers them ends; an argument that turns out to be wrong is told once. */
+/* Windows exist when the group that registers them ends. A wrong argument that is found late is
+ * returned once. */
 static void windows(ncclComm_t* comms) {
   static int memory[N][16];
   ncclWindow_t window[N];
   ncclWaitSignalDesc_t wait = {.opCnt = 1, .peer = 0, .sigIdx = 0, .ctx = 0};
   OK(ncclGroupStart());
-  for (int i = 0; i < N; i++) OK(ncclCommWindowRegister(comms[i], memory[i], sizeof memory[i], &window[i], 0));
+  for (int i = 0; i < N; i++)
+    OK(ncclCommWindowRegister(comms[i], memory[i], sizeof memory[i], &window[i], 0));
   OK(ncclGroupEnd());
   int value = 7;
   EXPECT(ncclWaitSignal(1, &wait, comms[1], NULL) == ncclInProgress);
-  ncclResult_t put = ncclPutSignal(&value, 1, ncclInt, 1, window[0], sizeof memory[1], 0, 0, 0, comms[0], NULL);
+  ncclResult_t put =
+      ncclPutSignal(&value, 1, ncclInt, 1, window[0], sizeof memory[1], 0, 0, 0, comms[0], NULL);
   EXPECT(put == ncclInProgress);
   EXPECT(poll(comms[0]) == ncclInvalidArgument);
   put = ncclPutSignal(&value, 1, ncclInt, 1, window[0], 4, 0, 0, 0, comms[0], NULL);
@@ -179,7 +186,7 @@ static void windows(ncclComm_t* comms) {
   EXPECT(memory[1][1] == value);
 }
 
-/* A call that waits for a peer is ended by the thread that made it. */
+/* The thread that made a call aborts it while it waits for a peer. */
 static void aborted(void) {
   ncclComm_t comms[N];
   make(comms);
@@ -189,15 +196,17 @@ static void aborted(void) {
   ncclResult_t state;
   EXPECT(ncclCommGetAsyncError(comms[0], &state) == ncclInvalidArgument);
   EXPECT(poll(comms[1]) == ncclRemoteError);
-  for (int i = 0; i < 2000 && (ncclCommGetAsyncError(comms[2], &state), state == ncclSuccess); i++) usleep(1000);
+  for (int i = 0; i < 2000 && (ncclCommGetAsyncError(comms[2], &state), state == ncclSuccess); i++)
+    usleep(1000);
   EXPECT(state == ncclRemoteError);
   for (int i = 1; i < N; i++) OK(ncclCommAbort(comms[i]));
-  /* And by a revocation, after which there is a successor. */
+  /* A revoke ends it too; then a split creates new communicators. */
   ncclComm_t parts[N];
   make(comms);
   EXPECT(sum(comms, 0, NULL) == ncclInProgress);
   for (int i = 0; i < N; i++) OK(ncclCommRevoke(comms[i], 0));
-  for (int i = 0; i < N; i++) EXPECT(ncclCommSplit(comms[i], 0, i, &parts[i], NULL) == ncclInProgress);
+  for (int i = 0; i < N; i++)
+    EXPECT(ncclCommSplit(comms[i], 0, i, &parts[i], NULL) == ncclInProgress);
   poll_all(parts);
   fill(3);
   for (int i = 0; i < N; i++) EXPECT(sum(parts, i, NULL) == ncclInProgress);
@@ -210,19 +219,21 @@ static void aborted(void) {
   }
 }
 
-/* Calls that do not fit each other: the failure of one that is in progress. */
+/* Calls that differ: the failure of a call in progress. */
 static void mismatched(void) {
   ncclComm_t comms[N];
   make(comms);
   for (int i = 0; i < N; i++)
-    EXPECT(ncclAllReduce(in[i], out[i], 1 + (i == 1), ncclInt, ncclSum, comms[i], NULL) == ncclInProgress);
+    EXPECT(ncclAllReduce(in[i], out[i], 1 + (i == 1), ncclInt, ncclSum, comms[i], NULL) ==
+           ncclInProgress);
   for (int i = 0; i < N; i++) {
     EXPECT(poll(comms[i]) == ncclInvalidUsage);
     OK(ncclCommAbort(comms[i]));
   }
 }
 
-/* Nobody is at it in a child, which is told so and not left to ask for ever. */
+/* In a child process no thread does the work. A query there returns an error, so that it does not
+ * poll without end. */
 static void forked(void) {
   ncclComm_t comms[N];
   make(comms);
@@ -247,14 +258,14 @@ int main(int argc, char** argv) {
   ncclComm_t comms[N];
   int valgrind = argc > 1 && strcmp(argv[1], "valgrind") == 0;
   make(comms);
-  alone(comms);
+  without_groups(comms);
   grouped(comms);
   on_streams(comms);
   windows(comms);
   destroy(comms);
   aborted();
   mismatched();
-  /* By design a child never frees what it inherited. */
+  /* By design a child process never frees what it inherited. */
   if (!valgrind) forked();
   return 0;
 }

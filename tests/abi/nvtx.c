@@ -1,4 +1,4 @@
-/* A few calls, for a profiler to see. */
+/* A few calls for a profiler to record. */
 #include "check.h"
 
 int main(void) {

@@ -1,4 +1,5 @@
-/* A profiler of a few lines: a library that NVTX_INJECTION64_PATH names. It writes what begins and ends to standard error. */
+/* A small profiler: a library that NVTX_INJECTION64_PATH names. It prints the begin and the end of
+ * each range to standard error. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -37,8 +38,10 @@ static void* create(const char* name) {
 }
 
 static int push(void* in, const struct attributes* what) {
-  int right = in == &domain && what->version == 3 && what->size == sizeof *what && what->message_type == 1;
-  fprintf(stderr, "begin %s depth %d%s\n", right ? what->message : "?", depth, right ? "" : " WRONG");
+  int right =
+      in == &domain && what->version == 3 && what->size == sizeof *what && what->message_type == 1;
+  fprintf(stderr, "begin %s depth %d%s\n", right ? what->message : "?", depth,
+          right ? "" : " WRONG");
   return depth++;
 }
 
@@ -50,15 +53,19 @@ static int pop(void* in) {
 int InitializeInjectionNvtx2(const void* (*find)(uint32_t)) {
   const struct callbacks* callbacks = find(1);
   const struct version* version = find(3);
-  if (!callbacks || callbacks->bytes < sizeof *callbacks || !version || version->bytes < sizeof *version) return 0;
+  if (!callbacks || callbacks->bytes < sizeof *callbacks || !version ||
+      version->bytes < sizeof *version)
+    return 0;
   if (version->version != 3 || find(0) || find(99)) return 0;
   version->tool(1);
-  /* As profilers do: all modules, and every slot of theirs exists. */
+  /* As profilers do, it looks at all modules; every slot of theirs exists. */
   static const unsigned sizes[] = {0, 16, 9, 15, 7, 16, 7};
   for (unsigned module = 1; module < 7; module++) {
     function** table;
     unsigned size;
-    if (!callbacks->table(module, &table, &size) || size != sizes[module] || table[0] || table[size]) return 0;
+    if (!callbacks->table(module, &table, &size) || size != sizes[module] || table[0] ||
+        table[size])
+      return 0;
     for (unsigned slot = 1; slot < size; slot++)
       if (!table[slot]) return 0;
     if (module != 5) continue;

@@ -1,4 +1,5 @@
-/* On host memory or devices: the collectives with a root, all-to-all, those with a configuration, uneven ones and the barrier, one thread as all ranks. */
+/* Collectives with a root, all-to-all, those with a configuration, vector collectives and the
+ * barrier, on host memory or devices. One thread is all ranks. */
 #include "gpu.h"
 
 #include <maypole.h>
@@ -9,78 +10,85 @@ enum { N = 5, COUNT = 777 };
 static ncclComm_t comms[N];
 static int send[N][N * COUNT], recv[N][N * COUNT];
 
-/* What rank `rank` gives as element `i`. */
-static int given(int rank, int i) { return rank * 1000000 + i; }
+/* Element `i` of the send buffer of rank `rank`. */
+static int input_of(int rank, int i) { return rank * 1000000 + i; }
 
 static void fill(void) {
   for (int rank = 0; rank < N; rank++)
-    for (int i = 0; i < N * COUNT; i++) send[rank][i] = given(rank, i), recv[rank][i] = -1;
+    for (int i = 0; i < N * COUNT; i++) send[rank][i] = input_of(rank, i), recv[rank][i] = -1;
 }
 
-#define EACH(call)                                    \
-  do {                                                \
-    OK(ncclGroupStart());                             \
-    for (int rank = 0; rank < N; rank++) OK(call);    \
-    OK(ncclGroupEnd());                               \
-    gpu_done();                                       \
+#define EACH(call)                                 \
+  do {                                             \
+    OK(ncclGroupStart());                          \
+    for (int rank = 0; rank < N; rank++) OK(call); \
+    OK(ncclGroupEnd());                            \
+    gpu_done();                                    \
   } while (0)
 
-static void reduced(int root) {
+static void check_reduced(int root) {
   for (int i = 0; i < COUNT; i++) {
     int sum = 0;
-    for (int rank = 0; rank < N; rank++) sum += given(rank, i);
+    for (int rank = 0; rank < N; rank++) sum += input_of(rank, i);
     EXPECT(recv[root][i] == sum);
   }
   for (int rank = 0; rank < N; rank++) EXPECT(rank == root || recv[rank][0] == -1);
 }
 
-static void gathered(int root) {
+static void check_gathered(int root) {
   for (int from = 0; from < N; from++)
-    for (int i = 0; i < COUNT; i++) EXPECT(recv[root][from * COUNT + i] == given(from, i));
+    for (int i = 0; i < COUNT; i++) EXPECT(recv[root][from * COUNT + i] == input_of(from, i));
   for (int rank = 0; rank < N; rank++) EXPECT(rank == root || recv[rank][0] == -1);
 }
 
-static void scattered(int root) {
+static void check_scattered(int root) {
   for (int to = 0; to < N; to++) {
-    for (int i = 0; i < COUNT; i++) EXPECT(recv[to][i] == given(root, to * COUNT + i));
+    for (int i = 0; i < COUNT; i++) EXPECT(recv[to][i] == input_of(root, to * COUNT + i));
     EXPECT(recv[to][COUNT] == -1);
   }
 }
 
-static void exchanged(void) {
+static void check_exchanged(void) {
   for (int to = 0; to < N; to++)
     for (int from = 0; from < N; from++)
-      for (int i = 0; i < COUNT; i++) EXPECT(recv[to][from * COUNT + i] == given(from, to * COUNT + i));
+      for (int i = 0; i < COUNT; i++)
+        EXPECT(recv[to][from * COUNT + i] == input_of(from, to * COUNT + i));
 }
 
 static void plain(int root) {
   fill();
-  EACH(ncclReduce(send[rank], rank == root ? recv[rank] : NULL, COUNT, ncclInt, ncclSum, root, comms[rank], NULL));
-  reduced(root);
+  EACH(ncclReduce(send[rank], rank == root ? recv[rank] : NULL, COUNT, ncclInt, ncclSum, root,
+                  comms[rank], NULL));
+  check_reduced(root);
   fill();
-  EACH(ncclGather(send[rank], rank == root ? recv[rank] : NULL, COUNT, ncclInt, root, comms[rank], NULL));
-  gathered(root);
+  EACH(ncclGather(send[rank], rank == root ? recv[rank] : NULL, COUNT, ncclInt, root, comms[rank],
+                  NULL));
+  check_gathered(root);
   fill();
-  EACH(ncclScatter(rank == root ? send[rank] : NULL, recv[rank], COUNT, ncclInt, root, comms[rank], NULL));
-  scattered(root);
+  EACH(ncclScatter(rank == root ? send[rank] : NULL, recv[rank], COUNT, ncclInt, root, comms[rank],
+                   NULL));
+  check_scattered(root);
   fill();
   EACH(ncclAlltoAll(send[rank], recv[rank], COUNT, ncclInt, comms[rank], NULL));
-  exchanged();
+  check_exchanged();
 }
 
 static void in_place(int root) {
   fill();
   EACH(ncclReduce(send[rank], send[rank], COUNT, ncclInt, ncclMax, root, comms[rank], NULL));
-  for (int i = 0; i < COUNT; i++) EXPECT(send[root][i] == given(N - 1, i));
+  for (int i = 0; i < COUNT; i++) EXPECT(send[root][i] == input_of(N - 1, i));
   fill();
   memcpy(&recv[root][root * COUNT], send[root], COUNT * sizeof(int));
-  EACH(ncclGather(rank == root ? &recv[rank][rank * COUNT] : send[rank], recv[rank], COUNT, ncclInt, root, comms[rank], NULL));
-  gathered(root);
+  EACH(ncclGather(rank == root ? &recv[rank][rank * COUNT] : send[rank], recv[rank], COUNT, ncclInt,
+                  root, comms[rank], NULL));
+  check_gathered(root);
   fill();
-  EACH(ncclScatter(send[rank], rank == root ? &send[rank][rank * COUNT] : recv[rank], COUNT, ncclInt, root, comms[rank], NULL));
+  EACH(ncclScatter(send[rank], rank == root ? &send[rank][rank * COUNT] : recv[rank], COUNT,
+                   ncclInt, root, comms[rank], NULL));
   for (int to = 0; to < N; to++)
     for (int i = 0; i < COUNT; i++)
-      EXPECT((to == root ? send[to][to * COUNT + i] : recv[to][i]) == given(root, to * COUNT + i));
+      EXPECT((to == root ? send[to][to * COUNT + i] : recv[to][i]) ==
+             input_of(root, to * COUNT + i));
 }
 
 static void configured(int root) {
@@ -90,57 +98,66 @@ static void configured(int root) {
   for (int twice = 0; twice < 2; twice++) {
     const ncclCollConfig_t* with = twice ? &config : NULL;
     fill();
-    EACH(ncclReduceConfig(send[rank], recv[rank], COUNT, ncclInt, ncclSum, root, comms[rank], NULL, with));
-    reduced(root);
+    EACH(ncclReduceConfig(send[rank], recv[rank], COUNT, ncclInt, ncclSum, root, comms[rank], NULL,
+                          with));
+    check_reduced(root);
     fill();
     EACH(ncclGatherConfig(send[rank], recv[rank], COUNT, ncclInt, root, comms[rank], NULL, with));
-    gathered(root);
+    check_gathered(root);
     fill();
     EACH(ncclScatterConfig(send[rank], recv[rank], COUNT, ncclInt, root, comms[rank], NULL, with));
-    scattered(root);
+    check_scattered(root);
     fill();
     EACH(ncclAlltoAllConfig(send[rank], recv[rank], COUNT, ncclInt, comms[rank], NULL, with));
-    exchanged();
+    check_exchanged();
     fill();
     EACH(ncclAllGatherConfig(send[rank], recv[rank], COUNT, ncclInt, comms[rank], NULL, with));
-    for (int rank = 0; rank < N; rank++) EXPECT(recv[rank][(N - 1) * COUNT] == given(N - 1, 0));
-    EACH(ncclAllReduceConfig(send[rank], recv[rank], COUNT, ncclInt, ncclMin, comms[rank], NULL, with));
-    for (int rank = 0; rank < N; rank++) EXPECT(recv[rank][COUNT - 1] == given(0, COUNT - 1));
-    EACH(ncclReduceScatterConfig(send[rank], recv[rank], COUNT, ncclInt, ncclMax, comms[rank], NULL, with));
-    for (int rank = 0; rank < N; rank++) EXPECT(recv[rank][0] == given(N - 1, rank * COUNT));
-    EACH(ncclBroadcastConfig(send[rank], recv[rank], COUNT, ncclInt, root, comms[rank], NULL, with));
-    for (int rank = 0; rank < N; rank++) EXPECT(recv[rank][1] == given(root, 1));
+    for (int rank = 0; rank < N; rank++) EXPECT(recv[rank][(N - 1) * COUNT] == input_of(N - 1, 0));
+    EACH(ncclAllReduceConfig(send[rank], recv[rank], COUNT, ncclInt, ncclMin, comms[rank], NULL,
+                             with));
+    for (int rank = 0; rank < N; rank++) EXPECT(recv[rank][COUNT - 1] == input_of(0, COUNT - 1));
+    EACH(ncclReduceScatterConfig(send[rank], recv[rank], COUNT, ncclInt, ncclMax, comms[rank], NULL,
+                                 with));
+    for (int rank = 0; rank < N; rank++) EXPECT(recv[rank][0] == input_of(N - 1, rank * COUNT));
+    EACH(
+        ncclBroadcastConfig(send[rank], recv[rank], COUNT, ncclInt, root, comms[rank], NULL, with));
+    for (int rank = 0; rank < N; rank++) EXPECT(recv[rank][1] == input_of(root, 1));
   }
 }
 
-/* By the algorithm that the call names, in turns with the usual one. */
+/* Calls by the algorithm that they name, alternating with the usual one. */
 static void selected(void) {
   static const char* const names[] = {"oneshot", "ring", "RING_SIMPLE,tree"};
   ncclCollConfig_t config = NCCL_COLLCONFIG_INITIALIZER;
   for (int turn = 0; turn < 6; turn++) {
     config.algSelection = names[turn % 3];
     fill();
-    EACH(ncclAllReduceConfig(send[rank], recv[rank], COUNT, ncclInt, ncclMax, comms[rank], NULL, turn == 4 ? NULL : &config));
+    EACH(ncclAllReduceConfig(send[rank], recv[rank], COUNT, ncclInt, ncclMax, comms[rank], NULL,
+                             turn == 4 ? NULL : &config));
     for (int rank = 0; rank < N; rank++)
-      for (int i = 0; i < COUNT; i++) EXPECT(recv[rank][i] == given(N - 1, i));
+      for (int i = 0; i < COUNT; i++) EXPECT(recv[rank][i] == input_of(N - 1, i));
   }
   config.algSelection = "no_such_algorithm";
-  EXPECT(ncclAllReduceConfig(send[0], recv[0], COUNT, ncclInt, ncclMax, comms[0], NULL, &config) == ncclInvalidUsage);
-  /* One of another collective. */
+  EXPECT(ncclAllReduceConfig(send[0], recv[0], COUNT, ncclInt, ncclMax, comms[0], NULL, &config) ==
+         ncclInvalidUsage);
+  /* An algorithm of another collective. */
   config.algSelection = "pat";
-  EXPECT(ncclAllReduceConfig(send[0], recv[0], COUNT, ncclInt, ncclMax, comms[0], NULL, &config) == ncclInvalidUsage);
-  /* By flag lines alone, which this does not fit. */
+  EXPECT(ncclAllReduceConfig(send[0], recv[0], COUNT, ncclInt, ncclMax, comms[0], NULL, &config) ==
+         ncclInvalidUsage);
+  /* LL messages alone, which the buffer does not fit. */
   static int long_send[1 << 16], long_recv[1 << 16];
   config.algSelection = "ring_LL";
-  EXPECT(ncclAllReduceConfig(long_send, long_recv, 1 << 16, ncclInt, ncclMax, comms[0], NULL, &config) == ncclInvalidUsage);
-  EACH(ncclAllReduceConfig(send[rank], recv[rank], 2, ncclInt, ncclMax, comms[rank], NULL, &config));
-  for (int rank = 0; rank < N; rank++) EXPECT(recv[rank][1] == given(N - 1, 1));
-  /* That had no effect. */
+  EXPECT(ncclAllReduceConfig(long_send, long_recv, 1 << 16, ncclInt, ncclMax, comms[0], NULL,
+                             &config) == ncclInvalidUsage);
+  EACH(
+      ncclAllReduceConfig(send[rank], recv[rank], 2, ncclInt, ncclMax, comms[rank], NULL, &config));
+  for (int rank = 0; rank < N; rank++) EXPECT(recv[rank][1] == input_of(N - 1, 1));
+  /* The refused calls had no effect. */
   plain(1);
 }
 
-/* Block r is of r * 10 elements. */
-static void uneven(int root) {
+/* Vector collectives; block r has 10 * r elements. */
+static void vector_collectives(int root) {
   size_t counts[N], places[N], sends[N][N], total = 0;
   for (int r = 0; r < N; r++) {
     counts[r] = r * 10;
@@ -149,38 +166,47 @@ static void uneven(int root) {
     for (int to = 0; to < N; to++) sends[r][to] = (r + to) * 3;
   }
   fill();
-  EACH(maypoleAllGatherV(send[rank], counts[rank], recv[rank], counts, NULL, ncclInt, comms[rank], NULL));
+  EACH(maypoleAllGatherV(send[rank], counts[rank], recv[rank], counts, NULL, ncclInt, comms[rank],
+                         NULL));
   for (int rank = 0; rank < N; rank++)
     for (int from = 0; from < N; from++)
-      for (size_t i = 0; i < counts[from]; i++) EXPECT(recv[rank][places[from] + i] == given(from, i));
+      for (size_t i = 0; i < counts[from]; i++)
+        EXPECT(recv[rank][places[from] + i] == input_of(from, i));
   fill();
-  EACH(maypoleReduceScatterV(send[rank], counts, places, recv[rank], counts[rank], ncclInt, ncclMax, comms[rank], NULL));
+  EACH(maypoleReduceScatterV(send[rank], counts, places, recv[rank], counts[rank], ncclInt, ncclMax,
+                             comms[rank], NULL));
   for (int rank = 0; rank < N; rank++)
-    for (size_t i = 0; i < counts[rank]; i++) EXPECT(recv[rank][i] == given(N - 1, places[rank] + i));
+    for (size_t i = 0; i < counts[rank]; i++)
+      EXPECT(recv[rank][i] == input_of(N - 1, places[rank] + i));
   fill();
-  /* What goes from a to b is as long as what goes from b to a. */
-  EACH(maypoleAlltoAllV(send[rank], sends[rank], NULL, recv[rank], sends[rank], NULL, ncclInt, comms[rank], NULL));
+  /* Ranks a and b send each other blocks of the same length. */
+  EACH(maypoleAlltoAllV(send[rank], sends[rank], NULL, recv[rank], sends[rank], NULL, ncclInt,
+                        comms[rank], NULL));
   for (int to = 0; to < N; to++) {
     size_t at = 0;
     for (int from = 0; from < N; from++) {
       size_t start = 0;
       for (int before = 0; before < to; before++) start += sends[from][before];
-      for (size_t i = 0; i < sends[from][to]; i++) EXPECT(recv[to][at++] == given(from, start + i));
+      for (size_t i = 0; i < sends[from][to]; i++)
+        EXPECT(recv[to][at++] == input_of(from, start + i));
     }
   }
   fill();
-  EACH(maypoleGatherV(send[rank], counts[rank], recv[rank], rank == root ? counts : NULL, NULL, ncclInt, root, comms[rank], NULL));
+  EACH(maypoleGatherV(send[rank], counts[rank], recv[rank], rank == root ? counts : NULL, NULL,
+                      ncclInt, root, comms[rank], NULL));
   for (int from = 0; from < N; from++)
-    for (size_t i = 0; i < counts[from]; i++) EXPECT(recv[root][places[from] + i] == given(from, i));
+    for (size_t i = 0; i < counts[from]; i++)
+      EXPECT(recv[root][places[from] + i] == input_of(from, i));
   fill();
-  EACH(maypoleScatterV(rank == root ? send[rank] : NULL, rank == root ? counts : NULL, NULL, recv[rank], counts[rank], ncclInt, root,
-                       comms[rank], NULL));
+  EACH(maypoleScatterV(rank == root ? send[rank] : NULL, rank == root ? counts : NULL, NULL,
+                       recv[rank], counts[rank], ncclInt, root, comms[rank], NULL));
   for (int to = 0; to < N; to++)
-    for (size_t i = 0; i < counts[to]; i++) EXPECT(recv[to][i] == given(root, places[to] + i));
+    for (size_t i = 0; i < counts[to]; i++) EXPECT(recv[to][i] == input_of(root, places[to] + i));
   EACH(maypoleBarrier(comms[rank], NULL));
 }
 
-/* Everything to everybody in one group, listed in another order on every rank; an operator that is gone before the group runs. */
+/* Each rank sends to each rank in one group, in an order that differs between ranks. An operator is
+ * destroyed before its group runs. */
 static void grouped(void) {
   ncclRedOp_t op;
   int factor = 3;
@@ -195,7 +221,7 @@ static void grouped(void) {
   }
   OK(ncclGroupEnd());
   gpu_done();
-  exchanged();
+  check_exchanged();
   fill();
   OK(ncclGroupStart());
   for (int rank = 0; rank < N; rank++) {
@@ -217,7 +243,7 @@ int main(void) {
     plain(root);
     in_place(root);
     configured(root);
-    uneven(root);
+    vector_collectives(root);
   }
   grouped();
   selected();

@@ -1,6 +1,7 @@
 /*
- * One thread as several ranks: however often it groups, no thread is made for it after the first time; and none is left once the last
- * communicator is gone. `pthread_create` is counted by taking its place.
+ * One thread as several ranks. The library starts threads for its first group and none for later
+ * groups, and no thread is left after the last communicator was destroyed. This program defines
+ * `pthread_create` itself and counts its calls.
  */
 #define _GNU_SOURCE
 #include "check.h"
@@ -17,7 +18,8 @@ enum { N = 4, ROUNDS = 500 };
 
 static atomic_int created;
 
-int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*run)(void*), void* argument) {
+int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*run)(void*),
+                   void* argument) {
   int (*real)(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*);
   *(void**)&real = dlsym(RTLD_NEXT, "pthread_create");
   EXPECT(real);
@@ -65,7 +67,7 @@ static void wait_until_alone(void) {
   EXPECT(threads() == 1);
 }
 
-static void groups_make_no_threads(void) {
+static void repeated_groups_start_no_threads(void) {
   ncclComm_t comms[N];
   EXPECT(threads() == 1);
   make(comms);
@@ -74,7 +76,7 @@ static void groups_make_no_threads(void) {
   EXPECT(warm > 0);
   for (int round = 0; round < ROUNDS; round++) sum(comms);
   EXPECT(created == warm);
-  /* An error drops a group, and none is made for it either. */
+  /* An error drops a group, which starts no thread either. */
   float value = 0;
   OK(ncclGroupStart());
   OK(ncclAllReduce(&value, &value, 1, ncclFloat, ncclSum, comms[0], NULL));
@@ -86,29 +88,29 @@ static void groups_make_no_threads(void) {
   wait_until_alone();
 }
 
-/* A group of several communicators in a callback of a stream, on one of whose threads it runs. */
-static ncclComm_t theirs[N];
+/* A group of several communicators in a callback of a stream, on a thread of the library. */
+static ncclComm_t callback_comms[N];
 static atomic_int called;
 
-static void grouping(ncclResult_t result, void* unused) {
+static void group_in_callback(ncclResult_t result, void* unused) {
   (void)unused;
   EXPECT(result == ncclSuccess);
-  sum(theirs);
+  sum(callback_comms);
   called++;
 }
 
 static void groups_in_callbacks(void) {
   cudaStream_t stream;
-  make(theirs);
+  make(callback_comms);
   OK(maypoleStreamCreate(&stream));
-  OK(maypoleStreamAddCallback(stream, grouping, NULL));
+  OK(maypoleStreamAddCallback(stream, group_in_callback, NULL));
   OK(maypoleStreamSynchronize(stream));
   EXPECT(called == 1);
   OK(maypoleStreamDestroy(stream));
-  destroy(theirs);
+  destroy(callback_comms);
 }
 
-/* A child has none of the threads that its parent keeps, and makes its own. */
+/* A child process has none of the threads of its parent process, and starts its own. */
 static void groups_after_a_fork(void) {
   ncclComm_t comms[N];
   make(comms);
@@ -131,8 +133,8 @@ static void groups_after_a_fork(void) {
   destroy(comms);
 }
 
-/* Several threads group at once, each with communicators of its own. */
-static void* group_often(void* unused) {
+/* Several threads run groups at once, each with its own communicators. */
+static void* run_groups(void* unused) {
   (void)unused;
   ncclComm_t comms[N];
   make(comms);
@@ -143,13 +145,13 @@ static void* group_often(void* unused) {
 
 static void groups_of_several_threads(void) {
   pthread_t thread[3];
-  for (int i = 0; i < 3; i++) EXPECT(pthread_create(&thread[i], NULL, group_often, NULL) == 0);
+  for (int i = 0; i < 3; i++) EXPECT(pthread_create(&thread[i], NULL, run_groups, NULL) == 0);
   for (int i = 0; i < 3; i++) EXPECT(pthread_join(thread[i], NULL) == 0);
   wait_until_alone();
 }
 
 int main(void) {
-  groups_make_no_threads();
+  repeated_groups_start_no_threads();
   groups_in_callbacks();
   groups_after_a_fork();
   groups_of_several_threads();

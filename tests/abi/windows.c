@@ -1,4 +1,5 @@
-/* Windows and one-sided calls between ranks that meet over a link: windows.c LINK. One thread is all ranks. */
+/* Windows and one-sided calls over one kind of link. One thread is all ranks. Usage:
+ * windows LINK. */
 #define _GNU_SOURCE
 #include "check.h"
 
@@ -21,7 +22,8 @@ int main(int argc, char** argv) {
   EXPECT(ncclSignal(1, 0, 0, 0, comms[0], NULL) == ncclInvalidArgument);
   OK(ncclGroupStart());
   for (int rank = 0; rank < RANKS; rank++)
-    OK(ncclCommWindowRegister(comms[rank], parts[rank], sizeof parts[rank], &windows[rank], NCCL_WIN_DEFAULT));
+    OK(ncclCommWindowRegister(comms[rank], parts[rank], sizeof parts[rank], &windows[rank],
+                              NCCL_WIN_DEFAULT));
   OK(ncclGroupEnd());
   void* pointer;
   for (int rank = 0; rank < RANKS; rank++) {
@@ -31,10 +33,11 @@ int main(int argc, char** argv) {
     waits[rank] = (ncclWaitSignalDesc_t){.opCnt = 2, .peer = rank};
   }
   EXPECT(ncclWinGetUserPtr(comms[0], windows[1], &pointer) == ncclInvalidArgument);
-  EXPECT(ncclPutSignal(mine[0], COUNT, ncclInt64, 1, windows[0], sizeof parts[0] - 8, 0, 0, 0, comms[0], NULL) ==
-         ncclInvalidArgument);
+  EXPECT(ncclPutSignal(mine[0], COUNT, ncclInt64, 1, windows[0], sizeof parts[0] - 8, 0, 0, 0,
+                       comms[0], NULL) == ncclInvalidArgument);
 
-  /* Everybody puts to everybody and signals once more; on streams, then in a group without. */
+  /* Each rank puts to each rank and signals once more: on streams, then in a group without
+   * streams. */
   for (int round = 0; round < 2; round++) {
     if (round == 1) OK(ncclGroupStart());
     for (int rank = 0; rank < RANKS; rank++) {
@@ -42,7 +45,8 @@ int main(int argc, char** argv) {
       for (int i = 0; i < COUNT; i++) mine[rank][i] = round + rank * 1000000 + i;
       if (round == 1) OK(ncclWaitSignal(RANKS, waits, comms[rank], stream));
       for (int peer = 0; peer < RANKS; peer++) {
-        OK(ncclPutSignal(mine[rank], COUNT, ncclInt64, peer, windows[rank], rank * sizeof mine[0], 0, 0, 0, comms[rank], stream));
+        OK(ncclPutSignal(mine[rank], COUNT, ncclInt64, peer, windows[rank], rank * sizeof mine[0],
+                         0, 0, 0, comms[rank], stream));
         OK(ncclSignal(peer, 0, 0, 0, comms[rank], stream));
       }
       if (round == 0) OK(ncclWaitSignal(RANKS, waits, comms[rank], stream));

@@ -1,4 +1,4 @@
-/* Misuse: every wrong call is answered with the right code and a text, and none crashes. */
+/* Wrong calls return the documented result and leave a text; none crashes. */
 #include "check.h"
 
 #include <stdint.h>
@@ -52,7 +52,7 @@ int main(void) {
   REFUSED(ncclRedOpCreatePreMulSum(&op, send, ncclFloat, (ncclScalarResidence_t)2, comm));
   REFUSED(ncclRedOpDestroy(ncclSum, comm));
 
-  /* A wrong call in a group makes the end fail, and drops the rest. */
+  /* A wrong call in a group makes its end fail and drops the other calls. */
   memset(recv, 0, sizeof recv);
   OK(ncclGroupStart());
   OK(ncclAllReduce(send, recv, 4, ncclFloat, ncclSum, comm, NULL));

@@ -1,9 +1,10 @@
-/* Which libnccl this process has mapped, for programs in C and C++. */
+/* Checks which libnccl this process has mapped, for programs in C and C++. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* 0 if it is the file that MAYPOLE_CLIENTS_LIBRARY names and no other; where none is wanted, if there is none. */
+/* Returns 0 if the file that MAYPOLE_CLIENTS_LIBRARY names is mapped and no other libnccl; or, if
+ * none is wanted, if no libnccl is mapped. */
 static int only_our_library_is_loaded(int wanted) {
   const char* ours = getenv("MAYPOLE_CLIENTS_LIBRARY");
   FILE* maps = fopen("/proc/self/maps", "r");

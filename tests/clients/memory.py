@@ -1,5 +1,7 @@
-"""Where the Python clients have their buffers: in memory of the host, or, where MAYPOLE_DEVICE is cuda, in that of a device, by the driver alone
-(libcuda.so.1, through ctypes). A rank's device is its number, counted round; each rank has a stream of its own."""
+"""Buffers of the Python clients, in host memory, or of a device if MAYPOLE_DEVICE is cuda.
+
+The driver (libcuda.so.1, by ctypes) allocates memory of devices. Rank r uses device r modulo the
+number of devices. Each rank has its own stream."""
 
 import ctypes
 import os
@@ -10,8 +12,8 @@ NOT_READY = 600
 NON_BLOCKING = 1
 
 
-class Host:
-    """The stream is NULL: a call returns when its result is there."""
+class HostMemory:
+    """Memory of the host. The stream is NULL: a call returns when its result is there."""
 
     stream = 0
     device = -1
@@ -25,7 +27,7 @@ class Host:
     def write(self, address, data):
         ctypes.memmove(address, data, len(data))
 
-    def asynchronous(self, call):
+    def check_asynchronous(self, call):
         call()
 
 
@@ -33,13 +35,15 @@ class HostBuffer:
     def __init__(self, data):
         self.data = bytearray(data)
         self.alias = (ctypes.c_char * len(self.data)).from_buffer(self.data)
-        self.at = ctypes.addressof(self.alias)
+        self.address = ctypes.addressof(self.alias)
 
     def bytes(self):
         return bytes(self.data)
 
 
-class Device:
+class DeviceMemory:
+    """Memory of a rank's device."""
+
     def __init__(self, rank):
         self.cuda = ctypes.CDLL("libcuda.so.1")
         count, context, stream = c_int(), c_void_p(), c_void_p()
@@ -49,8 +53,9 @@ class Device:
         self.call("cuDevicePrimaryCtxRetain", byref(context), c_int(self.device))
         self.call("cuCtxSetCurrent", context)
         self.stream = self.new_stream()
-        # For what must not wait for the rank's stream. Of many streams some share a queue of the device, and would.
-        self.other = c_void_p(self.new_stream())
+        # For copies that must not wait for the rank's stream. It is created once, because of many
+        # streams some share a queue of the device and so wait for each other.
+        self.copy_stream = c_void_p(self.new_stream())
 
     def call(self, name, *arguments):
         code = getattr(self.cuda, name)(*arguments)
@@ -68,16 +73,19 @@ class Device:
         self.call("cuStreamSynchronize", c_void_p(self.stream))
 
     def write(self, address, data):
-        self.call("cuMemcpyHtoDAsync_v2", c_uint64(address), data, c_size_t(len(data)), self.other)
-        self.call("cuStreamSynchronize", self.other)
+        size = c_size_t(len(data))
+        self.call("cuMemcpyHtoDAsync_v2", c_uint64(address), data, size, self.copy_stream)
+        self.call("cuStreamSynchronize", self.copy_stream)
 
-    def asynchronous(self, call):
-        """What `call` puts on the stream while that is held: it returns, and nothing is done before the stream is let go."""
+    def check_asynchronous(self, call):
+        """Makes the call while the stream is held: it must return, and do nothing until the stream
+        continues."""
         gate = self.buffer(bytes(8))
-        self.call("cuStreamWaitValue64_v2", c_void_p(self.stream), c_uint64(gate.at), c_uint64(1), c_uint(0))
+        stream = c_void_p(self.stream)
+        self.call("cuStreamWaitValue64_v2", stream, c_uint64(gate.address), c_uint64(1), c_uint(0))
         call()
-        assert self.cuda.cuStreamQuery(c_void_p(self.stream)) == NOT_READY
-        self.write(gate.at, (1).to_bytes(8, "little"))
+        assert self.cuda.cuStreamQuery(stream) == NOT_READY
+        self.write(gate.address, (1).to_bytes(8, "little"))
         self.wait()
 
 
@@ -86,22 +94,23 @@ class DeviceBuffer:
         self.memory, self.size = memory, len(data)
         address = c_uint64()
         memory.call("cuMemAlloc_v2", byref(address), c_size_t(max(self.size, 1)))
-        self.at = address.value
-        memory.write(self.at, data)
+        self.address = address.value
+        memory.write(self.address, data)
 
     def bytes(self):
-        """When all that the rank has on its stream is done."""
+        """The content after all work on the stream of the rank."""
         self.memory.wait()
         data = ctypes.create_string_buffer(self.size)
-        self.memory.call("cuMemcpyDtoH_v2", data, c_uint64(self.at), c_size_t(self.size))
+        self.memory.call("cuMemcpyDtoH_v2", data, c_uint64(self.address), c_size_t(self.size))
         return data.raw
 
     def __del__(self):
-        # Of a rank that failed the stream may never be done.
+        # The stream of a rank that failed may never end its work.
         if self.memory.cuda.cuStreamQuery(c_void_p(self.memory.stream)) == 0:
-            self.memory.cuda.cuMemFree_v2(c_uint64(self.at))
+            self.memory.cuda.cuMemFree_v2(c_uint64(self.address))
 
 
-def of(rank):
-    """The memory of that rank; to be asked for before its communicator is made."""
-    return Device(rank) if ON_DEVICE else Host()
+def for_rank(rank):
+    """The memory of a rank. To be called before the rank creates its communicator, as it chooses
+    the device."""
+    return DeviceMemory(rank) if ON_DEVICE else HostMemory()

@@ -1,4 +1,5 @@
-"""Ranks as processes, for the Python clients: each rank is the client's program again, with its number and the unique id."""
+"""Ranks as processes for the Python clients: each runs the program of the client again, with its
+rank and the unique id as arguments."""
 
 import os
 import subprocess
@@ -8,7 +9,7 @@ NRANKS = 4
 
 
 def main(unique_id, rank_program):
-    """`unique_id()` is 128 bytes, made here; `rank_program(rank, id)` is what each of the processes runs."""
+    """`unique_id()` creates the id, 128 bytes; each process runs `rank_program(rank, id)`."""
     if len(sys.argv) == 3:
         rank_program(int(sys.argv[1]), bytes.fromhex(sys.argv[2]))
         only_our_library_is_loaded()
@@ -24,7 +25,7 @@ def main(unique_id, rank_program):
 
 
 def only_our_library_is_loaded():
-    """Fails unless our library, and no other libnccl, is mapped into this process."""
+    """Fails unless our library and no other libnccl is mapped into this process."""
     with open("/proc/self/maps") as maps:
         files = {line.split(None, 5)[5].strip() for line in maps if "/libnccl" in line}
     assert files == {os.environ["MAYPOLE_CLIENTS_LIBRARY"]}, files

@@ -1,4 +1,4 @@
-/* A program as small as can be. */
+/* The smallest program: one rank, one all-reduce. */
 #include <nccl.h>
 #include <stdio.h>
 

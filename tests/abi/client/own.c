@@ -1,14 +1,15 @@
-/* A tool takes the place of a function and calls the library's by its p name. */
+/* A program that defines a function itself and calls the library's by its pnccl alias. */
 #include <nccl.h>
 
-static int asked;
+static int calls;
 
 ncclResult_t ncclGetVersion(int* version) {
-  asked++;
+  calls++;
   return pncclGetVersion(version);
 }
 
 int main(void) {
   int version = 0;
-  return ncclGetVersion(&version) == ncclSuccess && version == NCCL_VERSION_CODE && asked == 1 ? 0 : 1;
+  return ncclGetVersion(&version) == ncclSuccess && version == NCCL_VERSION_CODE && calls == 1 ? 0
+                                                                                               : 1;
 }

@@ -1,4 +1,4 @@
-// Two ranks by one thread, in C++.
+// One thread as two ranks, in C++.
 #include <maypole.h>
 
 int main() {
@@ -6,7 +6,8 @@ int main() {
   float send[2] = {1, 2}, recv[2] = {0, 0};
   if (ncclCommInitAll(comms, 2, nullptr) != ncclSuccess) return 1;
   ncclGroupStart();
-  for (int i = 0; i < 2; i++) ncclAllReduce(&send[i], &recv[i], 1, ncclFloat, ncclSum, comms[i], nullptr);
+  for (int i = 0; i < 2; i++)
+    ncclAllReduce(&send[i], &recv[i], 1, ncclFloat, ncclSum, comms[i], nullptr);
   for (int i = 0; i < 2; i++) maypoleBarrier(comms[i], nullptr);
   if (ncclGroupEnd() != ncclSuccess) return 2;
   for (ncclComm_t comm : comms) ncclCommDestroy(comm);

@@ -1,4 +1,4 @@
-/* Stands for CUDA's header: what nccl.h needs of it. */
+/* A stand-in for CUDA's header with what nccl.h needs of it. */
 #ifndef CUDA_RUNTIME_STAND_IN_H_
 #define CUDA_RUNTIME_STAND_IN_H_
 #define CUDART_VERSION 12080

@@ -1,5 +1,7 @@
-"""A ctypes wrapper in the manner of inference servers: the path from a variable, every function bound with its types as the library is
-loaded, the unique id handed over by value. 4 processes and Python's standard library alone; on host memory or on devices."""
+"""A ctypes wrapper as in inference servers, on host memory or on devices.
+
+The path comes from a variable, every function is bound with its types when the library is loaded,
+and the unique id is passed by value. 4 processes; only Python's standard library."""
 
 import ctypes
 import os
@@ -76,8 +78,8 @@ def numbers(values):
 
 def one_rank(rank, identity):
     nccl = Library(os.environ["MAYPOLE_SO_PATH"])
-    place = memory.of(rank)
-    stream = place.stream
+    rank_memory = memory.for_rank(rank)
+    stream = rank_memory.stream
     comm, number = c_void_p(), c_int()
     nccl.ncclCommInitRank(byref(comm), N, UniqueId.from_buffer_copy(identity), rank)
     nccl.ncclCommCount(comm, byref(number))
@@ -85,59 +87,60 @@ def one_rank(rank, identity):
     nccl.ncclCommUserRank(comm, byref(number))
     assert number.value == rank
     nccl.ncclCommCuDevice(comm, byref(number))
-    assert number.value == place.device, number.value
+    assert number.value == rank_memory.device, number.value
 
     count = 1003
     value = lambda r, i: 1000 * r + i
     total = [sum(value(r, i) for r in range(N)) for i in range(count * N)]
-    mine = place.buffer(numbers(value(rank, i) for i in range(count * N)))
-    out = place.buffer(bytes(8 * count * N))
+    mine = rank_memory.buffer(numbers(value(rank, i) for i in range(count * N)))
+    out = rank_memory.buffer(bytes(8 * count * N))
 
-    def same(expected, what):
+    def expect_equal(expected, what):
         found = list(array("q", out.bytes()))[: len(expected)]
         assert found == expected, (what, found[:8], expected[:8])
 
-    nccl.ncclAllReduce(mine.at, out.at, count * N, INT64, SUM, comm, stream)
-    same(total, "all-reduce")
-    nccl.ncclReduceScatter(mine.at, out.at, count, INT64, SUM, comm, stream)
-    same(total[rank * count : (rank + 1) * count], "reduce-scatter")
-    nccl.ncclAllGather(mine.at, out.at, count, INT64, comm, stream)
-    same([value(r, i) for r in range(N) for i in range(count)], "all-gather")
-    nccl.ncclBroadcast(mine.at, out.at, count, INT64, 3, comm, stream)
-    same([value(3, i) for i in range(count)], "broadcast")
-    nccl.ncclReduce(mine.at, out.at, count, INT64, MAX, 0, comm, stream)
-    same([value(N - 1 if rank == 0 else 3, i) for i in range(count)], "reduce")
+    nccl.ncclAllReduce(mine.address, out.address, count * N, INT64, SUM, comm, stream)
+    expect_equal(total, "all-reduce")
+    nccl.ncclReduceScatter(mine.address, out.address, count, INT64, SUM, comm, stream)
+    expect_equal(total[rank * count : (rank + 1) * count], "reduce-scatter")
+    nccl.ncclAllGather(mine.address, out.address, count, INT64, comm, stream)
+    expect_equal([value(r, i) for r in range(N) for i in range(count)], "all-gather")
+    nccl.ncclBroadcast(mine.address, out.address, count, INT64, 3, comm, stream)
+    expect_equal([value(3, i) for i in range(count)], "broadcast")
+    nccl.ncclReduce(mine.address, out.address, count, INT64, MAX, 0, comm, stream)
+    expect_equal([value(N - 1 if rank == 0 else 3, i) for i in range(count)], "reduce")
 
-    # All to all, as these servers do it.
+    # All-to-all, as inference servers do it.
     def exchange():
         nccl.ncclGroupStart()
         for peer in range(N):
-            nccl.ncclSend(mine.at + 8 * count * peer, count, INT64, peer, comm, stream)
-            nccl.ncclRecv(out.at + 8 * count * peer, count, INT64, peer, comm, stream)
+            nccl.ncclSend(mine.address + 8 * count * peer, count, INT64, peer, comm, stream)
+            nccl.ncclRecv(out.address + 8 * count * peer, count, INT64, peer, comm, stream)
         nccl.ncclGroupEnd()
 
-    place.asynchronous(exchange)
-    same([value(r, rank * count + i) for r in range(N) for i in range(count)], "all to all by send and receive")
+    rank_memory.check_asynchronous(exchange)
+    expected = [value(r, rank * count + i) for r in range(N) for i in range(count)]
+    expect_equal(expected, "all-to-all by send and receive")
 
     mine, window = c_void_p(), c_void_p()
     nccl.ncclMemAlloc(byref(mine), 8)
     nccl.ncclCommWindowRegister(comm, mine, 8, byref(window), 1)
-    # As with NCCL there is none where memory is not symmetric.
+    # As in NCCL there is no window if memory is not symmetric.
     assert bool(window) != memory.ON_DEVICE
-    place.write(mine.value, numbers([1 << rank]))
-    nccl.ncclAllReduce(mine, out.at, 1, INT64, SUM, comm, stream)
-    same([(1 << N) - 1], "all-reduce of the library's memory")
+    rank_memory.write(mine.value, numbers([1 << rank]))
+    nccl.ncclAllReduce(mine, out.address, 1, INT64, SUM, comm, stream)
+    expect_equal([(1 << N) - 1], "all-reduce of the library's memory")
     nccl.ncclCommWindowDeregister(comm, window)
     nccl.ncclMemFree(mine)
 
     nccl.ncclCommGetAsyncError(comm, byref(number))
     assert number.value == 0
     try:
-        nccl.ncclAllReduce(None, out.at, 1, INT64, SUM, comm, stream)
+        nccl.ncclAllReduce(None, out.address, 1, INT64, SUM, comm, stream)
     except RuntimeError as error:
         assert "invalid argument" in str(error), error
     else:
-        raise AssertionError("an all-reduce of nothing succeeded")
+        raise AssertionError("an all-reduce of NULL succeeded")
     nccl.ncclCommDestroy(comm)
 
 
@@ -152,4 +155,5 @@ def unique_id():
 
 if __name__ == "__main__":
     ranks.main(unique_id, one_rank)
-    print(f"{N} processes, {len(FUNCTIONS) + 1} functions bound, 5 collectives, all to all by sends, a window")
+    bound = len(FUNCTIONS) + 1
+    print(f"{N} processes, {bound} functions bound, 5 collectives, all-to-all by sends, a window")

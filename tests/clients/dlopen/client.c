@@ -1,4 +1,5 @@
-/* Opens the library, binds 17 functions, computes with them among 3 threads and closes it: twice, then in a thread, then twice at once. */
+/* Opens the library, binds 17 functions, computes with them in 3 threads, and closes the library:
+ * twice, then in a thread, then in two threads at once. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <nccl.h>
@@ -12,18 +13,18 @@
 #define N 3
 #define COUNT 1003
 
-#define EXPECT(condition)                                                           \
-  do {                                                                              \
-    if (!(condition)) {                                                             \
-      fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);       \
-      exit(1);                                                                      \
-    }                                                                               \
+#define EXPECT(condition)                                                     \
+  do {                                                                        \
+    if (!(condition)) {                                                       \
+      fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+      exit(1);                                                                \
+    }                                                                         \
   } while (0)
 
-#define FUNCTIONS(f)                                                                                           \
-  f(GetVersion) f(GetUniqueId) f(GetErrorString) f(GetLastError) f(CommInitRank) f(CommInitRankConfig)         \
-  f(CommFinalize) f(CommDestroy) f(CommAbort) f(CommGetAsyncError) f(AllReduce) f(Broadcast) f(AllGather)      \
-  f(Send) f(Recv) f(GroupStart) f(GroupEnd)
+#define FUNCTIONS(f)                                                                         \
+  f(GetVersion) f(GetUniqueId) f(GetErrorString) f(GetLastError) f(CommInitRank)             \
+      f(CommInitRankConfig) f(CommFinalize) f(CommDestroy) f(CommAbort) f(CommGetAsyncError) \
+          f(AllReduce) f(Broadcast) f(AllGather) f(Send) f(Recv) f(GroupStart) f(GroupEnd)
 
 struct library {
   void* handle;
@@ -55,8 +56,10 @@ static void* run_rank(void* argument) {
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   ncclResult_t state = ncclInternalError;
   float send[COUNT], recv[COUNT], all[N * COUNT];
-  if (my->rank == 0) EXPECT(lib->CommInitRank(&comm, N, my->id, 0) == ncclSuccess);
-  else EXPECT(lib->CommInitRankConfig(&comm, N, my->id, my->rank, &config) == ncclSuccess);
+  if (my->rank == 0)
+    EXPECT(lib->CommInitRank(&comm, N, my->id, 0) == ncclSuccess);
+  else
+    EXPECT(lib->CommInitRankConfig(&comm, N, my->id, my->rank, &config) == ncclSuccess);
   for (int i = 0; i < COUNT; i++) send[i] = (float)(i + 10 * my->rank);
   EXPECT(lib->AllReduce(send, recv, COUNT, ncclFloat, ncclSum, comm, NULL) == ncclSuccess);
   for (int i = 0; i < COUNT; i++) EXPECT(recv[i] == (float)(3 * i + 30));
@@ -70,24 +73,27 @@ static void* run_rank(void* argument) {
   EXPECT(lib->GroupEnd() == ncclSuccess);
   for (int i = 0; i < COUNT; i++) EXPECT(recv[i] == (float)(i + 10 * ((my->rank + N - 1) % N)));
   EXPECT(lib->Send(send, 1, ncclFloat, N, comm, NULL) == ncclInvalidArgument);
-  EXPECT(strlen(lib->GetLastError(comm)) > 0 && strlen(lib->GetErrorString(ncclInvalidArgument)) > 0);
+  EXPECT(strlen(lib->GetLastError(comm)) > 0 &&
+         strlen(lib->GetErrorString(ncclInvalidArgument)) > 0);
   EXPECT(lib->CommGetAsyncError(comm, &state) == ncclSuccess && state == ncclSuccess);
-  /* An abort ends what other ranks still have to do. */
+  /* All ranks are done before one aborts, which would end their calls. */
   pthread_barrier_wait(my->done);
   EXPECT(lib->CommFinalize(comm) == ncclSuccess);
-  if (my->rank == 1) EXPECT(lib->CommAbort(comm) == ncclSuccess);
-  else EXPECT(lib->CommDestroy(comm) == ncclSuccess);
+  if (my->rank == 1)
+    EXPECT(lib->CommAbort(comm) == ncclSuccess);
+  else
+    EXPECT(lib->CommDestroy(comm) == ncclSuccess);
   return NULL;
 }
 
-/* Opens, computes and closes; returns where the library lay. */
+/* Opens, computes and closes; returns the address of a function of the library. */
 static void* use(void* nothing) {
   struct library lib;
   struct rank ranks[N];
   pthread_t threads[N];
   pthread_barrier_t done;
   int version = 0;
-  void* place;
+  void* address;
   (void)nothing;
   open_library(&lib);
   EXPECT(lib.GetVersion(&version) == ncclSuccess && version == NCCL_VERSION_CODE);
@@ -99,25 +105,28 @@ static void* use(void* nothing) {
   }
   for (int i = 0; i < N; i++) EXPECT(!pthread_join(threads[i], NULL));
   pthread_barrier_destroy(&done);
-  place = (void*)lib.GetVersion;
+  address = (void*)lib.GetVersion;
   EXPECT(!dlclose(lib.handle));
-  return place;
+  return address;
 }
 
 int main(int argc, char** argv) {
   pthread_t threads[2];
-  void* places[2];
+  void* addresses[2];
   void* first;
   EXPECT(argc == 2);
   path = argv[1];
   first = use(NULL);
-  /* Its threads may still run: closing does not take the code away. */
+  /* Threads of the library may still run, so dlclose does not unload it. */
   EXPECT(only_our_library_is_loaded(1) == 0);
   EXPECT(use(NULL) == first);
-  EXPECT(!pthread_create(&threads[0], NULL, use, NULL) && !pthread_join(threads[0], &places[0]));
-  EXPECT(places[0] == first);
+  EXPECT(!pthread_create(&threads[0], NULL, use, NULL) && !pthread_join(threads[0], &addresses[0]));
+  EXPECT(addresses[0] == first);
   for (int i = 0; i < 2; i++) EXPECT(!pthread_create(&threads[i], NULL, use, NULL));
-  for (int i = 0; i < 2; i++) EXPECT(!pthread_join(threads[i], &places[i]) && places[i] == first);
+  for (int i = 0; i < 2; i++) {
+    EXPECT(!pthread_join(threads[i], &addresses[i]));
+    EXPECT(addresses[i] == first);
+  }
   EXPECT(only_our_library_is_loaded(1) == 0);
   puts("17 functions, 3 ranks in threads; opened and closed 5 times, also in threads and at once");
   return 0;

@@ -1,5 +1,6 @@
-// What programs are compiled with: sizes, offsets and types of fields, values, initialisers, types of functions. Compiled with our headers and
-// with NVIDIA's; the output is to be the same. Types are printed as C++ mangles them, which says everything of a function but its name.
+// Prints what programs are compiled with: sizes, offsets and types of fields, values, initialisers
+// and types of functions. It is compiled with our headers and with NVIDIA's; both must print the
+// same. Types are printed as C++ mangles them; for a function that is everything but its name.
 #include <nccl.h>
 #include <nccl_device.h>
 
@@ -7,9 +8,11 @@
 #include <cstdio>
 #include <typeinfo>
 
-#define STRUCT(type) std::printf(#type " size %zu align %zu %s\n", sizeof(type), alignof(type), typeid(type).name())
-#define FIELD(type, field) \
-  std::printf(#type "." #field " at %zu %s\n", offsetof(type, field), typeid(decltype(type::field)).name())
+#define STRUCT(type) \
+  std::printf(#type " size %zu align %zu %s\n", sizeof(type), alignof(type), typeid(type).name())
+#define FIELD(type, field)                                            \
+  std::printf(#type "." #field " at %zu %s\n", offsetof(type, field), \
+              typeid(decltype(type::field)).name())
 #define VALUE(name) std::printf(#name " %lld\n", static_cast<long long>(name))
 #define REAL(name) std::printf(#name " %g\n", static_cast<double>(name))
 #define FUNCTION(f) std::printf(#f " %s\n", typeid(decltype(f)).name());
@@ -17,10 +20,13 @@
 template <typename T>
 static void bytes(const char* name, const T& value) {
   std::printf("%s", name);
-  for (std::size_t i = 0; i < sizeof value; i++) std::printf(" %02x", reinterpret_cast<const unsigned char*>(&value)[i]);
+  for (std::size_t i = 0; i < sizeof value; i++)
+    std::printf(" %02x", reinterpret_cast<const unsigned char*>(&value)[i]);
   std::printf("\n");
 }
-#define INITIALISER(type, name) static type of_##name = name; bytes(#name, of_##name)
+#define INITIALISER(type, name) \
+  static type of_##name = name; \
+  bytes(#name, of_##name)
 
 static void structures() {
   STRUCT(ncclUniqueId);

@@ -1,5 +1,5 @@
-/* Ranks as processes: the program forks before it has touched the library, and hands the id over a pipe. Also what C99 makes of the
- * header. The argument tells how the library is linked: shared or static. */
+/* Ranks as processes, in C99. The program forks before it calls the library, and passes the id
+ * through a pipe. The argument says how the library is linked: shared or static. */
 #define _POSIX_C_SOURCE 200809L
 #include <nccl.h>
 #include <stdio.h>

@@ -20,11 +20,13 @@ int oneRank(int rank, ncclUniqueId id) {
   if (ncclCommInitRank(&comm, kRanks, id, rank) != ncclSuccess) return 10;
   std::vector<int64_t> send(kCount), all(kRanks * kCount);
   std::iota(send.begin(), send.end(), int64_t{rank} * 1000);
-  if (ncclAllGather(send.data(), all.data(), send.size(), ncclInt64, comm, nullptr) != ncclSuccess) return 11;
+  if (ncclAllGather(send.data(), all.data(), send.size(), ncclInt64, comm, nullptr) != ncclSuccess)
+    return 11;
   for (int i = 0; i < kRanks * kCount; i++)
     if (all[i] != 1000 * (i / kCount) + i % kCount) return 12;
   ncclCommProperties_t properties = NCCL_COMM_PROPERTIES_INITIALIZER;
-  if (ncclCommQueryProperties(comm, &properties) != ncclSuccess || properties.nRanks != kRanks) return 13;
+  if (ncclCommQueryProperties(comm, &properties) != ncclSuccess || properties.nRanks != kRanks)
+    return 13;
   if (maypoleBarrier(comm, nullptr) != ncclSuccess) return 14;
   return ncclCommDestroy(comm) == ncclSuccess ? 0 : 15;
 }

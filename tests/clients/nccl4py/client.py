@@ -1,5 +1,7 @@
-"""nccl4py's nccl.bindings.nccl with plain addresses, of host memory or of a device's: 4 processes; every collective, also with a configuration; communicators
-made from others; memory and windows; settings; and what is not there."""
+"""nccl4py's nccl.bindings.nccl with plain addresses of host memory or of a device.
+
+4 processes: every collective, also with a configuration; split and shrink; memory and windows;
+settings; and functions that are not supported."""
 
 import ctypes
 
@@ -17,63 +19,67 @@ def values(rank, count=COUNT):
     return (np.arange(count) + 1000 * rank).astype(np.int64)
 
 
-def same(found, expected, what):
+def expect_equal(found, expected, what):
     np.testing.assert_array_equal(np.frombuffer(found.bytes(), expected.dtype), expected, what)
 
 
-def collectives(comm, place, rank):
+def collectives(comm, rank_memory, rank):
     mine = [values(r) for r in range(N)]
     long = [values(r, COUNT * N) for r in range(N)]
     block = slice(rank * COUNT, (rank + 1) * COUNT)
     every = np.concatenate(mine)
-    to_me = np.concatenate([long[r][block] for r in range(N)])
-    none, root, add, stream = np.zeros(COUNT, np.int64), 2, nccl.RedOp.Sum, place.stream
+    to_this_rank = np.concatenate([long[r][block] for r in range(N)])
+    zeros, root, add, stream = np.zeros(COUNT, np.int64), 2, nccl.RedOp.Sum, rank_memory.stream
     at_root = lambda expected: expected if rank == root else np.zeros_like(expected)
     config = nccl.CollConfig()
-    # name, what is sent, the arguments between count and communicator, what is expected
+    # name, input, the arguments between count and communicator, expected output
     cases = [
         ("all_reduce", mine[rank], (INT64, add), sum(mine)),
         ("reduce", mine[rank], (INT64, add, root), at_root(sum(mine))),
         ("broadcast", mine[rank], (INT64, root), mine[root]),
         ("reduce_scatter", long[rank], (INT64, add), sum(long)[block]),
         ("all_gather", mine[rank], (INT64,), every),
-        ("allto_all", long[rank], (INT64,), to_me),
+        ("allto_all", long[rank], (INT64,), to_this_rank),
         ("gather", mine[rank], (INT64, root), at_root(every)),
         ("scatter", long[rank], (INT64, root), long[root][block]),
     ]
-    for name, send, words, expected in cases:
+    for name, send, arguments, expected in cases:
         for suffix, last in (("", ()), ("_config", (config,))):
-            sent, out = place.buffer(send), place.buffer(np.zeros_like(expected))
-            call = lambda: getattr(nccl, name + suffix)(sent.at, out.at, COUNT, *words, comm, stream, *last)
-            place.asynchronous(call) if suffix else call()
-            same(out, expected, name + suffix)
-    out = place.buffer(mine[rank])
-    nccl.bcast(out.at, COUNT, INT64, 1, comm, stream)
-    same(out, mine[1], "bcast")
-    sent, out = place.buffer(mine[rank]), place.buffer(none)
+            sent, out = rank_memory.buffer(send), rank_memory.buffer(np.zeros_like(expected))
+            function = getattr(nccl, name + suffix)
+            call_arguments = (sent.address, out.address, COUNT, *arguments, comm, stream, *last)
+            call = lambda: function(*call_arguments)
+            rank_memory.check_asynchronous(call) if suffix else call()
+            expect_equal(out, expected, name + suffix)
+    out = rank_memory.buffer(mine[rank])
+    nccl.bcast(out.address, COUNT, INT64, 1, comm, stream)
+    expect_equal(out, mine[1], "bcast")
+    sent, out = rank_memory.buffer(mine[rank]), rank_memory.buffer(zeros)
     nccl.group_start()
-    nccl.send(sent.at, COUNT, INT64, (rank + 1) % N, comm, stream)
-    nccl.recv(out.at, COUNT, INT64, (rank - 1) % N, comm, stream)
+    nccl.send(sent.address, COUNT, INT64, (rank + 1) % N, comm, stream)
+    nccl.recv(out.address, COUNT, INT64, (rank - 1) % N, comm, stream)
     nccl.group_end()
-    same(out, mine[rank - 1], "send and receive")
-    # A factor that is read at once, and one that is read where the call runs.
+    expect_equal(out, mine[rank - 1], "send and receive")
+    # A factor that is read at once, and one that is read when the call runs.
     factor = np.array([0.5])
-    sent, out, later = place.buffer(np.array([float(2 << rank)])), place.buffer(np.zeros(1)), place.buffer(np.array([0.25]))
-    half = nccl.red_op_create_pre_mul_sum(factor.ctypes.data, DOUBLE, nccl.ScalarResidence.HostImmediate, comm)
-    quarter = nccl.red_op_create_pre_mul_sum(later.at, DOUBLE, nccl.ScalarResidence.Device, comm)
+    sent, out = rank_memory.buffer(np.array([float(2 << rank)])), rank_memory.buffer(np.zeros(1))
+    later = rank_memory.buffer(np.array([0.25]))
+    create, residence = nccl.red_op_create_pre_mul_sum, nccl.ScalarResidence
+    half = create(factor.ctypes.data, DOUBLE, residence.HostImmediate, comm)
+    quarter = create(later.address, DOUBLE, residence.Device, comm)
     for op, expected in (half, (1 << N) - 1), (quarter, ((1 << N) - 1) / 2):
-        nccl.all_reduce(sent.at, out.at, 1, DOUBLE, op, comm, stream)
+        nccl.all_reduce(sent.address, out.address, 1, DOUBLE, op, comm, stream)
         nccl.red_op_destroy(op, comm)
-        same(out, np.array([float(expected)]), "sum of parts")
+        expect_equal(out, np.array([float(expected)]), "premultiplied sum")
 
 
-def sum_of_ranks(comm, place, expected, what):
-    out = place.buffer(np.array([float(nccl.comm_user_rank(comm) + 1)], np.float32))
-    nccl.all_reduce(out.at, out.at, 1, FLOAT, nccl.RedOp.Sum, comm, place.stream)
-    same(out, np.array([expected], np.float32), what)
+def sum_of_ranks(comm, rank_memory, expected, what):
+    out = rank_memory.buffer(np.array([float(nccl.comm_user_rank(comm) + 1)], np.float32))
+    nccl.all_reduce(out.address, out.address, 1, FLOAT, nccl.RedOp.Sum, comm, rank_memory.stream)
+    expect_equal(out, np.array([expected], np.float32), what)
 
 
-def refused(code, call, *arguments):
+def expect_error(code, call, *arguments):
     try:
         call(*arguments)
     except nccl.NCCLError as error:
@@ -84,24 +90,24 @@ def refused(code, call, *arguments):
 
 def one_rank(rank, identity):
     unique_id = nccl.UniqueId.from_buffer(bytearray(identity))
-    place = memory.of(rank)
+    rank_memory = memory.for_rank(rank)
     config = nccl.Config()
     comm = nccl.comm_init_rank_config(N, unique_id, rank, config)
     assert (nccl.comm_user_rank(comm), nccl.comm_count(comm)) == (rank, N)
-    assert nccl.comm_cu_device(comm) == place.device
-    collectives(comm, place, rank)
+    assert nccl.comm_cu_device(comm) == rank_memory.device
+    collectives(comm, rank_memory, rank)
 
     half = nccl.comm_split(comm, rank % 2, rank, config)
-    sum_of_ranks(half, place, 3, "a half")
+    sum_of_ranks(half, rank_memory, 3, "a half")
     nccl.comm_destroy(half)
     if rank != 1:
         fewer = nccl.comm_shrink(comm, [1], 1, config, 0)
-        sum_of_ranks(fewer, place, 6, "without rank 1")
+        sum_of_ranks(fewer, rank_memory, 6, "a shrink without rank 1")
         nccl.comm_destroy(fewer)
 
     mine = nccl.mem_alloc(1 << 20)
     window = nccl.comm_window_register(comm, mine, 1 << 20, 1)
-    # As with NCCL there is none where memory is not symmetric.
+    # As in NCCL there is no window if memory is not symmetric.
     assert bool(window) != memory.ON_DEVICE
     assert nccl.win_get_user_ptr(comm, window) == (0 if memory.ON_DEVICE else mine)
     nccl.comm_window_deregister(comm, window)
@@ -112,9 +118,11 @@ def one_rank(rank, identity):
     world = nccl.team_world(comm)
     assert (world.n_ranks, world.rank, world.stride) == (N, rank, 1)
     properties = nccl.comm_query_properties(comm)
-    assert (properties.rank, properties.n_ranks, properties.cuda_dev) == (rank, N, place.device)
-    refused(nccl.Result.InvalidUsage, nccl.dev_comm_create, comm, nccl.DevCommRequirements())
-    refused(nccl.Result.InvalidArgument, nccl.all_reduce, 0, 0, 1, FLOAT, nccl.RedOp.Sum, comm, 0)
+    assert (properties.rank, properties.n_ranks) == (rank, N)
+    assert properties.cuda_dev == rank_memory.device
+    expect_error(nccl.Result.InvalidUsage, nccl.dev_comm_create, comm, nccl.DevCommRequirements())
+    null_call = (nccl.all_reduce, 0, 0, 1, FLOAT, nccl.RedOp.Sum, comm, 0)
+    expect_error(nccl.Result.InvalidArgument, *null_call)
     assert nccl.get_last_error(comm) and nccl.get_error_string(4)
     assert nccl.comm_get_async_error(comm) == nccl.Result.Success
     assert nccl.comm_mem_stats(comm, nccl.CommMemStat.GpuMemTotal) > 0
@@ -132,4 +140,5 @@ def unique_id():
 
 if __name__ == "__main__":
     ranks.main(unique_id, one_rank)
-    print(f"{N} processes, 8 collectives with and without a configuration, split, shrink, window, settings")
+    collectives = "8 collectives with and without a configuration"
+    print(f"{N} processes, {collectives}, split, shrink, window, settings")

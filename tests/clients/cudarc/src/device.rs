@@ -1,15 +1,16 @@
-//! cudarc's safe layer on devices: contexts, streams and memory by its `driver` module, collectives by its `Comm`, whose end is an abort.
+//! The safe layer of cudarc on devices: contexts, streams and memory by its module `driver`,
+//! collectives by its `Comm`, which aborts its communicator when it is dropped.
 
 use std::io::Read;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUresult};
-use cudarc::driver::{CudaContext, CudaSlice, CudaStreamHandle, DevicePtr};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr};
 use cudarc::nccl::safe::{Comm, Id, ReduceOp, group_end, group_start};
 
-use crate::{COUNT, N, same, total, value};
+use crate::{COUNT, N, expect_equal, total, value};
 
-/// Rank `rank` on the device of its number, counted round; on a stream of its own.
+/// Runs one rank, on the device `rank` modulo the number of devices and on its own stream.
 pub fn one_rank(rank: usize, id: Id) {
     let devices = CudaContext::device_count().unwrap() as usize;
     let context = CudaContext::new(rank % devices).unwrap();
@@ -24,38 +25,39 @@ pub fn one_rank(rank: usize, id: Id) {
     let mut all = stream.alloc_zeros::<f64>(COUNT * N).unwrap();
     let read = |from: &CudaSlice<f64>| stream.clone_dtoh(from).unwrap();
 
-    held(&context, &stream, || {
+    check_asynchronous(&context, &stream, || {
         comm.all_reduce(&short, &mut out, &ReduceOp::Sum).unwrap();
     });
-    same(&read(&out), (0..COUNT).map(total), "all-reduce");
+    expect_equal(&read(&out), (0..COUNT).map(total), "all-reduce");
     comm.reduce_scatter(&send, &mut out, &ReduceOp::Sum).unwrap();
-    same(&read(&out), (0..COUNT).map(|i| total(COUNT * rank + i)), "reduce-scatter");
+    expect_equal(&read(&out), (0..COUNT).map(|i| total(COUNT * rank + i)), "reduce-scatter");
     comm.all_gather(&short, &mut all).unwrap();
-    same(&read(&all), (0..COUNT * N).map(|i| value(i / COUNT, i % COUNT)), "all-gather");
+    expect_equal(&read(&all), (0..COUNT * N).map(|i| value(i / COUNT, i % COUNT)), "all-gather");
     comm.broadcast(Some(&short), &mut out, 2).unwrap();
-    same(&read(&out), (0..COUNT).map(|i| value(2, i)), "broadcast");
+    expect_equal(&read(&out), (0..COUNT).map(|i| value(2, i)), "broadcast");
     comm.all_reduce_in_place(&mut out, &ReduceOp::Avg).unwrap();
-    same(&read(&out), (0..COUNT).map(|i| value(2, i)), "average of the same");
+    expect_equal(&read(&out), (0..COUNT).map(|i| value(2, i)), "average of equal values");
 
     let (right, left) = ((rank + 1) % N, (rank + N - 1) % N);
     group_start().unwrap();
     comm.send(&short, right as i32).unwrap();
     comm.recv(&mut out, left as i32).unwrap();
     group_end().unwrap();
-    same(&read(&out), (0..COUNT).map(|i| value(left, i)), "send and receive");
+    expect_equal(&read(&out), (0..COUNT).map(|i| value(left, i)), "send and receive");
 
-    // An abort ends the calls of all ranks: so each waits here until all are done.
+    // An abort ends the calls of all ranks, so each rank waits here until all are done.
     println!("done");
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
 }
 
-/// What `call` queues while its stream is held: it returns, and nothing is done before the stream is let go.
-fn held(context: &Arc<CudaContext>, stream: &Arc<CudaStreamHandle>, call: impl FnOnce()) {
+/// Makes a call while its stream is held: it must return, and do nothing until the stream
+/// continues.
+fn check_asynchronous(context: &Arc<CudaContext>, stream: &Arc<CudaStream>, call: impl FnOnce()) {
     let other = context.new_stream().unwrap();
     let mut gate = other.alloc_zeros::<u64>(1).unwrap();
     other.synchronize().unwrap();
     let address = gate.device_ptr(&other).0;
-    // SAFETY: the gate is eight bytes of device memory, which stay until the stream has passed it.
+    // SAFETY: the gate is eight bytes of device memory, which live until the stream has passed it.
     let waits = unsafe { sys::cuStreamWaitValue64_v2(stream.cu_stream(), address, 1, 0) };
     assert_eq!(waits, CUresult::CUDA_SUCCESS);
     call();

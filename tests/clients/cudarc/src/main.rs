@@ -1,5 +1,7 @@
-//! `cudarc::nccl`: 4 processes, each this program again. On host memory its `sys` and `result` layers with addresses of vectors; on devices,
-//! where MAYPOLE_DEVICE is cuda, its safe layer.
+//! The client `cudarc::nccl`: 4 processes, each of which runs this program again.
+//!
+//! On host memory it uses the layers `sys` and `result` with addresses of vectors; on devices, if
+//! MAYPOLE_DEVICE is cuda, the safe layer.
 
 mod device;
 
@@ -38,7 +40,7 @@ fn on_devices() -> bool {
     std::env::var("MAYPOLE_DEVICE").is_ok_and(|kind| kind == "cuda")
 }
 
-/// Makes the id, through the safe layer, and the processes.
+/// Creates the id by the safe layer, and starts the processes.
 fn start(program: &str) {
     assert_eq!(result::get_nccl_version().unwrap(), 23203);
     let id = Id::new().unwrap();
@@ -61,23 +63,24 @@ fn start(program: &str) {
     println!("{N} processes, {layer}: 5 collectives, send and receive");
 }
 
-fn same<T: PartialEq + Debug>(found: &[T], expected: impl Iterator<Item = T>, what: &str) {
+fn expect_equal<T: PartialEq + Debug>(found: &[T], expected: impl Iterator<Item = T>, what: &str) {
     assert!(found.iter().eq(expected.collect::<Vec<_>>().iter()), "{what}: {found:?}");
 }
 
-/// What a rank has in a place.
-fn value(rank: usize, place: usize) -> f64 {
-    (1000 * rank + place) as f64
+/// An element of the input of a rank.
+fn value(rank: usize, index: usize) -> f64 {
+    (1000 * rank + index) as f64
 }
 
-/// The sum of all ranks in a place.
-fn total(place: usize) -> f64 {
-    (0..N).map(|rank| value(rank, place)).sum()
+/// An element of the sum of all ranks.
+fn total(index: usize) -> f64 {
+    (0..N).map(|rank| value(rank, index)).sum()
 }
 
 fn one_rank(rank: usize, id: sys::ncclUniqueId) {
     let none = std::ptr::null_mut();
-    // SAFETY: all addresses are of vectors that are as long as said, and live until the calls have returned.
+    // SAFETY: all addresses are of vectors that are at least as long as the calls assume and live
+    // until these have returned.
     unsafe {
         let mut comm = MaybeUninit::uninit();
         result::comm_init_rank(comm.as_mut_ptr(), N as c_int, id, rank as c_int).unwrap();
@@ -91,25 +94,25 @@ fn one_rank(rank: usize, id: sys::ncclUniqueId) {
         let recv: *mut c_void = out.as_mut_ptr().cast();
 
         result::all_reduce(send, recv, COUNT, Type::ncclFloat64, Op::ncclSum, comm, none).unwrap();
-        same(&out[..COUNT], (0..COUNT).map(total), "all-reduce");
+        expect_equal(&out[..COUNT], (0..COUNT).map(total), "all-reduce");
         result::reduce_scatter(send, recv, COUNT, Type::ncclFloat64, Op::ncclSum, comm, none)
             .unwrap();
-        same(&out[..COUNT], (0..COUNT).map(|i| total(COUNT * rank + i)), "reduce-scatter");
+        expect_equal(&out[..COUNT], (0..COUNT).map(|i| total(COUNT * rank + i)), "reduce-scatter");
         result::all_gather(send, recv, COUNT, Type::ncclFloat64, comm, none).unwrap();
-        same(&out, (0..COUNT * N).map(|i| value(i / COUNT, i % COUNT)), "all-gather");
+        expect_equal(&out, (0..COUNT * N).map(|i| value(i / COUNT, i % COUNT)), "all-gather");
         result::broadcast(send, recv, COUNT, Type::ncclFloat64, 2, comm, none).unwrap();
-        same(&out[..COUNT], (0..COUNT).map(|i| value(2, i)), "broadcast");
+        expect_equal(&out[..COUNT], (0..COUNT).map(|i| value(2, i)), "broadcast");
         out.fill(-1.0);
         result::reduce(send, recv, COUNT, Type::ncclFloat64, Op::ncclMax, 1, comm, none).unwrap();
         let largest = |i| if rank == 1 { value(N - 1, i) } else { -1.0 };
-        same(&out[..COUNT], (0..COUNT).map(largest), "reduce");
+        expect_equal(&out[..COUNT], (0..COUNT).map(largest), "reduce");
 
         let (right, left) = ((rank + 1) % N, (rank + N - 1) % N);
         result::group_start().unwrap();
         result::send(send, COUNT, Type::ncclFloat64, right as c_int, comm, none).unwrap();
         result::recv(recv, COUNT, Type::ncclFloat64, left as c_int, comm, none).unwrap();
         result::group_end().unwrap();
-        same(&out[..COUNT], (0..COUNT).map(|i| value(left, i)), "send and receive");
+        expect_equal(&out[..COUNT], (0..COUNT).map(|i| value(left, i)), "send and receive");
 
         result::comm_finalize(comm).unwrap();
         result::comm_destroy(comm).unwrap();
@@ -117,7 +120,7 @@ fn one_rank(rank: usize, id: sys::ncclUniqueId) {
     println!("done");
 }
 
-/// Fails unless our library, and no other libnccl, is mapped into this process.
+/// Fails unless our library and no other libnccl is mapped into this process.
 fn only_our_library_is_loaded() {
     let ours = std::env::var("MAYPOLE_CLIENTS_LIBRARY").unwrap();
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
