@@ -1,5 +1,5 @@
-# find_package(nccl) or find_package(NCCL): the targets NCCL::nccl and NCCL::nccl_static, which nccl::nccl and nccl::nccl_static are
-# other names of, and the variables that find modules set.
+# find_package(nccl) or find_package(NCCL): defines the targets NCCL::nccl and NCCL::nccl_static,
+# the same under nccl::, and the variables that find modules set.
 get_filename_component(_nccl_prefix "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE)
 set(NCCL_INCLUDE_DIRS "${_nccl_prefix}/include")
 set(NCCL_LIBRARIES "${_nccl_prefix}/lib/libnccl.so")

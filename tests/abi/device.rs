@@ -1,4 +1,4 @@
-//! The C ABI over communicators of CUDA devices, as C and C++ programs see it, on the simulated GPU.
+//! The C ABI on communicators of CUDA devices, as C and C++ programs see it, on the simulated GPU.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use crate::c_program::{compile, output, text, watched};
 use tempfile::TempDir;
 
-/// The simulated GPU.
+/// The folder of the simulated GPU.
 static GPU: LazyLock<PathBuf> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("simulated-gpu");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/simulated-gpu");
@@ -15,7 +15,7 @@ static GPU: LazyLock<PathBuf> = LazyLock::new(|| {
     folder
 });
 
-/// A program of devices, that many.
+/// A program on that many simulated devices.
 fn on_devices(program: &Path, devices: u32) -> Command {
     let mut command = watched(program, 100);
     command.env("LD_LIBRARY_PATH", &*GPU).env("MAYPOLE_DEVICE", "cuda");
@@ -25,7 +25,7 @@ fn on_devices(program: &Path, devices: u32) -> Command {
     command
 }
 
-/// These parts of a program on that many devices, with these variables.
+/// Runs parts of a program on that many devices with these variables.
 fn parts_of(source: &str, names: &[&str], devices: u32, variables: &[(&str, &str)]) {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile("cc -std=gnu11", source, &folder);
@@ -64,17 +64,17 @@ fn one_hardware_queue_is_enough() {
 }
 
 #[test]
-fn what_a_device_does_not_take_is_refused_in_words() {
+fn wrong_arguments_for_a_device_are_refused_with_a_reason() {
     lifecycle(&["refused"], 4, &[]);
 }
 
 #[test]
-fn memory_is_of_the_device_that_the_thread_has_chosen() {
+fn memory_comes_from_the_device_that_the_thread_has_chosen() {
     lifecycle(&["memory"], 4, &[]);
 }
 
 #[test]
-fn communicators_live_on_the_device_of_their_call() {
+fn communicators_work_on_the_device_chosen_at_the_call() {
     lifecycle(&["lifecycle"], 4, &[]);
 }
 
@@ -85,12 +85,12 @@ fn aborts_end_kernels_that_wait() {
 }
 
 #[test]
-fn calls_that_differ_are_found_out() {
+fn calls_that_differ_are_an_error_on_all_ranks() {
     lifecycle(&["mismatched"], 4, &[]);
 }
 
 #[test]
-fn a_known_call_is_a_launch_and_two_other_calls_and_a_group_one_launch_per_device() {
+fn a_repeated_call_is_one_launch_and_two_other_driver_calls() {
     parts(&["costs"], 4, &[]);
     parts(&["costs"], 2, &[]);
 }
@@ -101,14 +101,14 @@ fn graphs_are_captured_and_replayed() {
     parts(&["captured"], 2, &[]);
 }
 
-/// A program that is of host memory elsewhere.
+/// Runs a program that other tests run on host memory.
 fn program(compiler: &str, source: &str, arguments: &[&str], devices: u32) {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile(compiler, source, &folder);
     println!("{}", text(on_devices(&program, devices).args(arguments)));
 }
 
-/// As [`program`], where a device that is listed twice is refused.
+/// As [`program`], where two ranks on one device are refused.
 fn program_of_one_rank_per_device(compiler: &str, source: &str, devices: u32) {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile(compiler, source, &folder);
@@ -116,7 +116,7 @@ fn program_of_one_rank_per_device(compiler: &str, source: &str, devices: u32) {
 }
 
 #[test]
-fn the_programs_of_host_memory_run_on_devices() {
+fn programs_for_host_memory_run_on_devices() {
     for devices in [4, 2] {
         program("cc", "collectives.c", &["1"], devices);
         program("cc", "collectives.c", &["4"], devices);
@@ -126,16 +126,16 @@ fn the_programs_of_host_memory_run_on_devices() {
 }
 
 #[test]
-fn wrong_arguments_are_answered_on_devices_too() {
+fn wrong_arguments_return_an_error_on_devices_too() {
     program("cc", "arguments.c", &[], 2);
 }
 
 #[test]
-fn lives_of_communicators_are_the_same_on_devices() {
+fn communicators_begin_and_end_on_devices_as_on_host_memory() {
     program_of_one_rank_per_device("cc", "lifecycle.c", 4);
 }
 
-/// Random sequences of calls; for `MAYPOLE_FUZZ_SECONDS`, 3 if that is not set.
+/// Random sequences of calls for `MAYPOLE_FUZZ_SECONDS` seconds, by default 3.
 #[test]
 fn fuzz_sequences_of_calls_on_devices() {
     let seconds = std::env::var("MAYPOLE_FUZZ_SECONDS").unwrap_or_else(|_| "3".to_owned());
@@ -143,15 +143,15 @@ fn fuzz_sequences_of_calls_on_devices() {
 }
 
 #[test]
-fn a_device_that_cannot_be_used_is_an_error_for_who_has_chosen_it_and_host_memory_for_others() {
+fn a_broken_device_is_an_error_only_for_threads_that_have_chosen_it() {
     let automatic = ("MAYPOLE_DEVICE", "auto");
-    // Machine code and PTX.
+    // The load of machine code fails, and that of PTX.
     let first = ("SIMCUDA_FAIL", "cuModuleLoadData:1:209,cuModuleLoadData:2:209");
     lifecycle(&["unusable", "unusable_and_chosen"], 2, &[automatic, first]);
     lifecycle(&["unusable_and_chosen"], 2, &[first]);
 }
 
-/// What a program of one rank says, in host memory, under MAYPOLE_DEVICE=auto.
+/// Runs a program of one rank with buffers in host memory under MAYPOLE_DEVICE=auto.
 fn automatic(variables: &[(&str, &str)]) -> std::process::Output {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile("cc", "client/one.c", &folder);
@@ -161,7 +161,7 @@ fn automatic(variables: &[(&str, &str)]) -> std::process::Output {
 }
 
 #[test]
-fn without_devices_communicators_are_of_host_memory() {
+fn without_devices_communicators_work_on_host_memory() {
     for variables in [("SIMCUDA_DEVICES", "0"), ("MAYPOLE_DEVICE", "host")] {
         let done = automatic(&[variables]);
         let log = String::from_utf8_lossy(&done.stdout).into_owned();

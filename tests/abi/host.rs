@@ -1,4 +1,5 @@
-//! libnccl.so as C and C++ programs see it: its header, its exports, its soname, and what the functions answer.
+//! libnccl.so on host memory as C and C++ programs see it: headers, exported symbols, soname, and
+//! the results of all functions.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,12 +7,12 @@ use std::process::Command;
 use crate::c_program::{compile, library, output, text, watched};
 use tempfile::TempDir;
 
-/// Runs it, with a watchdog.
+/// Runs a program; it is killed after 50 seconds.
 fn run(program: &Path, arguments: &[&str]) {
     output(watched(program, 50).args(arguments));
 }
 
-/// The committed list of what is exported, sorted.
+/// The committed list of exported symbols, sorted.
 const EXPORTS: &str = include_str!("../../ffi/exports.txt");
 
 #[test]
@@ -27,12 +28,12 @@ fn exactly_the_abi_is_exported() {
 }
 
 #[test]
-fn the_page_says_of_every_function_what_it_does() {
+fn the_page_describes_every_function() {
     let page = include_str!("../../docs/abi.md");
     let words: Vec<&str> = page.split(|c: char| !c.is_alphanumeric()).collect();
     let functions = EXPORTS.lines().filter(|name| !name.starts_with('p'));
-    let silent: Vec<_> = functions.filter(|name| !words.contains(name)).collect();
-    assert!(silent.is_empty(), "{silent:?}");
+    let missing: Vec<_> = functions.filter(|name| !words.contains(name)).collect();
+    assert!(missing.is_empty(), "docs/abi.md lacks {missing:?}");
 }
 
 #[test]
@@ -86,14 +87,15 @@ fn collectives_are_right_among_processes() {
 }
 
 #[test]
-fn wrong_calls_are_answered_and_not_crashed_on() {
+fn wrong_calls_return_an_error_and_do_not_crash() {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile("cc", "wrong_calls.c", &folder);
     run(&program, &[]);
-    // The texts of results send people to the log: it has to tell, also what no communicator is there for.
+    // The texts of results refer to the log, so it has to have the reason, also of errors without a
+    // communicator.
     let log = text(watched(&program, 50).env("NCCL_DEBUG", "WARN"));
-    for told in ["not a unique id", "rank 1 of 1", "a buffer is NULL"] {
-        assert!(log.contains(told), "{told}: {log}");
+    for reason in ["not a unique id", "rank 1 of 1", "a buffer is NULL"] {
+        assert!(log.contains(reason), "{reason}: {log}");
     }
 }
 
@@ -104,19 +106,19 @@ fn a_group_lets_one_thread_be_several_ranks() {
 }
 
 #[test]
-fn groups_of_several_communicators_make_no_threads_and_leave_none() {
+fn repeated_groups_start_no_threads_and_none_is_left() {
     let folder = TempDir::new().expect("a temporary folder");
     run(&compile("cc", "threads.c", &folder), &[]);
 }
 
 #[test]
-fn calls_that_do_not_block_are_over_when_the_communicator_says_so() {
+fn calls_that_do_not_block_end_when_the_communicator_says_so() {
     let folder = TempDir::new().expect("a temporary folder");
     run(&compile("cc", "nonblocking.c", &folder), &[]);
 }
 
 #[test]
-fn host_streams_run_calls_in_order_behind_the_callers_back() {
+fn host_streams_run_calls_in_order_on_other_threads() {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile("cc", "streams.c", &folder);
     for part in ["order", "join", "drain", "abort", "fork", "exit"] {
@@ -125,7 +127,7 @@ fn host_streams_run_calls_in_order_behind_the_callers_back() {
 }
 
 #[test]
-fn ranks_put_into_windows_of_others_and_signal_them() {
+fn ranks_put_to_windows_of_others_and_signal_them() {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile("cc", "windows.c", &folder);
     for link in ["local", "shm", "tcp"] {
@@ -151,37 +153,37 @@ fn an_abort_ends_a_call_that_waits() {
 }
 
 #[test]
-fn every_wrong_argument_is_answered_and_not_crashed_on() {
+fn every_wrong_argument_returns_an_error_and_does_not_crash() {
     let folder = TempDir::new().expect("a temporary folder");
     run(&compile("cc", "arguments.c", &folder), &[]);
 }
 
 #[test]
-fn an_abort_ends_what_is_being_made() {
+fn an_abort_ends_a_creation() {
     let folder = TempDir::new().expect("a temporary folder");
     run(&compile("cc", "abort_init.c", &folder), &[]);
 }
 
 #[test]
-fn communicators_live_as_nccl_has_it() {
+fn communicators_begin_and_end_as_in_nccl() {
     let folder = TempDir::new().expect("a temporary folder");
     run(&compile("cc", "lifecycle.c", &folder), &[]);
 }
 
 #[test]
-fn the_other_collectives_are_right_and_so_are_groups() {
+fn collectives_with_a_root_and_groups_are_right() {
     let folder = TempDir::new().expect("a temporary folder");
     run(&compile("cc", "rooted.c", &folder), &[]);
 }
 
-/// Random sequences of calls; for `MAYPOLE_FUZZ_SECONDS`, 3 if that is not set.
+/// Random sequences of calls for `MAYPOLE_FUZZ_SECONDS` seconds, by default 3.
 #[test]
 fn fuzz_sequences_of_calls() {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile("cc", "fuzz.c", &folder);
     let seconds = std::env::var("MAYPOLE_FUZZ_SECONDS").unwrap_or_else(|_| "3".to_owned());
-    let patience = 60 + seconds.parse::<u64>().expect("seconds");
-    println!("{}", text(watched(&program, patience).arg(&seconds)));
+    let limit = 60 + seconds.parse::<u64>().expect("seconds");
+    println!("{}", text(watched(&program, limit).arg(&seconds)));
 }
 
 fn stress(communicators: u32) {
@@ -189,7 +191,7 @@ fn stress(communicators: u32) {
     let program = compile("cc", "stress.c", &folder);
     let mut command = watched(&program, 500);
     command.arg(communicators.to_string());
-    // One arena, so that what is held can be counted.
+    // One arena, so that the bytes in use can be counted.
     command.args(["1"]).env("MALLOC_ARENA_MAX", "1");
     println!("{}", text(&mut command));
 }
@@ -205,12 +207,13 @@ fn a_thousand_communicators_leave_nothing_behind() {
     stress(1000);
 }
 
-/// Memory errors, and what is definitely lost, of these programs; one that runs among processes is watched in all of them.
+/// Checks programs for memory errors and definite leaks; a program that runs as several processes,
+/// in all of them.
 #[test]
 #[ignore = "valgrind is slow; for scripts/test --full"]
-fn valgrind_has_nothing_to_say() {
+fn valgrind_finds_no_errors() {
     if !Command::new("valgrind").arg("--version").output().is_ok_and(|o| o.status.success()) {
-        eprintln!("valgrind is not here: the C programs were not run under it");
+        eprintln!("skipped: valgrind is not installed");
         return;
     }
     for (compiler, source, runs) in [
@@ -227,12 +230,12 @@ fn valgrind_has_nothing_to_say() {
         ("cc", "blocking.c", &[""]),
         ("cc", "fuzz.c", &["20"]),
         ("cc", "layout.c", &[""]),
-        // Not stress.c: it counts what the process holds, and here that is valgrind's.
+        // Not stress.c: it counts what the process holds, which under valgrind is valgrind's.
     ] {
         let folder = TempDir::new().expect("a temporary folder");
         let program = compile(&format!("{compiler} -g"), source, &folder);
         for arguments in runs {
-            // A child leaves alone what it inherited, which would count as lost there.
+            // A child process never frees what it inherited, which would count as a leak.
             let leaks = if *arguments == "fork" { "no" } else { "full" };
             output(
                 Command::new("timeout")
@@ -249,11 +252,11 @@ fn valgrind_has_nothing_to_say() {
     }
 }
 
-/// The programs with checks of addresses and undefined behaviour compiled in: what the library writes to their memory, and they to each
-/// other's. Leaks are left to valgrind.
+/// Checks programs with the sanitizers for addresses and undefined behaviour, which see what the
+/// library writes to their memory. Valgrind checks for leaks.
 #[test]
 #[ignore = "for scripts/test --full"]
-fn sanitizers_have_nothing_to_say() {
+fn sanitizers_find_no_errors() {
     let folder = TempDir::new().expect("a temporary folder");
     let sanitized = "cc -g -fsanitize=address,undefined -fno-sanitize-recover=undefined";
     for (source, runs) in [
@@ -278,7 +281,7 @@ fn sanitizers_have_nothing_to_say() {
     }
 }
 
-/// What a program of one rank logs, with these variables.
+/// The log of a program of one rank with these variables.
 fn log(variables: &[(&str, &str)]) -> String {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile("cc", "client/one.c", &folder);
@@ -288,7 +291,7 @@ fn log(variables: &[(&str, &str)]) -> String {
 }
 
 #[test]
-fn the_log_shows_what_scrapers_look_for_and_that_this_is_maypole() {
+fn the_log_has_the_lines_that_tools_search_and_names_maypole() {
     assert_eq!(log(&[]), "");
     let version = log(&[("NCCL_DEBUG", "VERSION")]);
     assert!(version.starts_with("NCCL version 2.32.3+maypole"), "{version}");
@@ -308,7 +311,7 @@ fn the_log_shows_what_scrapers_look_for_and_that_this_is_maypole() {
 }
 
 #[test]
-fn settings_come_from_files_too_and_the_environment_wins() {
+fn settings_come_from_files_and_the_environment_overrides_them() {
     let folder = TempDir::new().expect("a temporary folder");
     let file = folder.path().join("settings");
     std::fs::write(&file, "# a file\nNCCL_DEBUG=VERSION\n").expect("a file in a new folder");
@@ -319,11 +322,11 @@ fn settings_come_from_files_too_and_the_environment_wins() {
 }
 
 #[test]
-fn the_environment_has_the_last_word_on_blocking() {
+fn the_environment_overrides_blocking() {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile("cc", "blocking.c", &folder);
-    for (value, answers) in [("", "0 7\n"), ("0", "7 7\n"), ("1", "0 0\n"), ("maybe", "0 7\n")] {
-        let answered = text(watched(&program, 50).env("NCCL_COMM_BLOCKING", value));
-        assert_eq!(answered, answers, "{value}");
+    for (value, expected) in [("", "0 7\n"), ("0", "7 7\n"), ("1", "0 0\n"), ("maybe", "0 7\n")] {
+        let results = text(watched(&program, 50).env("NCCL_COMM_BLOCKING", value));
+        assert_eq!(results, expected, "{value}");
     }
 }

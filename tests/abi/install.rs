@@ -1,4 +1,5 @@
-//! What `scripts/install` lays out, used as clients use it: by pkg-config, by CMake, statically, and after the tree was moved.
+//! Programs built against what `scripts/install` installs: by pkg-config, by CMake, with the static
+//! library, and after the installation was moved.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -6,7 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// Runs to the end, with a watchdog, and returns what it printed.
+/// Runs a command and returns what it printed; panics if it failed.
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -20,7 +21,7 @@ fn run(command: &mut Command) -> String {
     text(&output.stdout)
 }
 
-fn timed(program: &Path) -> Command {
+fn with_watchdog(program: &Path) -> Command {
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", "50"]).arg(program);
     command
@@ -30,12 +31,12 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn found(tool: &str) -> bool {
+fn is_installed(tool: &str) -> bool {
     Command::new(tool).arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
-/// Installs, then moves the tree: nothing in it may depend on where it was made.
-fn installed(folder: &TempDir) -> PathBuf {
+/// Installs, then moves the folder: no file in it may depend on its path.
+fn install(folder: &TempDir) -> PathBuf {
     let (first, moved) = (folder.path().join("first"), folder.path().join("moved"));
     run(Command::new(root().join("scripts/install")).arg(&first));
     std::fs::rename(&first, &moved).expect("a folder moves");
@@ -43,9 +44,9 @@ fn installed(folder: &TempDir) -> PathBuf {
 }
 
 #[test]
-fn the_installed_tree_serves_programs() {
+fn programs_build_against_an_installation() {
     let folder = TempDir::new().expect("a temporary folder");
-    let prefix = installed(&folder);
+    let prefix = install(&folder);
     let lib = prefix.join("lib");
     for (link, target) in [("libnccl.so", "libnccl.so.2"), ("libnccl.so.2", "libnccl.so.2.32.3")] {
         let found = std::fs::read_link(lib.join(link)).expect("a link");
@@ -56,7 +57,7 @@ fn the_installed_tree_serves_programs() {
     {
         assert!(prefix.join(file).is_file(), "{file}");
     }
-    run(timed(&prefix.join("bin/maypole")).arg("env"));
+    run(with_watchdog(&prefix.join("bin/maypole")).arg("env"));
 
     let client = root().join("tests/abi/client");
     let pkg_config = |options: &[&str]| {
@@ -65,7 +66,7 @@ fn the_installed_tree_serves_programs() {
         let words = run(&mut command);
         words.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
-    if found("pkg-config") {
+    if is_installed("pkg-config") {
         assert_eq!(pkg_config(&["--modversion"]), ["2.32.3"]);
         for (compiler, source) in [("cc", "one.c"), ("c++", "two.cc")] {
             let program = folder.path().join("by-pkg-config");
@@ -75,12 +76,12 @@ fn the_installed_tree_serves_programs() {
                 .arg("-o")
                 .arg(&program)
                 .args(flags));
-            run(timed(&program).env("LD_LIBRARY_PATH", &lib));
+            run(with_watchdog(&program).env("LD_LIBRARY_PATH", &lib));
         }
     } else {
-        eprintln!("pkg-config is not here: programs were not built by it");
+        eprintln!("skipped: pkg-config is not installed");
     }
-    // The static library, with a function that the program defines itself.
+    // The static library, also with a function that the program defines itself.
     for source in ["one.c", "own.c"] {
         let program = folder.path().join("static");
         let mut command = Command::new("cc");
@@ -98,24 +99,24 @@ fn the_installed_tree_serves_programs() {
         ]));
         let needed = run(Command::new("readelf").arg("-d").arg(&program));
         assert!(!needed.contains("libnccl"), "{needed}");
-        run(&mut timed(&program));
+        run(&mut with_watchdog(&program));
     }
-    if found("cmake") {
+    if is_installed("cmake") {
         let build = folder.path().join("build");
         let path = format!("-DCMAKE_PREFIX_PATH={}", prefix.display());
         run(Command::new("cmake").arg("-S").arg(&client).arg("-B").arg(&build).arg(path));
         run(Command::new("cmake").arg("--build").arg(&build));
         for program in ["shared_c", "shared_cc", "static_c", "own_c"] {
-            run(&mut timed(&build.join(program)));
+            run(&mut with_watchdog(&build.join(program)));
         }
     } else {
-        eprintln!("cmake is not here: programs were not built by it");
+        eprintln!("skipped: cmake is not installed");
     }
 }
 
-/// The tarball of `scripts/release`: what is in it, and a program built against it where it was unpacked.
+/// The tarball of `scripts/release` has all files, and a program builds against it.
 #[test]
-fn the_released_tarball_serves_programs() {
+fn programs_build_against_a_released_tarball() {
     let folder = TempDir::new().expect("a temporary folder");
     let printed = run(Command::new(root().join("scripts/release")).arg(folder.path()));
     let tarball = Path::new(printed.trim());
@@ -141,9 +142,9 @@ fn the_released_tarball_serves_programs() {
     }
     run(Command::new("tar").arg("-xzf").arg(tarball).arg("-C").arg(folder.path()));
     let prefix = folder.path().join(name);
-    run(timed(&prefix.join("bin/maypole")).arg("env"));
-    if !found("pkg-config") {
-        eprintln!("pkg-config is not here: no program was built against the tarball");
+    run(with_watchdog(&prefix.join("bin/maypole")).arg("env"));
+    if !is_installed("pkg-config") {
+        eprintln!("skipped: pkg-config is not installed");
         return;
     }
     let mut pkg_config = Command::new("pkg-config");
@@ -155,14 +156,14 @@ fn the_released_tarball_serves_programs() {
         .arg("-o")
         .arg(&program)
         .args(flags.split_whitespace()));
-    run(timed(&program).env("LD_LIBRARY_PATH", prefix.join("lib")));
+    run(with_watchdog(&program).env("LD_LIBRARY_PATH", prefix.join("lib")));
 }
 
-/// Programs that are linked with NCCL, or open it, get Maypole when it is preloaded or first on the path.
+/// A program that opens NCCL by its name gets Maypole if Maypole is preloaded.
 #[test]
-fn a_preloaded_library_is_the_one_that_is_opened_by_name() {
+fn a_preloaded_library_is_opened_by_its_soname() {
     let folder = TempDir::new().expect("a temporary folder");
-    let prefix = installed(&folder);
+    let prefix = install(&folder);
     let source = folder.path().join("open.c");
     let text = r#"#define _GNU_SOURCE
 #include <dlfcn.h>
@@ -180,9 +181,9 @@ int main(void) {
     std::fs::write(&source, text).expect("a file in a new folder");
     let program = folder.path().join("open");
     run(Command::new("cc").arg(&source).arg("-o").arg(&program).arg("-ldl"));
-    // Another name: what counts is the soname.
+    // The file has another name: the soname decides.
     let other = folder.path().join("other.so");
     symlink(prefix.join("lib/libnccl.so.2.32.3"), &other).expect("a link");
-    let path = run(timed(&program).env("LD_PRELOAD", &other));
+    let path = run(with_watchdog(&program).env("LD_PRELOAD", &other));
     assert_eq!(path.trim(), other.to_str().expect("a path"));
 }

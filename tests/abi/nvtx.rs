@@ -1,12 +1,12 @@
-//! Calls of the C ABI as profilers see them: ranges of NVTX, told to a library that `NVTX_INJECTION64_PATH` names.
+//! Calls of the C ABI are ranges of NVTX for the profiler that `NVTX_INJECTION64_PATH` names.
 
 use std::path::Path;
 
 use crate::c_program::{compile, output, watched};
 use tempfile::TempDir;
 
-/// What a run of `tests/abi/nvtx.c` writes to standard error, where the variable has that value.
-fn told(program: &Path, injection: Option<&Path>) -> Vec<String> {
+/// The standard error of `tests/abi/nvtx.c` with that value of the variable.
+fn profiler_output(program: &Path, injection: Option<&Path>) -> Vec<String> {
     let mut command = watched(program, 50);
     command.env_remove("NVTX_INJECTION64_PATH").env_remove("NCCL_DEBUG");
     if let Some(path) = injection {
@@ -17,11 +17,11 @@ fn told(program: &Path, injection: Option<&Path>) -> Vec<String> {
 }
 
 #[test]
-fn calls_are_ranges_for_the_profiler_that_listens_and_nothing_otherwise() {
+fn calls_are_ranges_for_a_profiler_and_silent_without_one() {
     let (folder, tools) = (TempDir::new().expect("a folder"), TempDir::new().expect("a folder"));
     let program = compile("cc", "nvtx.c", &folder);
     let tool = compile("cc -shared -fPIC", "nvtx_tool.c", &tools);
-    let lines = told(&program, Some(&tool));
+    let lines = profiler_output(&program, Some(&tool));
     let range =
         |name: &str, depth| [format!("begin {name} depth {depth}"), format!("end depth {depth}")];
     let mut expected = vec!["domain NCCL".to_owned()];
@@ -37,8 +37,8 @@ fn calls_are_ranges_for_the_profiler_that_listens_and_nothing_otherwise() {
         expected.extend(range(name, 0));
     }
     assert_eq!(lines, expected);
-    assert_eq!(told(&program, None), [""; 0]);
-    // Neither a library, nor one without the function, is an error: as without a profiler.
-    assert_eq!(told(&program, Some(Path::new("/nowhere/tool.so"))), [""; 0]);
-    assert_eq!(told(&program, Some(Path::new("libm.so.6"))), [""; 0]);
+    assert_eq!(profiler_output(&program, None), [""; 0]);
+    // A library that does not exist, and one without the function, are as no profiler.
+    assert_eq!(profiler_output(&program, Some(Path::new("/nowhere/tool.so"))), [""; 0]);
+    assert_eq!(profiler_output(&program, Some(Path::new("libm.so.6"))), [""; 0]);
 }

@@ -1,4 +1,5 @@
-//! Memory of the library between processes: it is read in place, and nothing goes wrong with it that does not go wrong with other memory.
+//! Memory that the library allocates is read in place by other processes, and is otherwise as safe
+//! as any memory.
 
 use crate::ranks::Job;
 use maypole::memory::SharedBuffer;
@@ -7,18 +8,18 @@ use maypole::{Communicator, Error, RedOp, SlotTraffic, Transfer};
 /// The test that a rank process runs.
 const ENTRY: &str = "memory::rank";
 
-/// Not a test of its own: what a rank process does.
+/// Not a test: the program of a rank process.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
     let Some((scene, mut comm)) = crate::ranks::enter() else { return };
     match scene.as_str() {
-        "counts" => counts(&mut comm),
-        "first" => first(&mut comm),
-        "come" => come_and_go(&mut comm),
-        "forever" => forever(&mut comm),
-        "abort" => abort(&mut comm),
-        "killed" => killed(&mut comm),
+        "counts" => lends_its_memory(&mut comm),
+        "first" => maps_on_first_use(&mut comm),
+        "reuse" => reuses_addresses(&mut comm),
+        "until_failure" => calls_until_failure(&mut comm),
+        "abort" => aborts_a_loan(&mut comm),
+        "killed" => lends_and_is_killed(&mut comm),
         "short" => short_of_descriptors(&mut comm),
         other => panic!("no scene {other}"),
     }
@@ -26,10 +27,10 @@ fn rank() {
 
 const BYTES: usize = 1 << 20;
 
-/// All ranks make one at the same time, and go on when all have mapped all.
-fn buffer(comm: &mut Communicator, bytes: usize) -> SharedBuffer {
+/// Allocates a buffer on all ranks; returns when each rank has mapped the buffers of all.
+fn shared_buffer(comm: &mut Communicator, bytes: usize) -> SharedBuffer {
     let buffer = SharedBuffer::new(bytes).expect("memory");
-    // The peers below dial when they register theirs; so once more when they have.
+    // Lower ranks connect when they register theirs, so the second time all are connected.
     for _ in 0..2 {
         assert!(comm.register(buffer.as_ptr(), bytes).expect("peers"));
         comm.barrier().expect("all ranks");
@@ -37,7 +38,7 @@ fn buffer(comm: &mut Communicator, bytes: usize) -> SharedBuffer {
     buffer
 }
 
-/// What `call` has slot_traffic.
+/// The bytes and messages that a call copies and lends.
 fn slot_traffic(
     comm: &mut Communicator,
     call: impl FnOnce(&mut Communicator) -> Result<(), Error>,
@@ -68,14 +69,14 @@ fn ring(comm: &mut Communicator, from: &[u8], to: &mut [u8]) -> Result<(), Error
     unsafe { comm.exchange(&transfers) }
 }
 
-/// Every byte is slot_traffic as it should be, counted.
-fn counts(comm: &mut Communicator) {
+/// Checks how many bytes are lent and how many copied.
+fn lends_its_memory(comm: &mut Communicator) {
     let (rank, n) = (comm.rank(), comm.nranks());
     let before = (rank + n - 1) % n;
-    let mut send = buffer(comm, BYTES);
-    let mut recv = buffer(comm, BYTES);
+    let mut send = shared_buffer(comm, BYTES);
+    let mut recv = shared_buffer(comm, BYTES);
     send.iter_mut().enumerate().for_each(|(at, b)| *b = byte(rank, at));
-    // Whole, and at odd offsets.
+    // The whole buffer, and parts at odd offsets.
     for part in [0..BYTES, 1..BYTES, 4095..BYTES - 3, 77..200_000] {
         recv.fill(0);
         let (from, to) = (&send[part.clone()], &mut recv[..part.len()]);
@@ -83,7 +84,7 @@ fn counts(comm: &mut Communicator) {
         assert_eq!((sent.lent_bytes, sent.copied), (part.len() as u64, 0), "{part:?}");
         assert!(to.iter().zip(part).all(|(b, at)| *b == byte(before, at)));
     }
-    // Ordinary memory into the library's, and the other way round: who sends decides.
+    // From ordinary memory to the library's, and the other way round: the sender's memory decides.
     let ordinary = send.to_vec();
     let sent = slot_traffic(comm, |comm| ring(comm, &ordinary, &mut recv));
     assert_eq!((sent.lent, sent.copied_bytes), (0, BYTES as u64));
@@ -95,7 +96,7 @@ fn counts(comm: &mut Communicator) {
 
     // Collectives, out of place and in place.
     let block = BYTES / n as usize;
-    let mut all = buffer(comm, block * n as usize);
+    let mut all = shared_buffer(comm, block * n as usize);
     let sent = slot_traffic(comm, |comm| comm.all_gather(&send[..block], &mut all));
     assert_eq!(sent.copied, 0, "{sent:?}");
     assert!(sent.lent_bytes >= block as u64);
@@ -103,8 +104,8 @@ fn counts(comm: &mut Communicator) {
         let part = &all[from as usize * block..][..block];
         assert!(part.iter().enumerate().all(|(at, b)| *b == byte(from, at)));
     }
-    let mut numbers = buffer(comm, BYTES);
-    let mut sums = buffer(comm, BYTES);
+    let mut numbers = shared_buffer(comm, BYTES);
+    let mut sums = shared_buffer(comm, BYTES);
     let value = |rank: u32, at: usize| (rank * 1000) as i32 + at as i32;
     let total = |at: usize| (0..n).map(|r| value(r, at)).sum::<i32>();
     let numbers = numbers.elements_mut::<i32>();
@@ -119,17 +120,18 @@ fn counts(comm: &mut Communicator) {
 }
 
 #[test]
-fn what_is_of_the_library_is_never_copied_and_other_memory_is() {
+fn memory_of_the_library_is_lent_and_other_memory_is_copied() {
     for nranks in [2, 3, 4] {
         Job::start(ENTRY, nranks, "counts", &[]).all_say("done");
     }
-    // Over TCP everything is.
+    // Over TCP all memory is copied.
     let tcp = [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1")];
     Job::start(ENTRY, 2, "first", &tcp).all_say("0");
 }
 
-/// Without being registered, memory is mapped on its first use, and right from the start; says whether it ever was.
-fn first(comm: &mut Communicator) {
+/// Memory that is not registered is mapped on its first use, and right from the start; says whether
+/// it ever was.
+fn maps_on_first_use(comm: &mut Communicator) {
     let (rank, n) = (comm.rank(), comm.nranks());
     let send = {
         let mut send = SharedBuffer::new(BYTES).expect("memory");
@@ -138,7 +140,7 @@ fn first(comm: &mut Communicator) {
     };
     let mut recv = vec![0; BYTES];
     let mut lent = 0;
-    // It is mapped by a thread of the peer; nothing says when.
+    // A thread of the peer maps it, at a time that this rank does not know.
     for _ in 0..2000 {
         recv.fill(0);
         let sent = slot_traffic(comm, |comm| ring(comm, &send, &mut recv));
@@ -156,23 +158,24 @@ fn first(comm: &mut Communicator) {
 }
 
 #[test]
-fn memory_that_was_not_registered_is_mapped_when_it_is_used() {
+fn memory_that_is_not_registered_is_mapped_on_its_first_use() {
     Job::start(ENTRY, 3, "first", &[]).all_say("1");
 }
 
-/// Buffers that are freed and made anew, likely at the addresses of others; nothing of them stays.
-fn come_and_go(comm: &mut Communicator) {
+/// Frees and allocates buffers, likely at addresses of earlier ones. No mapping or descriptor
+/// stays.
+fn reuses_addresses(comm: &mut Communicator) {
     let (rank, n) = (comm.rank(), comm.nranks());
-    let kept = buffer(comm, 1 << 16);
+    let kept = shared_buffer(comm, 1 << 16);
     for round in 0..150u32 {
         let bytes = [40_000, 300_000, 70_000][round as usize % 3];
         let mut send = if round % 5 == 0 {
             SharedBuffer::new(bytes).expect("memory")
         } else {
-            buffer(comm, bytes)
+            shared_buffer(comm, bytes)
         };
         send.iter_mut().enumerate().for_each(|(at, b)| *b = byte(rank + round, at));
-        let mut recv = buffer(comm, bytes);
+        let mut recv = shared_buffer(comm, bytes);
         ring(comm, &send, &mut recv).unwrap_or_else(|e| panic!("{e}"));
         let from = (rank + n - 1) % n + round;
         assert!(recv.iter().enumerate().all(|(at, b)| *b == byte(from, at)), "round {round}");
@@ -187,14 +190,14 @@ fn come_and_go(comm: &mut Communicator) {
 }
 
 #[test]
-fn freed_memory_is_given_back_and_never_taken_for_what_follows_it() {
-    Job::start(ENTRY, 3, "come", &[]).all_say("done");
+fn freed_memory_is_given_back_and_never_mistaken_for_later_memory() {
+    Job::start(ENTRY, 3, "reuse", &[]).all_say("done");
 }
 
-/// Calls until one fails; says how.
-fn forever(comm: &mut Communicator) {
-    let send = buffer(comm, BYTES);
-    let mut recv = buffer(comm, BYTES);
+/// Calls until a call fails; says the error.
+fn calls_until_failure(comm: &mut Communicator) {
+    let send = shared_buffer(comm, BYTES);
+    let mut recv = shared_buffer(comm, BYTES);
     println!("say:started");
     let n = comm.nranks() as usize;
     loop {
@@ -211,9 +214,9 @@ fn forever(comm: &mut Communicator) {
 }
 
 #[test]
-fn a_killed_rank_that_lends_or_reads_is_named_by_all_the_others() {
+fn all_others_name_a_killed_rank_that_lends_or_reads() {
     for (nranks, victim, pause) in [(2, 1, 5), (2, 0, 9), (4, 2, 0), (4, 0, 14)] {
-        let mut job = Job::start(ENTRY, nranks, "forever", &[]);
+        let mut job = Job::start(ENTRY, nranks, "until_failure", &[]);
         job.all_say("started");
         std::thread::sleep(std::time::Duration::from_millis(pause));
         job.signal(victim, libc::SIGKILL);
@@ -224,9 +227,10 @@ fn a_killed_rank_that_lends_or_reads_is_named_by_all_the_others() {
     }
 }
 
-/// Rank 0 lends to rank 1, which does not come, and aborts; then the memory is its own again, though rank 1 is stopped.
-fn abort(comm: &mut Communicator) {
-    let mut memory = buffer(comm, BYTES);
+/// Rank 0 lends to rank 1, which is stopped and does not receive, and aborts. Afterwards rank 0 may
+/// write and free its memory.
+fn aborts_a_loan(comm: &mut Communicator) {
+    let mut memory = shared_buffer(comm, BYTES);
     memory.fill(1);
     comm.barrier().expect("both ranks");
     if comm.rank() == 0 {
@@ -245,10 +249,10 @@ fn abort(comm: &mut Communicator) {
     } else {
         println!("say:ready");
         std::thread::sleep(std::time::Duration::from_millis(100));
-        // Stopped until rank 0 is through, or late.
+        // This process is stopped until rank 0 is done, or it is late.
         std::thread::sleep(std::time::Duration::from_millis(400));
-        let mut here = vec![0; BYTES];
-        let error = comm.receive(&mut here[..], 0).expect_err("the communicator is aborted");
+        let mut received = vec![0; BYTES];
+        let error = comm.receive(&mut received[..], 0).expect_err("the communicator is aborted");
         println!("say:{error}");
     }
 }
@@ -265,9 +269,9 @@ fn an_abort_ends_a_loan_to_a_process_that_is_stopped() {
     assert!(said.contains("abort") || said.contains("rank 0"), "{said}");
 }
 
-/// Rank 0 lends a message and is killed; rank 1 takes it afterwards.
-fn killed(comm: &mut Communicator) {
-    let mut memory = buffer(comm, 40_000);
+/// Rank 0 lends a message and is killed; rank 1 receives it afterwards.
+fn lends_and_is_killed(comm: &mut Communicator) {
+    let mut memory = shared_buffer(comm, 40_000);
     memory.iter_mut().enumerate().for_each(|(at, b)| *b = byte(7, at));
     comm.barrier().expect("both ranks");
     println!("say:ready");
@@ -276,8 +280,8 @@ fn killed(comm: &mut Communicator) {
         unreachable!("it was killed");
     }
     let mut line = String::new();
-    // The end of standard input is not seen before the job ends: it waits for rank 0's death.
-    let mut here = vec![0; 40_000];
+    // A while, so that rank 0 is dead: standard input does not end before the job ends.
+    let mut received = vec![0; 40_000];
     while std::path::Path::new(&format!("/proc/{}/stat", std::os::unix::process::parent_id()))
         .exists()
     {
@@ -287,10 +291,10 @@ fn killed(comm: &mut Communicator) {
             break;
         }
     }
-    match comm.receive(&mut here[..], 0) {
+    match comm.receive(&mut received[..], 0) {
         Ok(()) => {
-            assert!(here.iter().enumerate().all(|(at, b)| *b == byte(7, at)), "damaged");
-            let error = comm.receive(&mut here[..], 0).expect_err("rank 0 is dead");
+            assert!(received.iter().enumerate().all(|(at, b)| *b == byte(7, at)), "damaged");
+            let error = comm.receive(&mut received[..], 0).expect_err("rank 0 is dead");
             println!("say:{error}");
         }
         Err(error) => println!("say:{error}"),
@@ -298,7 +302,7 @@ fn killed(comm: &mut Communicator) {
 }
 
 #[test]
-fn what_a_killed_process_has_lent_is_whole_or_an_error() {
+fn a_message_that_a_killed_process_lent_is_whole_or_an_error() {
     let mut job = Job::start(ENTRY, 2, "killed", &[]);
     job.all_say("ready");
     std::thread::sleep(std::time::Duration::from_millis(100));
@@ -307,7 +311,7 @@ fn what_a_killed_process_has_lent_is_whole_or_an_error() {
     assert!(said.contains("rank 0 died"), "{said}");
 }
 
-/// Where descriptors run short, memory is ordinary, and everything goes on.
+/// If descriptors run short, memory is ordinary, and all calls work.
 fn short_of_descriptors(comm: &mut Communicator) {
     let (rank, n) = (comm.rank(), comm.nranks());
     let limit = libc::rlimit { rlim_cur: 200, rlim_max: 200 };
@@ -322,7 +326,7 @@ fn short_of_descriptors(comm: &mut Communicator) {
         buffers.push(buffer);
         assert!(buffers.len() < 100);
     }
-    // As many are left to others.
+    // The library leaves enough descriptors to the program.
     let more: Vec<_> =
         (0..20).map(|_| std::fs::File::open("/dev/null").expect("a descriptor")).collect();
     let mut send = SharedBuffer::new(40_000).expect("memory");
@@ -338,11 +342,11 @@ fn short_of_descriptors(comm: &mut Communicator) {
 }
 
 #[test]
-fn memory_is_ordinary_where_descriptors_run_short() {
+fn memory_is_ordinary_if_descriptors_run_short() {
     Job::start(ENTRY, 2, "short", &[]).all_say("done");
 }
 
-/// A child has no part in the memory, and takes nothing away.
+/// A child process does not have the memory, and does not free it.
 #[test]
 fn a_fork_is_harmless() {
     let mut buffer = SharedBuffer::new(100_000).expect("memory");

@@ -1,4 +1,4 @@
-//! Programs of `tests/abi`: built against our headers and library, and run with a watchdog.
+//! Builds programs of `tests/abi` against our headers and library, and runs them with a watchdog.
 #![allow(dead_code, reason = "not every test needs all of it")]
 
 use std::path::{Path, PathBuf};
@@ -8,12 +8,12 @@ use tempfile::TempDir;
 
 use crate::cargo_build;
 
-/// The shared library.
+/// The path of the shared library.
 pub(crate) fn library() -> PathBuf {
     cargo_build::built("maypole-ffi", "libnccl.so")
 }
 
-/// What it printed; panics if it failed.
+/// Runs a command and returns its output; panics if it failed.
 pub(crate) fn output(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(
@@ -26,16 +26,17 @@ pub(crate) fn output(command: &mut Command) -> Output {
     output
 }
 
-/// What it printed on its standard output.
+/// Runs a command and returns its standard output; panics if it failed.
 pub(crate) fn text(command: &mut Command) -> String {
     String::from_utf8(output(command).stdout).expect("tools write text")
 }
 
-/// Compiles a program of `tests/abi` against the headers and the library. The name may begin with options of the compiler.
+/// Compiles a program of `tests/abi` against the headers and the library. `compiler` may have
+/// options after its name.
 pub(crate) fn compile(compiler: &str, source: &str, into: &TempDir) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let program = into.path().join("program");
-    // The name that the program will ask for.
+    // The soname, by which the program finds the library.
     let soname = into.path().join("libnccl.so.2");
     if !soname.exists() {
         std::os::unix::fs::symlink(library(), &soname).expect("a new folder takes a link");
@@ -58,7 +59,7 @@ pub(crate) fn compile(compiler: &str, source: &str, into: &TempDir) -> PathBuf {
     program
 }
 
-/// A program that is killed after so many seconds. It is of host memory, whatever there is.
+/// A command that runs a program on host memory and kills it after that many seconds.
 pub(crate) fn watched(program: &Path, seconds: u64) -> Command {
     let mut command = Command::new("timeout");
     command
