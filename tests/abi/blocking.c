@@ -3,7 +3,7 @@
 
 #include <unistd.h>
 
-static void answer(int blocking, const char* end) {
+static void print_result(int blocking, const char* end) {
   ncclUniqueId id;
   ncclComm_t comm;
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
@@ -21,7 +21,7 @@ static void answer(int blocking, const char* end) {
 }
 
 int main(void) {
-  answer(1, " ");
-  answer(0, "\n");
+  print_result(1, " ");
+  print_result(0, "\n");
   return 0;
 }

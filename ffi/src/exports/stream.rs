@@ -25,7 +25,7 @@ fn check_outside_group(function: &str) -> Result<(), ResultCode> {
     Ok(())
 }
 
-/// A callback of the client on its way to the thread that runs it.
+/// A callback of the client, for the thread of the library that runs it.
 struct ClientCallback {
     function: unsafe extern "C" fn(NcclResult, *mut c_void),
     data: *mut c_void,

@@ -81,7 +81,7 @@ pub(super) struct EntryStatus {
     pub(super) aborted_in_creation: bool,
     /// From its configuration: calls return when they are done.
     pub(super) blocking: bool,
-    /// The answer of `ncclCommCuDevice`.
+    /// The result of `ncclCommCuDevice`.
     pub(super) device: c_int,
     /// `device` is the number of a CUDA device. On host memory the number has no meaning.
     pub(super) on_device: bool,

@@ -25,7 +25,7 @@ pub(crate) fn identity(handle: CommHandle) -> Result<(u32, u32), ResultCode> {
     }
 }
 
-/// The answer of `ncclCommCuDevice`.
+/// The result of `ncclCommCuDevice`.
 pub(crate) fn device(handle: CommHandle) -> Result<c_int, ResultCode> {
     with_status(handle, |status| status.device)
 }
@@ -40,7 +40,7 @@ pub(crate) fn is_blocking(handle: CommHandle) -> Result<bool, ResultCode> {
     with_status(handle, |status| status.blocking)
 }
 
-/// The answer of `ncclCommGetAsyncError`. Never waits for a call that runs.
+/// The result of `ncclCommGetAsyncError`. Never waits for a call that runs.
 pub(crate) fn async_result(handle: CommHandle) -> Result<ResultCode, ResultCode> {
     with_status(handle, |status| match (status.result, &status.call_stream) {
         (result @ (ResultCode::Success | ResultCode::InvalidArgument), _) => {

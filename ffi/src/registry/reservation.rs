@@ -21,8 +21,8 @@ pub(crate) struct Reservation(EntryRef);
 
 /// Reserves an entry. Its handle may be used for queries and for abort at once.
 ///
-/// `identity` is rank and number of ranks, if they are known; `device` is what `ncclCommCuDevice`
-/// answers.
+/// `identity` is rank and number of ranks, if they are known; `device` is the result of
+/// `ncclCommCuDevice`.
 pub(crate) fn reserve(
     identity: Option<(u32, u32)>,
     blocking: bool,
