@@ -1,18 +1,18 @@
-//! The sink of the `log` crate: NCCL's lines under `NCCL_DEBUG`.
+//! The output of the `log` crate, as lines in the format of NCCL under `NCCL_DEBUG`.
 //!
-//! | `log` level | printed from | line |
-//! |---|---|---|
-//! | error, warn | WARN | `host:pid:tid [0] file:line NCCL WARN text`, after an empty line, as NCCL does |
-//! | info | INFO | `host:pid:tid [0] NCCL INFO text` |
-//! | debug, trace | TRACE | `host:pid:tid [0] NCCL TRACE text` |
+//! * error and warn, printed from level WARN: `host:pid:tid [0] file:line NCCL WARN text`, after an
+//!   empty line, as NCCL does;
+//! * info, printed from level INFO: `host:pid:tid [0] NCCL INFO text`;
+//! * debug and trace, printed at level TRACE: `host:pid:tid [0] NCCL TRACE text`.
 //!
-//! Scripts look for these shapes. The number in brackets is NCCL's device; host memory has none, and 0 is printed because
-//! such scripts expect a digit. Info and trace lines are filtered by `NCCL_DEBUG_SUBSYS`: a record's subsystem is its
-//! target if that names one, else it follows from the module that logs. Lines go to standard output or to
-//! `NCCL_DEBUG_FILE`. A line that cannot be written is lost and nothing else: logging never fails a call.
+//! Scripts look for these formats. The number in brackets is the device in NCCL; host memory has
+//! none, and 0 is printed because such scripts expect a digit. Info and trace lines are filtered by
+//! `NCCL_DEBUG_SUBSYS`: the subsystem of a record is its target if that names one, or else follows
+//! from the module that logs. Lines go to standard output or to `NCCL_DEBUG_FILE`. A line that
+//! cannot be written is lost, because logging never fails a call.
 //!
-//! The last error text ([`last_error`], for `ncclGetLastError`) is kept here too: every warning sets it, printed or not.
-//! Who first decides an error logs it; nobody else does.
+//! The text of the last error ([`last_error`], for `ncclGetLastError`) is kept here too. Every
+//! warning sets it, printed or not. An error is logged once, by the code that detects it.
 
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
@@ -23,15 +23,15 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::config::{Config, DebugLevel};
 
-/// Makes NCCL's lines the output of `log`. Harmless to repeat. If the application has installed a logger of its own,
-/// records go there, in its form and under its filter; nothing is printed here.
+/// Installs the logger. It may be called repeatedly. If the application has installed a logger of
+/// its own, records go there, in its format and under its filter, and nothing is printed here.
 pub fn install() {
-    static SINK: Sink = Sink;
-    if log::set_logger(&SINK).is_ok() {
-        // Before the configuration is read, so that its complaints are heard.
+    static LOGGER: NcclLogger = NcclLogger;
+    if log::set_logger(&LOGGER).is_ok() {
+        // This comes before the configuration is read, so that warnings about it are printed.
         log::set_max_level(LevelFilter::Warn);
         log::set_max_level(match Config::get().debug {
-            // Warnings always pass, for `last_error`.
+            // Warnings always pass, because they set `last_error`.
             DebugLevel::None | DebugLevel::Version | DebugLevel::Warn => LevelFilter::Warn,
             DebugLevel::Info => LevelFilter::Info,
             DebugLevel::Trace => LevelFilter::Trace,
@@ -39,30 +39,32 @@ pub fn install() {
     }
 }
 
-/// Prints the version line, as it is, if `NCCL_DEBUG` is VERSION or more.
+/// Prints the version line without a prefix, if `NCCL_DEBUG` is VERSION or a higher level.
 pub fn version(line: &str) {
     if Config::get().debug >= DebugLevel::Version {
         write(&format!("{line}\n"));
     }
 }
 
-/// Text of the last error of this process, empty if there was none.
+/// The text of the last error of this process, empty if there was none.
 pub fn last_error() -> String {
     LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// Sets the text of [`last_error`]. Warnings that pass through this sink do it themselves; this is for errors that are
-/// returned without a line, or when the application's logger has taken the sink's place.
+/// Sets the text of [`last_error`]. Warnings that are logged here set it by themselves; this
+/// function is for errors that are returned without a log line, and for applications with a logger
+/// of their own.
 pub fn set_last_error(text: &str) {
     text.clone_into(&mut LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
-/// Name of this host up to the first dot, as it appears in lines and errors.
+/// The name of this host up to the first dot, as it appears in log lines and errors.
 pub fn host_name() -> &'static str {
     static NAME: OnceLock<String> = OnceLock::new();
     NAME.get_or_init(|| {
         let mut name = [0_u8; 256];
-        // SAFETY: the buffer is writable for the length given, one less than its size, so a zero always ends it.
+        // SAFETY: the buffer is writable for the given length, which is one less than its size, so
+        // that the name always ends with a zero.
         let status = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };
         let text = match CStr::from_bytes_until_nul(&name) {
             Ok(text) if status == 0 => text.to_string_lossy().into_owned(),
@@ -74,9 +76,9 @@ pub fn host_name() -> &'static str {
 
 static LAST_ERROR: Mutex<String> = Mutex::new(String::new());
 
-struct Sink;
+struct NcclLogger;
 
-impl Log for Sink {
+impl Log for NcclLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         let config = Config::get();
         match metadata.level() {
@@ -125,9 +127,9 @@ fn line(level: Level, place: Option<(&str, u32)>, text: &str) -> String {
     }
 }
 
-/// NCCL's name of the part of the library that a log target belongs to.
+/// NCCL's name of the subsystem to which a log target belongs.
 fn subsystem(target: &str) -> &str {
-    const BY_MODULE: [(&str, &str); 12] = [
+    const BY_MODULE: [(&str, &str); 11] = [
         ("::bootstrap", "BOOTSTRAP"),
         ("::config", "ENV"),
         ("::tune", "TUNING"),
@@ -135,8 +137,7 @@ fn subsystem(target: &str) -> &str {
         ("::plan", "COLL"),
         ("::memory", "ALLOC"),
         ("::proxy", "PROXY"),
-        ("::watch", "RAS"),
-        ("::trace", "PROFILE"),
+        ("::control", "RAS"),
         ("::shm", "SHM"),
         ("::local", "P2P"),
         ("maypole_transport", "NET"),
@@ -147,7 +148,7 @@ fn subsystem(target: &str) -> &str {
     BY_MODULE.iter().find(|(part, _)| target.contains(part)).map_or("INIT", |&(_, name)| name)
 }
 
-/// Writes a whole line by one call, so that lines of threads and processes do not mix.
+/// Writes a whole line by one system call, so that lines of threads and processes do not mix.
 fn write(line: &str) {
     static FILE: OnceLock<Option<File>> = OnceLock::new();
     let file = FILE.get_or_init(|| {
@@ -155,14 +156,17 @@ fn write(line: &str) {
         match OpenOptions::new().create(true).append(true).open(&path) {
             Ok(file) => Some(file),
             Err(error) => {
-                let text = format!("NCCL_DEBUG_FILE {path}: {error}; printing to standard output");
+                let text = format!(
+                    "NCCL_DEBUG_FILE is \"{path}\", which cannot be opened: {error}; log lines go \
+                     to standard output"
+                );
                 let _ =
                     std::io::stdout().write_all(self::line(Level::Warn, None, &text).as_bytes());
                 None
             }
         }
     });
-    // A full disk or a closed output loses the line, by intent.
+    // If the disk is full or the output closed, the line is lost.
     let _ = match file {
         Some(file) => {
             let mut file: &File = file;
@@ -199,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_have_the_shape_scripts_look_for() {
+    fn lines_have_the_format_that_scripts_look_for() {
         let pid = std::process::id();
         let info = line(Level::Info, Some(("src/a.rs", 3)), "hello");
         assert!(info.starts_with(&format!("{}:{pid}:", host_name())));
@@ -218,14 +222,16 @@ mod tests {
     fn targets_name_subsystems() {
         assert_eq!(subsystem("maypole::bootstrap::root"), "BOOTSTRAP");
         assert_eq!(subsystem("maypole_transport::shm::link"), "SHM");
+        assert_eq!(subsystem("maypole::control::status"), "RAS");
         assert_eq!(subsystem("maypole::comm"), "INIT");
         assert_eq!(subsystem("NET"), "NET");
     }
 
     #[test]
-    fn warnings_are_remembered_even_when_nothing_is_printed() {
+    fn warnings_set_the_last_error_even_when_nothing_is_printed() {
         let record = |text: &str| {
-            Sink.log(&Record::builder().level(Level::Warn).args(format_args!("{text}")).build());
+            NcclLogger
+                .log(&Record::builder().level(Level::Warn).args(format_args!("{text}")).build());
         };
         record("first");
         record("second");

@@ -1,12 +1,14 @@
-//! Memory for buffers that ranks of other processes of the host read in place.
+//! Memory for buffers that ranks in other processes of the host read in place.
 //!
-//! Ordinary memory of another process goes through slots: the sender copies it in, the receiver out. What lies in a [`SharedBuffer`] is mapped by
-//! the peer, so that the receiver takes it, or folds it, from where it is. Who maps what, and when, is `maypole_transport::segment`'s and
-//! `shm`'s; that a message may be lent instead of copied is part of what is proved of every schedule.
+//! A message between processes normally goes through a slot: the sender copies the message into it,
+//! the receiver copies it out. A [`SharedBuffer`] can be mapped by the peer, which then copies or
+//! folds the message directly from the memory of the sender. `maypole_transport` does the mapping
+//! in its modules `segment` and `shm`. That a message may be lent instead of copied is part of what
+//! is proved of every schedule.
 //!
-//! A peer maps a buffer when something of it is first sent to it; until it has, messages are copied.
-//! [`Communicator::register`](crate::Communicator::register) does it beforehand. Ordinary memory cannot be given to another process
-//! without moving it, so registering that does nothing.
+//! A peer maps a buffer when a part of it is first sent to the peer. Until then messages are
+//! copied. [`Communicator::register`](crate::Communicator::register) maps it beforehand. Ordinary
+//! memory cannot be shared with another process without moving it, so registering it does nothing.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::fmt;
@@ -18,12 +20,15 @@ use maypole_transport::segment::Segment;
 use crate::element::Element;
 use crate::error::Error;
 
-/// Owned bytes, from a page boundary on, zeros at first, which cost no memory until they are touched.
+/// An owned buffer that begins at a page boundary. It is filled with zeros, which cost no memory
+/// until they are touched.
 ///
-/// Each takes a file descriptor. Where those run short (more than half of what the process may have are in use), and where the system refuses,
-/// it is ordinary memory instead ([`is_shared`](Self::is_shared)); everything works with that too.
+/// Each buffer takes a file descriptor. If descriptors run short (more than half of what the
+/// process may have are in use), or if the system refuses, the buffer is ordinary memory instead
+/// (see [`is_shared`](Self::is_shared)). Everything works with ordinary memory too.
 ///
-/// A child made by fork does not have the memory: an access there is a segmentation fault. Dropping it there does nothing.
+/// A child made by fork does not have the memory: an access there is a segmentation fault. Dropping
+/// the buffer there does nothing.
 ///
 /// ```
 /// use maypole::memory::SharedBuffer;
@@ -36,84 +41,93 @@ use crate::error::Error;
 pub struct SharedBuffer {
     start: NonNull<u8>,
     bytes: usize,
-    owner: Owner,
+    owner: MemoryOwner,
 }
 
-/// Who gives the memory back.
-enum Owner {
-    Segment(#[expect(dead_code, reason = "its drop is what it is for")] Segment),
+/// What frees the memory.
+enum MemoryOwner {
+    Segment(#[expect(dead_code, reason = "it is kept to be dropped")] Segment),
     Allocator(Layout),
 }
 
-// SAFETY: it owns its memory, as a vector does.
+// SAFETY: the buffer owns its memory, as a vector does.
 unsafe impl Send for SharedBuffer {}
 // SAFETY: as above.
 unsafe impl Sync for SharedBuffer {}
 
-/// What the memory is aligned to at least.
+/// The least alignment of the memory.
 const ALIGNMENT: usize = 4096;
 
 impl SharedBuffer {
-    /// `bytes` bytes.
+    /// Allocates `bytes` bytes.
     ///
     /// # Errors
-    /// No bytes; no memory.
+    /// `bytes` is zero, or the memory cannot be allocated.
     pub fn new(bytes: usize) -> Result<Self, Error> {
         if bytes == 0 {
-            return Err(Error::InvalidArgument { what: "a buffer of no bytes".into() });
+            return Err(Error::InvalidArgument {
+                what: "a buffer of zero bytes was requested; request at least one byte".into(),
+            });
         }
         match Segment::new(bytes) {
             Ok(segment) => {
                 let start = NonNull::new(segment.start());
-                let start = start.ok_or_else(|| Error::internal("memory at address 0"))?;
-                Ok(Self { start, bytes, owner: Owner::Segment(segment) })
+                let start =
+                    start.ok_or_else(|| Error::internal("a segment is mapped at address 0"))?;
+                Ok(Self { start, bytes, owner: MemoryOwner::Segment(segment) })
             }
             Err(error) => {
-                log::info!("a buffer of {bytes} bytes is ordinary memory: {error}");
+                log::info!(
+                    "a buffer of {bytes} bytes cannot be shared with other processes, so ordinary \
+                     memory is used: {error}"
+                );
                 Self::ordinary(bytes)
             }
         }
     }
 
-    /// From the allocator.
+    /// Memory from the allocator, which peers cannot map.
     fn ordinary(bytes: usize) -> Result<Self, Error> {
         let none = || Error::System { call: "malloc", errno: libc::ENOMEM };
         let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|_| none())?;
         // SAFETY: the size is not zero.
         let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(none)?;
-        Ok(Self { start, bytes, owner: Owner::Allocator(layout) })
+        Ok(Self { start, bytes, owner: MemoryOwner::Allocator(layout) })
     }
 
-    /// Whether peers can map it.
+    /// Whether peers can map the memory.
     pub fn is_shared(&self) -> bool {
-        matches!(self.owner, Owner::Segment(_))
+        matches!(self.owner, MemoryOwner::Segment(_))
     }
 
-    /// First byte. Unlike a slice of it, it may be used while others write to the memory.
+    /// The address of the first byte. Unlike a slice, it may be used while other ranks write to the
+    /// memory.
     pub fn as_ptr(&self) -> *const u8 {
         self.start.as_ptr()
     }
 
-    /// Bytes.
-    #[expect(clippy::len_without_is_empty, reason = "none is empty")]
+    /// The number of bytes.
+    #[expect(clippy::len_without_is_empty, reason = "no buffer is empty")]
     pub fn len(&self) -> usize {
         self.bytes
     }
 
-    /// First byte, for calls that take pointers, and for memory that others write to.
+    /// The address of the first byte, for calls that take pointers, and for memory that other ranks
+    /// write to.
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
         self.start.as_ptr()
     }
 
-    /// As many elements as fit.
+    /// The buffer as a slice of as many elements as fit.
     pub fn elements<T: Element>(&self) -> &[T] {
-        // SAFETY: the memory is ours, initialized, and aligned for every element; all bits are a value of each.
+        // SAFETY: the buffer owns the memory, which is initialized and aligned for every element
+        // type, and every bit pattern is a value of each type.
         unsafe {
             std::slice::from_raw_parts(self.start.as_ptr().cast(), self.bytes / size_of::<T>())
         }
     }
 
-    /// As many elements as fit, to be written.
+    /// The buffer as a mutable slice of as many elements as fit.
     pub fn elements_mut<T: Element>(&mut self) -> &mut [T] {
         let len = self.bytes / size_of::<T>();
         // SAFETY: as in `elements`, and borrowed for writing.
@@ -123,8 +137,8 @@ impl SharedBuffer {
 
 impl Drop for SharedBuffer {
     fn drop(&mut self) {
-        if let Owner::Allocator(layout) = self.owner {
-            // SAFETY: allocated with this layout.
+        if let MemoryOwner::Allocator(layout) = self.owner {
+            // SAFETY: the memory was allocated with this layout.
             unsafe { dealloc(self.start.as_ptr(), layout) };
         }
     }
@@ -160,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_kinds_are_zeroed_aligned_and_writable() {
+    fn both_kinds_of_memory_are_zeroed_aligned_and_writable() {
         for make in [SharedBuffer::new, SharedBuffer::ordinary] {
             let mut buffer = make(10_001).unwrap();
             assert!(buffer.as_mut_ptr().addr().is_multiple_of(ALIGNMENT));

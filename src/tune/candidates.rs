@@ -1,4 +1,5 @@
-//! The schedules among which a call may choose: those of all generators, and on several nodes hierarchies.
+//! The schedules among which the tuner chooses: those of all generators, and on several nodes the
+//! hierarchies.
 
 use maypole_algorithms::collective::{all, generators};
 use maypole_algorithms::hierarchy::{self, FAMILY, channels, hierarchies};
@@ -7,9 +8,9 @@ use maypole_algorithms::{Collective, Schedule};
 
 use crate::channels::MAX_OF_SCHEDULES;
 
-/// Every schedule that there is for `collective` among ranks of that `grouping`, in a fixed order: flat ones, then hierarchies over one
-/// rail and over as many as there are; of each as many copies side by side as `copies` lists. Those that need more channels
-/// than there are are left out.
+/// Every schedule for `collective` among ranks of that `grouping`, in a fixed order: flat
+/// schedules, then hierarchies over one rail and over all rails. Each is repeated with each number
+/// of copies side by side that `copies` lists. Schedules that need too many channels are left out.
 pub(crate) fn candidates(
     collective: Collective,
     grouping: &Grouping,
@@ -34,7 +35,7 @@ pub(crate) fn candidates(
     schedules
 }
 
-/// The names of all algorithms, and that of all hierarchies.
+/// The names of all algorithms, and the name that stands for all hierarchies.
 pub(crate) fn names() -> Vec<&'static str> {
     let hierarchies = hierarchy::all().map(|h| h.name);
     let mut names: Vec<_> = all().map(|g| g.name).chain(hierarchies).chain([FAMILY]).collect();
@@ -48,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hierarchies_are_among_them_on_several_nodes_alone_and_copies_where_asked_for() {
+    fn hierarchies_need_several_nodes_and_copies_must_be_requested() {
         let count = |sizes: &[u32], copies: &[u32], test: &dyn Fn(&Schedule) -> bool| {
             let all = candidates(Collective::AllReduce, &Grouping::of_sizes(sizes), copies);
             all.iter().filter(|s| test(s)).count()

@@ -1,4 +1,5 @@
-//! The grammar of NCCL_ALGO: `ring,tree`, `^ring`, or by collective `ring,tree;allreduce:^tree;broadcast:ring`.
+//! The grammar of NCCL_ALGO: `ring,tree`, `^ring`, or by collective
+//! `ring,tree;allreduce:^tree;broadcast:ring`.
 
 use maypole_algorithms::Collective;
 use maypole_algorithms::hierarchy::FAMILY;
@@ -6,68 +7,75 @@ use maypole_algorithms::hierarchy::FAMILY;
 use super::{Protocol, candidates};
 use crate::error::Error;
 
-/// Which algorithms a user allows.
+/// The algorithms that a user allows, by collective.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AlgorithmFilter {
-    rules: Vec<Rule>,
+    rules: Vec<FilterRule>,
 }
 
+/// One list of names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Rule {
-    /// Lower case without separators; None is every collective that no other rule names.
+struct FilterRule {
+    /// The collective, in lower case without separators. None is every collective that no other
+    /// rule names.
     collective: Option<String>,
-    /// The names are those forbidden.
+    /// Whether the names are excluded, not allowed.
     except: bool,
     names: Vec<String>,
-    /// Of each of the names, by which protocol alone.
+    /// The only protocol by which each of the names is allowed, if one is given.
     protocols: Vec<Option<Protocol>>,
 }
 
-/// Algorithms of NCCL's that need hardware which is not for host memory: their names are understood, and there is no such algorithm.
-const ELSEWHERE: [&str; 4] = ["CollnetDirect", "CollnetChain", "NVLS", "NVLSTree"];
+/// Algorithms of NCCL for hardware that this library does not use. Their names are accepted, and
+/// match no algorithm.
+const NCCL_HARDWARE_ALGORITHMS: [&str; 4] = ["CollnetDirect", "CollnetChain", "NVLS", "NVLSTree"];
 
 impl AlgorithmFilter {
-    /// Parses the value of NCCL_ALGO; an empty one allows everything. Case does not matter, nor do `_` and `-`.
+    /// Parses the value of NCCL_ALGO. An empty value allows everything. Case, `_` and `-` are
+    /// ignored.
     ///
     /// # Errors
-    /// Words that are neither algorithms nor collectives, as in NCCL.
+    /// A word is neither an algorithm nor a collective, which is an error in NCCL too.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let rule = |part: &str| {
             let (collective, list) = match part.split_once(':') {
-                Some((name, list)) => (Some(plain(name)), list),
+                Some((name, list)) => (Some(normalized(name)), list),
                 None => (None, part),
             };
             let (except, list) = match list.trim().strip_prefix('^') {
                 Some(rest) => (true, rest),
                 None => (false, list),
             };
-            let names: Vec<_> = list.split(',').map(plain).filter(|n| !n.is_empty()).collect();
+            let names: Vec<_> = list.split(',').map(normalized).filter(|n| !n.is_empty()).collect();
             let protocols = vec![None; names.len()];
-            Rule { collective, except, names, protocols }
+            FilterRule { collective, except, names, protocols }
         };
-        let rules: Vec<Rule> = text.split(';').filter(|p| !p.trim().is_empty()).map(rule).collect();
-        let algorithms: Vec<&str> = candidates::names().into_iter().chain(ELSEWHERE).collect();
+        let rules: Vec<FilterRule> =
+            text.split(';').filter(|p| !p.trim().is_empty()).map(rule).collect();
+        let algorithms: Vec<&str> =
+            candidates::names().into_iter().chain(NCCL_HARDWARE_ALGORITHMS).collect();
         let collectives = Collective::all(0).map(Collective::name);
-        for Rule { collective, names, .. } in &rules {
+        for FilterRule { collective, names, .. } in &rules {
             if let Some(name) = collective {
-                known("collective", name, &collectives, text)?;
+                check_known("collective", name, &collectives, text)?;
             }
             for name in names {
-                known("algorithm", name, &algorithms, text)?;
+                check_known("algorithm", name, &algorithms, text)?;
             }
         }
         Ok(Self { rules })
     }
 
-    /// The algorithms of a comma list, for one collective alone. A name may end in a protocol, as `ring_LL`: then it is allowed by
-    /// that alone. LL and LL128 are flag lines, Simple is slots.
+    /// The filter for one collective from a comma list of algorithms. A name may end in a protocol,
+    /// as `ring_LL`; then the algorithm is allowed by that protocol alone. LL and LL128 are LL
+    /// messages, Simple is slots.
     ///
     /// # Errors
     /// As for [`parse`](Self::parse).
     pub fn select(collective: Collective, list: &str) -> Result<Self, Error> {
         let entries = list.split(',').map(str::trim).filter(|name| !name.is_empty());
-        let (names, protocols): (Vec<String>, Vec<_>) = entries.map(with_protocol).unzip();
-        // A rule for this collective binds, whatever other collectives could make of the names.
+        let (names, protocols): (Vec<String>, Vec<_>) = entries.map(split_protocol).unzip();
+        // A rule that names its collective is always obeyed, see `among`.
         let mut filter = Self::parse(&format!("{}:{}", collective.name(), names.join(",")))?;
         for rule in &mut filter.rules {
             rule.protocols.clone_from(&protocols);
@@ -75,7 +83,7 @@ impl AlgorithmFilter {
         Ok(filter)
     }
 
-    /// By which protocol alone `algorithm` is allowed, if the user says so.
+    /// The only protocol by which `algorithm` is allowed, if the user gives one.
     pub fn protocol(&self, collective: Collective, algorithm: &str) -> Option<Protocol> {
         let rule = self.rule(collective)?;
         let mut asked = rule.protocols_of(algorithm);
@@ -83,8 +91,9 @@ impl AlgorithmFilter {
         asked.all(|other| other == first).then_some(first).flatten()
     }
 
-    /// Those of `algorithms` that may be used for `collective`. A rule for all collectives that leaves none of them is about others: in NCCL
-    /// too most collectives have one algorithm alone, whatever the rule. A rule for this collective is obeyed.
+    /// Those of `algorithms` that may be used for `collective`. A rule for all collectives that
+    /// would exclude all of them is ignored, as in NCCL, where most collectives have a single
+    /// algorithm. A rule for this collective is always obeyed.
     pub fn among<'a>(&self, collective: Collective, algorithms: &[&'a str]) -> Vec<&'a str> {
         let Some(rule) = self.rule(collective) else { return algorithms.to_vec() };
         let allowed: Vec<&str> =
@@ -93,31 +102,32 @@ impl AlgorithmFilter {
         if binds { allowed } else { algorithms.to_vec() }
     }
 
-    /// Whether the rule for `collective`, if there is one, allows `algorithm`, whatever others there are.
+    /// Whether the rule for `collective` allows `algorithm`; true without a rule.
     pub fn allows(&self, collective: Collective, algorithm: &str) -> bool {
         self.rule(collective).is_none_or(|rule| rule.allows(algorithm))
     }
 
-    /// Whether the user asked for `algorithm` by its name.
+    /// Whether the user allows `algorithm` by its name or that of its family.
     pub fn names(&self, collective: Collective, algorithm: &str) -> bool {
         self.rule(collective).is_some_and(|r| !r.except && r.lists(algorithm))
     }
 
-    fn rule(&self, collective: Collective) -> Option<&Rule> {
-        let name = plain(collective.name());
+    fn rule(&self, collective: Collective) -> Option<&FilterRule> {
+        let name = normalized(collective.name());
         let named = self.rules.iter().find(|r| r.collective.as_ref() == Some(&name));
         named.or_else(|| self.rules.iter().find(|r| r.collective.is_none()))
     }
 }
 
-impl Rule {
+impl FilterRule {
+    /// Whether the rule has the algorithm in its list.
     fn lists(&self, algorithm: &str) -> bool {
         self.protocols_of(algorithm).next().is_some()
     }
 
-    /// Of every entry for the algorithm, by its own name or by that of its family.
+    /// The protocol of every entry for the algorithm, by its own name or by that of its family.
     fn protocols_of(&self, algorithm: &str) -> impl Iterator<Item = Option<Protocol>> {
-        let name = plain(algorithm);
+        let name = normalized(algorithm);
         let entries = self.names.iter().zip(&self.protocols);
         let of_it = move |(listed, _): &(&String, &Option<Protocol>)| {
             **listed == name || **listed == FAMILY && name.starts_with(FAMILY)
@@ -130,28 +140,29 @@ impl Rule {
     }
 }
 
-fn known(kind: &str, name: &str, all: &[&str], text: &str) -> Result<(), Error> {
-    if all.iter().any(|known| plain(known) == name) {
+/// Checks that `name` is one of `all`.
+fn check_known(kind: &str, name: &str, all: &[&str], text: &str) -> Result<(), Error> {
+    if all.iter().any(|known| normalized(known) == name) {
         return Ok(());
     }
     Err(Error::InvalidUsage {
         what: format!(
-            "NCCL_ALGO is \"{text}\", in which \"{name}\" is no {kind}; there are: {}",
+            "NCCL_ALGO is \"{text}\", in which \"{name}\" is not a known {kind}; use one of: {}",
             all.join(", ")
         ),
     })
 }
 
-/// A name as NCCL has it for one call, without and with the protocol at its end.
-fn with_protocol(name: &str) -> (String, Option<Protocol>) {
+/// Splits a name that may end in a protocol.
+fn split_protocol(name: &str) -> (String, Option<Protocol>) {
     let name = name.to_ascii_lowercase();
     let ends = [("_simple", Protocol::Slots), ("_ll128", Protocol::Ll), ("_ll", Protocol::Ll)];
     let found = ends.iter().find_map(|(end, of)| Some((name.strip_suffix(end)?, *of)));
     found.map_or_else(|| (name.clone(), None), |(bare, of)| (bare.to_owned(), Some(of)))
 }
 
-/// `All_Reduce` and `allreduce` are the same name.
-fn plain(name: &str) -> String {
+/// A name in the form in which names are compared: `All_Reduce` and `allreduce` are the same.
+fn normalized(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
@@ -160,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grammar() {
+    fn filters_are_parsed_by_nccls_grammar() {
         let of = |text: &str, collective| {
             let filter = AlgorithmFilter::parse(text).unwrap_or_else(|e| panic!("{e}"));
             filter.among(collective, &["ring", "oneshot"]).join(" ")
@@ -175,7 +186,7 @@ mod tests {
             ("allreduce:^tree;ring", "ring oneshot", "ring"),
             (" AllGather : tree ; oneshot ", "oneshot", ""),
             ("^ring,NVLS", "oneshot", "oneshot"),
-            // Leaves nothing for any collective, of which it then does not speak.
+            // Would exclude everything for each collective, so it is ignored.
             ("NVLS,collnetdirect", "ring oneshot", "ring oneshot"),
             ("allreduce:NVLSTree", "", "ring oneshot"),
             ("^ring,oneshot", "ring oneshot", "ring oneshot"),
@@ -209,7 +220,7 @@ mod tests {
         assert_eq!(protocol(list, "tree"), Some(Some(Protocol::Slots)));
         assert_eq!(protocol(list, "oneshot"), Some(None));
         assert_eq!(protocol(list, "pairs"), None);
-        // Either.
+        // Both protocols, and no restriction.
         assert_eq!(protocol("ring_LL,ring_SIMPLE", "ring"), Some(None));
         assert_eq!(protocol("ring,ring_SIMPLE", "ring"), Some(None));
         assert_eq!(protocol("hier_LL", "hierring"), Some(Some(Protocol::Ll)));
@@ -219,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn words_that_mean_nothing_are_refused() {
+    fn unknown_words_are_refused() {
         for (text, word) in [("ring,tre", "\"tre\""), ("allredce:ring", "\"allredce\"")] {
             let error = AlgorithmFilter::parse(text).expect_err("a misspelling").to_string();
             assert!(error.contains(word) && error.contains(text), "{error}");

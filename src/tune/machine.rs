@@ -1,17 +1,19 @@
-//! What the cost model is told of the machine.
+//! The constants of the machine for the cost model.
 
 use maypole_algorithms::cost::{LinkCost, MachineModel, NetworkModel};
 use maypole_algorithms::{Operand, Rank, Schedule};
 
 use super::{Protocol, Tuner};
 
-/// A message over TCP: a system call at either end, and a copy by each.
+/// The cost of a message over TCP: a system call and a copy at either end.
 const TCP: LinkCost = LinkCost { latency: 10e-6, message: 3e-6, byte: 0.3e-9 };
 
 impl Tuner {
-    /// The model, from measurements over shared memory and over TCP; see `docs/tuning.md`.
+    /// The model of the machine, from measurements over shared memory and TCP; see
+    /// `docs/tuning.md`.
     pub(super) fn machine(&self, protocol: Protocol) -> MachineModel {
-        // A rank that shares its core with others is woken by the scheduler, not by a cache line.
+        // The scheduler wakes a rank that shares its core with others; a rank with a core of its
+        // own sees the message by polling.
         let wakeup = if self.ranks_per_core > 1.0 { 3e-6 } else { 0.0 };
         let awaited = |link: LinkCost| LinkCost { latency: link.latency + wakeup, ..link };
         let shared = |latency| awaited(LinkCost { latency, message: 0.0, byte: 0.0 });
@@ -33,8 +35,14 @@ impl Tuner {
     }
 }
 
-/// How long `rank` is busy with a tile of `bytes` bytes per chunk: no schedule is faster than its busiest rank.
-pub(super) fn busy(machine: &MachineModel, schedule: &Schedule, rank: Rank, bytes: usize) -> f64 {
+/// The seconds that `rank` needs for its own steps, for one tile of `bytes` bytes per chunk. No
+/// schedule is faster than its busiest rank.
+pub(super) fn busy_seconds(
+    machine: &MachineModel,
+    schedule: &Schedule,
+    rank: Rank,
+    bytes: usize,
+) -> f64 {
     let network = machine.network.as_ref().map(|network| network.link.message);
     let message = network.unwrap_or(machine.link.message).min(machine.link.message);
     let operand = machine.operand + bytes as f64 * machine.byte;

@@ -1,8 +1,9 @@
-//! Which schedule, protocol and tile a call gets, and why.
+//! The tuner: chooses the schedule, the protocol and the tile of a call by the cost model.
 //!
-//! Every candidate that the user's settings allow is costed by executing it in the model of the machine
-//! ([`maypole_algorithms::cost`]); the cheapest wins. All inputs are the same on all ranks (the call, the rank count,
-//! and settings agreed at init), so all ranks choose alike.
+//! The cost of a schedule that the settings of the user allow is found by executing it in the model
+//! of the machine ([`maypole_algorithms::cost`]). The cheapest schedule is chosen. All inputs are
+//! the same on all ranks (the call, the number of ranks, and settings agreed at init), so all ranks
+//! make the same choice.
 
 mod candidates;
 mod filter;
@@ -24,12 +25,12 @@ use crate::geometry::Geometry;
 pub(crate) use candidates::candidates;
 pub use filter::AlgorithmFilter;
 
-/// How messages travel.
+/// How the messages of a call travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
-    /// Cache lines that carry their own flag; the schedule is compiled to a straight line.
+    /// LL messages, whose data and flag share a cache line; the plan is compiled.
     Ll,
-    /// Slots of a ring; the schedule is walked tile by tile.
+    /// Slots of a ring, or lent memory; the plan is interpreted tile by tile.
     Slots,
 }
 
@@ -42,20 +43,21 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// What was chosen for a call.
+/// The choice for a call.
 #[derive(Clone, Debug)]
 pub struct Choice {
-    /// The algorithm's name.
+    /// The name of the algorithm.
     pub algorithm: &'static str,
-    /// What there is to say of it beyond its name: what a hierarchy is made of.
+    /// More than the name says, such as the components of a hierarchy.
     pub detail: Option<Arc<str>>,
-    /// How its messages travel.
+    /// How the messages travel.
     pub protocol: Protocol,
     /// Bytes of a chunk that one tile covers.
     pub tile: usize,
-    /// What the model expects, in microseconds.
+    /// The time that the model predicts, in microseconds.
     pub predicted: f64,
-    /// The others that were costed: name, protocol, tile and expected microseconds, best first.
+    /// The other candidates that were executed in the model: name, protocol, tile in bytes and
+    /// predicted microseconds, the fastest first.
     pub others: Vec<(&'static str, Protocol, usize, f64)>,
 }
 
@@ -84,44 +86,47 @@ pub(crate) struct DeviceLimits {
     pub(crate) ll_bytes: usize,
 }
 
-/// What choices depend on besides the call. The same on all ranks of a communicator.
+/// Everything besides the call on which a choice depends. It is the same on all ranks of a
+/// communicator.
 #[derive(Clone, Debug)]
 pub(crate) struct Tuner {
-    /// Which rank is on which node.
+    /// The node of each rank.
     pub(crate) grouping: Grouping,
-    /// Bytes of a slot: the largest tile.
+    /// Bytes of a slot, which are the largest tile.
     pub(crate) slot_bytes: usize,
-    /// Slots of a link: the credits that a schedule has.
+    /// Slots of a link, which are the credits of a schedule.
     pub(crate) depth: u32,
-    /// All links have lines: no two ranks meet over TCP.
+    /// Whether all links carry LL messages, because no two ranks communicate over TCP.
     pub(crate) ll: bool,
-    /// What schedules may use where all ranks are on CUDA devices; None on the host.
+    /// The limits of schedules if all ranks are on CUDA devices. None on the host.
     pub(crate) device: Option<DeviceLimits>,
-    /// Some ranks of one node meet over TCP.
+    /// Whether some ranks of one node communicate over TCP.
     pub(crate) tcp_within_nodes: bool,
     /// Ranks per core on the busiest node, at least 1.
     pub(crate) ranks_per_core: f64,
     /// Schedules of this class or a stricter one are allowed.
     pub(crate) class: Class,
-    /// The user asked for that class; else an algorithm that the user asks for by name is allowed whatever its class.
+    /// Whether the user set that class. If not, an algorithm that the user names is allowed in any
+    /// class.
     pub(crate) explicit_class: bool,
-    /// Which algorithms the user allows.
+    /// The algorithms that the user allows.
     pub(crate) algorithms: AlgorithmFilter,
-    /// Which protocol the user wants.
+    /// The protocol that the user set, if any.
     pub(crate) protocol: Option<Protocol>,
-    /// How many copies of a schedule may run side by side, NCCL's channels.
+    /// The numbers of copies of a schedule that may run side by side, which NCCL calls channels.
     pub(crate) copies: Vec<u32>,
 }
 
-/// Steps of all ranks together above which a schedule is considered only if there is none of fewer: proving and costing
-/// it would take seconds.
-const MANY_STEPS: u64 = 1 << 17;
+/// A schedule of more steps, of all ranks together, is considered only if every other schedule has
+/// more than this too: to prove and to cost it would take seconds.
+const MAX_STEPS: u64 = 1 << 17;
 
-/// Steps that are executed in the model for one choice, all candidates together; the first one is executed whatever it takes. All ranks
-/// count alike, which a clock would not.
-const MOST_WORK: u64 = 1 << 16;
+/// The most steps that are executed in the model for one choice, of all candidates together. The
+/// first candidate is always executed. Steps are counted, because clocks would differ between
+/// ranks.
+const MAX_WORK: u64 = 1 << 16;
 
-/// A schedule with a protocol and a tile, and what the model says of them in seconds.
+/// A schedule with a protocol and a tile, and the time in seconds that the model predicts.
 struct Candidate {
     schedule: Schedule,
     protocol: Protocol,
@@ -130,10 +135,12 @@ struct Candidate {
 }
 
 impl Tuner {
-    /// The cheapest allowed schedule for `task`. Blocks of uneven length are costed as if all were as long as the longest.
+    /// Chooses the cheapest allowed schedule for `task`. The blocks of a vector call are costed as
+    /// if all were as long as the longest.
     ///
-    /// A schedule is executed in the model only if its busiest rank would not take longer for its own steps alone than the best one so
-    /// far takes in all, and while there is work left to be spent; smaller tiles are tried of the best alone: most candidates cost next to nothing.
+    /// To keep a first call fast, a schedule is executed in the model only if its busiest rank
+    /// would need less time for its own steps alone than the best schedule so far needs in all, and
+    /// only up to a number of steps. Smaller tiles are tried for the best schedule alone.
     pub(crate) fn choose(&self, task: &Task) -> Result<(Schedule, Choice), Error> {
         let mut bounds: Vec<(f64, Schedule, Protocol)> = Vec::new();
         for schedule in self.allowed(task.collective) {
@@ -151,7 +158,7 @@ impl Tuner {
             }
             let tiles = Geometry::new(&schedule, task, self.slot_bytes).tiles.min(4);
             work += self.steps(&schedule) * tiles;
-            if best.is_some() && work > MOST_WORK {
+            if best.is_some() && work > MAX_WORK {
                 break;
             }
             let decoded = FlatSchedule::new(&schedule);
@@ -172,37 +179,43 @@ impl Tuner {
             }
         }
         ranking.sort_by(|a, b| a.cost.total_cmp(&b.cost));
-        let entry = |w: &Candidate| (w.schedule.name, w.protocol, w.tile, w.cost * 1e6);
+        let entry = |c: &Candidate| (c.schedule.name, c.protocol, c.tile, c.cost * 1e6);
         let others = ranking.iter().skip(1).map(entry).collect();
         let Some(Candidate { schedule, protocol, tile, cost }) = ranking.into_iter().next() else {
-            return Err(self.none(task.collective));
+            return Err(self.no_candidate(task.collective));
         };
         let (algorithm, detail, predicted) = (schedule.name, schedule.detail.clone(), cost * 1e6);
         Ok((schedule, Choice { algorithm, detail, protocol, tile, predicted, others }))
     }
 
-    /// How a schedule of the caller's own is run, in whole slots, if this communicator can.
+    /// The choice for a schedule that the caller provides, in tiles of whole slots.
+    ///
+    /// # Errors
+    /// This communicator cannot run the schedule.
     pub(crate) fn admit(&self, schedule: &Schedule, task: &Task) -> Result<Choice, Error> {
         let refused = |what: String| Err(Error::InvalidArgument { what });
         let Schedule { collective, nranks, channels, credit, .. } = *schedule;
         if (collective, nranks) != (task.collective, self.grouping.nranks()) {
-            let here = self.grouping.nranks();
+            let nranks = self.grouping.nranks();
             return refused(format!(
-                "{schedule:?}, for {} among {here} ranks: bring a schedule of that",
+                "{schedule:?} does not fit {} among {nranks} ranks; pass a schedule of that \
+                 collective for that number of ranks",
                 task.collective
             ));
         }
         let most = self.device.map_or(MAX_OF_SCHEDULES, |limits| limits.channels);
         if channels > most {
             return refused(format!(
-                "{schedule:?} uses {channels} channels; communicators have {most}"
+                "{schedule:?} uses {channels} channels, but communicators have {most} for \
+                 schedules; pass a schedule of fewer channels"
             ));
         }
         let tile = self.slot_bytes;
         let geometry = Geometry::new(schedule, task, tile);
         let Some(protocol) = self.protocol(schedule, &geometry, task) else {
             return refused(format!(
-                "{schedule:?} needs {credit} slots per link, and there are {}: set MAYPOLE_SLOT_DEPTH",
+                "{schedule:?} needs {credit} slots per link, but there are {}; set \
+                 MAYPOLE_SLOT_DEPTH to at least {credit} on all ranks",
                 self.depth
             ));
         };
@@ -212,34 +225,34 @@ impl Tuner {
         Ok(Choice { algorithm, detail, protocol, tile, predicted, others: Vec::new() })
     }
 
-    /// The schedules that the user allows, as far as they can be proved and costed in reasonable time.
+    /// The schedules that the user allows and that can be proved and costed in reasonable time.
     fn allowed(&self, collective: Collective) -> Vec<Schedule> {
         let mut schedules = candidates(collective, &self.grouping, &self.copies);
         let names: Vec<_> = schedules.iter().map(|s| s.name).collect();
         let allowed = self.algorithms.among(collective, &names);
         schedules.retain(|schedule| {
-            let asked = self.algorithms.names(collective, schedule.name);
-            let of_class = schedule.class <= self.class || (asked && !self.explicit_class);
+            let named = self.algorithms.names(collective, schedule.name);
+            let of_class = schedule.class <= self.class || (named && !self.explicit_class);
             let channels = self.device.is_none_or(|limits| schedule.channels <= limits.channels);
             allowed.contains(&schedule.name) && of_class && channels
         });
         let least = schedules.iter().map(|s| self.steps(s)).min().unwrap_or(0);
-        schedules.retain(|schedule| self.steps(schedule) <= MANY_STEPS.max(least));
+        schedules.retain(|schedule| self.steps(schedule) <= MAX_STEPS.max(least));
         schedules
     }
 
-    /// Steps of all ranks together, if all do as much as the last one.
+    /// The steps of all ranks together, if all have as many as the last rank.
     fn steps(&self, schedule: &Schedule) -> u64 {
         let rank = schedule.nranks - 1;
         let steps = |lane| u64::from(schedule.steps(rank, lane));
         u64::from(schedule.nranks) * (0..schedule.lanes(rank)).map(steps).sum::<u64>()
     }
 
-    /// The protocol for `task` by `schedule`: lines for what fits them. None if links have too few slots, or if the user asks for the
-    /// algorithm by a protocol that is not for this.
+    /// The protocol for `task` by `schedule`: LL if all messages fit. None if links have too few
+    /// slots, or if the user requires a protocol for the algorithm that cannot be used.
     fn protocol(&self, schedule: &Schedule, geometry: &Geometry, task: &Task) -> Option<Protocol> {
-        let asked = self.algorithms.protocol(task.collective, schedule.name);
-        let ll = self.ll && asked.or(self.protocol) != Some(Protocol::Slots);
+        let required = self.algorithms.protocol(task.collective, schedule.name);
+        let ll = self.ll && required.or(self.protocol) != Some(Protocol::Slots);
         let size = task.dtype.size();
         let fits = match self.device {
             None => geometry.fits_ll(schedule, size),
@@ -250,23 +263,24 @@ impl Tuner {
         if ll && fits {
             return Some(Protocol::Ll);
         }
-        if asked == Some(Protocol::Ll) {
+        if required == Some(Protocol::Ll) {
             return None;
         }
         (schedule.credit <= self.depth).then_some(Protocol::Slots)
     }
 
-    /// Parts of slots, where short vectors would not fill the pipeline.
+    /// Tiles smaller than a slot, which fill the pipeline better when vectors are short.
     fn smaller_tiles(&self, schedule: &Schedule, task: &Task, protocol: Protocol) -> Vec<usize> {
         let slot = self.slot_bytes;
         let longest = Geometry::new(schedule, task, slot).longest() * task.dtype.size();
-        // A tile that a chunk does not fill is no other than the one that it just fills.
+        // A tile that no chunk fills acts like the tile that the longest chunk just fills.
         let makes_a_difference = |tile: &usize| *tile >= 4096 && *tile < longest;
         let tiles = [slot / 2, slot / 4].into_iter().filter(makes_a_difference);
         if protocol == Protocol::Ll { Vec::new() } else { tiles.collect() }
     }
 
-    /// Seconds that the busiest of the ranks that differ most (the first, the last, the root) needs for its own steps.
+    /// A lower bound of the time: the seconds that a rank needs for its own steps, for the busiest
+    /// of the ranks that differ most (the first, the last, the root).
     fn bound(
         &self,
         schedule: &Schedule,
@@ -277,10 +291,11 @@ impl Tuner {
         let machine = self.machine(protocol);
         let bytes = geometry.longest().min(geometry.tile) * task.dtype.size();
         let ranks = [0, schedule.nranks - 1, task.collective.root().unwrap_or(0)];
-        let busy = ranks.map(|rank| machine::busy(&machine, schedule, rank, bytes));
+        let busy = ranks.map(|rank| machine::busy_seconds(&machine, schedule, rank, bytes));
         busy.into_iter().fold(0.0, f64::max) * geometry.tiles as f64
     }
 
+    /// The seconds that the model predicts.
     fn cost(
         &self,
         schedule: &Schedule,
@@ -292,17 +307,20 @@ impl Tuner {
         let geometry = Geometry::new(schedule, task, tile);
         let bytes = geometry.longest().min(geometry.tile) * task.dtype.size();
         let modelled = self.machine(protocol).cost_flat(decoded, bytes, geometry.tiles);
-        // Many tiles are extrapolated from few, which may promise too much.
+        // Many tiles are extrapolated from few, which may predict too short a time.
         modelled.max(self.bound(schedule, &geometry, task, protocol))
     }
 
-    fn none(&self, collective: Collective) -> Error {
+    /// The error if no schedule is allowed.
+    fn no_candidate(&self, collective: Collective) -> Error {
         let mut names: Vec<_> =
             candidates(collective, &self.grouping, &[1]).iter().map(|s| s.name).collect();
         names.dedup();
         Error::InvalidUsage {
             what: format!(
-                "no algorithm for {collective} is left by NCCL_ALGO or the call's algSelection, NCCL_MIN_NCHANNELS, MAYPOLE_BITS and MAYPOLE_SLOT_DEPTH; there are: {}",
+                "NCCL_ALGO or the algSelection of the call, NCCL_MIN_NCHANNELS, MAYPOLE_BITS and \
+                 MAYPOLE_SLOT_DEPTH together exclude every algorithm for {collective}; allow one \
+                 of: {}",
                 names.join(", ")
             ),
         }
@@ -353,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_executed_would_not_have_been_chosen() {
+    fn schedules_that_are_not_executed_would_not_have_been_chosen() {
         for sizes in [&[2][..], &[5], &[16], &[4, 4], &[3, 5, 2]] {
             let tuner = tuner(Grouping::of_sizes(sizes));
             for collective in Collective::all(1) {
@@ -369,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_a_protocol_is_by_that_or_not_at_all() {
+    fn an_algorithm_with_a_protocol_uses_that_protocol_or_is_excluded() {
         let chosen = |list: &str, count| {
             let algorithms = AlgorithmFilter::select(Collective::AllReduce, list).expect("names");
             let tuner = Tuner { algorithms, ..tuner(Grouping::of_sizes(&[4])) };
@@ -381,7 +399,7 @@ mod tests {
         assert_eq!(chosen("ring_LL", 1 << 20), None);
         assert_eq!(chosen("ring_LL,tree_SIMPLE", 1 << 20), Some(("tree", Protocol::Slots)));
         assert_eq!(chosen("ring", 1 << 20), Some(("ring", Protocol::Slots)));
-        // The user's wish for all calls gives way.
+        // The protocol of the algorithm takes precedence over that of all calls.
         let slots = Tuner {
             protocol: Some(Protocol::Slots),
             algorithms: AlgorithmFilter::select(Collective::AllReduce, "ring_LL").expect("a name"),
@@ -392,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_make_hierarchies_win_long_vectors() {
+    fn hierarchies_are_chosen_for_long_vectors_on_several_nodes() {
         let long = task(Collective::AllReduce, 4 << 20);
         let chosen = |sizes: &[u32]| {
             let (schedule, choice) =
@@ -404,9 +422,10 @@ mod tests {
         assert!(!chosen(&[8]).starts_with("hier"), "{}", chosen(&[8]));
     }
 
-    /// Prints what a first call costs; `cargo test --release -- --ignored --nocapture first_choices`.
+    /// Prints how long a first choice takes. Run it by
+    /// `cargo test --release -- --ignored --nocapture first_choices`.
     #[test]
-    #[ignore = "measures"]
+    #[ignore = "a measurement"]
     fn first_choices() {
         for (name, grouping) in
             [("64", Grouping::of_sizes(&[64])), ("8 x 8", Grouping::of_sizes(&[8; 8]))]
@@ -420,7 +439,8 @@ mod tests {
                     let costed = choice.others.len() + 1;
                     let best = choice.algorithm;
                     println!(
-                        "{name} ranks, {collective} of {count}: {best}, {costed} costed in {took:.1?}"
+                        "{name} ranks, {collective} of {count}: {best}, {costed} costed in \
+                         {took:.1?}"
                     );
                 }
             }

@@ -168,6 +168,6 @@ fn words_in_nccl_algo_that_mean_nothing_fail_init_on_all_ranks() {
         .collect();
     for rank in ranks {
         let error = rank.join().expect("a rank").expect_err("no such algorithm").to_string();
-        assert!(error.contains("\"tre\" is no algorithm"), "{error}");
+        assert!(error.contains("\"tre\" is not a known algorithm"), "{error}");
     }
 }
