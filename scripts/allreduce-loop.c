@@ -1,7 +1,7 @@
 /*
- * `allreduce-loop N`: N all-reduces of 8 bytes between two processes, for an instruction counter. This process is rank 0; it
- * starts rank 1 by exec, so that a counter that does not follow exec leaves rank 1 at full speed, and rank 0 finds what it
- * waits for already there.
+ * `allreduce-loop N` makes N all-reduces of 8 bytes between two processes, for an instruction
+ * counter. This process is rank 0. It starts rank 1 by exec, so that a counter that does not follow
+ * exec leaves rank 1 at full speed, and rank 0 finds the messages that it waits for already there.
  */
 #include <nccl.h>
 #include <stdio.h>
@@ -22,7 +22,8 @@ static void loop(ncclUniqueId id, int rank, long calls) {
   ncclComm_t comm;
   double send = 1, recv = 0;
   OK(ncclCommInitRank(&comm, 2, id, rank));
-  for (long i = 0; i < calls; i++) OK(ncclAllReduce(&send, &recv, 1, ncclDouble, ncclSum, comm, NULL));
+  for (long i = 0; i < calls; i++)
+    OK(ncclAllReduce(&send, &recv, 1, ncclDouble, ncclSum, comm, NULL));
   if (recv != 2) abort();
   OK(ncclCommDestroy(comm));
 }

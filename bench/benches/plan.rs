@@ -1,8 +1,9 @@
-//! Finding the plan of a call among those that a communicator keeps: nanoseconds, for the call of before and for another one.
+//! Benchmark of the look-up of a plan among those that a communicator keeps, for a call that
+//! repeats the last one and for other calls.
 //!
 //! `cargo bench -p maypole-bench --bench plan`
 //!
-//! A communicator of one rank keeps its plans as one of many ranks does.
+//! A communicator of one rank keeps its plans as a communicator of many ranks does.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -10,12 +11,13 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use maypole::{Call, Collective, Communicator, DType, RedOp, UniqueId};
 
-const MOST: usize = 1000;
+/// The most plans that are kept.
+const MAX_PLANS: usize = 1000;
 
 fn plan(criterion: &mut Criterion) {
     let id = UniqueId::create().expect("a root on this host");
-    let mut communicator = Communicator::new(&id, 0, 1).expect("it is alone");
-    let (send, mut recv) = (vec![1.0_f32; MOST], vec![0.0_f32; MOST]);
+    let mut communicator = Communicator::new(&id, 0, 1).expect("a communicator of one rank");
+    let (send, mut recv) = (vec![1.0_f32; MAX_PLANS], vec![0.0_f32; MAX_PLANS]);
     let recv = recv.as_mut_ptr();
     let call = |count| Call {
         collective: Collective::AllReduce,
@@ -28,14 +30,14 @@ fn plan(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("plan");
     group.warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_millis(500));
     let mut known = 0;
-    for kept in [1, 10, MOST] {
+    for kept in [1, 10, MAX_PLANS] {
         for count in known + 1..=kept {
-            // SAFETY: both vectors hold `count` elements, and nobody else uses them.
+            // SAFETY: both vectors hold `count` elements, and nothing else uses them.
             unsafe { communicator.run(&call(count)) }.expect("the call");
         }
         known = kept;
         assert!(communicator.finds_plan(&call(kept)) && !communicator.finds_plan(&call(kept + 1)));
-        group.bench_function(BenchmarkId::new("the call of before", kept), |b| {
+        group.bench_function(BenchmarkId::new("the last call again", kept), |b| {
             let call = call(kept);
             b.iter(|| communicator.finds_plan(black_box(&call)));
         });

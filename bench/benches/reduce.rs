@@ -1,8 +1,10 @@
-//! Reduction kernels: bytes of output per second, by element type, instruction set, shape of the pass and size.
+//! Benchmark of the reduction kernels: bytes of output per second, by element type, instruction
+//! set, numbers of inputs and outputs, and size.
 //!
 //! `cargo bench -p maypole-bench --bench reduce -- 'float sum/Avx512/2 to 1'`
 //!
-//! 64 KiB operands stay in the second-level cache, 1 MiB operands in the third, 64 MiB operands in neither.
+//! Operands of 64 KiB stay in the second-level cache, operands of 1 MiB in the third, and operands
+//! of 64 MiB in neither.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -14,8 +16,8 @@ use maypole_algorithms::{DType, RedOp};
 /// Operand sizes in bytes.
 const SIZES: [(usize, &str); 3] = [(64 << 10, "64 KiB"), (1 << 20, "1 MiB"), (64 << 20, "64 MiB")];
 
-/// Inputs, outputs, non_temporal outputs.
-const SHAPES: [(usize, usize, u8); 9] = [
+/// The number of inputs, the number of outputs, and a mask of the non-temporal outputs.
+const OPERAND_COUNTS: [(usize, usize, u8); 9] = [
     (1, 1, 0),
     (1, 1, 0b1),
     (2, 1, 0),
@@ -53,9 +55,9 @@ fn reduce(criterion: &mut Criterion) {
                 group.warm_up_time(Duration::from_millis(50));
                 group.measurement_time(Duration::from_millis(300));
                 group.sample_size(10);
-                for (fan_in, fan_out, non_temporal) in SHAPES {
+                for (fan_in, fan_out, non_temporal) in OPERAND_COUNTS {
                     for (bytes, size) in SIZES {
-                        let pass = FoldOperands {
+                        let operands = FoldOperands {
                             inputs: &inputs[..fan_in],
                             own: 1,
                             outputs: &outputs[..fan_out],
@@ -63,11 +65,11 @@ fn reduce(criterion: &mut Criterion) {
                             count: bytes / dtype.size(),
                             finish: true,
                         };
-                        let kind = if non_temporal == 0 { "" } else { " non_temporal" };
+                        let kind = if non_temporal == 0 { "" } else { " non-temporal" };
                         group.throughput(Throughput::Bytes(bytes as u64));
                         group.bench_function(format!("{fan_in} to {fan_out}{kind}/{size}"), |b| {
-                            // SAFETY: every operand is a vector of its own, of at least `bytes` bytes.
-                            b.iter(|| unsafe { kernel.run(black_box(&pass)) });
+                            // SAFETY: each operand is a separate vector of at least `bytes` bytes.
+                            b.iter(|| unsafe { kernel.run(black_box(&operands)) });
                         });
                     }
                 }
@@ -76,7 +78,7 @@ fn reduce(criterion: &mut Criterion) {
     }
 }
 
-/// Bytes that are moderate normal numbers in every type.
+/// Bytes that are normal numbers of moderate size in every type.
 fn numbers(len: usize) -> Vec<u8> {
     (0..len).map(|i| 0x30 + (i * 7 % 13) as u8).collect()
 }

@@ -1,4 +1,6 @@
-//! Settings from files, as NCCL reads them: `NAME=value` lines, `#` comments. The environment wins over the user's file, `NCCL_CONF_FILE` or
+//! Settings from files, as NCCL reads them: lines `NAME=value` and comments after `#`.
+//!
+//! The environment takes precedence over the file of the user, which is `NCCL_CONF_FILE` or
 //! `~/.nccl.conf`, and that over `/etc/nccl.conf`.
 
 use std::collections::HashMap;
@@ -6,10 +8,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-/// Where a value comes from.
+/// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SettingOrigin {
-    /// It is not set.
+    /// The variable is not set.
     Default,
     /// The environment.
     Environment,
@@ -27,10 +29,10 @@ impl fmt::Display for SettingOrigin {
     }
 }
 
-/// The file of the whole system.
-const SYSTEM: &str = "/etc/nccl.conf";
+/// The file for all users of the system.
+const SYSTEM_FILE: &str = "/etc/nccl.conf";
 
-/// The files of this process, the strongest first, as they were when a setting was first asked for.
+/// The files of this process, by precedence, as they were when a setting was first looked up.
 static FILES: LazyLock<Vec<(PathBuf, HashMap<String, String>)>> = LazyLock::new(|| {
     paths(|name| std::env::var_os(name).map(PathBuf::from))
         .into_iter()
@@ -41,28 +43,30 @@ static FILES: LazyLock<Vec<(PathBuf, HashMap<String, String>)>> = LazyLock::new(
         .collect()
 });
 
-/// What a variable is set to, and where. Empty means not set, as everywhere.
+/// The value of a variable and its source. An empty value counts as not set.
 pub fn lookup(name: &str) -> Option<(String, SettingOrigin)> {
-    let here = std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
-    if let Some(value) = here.filter(|value| !value.is_empty()) {
+    let value = std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    if let Some(value) = value.filter(|value| !value.is_empty()) {
         return Some((value, SettingOrigin::Environment));
     }
     let found = FILES.iter().find_map(|(path, values)| Some((path, values.get(name)?)));
     found.map(|(path, value)| (value.clone(), SettingOrigin::File(path.clone())))
 }
 
-/// The names that any file sets.
+/// The names that a file sets.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     FILES.iter().flat_map(|(_, values)| values.keys().map(String::as_str))
 }
 
+/// The paths of the files, by precedence.
 fn paths(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
     let named = variable("NCCL_CONF_FILE").filter(|path| !path.as_os_str().is_empty());
     let users = named.or_else(|| variable("HOME").map(|home| home.join(".nccl.conf")));
-    users.into_iter().chain([PathBuf::from(SYSTEM)]).collect()
+    users.into_iter().chain([PathBuf::from(SYSTEM_FILE)]).collect()
 }
 
-/// None where there is no such file. One that cannot be read is told, as a warning would come too early.
+/// The text of a file, or None if it does not exist or cannot be read. The latter is logged as a
+/// warning.
 fn read(path: &Path) -> Option<String> {
     match std::fs::read(path) {
         Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
@@ -71,14 +75,17 @@ fn read(path: &Path) -> Option<String> {
                 error.kind(),
                 std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
             ) {
-                log::warn!("settings in {} are not used: {error}", path.display());
+                log::warn!(
+                    "the settings file {} cannot be read and is ignored: {error}",
+                    path.display()
+                );
             }
             None
         }
     }
 }
 
-/// The first of several lines for one name counts.
+/// The settings in the text of a file. If several lines set one name, the first one counts.
 fn parse(text: &str) -> HashMap<String, String> {
     let mut values = HashMap::new();
     for line in text.lines() {
@@ -99,7 +106,8 @@ mod tests {
     #[test]
     fn lines_are_names_and_values() {
         let values = parse(
-            "# all\nNCCL_DEBUG=WARN\n NCCL_ALGO = ring,tree # both\nnothing\n=x\nEMPTY=\nNCCL_DEBUG=INFO\n",
+            "# all\nNCCL_DEBUG=WARN\n NCCL_ALGO = ring,tree # both\nnothing\n=x\nEMPTY=\n\
+             NCCL_DEBUG=INFO\n",
         );
         assert_eq!(values.len(), 2);
         assert_eq!(
@@ -109,11 +117,11 @@ mod tests {
     }
 
     #[test]
-    fn the_users_file_comes_first() {
+    fn the_file_of_the_user_takes_precedence() {
         let at = |set: &'static str, value: &'static str| {
             paths(move |name| (name == set).then(|| PathBuf::from(value)))
         };
-        let system = PathBuf::from(SYSTEM);
+        let system = PathBuf::from(SYSTEM_FILE);
         assert_eq!(at("NCCL_CONF_FILE", "/x"), [PathBuf::from("/x"), system.clone()]);
         assert_eq!(at("HOME", "/home/u"), [PathBuf::from("/home/u/.nccl.conf"), system.clone()]);
         assert_eq!(at("NCCL_CONF_FILE", ""), [system]);

@@ -1,19 +1,21 @@
-//! NCCL's variables that change nothing here: known by name, so that whoever sets one is told, and told why.
+//! Variables of NCCL that have no effect here, with the reasons, so that a user who sets one is
+//! told.
 
 use std::collections::BTreeSet;
 
-use super::{SettingOrigin, file, lookup, table};
+use super::file::{self, SettingOrigin, lookup};
+use super::table::table;
 
-/// Why a variable changes nothing.
-const DEVICE: &str = "it steers GPU kernels or GPU memory, and there is no GPU";
-const VERBS: &str = "it steers InfiniBand and RoCE, which are not in this version";
-const PLUGIN: &str = "plugins are not in this version";
+// The reasons why variables have no effect.
+const DEVICE: &str = "it controls GPU kernels or GPU memory of NCCL, which are not used here";
+const VERBS: &str = "it controls InfiniBand and RoCE, which this version does not support";
+const PLUGIN: &str = "this version does not support plugins";
 const TOPOLOGY: &str = "links and algorithms are chosen by another model, see docs/tuning.md";
-const PROTOCOL: &str = "it tunes a protocol of NCCL's that is not used here";
-const SERVICE: &str =
-    "the service is not in this version; `maypole ps` tells what communicators do";
+const PROTOCOL: &str = "it tunes a protocol of NCCL that is not used here";
+const SERVICE: &str = "this version has no such service; `maypole ps` shows what communicators do";
 
-/// Beginnings of names, the longer before the shorter, and why they change nothing.
+/// The beginnings of names, the longer before the shorter, and why such variables have no effect.
+/// The reason is empty for variables that are not for the library.
 const FAMILIES: &[(&str, &str)] = &[
     ("NCCL_IB_", VERBS),
     ("NCCL_NET_GDR", VERBS),
@@ -66,39 +68,39 @@ const FAMILIES: &[(&str, &str)] = &[
     ("NCCL_PROGRESS_", PROTOCOL),
     ("NCCL_CHUNK_", PROTOCOL),
     ("NCCL_THREAD_", DEVICE),
-    ("NCCL_SHM_", "shared memory is passed over sockets and has no settings but NCCL_SHM_DISABLE"),
-    ("NCCL_CHECK_", "arguments are always checked, and calls compared between ranks"),
+    ("NCCL_SHM_", "shared memory has no setting other than NCCL_SHM_DISABLE"),
+    ("NCCL_CHECK_", "arguments are always checked, and calls are compared between ranks"),
     ("NCCL_SOCKET_", "connections are retried until MAYPOLE_INIT_TIMEOUT"),
     ("NCCL_OOB_", "NCCL_SOCKET_IFNAME chooses interfaces for all sockets"),
-    ("NCCL_UID_", "the root serves a tree, and needs no staggering"),
+    ("NCCL_UID_", "the bootstrap root needs no staggering, because ranks form a tree"),
     ("NCCL_RAS_", SERVICE),
-    ("NCCL_COMM_", "communicators share nothing, so there is nothing to choose"),
-    ("NCCL_DEBUG_", "lines have one form"),
+    ("NCCL_COMM_", "communicators share no resources"),
+    ("NCCL_DEBUG_", "log lines have a single format"),
     ("NCCL_NVTX_", DEVICE),
     ("NCCL_DUMP_", TOPOLOGY),
     ("NCCL_PARAM_", "the parameter API shows every setting"),
     ("NCCL_CONF_FILE", ""),
-    // For the benchmark programs and the tests.
+    // Variables for the benchmark programs and the tests.
     ("NCCL_TESTS_", ""),
     ("MAYPOLE_BENCH_", ""),
     ("MAYPOLE_LAUNCHER", ""),
     ("MAYPOLE_TEST_", ""),
 ];
 
-/// A variable of NCCL's or of ours that is set.
+/// A variable of NCCL or of this library that is set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// What it is set to.
+    /// The value.
     pub value: String,
-    /// Where.
+    /// The source of the value.
     pub origin: SettingOrigin,
-    /// Why it changes nothing, if so.
+    /// The reason why it has no effect. None if it has one.
     pub ineffective: Option<&'static str>,
 }
 
-/// What is set in this process' environment and files, by name.
+/// The variables that are set in the environment and the files of this process, by name.
 pub fn settings() -> Vec<Setting> {
     let environment = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
     let names: BTreeSet<String> = environment
@@ -107,18 +109,19 @@ pub fn settings() -> Vec<Setting> {
         .collect();
     let setting = |name: String| {
         let (value, origin) = lookup(&name)?;
-        let ineffective = verdict(&name);
+        let ineffective = reason_without_effect(&name);
         Some(Setting { name, value, origin, ineffective })
     };
     names.into_iter().filter_map(setting).collect()
 }
 
-/// Beginnings of names of NCCL's variables that change nothing, and why. What begins so and is in the table has its effect.
+/// The beginnings of the names of NCCL's variables that have no effect, and the reasons. A variable
+/// with such a beginning that is in the table has an effect nevertheless.
 pub fn ineffective() -> impl Iterator<Item = (&'static str, &'static str)> {
     FAMILIES.iter().copied().filter(|(_, why)| !why.is_empty())
 }
 
-/// Logs which variables of NCCL are set, by whom, and which of them change nothing.
+/// Logs the variables of NCCL that are set, their sources, and which of them have no effect.
 pub fn log_settings() {
     if !log::log_enabled!(target: "ENV", log::Level::Info) {
         return;
@@ -127,14 +130,17 @@ pub fn log_settings() {
         match ineffective {
             None => log::info!(target: "ENV", "{name} set by {origin} to {value}."),
             Some(why) => {
-                log::info!(target: "ENV", "{name} set by {origin} to {value}. It has no effect here: {why}");
+                log::info!(
+                    target: "ENV",
+                    "{name} set by {origin} to {value}. It has no effect here: {why}"
+                );
             }
         }
     }
 }
 
-/// Why the variable changes nothing; None if it does, or is not for the library.
-fn verdict(name: &str) -> Option<&'static str> {
+/// The reason why a variable has no effect. None if it has one, or is not for the library.
+fn reason_without_effect(name: &str) -> Option<&'static str> {
     if table().any(|row| row.name == name) {
         return None;
     }
@@ -143,8 +149,8 @@ fn verdict(name: &str) -> Option<&'static str> {
     } else {
         "this library does not read it; `maypole env` lists what it reads"
     };
-    let family = FAMILIES.iter().find(|(beginning, _)| name.starts_with(beginning));
-    Some(family.map_or(unknown, |(_, why)| why)).filter(|why| !why.is_empty())
+    let known = FAMILIES.iter().find(|(beginning, _)| name.starts_with(beginning));
+    Some(known.map_or(unknown, |(_, why)| why)).filter(|why| !why.is_empty())
 }
 
 #[cfg(test)]
@@ -152,18 +158,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_have_an_effect_and_others_say_why_not() {
-        assert_eq!(verdict("NCCL_DEBUG"), None);
-        assert_eq!(verdict("NCCL_P2P_DISABLE"), None);
-        assert_eq!(verdict("NCCL_P2P_LEVEL"), Some(DEVICE));
-        assert_eq!(verdict("NCCL_IB_HCA"), Some(VERBS));
-        assert_eq!(verdict("NCCL_CONF_FILE"), None);
-        assert!(verdict("NCCL_NO_SUCH_THING").unwrap().contains("neither"));
-        assert!(verdict("MAYPOLE_TYPO").unwrap().contains("maypole env"));
+    fn variables_outside_the_table_have_a_reason_for_no_effect() {
+        assert_eq!(reason_without_effect("NCCL_DEBUG"), None);
+        assert_eq!(reason_without_effect("NCCL_P2P_DISABLE"), None);
+        assert_eq!(reason_without_effect("NCCL_P2P_LEVEL"), Some(DEVICE));
+        assert_eq!(reason_without_effect("NCCL_IB_HCA"), Some(VERBS));
+        assert_eq!(reason_without_effect("NCCL_CONF_FILE"), None);
+        assert!(reason_without_effect("NCCL_NO_SUCH_THING").unwrap().contains("neither"));
+        assert!(reason_without_effect("MAYPOLE_TYPO").unwrap().contains("maypole env"));
     }
 
     #[test]
-    fn no_family_hides_behind_a_shorter_one() {
+    fn longer_beginnings_come_before_shorter_ones() {
         for (at, (name, _)) in FAMILIES.iter().enumerate() {
             let hidden = FAMILIES[..at].iter().any(|(before, _)| name.starts_with(before));
             assert!(!hidden, "{name}");

@@ -1,38 +1,14 @@
-//! Values as they are written in the environment. Each reader gives None for what it does not understand.
+//! Parsers of the values in the environment. Each returns None for text that is not valid.
 
 use std::time::Duration;
 
+use super::number::{integer, integer_in};
 use super::values::{
     AddressFamily, BitsSetting, DebugLevel, DeviceKind, IsaSetting, ProtocolSetting,
 };
 
-/// An integer in a setting, as C's `strtoll` with base 0 reads it, but with nothing left over.
-pub fn integer(text: &str) -> Option<i64> {
-    let (negative, digits) = match text.strip_prefix('-') {
-        Some(digits) => (true, digits),
-        None => (false, text.strip_prefix('+').unwrap_or(text)),
-    };
-    let (digits, radix) =
-        if let Some(hex) = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
-            (hex, 16)
-        } else if digits.len() > 1 && digits.starts_with('0') {
-            (&digits[1..], 8)
-        } else {
-            (digits, 10)
-        };
-    // `from_str_radix` would accept a second sign.
-    if !digits.starts_with(|first: char| first.is_digit(radix)) {
-        return None;
-    }
-    let magnitude = i64::from_str_radix(digits, radix).ok()?;
-    Some(if negative { -magnitude } else { magnitude })
-}
-
-pub(super) fn integer_in(text: &str, low: i64, high: i64) -> Option<i64> {
-    integer(text).filter(|value| (low..=high).contains(value))
-}
-
-pub(super) fn one_of<T: Copy>(text: &str, values: &[(&str, T)]) -> Option<T> {
+/// The value whose name is `text`, in any case.
+fn one_of<T: Copy>(text: &str, values: &[(&str, T)]) -> Option<T> {
     values.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)).map(|&(_, value)| value)
 }
 
@@ -41,7 +17,7 @@ pub(super) fn parse_bool(text: &str) -> Option<bool> {
 }
 
 pub(super) fn parse_seconds(text: &str) -> Option<Duration> {
-    // A hundred years: so that adding it to a clock never overflows.
+    // At most a hundred years, so that adding it to a clock never overflows.
     integer_in(text, 1, 3_153_600_000).map(|seconds| Duration::from_secs(seconds as u64))
 }
 
@@ -117,7 +93,7 @@ pub(super) fn parse_protocol(text: &str) -> Option<ProtocolSetting> {
     )
 }
 
-/// None if nothing is left, too.
+/// Also None if the list excludes every protocol.
 pub(super) fn parse_nccl_protocol(text: &str) -> Option<ProtocolSetting> {
     let (negated, list) = match text.strip_prefix('^') {
         Some(list) => (true, list),
@@ -126,7 +102,7 @@ pub(super) fn parse_nccl_protocol(text: &str) -> Option<ProtocolSetting> {
     let (mut line, mut slots) = (negated, negated);
     for name in list.split(',') {
         match name.trim().to_ascii_lowercase().as_str() {
-            // Forbidding one kind of lines leaves the other.
+            // Excluding LL128 leaves LL.
             "ll" | "ll128" if !negated => line = true,
             "ll" => line = false,
             "ll128" => {}
@@ -139,5 +115,28 @@ pub(super) fn parse_nccl_protocol(text: &str) -> Option<ProtocolSetting> {
         (true, false) => Some(ProtocolSetting::Line),
         (false, true) => Some(ProtocolSetting::Slots),
         (false, false) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nccl_protocol_lists_are_parsed() {
+        let cases = [
+            ("LL", Some(ProtocolSetting::Line)),
+            ("ll128,LL", Some(ProtocolSetting::Line)),
+            ("Simple", Some(ProtocolSetting::Slots)),
+            ("LL,Simple", Some(ProtocolSetting::Auto)),
+            ("^LL", Some(ProtocolSetting::Slots)),
+            ("^LL128", Some(ProtocolSetting::Auto)),
+            ("^Simple", Some(ProtocolSetting::Line)),
+            ("^LL,Simple", None),
+            ("fast", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(parse_nccl_protocol(text), expected, "{text}");
+        }
     }
 }

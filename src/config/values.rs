@@ -1,8 +1,8 @@
-//! The types of the values that are neither numbers nor texts.
+//! The types of the settings that are neither numbers nor texts.
 
-use super::parse::integer_in;
+use super::number::integer_in;
 
-/// Value of `NCCL_DEBUG`; each level prints what the ones before it print.
+/// The value of `NCCL_DEBUG`. Each level prints what the lower levels print too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DebugLevel {
     /// Nothing.
@@ -11,13 +11,13 @@ pub enum DebugLevel {
     Version,
     /// Errors and warnings.
     Warn,
-    /// Decisions.
+    /// Decisions, such as the choice of an algorithm.
     Info,
     /// Every step.
     Trace,
 }
 
-/// Value of `MAYPOLE_BITS`.
+/// The value of `MAYPOLE_BITS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BitsSetting {
     /// The library's choice.
@@ -28,21 +28,21 @@ pub enum BitsSetting {
     Fast,
 }
 
-/// Value of `MAYPOLE_DEVICE`.
+/// The value of `MAYPOLE_DEVICE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
     /// A CUDA device if this process sees one, else the host.
     Auto,
-    /// The host, whatever there is.
+    /// The host, even if there is a device.
     Host,
     /// A CUDA device.
     Cuda,
 }
 
-/// Value of `MAYPOLE_ISA`.
+/// The value of `MAYPOLE_ISA`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IsaSetting {
-    /// The widest that the processor has.
+    /// The widest instructions that the processor has.
     Auto,
     /// No vector instructions beyond the compiler's baseline.
     Scalar,
@@ -52,18 +52,18 @@ pub enum IsaSetting {
     Avx512,
 }
 
-/// Value of `MAYPOLE_PROTO`.
+/// The value of `MAYPOLE_PROTO`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProtocolSetting {
     /// By the size of the message.
     Auto,
-    /// Flag lines for all that fits them.
+    /// LL messages wherever they fit.
     Line,
-    /// Slots for everything.
+    /// Slots for all messages.
     Slots,
 }
 
-/// Value of `NCCL_SOCKET_FAMILY`.
+/// The value of `NCCL_SOCKET_FAMILY`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressFamily {
     /// `AF_INET`.
@@ -72,7 +72,7 @@ pub enum AddressFamily {
     V6,
 }
 
-/// Parts of the library that log, as a set.
+/// The value of `NCCL_DEBUG_SUBSYS`: a set of parts of the library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubsystemSet(u32);
 
@@ -100,17 +100,18 @@ impl SubsystemSet {
     /// INIT, ENV and BOOTSTRAP.
     pub(super) const DEFAULT: Self = Self(1 | 1 << 7 | 1 << 12);
 
-    /// Whether the part of this name is in the set.
+    /// Whether the part of that name is in the set.
     pub fn contains(self, name: &str) -> bool {
         Self::one(name).is_some_and(|one| self.0 & one.0 != 0)
     }
 
+    /// The set of one part, or of all parts.
     fn one(name: &str) -> Option<Self> {
         if name.eq_ignore_ascii_case("ALL") {
             return Some(Self::ALL);
         }
-        let at = SUBSYSTEM_NAMES.iter().position(|known| known.eq_ignore_ascii_case(name))?;
-        Some(Self(1 << at))
+        let index = SUBSYSTEM_NAMES.iter().position(|known| known.eq_ignore_ascii_case(name))?;
+        Some(Self(1 << index))
     }
 
     pub(super) fn parse(text: &str) -> Option<Self> {
@@ -126,7 +127,7 @@ impl SubsystemSet {
     }
 }
 
-/// Value of `NCCL_SOCKET_IFNAME`.
+/// The value of `NCCL_SOCKET_IFNAME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterfaceFilter {
     names: Vec<String>,
@@ -135,7 +136,7 @@ pub struct InterfaceFilter {
 }
 
 impl InterfaceFilter {
-    /// Whether the interface of this name may be used.
+    /// Whether the interface of that name may be used.
     pub fn admits(&self, interface: &str) -> bool {
         let listed = self.names.iter().any(|name| {
             if self.exact { interface == name } else { interface.starts_with(name.as_str()) }
@@ -143,7 +144,7 @@ impl InterfaceFilter {
         listed != self.exclude
     }
 
-    /// `^` and `=` stand before the list, in this order, and hold for all of it.
+    /// `^` and `=` may precede the list, in this order, and apply to all of it.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (exclude, text) = match text.strip_prefix('^') {
             Some(rest) => (true, rest),
@@ -154,7 +155,7 @@ impl InterfaceFilter {
             None => (false, text),
         };
         let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
-        // An empty prefix would match everything.
+        // An empty prefix would match every interface.
         if names.iter().any(String::is_empty) {
             return None;
         }
@@ -162,7 +163,7 @@ impl InterfaceFilter {
     }
 }
 
-/// Value of `NCCL_COMM_ID`: a host, by name or address, and a port.
+/// The value of `NCCL_COMM_ID`: a host, by name or address, and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPort {
     /// Name or address, without brackets.
@@ -172,7 +173,7 @@ pub struct HostPort {
 }
 
 impl HostPort {
-    /// From `host:port` or `[v6 address]:port`.
+    /// Parses `host:port` or `[v6 address]:port`.
     pub fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let host = match host.strip_prefix('[') {
@@ -181,7 +182,7 @@ impl HostPort {
                 inside.parse::<std::net::Ipv6Addr>().ok()?;
                 inside
             }
-            // More colons without brackets: where the port begins is anyone's guess.
+            // With more colons and no brackets, the beginning of the port is ambiguous.
             None if host.contains(':') => return None,
             None => host,
         };
@@ -190,10 +191,10 @@ impl HostPort {
     }
 }
 
-/// Value of `MAYPOLE_NODES`: the node of each rank.
+/// The value of `MAYPOLE_NODES`: the node of each rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeLabels {
-    /// By rank; equal labels are one node.
+    /// The label of each rank. Ranks with equal labels are on one node.
     pub labels: Vec<String>,
 }
 
@@ -218,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn subsystems() {
+    fn subsystem_lists_are_parsed() {
         let parse = |text| SubsystemSet::parse(text);
         assert!(parse("COLL,net").is_some_and(|set| set.contains("NET") && !set.contains("INIT")));
         assert!(parse("^COLL").is_some_and(|set| set.contains("NET") && !set.contains("COLL")));
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn interfaces() {
+    fn interface_lists_are_parsed() {
         let admits = |list, name| InterfaceFilter::parse(list).unwrap().admits(name);
         assert!(admits("eth,ib", "eth0") && admits("eth,ib", "ib1") && !admits("eth,ib", "lo"));
         assert!(admits("=eth0", "eth0") && !admits("=eth0", "eth01"));
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes() {
+    fn node_labels_are_parsed() {
         let parse = |text| NodeLabels::parse(text).map(|nodes| nodes.labels.concat());
         assert_eq!(parse("2+1"), Some("001".into()));
         assert_eq!(parse("3"), Some("000".into()));
@@ -249,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn host_and_port() {
+    fn hosts_and_ports_are_parsed() {
         let parse = |text| HostPort::parse(text).map(|it| (it.host, it.port));
         assert_eq!(parse("10.0.0.1:80"), Some(("10.0.0.1".into(), 80)));
         assert_eq!(parse("[::1]:80"), Some(("::1".into(), 80)));
