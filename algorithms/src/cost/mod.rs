@@ -29,9 +29,9 @@
 mod run;
 mod timeline;
 
-pub use timeline::{MessageSpan, StepSpan, Timeline, timeline};
+pub use timeline::{MessageSpan, StepSpan, Timeline};
 
-use crate::flat::FlatSchedule;
+use crate::flat::{FlatSchedule, NONE};
 use crate::schedule::Schedule;
 use crate::topology::Grouping;
 use run::ModelRun;
@@ -112,6 +112,33 @@ impl MachineModel {
             _ => ends.last().copied().unwrap_or(0.0),
         }
     }
+}
+
+/// The execution that [`MachineModel::cost`] costs, with the time of every step and message:
+/// `tiles` tiles of `bytes` bytes per chunk. It needs memory for every step of every tile.
+pub fn timeline(machine: &MachineModel, schedule: &Schedule, bytes: usize, tiles: u32) -> Timeline {
+    let flat = FlatSchedule::new(schedule);
+    let index = |lane: u32| flat.lanes.get(lane as usize).map_or(NONE, |lane| lane.index);
+    let mut messages = Vec::with_capacity(tiles as usize * flat.messages as usize);
+    for tile in 0..tiles {
+        for link in &flat.links {
+            let lanes = (index(link.feeder), index(link.drainer));
+            messages.extend((0..link.sent).map(|ordinal| MessageSpan {
+                from: link.source,
+                to: link.destination,
+                channel: link.channel,
+                lanes: if ordinal < link.received { lanes } else { (lanes.0, NONE) },
+                tile,
+                depart: f64::NAN,
+                arrive: f64::NAN,
+            }));
+        }
+    }
+    let mut timeline = Timeline { steps: Vec::new(), messages };
+    ModelRun::new(machine, &flat, bytes, tiles).finish(Some(&mut timeline));
+    // A message that is not sent, or that no step receives, has no arrow.
+    timeline.messages.retain(|span| !span.depart.is_nan() && span.lanes.1 != NONE);
+    timeline
 }
 
 #[cfg(test)]
