@@ -104,12 +104,12 @@ fn step(schedule: &Schedule, (rank, lane, index): StepPosition) -> Step {
 }
 
 fn total_steps(schedule: &Schedule) -> u64 {
-    let of = |rank| (0..schedule.lanes(rank)).map(move |lane| schedule.steps(rank, lane));
-    (0..schedule.nranks).flat_map(of).map(u64::from).sum()
+    let steps_of = |rank| (0..schedule.lanes(rank)).map(move |lane| schedule.steps(rank, lane));
+    (0..schedule.nranks).flat_map(steps_of).map(u64::from).sum()
 }
 
 /// Runs `test` on every generator at both rank counts; rooted ones from rank `n/3`.
-fn each(test: impl Fn(&'static Generator, Schedule)) {
+fn for_each_generator(test: impl Fn(&'static Generator, Schedule)) {
     for generator in all() {
         for n in RANKS {
             test(generator, generator.schedule(generator.collective_with_root(n / 3), n));
@@ -139,7 +139,7 @@ fn steps_are_computed_without_memory() {
 #[test]
 fn sparse_schedules_are_right() {
     let executed = Cell::new(0);
-    each(|_, schedule| {
+    for_each_generator(|_, schedule| {
         if total_steps(&schedule) <= MOST_STEPS {
             execute(&schedule).unwrap_or_else(|what| panic!("{schedule:?}: {what}"));
             println!("{schedule:?}: executed");
@@ -277,7 +277,7 @@ fn check_outputs(
 
 #[test]
 fn dense_schedules_agree_in_samples() {
-    each(|_, schedule| {
+    for_each_generator(|_, schedule| {
         if total_steps(&schedule) <= MOST_STEPS {
             return;
         }

@@ -15,7 +15,7 @@ use maypole_algorithms::verify::{MessageSemantics, Violation, prove};
 use maypole_algorithms::{Collective, Schedule, Step, proof_suite};
 use on_all_cores::on_all_cores;
 
-/// Random executions on numbers for each mutant that is executed.
+/// Random executions on numbers for per_schedule mutant that is executed.
 const RUNS: usize = 12;
 
 #[test]
@@ -30,13 +30,13 @@ fn two_hundred_thousand_mutants_are_rejected_or_harmless() {
     judge_mutants(200_000, 1 << 32);
 }
 
-/// Makes at least `count` mutants, equally many of each schedule, and judges them.
+/// Makes at least `count` mutants, equally many of per_schedule schedule, and judges them.
 fn judge_mutants(count: usize, seed: u64) {
     let schedules = schedules();
-    let each = count.div_ceil(schedules.len());
+    let per_schedule = count.div_ceil(schedules.len());
     let tallies = on_all_cores(&schedules, |number, schedule| {
         let mut tally = Tally::default();
-        tally.judge_mutants(schedule, each, seed + number as u64);
+        tally.judge_mutants(schedule, per_schedule, seed + number as u64);
         tally
     });
     let tally = tallies.into_iter().fold(Tally::default(), Tally::merge);
@@ -54,13 +54,13 @@ struct Tally {
 }
 
 impl Tally {
-    /// Proves and executes `schedule`, then makes `each` mutants of it and judges them.
-    fn judge_mutants(&mut self, schedule: &Schedule, each: usize, seed: u64) {
+    /// Proves and executes `schedule`, then makes `per_schedule` mutants of it and judges them.
+    fn judge_mutants(&mut self, schedule: &Schedule, per_schedule: usize, seed: u64) {
         let proof =
             prove(schedule.clone()).unwrap_or_else(|counterexample| panic!("{counterexample}"));
         concrete::check(schedule, Some(&proof), 1, RUNS)
             .unwrap_or_else(|what| panic!("{schedule:?}: {what}"));
-        for mutant in mutants(schedule, seed, each) {
+        for mutant in mutants(schedule, seed, per_schedule) {
             if self.judge(&mutant) {
                 // A second fault may break what the first one left right.
                 for again in mutants(&mutant.schedule, seed, 2) {
@@ -124,7 +124,8 @@ impl std::fmt::Display for Tally {
 }
 
 /// A broadcast down a chain with three lanes per rank: one receives, one sends on, one copies to
-/// the output. The receiving lane closes each tile when the others are done with its scratch.
+/// the output. The receiving lane closes per_schedule tile when the others are done with its
+/// scratch.
 fn chain(nranks: u32) -> Schedule {
     let rank = |rank: u32| {
         if rank == 0 {
@@ -171,8 +172,8 @@ fn side_by_side() -> impl Iterator<Item = Schedule> {
 }
 
 fn is_small(schedule: &Schedule) -> bool {
-    let of = |rank| (0..schedule.lanes(rank)).map(move |lane| schedule.steps(rank, lane));
-    (0..schedule.nranks).flat_map(of).sum::<u32>() <= 60
+    let steps_of = |rank| (0..schedule.lanes(rank)).map(move |lane| schedule.steps(rank, lane));
+    (0..schedule.nranks).flat_map(steps_of).sum::<u32>() <= 60
 }
 
 /// Whether every execution on numbers must show the violation.

@@ -10,9 +10,9 @@ use on_all_cores::on_all_cores;
 #[test]
 fn every_generator_is_proved() {
     let roots = |n: u32| [0, n / 2, n - 1];
-    let of =
+    let schedules =
         |generator| (1..=64).flat_map(move |n| proof_suite::schedules_of(generator, n, &roots(n)));
-    prove_each(all().flat_map(of).collect());
+    prove_each(all().flat_map(schedules).collect());
 }
 
 #[test]

@@ -78,7 +78,7 @@ pub fn generators(collective: Collective) -> impl Iterator<Item = &'static Gener
 }
 
 /// The schedule for one rank: the output is the rank's own contribution.
-fn alone(name: &'static str, collective: Collective) -> Schedule {
+fn single_rank(name: &'static str, collective: Collective) -> Schedule {
     let mut step = Step::new([operand::input(0)], [operand::output(0)]);
     step.finish = collective.reduces();
     Schedule::new(name, collective, 1, 1, Table(vec![vec![vec![step]]])).canonical()

@@ -38,7 +38,7 @@ pub fn schedule(
     let columns = Columns::new(grouping);
     let gathers = columns.column_sizes().map(|size| (Collective::AllGather, size));
     let across = ComponentSet::new(inter, gathers)?;
-    let helps = columns.groups().map(|size| (Collective::Broadcast { root: 0 }, size));
+    let helps = columns.helper_group_sizes().map(|size| (Collective::Broadcast { root: 0 }, size));
     let helps = ComponentSet::new(&named(&["direct"]), helps)?;
     let size = grouping.size(0);
     let gathered = has_equal_nodes(grouping)
@@ -57,9 +57,9 @@ pub fn schedule(
     let detail = detail(grouping, columns.count(), &[&spread], &across);
     let mut needs = ScheduleNeeds::default();
     let across = across.placed(1, 0, &mut needs);
-    let helps = helps.on_other_links().placed(1 + columns.more, 0, &mut needs);
+    let helps = helps.on_other_links().placed(1 + columns.extra_columns, 0, &mut needs);
     let spread = spread.placed(groups.unwrap_or(1), 0, &mut needs);
-    needs.lanes += columns.more * helps.lanes();
+    needs.lanes += columns.extra_columns * helps.lanes();
     let layout = AllGatherLayout { columns, block, across, helps, spread, groups };
     let size = (grouping.nranks(), block);
     let schedule = compose("hier", Collective::AllGather, size, layout, &needs);
@@ -95,12 +95,12 @@ enum AllGatherPhase {
 
 impl AllGatherLayout {
     fn phase(&self, rank: Rank, slot: u32) -> AllGatherPhase {
-        let helped = self.columns.slots(HELPED);
+        let helped = self.columns.extra_slots(HELPED);
         match slot {
             ACROSS => AllGatherPhase::Across,
-            HELPS => AllGatherPhase::Help(self.columns.helps(rank)),
+            HELPS => AllGatherPhase::Help(self.columns.helper_group(rank)),
             slot if helped.contains(&slot) => {
-                AllGatherPhase::Help(self.columns.helped(rank, slot - HELPED))
+                AllGatherPhase::Help(self.columns.helped_group(rank, slot - HELPED))
             }
             slot => AllGatherPhase::Spread(self.groups.map(|_| slot - helped.end)),
         }
@@ -109,7 +109,7 @@ impl AllGatherLayout {
 
 impl ComponentLayout for AllGatherLayout {
     fn slots(&self) -> u32 {
-        self.columns.slots(HELPED).end + self.groups.unwrap_or(1)
+        self.columns.extra_slots(HELPED).end + self.groups.unwrap_or(1)
     }
 
     fn component(&self, rank: Rank, slot: u32) -> Option<RankComponent<'_>> {
@@ -131,9 +131,9 @@ impl ComponentLayout for AllGatherLayout {
             }
             AllGatherPhase::Spread(Some(root)) if root >= size => return None,
             AllGatherPhase::Spread(Some(root)) => {
-                let parts = columns.weight(root, size) * block;
+                let parts = columns.held_ranks(root, size) * block;
                 let component = spread.component((size, root), local, parts, root);
-                let own = [ACROSS..ACROSS + 1, columns.slots(HELPED)];
+                let own = [ACROSS..ACROSS + 1, columns.extra_slots(HELPED)];
                 RankComponent {
                     follows: if root == local { own } else { [0..0, 0..0] },
                     ..component
@@ -169,7 +169,7 @@ impl ComponentLayout for AllGatherLayout {
                 columns.rank(help.expect("a component has chunks").column, nth)
             }
             AllGatherPhase::Spread(Some(root)) => {
-                columns.nth(root, grouping.size(grouping.node(rank)), nth)
+                columns.held_rank(root, grouping.size(grouping.node(rank)), nth)
             }
             AllGatherPhase::Spread(None) => columns.rank(chunk.block, nth),
         };

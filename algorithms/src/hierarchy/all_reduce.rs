@@ -54,12 +54,12 @@ pub fn schedule(
     let (scattered, (collect, spread)) = match scattered.flatten() {
         Some(set) => (true, set),
         None => {
-            let each = |collective: fn(Rank) -> Collective| {
-                let of = move |size| (0..rails).map(move |root| (collective(root), size));
-                ComponentSet::new(intra, node_sizes(grouping).flat_map(of))
+            let rooted_set = |collective: fn(Rank) -> Collective| {
+                let rooted = move |size| (0..rails).map(move |root| (collective(root), size));
+                ComponentSet::new(intra, node_sizes(grouping).flat_map(rooted))
             };
-            let collect = each(|root| Collective::Reduce { root })?;
-            (false, (collect, each(|root| Collective::Broadcast { root })?))
+            let collect = rooted_set(|root| Collective::Reduce { root })?;
+            (false, (collect, rooted_set(|root| Collective::Broadcast { root })?))
         }
     };
     let piece = common_parts([&collect, &across, &spread])?;

@@ -17,7 +17,7 @@ pub(super) struct Columns {
     /// By column: the nodes that are in it, and those that are not, both ascending.
     columns: Vec<(Vec<u32>, Vec<u32>)>,
     /// The largest number of columns that a rank holds besides its own.
-    pub(super) more: u32,
+    pub(super) extra_columns: u32,
 }
 
 /// A helper and the holders that it helps: the members of a component, the helper first. One rank's
@@ -42,7 +42,7 @@ impl Columns {
         Self {
             grouping: grouping.clone(),
             columns: (0..largest).map(column).collect(),
-            more: largest.div_ceil(smallest) - 1,
+            extra_columns: largest.div_ceil(smallest) - 1,
         }
     }
 
@@ -74,7 +74,7 @@ impl Columns {
     }
 
     /// How many ranks are in the columns that local rank `local` of a node of `size` ranks holds.
-    pub(super) fn weight(&self, local: u32, size: u32) -> u32 {
+    pub(super) fn held_ranks(&self, local: u32, size: u32) -> u32 {
         self.held(local, size).map(|t| self.size(t)).sum()
     }
 
@@ -85,18 +85,18 @@ impl Columns {
     }
 
     /// Rank number `index` of the columns that local rank `local` of a node of `size` ranks holds.
-    pub(super) fn nth(&self, local: u32, size: u32, mut index: u32) -> Rank {
+    pub(super) fn held_rank(&self, local: u32, size: u32, mut index: u32) -> Rank {
         for t in self.held(local, size) {
             match index.checked_sub(self.size(t)) {
                 None => return self.rank(t, index),
                 Some(left) => index = left,
             }
         }
-        unreachable!("the index is below the weight")
+        unreachable!("the index is below the number of held ranks")
     }
 
     /// The group in which `rank` is the helper, if it is one.
-    pub(super) fn helps(&self, rank: Rank) -> Option<HelpGroup> {
+    pub(super) fn helper_group(&self, rank: Rank) -> Option<HelpGroup> {
         let (column, helper) = (self.grouping.local_rank(rank), self.index(rank));
         let members = self.members(column, helper);
         (members > 1).then_some(HelpGroup { column, helper, member: 0, members })
@@ -104,7 +104,7 @@ impl Columns {
 
     /// The group in which `rank` is helped with column number `i` of those that it holds besides
     /// its own, if there is one.
-    pub(super) fn helped(&self, rank: Rank, i: u32) -> Option<HelpGroup> {
+    pub(super) fn helped_group(&self, rank: Rank, i: u32) -> Option<HelpGroup> {
         let node = self.grouping.node(rank);
         let column = self.grouping.local_rank(rank) + (i + 1) * self.grouping.size(node);
         let (with, without) = self.columns.get(column as usize)?;
@@ -134,7 +134,7 @@ impl Columns {
     }
 
     /// The sizes of all helper groups.
-    pub(super) fn groups(&self) -> impl Iterator<Item = u32> + '_ {
+    pub(super) fn helper_group_sizes(&self) -> impl Iterator<Item = u32> + '_ {
         let helpers = move |t| (0..self.size(t)).map(move |helper| self.members(t, helper));
         (0..self.count()).flat_map(helpers).filter(|&members| members > 1)
     }
@@ -145,8 +145,8 @@ impl Columns {
     }
 
     /// The slots of a rank, from `first` on, for the columns that it holds besides its own.
-    pub(super) fn slots(&self, first: u32) -> Range<u32> {
-        first..first + self.more
+    pub(super) fn extra_slots(&self, first: u32) -> Range<u32> {
+        first..first + self.extra_columns
     }
 }
 
@@ -168,18 +168,20 @@ mod tests {
                 assert_eq!(columns.rank(grouping.local_rank(rank), columns.index(rank)), rank);
                 let node = grouping.node(rank) as usize;
                 got[node] += columns.size(grouping.local_rank(rank));
-                if let Some(help) = columns.helps(rank) {
+                if let Some(help) = columns.helper_group(rank) {
                     assert_eq!(columns.member(help, 0), rank);
                     for member in 1..help.members {
                         let other = columns.member(help, member);
-                        let seen = (0..columns.more).filter_map(|i| columns.helped(other, i));
+                        let seen = (0..columns.extra_columns)
+                            .filter_map(|i| columns.helped_group(other, i));
                         assert!(seen.clone().any(|h| h == HelpGroup { member, ..help }));
                     }
                 }
-                for help in (0..columns.more).filter_map(|i| columns.helped(rank, i)) {
+                for help in (0..columns.extra_columns).filter_map(|i| columns.helped_group(rank, i))
+                {
                     assert_eq!(columns.member(help, help.member), rank);
                     let helper = columns.member(help, 0);
-                    assert_eq!(columns.helps(helper), Some(HelpGroup { member: 0, ..help }));
+                    assert_eq!(columns.helper_group(helper), Some(HelpGroup { member: 0, ..help }));
                     got[node] += columns.size(help.column);
                 }
             }
@@ -190,8 +192,8 @@ mod tests {
     #[test]
     fn a_local_rank_holds_its_columns_in_order() {
         let columns = Columns::new(&Grouping::of_sizes(&[5, 2, 3]));
-        assert_eq!((columns.weight(0, 2), columns.weight(1, 2)), (6, 4));
-        let held: Vec<_> = (0..6).map(|i| columns.nth(0, 2, i)).collect();
+        assert_eq!((columns.held_ranks(0, 2), columns.held_ranks(1, 2)), (6, 4));
+        let held: Vec<_> = (0..6).map(|i| columns.held_rank(0, 2, i)).collect();
         assert_eq!(held, [0, 5, 7, 2, 9, 4]);
         assert_eq!((columns.offset(4, 2), columns.offset(3, 2), columns.offset(0, 2)), (5, 3, 0));
     }

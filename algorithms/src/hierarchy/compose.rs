@@ -313,8 +313,8 @@ impl<L: ComponentLayout> Composition<L> {
             step.after = eight_of(&self.awaited(components, guard), i);
             return step;
         }
-        let each = placed.steps_per_run(local);
-        self.embed(rank, placed, local, (index / each, index % each))
+        let per_run = placed.steps_per_run(local);
+        self.embed(rank, placed, local, (index / per_run, index % per_run))
     }
 
     /// Step `at` of a lane of a component in run number `repeat`, in the names of the whole
@@ -373,7 +373,7 @@ impl<L: ComponentLayout> Composition<L> {
         index: u32,
     ) -> Step {
         let cell = Operand::Local(Chunk::Scratch(self.gates + placed.slot));
-        let (settled, lanes) = self.settled(rank, components, &placed.gates);
+        let (settled, lanes) = self.settled_chunk(rank, components, &placed.gates);
         let from = if index == 0 { settled.map_or(cell, Operand::Local) } else { cell };
         let mut step = Step::new([from], [cell]);
         step.after = eight_of(&lanes, index);
@@ -382,7 +382,7 @@ impl<L: ComponentLayout> Composition<L> {
 
     /// A chunk that as few as possible of the `awaited` lanes write, and `awaited` with those lanes
     /// first. If they write no chunk, one that they read.
-    fn settled(
+    fn settled_chunk(
         &self,
         rank: Rank,
         components: &[PlacedComponent<'_>],
@@ -392,7 +392,7 @@ impl<L: ComponentLayout> Composition<L> {
         for &After { lane, .. } in awaited {
             let placed = component_of(components, lane);
             let local = lane - placed.first;
-            let (each, skipped) = (placed.steps_per_run(local), placed.skipped(local));
+            let (per_run, skipped) = (placed.steps_per_run(local), placed.skipped(local));
             let named = |operand: &Operand, repeat| match *operand {
                 Operand::Local(chunk @ (Chunk::Input(_) | Chunk::Output(_))) => Some(
                     self.layout.chunk(rank, placed.slot, placed.component.chunk(chunk, repeat)),
@@ -400,7 +400,8 @@ impl<L: ComponentLayout> Composition<L> {
                 _ => None,
             };
             for index in 0..placed.steps_per_tile(local) {
-                let (own, repeat) = (placed.own_step(local, index % each + skipped), index / each);
+                let (own, repeat) =
+                    (placed.own_step(local, index % per_run + skipped), index / per_run);
                 for chunk in own.outputs.iter().filter_map(|o| named(o, repeat)) {
                     let lanes = writers.entry(chunk).or_default();
                     if lanes.last() != Some(&lane) {

@@ -41,7 +41,7 @@ pub fn schedule(
     let columns = Columns::new(grouping);
     let scatters = columns.column_sizes().map(|size| (Collective::ReduceScatter, size));
     let across = ComponentSet::new(inter, scatters)?;
-    let helps = columns.groups().map(|size| (Collective::Reduce { root: 0 }, size));
+    let helps = columns.helper_group_sizes().map(|size| (Collective::Reduce { root: 0 }, size));
     let helps = ComponentSet::new(&named(&["direct"]), helps)?;
     let size = grouping.size(0);
     let even = has_equal_nodes(grouping);
@@ -61,13 +61,13 @@ pub fn schedule(
     let canonical = even && is_aligned(grouping) && collect.is_canonical() && across.is_canonical();
     let mut needs = ScheduleNeeds::default();
     let across = across.placed(1, 0, &mut needs);
-    let helps = helps.on_other_links().placed(1 + columns.more, 0, &mut needs);
+    let helps = helps.on_other_links().placed(1 + columns.extra_columns, 0, &mut needs);
     let copies = groups.unwrap_or(1);
     let collect = collect.placed(copies, 0, &mut needs);
-    needs.lanes += columns.more * helps.lanes();
-    let weight =
-        columns.sizes_and_local_ranks().map(|(size, local)| columns.weight(local, size)).max();
-    let sums = needs.reserve_scratch(weight.unwrap_or(0) * block);
+    needs.lanes += columns.extra_columns * helps.lanes();
+    let most_sums =
+        columns.sizes_and_local_ranks().map(|(size, local)| columns.held_ranks(local, size)).max();
+    let sums = needs.reserve_scratch(most_sums.unwrap_or(0) * block);
     let guards = needs.reserve_scratch(copies * collect.lanes());
     let layout =
         ReduceScatterLayout { columns, block, across, helps, collect, groups, sums, guards };
@@ -110,12 +110,12 @@ impl ReduceScatterLayout {
 
     fn phase(&self, rank: Rank, slot: u32) -> ReduceScatterPhase {
         let helps = self.helps_slot();
-        let helped = self.columns.slots(helps + 1);
+        let helped = self.columns.extra_slots(helps + 1);
         match slot {
             slot if slot < helps => ReduceScatterPhase::Collect(self.groups.map(|_| slot)),
-            slot if slot == helps => ReduceScatterPhase::Help(self.columns.helps(rank)),
+            slot if slot == helps => ReduceScatterPhase::Help(self.columns.helper_group(rank)),
             slot if helped.contains(&slot) => {
-                ReduceScatterPhase::Help(self.columns.helped(rank, slot - helped.start))
+                ReduceScatterPhase::Help(self.columns.helped_group(rank, slot - helped.start))
             }
             _ => ReduceScatterPhase::Across,
         }
@@ -124,7 +124,7 @@ impl ReduceScatterLayout {
 
 impl ComponentLayout for ReduceScatterLayout {
     fn slots(&self) -> u32 {
-        self.columns.slots(self.helps_slot() + 1).end + 1
+        self.columns.extra_slots(self.helps_slot() + 1).end + 1
     }
 
     fn component(&self, rank: Rank, slot: u32) -> Option<RankComponent<'_>> {
@@ -137,7 +137,7 @@ impl ComponentLayout for ReduceScatterLayout {
             ReduceScatterPhase::Collect(Some(root)) if root >= size => return None,
             ReduceScatterPhase::Collect(root) => {
                 let parts = match root {
-                    Some(root) => columns.weight(root, size) * block,
+                    Some(root) => columns.held_ranks(root, size) * block,
                     None => grouping.nodes() * block,
                 };
                 // In place, the rank's own block of the send buffer is the receive buffer.
@@ -159,7 +159,7 @@ impl ComponentLayout for ReduceScatterLayout {
             ReduceScatterPhase::Across => {
                 let column = columns.size(local);
                 let component = across.component((column, 0), columns.index(rank), *block, 0);
-                let after = if columns.helps(rank).is_some() { helping } else { own };
+                let after = if columns.helper_group(rank).is_some() { helping } else { own };
                 let follows = [after..after + 1, 0..0];
                 RankComponent { in_place: false, finishes: true, follows, ..component }
             }
@@ -187,7 +187,7 @@ impl ComponentLayout for ReduceScatterLayout {
         match self.phase(rank, slot) {
             ReduceScatterPhase::Collect(root) if chunk.is_input => {
                 let owner = match root {
-                    Some(root) => columns.nth(root, size, nth),
+                    Some(root) => columns.held_rank(root, size, nth),
                     None => columns.rank(chunk.block, nth),
                 };
                 Chunk::Input(owner * block + part)

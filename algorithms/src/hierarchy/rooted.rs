@@ -47,8 +47,9 @@ impl RootedPhases {
         let (groups, within) = match whole {
             Some(set) => (1, set),
             None => {
-                let each = rails.sizes_and_carriers().map(|(size, root)| (rooted(root), size));
-                (rails.count, ComponentSet::new(intra, each)?)
+                let rooted_ones =
+                    rails.sizes_and_carriers().map(|(size, root)| (rooted(root), size));
+                (rails.count, ComponentSet::new(intra, rooted_ones)?)
             }
         };
         let across = ComponentSet::new(inter, [(rooted(rails.root_node()), grouping.nodes())])?;

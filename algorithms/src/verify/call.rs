@@ -34,7 +34,7 @@ impl ExecutedCall {
         let flat = FlatSchedule::checked(schedule, |lanes, lane, index, step| {
             check.step(lanes, lane, step).map_err(|reason| {
                 let FlatLane { rank, index: lane, .. } = lane;
-                let place = StepPlace { rank, lane, step: index, tile: 0, call: 0, text: *step };
+                let place = StepPlace { rank, lane, step: index, tile: 0, call: 0, content: *step };
                 Box::new((Violation::Malformed(reason), Some(place)))
             })
         })?;
@@ -54,8 +54,8 @@ impl ExecutedCall {
     /// One execution of step `index` of lane number `lane`, in call number `call`.
     pub(super) fn place(&self, call: usize, lane: u32, index: u32, tile: u32) -> StepPlace {
         let FlatLane { rank, index: lane, first_step, .. } = self.flat.lanes[lane as usize];
-        let text = self.flat.original_step(first_step + index);
-        StepPlace { rank, lane, step: index, tile, call, text }
+        let content = self.flat.original_step(first_step + index);
+        StepPlace { rank, lane, step: index, tile, call, content }
     }
 
     /// Each link has one lane at each end, and every message that is sent is received.

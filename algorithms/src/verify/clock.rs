@@ -34,7 +34,7 @@ pub(super) struct VectorClocks {
     /// By lane its component in a row.
     columns: Vec<u32>,
     width: usize,
-    own: Vec<LaneClock>,
+    lanes: Vec<LaneClock>,
     rows: Vec<u32>,
     /// By row how many stamps and lanes refer to it.
     readers: Vec<u32>,
@@ -53,18 +53,18 @@ impl VectorClocks {
     /// need different ones.
     pub(super) fn new(columns: Vec<u32>) -> Self {
         let width = columns.iter().max().map_or(0, |&column| column as usize + 1);
-        let own = vec![LaneClock { count: 0, row: NONE, received: Vec::new() }; columns.len()];
-        Self { columns, width, own, rows: Vec::new(), readers: Vec::new(), free: Vec::new() }
+        let lanes = vec![LaneClock { count: 0, row: NONE, received: Vec::new() }; columns.len()];
+        Self { columns, width, lanes, rows: Vec::new(), readers: Vec::new(), free: Vec::new() }
     }
 
     /// Notes a firing: the lane is at this moment now.
     pub(super) fn set(&mut self, now: LaneMoment) {
-        self.own[now.lane as usize].count = now.count;
+        self.lanes[now.lane as usize].count = now.count;
     }
 
     /// The lane comes after the firing that left the stamp. This copy of the stamp is used up.
     pub(super) fn join(&mut self, lane: u32, stamp: ClockStamp) {
-        let received = &mut self.own[lane as usize].received;
+        let received = &mut self.lanes[lane as usize].received;
         match received.last_mut() {
             // A later stamp of a lane includes all that an earlier one does.
             Some(last) if last.at.lane == stamp.at.lane && last.at.count <= stamp.at.count => {
@@ -77,7 +77,7 @@ impl VectorClocks {
 
     /// Whether `moment` comes before the present firing of `lane` in every execution.
     pub(super) fn is_before(&self, moment: LaneMoment, lane: u32) -> bool {
-        let LaneClock { count, row, received } = &self.own[lane as usize];
+        let LaneClock { count, row, received } = &self.lanes[lane as usize];
         if moment.lane == lane {
             return moment.count <= *count;
         }
@@ -92,18 +92,18 @@ impl VectorClocks {
 
     /// The stamp of the present firing of `lane`, to be joined `readers` times.
     pub(super) fn publish(&mut self, lane: u32, readers: u32) -> ClockStamp {
-        let received = std::mem::take(&mut self.own[lane as usize].received);
+        let received = std::mem::take(&mut self.lanes[lane as usize].received);
         if !received.is_empty() {
-            let row = self.writable(self.own[lane as usize].row);
-            self.own[lane as usize].row = row;
+            let row = self.writable(self.lanes[lane as usize].row);
+            self.lanes[lane as usize].row = row;
             for stamp in &received {
                 self.merge(row, *stamp);
             }
             // The list goes back so that its allocation is used again.
-            self.own[lane as usize].received = received;
-            self.own[lane as usize].received.clear();
+            self.lanes[lane as usize].received = received;
+            self.lanes[lane as usize].received.clear();
         }
-        let LaneClock { count, row, .. } = self.own[lane as usize];
+        let LaneClock { count, row, .. } = self.lanes[lane as usize];
         if row != NONE {
             self.readers[row as usize] += readers;
         }

@@ -46,14 +46,14 @@ pub struct StepPlace {
     /// 0 for the schedule under proof, 1 for the exchange that follows it.
     pub call: usize,
     /// The step.
-    pub text: Step,
+    pub content: Step,
 }
 
 impl fmt::Display for StepPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rank, lane, step, tile, call, text } = self;
+        let Self { rank, lane, step, tile, call, content } = self;
         let call = if *call == 0 { "" } else { " of the call after it" };
-        write!(f, "rank {rank}, lane {lane}, step {step}, tile {tile}{call}: {text}")
+        write!(f, "rank {rank}, lane {lane}, step {step}, tile {tile}{call}: {content}")
     }
 }
 

@@ -7,6 +7,7 @@
 use super::call::ExecutedCall;
 use super::counterexample::{BlockedLane, MessageSemantics};
 use super::memory::CellLayout;
+use super::numbering::MessageNumbering;
 use crate::flat::{FlatLane, FlatLink, StepView};
 use crate::types::Rank;
 
@@ -19,61 +20,6 @@ pub(super) struct Firing {
     pub(super) position: u32,
     pub(super) step: u32,
     pub(super) tile: u32,
-}
-
-/// Numbers the messages of each link over all tiles and calls, and the slots that they take. A link
-/// has as many slots as credits, so a slot is free again when its message is released.
-pub(super) struct MessageNumbering {
-    /// By call and link the number of the first message.
-    first: Vec<Vec<u32>>,
-    /// By link the number of the first slot, and how many slots there are.
-    slots: Vec<(u32, u32)>,
-    /// The number of slots of all links.
-    pub(super) total: usize,
-}
-
-impl MessageNumbering {
-    pub(super) fn new(calls: &[ExecutedCall], credit: u32) -> Self {
-        let links = calls.iter().map(|call| call.flat.links.len()).max().unwrap_or(0);
-        let mut messages = vec![0; links];
-        let mut first = Vec::with_capacity(calls.len());
-        for call in calls {
-            first.push(messages.clone());
-            for (sum, link) in messages.iter_mut().zip(&call.flat.links) {
-                *sum += link.sent * call.tiles;
-            }
-        }
-        let mut total = 0;
-        let slots = messages
-            .iter()
-            .map(|&messages| {
-                let slots = (total, messages.min(credit));
-                total += slots.1;
-                slots
-            })
-            .collect();
-        Self { first, slots, total: total as usize }
-    }
-
-    /// The number, over all tiles and calls, of message `ordinal` of a tile of call number
-    /// `number`, which is `call`.
-    pub(super) fn message(
-        &self,
-        number: usize,
-        call: &ExecutedCall,
-        tile: u32,
-        link: u32,
-        ordinal: u32,
-    ) -> u32 {
-        let link = link as usize;
-        self.first[number][link] + tile * call.flat.links[link].sent + ordinal
-    }
-
-    /// The slot of that message of the link.
-    pub(super) fn slot(&self, link: u32, message: u32) -> usize {
-        let (first, count) = self.slots[link as usize];
-        (first + message % count) as usize
-    }
 }
 
 /// Why an execution ended early.
@@ -262,27 +208,27 @@ impl<'a> Execution<'a> {
         if call > 0 && position == 0 && tile == 0 && self.open[call - 1][rank as usize] > 0 {
             return LaneWait::FormerCall;
         }
-        let text = executed.flat.step(step);
-        for after in text.after {
+        let view = executed.flat.step(step);
+        for after in view.after {
             let position = after.step - executed.flat.lanes[after.lane as usize].first_step;
             let wait = self.until_done(call, after.lane, position, tile);
             if wait != LaneWait::Nothing {
                 return wait;
             }
         }
-        for (link, _) in text.received() {
+        for (link, _) in view.received() {
             let traffic = &self.links[link as usize];
             if traffic.sent == traffic.received {
                 return LaneWait::Message(link);
             }
         }
-        for (link, _) in text.sent() {
+        for (link, _) in view.sent() {
             let traffic = &self.links[link as usize];
             if traffic.sent - traffic.received >= self.credit {
                 return LaneWait::Credit(link);
             }
         }
-        self.own_loan(call, lane, rank, tile, text)
+        self.own_loan(call, lane, rank, tile, view)
     }
 
     /// What a step that `after` names has to wait for until it is done.
@@ -334,14 +280,14 @@ impl<'a> Execution<'a> {
         let Firing { call, lane, step, tile, position } = *firing;
         let executed = &self.calls[call];
         let FlatLane { rank, steps, .. } = *self.lane(call, lane);
-        let text = executed.flat.step(step);
-        for (link, _) in text.received() {
+        let view = executed.flat.step(step);
+        for (link, _) in view.received() {
             self.release(call, link);
         }
         let count = tile * steps + position;
-        let lends = self.semantics == MessageSemantics::Rendezvous && text.lent().next().is_some();
+        let lends = self.semantics == MessageSemantics::Rendezvous && view.lent().next().is_some();
         let mut pending = 0;
-        for (link, _) in text.sent() {
+        for (link, _) in view.sent() {
             let message = self.links[link as usize].sent;
             self.links[link as usize].sent += 1;
             self.lenders[self.numbering.slot(link, message)] = if lends { count } else { COPY };

@@ -22,8 +22,9 @@
 use super::call::ExecutedCall;
 use super::clock::{ClockStamp, LaneMoment, VectorClocks};
 use super::counterexample::{AccessKind, ChunkAccess, Violation};
-use super::execution::{Firing, MessageNumbering};
+use super::execution::Firing;
 use super::memory::CellLayout;
+use super::numbering::MessageNumbering;
 use crate::flat::StepView;
 use crate::schedule::Chunk;
 
@@ -137,20 +138,20 @@ impl<'a> RaceDetector<'a> {
         }
         let count = tile * call.flat.lanes[lane as usize].steps + position + 1;
         let now = LaneMoment { lane, count };
-        let text = call.flat.step(step);
+        let view = call.flat.step(step);
         self.clocks.set(now);
-        self.follow(firing, text, now);
-        let loan = self.lend(firing, text);
-        self.use_memory(firing, text, now, loan)?;
-        self.publish(firing, text, loan);
+        self.follow(firing, view, now);
+        let loan = self.lend(firing, view);
+        self.use_memory(firing, view, now, loan)?;
+        self.publish(firing, view, loan);
         Ok(())
     }
 
     /// Joins the clocks of all that the firing comes after.
-    fn follow(&mut self, firing: &Firing, text: StepView<'_>, now: LaneMoment) {
+    fn follow(&mut self, firing: &Firing, view: StepView<'_>, now: LaneMoment) {
         let Firing { lane, tile, .. } = *firing;
         let call = self.call;
-        for after in text.after {
+        for after in view.after {
             let (stamp, loan) = self.done[self.done_index(after.step, tile)];
             self.clocks.join(lane, stamp);
             if loan != NONE {
@@ -160,7 +161,7 @@ impl<'a> RaceDetector<'a> {
         if self.scope == ClockScope::Rank {
             return;
         }
-        for (link, ordinal) in text.received() {
+        for (link, ordinal) in view.received() {
             let message = self.numbering.message(0, call, tile, link, ordinal);
             let (stamp, loan) = self.messages[self.numbering.slot(link, message)];
             self.clocks.join(lane, stamp);
@@ -173,12 +174,12 @@ impl<'a> RaceDetector<'a> {
     }
 
     /// Begins a loan if the step's messages may be contested memory.
-    fn lend(&mut self, firing: &Firing, text: StepView<'_>) -> u32 {
-        let mut lent = text.lent();
+    fn lend(&mut self, firing: &Firing, view: StepView<'_>) -> u32 {
+        let mut lent = view.lent();
         if !lent.any(|chunk| self.contested.number(self.cell(firing, chunk)) != NONE) {
             return NONE;
         }
-        let pending = text.sent().count() as u32;
+        let pending = view.sent().count() as u32;
         self.loans.push(MemoryLoan { pending, receivers: Vec::new(), waiters: Vec::new() });
         self.loans.len() as u32 - 1
     }
@@ -200,12 +201,12 @@ impl<'a> RaceDetector<'a> {
     fn use_memory(
         &mut self,
         firing: &Firing,
-        text: StepView<'_>,
+        view: StepView<'_>,
         now: LaneMoment,
         loan: u32,
     ) -> Result<(), Violation> {
         let lane = firing.lane;
-        for chunk in text.read() {
+        for chunk in view.read() {
             let Some(index) = self.uses_index(firing, chunk) else { continue };
             let uses = &mut self.uses[index];
             if let Some(write) = uses.write.filter(|&write| !self.clocks.is_before(write, lane)) {
@@ -213,7 +214,7 @@ impl<'a> RaceDetector<'a> {
             }
             uses.reads.push(CellRead { at: now, loan: None });
         }
-        for chunk in text.written() {
+        for chunk in view.written() {
             let Some(index) = self.uses_index(firing, chunk) else { continue };
             let uses = &self.uses[index];
             if let Some(write) = uses.write.filter(|&write| !self.clocks.is_before(write, lane)) {
@@ -239,7 +240,7 @@ impl<'a> RaceDetector<'a> {
             self.uses[index].reads.clear();
         }
         if loan != NONE {
-            for chunk in text.lent() {
+            for chunk in view.lent() {
                 if let Some(index) = self.uses_index(firing, chunk) {
                     self.uses[index].reads.push(CellRead { at: now, loan: Some(loan) });
                 }
@@ -257,19 +258,19 @@ impl<'a> RaceDetector<'a> {
     }
 
     /// Leaves the stamp of the firing with its messages and for the steps that wait for it.
-    fn publish(&mut self, firing: &Firing, text: StepView<'_>, loan: u32) {
+    fn publish(&mut self, firing: &Firing, view: StepView<'_>, loan: u32) {
         let Firing { lane, step, tile, .. } = *firing;
         let waiting_steps = self.waiting_steps[step as usize];
         let sent = match self.scope {
             ClockScope::Rank => 0,
-            ClockScope::AllRanks => text.sent().count() as u32,
+            ClockScope::AllRanks => view.sent().count() as u32,
         };
         if waiting_steps + sent == 0 {
             return;
         }
         let stamp = self.clocks.publish(lane, waiting_steps + sent);
         if sent > 0 {
-            for (link, ordinal) in text.sent() {
+            for (link, ordinal) in view.sent() {
                 let message = self.numbering.message(0, self.call, tile, link, ordinal);
                 self.messages[self.numbering.slot(link, message)] = (stamp, loan);
             }

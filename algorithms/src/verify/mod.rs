@@ -87,6 +87,7 @@ mod execution;
 mod hazard;
 mod memory;
 mod next_call;
+mod numbering;
 mod term;
 mod tree;
 mod values;
@@ -103,9 +104,10 @@ pub use tree::{ReductionTree, TreeNode};
 use crate::schedule::{Class, Schedule};
 use crate::types::Rank;
 use call::ExecutedCall;
-use execution::{Execution, ExecutionHalt, MessageNumbering};
+use execution::{Execution, ExecutionHalt};
 use hazard::{ClockScope, RaceDetector};
 use memory::CellLayout;
+use numbering::MessageNumbering;
 use term::{TermId, TermTable};
 use values::SymbolicMemory;
 
@@ -287,10 +289,10 @@ impl PlacementRun<'_> {
     /// Reports the deadlock under the semantics with the fewest waits that has it. `cycle` is the
     /// one under the semantics with the most.
     fn deadlock(&self, layout: &CellLayout, cycle: Vec<BlockedLane>) -> Box<Counterexample> {
-        let given = self.schedule.credit;
+        let stated = self.schedule.credit;
         let weaker = [
             (MessageSemantics::Buffered, None),
-            (MessageSemantics::Buffered, Some(given)),
+            (MessageSemantics::Buffered, Some(stated)),
             (MessageSemantics::Rendezvous, None),
         ];
         for (semantics, credit) in weaker {
@@ -301,7 +303,7 @@ impl PlacementRun<'_> {
                 return self.counterexample(Violation::Deadlock { semantics, credit, cycle }, None);
             }
         }
-        let (semantics, credit) = (MessageSemantics::Rendezvous, Some(given));
+        let (semantics, credit) = (MessageSemantics::Rendezvous, Some(stated));
         self.counterexample(Violation::Deadlock { semantics, credit, cycle }, None)
     }
 

@@ -3,8 +3,9 @@
 
 use super::call::{ExecutedCall, has_output};
 use super::counterexample::Violation;
-use super::execution::{Firing, MessageNumbering};
+use super::execution::Firing;
 use super::memory::CellLayout;
+use super::numbering::MessageNumbering;
 use super::term::{SymbolicAlgebra, SymbolicValue, TermId, TermShape, TermTable};
 use super::tree::ReductionTree;
 use crate::flat::FlatOperand;
@@ -60,7 +61,7 @@ impl<'a> SymbolicMemory<'a> {
         let Firing { call, lane, step, tile, .. } = *firing;
         let executed = &self.calls[call];
         let rank = executed.flat.lanes[lane as usize].rank;
-        let text = executed.flat.step(step);
+        let view = executed.flat.step(step);
         let slot = |link: u32, ordinal: u32| {
             self.numbering.slot(link, self.numbering.message(call, executed, tile, link, ordinal))
         };
@@ -87,14 +88,14 @@ impl<'a> SymbolicMemory<'a> {
             FlatOperand::Message { link, ordinal } => self.messages[slot(link, ordinal)],
         };
         let result =
-            evaluate_inputs(&mut symbolic, text.inputs, text.finish, FlatOperand::chunk, read);
+            evaluate_inputs(&mut symbolic, view.inputs, view.finish, FlatOperand::chunk, read);
         if let Some(violation) = violation {
             return Err(violation);
         }
         if let Some(fault) = symbolic.fault {
             return Err(Violation::Algebra(fault));
         }
-        for output in text.outputs {
+        for output in view.outputs {
             match *output {
                 FlatOperand::Local(chunk) => {
                     self.cells[self.layout.cell(call, executed, rank, chunk, tile)] = result;

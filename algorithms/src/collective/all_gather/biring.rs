@@ -17,7 +17,7 @@ use crate::types::{Collective, Rank};
 /// All-gather over a ring of `nranks` in rank order, in both directions.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("biring", Collective::AllGather);
+        return crate::collective::single_rank("biring", Collective::AllGather);
     }
     Schedule::new("biring", Collective::AllGather, nranks, 1, Biring { nranks })
         .with_credit(2)

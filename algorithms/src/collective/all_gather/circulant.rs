@@ -22,7 +22,7 @@ use crate::types::{Collective, Rank};
 /// All-gather over the circulant graph.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("circulant", Collective::AllGather);
+        return crate::collective::single_rank("circulant", Collective::AllGather);
     }
     let (pattern, own) = (Circulant { nranks }, After { lane: 0, step: 0 });
     let spread = Spread { pattern, first_lane: 1, channel: 0, own };
@@ -81,9 +81,9 @@ impl Spread {
         if index == 0 {
             return send.after(self.own.lane, self.own.step);
         }
-        let came = self.pattern.round(index);
-        if index == self.pattern.skip(came) {
-            return send.after(self.receiver(came), self.pattern.moved(came) - 1);
+        let received_in = self.pattern.round(index);
+        if index == self.pattern.skip(received_in) {
+            return send.after(self.receiver(received_in), self.pattern.moved(received_in) - 1);
         }
         send
     }

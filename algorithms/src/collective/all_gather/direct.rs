@@ -16,7 +16,7 @@ use crate::types::{Collective, Rank};
 /// All-gather by direct messages between all ranks.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("direct", Collective::AllGather);
+        return crate::collective::single_rank("direct", Collective::AllGather);
     }
     Schedule::new("direct", Collective::AllGather, nranks, 1, Direct { nranks }).canonical()
 }

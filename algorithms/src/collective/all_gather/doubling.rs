@@ -21,7 +21,7 @@ use crate::types::{Collective, Rank};
 /// All-gather over blocks of ranks that separate.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("doubling", Collective::AllGather);
+        return crate::collective::single_rank("doubling", Collective::AllGather);
     }
     let spread = Spread { nranks, first_lane: 1, channel: 0, own: After { lane: 0, step: 0 } };
     Schedule::new("doubling", Collective::AllGather, nranks, 1, Doubling { spread }).canonical()

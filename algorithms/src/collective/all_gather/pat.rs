@@ -24,7 +24,7 @@ use crate::types::{Collective, Rank};
 /// All-gather over rotated binomial trees.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("pat", Collective::AllGather);
+        return crate::collective::single_rank("pat", Collective::AllGather);
     }
     let pattern = Pat { nranks };
     Schedule::new("pat", Collective::AllGather, nranks, 1, Trees { pattern })

@@ -18,7 +18,7 @@ use crate::types::{Collective, Rank};
 /// All-gather over a ring of `nranks` in rank order.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("ring", Collective::AllGather);
+        return crate::collective::single_rank("ring", Collective::AllGather);
     }
     Schedule::new("ring", Collective::AllGather, nranks, 1, Ring { nranks })
         .with_credit(2)

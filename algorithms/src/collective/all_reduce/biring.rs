@@ -19,7 +19,7 @@ use crate::types::{Collective, Rank};
 /// All-reduce over a ring of `nranks` in rank order, in both directions.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("biring", Collective::AllReduce);
+        return crate::collective::single_rank("biring", Collective::AllReduce);
     }
     Schedule::new("biring", Collective::AllReduce, nranks, nranks, Biring { nranks })
         .with_credit(2)

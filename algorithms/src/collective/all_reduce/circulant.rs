@@ -21,7 +21,7 @@ use crate::types::{Collective, Rank};
 /// All-reduce over the circulant graph.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("circulant", Collective::AllReduce);
+        return crate::collective::single_rank("circulant", Collective::AllReduce);
     }
     let pattern = Circulant { nranks };
     let last = pattern.rounds();

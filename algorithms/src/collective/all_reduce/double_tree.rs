@@ -18,7 +18,7 @@ use crate::types::{Collective, Rank};
 /// All-reduce over two complementary binary trees.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("tree", Collective::AllReduce);
+        return crate::collective::single_rank("tree", Collective::AllReduce);
     }
     Schedule::new("tree", Collective::AllReduce, nranks, 2, DoubleTree { nranks }).with_channels(2)
 }

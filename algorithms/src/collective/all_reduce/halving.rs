@@ -24,7 +24,7 @@ use crate::types::{Collective, Rank};
 /// All-reduce over blocks of ranks that join and then separate.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("halving", Collective::AllReduce);
+        return crate::collective::single_rank("halving", Collective::AllReduce);
     }
     let program = Halving { folds: Folds { nranks } };
     Schedule::new("halving", Collective::AllReduce, nranks, nranks, program)

@@ -22,7 +22,7 @@ use crate::types::{Collective, Rank};
 /// All-reduce by direct exchange of whole vectors.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("oneshot", Collective::AllReduce);
+        return crate::collective::single_rank("oneshot", Collective::AllReduce);
     }
     let program = OneShot { nranks };
     Schedule::new("oneshot", Collective::AllReduce, nranks, 1, program)

@@ -25,7 +25,7 @@ use crate::types::{Collective, Rank};
 /// All-reduce by recursive doubling over aligned blocks.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("doubling", Collective::AllReduce);
+        return crate::collective::single_rank("doubling", Collective::AllReduce);
     }
     Schedule::new("doubling", Collective::AllReduce, nranks, 1, Doubling { nranks })
         .with_scratch(rounds(nranks))

@@ -21,7 +21,7 @@ use crate::types::{Collective, Rank};
 /// All-reduce over a ring of `nranks` in rank order.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("ring", Collective::AllReduce);
+        return crate::collective::single_rank("ring", Collective::AllReduce);
     }
     Schedule::new("ring", Collective::AllReduce, nranks, nranks, Ring { nranks }).with_credit(2)
 }

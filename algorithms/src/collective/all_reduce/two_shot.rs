@@ -21,7 +21,7 @@ use crate::types::{Collective, Rank};
 /// All-reduce by direct reduce-scatter and all-gather.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("twoshot", Collective::AllReduce);
+        return crate::collective::single_rank("twoshot", Collective::AllReduce);
     }
     let program = TwoShot { nranks };
     Schedule::new("twoshot", Collective::AllReduce, nranks, nranks, program)

@@ -38,7 +38,7 @@ use crate::types::{Collective, Rank};
 /// All-to-all over powers of two.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("bruck", Collective::AllToAll);
+        return crate::collective::single_rank("bruck", Collective::AllToAll);
     }
     // Offset 7 is the first with three hops.
     let scratch = if nranks < 8 { 0 } else { nranks };

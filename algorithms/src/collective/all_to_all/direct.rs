@@ -16,7 +16,7 @@ use crate::types::{Collective, Rank};
 /// All-to-all by direct messages between all ranks.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("direct", Collective::AllToAll);
+        return crate::collective::single_rank("direct", Collective::AllToAll);
     }
     Schedule::new("direct", Collective::AllToAll, nranks, 1, Direct { nranks }).canonical()
 }

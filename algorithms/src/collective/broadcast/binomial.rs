@@ -25,7 +25,7 @@ use crate::types::{Collective, Rank};
 pub fn schedule(nranks: u32, root: Rank) -> Schedule {
     let collective = Collective::Broadcast { root };
     if nranks == 1 {
-        return crate::collective::alone("binomial", collective);
+        return crate::collective::single_rank("binomial", collective);
     }
     Schedule::new("binomial", collective, nranks, 1, Binomial { nranks, root }).canonical()
 }

@@ -17,7 +17,7 @@ use crate::types::{Collective, Rank};
 pub fn schedule(nranks: u32, root: Rank) -> Schedule {
     let collective = Collective::Broadcast { root };
     if nranks == 1 {
-        return crate::collective::alone("chain", collective);
+        return crate::collective::single_rank("chain", collective);
     }
     Schedule::new("chain", collective, nranks, 1, Chain { nranks, root }).canonical()
 }

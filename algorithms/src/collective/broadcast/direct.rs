@@ -18,7 +18,7 @@ use crate::types::{Collective, Rank};
 pub fn schedule(nranks: u32, root: Rank) -> Schedule {
     let collective = Collective::Broadcast { root };
     if nranks == 1 {
-        return crate::collective::alone("direct", collective);
+        return crate::collective::single_rank("direct", collective);
     }
     Schedule::new("direct", collective, nranks, 1, Direct { nranks, root }).canonical()
 }

@@ -21,7 +21,7 @@ use crate::types::{Collective, Rank};
 pub fn schedule(nranks: u32, root: Rank) -> Schedule {
     let collective = Collective::Broadcast { root };
     if nranks == 1 {
-        return crate::collective::alone("tree", collective);
+        return crate::collective::single_rank("tree", collective);
     }
     Schedule::new("tree", collective, nranks, 2, DoubleTree { nranks, root })
         .with_channels(2)

@@ -24,7 +24,7 @@ use crate::types::{Collective, Rank};
 pub fn schedule(nranks: u32, root: Rank) -> Schedule {
     let collective = Collective::Broadcast { root };
     if nranks == 1 {
-        return crate::collective::alone("scatter", collective);
+        return crate::collective::single_rank("scatter", collective);
     }
     Schedule::new("scatter", collective, nranks, nranks - 1, Parts { nranks, root }).canonical()
 }

@@ -22,7 +22,7 @@ use crate::types::{Collective, Rank};
 pub fn schedule(nranks: u32, root: Rank) -> Schedule {
     let collective = Collective::Reduce { root };
     if nranks == 1 {
-        return crate::collective::alone("binomial", collective);
+        return crate::collective::single_rank("binomial", collective);
     }
     Schedule::new("binomial", collective, nranks, 1, Binomial { nranks, root })
         .with_scratch(1)
@@ -48,8 +48,8 @@ impl Program for Binomial {
         let kept = if rank == root { output(0) } else { scratch(0) };
         let own = if index == 0 { input(0) } else { kept };
         let is_last = index + 1 == self.steps(rank, 0);
-        let given = receiver(rank, root, nranks).filter(|_| is_last);
-        let target = given.map_or(kept, |to| peer(to, 0));
+        let receiver_now = receiver(rank, root, nranks).filter(|_| is_last);
+        let target = receiver_now.map_or(kept, |to| peer(to, 0));
         let Some(merge) = merges(rank, root, nranks).nth(index as usize) else {
             return Step::new([own], [target]);
         };

@@ -34,7 +34,7 @@ const LATER: u32 = 4;
 pub fn schedule(nranks: u32, root: Rank) -> Schedule {
     let collective = Collective::Reduce { root };
     if nranks == 1 {
-        return crate::collective::alone("circulant", collective);
+        return crate::collective::single_rank("circulant", collective);
     }
     let program = Circulant { nranks, root };
     let turns = program.turns(root);

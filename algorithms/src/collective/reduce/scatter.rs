@@ -23,7 +23,7 @@ use crate::types::{Collective, Rank};
 pub fn schedule(nranks: u32, root: Rank) -> Schedule {
     let collective = Collective::Reduce { root };
     if nranks == 1 {
-        return crate::collective::alone("scatter", collective);
+        return crate::collective::single_rank("scatter", collective);
     }
     let program = Parts { nranks, root };
     Schedule::new("scatter", collective, nranks, nranks - 1, program)

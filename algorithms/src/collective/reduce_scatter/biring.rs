@@ -20,7 +20,7 @@ use crate::types::{Collective, Rank};
 /// Reduce-scatter over a ring of `nranks` in rank order, in both directions.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("biring", Collective::ReduceScatter);
+        return crate::collective::single_rank("biring", Collective::ReduceScatter);
     }
     Schedule::new("biring", Collective::ReduceScatter, nranks, 1, Biring { nranks })
         .with_credit(2)

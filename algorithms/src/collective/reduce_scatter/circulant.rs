@@ -27,7 +27,7 @@ use crate::types::{Collective, Rank};
 /// Reduce-scatter over the circulant graph.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("circulant", Collective::ReduceScatter);
+        return crate::collective::single_rank("circulant", Collective::ReduceScatter);
     }
     with_closing(nranks, Closing::WIDTH)
 }

@@ -16,7 +16,7 @@ use crate::types::{Collective, Rank};
 /// Reduce-scatter by direct messages between all ranks.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("direct", Collective::ReduceScatter);
+        return crate::collective::single_rank("direct", Collective::ReduceScatter);
     }
     let program = Direct { nranks };
     Schedule::new("direct", Collective::ReduceScatter, nranks, 1, program)

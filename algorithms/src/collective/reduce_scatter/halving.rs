@@ -28,7 +28,7 @@ use crate::types::{Collective, Rank};
 /// Reduce-scatter over blocks of ranks that join.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("halving", Collective::ReduceScatter);
+        return crate::collective::single_rank("halving", Collective::ReduceScatter);
     }
     with_closing(nranks, Closing::WIDTH)
 }

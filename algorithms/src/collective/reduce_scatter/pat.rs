@@ -25,7 +25,7 @@ use crate::types::{Collective, Rank};
 /// Reduce-scatter over rotated binomial trees.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("pat", Collective::ReduceScatter);
+        return crate::collective::single_rank("pat", Collective::ReduceScatter);
     }
     let pattern = Pat { nranks };
     Schedule::new("pat", Collective::ReduceScatter, nranks, 1, Trees { pattern })

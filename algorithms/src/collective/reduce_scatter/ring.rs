@@ -20,7 +20,7 @@ use crate::types::{Collective, Rank};
 /// Reduce-scatter over a ring of `nranks` in rank order.
 pub fn schedule(nranks: u32) -> Schedule {
     if nranks == 1 {
-        return crate::collective::alone("ring", Collective::ReduceScatter);
+        return crate::collective::single_rank("ring", Collective::ReduceScatter);
     }
     Schedule::new("ring", Collective::ReduceScatter, nranks, 1, Ring { nranks }).with_credit(2)
 }
