@@ -109,7 +109,7 @@ struct MessageEnd {
 }
 
 impl FlatSchedule {
-    /// The flat form of `schedule`, which is asked for every step once.
+    /// The flat form of `schedule`. Every step is computed once.
     ///
     /// # Panics
     /// If a step names a rank that does not exist, or waits for a step that does not exist.

@@ -51,10 +51,10 @@ fn operands_exist_and_outputs_are_distinct() {
         "peer 1.c0 does not exist",
     );
     malformed(one_rank(1, vec![vec![Step::new([input(0)], [peer(0, 0)])]]), "no link to itself");
-    malformed(one_rank(1, vec![vec![Step::new([input(0)], [input(0)])]]), "never written");
+    malformed(one_rank(1, vec![vec![Step::new([input(0)], [input(0)])]]), "must not be written");
     malformed(
         one_rank(1, vec![vec![Step::new([input(0)], [output(0), output(0)])]]),
-        "twice an output",
+        "an output twice",
     );
     malformed(
         one_rank(1, vec![vec![Step::new([input(0)], [output(0)]).finishing()]]),
@@ -62,21 +62,21 @@ fn operands_exist_and_outputs_are_distinct() {
     );
     malformed(
         one_rank(1, vec![vec![Step::new([input(0)], [output(0)]).after(0, 0)]]),
-        "other lanes",
+        "must name another lane",
     );
     malformed(
         one_rank(1, vec![vec![Step::new([input(0)], [output(0)]).after(1, 0)]]),
         "no step 1:0",
     );
-    malformed(one_rank(1, vec![]).with_credit(0), "start at one");
-    malformed(one_rank(1, vec![]).with_channels(0), "start at one");
+    malformed(one_rank(1, vec![]).with_credit(0), "at least one");
+    malformed(one_rank(1, vec![]).with_channels(0), "at least one");
     let third = vec![vec![Step::new([input(0)], [peer(1, 2)])]];
     malformed(two_ranks(COPY, [third, vec![]]), "peer 1.c2 is on a channel that is not below 2");
     let twice = [
         vec![vec![Step::new([input(0)], [output(0), peer(1, 0)])]],
         vec![vec![Step::new([peer(0, 0), peer(0, 0)], [output(0)])]],
     ];
-    malformed(two_ranks(COPY, twice), "twice an input");
+    malformed(two_ranks(COPY, twice), "an input twice");
     let absent = [vec![vec![]], vec![vec![Step::new([input(0)], [scratch(0)])]]];
     malformed(two_ranks(COPY, absent), "in0 does not exist on this rank");
 }
@@ -151,7 +151,7 @@ fn every_contribution_counts_once_and_is_finished_once() {
         step(&[scratch(1), scratch(0)], &both),
     ]));
     assert!(
-        counterexample.to_string().contains("finished that has ranks 0 only"),
+        counterexample.to_string().contains("only the contributions of ranks 0"),
         "{counterexample}"
     );
 

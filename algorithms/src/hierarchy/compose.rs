@@ -206,9 +206,9 @@ impl PlacedComponent<'_> {
     /// The steps whose messages may be memory of the component's input or output.
     fn lending_steps(&self) -> impl Iterator<Item = After> + '_ {
         (0..self.lanes).flat_map(move |lane| {
-            let (each, skipped) = (self.steps_per_run(lane), self.skipped(lane));
+            let (per_run, skipped) = (self.steps_per_run(lane), self.skipped(lane));
             (0..self.steps_per_tile(lane)).filter_map(move |step| {
-                let lends = lends(&self.own_step(lane, step % each + skipped));
+                let lends = lends(&self.own_step(lane, step % per_run + skipped));
                 lends.then_some(After { lane: self.first + lane, step })
             })
         })

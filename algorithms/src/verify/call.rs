@@ -126,7 +126,7 @@ fn unbalanced(link: &FlatLink) -> Violation {
 fn check_declarations(schedule: &Schedule) -> Result<(), Box<IllFormed>> {
     let Schedule { nranks, parts, credit, channels, collective, .. } = *schedule;
     let reason = if nranks == 0 || parts == 0 || credit == 0 || channels == 0 {
-        "ranks, parts, credits and channels start at one"
+        "ranks, parts, credits and channels must each be at least one"
     } else if collective.root().is_some_and(|root| root >= nranks) {
         "the root is not among the ranks"
     } else {
@@ -162,22 +162,26 @@ impl StepCheck<'_> {
         }
         for (i, output) in step.outputs.iter().enumerate() {
             if matches!(output, Operand::Local(Chunk::Input(_))) {
-                return Err(format!("{output} is of the send buffer, which is never written"));
+                return Err(format!(
+                    "{output} is a chunk of the send buffer, which must not be written"
+                ));
             }
             if step.outputs[..i].contains(output) {
-                return Err(format!("{output} is twice an output"));
+                return Err(format!("{output} is an output twice"));
             }
         }
         for (i, input) in step.inputs.iter().enumerate() {
             if matches!(input, Operand::Peer { .. }) && step.inputs[..i].contains(input) {
                 return Err(format!(
-                    "{input} is twice an input; a step takes one message of a link"
+                    "{input} is an input twice; a step receives at most one message of a link"
                 ));
             }
         }
         for after in &step.after {
             if after.lane == lane.index {
-                return Err("`after` is for other lanes; a lane is in order by itself".to_owned());
+                return Err(
+                    "`after` must name another lane; a lane is in order by itself".to_owned()
+                );
             }
             if lanes.get(after.lane as usize).is_none_or(|other| after.step >= other.steps) {
                 return Err(format!("there is no step {}:{}", after.lane, after.step));

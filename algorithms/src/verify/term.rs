@@ -159,7 +159,10 @@ impl TermTable {
             return Err("a reduction is finished twice".to_owned());
         }
         if !self.is_complete(term) {
-            return Err(format!("a reduction is finished that has ranks {} only", self.list(term)));
+            return Err(format!(
+                "a reduction is finished that has only the contributions of ranks {}",
+                self.list(term)
+            ));
         }
         Ok(self.intern(TermShape::Finish(term), self.origin(term), (term, term)))
     }
