@@ -1,4 +1,4 @@
-//! One collective call, as the caller states it, and what of it decides about its plan.
+//! Calls as the caller states them, and the part of a call on which its plan depends.
 
 use std::sync::Arc;
 
@@ -7,17 +7,19 @@ use maypole_algorithms::{Collective, DType, Rank, RedOp};
 use crate::error::Error;
 use crate::reduce::Reduction;
 
-/// What a caller asks for. Pointers are to host memory; `nccl.h`'s rules for in-place use apply.
+/// A collective call. Pointers are to memory of the host, or to memory that the device of the
+/// communicator reaches. The rules of `nccl.h` for calls in place apply.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
-    /// What is to be achieved.
+    /// The collective.
     pub collective: Collective,
     /// The send buffer: `count` elements per block, see [`Collective`].
     pub send: *const u8,
-    /// The receive buffer, likewise.
+    /// The receive buffer: `count` elements per block, see [`Collective`].
     pub recv: *mut u8,
-    /// Elements per block: for all-reduce, broadcast and reduce the length of the vector; for all-gather what each rank sends, for
-    /// reduce-scatter what each rank receives.
+    /// The elements of each block. For all-reduce, broadcast and reduce a block is the whole
+    /// vector; for all-gather and gather what each rank sends; for reduce-scatter and scatter what
+    /// each rank receives; for all-to-all what each rank sends to each other.
     pub count: usize,
     /// The element type.
     pub dtype: DType,
@@ -25,38 +27,41 @@ pub struct Call {
     pub reduction: Reduction,
 }
 
-/// Blocks of a buffer: block `i` is `counts[i]` elements from element `displacements[i]` on. Blocks may lie in any order,
-/// with gaps between them; blocks that are written must not overlap.
+/// Blocks of a buffer, for vector collectives: block `i` is `counts[i]` elements from element
+/// `displacements[i]` on. Blocks may lie in any order and have gaps between them. Blocks that are
+/// written must not overlap.
 #[derive(Clone, Copy, Debug)]
 pub struct Blocks<'a> {
-    /// Elements of each block.
+    /// The number of elements of each block.
     pub counts: &'a [usize],
-    /// Where each block begins, in elements.
+    /// The first element of each block.
     pub displacements: &'a [usize],
 }
 
-/// A collective call whose blocks differ in length from rank to rank. Pointers are to host memory.
+/// A vector collective: its blocks differ in length between ranks. Pointers are as in [`Call`].
 ///
 /// | collective | `sends` | `recvs` | who must agree |
 /// |---|---|---|---|
-/// | `AllGather` | one block, the own contribution | a block per rank | all ranks on all counts |
-/// | `ReduceScatter` | a block per rank | one block, the own result | all ranks on all counts |
-/// | `AllToAll` | a block per rank | a block per rank | each pair on what it exchanges |
-/// | `Gather` | one block | on the root a block per rank, elsewhere none | each rank with the root |
-/// | `Scatter` | on the root a block per rank, elsewhere none | one block | each rank with the root |
+/// | `AllGather` | this rank's contribution | a block per rank | all ranks on all counts |
+/// | `ReduceScatter` | a block per rank | this rank's result | all ranks on all counts |
+/// | `AllToAll` | a block per rank | a block per rank | each pair on its two blocks |
+/// | `Gather` | one block | root: a block per rank | each rank with the root |
+/// | `Scatter` | root: a block per rank | one block | each rank with the root |
 ///
-/// In place, where `nccl.h` has that for the even forms: the one block is the memory of the rank's own block on the other side.
+/// On ranks other than the root, a gather has no `recvs` and a scatter no `sends`. In place, where
+/// `nccl.h` allows that for the ordinary collective, the one block is the memory of this rank's own
+/// block on the other side.
 #[derive(Clone, Copy, Debug)]
 pub struct VectorCall<'a> {
-    /// One of the five above.
+    /// One of these five.
     pub collective: Collective,
     /// The send buffer.
     pub send: *const u8,
-    /// Its blocks.
+    /// The blocks of the send buffer.
     pub sends: Blocks<'a>,
     /// The receive buffer.
     pub recv: *mut u8,
-    /// Its blocks.
+    /// The blocks of the receive buffer.
     pub recvs: Blocks<'a>,
     /// The element type.
     pub dtype: DType,
@@ -64,7 +69,7 @@ pub struct VectorCall<'a> {
     pub reduction: Reduction,
 }
 
-/// A piece of a buffer, in elements.
+/// A range of elements of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
 pub(crate) struct Extent {
     pub(crate) start: usize,
@@ -72,41 +77,42 @@ pub(crate) struct Extent {
 }
 
 impl Extent {
-    /// The part that tile number `tile` covers, in tiles of `elements`.
+    /// The part of it that tile number `tile` covers, in tiles of `elements` elements.
     pub(crate) fn slice(self, elements: usize, tile: u64) -> Self {
         let skip = (tile as usize * elements).min(self.len);
         Self { start: self.start + skip, len: elements.min(self.len - skip) }
     }
 
-    /// Whether they have an element in common.
+    /// Whether the two have an element in common.
     pub(crate) fn overlaps(self, other: Self) -> bool {
         self.start.max(other.start) < (self.start + self.len).min(other.start + other.len)
     }
 }
 
-/// What is to be done, apart from where its memory is: all that a choice and a plan depend on.
+/// What a call asks for, without its memory: all that the choice of a schedule and a plan depend
+/// on.
 #[derive(Clone, Debug)]
 pub(crate) struct Task {
     pub(crate) collective: Collective,
     pub(crate) extents: Extents,
     pub(crate) dtype: DType,
-    /// With the scalar of one call, which may differ in the next.
+    /// With the scalar of one call; the next call by the same plan may have another.
     pub(crate) reduction: Reduction,
-    /// It is a barrier, whatever the rest says of how that is made.
+    /// The call is a barrier, which is made of the collective that the other fields say.
     pub(crate) barrier: bool,
 }
 
-/// Where the ranks' blocks lie.
+/// The blocks of all ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Extents {
-    /// One after the other, each of so many elements.
+    /// Blocks of so many elements each, one after the other.
     Even(usize),
-    /// As listed, by rank.
+    /// Blocks of a vector collective, by rank.
     Vector(Arc<[Extent]>),
 }
 
 impl Extents {
-    /// Elements of the longest block.
+    /// The number of elements of the longest block.
     pub(crate) fn longest(&self) -> usize {
         match self {
             Self::Even(count) => *count,
@@ -131,8 +137,8 @@ impl From<&Call> for Task {
 }
 
 impl Task {
-    /// No collective waits for all ranks and moves nothing; an all-reduce of one byte waits for all ranks: it is proved that its result
-    /// holds the contribution of each.
+    /// A barrier: an all-reduce of one byte. It is proved that its result holds the contribution of
+    /// each rank, so it waits for all of them.
     pub(crate) fn barrier() -> Self {
         let call = Call {
             collective: Collective::AllReduce,
@@ -145,24 +151,30 @@ impl Task {
         Self { barrier: true, ..Self::from(&call) }
     }
 
-    /// How contributions are combined. Collectives that do not reduce move them as they are, whatever the call says.
+    /// The reduction that the call runs with. Collectives that do not reduce copy elements as they
+    /// are, whatever the call says.
     pub(crate) fn reduction(&self) -> Reduction {
         if self.collective.reduces() { self.reduction } else { RedOp::Max.into() }
     }
 
-    /// Bytes of the longest block.
+    /// The number of bytes of the longest block.
     pub(crate) fn bytes(&self) -> usize {
         self.extents.longest().saturating_mul(self.dtype.size())
     }
 }
 
 impl<'a> Blocks<'a> {
+    /// Blocks of these lengths that begin at these elements.
+    pub const fn new(counts: &'a [usize], displacements: &'a [usize]) -> Self {
+        Self { counts, displacements }
+    }
+
     /// One block at the beginning of the buffer.
     pub const fn one(count: &'a usize) -> Self {
         Self { counts: std::slice::from_ref(count), displacements: &[0] }
     }
 
-    /// No blocks: there is no buffer.
+    /// No blocks, where a rank has no buffer.
     pub const fn none() -> Self {
         Self { counts: &[], displacements: &[] }
     }
@@ -172,23 +184,25 @@ impl<'a> Blocks<'a> {
         Extent { start: self.displacements[index], len: self.counts[index] }
     }
 
+    /// All blocks, in their order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Extent> + 'a {
         let pairs = self.displacements.iter().zip(self.counts);
         pairs.map(|(&start, &len)| Extent { start, len })
     }
 
-    /// Elements that a buffer must have for these blocks.
+    /// The number of elements that a buffer must have to hold these blocks.
     pub(crate) fn end(&self) -> usize {
         let ends = self.iter().filter(|e| e.len > 0).map(|e| e.start.saturating_add(e.len));
         ends.max().unwrap_or(0)
     }
 
-    /// That there are as many as the `side` of a call has, and that a buffer of `size` bytes per element can hold them.
+    /// Checks that there are `expected` blocks on the `side` of a call, and that a buffer of `size`
+    /// bytes per element can hold them.
     fn check(&self, side: &str, expected: usize, size: usize) -> Result<(), Error> {
         let Self { counts, displacements } = self;
         if counts.len() != expected || displacements.len() != expected {
             return Err(invalid(format!(
-                "{} counts and {} displacements of {side} blocks, which are {expected} on this rank",
+                "{} counts and {} displacements of {side} blocks; this rank needs {expected} of each",
                 counts.len(),
                 displacements.len()
             )));
@@ -199,6 +213,7 @@ impl<'a> Blocks<'a> {
         Ok(())
     }
 
+    /// Whether any two blocks overlap.
     fn overlap(&self) -> bool {
         let mut extents: Vec<Extent> = self.iter().filter(|e| e.len > 0).collect();
         extents.sort_unstable_by_key(|e| e.start);
@@ -207,7 +222,7 @@ impl<'a> Blocks<'a> {
 }
 
 impl VectorCall<'_> {
-    /// That it is a call that rank `rank` of `nranks` can make.
+    /// Checks that rank `rank` of `nranks` can make this call.
     pub(crate) fn check(&self, rank: Rank, nranks: u32) -> Result<(), Error> {
         let all = nranks as usize;
         let at_root = |root: Rank| if root == rank { all } else { 0 };
@@ -217,7 +232,7 @@ impl VectorCall<'_> {
             Collective::AllToAll => (all, all),
             Collective::Gather { root } => (1, at_root(root)),
             Collective::Scatter { root } => (at_root(root), 1),
-            other => return Err(invalid(format!("{other} has no blocks that could be uneven"))),
+            other => return Err(invalid(format!("{other} is not a vector collective"))),
         };
         if let Some(root) = self.collective.root().filter(|&r| r >= nranks) {
             return Err(no_such_root(root, nranks));
@@ -225,7 +240,7 @@ impl VectorCall<'_> {
         self.sends.check("send", sends, self.dtype.size())?;
         self.recvs.check("receive", recvs, self.dtype.size())?;
         let own = rank as usize;
-        let (here, there) = match self.collective {
+        let (one_side, other_side) = match self.collective {
             Collective::ReduceScatter => (self.recvs.counts[0], self.sends.counts[own]),
             Collective::Scatter { .. } if sends == 0 => return Ok(()),
             Collective::Scatter { .. } => (self.recvs.counts[0], self.sends.counts[own]),
@@ -233,10 +248,11 @@ impl VectorCall<'_> {
             Collective::Gather { .. } if recvs == 0 => return Ok(()),
             _ => (self.sends.counts[0], self.recvs.counts[own]),
         };
-        if here != there {
+        if one_side != other_side {
             let name = self.collective.name();
             return Err(invalid(format!(
-                "{name}_v whose own block is of {here} elements on one side and of {there} on the other"
+                "{name}_v with {one_side} elements in this rank's own block on one side and {other_side} on the \
+                 other"
             )));
         }
         if self.recvs.overlap() {
@@ -250,8 +266,10 @@ fn invalid(what: String) -> Error {
     Error::InvalidArgument { what }
 }
 
-/// A root that is none of the ranks.
+/// The error for a root that is not a rank of the communicator.
 #[cold]
 pub(crate) fn no_such_root(root: Rank, nranks: u32) -> Error {
-    invalid(format!("root {root} in a communicator of {nranks} ranks"))
+    invalid(format!(
+        "root {root} in a communicator of {nranks} ranks; ranks go from 0 to nranks - 1"
+    ))
 }

@@ -1,4 +1,7 @@
-//! Rust types that are element types.
+//! The Rust types that can be elements of a buffer: all types of NCCL.
+//!
+//! The formats that Rust has no type for come from two crates, behind a feature each: `half`
+//! (`f16`, `bf16`) and `float8` (`F8E4M3`, `F8E5M2`).
 
 use maypole_algorithms::DType;
 
@@ -6,8 +9,7 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// A Rust type that can be an element. The types that Rust has no name for go through
-/// [`Communicator::run`](crate::Communicator::run).
+/// A Rust type that can be an element of a buffer. It has no padding and no invalid values.
 pub trait Element: Copy + Send + sealed::Sealed + 'static {
     /// The element type.
     const DTYPE: DType;
@@ -20,6 +22,7 @@ macro_rules! elements {
             impl Element for $type {
                 const DTYPE: DType = DType::$dtype;
             }
+            const _: () = assert!(size_of::<$type>() == DType::$dtype.size());
         )*
     };
 }
@@ -34,3 +37,9 @@ elements!(
     f32 = Float32,
     f64 = Float64
 );
+
+#[cfg(feature = "half")]
+elements!(half::f16 = Float16, half::bf16 = Bfloat16);
+
+#[cfg(feature = "float8")]
+elements!(float8::F8E4M3 = Float8E4M3, float8::F8E5M2 = Float8E5M2);

@@ -47,7 +47,8 @@ mod window;
 pub use bootstrap::{AbortSignal, BootstrapError, ControlTraffic, Options, RankSet, UniqueId};
 pub use call::{Blocks, Call, VectorCall};
 pub use comm::{
-    AbortHandle, Builder, Communicator, DeviceCall, MemoryUse, StreamCalls, launch_calls,
+    AbortHandle, Builder, Communicator, DeviceCall, DeviceCollective, DeviceSlice, DeviceSliceMut,
+    MemoryUse, StreamCalls, TransferGroup, launch_calls,
 };
 pub use config::Config;
 pub use control::{Reason, Report};
@@ -80,3 +81,8 @@ pub mod internal {
         pub use crate::reduce::*;
     }
 }
+
+/// The examples of the page on Rust, as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/rust.md")]
+mod rust_page {}

@@ -96,8 +96,8 @@ impl Builder {
     ///
     /// # Errors
     /// Ranks that do not join within the timeout, a rank number used twice, an id of another job,
-    /// settings that differ between ranks, an abort. [`Error::InvalidUsage`] if [`rank`](Self::rank)
-    /// was not called.
+    /// settings that differ between ranks, an abort. [`Error::InvalidUsage`] if
+    /// [`rank`](Self::rank) was not called.
     pub fn build(self) -> Result<Communicator, Error> {
         let Self { ids, rank, config, options } = self;
         let Some((rank, nranks)) = rank else {

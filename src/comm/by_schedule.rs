@@ -1,4 +1,4 @@
-//! Calls by a schedule of the caller's own, in place of the one that the tuner would choose.
+//! Runs calls by a schedule of the caller, instead of the one that the tuner would choose.
 
 use maypole_algorithms::verify::Proved;
 
@@ -10,11 +10,13 @@ use crate::plan::PlanKey;
 use crate::reduce::Reduction;
 
 impl Communicator {
-    /// Runs the collective of `schedule` on `send` and `recv`, by `schedule`: blocks of equal length, as many in each buffer as
-    /// [`Collective`](crate::Collective) says. All ranks must bring the same schedule, see [`run_by`](Self::run_by).
+    /// Runs the collective of `schedule` by `schedule`. Each buffer has as many blocks as
+    /// [`Collective`](crate::Collective) says, all of one length. All ranks must pass the same
+    /// schedule, see [`run_by`](Self::run_by).
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`], harmless, if the slices are not so many blocks; else what `run_by` returns.
+    /// [`Error::InvalidArgument`], harmless, if the lengths are not so many blocks; else those of
+    /// [`run_by`](Self::run_by).
     pub fn collective_by<T: Element>(
         &mut self,
         schedule: &Proved,
@@ -29,7 +31,8 @@ impl Communicator {
         if (send.len(), recv.len()) != (count * sent, count * received) {
             return Err(Error::InvalidArgument {
                 what: format!(
-                    "{collective} from {} to {} elements; it needs {sent} blocks to send and {received} to receive, all of one length",
+                    "{collective} from {} to {} elements; it needs {sent} blocks to send and \
+                     {received} to receive, all of one length",
                     send.len(),
                     recv.len()
                 ),
@@ -43,22 +46,25 @@ impl Communicator {
             dtype: T::DTYPE,
             reduction: reduction.into(),
         };
-        // SAFETY: both slices are as long as the collective asks for, of a type without invalid values, and borrowed for the call.
+        // SAFETY: both slices are as long as the collective needs, of a type without invalid
+        // values, and borrowed for the call.
         unsafe { self.run_by(schedule, &call) }
     }
 
-    /// As [`run`](Self::run), by `schedule` whatever its class: [`prove`](maypole_algorithms::verify::prove) it once, and keep the proof for
-    /// further calls. All ranks must bring the same schedule; names that differ are noticed, steps that differ under one
-    /// name are not.
+    /// The same as [`run`](Self::run), by `schedule`, whatever its class.
+    /// [`prove`](maypole_algorithms::verify::prove) a schedule once and keep the proof for further
+    /// calls. All ranks must pass the same schedule: different names are noticed, different steps
+    /// under one name are not.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`], harmless, for a schedule of another collective or rank count, or one that needs more channels or slots
-    /// than this communicator has; else what `run` returns.
+    /// [`Error::InvalidArgument`], harmless, for a schedule of another collective or number of
+    /// ranks, or one that needs more channels or slots than this communicator has; else those of
+    /// [`run`](Self::run).
     ///
     /// # Safety
-    /// As for `run`.
+    /// As for [`run`](Self::run).
     pub unsafe fn run_by(&mut self, schedule: &Proved, call: &Call) -> Result<(), Error> {
-        self.watch.check_fork()?;
+        self.host.control.check_fork()?;
         let key = PlanKey::new(call);
         let number = match self.plans.find_by_schedule(schedule, &key) {
             Some(number) if self.broken.is_none() => number,

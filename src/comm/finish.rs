@@ -1,4 +1,4 @@
-//! Peace before the end of a communicator.
+//! Waits for the work on a communicator's device, before the communicator ends.
 
 use std::time::Duration;
 
@@ -6,11 +6,11 @@ use super::Communicator;
 use crate::error::Error;
 
 impl Communicator {
-    /// Returns when everything that was queued on streams of its device is over; on host memory at once, as calls are when they return.
-    /// Replays of graphs are not waited for.
+    /// Returns when all work that was queued on streams of the device is over. On host memory it
+    /// returns at once: calls are over when they return. It does not wait for replays of graphs.
     ///
     /// # Errors
-    /// What has ended the communicator, or the device.
+    /// What has ended the communicator, or an error of the device.
     pub fn finish(&self) -> Result<(), Error> {
         let Some(rank) = &self.device else { return Ok(()) };
         let mut pause = Duration::from_micros(20);
@@ -19,7 +19,7 @@ impl Communicator {
                 return Err(error);
             }
             rank.signals.query_device()?;
-            // Nobody wakes this thread.
+            // No event wakes this thread.
             std::thread::sleep(pause);
             pause = (2 * pause).min(Duration::from_millis(5));
         }

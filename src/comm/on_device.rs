@@ -1,4 +1,5 @@
-//! Calls of a communicator of a CUDA device: queued on a stream of the caller's, or on one of its own and waited for.
+//! Calls of a communicator for a CUDA device. They are queued on a stream of the caller, or on the
+//! communicator's own stream, and then waited for.
 
 use std::sync::Arc;
 
@@ -13,11 +14,13 @@ use maypole_transport::inbox::InboxLayout;
 use super::Communicator;
 use super::rank_info::RankInfo;
 use super::run::check_in_place;
+use super::setup::CommunicatorSetup;
 use super::stream_calls::DeviceCall;
 use super::stream_calls::batch::{BatchMember, LaunchBatch, launch_batches};
 use super::vector::VectorRun;
 use crate::call::{Call, Task, VectorCall};
 use crate::call_signature::CallSignature;
+use crate::channels::FIRST_OF_SCHEDULES;
 use crate::config::Config;
 use crate::control::ControlShared;
 use crate::device::memory::inbox_layout::DeviceInboxLayout;
@@ -30,70 +33,71 @@ use crate::error::Error;
 use crate::plan::device::{DevicePlan, parameter};
 use crate::plan::{PlanBody, PlanKey};
 use crate::proxy::Meet;
-use crate::{channels::FIRST_OF_SCHEDULES, transfer::Transfer};
+use crate::transfer::Transfer;
 
-/// How many ranks are on the device of rank `me`, itself among them. Where it is more than one, the first of them says so.
-pub(super) fn sharing(cards: &[RankInfo], me: Rank) -> u32 {
-    let here = &cards[me as usize];
-    let Some(device) = &here.device else { return 0 };
-    let same = |card: &RankInfo| {
-        let on = card.device.as_ref().is_some_and(|other| other.uuid == device.uuid);
-        on && card.host.same_machine(&here.host)
+/// The number of ranks on the device of rank `me`, including it. If there are several, the lowest
+/// of them logs a warning.
+pub(super) fn ranks_on_device(ranks: &[RankInfo], me: Rank) -> u32 {
+    let own = &ranks[me as usize];
+    let Some(device) = &own.device else { return 0 };
+    let same = |info: &RankInfo| {
+        let same_uuid = info.device.as_ref().is_some_and(|other| other.uuid == device.uuid);
+        same_uuid && info.host.same_machine(&own.host)
     };
-    let ranks: Vec<usize> = (0..cards.len()).filter(|rank| same(&cards[*rank])).collect();
-    if ranks.len() > 1 && ranks[0] == me as usize {
+    let sharing: Vec<usize> = (0..ranks.len()).filter(|rank| same(&ranks[*rank])).collect();
+    if sharing.len() > 1 && sharing[0] == me as usize {
         log::warn!(
-            "ranks {ranks:?} share CUDA device {} of {}: their kernels take turns or have few blocks each; give each rank a device of its own",
+            "ranks {sharing:?} share CUDA device {} of {}: their kernels take turns or have few \
+             blocks each; give each rank a device of its own",
             device.ordinal,
-            here.host.name
+            own.host.name
         );
     }
-    ranks.len() as u32
+    sharing.len() as u32
 }
 
-/// What ranks of which some are on devices agree on: all find the same in the cards and the settings.
-pub(super) struct Terms {
-    /// Bytes of a tile at most.
+/// What all links of a communicator have in common. All ranks compute the same from what they told
+/// each other.
+pub(super) struct LinkTerms {
+    /// The most bytes of a tile.
     pub(super) slot_bytes: usize,
-    /// Slots of every link.
+    /// The slots of every link.
     pub(super) depth: u32,
-    /// Every link has lines.
-    pub(super) lines: bool,
-    /// Channels that a schedule may use, if any rank is on a device.
-    pub(super) channels: Option<Channel>,
+    /// Every link can carry LL messages.
+    pub(super) ll: bool,
+    /// The channels that a schedule may use, if any rank is on a device.
+    pub(super) device_channels: Option<Channel>,
 }
 
-/// The terms of a communicator. `layout` is of its links over the transport, which have lines if `lines`; `apart`: some ranks with devices
-/// among them meet over those.
-pub(super) fn terms(
+/// The terms of a communicator whose links over the transport have `layout`.
+pub(super) fn link_terms(
     config: &Config,
-    cards: &[RankInfo],
+    setup: &CommunicatorSetup,
     layout: InboxLayout,
-    lines: bool,
-    apart: bool,
-) -> Terms {
+) -> LinkTerms {
     let InboxLayout { nranks, slot_bytes, depth, .. } = layout;
-    if cards.iter().all(|card| card.device.is_none()) {
-        return Terms { slot_bytes, depth, lines, channels: None };
+    if setup.ranks.iter().all(|info| info.device.is_none()) {
+        return LinkTerms { slot_bytes, depth, ll: !setup.any_tcp, device_channels: None };
     }
     let shape = DeviceInboxLayout::new(config, nranks);
-    let channels = Some(shape.channels - FIRST_OF_SCHEDULES);
-    if apart {
+    let device_channels = Some(shape.channels - FIRST_OF_SCHEDULES);
+    if setup.needs_proxy {
         let (slot_bytes, depth) = (slot_bytes.min(shape.slot_bytes), depth.min(shape.depth));
-        return Terms { slot_bytes, depth, lines: false, channels };
+        return LinkTerms { slot_bytes, depth, ll: false, device_channels };
     }
-    Terms { slot_bytes: shape.slot_bytes, depth: shape.depth, lines: true, channels }
+    let (slot_bytes, depth) = (shape.slot_bytes, shape.depth);
+    LinkTerms { slot_bytes, depth, ll: true, device_channels }
 }
 
-/// A rank on host memory, where others are on devices.
-pub(super) fn host_rank(cards: &[RankInfo]) -> Option<Rank> {
-    let mixed = cards.iter().any(|card| card.device.is_some());
-    let on_host = cards.iter().position(|card| card.device.is_none());
+/// A rank on host memory, in a communicator some of whose ranks are on devices.
+pub(super) fn host_rank(ranks: &[RankInfo]) -> Option<Rank> {
+    let mixed = ranks.iter().any(|info| info.device.is_some());
+    let on_host = ranks.iter().position(|info| info.device.is_none());
     on_host.filter(|_| mixed).map(|rank| rank as Rank)
 }
 
-/// How the proxy meets a rank.
-pub(super) fn meet(
+/// The function by which the proxy connects to a rank.
+pub(super) fn proxy_connector(
     endpoint: Arc<Endpoint>,
     addresses: Vec<Vec<u8>>,
     faults: Option<FaultInjector>,
@@ -108,14 +112,14 @@ pub(super) fn meet(
     })
 }
 
-/// How the proxy learns whether works are queued.
-pub(super) fn queued(signals: &Arc<DeviceSignals>) -> Box<dyn Fn() -> bool + Send + Sync> {
+/// The function by which the proxy learns whether work is queued on the device.
+pub(super) fn work_is_queued(signals: &Arc<DeviceSignals>) -> Box<dyn Fn() -> bool + Send + Sync> {
     let signals = signals.clone();
     Box::new(move || !signals.is_idle())
 }
 
-/// What the proxy does with an error: all ranks hear of it, then what is on the device ends.
-pub(super) fn fail(shared: Arc<ControlShared>) -> Box<dyn FnOnce(Error) + Send> {
+/// What the proxy does with an error: it tells all ranks, which then end their work on devices.
+pub(super) fn proxy_failure(shared: Arc<ControlShared>) -> Box<dyn FnOnce(Error) + Send> {
     Box::new(move |error| {
         let error = shared.fail(error);
         log::warn!("rank {}: {error}", shared.rank);
@@ -129,28 +133,31 @@ impl Communicator {
         self.device.as_ref().map(|rank| rank.gpu.clone())
     }
 
-    /// Blocks that a call may have.
+    /// The most thread blocks of a call.
     pub(crate) fn device_blocks(&self) -> u32 {
         self.device.as_ref().map_or(1, |rank| rank.most_blocks)
     }
 
-    /// Whether all blocks of a launch must be resident together.
+    /// Whether all thread blocks of a launch must be resident at the same time.
     pub(crate) fn launches_cooperatively(&self) -> bool {
         self.device.as_ref().is_some_and(|rank| rank.cooperative)
     }
 
-    /// So many works more were launched.
+    /// Records that `works` more works were launched.
     pub(crate) fn launched(&self, works: u64) {
         let Some(rank) = &self.device else { return };
         if rank.signals.launch(works) {
-            self.watch.watch_device();
+            self.host.control.watch_device();
         }
         if let Some(proxy) = &rank.proxy {
             proxy.launched();
         }
     }
 
-    /// What is queued at `at` from here on begins after all works so far.
+    /// Makes everything that is queued at `at` from now on begin after all works so far.
+    ///
+    /// # Safety
+    /// The stream of `at` is a live stream of the device.
     pub(crate) unsafe fn follow(
         &mut self,
         gpu: &Gpu,
@@ -163,7 +170,7 @@ impl Communicator {
         }
     }
 
-    /// Adds a call to `batch`: what it takes is planned, and it counts as made.
+    /// Plans a call and adds it to `batch`. From then on it counts as made.
     ///
     /// # Safety
     /// As for [`launch_calls`](crate::launch_calls).
@@ -172,12 +179,14 @@ impl Communicator {
         queued: &DeviceCall<'_>,
         batch: &mut LaunchBatch,
     ) -> Result<(), Error> {
-        self.watch.check_fork()?;
+        self.host.control.check_fork()?;
         self.running()?;
-        if let Some(host) = self.host_rank.filter(|_| batch.at.capture.is_some()) {
+        if let Some(host) = self.membership.host_rank.filter(|_| batch.at.capture.is_some()) {
             return Err(Error::Unsupported {
                 what: format!(
-                    "capturing calls of a communicator with ranks of host memory, as rank {host}: a graph is replayed on devices alone, and those ranks would not take part"
+                    "capturing calls of a communicator with ranks on host memory, such as rank \
+                     {host}: a graph is replayed on devices only, and those ranks would not \
+                     take part"
                 ),
             });
         }
@@ -192,7 +201,7 @@ impl Communicator {
                 unsafe { self.queue_planned(number, call, batch) }
             }
             DeviceCall::Among(call, algorithms) => {
-                let number = self.number_among(call, algorithms)?;
+                let number = self.plan_among(call, algorithms)?;
                 // SAFETY: the caller's promise.
                 unsafe { self.queue_planned(number, call, batch) }
             }
@@ -202,27 +211,31 @@ impl Communicator {
                     self.queue_planned(Some(number), &call, batch)
                 },
                 // SAFETY: the caller's promise.
-                VectorRun::Pairs => unsafe { self.queue_pairs(call, batch) },
+                VectorRun::Transfers => unsafe { self.queue_vector_transfers(call, batch) },
                 VectorRun::Nothing => Ok(()),
             },
             DeviceCall::Transfers(transfers) => {
-                let (transfers, own) = self.sorted(transfers)?;
+                let (transfers, own) = self.split_transfers(transfers)?;
                 for (from, to, bytes) in own {
                     batch.copy(to as u64, from as u64, bytes);
                 }
-                // SAFETY: the caller's promise. Transfers are no calls of all ranks.
+                // Transfers are not calls of all ranks, so they carry no hash of one.
+                // SAFETY: the caller's promise.
                 unsafe { self.queue_transfers(&transfers, 0, 0, batch) }.map_err(|e| self.fail(e))
             }
             DeviceCall::Barrier => {
-                let number = self.number_of_barrier()?;
+                let number = self.plan_of_barrier()?;
                 let call = self.barrier_call(std::ptr::null(), std::ptr::null_mut());
-                // SAFETY: the caller's promise; the barrier has memory of its own.
+                // SAFETY: the caller's promise; the barrier uses memory of the communicator.
                 unsafe { self.queue_planned(number, &call, batch) }
             }
         }
     }
 
-    /// Adds a call by plan `number`; by none if it is of no elements.
+    /// Adds a call by plan `number`; nothing if there is none, for a call of no elements.
+    ///
+    /// # Safety
+    /// As for [`launch_calls`](crate::launch_calls).
     unsafe fn queue_planned(
         &mut self,
         number: Option<usize>,
@@ -234,27 +247,31 @@ impl Communicator {
         // SAFETY: the caller's promise.
         match unsafe { self.add_planned(number, call, batch) } {
             Ok(()) => {
-                self.watch.end_call(signature);
+                self.host.control.end_call(signature);
                 Ok(())
             }
             Err(error) => Err(self.fail_call(signature, error)),
         }
     }
 
+    /// Adds a call by plan `number`, without counting it.
+    ///
+    /// # Safety
+    /// As for [`launch_calls`](crate::launch_calls).
     unsafe fn add_planned(
         &mut self,
         number: usize,
         call: &Call,
         batch: &mut LaunchBatch,
     ) -> Result<(), Error> {
-        let Self { plans, device: Some(rank), watch, config, nranks, .. } = self else {
+        let Self { plans, device: Some(rank), host, membership, nranks, .. } = self else {
             return Err(no_device());
         };
         let plan = plans.get(number);
         if plan.needs_check {
             check_in_place(call, *nranks)?;
         }
-        if config.check_pointers {
+        if membership.config.check_pointers {
             let pointers = [call.send, call.recv.cast_const()];
             check_pointers(rank.gpu.device.driver(), &pointers)?;
         }
@@ -266,7 +283,8 @@ impl Communicator {
             PlanBody::Device(DevicePlan::Run(program)) => {
                 let reduction = Task::from(call).reduction();
                 let parameter = parameter(call.dtype, reduction, *nranks);
-                let operands = WorkOperands { send, recv, parameter, history: watch.history() };
+                let operands =
+                    WorkOperands { send, recv, parameter, history: host.control.history() };
                 let number = batch.number(rank.signals.launched());
                 // SAFETY: the caller's promise.
                 let work = unsafe { rank.work(program, operands, batch.at, number)? };
@@ -277,22 +295,25 @@ impl Communicator {
         Ok(())
     }
 
-    /// Adds an all-to-all, gather or scatter of uneven blocks.
-    unsafe fn queue_pairs(
+    /// Adds an all-to-all, gather or scatter whose blocks differ in length.
+    ///
+    /// # Safety
+    /// As for [`launch_calls`](crate::launch_calls).
+    unsafe fn queue_vector_transfers(
         &mut self,
         call: &VectorCall<'_>,
         batch: &mut LaunchBatch,
     ) -> Result<(), Error> {
         let signature = CallSignature::of_unknown_lengths(call.collective, call.dtype);
-        let (hash, history) = (signature.extend(0) as u32, self.watch.history());
-        let (transfers, own) = self.pairs(call);
+        let (hash, history) = (signature.extend(0) as u32, self.host.control.history());
+        let (transfers, own) = self.vector_transfers(call);
         if let Some((from, to, bytes)) = own {
             batch.copy(to as u64, from as u64, bytes);
         }
         // SAFETY: the caller's promise.
         match unsafe { self.queue_transfers(&transfers, hash, history, batch) } {
             Ok(()) => {
-                self.watch.end_call(signature);
+                self.host.control.end_call(signature);
                 Ok(())
             }
             Err(error) => Err(self.fail_call(signature, error)),
@@ -300,6 +321,9 @@ impl Communicator {
     }
 
     /// Adds transfers with other ranks; see [`exchange_with_peers`](Self::exchange_with_peers).
+    ///
+    /// # Safety
+    /// As for [`launch_calls`](crate::launch_calls).
     unsafe fn queue_transfers(
         &mut self,
         transfers: &[Transfer],
@@ -307,7 +331,7 @@ impl Communicator {
         history: u32,
         batch: &mut LaunchBatch,
     ) -> Result<(), Error> {
-        let check = self.config.check_pointers;
+        let check = self.membership.config.check_pointers;
         let Some(rank) = &mut self.device else { return Err(no_device()) };
         if check {
             let pointer = |transfer: &Transfer| match *transfer {
@@ -332,22 +356,35 @@ impl Communicator {
         Ok(())
     }
 
-    /// Runs plan `number`, and waits for it.
-    pub(super) unsafe fn run_on_device(&mut self, number: usize, call: &Call) -> Result<(), Error> {
+    /// Runs `call` by plan `number`, and waits for it.
+    ///
+    /// # Safety
+    /// As for [`run`](Self::run), with memory that the device reaches.
+    pub(super) unsafe fn run_device_plan(
+        &mut self,
+        number: usize,
+        call: &Call,
+    ) -> Result<(), Error> {
         // SAFETY: the caller's promise.
         unsafe { self.wait_for(|comm, batch| comm.add_planned(number, call, batch)) }
     }
 
-    /// Runs an all-to-all, gather or scatter of uneven blocks, and waits for it.
-    pub(super) unsafe fn run_pairs_on_device(
+    /// Runs an all-to-all, gather or scatter whose blocks differ in length, and waits for it.
+    ///
+    /// # Safety
+    /// As for [`run_vector`](Self::run_vector), with memory that the device reaches.
+    pub(super) unsafe fn run_vector_on_device(
         &mut self,
         call: &VectorCall<'_>,
     ) -> Result<(), Error> {
         // SAFETY: the caller's promise.
-        unsafe { self.wait_for(|comm, batch| comm.queue_pairs(call, batch)) }
+        unsafe { self.wait_for(|comm, batch| comm.queue_vector_transfers(call, batch)) }
     }
 
     /// Runs a group of transfers, and waits for it.
+    ///
+    /// # Safety
+    /// As for [`exchange`](Self::exchange), with memory that the device reaches.
     pub(super) unsafe fn exchange_on_device(
         &mut self,
         transfers: &[Transfer],
@@ -357,7 +394,11 @@ impl Communicator {
         unsafe { self.wait_for(|comm, batch| comm.queue(&queued, batch)) }
     }
 
-    /// Queues on the communicator's own stream, behind what is on the default stream so far, and waits.
+    /// Queues calls on the communicator's own stream, behind what is on the default stream so far,
+    /// and waits for them.
+    ///
+    /// # Safety
+    /// The memory of the calls stays valid until this returns.
     unsafe fn wait_for(
         &mut self,
         queue: impl FnOnce(&mut Self, &mut LaunchBatch) -> Result<(), Error>,
@@ -377,7 +418,7 @@ impl Communicator {
         self.running()
     }
 
-    /// A call of the driver for which the other ranks may be waiting.
+    /// Makes a call of the driver. If it fails, all ranks are told: they may be waiting for it.
     fn on_rank(
         &mut self,
         call: impl FnOnce(&DeviceRank) -> Result<(), DriverError>,
@@ -386,7 +427,7 @@ impl Communicator {
         result.map_err(|error| self.fail(error.into()))
     }
 
-    /// That nothing has ended the communicator's work on its device.
+    /// Checks that nothing has ended the communicator's work on its device.
     fn running(&mut self) -> Result<(), Error> {
         if let Some(error) = &self.broken {
             return Err(error.clone());
@@ -396,20 +437,23 @@ impl Communicator {
             return Err(self.fail(trouble));
         }
         if rank.signals.is_aborted() {
-            let error = self.watch.device_stop_error();
+            let error = self.host.control.device_stop_error();
             return Err(self.fail(error));
         }
         Ok(())
     }
 }
 
-/// That the device reaches what these point to. One call of the driver for each; null is not asked for.
+/// Checks that the device reaches the memory of all `pointers` but null ones, by one call of the
+/// driver for each.
 fn check_pointers(driver: &Driver, pointers: &[*const u8]) -> Result<(), Error> {
     for pointer in pointers.iter().filter(|pointer| !pointer.is_null()) {
         if !memory::is_known(driver, *pointer as u64)? {
             return Err(Error::InvalidArgument {
                 what: format!(
-                    "{pointer:p} is in pageable memory of the host, which the device does not reach: register it (cuMemHostRegister), or use pinned, managed or device memory"
+                    "{pointer:p} is in pageable memory of the host, which the device does not \
+                     reach: register it (cuMemHostRegister), or use pinned, managed or \
+                     device memory"
                 ),
             });
         }

@@ -1,41 +1,43 @@
-//! A rank's card: what all ranks need to know of it at init.
+//! What a rank tells all other ranks when a communicator is set up.
 
 use crate::device::setup::device_info::DeviceInfo;
 use crate::process::ProcessIdentity;
 
-/// Where a rank runs.
+/// The host on which a rank runs, and its share of the cores.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Host {
-    /// The host's name, for people.
+pub(super) struct RankHost {
+    /// The host's name, for messages.
     pub(super) name: String,
-    /// What ranks share that can pass memory to each other: the running kernel and its network namespace.
+    /// Equal for ranks that can share memory: the running kernel and its network namespace.
     identity: String,
-    /// How many cores the rank may keep busy: those it is bound to, or what a quota leaves of them.
+    /// The number of cores that the rank may keep busy: those it is bound to, or what a quota
+    /// leaves of them.
     cores: u32,
-    /// Which cores the rank is bound to: a bit each, as the kernel has them. Empty where that is unknown.
+    /// The cores that the rank is bound to, one bit each, as the kernel numbers them. Empty if that
+    /// is unknown.
     bound: Vec<u8>,
 }
 
-/// What a rank tells the others.
+/// What a rank tells all other ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RankInfo {
-    pub(super) host: Host,
+    pub(super) host: RankHost,
     pub(super) process: ProcessIdentity,
-    /// Where the rank's endpoint is reached.
+    /// The address of the rank's endpoint.
     pub(super) address: Vec<u8>,
-    /// Where the rank can be met again, see [`RejoinListener`](crate::bootstrap::RejoinListener).
-    pub(super) meeting: Vec<u8>,
-    /// What the user says of which node the rank is on; empty if that is by its host.
+    /// The address of the rank's [`RejoinListener`](crate::bootstrap::RejoinListener).
+    pub(super) rejoin_address: Vec<u8>,
+    /// The node that the user assigned the rank to; empty if its host decides that.
     pub(super) node: String,
-    /// Settings that must agree.
+    /// The settings that must agree.
     pub(super) settings: String,
-    /// Of a rank on a CUDA device.
+    /// What a rank on a CUDA device adds.
     pub(super) device: Option<DeviceInfo>,
 }
 
-impl Host {
-    /// This process' host.
-    pub(super) fn here() -> Self {
+impl RankHost {
+    /// The host of this process.
+    pub(super) fn current() -> Self {
         let read = |path| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         let network = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
         let boot = read("/proc/sys/kernel/random/boot_id");
@@ -44,45 +46,45 @@ impl Host {
             name: read("/proc/sys/kernel/hostname"),
             identity: format!("{boot} {}", network.display()),
             cores,
-            bound: bound(),
+            bound: bound_cores(),
         }
     }
 
-    /// How many cores ranks of one host have together: each of them may be bound to another one.
+    /// The number of cores that ranks of one host have together: each may be bound to other cores.
     pub(super) fn cores<'a>(ranks: impl Iterator<Item = &'a Self>) -> usize {
         let (mut union, mut most, mut quota) = (Vec::new(), 1, u32::MAX);
         for Self { cores, bound, .. } in ranks {
             union.resize(bound.len().max(union.len()), 0);
             union.iter_mut().zip(bound).for_each(|(all, own)| *all |= own);
             most = most.max(*cores);
-            if *cores < ones(bound) {
+            if *cores < count_ones(bound) {
                 quota = quota.min(*cores);
             }
         }
-        ones(&union).max(most).min(quota).max(1) as usize
+        count_ones(&union).max(most).min(quota).max(1) as usize
     }
 
-    /// What is equal where memory can be passed.
+    /// Equal for ranks that can share memory.
     pub(super) fn identity(&self) -> &str {
         &self.identity
     }
 
-    /// Whether memory can be passed between the two.
+    /// Whether ranks of the two can share memory.
     pub(super) fn same_machine(&self, other: &Self) -> bool {
         self.identity == other.identity
     }
 }
 
 /// The cores that this thread may run on.
-fn bound() -> Vec<u8> {
-    // SAFETY: an all-zero set is a valid one, and the kernel writes no more than its size.
+fn bound_cores() -> Vec<u8> {
+    // SAFETY: all zeros are a valid set, and the kernel writes at most its size.
     let set = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         (libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) == 0).then_some(set)
     };
     let Some(set) = set else { return Vec::new() };
     let one = |byte: usize, bit| {
-        // SAFETY: the number is below that of the bits of a set.
+        // SAFETY: the number is less than the number of bits of a set.
         u8::from(unsafe { libc::CPU_ISSET(8 * byte + bit, &set) }) << bit
     };
     let mut bytes: Vec<u8> =
@@ -91,12 +93,12 @@ fn bound() -> Vec<u8> {
     bytes
 }
 
-fn ones(bits: &[u8]) -> u32 {
+fn count_ones(bits: &[u8]) -> u32 {
     bits.iter().map(|byte| byte.count_ones()).sum()
 }
 
 impl RankInfo {
-    /// Fields as a 16-bit length and that many bytes each.
+    /// Encodes each field as a 16-bit length and that many bytes.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let cores = self.host.cores.to_le_bytes();
         let process = self.process.to_bytes();
@@ -108,7 +110,7 @@ impl RankInfo {
             &self.host.bound,
             &process,
             &self.address,
-            &self.meeting,
+            &self.rejoin_address,
             self.node.as_bytes(),
             self.settings.as_bytes(),
             &device,
@@ -122,7 +124,7 @@ impl RankInfo {
         bytes
     }
 
-    /// What is equal on one node: by the user's words, or by the host, which are never the same.
+    /// Equal for ranks on one node. The flag tells the user's node names from identities of hosts.
     pub(super) fn node(&self) -> (bool, &str) {
         match &self.node[..] {
             "" => (false, self.host.identity()),
@@ -130,7 +132,7 @@ impl RankInfo {
         }
     }
 
-    /// None if `bytes` is no card.
+    /// Decodes what [`to_bytes`](Self::to_bytes) wrote; None if it did not.
     pub(super) fn from_bytes(mut bytes: &[u8]) -> Option<Self> {
         let mut field = || {
             let (len, rest) = bytes.split_first_chunk()?;
@@ -144,15 +146,23 @@ impl RankInfo {
         let bound = field()?;
         let process = ProcessIdentity::from_bytes(&field()?)?;
         let address = field()?;
-        let meeting = field()?;
+        let rejoin_address = field()?;
         let node = String::from_utf8(field()?).ok()?;
         let settings = String::from_utf8(field()?).ok()?;
         let device = match field()? {
             none if none.is_empty() => None,
             some => Some(DeviceInfo::from_bytes(&some)?),
         };
-        let host = Host { name, identity, cores, bound };
-        bytes.is_empty().then_some(Self { host, process, address, meeting, node, settings, device })
+        let host = RankHost { name, identity, cores, bound };
+        bytes.is_empty().then_some(Self {
+            host,
+            process,
+            address,
+            rejoin_address,
+            node,
+            settings,
+            device,
+        })
     }
 }
 
@@ -162,18 +172,18 @@ mod tests {
     use maypole_transport::conformance::fuzz::rounds;
 
     #[test]
-    fn a_card_survives_the_wire_and_a_damaged_one_is_refused() {
-        let card = RankInfo {
-            host: Host::here(),
+    fn rank_info_is_read_as_written_and_refused_if_damaged() {
+        let info = RankInfo {
+            host: RankHost::current(),
             process: ProcessIdentity::current(),
             address: vec![1, 2, 3],
-            meeting: vec![4],
+            rejoin_address: vec![4],
             node: "n".to_owned(),
             settings: "a=b".to_owned(),
             device: None,
         };
-        let bytes = card.to_bytes();
-        assert_eq!(RankInfo::from_bytes(&bytes), Some(card));
+        let bytes = info.to_bytes();
+        assert_eq!(RankInfo::from_bytes(&bytes), Some(info));
         for len in 0..bytes.len() {
             assert_eq!(RankInfo::from_bytes(&bytes[..len]), None);
         }
@@ -181,28 +191,28 @@ mod tests {
     }
 
     #[test]
-    fn ranks_bound_to_cores_of_their_own_are_not_crowded() {
-        let here = Host::here();
-        let host = |cores, bound: &[u8]| Host { cores, bound: bound.to_vec(), ..here.clone() };
-        let cores = |hosts: &[Host]| Host::cores(hosts.iter());
+    fn ranks_that_are_bound_to_different_cores_add_them_up() {
+        let here = RankHost::current();
+        let host = |cores, bound: &[u8]| RankHost { cores, bound: bound.to_vec(), ..here.clone() };
+        let cores = |hosts: &[RankHost]| RankHost::cores(hosts.iter());
         assert_eq!(cores(&[host(1, &[1]), host(1, &[2])]), 2);
         assert_eq!(cores(&[host(1, &[1]), host(1, &[1])]), 1);
         assert_eq!(cores(&[host(1, &[1]), host(1, &[0, 0x80])]), 2);
         assert_eq!(cores(&[host(4, &[15]), host(4, &[15])]), 4);
-        // Two of four cores' worth of time.
+        // A quota of two of the four cores.
         assert_eq!(cores(&[host(2, &[15]), host(2, &[15])]), 2);
-        // What a rank is bound to is unknown.
+        // The bound cores are unknown.
         assert_eq!(cores(&[host(8, &[]), host(8, &[])]), 8);
-        assert_eq!(ones(&here.bound).min(here.cores), here.cores);
+        assert_eq!(count_ones(&here.bound).min(here.cores), here.cores);
     }
 
     #[test]
-    fn fuzz_cards() {
+    fn fuzz_rank_info() {
         let valid = RankInfo {
-            host: Host::here(),
+            host: RankHost::current(),
             process: ProcessIdentity::current(),
             address: vec![7; 61],
-            meeting: vec![9; 40],
+            rejoin_address: vec![9; 40],
             node: String::new(),
             settings: "NCCL_ALGO=ring".to_owned(),
             device: DeviceInfo::from_bytes(&[5; 28 + 73 + 32].map(|_| 1)),
@@ -211,11 +221,11 @@ mod tests {
         let valid = valid.to_bytes();
         rounds(|random| {
             let bytes = random.damaged(&valid, &[0xc3; 50]);
-            let Some(card) = RankInfo::from_bytes(&bytes) else { return };
-            // What was read is in the bytes, no more, and is read again.
-            let again = card.to_bytes();
+            let Some(info) = RankInfo::from_bytes(&bytes) else { return };
+            // What was read encodes to as many bytes, which read the same.
+            let again = info.to_bytes();
             assert!(again.len() == bytes.len());
-            assert_eq!(RankInfo::from_bytes(&again), Some(card));
+            assert_eq!(RankInfo::from_bytes(&again), Some(info));
         });
     }
 }

@@ -1,46 +1,50 @@
-//! Memory that peers read in place: mapped ahead of its first use, and what became of it.
+//! Registers memory that peers read in place, so that they map it before its first use.
 
 use std::time::Duration;
 
 use super::Communicator;
+use super::backend::HostBackend;
 use crate::error::Error;
 use crate::links::SlotTraffic;
 
-/// How long to wait for peers to map what is registered.
-const ANSWERS: Duration = Duration::from_millis(200);
+/// How long to wait for peers to map what is registered. Peers that take longer get copies until
+/// they have mapped it.
+const MAPPING_PATIENCE: Duration = Duration::from_millis(200);
 
 impl Communicator {
-    /// What this rank has sent, except by lines, which are small messages: what was copied, and what peers read in place.
+    /// The bytes that this rank has sent, except in LL messages: those that were copied, and those
+    /// that peers read in place.
     pub fn slot_traffic(&self) -> SlotTraffic {
-        self.links.slot_traffic
+        self.host.links.slot_traffic
     }
 
-    /// Prepares the `bytes` bytes at `memory` for calls: peers of this host map them, if they are of a [`SharedBuffer`](crate::memory::SharedBuffer), so that
-    /// the first call need not wait for that. False if they are not, and nothing was done: ordinary memory is copied. Every rank prepares its
-    /// own memory, when it likes; connections are made if need be.
+    /// Prepares the `bytes` bytes at `memory` for calls: if they lie in a
+    /// [`Buffer`](crate::memory::Buffer), peers on this host map them now, so that the first call
+    /// need not wait for that. Connects to the peers for that. Returns false, and does nothing, for
+    /// other memory, which is copied. Each rank registers its own memory, at any time.
     ///
     /// # Errors
     /// A peer that cannot be connected to; the communicator is then broken.
     pub fn register(&mut self, memory: *const u8, bytes: usize) -> Result<bool, Error> {
-        self.watch.check_fork()?;
+        self.host.control.check_fork()?;
         if let Some(error) = &self.broken {
             return Err(error.clone());
         }
-        if !self.endpoint.share(memory, bytes) {
+        if !self.host.endpoint.share(memory, bytes) {
             return Ok(false);
         }
-        let deadline = self.link_deadline();
+        let deadline = self.membership.link_deadline();
         for peer in self.rank + 1..self.nranks {
-            // Those below dial themselves.
-            if self.endpoint.dials_over_shm(peer, &self.addresses[peer as usize])? {
-                let Self { endpoint, addresses, links, watch, .. } = self;
-                let connected = links.connect(endpoint, addresses, peer, deadline, watch);
+            // Ranks below this one connect to it themselves.
+            if self.host.endpoint.dials_over_shm(peer, &self.host.addresses[peer as usize])? {
+                let HostBackend { endpoint, addresses, links, control, .. } = &mut self.host;
+                let connected = links.connect(endpoint, addresses, peer, deadline, control);
                 connected.map_err(|error| self.fail(error))?;
             }
         }
-        // One that does not answer, as it is stopped, gets copies until it does.
-        let bell = self.endpoint.doorbell();
-        bell.wait(0, 0, Some(ANSWERS), || self.endpoint.is_shared(memory, bytes));
+        // A peer that does not answer gets copies until it does.
+        let bell = self.host.endpoint.doorbell();
+        bell.wait(0, 0, Some(MAPPING_PATIENCE), || self.host.endpoint.is_shared(memory, bytes));
         Ok(true)
     }
 }

@@ -1,12 +1,11 @@
-//! From a call to its plan, and from the plan to its result.
-
-use std::time::{Duration, Instant};
+//! Runs collective calls: finds or makes the plan of a call, and executes it.
 
 use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{Collective, DType, RedOp, Schedule};
 use maypole_transport::ll::LL_CAPACITY;
 
 use super::Communicator;
+use super::backend::HostBackend;
 use crate::call::{Call, Task, no_such_root};
 use crate::call_signature::CallSignature;
 use crate::channels;
@@ -20,19 +19,21 @@ use crate::reduce::{FoldKernel, Reduction};
 use crate::tune::{AlgorithmFilter, Choice};
 
 impl Communicator {
-    /// Runs a collective call; returns when its result is there. A call of no elements does nothing, not even wait.
+    /// Runs a collective call; returns when its result is in the receive buffer. A call of no
+    /// elements returns at once.
     ///
     /// # Errors
-    /// Mismatched calls, dead or aborted peers, an algorithm that the settings exclude. The communicator is then broken, on all
-    /// ranks, except where the call was refused before anything was sent ([`Error::is_harmless`]).
+    /// Calls that differ between ranks, dead or aborted peers, settings that exclude all
+    /// algorithms. The communicator is then broken on all ranks, except where the call was refused
+    /// before anything was sent ([`Error::is_harmless`]).
     ///
     /// # Safety
-    /// Send and receive buffers are valid for the extents that the call implies (see [`Call`]), and nobody else writes
-    /// them, or reads the receive buffer, during the call. They are the same memory where `nccl.h` calls that in place,
-    /// and do not overlap otherwise.
+    /// The send and receive buffers are valid for the extents that the call implies (see [`Call`]).
+    /// During the call nobody else writes to them or reads the receive buffer. They are the same
+    /// memory where `nccl.h` calls that in place, and do not overlap otherwise.
     #[inline]
     pub unsafe fn run(&mut self, call: &Call) -> Result<(), Error> {
-        self.watch.check_fork()?;
+        self.host.control.check_fork()?;
         let key = PlanKey::new(call);
         let number = match self.plans.find(&key) {
             Some(number) if self.broken.is_none() => number,
@@ -45,7 +46,7 @@ impl Communicator {
         unsafe { self.run_plan(number, call) }
     }
 
-    /// The plan for calls like `call`, whose key it is; None for a call of no elements.
+    /// The plan for calls like `call`, whose key is `key`; None for a call of no elements.
     #[cold]
     pub(super) fn prepare_collective(
         &mut self,
@@ -55,12 +56,12 @@ impl Communicator {
         self.prepare(&Task::from(call), |plans, plan| plans.insert(key, plan))
     }
 
-    /// As [`run`](Self::run), by one of the algorithms that `algorithms` allows for it, whatever `NCCL_ALGO` says. All ranks must allow the
-    /// same ones.
+    /// The same as [`run`](Self::run), by one of the algorithms that `algorithms` allows, whatever
+    /// `NCCL_ALGO` says. All ranks must allow the same ones.
     ///
     /// # Errors
-    /// What [`run`](Self::run) returns; [`Error::InvalidUsage`] if no such algorithm can run the call, which then had no effect
-    /// on any rank.
+    /// Those of [`run`](Self::run). [`Error::InvalidUsage`], harmless on all ranks, if no such
+    /// algorithm can run the call.
     ///
     /// # Safety
     /// As for [`run`](Self::run).
@@ -69,8 +70,8 @@ impl Communicator {
         call: &Call,
         algorithms: &AlgorithmFilter,
     ) -> Result<(), Error> {
-        self.watch.check_fork()?;
-        match self.number_among(call, algorithms)? {
+        self.host.control.check_fork()?;
+        match self.plan_among(call, algorithms)? {
             // SAFETY: the caller's promise.
             Some(number) => unsafe { self.run_plan(number, call) },
             None => Ok(()),
@@ -78,7 +79,7 @@ impl Communicator {
     }
 
     /// The plan for calls like `call` by one of these algorithms; None for a call of no elements.
-    pub(super) fn number_among(
+    pub(super) fn plan_among(
         &mut self,
         call: &Call,
         algorithms: &AlgorithmFilter,
@@ -89,7 +90,8 @@ impl Communicator {
             _ => {
                 let usual = std::mem::replace(&mut self.tuner.algorithms, algorithms.clone());
                 let task = Task::from(call);
-                // What cannot be chosen is refused before it counts as a call, on this rank or any other.
+                // A call for which no algorithm can be chosen is refused before it counts as made,
+                // on all ranks.
                 let chosen = match task.extents.longest() {
                     0 => Ok(()),
                     _ => self.tuner.choose(&task).map(drop),
@@ -105,31 +107,32 @@ impl Communicator {
         }
     }
 
-    /// Whether a plan for calls like `call` is kept, found as [`run`](Self::run) finds it. There is no use for it but to measure that.
+    /// Whether a plan for calls like `call` is kept, found in the same way as [`run`](Self::run)
+    /// finds it. For the benchmark of that search.
     #[cfg(feature = "bench")]
     #[inline]
     pub fn finds_plan(&mut self, call: &Call) -> bool {
         self.plans.find(&PlanKey::new(call)).is_some()
     }
 
-    /// Returns when all ranks have called it: then whatever a rank did before its barrier is done.
+    /// Returns when all ranks have called it. What a rank did before its barrier is then done.
     ///
-    /// It is an all-reduce of one byte: that its result holds the contribution of every rank is proved of every algorithm, so no rank
-    /// can have it before all have begun.
+    /// A barrier is an all-reduce of one byte. It is proved of every algorithm that the result
+    /// holds the contribution of every rank, so no rank can have it before all have begun.
     ///
     /// # Errors
-    /// What [`run`](Self::run) returns.
+    /// Those of [`run`](Self::run).
     pub fn barrier(&mut self) -> Result<(), Error> {
-        self.watch.check_fork()?;
-        let Some(number) = self.number_of_barrier()? else { return Ok(()) };
+        self.host.control.check_fork()?;
+        let Some(number) = self.plan_of_barrier()? else { return Ok(()) };
         let (send, mut recv) = ([0u8; 1], [0u8; 1]);
         let call = self.barrier_call(send.as_ptr(), recv.as_mut_ptr());
-        // SAFETY: both arrays hold the one element.
+        // SAFETY: each array holds one element.
         unsafe { self.run_plan(number, &call) }
     }
 
     /// The plan for barriers.
-    pub(super) fn number_of_barrier(&mut self) -> Result<Option<usize>, Error> {
+    pub(super) fn plan_of_barrier(&mut self) -> Result<Option<usize>, Error> {
         let number = match self.plans.barrier {
             Some(number) if self.broken.is_none() => Some(number),
             _ => self.prepare(&Task::barrier(), |plans, plan| plans.add(plan))?,
@@ -138,7 +141,8 @@ impl Communicator {
         Ok(number)
     }
 
-    /// A barrier as a call, of one byte at these places, or of one on the device that the communicator is for.
+    /// The all-reduce that is a barrier: of one byte at these addresses, or of one in memory of the
+    /// communicator's device.
     pub(super) fn barrier_call(&self, send: *const u8, recv: *mut u8) -> Call {
         let own = self.device.as_ref().map(|rank| rank.signals.barrier_addresses());
         let (send, recv) = own.map_or((send, recv), |(s, r)| (s as *const u8, r as *mut u8));
@@ -152,7 +156,10 @@ impl Communicator {
         }
     }
 
-    /// Runs plan `number` on the memory of `call`, which the plan is for.
+    /// Runs plan `number` on the memory of `call`, and counts the call as made.
+    ///
+    /// # Safety
+    /// As for [`run`](Self::run); the plan is for calls like this one.
     #[inline]
     pub(super) unsafe fn run_plan(&mut self, number: usize, call: &Call) -> Result<(), Error> {
         // SAFETY: the caller's promise.
@@ -160,39 +167,44 @@ impl Communicator {
         let signature = self.plans.get(number).signature;
         match result {
             Ok(()) => {
-                self.watch.end_call(signature);
+                self.host.control.end_call(signature);
                 Ok(())
             }
             Err(error) => Err(self.fail_call(signature, error)),
         }
     }
 
-    /// The call fails with `error`.
+    /// Ends a call that failed with `error`, and the communicator with it if that is not harmless.
     #[cold]
     pub(super) fn fail_call(&mut self, signature: CallSignature, error: Error) -> Error {
         if error.is_harmless() {
             return self.refuse(signature, error);
         }
-        self.watch.begin_call(signature);
+        self.host.control.begin_call(signature);
         let error = self.fail(error);
         self.refuse(signature, error)
     }
 
-    /// The call ends with `error`, which counts as a call if others may have heard of it.
+    /// Ends a call with `error`. It counts as made if other ranks may have learnt of it.
     #[cold]
     fn refuse(&mut self, signature: CallSignature, error: Error) -> Error {
         if error.is_harmless() {
-            self.watch.cancel_call();
+            self.host.control.cancel_call();
         } else {
-            self.watch.end_call(signature);
+            self.host.control.end_call(signature);
         }
         error
     }
 
+    /// Executes plan `number` on the memory of `call`.
+    ///
+    /// # Safety
+    /// As for [`run_plan`](Self::run_plan).
     unsafe fn execute(&mut self, number: usize, call: &Call) -> Result<(), Error> {
         let plan = self.plans.get(number);
-        let history = self.watch.history();
-        // Ranks whose calls ever differed meet with different tags, whatever the calls of today.
+        let history = self.host.control.history();
+        // Ranks whose earlier calls differed have different tags from then on, whatever this call
+        // is.
         let tag = plan.tag ^ history;
         let buffers = CallBuffers { send: call.send, recv: call.recv };
         let rescaled;
@@ -200,7 +212,7 @@ impl Communicator {
             check_in_place(call, self.nranks)?;
             let reduction = Task::from(call).reduction();
             self.check_factor(&reduction)?;
-            rescaled = FoldKernel::select(call.dtype, reduction, self.nranks, self.isa);
+            rescaled = FoldKernel::select(call.dtype, reduction, self.nranks, self.host.isa);
             &rescaled
         } else {
             &plan.kernel
@@ -211,21 +223,21 @@ impl Communicator {
                     buffers,
                     kernel,
                     tag,
-                    links: &mut self.links,
-                    scratch: self.scratch.base(line.scratch, LL_CAPACITY),
-                    staging: &mut self.staging,
-                    endpoint: &self.endpoint,
-                    spin_policy: self.spin_policy,
-                    watch: &self.watch,
+                    links: &mut self.host.links,
+                    scratch: self.host.scratch.base(line.scratch, LL_CAPACITY),
+                    staging: &mut self.host.staging,
+                    endpoint: &self.host.endpoint,
+                    spin_policy: self.host.spin_policy,
+                    watch: &self.host.control,
                     signature: &plan.signature,
                 };
-                // SAFETY: the caller's promise; scratch was just made large enough.
+                // SAFETY: the caller's promise; scratch has just been made large enough.
                 unsafe { execution.run(line) }
             }
             PlanBody::Interpreted(program) => {
-                self.watch.begin_call(plan.signature);
+                self.host.control.begin_call(plan.signature);
                 let size = call.dtype.size();
-                self.scratch.prepare(program.scratch, program.tile * size);
+                self.host.scratch.prepare(program.scratch, program.tile * size);
                 let mut interpreter = Interpreter {
                     program,
                     buffers,
@@ -234,30 +246,35 @@ impl Communicator {
                     scaled: plan.scaled,
                     non_temporal: plan.non_temporal,
                     history,
-                    links: &mut self.links,
-                    scratch: &mut self.scratch,
+                    links: &mut self.host.links,
+                    scratch: &mut self.host.scratch,
                 };
                 // SAFETY: the caller's promise.
                 unsafe {
-                    interpreter.run(WaitLoop::new(&self.endpoint, self.spin_policy, &self.watch))
+                    interpreter.run(WaitLoop::new(
+                        &self.host.endpoint,
+                        self.host.spin_policy,
+                        &self.host.control,
+                    ))
                 }
             }
             // SAFETY: the caller's promise.
-            PlanBody::Device(_) => unsafe { self.run_on_device(number, call) },
+            PlanBody::Device(_) => unsafe { self.run_device_plan(number, call) },
         }
     }
 
-    /// Makes the plan for `task`, which `keep` keeps, or says why there can be none. A call of no elements needs none, and is over.
+    /// Makes the plan for `task` and gives it to `keep`, which returns its number. A call of no
+    /// elements needs no plan and is over.
     #[cold]
     pub(super) fn prepare(
         &mut self,
         task: &Task,
         keep: impl FnOnce(&mut Plans, Plan) -> usize,
     ) -> Result<Option<usize>, Error> {
-        self.prepare_with(task, Self::chosen, keep)
+        self.prepare_with(task, Self::plan_chosen, keep)
     }
 
-    /// The same, with the plan that `make` makes.
+    /// The same as [`prepare`](Self::prepare), with the plan that `make` makes.
     #[cold]
     pub(super) fn prepare_with(
         &mut self,
@@ -267,16 +284,17 @@ impl Communicator {
     ) -> Result<Option<usize>, Error> {
         let signature = CallSignature::of(task);
         if task.extents.longest() == 0 {
-            self.watch.end_call(signature);
+            self.host.control.end_call(signature);
             return Ok(None);
         }
-        self.watch.begin_call(signature);
+        self.host.control.begin_call(signature);
         match self.plan_for(task, make) {
             Ok(plan) => Ok(Some(keep(&mut self.plans, plan))),
             Err(error) => Err(self.refuse(signature, error)),
         }
     }
 
+    /// Makes the plan for `task`, unless the communicator is broken or the root does not exist.
     fn plan_for(
         &mut self,
         task: &Task,
@@ -291,8 +309,8 @@ impl Communicator {
         make(self, task)
     }
 
-    /// The plan that the tuner wants.
-    fn chosen(&mut self, task: &Task) -> Result<Plan, Error> {
+    /// Makes the plan that the tuner chooses.
+    fn plan_chosen(&mut self, task: &Task) -> Result<Plan, Error> {
         let (schedule, choice) = self.tuner.choose(task)?;
         self.plan(schedule, &choice, task)
     }
@@ -316,58 +334,53 @@ impl Communicator {
     ) -> Result<Plan, Error> {
         log::info!(target: "TUNING", "{}: {choice}", CallSignature::of(task));
         if let Some(device) = &mut self.device {
-            let plan = Plan::on_device(proved, choice, task, self.rank, self.isa, device);
+            let plan = Plan::on_device(proved, choice, task, self.rank, self.host.isa, device);
             return plan.map_err(|error| self.fail(error));
         }
-        let deadline = self.link_deadline();
-        let Self { rank, isa, endpoint, addresses, links, watch, .. } = self;
-        let plan = Plan::new(proved, choice, task, *rank, *isa, links, |links, peer, channel| {
-            let channel = channels::FIRST_OF_SCHEDULES + channel;
-            links.open(endpoint, addresses, peer, channel, deadline, watch)
-        });
-        // The other ranks wait for this one's links.
+        let deadline = self.membership.link_deadline();
+        let HostBackend { isa, endpoint, addresses, links, control, .. } = &mut self.host;
+        let plan =
+            Plan::new(proved, choice, task, self.rank, *isa, links, |links, peer, channel| {
+                let channel = channels::FIRST_OF_SCHEDULES + channel;
+                links.open(endpoint, addresses, peer, channel, deadline, control)
+            });
+        // A failure must reach the other ranks, which wait for the links of this one.
         plan.map_err(|error| self.fail(error))
     }
 
-    /// Until when a link must be open.
-    pub(super) fn link_deadline(&self) -> Instant {
-        let timeout = self.config.timeout.unwrap_or(Duration::MAX).min(self.options.timeout);
-        Instant::now() + timeout
-    }
-
-    /// That the factor of a reduction is where this communicator reads it.
+    /// Checks that the factor of a reduction is not in device memory if the communicator is not.
     fn check_factor(&self, reduction: &Reduction) -> Result<(), Error> {
         if reduction.resident && self.device.is_none() {
             return Err(Error::InvalidArgument {
-                what: String::from(
-                    "a factor in memory of a device, in a communicator of host memory",
-                ),
+                what: String::from("a factor in device memory, in a communicator for host memory"),
             });
         }
         Ok(())
     }
 
-    /// A call failed: tell all ranks, log it, remember it. What others saw first is the error here too.
+    /// Ends the communicator because a call failed: tells all ranks, logs the error and keeps it.
+    /// If another rank failed first, the error is that rank's.
     #[cold]
     pub(crate) fn fail(&mut self, error: Error) -> Error {
         if let Some(first) = &self.broken {
             return first.clone();
         }
-        let error = self.watch.fail(error);
+        let error = self.host.control.fail(error);
         log::warn!("rank {}: {error}", self.rank);
-        self.watch.abort_peers(&error);
-        self.links.withdraw(&self.endpoint);
+        self.host.control.abort_peers(&error);
+        self.host.links.withdraw(&self.host.endpoint);
         self.broken.get_or_insert(error).clone()
     }
 }
 
-/// All-to-all has no form in place: a rank would write over what it has not sent yet.
+/// Refuses all-to-all in place: a rank would overwrite what it has not sent yet.
 pub(super) fn check_in_place(call: &Call, nranks: u32) -> Result<(), Error> {
     let same = call.send == call.recv.cast_const();
     if call.collective == Collective::AllToAll && same && nranks > 1 {
         return Err(Error::InvalidArgument {
             what: String::from(
-                "alltoall with the same send and receive buffer; it has no form in place, so give it two buffers",
+                "alltoall with the same send and receive buffer; it has no form in place, so give \
+                 it two buffers",
             ),
         });
     }

@@ -1,4 +1,4 @@
-//! How the ranks of a communicator get to know each other: what must agree, who is where, and over what they meet.
+//! Exchanges between all ranks what they must know of each other, and checks what must agree.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,7 +8,7 @@ use maypole_transport::endpoint::{EnabledLinks, Endpoint, EndpointConfig};
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::tcp::TcpConfig;
 
-use super::rank_info::{Host, RankInfo};
+use super::rank_info::{RankHost, RankInfo};
 use crate::bootstrap::{self, Joined, Options, RejoinListener};
 use crate::config::{self, Config, NodeLabels};
 use crate::device::memory::inbox::PeerInbox;
@@ -19,139 +19,145 @@ use crate::reduce::Isa;
 use crate::tune::AlgorithmFilter;
 use crate::window;
 
-/// Links between every ordered pair of ranks: those of schedules, one for sends and receives, and one for windows.
+/// The channels between two ranks: those of schedules, one for sends and receives, and one for
+/// windows.
 const CHANNELS: u16 = window::CHANNEL + 1;
 
-/// What a rank of a device brought, and the inboxes that its kernels reach.
-type Arrived = (RankSetup, Vec<Option<PeerInbox>>);
+/// The device of a rank, and the inboxes that its kernels reach.
+type DeviceSetup = (RankSetup, Vec<Option<PeerInbox>>);
 
-/// What the ranks know of each other before they make calls.
-pub(super) struct Introduced {
+/// What a rank knows of all ranks before the first call.
+pub(super) struct CommunicatorSetup {
     pub(super) endpoint: Arc<Endpoint>,
-    pub(super) meeting: RejoinListener,
-    /// What each rank says of itself.
-    pub(super) cards: Vec<RankInfo>,
-    /// Where each rank's endpoint is.
+    pub(super) rejoin_listener: RejoinListener,
+    /// What each rank said of itself.
+    pub(super) ranks: Vec<RankInfo>,
+    /// The address of each rank's endpoint.
     pub(super) addresses: Vec<Vec<u8>>,
-    /// Any two ranks meet over TCP.
-    pub(super) tcp: bool,
-    /// Any two ranks of one node do.
+    /// Some two ranks use TCP between them.
+    pub(super) any_tcp: bool,
+    /// Some two ranks of one node use TCP between them.
     pub(super) tcp_within_nodes: bool,
     pub(super) grouping: Grouping,
     pub(super) algorithms: AlgorithmFilter,
-    /// Of a rank on a CUDA device: what it brought, and the inboxes that its kernels and those of their owners reach mutually.
-    pub(super) device: Option<Arrived>,
-    /// Any rank is on a CUDA device, and some two ranks do not reach each other's memory by kernels: those need the proxy.
-    pub(super) apart: bool,
+    /// For a rank on a CUDA device: the device, and the inboxes that its kernels reach and whose
+    /// owners reach its own.
+    pub(super) device: Option<DeviceSetup>,
+    /// Some rank is on a CUDA device, and some two ranks do not reach each other's memory by
+    /// kernels: these need the proxy.
+    pub(super) needs_proxy: bool,
 }
 
-/// Makes what the other ranks must know of, and exchanges that with them.
-pub(super) fn introduce(
+/// Opens this rank's listeners, tells all ranks of them, and learns the same of the others.
+pub(super) fn exchange_setup(
     joined: &mut Joined,
     config: &Config,
     layout: InboxLayout,
     options: &Options,
-) -> Result<Introduced, Error> {
+) -> Result<CommunicatorSetup, Error> {
     let algorithms = AlgorithmFilter::parse(config.algorithms.as_deref().unwrap_or(""))?;
     let (rank, nranks, secret) = (joined.rank, joined.nranks, joined.derive("links"));
-    let endpoint = Arc::new(endpoint(config, EndpointConfig { rank, nranks, secret, layout })?);
-    let meeting = RejoinListener::open()?;
-    let arrival =
+    let endpoint = open_endpoint(config, EndpointConfig { rank, nranks, secret, layout })?;
+    let endpoint = Arc::new(endpoint);
+    let rejoin_listener = RejoinListener::open()?;
+    let own_device =
         options.device.map(|ordinal| RankSetup::new(config, ordinal, nranks)).transpose()?;
-    let card = RankInfo {
-        host: Host::here(),
+    let own = RankInfo {
+        host: RankHost::current(),
         node: config.host_id.clone().unwrap_or_default(),
         process: ProcessIdentity::current(),
         address: endpoint.address(),
-        meeting: meeting.address(),
+        rejoin_address: rejoin_listener.address(),
         settings: settings(config, layout),
-        device: arrival.as_ref().map(|arrival| arrival.info.clone()),
+        device: own_device.as_ref().map(|own_device| own_device.info.clone()),
     };
     let deadline = Instant::now() + options.timeout;
-    let cards = exchange_cards(joined, &card, deadline)?;
-    let (device, apart) = reach(joined, config, &cards, arrival, deadline)?;
-    let addresses: Vec<Vec<u8>> = cards.iter().map(|c| c.address.clone()).collect();
-    let tcp = endpoint.survey(&addresses)?;
-    let grouping = grouping(config, &cards);
+    let ranks = exchange_rank_info(joined, &own, deadline)?;
+    let (device, needs_proxy) = reachable_inboxes(joined, config, &ranks, own_device, deadline)?;
+    let addresses: Vec<Vec<u8>> = ranks.iter().map(|info| info.address.clone()).collect();
+    let any_tcp = endpoint.survey(&addresses)?;
+    let grouping = grouping(config, &ranks);
     let mut tcp_within_nodes = false;
     for node in 0..grouping.nodes() {
-        let members = grouping.ranks_of(node).iter();
-        let members: Vec<&[u8]> = members.map(|r| &addresses[*r as usize][..]).collect();
-        tcp_within_nodes |= Endpoint::any_pair_over_tcp(&members)?;
+        let on_node = grouping.ranks_of(node).iter();
+        let on_node: Vec<&[u8]> = on_node.map(|r| &addresses[*r as usize][..]).collect();
+        tcp_within_nodes |= Endpoint::any_pair_over_tcp(&on_node)?;
     }
-    Ok(Introduced {
+    Ok(CommunicatorSetup {
         endpoint,
-        meeting,
-        cards,
+        rejoin_listener,
+        ranks,
         addresses,
-        tcp,
+        any_tcp,
         tcp_within_nodes,
         grouping,
         algorithms,
         device,
-        apart,
+        needs_proxy,
     })
 }
 
-/// Which ranks' inboxes the kernels of this rank reach, and whether there is any pair of ranks that do not reach each other. All ranks take
-/// part where one is on a device, and all find the same: who is not reached mutually is not reached.
-fn reach(
+/// Finds the ranks whose inboxes the kernels of this rank reach, and whether any two ranks do not
+/// reach each other. If some rank is on a device all ranks take part, and all find the same: an
+/// inbox counts as reached only if both ranks reach each other's.
+fn reachable_inboxes(
     joined: &mut Joined,
     config: &Config,
-    cards: &[RankInfo],
-    arrival: Option<RankSetup>,
+    ranks: &[RankInfo],
+    own_device: Option<RankSetup>,
     deadline: Instant,
-) -> Result<(Option<Arrived>, bool), Error> {
-    if cards.iter().all(|card| card.device.is_none()) {
+) -> Result<(Option<DeviceSetup>, bool), Error> {
+    if ranks.iter().all(|info| info.device.is_none()) {
         return Ok((None, false));
     }
     let me = joined.rank as usize;
-    let other = |card: &'_ RankInfo| PeerDevice {
+    let other = |info: &'_ RankInfo| PeerDevice {
         info: None,
-        same_process: card.process == cards[me].process,
-        same_host: card.host.same_machine(&cards[me].host),
+        same_process: info.process == ranks[me].process,
+        same_host: info.host.same_machine(&ranks[me].host),
     };
     let others: Vec<PeerDevice<'_>> =
-        cards.iter().map(|card| PeerDevice { info: card.device.as_ref(), ..other(card) }).collect();
+        ranks.iter().map(|info| PeerDevice { info: info.device.as_ref(), ..other(info) }).collect();
     let between_devices = !config.p2p_disable;
-    let mut reached = match &arrival {
-        Some(arrival) => arrival.open_inboxes(joined.rank, &others, between_devices),
-        None => cards.iter().map(|_| None).collect(),
+    let mut reached = match &own_device {
+        Some(own_device) => own_device.open_inboxes(joined.rank, &others, between_devices),
+        None => ranks.iter().map(|_| None).collect(),
     };
     let mine: Vec<u8> = reached.iter().map(|inbox| u8::from(inbox.is_some())).collect();
     let all = joined.control.all_gather(&mine, deadline)?;
-    let direct = |a: usize, b: usize| all[a].get(b) == Some(&1) && all[b].get(a) == Some(&1);
-    let mut pairs = (0..cards.len()).flat_map(|a| (0..a).map(move |b| (b, a)));
-    let apart = pairs.any(|(b, a)| !direct(a, b));
+    let mutual = |a: usize, b: usize| all[a].get(b) == Some(&1) && all[b].get(a) == Some(&1);
+    let mut pairs = (0..ranks.len()).flat_map(|a| (0..a).map(move |b| (b, a)));
+    let needs_proxy = pairs.any(|(b, a)| !mutual(a, b));
     for (rank, inbox) in reached.iter_mut().enumerate() {
-        if !direct(me, rank) {
+        if !mutual(me, rank) {
             *inbox = None;
         }
     }
-    Ok((arrival.map(|arrival| (arrival, reached)), apart))
+    Ok((own_device.map(|own_device| (own_device, reached)), needs_proxy))
 }
 
-/// Which rank is on which node: as the user says, or by the hosts.
-fn grouping(config: &Config, cards: &[RankInfo]) -> Grouping {
+/// The node of each rank: as the user says, or its host.
+fn grouping(config: &Config, ranks: &[RankInfo]) -> Grouping {
     if let Some(NodeLabels { labels }) = &config.nodes {
-        if labels.len() == cards.len() {
+        if labels.len() == ranks.len() {
             return Grouping::new(labels);
         }
-        let (named, nranks) = (labels.len(), cards.len());
+        let (named, nranks) = (labels.len(), ranks.len());
         log::info!(
             target: "GRAPH",
-            "MAYPOLE_NODES is for {named} ranks and this communicator has {nranks}: its nodes are the hosts"
+            "MAYPOLE_NODES is for {named} ranks and this communicator has {nranks}: its nodes are \
+             the hosts"
         );
     }
-    Grouping::new(cards.iter().map(RankInfo::node))
+    Grouping::new(ranks.iter().map(RankInfo::node))
 }
 
-/// The rank's end of all links, of the kinds that the settings allow.
-fn endpoint(config: &Config, ends: EndpointConfig) -> Result<Endpoint, Error> {
+/// Opens this rank's end of all links, of the kinds that the settings allow.
+fn open_endpoint(config: &Config, ends: EndpointConfig) -> Result<Endpoint, Error> {
     let tcp = |addresses| TcpConfig { addresses, streams: config.streams() };
     let alone = ends.nranks == 1;
     let media = EnabledLinks {
-        // Without direct access to a peer's memory, ranks of one process meet as those of several do.
+        // Without access to a peer's memory, ranks of one process use what processes use.
         local: !config.p2p_disable,
         shm: !config.shm_disable,
         tcp: if alone { None } else { Some(tcp(bootstrap::addresses(config)?)) },
@@ -159,7 +165,8 @@ fn endpoint(config: &Config, ends: EndpointConfig) -> Result<Endpoint, Error> {
     Ok(Endpoint::with_links(ends, &media)?)
 }
 
-/// Slots that keep what is under way in a second-level cache however many peers there are.
+/// The slots of each link. They are smaller the more peers there are, so that all messages under
+/// way stay in a second-level cache.
 pub(super) fn layout(config: &Config, nranks: u32) -> InboxLayout {
     let automatic = match nranks {
         0..=4 => 64 << 10,
@@ -170,12 +177,14 @@ pub(super) fn layout(config: &Config, nranks: u32) -> InboxLayout {
     InboxLayout { nranks, channels: CHANNELS, slot_bytes, depth: config.depth() }
 }
 
-/// The settings that must be the same on all ranks, as text that a person can compare.
+/// The settings that must be the same on all ranks, as text that people can compare.
 fn settings(config: &Config, layout: InboxLayout) -> String {
     let algorithms = config.algorithms.as_deref().unwrap_or("");
     let nodes = config.nodes.as_ref().map_or(String::new(), |nodes| nodes.labels.join(","));
     format!(
-        "NCCL_ALGO={algorithms} NCHANNELS={:?} MAYPOLE_NODES={nodes} MAYPOLE_BITS={:?} MAYPOLE_PROTO={:?} MAYPOLE_SLOT_BYTES={} MAYPOLE_SLOT_DEPTH={} MAYPOLE_GPU_SLOT_BYTES={:?} MAYPOLE_GPU_SLOT_DEPTH={:?} MAYPOLE_FAULT={:?} version={}",
+        "NCCL_ALGO={algorithms} NCHANNELS={:?} MAYPOLE_NODES={nodes} MAYPOLE_BITS={:?} \
+         MAYPOLE_PROTO={:?} MAYPOLE_SLOT_BYTES={} MAYPOLE_SLOT_DEPTH={} \
+         MAYPOLE_GPU_SLOT_BYTES={:?} MAYPOLE_GPU_SLOT_DEPTH={:?} MAYPOLE_FAULT={:?} version={}",
         config.copies(),
         config.bits,
         config.protocol,
@@ -188,31 +197,34 @@ fn settings(config: &Config, layout: InboxLayout) -> String {
     )
 }
 
-fn exchange_cards(
+/// Tells all ranks what this one is, and learns the same of them.
+fn exchange_rank_info(
     joined: &mut Joined,
-    card: &RankInfo,
+    own: &RankInfo,
     deadline: Instant,
 ) -> Result<Vec<RankInfo>, Error> {
-    let all = joined.control.all_gather(&card.to_bytes(), deadline)?;
-    let mut cards = Vec::with_capacity(all.len());
+    let all = joined.control.all_gather(&own.to_bytes(), deadline)?;
+    let mut ranks = Vec::with_capacity(all.len());
     for (rank, bytes) in all.iter().enumerate() {
         let theirs = RankInfo::from_bytes(bytes).ok_or_else(|| Error::Internal {
-            what: format!("the card of rank {rank} is unreadable"),
+            what: format!("the rank info of rank {rank} is unreadable"),
         })?;
-        if theirs.settings != card.settings {
+        if theirs.settings != own.settings {
             return Err(Error::InvalidUsage {
                 what: format!(
-                    "rank {} and rank {rank} differ in settings that must be the same on all ranks: here {}; there {}",
-                    joined.rank, card.settings, theirs.settings
+                    "rank {} and rank {rank} differ in settings that must be the same on all \
+                     ranks: here {}; there {}",
+                    joined.rank, own.settings, theirs.settings
                 ),
             });
         }
-        cards.push(theirs);
+        ranks.push(theirs);
     }
-    Ok(cards)
+    Ok(ranks)
 }
 
-pub(super) fn isa(wanted: config::IsaSetting) -> Isa {
+/// The instruction set that the setting asks for, if this processor has it, else the best.
+pub(super) fn usable_isa(wanted: config::IsaSetting) -> Isa {
     let best = Isa::detect();
     let wanted = match wanted {
         config::IsaSetting::Auto => return best,

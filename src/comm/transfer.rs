@@ -3,6 +3,7 @@
 use maypole_algorithms::{DType, RedOp};
 
 use super::Communicator;
+use super::backend::HostBackend;
 use super::vector::OwnBlock;
 use crate::channels;
 use crate::element::Element;
@@ -16,11 +17,14 @@ use crate::reduce::FoldKernel;
 use crate::transfer::{self, Transfer};
 
 impl Communicator {
-    /// Sends `data` to `peer`, which receives it with [`receive`](Self::receive) into as many elements; returns when the memory may be
-    /// used again. Two ranks that send to each other need an [`exchange`](Self::exchange): each would wait for the other to receive.
+    /// Sends `data` to `peer`, which receives it with [`recv`](Self::recv) into as many elements.
+    /// Returns when `data` may be changed. Two ranks that send to each other must use
+    /// [`send_recv`](Self::send_recv) or a [`group`](Self::group): with `send` each would wait for
+    /// the other to receive.
     ///
     /// # Errors
-    /// What [`exchange`](Self::exchange) returns; this rank as its own peer.
+    /// Those of [`exchange`](Self::exchange). [`Error::InvalidUsage`], harmless, for this rank as
+    /// its own peer.
     pub fn send<T: Element>(&mut self, data: &[T], peer: u32) -> Result<(), Error> {
         let transfer =
             Transfer::Send { data: data.as_ptr().cast(), bytes: size_of_val(data), peer };
@@ -31,42 +35,44 @@ impl Communicator {
     /// Receives into `data` what `peer` sends with [`send`](Self::send), exactly as many elements.
     ///
     /// # Errors
-    /// What [`exchange`](Self::exchange) returns; this rank as its own peer.
-    pub fn receive<T: Element>(&mut self, data: &mut [T], peer: u32) -> Result<(), Error> {
+    /// Those of [`exchange`](Self::exchange). [`Error::InvalidUsage`], harmless, for this rank as
+    /// its own peer.
+    pub fn recv<T: Element>(&mut self, data: &mut [T], peer: u32) -> Result<(), Error> {
         let bytes = size_of_val(data);
         let transfer = Transfer::Receive { data: data.as_mut_ptr().cast(), bytes, peer };
         // SAFETY: the slice is borrowed for the call, and its type has no invalid values.
         unsafe { self.exchange(&[transfer]) }
     }
 
-    /// Sends and receives, all at once: returns when all are done, whatever the order in which they and their partners on the
-    /// other ranks are listed. Transfers between two ranks are matched in their order. A transfer to this rank
-    /// itself needs its partner in the same list.
+    /// Sends and receives, all at once. Returns when all transfers are done, in whatever order they
+    /// and their partners on the other ranks are listed. Transfers between two ranks are matched in
+    /// their order. A transfer to this rank itself needs its partner in the same list.
+    /// [`group`](Self::group) is the safe form.
     ///
     /// # Errors
-    /// A rank that does not exist, transfers to itself without a partner (both harmless); a partner of another length, a dead or
-    /// aborted peer.
+    /// A rank that does not exist, or a transfer to this rank without a partner (both harmless); a
+    /// partner of another length; a dead or aborted peer.
     ///
     /// # Safety
-    /// The memory of each transfer is valid for its length, nobody else writes it or reads what is received during the call, and no
-    /// received range overlaps another range.
+    /// The memory of each transfer is valid for its length. During the call nobody else writes to
+    /// it or reads what is received, and no received range overlaps another range.
     pub unsafe fn exchange(&mut self, transfers: &[Transfer]) -> Result<(), Error> {
         if self.device.is_some() {
             // SAFETY: the caller's promise.
             return unsafe { self.exchange_on_device(transfers) };
         }
-        let (transfers, own) = self.sorted(transfers)?;
+        let (transfers, own) = self.split_transfers(transfers)?;
         for (from, to, bytes) in own {
-            // SAFETY: the caller's promise; `take_own` matched equal lengths.
+            // SAFETY: the caller's promise; `take_own` matched transfers of equal length.
             unsafe { std::ptr::copy(from, to, bytes) };
         }
-        // Transfers are no calls of all ranks.
+        // Transfers are not calls of all ranks, so they carry no hash of one.
         // SAFETY: the caller's promise.
         unsafe { self.exchange_with_peers(&transfers, 0, 0) }.map_err(|e| self.fail(e))
     }
 
-    /// The transfers with other ranks, and what is to be copied here.
-    pub(super) fn sorted(
+    /// The transfers with other ranks, and the copies within this one.
+    pub(super) fn split_transfers(
         &self,
         transfers: &[Transfer],
     ) -> Result<(Vec<Transfer>, Vec<OwnBlock>), Error> {
@@ -83,33 +89,42 @@ impl Communicator {
         Ok((transfers, own))
     }
 
-    /// `transfers` with other ranks. `call` and `history` are hashes of the call that they are a part of and of those before it, 0 for
-    /// sends and receives of their own.
+    /// Runs transfers with other ranks. `call` and `history` are the hashes of the vector call that
+    /// they are a part of and of the calls before it; 0 for sends and receives.
+    ///
+    /// # Safety
+    /// As for [`exchange`](Self::exchange).
     pub(super) unsafe fn exchange_with_peers(
         &mut self,
         transfers: &[Transfer],
         call: u32,
         history: u32,
     ) -> Result<(), Error> {
-        let deadline = self.link_deadline();
-        let Self { endpoint, addresses, links, watch, .. } = self;
+        let deadline = self.membership.link_deadline();
+        let HostBackend { endpoint, addresses, links, control, .. } = &mut self.host;
         let program = bind_transfers(transfers, self.tuner.slot_bytes, call, |peer| {
-            links.open(endpoint, addresses, peer, channels::TRANSFERS, deadline, watch)
+            links.open(endpoint, addresses, peer, channels::TRANSFERS, deadline, control)
         })?;
         let mut interpreter = Interpreter {
             program: &program,
-            // The program's extents are addresses.
+            // The extents of the program are addresses.
             buffers: CallBuffers { send: std::ptr::null(), recv: std::ptr::null_mut() },
-            kernel: FoldKernel::select(DType::Uint8, RedOp::Max.into(), self.nranks, self.isa),
+            kernel: FoldKernel::select(DType::Uint8, RedOp::Max.into(), self.nranks, self.host.isa),
             size: 1,
             scaled: false,
             non_temporal: transfers.iter().map(Transfer::bytes).sum::<usize>()
                 >= NON_TEMPORAL_BYTES,
             history,
-            links: &mut self.links,
-            scratch: &mut self.scratch,
+            links: &mut self.host.links,
+            scratch: &mut self.host.scratch,
         };
         // SAFETY: the caller's promise.
-        unsafe { interpreter.run(WaitLoop::new(&self.endpoint, self.spin_policy, &self.watch)) }
+        unsafe {
+            interpreter.run(WaitLoop::new(
+                &self.host.endpoint,
+                self.host.spin_policy,
+                &self.host.control,
+            ))
+        }
     }
 }

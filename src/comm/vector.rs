@@ -1,8 +1,10 @@
-//! Collectives whose blocks differ in length from rank to rank: the V forms.
+//! Vector collectives: their blocks differ in length between ranks.
 //!
-//! Where all ranks know all lengths (all-gather, reduce-scatter), the call runs a schedule of its even form, with the chunks bound to
-//! the blocks as they are. Where a rank knows only its own (all-to-all, gather, scatter), it is a group of transfers, each bound from
-//! local knowledge: every message carries a hash of how long both ends think it is.
+//! For all-gather and reduce-scatter all ranks know all lengths. The call runs a schedule of the
+//! ordinary collective, with the chunks bound to the blocks as they are. For all-to-all, gather and
+//! scatter a rank knows only the lengths of its own blocks. The call is a group of transfers, each
+//! bound from local knowledge: every message carries a hash of the length that the sender expects,
+//! so that a difference is an error.
 
 use maypole_algorithms::Collective;
 
@@ -14,26 +16,27 @@ use crate::error::Error;
 use crate::reduce::Reduction;
 use crate::transfer::Transfer;
 
-/// How an uneven call is run.
+/// How a vector call is run.
 pub(super) enum VectorRun {
-    /// As the even call, by this plan.
+    /// As the ordinary collective, by the plan with this number.
     Planned(usize, Call),
     /// As a group of transfers.
-    Pairs,
-    /// There is nothing to do.
+    Transfers,
+    /// Not at all: it has no elements.
     Nothing,
 }
 
-/// From where to where a rank's own block goes, and how many bytes it has.
+/// A copy within this rank: from where, to where, and how many bytes.
 pub(super) type OwnBlock = (*const u8, *mut u8, usize);
 
 impl Communicator {
-    /// Every rank gets `send` of all ranks in `recv`: that of rank `r` as block `r`. All ranks give the same counts; displacements
-    /// are their own affair.
+    /// Gathers `send` of all ranks in `recv` of every rank: that of rank `r` becomes block `r`. All
+    /// ranks pass the same counts; displacements may differ.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for blocks that are not one per rank, overlap or lie beyond the slice, and if `send` is not as long
-    /// as block `rank`; else what [`run_vector`](Self::run_vector) returns.
+    /// [`Error::InvalidArgument`], harmless, for blocks that are not one per rank, that overlap or
+    /// lie beyond the slice, and if `send` is not as long as block `rank`; else those of
+    /// [`run_vector`](Self::run_vector).
     pub fn all_gather_v<T: Element>(
         &mut self,
         send: &[T],
@@ -45,10 +48,11 @@ impl Communicator {
         self.call_vector(Collective::AllGather, (send, sends), (recv, blocks), no_reduction())
     }
 
-    /// As [`all_gather_v`](Self::all_gather_v) into `data`, whose block `rank` is the contribution.
+    /// The same as [`all_gather_v`](Self::all_gather_v) into `data`, whose block `rank` is the
+    /// contribution.
     ///
     /// # Errors
-    /// As [`all_gather_v`](Self::all_gather_v).
+    /// As for [`all_gather_v`](Self::all_gather_v).
     pub fn all_gather_v_in_place<T: Element>(
         &mut self,
         data: &mut [T],
@@ -65,16 +69,18 @@ impl Communicator {
             dtype: T::DTYPE,
             reduction: no_reduction(),
         };
-        // SAFETY: the blocks lie within the slice, which is borrowed for the call; it is in place.
+        // SAFETY: the blocks lie within the slice, which is borrowed for the call, and overlap only
+        // as the form in place allows.
         unsafe { self.run_vector(&call) }
     }
 
-    /// Reduces the blocks of `send` of all ranks; rank `r` gets block `r` of the result in `recv`. All ranks give the same counts;
-    /// displacements are their own affair.
+    /// Reduces the blocks of `send` of all ranks. Rank `r` gets block `r` of the result in `recv`.
+    /// All ranks pass the same counts; displacements may differ.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for blocks that are not one per rank or lie beyond the slice, and if `recv` is not as long as
-    /// block `rank`; else what [`run_vector`](Self::run_vector) returns.
+    /// [`Error::InvalidArgument`], harmless, for blocks that are not one per rank or lie beyond the
+    /// slice, and if `recv` is not as long as block `rank`; else those of
+    /// [`run_vector`](Self::run_vector).
     pub fn reduce_scatter_v<T: Element>(
         &mut self,
         send: &[T],
@@ -88,11 +94,11 @@ impl Communicator {
         self.call_vector(collective, (send, blocks), (recv, recvs), reduction.into())
     }
 
-    /// As [`reduce_scatter_v`](Self::reduce_scatter_v) of `data`, with the result in place of block `rank` of it. The other blocks
-    /// are as they were; no block may overlap that one.
+    /// The same as [`reduce_scatter_v`](Self::reduce_scatter_v) of `data`, with the result in place
+    /// of block `rank`. The other blocks do not change; none may overlap that one.
     ///
     /// # Errors
-    /// As [`reduce_scatter_v`](Self::reduce_scatter_v).
+    /// As for [`reduce_scatter_v`](Self::reduce_scatter_v).
     pub fn reduce_scatter_v_in_place<T: Element>(
         &mut self,
         data: &mut [T],
@@ -110,16 +116,19 @@ impl Communicator {
             dtype: T::DTYPE,
             reduction: reduction.into(),
         };
-        // SAFETY: the blocks lie within the slice, which is borrowed for the call; it is in place.
+        // SAFETY: the blocks lie within the slice, which is borrowed for the call, and overlap only
+        // as the form in place allows.
         unsafe { self.run_vector(&call) }
     }
 
-    /// Sends block `r` of `send` to rank `r`, which gets it as block `rank` of its `recv`. Each rank knows only its own blocks; what
-    /// it sends to a rank must be as long as what that rank receives from it.
+    /// Sends block `r` of `send` to rank `r`, which receives it as block `rank` of its `recv`. Each
+    /// rank knows only its own blocks. What it sends to a rank must be as long as what that rank
+    /// receives from it.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for blocks that are not one per rank, overlap where they are received, or lie beyond the slices;
-    /// else what [`run_vector`](Self::run_vector) returns.
+    /// [`Error::InvalidArgument`], harmless, for blocks that are not one per rank, that overlap
+    /// where they are received, or lie beyond the slices; else those of
+    /// [`run_vector`](Self::run_vector).
     pub fn all_to_all_v<T: Element>(
         &mut self,
         send: &[T],
@@ -130,11 +139,13 @@ impl Communicator {
         self.call_vector(Collective::AllToAll, (send, sends), (recv, recvs), no_reduction())
     }
 
-    /// Rank `root` gets `send` of rank `r` as block `r` of its `recv`. On other ranks `recv` and `blocks` are not looked at.
+    /// Gathers `send` of all ranks in `recv` of rank `root`: that of rank `r` becomes block `r`. On
+    /// other ranks `recv` and `blocks` are ignored.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if there is no such rank, for blocks that are not one per rank, overlap or lie beyond the slice, and
-    /// if `send` of the root is not as long as its block; else what [`run_vector`](Self::run_vector) returns.
+    /// [`Error::InvalidArgument`], harmless, if there is no such rank, for blocks that are not one
+    /// per rank, that overlap or lie beyond the slice, and if `send` of the root is not as long as
+    /// its block; else those of [`run_vector`](Self::run_vector).
     pub fn gather_v<T: Element>(
         &mut self,
         send: &[T],
@@ -147,11 +158,13 @@ impl Communicator {
         self.call_vector(collective, (send, Blocks::one(&count)), (recv, blocks), no_reduction())
     }
 
-    /// Rank `r` gets block `r` of `send` of rank `root` in `recv`. On other ranks `send` and `blocks` are not looked at.
+    /// Sends block `r` of `send` of rank `root` to rank `r`, which receives it in `recv`. On other
+    /// ranks `send` and `blocks` are ignored.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if there is no such rank, for blocks that are not one per rank or lie beyond the slice, and if
-    /// `recv` of the root is not as long as its block; else what [`run_vector`](Self::run_vector) returns.
+    /// [`Error::InvalidArgument`], harmless, if there is no such rank, for blocks that are not one
+    /// per rank or lie beyond the slice, and if `recv` of the root is not as long as its block;
+    /// else those of [`run_vector`](Self::run_vector).
     pub fn scatter_v<T: Element>(
         &mut self,
         send: &[T],
@@ -164,27 +177,30 @@ impl Communicator {
         self.call_vector(collective, (send, blocks), (recv, Blocks::one(&count)), no_reduction())
     }
 
-    /// Runs a collective call of uneven blocks; returns when its result is there. An all-gather or reduce-scatter of no elements at all
-    /// does nothing; else a rank without elements takes part like any other.
+    /// Runs a vector collective; returns when its result is in the receive buffer. An all-gather or
+    /// reduce-scatter without any elements returns at once; otherwise a rank without elements takes
+    /// part like all others.
     ///
     /// # Errors
-    /// What [`run`](Self::run) returns; counts on which ranks do not agree are mismatched calls, and the error names two ranks.
+    /// Those of [`run`](Self::run). Counts that differ between ranks are mismatched calls, and the
+    /// error names two ranks.
     ///
     /// # Safety
-    /// The buffers are valid for their blocks, and nobody else writes them, or reads the blocks that are received, during the
-    /// call. The rank's one block is the memory of its own block on the other side, or overlaps nothing; nothing else overlaps.
+    /// The buffers are valid for their blocks. During the call nobody else writes to them or reads
+    /// the blocks that are received. Where this rank has one block on a side, that is the memory of
+    /// its own block on the other side or overlaps nothing; nothing else overlaps.
     pub unsafe fn run_vector(&mut self, call: &VectorCall<'_>) -> Result<(), Error> {
-        self.watch.check_fork()?;
+        self.host.control.check_fork()?;
         match self.plan_vector(call)? {
-            // SAFETY: the caller's promise; the plan's extents are the call's blocks.
+            // SAFETY: the caller's promise; the extents of the plan are the blocks of the call.
             VectorRun::Planned(number, call) => unsafe { self.run_plan(number, &call) },
             // SAFETY: the caller's promise.
-            VectorRun::Pairs => unsafe { self.run_pairs(call) },
+            VectorRun::Transfers => unsafe { self.run_vector_transfers(call) },
             VectorRun::Nothing => Ok(()),
         }
     }
 
-    /// How `call` is run.
+    /// Decides how `call` is run, and makes its plan if it needs one.
     pub(super) fn plan_vector(&mut self, call: &VectorCall<'_>) -> Result<VectorRun, Error> {
         if let Some(error) = &self.broken {
             return Err(error.clone());
@@ -193,7 +209,7 @@ impl Communicator {
         let blocks = match call.collective {
             Collective::AllGather => call.recvs,
             Collective::ReduceScatter => call.sends,
-            _ => return Ok(VectorRun::Pairs),
+            _ => return Ok(VectorRun::Transfers),
         };
         let task = Task {
             collective: call.collective,
@@ -220,38 +236,46 @@ impl Communicator {
         Ok(VectorRun::Planned(number, call))
     }
 
-    /// All-to-all, gather and scatter: a transfer for each pair of ranks that has one.
-    unsafe fn run_pairs(&mut self, call: &VectorCall<'_>) -> Result<(), Error> {
+    /// Runs an all-to-all, gather or scatter: one transfer for each pair of ranks that exchanges a
+    /// block.
+    ///
+    /// # Safety
+    /// As for [`run_vector`](Self::run_vector).
+    unsafe fn run_vector_transfers(&mut self, call: &VectorCall<'_>) -> Result<(), Error> {
         if self.device.is_some() {
             // SAFETY: the caller's promise.
-            return unsafe { self.run_pairs_on_device(call) };
+            return unsafe { self.run_vector_on_device(call) };
         }
-        let (transfers, own) = self.pairs(call);
+        let (transfers, own) = self.vector_transfers(call);
         if let Some((from, to, bytes)) = own {
-            // SAFETY: both blocks are valid by the caller's promise and of the same length, which was checked; they may be the same
-            // memory.
+            // SAFETY: both blocks are valid by the caller's promise, and of the same length, which
+            // was checked. They may be the same memory.
             unsafe { std::ptr::copy(from, to, bytes) };
         }
         let signature = CallSignature::of_unknown_lengths(call.collective, call.dtype);
-        self.watch.begin_call(signature);
-        let (hash, history) = (signature.extend(0) as u32, self.watch.history());
+        self.host.control.begin_call(signature);
+        let (hash, history) = (signature.extend(0) as u32, self.host.control.history());
         // SAFETY: the caller's promise.
         match unsafe { self.exchange_with_peers(&transfers, hash, history) } {
             Ok(()) => {
-                self.watch.end_call(signature);
+                self.host.control.end_call(signature);
                 Ok(())
             }
             Err(error) => Err(self.fail_call(signature, error)),
         }
     }
 
-    /// The transfers with other ranks of an all-to-all, gather or scatter, also those of no bytes, so that both ranks are told if they do not
-    /// agree; and the own block, from where to where and how many bytes.
-    pub(super) fn pairs(&self, call: &VectorCall<'_>) -> (Vec<Transfer>, Option<OwnBlock>) {
+    /// The transfers of an all-to-all, gather or scatter with other ranks, and the copy of this
+    /// rank's own block. Transfers of no bytes are among them, so that both ranks notice if they
+    /// differ.
+    pub(super) fn vector_transfers(
+        &self,
+        call: &VectorCall<'_>,
+    ) -> (Vec<Transfer>, Option<OwnBlock>) {
         let size = call.dtype.size();
         let VectorCall { collective, send, sends, recv, recvs, .. } = *call;
         let (own, ranks) = (self.rank as usize, 0..self.nranks);
-        // The other ranks of each block, in the order of the blocks.
+        // The other ranks of the blocks, in the order of the blocks.
         let (to, from) = match collective {
             Collective::Gather { root } => (root..root + 1, ranks),
             Collective::Scatter { root } => (ranks, root..root + 1),
@@ -268,7 +292,7 @@ impl Communicator {
         }
         let at = |blocks: Blocks<'_>| match blocks.counts.len() {
             0 => None,
-            // One block, which is the own one on the root of a gather or scatter.
+            // On the root of a gather or scatter the one block is its own.
             1 => Some(blocks.extent(0)),
             _ => Some(blocks.extent(own)),
         };
@@ -284,6 +308,7 @@ impl Communicator {
         (transfers, own)
     }
 
+    /// Runs a vector collective on slices, after checking that the blocks lie within them.
     fn call_vector<T: Element>(
         &mut self,
         collective: Collective,
@@ -291,8 +316,8 @@ impl Communicator {
         (recv, recvs): (&mut [T], Blocks<'_>),
         reduction: Reduction,
     ) -> Result<(), Error> {
-        within(sends, send.len(), "send")?;
-        within(recvs, recv.len(), "receive")?;
+        check_within(sends, send.len(), "send")?;
+        check_within(recvs, recv.len(), "receive")?;
         let call = VectorCall {
             collective,
             send: send.as_ptr().cast(),
@@ -302,13 +327,15 @@ impl Communicator {
             dtype: T::DTYPE,
             reduction,
         };
-        // SAFETY: the blocks lie within the slices, which are borrowed for the call and of a type without invalid values.
+        // SAFETY: the blocks lie within the slices, which are borrowed for the call and of a type
+        // without invalid values.
         unsafe { self.run_vector(&call) }
     }
 
-    /// Length and beginning of this rank's block, all blocks being within `len` elements.
+    /// The length and the first element of this rank's block. All blocks must lie within `len`
+    /// elements.
     fn own_vector_block(&self, blocks: Blocks<'_>, len: usize) -> Result<(usize, usize), Error> {
-        within(blocks, len, "all")?;
+        check_within(blocks, len, "all")?;
         let own = self.rank as usize;
         match (blocks.counts.get(own), blocks.displacements.get(own)) {
             (Some(&count), Some(&start)) => Ok((count, start)),
@@ -319,16 +346,20 @@ impl Communicator {
     }
 }
 
-fn within(blocks: Blocks<'_>, len: usize, side: &str) -> Result<(), Error> {
+/// Checks that the blocks of the `side` of a call lie within `len` elements.
+fn check_within(blocks: Blocks<'_>, len: usize, side: &str) -> Result<(), Error> {
     if blocks.end() > len {
         return Err(Error::InvalidArgument {
-            what: format!("{side} blocks that end at element {} of {len}", blocks.end()),
+            what: format!(
+                "{side} blocks that end at element {}, in a slice of {len} elements",
+                blocks.end()
+            ),
         });
     }
     Ok(())
 }
 
-/// For collectives that do not reduce.
+/// The reduction of calls that do not reduce, where it is ignored.
 fn no_reduction() -> Reduction {
     maypole_algorithms::RedOp::Max.into()
 }

@@ -1,4 +1,4 @@
-//! Windows: registered, written to, signalled.
+//! Calls on windows: register and deregister, put, signal, wait for signals.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +7,8 @@ use maypole_algorithms::Rank;
 use maypole_transport::segment;
 
 use super::Communicator;
+use super::backend::HostBackend;
+use crate::element::Element;
 use crate::engine::wait::WaitLoop;
 use crate::error::Error;
 use crate::window::{
@@ -14,41 +16,46 @@ use crate::window::{
     WindowInfo, WindowMemory, WindowMessage, WindowPart, WindowService,
 };
 
-/// How long to wait for peers to map a window.
-const ANSWERS: Duration = Duration::from_millis(200);
+/// How long to wait for peers to map a window. Peers that take longer get messages instead.
+const MAPPING_PATIENCE: Duration = Duration::from_millis(200);
 
 impl Communicator {
-    /// Makes `bytes` bytes at `memory` this rank's part of a new window. Every rank calls it, in the same order with other windows; parts may
-    /// differ in length. Returns when all have.
+    /// Makes the `bytes` bytes at `memory` this rank's part of a new window. All ranks call it, and
+    /// register several windows in the same order; their parts may differ in length. Returns when
+    /// all ranks have called it.
     ///
     /// # Errors
-    /// A rank that is gone or does not come; the communicator is then broken, except where the memory was refused.
+    /// A rank that is gone or does not call it: the communicator is then broken.
+    /// [`Error::InvalidArgument`], harmless, for no memory.
     ///
     /// # Safety
-    /// The memory is valid for writes until the window is [deregistered](Self::deregister_window) or the communicator dropped. Other ranks
-    /// write to it at any time: what they write is to be read only after their signal.
+    /// The memory is valid for writes until the window is
+    /// [deregistered](Self::deregister_window) or the communicator is dropped. Other ranks write to
+    /// it at any time: what they write may be read only after their signal.
     pub unsafe fn register_window(
         &mut self,
         memory: *mut u8,
         bytes: usize,
     ) -> Result<WindowId, Error> {
         if memory.is_null() || bytes == 0 {
-            return Err(Error::InvalidArgument { what: "a window of no memory".into() });
+            return Err(Error::InvalidArgument {
+                what: "a window of no memory; give each rank at least a byte".into(),
+            });
         }
-        self.whole()?;
+        self.check_usable()?;
         self.check_windows()?;
-        if self.windows.service.is_none() {
+        if self.host.windows.service.is_none() {
             let service = self.make_service().map_err(|error| self.fail_window(error))?;
-            self.windows.service = Some(service);
+            self.host.windows.service = Some(service);
         }
-        let service = self.windows.service.as_ref().ok_or_else(no_window)?;
-        let number = self.windows.made + 1;
+        let service = self.host.windows.service.as_ref().ok_or_else(no_window)?;
+        let number = self.host.windows.made + 1;
         let signal_words = Arc::clone(&service.signal_words);
-        // What is not to be reached is in segment 0.
+        // Memory that peers cannot map counts as in segment 0.
         let (segment, offset) = segment::locate(memory, bytes)
             .filter(|_| number <= MOST_DIRECT_WINDOWS && signal_words.segment() != 0)
             .unwrap_or_default();
-        let card = WindowInfo {
+        let info = WindowInfo {
             bytes: bytes as u64,
             segment,
             offset: offset as u64,
@@ -57,42 +64,47 @@ impl Communicator {
         if segment != 0 {
             self.offer(&[(memory, bytes), signal_words.memory()]);
         }
-        // All have offered what they have, and mapped what they were offered, or some need messages.
-        let deadline = self.link_deadline();
-        let all = self.watch.all_gather(&card.encode(), deadline)?;
-        let cards = all.iter().map(|bytes| WindowInfo::decode(bytes)).collect::<Option<Vec<_>>>();
-        let cards = cards.ok_or_else(|| Error::internal("a card of a window is unreadable"))?;
-        let direct = self.take_up(&cards);
-        self.windows.made = number;
+        // All ranks have offered their memory. Those that could not map it need messages.
+        let deadline = self.membership.link_deadline();
+        let all = self.host.control.all_gather(&info.encode(), deadline)?;
+        let parts = all.iter().map(|bytes| WindowInfo::decode(bytes)).collect::<Option<Vec<_>>>();
+        let parts =
+            parts.ok_or_else(|| Error::internal("a rank's part of a window is unreadable"))?;
+        let direct = self.add_window(&parts);
+        self.host.windows.made = number;
         signal_words.extents().insert(number, WindowMemory { start: memory, bytes });
-        let needs = self.watch.all_gather(&[u8::from(!direct)], deadline)?;
+        let needs = self.host.control.all_gather(&[u8::from(!direct)], deadline)?;
         if needs.iter().any(|needs| *needs != [0]) {
-            let (rank, control) = (self.rank, self.watch.shared());
-            let service = self.windows.service.as_mut().ok_or_else(no_window)?;
+            let (rank, control) = (self.rank, self.host.control.shared());
+            let service = self.host.windows.service.as_mut().ok_or_else(no_window)?;
             service.start(rank, control).map_err(|error| self.fail_window(error))?;
         }
-        // Nobody puts before everybody can take.
-        self.watch.all_gather(&[], deadline)?;
+        // No rank puts before all ranks can receive.
+        self.host.control.all_gather(&[], deadline)?;
         Ok(WindowId(number))
     }
 
-    /// Offers memory to the peers of the host; waits until they have mapped it, but not for long: one that has not gets messages.
+    /// Offers memory to the peers on this host, and waits until they have mapped it, for at most
+    /// [`MAPPING_PATIENCE`].
     fn offer(&self, memory: &[(*const u8, usize)]) {
-        let bell = self.endpoint.doorbell();
-        bell.wait(0, 0, Some(ANSWERS), || {
-            // All are asked, whatever the first says.
-            memory.iter().filter(|(data, len)| !self.endpoint.share_writable(*data, *len)).count()
+        let bell = self.host.endpoint.doorbell();
+        bell.wait(0, 0, Some(MAPPING_PATIENCE), || {
+            // Offers all of the memory, whatever the answer for the first.
+            memory
+                .iter()
+                .filter(|(data, len)| !self.host.endpoint.share_writable(*data, *len))
+                .count()
                 == 0
         });
     }
 
-    /// Notes the parts of a new window; whether this rank reaches all others' itself.
-    fn take_up(&mut self, cards: &[WindowInfo]) -> bool {
-        let Self { rank, nranks, windows, endpoint, .. } = self;
+    /// Records the parts of a new window. Whether this rank can write to all other parts itself.
+    fn add_window(&mut self, infos: &[WindowInfo]) -> bool {
+        let Self { rank, nranks, host: HostBackend { windows, endpoint, .. }, .. } = self;
         let mut direct = true;
         let mut parts = Vec::new();
-        for (peer, card) in (0..).zip(cards) {
-            let WindowInfo { bytes, segment, offset, signal_words } = *card;
+        for (peer, info) in (0..).zip(infos) {
+            let WindowInfo { bytes, segment, offset, signal_words } = *info;
             let mut reach = None;
             if peer != *rank && segment != 0 {
                 let service = windows.service.as_mut();
@@ -117,26 +129,26 @@ impl Communicator {
         direct
     }
 
-    /// Takes this rank's memory back: from now on it may be freed. Other ranks must not put to it any more; a put that comes all the same
-    /// breaks the communicator and writes nothing.
+    /// Ends this rank's part of a window; its memory may then be freed. Other ranks must not put to
+    /// it any more: a put that arrives all the same breaks the communicator and writes nothing.
     ///
     /// # Errors
-    /// If there is no such window.
+    /// [`Error::InvalidArgument`] if there is no such window.
     pub fn deregister_window(&mut self, window: WindowId) -> Result<(), Error> {
-        if self.windows.parts.remove(&window).is_none() {
+        if self.host.windows.parts.remove(&window).is_none() {
             return Err(no_window());
         }
-        if let Some(service) = &self.windows.service {
+        if let Some(service) = &self.host.windows.service {
             service.signal_words.close(window.0);
             service.signal_words.extents().remove(&window.0);
         }
         Ok(())
     }
 
-    /// Whether a put of `bytes` bytes at `offset` of `peer`'s part of the window is one that can be.
+    /// Checks that `peer`'s part of the window has `bytes` bytes at `offset`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if not.
+    /// [`Error::InvalidArgument`] if it has not, or there is no such rank or window.
     pub fn check_put(
         &self,
         peer: Rank,
@@ -145,7 +157,7 @@ impl Communicator {
         bytes: usize,
     ) -> Result<(), Error> {
         self.check_window_peer(peer)?;
-        let parts = self.windows.parts.get(&window).ok_or_else(no_window)?;
+        let parts = self.host.windows.parts.get(&window).ok_or_else(no_window)?;
         let size = parts[peer as usize].bytes;
         let end = (offset as u64).checked_add(bytes as u64);
         if end.is_some_and(|end| end <= size) {
@@ -153,19 +165,36 @@ impl Communicator {
         }
         Err(Error::InvalidArgument {
             what: format!(
-                "a put of {bytes} bytes at offset {offset}, to rank {peer}, whose part of the window has {size} bytes"
+                "a put of {bytes} bytes at offset {offset}, to rank {peer}, whose part of the \
+                 window has {size} bytes"
             ),
         })
     }
 
-    /// Copies `bytes` bytes at `from` to `offset` of `peer`'s part of the window, then signals it. Returns when `from` may be used again; the bytes
-    /// are there when the peer has the signal.
+    /// Copies `data` to `peer`'s part of the window, from byte `offset` on, then signals the peer.
+    /// Returns when `data` may be changed. The bytes are in the window when the peer has the
+    /// signal.
     ///
     /// # Errors
-    /// As [`check_put`](Self::check_put), harmlessly; a peer that is gone.
+    /// Those of [`check_put`](Self::check_put), harmless; a peer that is gone.
+    pub fn put_slice<T: Element>(
+        &mut self,
+        data: &[T],
+        peer: Rank,
+        window: WindowId,
+        offset: usize,
+    ) -> Result<(), Error> {
+        // SAFETY: the slice is borrowed for the call, so that nobody writes to it.
+        unsafe { self.put(data.as_ptr().cast(), size_of_val(data), peer, window, offset) }
+    }
+
+    /// The same as [`put_slice`](Self::put_slice), for the `bytes` bytes at `from`.
+    ///
+    /// # Errors
+    /// As for [`put_slice`](Self::put_slice).
     ///
     /// # Safety
-    /// `from` is readable for `bytes` bytes, and not written to meanwhile.
+    /// `from` is readable for `bytes` bytes, and nobody writes to it during the call.
     pub unsafe fn put(
         &mut self,
         from: *const u8,
@@ -174,14 +203,14 @@ impl Communicator {
         window: WindowId,
         offset: usize,
     ) -> Result<(), Error> {
-        self.watch.check_fork()?;
+        self.host.control.check_fork()?;
         self.unbroken()?;
         self.check_put(peer, window, offset, bytes)?;
         if peer == self.rank {
-            let service = self.windows.service.as_ref().ok_or_else(no_window)?;
+            let service = self.host.windows.service.as_ref().ok_or_else(no_window)?;
             let extents = service.signal_words.extents();
             let extent = extents.get(&window.0).ok_or_else(no_window)?;
-            // SAFETY: the caller's promise; `check_put` has looked at this rank's own size.
+            // SAFETY: the caller's promise; `check_put` compared with the size of this rank's part.
             unsafe { std::ptr::copy(from, extent.start.add(offset), bytes) };
             service.signal_words.add_signal(peer);
             return Ok(());
@@ -196,7 +225,10 @@ impl Communicator {
         sent.map_err(|error| self.fail_window(error))
     }
 
-    /// Copies into the peer's memory; false if this rank does not reach it itself.
+    /// Copies into the peer's memory; false if this rank has not mapped it.
+    ///
+    /// # Safety
+    /// As for [`put`](Self::put).
     unsafe fn put_directly(
         &mut self,
         from: *const u8,
@@ -205,7 +237,7 @@ impl Communicator {
         window: WindowId,
         offset: usize,
     ) -> Result<bool, Error> {
-        let Self { rank, windows, endpoint, .. } = self;
+        let Self { rank, host: HostBackend { windows, endpoint, .. }, .. } = self;
         let service = windows.service.as_ref().ok_or_else(no_window)?;
         let part = windows.parts.get(&window).and_then(|parts| parts[peer as usize].reach.as_ref());
         let Some(((reach, start), signal_words)) =
@@ -225,12 +257,17 @@ impl Communicator {
         }
         let to = reach.address(start + offset, bytes);
         let to = to.ok_or_else(|| Error::internal("a window is shorter than it was"))?;
-        // SAFETY: the caller's promise for `from`. `to` is mapped as long as `reach` lives, and its owner has promised that it may be
-        // written to. They may be the same memory, which a caller of this process may own.
+        // SAFETY: the caller's promise for `from`. `to` is mapped as long as `reach` lives, and its
+        // owner has promised that it may be written to. They may overlap, if the peer is a rank of
+        // this process, so this is no `copy_nonoverlapping`.
         unsafe { std::ptr::copy(from, to, bytes) };
         Ok(true)
     }
 
+    /// Sends a put as messages, of which the last signals the peer.
+    ///
+    /// # Safety
+    /// As for [`put`](Self::put).
     unsafe fn send_pieces(
         &mut self,
         from: *const u8,
@@ -247,7 +284,7 @@ impl Communicator {
                 let offset = (offset + done) as u64;
                 (WindowMessage { window: window.0, offset, signals: last }, len)
             };
-            // SAFETY: the caller's promise: what is left begins at `done`.
+            // SAFETY: the caller's promise; the rest of its memory begins at `done`.
             let (len, last) = unsafe { self.send_message(peer, from.wrapping_add(done), piece)? };
             done += len;
             if last {
@@ -256,14 +293,19 @@ impl Communicator {
         }
     }
 
-    /// Sends what `piece` makes of a slot's capacity; how many bytes, and whether that is all.
+    /// Sends one message: the header and the number of bytes from `from` that `piece` chooses for
+    /// the capacity of a slot. Returns that number, and whether the message signals.
+    ///
+    /// # Safety
+    /// `from` is readable for the number of bytes that `piece` chooses, which with the header is at
+    /// most the capacity.
     unsafe fn send_message(
         &mut self,
         peer: Rank,
         from: *const u8,
         piece: impl FnOnce(usize) -> (WindowMessage, usize),
     ) -> Result<(usize, bool), Error> {
-        let Self { windows, endpoint, spin_policy, watch, .. } = self;
+        let HostBackend { windows, endpoint, spin_policy, control, .. } = &mut self.host;
         let service = windows.service.as_mut().ok_or_else(no_window)?;
         let outgoing = service.outgoing[peer as usize]
             .as_mut()
@@ -271,7 +313,7 @@ impl Communicator {
         if let Some(error) = endpoint.gone(peer) {
             return Err(error.into());
         }
-        let mut wait = WaitLoop::new(endpoint, *spin_policy, watch);
+        let mut wait = WaitLoop::new(endpoint, *spin_policy, control);
         let slot = loop {
             match outgoing.slots.reserve()? {
                 Some(slot) => break slot,
@@ -280,7 +322,8 @@ impl Communicator {
         };
         wait.reset();
         let (message, len) = piece(slot.capacity);
-        // SAFETY: the slot is ours until it is sent, and `piece` leaves room for the header; the caller's promise for `from`.
+        // SAFETY: the slot is this rank's until it is sent; the caller's promise for `from` and for
+        // the room in the slot.
         unsafe {
             slot.data.cast::<[u8; HEADER_BYTES]>().write(message.encode());
             std::ptr::copy_nonoverlapping(from, slot.data.add(HEADER_BYTES), len);
@@ -289,9 +332,10 @@ impl Communicator {
         Ok((len, message.signals))
     }
 
-    /// Signals `peer`: on its signal_words, if it has applied all messages, for this must not overtake them; else by a message.
+    /// Signals `peer`: by its signal words if it has applied all messages, which the signal must
+    /// not overtake; else by a message.
     fn send_signal(&mut self, peer: Rank) -> Result<(), Error> {
-        let Self { rank, windows, endpoint, .. } = self;
+        let Self { rank, host: HostBackend { windows, endpoint, .. }, .. } = self;
         let service = windows.service.as_mut().ok_or_else(no_window)?;
         let quiet = service.outgoing[peer as usize].as_mut().is_some_and(Outgoing::is_quiet);
         if let Some(signal_words) = service.peer_words[peer as usize].as_ref().filter(|_| quiet) {
@@ -304,20 +348,21 @@ impl Communicator {
         }
         let piece = |_| (WindowMessage { window: 0, offset: 0, signals: true }, 0);
         let nothing = std::ptr::NonNull::dangling().as_ptr();
-        // SAFETY: of no bytes.
+        // SAFETY: the message has no bytes from `nothing`, and a slot has room for its header.
         unsafe { self.send_message(peer, nothing, piece) }.map(drop)
     }
 
     /// Signals `peer`, after all that this rank has put to it.
     ///
     /// # Errors
-    /// No window was ever registered, or no such rank; a peer that is gone.
+    /// [`Error::InvalidArgument`], harmless, if no window was ever registered or there is no such
+    /// rank; a peer that is gone.
     pub fn signal(&mut self, peer: Rank) -> Result<(), Error> {
-        self.watch.check_fork()?;
+        self.host.control.check_fork()?;
         self.unbroken()?;
         self.check_window_peer(peer)?;
         if peer == self.rank {
-            if let Some(service) = &self.windows.service {
+            if let Some(service) = &self.host.windows.service {
                 service.signal_words.add_signal(peer);
             }
             return Ok(());
@@ -325,13 +370,14 @@ impl Communicator {
         self.send_signal(peer).map_err(|error| self.fail_window(error))
     }
 
-    /// Waits for that many signals of each rank, and consumes them.
+    /// Waits for signals, as many as listed beside each rank, and consumes them.
     ///
     /// # Errors
-    /// No window was ever registered, or no such rank; more signals of this rank itself than it has sent, for which it would
-    /// wait for ever; a rank that is gone before it has sent them.
+    /// [`Error::InvalidArgument`], harmless, if no window was ever registered, if there is no such
+    /// rank, and for more signals from this rank itself than it has sent, for which it would wait
+    /// without end; a rank that is gone before it has sent its signals.
     pub fn wait_signals(&mut self, waits: &[(Rank, u64)]) -> Result<(), Error> {
-        self.watch.check_fork()?;
+        self.host.control.check_fork()?;
         self.unbroken()?;
         for &(peer, _) in waits {
             self.check_window_peer(peer)?;
@@ -346,7 +392,8 @@ impl Communicator {
     }
 
     fn wait_signals_of(&mut self, peer: Rank, count: u64) -> Result<(), Error> {
-        let Self { rank, windows, endpoint, spin_policy, watch, .. } = self;
+        let Self { rank, host, .. } = self;
+        let HostBackend { windows, endpoint, spin_policy, control, .. } = host;
         let service = windows.service.as_mut().ok_or_else(no_window)?;
         let signal_words = Arc::clone(&service.signal_words);
         let consumed = service.consumed[peer as usize];
@@ -354,15 +401,16 @@ impl Communicator {
         if peer == *rank && signal_words.signals(peer) < wanted {
             return Err(Error::InvalidArgument {
                 what: format!(
-                    "rank {peer} waits for {count} signals of itself and has sent {}: it would wait for ever",
+                    "rank {peer} waits for {count} signals from itself and has sent {}: it would \
+                     wait without end",
                     signal_words.signals(peer) - consumed
                 ),
             });
         }
-        let mut wait = WaitLoop::new(endpoint, *spin_policy, watch);
+        let mut wait = WaitLoop::new(endpoint, *spin_policy, control);
         while signal_words.signals(peer) < wanted {
             let failed = || {
-                // Only when all that it had sent has been applied.
+                // It has failed only if what it had sent, all of which is applied, is too little.
                 let gone = service.ended(peer)?;
                 (signal_words.signals(peer) < wanted).then_some(gone)
             };
@@ -373,10 +421,11 @@ impl Communicator {
         Ok(())
     }
 
-    /// A call failed. Where the reason is a message that this rank's thread could not apply, it is told before the abort that it led to.
+    /// Records that a call failed. If this rank could not apply a message, that is the error, not
+    /// the abort that followed from it.
     #[cold]
     fn fail_window(&mut self, error: Error) -> Error {
-        let service = self.windows.service.as_ref();
+        let service = self.host.windows.service.as_ref();
         match service.and_then(|service| service.signal_words.failure().clone()) {
             Some(failure) => self.broken.get_or_insert(failure).clone(),
             None => self.fail(error),
@@ -387,18 +436,20 @@ impl Communicator {
         self.broken.clone().map_or(Ok(()), Err)
     }
 
-    /// Puts and signals are the host's.
+    /// Refuses windows in communicators with CUDA devices.
     fn check_windows(&self) -> Result<(), Error> {
         match self.device() {
-            None if self.host_rank.is_some() => Err(Error::InvalidUsage {
+            None if self.membership.host_rank.is_some() => Err(Error::InvalidUsage {
                 what: String::from(
-                    "windows, puts and signals in a communicator some of whose ranks are on CUDA devices; they are for communicators of host memory alone (MAYPOLE_DEVICE=host on all ranks)",
+                    "windows, puts and signals in a communicator some of whose ranks are on CUDA \
+                     devices; they need host memory on all ranks (MAYPOLE_DEVICE=host)",
                 ),
             }),
             None => Ok(()),
             Some(device) => Err(Error::InvalidUsage {
                 what: format!(
-                    "windows, puts and signals in a communicator of CUDA device {device}; they are for communicators of host memory (MAYPOLE_DEVICE=host)"
+                    "windows, puts and signals in a communicator for CUDA device {device}; they \
+                     need host memory (MAYPOLE_DEVICE=host)"
                 ),
             }),
         }
@@ -411,7 +462,7 @@ impl Communicator {
                 what: format!("peer {peer} in a communicator of {} ranks", self.nranks),
             });
         }
-        if self.windows.service.is_none() {
+        if self.host.windows.service.is_none() {
             return Err(Error::InvalidArgument {
                 what: "one-sided calls need a window; register one, on all ranks, first".into(),
             });
@@ -419,22 +470,23 @@ impl Communicator {
         Ok(())
     }
 
-    /// Connects to all ranks.
+    /// Connects to all ranks, for the first window.
     fn make_service(&mut self) -> Result<WindowService, Error> {
-        let deadline = self.link_deadline();
-        let Self { rank, nranks, endpoint, addresses, links, watch, .. } = self;
+        let deadline = self.membership.link_deadline();
+        let Self { rank, nranks, host, .. } = self;
+        let HostBackend { endpoint, addresses, links, control, .. } = host;
         let (mut outgoing, mut incoming) = (Vec::new(), Vec::new());
         for peer in 0..*nranks {
             if peer == *rank {
                 outgoing.push(None);
                 continue;
             }
-            links.connect(endpoint, addresses, peer, deadline, watch)?;
+            links.connect(endpoint, addresses, peer, deadline, control)?;
             let (out, inc) = endpoint.open(peer, CHANNEL)?;
             outgoing.push(Some(Outgoing { slots: out.slots, sent: 0 }));
             incoming.push((peer, inc.slots));
         }
-        WindowService::new(outgoing, incoming, &self.endpoint)
+        WindowService::new(outgoing, incoming, &self.host.endpoint)
     }
 }
 

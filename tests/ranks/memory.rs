@@ -252,7 +252,7 @@ fn aborts_a_loan(comm: &mut Communicator) {
         // This process is stopped until rank 0 is done, or it is late.
         std::thread::sleep(std::time::Duration::from_millis(400));
         let mut received = vec![0; BYTES];
-        let error = comm.receive(&mut received[..], 0).expect_err("the communicator is aborted");
+        let error = comm.recv(&mut received[..], 0).expect_err("the communicator is aborted");
         println!("say:{error}");
     }
 }
@@ -291,10 +291,10 @@ fn lends_and_is_killed(comm: &mut Communicator) {
             break;
         }
     }
-    match comm.receive(&mut received[..], 0) {
+    match comm.recv(&mut received[..], 0) {
         Ok(()) => {
             assert!(received.iter().enumerate().all(|(at, b)| *b == byte(7, at)), "damaged");
-            let error = comm.receive(&mut received[..], 0).expect_err("rank 0 is dead");
+            let error = comm.recv(&mut received[..], 0).expect_err("rank 0 is dead");
             println!("say:{error}");
         }
         Err(error) => println!("say:{error}"),

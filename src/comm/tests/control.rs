@@ -14,7 +14,7 @@ fn ranks_exchange_over_the_control_tree_between_calls_and_an_abort_ends_that() {
         let deadline = || Instant::now() + Duration::from_secs(50);
         for round in 0..20u8 {
             let mine = vec![round + comm.rank() as u8; usize::from(round) * 100];
-            let all = comm.watch.all_gather(&mine, deadline()).expect("an exchange");
+            let all = comm.host.control.all_gather(&mine, deadline()).expect("an exchange");
             for (rank, theirs) in all.iter().enumerate() {
                 assert_eq!(*theirs, vec![round + rank as u8; usize::from(round) * 100]);
             }
@@ -24,7 +24,7 @@ fn ranks_exchange_over_the_control_tree_between_calls_and_an_abort_ends_that() {
         if comm.rank() == 3 {
             comm.abort_handle().abort();
         }
-        comm.watch.all_gather(&[], deadline()).expect_err("rank 3 does not come")
+        comm.host.control.all_gather(&[], deadline()).expect_err("rank 3 does not come")
     });
     assert!(results.iter().all(|e| *e == Error::Aborted { by: 3 }), "{results:?}");
 }
@@ -34,14 +34,15 @@ fn an_exchange_that_is_late_fails_on_all_ranks_alike() {
     let errors = as_ranks(5, &Config::default(), |comm| {
         if comm.rank() == 4 {
             return comm
-                .watch
+                .host
+                .control
                 .all_gather(&[], Instant::now() + Duration::from_millis(200))
                 .unwrap_err();
         }
         if comm.rank() == 2 {
             std::thread::sleep(Duration::from_millis(700));
         }
-        comm.watch.all_gather(&[], Instant::now() + Duration::from_secs(50)).unwrap_err()
+        comm.host.control.all_gather(&[], Instant::now() + Duration::from_secs(50)).unwrap_err()
     });
     let first = &errors[0];
     assert!(matches!(first, Error::Timeout { rank: 4, .. }), "{first}");

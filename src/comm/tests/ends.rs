@@ -126,7 +126,7 @@ fn nothing_is_lent_any_more_after_an_error() {
             let (mut send, mut recv) = (vec![1u64; 1 << 20], vec![0u64; 1 << 20]);
             let failed = comm.all_reduce(&send, &mut recv, RedOp::Sum).is_err();
             send.fill(7);
-            failed && comm.links.unreleased.is_empty()
+            failed && comm.host.links.unreleased.is_empty()
         });
         assert_eq!(results, [true; 3]);
     }

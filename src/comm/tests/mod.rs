@@ -15,12 +15,15 @@ mod typed;
 mod vector;
 mod windows;
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use maypole_algorithms::RedOp;
+use maypole_transport::fault::FaultRecipe;
 
-use super::*;
+use super::Communicator;
+use crate::bootstrap::UniqueId;
+use crate::config::Config;
 
 /// Runs `f` as each of `nranks` ranks, in threads; fails if that takes a minute.
 fn as_ranks<T: Send + 'static>(
@@ -44,12 +47,7 @@ fn as_ranks_within<T: Send + 'static>(
     for rank in 0..nranks {
         let (f, done, config) = (Arc::clone(&f), done.clone(), config.clone());
         std::thread::spawn(move || {
-            let options = Options::default();
-            let comm = Communicator::builder(&id)
-                .rank(rank, nranks)
-                .config(config.clone())
-                .options(options.clone())
-                .build();
+            let comm = Communicator::builder(&id).rank(rank, nranks).config(config).build();
             let mut comm = comm.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
             let result = f(&mut comm);
             done.send((rank, result)).expect("the test waits");

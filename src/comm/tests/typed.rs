@@ -87,9 +87,9 @@ fn every_collective_does_what_its_page_says() {
                     // One after the other, so that some rank receives first.
                     if rank == 0 {
                         comm.send(&sent(rank, k), next).expect("a send");
-                        comm.receive(&mut got, last).expect("a message");
+                        comm.recv(&mut got, last).expect("a message");
                     } else {
-                        comm.receive(&mut got, last).expect("a message");
+                        comm.recv(&mut got, last).expect("a message");
                         comm.send(&sent(rank, k), next).expect("a send");
                     }
                     assert_eq!(got, sent(last, k));

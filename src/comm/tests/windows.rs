@@ -223,7 +223,7 @@ fn windows_of_the_library_on_one_host_need_no_thread() {
     {
         as_ranks(3, &config, move |comm| {
             let has_thread =
-                |comm: &Communicator| comm.windows.service.as_ref().unwrap().has_thread();
+                |comm: &Communicator| comm.host.windows.service.as_ref().unwrap().has_thread();
             let parts =
                 [Kind::Library, Kind::Library, Kind::Mixed].map(|kind| Part::new(comm, 10, kind));
             parts[0].register(comm).unwrap();

@@ -31,6 +31,11 @@ impl DeviceAllocation {
         std::ptr::without_provenance_mut(self.buffer.address() as usize)
     }
 
+    /// The number of bytes.
+    pub fn bytes(&self) -> usize {
+        self.buffer.bytes()
+    }
+
     /// The number of the device.
     pub fn device(&self) -> i32 {
         self.buffer.device().ordinal()
