@@ -161,20 +161,20 @@ impl Tuner {
             if best.is_some() && work > MAX_WORK {
                 break;
             }
-            let decoded = FlatSchedule::new(&schedule);
+            let flat = FlatSchedule::new(&schedule);
             let tile = self.slot_bytes;
-            let cost = self.cost(&schedule, &decoded, task, protocol, tile);
+            let cost = self.cost(&schedule, &flat, task, protocol, tile);
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
-                best = Some((cost, decoded));
+                best = Some((cost, flat));
                 ranking.insert(0, Candidate { schedule, protocol, tile, cost });
             } else {
                 ranking.push(Candidate { schedule, protocol, tile, cost });
             }
         }
-        if let (Some((_, decoded)), Some(first)) = (&best, ranking.first()) {
+        if let (Some((_, flat)), Some(first)) = (&best, ranking.first()) {
             let (schedule, protocol) = (first.schedule.clone(), first.protocol);
             for tile in self.smaller_tiles(&schedule, task, protocol) {
-                let cost = self.cost(&schedule, decoded, task, protocol, tile);
+                let cost = self.cost(&schedule, flat, task, protocol, tile);
                 ranking.push(Candidate { schedule: schedule.clone(), protocol, tile, cost });
             }
         }
@@ -299,14 +299,14 @@ impl Tuner {
     fn cost(
         &self,
         schedule: &Schedule,
-        decoded: &FlatSchedule,
+        flat: &FlatSchedule,
         task: &Task,
         protocol: Protocol,
         tile: usize,
     ) -> f64 {
         let geometry = Geometry::new(schedule, task, tile);
         let bytes = geometry.longest().min(geometry.tile) * task.dtype.size();
-        let modelled = self.machine(protocol).cost_flat(decoded, bytes, geometry.tiles);
+        let modelled = self.machine(protocol).cost_flat(flat, bytes, geometry.tiles);
         // Many tiles are extrapolated from few, which may predict too short a time.
         modelled.max(self.bound(schedule, &geometry, task, protocol))
     }

@@ -100,7 +100,7 @@ pub(super) struct ScheduleNeeds {
     pub(super) channels: Channel,
     /// The largest number of credits that a component needs.
     pub(super) credit: u32,
-    /// ComponentChunk least as many lanes as a component can have to wait for.
+    /// An upper bound of the number of lanes that a component can have to wait for.
     pub(super) lanes: u32,
 }
 

@@ -1,4 +1,4 @@
-//! SymbolicAlgebra values: the content of a chunk as a term over the contributions of the ranks.
+//! Symbolic values: the content of a chunk as a term over the contributions of the ranks.
 //! Equal terms have equal numbers, so two reduction trees are compared by comparing two numbers.
 
 use rustc_hash::FxHashMap;

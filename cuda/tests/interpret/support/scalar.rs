@@ -1,4 +1,4 @@
-//! The scalar evaluation of a schedule: `interpret::apply` on whole chunks, one step after the other, over unbounded links.
+//! The scalar evaluation of a schedule: `semantics::evaluate_step` on whole chunks, one step after the other, over unbounded links.
 //! Elements do not meet, so how chunks are cut into tiles cannot matter; that the device agrees is what the tests show.
 
 use super::operation::{OnRank, Operation};
