@@ -254,9 +254,7 @@ mod tests {
         let settings = read_from(&named).unwrap();
         assert_eq!(settings, CommSettings { blocking: true, name: "x".into() });
         // SAFETY: the configuration is NULL.
-        assert_eq!(
-            unsafe { read_settings(std::ptr::null(), Some(&settings)) },
-            Ok(settings.clone())
-        );
+        let inherited = unsafe { read_settings(std::ptr::null(), Some(&settings)) };
+        assert_eq!(inherited, Ok(settings));
     }
 }

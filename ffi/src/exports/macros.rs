@@ -36,6 +36,10 @@ macro_rules! abi {
                     Err(_) => unreachable!(),
                 };
 
+            /// The exported symbol.
+            ///
+            /// # Safety
+            /// The client keeps the terms of `nccl.h`, which the function above states.
             #[unsafe(export_name = stringify!($name))]
             unsafe extern "C" fn exported($($argument: $type),*) $(-> $result)? {
                 let _range = maypole::internal::nvtx::Range::new(NAME);
@@ -43,6 +47,10 @@ macro_rules! abi {
                 unsafe { $name($($argument),*) }
             }
 
+            /// The pnccl alias.
+            ///
+            /// # Safety
+            /// As for the exported symbol.
             #[unsafe(export_name = concat!("p", stringify!($name)))]
             unsafe extern "C" fn pnccl_alias($($argument: $type),*) $(-> $result)? {
                 let _range = maypole::internal::nvtx::Range::new(NAME);
