@@ -9,11 +9,11 @@
 //! sound because the proof holds for every mixture.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{Ordering, fence};
 
 use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::{After, InlineVec, MAX_FAN};
 use maypole_transport::link::{Lendable, Sequence};
+use maypole_transport::sync::{Ordering, fence};
 
 use crate::call::Extent;
 use crate::engine::scratch::ScratchMemory;
