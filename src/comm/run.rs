@@ -109,7 +109,7 @@ impl Communicator {
 
     /// Whether a plan for calls like `call` is kept, found in the same way as [`run`](Self::run)
     /// finds it. For the benchmark of that search.
-    #[cfg(feature = "bench")]
+    #[doc(hidden)]
     #[inline]
     pub fn finds_plan(&mut self, call: &Call) -> bool {
         self.plans.find(&PlanKey::new(call)).is_some()

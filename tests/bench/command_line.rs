@@ -14,7 +14,7 @@ fn maypole() -> Command {
     // Every run has a watchdog: if it hangs, it is killed, and its ranks with it.
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", "60"]);
-    command.arg(PATH.get_or_init(|| crate::cargo_build::built("maypole-bench", "maypole")));
+    command.arg(PATH.get_or_init(|| crate::cargo_build::built("maypole")));
     command
 }
 

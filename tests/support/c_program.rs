@@ -10,7 +10,7 @@ use crate::cargo_build;
 
 /// The path of the shared library.
 pub(crate) fn library() -> PathBuf {
-    cargo_build::built("maypole-ffi", "libnccl.so")
+    cargo_build::built("libnccl.so")
 }
 
 /// Runs a command and returns its output; panics if it failed.

@@ -1,20 +1,21 @@
-//! What other packages of the workspace build: the C library and the command, for tests that use them as their users do.
+//! Builds the C library and the command, for tests that use them as their users do.
 
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Builds `package` in the profile of this test and returns the path of its `file`.
-pub(crate) fn built(package: &str, file: &str) -> PathBuf {
+/// Builds the workspace in the profile of this test and returns the path of the output `file`.
+pub(crate) fn built(file: &str) -> PathBuf {
     // target/<profile>/deps/<this test>
     let test = std::env::current_exe().expect("the test's own path");
     let profile = test.ancestors().nth(2).expect("a test lies in a profile's folder");
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--package", package]);
+    // The whole workspace, so that crates are compiled with the features of every other build of it.
+    cargo.args(["build", "--quiet", "--workspace"]);
     cargo.arg("--target-dir").arg(profile.parent().expect("a profile lies in the target folder"));
     if profile.ends_with("release") {
         cargo.arg("--release");
     }
     let status = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");
-    assert!(status.success(), "{package} is not built");
+    assert!(status.success(), "the workspace is not built");
     profile.join(file)
 }

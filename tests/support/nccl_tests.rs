@@ -63,7 +63,7 @@ pub(crate) struct PrintedPlacement {
 /// The program of that name, killed if it hangs.
 pub(crate) fn program(name: &str) -> Command {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| cargo_build::built("maypole-bench", ""));
+    let folder = FOLDER.get_or_init(|| cargo_build::built(""));
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", "60"]).arg(folder.join(name));
     // Variables of the developer's environment must not change the test.

@@ -27,7 +27,9 @@ pub mod signal_words;
 pub mod slots;
 pub mod sync;
 
-#[cfg(all(feature = "conformance", not(loom)))]
+/// The tests that every kind of link passes, for this crate and for others.
+#[cfg(not(loom))]
+#[doc(hidden)]
 pub mod conformance;
 #[cfg(not(loom))]
 pub mod endpoint;
