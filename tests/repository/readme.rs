@@ -63,7 +63,7 @@ fn the_example_in_rust_sums() {
 #[test]
 fn the_example_in_c_sums() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let library = cargo_build::built("maypole-ffi", "libnccl.so");
+    let library = cargo_build::built("libnccl.so");
     let directory = tempfile::tempdir().expect("a folder");
     let soname = directory.path().join("libnccl.so.2");
     std::os::unix::fs::symlink(library, &soname).expect("a new folder takes a link");
