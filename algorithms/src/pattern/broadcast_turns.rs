@@ -5,7 +5,34 @@
 //! a round a tree node sends before it receives, so that no two of them wait for each other. Read
 //! from the end, with sending and receiving exchanged, the list is that of a reduction.
 
+use crate::pattern::binomial::{node, rank};
 use crate::pattern::broadcast_rounds::BroadcastRounds;
+use crate::types::Rank;
+
+/// The turns of the ranks of a collective with a root, which is tree node 0.
+#[derive(Clone, Copy, Debug)]
+pub struct RootedTurns {
+    /// The number of ranks, at least 2.
+    pub nranks: u32,
+    /// The root.
+    pub root: Rank,
+}
+
+impl RootedTurns {
+    /// The number of phases after the first, which is the number of blocks per skip.
+    const LATER: u32 = 4;
+
+    /// The turns of `rank`.
+    pub fn of_rank(self, rank: Rank) -> NodeTurns {
+        let node = node(rank, self.root, self.nranks);
+        NodeTurns { rounds: BroadcastRounds::new(self.nranks), later: Self::LATER, node }
+    }
+
+    /// The rank at tree node `node`.
+    pub const fn rank_at(self, node: u32) -> Rank {
+        rank(node, self.root, self.nranks)
+    }
+}
 
 /// What one tree node does in the rounds that send `later * q + 1` blocks, with `q` skips.
 #[derive(Clone, Copy, Debug)]

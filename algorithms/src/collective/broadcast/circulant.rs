@@ -22,15 +22,10 @@
 //! more blocks would bring its bytes closer to `m`, and fewer the latency of a small vector closer
 //! to `q`.
 
-use crate::pattern::binomial::{node, rank as at};
-use crate::pattern::broadcast_rounds::BroadcastRounds;
-use crate::pattern::broadcast_turns::NodeTurns;
+use crate::pattern::broadcast_turns::RootedTurns;
 use crate::schedule::operand::{input, output, peer};
 use crate::schedule::{Program, Schedule, Step};
 use crate::types::{Collective, Rank};
-
-/// The number of phases after the first, which is the number of blocks per skip.
-const LATER: u32 = 4;
 
 /// Broadcast from `root` in optimal rounds.
 pub fn schedule(nranks: u32, root: Rank) -> Schedule {
@@ -38,21 +33,14 @@ pub fn schedule(nranks: u32, root: Rank) -> Schedule {
     if nranks == 1 {
         return crate::collective::single_rank("circulant", collective);
     }
-    let program = Circulant { nranks, root };
-    let blocks = program.turns(root).blocks();
+    let turns = RootedTurns { nranks, root };
+    let blocks = turns.of_rank(root).blocks();
+    let program = Circulant { turns };
     Schedule::new("circulant", collective, nranks, blocks, program).canonical()
 }
 
 struct Circulant {
-    nranks: u32,
-    root: Rank,
-}
-
-impl Circulant {
-    fn turns(&self, rank: Rank) -> NodeTurns {
-        let node = node(rank, self.root, self.nranks);
-        NodeTurns { rounds: BroadcastRounds::new(self.nranks), later: LATER, node }
-    }
+    turns: RootedTurns,
 }
 
 impl Program for Circulant {
@@ -61,17 +49,17 @@ impl Program for Circulant {
     }
 
     fn steps(&self, rank: Rank, _: u32) -> u32 {
-        self.turns(rank).count()
+        self.turns.of_rank(rank).count()
     }
 
     fn step(&self, rank: Rank, _: u32, index: u32) -> Step {
-        let turns = self.turns(rank);
+        let turns = self.turns.of_rank(rank);
         let turn = turns.turn(index);
-        let link = peer(at(turn.peer, self.root, self.nranks), 0);
+        let link = peer(self.turns.rank_at(turn.peer), 0);
         if !turn.sends {
             return Step::new([link], [output(turn.block)]);
         }
-        if rank != self.root {
+        if rank != self.turns.root {
             return Step::new([output(turn.block)], [link]);
         }
         // The root sends every block once, and the last block again in the rest of the last phase.

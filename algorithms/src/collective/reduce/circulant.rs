@@ -20,15 +20,10 @@
 //! A step is found in O(log^2 n): whether a partial sum is the first of its block follows from what
 //! the rank sends over every skip.
 
-use crate::pattern::binomial::{node, rank as at};
-use crate::pattern::broadcast_rounds::BroadcastRounds;
-use crate::pattern::broadcast_turns::{NodeTurn, NodeTurns};
+use crate::pattern::broadcast_turns::{NodeTurn, RootedTurns};
 use crate::schedule::operand::{input, output, peer, scratch};
 use crate::schedule::{Program, Schedule, Step};
 use crate::types::{Collective, Rank};
-
-/// The number of phases after the first, which is the number of blocks per skip.
-const LATER: u32 = 4;
 
 /// Reduce to `root` in optimal rounds.
 pub fn schedule(nranks: u32, root: Rank) -> Schedule {
@@ -36,22 +31,14 @@ pub fn schedule(nranks: u32, root: Rank) -> Schedule {
     if nranks == 1 {
         return crate::collective::single_rank("circulant", collective);
     }
-    let program = Circulant { nranks, root };
-    let turns = program.turns(root);
+    let program = Circulant { turns: RootedTurns { nranks, root } };
+    let turns = program.turns.of_rank(root);
     Schedule::new("circulant", collective, nranks, turns.blocks(), program)
         .with_scratch(2 * turns.rounds.skips())
 }
 
 struct Circulant {
-    nranks: u32,
-    root: Rank,
-}
-
-impl Circulant {
-    fn turns(&self, rank: Rank) -> NodeTurns {
-        let node = node(rank, self.root, self.nranks);
-        NodeTurns { rounds: BroadcastRounds::new(self.nranks), later: LATER, node }
-    }
+    turns: RootedTurns,
 }
 
 impl Program for Circulant {
@@ -60,15 +47,15 @@ impl Program for Circulant {
     }
 
     fn steps(&self, rank: Rank, _: u32) -> u32 {
-        self.turns(rank).count()
+        self.turns.of_rank(rank).count()
     }
 
     fn step(&self, rank: Rank, _: u32, index: u32) -> Step {
-        let turns = self.turns(rank);
+        let turns = self.turns.of_rank(rank);
         let NodeTurn { block, peer: other, sends, phase, skip } =
             turns.turn(turns.count() - 1 - index);
-        let link = peer(at(other, self.root, self.nranks), 0);
-        let sum = if rank == self.root {
+        let link = peer(self.turns.rank_at(other), 0);
+        let sum = if rank == self.turns.root {
             output(block)
         } else {
             scratch(block % (2 * turns.rounds.skips()))
@@ -82,7 +69,7 @@ impl Program for Circulant {
         let is_last = turns.sends_of(block).all(|send| send >= (phase, skip));
         let own = if is_first { input(block) } else { sum };
         let mut step = Step::new([own, link], [sum]);
-        step.finish = is_last && rank == self.root;
+        step.finish = is_last && rank == self.turns.root;
         step
     }
 }
