@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::schedule::{After, Chunk, Operand, Schedule, Step, Table};
+use crate::schedule::{After, Chunk, Operand, Schedule, Step, StepTable};
 
 /// A schedule with one fault.
 pub struct Mutant {
@@ -46,7 +46,7 @@ pub fn mutants(schedule: &Schedule, seed: u64, count: usize) -> impl Iterator<It
 /// The parts of a schedule that a fault may change.
 struct MutableSchedule {
     schedule: Schedule,
-    table: Table,
+    table: StepTable,
 }
 
 /// Makes a fault and describes it; None if it does not apply to the step that it drew.

@@ -45,7 +45,7 @@ const MOST_STEPS: u64 = 5_000_000;
 const HOPS: usize = 5;
 
 /// An allocator that counts the bytes that the thread has allocated.
-struct Counting;
+struct CountingAllocator;
 
 thread_local! {
     static BYTES: Cell<usize> = const { Cell::new(0) };
@@ -53,7 +53,7 @@ thread_local! {
 
 // SAFETY: every call is passed unchanged to the system allocator, which fulfils the contract.
 // Counting only changes a thread-local cell without a destructor and allocates nothing.
-unsafe impl GlobalAlloc for Counting {
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // A thread that ends may allocate after its thread-local cells are gone; that is not
         // counted.
@@ -69,7 +69,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// The result of `work`, and the number of bytes that it allocates.
 fn allocated<T>(work: impl FnOnce() -> T) -> (T, usize) {

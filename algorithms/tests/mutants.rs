@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use maypole_algorithms::collective::{Generator, all};
 use maypole_algorithms::hierarchy::channels;
 use maypole_algorithms::mutate::{Mutant, mutants};
-use maypole_algorithms::schedule::Table;
+use maypole_algorithms::schedule::StepTable;
 use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
 use maypole_algorithms::verify::{MessageSemantics, Violation, prove};
 use maypole_algorithms::{Collective, Schedule, Step, proof_suite};
@@ -141,7 +141,7 @@ fn chain(nranks: u32) -> Schedule {
             vec![Step::new([scratch(0)], [output(0)]).after(0, 0)],
         ]
     };
-    let table = Table((0..nranks).map(rank).collect());
+    let table = StepTable((0..nranks).map(rank).collect());
     let collective = Collective::Broadcast { root: 0 };
     Schedule::new("chain", collective, nranks, 1, table).with_scratch(3)
 }

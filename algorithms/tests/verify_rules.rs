@@ -1,7 +1,7 @@
 //! For each rule of the verifier a smallest schedule that breaks it, and a similar one that keeps
 //! it.
 
-use maypole_algorithms::schedule::Table;
+use maypole_algorithms::schedule::StepTable;
 use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
 use maypole_algorithms::verify::{
     AccessKind, BufferPlacement, Counterexample, MessageSemantics, Violation, prove,
@@ -12,12 +12,14 @@ const COPY: Collective = Collective::Broadcast { root: 0 };
 
 /// A copy of `parts` chunks on one rank, in these lanes.
 fn one_rank(parts: u32, lanes: Vec<Vec<Step>>) -> Schedule {
-    Schedule::new("by hand", COPY, 1, parts, Table(vec![lanes])).with_scratch(4)
+    Schedule::new("by hand", COPY, 1, parts, StepTable(vec![lanes])).with_scratch(4)
 }
 
 /// A schedule for two ranks, in these lanes.
 fn two_ranks(collective: Collective, ranks: [Vec<Vec<Step>>; 2]) -> Schedule {
-    Schedule::new("by hand", collective, 2, 1, Table(ranks.into())).with_scratch(4).with_channels(2)
+    Schedule::new("by hand", collective, 2, 1, StepTable(ranks.into()))
+        .with_scratch(4)
+        .with_channels(2)
 }
 
 fn rejected(schedule: Schedule) -> Box<Counterexample> {
@@ -231,7 +233,7 @@ fn too_few_credits_are_a_deadlock() {
         vec![sends.chain(receives).chain(own).collect()]
     };
     let schedule = |credit| {
-        let table = Table(vec![lane(1, 2), lane(0, 2)]);
+        let table = StepTable(vec![lane(1, 2), lane(0, 2)]);
         Schedule::new("by hand", Collective::AllGather, 2, 2, table).with_credit(credit)
     };
     proved(schedule(2));

@@ -10,7 +10,7 @@ pub mod reduce;
 pub mod reduce_scatter;
 pub mod scatter;
 
-use crate::schedule::{Schedule, Step, Table, operand};
+use crate::schedule::{Schedule, Step, StepTable, operand};
 use crate::types::{Collective, Rank};
 
 /// A named algorithm for one collective.
@@ -81,5 +81,5 @@ pub fn generators(collective: Collective) -> impl Iterator<Item = &'static Gener
 fn single_rank(name: &'static str, collective: Collective) -> Schedule {
     let mut step = Step::new([operand::input(0)], [operand::output(0)]);
     step.finish = collective.reduces();
-    Schedule::new(name, collective, 1, 1, Table(vec![vec![vec![step]]])).canonical()
+    Schedule::new(name, collective, 1, 1, StepTable(vec![vec![vec![step]]])).canonical()
 }

@@ -148,7 +148,7 @@ mod tests {
     use crate::collective::{all_gather, all_reduce, all_to_all, reduce_scatter};
     use crate::proof_suite::uneven_example;
     use crate::schedule::operand::{input, output, peer, scratch};
-    use crate::schedule::{Step, Table};
+    use crate::schedule::{Step, StepTable};
     use crate::types::Collective;
 
     const LATENCY: LinkCost = LinkCost { latency: 1.0, message: 0.0, byte: 0.0 };
@@ -302,7 +302,7 @@ mod tests {
     fn lanes_take_turns_on_a_core_or_run_side_by_side() {
         let step = |i| Step::new([input(0)], [scratch(i)]);
         let lanes = vec![vec![step(0), step(1)], vec![step(2)], vec![step(3).after(1, 0)]];
-        let table = Table(vec![lanes]);
+        let table = StepTable(vec![lanes]);
         let schedule = Schedule::new("lanes", Collective::AllReduce, 1, 1, table).with_scratch(4);
         let machine = MachineModel { step: 1.0, ..LATENCY_ONLY };
         assert_eq!(machine.cost(&schedule, 8, 1), 4.0);
@@ -328,7 +328,8 @@ mod tests {
     #[test]
     fn steps_that_wait_forever_are_left_out() {
         let lost = Step::new([peer(1, 0)], [output(0)]);
-        let table = Table(vec![vec![vec![lost]], vec![vec![Step::new([input(0)], [output(0)])]]]);
+        let table =
+            StepTable(vec![vec![vec![lost]], vec![vec![Step::new([input(0)], [output(0)])]]]);
         let schedule = Schedule::new("lost", Collective::AllReduce, 2, 1, table);
         assert_eq!(timeline(&LATENCY_ONLY, &schedule, 8, 1).steps.len(), 1);
     }
@@ -347,7 +348,7 @@ mod tests {
             Collective::AllGather,
             2 * k,
             1,
-            Table((0..2 * k).map(rank).collect()),
+            StepTable((0..2 * k).map(rank).collect()),
         )
     }
 }

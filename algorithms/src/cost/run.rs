@@ -30,18 +30,18 @@ struct TileMessage {
 
 /// How far a lane has come.
 #[derive(Clone)]
-struct LaneClock {
+struct LaneTime {
     tile: u32,
     /// The number of its next step.
     step: u32,
     /// The time at which its last step ended.
     free: f64,
-    wait: LaneWait,
+    wait: ModelWait,
 }
 
 /// What the next step of a lane waits for.
 #[derive(Clone, Copy, PartialEq)]
-enum LaneWait {
+enum ModelWait {
     /// Nothing: the step has an event, or it queues for the core, or the lane is finished.
     Nothing,
     /// The message of this number in the tile; [`NONE`] if it is never sent.
@@ -52,7 +52,7 @@ enum LaneWait {
 
 /// The core of a rank, where its lanes share one.
 #[derive(Clone, Default)]
-struct Core {
+struct ModelCore {
     /// The time from which it is free.
     free: f64,
     /// The lane that has an event for the time at which the core is free.
@@ -63,7 +63,7 @@ struct Core {
 
 /// The times from which the two directions of a port are free.
 #[derive(Clone, Copy, Default)]
-struct Port {
+struct ModelPort {
     out: f64,
     into: f64,
 }
@@ -77,10 +77,10 @@ pub(super) struct ModelRun<'a> {
     bytes: f64,
     /// By step how long it takes.
     durations: Vec<f64>,
-    lanes: Vec<LaneClock>,
-    cores: Vec<Core>,
+    lanes: Vec<LaneTime>,
+    cores: Vec<ModelCore>,
     /// The ports of the ranks, then those of the nodes.
-    ports: Vec<Port>,
+    ports: Vec<ModelPort>,
     /// By tile and step the end of the step; NaN before it has ended.
     ends: Vec<f64>,
     /// By tile and message its arrival; NaN before that is known.
@@ -102,7 +102,7 @@ impl<'a> ModelRun<'a> {
         });
         let lane = |lane: &FlatLane| {
             let tile = if lane.steps == 0 { tiles } else { 0 };
-            LaneClock { tile, step: lane.first_step, free: 0.0, wait: LaneWait::Nothing }
+            LaneTime { tile, step: lane.first_step, free: 0.0, wait: ModelWait::Nothing }
         };
         let mut run = Self {
             machine,
@@ -111,8 +111,8 @@ impl<'a> ModelRun<'a> {
             bytes: bytes as f64,
             durations: Vec::new(),
             lanes: flat.lanes.iter().map(lane).collect(),
-            cores: vec![Core::default(); flat.nranks as usize],
-            ports: vec![Port::default(); (flat.nranks + nodes) as usize],
+            cores: vec![ModelCore::default(); flat.nranks as usize],
+            ports: vec![ModelPort::default(); (flat.nranks + nodes) as usize],
             ends: vec![f64::NAN; tiles as usize * flat.steps.len()],
             arrivals: vec![f64::NAN; tiles as usize * flat.messages as usize],
             events: BinaryHeap::with_capacity(flat.lanes.len()),
@@ -196,7 +196,7 @@ impl<'a> ModelRun<'a> {
 
     /// Adds an event for the next step of `lane`, or notes what the lane waits for.
     fn schedule_next(&mut self, lane: u32) {
-        let LaneClock { tile, step, free, .. } = self.lanes[lane as usize];
+        let LaneTime { tile, step, free, .. } = self.lanes[lane as usize];
         if tile == self.tiles {
             return;
         }
@@ -207,7 +207,7 @@ impl<'a> ModelRun<'a> {
         for after in view.after {
             let end = self.ends[ends + after.step as usize];
             if end.is_nan() {
-                self.lanes[lane as usize].wait = LaneWait::Step(after.step);
+                self.lanes[lane as usize].wait = ModelWait::Step(after.step);
                 return;
             }
             ready = ready.max(end);
@@ -219,12 +219,12 @@ impl<'a> ModelRun<'a> {
                 None => f64::NAN,
             };
             if arrival.is_nan() {
-                self.lanes[lane as usize].wait = LaneWait::Message(message.unwrap_or(NONE));
+                self.lanes[lane as usize].wait = ModelWait::Message(message.unwrap_or(NONE));
                 return;
             }
             ready = ready.max(arrival);
         }
-        self.lanes[lane as usize].wait = LaneWait::Nothing;
+        self.lanes[lane as usize].wait = ModelWait::Nothing;
         self.push(ready, ModelEvent::Step(lane));
     }
 
@@ -253,7 +253,7 @@ impl<'a> ModelRun<'a> {
     /// Executes the next step of `lane` from `start` on.
     fn fire(&mut self, lane: u32, start: f64, timeline: &mut Option<&mut Timeline>) {
         let flat = self.flat;
-        let LaneClock { tile, step, .. } = self.lanes[lane as usize];
+        let LaneTime { tile, step, .. } = self.lanes[lane as usize];
         let FlatLane { rank, index, first_step, steps } = flat.lanes[lane as usize];
         let end = start + self.durations[step as usize];
         if let Some(timeline) = timeline {
@@ -300,7 +300,7 @@ impl<'a> ModelRun<'a> {
         }
         if flat.steps[step as usize].is_awaited {
             for other in flat.lanes_of(rank) {
-                if self.lanes[other as usize].wait == LaneWait::Step(step) {
+                if self.lanes[other as usize].wait == ModelWait::Step(step) {
                     self.schedule_next(other);
                 }
             }
@@ -318,7 +318,7 @@ impl<'a> ModelRun<'a> {
             timeline.messages[index].arrive = arrival;
         }
         let drainer = link.drainer;
-        if drainer != NONE && self.lanes[drainer as usize].wait == LaneWait::Message(number) {
+        if drainer != NONE && self.lanes[drainer as usize].wait == ModelWait::Message(number) {
             self.schedule_next(drainer);
         }
     }

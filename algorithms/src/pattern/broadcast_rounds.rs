@@ -92,7 +92,7 @@ impl BroadcastRounds {
         // block.
         let free = ((2u64 << q) - 1) & !(1 << base);
         let goal = i64::from(self.nodes) + i64::from(node);
-        let mut search = Search { rounds: self, goal, free, found: [0; MAX_SKIPS], count: 0 };
+        let mut search = BlockSearch { rounds: self, goal, free, found: [0; MAX_SKIPS], count: 0 };
         search.descend(0, 2 * i64::from(self.nodes), q);
         match u32::from(search.found[k as usize]) {
             found if found == q => base as i32,
@@ -113,7 +113,7 @@ impl BroadcastRounds {
 /// The search for the blocks that one tree node receives, skip by skip. Every skip index (and `q`)
 /// stands for the block of phase 0 with that number. A path that ends with skip `e` at a tree node
 /// which is `skip(k)` or more below the goal brings block `e`.
-struct Search {
+struct BlockSearch {
     rounds: BroadcastRounds,
     goal: i64,
     /// Bit `e` is set while block `e` is not assigned to a skip.
@@ -122,7 +122,7 @@ struct Search {
     count: u32,
 }
 
-impl Search {
+impl BlockSearch {
     /// Extends the path that has reached `place` by skips from index `e` down; paths must end below
     /// `end`.
     fn descend(&mut self, place: i64, mut end: i64, e: u32) {

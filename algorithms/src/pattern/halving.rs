@@ -39,7 +39,7 @@ pub struct HeldChunks {
 impl HeldChunks {
     /// The chunks that `rank` holds for its block of at most `2^k` ranks.
     fn new(k: u32, rank: Rank, nranks: u32) -> Self {
-        let Block { first, members } = Block::containing(k, rank, nranks);
+        let RankBlock { first, members } = RankBlock::containing(k, rank, nranks);
         let (place, padded) = (rank - first, members.next_power_of_two());
         let half = padded / 2;
         let stands_in = place < half && place + half >= members;
@@ -69,12 +69,12 @@ impl HeldChunks {
 
 /// A block of aligned ranks.
 #[derive(Clone, Copy)]
-struct Block {
+struct RankBlock {
     first: Rank,
     members: u32,
 }
 
-impl Block {
+impl RankBlock {
     fn containing(k: u32, rank: Rank, nranks: u32) -> Self {
         let first = rank & !((1 << k) - 1);
         Self { first, members: (1 << k).min(nranks - first) }
@@ -117,7 +117,7 @@ impl BlockJoin {
 
     /// The rank that holds `chunk` in the sibling block: the other end of the message for it.
     pub fn peer(&self, chunk: u32) -> Rank {
-        Block::containing(self.k, self.sibling, self.before.nranks).holder(chunk)
+        RankBlock::containing(self.k, self.sibling, self.before.nranks).holder(chunk)
     }
 
     /// The number of chunks that the rank sends away.
@@ -167,7 +167,7 @@ mod tests {
             for k in 0..=rounds(n) {
                 for rank in 0..n {
                     let held = HeldChunks::new(k, rank, n);
-                    let block = Block::containing(k, rank, n);
+                    let block = RankBlock::containing(k, rank, n);
                     let chunks = (0..n).filter(|&c| block.holder(c) == rank);
                     assert!(chunks.clone().eq((0..held.count()).map(|i| held.chunk(i))));
                     assert!(chunks.clone().eq((0..n).filter(|&c| held.contains(c))));

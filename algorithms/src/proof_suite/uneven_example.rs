@@ -18,13 +18,13 @@
 //! * class: fast (groups that are not aligned powers of two are not subtrees of the canonical tree)
 
 use crate::schedule::operand::{input, output, peer, scratch};
-use crate::schedule::{Schedule, Step, Table};
+use crate::schedule::{Schedule, Step, StepTable};
 use crate::types::{Collective, Rank};
 
 /// The schedule, for seven ranks.
 pub fn uneven_example() -> Schedule {
     let p = |rank| peer(rank, 0);
-    let table = Table(vec![
+    let table = StepTable(vec![
         vec![vec![
             Step::new([input(0), p(1), p(2)], [scratch(0), p(3), p(5)]),
             Step::new([scratch(0), p(3), p(5)], [output(0), p(1), p(2)]).finishing(),

@@ -180,7 +180,7 @@ pub mod operand {
 }
 
 /// The steps of every rank, computed on demand. `step` takes O(1) time, up to a logarithm of the
-/// rank count, and no program but [`Table`] needs memory that grows with the rank count.
+/// rank count, and no program but [`StepTable`] needs memory that grows with the rank count.
 pub trait Program: Send + Sync {
     /// Number of lanes of `rank`.
     fn lanes(&self, rank: Rank) -> u32;
@@ -321,9 +321,9 @@ impl Schedule {
     }
 
     /// The steps of the schedule as a table, which can be changed by hand.
-    pub fn to_table(&self) -> Table {
+    pub fn to_table(&self) -> StepTable {
         let lane = |rank, lane| self.lane(rank, lane).collect();
-        Table(
+        StepTable(
             (0..self.nranks)
                 .map(|rank| (0..self.lanes(rank)).map(|l| lane(rank, l)).collect())
                 .collect(),
@@ -350,9 +350,9 @@ impl fmt::Debug for Schedule {
 /// Steps in a table, `table[rank][lane][step]`, for schedules that are made by hand or read from a
 /// file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Table(pub Vec<Vec<Vec<Step>>>);
+pub struct StepTable(pub Vec<Vec<Vec<Step>>>);
 
-impl Program for Table {
+impl Program for StepTable {
     fn lanes(&self, rank: Rank) -> u32 {
         self.0[rank as usize].len() as u32
     }

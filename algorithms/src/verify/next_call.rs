@@ -1,7 +1,7 @@
 //! The exchange that is executed after the schedule under proof: another collective on its links.
 
 use super::call::ExecutedCall;
-use crate::schedule::{MAX_FAN, Schedule, Step, Table, operand};
+use crate::schedule::{MAX_FAN, Schedule, Step, StepTable, operand};
 use crate::types::Collective;
 
 /// An all-gather that sends two messages over every link that `call` uses. Each rank has one lane,
@@ -40,7 +40,7 @@ pub(super) fn exchange(call: &ExecutedCall) -> Schedule {
             lanes[link.destination as usize].push(Step::new([from], [chunk]));
         }
     }
-    let table = Table(lanes.into_iter().map(|lane| vec![lane]).collect());
+    let table = StepTable(lanes.into_iter().map(|lane| vec![lane]).collect());
     Schedule::new("exchange", Collective::AllGather, nranks, parts, table)
         .with_channels(channels.last().map_or(1, |last| last + 1))
 }

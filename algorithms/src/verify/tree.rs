@@ -92,9 +92,9 @@ impl ReductionTree {
 
 impl fmt::Display for ReductionTree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        struct Text;
+        struct TreeText;
 
-        impl Algebra for Text {
+        impl Algebra for TreeText {
             type Value = String;
 
             fn contribute(&mut self, value: String) -> String {
@@ -114,7 +114,7 @@ impl fmt::Display for ReductionTree {
             TreeNode::Contribution { chunk, .. } => Some(chunk),
             _ => None,
         });
-        let text = self.evaluate(&mut Text, |rank, _| rank.to_string());
+        let text = self.evaluate(&mut TreeText, |rank, _| rank.to_string());
         write!(f, "{text} of in{}", chunk.unwrap_or(&0))
     }
 }

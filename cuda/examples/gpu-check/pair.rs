@@ -4,7 +4,7 @@ use crate::elements::Operation;
 use crate::gpu::Gpu;
 use maypole_algorithms::Collective;
 use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
-use maypole_algorithms::schedule::{Schedule, Step, Table};
+use maypole_algorithms::schedule::{Schedule, Step, StepTable};
 use maypole_algorithms::verify::prove;
 use maypole_cuda::driver::{CudaStream, DeviceBuffer, DriverError, Kernel};
 use maypole_cuda::encode::{ChunkExtent, LinkPort, ProgramBinding, encode};
@@ -82,7 +82,7 @@ fn schedule(lanes: u32) -> Result<Schedule, Failure> {
         let fold = if rank == 0 { [input(lane), other] } else { [other, input(lane)] };
         vec![send, Step::new(fold, [output(lane)]).finishing()]
     };
-    let table = Table((0..2).map(|rank| (0..lanes).map(|l| lane(rank, l)).collect()).collect());
+    let table = StepTable((0..2).map(|rank| (0..lanes).map(|l| lane(rank, l)).collect()).collect());
     let schedule = Schedule::new("exchange", Collective::AllReduce, 2, lanes, table)
         .with_scratch(lanes)
         .with_channels(lanes as u16)

@@ -339,7 +339,7 @@ mod tests {
     use maypole_algorithms::proof_suite::uneven_example;
     use maypole_algorithms::schedule::InlineVec;
     use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
-    use maypole_algorithms::schedule::{After, Table};
+    use maypole_algorithms::schedule::{After, StepTable};
 
     const WHOLE: ChunkExtent = ChunkExtent { offset: 5 << 32, elements: 10 };
 
@@ -427,7 +427,7 @@ mod tests {
             (Step::new([input(0)], [output(0)]).after(0, 1), P::NoStep { lane: 0, step: 1 }),
         ];
         for (step, problem) in cases {
-            let table = Table(vec![vec![vec![step]], vec![]]);
+            let table = StepTable(vec![vec![vec![step]], vec![]]);
             let schedule = Schedule::new("bad", Collective::AllReduce, 2, 1, table).with_scratch(2);
             let refused = EncodeError::Step { rank: 0, lane: 0, step: 0, problem };
             assert_eq!(encoded(&schedule, 0), Err(refused));

@@ -5,7 +5,7 @@ use super::support::alone::{Alone, Link};
 use super::support::device;
 use super::support::operation::{OnRank, Operation};
 use super::support::random::mix;
-use maypole_algorithms::schedule::Table;
+use maypole_algorithms::schedule::StepTable;
 use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
 use maypole_algorithms::semantics::evaluate_step;
 use maypole_algorithms::{Chunk, Collective, DType, Operand, RedOp, Schedule, Step};
@@ -39,7 +39,7 @@ fn fans() -> Vec<Step> {
 
 /// A schedule of these steps in one lane, of 8 chunks a side.
 fn schedule(steps: Vec<Step>) -> Schedule {
-    let table = Table(vec![vec![steps], vec![]]);
+    let table = StepTable(vec![vec![steps], vec![]]);
     Schedule::new("alone", Collective::AllReduce, 2, 8, table).with_scratch(2)
 }
 
@@ -221,7 +221,7 @@ fn steps_come_after_those_of_other_lanes() {
         Step::new([input(2)], [scratch(0)]),
         Step::new([input(4)], [output(5)]).after(0, 2),
     ];
-    let table = Table(vec![vec![waits, goes], vec![]]);
+    let table = StepTable(vec![vec![waits, goes], vec![]]);
     let schedule = Schedule::new("alone", Collective::AllReduce, 2, 8, table).with_scratch(1);
     let extents = extents(10, 0);
     let (inputs, outputs) = (&extents[..], &extents[..]);

@@ -40,7 +40,7 @@ struct Doubling {
 /// each later stage from the exchange of the round before. The value is kept for the round and sent
 /// to the partners of that round.
 #[derive(Clone, Copy)]
-struct Stage {
+struct RoundStage {
     /// The exchange that makes the value; None for the first stage.
     exchange: Option<(u32, ButterflyRound)>,
     /// The round that the value is for; None for the last stage, whose value is the result.
@@ -48,17 +48,17 @@ struct Stage {
 }
 
 impl Doubling {
-    fn stages(&self, rank: Rank) -> impl Iterator<Item = Stage> + '_ {
+    fn stages(&self, rank: Rank) -> impl Iterator<Item = RoundStage> + '_ {
         let active = move || {
             (0..rounds(self.nranks)).filter_map(move |k| Some((k, round(k, rank, self.nranks)?)))
         };
         let made = std::iter::once(None).chain(active().map(Some));
         let next = active().map(Some).chain([None]);
-        made.zip(next).map(|(exchange, next)| Stage { exchange, next })
+        made.zip(next).map(|(exchange, next)| RoundStage { exchange, next })
     }
 }
 
-impl Stage {
+impl RoundStage {
     fn fan_out(self) -> FanOut {
         let targets = self.next.map_or(0, |(_, r)| r.targets);
         FanOut { targets, first: MAX_FAN as u32 - 1 }
