@@ -24,8 +24,7 @@ pub(super) fn job(lookup: VariableLookup) -> Result<Option<LauncherJob>, String>
             _ if lookup("SLURM_STEP_ID").is_some() => Ok(None),
             (Some((rank, nranks)), port, None) if nranks > 1 => Err(format!(
                 "PMI_RANK={rank} of PMI_SIZE={nranks}, but PMI_FD is not set{}: this program \
-                 speaks \
-                 PMI-1 over PMI_FD, which mpirun of MPICH and of Intel MPI set",
+                 speaks PMI-1 over PMI_FD, which mpirun of MPICH and of Intel MPI set",
                 port.map_or(String::new(), |it| format!(
                     " (PMI_PORT={it} is, and is not supported)"
                 ))

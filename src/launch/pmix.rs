@@ -48,8 +48,7 @@ pub(super) fn job(lookup: VariableLookup) -> Result<Option<LauncherJob>, String>
             return Err(format!(
                 "OMPI_COMM_WORLD_SIZE={nranks}, but the processes cannot find each other: neither \
                  PMIX_NAMESPACE is set, nor OMPI_MCA_ess_base_jobid with all processes on this \
-                 host \
-                 (OMPI_COMM_WORLD_LOCAL_SIZE={})",
+                 host (OMPI_COMM_WORLD_LOCAL_SIZE={})",
                 local_size.map_or("unset".to_owned(), |size| size.to_string())
             ));
         }

@@ -39,10 +39,9 @@ pub(super) fn job(lookup: VariableLookup) -> Result<Option<LauncherJob>, String>
         (None, _) if nranks == 1 => RendezvousMethod::HostSocket(host_socket),
         (None, _) => {
             return Err(format!(
-                "srun started {nranks} processes on {nodes} hosts, and they have no means to \
-                 find each \
-                 other; looked for PMI_FD (not set), PMIX_NAMESPACE (srun --mpi=pmix sets it; srun \
-                 --mpi=list shows whether this Slurm has it) and NCCL_COMM_ID=HOST:PORT with \
+                "srun started {nranks} processes on {nodes} hosts, and they have no means to find \
+                 each other; looked for PMI_FD (not set), PMIX_NAMESPACE (srun --mpi=pmix sets it; \
+                 srun --mpi=list shows whether this Slurm has it) and NCCL_COMM_ID=HOST:PORT with \
                  MAYPOLE_SECRET_FILE"
             ));
         }

@@ -15,9 +15,8 @@ pub(super) fn job(lookup: VariableLookup) -> Result<Option<LauncherJob>, String>
     let (Some(host), Some(port)) = (&host, &port) else {
         let missing = if host.is_none() { "MASTER_ADDR" } else { "MASTER_PORT" };
         return Err(format!(
-            "RANK={rank} and WORLD_SIZE={nranks} are set, as torchrun does, but {missing} is \
-             not: set \
-             it, or set MAYPOLE_LAUNCHER=none to run as the only rank"
+            "RANK={rank} and WORLD_SIZE={nranks} are set, as torchrun does, but {missing} is not: \
+             set it, or set MAYPOLE_LAUNCHER=none to run as the only rank"
         ));
     };
     let parsed = port.trim().parse().ok().filter(|&number| number > 0);

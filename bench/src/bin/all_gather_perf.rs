@@ -1,4 +1,4 @@
-//! `all_gather_perf`, as nccl-tests has it.
+//! The program `all_gather_perf` of nccl-tests, over host memory.
 
 fn main() -> std::process::ExitCode {
     maypole_bench::perf("all_gather")

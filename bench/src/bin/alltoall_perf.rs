@@ -1,4 +1,4 @@
-//! `alltoall_perf`, as nccl-tests has it.
+//! The program `alltoall_perf` of nccl-tests, over host memory.
 
 fn main() -> std::process::ExitCode {
     maypole_bench::perf("alltoall")

@@ -1,4 +1,4 @@
-//! `alltoallv_perf`, as nccl-tests has it.
+//! The program `alltoallv_perf` of nccl-tests, over host memory.
 
 fn main() -> std::process::ExitCode {
     maypole_bench::perf("alltoallv")

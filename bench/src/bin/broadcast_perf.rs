@@ -1,4 +1,4 @@
-//! `broadcast_perf`, as nccl-tests has it.
+//! The program `broadcast_perf` of nccl-tests, over host memory.
 
 fn main() -> std::process::ExitCode {
     maypole_bench::perf("broadcast")

@@ -1,4 +1,4 @@
-//! `hypercube_perf`, as nccl-tests has it.
+//! The program `hypercube_perf` of nccl-tests, over host memory.
 
 fn main() -> std::process::ExitCode {
     maypole_bench::perf("hypercube")

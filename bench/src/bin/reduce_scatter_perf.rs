@@ -1,4 +1,4 @@
-//! `reduce_scatter_perf`, as nccl-tests has it.
+//! The program `reduce_scatter_perf` of nccl-tests, over host memory.
 
 fn main() -> std::process::ExitCode {
     maypole_bench::perf("reduce_scatter")

@@ -1,4 +1,4 @@
-//! `sendrecv_perf`, as nccl-tests has it.
+//! The program `sendrecv_perf` of nccl-tests, over host memory.
 
 fn main() -> std::process::ExitCode {
     maypole_bench::perf("sendrecv")

@@ -55,9 +55,8 @@ fn cores(facts: &MachineFacts) -> Finding {
             "cores",
             found,
             Severity::Hurts,
-            "a process that has used up its quota stops until the next period, and so do the \
-             ranks that \
-             wait for it",
+            "a process that has used up its quota stops until the next period, and so do the ranks \
+             that wait for it",
             "raise the CPU limit of the container, or pin it to that many cores instead (docker \
              --cpuset-cpus)",
         ),
@@ -128,9 +127,8 @@ fn memory(facts: &MachineFacts) -> Finding {
             "memory",
             found,
             Severity::Hurts,
-            "the kernel kills a rank that needs more memory, without a message of the library; \
-             the other \
-             ranks then fail and name it",
+            "the kernel kills a rank that needs more memory, without a message of the library; the \
+             other ranks then fail and name it",
             "raise the limit (docker --memory), or lower MAYPOLE_SLOT_BYTES and MAYPOLE_SLOT_DEPTH",
         );
     }
@@ -195,8 +193,7 @@ fn pids(facts: &MachineFacts) -> Finding {
             found,
             Severity::Hurts,
             "every process with a communicator has a service thread; initialization fails if it \
-             cannot \
-             start",
+             cannot start",
             "raise the limit (docker --pids-limit)",
         );
     }
