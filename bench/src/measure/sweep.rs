@@ -57,6 +57,7 @@ impl RankBench<'_> {
         self.print(&footer::footer(options, &summary, memory.as_ref()))?;
         if let Some(path) = options.plot.as_ref().filter(|_| self.prints) {
             let picture = plot::svg(options.operation.name(), self.group.nranks, rows);
+            let picture = picture.map_err(|error| Failure::internal(error.to_string()))?;
             std::fs::write(path, picture)
                 .map_err(|error| Failure::system(format!("--plot {}: {error}", path.display())))?;
         }

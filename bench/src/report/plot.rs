@@ -1,22 +1,46 @@
 //! `--plot`: draws bus bandwidth and time by size, with logarithmic axes, as SVG.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fmt::Write as _;
+use std::ops::Range;
+
+use plotters::coord::Shift;
+use plotters::element::DashedPathElement;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::TableRow;
 use super::number::general;
 
-/// The width of the picture, and the place of its two charts. The legend is below them.
-const WIDTH: f64 = 960.0;
-const TOP: f64 = 56.0;
-const BOTTOM: f64 = 390.0;
-const CHARTS: [(f64, f64); 2] = [(70.0, 460.0), (550.0, 940.0)];
+/// The width of the picture in pixels.
+const WIDTH: u32 = 960;
+/// The height of the title and of both charts. The legend is below them.
+const CHARTS_HEIGHT: u32 = 430;
+/// The heights of a row of the legend, and of the margin below it.
+const LEGEND_ROW: u32 = 18;
+/// The width of a column of the legend.
+const LEGEND_COLUMN: u32 = 220;
 
 /// Colors that color-blind people can distinguish (Okabe and Ito, 2008), and some more.
-const COLORS: [&str; 12] = [
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#7f3c8d",
-    "#a5a500", "#8c564b", "#e15759", "#7f7f7f",
+const COLORS: [RGBColor; 12] = [
+    RGBColor(0x00, 0x72, 0xb2),
+    RGBColor(0xd5, 0x5e, 0x00),
+    RGBColor(0x00, 0x9e, 0x73),
+    RGBColor(0xcc, 0x79, 0xa7),
+    RGBColor(0x56, 0xb4, 0xe9),
+    RGBColor(0xe6, 0x9f, 0x00),
+    RGBColor(0x00, 0x00, 0x00),
+    RGBColor(0x7f, 0x3c, 0x8d),
+    RGBColor(0xa5, 0xa5, 0x00),
+    RGBColor(0x8c, 0x56, 0x4b),
+    RGBColor(0xe1, 0x57, 0x59),
+    RGBColor(0x7f, 0x7f, 0x7f),
 ];
+const GRID: RGBColor = RGBColor(0xe4, 0xe4, 0xe4);
+
+type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Drawn<T = ()> = Result<T, Box<dyn Error>>;
 
 /// What a curve shows.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,30 +59,29 @@ struct Curve {
     microseconds: BTreeMap<usize, f64>,
 }
 
-/// An axis with a logarithmic scale.
-struct LogAxis {
-    /// Values of both ends.
-    ends: (f64, f64),
-    /// Coordinates of both ends.
-    places: (f64, f64),
-}
-
 /// The picture of a table.
-pub(crate) fn svg(collective: &str, nranks: u32, rows: &[TableRow]) -> String {
+///
+/// # Errors
+/// An internal error of the drawing library.
+pub(crate) fn svg(collective: &str, nranks: u32, rows: &[TableRow]) -> Drawn<String> {
     let (cases, curves) = curves(rows);
-    let height = BOTTOM + 84.0 + 18.0 * cases.len().saturating_sub(1).div_euclid(4) as f64;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
-         width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-    );
-    let title = format!("{collective}, {nranks} ranks, host memory");
-    text(&mut svg, WIDTH / 2.0, 22.0, "middle", &title, "font-size=\"15\"");
-    chart(&mut svg, CHARTS[0], "bus bandwidth (GB/s)", &curves, |curve| &curve.bandwidth);
-    chart(&mut svg, CHARTS[1], "time (us)", &curves, |curve| &curve.microseconds);
-    legend(&mut svg, &cases, &curves);
-    svg.push_str("</svg>\n");
-    svg
+    let legend_rows = 1 + cases.len().div_ceil(4).max(1) as u32;
+    let mut svg = String::new();
+    {
+        let size = (WIDTH, CHARTS_HEIGHT + LEGEND_ROW * (legend_rows + 1));
+        let canvas = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        canvas.fill(&WHITE)?;
+        let (top, legend_area) = canvas.split_vertically(CHARTS_HEIGHT);
+        let (title_area, charts) = top.split_vertically(32);
+        let title = format!("{collective}, {nranks} ranks, host memory");
+        text(&title_area, (WIDTH as i32 / 2, 18), HPos::Center, 15, &title)?;
+        let (left, right) = charts.split_horizontally(WIDTH / 2);
+        chart(&left, "bus bandwidth (GB/s)", &curves, |curve| &curve.bandwidth)?;
+        chart(&right, "time (us)", &curves, |curve| &curve.microseconds)?;
+        legend(&legend_area, &cases, &curves)?;
+        canvas.present()?;
+    }
+    Ok(svg)
 }
 
 /// The names of the cases in the order of the rows, and the curves.
@@ -103,81 +126,79 @@ fn curves(rows: &[TableRow]) -> (Vec<String>, Vec<Curve>) {
     (cases, curves)
 }
 
+/// Draws one value of all curves by size.
 fn chart(
-    svg: &mut String,
-    (left, right): (f64, f64),
+    area: &Canvas,
     title: &str,
     curves: &[Curve],
-    of: impl Fn(&Curve) -> &BTreeMap<usize, f64>,
-) {
-    text(svg, (left + right) / 2.0, TOP - 10.0, "middle", title, "");
-    let _ = writeln!(
-        svg,
-        "<rect x=\"{left}\" y=\"{TOP}\" width=\"{}\" height=\"{}\" fill=\"none\" \
-         stroke=\"#888\"/>",
-        right - left,
-        BOTTOM - TOP
-    );
-    let points: Vec<(f64, f64)> =
-        curves.iter().flat_map(|c| of(c).iter().map(|(&x, &y)| (x as f64, y))).collect();
-    if points.is_empty() {
-        text(svg, (left + right) / 2.0, (TOP + BOTTOM) / 2.0, "middle", "nothing to show", "");
-        return;
+    values: impl Fn(&Curve) -> &BTreeMap<usize, f64>,
+) -> Drawn {
+    let points = |curve| values(curve).iter().map(|(&size, &value)| (size as f64, value));
+    let all: Vec<_> = curves.iter().flat_map(points).collect();
+    if all.is_empty() {
+        let middle = (WIDTH as i32 / 4, CHARTS_HEIGHT as i32 / 2);
+        return text(area, middle, HPos::Center, 12, "no sizes to show");
     }
-    let sizes = LogAxis::new(points.iter().map(|p| p.0), 2.0, (left, right));
-    let values = LogAxis::new(points.iter().map(|p| p.1), 10.0, (BOTTOM, TOP));
-    for size in sizes.ticks(2.0, 10) {
-        let x = sizes.place(size);
-        line(svg, (x, TOP), (x, BOTTOM), "#e4e4e4");
-        text(svg, x, BOTTOM + 16.0, "middle", &short(size), "");
-    }
-    text(svg, (left + right) / 2.0, BOTTOM + 33.0, "middle", "size (bytes)", "");
-    for value in values.ticks(10.0, 12) {
-        let y = values.place(value);
-        line(svg, (left, y), (right, y), "#e4e4e4");
-        text(svg, left - 5.0, y + 4.0, "end", &general(value), "");
-    }
+    let sizes = axis_range(all.iter().map(|point| point.0), 2.0);
+    let range = axis_range(all.iter().map(|point| point.1), 10.0);
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, ("sans-serif", 12))
+        .margin_right(20)
+        .x_label_area_size(40)
+        .y_label_area_size(70)
+        .build_cartesian_2d(sizes.log_scale().base(2.0), range.log_scale().base(10.0))?;
+    chart
+        .configure_mesh()
+        .x_desc("size (bytes)")
+        .x_labels(10)
+        .y_labels(12)
+        .x_label_formatter(&|size| with_unit(*size))
+        .y_label_formatter(&|value| general(*value))
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(GRID)
+        .draw()?;
     for curve in curves {
-        let (points, color) = (of(curve), COLORS[curve.case % COLORS.len()]);
-        let place =
-            |(size, value): (&usize, &f64)| (sizes.place(*size as f64), values.place(*value));
-        let path: Vec<String> =
-            points.iter().map(place).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-        let dashes = curve.kind.dashes();
-        let _ = writeln!(
-            svg,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2\" \
-             {dashes}/>",
-            path.join(" ")
-        );
-        for (x, y) in points.iter().map(place) {
-            let _ =
-                writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.5\" fill=\"{color}\"/>");
-        }
+        let color = COLORS[curve.case % COLORS.len()];
+        let style = color.stroke_width(2);
+        match curve.kind.dashes() {
+            None => chart.draw_series(LineSeries::new(points(curve), style))?,
+            Some((on, off)) => {
+                chart.draw_series(DashedLineSeries::new(points(curve), on, off, style))?
+            }
+        };
+        chart.draw_series(points(curve).map(|point| Circle::new(point, 2, color.filled())))?;
     }
+    Ok(())
 }
 
-/// The meaning of the dashes, then the names of the cases in rows of four.
-fn legend(svg: &mut String, cases: &[String], curves: &[Curve]) {
-    let mut entry = |x: f64, y: f64, color: &str, dashes: &str, name: &str| {
-        let _ = writeln!(
-            svg,
-            "<line x1=\"{x}\" y1=\"{y}\" x2=\"{}\" y2=\"{y}\" stroke=\"{color}\" \
-             stroke-width=\"2\" {dashes}/>",
-            x + 30.0
-        );
-        text(svg, x + 36.0, y + 4.0, "start", name, "");
+/// Draws the meaning of the dashes, then the names of the cases in rows of four.
+fn legend(area: &Canvas, cases: &[String], curves: &[Curve]) -> Drawn {
+    let entry = |column: usize, row: usize, color: RGBColor, kind: CurveKind, name: &str| {
+        let x = (70 + column as u32 * LEGEND_COLUMN) as i32;
+        let y = ((1 + row as u32) * LEGEND_ROW) as i32;
+        let (ends, style) = ([(x, y), (x + 30, y)], color.stroke_width(2));
+        match kind.dashes() {
+            None => area.draw(&PathElement::new(ends, style))?,
+            Some((on, off)) => area.draw(&DashedPathElement::new(ends, on, off, style))?,
+        }
+        text(area, (x + 36, y), HPos::Left, 12, name)
     };
-    let column = |index: usize| 70.0 + index as f64 * 220.0;
     let kinds = [CurveKind::OutOfPlace, CurveKind::InPlace, CurveKind::Roof];
     let shown = kinds.into_iter().filter(|kind| curves.iter().any(|curve| curve.kind == *kind));
-    for (index, kind) in shown.enumerate() {
-        entry(column(index), BOTTOM + 50.0, "#444", kind.dashes(), kind.name());
+    for (column, kind) in shown.enumerate() {
+        entry(column, 0, RGBColor(0x44, 0x44, 0x44), kind, kind.name())?;
     }
     for (index, name) in cases.iter().enumerate() {
-        let y = BOTTOM + 70.0 + (index / 4) as f64 * 18.0;
-        entry(column(index % 4), y, COLORS[index % COLORS.len()], "", name);
+        let color = COLORS[index % COLORS.len()];
+        entry(index % 4, 1 + index / 4, color, CurveKind::OutOfPlace, name)?;
     }
+    Ok(())
+}
+
+fn text(area: &Canvas, place: (i32, i32), align: HPos, size: i32, text: &str) -> Drawn {
+    let style = ("sans-serif", size).into_text_style(area);
+    area.draw_text(text, &style.pos(Pos::new(align, VPos::Center)), place)?;
+    Ok(())
 }
 
 impl CurveKind {
@@ -189,62 +210,34 @@ impl CurveKind {
         }
     }
 
-    fn dashes(self) -> &'static str {
+    /// The lengths of the dashes and of the gaps between them; None for a solid line.
+    fn dashes(self) -> Option<(i32, i32)> {
         match self {
-            Self::OutOfPlace => "",
-            Self::InPlace => "stroke-dasharray=\"6 3\"",
-            Self::Roof => "stroke-dasharray=\"2 3\"",
+            Self::OutOfPlace => None,
+            Self::InPlace => Some((6, 3)),
+            Self::Roof => Some((2, 3)),
         }
     }
 }
 
-impl LogAxis {
-    /// An axis from the power of `base` below the smallest value to that above the largest.
-    fn new(values: impl Iterator<Item = f64>, base: f64, places: (f64, f64)) -> Self {
-        let ends = values.fold((f64::INFINITY, 0.0f64), |(a, b), v| (a.min(v), b.max(v)));
-        let low = base.powf((ends.0.ln() / base.ln() + 1e-9).floor());
-        let high = base.powf((ends.1.ln() / base.ln() - 1e-9).ceil());
-        Self { ends: (low, if high > low { high } else { low * base }), places }
-    }
-
-    fn place(&self, value: f64) -> f64 {
-        let (low, high) = self.ends;
-        let share = (value / low).ln() / (high / low).ln();
-        self.places.0 + share * (self.places.1 - self.places.0)
-    }
-
-    /// Powers of `base` along the axis, at most `most` of them.
-    fn ticks(&self, base: f64, most: usize) -> Vec<f64> {
-        let (low, high) = self.ends;
-        let powers = ((high / low).ln() / base.ln()).round() as usize;
-        let step = powers.div_ceil(most - 1).max(1);
-        (0..=powers).step_by(step).map(|power| low * base.powi(power as i32)).collect()
-    }
+/// The range of an axis: from the power of `base` below the smallest value to that above the
+/// largest.
+fn axis_range(values: impl Iterator<Item = f64>, base: f64) -> Range<f64> {
+    let (min, max) = values.fold((f64::INFINITY, 0.0f64), |(a, b), v| (a.min(v), b.max(v)));
+    let low = base.powf((min.ln() / base.ln() + 1e-9).floor());
+    let high = base.powf((max.ln() / base.ln() - 1e-9).ceil());
+    // A little wider, so that rounding does not exclude the labels at both ends.
+    let high = if high > low { high } else { low * base };
+    low * (1.0 - 1e-9)..high * (1.0 + 1e-9)
 }
 
 /// A size with a unit, such as 64K.
-fn short(bytes: f64) -> String {
+fn with_unit(bytes: f64) -> String {
     let units = [(f64::from(1 << 30), "G"), (f64::from(1 << 20), "M"), (1024.0, "K")];
     match units.into_iter().find(|(unit, _)| bytes >= *unit) {
         Some((unit, name)) => format!("{}{name}", general(bytes / unit)),
         None => general(bytes),
     }
-}
-
-fn line(svg: &mut String, from: (f64, f64), to: (f64, f64), color: &str) {
-    let ((x1, y1), (x2, y2)) = (from, to);
-    let _ = writeln!(
-        svg,
-        "<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" stroke=\"{color}\"/>"
-    );
-}
-
-fn text(svg: &mut String, x: f64, y: f64, anchor: &str, text: &str, more: &str) {
-    let escaped = text.replace('&', "&amp;").replace('<', "&lt;");
-    let _ = writeln!(
-        svg,
-        "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" {more}>{escaped}</text>"
-    );
 }
 
 #[cfg(test)]
@@ -275,36 +268,36 @@ mod tests {
 
     #[test]
     fn every_point_is_inside_a_chart() {
-        let svg = svg("all_reduce", 4, &rows(&[8, 1024, 1 << 20]));
+        let svg = svg("all_reduce", 4, &rows(&[8, 1024, 1 << 20])).unwrap();
         // Three curves of three points in two charts.
-        assert_eq!(svg.matches("<polyline").count(), 6);
         assert_eq!(svg.matches("<circle").count(), 18);
-        assert!(
-            ["float sum", "out of place", "in place", "roof"].iter().all(|name| svg.contains(name))
-        );
+        for part in ["float sum", "out of place", "in place", "roof", "size (bytes)", "1M", "8\n"] {
+            assert!(svg.contains(part), "{part} is not in {svg}");
+        }
         for circle in svg.lines().filter(|line| line.starts_with("<circle")) {
-            let number = |name: &str| -> f64 {
+            let number = |name: &str| -> u32 {
                 circle.split(name).nth(1).unwrap().split('"').nth(1).unwrap().parse().unwrap()
             };
             let (x, y) = (number("cx="), number("cy="));
-            assert!(CHARTS.iter().any(|&(left, right)| (left..=right).contains(&x)), "{circle}");
-            assert!((TOP..=BOTTOM).contains(&y), "{circle}");
+            let in_left = (70..=WIDTH / 2 - 20).contains(&x);
+            let in_right = (WIDTH / 2 + 70..=WIDTH - 20).contains(&x);
+            assert!(in_left || in_right, "{circle}");
+            assert!((32..=CHARTS_HEIGHT - 40).contains(&y), "{circle}");
         }
     }
 
     #[test]
     fn no_size_and_one_size_can_be_drawn() {
-        assert!(svg("all_reduce", 1, &rows(&[0])).contains("nothing to show"));
-        assert!(!svg("all_reduce", 2, &rows(&[64])).contains("NaN"));
+        assert!(svg("all_reduce", 1, &rows(&[0])).unwrap().contains("no sizes to show"));
+        assert!(!svg("all_reduce", 2, &rows(&[64])).unwrap().contains("NaN"));
     }
 
     #[test]
     fn axes_end_at_powers_of_the_base() {
-        let axis = LogAxis::new([8.0, 1000.0].into_iter(), 2.0, (0.0, 70.0));
-        assert_eq!(axis.ends, (8.0, 1024.0));
-        assert_eq!((axis.place(8.0), axis.place(1024.0).round()), (0.0, 70.0));
-        assert_eq!(axis.ticks(2.0, 8), [8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0]);
-        assert_eq!(axis.ticks(2.0, 5), [8.0, 32.0, 128.0, 512.0]);
-        assert_eq!([8.0, 2048.0, 1.5e9].map(short), ["8", "2K", "1.39698G"]);
+        let range = axis_range([8.0, 1000.0].into_iter(), 2.0);
+        assert_eq!((range.start.ceil(), range.end.floor()), (8.0, 1024.0));
+        let range = axis_range([10.0].into_iter(), 10.0);
+        assert_eq!((range.start.ceil(), range.end.floor()), (10.0, 100.0));
+        assert_eq!([8.0, 2048.0, 1.5e9].map(with_unit), ["8", "2K", "1.39698G"]);
     }
 }
