@@ -1,5 +1,5 @@
-//! An abort from another thread, at any moment: before, during and after init. Nobody hangs, all learn who did it, and nothing
-//! is left behind.
+//! Tests of an abort from another thread at any moment: before, during and after init. No rank
+//! hangs, all learn which rank aborted, and nothing is left behind.
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -24,27 +24,28 @@ impl Random {
     }
 }
 
-/// Open descriptors, and threads of the library. (The test harness has threads that come and go.)
-fn holdings() -> [usize; 2] {
+/// The numbers of open descriptors and of threads of the library. (The test harness starts and ends
+/// threads too.)
+fn resources() -> [usize; 2] {
     let entries = |folder| std::fs::read_dir(folder).expect("a folder of /proc");
     let ours = entries("/proc/self/task").filter(|task| {
-        // A thread that has just ended has no name any more.
+        // A thread that has just ended has no name.
         let name = task.as_ref().map(|task| std::fs::read_to_string(task.path().join("comm")));
         name.is_ok_and(|name| name.is_ok_and(|name| name.starts_with("maypole")))
     });
     [entries("/proc/self/fd").count(), ours.count()]
 }
 
-/// Threads of the library that are on their way out may take a moment.
+/// Fails unless the resources are again as before; threads of the library may take a moment to end.
 fn assert_nothing_is_left(before: [usize; 2]) {
     let until = Instant::now() + PATIENCE;
-    while holdings().iter().zip(before).any(|(now, before)| *now > before) {
-        assert!(Instant::now() < until, "before: {before:?}, after: {:?}", holdings());
+    while resources().iter().zip(before).any(|(now, before)| *now > before) {
+        assert!(Instant::now() < until, "before: {before:?}, after: {:?}", resources());
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// A rank in a thread of its own, which calls until that fails; its error comes back.
+/// Starts a rank in a thread of its own. It makes calls until one fails, and sends the error.
 fn start(
     id: UniqueId,
     nranks: u32,
@@ -79,7 +80,7 @@ fn until_it_fails(comm: &mut Communicator) -> Error {
                 return error;
             }
         }
-        // A rank that is alone waits for nobody.
+        // A single rank waits for no other.
         if let Some(error) = comm.async_error() {
             return error;
         }
@@ -94,7 +95,8 @@ fn media(round: u64) -> Config {
     }
 }
 
-/// Aborts one rank, or two, at random moments; checks what all ranks say. True for each rank that had joined.
+/// Aborts one rank or two at random moments, and checks the errors of all ranks. Returns true for
+/// each rank that had joined.
 fn round(number: u64, random: &mut Random) -> Vec<bool> {
     let nranks = 1 + random.below(5) as u32;
     let id = UniqueId::create().expect("a unique id");
@@ -117,7 +119,7 @@ fn round(number: u64, random: &mut Random) -> Vec<bool> {
             hear.recv_timeout(PATIENCE).unwrap_or_else(|e| panic!("{story}: hangs ({e})"));
         match error {
             Error::Aborted { by } if culprits.contains(&by) => {}
-            // Once there are links their end may be seen before the reason is heard.
+            // Once there are links, a rank may notice their end before it gets the reason.
             Error::Link(LinkError::Aborted { by, .. }) if joined && culprits.contains(&by) => {}
             Error::Link(LinkError::PeerLeft { .. }) if joined => {}
             other => panic!("{story}: {other:?}, joined: {joined}"),
@@ -130,7 +132,7 @@ fn round(number: u64, random: &mut Random) -> Vec<bool> {
 #[test]
 fn an_abort_at_any_moment_of_init_ends_all_ranks_and_leaves_nothing() {
     let _alone = crate::alone();
-    let before = holdings();
+    let before = resources();
     let mut random = Random(7);
     let started = Instant::now();
     let joined: Vec<bool> = (0..100).flat_map(|number| round(number, &mut random)).collect();
@@ -147,7 +149,7 @@ fn an_abort_at_any_moment_of_init_ends_all_ranks_and_leaves_nothing() {
 #[ignore = "takes minutes"]
 fn an_abort_at_very_many_moments_of_init_ends_all_ranks_and_leaves_nothing() {
     let _alone = crate::alone();
-    let before = holdings();
+    let before = resources();
     let mut random = Random(8);
     for number in 0..3000 {
         round(number, &mut random);
@@ -155,11 +157,11 @@ fn an_abort_at_very_many_moments_of_init_ends_all_ranks_and_leaves_nothing() {
     assert_nothing_is_left(before);
 }
 
-/// What is waited for never comes: only the abort can end it.
+/// A rank never comes, so only the abort can end the init.
 #[test]
 fn an_abort_ends_an_init_for_which_a_rank_is_missing() {
     let _alone = crate::alone();
-    let before = holdings();
+    let before = resources();
     for (nranks, absent, culprit) in [(2, 1, 0), (3, 0, 2), (7, 6, 5), (7, 3, 1), (7, 1, 3)] {
         let id = UniqueId::create().expect("a unique id");
         let none = Duration::ZERO;
@@ -170,7 +172,7 @@ fn an_abort_ends_an_init_for_which_a_rank_is_missing() {
         std::thread::sleep(Duration::from_millis(30));
         let signal = ranks.iter().find(|(rank, _)| *rank == culprit).expect("it is there");
         signal.1.0.abort();
-        // Whoever comes later hears of it too.
+        // Ranks that come later get the error too.
         let late = start(id, nranks, absent, &Config::default(), Duration::from_millis(30));
         ranks.push((absent, late));
         for (rank, (_, hear)) in &ranks {
@@ -183,9 +185,9 @@ fn an_abort_ends_an_init_for_which_a_rank_is_missing() {
 }
 
 #[test]
-fn a_raised_signal_ends_the_next_init_and_what_is_split_off() {
+fn a_raised_signal_ends_the_next_init_and_the_child_communicators() {
     let _alone = crate::alone();
-    let before = holdings();
+    let before = resources();
     let signal = AbortSignal::new().expect("a signal");
     let options = Options { abort: Some(signal.clone()), ..Options::default() };
     let init = || {
@@ -207,11 +209,12 @@ fn a_raised_signal_ends_the_next_init_and_what_is_split_off() {
     assert_nothing_is_left(before);
 }
 
-/// Rank 0 never makes the call for which rank 1 opens its links: where the lower rank dials, the higher waits for that.
+/// Rank 0 never makes the call for which rank 1 opens its links. The lower rank connects, and the
+/// higher one waits for that.
 #[test]
 fn an_abort_ends_a_first_call_that_still_opens_links() {
     let _alone = crate::alone();
-    let before = holdings();
+    let before = resources();
     for number in 0..3 {
         let id = UniqueId::create().expect("a unique id");
         let (say, hear) = mpsc::channel();
@@ -219,7 +222,7 @@ fn an_abort_ends_a_first_call_that_still_opens_links() {
         let config = media(number);
         let idle = std::thread::spawn(move || {
             let comm = Communicator::builder(&id).rank(0, 2).config(config.clone()).build();
-            // Until the other has ended.
+            // Keep the communicator until the other rank has ended.
             let _ = wait.recv();
             drop(comm);
         });

@@ -1,4 +1,5 @@
-//! Exhausted resources: what a rank lacks, it says; the others hear of it and do not wait. What does not matter, does not.
+//! Tests of exhausted resources: a rank reports what it lacks, and the others get the error and do
+//! not wait. A resource that is not necessary causes no error.
 
 use std::io::Read;
 
@@ -8,7 +9,7 @@ use maypole::{Communicator, RedOp, UniqueId};
 /// The test that a rank process runs.
 const ENTRY: &str = "limits::rank";
 
-/// Not a test of its own: what a rank process does.
+/// Not a test: the code of a rank process.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
@@ -19,7 +20,7 @@ fn rank() {
     std::io::stdin().read_exact(&mut bytes).expect("128 bytes");
     let id = UniqueId::from_bytes(bytes).expect("an id");
     match words[0].split_once('=') {
-        // Rank 1 may open so many descriptors more, during init or after it.
+        // The number of descriptors that rank 1 may still open, during init or after it.
         Some((when, spare)) => {
             let spare = spare.parse().expect("a count");
             if rank == 1 && when == "init" {
@@ -60,9 +61,9 @@ fn spare_descriptors(spare: u64) {
         name.to_string_lossy().parse::<u64>().expect("a descriptor")
     });
     let highest = open.max().expect("standard input");
-    // The limit is on the numbers: those below are taken first.
+    // The limit applies to the numbers of descriptors, so the lower numbers are used up first.
     loop {
-        // SAFETY: it has no preconditions; the copy stays open until the process ends.
+        // SAFETY: the call has no preconditions; the copy stays open until the process ends.
         let copy = unsafe { libc::dup(0) };
         assert!(copy >= 0, "the limit is not there yet");
         if copy as u64 > highest {
@@ -77,7 +78,7 @@ fn limit(resource: libc::__rlimit_resource_t, soft: u64) {
     assert_eq!(unsafe { libc::setrlimit(resource, &raw const limit) }, 0);
 }
 
-/// Rank 1 runs out of descriptors; the other two hear of it. Returns what each of them says.
+/// Rank 1 has no descriptors left, and the other two get its error. Returns the text of each rank.
 fn exhausted(when: &str, spare: u32, environment: &[(&str, &str)]) -> [String; 3] {
     let environment = [&[("MAYPOLE_INIT_TIMEOUT", "20")], environment].concat();
     let mut job = Job::start(ENTRY, 3, &format!("{when}={spare}"), &environment);
@@ -86,7 +87,8 @@ fn exhausted(when: &str, spare: u32, environment: &[(&str, &str)]) -> [String; 3
     said
 }
 
-/// With none at all it cannot even say so, and the others name it at their time limit; else at once.
+/// Without any descriptor the rank cannot report it, and the others name it at their timeout;
+/// otherwise at once.
 #[test]
 fn a_rank_without_descriptors_says_so_and_ends_the_others() {
     let _alone = crate::alone();

@@ -1,4 +1,5 @@
-//! Tests that count what their process holds or that need the whole machine: they run one at a time.
+//! Tests that count what their process holds or that need the whole machine: they run one at a
+//! time.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -12,7 +13,8 @@ mod limits;
 mod scale;
 mod strangers;
 
-/// Waits until no other test of this binary runs; the caller's test runs alone while it keeps the guard.
+/// Waits until no other test of this binary runs; the caller's test runs alone while it keeps the
+/// guard.
 fn alone() -> MutexGuard<'static, ()> {
     static RUNNING: Mutex<()> = Mutex::new(());
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)

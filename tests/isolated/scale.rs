@@ -1,6 +1,7 @@
-//! Many ranks on few cores: how far it goes, and what each rank's way in costs.
+//! Tests of many ranks on few cores: that they work, and what it costs each rank to join.
 //!
-//! Seconds are printed and not asserted. Numbers of connections and messages are asserted: they do not depend on the machine.
+//! Seconds are printed and not asserted. Numbers of connections and messages are asserted: they do
+//! not depend on the machine.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -16,13 +17,14 @@ const ENTRY: &str = "scale::rank";
 
 /// Connections of a rank in the control tree, and the temporary one to the root.
 const MOST_CONNECTIONS: u32 = 3 + 1;
-/// Messages of a rank during init, sent and received together, for each doubling of the number of ranks. The usual number is
-/// 15 for any number of ranks; each report of missing ranks, to all, takes three more.
+/// Messages of a rank during init, sent and received together, for each doubling of the number of
+/// ranks. The usual number is 15 for any number of ranks; each report of missing ranks, to all,
+/// takes three more.
 const MESSAGES_PER_DOUBLING: u64 = 4;
 /// Descriptors that a process takes for each of its ranks while it joins, and for everything else.
 const DESCRIPTORS: (u64, u64) = (16, 100);
 
-/// Not a test of its own: what a process of ranks does.
+/// Not a test: the code of a process of several ranks.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
@@ -61,8 +63,7 @@ fn sixty_four_processes_on_few_cores() {
     let mut job = Job::start(ENTRY, 64, "sums", &[]);
     job.all_say("joined");
     let joined = started.elapsed();
-    let seconds: Vec<f64> =
-        (0..64).map(|rank| job.hear(rank).parse().expect("it goes to its end")).collect();
+    let seconds: Vec<f64> = (0..64).map(|rank| job.hear(rank).parse().expect("a number")).collect();
     (0..64).for_each(|rank| job.ends_well(rank));
     println!(
         "64 processes started and joined in {:.2} s; 1000 all-reduces of 1 KiB took {:.2} s",
@@ -71,15 +72,15 @@ fn sixty_four_processes_on_few_cores() {
     );
 }
 
-/// The ranks of one process, as threads; each says what its way in took.
+/// The ranks of one process, as threads; each prints what it took to join.
 fn threads() {
-    let told = crate::ranks::invitation().expect("a rank process");
-    let per_process: u32 = told.scene.parse().expect("threads of a process");
+    let invitation = crate::ranks::invitation().expect("a rank process");
+    let per_process: u32 = invitation.scene.parse().expect("threads of a process");
     crate::ranks::raise_descriptors();
-    let nranks = told.nranks * per_process;
-    let ranks: Vec<_> = (told.rank * per_process..(told.rank + 1) * per_process)
+    let nranks = invitation.nranks * per_process;
+    let ranks: Vec<_> = (invitation.rank * per_process..(invitation.rank + 1) * per_process)
         .map(|rank| {
-            let join = move || Communicator::new(&told.id, rank, nranks);
+            let join = move || Communicator::new(&invitation.id, rank, nranks);
             std::thread::Builder::new().stack_size(512 << 10).spawn(join).expect("a thread")
         })
         .collect();
@@ -114,7 +115,8 @@ fn a_thousand_ranks_join_by_a_few_messages_each() {
             (DESCRIPTORS.0 * threads + DESCRIPTORS.1, crate::ranks::raise_descriptors());
         if most < wanted {
             println!(
-                "SKIPPED: {threads} ranks in a process need {wanted} descriptors, and the hard limit is {most}; raise `ulimit -Hn`"
+                "SKIPPED: {threads} ranks in a process need {wanted} descriptors, and the hard \
+                 limit is {most}; raise `ulimit -Hn`"
             );
             continue;
         }
@@ -128,7 +130,8 @@ fn a_thousand_ranks_join_by_a_few_messages_each() {
         let most =
             most.iter().max_by_key(|m| m.split(' ').map(|n| n.parse().unwrap_or(0)).sum::<u64>());
         println!(
-            "{} ranks, {processes} processes of {threads} threads: {:.2} s from the start of the first process; \
+            "{} ranks, {processes} processes of {threads} threads: {:.2} s from the start of the \
+             first process; \
              connections, messages sent and received of the rank with most: {}",
             u64::from(processes) * threads,
             took.as_secs_f64(),
@@ -138,7 +141,7 @@ fn a_thousand_ranks_join_by_a_few_messages_each() {
     }
 }
 
-/// A process that is no rank and makes the unique id, so that the root is there.
+/// A process that is not a rank and makes the unique id, so that the root runs in it.
 struct Root {
     id: UniqueId,
     process: Child,
@@ -164,7 +167,8 @@ impl Root {
             .spawn()
             .expect("a process");
         let mut says = BufReader::new(process.stdout.take().expect("a pipe"));
-        // The id's bytes may be anything, line feeds too: they are found by what stands before them.
+        // The bytes of the id may contain line feeds, so they are found by the text before
+        // them.
         let mut seen = Vec::new();
         let mut byte = [0];
         while !seen.ends_with(b"id:") {
@@ -176,7 +180,7 @@ impl Root {
         Self { id: UniqueId::from_bytes(bytes).expect("an id"), process, says }
     }
 
-    /// What it logs when it ends.
+    /// The last line that the root logs.
     fn last_words(&mut self) -> String {
         for line in self.says.by_ref().lines() {
             let line = line.expect("text");

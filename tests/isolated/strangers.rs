@@ -1,7 +1,9 @@
-//! A whole job under fire: strangers at every port that its processes listen at, while ranks call collectives, part and shrink,
-//! and while they wait for one that is late. The results are right, nobody is let in, and nothing is left behind.
+//! Tests of a whole job to which strangers connect: at every port at which its processes listen,
+//! while ranks call collectives, split and shrink, and while they wait for a late rank. The results
+//! are right, no stranger is accepted, and nothing is left behind.
 //!
-//! What each listener does with one stranger is tested where the listener is. Everything here stays on this host.
+//! What a listener does with a single stranger is tested in the module of that listener. All
+//! connections stay on this host.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -9,30 +11,30 @@ use std::time::{Duration, Instant};
 use maypole::Options;
 use maypole::{Communicator, RedOp};
 
-use crate::intruders::{Door, Fire};
+use crate::intruders::{RecordingProxy, StrangerAttack};
 use crate::ranks::{Job, OVER_TCP};
 
 /// The test that a rank process runs.
 const ENTRY: &str = "strangers::rank";
 
 const NRANKS: u32 = 4;
-/// The file whose existence tells the ranks to go on.
+/// The variable with the path of a file; the ranks go on when the file exists.
 const SIGN: &str = "MAYPOLE_TEST_SIGN";
-/// For whatever is waited for.
+/// The longest wait for any event.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Not a test of its own: what a rank process does.
+/// Not a test: the code of a rank process.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
-    let Some(told) = crate::ranks::invitation() else { return };
+    let Some(invitation) = crate::ranks::invitation() else { return };
     let before = descriptors();
-    if told.scene == "late" && told.rank == NRANKS - 1 {
+    if invitation.scene == "late" && invitation.rank == NRANKS - 1 {
         wait_until("the sign", || sign().exists());
     }
-    let comm = Communicator::new(&told.id, told.rank, told.nranks);
+    let comm = Communicator::new(&invitation.id, invitation.rank, invitation.nranks);
     let mut comm = comm.unwrap_or_else(|e| panic!("init: {e}"));
     (0..20).for_each(|round| check_sums(&mut comm, round));
-    if told.scene == "working" {
+    if invitation.scene == "working" {
         work(&mut comm);
     }
     drop(comm);
@@ -40,7 +42,8 @@ fn rank() {
     println!("say:nothing is left");
 }
 
-/// Calls, and makes and ends communicators, until the sign; then goes on with what is left after a shrink.
+/// Makes calls, and makes and ends communicators, until the file exists; then goes on with the
+/// communicator of a shrink.
 fn work(comm: &mut Communicator) {
     println!("say:ready");
     let before = descriptors();
@@ -111,16 +114,16 @@ fn at_work(environment: &[(&str, &str)], strangers: usize) {
     let (before, folder) = (descriptors(), tempfile::tempdir().expect("a folder"));
     let sign = folder.path().join("sign");
     let environment = [environment, &[(SIGN, sign.to_str().expect("text"))]].concat();
-    let door = Door::open();
-    let mut job = Job::start_with(ENTRY, door.id(), NRANKS, "working", &environment);
+    let proxy = RecordingProxy::open();
+    let mut job = Job::start_with(ENTRY, proxy.id(), NRANKS, "working", &environment);
     job.all_say("ready");
-    assert_eq!(door.hellos(), NRANKS as usize);
-    let fire = Fire::start(&job.pids(), door);
-    fire.made(strangers);
+    assert_eq!(proxy.handshakes(), NRANKS as usize);
+    let attack = StrangerAttack::start(&job.pids(), proxy);
+    attack.wait_for(strangers);
     std::fs::write(&sign, "").expect("a file");
     let rounds: Vec<i32> =
         (0..NRANKS as usize).map(|rank| job.hear(rank).parse().expect("a shrink")).collect();
-    println!("at work, {} rounds, {environment:?}: {}", rounds[0], fire.stop());
+    println!("at work, {} rounds, {environment:?}: {}", rounds[0], attack.stop());
     job.all_say("nothing is left");
     (0..NRANKS as usize).for_each(|rank| job.ends_well(rank));
     drop(job);
@@ -139,20 +142,20 @@ fn waiting(environment: &[(&str, &str)], strangers: usize) {
     let (before, folder) = (descriptors(), tempfile::tempdir().expect("a folder"));
     let sign = folder.path().join("sign");
     let environment = [environment, &[(SIGN, sign.to_str().expect("text"))]].concat();
-    let door = Door::open();
-    let imposter = door.id_with_another_secret();
-    let mut job = Job::start_with(ENTRY, door.id(), NRANKS, "late", &environment);
-    wait_until("three ranks", || door.hellos() == NRANKS as usize - 1);
-    let fire = Fire::start(&job.pids(), door);
-    fire.made(strangers);
-    // At such a place another root may follow: it is tried for a while.
+    let proxy = RecordingProxy::open();
+    let imposter = proxy.id_with_another_secret();
+    let mut job = Job::start_with(ENTRY, proxy.id(), NRANKS, "late", &environment);
+    wait_until("three ranks", || proxy.handshakes() == NRANKS as usize - 1);
+    let attack = StrangerAttack::start(&job.pids(), proxy);
+    attack.wait_for(strangers);
+    // At a rejoin listener another root may follow, so the rank tries for a while.
     let options = Options { timeout: Duration::from_secs(1), ..Options::default() };
     let imposed = Communicator::builder(&imposter).rank(3, NRANKS).options(options.clone()).build();
     let error = imposed.err().expect("it knows no secret");
     assert!(error.to_string().contains("does not know the secret"), "{error}");
     std::fs::write(&sign, "").expect("a file");
     job.all_say("nothing is left");
-    println!("in init, {environment:?}: {}", fire.stop());
+    println!("in init, {environment:?}: {}", attack.stop());
     (0..NRANKS as usize).for_each(|rank| job.ends_well(rank));
     drop(job);
     wait_until("the end of all of it", || descriptors() <= before);

@@ -1,5 +1,5 @@
-//! Several communicators of the same ranks at once: from threads of their own, by turns from one thread, and left while a
-//! peer cannot answer.
+//! Tests of several communicators of the same ranks: each in a thread of its own, in turn from one
+//! thread, and left while a peer cannot answer.
 
 use std::sync::mpsc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ const ENTRY: &str = "communicators::rank";
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Not a test of its own: what a rank process does.
+/// Not a test: the code of a rank process.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
@@ -27,13 +27,13 @@ fn rank() {
     }
 }
 
-/// A communicator of the same ranks in another order.
+/// Makes a communicator of the same ranks in another order.
 fn another(comm: &mut Communicator, salt: i32) -> Communicator {
     let key = (comm.rank() as i32 * 5 + salt) % comm.nranks() as i32;
     comm.split(Some(0), key).expect("a split").expect("all are in it")
 }
 
-/// A call that is checked.
+/// Makes a call and checks its result.
 fn sum(comm: &mut Communicator, call: usize) {
     let count = [1, 900, 20_000, 150_000][call % 4];
     let (rank, n, call) = (comm.rank(), comm.nranks(), call as u32);
@@ -44,7 +44,7 @@ fn sum(comm: &mut Communicator, call: usize) {
     assert!(recv.into_iter().eq(right), "call {call} is wrong");
 }
 
-/// Three communicators, each in a thread of its own; what one does says nothing about the others.
+/// Uses three communicators, each in a thread of its own, independently of each other.
 fn threads(mut first: Communicator) {
     let others = [another(&mut first, 1), another(&mut first, 3)];
     let threads: Vec<_> = std::iter::once(first)
@@ -60,12 +60,12 @@ fn threads(mut first: Communicator) {
     println!("say:done");
 }
 
-/// Two communicators by turns, in the same order on all ranks.
+/// Uses two communicators in turn, in the same order on all ranks.
 fn turns(mut first: Communicator) {
     let mut second = another(&mut first, 2);
     for call in 0..150 {
         sum(&mut first, call);
-        // Not strictly one after the other.
+        // Not strictly alternating.
         if call % 3 != 0 {
             sum(&mut second, call + 1);
         }
@@ -73,7 +73,8 @@ fn turns(mut first: Communicator) {
     println!("say:done");
 }
 
-/// Communicators that are left at a word from outside, whatever the peers do then. Some have links, some have none.
+/// Leaves communicators when the test says so, whatever the peers do then. Some have links, some
+/// have none.
 fn leave(mut first: Communicator) {
     let mut second = another(&mut first, 1);
     let third = another(&mut first, 2);
@@ -81,7 +82,7 @@ fn leave(mut first: Communicator) {
     (0..4).for_each(|call| sum(&mut second, call));
     println!("say:ready");
     if first.rank() != 1 {
-        // Until the test has dealt with rank 1.
+        // Wait until the test has stopped or killed rank 1.
         std::thread::sleep(Duration::from_millis(400));
     } else {
         std::thread::sleep(Duration::from_secs(3600));
@@ -109,7 +110,8 @@ fn two_communicators_by_turns() {
     run("turns", 3, &OVER_TCP);
 }
 
-/// The watchdog of the job ends what waits for rank 1, and then nobody says that it is gone.
+/// If a rank waited for rank 1, the watchdog of the job would kill it, and it would not print
+/// `gone`.
 fn left_behind(signal: libc::c_int, environment: &[(&str, &str)]) {
     let mut job = Job::start(ENTRY, 4, "leave", environment);
     job.all_say("ready");
@@ -132,7 +134,8 @@ fn leaving_does_not_wait_for_a_rank_that_is_dead() {
     left_behind(libc::SIGKILL, &OVER_TCP);
 }
 
-/// Three communicators per rank and three ranks in one process, each pair in a thread of its own.
+/// Three ranks in one process with three communicators each, each communicator of each rank in a
+/// thread.
 #[test]
 fn ranks_as_threads_have_three_communicators_each() {
     for config in [

@@ -1,4 +1,5 @@
-//! No silent hang, no silent mismatch: ranks as processes and as threads that die, stop, come late, or do something else.
+//! Tests of the control plane: ranks as processes and as threads that die, stop, come late, or make
+//! another call.
 
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
@@ -12,7 +13,7 @@ use maypole_transport::error::LinkError;
 /// The test that a rank process runs.
 const ENTRY: &str = "control::rank";
 
-/// Not a test of its own: what a rank process does.
+/// Not a test: the code of a rank process.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
@@ -36,7 +37,7 @@ fn sum(comm: &mut Communicator, value: i32) -> Result<i32, Error> {
     Ok(result[0])
 }
 
-/// Calls until one fails; says how.
+/// Makes calls until one fails, and prints the error.
 fn forever(comm: &mut Communicator) {
     let (send, mut recv) = (vec![1.0f32; 1 << 18], vec![0.0f32; 1 << 18]);
     sum(comm, 1).expect("a first call");
@@ -51,7 +52,7 @@ fn forever(comm: &mut Communicator) {
     }
 }
 
-/// Makes no call at all until something happens.
+/// Makes no call, and prints the error that ends the communicator.
 fn idle(comm: &Communicator) {
     println!("say:started");
     loop {
@@ -63,14 +64,15 @@ fn idle(comm: &Communicator) {
     }
 }
 
-/// Rank 1 has a child, which inherits all its sockets and outlives it.
+/// Rank 1 has a child process that inherits all its sockets and outlives it.
 fn orphan(comm: &mut Communicator) {
     sum(comm, 1).expect("a first call");
     if comm.rank() == 1 {
-        // SAFETY: the child calls nothing but what may be called in a child of a process with many threads.
+        // SAFETY: the child calls only functions that are allowed in a child of a process with many
+        // threads.
         let child = unsafe { libc::fork() };
         if child == 0 {
-            // SAFETY: as above. The alarm ends the child should the test not.
+            // SAFETY: as above. The alarm ends the child if the test does not.
             unsafe {
                 libc::alarm(30);
                 loop {
@@ -83,14 +85,20 @@ fn orphan(comm: &mut Communicator) {
     forever(comm);
 }
 
-/// Rank 0 has a child that uses the communicator and drops it; that must not hurt the parent.
+/// Rank 0 has a child process that uses the communicator and drops it, without effect on the
+/// parent.
 fn fork(mut comm: Communicator) {
     sum(&mut comm, 1).expect("a first call");
     if comm.rank() == 0 {
-        // SAFETY: glibc's allocator works in the child, and it uses nothing else that another thread could hold.
+        // SAFETY: glibc's allocator works in the child, and it uses nothing else that another
+        // thread could hold.
         let child = unsafe { libc::fork() };
         if child == 0 {
-            let refused = matches!(sum(&mut comm, 1), Err(Error::InvalidUsage { what }) if what.contains("fork"));
+            let is_fork_error = |what: &str| what.contains("fork");
+            let refused = match sum(&mut comm, 1) {
+                Err(Error::InvalidUsage { what }) => is_fork_error(&what),
+                _ => false,
+            };
             drop(comm);
             // SAFETY: it ends the process at once.
             unsafe { libc::_exit(if refused { 0 } else { 1 }) };
@@ -107,7 +115,7 @@ fn fork(mut comm: Communicator) {
     println!("say:done");
 }
 
-/// Calls until rank 0 has a report, which it says.
+/// Makes calls until rank 0 has a report, and prints that.
 fn until_reported(comm: &mut Communicator) {
     sum(comm, 1).expect("a first call");
     println!("say:started");
@@ -119,7 +127,8 @@ fn until_reported(comm: &mut Communicator) {
     }
 }
 
-/// Rank 1 comes to the second call as many seconds late as the environment says; the others say what they found out.
+/// Rank 1 makes the second call late, by the seconds of the environment variable; the others print
+/// their last report.
 fn late(comm: &mut Communicator) {
     sum(comm, 1).expect("a first call");
     println!("say:started");
@@ -136,7 +145,7 @@ fn late(comm: &mut Communicator) {
     );
 }
 
-/// How long the demonstrations take, in seconds.
+/// Variables that set how long the slow tests take, in seconds.
 const STOPPED: &str = "MAYPOLE_TEST_STOPPED";
 const LATE: &str = "MAYPOLE_TEST_LATE";
 
@@ -154,7 +163,8 @@ fn farewell(mut comm: Communicator) {
     println!("say:gone");
 }
 
-/// Rank 1 ends its process without dropping its communicator; the others do not need it, until they do.
+/// Rank 1 ends its process without dropping its communicator. The others fail only at the next
+/// call.
 fn exit(mut comm: Communicator) {
     let mut large = vec![1.0f32; 1 << 20];
     comm.all_reduce_in_place(&mut large, RedOp::Sum).expect("a first call");
@@ -163,7 +173,7 @@ fn exit(mut comm: Communicator) {
     }
     std::thread::sleep(Duration::from_millis(500));
     println!("say:{:?}", comm.async_error());
-    // Until the others have looked, too: the next call fails, and everyone hears of that.
+    // Wait until the others have looked too, because the next call fails on all ranks.
     std::thread::sleep(Duration::from_millis(1000));
     println!(
         "say:{}",
@@ -171,7 +181,7 @@ fn exit(mut comm: Communicator) {
     );
 }
 
-/// Kills one of 8 ranks at some moment; all others must name it.
+/// Kills one of 8 ranks at a random moment; all others must name it.
 fn kill_at_random(times: u64, salt: u64) {
     let mut random = Random(salt);
     let mut longest = Duration::ZERO;
@@ -199,12 +209,12 @@ fn a_rank_that_is_killed_is_named_by_all_the_others() {
 #[test]
 #[ignore = "takes minutes"]
 fn a_rank_that_is_killed_is_named_by_all_the_others_at_any_moment() {
-    // Jobs have a watchdog each, so that the number of them does not matter.
+    // Each job has its own watchdog, so the number of jobs does not matter.
     kill_at_random(200, 2);
 }
 
 #[test]
-fn a_death_is_heard_by_ranks_that_are_connected_to_nobody_and_wait_for_nothing() {
+fn a_death_reaches_ranks_that_have_no_links_and_wait_for_nothing() {
     for victim in [0, 1, 6] {
         let mut job = Job::start(ENTRY, 7, "idle", &[]);
         job.all_say("started");
@@ -232,7 +242,7 @@ fn a_child_that_holds_the_sockets_of_a_dead_rank_does_not_hide_its_death() {
 }
 
 #[test]
-fn a_child_made_by_fork_can_neither_use_nor_hurt_a_communicator() {
+fn a_child_made_by_fork_can_neither_use_nor_harm_a_communicator() {
     let mut job = Job::start(ENTRY, 3, "fork", &[]);
     assert_eq!(job.hear(0), "0", "the child was not refused");
     job.all_say("done");
@@ -287,7 +297,7 @@ fn a_rank_that_comes_five_minutes_late_is_reported_as_absent_and_the_job_complet
 }
 
 #[test]
-fn leaving_waits_for_nobody() {
+fn leaving_does_not_wait_for_other_ranks() {
     let mut job = Job::start(ENTRY, 3, "farewell", &[]);
     job.all_say("started");
     job.signal(1, libc::SIGSTOP);
@@ -301,7 +311,7 @@ fn leaving_waits_for_nobody() {
 }
 
 #[test]
-fn a_process_that_just_exits_hurts_only_those_who_wait_for_it() {
+fn a_process_that_exits_ends_only_ranks_that_wait_for_it() {
     let mut job = Job::start(ENTRY, 4, "exit", &[]);
     job.ends_well(1);
     for rank in [0, 2, 3] {
@@ -314,7 +324,7 @@ fn a_process_that_just_exits_hurts_only_those_who_wait_for_it() {
 }
 
 #[test]
-fn the_last_calls_are_written_at_a_signal() {
+fn the_last_calls_are_written_at_the_dump_signal() {
     let mut job = Job::start(ENTRY, 2, "idle", &[("MAYPOLE_DUMP_SIGNAL", "SIGUSR2")]);
     job.all_say("started");
     job.signal(1, libc::SIGUSR2);
@@ -345,7 +355,7 @@ impl Random {
     }
 }
 
-/// Runs `f` as each of `nranks` ranks, in threads; fails if that takes a minute.
+/// Runs `f` for each of `nranks` ranks in a thread, and fails if that takes a minute.
 fn as_ranks<T: Send + 'static>(
     nranks: u32,
     config: &Config,
@@ -375,7 +385,7 @@ fn impatient() -> Config {
 }
 
 #[test]
-fn a_late_rank_is_reported_as_absent_along_the_chain_of_those_who_wait() {
+fn a_late_rank_is_reported_as_absent_by_all_ranks_that_wait() {
     for algorithm in ["ring", "oneshot", "tree"] {
         let config = Config { algorithms: Some(algorithm.to_owned()), ..impatient() };
         let config = if algorithm == "tree" { impatient() } else { config };
@@ -388,7 +398,7 @@ fn a_late_rank_is_reported_as_absent_along_the_chain_of_those_who_wait() {
             (comm.rank(), comm.reports())
         });
         for (rank, reports) in reports.into_iter().filter(|(rank, _)| *rank != 3) {
-            // On a busy host others may be slow for a moment, too.
+            // On a busy host other ranks may be slow for a moment too, and be reported.
             let named = |r: &maypole::Report| {
                 (r.rank, r.culprit(), &r.reason) == (rank, 3, &Reason::NotJoined)
                     && r.pid == std::process::id()
@@ -425,7 +435,7 @@ fn a_rank_in_another_communicator_is_reported_as_such() {
         for comm in [&mut first, &mut second] {
             sum(comm, 1).expect("a first call");
         }
-        // A deadlock of the program's making: each rank waits in another communicator.
+        // A deadlock of the program: each rank waits in another communicator.
         let (mine, abort) = if rank == 0 {
             (&mut first, second.abort_handle())
         } else {
@@ -443,7 +453,7 @@ fn a_rank_in_another_communicator_is_reported_as_such() {
         (error, reports)
     });
     for (error, reports) in results {
-        // Whoever is aborted first leaves both communicators.
+        // The rank that is aborted first leaves both communicators.
         let left = matches!(error, Error::Link(LinkError::PeerLeft { .. }));
         assert!(left || matches!(error, Error::Aborted { .. }), "{error}");
         let elsewhere = |r: &maypole::Report| matches!(r.reason, Reason::OtherCommunicator { .. });
@@ -452,14 +462,14 @@ fn a_rank_in_another_communicator_is_reported_as_such() {
 }
 
 #[test]
-fn a_wait_ends_when_the_user_says_so_and_everyone_hears_why() {
+fn a_wait_ends_at_the_timeout_and_all_ranks_learn_why() {
     let config = Config { timeout: Some(Duration::from_millis(400)), ..impatient() };
     let errors = as_ranks(4, &config, |mut comm| {
         sum(&mut comm, 1).expect("a first call");
         if comm.rank() == 2 {
             std::thread::sleep(Duration::from_millis(1500));
         }
-        // The late one may find all that it needs; others will have given up.
+        // The late rank may find all the messages that it needs; the others have given up then.
         loop {
             if let Err(error) = sum(&mut comm, 1) {
                 return error;
@@ -476,7 +486,7 @@ fn a_wait_ends_when_the_user_says_so_and_everyone_hears_why() {
 }
 
 #[test]
-fn an_abort_reaches_ranks_that_are_connected_to_nobody() {
+fn an_abort_reaches_ranks_that_have_no_links() {
     let errors = as_ranks(6, &Config::default(), |comm| {
         if comm.rank() == 5 {
             comm.abort_handle().abort();
@@ -491,7 +501,7 @@ fn an_abort_reaches_ranks_that_are_connected_to_nobody() {
     assert!(errors.iter().all(|e| *e == Error::Aborted { by: 5 }), "{errors:?}");
 }
 
-/// What is different in one rank's call.
+/// What is different in the call of one rank.
 #[derive(Clone, Copy, Debug)]
 enum Deviation {
     Count,
@@ -536,7 +546,7 @@ impl Plain {
             Deviation::Type if dtype == DType::Uint8 => Self { dtype: DType::Int8, ..self },
             Deviation::Type => Self { dtype: DType::Uint32, ..self },
             Deviation::Operator => {
-                // Of a collective that has one.
+                // All-reduce has an operator.
                 let op = if op == RedOp::Sum { RedOp::Max } else { RedOp::Sum };
                 Self { collective: Collective::AllReduce, op, ..self }
             }
@@ -564,12 +574,14 @@ impl Plain {
             dtype: self.dtype,
             reduction: self.op.into(),
         };
-        // SAFETY: both buffers are larger than any call of this test on so few ranks needs, and outlive the communicator.
+        // SAFETY: both buffers are larger than any call of this test on so few ranks needs, and
+        // outlive the communicator.
         unsafe { comm.run(&call) }
     }
 }
 
-/// A rank's buffers, which outlive all ranks of the test: a peer may read what was lent to it until it has failed too.
+/// The buffers of a rank. They outlive all ranks of the test, because a peer may read lent memory
+/// until it has failed too.
 struct Memory {
     send: Vec<u64>,
     recv: Vec<u64>,
@@ -590,7 +602,7 @@ fn mismatches(cases: u64, salt: u64) {
             Deviation::Nothing,
         ]);
         let plain = Plain::random(&mut random, nranks);
-        // What has an operator for operators to differ.
+        // A collective with an operator, so that operators can differ.
         let plain = match deviation {
             Deviation::Operator => Plain { collective: Collective::AllReduce, ..plain },
             _ => plain,
@@ -612,7 +624,7 @@ fn mismatches(cases: u64, salt: u64) {
                 extra.run(&mut comm, &memory)?;
             }
             mine.run(&mut comm, &memory)?;
-            // Whoever was not hurt by it yet will be soon.
+            // A rank that has not failed yet will fail in one of these calls.
             for _ in 0..100_000 {
                 sum(&mut comm, 1)?;
             }
@@ -631,7 +643,7 @@ fn mismatches(cases: u64, salt: u64) {
 }
 
 #[test]
-fn ranks_that_make_different_calls_are_told_which() {
+fn ranks_that_make_different_calls_learn_which() {
     let threads = [1, 2, 3, 4].map(|salt| std::thread::spawn(move || mismatches(25, salt)));
     for thread in threads {
         thread.join().expect("all cases end well");
@@ -640,6 +652,6 @@ fn ranks_that_make_different_calls_are_told_which() {
 
 #[test]
 #[ignore = "takes minutes"]
-fn ranks_that_make_different_calls_are_told_which_at_length() {
+fn ranks_that_make_different_calls_learn_which_in_many_cases() {
     mismatches(500, 99);
 }

@@ -1,8 +1,8 @@
-//! Ranks as processes, one of which dies or aborts at a random moment: the others name it, go on without it, and leave
-//! nothing behind.
+//! Tests in which one of several rank processes dies or aborts at a random moment: the others name
+//! it, go on without it, and leave nothing behind.
 //!
-//! Each moment is a job: copies of this test binary that run the ignored test `rank`, with the moment in `MAYPOLE_FAULT`.
-//! Every job has a watchdog.
+//! Each moment is a job: copies of this test binary that run the ignored test `rank`, with the
+//! moment in `MAYPOLE_FAULT`. Every job has a watchdog.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -20,25 +20,25 @@ const ENTRY: &str = "fault::rank";
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// When something happens to whom.
+/// What happens to which rank, and when.
 #[derive(Clone, Copy, Debug)]
 struct Moment {
     nranks: u32,
     victim: u32,
     what: What,
     seed: u64,
-    /// The ranks share nothing but the network, whatever the host.
+    /// Whether the ranks use TCP although they are on one host.
     over_tcp: bool,
 }
 
 /// What happens to the victim.
 #[derive(Clone, Copy, Debug)]
 enum What {
-    /// It dies at this message of its own.
+    /// It dies when it sends its message of this number.
     Dies(u64),
-    /// It aborts at this message of its own.
+    /// It aborts when it sends its message of this number.
     Aborts(u64),
-    /// It is killed this long after all have made a call.
+    /// It is killed this long after all ranks have made a call.
     Killed(Duration),
 }
 
@@ -67,7 +67,8 @@ impl Moment {
         Self { nranks: 8, victim: (random % 8) as u32, what, over_tcp, ..moment }
     }
 
-    /// Runs the job and checks what its ranks say. Returns the time from a kill to the last survivor's error.
+    /// Runs the job and checks what its ranks print. Returns the time from a kill to the error of
+    /// the last survivor.
     fn run(self) -> Duration {
         let Self { nranks, victim, what, seed, over_tcp } = self;
         let end = match what {
@@ -135,7 +136,7 @@ fn clock() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// What we could have left in the one place where memory has names.
+/// The names in /dev/shm that belong to the library.
 fn shared_memory() -> BTreeSet<String> {
     let entries = std::fs::read_dir("/dev/shm").into_iter().flatten();
     entries
@@ -144,10 +145,11 @@ fn shared_memory() -> BTreeSet<String> {
         .collect()
 }
 
-/// The rank processes; what is left of them is killed when the job goes, or by its watchdog.
+/// The rank processes. Processes that still run are killed when the job is dropped, or by its
+/// watchdog.
 struct Job {
     ranks: Vec<(Child, BufReader<ChildStdout>)>,
-    /// Dropped with the job, which tells the watchdog to go.
+    /// Dropped with the job, which ends the watchdog.
     _leash: mpsc::Sender<()>,
 }
 
@@ -159,7 +161,8 @@ impl Job {
             if free.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
                 eprintln!("the job hangs: its ranks are killed");
                 for pid in pids {
-                    // SAFETY: no memory is involved; the job that holds the children still exists.
+                    // SAFETY: the call takes numbers only; the job that has the children still
+                    // exists.
                     unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
                 }
             }
@@ -177,7 +180,8 @@ impl Job {
         self.ranks[rank].0.kill().expect("a child");
     }
 
-    /// All that a rank says until its end, when it failed if it says so, and how it ended.
+    /// Everything that a rank prints until its end, the time of its failure if it prints one, and
+    /// its exit status.
     fn hear(&mut self, rank: usize) -> (Vec<String>, u64, ExitStatus) {
         let (child, out) = &mut self.ranks[rank];
         let (mut said, mut failed_at) = (Vec::new(), 0);
@@ -201,7 +205,7 @@ impl Drop for Job {
     }
 }
 
-/// Not a test of its own: what a rank process does.
+/// Not a test: the code of a rank process.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
@@ -244,7 +248,7 @@ fn rank() {
     }
     drop((comm, left));
     let until = Instant::now() + PATIENCE / 2;
-    // The thread that let the others in ends when it has seen them go.
+    // The thread that accepted the others ends when their connections have ended.
     while Holdings::now() != before {
         assert!(Instant::now() < until, "before: {before:?}, after: {:?}", Holdings::now());
         std::thread::sleep(Duration::from_millis(5));
@@ -252,7 +256,7 @@ fn rank() {
     println!("say:done");
 }
 
-/// A call that is checked.
+/// Makes a call and checks its result.
 fn sum(comm: &mut Communicator, call: u32) -> Result<(), Error> {
     let (rank, n) = (comm.rank(), comm.nranks());
     let count = [1, 700, 20_000, 200_000][call as usize % 4];
@@ -264,13 +268,13 @@ fn sum(comm: &mut Communicator, call: u32) -> Result<(), Error> {
     Ok(())
 }
 
-/// What a process holds of the system.
+/// The resources that a process has.
 #[derive(Debug, PartialEq, Eq)]
 struct Holdings {
     descriptors: usize,
     threads: usize,
     children: usize,
-    /// Mappings of memory that is or could be shared.
+    /// Mappings of memory that is shared or can be.
     shared: usize,
 }
 
@@ -278,7 +282,7 @@ impl Holdings {
     fn now() -> Self {
         let count = |folder| std::fs::read_dir(folder).expect("a folder of /proc").count();
         let tasks = std::fs::read_dir("/proc/self/task").expect("a folder of /proc");
-        // A thread that has just ended has no file any more, and no children.
+        // A thread that has just ended has no file, and no children.
         let children = |task: std::fs::DirEntry| {
             let text = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
             text.split_whitespace().count()
@@ -298,7 +302,8 @@ fn survivors_of_a_random_moment_go_on_and_nothing_is_left() {
     (0..20).for_each(|seed| _ = Moment::random(seed).run());
 }
 
-/// Kills ranks one after the other, each in a job of its own; says how long the others took to notice.
+/// Kills ranks one after the other, each in a job of its own, and prints how long the others took
+/// to notice.
 fn kill(seeds: std::ops::Range<u64>, over_tcp: bool) {
     let times = seeds.map(|seed| Moment::random_kill(seed, over_tcp).run());
     let mut times: Vec<Duration> = times.collect();
@@ -320,7 +325,7 @@ fn survivors_of_a_kill_go_on_over_tcp() {
     kill(0..4, true);
 }
 
-/// By hand or in the full matrix: `cargo test --release -p maypole --test ranks many -- --ignored`.
+/// To run it: `cargo test --release -p maypole --test ranks many -- --ignored`.
 #[test]
 #[ignore = "takes minutes"]
 fn survivors_of_many_random_moments_go_on_and_nothing_is_left() {

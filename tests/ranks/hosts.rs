@@ -1,7 +1,7 @@
-//! Two hosts: network namespaces joined by a virtual cable, with ranks in each. Needs root and the `ip` command, and says so
-//! where it is skipped.
+//! Tests of two hosts: network namespaces connected by a virtual cable, with ranks in each. They
+//! need root and the `ip` command, and print that where they are skipped.
 //!
-//! The test binary starts itself: rank 0 makes the unique id and prints it, the others read it.
+//! The test binary starts itself: rank 0 makes the unique id and prints it, and the others read it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -17,13 +17,13 @@ const RANKS: u32 = 4;
 /// Elements per block of the calls on devices.
 const COUNTS: &[usize] = &[3, 20_001];
 
-/// Namespaces of a test, gone when it ends, and the ends of their cable.
+/// The namespaces of a test and the ends of their cable. They are removed when the test ends.
 struct Hosts([String; 2], [String; 2]);
 
 impl Hosts {
-    /// None, and why, if this is not possible here.
+    /// Makes the namespaces, or returns why that is not possible.
     fn new() -> Result<Self, String> {
-        // SAFETY: a call without conditions.
+        // SAFETY: the call has no preconditions.
         if unsafe { libc::geteuid() } != 0 {
             return Err("network namespaces need root".to_owned());
         }
@@ -56,7 +56,7 @@ impl Hosts {
         Ok(hosts)
     }
 
-    /// Rank `rank`, on host memory or a device of the simulated GPU.
+    /// Starts rank `rank`, on host memory or a device of the simulated GPU.
     fn start(&self, rank: u32, on_device: bool) -> Child {
         let (host, cable) = (&self.0[rank as usize % 2], &self.1[rank as usize % 2]);
         let mut command = Command::new("ip");
@@ -85,7 +85,7 @@ impl Drop for Hosts {
     }
 }
 
-/// Not a test of its own: what a rank process does.
+/// Not a test: the code of a rank process.
 #[test]
 #[ignore = "run by the other test, as a rank"]
 fn rank() {
@@ -127,7 +127,8 @@ fn hear(from: &mut impl BufRead) -> String {
     String::new()
 }
 
-/// What rank `r` of a job says, if it is on a device where `on_device(r)`; None where there can be no hosts.
+/// The texts of the ranks of a job in which rank `r` is on a device if `on_device(r)`. None where
+/// namespaces are not possible.
 fn on_two_hosts(on_device: impl Fn(u32) -> bool) -> Option<Vec<String>> {
     let hosts = match Hosts::new() {
         Ok(hosts) => hosts,
@@ -147,7 +148,8 @@ fn on_two_hosts(on_device: impl Fn(u32) -> bool) -> Option<Vec<String>> {
         let stdin = child.stdin.as_mut().expect("a pipe");
         writeln!(stdin, "{id}").expect("the rank reads its id");
     }
-    // Every wait of the ranks has an end: initialisation's limit, and the death of a rank that gives up.
+    // Every wait of the ranks ends: at the timeout of init, or by the death of a rank that gives
+    // up.
     let said = voices.iter_mut().map(hear).collect();
     for child in &mut children {
         assert!(child.wait().expect("a child").success());
@@ -161,7 +163,8 @@ fn ranks_on_two_hosts_sum_over_tcp() {
     assert!(said.is_none_or(|said| said.iter().all(|word| word == "done")));
 }
 
-/// Two on each host: those of one reach each other's device memory, those of different hosts meet through the proxy.
+/// Two ranks on each host: those of one host access each other's device memory, those of different
+/// hosts use the proxy.
 #[test]
 fn devices_on_two_hosts_have_the_bits_of_host_memory() {
     let Some(said) = on_two_hosts(|_| true) else { return };

@@ -1,4 +1,4 @@
-//! Ranks as processes: real all-reduces, and what happens on a bad day.
+//! Tests of ranks as processes: all-reduces, and ranks that die, stop or come late.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use maypole::{Communicator, RedOp};
 /// The test that a rank process runs.
 const ENTRY: &str = "processes::rank";
 
-/// Not a test of its own: what a rank process does.
+/// Not a test: the code of a rank process.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
@@ -22,7 +22,7 @@ fn rank() {
     }
 }
 
-/// Many calls of many sizes, each checked.
+/// Makes many calls of many sizes, and checks each.
 fn sums(comm: &mut Communicator) {
     for round in 0..60usize {
         let count = [1, 3, 100, 1000, 30_000, 300_001][round % 6];
@@ -41,7 +41,7 @@ fn check_sum(comm: &mut Communicator, count: usize, salt: i32) {
     }
 }
 
-/// Calls until one fails; says how.
+/// Makes calls until one fails, and prints the error.
 fn forever(comm: &mut Communicator) {
     let (send, mut recv) = (vec![1.0f32; 1 << 18], vec![0.0f32; 1 << 18]);
     check_sum(comm, 1, 0);
@@ -56,7 +56,7 @@ fn forever(comm: &mut Communicator) {
     }
 }
 
-/// Rank 1 comes two seconds late; rank 0 says how much of the processor its wait took.
+/// Rank 1 comes two seconds late; rank 0 prints how much processor time its wait took.
 fn late(comm: &mut Communicator) {
     check_sum(comm, 1, 0);
     if comm.rank() == 1 {
@@ -74,7 +74,7 @@ fn thread_cpu() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Many calls under a storm of signals whose handler does not restart system calls.
+/// Makes many calls while many signals arrive whose handler does not restart system calls.
 fn alarms(comm: &mut Communicator) {
     extern "C" fn nothing(_: libc::c_int) {}
     // SAFETY: the handler does nothing; the structures are valid and fully set.
@@ -97,7 +97,7 @@ fn sums_are_right_between_processes_also_when_they_outnumber_the_cores() {
     }
 }
 
-/// What makes ranks of one host use TCP, over two streams per pair.
+/// Variables that make ranks of one host use TCP, over two streams per pair.
 const OVER_TCP: [(&str, &str); 3] =
     [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1"), ("NCCL_NSOCKS_PERTHREAD", "2")];
 

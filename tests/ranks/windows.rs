@@ -1,4 +1,5 @@
-//! Windows between processes: what is put arrives, and a target or a source that is killed ends the others' calls with its number.
+//! Tests of windows between processes: what is put arrives, and when a target or a source is killed
+//! the calls of the others end with an error that names it.
 
 use crate::ranks::{Job, OVER_TCP};
 use maypole::memory::SharedBuffer;
@@ -9,19 +10,19 @@ const ENTRY: &str = "windows::rank";
 
 const WORDS: usize = 100_000;
 
-/// Not a test of its own: what a rank process does.
+/// Not a test: the code of a rank process.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
     let Some((scene, mut comm)) = crate::ranks::enter() else { return };
-    // Others write to it until the process ends.
+    // Other ranks write to it until the process ends.
     let part = match scene.split_once('-') {
         Some((_, "library")) => {
             Box::leak(Box::new(SharedBuffer::new(WORDS * 8).expect("memory"))).as_mut_ptr().cast()
         }
         _ => vec![0; WORDS].leak().as_mut_ptr(),
     };
-    // SAFETY: the memory is never freed, and from here on read through the pointer alone.
+    // SAFETY: the memory is never freed, and from now on only read through the pointer.
     let window = unsafe { comm.register_window(part.cast(), WORDS * 8) };
     let window = window.unwrap_or_else(|e| panic!("{e}"));
     match scene.split('-').next().unwrap_or_default() {
@@ -37,14 +38,14 @@ fn put(comm: &mut Communicator, data: &[u64], peer: u32, window: WindowId) -> Re
     unsafe { comm.put(data.as_ptr().cast(), data.len() * 8, peer, window, 0) }
 }
 
-/// What each rank has it puts to the next, as often as there are ranks.
+/// Each rank puts what it has to the next rank, as often as there are ranks.
 fn ring(comm: &mut Communicator, window: WindowId, part: *mut u64) {
     let (rank, n) = (comm.rank(), comm.nranks());
     let mut data: Vec<u64> = (0..WORDS as u64).map(|i| u64::from(rank) << 32 | i).collect();
     for _ in 0..n {
         put(comm, &data, (rank + 1) % n, window).unwrap_or_else(|e| panic!("{e}"));
         comm.wait_signals(&[((rank + n - 1) % n, 1)]).unwrap_or_else(|e| panic!("{e}"));
-        // SAFETY: the rank before has signalled, and puts again only after the barrier.
+        // SAFETY: the previous rank has signalled, and puts again only after the barrier.
         unsafe { std::ptr::copy_nonoverlapping(part, data.as_mut_ptr(), WORDS) };
         comm.barrier().unwrap_or_else(|e| panic!("{e}"));
     }
@@ -52,7 +53,7 @@ fn ring(comm: &mut Communicator, window: WindowId, part: *mut u64) {
     println!("say:done");
 }
 
-/// Rank 0 puts to rank 1 until that fails; rank 1 waits for rank 2, and rank 2 for rank 0.
+/// Rank 0 puts to rank 1 until a put fails; rank 1 waits for rank 2, and rank 2 for rank 0.
 fn puts(comm: &mut Communicator, window: WindowId) {
     println!("say:started");
     let error = match comm.rank() {
@@ -69,7 +70,7 @@ fn puts(comm: &mut Communicator, window: WindowId) {
     println!("say:{error}");
 }
 
-/// All wait for rank 1, which does nothing.
+/// All ranks wait for rank 1, which does nothing.
 fn waits(comm: &mut Communicator) {
     println!("say:started");
     let whom = if comm.rank() == 1 { 0 } else { 1 };

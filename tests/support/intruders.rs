@@ -1,4 +1,5 @@
-//! Strangers at all ports of a job, and a door at which real hellos are overheard.
+//! Strangers that connect to all ports of a job, and a proxy that records the handshakes of real
+//! ranks.
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{ErrorKind, Read, Write};
@@ -15,37 +16,38 @@ use maypole::Options;
 use maypole::UniqueId;
 use maypole::internal::bootstrap::RejoinListener;
 
-/// Connections that the strangers hold at a time; one more ends the oldest.
-const MOST_HELD: usize = 400;
-/// Looking at which ports the job listens takes one part in so many of the strangers' time.
-const LOOK_SHARE: u32 = 2;
-/// Bytes of the answers to one who does not know the secret: none, the challenge of a link, that of the bootstrap.
+/// Most connections that the strangers hold open. One more ends the oldest.
+const MOST_OPEN: usize = 400;
+/// Finding the ports at which the job listens takes this fraction (1 / n) of the time of the
+/// strangers.
+const SCAN_SHARE: u32 = 2;
+/// Bytes that a stranger may get: none, the challenge of a link, or that of the bootstrap.
 const ANSWERS: [usize; 3] = [0, 32, 72];
-/// What a dialer of the bootstrap sends before anything that is said in confidence: hello and proof.
+/// Bytes that a rank sends in the handshake of the bootstrap: hello and proof.
 const HELLO_AND_PROOF: usize = 56 + 32;
-/// For strangers to connect. A full queue answers nobody.
-const CONNECT: Duration = Duration::from_millis(100);
-/// For the strangers to be through with it.
-const PATIENCE: Duration = Duration::from_secs(40);
+/// How long a stranger tries to connect. A listener whose queue is full does not answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long the strangers may take.
+const TEST_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// The root of a job of this process, and a proxy before it that records what its ranks say.
-pub(crate) struct Door {
+/// A bootstrap root in this process, and a proxy in front of it that records what ranks send.
+pub(crate) struct RecordingProxy {
     secret: [u8; 32],
     reach: Vec<u8>,
-    heard: Arc<Mutex<Vec<Vec<u8>>>>,
+    recorded: Arc<Mutex<Vec<Vec<u8>>>>,
     closed: Arc<AtomicBool>,
     proxy: Option<JoinHandle<()>>,
 }
 
-impl Door {
+impl RecordingProxy {
     pub(crate) fn open() -> Self {
-        // Strangers, their proxy and the root are all in this process.
+        // Strangers, proxy and root are all in this process.
         crate::ranks::raise_descriptors();
         let secret = [0x5e; 32];
         let before = ports(&[std::process::id()]);
-        let mut meeting = RejoinListener::open().expect("a port");
-        let options = Options { timeout: PATIENCE, notice: PATIENCE, ..Options::default() };
-        meeting.start_root(secret, &options).expect("a root");
+        let mut rejoin = RejoinListener::open().expect("a port");
+        let options = Options { timeout: TEST_TIMEOUT, notice: TEST_TIMEOUT, ..Options::default() };
+        rejoin.start_root(secret, &options).expect("a root");
         let loopback = |port: &Port| match port {
             Port::Tcp(address) if address.ip() == Ipv4Addr::LOCALHOST => Some(*address),
             _ => None,
@@ -57,34 +59,35 @@ impl Door {
         listener.set_nonblocking(true).expect("a socket");
         let port = listener.local_addr().expect("an address").port();
         // The host's tag, one address, its family.
-        let mut reach = meeting.address()[..8].to_vec();
+        let mut reach = rejoin.address()[..8].to_vec();
         reach.extend([1, 4, 127, 0, 0, 1]);
         reach.extend(port.to_le_bytes());
 
-        let (heard, closed) = (Arc::default(), Arc::<AtomicBool>::default());
+        let (recorded, closed) = (Arc::default(), Arc::<AtomicBool>::default());
         let proxy = std::thread::spawn({
-            let (heard, closed) = (Arc::clone(&heard), Arc::clone(&closed));
-            move || serve(&listener, root, &heard, &closed)
+            let (recorded, closed) = (Arc::clone(&recorded), Arc::clone(&closed));
+            move || serve(&listener, root, &recorded, &closed)
         });
-        Self { secret, reach, heard, closed, proxy: Some(proxy) }
+        Self { secret, reach, recorded, closed, proxy: Some(proxy) }
     }
 
-    /// The job's id, by which the root is reached through the proxy.
+    /// The unique id of the job, with the address of the proxy.
     pub(crate) fn id(&self) -> UniqueId {
         UniqueId::at_rejoin_listener(&self.reach, self.secret).expect("an id")
     }
 
+    /// The same id with another secret.
     pub(crate) fn id_with_another_secret(&self) -> UniqueId {
         UniqueId::at_rejoin_listener(&self.reach, [0xe5; 32]).expect("an id")
     }
 
-    /// How many handshakes were overheard.
-    pub(crate) fn hellos(&self) -> usize {
-        lock(&self.heard).iter().filter(|said| said.len() > HELLO_AND_PROOF).count()
+    /// The number of handshakes that were recorded.
+    pub(crate) fn handshakes(&self) -> usize {
+        lock(&self.recorded).iter().filter(|sent| sent.len() > HELLO_AND_PROOF).count()
     }
 }
 
-impl Drop for Door {
+impl Drop for RecordingProxy {
     fn drop(&mut self) {
         self.closed.store(true, Ordering::Relaxed);
         if let Some(proxy) = self.proxy.take() {
@@ -93,11 +96,11 @@ impl Drop for Door {
     }
 }
 
-/// Passes on what is said, in both directions, until the door is closed.
+/// Passes bytes on in both directions, until the proxy is closed.
 fn serve(
     listener: &TcpListener,
     root: SocketAddr,
-    heard: &Arc<Mutex<Vec<Vec<u8>>>>,
+    recorded: &Arc<Mutex<Vec<Vec<u8>>>>,
     closed: &AtomicBool,
 ) {
     let mut pumps = Vec::new();
@@ -107,18 +110,18 @@ fn serve(
             continue;
         };
         client.set_nonblocking(false).expect("a socket");
-        // It ends when all have joined.
+        // The root ends when all ranks have joined.
         let Ok(server) = TcpStream::connect(root) else { continue };
         let number = {
-            let mut heard = lock(heard);
-            heard.push(Vec::new());
-            heard.len() - 1
+            let mut recorded = lock(recorded);
+            recorded.push(Vec::new());
+            recorded.len() - 1
         };
         let twin = |stream: &TcpStream| stream.try_clone().expect("a descriptor");
         let (from_client, to_server) = (twin(&client), twin(&server));
-        let heard = Arc::clone(heard);
+        let recorded = Arc::clone(recorded);
         pumps.push(std::thread::spawn(move || {
-            pump(from_client, to_server, |bytes| lock(&heard)[number].extend(bytes));
+            pump(from_client, to_server, |bytes| lock(&recorded)[number].extend(bytes));
         }));
         pumps.push(std::thread::spawn(move || pump(server, client, |_| ())));
     }
@@ -127,10 +130,10 @@ fn serve(
     }
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, mut hear: impl FnMut(&[u8])) {
+fn pump(mut from: TcpStream, mut to: TcpStream, mut record: impl FnMut(&[u8])) {
     let mut buffer = [0; 4096];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
-        hear(&buffer[..count]);
+        record(&buffer[..count]);
         if to.write_all(&buffer[..count]).is_err() {
             break;
         }
@@ -138,80 +141,82 @@ fn pump(mut from: TcpStream, mut to: TcpStream, mut hear: impl FnMut(&[u8])) {
     let _ = to.shutdown(Shutdown::Write);
 }
 
-/// Strangers who come until they are stopped.
-pub(crate) struct Fire {
+/// Strangers that connect until they are stopped.
+pub(crate) struct StrangerAttack {
     stop: Arc<AtomicBool>,
     made: Arc<AtomicUsize>,
     thread: JoinHandle<String>,
-    _door: Door,
+    _proxy: RecordingProxy,
 }
 
-impl Fire {
-    /// Opens fire at the processes' ports, and at those of the root behind the door.
-    pub(crate) fn start(pids: &[u32], door: Door) -> Self {
+impl StrangerAttack {
+    /// Starts to connect to the ports of these processes, and to those of the root behind the
+    /// proxy.
+    pub(crate) fn start(pids: &[u32], proxy: RecordingProxy) -> Self {
         let (stop, made) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
         let pids = [pids, &[std::process::id()]].concat();
         let thread = std::thread::spawn({
-            let (stop, made, heard) =
-                (Arc::clone(&stop), Arc::clone(&made), Arc::clone(&door.heard));
+            let (stop, made, recorded) =
+                (Arc::clone(&stop), Arc::clone(&made), Arc::clone(&proxy.recorded));
             move || {
-                let mut strangers = Strangers { heard, ..Strangers::default() };
+                let mut strangers = Strangers { recorded, ..Strangers::default() };
                 let mut look_at = Instant::now();
                 while !stop.load(Ordering::Relaxed) {
                     let now = Instant::now();
                     if now >= look_at {
                         strangers.ports = ports(&pids);
-                        look_at = Instant::now() + now.elapsed() * (LOOK_SHARE - 1);
+                        look_at = Instant::now() + now.elapsed() * (SCAN_SHARE - 1);
                     }
-                    strangers.one_more();
+                    strangers.connect_one();
                     made.store(strangers.connected, Ordering::Relaxed);
                 }
                 strangers.report()
             }
         });
-        Self { stop, made, thread, _door: door }
+        Self { stop, made, thread, _proxy: proxy }
     }
 
-    /// Returns when so many connections were made.
-    pub(crate) fn made(&self, count: usize) {
-        let until = Instant::now() + PATIENCE;
+    /// Returns when this number of connections was made.
+    pub(crate) fn wait_for(&self, count: usize) {
+        let until = Instant::now() + TEST_TIMEOUT;
         while self.made.load(Ordering::Relaxed) < count && !self.thread.is_finished() {
-            assert!(Instant::now() < until, "only {:?} strangers came", self.made);
+            assert!(Instant::now() < until, "only {:?} strangers connected", self.made);
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// Ends it and says what it was.
+    /// Stops the strangers, and returns a summary.
     pub(crate) fn stop(self) -> String {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("nobody is let in")
+        self.thread.join().expect("no stranger was accepted")
     }
 }
 
 #[derive(Default)]
 struct Strangers {
-    heard: Arc<Mutex<Vec<Vec<u8>>>>,
+    recorded: Arc<Mutex<Vec<Vec<u8>>>>,
     ports: Vec<Port>,
-    held: VecDeque<Stranger>,
-    /// Where anybody was connected.
+    open: VecDeque<Stranger>,
+    /// The ports to which a stranger was connected.
     visited: HashSet<Port>,
     connected: usize,
-    turned_away: usize,
+    refused: usize,
     answered: usize,
     random: u64,
 }
 
 struct Stranger {
     stream: Stream,
-    /// Said byte by byte, from the last one.
-    trickle: Vec<u8>,
-    /// It asked where `maypole ps` asks: whoever is of the same user is told what the process does, and nothing else.
-    desk: bool,
+    /// Bytes to be sent one by one, in reverse order.
+    to_send: Vec<u8>,
+    /// Whether it connected to a status server, which answers any process of the same user, but
+    /// only with the status.
+    is_status_server: bool,
 }
 
 impl Strangers {
-    /// One comes, and the oldest goes.
-    fn one_more(&mut self) {
+    /// Connects another stranger, and ends the oldest if there are too many.
+    fn connect_one(&mut self) {
         if self.ports.is_empty() {
             std::thread::sleep(Duration::from_millis(1));
             return;
@@ -221,72 +226,72 @@ impl Strangers {
         match port.connect() {
             Ok(stream) => {
                 self.connected += 1;
-                let desk = port.is_desk();
+                let is_status_server = port.is_status_server();
                 self.visited.insert(port);
-                self.speak(stream, desk);
+                self.send_something(stream, is_status_server);
             }
-            Err(_) => self.turned_away += 1,
+            Err(_) => self.refused += 1,
         }
-        if self.held.len() > MOST_HELD {
-            self.dismiss();
+        if self.open.len() > MOST_OPEN {
+            self.end_oldest();
         }
         for _ in 0..8 {
-            let at = self.below(self.held.len().max(1));
-            if let Some(Stranger { stream, trickle, .. }) = self.held.get_mut(at)
-                && let Some(byte) = trickle.pop()
+            let at = self.below(self.open.len().max(1));
+            if let Some(Stranger { stream, to_send, .. }) = self.open.get_mut(at)
+                && let Some(byte) = to_send.pop()
             {
-                stream.say(&[byte]);
+                stream.send(&[byte]);
             }
         }
     }
 
-    /// Says what this stranger has to say.
-    fn speak(&mut self, mut stream: Stream, desk: bool) {
+    /// Sends one of several kinds of bytes.
+    fn send_something(&mut self, mut stream: Stream, is_status_server: bool) {
         let (hello, noise) = (self.hello(), self.noise(300));
-        let mut trickle = Vec::new();
+        let mut to_send = Vec::new();
         match self.below(8) {
-            // Nothing, and stays.
+            // Nothing, and the connection stays open.
             0 => {}
-            // Nothing, and goes; all others end by a reset.
+            // Nothing, and the connection ends; all others end by a reset.
             1 => return,
-            2 => stream.say(&noise),
-            3 => stream.say(&hello[..28]),
-            // A hello of our own making, and a false proof.
-            4 => stream.say(&[&hello, &noise[..32]].concat()),
-            // What a real rank said, or all but the last of it.
+            2 => stream.send(&noise),
+            3 => stream.send(&hello[..28]),
+            // A hello that was made up, and a false proof.
+            4 => stream.send(&[&hello, &noise[..32]].concat()),
+            // What a real rank sent, completely or without the last byte.
             kind @ (5 | 6) => {
-                let said = self.overheard();
-                stream.say(&said[..said.len().saturating_sub(kind - 5)]);
+                let sent = self.recorded_handshake();
+                stream.send(&sent[..sent.len().saturating_sub(kind - 5)]);
             }
-            _ => trickle = hello.into_iter().chain(noise).rev().collect(),
+            _ => to_send = hello.into_iter().chain(noise).rev().collect(),
         }
         stream.end_by_reset();
-        self.held.push_back(Stranger { stream, trickle, desk });
+        self.open.push_back(Stranger { stream, to_send, is_status_server });
     }
 
-    /// The oldest goes. What it was answered must be no more than a challenge.
-    fn dismiss(&mut self) {
-        let Some(mut oldest) = self.held.pop_front() else { return };
-        let answer = oldest.stream.answer();
-        let harmless = oldest.desk || ANSWERS.contains(&answer);
-        assert!(harmless, "a stranger was let in: {answer} bytes");
+    /// Ends the oldest connection. It must have got no more than a challenge.
+    fn end_oldest(&mut self) {
+        let Some(mut oldest) = self.open.pop_front() else { return };
+        let answer = oldest.stream.received();
+        let harmless = oldest.is_status_server || ANSWERS.contains(&answer);
+        assert!(harmless, "a stranger was accepted and got {answer} bytes");
         self.answered += usize::from(answer > 0);
     }
 
     fn report(mut self) -> String {
-        while !self.held.is_empty() {
-            self.dismiss();
+        while !self.open.is_empty() {
+            self.end_oldest();
         }
         format!(
-            "{} connections to {} ports, {} of which were challenged; {} were not taken",
+            "{} connections to {} ports, {} of which got a challenge; {} were refused",
             self.connected,
             self.visited.len(),
             self.answered,
-            self.turned_away
+            self.refused
         )
     }
 
-    /// A hello to the root or to a rank, by one of the job's.
+    /// A hello of a rank of the job, to the root or to a rank.
     fn hello(&mut self) -> Vec<u8> {
         let role = 1 + self.below(2) as u8;
         let to = if role == 1 { 0 } else { self.below(4) as u8 };
@@ -297,10 +302,10 @@ impl Strangers {
         hello
     }
 
-    /// All that a rank said to the root.
-    fn overheard(&mut self) -> Vec<u8> {
+    /// The bytes that a rank has sent to the root.
+    fn recorded_handshake(&mut self) -> Vec<u8> {
         let at = self.below(3);
-        lock(&self.heard).get(at).cloned().unwrap_or_default()
+        lock(&self.recorded).get(at).cloned().unwrap_or_default()
     }
 
     fn noise(&mut self, len: usize) -> Vec<u8> {
@@ -315,11 +320,11 @@ impl Strangers {
     }
 }
 
-/// Where a process listens.
+/// An address at which a process listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Port {
     Tcp(SocketAddr),
-    /// An abstract name.
+    /// The abstract name of a Unix socket.
     Unix(String),
 }
 
@@ -329,15 +334,15 @@ enum Stream {
 }
 
 impl Port {
-    /// Whether `maypole ps` asks there.
-    fn is_desk(&self) -> bool {
+    /// Whether it is a status server, which `maypole ps` asks.
+    fn is_status_server(&self) -> bool {
         matches!(self, Self::Unix(name) if name.starts_with("maypole/"))
     }
 
     fn connect(&self) -> std::io::Result<Stream> {
         Ok(match self {
             Self::Tcp(address) => {
-                let stream = TcpStream::connect_timeout(address, CONNECT)?;
+                let stream = TcpStream::connect_timeout(address, CONNECT_TIMEOUT)?;
                 stream.set_nonblocking(true)?;
                 Stream::Tcp(stream)
             }
@@ -351,11 +356,13 @@ impl Port {
 }
 
 impl Stream {
-    /// Leaves no address in TIME_WAIT: thousands of them would slow down all that looks for a free one.
+    /// Makes the connection leave no address in TIME_WAIT: thousands of them would slow down the
+    /// search for free ports.
     fn end_by_reset(&self) {
         let Self::Tcp(stream) = self else { return };
         let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-        // SAFETY: the descriptor is open and `linger` is alive and of the length told.
+        // SAFETY: the descriptor is open, and `linger` lives during the call and has the given
+        // length.
         let set = unsafe {
             libc::setsockopt(
                 stream.as_raw_fd(),
@@ -368,16 +375,16 @@ impl Stream {
         assert_eq!(set, 0);
     }
 
-    fn say(&mut self, bytes: &[u8]) {
-        // A stranger may be cut off at any time.
+    fn send(&mut self, bytes: &[u8]) {
+        // The other end may close the connection of a stranger at any time.
         let _ = match self {
             Self::Tcp(stream) => stream.write(bytes),
             Self::Unix(stream) => stream.write(bytes),
         };
     }
 
-    /// Bytes that came.
-    fn answer(&mut self) -> usize {
+    /// The number of bytes that have come.
+    fn received(&mut self) -> usize {
         let (mut buffer, mut count) = ([0; 256], 0);
         loop {
             let read = match self {
@@ -393,7 +400,7 @@ impl Stream {
     }
 }
 
-/// All ports at which these processes listen.
+/// The addresses at which these processes listen.
 fn ports(pids: &[u32]) -> Vec<Port> {
     let mut inodes = HashSet::new();
     for pid in pids {
@@ -428,7 +435,8 @@ fn ports(pids: &[u32]) -> Vec<Port> {
     found
 }
 
-/// An address as in /proc/net/tcp: words of 32 bits in the host's order, and the port.
+/// Reads an address as in /proc/net/tcp: words of 32 bits in the byte order of the host, and the
+/// port.
 fn address(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;
     let word = |at| Some(u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?.to_ne_bytes());

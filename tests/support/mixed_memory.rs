@@ -1,5 +1,5 @@
-//! Ranks of which each has memory of its own kind: of the host, or of a device of the simulated GPU; and the calls that they make,
-//! whose results must have the bits of a run on host memory.
+//! Ranks of which each has memory of its own kind: of the host, or of a device of the simulated
+//! GPU; and the calls that they make, whose results must have the bits of a run on host memory.
 
 #![allow(dead_code, reason = "not every test needs all of it")]
 
@@ -26,7 +26,8 @@ pub(crate) fn simulated_gpu() -> &'static str {
     })
 }
 
-/// Where the ranks are: processes apart by `;`, of each the memory of its ranks apart by `,`: a device's number, or `h`.
+/// Where the ranks are: processes apart by `;`, of each the memory of its ranks apart by `,`: a
+/// device's number, or `h`.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan(Vec<Vec<Option<i32>>>);
 
@@ -54,7 +55,8 @@ impl Plan {
 /// Memory of the host, or of a device.
 pub(crate) enum Memory {
     Host,
-    /// What it allocates it keeps: freeing waits for all work of the process' devices, and so perhaps for a rank that waits for this one.
+    /// What it allocates it keeps: freeing waits for all work of the process' devices, and so
+    /// perhaps for a rank that waits for this one.
     Device {
         device: Arc<Device>,
         stream: CudaStream,
@@ -150,7 +152,8 @@ pub(crate) fn join(id: &UniqueId, nranks: u32, rank: u32, device: Option<i32>) -
     comm.unwrap_or_else(|error| panic!("init of rank {rank}: {error}"))
 }
 
-/// Bytes that rank `rank` contributes to call number `call`: floats and integers that are neither large nor special.
+/// Bytes that rank `rank` contributes to call number `call`: floats and integers that are neither
+/// large nor special.
 pub(crate) fn input(rank: u32, call: u32, dtype: DType, count: usize) -> Vec<u8> {
     let mut state = u64::from(rank) << 32 | u64::from(call);
     let mut next = move || {

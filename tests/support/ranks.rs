@@ -13,13 +13,14 @@ use maypole::{Communicator, UniqueId};
 pub(crate) const OVER_TCP: [(&str, &str); 2] =
     [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1")];
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const JOB_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A job of rank processes; what is left of it is killed when it goes, or by its watchdog.
+/// A job of rank processes. Processes that still run are killed when it is dropped, or by its
+/// watchdog.
 pub(crate) struct Job {
     ranks: Vec<(Child, BufReader<ChildStdout>)>,
-    /// Dropped with the job, which tells the watchdog to go.
-    _leash: mpsc::Sender<()>,
+    /// Dropped with the job, which ends the watchdog.
+    _watchdog: mpsc::Sender<()>,
 }
 
 impl Job {
@@ -29,10 +30,10 @@ impl Job {
         scene: &str,
         environment: &[(&str, &str)],
     ) -> Self {
-        Self::start_patient(entry, nranks, scene, environment, PATIENCE)
+        Self::start_patient(entry, nranks, scene, environment, JOB_TIMEOUT)
     }
 
-    /// With an id that was made elsewhere.
+    /// As [`start`](Self::start), with this unique id.
     pub(crate) fn start_with(
         entry: &str,
         id: UniqueId,
@@ -40,10 +41,10 @@ impl Job {
         scene: &str,
         environment: &[(&str, &str)],
     ) -> Self {
-        Self::launch(entry, id, nranks, scene, environment, PATIENCE)
+        Self::launch(entry, id, nranks, scene, environment, JOB_TIMEOUT)
     }
 
-    /// With a watchdog that waits longer.
+    /// As [`start`](Self::start), with another time after which the watchdog kills the job.
     pub(crate) fn start_patient(
         entry: &str,
         nranks: u32,
@@ -81,17 +82,17 @@ impl Job {
         };
         let ranks: Vec<_> = (0..nranks).map(start).collect();
         let pids: Vec<u32> = ranks.iter().map(|(child, _)| child.id()).collect();
-        let (leash, free) = mpsc::channel();
+        let (stop, stopped) = mpsc::channel();
         std::thread::spawn(move || {
-            if free.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if stopped.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
                 eprintln!("the job hangs: its ranks are killed");
                 pids.into_iter().for_each(|pid| signal(pid, libc::SIGKILL));
             }
         });
-        Self { ranks, _leash: leash }
+        Self { ranks, _watchdog: stop }
     }
 
-    /// The next thing that rank `rank` says; empty if it ended.
+    /// The next text that rank `rank` prints after `say:`; empty if the rank has ended.
     pub(crate) fn hear(&mut self, rank: usize) -> String {
         for line in self.ranks[rank].1.by_ref().lines() {
             if let Some((_, said)) = line.expect("text").split_once("say:") {
@@ -101,20 +102,20 @@ impl Job {
         String::new()
     }
 
-    /// The next line that rank `rank` prints and that holds `text`; empty if it ended.
+    /// The next line of rank `rank` that contains `text`; empty if the rank has ended.
     pub(crate) fn hear_line(&mut self, rank: usize, text: &str) -> String {
         let mut lines = self.ranks[rank].1.by_ref().lines().map(|line| line.expect("text"));
         lines.find(|line| line.contains(text)).unwrap_or_default()
     }
 
-    /// Waits until all ranks have said `word`.
+    /// Waits until all ranks have printed `word` after `say:`.
     pub(crate) fn all_say(&mut self, word: &str) {
         for rank in 0..self.ranks.len() {
             assert_eq!(self.hear(rank), word, "rank {rank}");
         }
     }
 
-    /// What a rank wrote to standard error until `end` turned up in it.
+    /// What a rank has written to standard error, up to a line that contains `end`.
     pub(crate) fn errors_until(&mut self, rank: usize, end: &str) -> String {
         let mut text = String::new();
         let mut lines = BufReader::new(self.ranks[rank].0.stderr.take().expect("a pipe"));
@@ -122,13 +123,13 @@ impl Job {
         text
     }
 
-    /// The rank's process has ended well.
+    /// Waits for the process of a rank, which must end without an error.
     pub(crate) fn ends_well(&mut self, rank: usize) {
         let status = self.ranks[rank].0.wait().expect("a child");
         assert!(status.success(), "rank {rank} failed: {status}");
     }
 
-    /// The one thing that each rank says; all must end well.
+    /// The only text that each rank prints after `say:`. All ranks must end without an error.
     pub(crate) fn all_well(&mut self) -> Vec<String> {
         (0..self.ranks.len())
             .map(|rank| {
@@ -140,7 +141,7 @@ impl Job {
             .collect()
     }
 
-    /// The ranks' processes.
+    /// The process numbers of the ranks.
     pub(crate) fn pids(&self) -> Vec<u32> {
         self.ranks.iter().map(|(child, _)| child.id()).collect()
     }
@@ -151,7 +152,8 @@ impl Job {
 }
 
 pub(crate) fn signal(pid: u32, number: libc::c_int) {
-    // SAFETY: no memory is involved; the process is a child not yet reaped, or a child of one, which outlives the test.
+    // SAFETY: the call takes numbers only. The process is a child that was not waited for, or a
+    // child of one that outlives the test, so the number is not reused.
     unsafe { libc::kill(pid as libc::pid_t, number) };
 }
 
@@ -171,7 +173,7 @@ pub(crate) fn enter() -> Option<(String, Communicator)> {
     Some((scene, comm))
 }
 
-/// What a rank process is told.
+/// What the test passes to a rank process.
 pub(crate) struct Invitation {
     pub(crate) scene: String,
     pub(crate) id: UniqueId,
