@@ -1,4 +1,4 @@
-//! The interpreter: runs the bound steps of a rank over the slots of its links, tile by tile, with
+//! The interpreter: runs the bound steps of a rank ended the slots of its links, tile by tile, with
 //! all lanes of the rank on the thread of the caller.
 //!
 //! The meaning of a step is defined in `maypole_algorithms::schedule` and `interpret`; here it is
@@ -119,18 +119,18 @@ impl Interpreter<'_> {
         // The lanes that have not ended, in their order.
         let mut open: Vec<usize> = (0..lanes.len()).collect();
         while !open.is_empty() {
-            let (mut progress, mut over) = (false, false);
+            let (mut progress, mut ended) = (false, false);
             for &index in &open {
                 // SAFETY: the caller's promise.
                 progress |= unsafe { self.fire(lanes, index)? };
                 let lane = &mut lanes[index];
                 self.collect_released(lane);
-                over |= self.is_over(index, lane);
+                ended |= self.has_ended(index, lane);
             }
-            if over {
-                open.retain(|&index| !self.is_over(index, &lanes[index]));
+            if ended {
+                open.retain(|&index| !self.has_ended(index, &lanes[index]));
             }
-            if progress || over {
+            if progress || ended {
                 wait.reset();
             } else {
                 wait.pause(|| None, || self.awaited_rank(lanes))?;
@@ -140,7 +140,7 @@ impl Interpreter<'_> {
     }
 
     /// Whether a lane has run all its steps and lends nothing any more.
-    fn is_over(&self, index: usize, lane: &LaneState) -> bool {
+    fn has_ended(&self, index: usize, lane: &LaneState) -> bool {
         self.segment(index, lane.at).is_none() && lane.lent.is_empty()
     }
 
@@ -184,8 +184,8 @@ impl Interpreter<'_> {
                 continue;
             }
             let links = &mut *self.links;
-            let link = |place: &BoundOperand| {
-                if let BoundOperand::Link(link) = *place { Some(link) } else { None }
+            let link = |operand: &BoundOperand| {
+                if let BoundOperand::Link(link) = *operand { Some(link) } else { None }
             };
             let mut missing =
                 |link: &u32| !matches!(links.incoming[*link as usize].slots.receive(), Ok(Some(_)));
@@ -239,8 +239,8 @@ impl Interpreter<'_> {
         let lane = &mut lanes[index];
         let message = MessageMemory { at, start: memory, end: memory + count * self.size };
         self.send(step, tag, &slots, message, &mut lane.lent)?;
-        for place in &step.inputs {
-            if let BoundOperand::Link(link) = *place {
+        for operand in &step.inputs {
+            if let BoundOperand::Link(link) = *operand {
                 self.links.incoming[link as usize].slots.release();
             }
         }
@@ -259,8 +259,8 @@ impl Interpreter<'_> {
     ) -> Result<Option<StepInputs>, Error> {
         let mut addresses = InlineVec::new();
         let (mut count, mut foreign) = (None, false);
-        for place in &step.inputs {
-            let (address, len) = match *place {
+        for operand in &step.inputs {
+            let (address, len) = match *operand {
                 BoundOperand::Link(link) => {
                     let Some(message) = self.links.incoming[link as usize].slots.receive()? else {
                         return Ok(None);
@@ -275,7 +275,7 @@ impl Interpreter<'_> {
                     foreign |= message.in_other_process;
                     (message.data as usize, message.len / self.size)
                 }
-                _ => self.local(*place, tile, None),
+                _ => self.local(*operand, tile, None),
             };
             addresses.push(address);
             if *count.get_or_insert(len) != len {
@@ -291,8 +291,8 @@ impl Interpreter<'_> {
     fn check_still_lent(&mut self, step: &BoundStep) -> Result<(), Error> {
         // The messages were read before this check.
         fence(Ordering::Acquire);
-        for place in &step.inputs {
-            if let BoundOperand::Link(link) = *place {
+        for operand in &step.inputs {
+            if let BoundOperand::Link(link) = *operand {
                 self.links.incoming[link as usize].slots.receive()?;
             }
         }
@@ -301,10 +301,10 @@ impl Interpreter<'_> {
 
     /// The address and the length in elements of a local operand in `tile`. Scratch is as long as
     /// its content, which becomes `write` elements if that is given.
-    fn local(&mut self, place: BoundOperand, tile: u64, write: Option<usize>) -> (usize, usize) {
+    fn local(&mut self, operand: BoundOperand, tile: u64, write: Option<usize>) -> (usize, usize) {
         let bytes = |base: usize, e: Extent| (base + e.start * self.size, e.len);
         let elements = self.program.tile;
-        match place {
+        match operand {
             BoundOperand::Send(e) => bytes(self.buffers.send as usize, e.slice(elements, tile)),
             BoundOperand::Recv(e) => bytes(self.buffers.recv as usize, e.slice(elements, tile)),
             BoundOperand::Scratch(i) => {
@@ -325,11 +325,11 @@ impl Interpreter<'_> {
         count: usize,
     ) -> Result<InlineVec<(usize, bool)>, Error> {
         let mut outputs = InlineVec::new();
-        for (i, place) in step.outputs.iter().enumerate() {
-            if matches!(place, BoundOperand::Link(_)) {
+        for (i, operand) in step.outputs.iter().enumerate() {
+            if matches!(operand, BoundOperand::Link(_)) {
                 continue;
             }
-            let (address, len) = self.local(*place, tile, Some(count));
+            let (address, len) = self.local(*operand, tile, Some(count));
             if len != count {
                 return Err(Error::internal("a result has another length than its chunk"));
             }
@@ -338,10 +338,10 @@ impl Interpreter<'_> {
         Ok(outputs)
     }
 
-    /// Whether to lend the memory of `place`, rather than to copy it, on a link that can lend
+    /// Whether to lend the memory of `operand`, rather than to copy it, on a link that can lend
     /// `lends`. Links between threads lend whatever they can.
-    fn is_worth_lending(&self, step: &BoundStep, place: BoundOperand, lends: Lendable) -> bool {
-        let (extent, distinct) = match (lends, place) {
+    fn is_worth_lending(&self, step: &BoundStep, operand: BoundOperand, lends: Lendable) -> bool {
+        let (extent, distinct) = match (lends, operand) {
             (Lendable::Anything, _) => return true,
             (Lendable::Segments, BoundOperand::Send(extent)) => {
                 (extent, self.buffers.send != self.buffers.recv.cast_const())
@@ -364,12 +364,12 @@ impl Interpreter<'_> {
     ) -> Result<Option<InlineVec<usize>>, Error> {
         let lendable = step.lendable(self.scaled);
         let mut slots = InlineVec::new();
-        for place in &step.outputs {
-            let BoundOperand::Link(link) = *place else { continue };
+        for operand in &step.outputs {
+            let BoundOperand::Link(link) = *operand else { continue };
             let outgoing = &mut self.links.outgoing[link as usize].slots;
             let Some(slot) = outgoing.reserve()? else { return Ok(None) };
             let kind = outgoing.lendable();
-            let lends = lendable.is_some_and(|place| self.is_worth_lending(step, place, kind))
+            let lends = lendable.is_some_and(|operand| self.is_worth_lending(step, operand, kind))
                 && self.links.outgoing[link as usize].slots.can_lend(memory as *const u8, bytes);
             debug_assert!(lends || bytes <= slot.capacity);
             slots.push(if lends { 0 } else { slot.data as usize });
@@ -431,7 +431,7 @@ impl Interpreter<'_> {
     ) -> Result<(), Error> {
         let MessageMemory { at, start, end } = memory;
         let bytes = end - start;
-        let links = step.outputs.iter().filter_map(|place| match *place {
+        let links = step.outputs.iter().filter_map(|operand| match *operand {
             BoundOperand::Link(link) => Some(link),
             _ => None,
         });
@@ -442,11 +442,12 @@ impl Interpreter<'_> {
                 outgoing.send(bytes, tag);
                 continue;
             }
-            // This fails if the communicator was aborted after the credit was reserved. SAFETY: the
-            // memory is not written before the release. This lane does not, because `fire` looks at
-            // `lent`; other lanes do not, because the schedule is proved; the caller does not,
-            // because `run` returns only when nothing is lent. After an error the communicator
-            // returns only after `Links::withdraw`, or the results of the peers do not count.
+            // This fails if the communicator was aborted after the credit was reserved.
+            // SAFETY: the memory is not written before the release. This lane does not write it,
+            // because `fire` looks at `lent`; other lanes do not, because the schedule is proved;
+            // the caller does not, because `run` returns only when nothing is lent. After an error
+            // the communicator returns only after `Links::withdraw`, or the results of the peers do
+            // not count.
             let sequence = unsafe { outgoing.lend(start as *const u8, bytes, tag)? };
             let sequence = sequence.expect("a credit was reserved for this message");
             lent.push_back(LentMessage { at, link, sequence, start, end });

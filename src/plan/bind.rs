@@ -35,6 +35,7 @@ impl Default for BoundOperand {
 pub(crate) struct BoundStep {
     pub(crate) inputs: InlineVec<BoundOperand>,
     pub(crate) outputs: InlineVec<BoundOperand>,
+    /// The steps that must be done before.
     pub(crate) after: InlineVec<After>,
     /// Bit `i`: input `i` is the rank's own contribution.
     pub(crate) own: u8,
@@ -65,7 +66,7 @@ impl BoundStep {
         let changed = self.finish || (scaled && self.own != 0);
         match *self.inputs {
             [BoundOperand::Link(_)] => None,
-            [place] if !changed => Some(place),
+            [operand] if !changed => Some(operand),
             _ => None,
         }
     }
@@ -87,6 +88,7 @@ pub(crate) type BoundLane = Vec<LaneSegment>;
 /// Steps that run once per tile.
 pub(crate) struct LaneSegment {
     pub(crate) steps: Vec<BoundStep>,
+    /// How many times the steps run.
     pub(crate) tiles: u64,
     /// The hash that each message carries.
     pub(crate) tag: u32,
@@ -135,8 +137,8 @@ impl RankProgram {
     fn mark_last_writes(&mut self) {
         let read = self.reads();
         for step in self.steps_mut() {
-            for (i, place) in step.outputs.iter().enumerate() {
-                if matches!(place, BoundOperand::Recv(_)) && !read.contains(place) {
+            for (i, operand) in step.outputs.iter().enumerate() {
+                if matches!(operand, BoundOperand::Recv(_)) && !read.contains(operand) {
                     step.last |= 1 << i;
                 }
             }
@@ -147,11 +149,12 @@ impl RankProgram {
     fn mark_overwritten(&mut self) {
         let steps = self.lanes.iter().flatten().flat_map(|segment| &segment.steps);
         let written = steps.flat_map(|step| step.outputs.iter().copied());
-        let writes: Vec<Extent> = written
-            .filter_map(
-                |place| if let BoundOperand::Recv(extent) = place { Some(extent) } else { None },
-            )
-            .collect();
+        let writes: Vec<Extent> =
+            written
+                .filter_map(|operand| {
+                    if let BoundOperand::Recv(extent) = operand { Some(extent) } else { None }
+                })
+                .collect();
         let write_count = |lent: Extent| writes.iter().filter(|w| w.overlaps(lent)).count();
         for step in self.steps_mut() {
             step.overwritten = match step.lendable(false) {
@@ -164,7 +167,7 @@ impl RankProgram {
     }
 
     /// Removes scratch outputs that no step reads. They exist only to be lent, so where links copy
-    /// scratch they need not be written. But then nothing else may be lent in their place, because
+    /// scratch they need not be written. But then nothing else may be lent in their operand, because
     /// the proof is about a step that lends scratch.
     fn drop_unread_scratch(&mut self, links: &Links) {
         let read = self.reads();
@@ -189,13 +192,14 @@ impl RankProgram {
     }
 }
 
+/// Binds the operands of a step; `link` opens a link and returns its index.
 fn bind_step(
     step: &Step,
     geometry: &Geometry,
     rank: Rank,
     link: &mut impl FnMut(Rank, u16) -> Result<u32, Error>,
 ) -> Result<BoundStep, Error> {
-    let mut place = |operand: &Operand| {
+    let mut bind = |operand: &Operand| {
         Ok::<_, Error>(match *operand {
             Operand::Local(Chunk::Input(i)) => BoundOperand::Send(geometry.input(rank, i)),
             Operand::Local(Chunk::Output(i)) => BoundOperand::Recv(geometry.output(rank, i)),
@@ -203,8 +207,8 @@ fn bind_step(
             Operand::Peer { rank: peer, channel } => BoundOperand::Link(link(peer, channel)?),
         })
     };
-    let inputs = step.inputs.iter().map(&mut place).collect::<Result<InlineVec<_>, _>>()?;
-    let outputs = step.outputs.iter().map(&mut place).collect::<Result<InlineVec<_>, _>>()?;
+    let inputs = step.inputs.iter().map(&mut bind).collect::<Result<InlineVec<_>, _>>()?;
+    let outputs = step.outputs.iter().map(&mut bind).collect::<Result<InlineVec<_>, _>>()?;
     let own = own_mask(&step.inputs);
     let after = step.after;
     let finish = step.finish;

@@ -31,7 +31,7 @@ pub(crate) fn bind_transfers(
     for transfer in transfers {
         let peer = transfer.peer();
         let index = link(peer)?;
-        let (place, bytes, sends) = match *transfer {
+        let (operand, bytes, sends) = match *transfer {
             Transfer::Send { data, bytes, .. } => {
                 (BoundOperand::Send(Extent { start: data as usize, len: bytes }), bytes, true)
             }
@@ -41,9 +41,9 @@ pub(crate) fn bind_transfers(
         };
         let mut step = BoundStep { last: 1, ..BoundStep::default() };
         let (from, to) = if sends {
-            (place, BoundOperand::Link(index))
+            (operand, BoundOperand::Link(index))
         } else {
-            (BoundOperand::Link(index), place)
+            (BoundOperand::Link(index), operand)
         };
         step.inputs.push(from);
         step.outputs.push(to);
