@@ -1,20 +1,22 @@
-//! The compiled kernels, embedded, and those for a device. `scripts/cuda-images` makes them from `kernels/`.
+//! The compiled kernels, embedded in the library, and the choice among them for a device.
+//! `scripts/cuda-images` compiles them from `kernels/`.
 
 use crate::driver::{Device, DriverError, KernelModule};
 use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 
-/// Code for a device, or PTX, which the driver compiles for it.
+/// Machine code, or PTX, which the driver compiles for its device.
 struct Image {
     name: &'static str,
-    /// The compute capability that it is for.
+    /// The compute capability for which it was compiled.
     capability: (u32, u32),
-    /// PTX serves every later device, machine code those of the same major number alone.
+    /// Whether it is PTX. PTX runs on every later device, machine code only on later devices of the
+    /// same major number.
     ptx: bool,
     bytes: &'static [u8],
 }
 
-/// Machine code of each major number, and the PTX for the rest.
+/// Machine code for each major number, and PTX for the other devices.
 const IMAGES: [Image; 4] = [
     Image {
         name: "sm_80",
@@ -43,45 +45,48 @@ const IMAGES: [Image; 4] = [
 ];
 
 impl Image {
-    fn serves(&self, capability: (u32, u32)) -> bool {
+    fn runs_on(&self, capability: (u32, u32)) -> bool {
         self.capability <= capability && (self.ptx || self.capability.0 == capability.0)
     }
 }
 
-/// No image of the kernels runs on a device.
+/// No image of the kernels runs on the device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
-    /// The device is older than all of them.
+    /// The device is older than all images.
     #[error(
-        "the kernels need a GPU of compute capability 7.0 (Volta, 2017) or later; {name} is of {}.{}: use host memory (MAYPOLE_DEVICE=host)",
+        "the kernels need a GPU of compute capability 7.0 (Volta, 2017) or later, and {name} has \
+         {}.{}; use host memory (MAYPOLE_DEVICE=host)",
         capability.0, capability.1
     )]
     TooOld {
         /// The device's name.
         name: String,
-        /// What it is.
+        /// Its compute capability.
         capability: (u32, u32),
     },
-    /// The driver took none of those that are for the device.
+    /// The driver refused all images for the device.
     #[error(
-        "the driver, of CUDA {}.{}, takes none of the kernels for {name}, a GPU of compute capability {}.{}: {}; update the driver",
+        "the driver, of CUDA {}.{}, refuses all kernels for {name}, a GPU of compute capability \
+         {}.{}: {}; update the driver",
         version / 1000, version % 1000 / 10, capability.0, capability.1, Refusals(refused)
     )]
     Refused {
         /// The device's name.
         name: String,
-        /// What it is.
+        /// Its compute capability.
         capability: (u32, u32),
-        /// Of the driver, as it counts: 12030 is 12.3.
+        /// The CUDA version of the driver: 12030 means 12.3.
         version: i32,
-        /// Each image that was tried, and the driver's answer.
+        /// Each image that was tried, with the error of the driver.
         refused: Vec<(&'static str, DriverError)>,
     },
-    /// The device could not be asked what it is.
+    /// The driver failed for another reason.
     #[error(transparent)]
     Driver(#[from] DriverError),
 }
 
+/// Formats a list of refused images.
 struct Refusals<'a>(&'a [(&'static str, DriverError)]);
 
 impl Display for Refusals<'_> {
@@ -93,18 +98,20 @@ impl Display for Refusals<'_> {
     }
 }
 
-/// Loads the kernels on `device`, and says as which image: machine code where there is any that the driver takes, else PTX.
+/// Loads the kernels on `device`, from machine code if the driver accepts one, otherwise from PTX.
+/// Also returns the name of the image.
 ///
 /// # Errors
-/// A device that is too old, a driver that refuses them all.
+/// The device is too old, or the driver refuses all images.
 pub fn load(device: &Arc<Device>) -> Result<(KernelModule, &'static str), ImageError> {
     let capability = device.capability()?;
     let mut refused = Vec::new();
     for (image, bytes) in images(capability) {
-        // SAFETY: the images are made of this crate's kernels, whole, by scripts/cuda-images; scripts/test compares.
+        // SAFETY: the images are complete and compiled from the kernels of this crate by
+        // scripts/cuda-images, which checks this.
         match unsafe { KernelModule::load(device, bytes) } {
             Ok(module) => return Ok((module, image)),
-            // The driver may have no memory left, or the device may have failed: another image would not help.
+            // The device has failed, so another image would not help.
             Err(error) if error.is_sticky() => return Err(error.into()),
             Err(error) => refused.push((image, error)),
         }
@@ -118,9 +125,10 @@ pub fn load(device: &Arc<Device>) -> Result<(KernelModule, &'static str), ImageE
     })
 }
 
-/// The images that run on a device of that compute capability, the best first: their names and bytes.
+/// The names and bytes of the images that run on a device of that compute capability, the best one
+/// first.
 pub fn images(capability: (u32, u32)) -> impl Iterator<Item = (&'static str, &'static [u8])> {
-    IMAGES.iter().filter(move |i| i.serves(capability)).map(|i| (i.name, i.bytes))
+    IMAGES.iter().filter(move |i| i.runs_on(capability)).map(|i| (i.name, i.bytes))
 }
 
 #[cfg(test)]
@@ -132,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn machine_code_serves_its_own_major_number_and_ptx_all_that_came_later() {
+    fn machine_code_runs_on_its_major_number_and_ptx_on_all_later_devices() {
         let ptx = "PTX for compute_70";
         assert_eq!(names((6, 1)), [""; 0]);
         assert_eq!(names((7, 0)), [ptx]);
@@ -145,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_what_was_tried_on_what() {
+    fn errors_name_the_images_and_the_device() {
         let driver = DriverError::NoFunction { function: "cuX", since: 12030, version: 11080 };
         let refused = vec![("sm_90", driver.clone()), ("PTX", driver)];
         let name = "G".to_owned();
@@ -158,13 +166,13 @@ mod tests {
     }
 
     #[test]
-    fn images_are_what_their_names_say() {
+    fn images_have_the_format_that_their_names_say() {
         for image in &IMAGES {
             if image.ptx {
                 let text = std::str::from_utf8(image.bytes).expect("PTX is text");
                 assert!(text.starts_with(".version 7.0\n.target sm_70\n"), "{}", &text[..40]);
             } else {
-                // An ELF file for CUDA's machine, 190.
+                // An ELF file for machine 190, which is CUDA.
                 assert_eq!(image.bytes[..4], *b"\x7fELF");
                 assert_eq!(image.bytes[18..20], [190, 0]);
             }

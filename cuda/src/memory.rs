@@ -1,37 +1,45 @@
-//! Memory that devices use: of the device, pinned memory of the host, and what the driver knows about an address.
+//! Memory that devices use: device memory, pinned host memory, and what kind of memory an address
+//! is in.
 
 use crate::driver::functions::call;
 use crate::driver::{Device, Driver, DriverError};
-use std::ffi::{c_int, c_void};
+use cudarc::driver::sys::{
+    CU_MEMHOSTALLOC_DEVICEMAP, CU_MEMHOSTALLOC_PORTABLE, CUdeviceptr, CUmemorytype,
+    CUpointer_attribute, CUresult,
+};
+use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-/// Device memory. Freed on drop, which waits for all work of the device.
+/// Device memory. It is freed on drop, which waits for all work of the device.
 pub struct DeviceBuffer {
     device: Arc<Device>,
-    address: u64,
+    address: CUdeviceptr,
     bytes: usize,
 }
 
 impl DeviceBuffer {
-    /// `bytes` of undefined content; at least one is allocated.
+    /// Allocates `bytes` (at least one) of undefined content.
+    ///
+    /// # Errors
+    /// The device has no memory left.
     pub fn new(device: &Arc<Device>, bytes: usize) -> Result<Self, DriverError> {
         let mut address = 0;
         call!(&device.current()?, cuMemAlloc_v2(&mut address, bytes.max(1)))?;
         Ok(Self { device: device.clone(), address, bytes })
     }
 
-    /// The first byte, as the device sees it; aligned to 256.
+    /// The address of the first byte, as the device sees it; a multiple of 256.
     pub fn address(&self) -> u64 {
         self.address
     }
 
-    /// As many bytes as were asked for.
+    /// The number of bytes that were requested.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The device that it belongs to.
+    /// The device that the memory belongs to.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
     }
@@ -39,15 +47,16 @@ impl DeviceBuffer {
 
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
-        // A failure here is one of earlier work, which the stream has reported.
+        // A failure here comes from earlier work, and the stream has reported it.
         let _ = self.device.current().map(|driver| call!(&driver, cuMemFree_v2(self.address)));
     }
 }
 
-/// PORTABLE and DEVICEMAP: for every context, and with an address for the device.
-const PORTABLE_MAPPED: u32 = 3;
+/// Pinned for every context, and with an address for the device. `cuMemHostRegister` uses the same
+/// values.
+const PORTABLE_MAPPED: c_uint = CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP;
 
-/// Pinned memory of the host that kernels reach too. Freed on drop.
+/// Pinned host memory, which kernels reach too. It is freed on drop.
 pub struct PinnedBuffer {
     device: Arc<Device>,
     host: NonNull<c_void>,
@@ -55,43 +64,48 @@ pub struct PinnedBuffer {
     bytes: usize,
 }
 
-// SAFETY: it is memory like any other; who uses it across threads and devices answers for that (`host`).
+// SAFETY: this type does not access the memory. Users of `host` have to synchronise their accesses.
 unsafe impl Send for PinnedBuffer {}
-// SAFETY: as above.
+// SAFETY: as for `Send`.
 unsafe impl Sync for PinnedBuffer {}
 
 impl PinnedBuffer {
-    /// `bytes` (at least one) of zeros.
+    /// Allocates `bytes` (at least one) of zeros.
+    ///
+    /// # Errors
+    /// There is no memory left that can be pinned.
     pub fn new(device: &Arc<Device>, bytes: usize) -> Result<Self, DriverError> {
         let bytes = bytes.max(1);
         let driver = device.current()?;
         let mut host = ptr::null_mut();
         call!(&driver, cuMemHostAlloc(&mut host, bytes, PORTABLE_MAPPED))?;
-        // SAFETY: the driver has just given that many bytes.
+        // SAFETY: the driver has just allocated that many bytes.
         unsafe { host.write_bytes(0, bytes) };
         let mut address = 0;
         let mapped = call!(&driver, cuMemHostGetDevicePointer_v2(&mut address, host, 0));
         let host = NonNull::new(host).expect("memory that was allocated has an address");
         let pinned = Self { device: device.clone(), host, address, bytes };
         if let Err(error) = mapped {
-            // It stays: freeing waits for all work of the device, which may wait for whoever is to hear of this failure.
+            // The memory is leaked: freeing it would wait for all work of the device, and that work
+            // may wait for a rank that has to learn of this failure first.
             std::mem::forget(pinned);
             return Err(error);
         }
         Ok(pinned)
     }
 
-    /// The first byte, as the host sees it; aligned to a page. Kernels may be writing: use atomics, or wait for them.
+    /// The address of the first byte for the host, the start of a page. Kernels may write at any
+    /// time, so use atomics or wait for the kernels.
     pub fn host(&self) -> NonNull<u8> {
         self.host.cast()
     }
 
-    /// The first byte, as devices see it.
+    /// The address of the first byte for devices.
     pub fn address(&self) -> u64 {
         self.address
     }
 
-    /// How many bytes there are.
+    /// The number of bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -99,29 +113,32 @@ impl PinnedBuffer {
 
 impl Drop for PinnedBuffer {
     fn drop(&mut self) {
-        // As for DeviceBuffer.
+        // As for `DeviceBuffer`.
         let _ =
             self.device.current().map(|driver| call!(&driver, cuMemFreeHost(self.host.as_ptr())));
     }
 }
 
-/// Memory of the user that is pinned while this lives.
+/// Host memory of the user that is pinned until the value is dropped.
 pub struct RegisteredMemory {
     device: Arc<Device>,
     host: *mut c_void,
     address: u64,
 }
 
-// SAFETY: the driver locks its registrations, and this does not touch the memory.
+// SAFETY: the driver locks its registrations, and this type does not access the memory.
 unsafe impl Send for RegisteredMemory {}
-// SAFETY: as above.
+// SAFETY: as for `Send`.
 unsafe impl Sync for RegisteredMemory {}
 
 impl RegisteredMemory {
     /// Pins `bytes` at `host`.
     ///
+    /// # Errors
+    /// The memory cannot be pinned, for example because it already is.
+    ///
     /// # Safety
-    /// The memory stays mapped while this lives.
+    /// The memory stays mapped until the value is dropped.
     pub unsafe fn new(
         device: &Arc<Device>,
         host: *mut c_void,
@@ -135,7 +152,7 @@ impl RegisteredMemory {
         Ok(registered)
     }
 
-    /// The first byte, as devices see it.
+    /// The address of the first byte for devices.
     pub fn address(&self) -> u64 {
         self.address
     }
@@ -143,37 +160,40 @@ impl RegisteredMemory {
 
 impl Drop for RegisteredMemory {
     fn drop(&mut self) {
-        // As for DeviceBuffer.
+        // As for `DeviceBuffer`.
         let _ = self.device.current().map(|driver| call!(&driver, cuMemHostUnregister(self.host)));
     }
 }
 
-/// What an address is, to the driver.
+/// The kind of memory that an address is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressKind {
-    /// Memory that the driver does not know: of the host, pageable.
+    /// Pageable host memory, or no memory: the driver does not know the address.
     Pageable,
-    /// Pinned memory of the host.
+    /// Pinned host memory.
     Pinned,
-    /// Memory of a device, its own or imported.
+    /// Device memory, allocated by this process or imported.
     Device {
-        /// Of the device.
+        /// The number of the device.
         ordinal: i32,
-        /// First byte of the allocation that holds the address.
+        /// The first byte of the allocation that contains the address.
         start: u64,
-        /// Of the allocation.
+        /// The number of bytes of the allocation.
         bytes: usize,
     },
 }
 
-const MEMORY_TYPE: c_int = 2;
-const DEVICE_ORDINAL: c_int = 9;
-const RANGE_START: c_int = 11;
-const RANGE_BYTES: c_int = 12;
-/// CUDA_ERROR_INVALID_VALUE.
-const INVALID_VALUE: i32 = 1;
+const MEMORY_TYPE: c_int = CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE as c_int;
+const DEVICE_ORDINAL: c_int = CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL as c_int;
+const RANGE_START: c_int = CUpointer_attribute::CU_POINTER_ATTRIBUTE_RANGE_START_ADDR as c_int;
+const RANGE_BYTES: c_int = CUpointer_attribute::CU_POINTER_ATTRIBUTE_RANGE_SIZE as c_int;
+const INVALID_VALUE: i32 = CUresult::CUDA_ERROR_INVALID_VALUE as i32;
 
-/// True if `address` is in memory that the driver knows: of a device, or pinned, registered or managed. One call of the driver.
+/// Whether `address` is in memory that the driver knows: device memory, or host memory that is
+/// pinned, registered or managed. This is one call of the driver.
+///
+/// # Errors
+/// The driver fails.
 pub fn is_known(driver: &Driver, address: u64) -> Result<bool, DriverError> {
     let mut kind = 0u32;
     let at = ptr::from_mut(&mut kind).cast();
@@ -183,7 +203,10 @@ pub fn is_known(driver: &Driver, address: u64) -> Result<bool, DriverError> {
     }
 }
 
-/// Where the byte at `address` lies. Any number may be asked for.
+/// The kind of memory that the byte at `address` is in. Any number may be passed.
+///
+/// # Errors
+/// The driver fails.
 pub fn address_kind(driver: &Driver, address: u64) -> Result<AddressKind, DriverError> {
     let mut kind = 0u32;
     let at = ptr::from_mut(&mut kind).cast();
@@ -191,7 +214,7 @@ pub fn address_kind(driver: &Driver, address: u64) -> Result<AddressKind, Driver
         Err(DriverError::Failed { code: INVALID_VALUE, .. }) => return Ok(AddressKind::Pageable),
         result => result?,
     }
-    if kind != 2 {
+    if kind != CUmemorytype::CU_MEMORYTYPE_DEVICE as u32 {
         return Ok(AddressKind::Pinned);
     }
     let (mut ordinal, mut start, mut bytes) = (0i32, 0u64, 0usize);

@@ -1,10 +1,16 @@
-//! Ranges in the timelines of profilers: NVTX 3, as far as ranges on a thread go.
+//! Ranges in the timelines of profilers, by the thread ranges of NVTX 3.
 //!
-//! A profiler names a library in `NVTX_INJECTION64_PATH`. Whoever has ranges to tell loads it, calls its `InitializeInjectionNvtx2` with
-//! a function that finds tables, and the tool puts its functions into the slots that they point to. Without the variable nothing
-//! is loaded, and a range is a look at a word. Public documentation and headers of NVTX (github.com/NVIDIA/NVTX) say what the tables are.
+//! A profiler names a library, the tool, in `NVTX_INJECTION64_PATH`. A program with ranges loads it
+//! and calls its `InitializeInjectionNvtx2` with a function that finds tables of slots. The tool
+//! stores its functions in these slots. Without the variable nothing is loaded, and a range costs
+//! one load of a word. The public headers of NVTX (github.com/NVIDIA/NVTX) define the tables.
 //!
-//! Not here: marks, categories, colours, payloads, names of streams. Their slots exist, for the tool to fill, and nobody calls them.
+//! Marks, categories, colours, payloads and names of streams are not used. Their slots exist, so
+//! that the tool can fill them, but are never called.
+
+// The slots are written by the tool through its C interface and read once, after that call; loom
+// has nothing to check here, and this crate does not depend on the crate with the facade.
+#![allow(clippy::disallowed_types)]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::os::unix::ffi::OsStrExt;
@@ -12,18 +18,19 @@ use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// The domain of all ranges: profilers look for those of this ABI there.
+/// The domain of all ranges, in which profilers expect the ranges of this ABI.
 const DOMAIN: &CStr = c"NCCL";
 
-/// A range on this thread, from when it is made to when it is dropped. Ranges of a thread end in the opposite order of their beginning.
-#[must_use = "it ends when it is dropped"]
+/// A range on this thread, from its creation to its drop. The ranges of a thread end in the reverse
+/// order of their creation.
+#[must_use = "the range ends when it is dropped"]
 #[derive(Debug)]
-pub struct Range {
+pub struct NvtxRange {
     tool: Option<&'static Tool>,
 }
 
-impl Range {
-    /// Begins one. Where no profiler listens nothing happens.
+impl NvtxRange {
+    /// Begins a range. Nothing happens if there is no profiler.
     #[inline]
     pub fn new(name: &'static CStr) -> Self {
         static TOOL: OnceLock<Option<Tool>> = OnceLock::new();
@@ -35,22 +42,23 @@ impl Range {
     }
 }
 
-impl Drop for Range {
+impl Drop for NvtxRange {
     #[inline]
     fn drop(&mut self) {
         if let Some(tool) = self.tool {
-            // SAFETY: the tool gave the function and the domain, and this thread has begun a range in it.
+            // SAFETY: the tool supplied the function and the domain, and this thread has begun a
+            // range in it.
             unsafe { (tool.pop)(tool.domain) };
         }
     }
 }
 
 type Domain = *mut c_void;
-type PushFn = unsafe extern "C" fn(Domain, *const Attributes) -> c_int;
+type PushFn = unsafe extern "C" fn(Domain, *const RangeAttributes) -> c_int;
 type PopFn = unsafe extern "C" fn(Domain) -> c_int;
 type CreateFn = unsafe extern "C" fn(*const c_char) -> Domain;
 
-/// What a tool has for ranges.
+/// The functions of a tool for ranges.
 #[derive(Debug)]
 struct Tool {
     domain: Domain,
@@ -58,14 +66,14 @@ struct Tool {
     pop: PopFn,
 }
 
-// SAFETY: tools take calls from any thread; the domain is a handle that only they look behind.
+// SAFETY: tools accept calls from any thread, and the domain is an opaque handle of the tool.
 unsafe impl Send for Tool {}
-// SAFETY: as above.
+// SAFETY: as for `Send`.
 unsafe impl Sync for Tool {}
 
-/// What a range is told as: `nvtxEventAttributes_t`.
+/// The description of a range, `nvtxEventAttributes_t`.
 #[repr(C)]
-struct Attributes {
+struct RangeAttributes {
     version: u16,
     size: u16,
     category: u32,
@@ -78,18 +86,20 @@ struct Attributes {
     message: *const c_char,
 }
 
-const _: () = assert!(size_of::<Attributes>() == 48);
+const _: () = assert!(size_of::<RangeAttributes>() == 48);
 
 const VERSION: u16 = 3;
 const MESSAGE_ASCII: i32 = 1;
 
 impl Tool {
-    /// The tool that the environment names, if there is one, it wants to listen, and it has what ranges need.
+    /// Loads the tool that the environment names. `None` if there is none, it declines, or it does
+    /// not have the functions for ranges.
     #[cold]
     fn load() -> Option<Self> {
         let path = std::env::var_os("NVTX_INJECTION64_PATH")?;
         let path = CString::new(path.as_bytes()).ok()?;
-        // SAFETY: `path` ends in a zero byte; whoever set the variable answers for what the library does when it is loaded.
+        // SAFETY: `path` ends in a zero byte. The user who set the variable is responsible for what
+        // the library does when it is loaded.
         let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_LAZY) };
         if library.is_null() {
             return None;
@@ -99,9 +109,9 @@ impl Tool {
         if begin.is_null() {
             return None;
         }
-        // SAFETY: the function of this name has this signature.
+        // SAFETY: NVTX defines that the function of this name has this signature.
         let begin: unsafe extern "C" fn(ExportFn) -> c_int = unsafe { std::mem::transmute(begin) };
-        // SAFETY: the tables that it is given outlive the process. It is called once.
+        // SAFETY: the tables that the tool gets from `export` are static. It is called once.
         if unsafe { begin(export) } == 0 {
             return None;
         }
@@ -113,23 +123,23 @@ impl Tool {
         let domain = if create.is_null() {
             ptr::null_mut()
         } else {
-            // SAFETY: the slot is for a function of this signature.
+            // SAFETY: NVTX defines the signature of the function in this slot.
             let create: CreateFn = unsafe { std::mem::transmute(create) };
             // SAFETY: the name ends in a zero byte.
             unsafe { create(DOMAIN.as_ptr()) }
         };
-        // SAFETY: the slot is for a function of this signature.
+        // SAFETY: NVTX defines the signature of the function in this slot.
         let push = unsafe { std::mem::transmute::<*mut c_void, PushFn>(push) };
-        // SAFETY: as above.
+        // SAFETY: NVTX defines the signature of the function in this slot.
         let pop = unsafe { std::mem::transmute::<*mut c_void, PopFn>(pop) };
         Some(Self { domain, push, pop })
     }
 
     #[cold]
     fn push(&self, name: &'static CStr) {
-        let attributes = Attributes {
+        let attributes = RangeAttributes {
             version: VERSION,
-            size: size_of::<Attributes>() as u16,
+            size: size_of::<RangeAttributes>() as u16,
             category: 0,
             color_type: 0,
             color: 0,
@@ -139,26 +149,28 @@ impl Tool {
             message_type: MESSAGE_ASCII,
             message: name.as_ptr(),
         };
-        // SAFETY: the tool gave the function and the domain; the attributes are whole, and it copies what it keeps.
+        // SAFETY: the tool supplied the function and the domain. The attributes are complete, and the
+        // tool copies what it keeps.
         unsafe { (self.push)(self.domain, &attributes) };
     }
 }
 
-/// A place for a function of the tool.
-type Slot = AtomicPtr<c_void>;
+/// A slot for a function of the tool.
+type FunctionSlot = AtomicPtr<c_void>;
 
-/// Slots of the functions without a domain, of those with one, and of those that give names to CUDA's, OpenCL's and other objects. Slot 0 is never used.
-static CORE: [Slot; 16] = [const { Slot::new(ptr::null_mut()) }; 16];
-static DOMAINS: [Slot; 16] = [const { Slot::new(ptr::null_mut()) }; 16];
-static NAMES: [Slot; 15] = [const { Slot::new(ptr::null_mut()) }; 15];
+/// The slots of the functions without a domain, of those with one, and of those that name objects
+/// of CUDA, OpenCL and others. Slot 0 is never used.
+static CORE: [FunctionSlot; 16] = [const { FunctionSlot::new(ptr::null_mut()) }; 16];
+static DOMAINS: [FunctionSlot; 16] = [const { FunctionSlot::new(ptr::null_mut()) }; 16];
+static NAMES: [FunctionSlot; 15] = [const { FunctionSlot::new(ptr::null_mut()) }; 15];
 
 const PUSH: usize = 4;
 const POP: usize = 5;
 const CREATE: usize = 12;
 
-/// By module, the first slot and how many there are, the unused one too. A tool may ask for any, and only those of `DOMAINS` are called: those that only
-/// give names share theirs.
-fn slots(module: c_uint) -> Option<&'static [Slot]> {
+/// The slots of a module of NVTX, the unused slot 0 included. A tool may ask for any module. Only
+/// slots of `DOMAINS` are called, so the modules that name objects share their slots.
+fn slots(module: c_uint) -> Option<&'static [FunctionSlot]> {
     match module {
         1 => Some(&CORE),
         2 => Some(&NAMES[..9]),
@@ -169,15 +181,19 @@ fn slots(module: c_uint) -> Option<&'static [Slot]> {
     }
 }
 
-/// `NvtxFunctionTable`: the address of each slot, a null for slot 0, and one at the end.
-type Table = [AtomicPtr<Slot>; 17];
+/// `NvtxFunctionTable`: the address of each slot; null for slot 0 and at the end.
+type FunctionTable = [AtomicPtr<FunctionSlot>; 17];
 
+/// Gives the tool the slots of a module: `NvtxExportTableCallbacks::GetModuleFunctionTable`.
+///
+/// # Safety
+/// `table` and `size` are null or valid for a write.
 unsafe extern "C" fn function_table(
     module: c_uint,
-    table: *mut *const AtomicPtr<Slot>,
+    table: *mut *const AtomicPtr<FunctionSlot>,
     size: *mut c_uint,
 ) -> c_int {
-    static TABLES: [OnceLock<Table>; 7] = [const { OnceLock::new() }; 7];
+    static TABLES: [OnceLock<FunctionTable>; 7] = [const { OnceLock::new() }; 7];
     let Some(slots) = slots(module) else { return 0 };
     let addresses = TABLES[module as usize].get_or_init(|| {
         std::array::from_fn(|i| match slots.get(i) {
@@ -185,7 +201,7 @@ unsafe extern "C" fn function_table(
             _ => AtomicPtr::new(ptr::null_mut()),
         })
     });
-    // SAFETY: the tool gives places for the answers, or null for what it does not ask.
+    // SAFETY: the caller guarantees that both are null or valid for a write.
     unsafe {
         if !size.is_null() {
             *size = slots.len() as c_uint;
@@ -201,14 +217,15 @@ extern "C" fn tool_version(_: u32) {}
 
 /// `NvtxExportTableCallbacks`.
 #[repr(C)]
-struct Callbacks {
+struct ExportedCallbacks {
     bytes: usize,
-    function_table: unsafe extern "C" fn(c_uint, *mut *const AtomicPtr<Slot>, *mut c_uint) -> c_int,
+    function_table:
+        unsafe extern "C" fn(c_uint, *mut *const AtomicPtr<FunctionSlot>, *mut c_uint) -> c_int,
 }
 
 /// `NvtxExportTableVersionInfo`.
 #[repr(C)]
-struct VersionInfo {
+struct ExportedVersion {
     bytes: usize,
     version: u32,
     reserved: u32,
@@ -217,11 +234,12 @@ struct VersionInfo {
 
 type ExportFn = extern "C" fn(u32) -> *const c_void;
 
-/// The tables by their numbers: what the tool is given.
+/// Gives the tool an exported table by its number; null if there is no such table.
 extern "C" fn export(table: u32) -> *const c_void {
-    static CALLBACKS: Callbacks = Callbacks { bytes: size_of::<Callbacks>(), function_table };
-    static VERSION_INFO: VersionInfo = VersionInfo {
-        bytes: size_of::<VersionInfo>(),
+    static CALLBACKS: ExportedCallbacks =
+        ExportedCallbacks { bytes: size_of::<ExportedCallbacks>(), function_table };
+    static VERSION_INFO: ExportedVersion = ExportedVersion {
+        bytes: size_of::<ExportedVersion>(),
         version: VERSION as u32,
         reserved: 0,
         tool_version,

@@ -1,49 +1,59 @@
-//! Streams, of this crate and of the user, and events.
+//! Streams and events, and what a capture records.
 //!
-//! What the user owns is never destroyed here. Handle 0 is the legacy default stream, as in the driver's own interface.
+//! Streams of the user are never destroyed here. Handle 0 is the legacy default stream, as in the
+//! driver's own interface.
 
 use crate::driver::functions::call;
-use crate::driver::{CurrentContext, Device, Driver, DriverError, Handle};
+use crate::driver::{CurrentContext, Device, Driver, DriverError};
 use crate::memory::DeviceBuffer;
+use cudarc::driver::sys::{
+    CUevent, CUevent_flags, CUgraphExec, CUresult, CUstream, CUstream_flags, CUstreamCaptureMode,
+    CUstreamCaptureStatus,
+};
 use std::ffi::{c_int, c_uint, c_void};
 use std::marker::PhantomData;
 use std::ptr;
 use std::sync::Arc;
 
-const NON_BLOCKING: c_uint = 1;
-/// CUDA_ERROR_NOT_READY.
-const NOT_READY: i32 = 600;
-/// CUDA_ERROR_STREAM_CAPTURE_IMPLICIT.
-const CAPTURE_IMPLICIT: i32 = 906;
+const NON_BLOCKING: c_uint = CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint;
+const NOT_READY: i32 = CUresult::CUDA_ERROR_NOT_READY as i32;
+const CAPTURE_IMPLICIT: i32 = CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT as i32;
+const CAPTURE_NONE: c_int = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE as c_int;
+const CAPTURE_ACTIVE: c_int = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE as c_int;
 
-/// A stream.
+/// A stream of a device: one that this crate made, or one of the user.
 pub struct CudaStream {
     device: Arc<Device>,
-    handle: Handle,
+    handle: CUstream,
     owned: bool,
 }
 
-// SAFETY: the driver locks its streams; any thread may use any of them.
+// SAFETY: the driver locks its streams, so any thread may use any stream.
 unsafe impl Send for CudaStream {}
-// SAFETY: as above.
+// SAFETY: as for `Send`.
 unsafe impl Sync for CudaStream {}
 
 /// Whether what is queued in a stream is recorded into a graph instead of run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CaptureStatus {
-    /// It runs.
+    /// The work runs.
     None,
-    /// It is recorded, in the capture with this number, unique in the process.
+    /// The work is recorded. The number of the capture is unique in the process.
     Active(u64),
-    /// It was, until something spoiled the capture: every call fails until the user ends it.
+    /// The capture was invalidated by an earlier call. Every call on the stream fails until the
+    /// user ends the capture.
     Invalidated,
 }
 
 impl CaptureStatus {
-    /// As [`CudaStream::capture`], of a handle whose device is `current`: one call of the driver, none for the legacy default stream.
+    /// The status of a stream handle of the device whose context is `current`. This is one call of
+    /// the driver, and none for the legacy default stream; see [`CudaStream::capture`].
+    ///
+    /// # Errors
+    /// The driver fails.
     ///
     /// # Safety
-    /// The stream is alive, or one of the default streams.
+    /// The stream exists, or is one of the default streams.
     pub unsafe fn of(
         current: &CurrentContext<'_>,
         stream: *mut c_void,
@@ -53,32 +63,36 @@ impl CaptureStatus {
         }
         let (mut status, mut id): (c_int, u64) = (0, 0);
         let driver: &Driver = current;
-        match call!(driver, cuStreamGetCaptureInfo(stream, &mut status, &mut id)) {
+        match call!(driver, cuStreamGetCaptureInfo(stream.cast(), &mut status, &mut id)) {
             Err(DriverError::Failed { code: CAPTURE_IMPLICIT, .. }) => return Ok(Self::None),
             result => result?,
         }
         Ok(match status {
-            0 => Self::None,
-            1 => Self::Active(id),
+            CAPTURE_NONE => Self::None,
+            CAPTURE_ACTIVE => Self::Active(id),
             _ => Self::Invalidated,
         })
     }
 }
 
-/// CU_STREAM_CAPTURE_MODE_RELAXED.
-const RELAXED: c_int = 2;
+const RELAXED: c_int = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED as c_int;
+const THREAD_LOCAL: c_int = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as c_int;
 
-/// While this lives, this thread may allocate and synchronise though a stream is being captured, and spoils no capture by it; what it does
-/// is not recorded.
+/// Puts this thread into the relaxed capture mode until it is dropped. The thread may then allocate
+/// and synchronise although a stream is being captured. That does not invalidate the capture, and is
+/// not recorded.
 pub struct RelaxedCapture {
     driver: Arc<Driver>,
     before: c_int,
-    /// It is of one thread.
+    /// The mode belongs to one thread, so the value must not be sent to another.
     _thread: PhantomData<*const ()>,
 }
 
 impl RelaxedCapture {
-    /// From now on.
+    /// Begins the relaxed mode.
+    ///
+    /// # Errors
+    /// The driver is too old to have capture modes.
     pub fn begin(driver: &Arc<Driver>) -> Result<Self, DriverError> {
         let mut before = RELAXED;
         call!(&**driver, cuThreadExchangeStreamCaptureMode(&mut before))?;
@@ -88,58 +102,76 @@ impl RelaxedCapture {
 
 impl Drop for RelaxedCapture {
     fn drop(&mut self) {
-        // It cannot fail where it has not failed before.
+        // This call succeeded before, with the same arguments, and does not fail now.
         let _ = call!(&*self.driver, cuThreadExchangeStreamCaptureMode(&mut self.before));
     }
 }
 
 impl CudaStream {
-    /// A new stream of `device`, which does not synchronise with the default stream.
+    /// Makes a stream of `device` that does not synchronise with the default stream.
+    ///
+    /// # Errors
+    /// The driver fails.
     pub fn new(device: &Arc<Device>) -> Result<Self, DriverError> {
         let mut handle = ptr::null_mut();
         call!(&device.current()?, cuStreamCreate(&mut handle, NON_BLOCKING))?;
         Ok(Self { device: device.clone(), handle, owned: true })
     }
 
-    /// The user's stream: null and 1 are the legacy default stream, 2 is that of the calling thread, at each call.
+    /// Wraps a stream of the user. Null and 1 are the legacy default stream; 2 is the default stream
+    /// of the thread that makes a call.
     ///
     /// # Safety
-    /// The handle is one of those, or of a stream that outlives this.
+    /// The handle is one of these, or that of a stream that outlives the result.
     pub unsafe fn foreign(device: &Arc<Device>, handle: *mut c_void) -> Self {
-        Self { device: device.clone(), handle, owned: false }
+        Self { device: device.clone(), handle: handle.cast(), owned: false }
     }
 
-    /// The handle, for calls of the driver.
+    /// The handle, a `CUstream`.
     pub fn handle(&self) -> *mut c_void {
+        self.handle.cast()
+    }
+
+    pub(crate) fn raw(&self) -> CUstream {
         self.handle
     }
 
-    /// The device that it was made for or wrapped with.
+    /// The device that the stream was made for or wrapped with.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
     }
 
-    /// True if the stream belongs to the primary context of its device: a user may hand over a stream of another.
-    pub fn belongs(&self) -> Result<bool, DriverError> {
+    /// Whether the stream belongs to the primary context of its device. A user may pass a stream of
+    /// another context.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub fn is_of_primary_context(&self) -> Result<bool, DriverError> {
         let mut context = ptr::null_mut();
         call!(&self.device.current()?, cuStreamGetCtx(self.handle, &mut context))?;
-        Ok(self.device.has(context))
+        Ok(self.device.has_context(context))
     }
 
-    /// Queues a copy of `data` to the start of `to`; `data` is free when this returns.
+    /// Queues a copy of `data` to the start of `to`. The caller may reuse `data` when this returns.
+    ///
+    /// # Errors
+    /// The driver refuses.
     ///
     /// # Panics
-    /// If the buffer is shorter.
+    /// The buffer is shorter.
     pub fn write(&self, to: &DeviceBuffer, data: &[u8]) -> Result<(), DriverError> {
         assert!(data.len() <= to.bytes(), "{} bytes into a buffer of {}", data.len(), to.bytes());
         let (from, bytes) = (data.as_ptr().cast(), data.len());
         call!(&self.device.current()?, cuMemcpyHtoDAsync_v2(to.address(), from, bytes, self.handle))
     }
 
-    /// The first `bytes` of `from` when everything queued before is done.
+    /// Reads the first `bytes` of `from`, after everything queued before has run.
+    ///
+    /// # Errors
+    /// The driver refuses, or earlier work failed.
     ///
     /// # Panics
-    /// If the buffer is shorter.
+    /// The buffer is shorter.
     pub fn read(&self, from: &DeviceBuffer, bytes: usize) -> Result<Vec<u8>, DriverError> {
         assert!(bytes <= from.bytes(), "{bytes} bytes of a buffer of {}", from.bytes());
         let mut data = vec![0u8; bytes];
@@ -150,18 +182,24 @@ impl CudaStream {
         Ok(data)
     }
 
-    /// Queues a copy between any two places that the driver knows, of any devices.
+    /// Queues a copy between two addresses in memory that the driver knows, of any devices.
+    ///
+    /// # Errors
+    /// The driver refuses.
     ///
     /// # Safety
-    /// Both hold `bytes`, and stay until the stream is through.
+    /// Both are valid for `bytes` until the stream has run the copy.
     pub unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), DriverError> {
         call!(&self.device.current()?, cuMemcpyAsync(to, from, bytes, self.handle))
     }
 
-    /// Queues `value` into the first `bytes` of `to`.
+    /// Queues a fill of the first `bytes` of `to` with `value`.
+    ///
+    /// # Errors
+    /// The driver refuses.
     ///
     /// # Panics
-    /// If the buffer is shorter.
+    /// The buffer is shorter.
     pub fn fill(&self, to: &DeviceBuffer, value: u8, bytes: usize) -> Result<(), DriverError> {
         assert!(bytes <= to.bytes(), "{bytes} bytes of a buffer of {}", to.bytes());
         call!(&self.device.current()?, cuMemsetD8Async(to.address(), value, bytes, self.handle))
@@ -169,13 +207,21 @@ impl CudaStream {
 
     /// Queues a store of `value` at `address`.
     ///
+    /// # Errors
+    /// The driver refuses.
+    ///
     /// # Safety
-    /// Eight bytes of device or pinned memory, aligned to 8, which stay until the stream is through.
+    /// The address is of eight bytes of device or pinned memory, aligned to 8, that stay allocated
+    /// until the stream has run this.
     pub unsafe fn write_value(&self, address: u64, value: u64) -> Result<(), DriverError> {
         call!(&self.device.current()?, cuStreamWriteValue64_v2(self.handle, address, value, 0))
     }
 
-    /// What is queued later waits until the word at `address` has reached `value`, counting round.
+    /// Makes what is queued later wait until the word at `address` has reached `value`. The
+    /// comparison is cyclic: the difference of both, as a signed number, is not negative.
+    ///
+    /// # Errors
+    /// The driver refuses; older drivers do not have this.
     ///
     /// # Safety
     /// As for [`write_value`](Self::write_value).
@@ -183,10 +229,14 @@ impl CudaStream {
         call!(&self.device.current()?, cuStreamWaitValue64_v2(self.handle, address, value, 0))
     }
 
-    /// Queues a call of `function` on a thread of the driver; it must not call the driver.
+    /// Queues a call of `function` on a thread of the driver. The function must not call the driver.
+    ///
+    /// # Errors
+    /// The driver refuses.
     ///
     /// # Safety
-    /// `argument` is what the function takes, at each replay too where the stream is captured; the function does not unwind.
+    /// `argument` is valid for the function when the stream runs it, at every replay too if the
+    /// stream is captured. The function does not unwind.
     pub unsafe fn call_host(
         &self,
         function: unsafe extern "C" fn(*mut c_void),
@@ -195,40 +245,60 @@ impl CudaStream {
         call!(&self.device.current()?, cuLaunchHostFunc(self.handle, function, argument))
     }
 
-    /// True if nothing is queued or running.
+    /// Whether nothing is queued or running.
+    ///
+    /// # Errors
+    /// Earlier work failed.
     pub fn is_idle(&self) -> Result<bool, DriverError> {
         ready(call!(&self.device.current()?, cuStreamQuery(self.handle)))
     }
 
     /// Waits until nothing is queued or running.
+    ///
+    /// # Errors
+    /// Earlier work failed.
     pub fn synchronize(&self) -> Result<(), DriverError> {
         call!(&self.device.current()?, cuStreamSynchronize(self.handle))
     }
 
-    /// What is queued later in this stream waits for the last record of `event`, here or in another stream or process.
+    /// Makes what is queued later in this stream wait for the last record of `event`, in whatever
+    /// stream or process.
+    ///
+    /// # Errors
+    /// The driver refuses.
     pub fn wait(&self, event: &CudaEvent) -> Result<(), DriverError> {
         call!(&self.device.current()?, cuStreamWaitEvent(self.handle, event.handle, 0))
     }
 
-    /// Whether the stream is being captured. The legacy default stream is not, and asking for it spoils captures of others: so it is
-    /// not asked for.
+    /// Whether the stream is being captured. The legacy default stream never is, and the driver is
+    /// not asked about it: that would invalidate captures of other streams.
+    ///
+    /// # Errors
+    /// The driver fails.
     pub fn capture(&self) -> Result<CaptureStatus, DriverError> {
-        // SAFETY: whoever made or wrapped the stream keeps it alive.
-        unsafe { CaptureStatus::of(&self.device.current()?, self.handle) }
+        // SAFETY: the stream is owned by `self`, or its wrapper guarantees that it outlives `self`.
+        unsafe { CaptureStatus::of(&self.device.current()?, self.handle.cast()) }
     }
 
-    /// From here to [`end_capture`](Self::end_capture) everything queued is recorded; other threads may do what they like.
+    /// Records everything that is queued from now on until [`end_capture`](Self::end_capture). The
+    /// capture restricts this thread only.
+    ///
+    /// # Errors
+    /// The driver refuses.
     pub fn begin_capture(&self) -> Result<(), DriverError> {
-        call!(&self.device.current()?, cuStreamBeginCapture_v2(self.handle, 1))
+        call!(&self.device.current()?, cuStreamBeginCapture_v2(self.handle, THREAD_LOCAL))
     }
 
-    /// What was recorded, ready to be replayed.
+    /// Ends the capture. The result can be replayed.
+    ///
+    /// # Errors
+    /// The capture was invalidated, or the driver refuses.
     pub fn end_capture(&self) -> Result<CudaGraph, DriverError> {
         let driver = self.device.current()?;
         let (mut recorded, mut handle) = (ptr::null_mut(), ptr::null_mut());
         call!(&driver, cuStreamEndCapture(self.handle, &mut recorded))?;
         let made = call!(&driver, cuGraphInstantiateWithFlags(&mut handle, recorded, 0));
-        // Instantiation has copied it; what cannot be destroyed stays.
+        // The instantiation has copied it. What cannot be destroyed is leaked.
         let _ = call!(&driver, cuGraphDestroy(recorded));
         made.map(|()| CudaGraph { device: self.device.clone(), handle })
     }
@@ -237,24 +307,28 @@ impl CudaStream {
 impl Drop for CudaStream {
     fn drop(&mut self) {
         if self.owned {
-            // A failure here is one of earlier work, which the stream has reported.
+            // A failure here comes from earlier work, and the stream has reported it.
             let _ =
                 self.device.current().map(|driver| call!(&driver, cuStreamDestroy_v2(self.handle)));
         }
     }
 }
 
-/// What a capture recorded. It does not own the memory that its operations use.
+/// What a capture recorded. The graph does not own the memory that its operations use.
 pub struct CudaGraph {
     device: Arc<Device>,
-    handle: Handle,
+    handle: CUgraphExec,
 }
 
 impl CudaGraph {
     /// Queues everything that was recorded.
     ///
+    /// # Errors
+    /// The driver refuses.
+    ///
     /// # Safety
-    /// The memory that the operations use stays until the stream is through, and no other work uses it meanwhile.
+    /// The memory that the operations use stays allocated until the stream has run the graph, and no
+    /// other work uses it meanwhile.
     pub unsafe fn launch(&self, stream: &CudaStream) -> Result<(), DriverError> {
         call!(&self.device.current()?, cuGraphLaunch(self.handle, stream.handle))
     }
@@ -262,37 +336,46 @@ impl CudaGraph {
 
 impl Drop for CudaGraph {
     fn drop(&mut self) {
-        // As for CudaStream.
+        // As for `CudaStream`.
         let _ = self.device.current().map(|driver| call!(&driver, cuGraphExecDestroy(self.handle)));
     }
 }
 
-/// A point in a stream.
+/// An event: a point in a stream.
 pub struct CudaEvent {
     device: Arc<Device>,
-    handle: Handle,
+    handle: CUevent,
 }
 
-// SAFETY: the driver locks its events; any thread may use any of them.
+// SAFETY: the driver locks its events, so any thread may use any event.
 unsafe impl Send for CudaEvent {}
-// SAFETY: as above.
+// SAFETY: as for `Send`.
 unsafe impl Sync for CudaEvent {}
 
-const DISABLE_TIMING: c_uint = 2;
-const INTERPROCESS: c_uint = 4;
+const DISABLE_TIMING: c_uint = CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint;
+const INTERPROCESS: c_uint = CUevent_flags::CU_EVENT_INTERPROCESS as c_uint;
 
 impl CudaEvent {
-    /// One that takes no time.
+    /// Makes an event that does not measure time.
+    ///
+    /// # Errors
+    /// The driver fails.
     pub fn new(device: &Arc<Device>) -> Result<Self, DriverError> {
         Self::with(device, DISABLE_TIMING)
     }
 
-    /// One that notes when it is passed.
+    /// Makes an event that notes the time when the stream reaches it.
+    ///
+    /// # Errors
+    /// The driver fails.
     pub fn timed(device: &Arc<Device>) -> Result<Self, DriverError> {
         Self::with(device, 0)
     }
 
-    /// One that other processes can open (`ipc`).
+    /// Makes an event that other processes can open, see [`ipc`](crate::ipc).
+    ///
+    /// # Errors
+    /// The driver cannot share events.
     pub fn shared(device: &Arc<Device>) -> Result<Self, DriverError> {
         Self::with(device, DISABLE_TIMING | INTERPROCESS)
     }
@@ -300,33 +383,46 @@ impl CudaEvent {
     fn with(device: &Arc<Device>, flags: c_uint) -> Result<Self, DriverError> {
         let mut handle = ptr::null_mut();
         call!(&device.current()?, cuEventCreate(&mut handle, flags))?;
-        Ok(Self::of(device, handle))
+        Ok(Self::from_handle(device, handle))
     }
 
-    pub(crate) fn of(device: &Arc<Device>, handle: Handle) -> Self {
+    pub(crate) fn from_handle(device: &Arc<Device>, handle: CUevent) -> Self {
         Self { device: device.clone(), handle }
     }
 
-    pub(crate) fn handle(&self) -> Handle {
+    pub(crate) fn raw(&self) -> CUevent {
         self.handle
     }
 
     /// Puts the event behind everything queued in `stream` so far.
+    ///
+    /// # Errors
+    /// The driver refuses.
     pub fn record(&self, stream: &CudaStream) -> Result<(), DriverError> {
         call!(&self.device.current()?, cuEventRecord(self.handle, stream.handle))
     }
 
-    /// True if its last record has been passed, or there was none.
+    /// Whether the stream has reached the last record of the event, or there was none.
+    ///
+    /// # Errors
+    /// Earlier work failed.
     pub fn is_passed(&self) -> Result<bool, DriverError> {
         ready(call!(&self.device.current()?, cuEventQuery(self.handle)))
     }
 
-    /// Waits until its last record has been passed.
+    /// Waits until the stream has reached the last record of the event.
+    ///
+    /// # Errors
+    /// Earlier work failed.
     pub fn synchronize(&self) -> Result<(), DriverError> {
         call!(&self.device.current()?, cuEventSynchronize(self.handle))
     }
 
-    /// Milliseconds from this to `later`, both [`timed`](Self::timed) and passed.
+    /// The milliseconds from this event to `later`. Both are [`timed`](Self::timed), and their
+    /// streams have reached them.
+    ///
+    /// # Errors
+    /// One of them is not timed or not reached.
     pub fn milliseconds_to(&self, later: &Self) -> Result<f32, DriverError> {
         let mut milliseconds = 0.0;
         call!(
@@ -339,11 +435,12 @@ impl CudaEvent {
 
 impl Drop for CudaEvent {
     fn drop(&mut self) {
-        // As for CudaStream.
+        // As for `CudaStream`.
         let _ = self.device.current().map(|driver| call!(&driver, cuEventDestroy_v2(self.handle)));
     }
 }
 
+/// Whether a query says that all work has finished.
 fn ready(result: Result<(), DriverError>) -> Result<bool, DriverError> {
     match result {
         Ok(()) => Ok(true),

@@ -180,7 +180,7 @@ fn the_users_context_stays_current() {
         for (stream, buffer) in streams.iter().zip(&buffers) {
             stream.write(buffer, &7u64.to_le_bytes()).expect("to write");
             assert_eq!(word(stream, buffer), 7);
-            assert!(stream.belongs().expect("an answer"));
+            assert!(stream.is_of_primary_context().expect("an answer"));
         }
         let error = streams[0].read(&buffers[0], 8).and_then(|_| first.attribute(-1));
         assert!(error.is_err());

@@ -6,7 +6,7 @@ use maypole_algorithms::Collective;
 use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
 use maypole_algorithms::schedule::{Schedule, Step, StepTable};
 use maypole_algorithms::verify::prove;
-use maypole_cuda::driver::{CudaStream, DeviceBuffer, DriverError, Kernel};
+use maypole_cuda::driver::{CudaStream, DeviceBuffer, DriverError, ModuleKernel};
 use maypole_cuda::encode::{ChunkExtent, LinkPort, ProgramBinding, encode};
 use maypole_cuda::launch::{
     self, DEPARTED_BYTES, KERNEL_NAME, KernelError, KernelLaunch, KernelWork, LANE_STATE_BYTES, LL,
@@ -50,7 +50,7 @@ pub(crate) enum Way {
 /// Two ranks.
 pub(crate) struct Pair<'a> {
     pub(crate) gpu: &'a Gpu,
-    kernel: Kernel<'a>,
+    kernel: ModuleKernel<'a>,
     pub(crate) streams: [CudaStream; 2],
     shape: Shape,
     schedule: Schedule,
@@ -248,7 +248,7 @@ impl<'a> Pair<'a> {
         // SAFETY: the kernel takes a KernelLaunch; the program was encoded for these tables and buffers, which the caller keeps until the streams are through.
         unsafe {
             match together {
-                true => self.kernel.launch_together(blocks, threads, stream, launch)?,
+                true => self.kernel.launch_cooperative(blocks, threads, stream, launch)?,
                 false => self.kernel.launch(blocks, threads, stream, launch)?,
             }
         }

@@ -1,32 +1,32 @@
-//! Devices and their primary contexts.
+//! Devices, and their primary contexts.
 
 use super::functions::call;
-use super::{Driver, DriverError, Handle};
+use super::{Driver, DriverError};
+use cudarc::driver::sys::{CUcontext, CUdevice_attribute, CUresult};
 use std::ffi::{CStr, c_char, c_int};
 use std::ops::Deref;
 use std::ptr;
 use std::sync::Arc;
 
-const MULTIPROCESSOR_COUNT: c_int = 16;
-const CAPABILITY_MAJOR: c_int = 75;
-const CAPABILITY_MINOR: c_int = 76;
-/// CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED.
-const ALREADY_ENABLED: i32 = 704;
+const ALREADY_ENABLED: i32 = CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED as i32;
 
 /// A device and its primary context.
 pub struct Device {
     driver: Arc<Driver>,
     ordinal: c_int,
-    context: Handle,
+    context: CUcontext,
 }
 
 // SAFETY: a primary context may be made current on, and used from, any number of threads.
 unsafe impl Send for Device {}
-// SAFETY: as above; the fields never change.
+// SAFETY: as for `Send`; the fields never change.
 unsafe impl Sync for Device {}
 
 impl Device {
-    /// Device `ordinal` of those visible.
+    /// Opens device `ordinal` of those that this process sees.
+    ///
+    /// # Errors
+    /// There is no such device, or the driver fails.
     pub fn open(driver: &Arc<Driver>, ordinal: i32) -> Result<Arc<Self>, DriverError> {
         let mut device = 0;
         call!(driver, cuDeviceGet(&mut device, ordinal))?;
@@ -35,7 +35,10 @@ impl Device {
         Ok(Arc::new(Self { driver: driver.clone(), ordinal: device, context }))
     }
 
-    /// The device whose context is current on this thread; None if there is none.
+    /// The number of the device whose context is current on this thread, if there is one.
+    ///
+    /// # Errors
+    /// The driver fails.
     pub fn current_ordinal(driver: &Driver) -> Result<Option<i32>, DriverError> {
         let mut context = ptr::null_mut();
         call!(driver, cuCtxGetCurrent(&mut context))?;
@@ -47,31 +50,42 @@ impl Device {
         Ok(Some(ordinal))
     }
 
-    /// Its number among those visible.
+    /// The number of the device among those that this process sees.
     pub fn ordinal(&self) -> i32 {
         self.ordinal
     }
 
-    /// The driver that has it.
+    /// The driver of the device.
     pub fn driver(&self) -> &Arc<Driver> {
         &self.driver
     }
 
-    /// As the vendor calls it.
+    /// The vendor's name of the device.
+    ///
+    /// # Errors
+    /// The driver fails.
     pub fn name(&self) -> Result<String, DriverError> {
         let mut text = [0 as c_char; 256];
         call!(&self.driver, cuDeviceGetName(text.as_mut_ptr(), 255, self.ordinal))?;
-        Ok(text_of(&text))
+        Ok(to_string(&text))
     }
 
-    /// domain:bus:device.function in hexadecimal, as in /sys/bus/pci/devices.
+    /// The address on the PCI bus in hexadecimal, `domain:bus:device.function`, as in
+    /// /sys/bus/pci/devices.
+    ///
+    /// # Errors
+    /// The driver fails.
     pub fn pci_bus_id(&self) -> Result<String, DriverError> {
         let mut text = [0 as c_char; 64];
         call!(&self.driver, cuDeviceGetPCIBusId(text.as_mut_ptr(), 63, self.ordinal))?;
-        Ok(text_of(&text).to_lowercase())
+        Ok(to_string(&text).to_lowercase())
     }
 
-    /// The same for every process that sees the device; of its partition where it is partitioned and the driver tells (11.4).
+    /// The identifier of the device, the same in every process that sees it. Of a partitioned
+    /// device it is the identifier of the partition, if the driver is of CUDA 11.4 or later.
+    ///
+    /// # Errors
+    /// The driver fails.
     pub fn uuid(&self) -> Result<[u8; 16], DriverError> {
         let mut uuid = [0; 16];
         match call!(&self.driver, cuDeviceGetUuid_v2(&mut uuid, self.ordinal)) {
@@ -83,17 +97,32 @@ impl Device {
         Ok(uuid)
     }
 
-    /// Major and minor number of the compute capability: (9, 0) is sm_90.
+    /// The major and minor number of the compute capability: (9, 0) means sm_90.
+    ///
+    /// # Errors
+    /// The driver fails.
     pub fn capability(&self) -> Result<(u32, u32), DriverError> {
-        Ok((self.attribute(CAPABILITY_MAJOR)? as u32, self.attribute(CAPABILITY_MINOR)? as u32))
+        use CUdevice_attribute::{
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+        };
+        Ok((self.attribute(MAJOR as i32)? as u32, self.attribute(MINOR as i32)? as u32))
     }
 
-    /// Number of multiprocessors: as many blocks of the interpreter are resident for certain.
+    /// The number of multiprocessors. At least as many blocks of the interpreter are resident at
+    /// the same time.
+    ///
+    /// # Errors
+    /// The driver fails.
     pub fn multiprocessors(&self) -> Result<u32, DriverError> {
-        Ok(self.attribute(MULTIPROCESSOR_COUNT)? as u32)
+        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        Ok(self.attribute(attribute as i32)? as u32)
     }
 
-    /// A CUdevice_attribute by its number.
+    /// The value of a `CUdevice_attribute`.
+    ///
+    /// # Errors
+    /// The driver does not know the attribute.
     pub fn attribute(&self, attribute: i32) -> Result<i32, DriverError> {
         let mut value = 0;
         call!(&self.driver, cuDeviceGetAttribute(&mut value, attribute, self.ordinal))?;
@@ -101,20 +130,30 @@ impl Device {
     }
 
     /// Bytes of device memory: free, and in all.
+    ///
+    /// # Errors
+    /// The driver fails.
     pub fn memory(&self) -> Result<(usize, usize), DriverError> {
         let (mut free, mut total) = (0, 0);
         call!(&self.current()?, cuMemGetInfo_v2(&mut free, &mut total))?;
         Ok((free, total))
     }
 
-    /// True if kernels of this device could reach the memory of `peer`.
+    /// Whether kernels of this device can access the memory of `peer`, once access is enabled.
+    ///
+    /// # Errors
+    /// The driver fails.
     pub fn can_access(&self, peer: &Self) -> Result<bool, DriverError> {
         let mut can = 0;
         call!(&self.driver, cuDeviceCanAccessPeer(&mut can, self.ordinal, peer.ordinal))?;
         Ok(can != 0)
     }
 
-    /// From now on kernels of this device reach the memory of `peer`. The user may have asked for it before: that is no error.
+    /// Lets kernels of this device access the memory of `peer` from now on. It is no error if the
+    /// user has enabled this before.
+    ///
+    /// # Errors
+    /// The devices cannot access each other.
     pub fn enable_access(&self, peer: &Self) -> Result<(), DriverError> {
         match call!(&self.current()?, cuCtxEnablePeerAccess(peer.context, 0)) {
             Err(DriverError::Failed { code: ALREADY_ENABLED, .. }) => Ok(()),
@@ -122,7 +161,11 @@ impl Device {
         }
     }
 
-    /// Makes the context current on this thread while the value lives; one call of the driver where it is already.
+    /// Makes the context current on this thread for the lifetime of the result. This is one call of
+    /// the driver if the context is current already.
+    ///
+    /// # Errors
+    /// The driver fails.
     pub fn current(&self) -> Result<CurrentContext<'_>, DriverError> {
         let driver = &*self.driver;
         let mut context = ptr::null_mut();
@@ -134,20 +177,20 @@ impl Device {
         Ok(CurrentContext { driver, pushed })
     }
 
-    /// True if `context` is this device's.
-    pub(crate) fn has(&self, context: Handle) -> bool {
+    /// Whether `context` is the context of this device.
+    pub(crate) fn has_context(&self, context: CUcontext) -> bool {
         self.context == context
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // A failure leaves a reference to the context: nothing that anyone could act on.
+        // A failure leaks a reference to the context, about which nothing can be done.
         let _ = call!(&self.driver, cuDevicePrimaryCtxRelease_v2(self.ordinal));
     }
 }
 
-/// The driver, while a context is current. Restores the one that was current before.
+/// The driver, while the context of a device is current. Its drop restores the previous context.
 pub struct CurrentContext<'a> {
     driver: &'a Driver,
     pushed: bool,
@@ -164,14 +207,14 @@ impl Deref for CurrentContext<'_> {
 impl Drop for CurrentContext<'_> {
     fn drop(&mut self) {
         if self.pushed {
-            let mut ours = ptr::null_mut();
-            // It is on top: the guards of a thread end in the opposite order of their beginning.
-            let _ = call!(self.driver, cuCtxPopCurrent_v2(&mut ours));
+            let mut popped = ptr::null_mut();
+            // Ours is on top of the stack: the guards of a thread end in the reverse order.
+            let _ = call!(self.driver, cuCtxPopCurrent_v2(&mut popped));
         }
     }
 }
 
-fn text_of(text: &[c_char]) -> String {
-    // SAFETY: the driver was told one byte less than there are, all of which were zero.
+fn to_string(text: &[c_char]) -> String {
+    // SAFETY: the buffer was all zeros, and the driver was given one byte less than its length.
     unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned()
 }

@@ -1,34 +1,36 @@
-//! What can go wrong with the driver: whose fault it is, and what to do.
+//! Errors of the CUDA driver, each with advice what to do.
 
 use std::ffi::c_int;
 use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 
-/// Why the driver did not do what it was asked.
+/// Why a call of the driver failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DriverError {
-    /// No driver on this system.
+    /// There is no driver on this system.
     #[error(
         "cannot load the CUDA driver {}: {reason}; install the NVIDIA driver, or use host memory",
         path.display()
     )]
     NoLibrary {
-        /// What was looked for.
+        /// The library that was to be loaded.
         path: PathBuf,
-        /// As the dynamic linker says it.
+        /// The message of the dynamic linker.
         reason: String,
     },
-    /// The driver is too old.
+    /// The driver is too old to have a function.
     #[error(
-        "the CUDA driver, of version {}, has no function {function}, which came with {}: update the driver",
+        "the CUDA driver, of version {}, has no function {function}, which came with {}: update \
+         the driver",
         Version(*version), Version(*since)
     )]
     NoFunction {
-        /// Its exact name.
+        /// The exact name of the function.
         function: &'static str,
-        /// First version of the driver that has it, as `cuDriverGetVersion` counts: 12030 is 12.3.
+        /// The first version of the driver that has it, as `cuDriverGetVersion` counts: 12030
+        /// means 12.3.
         since: i32,
-        /// The version that is loaded; 0 where it cannot be told.
+        /// The version of the loaded driver; 0 if it is unknown.
         version: i32,
     },
     /// A call failed.
@@ -38,15 +40,15 @@ pub enum DriverError {
         call: &'static str,
         /// The driver's name for the error.
         name: String,
-        /// The driver's words for it.
+        /// The driver's description of the error.
         text: String,
-        /// CUresult.
+        /// The `CUresult`.
         code: i32,
     },
 }
 
 impl DriverError {
-    /// CUresult, if a call failed.
+    /// The `CUresult`, if a call failed.
     pub fn code(&self) -> Option<i32> {
         match self {
             Self::Failed { code, .. } => Some(*code),
@@ -54,13 +56,13 @@ impl DriverError {
         }
     }
 
-    /// True if the device's context is of no use any more, in this process: only a new process helps.
+    /// Whether the device can no longer be used by this process; a new process can use it.
     pub fn is_sticky(&self) -> bool {
         matches!(self.code(), Some(214 | 220 | 700 | 702 | 709 | 710 | 714..=719))
     }
 }
 
-/// 12030 as 12.3.
+/// A version number for messages: 12030 is shown as 12.3.
 struct Version(i32);
 
 impl Display for Version {
@@ -72,7 +74,7 @@ impl Display for Version {
     }
 }
 
-/// What to do, where the name does not say it.
+/// Advice for a `CUresult`, if its name does not suggest what to do.
 fn advice(code: c_int) -> &'static str {
     match code {
         2 => ": free device memory, or use fewer communicators and channels",
@@ -83,15 +85,21 @@ fn advice(code: c_int) -> &'static str {
             ": this library has no kernels for this device and driver; update one or the other"
         }
         217 => ": these devices cannot reach each other's memory",
-        400 => ": a stream or event that was destroyed, or of another device",
+        400 => ": a stream or event that was destroyed or belongs to another device",
         700 | 702 | 709 | 710 | 714..=719 => {
-            ": a kernel failed, perhaps not one of this library; the process cannot use the device any more"
+            ": a kernel failed, perhaps one of another library; this process cannot use the device \
+             any more"
         }
-        720 => ": the blocks of the launch do not fit the device together; use fewer channels",
-        800 | 801 => ": the device, or the sandbox it is used in, does not have this",
-        802 | 803 => ": the driver's parts do not fit each other; restart after an update",
+        720 => ": the device cannot hold all blocks of the launch at once; use fewer channels",
+        800 | 801 => {
+            ": the device, or the container or sandbox it is used in, does not support this"
+        }
+        802 | 803 => {
+            ": the parts of the driver have different versions; restart the host after an update"
+        }
         900..=908 => {
-            ": the call is not one for a stream capture; finish it before, or capture relaxed"
+            ": the call is not allowed in a stream capture; make it before the capture, or use the \
+             relaxed capture mode"
         }
         _ => "",
     }

@@ -1,46 +1,57 @@
 //! Kernels: loaded from an image, and launched.
 
 use super::functions::call;
-use super::{CudaStream, CurrentContext, Device, DriverError, Handle};
+use super::{CudaStream, CurrentContext, Device, DriverError};
+use cudarc::driver::sys::{CUfunction, CUmodule};
 use std::ffi::{CStr, c_void};
 use std::ptr;
 use std::sync::Arc;
 
-/// Kernels, loaded. Outlives what it has launched: unloading waits.
+/// Loaded kernels. Unloading them, on drop, waits for all work of the device.
 pub struct KernelModule {
     device: Arc<Device>,
-    handle: Handle,
+    handle: CUmodule,
 }
 
-// SAFETY: a module's handle may be used from any thread.
+// SAFETY: the handle of a module may be used from any thread.
 unsafe impl Send for KernelModule {}
-// SAFETY: as above.
+// SAFETY: as for `Send`.
 unsafe impl Sync for KernelModule {}
 
 impl KernelModule {
-    /// Loads `image`: PTX, a cubin, a fatbin, or what the simulated device takes.
+    /// Loads `image`: PTX, a cubin, a fatbin, or an image for the simulated device.
+    ///
+    /// # Errors
+    /// The driver refuses the image.
     ///
     /// # Safety
-    /// The image is whole and made for this crate's kernels: the driver trusts its headers, and runs what is in it.
+    /// The image is complete and contains kernels of this crate: the driver trusts its headers and
+    /// runs its code.
     pub unsafe fn load(device: &Arc<Device>, image: &[u8]) -> Result<Self, DriverError> {
         let mut image = image.to_vec();
-        image.push(0); // the end of PTX
+        image.push(0); // PTX ends in a zero byte.
         let mut handle = ptr::null_mut();
         call!(&device.current()?, cuModuleLoadData(&mut handle, image.as_ptr().cast()))?;
         Ok(Self { device: device.clone(), handle })
     }
 
-    /// The kernel of this name, to be launched often.
-    pub fn kernel(&self, name: &CStr) -> Result<Kernel<'_>, DriverError> {
+    /// The kernel of that name.
+    ///
+    /// # Errors
+    /// There is no such kernel.
+    pub fn kernel(&self, name: &CStr) -> Result<ModuleKernel<'_>, DriverError> {
         let mut handle = ptr::null_mut();
         call!(
             &self.device.current()?,
             cuModuleGetFunction(&mut handle, self.handle, name.as_ptr())
         )?;
-        Ok(Kernel { module: self, handle })
+        Ok(ModuleKernel { module: self, handle })
     }
 
-    /// [`Kernel::launch_together`] of the kernel of this name.
+    /// Queues the kernel of that name, see [`ModuleKernel::launch_cooperative`].
+    ///
+    /// # Errors
+    /// As there; or there is no such kernel.
     ///
     /// # Safety
     /// As there.
@@ -52,36 +63,39 @@ impl KernelModule {
         stream: &CudaStream,
         argument: &T,
     ) -> Result<(), DriverError> {
-        // SAFETY: the caller's.
-        unsafe { self.kernel(kernel)?.launch_together(blocks, threads, stream, argument) }
+        // SAFETY: the caller guarantees what `launch_cooperative` requires.
+        unsafe { self.kernel(kernel)?.launch_cooperative(blocks, threads, stream, argument) }
     }
 }
 
 impl Drop for KernelModule {
     fn drop(&mut self) {
-        // A failure here is one of earlier work, which the stream has reported.
+        // A failure here comes from earlier work, and the stream has reported it.
         let _ = self.device.current().map(|driver| call!(&driver, cuModuleUnload(self.handle)));
     }
 }
 
-/// A kernel of a module.
+/// A kernel of a module, borrowed from it.
 #[derive(Clone, Copy)]
-pub struct Kernel<'a> {
+pub struct ModuleKernel<'a> {
     module: &'a KernelModule,
-    handle: Handle,
+    handle: CUfunction,
 }
 
-// SAFETY: a function's handle may be used from any thread.
-unsafe impl Send for Kernel<'_> {}
-// SAFETY: as above.
-unsafe impl Sync for Kernel<'_> {}
+// SAFETY: the handle of a kernel may be used from any thread.
+unsafe impl Send for ModuleKernel<'_> {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for ModuleKernel<'_> {}
 
-impl Kernel<'_> {
-    /// Queues the kernel with one argument; blocks start as there is room.
+impl ModuleKernel<'_> {
+    /// Queues the kernel with one argument. Blocks start as the device has room for them.
+    ///
+    /// # Errors
+    /// The driver refuses the launch.
     ///
     /// # Safety
-    /// The kernel takes one `T`, and every address in it is that of memory which is large enough and stays until the stream
-    /// is through; `stream` is one of the module's device.
+    /// The kernel takes one `T`. Every address in it is of memory that is large enough and stays
+    /// allocated until the stream has run the kernel. `stream` belongs to the module's device.
     pub unsafe fn launch<T: Copy>(
         &self,
         blocks: u32,
@@ -92,18 +106,21 @@ impl Kernel<'_> {
         let driver = self.module.device.current()?;
         let mut arguments = [ptr::from_ref(argument).cast_mut().cast::<c_void>()];
         let (at, none) = (arguments.as_mut_ptr(), ptr::null_mut());
-        let stream = stream.handle();
+        let stream = stream.raw();
         call!(
             &driver,
             cuLaunchKernel(self.handle, blocks, 1, 1, threads, 1, 1, 0, stream, at, none)
         )
     }
 
-    /// As [`launch`](Self::launch), but all blocks are resident together, or the launch is refused.
+    /// As [`launch`](Self::launch), but all blocks are resident at the same time.
+    ///
+    /// # Errors
+    /// The driver refuses the launch, for example because the device cannot hold all blocks.
     ///
     /// # Safety
     /// As there.
-    pub unsafe fn launch_together<T: Copy>(
+    pub unsafe fn launch_cooperative<T: Copy>(
         &self,
         blocks: u32,
         threads: u32,
@@ -113,7 +130,7 @@ impl Kernel<'_> {
         let driver = self.module.device.current()?;
         let mut arguments = [ptr::from_ref(argument).cast_mut().cast::<c_void>()];
         let at = arguments.as_mut_ptr();
-        let stream = stream.handle();
+        let stream = stream.raw();
         call!(
             &driver,
             cuLaunchCooperativeKernel(self.handle, blocks, 1, 1, threads, 1, 1, 0, stream, at)
@@ -121,33 +138,39 @@ impl Kernel<'_> {
     }
 }
 
-/// A kernel that keeps its module.
+/// A kernel together with its module.
 pub struct OwnedKernel {
-    handle: Handle,
+    handle: CUfunction,
     _module: KernelModule,
 }
 
-// SAFETY: a function's handle may be used from any thread.
+// SAFETY: the handle of a kernel may be used from any thread.
 unsafe impl Send for OwnedKernel {}
-// SAFETY: as above.
+// SAFETY: as for `Send`.
 unsafe impl Sync for OwnedKernel {}
 
 impl OwnedKernel {
-    /// The kernel of this name.
+    /// The kernel of that name.
+    ///
+    /// # Errors
+    /// There is no such kernel.
     pub fn new(module: KernelModule, kernel: &CStr) -> Result<Self, DriverError> {
         let handle = module.kernel(kernel)?.handle;
         Ok(Self { handle, _module: module })
     }
 
-    /// Queues the kernel with one argument, by one call of the driver. `together`: all blocks are resident together, or the launch is
-    /// refused; else blocks start as there is room.
+    /// Queues the kernel with one argument, by one call of the driver. If `cooperative`, all blocks
+    /// are resident at the same time; otherwise blocks start as the device has room for them.
+    ///
+    /// # Errors
+    /// The driver refuses the launch.
     ///
     /// # Safety
-    /// As for [`Kernel::launch`]; the module's device is `current`.
+    /// As for [`ModuleKernel::launch`]; `current` is the context of the module's device.
     pub unsafe fn launch<T: Copy>(
         &self,
         current: &CurrentContext<'_>,
-        together: bool,
+        cooperative: bool,
         (blocks, threads): (u32, u32),
         stream: *mut c_void,
         argument: &T,
@@ -155,7 +178,8 @@ impl OwnedKernel {
         let mut arguments = [ptr::from_ref(argument).cast_mut().cast::<c_void>()];
         let (at, none) = (arguments.as_mut_ptr(), ptr::null_mut());
         let driver: &super::Driver = current;
-        if together {
+        let stream = stream.cast();
+        if cooperative {
             return call!(
                 driver,
                 cuLaunchCooperativeKernel(self.handle, blocks, 1, 1, threads, 1, 1, 0, stream, at)

@@ -1,4 +1,5 @@
-//! The words of an encoded program. The twin of `kernels/program.cuh`; a test compares the two.
+//! The layout of an encoded program. `kernels/program.cuh` has the same constants; a test compares
+//! the two files.
 //!
 //! A program is a list of 32-bit words; offsets count words from its start:
 //!
@@ -17,14 +18,15 @@
 //! operand        kind << 30 | index: of a chunk, or of a link in the table that the launch binds
 //! ```
 //!
-//! A lane runs its segments one after the other, and the steps of a segment once per tile. `after` refers to the same tile of a lane
-//! of one segment with as many tiles. Scratch chunk `i` is the `i`-th tile of the scratch memory. A program of a
-//! schedule has no addresses: it is good for any buffers and any communicator of the same shape. In one of transfers extents are
-//! addresses.
+//! A lane runs its segments one after the other, and the steps of a segment once per tile. `after`
+//! refers to the same tile of a lane that has one segment of as many tiles. Scratch chunk `i` is the
+//! `i`-th tile of the scratch memory. The program of a schedule contains no addresses: it works for
+//! any buffers, and for any communicator of the same shape. In a program of transfers the extents
+//! are addresses.
 
 use maypole_algorithms::schedule::MAX_FAN;
 
-/// First word of every program: "MPG2".
+/// The first word of every program: "MPG2".
 pub const MAGIC: u32 = 0x4d50_4732;
 /// Word of the header: [`MAGIC`].
 pub const HEADER_MAGIC: usize = 0;
@@ -40,15 +42,15 @@ pub const HEADER_SEGMENT_TABLE: usize = 4;
 pub const HEADER_INPUT_TABLE: usize = 5;
 /// Word of the header: offset of the table of output chunks.
 pub const HEADER_OUTPUT_TABLE: usize = 6;
-/// Length of the header.
+/// Words of the header.
 pub const HEADER_WORDS: usize = 7;
-/// Length of an entry of the lane table.
+/// Words of an entry of the lane table.
 pub const LANE_WORDS: usize = 2;
-/// Length of an entry of the segment table.
+/// Words of an entry of the segment table.
 pub const SEGMENT_WORDS: usize = 5;
-/// Length of an entry of a chunk table.
+/// Words of an entry of a chunk table.
 pub const EXTENT_WORDS: usize = 4;
-/// Where the kind of an operand stands.
+/// The first bit of the kind of an operand.
 pub const KIND_SHIFT: u32 = 30;
 /// Kind of an operand: chunk of the send buffer.
 pub const KIND_INPUT: u32 = 0;
@@ -58,21 +60,22 @@ pub const KIND_OUTPUT: u32 = 1;
 pub const KIND_SCRATCH: u32 = 2;
 /// Kind of an operand: a link of the table of its direction.
 pub const KIND_LINK: u32 = 3;
-/// Where the number of outputs stands in a step's head; that of the inputs is at 0.
+/// The first bit of the number of outputs in the head of a step; the number of inputs is at bit 0.
 pub const OUTPUTS_SHIFT: u32 = 4;
-/// Where the number of dependencies stands in a step's head.
+/// The first bit of the number of dependencies in the head of a step.
 pub const AFTER_SHIFT: u32 = 8;
-/// Where the finish flag stands in a step's head.
+/// The bit of the finish flag in the head of a step.
 pub const FINISH_SHIFT: u32 = 12;
-/// Where it stands in a step's head whether another comes after it.
+/// The bit in the head of a step that says whether another step waits for it.
 pub const AWAITED_SHIFT: u32 = 13;
-/// Where a step's head has a bit for each input: it is the rank's own contribution.
+/// The first of the bits in the head of a step that say, for each input, whether it is the rank's
+/// own contribution.
 pub const OWN_SHIFT: u32 = 16;
-/// Words of the longest step: its head, operands, and twice as many words as there can be dependencies.
+/// Words of the longest step: its head, its operands, and two words for each dependency.
 pub const STEP_WORDS: usize = 1 + 4 * MAX_FAN;
-/// Words of the shortest program: a block takes so many into its own memory before it looks at any.
+/// Words of the shortest program. A block copies that many into its shared memory first.
 pub const PREFIX_WORDS: usize = 512;
-/// What a count in a step's head is masked with.
+/// The mask of a count in the head of a step.
 pub const COUNT_MASK: u32 = 15;
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
-//! Program to device: the lanes of one rank as flat words, in the [`layout`] that the kernels read.
+//! Encodes the lanes of one rank as flat words, in the [`layout`] that the kernels read.
 //!
-//! What the plan binds goes in as data: where the chunks lie in the buffers, how long a tile is, which link stands where in
-//! the tables of a launch. Everything the kernel would otherwise have to check is checked here. [`encode_transfers`] does the same for
-//! sends and receives, which have no schedule.
+//! The words contain what the plan binds: where the chunks lie in the buffers, how long a tile is,
+//! and the index of each link in the tables of a launch. Everything that the kernel would otherwise
+//! have to check is checked here. [`encode_transfers`] does the same for sends and receives, which
+//! have no schedule.
 
 pub mod layout;
 mod transfers;
@@ -14,84 +15,84 @@ use maypole_algorithms::schedule::MAX_FAN;
 use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
 use std::collections::HashSet;
 
-/// Where a chunk lies in its buffer, in elements.
+/// The position of a chunk in its buffer, in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChunkExtent {
     /// The first element.
     pub offset: u64,
-    /// How many there are; chunks may differ, and may be empty.
+    /// The number of elements. Chunks may differ in length, and may be empty.
     pub elements: u64,
 }
 
-/// One end of a link, seen from a rank.
+/// The other end of a link, as a rank sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkPort {
     /// The rank at the other end.
     pub peer: Rank,
-    /// Which of the links between the two.
+    /// The channel between the two ranks.
     pub channel: Channel,
 }
 
-/// What a plan binds the chunks and links of one rank to.
+/// The memory and links to which a plan binds the chunks and channels of one rank.
 #[derive(Clone, Copy, Debug)]
 pub struct ProgramBinding<'a> {
-    /// Input chunks in the send buffer.
+    /// The input chunks in the send buffer.
     pub inputs: &'a [ChunkExtent],
-    /// Output chunks in the receive buffer.
+    /// The output chunks in the receive buffer.
     pub outputs: &'a [ChunkExtent],
-    /// Elements per tile: what a slot of every link holds.
+    /// Elements per tile; every slot of every link has room for a tile.
     pub tile: u32,
-    /// Number of tiles, the same on all ranks: that of the longest chunk of any rank.
+    /// The number of tiles: that of the longest chunk of any rank, the same on all ranks.
     pub tiles: u64,
-    /// What the messages carry, xored with that of the work: the same on all ranks.
+    /// The tag of the messages, combined by xor with the tag of the work; the same on all ranks.
     pub tag: u32,
-    /// The links the rank may send on, as they stand in the launch's table.
+    /// The links on which the rank may send, in the order of the sending table of a launch.
     pub sending: &'a [LinkPort],
-    /// The links it may receive from.
+    /// The links from which the rank may receive, in the order of the receiving table.
     pub receiving: &'a [LinkPort],
 }
 
-/// A schedule and a binding that do not fit each other, or a step that the device cannot run. All are bugs of the plan or of an
-/// unproved schedule, none of the user.
+/// The schedule and the binding do not fit each other, or the device cannot run a step. This is a
+/// bug of the plan or an unproved schedule, never a mistake of the user.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
-    /// A tile of no elements, or tiles that do not cover a chunk.
+    /// A tile has no elements, or the tiles do not cover a chunk.
     #[error("rank {rank}: {tiles} tiles of {tile} elements do not hold a chunk of {elements}")]
     Tiles {
-        /// Whose program.
+        /// The rank of the program.
         rank: Rank,
         /// Elements per tile.
         tile: u32,
-        /// Number of tiles.
+        /// The number of tiles.
         tiles: u64,
-        /// The longest chunk.
+        /// Elements of the longest chunk.
         elements: u64,
     },
-    /// A step that the device cannot run.
+    /// The device cannot run a step.
     #[error("rank {rank}, lane {lane}, step {step}: {problem}")]
     Step {
-        /// Whose program.
+        /// The rank of the program.
         rank: Rank,
-        /// Where in it.
+        /// The lane of the step.
         lane: u32,
-        /// Where in the lane.
+        /// The index of the step in the lane.
         step: u32,
-        /// What is wrong.
+        /// The reason.
         problem: StepProblem,
     },
-    /// More than 2^32 words.
-    #[error("rank {rank}: the program is longer than its offsets can say")]
+    /// The program has more than 2^32 words.
+    #[error("rank {rank}: the program has more than 2^32 words")]
     TooLong {
-        /// Whose program.
+        /// The rank of the program.
         rank: Rank,
     },
 }
 
-/// What is wrong with a step.
+/// The reason why a step cannot be encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StepProblem {
-    /// Nothing to fold, or nowhere to put it.
-    #[error("a step has an input and an output")]
+    /// The step has no input or no output.
+    #[error("a step needs an input and an output")]
     Empty,
     /// Neither the schedule nor the binding has such a chunk.
     #[error("there is no {0:?}")]
@@ -99,20 +100,23 @@ pub enum StepProblem {
     /// The binding has no such link.
     #[error("no link is bound for {0:?}")]
     NoLink(LinkPort),
-    /// Two messages of a link in one step: which comes first would have to be said in every engine.
+    /// The step uses two messages of one link; their order would be undefined.
     #[error("{0:?} twice on one side")]
     LinkTwice(LinkPort),
-    /// The rank has no such step.
-    #[error("it comes after step {step} of lane {lane}, which does not exist")]
+    /// The step waits for a step that the rank does not have.
+    #[error("it waits for step {step} of lane {lane}, which does not exist")]
     NoStep {
         /// The other lane.
         lane: u32,
-        /// The step in it.
+        /// The step in that lane.
         step: u32,
     },
 }
 
-/// The program of `rank`, one word after the other as they go to the device.
+/// Encodes the program of `rank`, as it is copied to the device.
+///
+/// # Errors
+/// See [`EncodeError`].
 pub fn encode(
     schedule: &Schedule,
     rank: Rank,
@@ -141,7 +145,7 @@ pub fn encode(
     Ok(words)
 }
 
-/// What stands before the lanes.
+/// The parts of a program before its lanes.
 struct ProgramTables<'a> {
     tile: u32,
     inputs: &'a [ChunkExtent],
@@ -155,7 +159,7 @@ struct LaneSegment<I> {
     tag: u32,
 }
 
-/// Lays the words out, and has `push` write each step.
+/// Writes the words of a program; `push` writes each step.
 fn assemble<S, I: Iterator<Item = S>, E>(
     tables: &ProgramTables<'_>,
     lanes: Vec<Vec<LaneSegment<I>>>,
@@ -203,10 +207,11 @@ fn assemble<S, I: Iterator<Item = S>, E>(
     Ok(words)
 }
 
-/// What the steps of a rank want of others.
+/// What the steps of a rank use of each other.
 struct Reads {
+    /// The operands that any step reads.
     operands: HashSet<Operand>,
-    /// Lanes and steps that another comes after.
+    /// The lanes and steps for which another step waits.
     awaited: HashSet<(u32, u32)>,
 }
 
@@ -219,7 +224,8 @@ fn reads(schedule: &Schedule, rank: Rank) -> Reads {
     reads
 }
 
-/// A scratch chunk that no step reads serves only to be lent. Messages are copies here, so it need not be written.
+/// Removes outputs to scratch chunks that no step reads. In a schedule such chunks exist to be lent;
+/// here messages are always copies.
 fn without_unread(mut step: Step, reads: &Reads) -> Step {
     let unread =
         |o: &Operand| matches!(o, Operand::Local(Chunk::Scratch(_))) && !reads.operands.contains(o);
@@ -231,7 +237,7 @@ fn without_unread(mut step: Step, reads: &Reads) -> Step {
     step
 }
 
-/// The links of `rank`, sorted: those it sends on and those it receives from.
+/// The links on which `rank` sends, and those from which it receives, both sorted.
 pub fn ports(schedule: &Schedule, rank: Rank) -> (Vec<LinkPort>, Vec<LinkPort>) {
     let mut sending = Vec::new();
     let mut receiving = Vec::new();
@@ -354,7 +360,7 @@ mod tests {
         encode(schedule, rank, &binding)
     }
 
-    /// The step at `words[at..]`, and where the next one is.
+    /// Decodes the step at `words[at..]`; also returns where the next step begins.
     fn decode(words: &[u32], at: usize, links: &[Vec<LinkPort>; 2]) -> (Step, usize) {
         let count = |shift: u32| (words[at] >> shift & layout::COUNT_MASK) as usize;
         let operand = |word: u32, side: usize| {
@@ -381,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn every_step_can_be_read_back() {
+    fn every_step_can_be_decoded() {
         for schedule in [double_tree::schedule(13), uneven_example(), pat::schedule(11)] {
             for rank in 0..schedule.nranks {
                 let words = encoded(&schedule, rank).unwrap();

@@ -1,43 +1,46 @@
-//! Groups of sends and receives as a program: lanes of transfers one after the other, with absolute addresses.
+//! Encodes a group of sends and receives as a program: each lane runs transfers one after the
+//! other, between absolute addresses and links.
 
 use std::convert::Infallible;
 
 use super::layout::{KIND_INPUT, KIND_LINK, KIND_OUTPUT, KIND_SHIFT, OUTPUTS_SHIFT};
 use super::{ChunkExtent, LaneSegment, ProgramTables, assemble};
 
-/// An end of a transfer.
+/// The source or the destination of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransferEnd {
-    /// Memory that the device reaches.
+    /// The address of memory that the device reaches.
     Memory(u64),
-    /// The messages of a link: its index in the table of its direction.
+    /// The messages of a link, by its index in the table of its direction.
     Link(u32),
 }
 
-/// Bytes that go from one place to another, in tiles. With memory at both ends it is a copy.
+/// A transfer of bytes, in tiles. With memory at both ends it is a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkTransfer {
-    /// Where they come from.
+    /// The source.
     pub from: TransferEnd,
-    /// Where they go.
+    /// The destination.
     pub to: TransferEnd,
-    /// How many; zero is a message too.
+    /// The number of bytes; a transfer of no bytes is one empty message.
     pub bytes: u64,
-    /// What the messages carry, xored with that of the work: what both ends must agree on.
+    /// The tag of the messages, combined by xor with the tag of the work. Both ends must use the
+    /// same tag.
     pub tag: u32,
 }
 
-/// The program of `lanes`, each of which does its transfers one after the other, in tiles of `tile` bytes. Lanes do not wait for each
-/// other, and a link belongs to one lane. The work's `input` and `output` are 0, and its `element` is 1.
+/// Encodes a program of `lanes`, each of which runs its transfers one after the other, in tiles of
+/// `tile` bytes. Lanes do not wait for each other, and each link is used by one lane only. The
+/// `input` and `output` of the work are 0, and its `element` is 1.
 ///
 /// # Panics
-/// If `tile` is 0 or an index of a link does not fit 30 bits.
+/// `tile` is 0, or the index of a link does not fit into 30 bits.
 pub fn encode_transfers(lanes: &[Vec<LinkTransfer>], tile: u32) -> Vec<u32> {
-    assert!(tile > 0, "a tile holds something");
+    assert!(tile > 0, "a tile has at least one byte");
     let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
     let operand = |place, kind, extents: &mut Vec<ChunkExtent>, elements| match place {
         TransferEnd::Link(link) => {
-            assert!(link >> KIND_SHIFT == 0, "there are not so many links");
+            assert!(link >> KIND_SHIFT == 0, "the index of a link fits into 30 bits");
             KIND_LINK << KIND_SHIFT | link
         }
         TransferEnd::Memory(offset) => {
@@ -66,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lanes_are_segments_of_one_step() {
+    fn each_transfer_is_a_segment_of_one_step() {
         let far = 7 << 40;
         let send = LinkTransfer {
             from: TransferEnd::Memory(far),

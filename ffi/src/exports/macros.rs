@@ -42,7 +42,7 @@ macro_rules! abi {
             /// The client keeps the terms of `nccl.h`, which the function above states.
             #[unsafe(export_name = stringify!($name))]
             unsafe extern "C" fn exported($($argument: $type),*) $(-> $result)? {
-                let _range = maypole::internal::nvtx::Range::new(NAME);
+                let _range = maypole::internal::nvtx::NvtxRange::new(NAME);
                 // SAFETY: the client's promise is the one that the function asks for.
                 unsafe { $name($($argument),*) }
             }
@@ -53,7 +53,7 @@ macro_rules! abi {
             /// As for the exported symbol.
             #[unsafe(export_name = concat!("p", stringify!($name)))]
             unsafe extern "C" fn pnccl_alias($($argument: $type),*) $(-> $result)? {
-                let _range = maypole::internal::nvtx::Range::new(NAME);
+                let _range = maypole::internal::nvtx::NvtxRange::new(NAME);
                 // SAFETY: as above.
                 unsafe { $name($($argument),*) }
             }
