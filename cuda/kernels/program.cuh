@@ -1,6 +1,6 @@
-// The encoded program as the device reads it, and what a launch binds to it.
+// The layout of an encoded program, and the structures of a launch.
 //
-// The twin of src/encode/layout.rs and src/launch.rs, where every field is explained; tests compare the numbers.
+// src/encode/layout.rs and src/launch.rs declare the same and explain every field; a test compares the numbers.
 #pragma once
 #include "portable.cuh"
 
@@ -34,19 +34,19 @@ constexpr u32 PREFIX_WORDS = 512;
 struct LinkEnd {
   gptr<u8> slots;
   gptr<u64> heads;
-  gptr<u64> lines;
+  gptr<u64> ll;
   gptr<u64> filled;
   gptr<u64> drained;
   gptr<u64> position;
   u64 slot_bytes;
   u64 depth;
-  u64 line_words;
+  u64 ll_words;
 };
 static_assert(sizeof(LinkEnd) == 72, "LinkEnd is shared with the host");
 
 struct LaneState {
   u64 done, tile;
-  u32 segment, step, cursor, padding;
+  u32 segment, step, offset, padding;
 };
 static_assert(sizeof(LaneState) == 32, "LaneState is shared with the host");
 
@@ -66,7 +66,7 @@ struct Work {
   gptr<LaneState> lanes;
   gptr<Departed> departed;
   gptr<u64> abort;
-  gptr<u64> trouble;
+  gptr<u64> error;
   gptr<u64> finished;
   u64 parameter;
   u32 operation, tag, first_block, blocks, protocol, element;
@@ -76,10 +76,10 @@ static_assert(sizeof(Work) == 128, "Work is shared with the host");
 constexpr u32 MAX_WORKS = 30;
 constexpr u32 OPERATION_ADDRESS = 0x8000'0000;
 constexpr u32 PROTOCOL_SLOTS = 0;
-constexpr u32 PROTOCOL_LINES = 1;
-constexpr u32 TROUBLE_TAG = 1;
-constexpr u32 TROUBLE_LENGTH = 2;
-constexpr u32 TROUBLE_PROGRAM = 3;
+constexpr u32 PROTOCOL_LL = 1;
+constexpr u32 ERROR_TAG = 1;
+constexpr u32 ERROR_LENGTH = 2;
+constexpr u32 ERROR_PROGRAM = 3;
 
 struct Launch {
   u32 works, padding;

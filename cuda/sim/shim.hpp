@@ -72,8 +72,8 @@ static inline u64 load_relaxed(gptr<const u64> p) { return __atomic_load_n(p.hos
 static inline void store_relaxed(gptr<u64> p, u64 v) { __atomic_store_n(p.host(), v, __ATOMIC_RELAXED); }
 static inline u64 fetch_add(gptr<u64> p, u64 v) { return __atomic_fetch_add(p.host(), v, __ATOMIC_ACQ_REL); }
 
-static inline Line load_line(gptr<const u64> p) { return {load_relaxed(p), load_relaxed(p + 1)}; }
-static inline void store_line(gptr<u64> p, Line v) {
+static inline LlPair load_ll_pair(gptr<const u64> p) { return {load_relaxed(p), load_relaxed(p + 1)}; }
+static inline void store_ll_pair(gptr<u64> p, LlPair v) {
   store_relaxed(p, v.a);
   store_relaxed(p + 1, v.b);
 }

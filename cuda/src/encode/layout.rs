@@ -128,10 +128,10 @@ mod tests {
             ("MAX_WORKS", launch::MAX_WORKS as u32),
             ("OPERATION_ADDRESS", launch::ADDRESS),
             ("PROTOCOL_SLOTS", launch::SLOTS),
-            ("PROTOCOL_LINES", launch::LL),
-            ("TROUBLE_TAG", 1),
-            ("TROUBLE_LENGTH", 2),
-            ("TROUBLE_PROGRAM", 3),
+            ("PROTOCOL_LL", launch::LL),
+            ("ERROR_TAG", 1),
+            ("ERROR_LENGTH", 2),
+            ("ERROR_PROGRAM", 3),
         ];
         assert_eq!(device, host);
     }

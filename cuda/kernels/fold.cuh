@@ -1,36 +1,36 @@
-// A pass over memory: folds the inputs of a step by the balanced tree over their positions and writes every output.
+// Folds the inputs of a step in one pass over memory, by the balanced tree over their positions, and writes every output.
 //
-// A thread takes 16 bytes of each operand at a time, several at once so that many loads are under way, by loads as wide as the
-// alignment of all operands allows. What does not fill 16 bytes at the end, or stands before the first multiple of 16 where all
-// operands are aligned alike, is done by a thread per element.
+// A thread processes 16 bytes of each operand at a time, and several such packs at once so that many loads are in flight. Accesses
+// are as wide as the alignment of all operands allows. Single elements are processed by one thread each: those before the first
+// multiple of 16, if all operands have the same offset to one, and those at the end that do not fill 16 bytes.
 #pragma once
 #include "block.cuh"
 #include "operations.cuh"
 
-// A step as every thread needs it.
-struct Shape {
+// What every thread needs to know about a step.
+struct FoldShape {
   u32 inputs, outputs;
-  u32 own;     // bit k: input k is a contribution to be scaled
-  u32 finish;  // divide
-  u32 lines;   // bit j: operand j is a message in lines
+  u32 own;     // bit k: input k is a contribution that is scaled
+  u32 finish;  // whether the result is divided
+  u32 ll;      // bit j: operand j is an LL message
 };
 
-// Any operation, by a call.
-struct Called {
+// Any operation, by a function call.
+struct AnyFold {
   static constexpr bool SUMS = false;
   u32 node;
   __device__ INLINE Pack operator()(Pack a, Pack b) const { return combine(node, a, b); }
 };
-// A frequent one in the loop itself, for steps that neither scale nor divide.
+// A frequent operation, inlined into the loop, for steps that neither scale nor divide.
 template <Kind KIND>
-struct Sum {
+struct InlineSum {
   static constexpr bool SUMS = true;
   __device__ INLINE Pack operator()(Pack a, Pack b) const { return combine_inline<KIND, SUM>(a, b); }
 };
 
-// Values of the same place of all inputs, to one result. `v` has room for K; as many as there are inputs count.
+// Folds the packs of all inputs at one position. `v` has room for K inputs, of which `s.inputs` are used.
 template <class Op, u32 K>
-__device__ static INLINE Pack fold_tree(Op op, const Arithmetic& m, const Shape& s, Pack (&v)[K]) {
+__device__ static INLINE Pack fold_tree(Op op, const Arithmetic& m, const FoldShape& s, Pack (&v)[K]) {
   if (!Op::SUMS) {
 #pragma unroll
     for (u32 k = 0; k < K; k++) {
@@ -50,7 +50,7 @@ __device__ static INLINE Pack fold_tree(Op op, const Arithmetic& m, const Shape&
   return s.finish ? divide(m.dtype, v[0], m.divisor) : v[0];
 }
 
-// The first `bytes` bytes of a pack by accesses of `width` bytes, which divide it; the others are zero.
+// Loads the first `bytes` bytes of a pack by accesses of `width` bytes, of which `bytes` is a multiple; the rest is zero.
 __device__ static NOINLINE Pack load_part(gptr<const u8> at, u32 bytes, u32 width) {
   Pack v = {{0, 0, 0, 0}};
 #pragma unroll
@@ -75,7 +75,7 @@ __device__ static NOINLINE void store_part(gptr<u8> at, u32 bytes, u32 width, Pa
   }
 }
 
-// 16 bytes by accesses of `width` bytes.
+// Loads 16 bytes by accesses of `width` bytes.
 __device__ static INLINE Pack load_pack(gptr<const u8> at, u32 width) {
   if (width == 16) return *gcast<const Pack>(at);
   if (width < 4) return load_part(at, 16, width);
@@ -96,8 +96,8 @@ __device__ static INLINE void store_pack(gptr<u8> at, u32 width, Pack v) {
   }
 }
 
-// Single elements: `head` of them at the start, and those from `tail` to `elements`; fewer than 16 each.
-__device__ static NOINLINE void fold_ends(const Block& b, Shape s, u32 head, u32 tail, u32 elements) {
+// Folds single elements: the first `head`, and those from `tail` to `elements`; fewer than 16 each.
+__device__ static NOINLINE void fold_ends(const Block& b, FoldShape s, u32 head, u32 tail, u32 elements) {
   for (u32 t = threadIdx.x; t < 32; t += blockDim.x) {
     const u32 i = t < 16 ? t : tail + t - 16;
     if (i >= (t < 16 ? head : elements)) continue;
@@ -106,16 +106,16 @@ __device__ static NOINLINE void fold_ends(const Block& b, Shape s, u32 head, u32
 #pragma unroll
     for (u32 k = 0; k < MAX_FAN; k++)
       if (k < s.inputs) v[k] = load_part(b.operands.at[k] + at, b.work.element, b.work.element);
-    const Pack r = fold_tree<Called, MAX_FAN>(Called{b.arithmetic.node}, b.arithmetic, s, v);
+    const Pack r = fold_tree<AnyFold, MAX_FAN>(AnyFold{b.arithmetic.node}, b.arithmetic, s, v);
 #pragma unroll 1
     for (u32 o = 0; o < s.outputs; o++) store_part(b.operands.at[MAX_FAN + o] + at, b.work.element, b.work.element, r);
   }
 }
 
-// The packs `first + threadIdx.x`, every blockDim.x-th, up to `packs`, U at a time; returns the first that is left. `from` bytes are skipped.
-// WIDE: `width` is 16.
+// Folds the packs from `first` to `packs`, which lie behind `from` bytes, U packs of each thread at a time. Returns the first pack that
+// is left. If WIDE, `width` is 16.
 template <class Op, u32 K, u32 U, bool WIDE>
-__device__ static INLINE u32 fold_packs(Op op, const Block& b, const Shape& s, u32 width, u64 from, u32 first, u32 packs) {
+__device__ static INLINE u32 fold_packs(Op op, const Block& b, const FoldShape& s, u32 width, u64 from, u32 first, u32 packs) {
   const u32 stride = blockDim.x * U;
 #pragma unroll 1
   for (; packs - first >= (U == 1 ? 1 : stride) && first < packs; first += stride) {
@@ -142,12 +142,12 @@ __device__ static INLINE u32 fold_packs(Op op, const Block& b, const Shape& s, u
 }
 
 template <class Op, u32 K, u32 U, bool WIDE>
-__device__ static NOINLINE void fold_all(Op op, const Block& b, Shape s, u32 width, u64 from, u32 packs) {
+__device__ static NOINLINE void fold_all(Op op, const Block& b, FoldShape s, u32 width, u64 from, u32 packs) {
   const u32 left = fold_packs<Op, K, U, WIDE>(op, b, s, width, from, 0, packs);
   fold_packs<Op, K, 1, WIDE>(op, b, s, width, from, left, packs);
 }
 
-// Copies, whatever the type: pieces of type T, U at a time.
+// Copies, for every data type: pieces of type T, U of each thread at a time.
 template <class T, u32 U>
 __device__ static INLINE u32 copy_pieces(const Block& b, u32 outputs, u64 from, u32 first, u32 pieces) {
   const gptr<const T> source = gcast<const T>(b.operands.at[0] + from);
@@ -180,10 +180,10 @@ __device__ static NOINLINE void copy_all(const Block& b, u32 outputs, u64 from, 
   copy_pieces<T, 1>(b, outputs, from, left, pieces);
 }
 
-// The whole pass, for operands that are all memory.
-__device__ static INLINE void pass(const Block& b, Shape s, u32 elements) {
+// Folds a step whose operands are all in memory.
+__device__ static INLINE void fold_step(const Block& b, FoldShape s, u32 elements) {
   const u32 element = b.work.element;
-  // How the operands are aligned: alike if all have the low bits of the first.
+  // `other` is a multiple of 16 if all operands have the same offset to a multiple of 16.
   const u64 first = address_of(b.operands.at[0]);
   u64 any = 0, other = 0;
   for (u32 j = 0; j < s.inputs + s.outputs; j++) {
@@ -211,17 +211,17 @@ __device__ static INLINE void pass(const Block& b, Shape s, u32 elements) {
       default: return copy_all<u8>(b, s.outputs, from, packs * 16);
     }
   }
-  const Called op = {b.arithmetic.node};
+  const AnyFold op = {b.arithmetic.node};
   if (width != 16) {
-    if (s.inputs > 2) return fold_all<Called, 8, 1, false>(op, b, s, width, from, packs);
-    return fold_all<Called, 2, 2, false>(op, b, s, width, from, packs);
+    if (s.inputs > 2) return fold_all<AnyFold, 8, 1, false>(op, b, s, width, from, packs);
+    return fold_all<AnyFold, 2, 2, false>(op, b, s, width, from, packs);
   }
-  if (s.inputs > 4) return fold_all<Called, 8, 1, true>(op, b, s, width, from, packs);
-  if (s.inputs > 2) return fold_all<Called, 4, 2, true>(op, b, s, width, from, packs);
+  if (s.inputs > 4) return fold_all<AnyFold, 8, 1, true>(op, b, s, width, from, packs);
+  if (s.inputs > 2) return fold_all<AnyFold, 4, 2, true>(op, b, s, width, from, packs);
   switch (s.own != 0 || s.finish ? ~0u : op.node) {
-    case node_of(SINGLE, SUM): return fold_all<Sum<SINGLE>, 2, 4, true>({}, b, s, width, from, packs);
-    case node_of(BFLOAT, SUM): return fold_all<Sum<BFLOAT>, 2, 4, true>({}, b, s, width, from, packs);
-    case node_of(HALF, SUM): return fold_all<Sum<HALF>, 2, 4, true>({}, b, s, width, from, packs);
-    default: return fold_all<Called, 2, 4, true>(op, b, s, width, from, packs);
+    case node_of(SINGLE, SUM): return fold_all<InlineSum<SINGLE>, 2, 4, true>({}, b, s, width, from, packs);
+    case node_of(BFLOAT, SUM): return fold_all<InlineSum<BFLOAT>, 2, 4, true>({}, b, s, width, from, packs);
+    case node_of(HALF, SUM): return fold_all<InlineSum<HALF>, 2, 4, true>({}, b, s, width, from, packs);
+    default: return fold_all<AnyFold, 2, 4, true>(op, b, s, width, from, packs);
   }
 }
