@@ -117,8 +117,8 @@ pub(crate) struct Tuner {
     pub(crate) copies: Vec<u32>,
 }
 
-/// A schedule of more steps, of all ranks together, is considered only if every other schedule has
-/// more than this too: to prove and to cost it would take seconds.
+/// A schedule of more steps than this, of all ranks together, is considered only if no other
+/// schedule has fewer steps: to prove and to cost it would take seconds.
 const MAX_STEPS: u64 = 1 << 17;
 
 /// The most steps that are executed in the model for one choice, of all candidates together. The
