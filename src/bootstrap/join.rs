@@ -28,7 +28,7 @@ pub struct Joined {
     pub rank: u32,
     /// The number of ranks.
     pub nranks: u32,
-    /// What each rank said of itself, in the order of the ranks.
+    /// The rank info of each rank, in the order of the ranks.
     pub infos: Vec<Vec<u8>>,
     /// The connections between ranks that the bootstrap made.
     pub control: ControlTree,

@@ -326,7 +326,8 @@ impl RootServer {
         if self.connected() + self.unregistered.len() > 0 {
             self.idle_since = Instant::now();
         }
-        // Only rank 0 is left, collecting infos: who comes now comes for another communicator.
+        // Only rank 0 is left, to collect rank infos. A new connection would be for another
+        // communicator.
         if self.is_complete() && self.connected() <= 1 {
             self.acceptor.close();
         }

@@ -93,23 +93,23 @@ impl ServedCommunicator {
 
     /// Continues an inquiry with the answer of the rank that was asked.
     pub(super) fn answered(&mut self, purpose: Purpose, answer: &ActivityAnswer) {
-        let (me, asked) = (self.shared.rank, purpose.asked());
-        let (ours, theirs) = (self.shared.record.read(), &answer.snapshot);
-        if let Some(verdict) = Verdict::compare((me, &ours), (asked, theirs)) {
+        let (rank, asked) = (self.shared.rank, purpose.asked());
+        let (own, peers_calls) = (self.shared.record.read(), &answer.snapshot);
+        if let Some(verdict) = Verdict::compare((rank, &own), (asked, peers_calls)) {
             return self.decide(verdict, None);
         }
         match purpose {
             Purpose::Mismatch { peer, fallback } => {
                 let what = format!(
-                    "rank {me} is at {}, rank {peer} at {}; {fallback}",
-                    ours.last(),
-                    theirs.last()
+                    "rank {rank} is at {}, rank {peer} at {}; {fallback}",
+                    own.last(),
+                    peers_calls.last()
                 );
-                self.decide(Verdict::Mismatch { ranks: [me, peer], what }, None);
+                self.decide(Verdict::Mismatch { ranks: [rank, peer], what }, None);
             }
             Purpose::LongWait { since, sequence, chain } => {
                 // The wait may have ended meanwhile.
-                if self.still_waits(&ours, sequence) {
+                if self.still_waits(&own, sequence) {
                     self.follow_chain(since, sequence, chain, answer);
                 }
             }
@@ -147,14 +147,14 @@ impl ServedCommunicator {
         }
         match purpose {
             Purpose::Mismatch { peer, fallback } => {
-                let me = self.shared.rank;
-                let ours = self.shared.record.read().last();
-                let what = format!("rank {me} is at {ours}; {fallback}");
-                self.decide(Verdict::Mismatch { ranks: [me, peer], what }, None);
+                let rank = self.shared.rank;
+                let own = self.shared.record.read().last();
+                let what = format!("rank {rank} is at {own}; {fallback}");
+                self.decide(Verdict::Mismatch { ranks: [rank, peer], what }, None);
             }
             Purpose::LongWait { since, sequence, chain } => {
-                let ours = self.shared.record.read();
-                if !self.still_waits(&ours, sequence) {
+                let own = self.shared.record.read();
+                if !self.still_waits(&own, sequence) {
                     return;
                 }
                 let stopped = |rank: &Rank| self.state_of(*rank) == Some(ProcessState::Stopped);
@@ -175,20 +175,20 @@ impl ServedCommunicator {
         &self,
         since: Instant,
         chain: Vec<Rank>,
-        theirs: Option<&RecorderSnapshot>,
+        peers_calls: Option<&RecorderSnapshot>,
         reason: Reason,
     ) {
-        let ours = self.shared.record.read();
+        let own = self.shared.record.read();
         let culprit = chain.last().copied().unwrap_or(self.shared.rank);
         let peer = &self.peers[culprit as usize];
         let report = Report {
             rank: self.shared.rank,
-            call: ours.last(),
+            call: own.last(),
             waited: since.elapsed(),
             chain,
             host: peer.host.clone(),
             pid: peer.process.pid,
-            their_call: theirs.map(RecorderSnapshot::last),
+            their_call: peers_calls.map(RecorderSnapshot::last),
             reason,
         };
         log::warn!("{report}");
@@ -202,9 +202,9 @@ impl ServedCommunicator {
 
     /// The state of the process of a rank, if this process can see it and is not that process.
     fn state_of(&self, rank: Rank) -> Option<ProcessState> {
-        let me = &self.peers[self.shared.rank as usize].process;
+        let own = &self.peers[self.shared.rank as usize].process;
         let PeerInfo { process, same_host, .. } = self.peers.get(rank as usize)?;
-        (*same_host && me.shares_namespace_with(process) && me.pid != process.pid)
+        (*same_host && own.shares_namespace_with(process) && own.pid != process.pid)
             .then(|| process.state())
     }
 
