@@ -96,7 +96,7 @@ fn ring() -> (SlotSender, SlotReceiver) {
         slot_bytes: SLOT,
         depth: DEPTH as u32,
         ack: &raw const memory.ack,
-        lends: true,
+        same_process: true,
     };
     // SAFETY: the memory is as `place` says, kept by the pair, and has these two ends alone.
     unsafe {

@@ -63,7 +63,7 @@ impl Shape {
             slots,
             slot_bytes: self.slot_bytes,
             depth: self.depth,
-            heads: heads.cast::<Cell<u64>>(),
+            headers: heads.cast::<Cell<u64>>(),
             filled: filled.cast::<AtomicU64>(),
             drained: drained.cast::<AtomicU64>(),
         }
@@ -124,7 +124,7 @@ mod tests {
                     [end.slots, end.heads, end.filled, end.drained].map(|a| a as usize),
                     [
                         place.slots.addr(),
-                        place.heads.addr(),
+                        place.headers.addr(),
                         place.filled.addr(),
                         place.drained.addr(),
                     ]

@@ -1,6 +1,7 @@
-//! One-way time of small messages over flag lines between two processes, each on a core of its own.
+//! Measures the one-way time of small LL messages between two processes, each on a core of its own.
 //!
-//! `cargo run --release -p maypole-transport --example pingpong [bytes]`; prints the fastest and the median batch.
+//! Run `cargo run --release -p maypole-transport --example pingpong [bytes]`. It prints the fastest
+//! and the median batch.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -19,7 +20,7 @@ fn main() {
     if let [_, role, bytes, address] = &arguments[..]
         && role == "child"
     {
-        let mut link = Ends::new(1, |own| {
+        let mut link = PingPongEnd::new(1, |own| {
             println!("{own}");
             address.clone()
         });
@@ -32,7 +33,7 @@ fn main() {
     }
     let bytes: usize = arguments.get(1).map_or(8, |bytes| bytes.parse().unwrap());
     let mut child = None;
-    let mut link = Ends::new(0, |own| {
+    let mut link = PingPongEnd::new(0, |own| {
         let mut started = Command::new(std::env::current_exe().unwrap())
             .args(["child", &bytes.to_string(), &own])
             .stdout(Stdio::piped())
@@ -65,7 +66,7 @@ fn main() {
     .unwrap();
 }
 
-struct Ends {
+struct PingPongEnd {
     endpoint: Endpoint,
     sender: LlSender,
     receiver: LlReceiver,
@@ -73,7 +74,7 @@ struct Ends {
     _slots: (Outgoing, Incoming),
 }
 
-impl Ends {
+impl PingPongEnd {
     fn new(rank: u32, exchange: impl FnOnce(String) -> String) -> Self {
         pin(rank as usize);
         let layout = InboxLayout { nranks: 2, channels: 1, slot_bytes: 4096, depth: 1 };
@@ -103,11 +104,11 @@ impl Ends {
 
     fn receive(&mut self, bytes: usize) {
         let Self { endpoint, receiver, data, .. } = self;
-        let come = endpoint.doorbell().wait(100_000, 10, Some(Duration::from_secs(10)), || {
+        let arrived = endpoint.doorbell().wait(100_000, 10, Some(Duration::from_secs(10)), || {
             receiver.poll(bytes, 7) == LlPoll::Ready
         });
-        assert!(come);
-        // SAFETY: the message is there, and no message is longer than `data`.
+        assert!(arrived);
+        // SAFETY: the message has arrived, and no message is longer than `data`.
         unsafe { receiver.read(data.as_mut_ptr(), bytes) };
         std::hint::black_box(data[0]);
         receiver.release();
@@ -115,7 +116,7 @@ impl Ends {
 }
 
 fn pin(core: usize) {
-    // SAFETY: the set is alive, all zeros is an empty one, and the core's number fits it.
+    // SAFETY: the set is alive, all zeros is an empty set, and the number of the core fits it.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(core, &mut set);

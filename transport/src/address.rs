@@ -1,41 +1,45 @@
-//! The address of an endpoint: where its peers find it, and by which links.
+//! The address of an endpoint: where its peers find it, and by which kinds of link.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::error::LinkError;
 use crate::host;
 
-/// What ranks that are threads of one process have in common.
-pub(crate) type Token = [u8; 20];
+/// A value that ranks in threads of one process have in common.
+pub(crate) type ProcessToken = [u8; 20];
 
-/// First byte of an address: its format.
+/// The first byte of an address: its format.
 const VERSION: u8 = 2;
-/// Most bytes of an address.
-const MOST: usize = 128;
+/// Maximum number of bytes of an address.
+const MAX_BYTES: usize = 128;
 
-/// How two ranks reach each other.
+/// The kind of link between two ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum LinkKind {
+    /// Both are threads of one process.
     Local,
+    /// Both are processes of one host that share memory.
     Shm,
+    /// All others.
     Tcp,
 }
 
-/// An address, taken apart.
+/// A decoded address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Address {
-    pub(crate) token: Token,
+pub(crate) struct EndpointAddress {
+    pub(crate) token: ProcessToken,
     pub(crate) host: host::HostId,
-    /// Name of the UNIX socket; empty without shared memory.
+    /// The name of the UNIX socket; empty without shared memory.
     pub(crate) shm: Vec<u8>,
-    /// TCP connections that it wants with a peer.
+    /// Number of TCP streams that it wants per peer.
     pub(crate) streams: u8,
-    /// Where it listens; empty without TCP.
+    /// The addresses at which it listens; empty without TCP.
     pub(crate) tcp: Vec<SocketAddr>,
 }
 
-impl Address {
-    /// Bytes, at most [`MOST`]: TCP addresses for which there is no room are left out.
+impl EndpointAddress {
+    /// Encodes the address in at most [`MAX_BYTES`] bytes. TCP addresses for which there is no room
+    /// are left out.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = vec![VERSION];
         out.extend(self.token);
@@ -48,7 +52,7 @@ impl Address {
                 IpAddr::V4(ip) => &ip.octets(),
                 IpAddr::V6(ip) => &ip.octets(),
             };
-            if out.len() + ip.len() + 3 <= MOST {
+            if out.len() + ip.len() + 3 <= MAX_BYTES {
                 out.push(ip.len() as u8);
                 out.extend(ip);
                 out.extend(address.port().to_le_bytes());
@@ -58,7 +62,8 @@ impl Address {
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, LinkError> {
-        Self::parse(bytes).ok_or(LinkError::Misuse { what: "this is no address of an endpoint" })
+        Self::parse(bytes)
+            .ok_or(LinkError::Misuse { what: "these bytes are not an address of an endpoint" })
     }
 
     fn parse(bytes: &[u8]) -> Option<Self> {
@@ -80,31 +85,33 @@ impl Address {
             tcp.push(SocketAddr::new(ip, u16::from_le_bytes(*port)));
             rest = more;
         }
-        let whole = version == VERSION && bytes.len() <= MOST;
+        let whole = version == VERSION && bytes.len() <= MAX_BYTES;
         whole.then(|| Self { token: *token, host: *host, shm: shm.to_vec(), streams, tcp })
     }
 
-    /// How the ranks at these addresses reach each other: the same from both ends. None if they do not.
-    pub(crate) fn way(&self, other: &Self) -> Option<Way> {
+    /// The kind of link between the ranks at these two addresses, the same from both ends. `None`
+    /// if they cannot reach each other.
+    pub(crate) fn link_kind(&self, other: &Self) -> Option<LinkKind> {
         if self.token == other.token {
-            Some(Way::Local)
+            Some(LinkKind::Local)
         } else if self.host == other.host && !self.shm.is_empty() && !other.shm.is_empty() {
-            Some(Way::Shm)
+            Some(LinkKind::Shm)
         } else if !self.tcp.is_empty() && !other.tcp.is_empty() {
-            Some(Way::Tcp)
+            Some(LinkKind::Tcp)
         } else {
             None
         }
     }
 
-    /// Where to dial it from `here`: loopback first on the same host, and on another only if there is nothing else.
-    pub(crate) fn reachable_from(&self, here: &Self) -> Vec<SocketAddr> {
-        let (near, mut far): (Vec<SocketAddr>, Vec<SocketAddr>) =
+    /// The TCP addresses to dial from the rank at `dialer`, in order. Loopback addresses come first
+    /// on the same host; for another host they are only used if there are no others.
+    pub(crate) fn tcp_addresses_from(&self, dialer: &Self) -> Vec<SocketAddr> {
+        let (loopback, mut others): (Vec<SocketAddr>, Vec<SocketAddr>) =
             self.tcp.iter().partition(|address| address.ip().is_loopback());
-        if self.host == here.host || far.is_empty() {
-            far.splice(0..0, near);
+        if self.host == dialer.host || others.is_empty() {
+            others.splice(0..0, loopback);
         }
-        far
+        others
     }
 }
 
@@ -112,8 +119,8 @@ impl Address {
 mod tests {
     use super::*;
 
-    fn address(token: u8, host: u8, shm: bool, tcp: &[&str]) -> Address {
-        Address {
+    fn address(token: u8, host: u8, shm: bool, tcp: &[&str]) -> EndpointAddress {
+        EndpointAddress {
             token: [token; 20],
             host: [host; 16],
             shm: if shm { vec![b'x'; 40] } else { vec![] },
@@ -122,34 +129,34 @@ mod tests {
         }
     }
 
-    const FOUR: [&str; 4] = ["10.0.0.1:1", "10.0.0.2:2", "127.0.0.1:3", "[fd00::1]:4"];
+    const TCP_ADDRESSES: [&str; 4] = ["10.0.0.1:1", "10.0.0.2:2", "127.0.0.1:3", "[fd00::1]:4"];
 
     #[test]
-    fn an_address_survives_the_wire_and_a_damaged_one_is_refused() {
-        let whole = address(1, 2, true, &FOUR);
+    fn an_address_decodes_to_itself_and_a_damaged_one_is_refused() {
+        let whole = address(1, 2, true, &TCP_ADDRESSES);
         let bytes = whole.encode();
-        assert!(bytes.len() <= MOST);
-        assert_eq!(Address::decode(&bytes).unwrap(), whole);
-        assert!(Address::decode(&bytes[..bytes.len() - 1]).is_err());
-        assert!(Address::decode(b"").is_err());
-        let many = address(1, 2, true, &["[fd00::1]:4"; 5]);
-        assert_eq!(Address::decode(&many.encode()).unwrap().tcp.len(), 2);
+        assert!(bytes.len() <= MAX_BYTES);
+        assert_eq!(EndpointAddress::decode(&bytes).unwrap(), whole);
+        assert!(EndpointAddress::decode(&bytes[..bytes.len() - 1]).is_err());
+        assert!(EndpointAddress::decode(b"").is_err());
+        let too_many = address(1, 2, true, &["[fd00::1]:4"; 5]);
+        assert_eq!(EndpointAddress::decode(&too_many.encode()).unwrap().tcp.len(), 2);
     }
 
     #[test]
-    fn both_ends_choose_the_same_way() {
-        let one = address(1, 1, true, &FOUR);
-        for (other, way) in [
-            (address(1, 1, true, &FOUR), Some(Way::Local)),
-            (address(2, 1, true, &FOUR), Some(Way::Shm)),
-            (address(2, 1, false, &FOUR), Some(Way::Tcp)),
-            (address(2, 2, true, &FOUR), Some(Way::Tcp)),
+    fn both_ends_choose_the_same_kind_of_link() {
+        let one = address(1, 1, true, &TCP_ADDRESSES);
+        for (other, kind) in [
+            (address(1, 1, true, &TCP_ADDRESSES), Some(LinkKind::Local)),
+            (address(2, 1, true, &TCP_ADDRESSES), Some(LinkKind::Shm)),
+            (address(2, 1, false, &TCP_ADDRESSES), Some(LinkKind::Tcp)),
+            (address(2, 2, true, &TCP_ADDRESSES), Some(LinkKind::Tcp)),
             (address(2, 2, true, &[]), None),
         ] {
-            assert_eq!((one.way(&other), other.way(&one)), (way, way));
+            assert_eq!((one.link_kind(&other), other.link_kind(&one)), (kind, kind));
         }
-        assert_eq!(one.reachable_from(&one)[0].port(), 3);
-        let ports = |there: &Address| there.reachable_from(&address(2, 2, true, &[])).len();
-        assert_eq!((ports(&one), ports(&address(1, 1, true, &FOUR[2..3]))), (3, 1));
+        assert_eq!(one.tcp_addresses_from(&one)[0].port(), 3);
+        let ports = |to: &EndpointAddress| to.tcp_addresses_from(&address(2, 2, true, &[])).len();
+        assert_eq!((ports(&one), ports(&address(1, 1, true, &TCP_ADDRESSES[2..3]))), (3, 1));
     }
 }

@@ -1,11 +1,14 @@
-//! The counted ring: messages between a kernel of a device and the host, whose only news are two counters.
+//! The device ring: messages between a kernel on a device and the host, announced by two counters.
 //!
-//! The sender fills slot `n % depth`, writes the *head* of message `n` (its length and tag) and stores `filled = n + 1`; the receiver
-//! is done with the slot when it stores `drained = n + 1`. Both counters count since the ring was made and start at zero, so who comes later,
-//! another launch of a kernel say, goes on where they stand. There is no doorbell: a device can ring none, so whoever waits polls.
+//! The sender fills slot `n % depth`, writes the *message header* of message `n` (its length and
+//! tag) and stores `filled = n + 1`. The receiver releases the slot when it stores
+//! `drained = n + 1`. Both counters start at zero when the ring is made and are never reset, so a
+//! later user, such as another launch of a kernel, continues where they stand. There is no
+//! doorbell, because a device cannot ring one: a side that waits polls.
 //!
-//! A kernel's side of this is `LinkEnd` in `cuda/src/launch.rs`. The host's proxy has the receiving end of one ring and the sending end
-//! of another. What a device does to memory of the host it does in the order of its release stores, at system scope.
+//! A kernel's side of the protocol is `LinkEnd` in `cuda/src/launch.rs`. The host's proxy holds the
+//! receiving end of one ring and the sending end of another. A device accesses host memory in the
+//! order of its release stores, at system scope.
 
 use core::any::Any;
 use std::sync::Arc;
@@ -15,20 +18,20 @@ use crate::error::LinkError;
 use crate::link::{ReceivedMessage, SlotMut};
 use crate::sync::{AtomicU64, Cell, Ordering};
 
-/// Where the words of a counted ring live, as this process sees them.
+/// The addresses of the parts of a device ring, in this process.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceRingMemory {
-    /// First slot; aligned to 64.
+    /// The first slot; aligned to 64.
     pub slots: *mut u8,
-    /// Bytes of a slot and distance to the next; a multiple of 64, below 4 GiB.
+    /// Bytes from one slot to the next; a multiple of 64, below 4 GiB.
     pub slot_bytes: usize,
-    /// Slots of the ring, at least one.
+    /// Number of slots, at least one.
     pub depth: u32,
-    /// Per slot: bytes of its message << 32 | tag.
-    pub heads: *const Cell<u64>,
-    /// Counter: messages that the sender has put into slots.
+    /// One message header per slot: bytes of the message << 32 | tag.
+    pub headers: *const Cell<u64>,
+    /// Counter of the messages that the sender has put into slots.
     pub filled: *const AtomicU64,
-    /// Counter: messages that the receiver has done with.
+    /// Counter of the messages that the receiver has released.
     pub drained: *const AtomicU64,
 }
 
@@ -41,84 +44,89 @@ impl DeviceRingMemory {
         self.slots.wrapping_add(self.index(number) * self.slot_bytes)
     }
 
-    fn head(&self, number: u64) -> &Cell<u64> {
-        // SAFETY: `new` of either end was promised `depth` heads that live as long as it.
-        unsafe { &*self.heads.add(self.index(number)) }
+    fn header(&self, number: u64) -> &Cell<u64> {
+        // SAFETY: the caller of `new` of either end promised `depth` headers that live as long as
+        // it.
+        unsafe { &*self.headers.add(self.index(number)) }
     }
 
     fn filled(&self) -> &AtomicU64 {
-        // SAFETY: as in `head`.
+        // SAFETY: as in `header`.
         unsafe { &*self.filled }
     }
 
     fn drained(&self) -> &AtomicU64 {
-        // SAFETY: as in `head`.
+        // SAFETY: as in `header`.
         unsafe { &*self.drained }
     }
 }
 
-/// The end that fills slots. Used by one thread at a time.
+/// The sending end. Used by one thread at a time.
 pub struct DeviceRingSender {
-    end: End,
-    /// As far as it is known.
+    end: DeviceRingEnd,
+    /// The last value of the counter that was read.
     drained: u64,
 }
 
-/// The end that drains slots. Used by one thread at a time.
+/// The receiving end. Used by one thread at a time.
 pub struct DeviceRingReceiver {
-    end: End,
-    /// As far as it is known.
+    end: DeviceRingEnd,
+    /// The last value of the counter that was read.
     filled: u64,
 }
 
-struct End {
-    place: DeviceRingMemory,
-    /// The rank at the far end of the way that the messages go, for errors.
+struct DeviceRingEnd {
+    memory: DeviceRingMemory,
+    /// The rank from or to which the messages travel, for errors.
     peer: Rank,
-    /// Messages that this end has sent or released.
+    /// Number of messages that this end has sent or released.
     count: u64,
     _keep: Arc<dyn Any + Send + Sync>,
 }
 
-// SAFETY: the memory is kept by `_keep`, and this end's side of the protocol moves with it.
-unsafe impl Send for End {}
+// SAFETY: `_keep` keeps the memory alive, and this end's role in the protocol moves with it.
+unsafe impl Send for DeviceRingEnd {}
 
-impl End {
+impl DeviceRingEnd {
     fn corrupt(&self, why: &'static str) -> LinkError {
         LinkError::Corrupt { peer: self.peer, why }
     }
 }
 
 impl DeviceRingSender {
-    /// The sending end of a fresh ring, of messages from `peer`.
+    /// The sending end of a fresh ring of messages from `peer`.
     ///
     /// # Safety
-    /// The memory of `place` is as its fields say, its counters are zero; it lives as long as `keep`, and has no other sending end.
+    /// The memory of `memory` is as its fields say and its counters are zero. It lives as long as
+    /// `keep`, and has no other sending end.
     pub unsafe fn new(
-        place: DeviceRingMemory,
+        memory: DeviceRingMemory,
         peer: Rank,
         keep: Arc<dyn Any + Send + Sync>,
     ) -> Self {
-        debug_assert!(place.depth > 0 && place.slots.align_offset(64) == 0);
-        Self { end: End { place, peer, count: 0, _keep: keep }, drained: 0 }
+        debug_assert!(memory.depth > 0 && memory.slots.align_offset(64) == 0);
+        Self { end: DeviceRingEnd { memory, peer, count: 0, _keep: keep }, drained: 0 }
     }
 
-    /// The next free slot; None as long as all hold messages that were not drained.
+    /// The next free slot; `None` while all slots hold messages that are not released.
     ///
     /// # Errors
-    /// A counter that no correct receiver writes.
+    /// The counter has a value that no correct receiver writes.
     pub fn reserve(&mut self) -> Result<Option<SlotMut>, LinkError> {
-        let (place, count) = (&self.end.place, self.end.count);
-        if count.wrapping_sub(self.drained) >= u64::from(place.depth) {
-            // Pairs as `counted-drained`: the receiver's reads of the slot happen before our next stores to it.
-            self.drained = place.drained().load(Ordering::Acquire);
+        let (memory, count) = (&self.end.memory, self.end.count);
+        if count.wrapping_sub(self.drained) >= u64::from(memory.depth) {
+            // Acquire, paired as `device-drained`: the receiver's reads of a slot happen before the
+            // next stores to it.
+            self.drained = memory.drained().load(Ordering::Acquire);
         }
         match count.checked_sub(self.drained) {
-            Some(held) if held < u64::from(place.depth) => {
-                Ok(Some(SlotMut { data: place.slot(count), capacity: place.slot_bytes }))
+            Some(held) if held < u64::from(memory.depth) => {
+                Ok(Some(SlotMut { data: memory.slot(count), capacity: memory.slot_bytes }))
             }
-            Some(held) if held == u64::from(place.depth) => Ok(None),
-            _ => Err(self.end.corrupt("its ring was drained of messages that it never held")),
+            Some(held) if held == u64::from(memory.depth) => Ok(None),
+            _ => Err(self
+                .end
+                .corrupt("it released messages of its device ring that were never sent")),
         }
     }
 
@@ -127,80 +135,89 @@ impl DeviceRingSender {
     /// # Panics
     /// If no slot is free or `len` exceeds its capacity: a bug of the caller.
     pub fn send(&mut self, len: usize, tag: u32) {
-        let (place, count) = (&self.end.place, self.end.count);
+        let (memory, count) = (&self.end.memory, self.end.count);
         let held = count.wrapping_sub(self.drained);
-        assert!(held < u64::from(place.depth), "send without a free slot");
-        assert!(len <= place.slot_bytes, "a message longer than its slot");
-        // SAFETY: slot and head are ours until `filled` is stored.
-        place.head(count).with_mut(|head| unsafe { *head = (len as u64) << 32 | u64::from(tag) });
+        assert!(held < u64::from(memory.depth), "send without a free slot");
+        assert!(len <= memory.slot_bytes, "a message longer than its slot");
+        // SAFETY: this end may write slot and header until `filled` is stored.
+        memory
+            .header(count)
+            .with_mut(|header| unsafe { *header = (len as u64) << 32 | u64::from(tag) });
         self.end.count += 1;
-        // Pairs as `counted-filled`.
-        place.filled().store(self.end.count, Ordering::Release);
+        // Release, paired as `device-filled`.
+        memory.filled().store(self.end.count, Ordering::Release);
     }
 
-    /// Messages sent so far.
+    /// Number of messages sent so far.
     pub fn sent(&self) -> u64 {
         self.end.count
     }
 }
 
 impl DeviceRingReceiver {
-    /// The receiving end of a fresh ring, of messages for `peer`.
+    /// The receiving end of a fresh ring of messages for `peer`.
     ///
     /// # Safety
-    /// As for [`DeviceRingSender::new`], of receiving ends.
+    /// As for [`DeviceRingSender::new`]; the ring has no other receiving end.
     pub unsafe fn new(
-        place: DeviceRingMemory,
+        memory: DeviceRingMemory,
         peer: Rank,
         keep: Arc<dyn Any + Send + Sync>,
     ) -> Self {
-        debug_assert!(place.depth > 0 && place.slots.align_offset(64) == 0);
-        Self { end: End { place, peer, count: 0, _keep: keep }, filled: 0 }
+        debug_assert!(memory.depth > 0 && memory.slots.align_offset(64) == 0);
+        Self { end: DeviceRingEnd { memory, peer, count: 0, _keep: keep }, filled: 0 }
     }
 
-    /// The first message that is not released; None if it has not arrived. Sequences count from 1, as those of links.
+    /// The first message that is not released; `None` if it has not arrived. Sequences count from
+    /// 1, as on links.
     ///
     /// # Errors
-    /// A counter or a head that no correct sender writes.
+    /// The counter or the header has a value that no correct sender writes.
     pub fn receive(&mut self) -> Result<Option<ReceivedMessage>, LinkError> {
-        let (place, count) = (&self.end.place, self.end.count);
+        let (memory, count) = (&self.end.memory, self.end.count);
         if self.filled == count {
-            // Pairs as `counted-filled`: head and slot are there.
-            self.filled = place.filled().load(Ordering::Acquire);
+            // Acquire, paired as `device-filled`: header and slot are written.
+            self.filled = memory.filled().load(Ordering::Acquire);
         }
         match self.filled.checked_sub(count) {
             Some(0) => return Ok(None),
-            Some(held) if held <= u64::from(place.depth) => {}
-            _ => return Err(self.end.corrupt("its ring counts more messages than it holds")),
+            Some(held) if held <= u64::from(memory.depth) => {}
+            _ => {
+                return Err(self
+                    .end
+                    .corrupt("its device ring counts more messages than it has slots"));
+            }
         }
-        // SAFETY: the message has arrived, so its head is constant until it is released.
-        let head = place.head(count).with(|head| unsafe { *head });
-        let len = (head >> 32) as usize;
-        if len > place.slot_bytes {
-            return Err(self.end.corrupt("its ring holds a message that is longer than a slot"));
+        // SAFETY: the message has arrived, so its header is constant until it is released.
+        let header = memory.header(count).with(|header| unsafe { *header });
+        let len = (header >> 32) as usize;
+        if len > memory.slot_bytes {
+            return Err(self
+                .end
+                .corrupt("its device ring holds a message that is longer than a slot"));
         }
-        let data = place.slot(count).cast_const();
+        let data = memory.slot(count).cast_const();
         Ok(Some(ReceivedMessage {
             data,
             len,
-            tag: head as u32,
+            tag: header as u32,
             sequence: count + 1,
             in_other_process: false,
         }))
     }
 
-    /// Gives the slot of the first message back.
+    /// Releases the slot of the first message.
     ///
     /// # Panics
     /// If no message was received: a bug of the caller.
     pub fn release(&mut self) {
         assert!(self.filled > self.end.count, "release without a received message");
         self.end.count += 1;
-        // Pairs as `counted-drained`.
-        self.end.place.drained().store(self.end.count, Ordering::Release);
+        // Release, paired as `device-drained`.
+        self.end.memory.drained().store(self.end.count, Ordering::Release);
     }
 
-    /// Messages released so far.
+    /// Number of messages released so far.
     pub fn released(&self) -> u64 {
         self.end.count
     }
@@ -211,42 +228,42 @@ mod tests {
     use super::*;
 
     #[repr(C, align(64))]
-    struct Memory {
+    struct TestRing {
         slots: Cell<[u8; 128]>,
-        heads: [Cell<u64>; 2],
+        headers: [Cell<u64>; 2],
         filled: AtomicU64,
         drained: AtomicU64,
     }
     // SAFETY: the tests use it from one thread.
-    unsafe impl Send for Memory {}
+    unsafe impl Send for TestRing {}
     // SAFETY: as above.
-    unsafe impl Sync for Memory {}
+    unsafe impl Sync for TestRing {}
 
-    fn ends() -> (Arc<Memory>, DeviceRingSender, DeviceRingReceiver) {
-        let memory = Arc::new(Memory {
+    fn ends() -> (Arc<TestRing>, DeviceRingSender, DeviceRingReceiver) {
+        let memory = Arc::new(TestRing {
             slots: Cell::new([0; 128]),
-            heads: [Cell::new(0), Cell::new(0)],
+            headers: [Cell::new(0), Cell::new(0)],
             filled: AtomicU64::new(0),
             drained: AtomicU64::new(0),
         });
-        let place = DeviceRingMemory {
+        let addresses = DeviceRingMemory {
             slots: memory.slots.with_mut(<*mut _>::cast),
             slot_bytes: 64,
             depth: 2,
-            heads: memory.heads.as_ptr(),
+            headers: memory.headers.as_ptr(),
             filled: &raw const memory.filled,
             drained: &raw const memory.drained,
         };
-        // SAFETY: `memory` is as `place` says, kept by the ends, and has these two alone.
+        // SAFETY: the memory is as the fields say, kept alive by the ends, and has only these two.
         unsafe {
-            let sender = DeviceRingSender::new(place, 5, memory.clone());
-            let receiver = DeviceRingReceiver::new(place, 5, memory.clone());
+            let sender = DeviceRingSender::new(addresses, 5, memory.clone());
+            let receiver = DeviceRingReceiver::new(addresses, 5, memory.clone());
             (memory, sender, receiver)
         }
     }
 
     #[test]
-    fn messages_of_any_length_go_round_in_order() {
+    fn messages_of_any_length_arrive_in_order() {
         let (_memory, mut sender, mut receiver) = ends();
         for round in 0..5_usize {
             for number in [2 * round, 2 * round + 1] {
@@ -271,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn stray_writes_are_told() {
+    fn stray_writes_are_reported() {
         let corrupt = |seen: Result<bool, LinkError>| {
             assert!(matches!(seen, Err(LinkError::Corrupt { peer: 5, .. })), "{seen:?}");
         };
@@ -279,8 +296,8 @@ mod tests {
         memory.filled.store(3, Ordering::Release);
         corrupt(receiver.receive().map(|found| found.is_some()));
         let (memory, _, mut receiver) = ends();
-        // SAFETY: nobody else uses the memory.
-        memory.heads[0].with_mut(|head| unsafe { *head = 65 << 32 });
+        // SAFETY: no other thread uses the memory.
+        memory.headers[0].with_mut(|header| unsafe { *header = 65 << 32 });
         memory.filled.store(1, Ordering::Release);
         corrupt(receiver.receive().map(|found| found.is_some()));
         let (memory, mut sender, _) = ends();
@@ -294,7 +311,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "without a free slot")]
-    fn a_full_ring_takes_nothing() {
+    fn a_full_ring_refuses_to_send() {
         let (_memory, mut sender, _receiver) = ends();
         (0..3).for_each(|_| sender.send(0, 0));
     }
@@ -312,44 +329,44 @@ mod loom_tests {
     use core::ptr;
     use loom::thread;
 
-    struct Memory<const DEPTH: usize> {
-        heads: [Cell<u64>; DEPTH],
-        /// What lies in the slots, so that loom sees who touches it.
+    struct DeviceRingModel<const DEPTH: usize> {
+        headers: [Cell<u64>; DEPTH],
+        /// The content of the slots, so that loom sees the accesses to it.
         payload: [Cell<u64>; DEPTH],
         filled: AtomicU64,
         drained: AtomicU64,
     }
-    // SAFETY: who may touch the cells is what the model checks.
-    unsafe impl<const DEPTH: usize> Send for Memory<DEPTH> {}
+    // SAFETY: the model checks who accesses the cells when.
+    unsafe impl<const DEPTH: usize> Send for DeviceRingModel<DEPTH> {}
     // SAFETY: as above.
-    unsafe impl<const DEPTH: usize> Sync for Memory<DEPTH> {}
+    unsafe impl<const DEPTH: usize> Sync for DeviceRingModel<DEPTH> {}
 
-    /// One end is the kernel, the other the proxy: the protocol is the same both ways.
+    /// One end is the kernel, the other is the proxy. The protocol is the same in both directions.
     fn check<const DEPTH: usize>(messages: u64) {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(3);
         model.check(move || {
-            let memory = Arc::new(Memory::<DEPTH> {
-                heads: [(); DEPTH].map(|()| Cell::new(0)),
+            let memory = Arc::new(DeviceRingModel::<DEPTH> {
+                headers: [(); DEPTH].map(|()| Cell::new(0)),
                 payload: [(); DEPTH].map(|()| Cell::new(0)),
                 filled: AtomicU64::new(0),
                 drained: AtomicU64::new(0),
             });
-            // Slots are only names here: their addresses tell which payload is meant.
-            let place = DeviceRingMemory {
+            // The slots are not accessed: their addresses only say which payload is meant.
+            let addresses = DeviceRingMemory {
                 slots: ptr::without_provenance_mut::<u8>(64),
                 slot_bytes: 64,
                 depth: DEPTH as u32,
-                heads: memory.heads.as_ptr(),
+                headers: memory.headers.as_ptr(),
                 filled: &raw const memory.filled,
                 drained: &raw const memory.drained,
             };
             let slot = |data: *const u8| data.addr() / 64 - 1;
-            // SAFETY: `memory` is kept by the ends and has these two alone; slots are never dereferenced.
+            // SAFETY: the ends keep the memory alive and are the only two; slots are not accessed.
             let (mut sender, mut receiver) = unsafe {
                 (
-                    DeviceRingSender::new(place, 1, memory.clone()),
-                    DeviceRingReceiver::new(place, 0, memory.clone()),
+                    DeviceRingSender::new(addresses, 1, memory.clone()),
+                    DeviceRingReceiver::new(addresses, 0, memory.clone()),
                 )
             };
             let other = memory.clone();
@@ -362,7 +379,8 @@ mod loom_tests {
                         }
                     };
                     assert_eq!((message.sequence, message.len), (expected, expected as usize));
-                    // SAFETY: the message is ours until it is released; loom checks just that.
+                    // SAFETY: this end may read the message until it releases it, which loom
+                    // checks.
                     let seen = other.payload[slot(message.data)].with(|data| unsafe { *data });
                     assert_eq!(seen, expected);
                     receiver.release();
@@ -375,7 +393,7 @@ mod loom_tests {
                         None => thread::yield_now(),
                     }
                 };
-                // SAFETY: the slot is ours until it is sent; loom checks just that.
+                // SAFETY: this end may write the slot until it sends it, which loom checks.
                 memory.payload[free].with_mut(|data| unsafe { *data = sequence });
                 sender.send(sequence as usize, 0);
             }

@@ -1,44 +1,49 @@
-//! The doorbell: how a rank sleeps, and how whoever has something for it wakes it.
+//! The doorbell: the word on which a rank sleeps and by which other ranks wake it.
 //!
-//! One word, a generation in steps of two and a bit that says that someone may be asleep. Whoever waits sets the bit,
-//! looks once more at what it waits for, and sleeps as long as the word does not change. Whoever has news
-//! makes them visible, fences, and looks at the bit: if it is clear, which is the rule, that is all, one fence and one load
-//! of a line that nobody writes. If it is set, the first to clear it (which moves the generation on) wakes
-//! everybody; the others need not.
+//! The word holds a generation, in steps of two, and a bit that says that a thread may be asleep. A
+//! waiting thread sets the bit, checks its condition once more, and sleeps while the word does not
+//! change. A ringing thread makes its news visible, fences, and looks at the bit. Usually the bit
+//! is clear, and the ring has cost one fence and one load of a cache line that nobody writes. If
+//! the bit is set, the first thread that clears it (which advances the generation) wakes all
+//! sleepers; other ringing threads need not.
 //!
-//! No wake-up is lost: the fences of the two sides are ordered. If the ringer's comes first, the waiter's second look
-//! sees the news; if the waiter's comes first, the ringer sees the bit. All who sleep are woken and look again, so one
-//! bell serves several threads and any number of reasons.
+//! No wake-up is lost, because the fences of the two sides are ordered. If the ringer's fence comes
+//! first, the waiter's second check sees the news; if the waiter's fence comes first, the ringer
+//! sees the bit. All sleepers are woken and check again, so one doorbell serves several threads and
+//! any number of reasons to wait.
 
 use core::time::Duration;
 use std::time::Instant;
 
 use crate::sync::{FutexWord, Ordering, full_fence, spin_hint};
 
-/// A word in memory shared by all who ring. All zeros is a valid one that nobody sleeps on.
+/// The word of a doorbell, in memory shared by all that ring it. All zeros is a valid doorbell on
+/// which no thread sleeps.
 #[derive(Debug, Default)]
 #[repr(C, align(128))]
 pub struct Doorbell {
     word: FutexWord,
 }
 
-/// Somebody sleeps, or is about to.
+/// A thread sleeps, or is about to.
 const SLEEPING: u32 = 1;
 
-/// The right to sleep, given before the last look. Dropping it is fine: at most one ring wakes nobody.
+/// The permission to sleep, issued before the last check of the condition. It may be dropped: then
+/// at most one ring wakes nobody.
 #[derive(Debug)]
-#[must_use = "look at what you wait for, then park"]
+#[must_use = "check the condition, then sleep"]
 pub struct SleepTicket(u32);
 
 impl Doorbell {
-    /// Wakes the owner if it sleeps. To be called after the stores that the owner waits for.
+    /// Wakes the owner if it sleeps. Call it after the stores that the owner waits for.
     #[inline]
     pub fn ring(&self) {
         full_fence();
         self.ring_fenced();
     }
 
-    /// As [`ring`](Self::ring), for a caller that has called [`full_fence`] since those stores: one for many bells.
+    /// Like [`ring`](Self::ring), for a caller that has called [`full_fence`] since those stores:
+    /// one fence for many doorbells.
     #[inline]
     pub fn ring_fenced(&self) {
         let word = self.word.value().load(Ordering::Relaxed);
@@ -47,26 +52,30 @@ impl Doorbell {
         }
     }
 
-    /// Announces that the caller is about to sleep. Look at what you wait for *after* this, then [`park`](Self::sleep).
+    /// Announces that the caller is about to sleep. After this call, check the condition once more,
+    /// then [`sleep`](Self::sleep).
     pub fn prepare_to_sleep(&self) -> SleepTicket {
         let word = self.word.value().fetch_or(SLEEPING, Ordering::Relaxed);
         full_fence();
         SleepTicket(word | SLEEPING)
     }
 
-    /// Somebody sleeps, or is about to. For links whose news must be fetched by someone while the rank sleeps: a look
-    /// between [`prepare`](Self::prepare_to_sleep) and [`park`](Self::sleep) sees it.
+    /// Whether a thread sleeps or is about to. A link whose news must be fetched from a socket uses
+    /// it: a check between [`prepare_to_sleep`](Self::prepare_to_sleep) and [`sleep`](Self::sleep)
+    /// sees true.
     pub fn has_sleeper(&self) -> bool {
         self.word.value().load(Ordering::Relaxed) & SLEEPING != 0
     }
 
-    /// Sleeps until the bell has rung since the ticket was given, or the time is over; or wakes for no reason.
+    /// Sleeps until the doorbell has rung since the ticket was issued or `timeout` has passed. It
+    /// may also return for no reason.
     pub fn sleep(&self, ticket: SleepTicket, timeout: Option<Duration>) {
         self.word.wait(ticket.0, timeout);
     }
 
-    /// Waits until `ready` says so: looks `spins` times in a row, then `yields` times giving the processor away in between,
-    /// then sleeps. False if `timeout` passed first. Everything that can make `ready` true must ring this bell.
+    /// Waits until `ready` returns true: calls it `spins` times in a row, then `yields` times with
+    /// a yield of the processor after each, then sleeps between the calls. False if `timeout`
+    /// passed first. Everything that can make `ready` true must ring this doorbell.
     pub fn wait(
         &self,
         spins: u32,
@@ -86,7 +95,7 @@ impl Doorbell {
             }
             std::thread::yield_now();
         }
-        // A timeout too long to be a point in time is no timeout.
+        // A timeout beyond the range of the clock is no timeout.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
             let ticket = self.prepare_to_sleep();
@@ -103,7 +112,7 @@ impl Doorbell {
 
     #[cold]
     fn wake(&self, word: u32) {
-        // Whoever fails here was overtaken by another ringer, who wakes all that slept on this word.
+        // If the exchange fails, another ringer was faster, and wakes all that sleep on this word.
         if self
             .word
             .value()
@@ -122,38 +131,38 @@ mod tests {
 
     #[test]
     fn a_timeout_ends_the_wait() {
-        let bell = Doorbell::default();
-        assert!(!bell.wait(3, 3, Some(Duration::from_millis(5)), || false));
-        assert!(bell.wait(0, 0, Some(Duration::ZERO), || true));
+        let doorbell = Doorbell::default();
+        assert!(!doorbell.wait(3, 3, Some(Duration::from_millis(5)), || false));
+        assert!(doorbell.wait(0, 0, Some(Duration::ZERO), || true));
     }
 
     #[test]
-    fn one_ring_answers_all_tickets_and_the_next_costs_no_call() {
-        let bell = Doorbell::default();
-        let word = || bell.word.value().load(Ordering::Relaxed);
-        bell.ring();
-        assert_eq!(word(), 0, "nobody sleeps, nothing is written");
-        let (first, second) = (bell.prepare_to_sleep(), bell.prepare_to_sleep());
-        bell.ring();
+    fn one_ring_serves_all_tickets_and_the_next_makes_no_system_call() {
+        let doorbell = Doorbell::default();
+        let word = || doorbell.word.value().load(Ordering::Relaxed);
+        doorbell.ring();
+        assert_eq!(word(), 0, "nobody sleeps, but the word was written");
+        let (first, second) = (doorbell.prepare_to_sleep(), doorbell.prepare_to_sleep());
+        doorbell.ring();
         let rung = word();
         assert_eq!(rung & SLEEPING, 0);
-        bell.ring();
+        doorbell.ring();
         assert_eq!(word(), rung);
-        // Both return at once: the bell has rung since.
-        bell.sleep(first, None);
-        bell.sleep(second, None);
+        // Both return at once, because the doorbell has rung since.
+        doorbell.sleep(first, None);
+        doorbell.sleep(second, None);
     }
 
     #[test]
     fn several_sleepers_are_woken_every_time() {
         const ROUNDS: u32 = 2_000;
-        let (bell, round, seen) = (Doorbell::default(), AtomicU32::new(0), AtomicU32::new(0));
+        let (doorbell, round, seen) = (Doorbell::default(), AtomicU32::new(0), AtomicU32::new(0));
         let back = Doorbell::default();
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
                     for want in 1..=ROUNDS {
-                        let woken = bell.wait(0, 0, Some(Duration::from_secs(20)), || {
+                        let woken = doorbell.wait(0, 0, Some(Duration::from_secs(20)), || {
                             round.load(Ordering::Acquire) >= want
                         });
                         assert!(woken, "a wake-up was lost in round {want}");
@@ -164,7 +173,7 @@ mod tests {
             }
             for now in 1..=ROUNDS {
                 round.store(now, Ordering::Release);
-                bell.ring();
+                doorbell.ring();
                 assert!(back.wait(0, 0, Some(Duration::from_secs(20)), || {
                     seen.load(Ordering::Acquire) == 3 * now
                 }));
@@ -180,7 +189,7 @@ mod loom_tests {
     use loom::sync::Arc;
     use loom::thread;
 
-    /// Loom reports a deadlock if a waiter sleeps for ever.
+    /// Loom reports a deadlock if a waiter sleeps forever.
     #[test]
     fn loom_no_wake_up_is_lost() {
         loom::model(|| {
@@ -195,7 +204,7 @@ mod loom_tests {
         });
     }
 
-    /// Two ringers, of which one waiter needs both: the one that is overtaken may rely on the other's wake.
+    /// One waiter needs two ringers: a ringer whose exchange fails relies on the other's wake-up.
     #[test]
     fn loom_two_ringers_one_waiter() {
         let mut model = loom::model::Builder::new();
@@ -219,7 +228,7 @@ mod loom_tests {
         });
     }
 
-    /// Two waiters on one bell, with different reasons.
+    /// Two waiters on one doorbell wait for different things.
     #[test]
     fn loom_one_ringer_two_waiters() {
         let mut model = loom::model::Builder::new();

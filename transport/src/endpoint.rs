@@ -1,4 +1,4 @@
-//! The endpoint: one rank's presence, through which it reaches its peers.
+//! The endpoint: one rank's side of all its links, through which it connects to its peers.
 
 use std::fmt;
 use std::mem::ManuallyDrop;
@@ -8,37 +8,38 @@ use std::time::Instant;
 use sha2::{Digest, Sha256};
 
 use crate::Rank;
-use crate::address::{Address, Token, Way};
+use crate::address::{EndpointAddress, LinkKind, ProcessToken};
 use crate::doorbell::Doorbell;
 use crate::error::LinkError;
 use crate::handshake::Credentials;
 use crate::host;
-use crate::inbox::{Inbox, InboxLayout, LinkMemory, PeerInbox};
-use crate::link::{Incoming, Outgoing, ReceiveSlots, SendSlots};
-use crate::ll::{LlReceiver, LlSender};
+use crate::inbox::{Inbox, InboxLayout};
+use crate::link::{Incoming, Outgoing};
 use crate::local;
-use crate::memory::{self, Access};
-use crate::peers::{Peer, Peers};
-use crate::rank_header::{RankHeader, RankPair};
+use crate::local::ends::LocalPeer;
+use crate::local::listener::LocalListener;
+use crate::memory::MappingAccess;
+use crate::peers::PeerTable;
+use crate::random::random_bytes;
+use crate::rank_header::RankHeader;
 use crate::segment::{self, PeerSegment};
 use crate::shm;
-use crate::shm::ends::{ShmReceiver, ShmSender};
-use crate::shm::listener::Listener;
-use crate::shm::sharing::Sharing;
-use crate::slots::{SlotReceiver, SlotRingMemory, SlotSender};
-use crate::tcp::listener::Tcp;
-use crate::tcp::{self, TcpConfig};
+use crate::shm::ends::ShmPeer;
+use crate::shm::listener::ShmListener;
+use crate::shm::sharing::SegmentSharing;
+use crate::tcp::TcpConfig;
+use crate::tcp::listener::TcpLinkListener;
 
-/// What an endpoint must know.
+/// What an endpoint is made from.
 #[derive(Clone)]
 pub struct EndpointConfig {
     /// This rank.
     pub rank: Rank,
     /// The size of the communicator.
     pub nranks: u32,
-    /// Known to the ranks of the communicator alone.
+    /// A secret that only the ranks of the communicator know.
     pub secret: [u8; 32],
-    /// The shape of its inbox and of all others.
+    /// The shape of the inboxes of all ranks.
     pub layout: InboxLayout,
 }
 
@@ -53,324 +54,336 @@ impl fmt::Debug for EndpointConfig {
     }
 }
 
-/// By which links an endpoint may be reached. Two ranks use the first that both have, in this order.
+/// The kinds of link by which an endpoint can be reached. Two ranks use the first kind that both
+/// have enabled, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EnabledLinks {
-    /// The memory of the process, where they share one.
+    /// The memory of the process, for ranks in one process.
     pub local: bool,
-    /// Shared memory, where they share a host.
+    /// Shared memory, for ranks on one host.
     pub shm: bool,
     /// TCP.
     pub tcp: Option<TcpConfig>,
 }
 
-/// A rank's inbox and its connections. Dropping it ends both and leaves nothing behind; links that were opened stay
-/// memory-safe, and a peer that still waits for this rank is told that it left.
+/// A rank's inbox and its connections. Dropping the endpoint ends both and leaves nothing behind.
+/// Links that were opened stay memory-safe, and a peer that still waits for this rank gets the
+/// error that it left.
 ///
 /// In a child made by fork an endpoint must not be used, and dropping it there does nothing.
 pub struct Endpoint {
-    presence: ManuallyDrop<Presence>,
-    /// The process that made it.
+    parts: ManuallyDrop<EndpointParts>,
+    /// The process that made the endpoint.
     owner: u32,
 }
 
-struct Presence {
-    // In the order in which they end.
-    _local: local::listener::Listener,
-    listener: Option<Listener>,
-    tcp: Option<Tcp>,
-    peers: Arc<Peers>,
-    party: Credentials,
-    address: Address,
-    community: [u8; 32],
-    /// One connection is dialed at a time.
-    dialing: Mutex<()>,
+struct EndpointParts {
+    // Dropped in this order.
+    _local: LocalListener,
+    shm: Option<ShmListener>,
+    tcp: Option<TcpLinkListener>,
+    peers: Arc<PeerTable>,
+    credentials: Credentials,
+    address: EndpointAddress,
+    /// A digest of the communicator's secret.
+    communicator: [u8; 32],
+    /// Held while a connection is made: one at a time.
+    connecting: Mutex<()>,
 }
 
 impl Endpoint {
     /// Makes the rank's inbox and begins to accept connections from ranks of this host.
+    ///
+    /// # Errors
+    /// As for [`with_links`](Self::with_links).
     pub fn new(config: EndpointConfig) -> Result<Self, LinkError> {
         Self::with_links(config, &EnabledLinks { local: true, shm: true, tcp: None })
     }
 
-    /// The same, but as if in a process of its own: links to other ranks of this process go through shared memory.
+    /// Like [`new`](Self::new), but links to other ranks of this process use shared memory, as if
+    /// the endpoint were in a process of its own.
+    ///
+    /// # Errors
+    /// As for [`with_links`](Self::with_links).
     pub fn new_without_local(config: EndpointConfig) -> Result<Self, LinkError> {
         Self::with_links(config, &EnabledLinks { local: false, shm: true, tcp: None })
     }
 
-    /// The same, by the links that `media` allows.
-    pub fn with_links(config: EndpointConfig, media: &EnabledLinks) -> Result<Self, LinkError> {
+    /// Makes the rank's inbox and begins to accept connections by the kinds of link in `links`.
+    ///
+    /// # Errors
+    /// The configuration is impossible, another endpoint of this process has the same rank, or the
+    /// system has no memory, descriptors or threads left.
+    pub fn with_links(config: EndpointConfig, links: &EnabledLinks) -> Result<Self, LinkError> {
         let EndpointConfig { rank, nranks, secret, layout } = config;
         if rank >= nranks || layout.nranks != nranks {
             return Err(LinkError::Misuse {
                 what: "rank and layout must fit the communicator's size",
             });
         }
-        let token = if media.local { process_token()? } else { memory::random()? };
+        let token = if links.local { process_token()? } else { random_bytes()? };
         let inbox = Arc::new(Inbox::new(rank, layout)?);
-        // The secret itself stays out of tables.
-        let community =
+        // The registry holds a digest instead of the secret itself.
+        let communicator =
             Sha256::new().chain_update(b"maypole local 1").chain_update(secret).finalize().into();
-        let local = local::listener::Listener::start((community, rank), &inbox)?;
-        let peers = Arc::new(Peers::new(rank, layout, inbox));
-        let party = Credentials { secret, rank, nranks };
-        let listener =
-            media.shm.then(|| Listener::start(peers.clone(), party.clone())).transpose()?;
-        let tcp = media.tcp.as_ref();
-        let tcp = tcp.map(|config| Tcp::new(config, peers.clone(), party.clone())).transpose()?;
-        let address = Address {
+        let local = LocalListener::start((communicator, rank), &inbox)?;
+        let peers = Arc::new(PeerTable::new(rank, layout, inbox));
+        let credentials = Credentials { secret, rank, nranks };
+        let shm = links.shm.then(|| ShmListener::start(peers.clone(), credentials.clone()));
+        let shm = shm.transpose()?;
+        let tcp = links.tcp.as_ref();
+        let tcp =
+            tcp.map(|config| TcpLinkListener::new(config, peers.clone(), credentials.clone()));
+        let tcp = tcp.transpose()?;
+        let address = EndpointAddress {
             token,
             host: host::id(),
-            shm: listener.as_ref().map_or(vec![], |listener| listener.name().into()),
+            shm: shm.as_ref().map_or(vec![], |listener| listener.name().into()),
             streams: tcp.as_ref().map_or(0, |tcp| tcp.streams() as u8),
             tcp: tcp.as_ref().map_or(vec![], |tcp| tcp.addresses().to_vec()),
         };
-        let dialing = Mutex::default();
-        let presence =
-            Presence { _local: local, listener, tcp, peers, party, address, community, dialing };
-        Ok(Self { presence: ManuallyDrop::new(presence), owner: std::process::id() })
+        let connecting = Mutex::default();
+        let parts = EndpointParts {
+            _local: local,
+            shm,
+            tcp,
+            peers,
+            credentials,
+            address,
+            communicator,
+            connecting,
+        };
+        Ok(Self { parts: ManuallyDrop::new(parts), owner: std::process::id() })
     }
 
     /// This rank.
     pub fn rank(&self) -> Rank {
-        self.presence.peers.me
+        self.parts.peers.rank
     }
 
-    /// Where peers find this rank: opaque, at most 128 bytes, to be passed to their [`connect`](Self::connect).
+    /// The address at which peers find this rank: opaque bytes, at most 128, for their
+    /// [`connect`](Self::connect).
     pub fn address(&self) -> Vec<u8> {
-        self.presence.address.encode()
+        self.parts.address.encode()
     }
 
-    /// Prepares for the peers at these addresses, those of all ranks: accepts connections over TCP if any of them will come
-    /// that way, and stops listening if none. True if any two ranks of them all meet over TCP, whose links have no lines;
-    /// all ranks get the same answer.
+    /// Prepares for the peers at these addresses, which are those of all ranks. Begins to accept
+    /// TCP connections if any of the peers will use them, and stops listening if none will. Returns
+    /// whether any two of the ranks use TCP, whose links have no LL protocol; all ranks get the
+    /// same answer.
+    ///
+    /// # Errors
+    /// An address is invalid, or a thread cannot be started.
     pub fn survey(&self, addresses: &[Vec<u8>]) -> Result<bool, LinkError> {
-        let all: Vec<Address> =
-            addresses.iter().map(|bytes| Address::decode(bytes)).collect::<Result<_, _>>()?;
-        let Presence { tcp, address, .. } = &*self.presence;
+        let all: Vec<EndpointAddress> = addresses
+            .iter()
+            .map(|bytes| EndpointAddress::decode(bytes))
+            .collect::<Result<_, _>>()?;
+        let EndpointParts { tcp, address, .. } = &*self.parts;
         if let Some(tcp) = tcp {
-            if all.iter().any(|other| address.way(other) == Some(Way::Tcp)) {
+            if all.iter().any(|other| address.link_kind(other) == Some(LinkKind::Tcp)) {
                 tcp.start()?;
             } else {
-                tcp.dismiss();
+                tcp.stop_unless_started();
             }
         }
-        Ok(meet_over_tcp(&all))
+        Ok(any_pair_uses_tcp(&all))
     }
 
-    /// True if any two ranks of those at these addresses meet over TCP.
+    /// Whether any two of the ranks at these addresses use TCP.
+    ///
+    /// # Errors
+    /// An address is invalid.
     pub fn any_pair_over_tcp(addresses: &[&[u8]]) -> Result<bool, LinkError> {
-        let all: Result<Vec<_>, _> = addresses.iter().map(|bytes| Address::decode(bytes)).collect();
-        Ok(meet_over_tcp(&all?))
+        let all: Result<Vec<_>, _> =
+            addresses.iter().map(|bytes| EndpointAddress::decode(bytes)).collect();
+        Ok(any_pair_uses_tcp(&all?))
     }
 
-    /// Connects to a peer, which does the same; returns when links to it can be opened or `deadline` has passed. Between
-    /// processes the lower rank dials and the higher waits. Connected peers stay connected.
+    /// Connects to a peer, which must do the same. Returns when links to it can be opened, or when
+    /// `deadline` has passed. Between processes the lower rank dials and the higher rank waits.
+    /// Connecting again to a connected peer does nothing.
+    ///
+    /// # Errors
+    /// The address is invalid, the two ranks have no kind of link in common, the peer refuses, is
+    /// gone or does not connect in time, or the communicator is aborted.
     pub fn connect(&self, peer: Rank, address: &[u8], deadline: Instant) -> Result<(), LinkError> {
-        let Presence { listener, tcp, peers, party, community, dialing, .. } = &*self.presence;
-        let here = &self.presence.address;
-        if peer >= party.nranks {
+        let EndpointParts { shm, tcp, peers, credentials, .. } = &*self.parts;
+        let (own_address, rank) = (&self.parts.address, peers.rank);
+        if peer >= credentials.nranks {
             return Err(LinkError::Misuse { what: "the communicator has no such rank" });
         }
-        let there = Address::decode(address)?;
-        let _one = dialing.lock().unwrap_or_else(PoisonError::into_inner);
+        let peer_address = EndpointAddress::decode(address)?;
+        let _guard = self.parts.connecting.lock().unwrap_or_else(PoisonError::into_inner);
         if peers.get(peer).is_some() {
             return Ok(());
         }
-        let way = if peer == peers.me { Some(Way::Local) } else { here.way(&there) };
-        match (way, listener, tcp) {
-            (Some(Way::Local), ..) => {
-                let inbox = local::connect::connect((*community, peers.me), &peers.inbox, peer)?;
-                peers.add(peer, inbox, None);
+        let kind =
+            if peer == rank { Some(LinkKind::Local) } else { own_address.link_kind(&peer_address) };
+        match (kind, shm, tcp) {
+            (Some(LinkKind::Local), ..) => {
+                let key = (self.parts.communicator, rank);
+                let inbox = local::connect::connect(key, &peers.inbox, peer)?;
+                peers.add(peer, Arc::new(LocalPeer::new(peer, peers.inbox.clone(), inbox)));
             }
-            (Some(Way::Shm), Some(listener), _) if peers.me < peer => {
+            (Some(LinkKind::Shm), Some(listener), _) if rank < peer => {
+                let name = &peer_address.shm;
                 let (inbox, stream) =
-                    shm::connect::connect(peers, party, peer, &there.shm, deadline)?;
-                let sharing = Arc::new(Sharing::new(Arc::new(stream)));
-                peers.add(peer, inbox, Some(sharing.clone()));
-                listener.adopt(peer, sharing);
+                    shm::connect::connect(peers, credentials, peer, name, deadline)?;
+                let sharing = Arc::new(SegmentSharing::new(Arc::new(stream)));
+                let own = peers.inbox.clone();
+                peers.add(peer, Arc::new(ShmPeer::new(peer, own, inbox, sharing.clone())));
+                listener.serve(peer, sharing);
             }
-            (Some(Way::Shm), ..) => peers.wait_for(peer, deadline)?,
-            (Some(Way::Tcp), _, Some(tcp)) => {
+            (Some(LinkKind::Shm), ..) => peers.wait_for(peer, deadline)?,
+            (Some(LinkKind::Tcp), _, Some(tcp)) => {
                 tcp.start()?;
-                let streams = here.streams.min(there.streams);
-                tcp.dial(peer, there.reachable_from(here), streams.into(), deadline);
+                let streams = own_address.streams.min(peer_address.streams);
+                let to = peer_address.tcp_addresses_from(own_address);
+                tcp.dial(peer, to, streams.into(), deadline);
                 peers.wait_for(peer, deadline)?;
             }
             _ => {
-                let why = "no link that both have leads from one to the other";
+                let why =
+                    "the two have no kind of link in common that reaches from one to the other";
                 return Err(LinkError::Refused { peer, why });
             }
         }
         Ok(())
     }
 
-    /// The two ends that this rank has of the links to and from a connected peer on a channel. Once per peer and channel.
+    /// Opens both ends that this rank has of the links to and from a connected peer on a channel.
+    /// Possible once per peer and channel.
+    ///
+    /// # Errors
+    /// The peer is not connected, or the channel does not exist or was opened before.
     pub fn open(&self, peer: Rank, channel: u16) -> Result<(Outgoing, Incoming), LinkError> {
-        let peers = &self.presence.peers;
-        let (theirs, sharing) = match peers.open(peer, channel)? {
-            Peer::Memory(inbox, sharing) => (inbox, sharing),
-            Peer::Tcp(pair) => {
-                let (sender, receiver) = tcp::ends(pair, peers.layout, channel);
-                return Ok((
-                    Outgoing { slots: Box::new(sender), ll: None },
-                    Incoming { slots: Box::new(receiver), ll: None },
-                ));
-            }
-        };
-        let depth = peers.layout.depth;
-        let slot_bytes = peers.layout.slot_bytes;
-        let lends = theirs.is_local();
-        // What we send lies in their inbox and is acknowledged in ours, and the other way round.
-        let here = peers.inbox.region(peer).link(channel);
-        let there = theirs.region(peers.me).link(channel);
-        let ring = |data: &LinkMemory, ack: &LinkMemory| SlotRingMemory {
-            headers: data.headers,
-            slots: data.slots,
-            slot_bytes,
-            depth,
-            ack: ack.slot_ack,
-            lends,
-        };
-        let (mine, other) = (&raw const *peers.inbox.header(), &raw const *theirs.header());
-        let keep: Arc<(Arc<Inbox>, Arc<PeerInbox>)> = Arc::new((peers.inbox.clone(), theirs));
-        // SAFETY: `keep` holds both inboxes, where the headers and all words of `here` and `there` lie. A region is new
-        // memory, and `peers.open` gives this end of the channel away only once.
-        unsafe {
-            let pair = RankPair::new(mine, other, peer, keep);
-            let sender = SlotSender::new(ring(&there, &here), pair.clone());
-            let receiver = SlotReceiver::new(ring(&here, &there), pair.clone());
-            let (sender, receiver): (Box<dyn SendSlots>, Box<dyn ReceiveSlots>) = match sharing {
-                None => (Box::new(sender), Box::new(receiver)),
-                Some(sharing) => (
-                    Box::new(ShmSender::new(sender, sharing.clone())),
-                    Box::new(ShmReceiver::new(receiver, sharing)),
-                ),
-            };
-            let lines = LlSender::new(there.lines, here.line_ack, pair.clone());
-            let outgoing = Outgoing { slots: sender, ll: Some(lines) };
-            let lines = LlReceiver::new(here.lines, there.line_ack, pair);
-            let incoming = Incoming { slots: receiver, ll: Some(lines) };
-            Ok((outgoing, incoming))
-        }
+        self.parts.peers.open(peer, channel)
     }
 
-    /// Offers the segment that these bytes lie in to all connected peers of other processes of the host, and to those that will be
-    /// connected. False if they lie in none. The doorbell rings with every answer.
+    /// Offers the segment that contains these bytes, for reading, to all peers in other processes
+    /// of the host, connected now or later. False if no segment contains the bytes. This rank's
+    /// doorbell rings with every answer.
     pub fn share(&self, data: *const u8, len: usize) -> bool {
         let found = segment::find(data, len);
-        found.inspect(|(body, _)| self.presence.peers.share(body)).is_some()
+        found.inspect(|(memory, _)| self.parts.peers.share(memory)).is_some()
     }
 
-    /// Whether all connected peers of other processes of the host have mapped the segment that these bytes lie in, or have refused to.
+    /// Whether all connected peers in other processes of the host have mapped the segment that
+    /// contains these bytes, or have refused to.
     pub fn is_shared(&self, data: *const u8, len: usize) -> bool {
         segment::find(data, len)
-            .is_some_and(|(body, _)| self.presence.peers.give(&body, Access::Read))
+            .is_some_and(|(memory, _)| self.parts.peers.offer(&memory, MappingAccess::Read))
     }
 
-    /// Offers the segment that these bytes lie in to all connected peers of other processes of the host, to be written to. True if all have
-    /// answered by now; the doorbell rings with every answer.
+    /// Offers the segment that contains these bytes, for writing, to all connected peers in other
+    /// processes of the host. True if all have answered by now, or if no segment contains the
+    /// bytes. This rank's doorbell rings with every answer.
     pub fn share_writable(&self, data: *const u8, len: usize) -> bool {
         let found = segment::find(data, len);
-        found.is_none_or(|(body, _)| self.presence.peers.give(&body, Access::Write))
+        found.is_none_or(|(memory, _)| self.parts.peers.offer(&memory, MappingAccess::ReadWrite))
     }
 
-    /// Memory of a connected peer: its segment of that number, if it is a thread of this process, or has [offered](Self::share_writable) it.
+    /// A connected peer's segment number `segment`, if the peer is in this process or has
+    /// [offered it for writing](Self::share_writable).
     pub fn peer_segment(&self, peer: Rank, segment: u64) -> Option<PeerSegment> {
-        match self.presence.peers.get(peer)? {
-            Peer::Memory(_, Some(sharing)) => {
-                sharing.get(segment, Access::Write).map(PeerSegment::foreign)
-            }
-            Peer::Memory(_, None) => PeerSegment::own(segment),
-            Peer::Tcp(_) => None,
-        }
+        self.parts.peers.get(peer)?.segment(segment)
     }
 
-    /// Wakes a connected peer if it sleeps: after stores to its memory that it waits for.
+    /// Wakes a connected peer if it sleeps. Call it after stores to memory on which the peer waits.
     pub fn ring(&self, peer: Rank) {
-        if let Some(peer) = self.presence.peers.get(peer) {
+        if let Some(peer) = self.parts.peers.get(peer) {
             peer.ring();
         }
     }
 
-    /// Whether this rank dials that peer, which is at that address, through shared memory: it can connect without the peer's doing.
+    /// Whether this rank dials the peer at that address through shared memory. It can then connect
+    /// without any action of the peer.
+    ///
+    /// # Errors
+    /// The address is invalid.
     pub fn dials_over_shm(&self, peer: Rank, address: &[u8]) -> Result<bool, LinkError> {
-        let way = self.presence.address.way(&Address::decode(address)?);
-        Ok(way == Some(Way::Shm) && self.rank() < peer)
+        let kind = self.parts.address.link_kind(&EndpointAddress::decode(address)?);
+        Ok(kind == Some(LinkKind::Shm) && self.rank() < peer)
     }
 
     /// This rank's doorbell, on which it waits for all its links.
     pub fn doorbell(&self) -> &Doorbell {
-        &self.presence.peers.inbox.header().doorbell
+        &self.header().doorbell
     }
 
-    /// Ends every wait of this rank and of all connected peers with [`LinkError::Aborted`]. The first abort that reaches
-    /// a rank counts.
+    /// Ends every wait of this rank and of all connected peers with [`LinkError::Aborted`]. The
+    /// first abort that reaches a rank counts.
     pub fn abort(&self, reason: u32) {
-        let peers = &self.presence.peers;
-        peers.inbox.header().abort(peers.me, reason);
-        // Whoever connects later is told then.
+        let peers = &self.parts.peers;
+        self.header().abort(peers.rank, reason);
+        // Peers that connect later get the abort then.
         for peer in peers.all() {
-            peer.abort(peers.me, reason);
+            peer.abort(peers.rank, reason);
         }
     }
 
-    /// Tells connected peers that this rank sends nothing more: as dropping it, for a process that ends without.
+    /// Tells connected peers that this rank sends nothing more. Dropping the endpoint does the
+    /// same; this is for a process that ends without dropping it.
     pub fn leave(&self) {
-        let peers = &self.presence.peers;
-        peers.inbox.header().leave();
-        for peer in peers.all() {
+        self.header().leave();
+        for peer in self.parts.peers.all() {
             peer.ring();
         }
     }
 
-    /// Bytes of memory that the rank's own end of its links takes by now.
+    /// Bytes of memory that this rank's own inbox takes by now.
     pub fn resident_bytes(&self) -> usize {
-        self.presence.peers.inbox.resident_bytes()
+        self.parts.peers.inbox.resident_bytes()
     }
 
-    /// While the result lives, this rank may read memory that others lend it. Whoever receives messages of links that lend needs
-    /// it, for the sake of a lender that fails: see [`is_reading`](Self::is_reading).
+    /// Records, while the result lives, that this rank may read memory that other ranks lend it. A
+    /// rank that receives messages from links that lend needs the record, so that a lender that
+    /// fails knows when its memory is no longer read: see [`is_reading`](Self::is_reading).
     pub fn reading(&self) -> ReadingGuard<'_> {
-        let header = self.presence.peers.inbox.header();
+        let header = self.header();
         header.start_reading();
         ReadingGuard(header)
     }
 
-    /// Whether `peer` may still read what this rank lent it. After an [`abort`](Self::abort) that the peer will see, false is
-    /// final, and true does not last: its waits end.
+    /// Whether `peer` may still read memory that this rank lent it. After an
+    /// [`abort`](Self::abort) that the peer will see, false stays false, and true becomes false
+    /// soon, because the peer's waits end.
     pub fn is_reading(&self, peer: Rank) -> bool {
-        match self.presence.peers.get(peer) {
-            Some(Peer::Memory(inbox, _)) => inbox.header().is_reading(),
-            Some(Peer::Tcp(_)) | None => false,
-        }
+        self.parts.peers.get(peer).is_some_and(|peer| peer.is_reading())
     }
 
-    /// Whether this rank was aborted. Cheap.
+    /// The abort of this rank's communicator, if there was one. Cheap.
     #[inline]
     pub fn aborted(&self) -> Option<LinkError> {
-        self.presence.peers.inbox.header().aborted()
+        self.header().aborted()
     }
 
-    /// Whether a connected peer is gone, and how.
+    /// Whether and how a connected peer is gone.
     pub fn gone(&self, peer: Rank) -> Option<LinkError> {
-        self.presence.peers.get(peer)?.gone(peer)
+        self.parts.peers.get(peer)?.gone()
+    }
+
+    #[inline]
+    fn header(&self) -> &RankHeader {
+        self.parts.peers.inbox.header()
     }
 }
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        // A child made by fork has neither the memory nor the thread, and shares the sockets with its parent.
+        // A child made by fork has neither the memory nor the threads, and shares the sockets with
+        // its parent.
         if std::process::id() != self.owner {
             return;
         }
         self.leave();
-        // SAFETY: dropped here alone, and not used again.
-        unsafe { ManuallyDrop::drop(&mut self.presence) };
+        // SAFETY: the parts are dropped only here and not used again.
+        unsafe { ManuallyDrop::drop(&mut self.parts) };
     }
 }
 
-/// See [`Endpoint::reading`].
+/// Records that a rank may read lent memory: see [`Endpoint::reading`].
 #[must_use = "reading ends when it is dropped"]
 pub struct ReadingGuard<'a>(&'a RankHeader);
 
@@ -382,27 +395,28 @@ impl Drop for ReadingGuard<'_> {
 
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Endpoint").field("rank", &self.presence.peers.me).finish_non_exhaustive()
+        f.debug_struct("Endpoint").field("rank", &self.parts.peers.rank).finish_non_exhaustive()
     }
 }
 
-/// Random, but the same for all ranks of this process; a child made by fork has another.
-fn process_token() -> Result<Token, LinkError> {
+/// A random value, the same for all ranks of this process. A child made by fork has another one.
+fn process_token() -> Result<ProcessToken, LinkError> {
     static RANDOM: OnceLock<[u8; 16]> = OnceLock::new();
     let random = match RANDOM.get() {
         Some(random) => random,
         None => {
-            let random = memory::random()?;
+            let random = random_bytes()?;
             RANDOM.get_or_init(|| random)
         }
     };
-    let mut token = [0; size_of::<Token>()];
+    let mut token = [0; size_of::<ProcessToken>()];
     token[..16].copy_from_slice(random);
     token[16..].copy_from_slice(&std::process::id().to_le_bytes());
     Ok(token)
 }
-fn meet_over_tcp(all: &[Address]) -> bool {
-    // Two that differ from a third may be alike, but then each of them meets the third over TCP.
+
+fn any_pair_uses_tcp(all: &[EndpointAddress]) -> bool {
+    // Two ranks that both differ from the first may be alike, but then each uses TCP to the first.
     let Some(first) = all.first() else { return false };
     let one_process = all.iter().all(|other| other.token == first.token);
     let one_host = all.iter().all(|a| a.host == first.host && !a.shm.is_empty());

@@ -1,53 +1,57 @@
-//! What can go wrong on a link: what happened, whose fault it is, what to do.
+//! The error type of links: what happened, whose fault it is, and what to do.
 
 use crate::Rank;
 
-/// An error of a link or of its making.
+/// An error of a link, or of setting one up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
-    /// A rank ended the communicator for all. Its log has the cause.
+    /// A rank aborted the communicator. The log of that rank has the cause.
     #[error("rank {by} aborted the communicator (reason {reason}); the log of that rank says why")]
     Aborted {
-        /// The rank that did it; possibly this one.
+        /// The rank that aborted; possibly this one.
         by: Rank,
-        /// What it gave as its reason; the meaning is the library's.
+        /// The reason that it gave. The library above the transport defines the numbers.
         reason: u32,
     },
     /// The peer's fault: its process ended without leaving the communicator.
     #[error(
-        "the process of rank {peer} died while this rank was waiting for it; see its output, then start the job again"
+        "the process of rank {peer} died while this rank was waiting for it; \
+         see its output, then start the job again"
     )]
     PeerDied {
-        /// The rank that is gone.
+        /// The rank whose process died.
         peer: Rank,
     },
-    /// A caller's fault, here or there: the ranks do not agree on what they do.
+    /// A caller's fault, on this rank or on the peer: the ranks do not make the same calls.
     #[error(
-        "rank {peer} destroyed its communicator while this rank was waiting for it; every rank must make the same calls"
+        "rank {peer} destroyed its communicator while this rank was waiting for it; \
+         every rank must make the same calls"
     )]
     PeerLeft {
-        /// The rank that is gone.
+        /// The rank that left.
         peer: Rank,
     },
-    /// The memory or the stream shared with a peer holds what no correct peer writes: a stray write of either process, other
-    /// settings, or a bug of ours.
+    /// The memory or the stream shared with a peer holds what no correct peer writes. The cause is
+    /// a stray write of either process, different settings, or a bug of this library.
     #[error(
-        "what this rank shares with rank {peer} is corrupt: {why}; check both processes for stray writes and different settings"
+        "what this rank shares with rank {peer} is corrupt: {why}; \
+         check both processes for stray writes and different settings"
     )]
     Corrupt {
-        /// The other end.
+        /// The rank at the other end.
         peer: Rank,
-        /// What is wrong with it.
+        /// What is wrong.
         why: &'static str,
     },
     /// The two ends of a new connection did not accept each other.
     #[error(
-        "no connection between this rank and rank {peer}: {why}; check that both belong to the same job and run as the same user"
+        "no connection between this rank and rank {peer}: {why}; \
+         check that both belong to the same job and run as the same user"
     )]
     Refused {
-        /// The other end.
+        /// The rank at the other end.
         peer: Rank,
-        /// What was found.
+        /// Why the connection was refused.
         why: &'static str,
     },
     /// The peer did not do its part in time.
@@ -55,24 +59,24 @@ pub enum LinkError {
         "timeout while {during} with rank {peer}; check that its process is alive and not stopped"
     )]
     Timeout {
-        /// The other end.
+        /// The rank at the other end.
         peer: Rank,
-        /// What was going on.
+        /// What this rank was doing.
         during: &'static str,
     },
-    /// The caller's fault: a link was asked for before its connection was made.
+    /// The caller's fault: it opened a link before its connection was made.
     #[error("this rank is not connected to rank {peer}; connect first")]
     NotConnected {
-        /// The other end.
+        /// The rank at the other end.
         peer: Rank,
     },
-    /// The caller's fault: an impossible request.
+    /// The caller's fault: it broke a rule of the transport.
     #[error("wrong use of the transport: {what}")]
     Misuse {
-        /// Which rule it breaks.
+        /// The rule that was broken.
         what: &'static str,
     },
-    /// The system refused something.
+    /// A system call failed.
     #[error("{call} failed: {}; {hint}", std::io::Error::from_raw_os_error(*.errno))]
     System {
         /// The system call.
@@ -85,25 +89,21 @@ pub enum LinkError {
 }
 
 impl LinkError {
-    /// The failure of a system call that just set `errno`.
+    /// The failure of the system call `call`, with the advice that fits its error number.
     #[cfg(not(loom))]
-    pub(crate) fn last(call: &'static str) -> Self {
-        Self::system(call, &std::io::Error::last_os_error())
-    }
-
-    /// The failure of a system call, with the advice that fits its number.
-    #[cfg(not(loom))]
-    pub(crate) fn system(call: &'static str, error: &std::io::Error) -> Self {
-        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+    pub(crate) fn system(call: &'static str, error: impl Into<std::io::Error>) -> Self {
+        let errno = error.into().raw_os_error().unwrap_or(libc::EIO);
         let hint = match errno {
             libc::EMFILE => "the process is out of file descriptors: raise its limit (ulimit -n)",
             libc::ENFILE => "the host is out of file descriptors: raise fs.file-max",
             libc::ENOMEM => {
-                "memory, address space or mappings are exhausted: check ulimit -v, the cgroup's limit and vm.max_map_count"
+                "memory, address space or mappings are exhausted: \
+                 check ulimit -v, the cgroup's limit and vm.max_map_count"
             }
             libc::ENOSPC => "memory is exhausted: check the cgroup's limit",
             libc::ECONNREFUSED => {
-                "the peer is gone, or in another network namespace of this host (containers must share one)"
+                "the peer is gone, or in another network namespace of this host \
+                 (containers must share one)"
             }
             libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH => {
                 "the peer's host cannot be reached: check NCCL_SOCKET_IFNAME, routes and firewalls"

@@ -1,52 +1,56 @@
-//! The inbox of a rank: the memory that others write to.
+//! The inbox of a rank: the memory to which its peers write.
 //!
-//! One anonymous file. It starts with the rank's [`RankHeader`]; then comes, for every rank of the communicator, a *region*
-//! that only this rank and that one touch. A region holds for every channel
+//! An inbox is one anonymous file. It starts with the rank's [`RankHeader`]. A *region* for each
+//! rank of the communicator follows, which only the owner and that rank access. A region holds, for
+//! each channel,
 //!
-//! * the words: two ack words (the region's rank acknowledges what we sent to it), the line ring and the headers of
-//!   the slots (of what it sends to us);
-//! * the slots, from a page boundary on.
+//! * the words: two ack words (in which the region's rank acknowledges messages of the owner), the
+//!   LL ring and the slot headers (of messages to the owner);
+//! * the slots, which start at a page boundary.
 //!
-//! The file is as long as all ranks would need and costs only the pages that are touched; a rank maps of a peer's inbox
-//! the header and its own region.
+//! The file is as long as all ranks would need, but only touched pages take memory. A rank maps the
+//! header and its own region of a peer's inbox.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::Rank;
 use crate::error::LinkError;
-use crate::ll::{AckWord, LlRing};
-use crate::memory::{self, Mapping};
-use crate::rank_header::{MAGIC, RankHeader, RankIdentity};
-use crate::slots::SlotHeader;
+use crate::ll::{AckWord, LlReceiver, LlRing, LlSender};
+use crate::memory::{self, Mapping, MappingAccess};
+use crate::rank_header::{MAGIC, RankHeader, RankIdentity, RankPair};
+use crate::slots::{SlotHeader, SlotReceiver, SlotRingMemory, SlotSender};
 
 /// The shape of every inbox of a communicator. All ranks must agree on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InboxLayout {
     /// The size of the communicator.
     pub nranks: u32,
-    /// Links per ordered pair of ranks.
+    /// Number of links from a rank to another.
     pub channels: u16,
     /// Bytes of a slot; a multiple of 64.
     pub slot_bytes: usize,
-    /// Slots per link.
+    /// Number of slots per link.
     pub depth: u32,
 }
 
-const ACKS: usize = 2 * size_of::<AckWord>();
+const ACK_WORDS_BYTES: usize = 2 * size_of::<AckWord>();
 
 impl InboxLayout {
-    /// Bytes of the whole file, if such an inbox can be.
+    /// Bytes of the whole file.
+    ///
+    /// # Errors
+    /// [`LinkError::Misuse`] if an inbox cannot have this shape.
     pub fn bytes(&self) -> Result<usize, LinkError> {
         let wrong = |what| Err(LinkError::Misuse { what });
         if self.nranks == 0 || self.channels == 0 || self.depth == 0 || self.slot_bytes == 0 {
-            return wrong("an inbox needs a rank, a channel and a slot at least");
+            return wrong("an inbox needs at least one rank, one channel and one slot");
         }
         if !self.slot_bytes.is_multiple_of(64) {
             return wrong("the bytes of a slot must be a multiple of 64");
         }
         let total = |slots: usize| {
-            // Everything but the slots is small for any depth that makes sense.
+            // All parts but the slots are small for any reasonable depth.
             let words = (self.depth as usize).checked_mul(64)?.checked_add(1 << 16)?;
             let channel = slots.checked_add(words)?.checked_mul(self.channels.into())?;
             channel.checked_mul(self.nranks as usize)?.checked_add(1 << 20)
@@ -63,21 +67,22 @@ impl InboxLayout {
     }
 
     fn header_bytes() -> usize {
-        size_of::<RankHeader>().next_multiple_of(memory::page())
+        size_of::<RankHeader>().next_multiple_of(memory::page_size())
     }
 
     fn words_bytes(&self) -> usize {
         let headers = self.depth as usize * size_of::<SlotHeader>();
-        (ACKS + size_of::<LlRing>() + headers).next_multiple_of(128)
+        (ACK_WORDS_BYTES + size_of::<LlRing>() + headers).next_multiple_of(128)
     }
 
     fn slots_bytes(&self) -> usize {
-        (self.slot_bytes * self.depth as usize).next_multiple_of(memory::page())
+        (self.slot_bytes * self.depth as usize).next_multiple_of(memory::page_size())
     }
 
-    /// The words of all channels lie together and not on pages of their own: small, and spread over the caches' sets.
+    /// The words of all channels lie together instead of on pages of their own. That is small and
+    /// spreads them over the cache sets.
     fn slots_offset(&self) -> usize {
-        (self.words_bytes() * usize::from(self.channels)).next_multiple_of(memory::page())
+        (self.words_bytes() * usize::from(self.channels)).next_multiple_of(memory::page_size())
     }
 
     fn region_bytes(&self) -> usize {
@@ -101,36 +106,36 @@ impl InboxLayout {
     }
 }
 
-/// Where the parts of one link lie in a region.
+/// The addresses of the parts of one channel in a region.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LinkMemory {
-    /// Of the lines that the region's owner sends.
-    pub(crate) line_ack: *const AckWord,
-    /// Of the slots that the region's owner sends.
+    /// For LL messages that the inbox's owner sends.
+    pub(crate) ll_ack: *const AckWord,
+    /// For slots that the inbox's owner sends.
     pub(crate) slot_ack: *const AckWord,
-    pub(crate) lines: *const LlRing,
+    pub(crate) ll_ring: *const LlRing,
     pub(crate) headers: *const SlotHeader,
     pub(crate) slots: *mut u8,
 }
 
 /// The memory that one other rank and the owner of an inbox share.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Region {
+pub(crate) struct InboxRegion {
     start: *mut u8,
     layout: InboxLayout,
 }
 
-impl Region {
+impl InboxRegion {
     pub(crate) fn link(&self, channel: u16) -> LinkMemory {
         debug_assert!(channel < self.layout.channels);
         let words = self.start.wrapping_add(usize::from(channel) * self.layout.words_bytes());
-        let lines = words.wrapping_add(ACKS);
+        let ll_ring = words.wrapping_add(ACK_WORDS_BYTES);
         let slots = self.layout.slots_offset() + usize::from(channel) * self.layout.slots_bytes();
         LinkMemory {
-            line_ack: words.cast(),
+            ll_ack: words.cast(),
             slot_ack: words.wrapping_add(size_of::<AckWord>()).cast(),
-            lines: lines.cast(),
-            headers: lines.wrapping_add(size_of::<LlRing>()).cast(),
+            ll_ring: ll_ring.cast(),
+            headers: ll_ring.wrapping_add(size_of::<LlRing>()).cast(),
             slots: self.start.wrapping_add(slots),
         }
     }
@@ -147,10 +152,10 @@ pub(crate) struct Inbox {
 impl Inbox {
     pub(crate) fn new(rank: Rank, layout: InboxLayout) -> Result<Self, LinkError> {
         let bytes = layout.bytes()?;
-        let file = memory::create(bytes)?;
-        let memory = Mapping::new(file.as_fd(), 0, bytes)?;
+        let file = memory::create_memfd(bytes)?;
+        let memory = Mapping::new(file.as_fd(), 0, bytes, MappingAccess::ReadWrite)?;
         let header = RankHeader::new(layout.identity(rank, std::process::id()));
-        // SAFETY: the mapping starts with room for a header, and nobody else has seen it yet.
+        // SAFETY: the mapping has room for a header at its start, and no other rank has it yet.
         unsafe { memory.start().cast::<RankHeader>().write(header) };
         Ok(Self { file, memory, layout })
     }
@@ -159,34 +164,37 @@ impl Inbox {
         self.file.as_fd()
     }
 
-    /// Bytes that were ever touched; the rest costs nothing.
+    /// Bytes that were touched by now; only these take memory.
     pub(crate) fn resident_bytes(&self) -> usize {
-        memory::held(self.file.as_fd())
+        memory::allocated_bytes(self.file.as_fd())
     }
 
     pub(crate) fn header(&self) -> &RankHeader {
-        // SAFETY: `new` put a header there; it consists of atomics and constants.
+        // SAFETY: `new` wrote a header there, which consists of atomics and constants.
         unsafe { &*self.memory.start().cast() }
     }
 
-    pub(crate) fn region(&self, source: Rank) -> Region {
+    pub(crate) fn region(&self, source: Rank) -> InboxRegion {
         debug_assert!(source < self.layout.nranks);
         let start = self.memory.start().wrapping_add(self.layout.region_offset(source));
-        Region { start, layout: self.layout }
+        InboxRegion { start, layout: self.layout }
     }
 }
 
-/// A peer's inbox as this rank sees it.
+/// A peer's inbox, as this rank sees it.
 #[derive(Debug)]
 pub(crate) enum PeerInbox {
-    /// Of a thread of this process.
+    /// The peer is a thread of this process.
     Local(Arc<Inbox>),
-    /// Of another process: its header and our region in it.
+    /// The peer is in another process: its header, and this rank's region.
     Shm { header: Mapping, region: Mapping, layout: InboxLayout },
 }
 
 impl PeerInbox {
-    /// Maps what rank `me` needs of the inbox that `peer` handed over.
+    /// Maps the parts that rank `me` needs of the inbox that `peer` sent.
+    ///
+    /// # Errors
+    /// The file is not an inbox of `peer` with this layout, or cannot be mapped.
     pub(crate) fn map(
         file: BorrowedFd<'_>,
         me: Rank,
@@ -194,44 +202,99 @@ impl PeerInbox {
         layout: InboxLayout,
     ) -> Result<Self, LinkError> {
         let corrupt = |why| Err(LinkError::Corrupt { peer, why });
-        // Before the size is known to fit, not even the header may be touched.
+        // Unless the file is long enough, not even the header may be accessed.
         if !memory::is_sealed(file, InboxLayout::header_bytes()) {
-            return corrupt("what it handed over is no inbox");
+            return corrupt("the file that it sent is not an inbox");
         }
-        let header = Mapping::new(file, 0, InboxLayout::header_bytes())?;
-        // SAFETY: the mapping has room for a header, and any bytes are a valid one.
+        let access = MappingAccess::ReadWrite;
+        let header = Mapping::new(file, 0, InboxLayout::header_bytes(), access)?;
+        // SAFETY: the mapping has room for a header, and all bytes are a valid header.
         let theirs = unsafe { (*header.start().cast::<RankHeader>()).identity() };
         if theirs.magic != MAGIC {
-            return corrupt("its inbox has another format: is it another version of the library?");
+            return corrupt(
+                "its inbox has another format; does it use another version of the library?",
+            );
         }
         if theirs != layout.identity(peer, theirs.pid) {
-            return corrupt("its inbox has another shape: were the two configured differently?");
+            return corrupt(
+                "its inbox has another shape; were the two ranks configured differently?",
+            );
         }
         if !memory::is_sealed(file, layout.bytes()?) {
             return corrupt("its inbox is shorter than it says");
         }
-        let region = Mapping::new(file, layout.region_offset(me), layout.region_bytes())?;
+        let region = Mapping::new(file, layout.region_offset(me), layout.region_bytes(), access)?;
         Ok(Self::Shm { header, region, layout })
     }
 
     pub(crate) fn header(&self) -> &RankHeader {
         match self {
             Self::Local(inbox) => inbox.header(),
-            // SAFETY: `map` has looked at it; it consists of atomics and constants.
+            // SAFETY: `map` has checked it; it consists of atomics and constants.
             Self::Shm { header, .. } => unsafe { &*header.start().cast() },
         }
     }
 
-    /// The region that `me` and the owner share.
-    pub(crate) fn region(&self, me: Rank) -> Region {
+    /// The region that rank `me` and the owner share.
+    pub(crate) fn region(&self, me: Rank) -> InboxRegion {
         match self {
             Self::Local(inbox) => inbox.region(me),
-            Self::Shm { region, layout, .. } => Region { start: region.start(), layout: *layout },
+            Self::Shm { region, layout, .. } => {
+                InboxRegion { start: region.start(), layout: *layout }
+            }
         }
     }
 
-    pub(crate) fn is_local(&self) -> bool {
+    fn is_local(&self) -> bool {
         matches!(self, Self::Local(_))
+    }
+}
+
+/// Both ends that a rank has of the links to and from a peer, on one channel.
+pub(crate) struct InboxEnds {
+    pub(crate) slot_sender: SlotSender,
+    pub(crate) slot_receiver: SlotReceiver,
+    pub(crate) ll_sender: LlSender,
+    pub(crate) ll_receiver: LlReceiver,
+}
+
+impl InboxEnds {
+    /// The ends of the rank with inbox `own` towards rank `peer` with inbox `theirs`.
+    ///
+    /// # Safety
+    /// The ends of this pair of ranks and channel were not made before.
+    pub(crate) unsafe fn new(
+        own: &Arc<Inbox>,
+        theirs: &Arc<PeerInbox>,
+        peer: Rank,
+        channel: u16,
+    ) -> Self {
+        let rank = own.header().identity().rank;
+        let InboxLayout { depth, slot_bytes, .. } = own.layout;
+        let same_process = theirs.is_local();
+        // Messages lie in the inbox of their receiver and are acknowledged in that of their sender.
+        let own_memory = own.region(peer).link(channel);
+        let peer_memory = theirs.region(rank).link(channel);
+        let ring = |data: &LinkMemory, ack: &LinkMemory| SlotRingMemory {
+            headers: data.headers,
+            slots: data.slots,
+            slot_bytes,
+            depth,
+            ack: ack.slot_ack,
+            same_process,
+        };
+        let (own_header, peer_header) = (&raw const *own.header(), &raw const *theirs.header());
+        let keep: Arc<(Arc<Inbox>, Arc<PeerInbox>)> = Arc::new((own.clone(), theirs.clone()));
+        // SAFETY: `keep` keeps both inboxes alive, in which all headers and words lie. The region
+        // is fresh, because the caller promised that these are its first ends.
+        unsafe {
+            let pair = RankPair::new(own_header, peer_header, peer, keep);
+            let slot_sender = SlotSender::new(ring(&peer_memory, &own_memory), pair.clone());
+            let slot_receiver = SlotReceiver::new(ring(&own_memory, &peer_memory), pair.clone());
+            let ll_sender = LlSender::new(peer_memory.ll_ring, own_memory.ll_ack, pair.clone());
+            let ll_receiver = LlReceiver::new(own_memory.ll_ring, peer_memory.ll_ack, pair);
+            Self { slot_sender, slot_receiver, ll_sender, ll_receiver }
+        }
     }
 }
 
@@ -242,19 +305,19 @@ mod tests {
     const LAYOUT: InboxLayout = InboxLayout { nranks: 3, channels: 2, slot_bytes: 4160, depth: 3 };
 
     #[test]
-    fn no_two_things_overlap() {
+    fn no_two_parts_overlap() {
         let inbox = Inbox::new(1, LAYOUT).unwrap();
         let base = inbox.memory.start().addr();
         let mut spans = vec![(base, size_of::<RankHeader>())];
         for source in 0..3 {
             for channel in 0..2 {
-                let place = inbox.region(source).link(channel);
-                assert_eq!(place.slots.addr() % memory::page(), 0);
-                spans.push((place.line_ack.addr(), 128));
-                spans.push((place.slot_ack.addr(), 128));
-                spans.push((place.lines.addr(), size_of::<LlRing>()));
-                spans.push((place.headers.addr(), 3 * size_of::<SlotHeader>()));
-                spans.push((place.slots.addr(), 3 * LAYOUT.slot_bytes));
+                let link = inbox.region(source).link(channel);
+                assert_eq!(link.slots.addr() % memory::page_size(), 0);
+                spans.push((link.ll_ack.addr(), 128));
+                spans.push((link.slot_ack.addr(), 128));
+                spans.push((link.ll_ring.addr(), size_of::<LlRing>()));
+                spans.push((link.headers.addr(), 3 * size_of::<SlotHeader>()));
+                spans.push((link.slots.addr(), 3 * LAYOUT.slot_bytes));
             }
         }
         spans.sort_unstable();
@@ -269,28 +332,28 @@ mod tests {
     fn a_peer_sees_the_same_memory() {
         let inbox = Inbox::new(1, LAYOUT).unwrap();
         let peer = PeerInbox::map(inbox.file(), 2, 1, LAYOUT).unwrap();
-        let (there, here) = (peer.region(2).link(1), inbox.region(2).link(1));
-        // SAFETY: both are the first byte of the same slot, used by this thread alone.
+        let (mapped, own) = (peer.region(2).link(1), inbox.region(2).link(1));
+        // SAFETY: both are the first byte of the same slot, used only by this thread.
         unsafe {
-            there.slots.write(77);
-            assert_eq!(here.slots.read(), 77);
+            mapped.slots.write(77);
+            assert_eq!(own.slots.read(), 77);
         }
     }
 
     #[test]
-    fn another_shape_or_rank_is_told() {
+    fn another_shape_or_rank_is_refused() {
         let inbox = Inbox::new(1, LAYOUT).unwrap();
         let other = InboxLayout { depth: 4, ..LAYOUT };
         for (peer, layout) in [(1, other), (0, LAYOUT)] {
             let error = PeerInbox::map(inbox.file(), 2, peer, layout).unwrap_err();
             assert!(matches!(error, LinkError::Corrupt { .. }), "{error}");
         }
-        let empty = memory::create(1 << 30).unwrap();
+        let empty = memory::create_memfd(1 << 30).unwrap();
         assert!(PeerInbox::map(empty.as_fd(), 2, 1, LAYOUT).is_err());
     }
 
     #[test]
-    fn impossible_shapes_are_told() {
+    fn impossible_shapes_are_refused() {
         for layout in [
             InboxLayout { depth: 0, ..LAYOUT },
             InboxLayout { slot_bytes: 100, ..LAYOUT },

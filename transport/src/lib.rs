@@ -1,16 +1,22 @@
-//! Links between ranks: first-in-first-out lines of messages through memory that both ends see.
+//! Links between ranks: first-in-first-out channels for messages, in one process, over shared
+//! memory and over TCP.
 //!
-//! [`link`] is the contract that schedules are run on. Three protocols carry it, each in a file of its own and each with a
-//! loom model beside it: [`ll`] (small messages, data and flag in one cache line), [`slots`] (slots, credits,
-//! lent memory) and [`doorbell`] (sleeping and waking). They are written over plain words, wherever those live. A fourth,
-//! [`device_ring`], is that between a kernel of a device and the host.
+//! [`link`] is the contract on which schedules run. Three protocols implement it. Each has a file
+//! and a loom model of its own, and works on plain words, wherever these lie:
 //!
-//! An [`endpoint::Endpoint`] is one rank's presence: its [`inbox`], the memory that its peers write to, and the
-//! connections to them: in [`local`] for ranks that are threads of one process, in [`shm`] for other processes of the host, in
-//! [`tcp`] for other hosts. A [`segment`] is memory that processes of the host read in place.
-//! `conformance` is the one suite that every link passes, and [`fault`] makes links on which things go wrong.
+//! * [`ll`]: small messages, with data and flag in one cache line;
+//! * [`slots`]: slots, credits and lent memory;
+//! * [`doorbell`]: sleeping and waking.
 //!
-//! The crate knows ranks, bytes and messages, and never a schedule.
+//! A fourth protocol, [`device_ring`], connects a kernel on a device with the host.
+//!
+//! An [`endpoint::Endpoint`] is one rank's side of all its links. It owns the rank's [`inbox`], the
+//! memory that peers write to, and the connections to the peers: [`local`] for ranks in threads of
+//! one process, [`shm`] for other processes of the host, [`tcp`] for other hosts. A [`segment`] is
+//! memory that processes of one host read in place. `conformance` is the test suite that every kind
+//! of link passes, and [`fault`] makes links on which failures are injected.
+//!
+//! The crate knows ranks, bytes and messages. It does not know schedules.
 
 #[cfg(not(loom))]
 mod address;
@@ -48,6 +54,8 @@ mod memory;
 #[cfg(not(loom))]
 mod peers;
 #[cfg(not(loom))]
+mod random;
+#[cfg(not(loom))]
 pub mod segment;
 #[cfg(not(loom))]
 pub mod shm;
@@ -60,3 +68,6 @@ pub use error::LinkError;
 
 /// The number of a rank within its communicator.
 pub type Rank = u32;
+
+/// Position of a message on its link, counted from 1.
+pub type Sequence = u64;

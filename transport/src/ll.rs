@@ -1,80 +1,83 @@
-//! The flag-line protocol: small messages in cache lines that carry their own flag.
+//! The LL protocol (low latency): small messages in cache lines that carry their own flag.
 //!
-//! A message of up to [`LL_CAPACITY`] bytes takes one slot of [`LINES`] lines of 64 bytes. Each line holds 56 bytes of the
-//! message and a flag, the message's sequence and tag; the sender stores the payload and then, with release, the
-//! flag. The receiver polls the flag of every line that the message needs, and so gets the data with the very cache
-//! miss that told it that they are there: one miss one way.
+//! A message of up to [`LL_CAPACITY`] bytes takes one slot of [`LINES_PER_SLOT`] lines of 64 bytes.
+//! Each LL line holds 56 bytes of the message and a flag, which consists of the message's sequence
+//! and tag. The sender stores the payload and then, with release, the flag. The receiver polls the
+//! flag of every line that the message needs. The cache miss that brings the flag also brings the
+//! data, so a message costs one miss in one direction.
 //!
-//! There are [`SLOTS`] slots, used in turn. The receiver acknowledges only every [`ACK_EVERY`]th release, so that most
-//! messages cost the sender no miss on the way back; up to `ACK_EVERY - 1` released slots may be unknown to the sender,
-//! which leaves [`LlSender::CREDITS`] to rely on.
+//! There are [`LL_SLOTS`] slots, used in turn. The receiver acknowledges only every
+//! [`ACK_EVERY`]th release, so most messages cost the sender no cache miss for the way back. The
+//! sender may therefore not know of up to `ACK_EVERY - 1` released slots, which leaves
+//! [`LlSender::CREDITS`] that it can rely on.
 //!
-//! Both ends know the length of each message beforehand. A line never shows a stale flag as new: between two uses of
-//! the same 32-bit sequence, the sender clears each slot once.
+//! Both ends know the length of each message beforehand. A line never shows an old flag as new:
+//! between two uses of the same 32-bit sequence, the sender clears each slot once.
 
 use core::mem::MaybeUninit;
 
-use crate::copy;
+use crate::Sequence;
+use crate::copy::copy_short;
 use crate::doorbell::Doorbell;
 use crate::error::LinkError;
-use crate::link::Sequence;
 use crate::rank_header::RankPair;
 use crate::sync::{AtomicU64, Cell, Ordering};
 
-/// Payload of a line in bytes.
+/// Payload bytes of an LL line.
 pub const LL_LINE_PAYLOAD: usize = 56;
-/// Lines of a slot. (Loom checks a smaller ring, as its work grows with every word.)
-pub const LINES: usize = if cfg!(loom) { 2 } else { 32 };
+/// Lines of a slot. (Loom checks a smaller ring, because its work grows with every word.)
+pub const LINES_PER_SLOT: usize = if cfg!(loom) { 2 } else { 32 };
 /// Bytes of the longest message.
-pub const LL_CAPACITY: usize = LINES * LL_LINE_PAYLOAD;
+pub const LL_CAPACITY: usize = LINES_PER_SLOT * LL_LINE_PAYLOAD;
 /// Slots of a ring; a power of two.
-pub const SLOTS: u64 = if cfg!(loom) { 2 } else { 8 };
-/// The receiver acknowledges every so many messages; divides [`SLOTS`].
+pub const LL_SLOTS: u64 = if cfg!(loom) { 2 } else { 8 };
+/// The receiver acknowledges one in so many messages; divides [`LL_SLOTS`].
 pub const ACK_EVERY: u64 = if cfg!(loom) { 2 } else { 4 };
 
-/// Where a link's receiver says up to which message it has released. On a line of its own; all zeros says none.
+/// The word in which a link's receiver stores the sequence of the last message that it released.
+/// It has cache lines of its own. Zero: no message was released.
 #[derive(Debug, Default)]
 #[repr(C, align(128))]
 pub struct AckWord(pub(crate) AtomicU64);
 
-/// The memory of a ring. All zeros is an empty one.
+/// The memory of an LL ring. All zeros is an empty ring.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct LlRing {
-    slots: [Slot; SLOTS as usize],
+    slots: [LlSlot; LL_SLOTS as usize],
 }
 
 #[derive(Debug)]
 #[repr(C, align(64))]
-struct Slot {
-    lines: [Line; LINES],
-    /// An odd number of lines per slot spreads the first lines of the slots over the sets of the caches.
+struct LlSlot {
+    lines: [LlLine; LINES_PER_SLOT],
+    /// An odd number of lines per slot spreads the first lines of the slots over the cache sets.
     _skew: MaybeUninit<[u8; 64]>,
 }
 
 #[derive(Debug)]
 #[repr(C, align(64))]
-struct Line {
+struct LlLine {
     payload: Cell<[u8; LL_LINE_PAYLOAD]>,
     flag: AtomicU64,
 }
 
-// SAFETY: made to be shared: payloads are accessed as the flags grant it, which the loom model checks.
+// SAFETY: payloads are only accessed while the flags allow it, which the loom model checks.
 unsafe impl Sync for LlRing {}
 
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<Line>() == 64 && size_of::<LlRing>() == 8 * 33 * 64);
+const _: () = assert!(size_of::<LlLine>() == 64 && size_of::<LlRing>() == 8 * 33 * 64);
 
 /// What [`LlReceiver::poll`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LlPoll {
-    /// Not all of the message is there yet.
+    /// The message has not arrived completely.
     Pending,
-    /// It is there.
+    /// The message has arrived.
     Ready,
-    /// A message is there, with another tag: the two ends do not do the same thing.
+    /// A message with another tag has arrived: the two ends do not make the same calls.
     Mismatch {
-        /// What the sender wrote.
+        /// The tag that the sender wrote.
         seen_tag: u32,
     },
 }
@@ -83,9 +86,9 @@ pub enum LlPoll {
 pub struct LlSender {
     ring: *const LlRing,
     ack: *const AckWord,
-    /// Of the next message.
+    /// Sequence of the next message.
     next: Sequence,
-    /// Released by the receiver, as far as we know.
+    /// Sequence of the last message that is known to be released.
     acked: Sequence,
     pair: RankPair,
 }
@@ -94,21 +97,21 @@ pub struct LlSender {
 pub struct LlReceiver {
     ring: *const LlRing,
     ack: *const AckWord,
-    /// Of the first message that is not released.
+    /// Sequence of the first message that is not released.
     next: Sequence,
-    /// Lines of it that have arrived.
+    /// Number of lines of that message that have arrived.
     arrived: usize,
     pair: RankPair,
 }
 
-// SAFETY: the ring and the ack word are kept by `pair`, and this end's side of the protocol moves with it.
+// SAFETY: `pair` keeps the ring and the ack word alive, and this end's role moves with it.
 unsafe impl Send for LlSender {}
 // SAFETY: as above.
 unsafe impl Send for LlReceiver {}
 
 impl LlSender {
-    /// Messages that can be sent and not yet released, at least.
-    pub const CREDITS: u32 = (SLOTS - ACK_EVERY + 1) as u32;
+    /// The number of messages that can always be sent before one is released.
+    pub const CREDITS: u32 = (LL_SLOTS - ACK_EVERY + 1) as u32;
 
     /// The sending end of a fresh ring.
     ///
@@ -118,18 +121,20 @@ impl LlSender {
         Self { ring, ack, next: 1, acked: 0, pair }
     }
 
-    /// Whether a slot is free. Always true with fewer than [`CREDITS`](Self::CREDITS) messages unreleased.
+    /// Whether a slot is free. Always true while fewer than [`CREDITS`](Self::CREDITS) messages are
+    /// not released.
     #[inline]
     pub fn ready(&mut self) -> bool {
-        self.next - self.acked <= SLOTS || self.refresh()
+        self.next - self.acked <= LL_SLOTS || self.refresh()
     }
 
-    /// Sends a message. The receiver's doorbell is left to the caller: [`full_fence`](crate::sync::full_fence), then
+    /// Sends a message. It does not ring the receiver's doorbell. The caller does that with
+    /// [`full_fence`](crate::sync::full_fence), then
     /// [`doorbell`](Self::doorbell)`().ring_fenced()`.
     ///
     /// # Safety
-    /// [`ready`](Self::ready) was true since the last message; `len` bytes at `src` are readable; `len` is at most
-    /// [`LL_CAPACITY`].
+    /// [`ready`](Self::ready) was true since the last message; `len` bytes at `src` are readable;
+    /// `len` is at most [`LL_CAPACITY`].
     #[inline]
     pub unsafe fn write(&mut self, src: *const u8, len: usize, tag: u32) {
         debug_assert!(len <= LL_CAPACITY);
@@ -137,31 +142,34 @@ impl LlSender {
             // SAFETY: this function's own conditions.
             return unsafe { self.write_many(src, len, tag) };
         }
-        // SAFETY: `slot` has room for a line's payload and `src` for `len` bytes.
+        // SAFETY: the first line has room for `len` bytes, and `src` has `len` bytes.
         unsafe {
-            copy::short(src, self.first_line(), len);
+            copy_short(src, self.first_line(), len);
             self.publish(len, tag);
         }
     }
 
-    /// The first [`LL_LINE_PAYLOAD`] bytes of the next message, to be filled in place and [published](Self::publish).
+    /// The memory of the first [`LL_LINE_PAYLOAD`] bytes of the next message, to be filled in place
+    /// and [published](Self::publish).
     ///
     /// # Safety
-    /// [`ready`](Self::ready) was true since the last message. The memory is the caller's until `publish`.
+    /// [`ready`](Self::ready) was true since the last message. The caller may write the memory
+    /// until it calls `publish`.
     #[inline]
     pub unsafe fn first_line(&mut self) -> *mut u8 {
         self.lines()[0].payload.with_mut(<*mut _>::cast)
     }
 
-    /// Sends the first `len` bytes of [`first_line`](Self::first_line). The doorbell is left to the caller, as in
-    /// [`write`](Self::write).
+    /// Sends the first `len` bytes of [`first_line`](Self::first_line). The caller rings the
+    /// doorbell, as for [`write`](Self::write).
     ///
     /// # Safety
-    /// [`ready`](Self::ready) was true since the last message; `len` is at most [`LL_LINE_PAYLOAD`].
+    /// [`ready`](Self::ready) was true since the last message; `len` is at most
+    /// [`LL_LINE_PAYLOAD`].
     #[inline]
     pub unsafe fn publish(&mut self, len: usize, tag: u32) {
-        debug_assert!(len <= LL_LINE_PAYLOAD && self.next - self.acked <= SLOTS);
-        // Pairs as `line`.
+        debug_assert!(len <= LL_LINE_PAYLOAD && self.next - self.acked <= LL_SLOTS);
+        // Release, paired as `ll-line`.
         self.lines()[0].flag.store(flag(self.next, tag), Ordering::Release);
         self.advance(1);
     }
@@ -172,7 +180,8 @@ impl LlSender {
         self.pair.peer_doorbell()
     }
 
-    /// Why waiting for a free slot is in vain, if it is. Not on the fast path.
+    /// The error with which a wait for a free slot ends, if it cannot succeed any more. Not for the
+    /// fast path.
     #[cold]
     pub fn wait_error(&mut self) -> Option<LinkError> {
         let error = self.pair.aborted().or_else(|| self.pair.gone())?;
@@ -181,55 +190,61 @@ impl LlSender {
     }
 
     #[inline]
-    fn lines(&self) -> &[Line; LINES] {
-        // SAFETY: `new` was promised that the ring lives as long as `self`; slots are only reached through atomics
-        // and cells.
-        unsafe { &(*self.ring).slots[(self.next % SLOTS) as usize].lines }
+    fn lines(&self) -> &[LlLine; LINES_PER_SLOT] {
+        // SAFETY: the caller of `new` promised that the ring lives as long as `self`. Slots are
+        // only reached through atomics and cells.
+        unsafe { &(*self.ring).slots[(self.next % LL_SLOTS) as usize].lines }
     }
 
+    /// Sends a message of several lines.
+    ///
     /// # Safety
-    /// As for `write`.
+    /// As for [`write`](Self::write).
     unsafe fn write_many(&mut self, src: *const u8, len: usize, tag: u32) {
-        debug_assert!(self.next - self.acked <= SLOTS);
+        debug_assert!(self.next - self.acked <= LL_SLOTS);
         let flag = flag(self.next, tag);
-        for (index, line) in self.lines()[..lines_of(len)].iter().enumerate() {
+        for (index, line) in self.lines()[..lines_for(len)].iter().enumerate() {
             let start = index * LL_LINE_PAYLOAD;
             let part = (len - start).min(LL_LINE_PAYLOAD);
             line.payload.with_mut(|payload| {
-                // SAFETY: `start + part <= len` bytes are readable at `src`; the slot is free, so the line is ours.
-                unsafe { copy::line(src.add(start), payload.cast(), part) }
+                // SAFETY: `start + part <= len` bytes are readable at `src`. The slot is free, so
+                // its lines may be written.
+                unsafe { copy_line(src.add(start), payload.cast(), part) }
             });
-            // Pairs as `line`.
+            // Release, paired as `ll-line`.
             line.flag.store(flag, Ordering::Release);
         }
-        self.advance(lines_of(len));
+        self.advance(lines_for(len));
     }
 
     #[inline]
     fn advance(&mut self, written: usize) {
-        // Once in 2^31 messages, on each slot: see `clear`.
-        if self.next as u32 & 0x7fff_ffff & !(SLOTS as u32 - 1) == 0x4000_0000 {
+        // True for each slot once in 2^31 messages: see `clear`.
+        if self.next as u32 & 0x7fff_ffff & !(LL_SLOTS as u32 - 1) == 0x4000_0000 {
             self.clear(written);
         }
         self.next += 1;
     }
 
-    /// Long messages are rare: the flag of a late line could have waited until its 32 bits of sequence come again. Clears
-    /// the lines that the message just written does not need (so that the receiver does not look at them).
+    /// Clears the flags of the lines that the message just written does not use, at which the
+    /// receiver does not look. Long messages may be so rare that such a flag is still there when
+    /// its 32 bits of sequence come again.
     #[cold]
     fn clear(&mut self, written: usize) {
         for line in &self.lines()[written..] {
-            // Seen by the receiver with this message's flag (pairs as `line`) or with a later one.
+            // Visible to the receiver with this message's flag (paired as `ll-line`) or a later
+            // one.
             line.flag.store(0, Ordering::Release);
         }
     }
 
     #[cold]
     fn refresh(&mut self) -> bool {
-        // Pairs as `line-ack`: the receiver's reads of the slots happen before our next stores to them.
-        // SAFETY: `new` was promised that the word lives as long as `self`.
+        // Acquire, paired as `ll-ack`: the receiver's reads of a slot happen before the next stores
+        // to it.
+        // SAFETY: the caller of `new` promised that the word lives as long as `self`.
         self.acked = unsafe { (*self.ack).0.load(Ordering::Acquire) };
-        self.next - self.acked <= SLOTS
+        self.next - self.acked <= LL_SLOTS
     }
 }
 
@@ -237,7 +252,8 @@ impl LlReceiver {
     /// The receiving end of a fresh ring.
     ///
     /// # Safety
-    /// Ring and ack word are zeroed or new, live as long as `pair`, and have no other receiving end.
+    /// Ring and ack word are zeroed or new, live as long as `pair`, and have no other receiving
+    /// end.
     pub unsafe fn new(ring: *const LlRing, ack: *const AckWord, pair: RankPair) -> Self {
         Self { ring, ack, next: 1, arrived: 0, pair }
     }
@@ -247,9 +263,9 @@ impl LlReceiver {
     pub fn poll(&mut self, len: usize, tag: u32) -> LlPoll {
         debug_assert!(len <= LL_CAPACITY);
         let expected = flag(self.next, tag);
-        let needed = lines_of(len);
+        let needed = lines_for(len);
         while self.arrived < needed {
-            // Pairs as `line`.
+            // Acquire, paired as `ll-line`.
             let seen = self.lines()[self.arrived].flag.load(Ordering::Acquire);
             if seen != expected {
                 return self.unexpected(seen);
@@ -259,41 +275,42 @@ impl LlReceiver {
         LlPoll::Ready
     }
 
-    /// Copies the message.
+    /// Copies the message to `dst`.
     ///
     /// # Safety
-    /// [`poll`](Self::poll) with this length was `Ready` since the last release; `len` bytes at `dst` are writable.
+    /// [`poll`](Self::poll) with this length was `Ready` since the last release; `len` bytes at
+    /// `dst` are writable.
     #[inline]
     pub unsafe fn read(&self, dst: *mut u8, len: usize) {
-        debug_assert!(lines_of(len) <= self.arrived);
+        debug_assert!(lines_for(len) <= self.arrived);
         if len <= LL_LINE_PAYLOAD {
             // SAFETY: the line has arrived; `dst` has room for `len` bytes.
-            return unsafe { copy::short(self.first_line(), dst, len) };
+            return unsafe { copy_short(self.first_line(), dst, len) };
         }
-        for (index, line) in self.lines()[..lines_of(len)].iter().enumerate() {
+        for (index, line) in self.lines()[..lines_for(len)].iter().enumerate() {
             let start = index * LL_LINE_PAYLOAD;
             let part = (len - start).min(LL_LINE_PAYLOAD);
             line.payload.with(|payload| {
                 // SAFETY: `start + part <= len` bytes are writable at `dst`; the line has arrived.
-                unsafe { copy::line(payload.cast(), dst.add(start), part) }
+                unsafe { copy_line(payload.cast(), dst.add(start), part) }
             });
         }
     }
 
-    /// The first [`LL_LINE_PAYLOAD`] bytes of the message, to be read in place after `poll` was `Ready` and until
-    /// [`release`](Self::release). Aligned to 64.
+    /// The first [`LL_LINE_PAYLOAD`] bytes of the message, aligned to 64. They may be read in place
+    /// after `poll` was `Ready` and until [`release`](Self::release).
     #[inline]
     pub fn first_line(&self) -> *const u8 {
         self.lines()[0].payload.with(<*const _>::cast)
     }
 
-    /// Gives the slot of the message that was `Ready` back.
+    /// Releases the slot of the message that was `Ready`.
     #[inline]
     pub fn release(&mut self) {
         debug_assert!(self.arrived > 0, "no message has arrived");
         if self.next.is_multiple_of(ACK_EVERY) {
-            // Pairs as `line-ack`.
-            // SAFETY: `new` was promised that the word lives as long as `self`.
+            // Release, paired as `ll-ack`.
+            // SAFETY: the caller of `new` promised that the word lives as long as `self`.
             unsafe { (*self.ack).0.store(self.next, Ordering::Release) };
             self.pair.peer_doorbell().ring();
         }
@@ -301,7 +318,8 @@ impl LlReceiver {
         self.arrived = 0;
     }
 
-    /// Why waiting for the message is in vain, if it is. Not on the fast path.
+    /// The error with which a wait for the message ends, if it cannot arrive any more. Not for the
+    /// fast path.
     #[cold]
     pub fn wait_error(&mut self, len: usize, tag: u32) -> Option<LinkError> {
         let error = self.pair.aborted().or_else(|| self.pair.gone())?;
@@ -310,9 +328,9 @@ impl LlReceiver {
     }
 
     #[inline]
-    fn lines(&self) -> &[Line; LINES] {
+    fn lines(&self) -> &[LlLine; LINES_PER_SLOT] {
         // SAFETY: as in `LlSender::lines`.
-        unsafe { &(*self.ring).slots[(self.next % SLOTS) as usize].lines }
+        unsafe { &(*self.ring).slots[(self.next % LL_SLOTS) as usize].lines }
     }
 
     #[inline]
@@ -331,8 +349,23 @@ fn flag(sequence: Sequence, tag: u32) -> u64 {
 
 /// Lines of a message of `len` bytes: at least one, which carries the flag.
 #[inline(always)]
-fn lines_of(len: usize) -> usize {
+fn lines_for(len: usize) -> usize {
     len.div_ceil(LL_LINE_PAYLOAD).max(1)
+}
+
+/// Copies the part of a message that lies in one line; nearly always a whole line.
+///
+/// # Safety
+/// As for `copy_nonoverlapping`; `len` is at most [`LL_LINE_PAYLOAD`].
+#[inline(always)]
+unsafe fn copy_line(src: *const u8, dst: *mut u8, len: usize) {
+    if len == LL_LINE_PAYLOAD {
+        // SAFETY: the caller's promise. A constant length needs no call to `memcpy`.
+        unsafe { core::ptr::copy_nonoverlapping(src, dst, LL_LINE_PAYLOAD) }
+    } else {
+        // SAFETY: the caller's promise.
+        unsafe { copy_short(src, dst, len) }
+    }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -352,14 +385,14 @@ mod tests {
         }
     }
 
-    fn step(sender: &mut LlSender, receiver: &mut LlReceiver, len: usize, salt: u8) {
+    fn send_and_receive(sender: &mut LlSender, receiver: &mut LlReceiver, len: usize, salt: u8) {
         let data: Vec<u8> = (0..len).map(|i| i as u8 ^ salt).collect();
         let mut back = vec![0; len];
         assert!(sender.ready());
         assert_eq!(
             receiver.poll(len, 7),
             LlPoll::Pending,
-            "a line of an old message was taken for new"
+            "the line of an old message was taken for a new one"
         );
         // SAFETY: a slot is free; `data` has `len` bytes.
         unsafe { sender.write(data.as_ptr(), len, 7) };
@@ -371,41 +404,41 @@ mod tests {
     }
 
     #[test]
-    fn every_length_arrives_whole() {
+    fn messages_of_every_length_arrive_unchanged() {
         let (mut sender, mut receiver) = ends();
         for len in 0..=LL_CAPACITY {
-            step(&mut sender, &mut receiver, len, len as u8);
+            send_and_receive(&mut sender, &mut receiver, len, len as u8);
         }
     }
 
     #[test]
-    fn late_lines_survive_the_wrap_of_the_sequence() {
+    fn old_flags_are_not_taken_for_new_after_the_sequence_wraps() {
         let (mut sender, mut receiver) = ends();
-        // Long messages write all lines; then 2^32 sequences pass with short messages alone.
+        // Long messages write all lines. Then 2^32 sequences pass, with only short messages.
         let jump = |sender: &mut LlSender, receiver: &mut LlReceiver, to: u64| {
             (sender.next, sender.acked, receiver.next) = (to, to - 1, to);
         };
-        for _ in 0..SLOTS {
-            step(&mut sender, &mut receiver, LL_CAPACITY, 1);
+        for _ in 0..LL_SLOTS {
+            send_and_receive(&mut sender, &mut receiver, LL_CAPACITY, 1);
         }
         for quarter in [0x4000_0000, 0xc000_0000] {
             jump(&mut sender, &mut receiver, quarter);
-            for _ in 0..SLOTS {
-                step(&mut sender, &mut receiver, 8, 2);
+            for _ in 0..LL_SLOTS {
+                send_and_receive(&mut sender, &mut receiver, 8, 2);
             }
         }
         jump(&mut sender, &mut receiver, (1 << 32) - 2);
         for _ in 0..2 {
-            step(&mut sender, &mut receiver, 8, 2);
+            send_and_receive(&mut sender, &mut receiver, 8, 2);
         }
-        for _ in 0..=SLOTS {
+        for _ in 0..=LL_SLOTS {
             assert!(sender.ready());
-            // One line of a long message: the rest must not look arrived.
+            // The later lines of the slot must not look as if they had arrived.
             let next = flag(receiver.next, 7);
             for line in &receiver.lines()[1..] {
                 assert_ne!(line.flag.load(Ordering::Relaxed), next);
             }
-            step(&mut sender, &mut receiver, LL_CAPACITY, 3);
+            send_and_receive(&mut sender, &mut receiver, LL_CAPACITY, 3);
         }
     }
 }
@@ -417,17 +450,17 @@ mod loom_tests {
     use loom::sync::Arc;
     use loom::thread;
 
-    struct Memory {
+    struct LlModel {
         ring: LlRing,
         ack: AckWord,
         sender: RankHeader,
         receiver: RankHeader,
     }
 
-    fn memory() -> std::sync::Arc<Memory> {
-        let line = || Line { payload: Cell::new([0; LL_LINE_PAYLOAD]), flag: AtomicU64::new(0) };
-        let slot = || Slot { lines: [line(), line()], _skew: MaybeUninit::uninit() };
-        std::sync::Arc::new(Memory {
+    fn model_memory() -> std::sync::Arc<LlModel> {
+        let line = || LlLine { payload: Cell::new([0; LL_LINE_PAYLOAD]), flag: AtomicU64::new(0) };
+        let slot = || LlSlot { lines: [line(), line()], _skew: MaybeUninit::uninit() };
+        std::sync::Arc::new(LlModel {
             ring: LlRing { slots: [slot(), slot()] },
             ack: AckWord::default(),
             sender: RankHeader::default(),
@@ -435,7 +468,7 @@ mod loom_tests {
         })
     }
 
-    fn ends(memory: &std::sync::Arc<Memory>) -> (LlSender, LlReceiver) {
+    fn ends(memory: &std::sync::Arc<LlModel>) -> (LlSender, LlReceiver) {
         let (sender, receiver) = (&raw const memory.sender, &raw const memory.receiver);
         // SAFETY: `memory` is kept by the pairs and has these two ends alone.
         unsafe {
@@ -446,14 +479,15 @@ mod loom_tests {
         }
     }
 
-    /// Messages of one and two lines go round the ring, with both sides sleeping whenever they can. Loom checks that
-    /// the payload is never read and written at once, and that nobody sleeps for ever.
+    /// Messages of one and two lines go round the ring; both sides sleep whenever they can. Loom
+    /// checks that no payload is read and written at the same time, and that no side sleeps
+    /// forever.
     #[test]
-    fn loom_lines_arrive_whole_and_wake() {
+    fn loom_messages_arrive_unchanged_and_wake_the_receiver() {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(2);
         model.check(|| {
-            let memory = memory();
+            let memory = model_memory();
             let (mut sender, mut receiver) = ends(&memory);
             let shared = Arc::new(memory);
             let theirs = shared.clone();

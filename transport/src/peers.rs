@@ -1,107 +1,106 @@
-//! Whom a rank is connected to: shared by its endpoint and by the thread that accepts connections for it.
+//! The table of the peers to which a rank is connected. The rank's endpoint and the threads that
+//! accept connections for it share the table.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::Rank;
 use crate::error::LinkError;
-use crate::inbox::{Inbox, InboxLayout, PeerInbox};
-use crate::memory::Access;
-use crate::segment::{self, Body, SegmentId};
-use crate::shm::sharing::{Given, Sharing};
-use crate::tcp::TcpPair;
+use crate::inbox::{Inbox, InboxLayout};
+use crate::link::{Incoming, Outgoing};
+use crate::memory::MappingAccess;
+use crate::segment::{self, OfferState, PeerSegment, SegmentId, SegmentMemory};
 
-/// A rank's connections.
+/// A connection to a peer, of any kind of link.
+pub(crate) trait PeerConnection: fmt::Debug + Send + Sync {
+    /// Ends the peer's waits: rank `by` aborted for `reason`.
+    fn abort(&self, by: Rank, reason: u32);
+
+    /// Whether and how the peer is gone.
+    fn gone(&self) -> Option<LinkError>;
+
+    /// Wakes the peer if it sleeps. Over TCP, messages do that.
+    fn ring(&self) {}
+
+    /// The peer's connection ended. Unless the peer had said that it leaves, its process is dead.
+    fn connection_ended(&self) {}
+
+    /// Whether the peer may still read memory that this rank lent it.
+    fn is_reading(&self) -> bool {
+        false
+    }
+
+    /// Offers a segment to the peer. `None` if the peer cannot map segments.
+    fn offer(&self, memory: &SegmentMemory, access: MappingAccess) -> Option<OfferState> {
+        let _ = (memory, access);
+        None
+    }
+
+    /// The peer's segment of that number, if this rank may write to it.
+    fn segment(&self, id: SegmentId) -> Option<PeerSegment> {
+        let _ = id;
+        None
+    }
+
+    /// Both ends that this rank has of the links to and from the peer on a channel.
+    ///
+    /// # Safety
+    /// No ends of this channel were opened before.
+    unsafe fn open(&self, channel: u16) -> (Outgoing, Incoming);
+}
+
+/// The connections of a rank.
 #[derive(Debug)]
-pub(crate) struct Peers {
-    pub(crate) me: Rank,
+pub(crate) struct PeerTable {
+    pub(crate) rank: Rank,
     pub(crate) layout: InboxLayout,
     pub(crate) inbox: Arc<Inbox>,
-    table: Mutex<Table>,
-}
-
-/// A connected peer.
-#[derive(Clone, Debug)]
-pub(crate) enum Peer {
-    /// We see its inbox; if it is of another process, segments may be shared with it.
-    Memory(Arc<PeerInbox>, Option<Arc<Sharing>>),
-    /// We have streams to it.
-    Tcp(Arc<TcpPair>),
-}
-
-impl Peer {
-    /// Ends its waits.
-    pub(crate) fn abort(&self, by: Rank, reason: u32) {
-        match self {
-            Self::Memory(inbox, _) => inbox.header().abort(by, reason),
-            Self::Tcp(pair) => pair.abort(by, reason),
-        }
-    }
-
-    /// Whether it is gone, and how.
-    pub(crate) fn gone(&self, rank: Rank) -> Option<LinkError> {
-        match self {
-            Self::Memory(inbox, _) => inbox.header().gone(rank),
-            Self::Tcp(pair) => pair.gone(),
-        }
-    }
-
-    /// Lets it notice that this rank has left; over TCP the farewell does that.
-    pub(crate) fn ring(&self) {
-        if let Self::Memory(inbox, _) = self {
-            inbox.header().doorbell.ring();
-        }
-    }
+    entries: Mutex<PeerEntries>,
 }
 
 #[derive(Debug, Default)]
-struct Table {
-    connected: HashMap<Rank, Peer>,
+struct PeerEntries {
+    connected: HashMap<Rank, Arc<dyn PeerConnection>>,
+    /// Channels that were opened.
     opened: HashSet<(Rank, u16)>,
-    /// Connections that were begun by a proven peer and broke.
+    /// Errors of connections that a proven peer began and that broke before they were complete.
     failed: HashMap<Rank, LinkError>,
-    /// Segments that whoever is connected is offered at once.
+    /// Segments that every new peer is offered at once.
     shared: Vec<SegmentId>,
-    /// Why no connection can be accepted for the time being.
-    trouble: Option<LinkError>,
+    /// Why connections cannot be accepted at present.
+    accept_error: Option<LinkError>,
 }
 
-impl Peers {
-    pub(crate) fn new(me: Rank, layout: InboxLayout, inbox: Arc<Inbox>) -> Self {
-        Self { me, layout, inbox, table: Mutex::default() }
+impl PeerTable {
+    pub(crate) fn new(rank: Rank, layout: InboxLayout, inbox: Arc<Inbox>) -> Self {
+        Self { rank, layout, inbox, entries: Mutex::default() }
     }
 
-    /// Every entry is complete at all times, so a panic elsewhere under the lock does no harm.
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The entries are consistent at all times, so a panic elsewhere under the lock does no harm.
+    fn entries(&self) -> MutexGuard<'_, PeerEntries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn get(&self, peer: Rank) -> Option<Peer> {
-        self.table().connected.get(&peer).cloned()
+    pub(crate) fn get(&self, peer: Rank) -> Option<Arc<dyn PeerConnection>> {
+        self.entries().connected.get(&peer).cloned()
     }
 
-    /// A new connection to memory.
-    pub(crate) fn add(&self, peer: Rank, inbox: PeerInbox, sharing: Option<Arc<Sharing>>) {
-        self.insert(peer, Peer::Memory(Arc::new(inbox), sharing));
+    /// All connected peers.
+    pub(crate) fn all(&self) -> Vec<Arc<dyn PeerConnection>> {
+        self.entries().connected.values().cloned().collect()
     }
 
-    /// A new connection over streams.
-    pub(crate) fn add_tcp(&self, peer: Rank, pair: Arc<TcpPair>) {
-        self.insert(peer, Peer::Tcp(pair));
-    }
-
-    /// An abort that it missed is passed on.
-    fn insert(&self, peer: Rank, connection: Peer) {
-        let mut table = self.table();
-        table.trouble = None;
-        table.connected.insert(peer, connection.clone());
-        let shared = table.shared.clone();
-        drop(table);
-        if let Peer::Memory(_, Some(sharing)) = &connection {
-            for body in shared.into_iter().filter_map(segment::get) {
-                sharing.give(&body, Access::Read);
-            }
+    /// Adds a new connection, and passes on an abort that the peer missed.
+    pub(crate) fn add(&self, peer: Rank, connection: Arc<dyn PeerConnection>) {
+        let mut entries = self.entries();
+        entries.accept_error = None;
+        entries.connected.insert(peer, connection.clone());
+        let shared = entries.shared.clone();
+        drop(entries);
+        for memory in shared.into_iter().filter_map(segment::get) {
+            connection.offer(&memory, MappingAccess::Read);
         }
         if let Some(LinkError::Aborted { by, reason }) = self.inbox.header().aborted() {
             connection.abort(by, reason);
@@ -109,41 +108,41 @@ impl Peers {
         self.inbox.header().doorbell.ring();
     }
 
-    /// A proven peer begins anew: what broke before is past.
-    pub(crate) fn begin(&self, peer: Rank) {
-        self.table().failed.remove(&peer);
+    /// Forgets the last failure of a proven peer, because it begins a new connection.
+    pub(crate) fn clear_failure(&self, peer: Rank) {
+        self.entries().failed.remove(&peer);
     }
 
-    /// A proven peer's connection broke before it was complete.
-    pub(crate) fn fail(&self, peer: Rank, error: LinkError) {
-        self.table().failed.insert(peer, error);
+    /// Records that a proven peer's connection broke before it was complete.
+    pub(crate) fn set_failure(&self, peer: Rank, error: LinkError) {
+        self.entries().failed.insert(peer, error);
         self.inbox.header().doorbell.ring();
     }
 
-    /// Nothing can be accepted now; perhaps later.
-    pub(crate) fn trouble(&self, error: LinkError) {
-        self.table().trouble = Some(error);
+    /// Records that no connection can be accepted at present.
+    pub(crate) fn set_accept_error(&self, error: LinkError) {
+        self.entries().accept_error = Some(error);
     }
 
-    /// The connection ended: unless the peer had said that it leaves, its process is dead.
-    pub(crate) fn lost(&self, peer: Rank) {
-        if let Some(Peer::Memory(inbox, _)) = self.get(peer) {
-            inbox.header().die();
+    /// Records that a peer's connection ended.
+    pub(crate) fn connection_ended(&self, peer: Rank) {
+        if let Some(connection) = self.get(peer) {
+            connection.connection_ended();
         }
         self.inbox.header().doorbell.ring();
     }
 
-    /// Waits until the peer has connected to us.
+    /// Waits until the peer has connected to this rank.
     pub(crate) fn wait_for(&self, peer: Rank, deadline: Instant) -> Result<(), LinkError> {
         let header = self.inbox.header();
         let mut result = Ok(());
         let left = deadline.saturating_duration_since(Instant::now());
         let ended = header.doorbell.wait(0, 0, Some(left), || {
-            let mut table = self.table();
-            if table.connected.contains_key(&peer) {
+            let mut entries = self.entries();
+            if entries.connected.contains_key(&peer) {
                 return true;
             }
-            let error = header.aborted().or_else(|| table.failed.remove(&peer));
+            let error = header.aborted().or_else(|| entries.failed.remove(&peer));
             result = error.map_or(Ok(()), Err);
             error.is_some()
         });
@@ -151,44 +150,38 @@ impl Peers {
             return result;
         }
         let during = "waiting for its connection";
-        Err(self.table().trouble.unwrap_or(LinkError::Timeout { peer, during }))
+        Err(self.entries().accept_error.unwrap_or(LinkError::Timeout { peer, during }))
     }
 
-    /// The peer, to open a link on a channel, which is possible once.
-    pub(crate) fn open(&self, peer: Rank, channel: u16) -> Result<Peer, LinkError> {
+    /// Opens both ends of a channel to a connected peer, which is possible once.
+    pub(crate) fn open(&self, peer: Rank, channel: u16) -> Result<(Outgoing, Incoming), LinkError> {
         if channel >= self.layout.channels {
             return Err(LinkError::Misuse { what: "the inboxes have no such channel" });
         }
-        let mut table = self.table();
-        let connection =
-            table.connected.get(&peer).ok_or(LinkError::NotConnected { peer })?.clone();
-        if !table.opened.insert((peer, channel)) {
+        let mut entries = self.entries();
+        let connected = entries.connected.get(&peer);
+        let connection = connected.ok_or(LinkError::NotConnected { peer })?.clone();
+        if !entries.opened.insert((peer, channel)) {
             return Err(LinkError::Misuse { what: "a channel to a peer can be opened once" });
         }
-        Ok(connection)
+        drop(entries);
+        // SAFETY: `opened` shows that this is the first time.
+        Ok(unsafe { connection.open(channel) })
     }
 
-    /// Offers a segment to all peers that can map it, now and later.
-    pub(crate) fn share(&self, body: &Body) {
+    /// Offers a segment for reading to all peers that can map it, connected now or later.
+    pub(crate) fn share(&self, memory: &SegmentMemory) {
         let live = segment::ids();
-        let mut table = self.table();
-        table.shared.retain(|id| *id != body.id() && live.contains(id));
-        table.shared.push(body.id());
-        drop(table);
-        self.give(body, Access::Read);
+        let mut entries = self.entries();
+        entries.shared.retain(|id| *id != memory.id() && live.contains(id));
+        entries.shared.push(memory.id());
+        drop(entries);
+        self.offer(memory, MappingAccess::Read);
     }
 
-    /// Offers a segment to all connected peers that can map it; whether all of them have answered.
-    pub(crate) fn give(&self, body: &Body, access: Access) -> bool {
-        let answers = self.all().into_iter().filter_map(|peer| match peer {
-            Peer::Memory(_, Some(sharing)) => Some(sharing.give(body, access)),
-            Peer::Memory(_, None) | Peer::Tcp(_) => None,
-        });
-        answers.filter(|answer| *answer == Given::Offered).count() == 0
-    }
-
-    /// All peers, for what concerns them all.
-    pub(crate) fn all(&self) -> Vec<Peer> {
-        self.table().connected.values().cloned().collect()
+    /// Offers a segment to all connected peers that can map it. Returns whether all have answered.
+    pub(crate) fn offer(&self, memory: &SegmentMemory, access: MappingAccess) -> bool {
+        let offers = self.all().into_iter().filter_map(|peer| peer.offer(memory, access));
+        offers.filter(|offer| *offer == OfferState::Pending).count() == 0
     }
 }

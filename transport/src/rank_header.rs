@@ -1,7 +1,6 @@
-//! The header of a rank: the words through which everybody can reach it.
+//! The header of a rank: its doorbell, its abort word and whether it is still present.
 //!
-//! It lies at the start of the rank's inbox and is seen by all its peers: the doorbell, the abort word, and whether the
-//! rank is still there.
+//! It lies at the start of the rank's inbox, where all its peers read and write it.
 
 use core::any::Any;
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use crate::doorbell::Doorbell;
 use crate::error::LinkError;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, full_fence};
 
-/// What a rank is and what memory it made: written once, before anyone sees it.
+/// Who a rank is and which shape its inbox has. Written once, before another rank sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct RankIdentity {
@@ -27,25 +26,26 @@ pub struct RankIdentity {
     pub depth: u32,
     /// Bytes per slot.
     pub slot_bytes: u64,
-    /// The owner's process, for people who look at it.
+    /// The owner's process, for people who inspect the memory.
     pub pid: u32,
 }
 
-/// First word of an inbox. The last byte is the version of everything that lies in it.
+/// The first word of an inbox. Its last byte is the version of the format of all that follows.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"maypole\x02");
 
-/// The words of a rank. All zeros is a valid header of a rank that is present.
+/// The header of a rank. All zeros is a valid header of a rank that is present.
 #[derive(Debug, Default)]
 #[repr(C, align(128))]
 pub struct RankHeader {
     identity: RankIdentity,
-    /// Rung by everything that can end a wait of this rank.
+    /// The doorbell that everything rings that can end a wait of this rank.
     pub doorbell: Doorbell,
-    /// 0, or who aborted and why; the first to write wins.
+    /// 0, or which rank aborted and why. The first rank that writes it wins.
     abort: AtomicU64,
-    /// One of the constants below. Beside the abort word: both are written once in a life.
+    /// `PRESENT`, `LEFT` or `DIED`. It shares a cache line with the abort word, because both are
+    /// written at most once.
     presence: AtomicU32,
-    /// 1 while the rank may read memory that others lend it.
+    /// 1 while the rank may read memory that other ranks lend it.
     reading: AtomicU32,
 }
 
@@ -53,29 +53,30 @@ const PRESENT: u32 = 0;
 const LEFT: u32 = 1;
 const DIED: u32 = 2;
 
-/// Marks an abort word that is set, for rank 0 may abort for reason 0.
+/// Set in every abort word, because rank 0 may abort for reason 0.
 const ABORTED: u64 = 1 << 63;
 
 impl RankHeader {
-    /// A header that says who its rank is.
+    /// A header of a rank with this identity.
     pub fn new(identity: RankIdentity) -> Self {
         Self { identity, ..Self::default() }
     }
 
-    /// Who the rank is.
+    /// The identity that the rank wrote.
     pub fn identity(&self) -> RankIdentity {
         self.identity
     }
 
-    /// Makes every operation of this rank end with [`LinkError::Aborted`], unless somebody did so before, and wakes it.
+    /// Makes every operation of this rank end with [`LinkError::Aborted`], and wakes it. An earlier
+    /// abort stays in force.
     pub fn abort(&self, by: Rank, reason: u32) {
         let word = ABORTED | u64::from(by) << 32 | u64::from(reason);
-        // Only one value is ever stored and nothing is published with it.
+        // Relaxed: only one value is ever stored, and nothing else is published with it.
         let _ = self.abort.compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed);
         self.doorbell.ring();
     }
 
-    /// Who aborted, if anyone did. One relaxed load of a line that nobody writes.
+    /// The abort, if there was one. Costs one relaxed load of a cache line that is rarely written.
     #[inline]
     pub fn aborted(&self) -> Option<LinkError> {
         let word = self.abort.load(Ordering::Relaxed);
@@ -86,19 +87,20 @@ impl RankHeader {
         Some(LinkError::Aborted { by, reason: word as u32 })
     }
 
-    /// The rank left in peace: it will neither send nor release anything any more.
+    /// Records that the rank left the communicator: it sends and releases nothing more.
     pub fn leave(&self) {
         self.depart(LEFT);
     }
 
-    /// The rank's process is proven dead.
+    /// Records that the rank's process is proven dead.
     pub fn die(&self) {
         self.depart(DIED);
     }
 
-    /// Whether the rank (called `peer` in the error) is gone, and how. What it published before is visible then.
+    /// The error that says how the rank, named `peer` in it, is gone; `None` if it is present. All
+    /// that the rank published before is visible then.
     pub fn gone(&self, peer: Rank) -> Option<LinkError> {
-        // Pairs as `departure`.
+        // Acquire, paired as `departure`.
         match self.presence.load(Ordering::Acquire) {
             PRESENT => None,
             LEFT => Some(LinkError::PeerLeft { peer }),
@@ -106,56 +108,59 @@ impl RankHeader {
         }
     }
 
-    /// The rank may read lent memory from now on. Follows the look at the abort word that a receive begins with: either that
-    /// sees an abort, or who aborted sees this.
+    /// Records that the rank may read lent memory from now on. Call it before a receive, which
+    /// begins with a look at the abort word: either that look sees an abort, or the rank that
+    /// aborted sees this record.
     pub fn start_reading(&self) {
         self.reading.store(1, Ordering::Relaxed);
         full_fence();
     }
 
-    /// The rank reads no lent memory any more.
+    /// Records that the rank reads no lent memory any more.
     pub fn stop_reading(&self) {
-        // Pairs as `reading`.
+        // Release, paired as `reading`.
         self.reading.store(0, Ordering::Release);
     }
 
-    /// Whether the rank may read lent memory. Once it was aborted and this is false, it never will again.
+    /// Whether the rank may read lent memory. Once it was aborted and this is false, it stays
+    /// false.
     pub fn is_reading(&self) -> bool {
         full_fence();
-        // Pairs as `reading`.
+        // Acquire, paired as `reading`.
         self.reading.load(Ordering::Acquire) != 0
     }
 
     fn depart(&self, how: u32) {
-        // Pairs as `departure`. A rank that left cannot die any more.
+        // Release, paired as `departure`. A rank that left cannot die any more.
         let _ = self.presence.compare_exchange(PRESENT, how, Ordering::AcqRel, Ordering::Relaxed);
     }
 }
 
-/// The two ranks of a link, as one of them sees it, and whatever keeps the memory of both.
+/// The headers of the two ranks of a link, as one of the two sees them, and an owner that keeps
+/// their memory alive.
 #[derive(Clone)]
 pub struct RankPair {
-    mine: *const RankHeader,
+    own: *const RankHeader,
     theirs: *const RankHeader,
     peer: Rank,
     _keep: Arc<dyn Any + Send + Sync>,
 }
 
-// SAFETY: both headers consist of atomics and are kept by `_keep`, which may itself move.
+// SAFETY: both headers consist of atomics. `_keep` keeps them alive and may itself be sent.
 unsafe impl Send for RankPair {}
 
 impl RankPair {
-    /// The pair of the rank with header `mine` and rank `peer` with header `theirs`.
+    /// The pair of this rank, with header `own`, and rank `peer`, with header `theirs`.
     ///
     /// # Safety
     /// Both headers stay valid as long as `keep` lives.
     pub unsafe fn new(
-        mine: *const RankHeader,
+        own: *const RankHeader,
         theirs: *const RankHeader,
         peer: Rank,
         keep: Arc<dyn Any + Send + Sync>,
     ) -> Self {
-        Self { mine, theirs, peer, _keep: keep }
+        Self { own, theirs, peer, _keep: keep }
     }
 
     /// The other rank.
@@ -166,18 +171,19 @@ impl RankPair {
     /// The other rank's doorbell.
     #[inline]
     pub fn peer_doorbell(&self) -> &Doorbell {
-        // SAFETY: `new` was promised that the header lives as long as `_keep`.
+        // SAFETY: the caller of `new` promised that the header lives as long as `_keep`.
         unsafe { &(*self.theirs).doorbell }
     }
 
-    /// Whether this rank's communicator was aborted. Cheap.
+    /// The abort of this rank's communicator, if there was one. Cheap.
     #[inline]
     pub fn aborted(&self) -> Option<LinkError> {
         // SAFETY: as in `peer_doorbell`.
-        unsafe { (*self.mine).aborted() }
+        unsafe { (*self.own).aborted() }
     }
 
-    /// Whether the other rank is gone. To be asked when it has nothing for us; then look at what it sent once more.
+    /// Whether and how the other rank is gone. Ask when nothing has arrived from it; if it is gone,
+    /// look once more for what it sent before.
     pub fn gone(&self) -> Option<LinkError> {
         // SAFETY: as in `peer_doorbell`.
         unsafe { (*self.theirs).gone(self.peer) }
@@ -189,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_abort_wins_and_is_read_back_whole() {
+    fn the_first_abort_wins_and_is_read_back_unchanged() {
         let header = RankHeader::default();
         assert_eq!(header.aborted(), None);
         header.abort(i32::MAX as u32, u32::MAX);
@@ -202,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn who_left_cannot_die() {
+    fn a_rank_that_left_cannot_die() {
         let header = RankHeader::default();
         assert_eq!(header.gone(3), None);
         header.leave();
@@ -214,12 +220,13 @@ mod tests {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
-    use loom::sync::atomic::fence;
+    use crate::sync::fence;
     use loom::thread;
 
-    /// Of a lender that has aborted a reader, and then writes what it had lent: whoever has read the new sees the abort afterwards.
+    /// A lender aborts a reader and then overwrites the memory that it had lent. A reader that has
+    /// seen the new content sees the abort afterwards.
     #[test]
-    fn loom_what_an_aborted_lender_writes_is_not_taken_for_its_message() {
+    fn loom_a_reader_of_overwritten_lent_memory_sees_the_abort() {
         loom::model(|| {
             let shared = Arc::new((RankHeader::default(), AtomicU32::new(1)));
             let lender = shared.clone();

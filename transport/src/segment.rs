@@ -1,88 +1,100 @@
-//! Segments: memory of this process that ranks of other processes of the host can map, so that what lies in it is read, or written, in
-//! place.
+//! Segments: memory of this process that ranks in other processes of the host can map, so that they
+//! read or write it in place.
 //!
-//! A segment is an anonymous file of its own: the memory, and a page in which its owner says when it is freed. A peer gets its descriptor
-//! when something of it is first to be lent (`shm::sharing`). Segments have numbers that are never given twice; a message that was lent
-//! names one, so an address that is freed and allocated anew is another segment's.
+//! A segment is an anonymous file of its own. It holds the memory and a page in which the owner
+//! records that the segment is freed. A peer gets the file's descriptor when memory of the segment
+//! is first to be lent to it (see `shm::sharing`). A segment's number is never reused. A lent
+//! message names the number, so memory that is freed and allocated again at the same address is
+//! another segment.
 //!
-//! Freeing gives the memory back at once, whoever has it mapped: a mapping that a peer still has reads as zeros, and is dropped when that
-//! peer maps something else or its communicator ends.
+//! Freeing a segment releases its memory at once, even where it is mapped. A peer's mapping then
+//! reads as zeros; the peer drops it when it maps another segment or when its communicator ends.
 //!
-//! The table of them is the process', as addresses are.
+//! The table of segments belongs to the process, because addresses do.
 
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
+
 use crate::error::LinkError;
-use crate::memory::{self, Access, Mapping};
+use crate::memory::{self, Mapping, MappingAccess};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
-/// What a segment is called; from 1. Its owner's process has only one of that number, ever.
+/// The number of a segment, from 1. Unique within its owner's process for the life of the process.
 pub(crate) type SegmentId = u64;
 
 /// Memory that peers can map. Dropping it frees it.
 ///
-/// A child made by fork does not have the memory, and dropping it there does nothing.
+/// A child made by fork does not have the memory, and dropping the segment there does nothing.
 #[derive(Debug)]
-pub struct Segment(Arc<Body>);
+pub struct Segment(Arc<SegmentMemory>);
 
-/// A segment, as long as somebody needs its file or its mapping.
+/// The file and the mapping of a segment, which exist while anything uses one of them.
 #[derive(Debug)]
-pub(crate) struct Body {
+pub(crate) struct SegmentMemory {
     id: SegmentId,
     file: OwnedFd,
-    memory: Mapping,
+    mapping: Mapping,
     bytes: usize,
 }
 
-/// By first byte.
-static LIVE: Mutex<BTreeMap<usize, Arc<Body>>> = Mutex::new(BTreeMap::new());
-/// Grows whenever that changes.
-static VERSION: AtomicU64 = AtomicU64::new(1);
-static LAST: AtomicU64 = AtomicU64::new(0);
-
-fn live() -> MutexGuard<'static, BTreeMap<usize, Arc<Body>>> {
-    LIVE.lock().unwrap_or_else(PoisonError::into_inner)
+/// What has become of an offer of a segment to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OfferState {
+    /// The peer has not answered.
+    Pending,
+    /// The peer has mapped the segment, and keeps it until the segment is freed.
+    Accepted,
+    /// The peer has not mapped the segment, and will not.
+    Refused,
 }
 
+/// All segments of this process, by the address of their first byte.
+static SEGMENTS: Mutex<BTreeMap<usize, Arc<SegmentMemory>>> = Mutex::new(BTreeMap::new());
+/// Grows with every change of the table.
+static VERSION: AtomicU64 = AtomicU64::new(1);
+static LAST_ID: AtomicU64 = AtomicU64::new(0);
+
 impl Segment {
-    /// `bytes` bytes of zeros, from a page boundary on, which cost nothing until they are touched. Takes a file descriptor as long as it
-    /// lives.
+    /// Makes a segment of `bytes` zeros, aligned to a page, which take no memory until they are
+    /// touched. It takes a file descriptor while it lives.
     ///
     /// # Errors
-    /// No bytes; no memory, address space or descriptors; or only descriptors of the upper half of those that the process may have, which
-    /// are left to others.
+    /// `bytes` is 0; or memory, address space or descriptors are exhausted; or the process already
+    /// uses the lower half of the descriptors that it may have. The upper half is left for others.
     pub fn new(bytes: usize) -> Result<Self, LinkError> {
-        let total = bytes.checked_next_multiple_of(memory::page()).filter(|total| *total > 0);
-        let Some(total) = total.and_then(|bytes| bytes.checked_add(memory::page())) else {
+        let page = memory::page_size();
+        let total = bytes.checked_next_multiple_of(page).filter(|total| *total > 0);
+        let Some(total) = total.and_then(|bytes| bytes.checked_add(page)) else {
             return Err(LinkError::Misuse { what: "a segment of no bytes, or of too many" });
         };
-        let file = memory::create(total)?;
-        if file.as_raw_fd() as u64 >= descriptors() / 2 {
-            let error = std::io::Error::from_raw_os_error(libc::EMFILE);
-            return Err(LinkError::system("memfd_create", &error));
+        let file = memory::create_memfd(total)?;
+        if file.as_raw_fd() as u64 >= descriptor_limit() / 2 {
+            return Err(LinkError::system("memfd_create", Errno::MFILE));
         }
-        let memory = Mapping::new(file.as_fd(), 0, total)?;
-        // Only counted.
-        let id = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-        let body = Arc::new(Body { id, file, memory, bytes });
-        let mut live = live();
-        // What was there in a process that this one was forked from is not here.
-        if live.values().next().is_some_and(|body| !body.memory.is_ours()) {
-            live.clear();
+        let mapping = Mapping::new(file.as_fd(), 0, total, MappingAccess::ReadWrite)?;
+        // Relaxed: only the number counts.
+        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
+        let memory = Arc::new(SegmentMemory { id, file, mapping, bytes });
+        let mut segments = lock_segments();
+        // After a fork, the table still lists segments of the parent, which do not exist here.
+        if segments.values().next().is_some_and(|memory| !memory.belongs_to_this_process()) {
+            segments.clear();
         }
-        live.insert(body.memory.start().addr(), body.clone());
-        changed();
-        Ok(Self(body))
+        segments.insert(memory.mapping.start().addr(), memory.clone());
+        advance_version();
+        Ok(Self(memory))
     }
 
-    /// First byte; aligned to a page.
+    /// The first byte; aligned to a page.
     pub fn start(&self) -> *mut u8 {
-        self.0.memory.start()
+        self.0.mapping.start()
     }
 
-    /// Bytes.
+    /// Length in bytes.
     pub fn bytes(&self) -> usize {
         self.0.bytes
     }
@@ -90,19 +102,21 @@ impl Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        if !self.0.memory.is_ours() {
+        if !self.0.belongs_to_this_process() {
             return;
         }
-        let mut live = live();
-        live.remove(&self.start().addr());
-        changed();
-        drop(live);
-        self.0.end().store(1, Ordering::Release);
-        memory::punch(self.0.file.as_fd(), self.0.bytes.next_multiple_of(memory::page()));
+        let mut segments = lock_segments();
+        segments.remove(&self.start().addr());
+        advance_version();
+        drop(segments);
+        // Release, paired as `segment-freed`.
+        freed_word(&self.0.mapping, self.0.bytes).store(1, Ordering::Release);
+        let pages = self.0.bytes.next_multiple_of(memory::page_size());
+        memory::free_pages(self.0.file.as_fd(), pages);
     }
 }
 
-impl Body {
+impl SegmentMemory {
     pub(crate) fn id(&self) -> SegmentId {
         self.id
     }
@@ -115,124 +129,139 @@ impl Body {
         self.bytes
     }
 
-    fn end(&self) -> &AtomicU32 {
-        let offset = self.bytes.next_multiple_of(memory::page());
-        // SAFETY: `new` mapped a page after the memory, zeroed, which nothing but this word is in.
-        unsafe { &*self.memory.start().add(offset).cast() }
+    fn belongs_to_this_process(&self) -> bool {
+        self.mapping.belongs_to_this_process()
     }
 }
 
-/// What a process has mapped of a segment of another one.
+/// The word that is not 0 once the owner has freed the segment. `mapping` is of a segment of
+/// `bytes` bytes.
+fn freed_word(mapping: &Mapping, bytes: usize) -> &AtomicU32 {
+    let offset = bytes.next_multiple_of(memory::page_size());
+    // SAFETY: every mapping of a segment includes the page after its memory, whose size is sealed.
+    // That page is zeroed when it is made and holds only this word.
+    unsafe { &*mapping.start().add(offset).cast() }
+}
+
+/// The address of `len` bytes from `offset`; `None` if they do not lie within the segment.
+fn address_within(mapping: &Mapping, bytes: usize, offset: usize, len: usize) -> Option<*mut u8> {
+    let end = offset.checked_add(len)?;
+    (end <= bytes).then(|| mapping.start().wrapping_add(offset))
+}
+
+/// A segment of another process, mapped into this one.
 #[derive(Debug)]
-pub(crate) struct Foreign {
-    memory: Mapping,
+pub(crate) struct MappedSegment {
+    mapping: Mapping,
     bytes: usize,
 }
 
-impl Foreign {
-    /// Maps the segment of `bytes` bytes that is in `file`. None if it is not what it is said to be, or there is no room for it.
-    pub(crate) fn map(file: BorrowedFd<'_>, bytes: usize, access: Access) -> Option<Self> {
-        let page = memory::page();
+impl MappedSegment {
+    /// Maps the segment of `bytes` bytes in `file`. `None` if the file is not such a segment or
+    /// cannot be mapped.
+    pub(crate) fn map(file: BorrowedFd<'_>, bytes: usize, access: MappingAccess) -> Option<Self> {
+        let page = memory::page_size();
         let total = bytes.checked_next_multiple_of(page)?.checked_add(page)?;
         if bytes == 0 || !memory::is_sealed(file, total) {
             return None;
         }
-        let memory = Mapping::with(file, 0, total, access).ok()?;
-        Some(Self { memory, bytes })
+        let mapping = Mapping::new(file, 0, total, access).ok()?;
+        Some(Self { mapping, bytes })
     }
 
-    /// Where `len` bytes from `offset` on are; None if they are not within.
-    pub(crate) fn get(&self, offset: usize, len: usize) -> Option<*mut u8> {
-        let end = offset.checked_add(len)?;
-        (end <= self.bytes).then(|| self.memory.start().wrapping_add(offset))
+    /// The address of `len` bytes from `offset`; `None` if they do not lie within the segment.
+    pub(crate) fn address(&self, offset: usize, len: usize) -> Option<*mut u8> {
+        address_within(&self.mapping, self.bytes, offset, len)
     }
 
-    /// Whether the owner has freed it.
+    /// Whether the owner has freed the segment.
     pub(crate) fn is_freed(&self) -> bool {
-        let offset = self.bytes.next_multiple_of(memory::page());
-        // SAFETY: `map` has mapped a page after the memory; its size is sealed.
-        let end: &AtomicU32 = unsafe { &*self.memory.start().add(offset).cast() };
-        end.load(Ordering::Acquire) != 0
+        // Acquire, paired as `segment-freed`.
+        freed_word(&self.mapping, self.bytes).load(Ordering::Acquire) != 0
     }
 }
 
-/// Memory of a peer's segment, to be written to as long as this lives, whatever the peer does.
+/// A peer's segment that this rank may write to. The memory stays mapped while this lives, whatever
+/// the peer does.
 #[derive(Clone, Debug)]
-pub struct PeerSegment(Target);
+pub struct PeerSegment(PeerSegmentMemory);
 
 #[derive(Clone, Debug)]
-enum Target {
-    /// Of another process.
-    Foreign(Arc<Foreign>),
-    /// Of a rank of this process.
-    Own(Arc<Body>),
+enum PeerSegmentMemory {
+    /// The peer is in another process.
+    Mapped(Arc<MappedSegment>),
+    /// The peer is in this process.
+    SameProcess(Arc<SegmentMemory>),
 }
 
 impl PeerSegment {
-    pub(crate) fn foreign(foreign: Arc<Foreign>) -> Self {
-        Self(Target::Foreign(foreign))
+    /// A segment of another process.
+    pub(crate) fn mapped(segment: Arc<MappedSegment>) -> Self {
+        Self(PeerSegmentMemory::Mapped(segment))
     }
 
-    /// The segment of this process that has that number.
-    pub(crate) fn own(id: SegmentId) -> Option<Self> {
-        get(id).map(|body| Self(Target::Own(body)))
+    /// The segment of this process with that number.
+    pub(crate) fn in_same_process(id: SegmentId) -> Option<Self> {
+        get(id).map(|memory| Self(PeerSegmentMemory::SameProcess(memory)))
     }
 
-    /// Where `len` bytes from `offset` on are; None if they are not within.
+    /// The address of `len` bytes from `offset`; `None` if they do not lie within the segment.
     pub fn address(&self, offset: usize, len: usize) -> Option<*mut u8> {
         match &self.0 {
-            Target::Foreign(foreign) => foreign.get(offset, len),
-            Target::Own(body) => {
-                let end = offset.checked_add(len)?;
-                (end <= body.bytes).then(|| body.memory.start().wrapping_add(offset))
+            PeerSegmentMemory::Mapped(segment) => segment.address(offset, len),
+            PeerSegmentMemory::SameProcess(memory) => {
+                address_within(&memory.mapping, memory.bytes, offset, len)
             }
         }
     }
 }
 
-/// The number of the segment that these bytes lie in, all of them, and where: by that peers can reach them.
+/// The number of the segment that contains all these bytes, and their offset in it. Peers reach the
+/// bytes by these two numbers. `None` if no segment contains them.
 pub fn locate(data: *const u8, len: usize) -> Option<(u64, usize)> {
-    find(data, len).map(|(body, offset)| (body.id, offset))
+    find(data, len).map(|(memory, offset)| (memory.id, offset))
 }
 
-/// Where a segment lies, for who looks for addresses.
+/// The addresses and the number of a segment.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Extent {
+pub(crate) struct SegmentExtent {
     pub(crate) start: usize,
     pub(crate) end: usize,
     pub(crate) id: SegmentId,
 }
 
-/// Changes whenever a segment is made or freed.
+/// A number that changes whenever a segment is made or freed.
 #[inline]
 pub(crate) fn version() -> u64 {
-    // Pairs as `segments`.
+    // Acquire, paired as `segments`.
     VERSION.load(Ordering::Acquire)
 }
 
-/// All segments of this process by address, and the version of that.
-pub(crate) fn extents() -> (u64, Vec<Extent>) {
-    let live = live();
-    let ours = live.values().filter(|body| body.memory.is_ours());
-    let extent = |body: &Arc<Body>| {
-        let start = body.memory.start().addr();
-        Extent { start, end: start + body.bytes, id: body.id }
+/// All segments of this process, sorted by address, and the version of that list.
+pub(crate) fn extents() -> (u64, Vec<SegmentExtent>) {
+    let segments = lock_segments();
+    let ours = segments.values().filter(|memory| memory.belongs_to_this_process());
+    let extent = |memory: &Arc<SegmentMemory>| {
+        let start = memory.mapping.start().addr();
+        SegmentExtent { start, end: start + memory.bytes, id: memory.id }
     };
     (version(), ours.map(extent).collect())
 }
 
-/// The segment that these bytes lie in, all of them, and where.
-pub(crate) fn find(data: *const u8, len: usize) -> Option<(Arc<Body>, usize)> {
-    let live = live();
-    let (start, body) = live.range(..=data.addr()).next_back()?;
+/// The segment that contains all these bytes, and their offset in it.
+pub(crate) fn find(data: *const u8, len: usize) -> Option<(Arc<SegmentMemory>, usize)> {
+    let segments = lock_segments();
+    let (start, memory) = segments.range(..=data.addr()).next_back()?;
     let offset = data.addr() - start;
-    let within = offset.checked_add(len).is_some_and(|end| end <= body.bytes);
-    (within && body.memory.is_ours()).then(|| (body.clone(), offset))
+    let within = offset.checked_add(len).is_some_and(|end| end <= memory.bytes);
+    (within && memory.belongs_to_this_process()).then(|| (memory.clone(), offset))
 }
 
-/// The segment of that number.
-pub(crate) fn get(id: SegmentId) -> Option<Arc<Body>> {
-    live().values().find(|body| body.id == id && body.memory.is_ours()).cloned()
+/// The segment of this process with that number.
+pub(crate) fn get(id: SegmentId) -> Option<Arc<SegmentMemory>> {
+    let segments = lock_segments();
+    let found = segments.values().find(|memory| memory.id == id);
+    found.filter(|memory| memory.belongs_to_this_process()).cloned()
 }
 
 /// The numbers of all segments of this process.
@@ -240,18 +269,19 @@ pub(crate) fn ids() -> HashSet<SegmentId> {
     extents().1.into_iter().map(|extent| extent.id).collect()
 }
 
-/// With the table locked.
-fn changed() {
-    // Pairs as `segments`.
+fn lock_segments() -> MutexGuard<'static, BTreeMap<usize, Arc<SegmentMemory>>> {
+    SEGMENTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Called while the table is locked.
+fn advance_version() {
+    // Release, paired as `segments`.
     VERSION.fetch_add(1, Ordering::Release);
 }
 
-/// How many descriptors the process may have.
-fn descriptors() -> u64 {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is alive and of the type that the call writes.
-    let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == 0;
-    if known { limit.rlim_cur } else { u64::MAX }
+/// The number of file descriptors that the process may have.
+fn descriptor_limit() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -259,58 +289,58 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_lies_within_is_found() {
+    fn only_bytes_within_a_segment_are_found() {
         let segment = Segment::new(10_000).unwrap();
         let start = segment.start();
-        let (body, offset) = find(start.wrapping_add(77), 9_923).unwrap();
-        assert_eq!((body.id(), offset), (segment.0.id, 77));
+        let (memory, offset) = find(start.wrapping_add(77), 9_923).unwrap();
+        assert_eq!((memory.id(), offset), (segment.0.id, 77));
         assert!(find(start, 10_001).is_none() && find(start.wrapping_sub(1), 2).is_none());
         assert!(find(start.wrapping_add(10_000), 1).is_none());
         assert!(find(start, usize::MAX).is_none());
         let on_stack = 0u8;
         assert!(find(&raw const on_stack, 1).is_none());
         let known = extents().1;
-        assert!(known.iter().any(|e| e.id == body.id() && e.end - e.start == 10_000));
+        assert!(known.iter().any(|e| e.id == memory.id() && e.end - e.start == 10_000));
         assert!(Segment::new(0).is_err() && Segment::new(usize::MAX).is_err());
     }
 
     #[test]
-    fn another_mapping_sees_the_memory_and_its_end() {
+    fn another_mapping_sees_the_memory_and_that_it_is_freed() {
         let segment = Segment::new(5_000).unwrap();
-        let body = segment.0.clone();
-        let [read, write] =
-            [Access::Read, Access::Write].map(|a| Foreign::map(body.file(), 5_000, a).unwrap());
-        assert!(read.get(0, 5_000).is_some() && read.get(5_000, 0).is_some());
-        assert!(read.get(4_999, 2).is_none() && read.get(usize::MAX, 2).is_none());
-        // SAFETY: all three are the same byte, used by this thread alone.
+        let memory = segment.0.clone();
+        let [read, write] = [MappingAccess::Read, MappingAccess::ReadWrite]
+            .map(|access| MappedSegment::map(memory.file(), 5_000, access).unwrap());
+        assert!(read.address(0, 5_000).is_some() && read.address(5_000, 0).is_some());
+        assert!(read.address(4_999, 2).is_none() && read.address(usize::MAX, 2).is_none());
+        // SAFETY: all three are the same byte, used only by this thread.
         unsafe {
             segment.start().add(4_999).write(7);
-            assert_eq!(read.get(4_999, 1).unwrap().read(), 7);
-            write.get(4_999, 1).unwrap().write(8);
+            assert_eq!(read.address(4_999, 1).unwrap().read(), 7);
+            write.address(4_999, 1).unwrap().write(8);
             assert_eq!(segment.start().add(4_999).read(), 8);
         }
         assert!(!read.is_freed());
         let version = version();
         drop(segment);
-        assert!(read.is_freed() && super::version() > version && get(body.id()).is_none());
-        // Nothing but the page of the word is held.
-        assert!(memory::held(body.file()) <= memory::page());
+        assert!(read.is_freed() && super::version() > version && get(memory.id()).is_none());
+        // Only the page of the word is still allocated.
+        assert!(memory::allocated_bytes(memory.file()) <= memory::page_size());
         // SAFETY: the mapping is alive.
-        assert_eq!(unsafe { read.get(4_999, 1).unwrap().read() }, 0);
+        assert_eq!(unsafe { read.address(4_999, 1).unwrap().read() }, 0);
     }
 
     #[test]
-    fn what_is_no_segment_of_that_size_is_not_mapped() {
+    fn a_file_that_is_not_a_segment_of_that_size_is_not_mapped() {
         let segment = Segment::new(4096).unwrap();
         for bytes in [0, 4097, 1 << 40, usize::MAX] {
-            assert!(Foreign::map(segment.0.file(), bytes, Access::Read).is_none());
+            assert!(MappedSegment::map(segment.0.file(), bytes, MappingAccess::Read).is_none());
         }
         let file = std::fs::File::open("/proc/self/exe").unwrap();
-        assert!(Foreign::map(file.as_fd(), 1, Access::Read).is_none());
+        assert!(MappedSegment::map(file.as_fd(), 1, MappingAccess::Read).is_none());
     }
 
     #[test]
-    fn numbers_are_not_given_twice() {
+    fn numbers_are_not_reused() {
         let mut last = 0;
         for _ in 0..50 {
             let segment = Segment::new(1).unwrap();

@@ -18,28 +18,28 @@ fn shm_within_one_process() {
     conformance::run(Endpoint::new_without_local);
 }
 
-/// Both directions of the link under test with delays and spurious back-pressure.
-fn late(mut side: TestEnd) -> TestEnd {
-    let (rank, endpoint) = (side.endpoint.rank(), side.endpoint.clone());
+/// Both directions of the link under test, with delays and needless back-pressure.
+fn with_delays(mut end: TestEnd) -> TestEnd {
+    let (rank, endpoint) = (end.endpoint.rank(), end.endpoint.clone());
     let recipe = FaultRecipe::parse("seed=5,delay=0.2:200us,backpressure=0.1").unwrap();
-    let faults = FaultInjector::new(recipe, endpoint, || unreachable!("no abort in the recipe"));
-    (side.out, side.inc) = faults.wrap(1 - rank, 0, (side.out, side.inc));
-    side
+    let injector = FaultInjector::new(recipe, endpoint, || unreachable!("no abort in the recipe"));
+    (end.out, end.inc) = injector.wrap(1 - rank, 0, (end.out, end.inc));
+    end
 }
 
 #[test]
 fn local_with_faults() {
-    conformance::run_over(Endpoint::new, late);
+    conformance::run_over(Endpoint::new, with_delays);
 }
 
 #[test]
 fn shm_with_faults() {
-    conformance::run_over(Endpoint::new_without_local, late);
+    conformance::run_over(Endpoint::new_without_local, with_delays);
 }
 
 #[test]
 fn tcp_with_faults() {
-    conformance::run_over(tcp::<2>, late);
+    conformance::run_over(tcp::<2>, with_delays);
 }
 
 fn tcp<const STREAMS: u32>(config: EndpointConfig) -> Result<Endpoint, LinkError> {
@@ -57,7 +57,7 @@ fn tcp_over_four_streams() {
     conformance::run(tcp::<4>);
 }
 
-/// Where the host has IPv6.
+/// Does nothing on a host without IPv6.
 #[test]
 fn tcp_over_ipv6() {
     if std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {

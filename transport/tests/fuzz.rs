@@ -1,7 +1,7 @@
-//! Damaged, replayed and made-up hellos at an endpoint's door, and damaged answers to the one who dials.
+//! Damaged, replayed and invented hello messages to a listener, and damaged answers to a dialer.
 //!
-//! Everything is seen from outside: a man in the middle between two honest ranks records what they say, changes it, and cuts
-//! it into pieces.
+//! Everything is seen from outside: a man in the interceptor between two honest ranks records what
+//! they say, changes it, and cuts it into pieces.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::linux::net::SocketAddrExt;
@@ -17,21 +17,21 @@ const CHALLENGE: usize = 32;
 const HELLO: usize = 72;
 const PROOF: usize = 32;
 
-/// Abstract names are all of this form and length.
+/// The form and length of all abstract names.
 const PREFIX: &[u8] = b"maypole-";
 const NAME: usize = 40;
 
-struct Middle {
+struct Interceptor {
     low: Endpoint,
     high: Endpoint,
-    /// Where `low` believes `high` to be.
+    /// The socket that `low` takes for that of `high`.
     listener: UnixListener,
     address: Vec<u8>,
-    /// What an honest rank once said.
+    /// The last hello message of an honest rank.
     recorded: Vec<u8>,
 }
 
-impl Middle {
+impl Interceptor {
     fn new() -> Self {
         let layout = InboxLayout { nranks: 2, channels: 1, slot_bytes: 4096, depth: 2 };
         let rank = |rank| {
@@ -48,8 +48,8 @@ impl Middle {
         Self { low, high, listener, address, recorded: vec![0; HELLO] }
     }
 
-    /// A new connection to the door, and the challenge it is greeted with.
-    fn knock(&self) -> (UnixStream, [u8; CHALLENGE]) {
+    /// A new connection to `high`, and the challenge that it gets.
+    fn connect_to_high(&self) -> (UnixStream, [u8; CHALLENGE]) {
         let address = self.high.address();
         let at = name_in(&address);
         let place = SocketAddr::from_abstract_name(&address[at..at + NAME]).unwrap();
@@ -60,7 +60,7 @@ impl Middle {
         (stream, challenge)
     }
 
-    /// What the honest `low` says to this challenge. It is answered by what `reply` makes of its hello.
+    /// The hello message of the honest `low` to this challenge. `reply` makes the answer to it.
     fn honest_hello(
         &self,
         challenge: &[u8],
@@ -72,16 +72,16 @@ impl Middle {
             let (mut stream, _) = self.listener.accept().unwrap();
             stream.write_all(challenge).unwrap();
             let mut hello = [0; HELLO];
-            // A challenge that was cut short is answered by nothing.
+            // A challenge that was cut short gets no answer.
             if challenge.len() < CHALLENGE {
                 stream.shutdown(std::net::Shutdown::Write).unwrap();
             } else {
                 stream.read_exact(&mut hello).unwrap();
-                // It may be gone before it has read all.
+                // The dialer may close before it has read everything.
                 let _ = stream.write_all(&reply(&hello));
             }
             drop(stream);
-            assert!(dialing.join().unwrap().is_err(), "a man in the middle was taken for a rank");
+            assert!(dialing.join().unwrap().is_err(), "the dialer accepted the interceptor");
             hello
         })
     }
@@ -92,10 +92,10 @@ fn name_in(address: &[u8]) -> usize {
     at.expect("an address holds the name of a socket")
 }
 
-/// Says all that and returns what is answered.
-fn say(mut stream: UnixStream, bytes: &[u8], random: &mut FuzzRandom) -> Vec<u8> {
+/// Sends `bytes` and returns the answer.
+fn send(mut stream: UnixStream, bytes: &[u8], random: &mut FuzzRandom) -> Vec<u8> {
     for piece in random.fragments(bytes) {
-        // Whoever was refused cannot write any more.
+        // A connection that was refused cannot be written to any more.
         if stream.write_all(piece).is_err() {
             break;
         }
@@ -104,69 +104,75 @@ fn say(mut stream: UnixStream, bytes: &[u8], random: &mut FuzzRandom) -> Vec<u8>
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
         Ok(_) => {}
-        // The end may be a reset, if not all that was said was read.
+        // The end may be a reset, if not everything was read.
         Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
     }
     answer
 }
 
 #[test]
-fn fuzz_hellos() {
-    let mut middle = Middle::new();
+fn fuzz_hello_messages() {
+    let mut interceptor = Interceptor::new();
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let before = descriptors();
     let (mut accepted, mut refused) = (0, 0);
     rounds(|random| {
-        let (stream, challenge) = middle.knock();
+        let (stream, challenge) = interceptor.connect_to_high();
         match random.below(8) {
-            // Damaged on the way, or, now and then, not.
+            // A hello message that is damaged, or sometimes not.
             0 => {
-                let hello = middle.honest_hello(&challenge, |_| vec![]);
+                let hello = interceptor.honest_hello(&challenge, |_| vec![]);
                 let sent = if random.below(2) == 0 {
                     hello.to_vec()
                 } else {
-                    random.damaged(&hello, &middle.recorded)
+                    random.damaged(&hello, &interceptor.recorded)
                 };
-                let answer = say(stream, &sent, random);
+                let answer = send(stream, &sent, random);
                 if sent.starts_with(&hello) {
-                    // What follows the hello is no inbox, and the reset that it causes may swallow the answer.
-                    let swallowed = sent.len() > HELLO && answer.is_empty();
-                    assert!(answer.len() == PROOF || swallowed, "an honest rank was refused");
+                    // If bytes that are no inbox follow, the reset may discard the answer.
+                    let discarded = sent.len() > HELLO && answer.is_empty();
+                    assert!(answer.len() == PROOF || discarded, "an honest rank was refused");
                     accepted += 1;
                 } else {
-                    assert!(answer.is_empty(), "a damaged hello was accepted");
+                    assert!(answer.is_empty(), "a damaged hello message was accepted");
                     refused += 1;
                 }
-                middle.recorded = hello.to_vec();
+                interceptor.recorded = hello.to_vec();
             }
-            // Answers to the dialer: the honest end's proof, damaged or as it is, but without its inbox; or noise.
+            // Answers to the dialer: the honest proof, damaged or not, but without the inbox; or noise.
             1 => {
                 let sent = random.damaged(&challenge, &[0; CHALLENGE]);
-                middle.honest_hello(&sent, |hello| {
-                    let answer = say(stream, hello, random);
+                interceptor.honest_hello(&sent, |hello| {
+                    let answer = send(stream, hello, random);
                     let honest = sent.starts_with(&challenge);
                     assert_eq!(answer.len(), if honest { PROOF } else { 0 });
                     let noise = random.bytes(PROOF);
                     random.damaged(&answer, &noise)
                 });
             }
-            // The same words again: they were for another challenge.
+            // A replayed hello message, which was for another challenge.
             2 => {
-                assert!(say(stream, &middle.recorded, random).is_empty(), "a replay was accepted");
+                assert!(
+                    send(stream, &interceptor.recorded, random).is_empty(),
+                    "a replay was accepted"
+                );
                 refused += 1;
             }
             _ => {
-                let sent = random.damaged(&middle.recorded, &challenge);
-                assert!(say(stream, &sent, random).is_empty(), "made-up words were accepted");
+                let sent = random.damaged(&interceptor.recorded, &challenge);
+                assert!(
+                    send(stream, &sent, random).is_empty(),
+                    "an invented hello message was accepted"
+                );
                 refused += 1;
             }
         }
-        assert!(descriptors() < before + 100, "connections pile up");
+        assert!(descriptors() < before + 100, "connections are not closed");
     });
     assert!(refused > 0);
     println!("{accepted} honest hellos, {refused} others");
-    // And nobody was kept out.
+    // Honest ranks can still connect.
     let soon = Instant::now() + Duration::from_secs(20);
-    middle.low.connect(1, &middle.high.address(), soon).unwrap();
-    middle.high.connect(0, &middle.low.address(), soon).unwrap();
+    interceptor.low.connect(1, &interceptor.high.address(), soon).unwrap();
+    interceptor.high.connect(0, &interceptor.low.address(), soon).unwrap();
 }

@@ -1,6 +1,8 @@
-//! Uninvited, broken and departing processes at an endpoint's door.
+//! Connections of processes that do not belong to the communicator, that differ in secret or shape,
+//! or that leave.
 //!
-//! One test after the other: they look at the descriptors and threads of the whole process.
+//! The tests run one after the other, because they count the descriptors and threads of the
+//! process.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,6 +15,7 @@ use maypole_transport::LinkError;
 use maypole_transport::endpoint::{Endpoint, EndpointConfig};
 use maypole_transport::inbox::InboxLayout;
 
+/// Held by the running test.
 static ALONE: Mutex<()> = Mutex::new(());
 
 const LAYOUT: InboxLayout = InboxLayout { nranks: 2, channels: 1, slot_bytes: 4096, depth: 2 };
@@ -21,7 +24,7 @@ fn config(rank: u32, secret: u8) -> EndpointConfig {
     EndpointConfig { rank, nranks: 2, secret: [secret; 32], layout: LAYOUT }
 }
 
-fn apart(rank: u32, secret: u8) -> Endpoint {
+fn endpoint(rank: u32, secret: u8) -> Endpoint {
     Endpoint::new_without_local(config(rank, secret)).unwrap()
 }
 
@@ -29,8 +32,8 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
-/// A plain connection to the endpoint's socket.
-fn stranger(endpoint: &Endpoint) -> UnixStream {
+/// A connection to the endpoint's socket that has proven nothing.
+fn unproven(endpoint: &Endpoint) -> UnixStream {
     let address = endpoint.address();
     let name = SocketAddr::from_abstract_name(&address[38..78]).unwrap();
     let stream = UnixStream::connect_addr(&name).unwrap();
@@ -47,7 +50,7 @@ fn entries(directory: &str) -> usize {
     fs::read_dir(directory).unwrap().count()
 }
 
-/// Threads of the library; the test harness has its own, which come and go.
+/// Number of threads of the library. The test harness starts and ends its own.
 fn threads() -> usize {
     let names = fs::read_dir("/proc/self/task").unwrap().filter_map(|task| {
         // A thread that has just ended has no name.
@@ -61,21 +64,21 @@ fn maps() -> usize {
 }
 
 #[test]
-fn strangers_get_nothing_and_keep_nobody_out() {
+fn unproven_connections_learn_nothing_and_exclude_nobody() {
     let _alone = ALONE.lock().unwrap();
-    let (low, high) = (apart(0, 1), apart(1, 1));
-    // Many who say nothing, some who leave within the hello, some who send noise.
-    let silent: Vec<_> = (0..100).map(|_| stranger(&high)).collect();
+    let (low, high) = (endpoint(0, 1), endpoint(1, 1));
+    // Many that send nothing, some that close within the hello message, some that send noise.
+    let silent: Vec<_> = (0..100).map(|_| unproven(&high)).collect();
     for bytes in [1, 35, 71] {
-        stranger(&high).write_all(&vec![7; bytes]).unwrap();
+        unproven(&high).write_all(&vec![7; bytes]).unwrap();
     }
     for _ in 0..10 {
-        let mut noise = stranger(&high);
+        let mut noise = unproven(&high);
         noise.write_all(&[0x5a; 200]).unwrap();
         let mut answer = Vec::new();
-        // A challenge, and the end (or a reset, as not all that was sent was read).
+        // A challenge and the end, or a reset, because not everything was read.
         let _ = noise.read_to_end(&mut answer);
-        assert!(answer.len() <= 32, "a stranger was answered");
+        assert!(answer.len() <= 32, "an unproven connection was answered");
     }
     connect_both(&low, &high);
     drop(silent);
@@ -84,7 +87,7 @@ fn strangers_get_nothing_and_keep_nobody_out() {
 #[test]
 fn another_secret_is_refused_by_both_ends() {
     let _alone = ALONE.lock().unwrap();
-    let (low, high) = (apart(0, 1), apart(1, 2));
+    let (low, high) = (endpoint(0, 1), endpoint(1, 2));
     let error = low.connect(1, &high.address(), soon()).unwrap_err();
     assert!(matches!(error, LinkError::Refused { peer: 1, .. }), "{error}");
     let late = high.connect(0, &low.address(), Instant::now() + Duration::from_millis(50));
@@ -93,9 +96,9 @@ fn another_secret_is_refused_by_both_ends() {
 }
 
 #[test]
-fn another_shape_is_told_at_both_ends() {
+fn another_shape_is_reported_at_both_ends() {
     let _alone = ALONE.lock().unwrap();
-    let low = apart(0, 1);
+    let low = endpoint(0, 1);
     let layout = InboxLayout { depth: 3, ..LAYOUT };
     let high = Endpoint::new_without_local(EndpointConfig { layout, ..config(1, 1) }).unwrap();
     let error = low.connect(1, &high.address(), soon()).unwrap_err();
@@ -105,7 +108,7 @@ fn another_shape_is_told_at_both_ends() {
 }
 
 #[test]
-fn a_rank_connects_to_itself_and_misuse_is_told() {
+fn a_rank_connects_to_itself_and_misuse_is_reported() {
     let _alone = ALONE.lock().unwrap();
     let alone = Endpoint::new(config(0, 3)).unwrap();
     let twin = Endpoint::new(config(0, 3)).unwrap_err();
@@ -123,9 +126,9 @@ fn a_rank_connects_to_itself_and_misuse_is_told() {
 }
 
 #[test]
-fn an_abort_ends_waiting_for_a_connection_and_reaches_whoever_connects_later() {
+fn an_abort_ends_a_wait_for_a_connection_and_reaches_later_connections() {
     let _alone = ALONE.lock().unwrap();
-    let (low, high) = (apart(0, 1), apart(1, 1));
+    let (low, high) = (endpoint(0, 1), endpoint(1, 1));
     let aborted = LinkError::Aborted { by: 1, reason: 5 };
     std::thread::scope(|scope| {
         scope.spawn(|| assert_eq!(high.connect(0, &low.address(), soon()), Err(aborted)));
@@ -158,7 +161,7 @@ fn nothing_is_left_behind_and_links_outlive_endpoints() {
 }
 
 #[test]
-fn memory_costs_nothing_before_it_is_used() {
+fn memory_that_is_not_used_takes_no_pages() {
     let _alone = ALONE.lock().unwrap();
     let layout = InboxLayout { nranks: 1000, channels: 8, slot_bytes: 1 << 20, depth: 8 };
     let huge = EndpointConfig { nranks: 1000, layout, ..config(0, 5) };
@@ -172,13 +175,13 @@ fn memory_costs_nothing_before_it_is_used() {
 }
 
 #[test]
-fn a_forked_child_harms_nobody() {
+fn a_forked_child_does_no_harm() {
     let _alone = ALONE.lock().unwrap();
-    let (low, high) = (apart(0, 6), apart(1, 6));
+    let (low, high) = (endpoint(0, 6), endpoint(1, 6));
     connect_both(&low, &high);
     let (mut out, to_low) = low.open(1, 0).unwrap();
     let (to_high, mut inc) = high.open(0, 0).unwrap();
-    // SAFETY: the child does nothing but drop what it must not touch, and ends.
+    // SAFETY: the child only drops what it must not use, and ends.
     let child = unsafe { libc::fork() };
     if child == 0 {
         drop((out, to_low, to_high, inc, low, high));

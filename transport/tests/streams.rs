@@ -1,11 +1,10 @@
-//! Streams of a TCP link that break, and uninvited callers at its door.
+//! Streams of a TCP link that break, and connections that do not belong to the communicator.
 //!
-//! One test after the other: they look at the sockets of the whole process.
+//! The tests run one after the other, because they look at the sockets of the process.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use maypole_transport::LinkError;
@@ -13,8 +12,10 @@ use maypole_transport::conformance::{HANG_TIMEOUT, Watchdog};
 use maypole_transport::endpoint::{EnabledLinks, Endpoint, EndpointConfig};
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::link::{Incoming, Outgoing};
+use maypole_transport::sync::{AtomicU32, Ordering};
 use maypole_transport::tcp::TcpConfig;
 
+/// Held by the running test.
 static ALONE: Mutex<()> = Mutex::new(());
 
 const LAYOUT: InboxLayout = InboxLayout { nranks: 2, channels: 2, slot_bytes: 1 << 16, depth: 4 };
@@ -22,11 +23,11 @@ const STREAMS: u32 = 4;
 /// Both ends of all streams are in this process.
 const SOCKETS: usize = 2 * STREAMS as usize;
 
-fn make(rank: u32, secret: u8, layout: InboxLayout) -> Endpoint {
+fn endpoint(rank: u32, secret: u8, layout: InboxLayout) -> Endpoint {
     let tcp = TcpConfig { addresses: vec![Ipv4Addr::LOCALHOST.into()], streams: STREAMS };
-    let media = EnabledLinks { local: false, shm: false, tcp: Some(tcp) };
+    let links = EnabledLinks { local: false, shm: false, tcp: Some(tcp) };
     let config = EndpointConfig { rank, nranks: 2, secret: [secret; 32], layout };
-    Endpoint::with_links(config, &media).unwrap()
+    Endpoint::with_links(config, &links).unwrap()
 }
 
 fn soon() -> Instant {
@@ -45,7 +46,7 @@ fn established() -> Vec<i32> {
     let connected = |fd: &i32| {
         let mut state = 0_u8;
         let mut length = 1;
-        // SAFETY: one byte of the answer, its first field, is all that is asked for; whatever `fd` is.
+        // SAFETY: the call writes at most one byte, the first field of the answer, whatever `fd` is.
         let result = unsafe {
             let place = (&raw mut state).cast();
             libc::getsockopt(*fd, libc::IPPROTO_TCP, libc::TCP_INFO, place, &mut length)
@@ -55,26 +56,26 @@ fn established() -> Vec<i32> {
     (3..1024).filter(connected).collect()
 }
 
-/// How a stream may be broken: ended in one direction or in both, or reset.
+/// Breaks a stream: ends one direction or both, or resets it.
 fn break_stream(fd: i32, how: u64) {
-    // SAFETY: no memory is involved but a socket address that is alive; the descriptor is open, or the call fails.
+    // SAFETY: the only memory is a socket address that is alive. If `fd` is not open, the call fails.
     unsafe {
         match how % 4 {
             0 => libc::shutdown(fd, libc::SHUT_RD),
             1 => libc::shutdown(fd, libc::SHUT_WR),
             2 => libc::shutdown(fd, libc::SHUT_RDWR),
             _ => {
-                let mut nobody: libc::sockaddr = std::mem::zeroed();
-                nobody.sa_family = libc::AF_UNSPEC as libc::sa_family_t;
-                libc::connect(fd, &nobody, size_of_val(&nobody) as u32)
+                let mut no_address: libc::sockaddr = std::mem::zeroed();
+                no_address.sa_family = libc::AF_UNSPEC as libc::sa_family_t;
+                libc::connect(fd, &no_address, size_of_val(&no_address) as u32)
             }
         };
     }
 }
 
-struct Random(u64);
+struct TestRandom(u64);
 
-impl Random {
+impl TestRandom {
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -85,9 +86,9 @@ impl Random {
 
 const LAST: u32 = u32::MAX;
 
-/// The message of this number: both ends know it.
+/// The message of this number, which both ends know.
 fn content(number: u64) -> Vec<u8> {
-    let mut random = Random(number + 1);
+    let mut random = TestRandom(number + 1);
     let len = random.next() as usize % LAYOUT.slot_bytes;
     let len = if random.next().is_multiple_of(2) { len } else { len % 100 };
     let word = random.next().to_le_bytes();
@@ -104,7 +105,7 @@ fn wait<T>(endpoint: &Endpoint, mut look: impl FnMut() -> Result<Option<T>, Link
     found.unwrap()
 }
 
-/// Sends messages until it is told to stop; then the last one.
+/// Sends messages until `stop` returns true; then the last one.
 fn send(endpoint: &Endpoint, mut out: Outgoing, stop: impl Fn() -> bool) {
     for number in 1.. {
         let last = stop();
@@ -121,7 +122,7 @@ fn send(endpoint: &Endpoint, mut out: Outgoing, stop: impl Fn() -> bool) {
     }
 }
 
-/// Receives every message once and in order; returns how many there were.
+/// Receives every message once and in order. Returns the number of messages.
 fn receive(endpoint: &Endpoint, mut inc: Incoming) -> u64 {
     for number in 1.. {
         let message = wait(endpoint, || inc.slots.receive());
@@ -138,9 +139,9 @@ fn receive(endpoint: &Endpoint, mut inc: Incoming) -> u64 {
     unreachable!("an endless range ended")
 }
 
-/// Traffic in both directions on two channels while `harm` happens.
-fn traffic(harm: impl FnOnce() + Send) {
-    let (low, high) = (make(0, 1, LAYOUT), make(1, 1, LAYOUT));
+/// Traffic in both directions on two channels while `disturb` runs.
+fn traffic(disturb: impl FnOnce() + Send) {
+    let (low, high) = (endpoint(0, 1, LAYOUT), endpoint(1, 1, LAYOUT));
     connect_both(&low, &high);
     assert_eq!(established().len(), SOCKETS);
     let done = AtomicU32::new(0);
@@ -153,13 +154,13 @@ fn traffic(harm: impl FnOnce() + Send) {
                 scope.spawn(|| assert!(receive(endpoint, inc) > 1));
             }
         }
-        harm();
+        disturb();
         done.store(1, Ordering::Relaxed);
     });
     assert_eq!((low.gone(1), high.gone(0)), (None, None));
 }
 
-/// Until the lower rank has made all streams again.
+/// Waits until the lower rank has made all streams again.
 fn await_all() -> Vec<i32> {
     let limit = soon();
     loop {
@@ -173,11 +174,11 @@ fn await_all() -> Vec<i32> {
 }
 
 #[test]
-fn streams_that_break_at_random_lose_and_repeat_nothing() {
+fn streams_that_break_at_random_lose_and_repeat_no_message() {
     let _alone = ALONE.lock().unwrap();
     let _watchdog = Watchdog::new("streams that break");
     traffic(|| {
-        let mut random = Random(99);
+        let mut random = TestRandom(99);
         for _ in 0..60 {
             let sockets = await_all();
             break_stream(sockets[random.next() as usize % SOCKETS], random.next() >> 8);
@@ -188,7 +189,7 @@ fn streams_that_break_at_random_lose_and_repeat_nothing() {
 }
 
 #[test]
-fn a_pair_whose_streams_all_break_finds_together_again() {
+fn a_pair_of_which_all_streams_break_connects_again() {
     let _alone = ALONE.lock().unwrap();
     let _watchdog = Watchdog::new("all streams break");
     traffic(|| {
@@ -209,28 +210,29 @@ fn port(endpoint: &Endpoint) -> SocketAddr {
 }
 
 #[test]
-fn strangers_get_nothing_and_keep_nobody_out() {
+fn unproven_connections_learn_nothing_and_exclude_nobody() {
     let _alone = ALONE.lock().unwrap();
-    let (low, high) = (make(0, 2, LAYOUT), make(1, 2, LAYOUT));
-    let stranger = || {
-        let stranger = TcpStream::connect(port(&high)).unwrap();
-        stranger.set_read_timeout(Some(HANG_TIMEOUT)).unwrap();
-        stranger
+    let (low, high) = (endpoint(0, 2, LAYOUT), endpoint(1, 2, LAYOUT));
+    let unproven = || {
+        let stream = TcpStream::connect(port(&high)).unwrap();
+        stream.set_read_timeout(Some(HANG_TIMEOUT)).unwrap();
+        stream
     };
-    // Many who say nothing, some who stop or leave within the hello.
-    let mut silent: Vec<_> = (0..300).map(|_| stranger()).collect();
+    // Many that send nothing, some that stop or close within the hello message.
+    let mut silent: Vec<_> = (0..300).map(|_| unproven()).collect();
     for bytes in [1, 35, 71] {
-        stranger().write_all(&vec![7; bytes]).unwrap();
+        unproven().write_all(&vec![7; bytes]).unwrap();
         silent[bytes].write_all(&vec![7; bytes]).unwrap();
     }
     connect_both(&low, &high);
-    // Now that somebody answers: noise gets a challenge, and the end (or a reset, as not all that was sent was read).
+    // Now that the thread runs: noise gets a challenge and the end, or a reset, because not
+    // everything was read.
     for _ in 0..10 {
-        let mut noise = stranger();
+        let mut noise = unproven();
         noise.write_all(&[0x5a; 200]).unwrap();
         let mut answer = Vec::new();
         let _ = noise.read_to_end(&mut answer);
-        assert!(answer.len() <= 32, "a stranger was answered");
+        assert!(answer.len() <= 32, "an unproven connection was answered");
     }
     let (mut out, _to_low) = low.open(1, 0).unwrap();
     let (_, mut inc) = high.open(0, 0).unwrap();
@@ -241,23 +243,23 @@ fn strangers_get_nothing_and_keep_nobody_out() {
 }
 
 #[test]
-fn another_secret_or_shape_is_told() {
+fn another_secret_or_shape_is_reported() {
     let _alone = ALONE.lock().unwrap();
-    let (low, high) = (make(0, 3, LAYOUT), make(1, 4, LAYOUT));
+    let (low, high) = (endpoint(0, 3, LAYOUT), endpoint(1, 4, LAYOUT));
     std::thread::scope(|scope| {
         let late = Instant::now() + Duration::from_secs(2);
         let waits = scope.spawn(move || {
-            let error = high.connect(0, &make(0, 4, LAYOUT).address(), late);
+            let error = high.connect(0, &endpoint(0, 4, LAYOUT).address(), late);
             assert!(matches!(error, Err(LinkError::Timeout { peer: 0, .. })), "{error:?}");
             high
         });
-        // The other end's address is in the kernel's hands before it waits.
+        // The endpoint listens at its address before it waits.
         let high = waits.join().unwrap();
         let error = low.connect(1, &high.address(), soon()).unwrap_err();
         assert!(matches!(error, LinkError::Refused { peer: 1, .. }), "{error}");
     });
     let layout = InboxLayout { depth: 3, ..LAYOUT };
-    let (low, high) = (make(0, 5, LAYOUT), make(1, 5, layout));
+    let (low, high) = (endpoint(0, 5, LAYOUT), endpoint(1, 5, layout));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let error = low.connect(1, &high.address(), soon()).unwrap_err();
@@ -280,7 +282,7 @@ fn nothing_is_left_behind() {
         };
         tasks.map(name).filter(|name| name.starts_with("maypole-tcp")).count()
     };
-    let (low, high) = (make(0, 6, LAYOUT), make(1, 6, LAYOUT));
+    let (low, high) = (endpoint(0, 6, LAYOUT), endpoint(1, 6, LAYOUT));
     connect_both(&low, &high);
     let (mut out, to_low) = low.open(1, 0).unwrap();
     assert_eq!(threads(), 2);

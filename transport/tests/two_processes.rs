@@ -1,6 +1,7 @@
-//! The conformance suite over the links of two real processes, and what happens if one of them is killed.
+//! The conformance suite over links between two processes, and the case that one of them is killed.
 //!
-//! The program starts itself once more for each case; the two exchange addresses over the child's standard streams.
+//! The program starts itself again as a child for each case. The two exchange addresses over the
+//! child's standard streams.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -10,9 +11,9 @@ use maypole_transport::conformance::{CASES, HANG_TIMEOUT, LAYOUTS, TestEnd, Watc
 use maypole_transport::endpoint::{EnabledLinks, Endpoint, EndpointConfig};
 use maypole_transport::tcp::TcpConfig;
 
-/// In the child: which case, and which layout.
+/// Set in the child: the layout, the number of streams and the case.
 const ROLE: &str = "MAYPOLE_TEST_ROLE";
-/// A case of our own: the child is killed while the parent waits for it.
+/// A case that is only here: the child is killed while the parent waits for it.
 const KILLED: &str = "killed";
 const SECRET: [u8; 32] = [42; 32];
 
@@ -24,9 +25,9 @@ fn main() {
         for layout in 0..LAYOUTS.len() {
             for case in CASES {
                 let _watchdog = Watchdog::new(case.name);
-                let (side, mut child) = parent(case.name, layout, streams);
-                case.play(case.left, side);
-                assert!(child.wait().unwrap().success(), "the other end of '{}' failed", case.name);
+                let (end, mut child) = parent(case.name, layout, streams);
+                case.play(case.rank0, end);
+                assert!(child.wait().unwrap().success(), "the child failed in '{}'", case.name);
                 println!("two processes, {streams} streams, layout {layout}, {}: ok", case.name);
             }
         }
@@ -36,12 +37,12 @@ fn main() {
 
 fn a_killed_peer_is_noticed(streams: u32) {
     let _watchdog = Watchdog::new(KILLED);
-    let (mut side, mut child) = parent(KILLED, 0, streams);
+    let (mut end, mut child) = parent(KILLED, 0, streams);
     child.kill().unwrap();
     child.wait().unwrap();
     let mut seen = None;
-    let noticed = side.endpoint.doorbell().wait(0, 0, Some(HANG_TIMEOUT), || {
-        seen = side.inc.slots.receive().err();
+    let noticed = end.endpoint.doorbell().wait(0, 0, Some(HANG_TIMEOUT), || {
+        seen = end.inc.slots.receive().err();
         seen.is_some()
     });
     assert!(noticed);
@@ -49,13 +50,13 @@ fn a_killed_peer_is_noticed(streams: u32) {
     println!("two processes, {streams} streams, {KILLED}: ok");
 }
 
-/// By TCP with so many streams, or by shared memory with none.
+/// An endpoint that uses TCP with so many streams, or shared memory if there are none.
 fn endpoint(rank: u32, layout: usize, streams: u32) -> Endpoint {
     let layout = LAYOUTS[layout];
     let addresses = vec![std::net::Ipv4Addr::LOCALHOST.into()];
     let tcp = (streams > 0).then_some(TcpConfig { addresses, streams });
-    let media = EnabledLinks { local: true, shm: streams == 0, tcp };
-    Endpoint::with_links(EndpointConfig { rank, nranks: 2, secret: SECRET, layout }, &media)
+    let links = EnabledLinks { local: true, shm: streams == 0, tcp };
+    Endpoint::with_links(EndpointConfig { rank, nranks: 2, secret: SECRET, layout }, &links)
         .unwrap()
 }
 
@@ -78,13 +79,13 @@ fn child(role: &str) {
     let (streams, case) = rest.split_at(1);
     let endpoint = endpoint(1, layout.parse().unwrap(), streams.parse().unwrap());
     println!("{}", hex(&endpoint.address()));
-    let side = TestEnd::connect(endpoint, &read_line(std::io::stdin()));
+    let end = TestEnd::connect(endpoint, &read_line(std::io::stdin()));
     if case == KILLED {
         std::thread::sleep(2 * HANG_TIMEOUT);
-        unreachable!("nobody killed this process");
+        unreachable!("the parent did not kill this process");
     }
     let case = CASES.iter().find(|known| known.name == case).unwrap();
-    case.play(case.right, side);
+    case.play(case.rank1, end);
 }
 
 fn hex(bytes: &[u8]) -> String {

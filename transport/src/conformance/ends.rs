@@ -1,53 +1,53 @@
-//! How waits end when the communicator is aborted or the peer leaves.
+//! Cases: how waits end when the communicator is aborted or the peer leaves.
 
 use std::thread;
 
-use super::{TestEnd, bytes, lines_in, lines_out, pause, wait};
+use super::{TestEnd, bytes, ll_receiver, ll_sender, pause, wait};
 use crate::LinkError;
 
-fn ends_with(side: &mut TestEnd, error: LinkError) {
-    let seen = wait(&side.endpoint, || match side.inc.slots.receive() {
+fn check_waits_end_with(end: &mut TestEnd, error: LinkError) {
+    let seen = wait(&end.endpoint, || match end.inc.slots.receive() {
         Ok(None) => None,
         other => Some(other),
     });
     assert_eq!(seen.unwrap_err(), error);
-    // Credits that are left may be used; waiting for one is in vain, and ends.
+    // Credits that are left may be used; waiting for another one ends with the error.
     let mut reserve = || {
-        wait(&side.endpoint, || match side.out.slots.reserve() {
+        wait(&end.endpoint, || match end.out.slots.reserve() {
             Ok(None) => None,
             other => Some(other),
         })
-        .map(|_| side.out.slots.send(0, 0))
+        .map(|_| end.out.slots.send(0, 0))
     };
     let refused = std::iter::repeat_with(&mut reserve).find_map(Result::err);
     assert_eq!(refused, Some(error));
     assert_eq!(reserve().unwrap_err(), error);
-    if !side.has_lines() {
+    if !end.has_ll() {
         return;
     }
-    assert_eq!(lines_in(&mut side.inc).wait_error(8, 0), Some(error));
-    while lines_out(&mut side.out).ready() {
-        side.send_line(&[], 0);
+    assert_eq!(ll_receiver(&mut end.inc).wait_error(8, 0), Some(error));
+    while ll_sender(&mut end.out).ready() {
+        end.send_ll(&[], 0);
     }
-    assert_eq!(lines_out(&mut side.out).wait_error(), Some(error));
+    assert_eq!(ll_sender(&mut end.out).wait_error(), Some(error));
 }
 
 const ABORTED: LinkError = LinkError::Aborted { by: 1, reason: 77 };
 
-pub(super) fn abort_left(mut side: TestEnd) {
-    assert_eq!(side.endpoint.aborted(), None);
-    side.signal();
-    ends_with(&mut side, ABORTED);
-    assert_eq!(side.endpoint.aborted(), Some(ABORTED));
-    // The first one counts.
-    side.endpoint.abort(1);
-    assert_eq!(side.endpoint.aborted(), Some(ABORTED));
+pub(super) fn abort_rank0(mut end: TestEnd) {
+    assert_eq!(end.endpoint.aborted(), None);
+    end.signal();
+    check_waits_end_with(&mut end, ABORTED);
+    assert_eq!(end.endpoint.aborted(), Some(ABORTED));
+    // The first abort counts.
+    end.endpoint.abort(1);
+    assert_eq!(end.endpoint.aborted(), Some(ABORTED));
 }
 
-pub(super) fn abort_right(mut side: TestEnd) {
-    side.join();
-    // Both ends sleep; a third thread ends it.
-    let TestEnd { endpoint, inc, .. } = &mut side;
+pub(super) fn abort_rank1(mut end: TestEnd) {
+    end.await_signal();
+    // Both ranks sleep; a third thread ends that.
+    let TestEnd { endpoint, inc, .. } = &mut end;
     let endpoint = &*endpoint;
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -56,29 +56,29 @@ pub(super) fn abort_right(mut side: TestEnd) {
         });
         assert_eq!(wait(endpoint, || inc.slots.receive().err()), ABORTED);
     });
-    ends_with(&mut side, ABORTED);
+    check_waits_end_with(&mut end, ABORTED);
 }
 
-pub(super) fn leave_left(mut side: TestEnd) {
-    side.join();
-    let left = LinkError::PeerLeft { peer: side.peer };
-    // What was sent before is still delivered.
-    if side.has_lines() {
-        assert_eq!(side.receive_line(3, 1), [1, 2, 3]);
-        lines_in(&mut side.inc).release();
+pub(super) fn leave_rank0(mut end: TestEnd) {
+    end.await_signal();
+    let left = LinkError::PeerLeft { peer: end.peer };
+    // Messages sent before are still delivered.
+    if end.has_ll() {
+        assert_eq!(end.receive_ll(3, 1), [1, 2, 3]);
+        ll_receiver(&mut end.inc).release();
     }
-    assert_eq!(bytes(&side.receive()), [9]);
-    side.inc.slots.release();
-    ends_with(&mut side, left);
-    assert_eq!(side.endpoint.gone(side.peer), Some(left));
-    assert_eq!(side.endpoint.aborted(), None);
+    assert_eq!(bytes(&end.receive()), [9]);
+    end.inc.slots.release();
+    check_waits_end_with(&mut end, left);
+    assert_eq!(end.endpoint.gone(end.peer), Some(left));
+    assert_eq!(end.endpoint.aborted(), None);
 }
 
-pub(super) fn leave_right(mut side: TestEnd) {
-    if side.has_lines() {
-        side.send_line(&[1, 2, 3], 1);
+pub(super) fn leave_rank1(mut end: TestEnd) {
+    if end.has_ll() {
+        end.send_ll(&[1, 2, 3], 1);
     }
-    side.send(&[9], 0);
-    side.signal();
+    end.send(&[9], 0);
+    end.signal();
     pause();
 }

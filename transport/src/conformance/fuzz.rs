@@ -1,15 +1,16 @@
-//! A small fuzzer for what reads bytes of strangers and peers: seeded, so that a failure can be repeated, and started from
-//! valid messages, so that it gets past the first check.
+//! A small fuzzer for code that reads bytes from unproven connections and from peers. It is seeded,
+//! so that a failure can be repeated, and it starts from valid messages, so that it gets past the
+//! first check.
 //!
-//! `MAYPOLE_FUZZ_SECONDS` says for how long a test goes on (default 2), `MAYPOLE_FUZZ_SEED` with which seed it begins
-//! (default 0); a test that fails prints the seed of its round.
+//! `MAYPOLE_FUZZ_SECONDS` is the duration of a test (default 2) and `MAYPOLE_FUZZ_SEED` its first seed
+//! (default 0). A test that fails prints the seed of its round.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::{HANG_TIMEOUT, Watchdog};
 
-/// Calls `round` with new random choices until the time is over; returns how often.
+/// Calls `round` with new random choices until the time is over. Returns the number of calls.
 pub fn rounds(mut round: impl FnMut(&mut FuzzRandom)) -> u64 {
     let setting = |name| std::env::var(name).ok().map(|v| v.parse().expect("a number"));
     let time = Duration::from_secs(setting("MAYPOLE_FUZZ_SECONDS").unwrap_or(2));
@@ -19,9 +20,9 @@ pub fn rounds(mut round: impl FnMut(&mut FuzzRandom)) -> u64 {
     let mut seed = first;
     // At least one round, so that no test passes by doing nothing.
     loop {
-        let told = Told { first, seed };
+        let report = SeedReport { first, seed };
         round(&mut FuzzRandom(seed));
-        drop(told);
+        drop(report);
         seed += 1;
         if Instant::now() >= until {
             return seed - first;
@@ -29,13 +30,13 @@ pub fn rounds(mut round: impl FnMut(&mut FuzzRandom)) -> u64 {
     }
 }
 
-/// Tells the seed if its round fails.
-struct Told {
+/// Prints the seed if its round fails.
+struct SeedReport {
     first: u64,
     seed: u64,
 }
 
-impl Drop for Told {
+impl Drop for SeedReport {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let Self { first, seed } = self;
@@ -47,7 +48,7 @@ impl Drop for Told {
 /// The choices of one round.
 pub struct FuzzRandom(u64);
 
-/// What lengths and counts are replaced by.
+/// The values that replace lengths and counts.
 const EXTREMES: [u32; 10] =
     [0, 1, 0x7f, 0x80, 0xff, 0x100, 0xffff, 0x7fff_ffff, 0x8000_0000, u32::MAX];
 
@@ -70,7 +71,8 @@ impl FuzzRandom {
         (0..len).map(|_| self.next() as u8).collect()
     }
 
-    /// `valid` with one to four things wrong; parts of `other` may be spliced in. It may come out unchanged.
+    /// `valid` with one to four faults. Parts of `other` may be spliced in. The result may be equal to
+    /// `valid`.
     pub fn damaged(&mut self, valid: &[u8], other: &[u8]) -> Vec<u8> {
         let mut bytes = valid.to_vec();
         for _ in 0..1 + self.below(4) {

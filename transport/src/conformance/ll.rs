@@ -1,129 +1,129 @@
-//! The line protocol: lengths, credits, mismatches, sleep.
+//! Cases of the LL protocol: lengths, credits, mismatches, sleep.
 
-use super::{TestEnd, lines_in, lines_out, pattern, pause, wait};
-use crate::ll::{LL_CAPACITY, LL_LINE_PAYLOAD, LlPoll, LlSender, SLOTS};
+use super::{TestEnd, ll_receiver, ll_sender, pattern, pause, wait};
+use crate::ll::{LL_CAPACITY, LL_LINE_PAYLOAD, LL_SLOTS, LlPoll, LlSender};
 
-const LINE_LENGTHS: [usize; 13] =
+const LL_LENGTHS: [usize; 13] =
     [0, 1, 3, 8, 17, 55, 56, 57, 112, 113, 1000, LL_CAPACITY - 1, LL_CAPACITY];
 
-pub(super) fn line_lengths_left(mut side: TestEnd) {
+pub(super) fn lengths_rank0(mut end: TestEnd) {
     for round in 0..4 {
-        for len in LINE_LENGTHS {
-            side.send_line(&pattern(len, round), len as u32 + 7);
+        for len in LL_LENGTHS {
+            end.send_ll(&pattern(len, round), len as u32 + 7);
             if len <= LL_LINE_PAYLOAD {
-                // The same again, written in place.
-                wait(&side.endpoint, || lines_out(&mut side.out).ready().then_some(()));
-                let lines = lines_out(&mut side.out);
+                // The same message again, written in place.
+                wait(&end.endpoint, || ll_sender(&mut end.out).ready().then_some(()));
+                let ll = ll_sender(&mut end.out);
                 // SAFETY: a slot is free and `len` fits a line.
                 unsafe {
-                    lines.first_line().copy_from_nonoverlapping(pattern(len, round).as_ptr(), len);
-                    lines.publish(len, 1);
+                    ll.first_line().copy_from_nonoverlapping(pattern(len, round).as_ptr(), len);
+                    ll.publish(len, 1);
                 }
-                lines.doorbell().ring();
+                ll.doorbell().ring();
             }
         }
     }
-    side.join();
+    end.await_signal();
 }
 
-pub(super) fn line_lengths_right(mut side: TestEnd) {
+pub(super) fn lengths_rank1(mut end: TestEnd) {
     for round in 0..4 {
-        for len in LINE_LENGTHS {
-            assert!(side.receive_line(len, len as u32 + 7) == pattern(len, round));
-            lines_in(&mut side.inc).release();
+        for len in LL_LENGTHS {
+            assert!(end.receive_ll(len, len as u32 + 7) == pattern(len, round));
+            ll_receiver(&mut end.inc).release();
             if len <= LL_LINE_PAYLOAD {
-                side.receive_line(len, 1);
-                let line = lines_in(&mut side.inc).first_line();
-                // SAFETY: the message is there and not released.
-                let data = unsafe { std::slice::from_raw_parts(line, len) };
+                end.receive_ll(len, 1);
+                let first_line = ll_receiver(&mut end.inc).first_line();
+                // SAFETY: the message has arrived and is not released.
+                let data = unsafe { std::slice::from_raw_parts(first_line, len) };
                 assert!(data == pattern(len, round));
-                lines_in(&mut side.inc).release();
+                ll_receiver(&mut end.inc).release();
             }
         }
     }
-    side.signal();
+    end.signal();
 }
 
-pub(super) fn line_credits_left(mut side: TestEnd) {
+pub(super) fn credits_rank0(mut end: TestEnd) {
     let credits = LlSender::CREDITS;
-    // With any number of releases, as many messages are free as there are credits.
+    // After any number of releases, as many messages can be sent as there are credits.
     let mut sent = 0;
-    for released in 0..2 * SLOTS as u32 {
+    for released in 0..2 * LL_SLOTS as u32 {
         while sent < released + credits {
-            assert!(lines_out(&mut side.out).ready(), "{sent} sent, {released} released");
-            side.send_line(&sent.to_le_bytes(), sent);
+            assert!(ll_sender(&mut end.out).ready(), "{sent} sent, {released} released");
+            end.send_ll(&sent.to_le_bytes(), sent);
             sent += 1;
         }
-        side.signal();
-        side.join();
+        end.signal();
+        end.await_signal();
     }
-    // And there is an end to it.
+    // The number of free slots is bounded.
     let more = (0..).take_while(|_| {
-        let ready = lines_out(&mut side.out).ready();
+        let ready = ll_sender(&mut end.out).ready();
         if ready {
-            side.send_line(&[], 0);
+            end.send_ll(&[], 0);
         }
         ready
     });
-    assert!(more.count() <= SLOTS as usize);
-    side.signal();
+    assert!(more.count() <= LL_SLOTS as usize);
+    end.signal();
 }
 
-pub(super) fn line_credits_right(mut side: TestEnd) {
-    for number in 0..2 * SLOTS as u32 {
-        side.join();
-        assert_eq!(side.receive_line(4, number), number.to_le_bytes());
-        lines_in(&mut side.inc).release();
-        side.signal();
+pub(super) fn credits_rank1(mut end: TestEnd) {
+    for number in 0..2 * LL_SLOTS as u32 {
+        end.await_signal();
+        assert_eq!(end.receive_ll(4, number), number.to_le_bytes());
+        ll_receiver(&mut end.inc).release();
+        end.signal();
     }
-    side.join();
+    end.await_signal();
 }
 
-pub(super) fn mismatch_left(mut side: TestEnd) {
-    side.send_line(&[1; 100], 5);
-    side.send_line(&[2; 8], 6);
-    side.join();
+pub(super) fn mismatch_rank0(mut end: TestEnd) {
+    end.send_ll(&[1; 100], 5);
+    end.send_ll(&[2; 8], 6);
+    end.await_signal();
 }
 
-pub(super) fn mismatch_right(mut side: TestEnd) {
+pub(super) fn mismatch_rank1(mut end: TestEnd) {
     for (right, wrong, len) in [(5, 6, 100), (6, 0, 8)] {
-        let lines = lines_in(&mut side.inc);
-        let seen = wait(&side.endpoint, || {
-            Some(lines.poll(len, wrong)).filter(|&seen| seen != LlPoll::Pending)
+        let ll = ll_receiver(&mut end.inc);
+        let seen = wait(&end.endpoint, || {
+            Some(ll.poll(len, wrong)).filter(|&seen| seen != LlPoll::Pending)
         });
         assert_eq!(seen, LlPoll::Mismatch { seen_tag: right });
-        side.receive_line(len, right);
-        lines_in(&mut side.inc).release();
+        end.receive_ll(len, right);
+        ll_receiver(&mut end.inc).release();
     }
-    assert_eq!(lines_in(&mut side.inc).poll(8, 7), LlPoll::Pending);
-    side.signal();
+    assert_eq!(ll_receiver(&mut end.inc).poll(8, 7), LlPoll::Pending);
+    end.signal();
 }
 
-pub(super) fn line_sleep_left(mut side: TestEnd) {
+pub(super) fn sleep_rank0(mut end: TestEnd) {
     for _ in 0..3 {
         pause();
-        side.send_line(&[3; 60], 1);
+        end.send_ll(&[3; 60], 1);
     }
-    side.join();
-    while lines_out(&mut side.out).ready() {
-        side.send_line(&[4], 2);
+    end.await_signal();
+    while ll_sender(&mut end.out).ready() {
+        end.send_ll(&[4], 2);
     }
-    side.signal();
-    wait(&side.endpoint, || lines_out(&mut side.out).ready().then_some(()));
-    side.join();
+    end.signal();
+    wait(&end.endpoint, || ll_sender(&mut end.out).ready().then_some(()));
+    end.await_signal();
 }
 
-pub(super) fn line_sleep_right(mut side: TestEnd) {
+pub(super) fn sleep_rank1(mut end: TestEnd) {
     for _ in 0..3 {
-        assert_eq!(side.receive_line(60, 1), [3; 60]);
-        lines_in(&mut side.inc).release();
+        assert_eq!(end.receive_ll(60, 1), [3; 60]);
+        ll_receiver(&mut end.inc).release();
     }
-    side.signal();
-    side.join();
+    end.signal();
+    end.await_signal();
     pause();
-    for _ in 0..SLOTS / 2 {
-        assert_eq!(side.receive_line(1, 2), [4]);
-        lines_in(&mut side.inc).release();
+    for _ in 0..LL_SLOTS / 2 {
+        assert_eq!(end.receive_ll(1, 2), [4]);
+        ll_receiver(&mut end.inc).release();
     }
-    side.signal();
+    end.signal();
 }

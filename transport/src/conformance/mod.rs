@@ -1,8 +1,9 @@
-//! The one suite that every link passes.
+//! The conformance suite: the test cases that every kind of link passes.
 //!
-//! A case is a pair of roles, one per end, that talk to each other through nothing but the link under test and a second
-//! channel for agreeing on when to go on. So the same cases run with both ends in one process and with each in its own:
-//! whoever has made a connected [`TestEnd`] calls [`Case::left`] or [`Case::right`] with it.
+//! A case has two roles, one per rank. They communicate only over the link under test and a second
+//! channel, over which they agree when to continue. The same cases therefore run with both ranks in
+//! one process and with each in its own: a caller that has made a connected [`TestEnd`] passes it
+//! to [`ConformanceCase::rank0`] or [`ConformanceCase::rank1`].
 
 mod ends;
 pub mod fuzz;
@@ -20,83 +21,82 @@ use crate::endpoint::{Endpoint, EndpointConfig};
 use crate::inbox::InboxLayout;
 use crate::link::{Incoming, Outgoing, ReceivedMessage, SlotMut};
 use crate::ll::{LlPoll, LlReceiver, LlSender};
+use crate::random::random_bytes;
 use crate::{LinkError, Rank};
 
-/// A wait as long as this is a hang.
+/// A wait that takes this long is a hang.
 pub const HANG_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The shapes that every case is run with: a single slot, and several.
+/// The shapes with which every case runs: one slot, and several.
 pub const LAYOUTS: [InboxLayout; 2] = [
     InboxLayout { nranks: 2, channels: 2, slot_bytes: 4096, depth: 1 },
     InboxLayout { nranks: 2, channels: 2, slot_bytes: 64 * 33, depth: 5 },
 ];
 
-/// One end of a connected pair.
+/// One rank of a connected pair.
 pub struct TestEnd {
     /// The rank.
     pub endpoint: Arc<Endpoint>,
-    /// To the peer; fresh.
+    /// The fresh link to the peer.
     pub out: Outgoing,
-    /// From the peer; fresh.
+    /// The fresh link from the peer.
     pub inc: Incoming,
+    /// The links of the second channel.
     control: (Outgoing, Incoming),
     peer: Rank,
 }
 
-/// What the two ends do, by name.
+/// A test case: what each of the two ranks does.
 #[derive(Clone, Copy)]
-pub struct Case {
-    /// For messages. Cases whose name begins with "line" are for links that have lines.
+pub struct ConformanceCase {
+    /// The name, for messages. Cases whose name begins with "LL" need a link with LL.
     pub name: &'static str,
-    /// What rank 0 does.
-    pub left: fn(TestEnd),
-    /// What rank 1 does.
-    pub right: fn(TestEnd),
+    /// The role of rank 0.
+    pub rank0: fn(TestEnd),
+    /// The role of rank 1.
+    pub rank1: fn(TestEnd),
 }
 
-impl Case {
-    /// Plays a role if the link has what it needs.
-    pub fn play(&self, role: fn(TestEnd), side: TestEnd) {
-        if side.has_lines() || !self.name.starts_with("line") {
-            role(side);
+impl ConformanceCase {
+    /// Plays a role, if the link has what the case needs.
+    pub fn play(&self, role: fn(TestEnd), end: TestEnd) {
+        if end.has_ll() || !self.name.starts_with("LL") {
+            role(end);
         }
     }
 }
 
-/// All cases.
-pub const CASES: &[Case] = &[
-    Case { name: "order", left: slots::order_left, right: slots::order_right },
-    Case { name: "credits", left: slots::credits_left, right: slots::credits_right },
-    Case { name: "lengths", left: slots::lengths_left, right: slots::lengths_right },
-    Case { name: "lending", left: slots::lending_left, right: slots::lending_right },
-    Case { name: "segments", left: segments::lending_left, right: segments::lending_right },
-    Case { name: "segments come and go", left: segments::going_left, right: segments::going_right },
-    Case { name: "segments both ways", left: segments::both_ways, right: segments::both_ways },
-    Case {
-        name: "segments of a lender that leaves",
-        left: segments::leave_left,
-        right: segments::leave_right,
-    },
-    Case { name: "sleep", left: slots::sleep_left, right: slots::sleep_right },
-    Case { name: "line lengths", left: ll::line_lengths_left, right: ll::line_lengths_right },
-    Case { name: "line credits", left: ll::line_credits_left, right: ll::line_credits_right },
-    Case { name: "line mismatch", left: ll::mismatch_left, right: ll::mismatch_right },
-    Case { name: "line sleep", left: ll::line_sleep_left, right: ll::line_sleep_right },
-    Case {
-        name: "traffic",
-        left: |side| traffic::traffic(side, 1, 2),
-        right: |side| traffic::traffic(side, 2, 1),
-    },
-    Case { name: "abort", left: ends::abort_left, right: ends::abort_right },
-    Case { name: "leave", left: ends::leave_left, right: ends::leave_right },
-];
-
-/// Runs all cases in this process, each end in a thread of its own. `make` makes a rank of a communicator of two.
-pub fn run(make: fn(EndpointConfig) -> Result<Endpoint, LinkError>) {
-    run_over(make, |side| side);
+const fn case(name: &'static str, rank0: fn(TestEnd), rank1: fn(TestEnd)) -> ConformanceCase {
+    ConformanceCase { name, rank0, rank1 }
 }
 
-/// The same over what `wrap` makes of the links of each end.
+/// All cases.
+pub const CASES: &[ConformanceCase] = &[
+    case("order", slots::order_rank0, slots::order_rank1),
+    case("credits", slots::credits_rank0, slots::credits_rank1),
+    case("lengths", slots::lengths_rank0, slots::lengths_rank1),
+    case("lending", slots::lending_rank0, slots::lending_rank1),
+    case("segments", segments::lending_rank0, segments::lending_rank1),
+    case("segments are made and freed", segments::freed_rank0, segments::freed_rank1),
+    case("segments in both directions", segments::both_directions, segments::both_directions),
+    case("segments of a lender that leaves", segments::leave_rank0, segments::leave_rank1),
+    case("sleep", slots::sleep_rank0, slots::sleep_rank1),
+    case("LL lengths", ll::lengths_rank0, ll::lengths_rank1),
+    case("LL credits", ll::credits_rank0, ll::credits_rank1),
+    case("LL mismatch", ll::mismatch_rank0, ll::mismatch_rank1),
+    case("LL sleep", ll::sleep_rank0, ll::sleep_rank1),
+    case("traffic", |end| traffic::traffic(end, 1, 2), |end| traffic::traffic(end, 2, 1)),
+    case("abort", ends::abort_rank0, ends::abort_rank1),
+    case("leave", ends::leave_rank0, ends::leave_rank1),
+];
+
+/// Runs all cases in this process, each rank in a thread of its own. `make` makes a rank of a
+/// communicator of two.
+pub fn run(make: fn(EndpointConfig) -> Result<Endpoint, LinkError>) {
+    run_over(make, |end| end);
+}
+
+/// Like [`run`], over the links that `wrap` makes of the links of each rank.
 pub fn run_over(
     make: fn(EndpointConfig) -> Result<Endpoint, LinkError>,
     wrap: impl Fn(TestEnd) -> TestEnd + Copy + Send,
@@ -104,31 +104,32 @@ pub fn run_over(
     for layout in LAYOUTS {
         for case in CASES {
             let _watchdog = Watchdog::new(case.name);
-            let secret = crate::memory::random().unwrap();
+            let secret = random_bytes().unwrap();
             let ends = [0, 1]
                 .map(|rank| make(EndpointConfig { rank, nranks: 2, secret, layout }).unwrap());
             let addresses = [ends[1].address(), ends[0].address()];
-            let roles = [case.left, case.right];
+            let roles = [case.rank0, case.rank1];
             thread::scope(|scope| {
                 for ((endpoint, address), role) in ends.into_iter().zip(addresses).zip(roles) {
-                    scope
-                        .spawn(move || case.play(role, wrap(TestEnd::connect(endpoint, &address))));
+                    scope.spawn(move || {
+                        case.play(role, wrap(TestEnd::connect(endpoint, &address)));
+                    });
                 }
             });
         }
     }
 }
 
-/// Ends the process if it is not dropped in time.
-pub struct Watchdog(#[expect(dead_code, reason = "its end is the signal")] Sender<()>);
+/// Aborts the process if it is not dropped in time.
+pub struct Watchdog(#[expect(dead_code, reason = "dropping it is the signal")] Sender<()>);
 
 impl Watchdog {
-    /// Watches over what `name` says.
+    /// Allows twice [`HANG_TIMEOUT`] for the test `name`.
     pub fn new(name: &'static str) -> Self {
         Self::over(name, 2 * HANG_TIMEOUT)
     }
 
-    /// The same over what takes longer.
+    /// Allows `time` for the test `name`.
     pub fn over(name: &'static str, time: Duration) -> Self {
         let (alive, end) = channel();
         thread::spawn(move || {
@@ -142,10 +143,10 @@ impl Watchdog {
 }
 
 impl TestEnd {
-    /// Connects a rank of two with the other one, whose address is given, and opens their links.
+    /// Connects a rank of two with the other rank, at `address`, and opens their links.
     ///
     /// # Panics
-    /// As everything here, if anything is not as it should be.
+    /// If anything fails, as all functions here.
     pub fn connect(endpoint: Endpoint, address: &[u8]) -> Self {
         let peer = 1 - endpoint.rank();
         endpoint.connect(peer, address, Instant::now() + HANG_TIMEOUT).unwrap();
@@ -155,8 +156,8 @@ impl TestEnd {
         Self { endpoint: Arc::new(endpoint), out, inc, control, peer }
     }
 
-    /// Whether the link has lines, the same at both ends.
-    pub fn has_lines(&self) -> bool {
+    /// Whether the link has the LL protocol; the same at both ends.
+    pub fn has_ll(&self) -> bool {
         self.out.ll.is_some()
     }
 
@@ -176,47 +177,47 @@ impl TestEnd {
         self.out.slots.send(data.len(), tag)
     }
 
-    fn send_line(&mut self, data: &[u8], tag: u32) {
-        wait(&self.endpoint, || lines_out(&mut self.out).ready().then_some(()));
+    fn send_ll(&mut self, data: &[u8], tag: u32) {
+        wait(&self.endpoint, || ll_sender(&mut self.out).ready().then_some(()));
         // SAFETY: a slot is free; callers stay within the capacity.
-        unsafe { lines_out(&mut self.out).write(data.as_ptr(), data.len(), tag) };
-        lines_out(&mut self.out).doorbell().ring();
+        unsafe { ll_sender(&mut self.out).write(data.as_ptr(), data.len(), tag) };
+        ll_sender(&mut self.out).doorbell().ring();
     }
 
-    fn receive_line(&mut self, len: usize, tag: u32) -> Vec<u8> {
+    fn receive_ll(&mut self, len: usize, tag: u32) -> Vec<u8> {
         let Self { endpoint, inc, .. } = self;
-        wait(endpoint, || match lines_in(inc).poll(len, tag) {
+        wait(endpoint, || match ll_receiver(inc).poll(len, tag) {
             LlPoll::Ready => Some(()),
             LlPoll::Pending => None,
             LlPoll::Mismatch { seen_tag } => panic!("tag {seen_tag} instead of {tag}"),
         });
         let mut data = vec![0xee; len];
-        // SAFETY: the message is there; `data` has room.
-        unsafe { lines_in(inc).read(data.as_mut_ptr(), len) };
+        // SAFETY: the message has arrived; `data` has room.
+        unsafe { ll_receiver(inc).read(data.as_mut_ptr(), len) };
         data
     }
 
-    /// Lets the other end pass its `join`.
+    /// Lets the other rank pass its next `await_signal`.
     fn signal(&mut self) {
         wait(&self.endpoint, || self.control.0.slots.reserve().unwrap());
         self.control.0.slots.send(0, 0);
     }
 
-    fn join(&mut self) {
+    fn await_signal(&mut self) {
         wait(&self.endpoint, || self.control.1.slots.receive().unwrap());
         self.control.1.slots.release();
     }
 }
 
-fn lines_out(out: &mut Outgoing) -> &mut LlSender {
-    out.ll.as_mut().expect("the link has lines")
+fn ll_sender(out: &mut Outgoing) -> &mut LlSender {
+    out.ll.as_mut().expect("the link has LL")
 }
 
-fn lines_in(inc: &mut Incoming) -> &mut LlReceiver {
-    inc.ll.as_mut().expect("the link has lines")
+fn ll_receiver(inc: &mut Incoming) -> &mut LlReceiver {
+    inc.ll.as_mut().expect("the link has LL")
 }
 
-/// Sleeps until there is something: at once, so that every wait tries the doorbell.
+/// Sleeps until `look` finds something. It does not spin first, so every wait tests the doorbell.
 fn wait<T>(endpoint: &Endpoint, mut look: impl FnMut() -> Option<T>) -> T {
     let mut found = None;
     let ended = endpoint.doorbell().wait(0, 0, Some(HANG_TIMEOUT), || {
@@ -228,11 +229,11 @@ fn wait<T>(endpoint: &Endpoint, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 fn bytes(message: &ReceivedMessage) -> &[u8] {
-    // SAFETY: a message that is not released.
+    // SAFETY: callers have not released the message.
     unsafe { std::slice::from_raw_parts(message.data, message.len) }
 }
 
-/// Long enough for the other end to fall asleep, most of the time.
+/// Long enough for the other rank to fall asleep, most of the time.
 fn pause() {
     thread::sleep(Duration::from_millis(20));
 }

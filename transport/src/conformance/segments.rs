@@ -1,4 +1,5 @@
-//! Segments on links that lend them: read in place at any offset, mixed with copies, freed and made anew.
+//! Cases of links that lend segments: memory is read in place at any offset, mixed with copies,
+//! freed and made again.
 
 use super::{TestEnd, bytes, pattern, wait};
 use crate::link::Lendable;
@@ -7,12 +8,13 @@ use crate::segment::Segment;
 /// Longer than a slot.
 const BYTES: usize = 100_000;
 
-/// Whether the link has what the cases need; if not, both ends are there before they go.
-fn lends_segments(side: &mut TestEnd) -> bool {
-    let lends = side.out.slots.lendable() == Lendable::Segments;
+/// Whether the link lends segments. If not, the ranks meet before they end, so that neither sees
+/// the other leave too early.
+fn lends_segments(end: &mut TestEnd) -> bool {
+    let lends = end.out.slots.lendable() == Lendable::Segments;
     if !lends {
-        side.signal();
-        side.join();
+        end.signal();
+        end.await_signal();
     }
     lends
 }
@@ -24,24 +26,24 @@ fn filled(salt: usize) -> Segment {
 }
 
 fn fill(segment: &Segment, salt: usize) {
-    // SAFETY: the segment is alive, and nothing of it is lent.
+    // SAFETY: the segment is alive and no part of it is lent.
     unsafe { segment.start().copy_from(pattern(BYTES, salt).as_ptr(), BYTES) };
 }
 
-/// Waits until the peer has mapped it.
-fn mapped(side: &mut TestEnd, segment: &Segment) {
-    wait(&side.endpoint, || side.out.slots.can_lend(segment.start(), BYTES).then_some(()));
+/// Waits until the peer has mapped the segment.
+fn await_mapped(end: &mut TestEnd, segment: &Segment) {
+    wait(&end.endpoint, || end.out.slots.can_lend(segment.start(), BYTES).then_some(()));
 }
 
-fn lend(side: &mut TestEnd, segment: &Segment, at: usize, len: usize, tag: u32) -> u64 {
-    let data = segment.start().wrapping_add(at).cast_const();
-    assert!(side.out.slots.can_lend(data, len), "{len} bytes at {at} cannot be lent");
-    // SAFETY: callers keep the segment as it is until the release.
-    wait(&side.endpoint, || unsafe { side.out.slots.lend(data, len, tag).unwrap() })
+fn lend(end: &mut TestEnd, segment: &Segment, offset: usize, len: usize, tag: u32) -> u64 {
+    let data = segment.start().wrapping_add(offset).cast_const();
+    assert!(end.out.slots.can_lend(data, len), "{len} bytes at {offset} cannot be lent");
+    // SAFETY: callers do not change the segment until the release.
+    wait(&end.endpoint, || unsafe { end.out.slots.lend(data, len, tag).unwrap() })
 }
 
-fn released(side: &mut TestEnd, sequence: u64) {
-    wait(&side.endpoint, || (side.out.slots.released() >= sequence).then_some(()));
+fn await_released(end: &mut TestEnd, sequence: u64) {
+    wait(&end.endpoint, || (end.out.slots.released() >= sequence).then_some(()));
 }
 
 /// Offset and length of parts of a segment.
@@ -55,131 +57,131 @@ const PARTS: [(usize, usize); 7] = [
     (12_345, 50_001),
 ];
 
-pub(super) fn lending_left(mut side: TestEnd) {
-    if !lends_segments(&mut side) {
+pub(super) fn lending_rank0(mut end: TestEnd) {
+    if !lends_segments(&mut end) {
         return;
     }
     let segment = filled(1);
-    mapped(&mut side, &segment);
+    await_mapped(&mut end, &segment);
     let mut last = 0;
     for (at, len) in PARTS.repeat(3) {
-        lend(&mut side, &segment, at, len, at as u32);
-        last = side.send(&[at as u8], len as u32);
+        lend(&mut end, &segment, at, len, at as u32);
+        last = end.send(&[at as u8], len as u32);
     }
-    // Partly beyond either end, and memory of no segment.
+    // Bytes beyond either end of the segment, and memory outside segments.
     let start = segment.start().cast_const();
-    let slots = &mut side.out.slots;
+    let slots = &mut end.out.slots;
     assert!(!slots.can_lend(start.wrapping_add(1), BYTES));
     assert!(!slots.can_lend(start.wrapping_sub(1), BYTES));
     assert!(!slots.can_lend(start, usize::MAX));
     assert!(!slots.can_lend(pattern(BYTES, 1).as_ptr(), BYTES));
-    released(&mut side, last);
+    await_released(&mut end, last);
 }
 
-pub(super) fn lending_right(mut side: TestEnd) {
-    if !lends_segments(&mut side) {
+pub(super) fn lending_rank1(mut end: TestEnd) {
+    if !lends_segments(&mut end) {
         return;
     }
     let whole = pattern(BYTES, 1);
     for (at, len) in PARTS.repeat(3) {
-        let message = side.receive();
-        assert!(message.in_other_process, "it was copied");
+        let message = end.receive();
+        assert!(message.in_other_process, "the message was copied");
         assert_eq!(message.tag, at as u32);
         assert!(bytes(&message) == &whole[at..at + len], "{len} bytes at {at} are damaged");
-        side.inc.slots.release();
-        let message = side.receive();
+        end.inc.slots.release();
+        let message = end.receive();
         assert_eq!((bytes(&message), message.in_other_process), (&[at as u8][..], false));
-        side.inc.slots.release();
+        end.inc.slots.release();
     }
 }
 
 const GENERATIONS: usize = 30;
 
-/// Each likely lies where the one before lay.
-pub(super) fn going_left(mut side: TestEnd) {
-    if !lends_segments(&mut side) {
+/// Each segment likely lies at the address of the one before.
+pub(super) fn freed_rank0(mut end: TestEnd) {
+    if !lends_segments(&mut end) {
         return;
     }
     let stays = filled(99);
     for generation in 0..GENERATIONS {
         let segment = filled(generation);
-        mapped(&mut side, &segment);
-        mapped(&mut side, &stays);
-        lend(&mut side, &segment, 0, BYTES, 0);
-        let last = lend(&mut side, &stays, 0, BYTES, 0);
-        released(&mut side, last);
-        // The same memory with other content.
+        await_mapped(&mut end, &segment);
+        await_mapped(&mut end, &stays);
+        lend(&mut end, &segment, 0, BYTES, 0);
+        let last = lend(&mut end, &stays, 0, BYTES, 0);
+        await_released(&mut end, last);
+        // The same segment with other content.
         fill(&segment, generation + 1);
-        let last = lend(&mut side, &segment, 0, BYTES, 0);
-        released(&mut side, last);
+        let last = lend(&mut end, &segment, 0, BYTES, 0);
+        await_released(&mut end, last);
         let start = segment.start().cast_const();
         drop(segment);
-        assert!(!side.out.slots.can_lend(start, BYTES), "freed memory would be lent");
+        assert!(!end.out.slots.can_lend(start, BYTES), "freed memory would be lent");
     }
 }
 
-pub(super) fn going_right(mut side: TestEnd) {
-    if !lends_segments(&mut side) {
+pub(super) fn freed_rank1(mut end: TestEnd) {
+    if !lends_segments(&mut end) {
         return;
     }
     for generation in 0..GENERATIONS {
         for salt in [generation, 99, generation + 1] {
-            let message = side.receive();
+            let message = end.receive();
             assert!(message.in_other_process);
-            assert!(bytes(&message) == pattern(BYTES, salt), "memory of another time");
-            side.inc.slots.release();
+            assert!(bytes(&message) == pattern(BYTES, salt), "the content of another round");
+            end.inc.slots.release();
         }
     }
 }
 
-pub(super) fn both_ways(mut side: TestEnd) {
-    if !lends_segments(&mut side) {
+pub(super) fn both_directions(mut end: TestEnd) {
+    if !lends_segments(&mut end) {
         return;
     }
-    let (me, peer) = (side.endpoint.rank() as usize, side.peer as usize);
+    let (me, peer) = (end.endpoint.rank() as usize, end.peer as usize);
     let segment = filled(me);
-    mapped(&mut side, &segment);
+    await_mapped(&mut end, &segment);
     let theirs = pattern(BYTES, peer);
     for round in 0..50 {
         let at = round * 7;
-        let sequence = lend(&mut side, &segment, at, BYTES - at, round as u32);
-        let message = side.receive();
+        let sequence = lend(&mut end, &segment, at, BYTES - at, round as u32);
+        let message = end.receive();
         assert_eq!((message.tag, message.in_other_process), (round as u32, true));
         assert!(bytes(&message) == &theirs[at..]);
-        side.inc.slots.release();
-        released(&mut side, sequence);
+        end.inc.slots.release();
+        await_released(&mut end, sequence);
     }
-    side.signal();
-    side.join();
+    end.signal();
+    end.await_signal();
 }
 
-/// What it lent is there as long as the link of the other end.
-pub(super) fn leave_left(mut side: TestEnd) {
-    if !lends_segments(&mut side) {
+/// Lent memory stays readable as long as the link of the other rank lives.
+pub(super) fn leave_rank0(mut end: TestEnd) {
+    if !lends_segments(&mut end) {
         return;
     }
     let segment = filled(3);
-    mapped(&mut side, &segment);
-    lend(&mut side, &segment, 5, BYTES - 5, 0);
-    side.signal();
-    side.join();
-    drop(side);
+    await_mapped(&mut end, &segment);
+    lend(&mut end, &segment, 5, BYTES - 5, 0);
+    end.signal();
+    end.await_signal();
+    drop(end);
     drop(segment);
 }
 
-pub(super) fn leave_right(mut side: TestEnd) {
-    if !lends_segments(&mut side) {
+pub(super) fn leave_rank1(mut end: TestEnd) {
+    if !lends_segments(&mut end) {
         return;
     }
-    let message = side.receive();
-    side.join();
+    let message = end.receive();
+    end.await_signal();
     assert!(bytes(&message) == &pattern(BYTES, 3)[5..]);
-    side.signal();
-    let left = crate::LinkError::PeerLeft { peer: side.peer };
-    wait(&side.endpoint, || side.endpoint.gone(side.peer));
-    assert_eq!(side.endpoint.gone(side.peer), Some(left));
-    // Freed memory: zeros, if not what was there.
+    end.signal();
+    let left = crate::LinkError::PeerLeft { peer: end.peer };
+    wait(&end.endpoint, || end.endpoint.gone(end.peer));
+    assert_eq!(end.endpoint.gone(end.peer), Some(left));
+    // Freed memory reads as zeros, unless it is not yet freed.
     let whole = pattern(BYTES, 3);
     assert!(bytes(&message).iter().zip(&whole[5..]).all(|(a, b)| *a == 0 || a == b));
-    side.inc.slots.release();
+    end.inc.slots.release();
 }

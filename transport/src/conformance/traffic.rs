@@ -1,12 +1,12 @@
-//! Both protocols in both directions at once, with messages of random sizes.
+//! A case with both protocols in both directions at the same time and messages of random sizes.
 
-use super::{TestEnd, bytes, lines_in, lines_out, wait};
+use super::{TestEnd, bytes, ll_receiver, ll_sender, wait};
 use crate::ll::{LL_CAPACITY, LlPoll};
 
-/// A small generator: both ends know what the other sends.
-struct Random(u64);
+/// A random number generator. Both ranks know the seed of the other, and so what it sends.
+struct TrafficRandom(u64);
 
-impl Random {
+impl TrafficRandom {
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -14,69 +14,69 @@ impl Random {
         self.0
     }
 
-    /// A message: by lines or not, and its content; mostly short.
-    fn message(&mut self, capacity: usize, has_lines: bool) -> (bool, Vec<u8>) {
-        let lines = self.next().is_multiple_of(2) && has_lines;
-        let limit = if lines { LL_CAPACITY } else { capacity };
+    /// Whether the next message uses LL, and its content; mostly short.
+    fn message(&mut self, capacity: usize, has_ll: bool) -> (bool, Vec<u8>) {
+        let uses_ll = self.next().is_multiple_of(2) && has_ll;
+        let limit = if uses_ll { LL_CAPACITY } else { capacity };
         let limit = if self.next().is_multiple_of(16) { limit } else { 64 };
         let mut data = vec![0; self.next() as usize % (limit + 1)];
         for part in data.chunks_mut(8) {
             part.copy_from_slice(&self.next().to_le_bytes()[..part.len()]);
         }
-        (lines, data)
+        (uses_ll, data)
     }
 }
 
-/// Both directions and both protocols at once, 100 000 messages in all.
-pub(super) fn traffic(mut side: TestEnd, own: u64, theirs: u64) {
+/// Sends and receives 50 000 messages each.
+pub(super) fn traffic(mut end: TestEnd, own: u64, theirs: u64) {
     const EACH: usize = 50_000;
-    let capacity = side.out.slots.capacity();
-    let has_lines = side.has_lines();
-    let (mut own, mut theirs) = (Random(own), Random(theirs));
+    let capacity = end.out.slots.capacity();
+    let has_ll = end.has_ll();
+    let (mut own, mut theirs) = (TrafficRandom(own), TrafficRandom(theirs));
     let (mut sent, mut seen) = (0, 0);
-    let mut outgoing = own.message(capacity, has_lines);
-    let mut expected = theirs.message(capacity, has_lines);
+    let mut outgoing = own.message(capacity, has_ll);
+    let mut expected = theirs.message(capacity, has_ll);
     while sent < EACH || seen < EACH {
-        let TestEnd { endpoint, out, inc, .. } = &mut side;
-        // One sleep for whatever comes first: room to send or a message.
-        let (can_send, has_come) = wait(endpoint, || {
+        let TestEnd { endpoint, out, inc, .. } = &mut end;
+        // One sleep for whichever comes first: room to send, or a message.
+        let (can_send, has_arrived) = wait(endpoint, || {
             let can_send = sent < EACH
                 && if outgoing.0 {
-                    lines_out(out).ready()
+                    ll_sender(out).ready()
                 } else {
                     out.slots.reserve().unwrap().is_some()
                 };
-            let has_come = seen < EACH
+            let has_arrived = seen < EACH
                 && if expected.0 {
-                    lines_in(inc).poll(expected.1.len(), seen as u32) == LlPoll::Ready
+                    ll_receiver(inc).poll(expected.1.len(), seen as u32) == LlPoll::Ready
                 } else {
                     inc.slots.receive().unwrap().is_some()
                 };
-            (can_send || has_come).then_some((can_send, has_come))
+            (can_send || has_arrived).then_some((can_send, has_arrived))
         });
         if can_send {
             if outgoing.0 {
-                side.send_line(&outgoing.1, sent as u32);
+                end.send_ll(&outgoing.1, sent as u32);
             } else {
-                side.send(&outgoing.1, sent as u32);
+                end.send(&outgoing.1, sent as u32);
             }
-            outgoing = own.message(capacity, has_lines);
+            outgoing = own.message(capacity, has_ll);
             sent += 1;
         }
-        if has_come {
+        if has_arrived {
             if expected.0 {
-                assert!(side.receive_line(expected.1.len(), seen as u32) == expected.1);
-                lines_in(&mut side.inc).release();
+                assert!(end.receive_ll(expected.1.len(), seen as u32) == expected.1);
+                ll_receiver(&mut end.inc).release();
             } else {
-                let message = side.receive();
+                let message = end.receive();
                 assert_eq!(message.tag, seen as u32);
                 assert!(bytes(&message) == expected.1, "message {seen} is damaged");
-                side.inc.slots.release();
+                end.inc.slots.release();
             }
-            expected = theirs.message(capacity, has_lines);
+            expected = theirs.message(capacity, has_ll);
             seen += 1;
         }
     }
-    side.signal();
-    side.join();
+    end.signal();
+    end.await_signal();
 }

@@ -1,4 +1,4 @@
-//! Where the ranks of this process can be found by each other.
+//! The registry in which ranks of one process find each other.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -8,30 +8,35 @@ use crate::error::LinkError;
 use crate::inbox::Inbox;
 
 /// A digest of the communicator's secret, and the rank.
-pub(crate) type Key = ([u8; 32], Rank);
+pub(crate) type LocalRankKey = ([u8; 32], Rank);
 
 /// A rank that can be found.
 #[derive(Debug)]
-struct Entry {
+struct LocalRank {
     inbox: Weak<Inbox>,
-    /// Who has connected to it. A rank may do that, send what it has to send and leave before this one has connected in turn.
+    /// The ranks that have connected to it, with their inboxes. Such a rank may send all its
+    /// messages and leave before this rank connects to it in turn.
     visitors: Vec<(Rank, Arc<Inbox>)>,
 }
 
-/// One per process, as threads of a process have nothing else in common. It keeps visitors alive as long as the rank that they visited.
-static RANKS: Mutex<Option<HashMap<Key, Entry>>> = Mutex::new(None);
+/// The ranks of this process. The registry is global, because threads of a process share nothing
+/// else. It keeps a visitor's inbox alive as long as the rank that was visited.
+static RANKS: Mutex<Option<HashMap<LocalRankKey, LocalRank>>> = Mutex::new(None);
 
-fn ranks() -> MutexGuard<'static, Option<HashMap<Key, Entry>>> {
+fn ranks() -> MutexGuard<'static, Option<HashMap<LocalRankKey, LocalRank>>> {
     RANKS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A rank's entry, which ends with it.
+/// A rank's entry in the registry. Dropping it removes the entry.
 #[derive(Debug)]
-pub(crate) struct Listener(Key);
+pub(crate) struct LocalListener(LocalRankKey);
 
-impl Listener {
-    /// Makes a rank known.
-    pub(crate) fn start(key: Key, inbox: &Arc<Inbox>) -> Result<Self, LinkError> {
+impl LocalListener {
+    /// Registers a rank.
+    ///
+    /// # Errors
+    /// [`LinkError::Misuse`] if the rank is registered already.
+    pub(crate) fn start(key: LocalRankKey, inbox: &Arc<Inbox>) -> Result<Self, LinkError> {
         let mut ranks = ranks();
         let ranks = ranks.get_or_insert_default();
         if ranks.contains_key(&key) {
@@ -39,32 +44,36 @@ impl Listener {
                 what: "two endpoints of one communicator have the same rank",
             });
         }
-        ranks.insert(key, Entry { inbox: Arc::downgrade(inbox), visitors: Vec::new() });
+        ranks.insert(key, LocalRank { inbox: Arc::downgrade(inbox), visitors: Vec::new() });
         Ok(Self(key))
     }
 }
 
-impl Drop for Listener {
+impl Drop for LocalListener {
     fn drop(&mut self) {
         let entry = ranks().as_mut().and_then(|ranks| ranks.remove(&self.0));
-        // Without the lock: the last to let go of an inbox frees it.
+        // Dropped without the lock, because the last owner of an inbox unmaps it.
         drop(entry);
     }
 }
 
-/// The inbox of rank `peer` of the communicator that `me` is a rank of: it is there, or has visited `me` before it left. `mine` is
-/// the inbox of `me`.
-pub(crate) fn visit(me: Key, mine: &Arc<Inbox>, peer: Rank) -> Option<Arc<Inbox>> {
+/// Finds the inbox of rank `peer` of the communicator of rank `rank`: the peer is registered, or
+/// has visited `rank` before it left. `own`, the inbox of `rank`, is recorded as a visitor.
+pub(crate) fn find_and_visit(
+    rank: LocalRankKey,
+    own: &Arc<Inbox>,
+    peer: Rank,
+) -> Option<Arc<Inbox>> {
     let mut ranks = ranks();
     let ranks = ranks.as_mut()?;
-    if let Some(there) = ranks.get_mut(&(me.0, peer))
-        && let Some(inbox) = there.inbox.upgrade()
+    if let Some(entry) = ranks.get_mut(&(rank.0, peer))
+        && let Some(inbox) = entry.inbox.upgrade()
     {
-        if peer != me.1 {
-            there.visitors.push((me.1, Arc::clone(mine)));
+        if peer != rank.1 {
+            entry.visitors.push((rank.1, Arc::clone(own)));
         }
         return Some(inbox);
     }
-    let visitors = &ranks.get(&me)?.visitors;
-    visitors.iter().find(|(rank, _)| *rank == peer).map(|(_, inbox)| Arc::clone(inbox))
+    let visitors = &ranks.get(&rank)?.visitors;
+    visitors.iter().find(|(visitor, _)| *visitor == peer).map(|(_, inbox)| Arc::clone(inbox))
 }

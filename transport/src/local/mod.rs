@@ -1,4 +1,6 @@
-//! Ranks that are threads of one process: a peer's inbox is shared as it is, and messages may be lent.
+//! Links between ranks in threads of one process: inboxes are shared directly, and any memory can
+//! be lent.
 
 pub(crate) mod connect;
+pub(crate) mod ends;
 pub(crate) mod listener;

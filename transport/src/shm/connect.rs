@@ -1,4 +1,4 @@
-//! Dialing a rank of another process.
+//! Dialing a rank of another process of the host.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -8,53 +8,41 @@ use std::time::{Duration, Instant};
 use super::socket;
 use crate::Rank;
 use crate::error::LinkError;
-use crate::handshake::{Credentials, Medium, NONCE, PROOF};
+use crate::handshake::{ConnectionKind, Credentials, NONCE_BYTES, PROOF_BYTES};
 use crate::inbox::PeerInbox;
-use crate::peers::Peers;
+use crate::peers::PeerTable;
 
-/// How often a wait looks whether the communicator was aborted.
-const SLICE: Duration = Duration::from_millis(100);
+/// Longest time between two checks of a wait for an abort.
+const ABORT_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Dials `peer` and exchanges inboxes. The stream is to be kept: it ends when the peer dies.
+/// Dials `peer` at the socket `name` and exchanges inboxes. Keep the stream: it ends when the peer
+/// dies.
 pub(crate) fn connect(
-    peers: &Peers,
-    party: &Credentials,
+    peers: &PeerTable,
+    credentials: &Credentials,
     peer: Rank,
     name: &[u8],
     deadline: Instant,
 ) -> Result<(PeerInbox, UnixStream), LinkError> {
-    let dial = Dial { peers, peer, deadline };
+    let dial = ShmDial { peers, peer, deadline };
     let refused = |why| LinkError::Refused { peer, why };
-    let stream = loop {
-        match socket::connect(name, dial.patience()?) {
-            Ok(stream) => break stream,
-            Err(error) if is_timeout(&error) => {}
-            Err(error) => {
-                let no_socket =
-                    error.raw_os_error().is_some_and(|e| e == libc::EMFILE || e == libc::ENFILE);
-                let call = if no_socket { "socket" } else { "connect" };
-                return Err(LinkError::system(call, &error));
-            }
-        }
-    };
-    if !socket::same_user(&stream).map_err(|error| LinkError::system("getsockopt", &error))? {
+    let stream = dial.open_stream(name)?;
+    if !socket::is_same_user(&stream).map_err(|error| LinkError::system("getsockopt", error))? {
         return Err(refused("its socket belongs to another user"));
     }
 
-    let mut challenge = [0; NONCE];
+    let mut challenge = [0; NONCE_BYTES];
     dial.read(&stream, &mut challenge)?;
-    let (dialed, hello) = party.dial((Medium::Shm, 0), peer, challenge)?;
-    (&stream).write_all(&hello).map_err(|error| dial.broken("write", &error))?;
+    let (sent, hello) = credentials.hello((ConnectionKind::Shm, 0), peer, challenge)?;
+    (&stream).write_all(&hello).map_err(|error| dial.stream_error("write", error))?;
 
-    let mut proof = [0; PROOF];
-    let (mut got, file) = loop {
-        stream
-            .set_read_timeout(Some(dial.patience()?))
-            .map_err(|e| dial.broken("setsockopt", &e))?;
+    let mut proof = [0; PROOF_BYTES];
+    let (got, file) = loop {
+        dial.bound_next_read(&stream)?;
         match socket::receive(&stream, &mut proof) {
             Ok(received) => break received,
             Err(error) if is_timeout(&error) => {}
-            Err(error) => return Err(dial.broken("recvmsg", &error)),
+            Err(error) => return Err(dial.stream_error("recvmsg", error)),
         }
     };
     if got == 0 {
@@ -62,29 +50,48 @@ pub(crate) fn connect(
             "it does not accept this rank; the two hold different secrets or sizes",
         ));
     }
-    dial.read(&stream, &mut proof[std::mem::replace(&mut got, 0)..])?;
-    if !party.accepts(&dialed, &proof) {
+    dial.read(&stream, &mut proof[got..])?;
+    if !credentials.check_proof(&sent, &proof) {
         return Err(refused("it cannot prove that it belongs to the communicator"));
     }
-    let file = file.ok_or(refused("it handed over no inbox"))?;
-    let inbox = PeerInbox::map(file.as_fd(), peers.me, peer, peers.layout)?;
-    socket::send(&stream, &[0], peers.inbox.file())
-        .map_err(|error| dial.broken("sendmsg", &error))?;
-    // Its confirmation: a peer that could not take our inbox has not died, it has refused.
+    let file = file.ok_or(refused("it sent no inbox"))?;
+    let inbox = PeerInbox::map(file.as_fd(), peers.rank, peer, peers.layout)?;
+    socket::send_with_descriptor(&stream, &[0], peers.inbox.file())
+        .map_err(|error| dial.stream_error("sendmsg", error))?;
+    // The peer's confirmation. A peer that cannot map this rank's inbox has refused, and not died.
     dial.read(&stream, &mut [0])?;
-    stream.set_nonblocking(true).map_err(|error| LinkError::system("fcntl", &error))?;
+    stream.set_nonblocking(true).map_err(|error| LinkError::system("fcntl", error))?;
     Ok((inbox, stream))
 }
 
-struct Dial<'a> {
-    peers: &'a Peers,
+struct ShmDial<'a> {
+    peers: &'a PeerTable,
     peer: Rank,
     deadline: Instant,
 }
 
-impl Dial<'_> {
-    /// How long the next call may block; an error if waiting is over.
-    fn patience(&self) -> Result<Duration, LinkError> {
+impl ShmDial<'_> {
+    fn open_stream(&self, name: &[u8]) -> Result<UnixStream, LinkError> {
+        loop {
+            match socket::connect(name, self.time_for_next_call()?) {
+                Ok(stream) => return Ok(stream),
+                Err(error) if is_timeout(&error) => {}
+                Err(error) => {
+                    let no_socket = error
+                        .raw_os_error()
+                        .is_some_and(|errno| errno == libc::EMFILE || errno == libc::ENFILE);
+                    let call = if no_socket { "socket" } else { "connect" };
+                    return Err(LinkError::system(call, error));
+                }
+            }
+        }
+    }
+
+    /// How long the next call may block.
+    ///
+    /// # Errors
+    /// The communicator was aborted, or the deadline has passed.
+    fn time_for_next_call(&self) -> Result<Duration, LinkError> {
         if let Some(error) = self.peers.inbox.header().aborted() {
             return Err(error);
         }
@@ -92,19 +99,24 @@ impl Dial<'_> {
         if left.is_zero() {
             return Err(LinkError::Timeout { peer: self.peer, during: "connecting" });
         }
-        Ok(left.min(SLICE))
+        Ok(left.min(ABORT_CHECK_INTERVAL))
+    }
+
+    fn bound_next_read(&self, stream: &UnixStream) -> Result<(), LinkError> {
+        let timeout = self.time_for_next_call()?;
+        stream
+            .set_read_timeout(Some(timeout))
+            .map_err(|error| self.stream_error("setsockopt", error))
     }
 
     fn read(&self, mut stream: &UnixStream, mut bytes: &mut [u8]) -> Result<(), LinkError> {
         while !bytes.is_empty() {
-            stream
-                .set_read_timeout(Some(self.patience()?))
-                .map_err(|error| self.broken("setsockopt", &error))?;
+            self.bound_next_read(stream)?;
             match stream.read(bytes) {
                 Ok(0) => return Err(self.closed()),
                 Ok(got) => bytes = &mut bytes[got..],
                 Err(error) if is_timeout(&error) => {}
-                Err(error) => return Err(self.broken("read", &error)),
+                Err(error) => return Err(self.stream_error("read", error)),
             }
         }
         Ok(())
@@ -114,7 +126,7 @@ impl Dial<'_> {
         LinkError::Refused { peer: self.peer, why: "it closed the connection before it was made" }
     }
 
-    fn broken(&self, call: &'static str, error: &io::Error) -> LinkError {
+    fn stream_error(&self, call: &'static str, error: io::Error) -> LinkError {
         match error.kind() {
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => self.closed(),
             _ => LinkError::system(call, error),

@@ -1,56 +1,130 @@
-//! The two ends of a link through shared memory: slots, and messages that lie in segments.
+//! The ends of links through shared memory: slots and LL in the inboxes, and lent messages that lie
+//! in segments.
 
 use std::sync::Arc;
 
-use super::sharing::{Given, Sharing};
+use super::sharing::SegmentSharing;
 use crate::error::LinkError;
-use crate::link::{Lendable, ReceiveSlots, ReceivedMessage, SendSlots, Sequence, SlotMut};
-use crate::memory::Access;
-use crate::segment::{self, Extent, Foreign, SegmentId};
+use crate::inbox::{Inbox, InboxEnds, PeerInbox};
+use crate::link::{
+    Incoming, Lendable, Outgoing, ReceiveSlots, ReceivedMessage, SendSlots, SlotMut,
+};
+use crate::memory::MappingAccess;
+use crate::peers::PeerConnection;
+use crate::segment::{
+    self, MappedSegment, OfferState, PeerSegment, SegmentExtent, SegmentId, SegmentMemory,
+};
 use crate::slots::{SlotReceiver, SlotSender};
+use crate::{Rank, Sequence};
+
+/// A connected peer in another process of the host.
+#[derive(Debug)]
+pub(crate) struct ShmPeer {
+    rank: Rank,
+    own: Arc<Inbox>,
+    inbox: Arc<PeerInbox>,
+    sharing: Arc<SegmentSharing>,
+}
+
+impl ShmPeer {
+    /// The peer `rank` with inbox `inbox`, as seen by the rank with inbox `own`.
+    pub(crate) fn new(
+        rank: Rank,
+        own: Arc<Inbox>,
+        inbox: PeerInbox,
+        sharing: Arc<SegmentSharing>,
+    ) -> Self {
+        Self { rank, own, inbox: Arc::new(inbox), sharing }
+    }
+}
+
+impl PeerConnection for ShmPeer {
+    fn abort(&self, by: Rank, reason: u32) {
+        self.inbox.header().abort(by, reason);
+    }
+
+    fn gone(&self) -> Option<LinkError> {
+        self.inbox.header().gone(self.rank)
+    }
+
+    fn ring(&self) {
+        self.inbox.header().doorbell.ring();
+    }
+
+    fn connection_ended(&self) {
+        self.inbox.header().die();
+    }
+
+    fn is_reading(&self) -> bool {
+        self.inbox.header().is_reading()
+    }
+
+    fn offer(&self, memory: &SegmentMemory, access: MappingAccess) -> Option<OfferState> {
+        Some(self.sharing.offer(memory, access))
+    }
+
+    fn segment(&self, id: SegmentId) -> Option<PeerSegment> {
+        self.sharing.mapped_segment(id, MappingAccess::ReadWrite).map(PeerSegment::mapped)
+    }
+
+    unsafe fn open(&self, channel: u16) -> (Outgoing, Incoming) {
+        // SAFETY: the caller's promise.
+        let ends = unsafe { InboxEnds::new(&self.own, &self.inbox, self.rank, channel) };
+        let InboxEnds { slot_sender, slot_receiver, ll_sender, ll_receiver } = ends;
+        let sender = ShmSender::new(slot_sender, self.sharing.clone());
+        let receiver = ShmReceiver::new(slot_receiver, self.sharing.clone());
+        (
+            Outgoing { slots: Box::new(sender), ll: Some(ll_sender) },
+            Incoming { slots: Box::new(receiver), ll: Some(ll_receiver) },
+        )
+    }
+}
 
 /// The sending end.
-pub(crate) struct ShmSender {
+struct ShmSender {
     slots: SlotSender,
-    sharing: Arc<Sharing>,
-    /// The segments of this process, as of that version, and whether the peer has mapped them.
+    sharing: Arc<SegmentSharing>,
+    /// The version of the table of segments when `segments` was filled.
     version: u64,
-    known: Vec<(Extent, Given)>,
+    /// The segments of this process, sorted by address, and whether the peer has mapped them.
+    segments: Vec<(SegmentExtent, OfferState)>,
 }
 
 /// The receiving end.
-pub(crate) struct ShmReceiver {
+struct ShmReceiver {
     slots: SlotReceiver,
-    sharing: Arc<Sharing>,
-    /// Segments of the peer that were used last. The message that is not released lies in one of them, if in any.
-    recent: Vec<(SegmentId, Arc<Foreign>)>,
+    sharing: Arc<SegmentSharing>,
+    /// The segments of the peer that were used last. If the message that is not released lies in a
+    /// segment, it is one of these.
+    recent: Vec<(SegmentId, Arc<MappedSegment>)>,
 }
 
-/// How many of them are kept.
-const RECENT: usize = 8;
+/// Maximum length of `recent`.
+const MAX_RECENT: usize = 8;
 
 impl ShmSender {
-    pub(crate) fn new(slots: SlotSender, sharing: Arc<Sharing>) -> Self {
-        Self { slots, sharing, version: 0, known: Vec::new() }
+    fn new(slots: SlotSender, sharing: Arc<SegmentSharing>) -> Self {
+        Self { slots, sharing, version: 0, segments: Vec::new() }
     }
 
-    /// The segment that these bytes are in and where, if the peer has mapped it.
+    /// The segment that contains these bytes and their offset in it, if the peer has mapped it.
     fn find(&mut self, data: *const u8, len: usize) -> Option<(SegmentId, usize)> {
-        let version = segment::version();
-        if version != self.version {
+        if segment::version() != self.version {
             let (version, extents) = segment::extents();
-            self.known = extents.into_iter().map(|extent| (extent, Given::Offered)).collect();
+            self.segments =
+                extents.into_iter().map(|extent| (extent, OfferState::Pending)).collect();
             self.version = version;
         }
         let start = data.addr();
-        let after = self.known.partition_point(|(extent, _)| extent.start <= start);
-        let (extent, given) = self.known.get_mut(after.checked_sub(1)?)?;
+        let after = self.segments.partition_point(|(extent, _)| extent.start <= start);
+        let (extent, offer) = self.segments.get_mut(after.checked_sub(1)?)?;
         start.checked_add(len).filter(|end| *end <= extent.end)?;
-        if *given == Given::Offered {
-            *given = segment::get(extent.id)
-                .map_or(Given::Refused, |body| self.sharing.give(&body, Access::Read));
+        if *offer == OfferState::Pending {
+            *offer = segment::get(extent.id).map_or(OfferState::Refused, |memory| {
+                self.sharing.offer(&memory, MappingAccess::Read)
+            });
         }
-        (*given == Given::Taken).then(|| (extent.id, start - extent.start))
+        (*offer == OfferState::Accepted).then(|| (extent.id, start - extent.start))
     }
 }
 
@@ -86,7 +160,7 @@ impl SendSlots for ShmSender {
         tag: u32,
     ) -> Result<Option<Sequence>, LinkError> {
         let (segment, offset) = self.find(data, len).expect("the peer has mapped what is lent");
-        self.slots.lend_of(segment, offset, len, tag)
+        self.slots.lend_segment(segment, offset, len, tag)
     }
 
     fn released(&mut self) -> Sequence {
@@ -95,30 +169,30 @@ impl SendSlots for ShmSender {
 }
 
 impl ShmReceiver {
-    pub(crate) fn new(slots: SlotReceiver, sharing: Arc<Sharing>) -> Self {
+    fn new(slots: SlotReceiver, sharing: Arc<SegmentSharing>) -> Self {
         Self { slots, sharing, recent: Vec::new() }
     }
 }
 
-/// Where a message is that the peer says lies there.
+/// The address of a lent message of `len` bytes that lies at `offset` in segment `id`.
 fn look_up(
-    recent: &mut Vec<(SegmentId, Arc<Foreign>)>,
-    sharing: &Sharing,
+    recent: &mut Vec<(SegmentId, Arc<MappedSegment>)>,
+    sharing: &SegmentSharing,
     (id, offset, len): (SegmentId, usize, usize),
 ) -> Result<*const u8, &'static str> {
-    let at = match recent.iter().position(|(known, _)| *known == id) {
-        Some(at) => at,
+    let index = match recent.iter().position(|(known, _)| *known == id) {
+        Some(index) => index,
         None => {
-            let foreign = sharing.get(id, Access::Read);
-            let foreign = foreign.ok_or("a message lies in memory that was not given")?;
-            recent.retain(|(_, foreign)| !foreign.is_freed());
-            recent.truncate(RECENT - 1);
-            recent.insert(0, (id, foreign));
+            let segment = sharing.mapped_segment(id, MappingAccess::Read);
+            let segment = segment.ok_or("a message lies in a segment that was not offered")?;
+            recent.retain(|(_, segment)| !segment.is_freed());
+            recent.truncate(MAX_RECENT - 1);
+            recent.insert(0, (id, segment));
             0
         }
     };
-    let data = recent[at].1.get(offset, len);
-    data.map(<*mut u8>::cast_const).ok_or("a message lies beyond the memory that was given")
+    let data = recent[index].1.address(offset, len);
+    data.map(<*mut u8>::cast_const).ok_or("a message lies beyond the end of its segment")
 }
 
 impl ReceiveSlots for ShmReceiver {
@@ -139,48 +213,48 @@ mod tests {
 
     use super::*;
     use crate::segment::Segment;
-    use crate::shm::sharing::FRAME;
+    use crate::shm::sharing::SEGMENT_FRAME_BYTES;
     use crate::shm::socket;
     use crate::slots::tests::ends;
 
     const LEN: usize = 5000;
 
-    fn sharings() -> [Arc<Sharing>; 2] {
-        let (here, there) = UnixStream::pair().unwrap();
-        [here, there].map(|stream| {
+    fn sharing_pair() -> [Arc<SegmentSharing>; 2] {
+        let (own, other) = UnixStream::pair().unwrap();
+        [own, other].map(|stream| {
             stream.set_nonblocking(true).unwrap();
-            Arc::new(Sharing::new(Arc::new(stream)))
+            Arc::new(SegmentSharing::new(Arc::new(stream)))
         })
     }
 
-    fn serve(sharing: &Sharing) {
-        let mut frame = [0; FRAME];
-        while let Ok((FRAME, file)) = socket::receive(sharing.stream(), &mut frame) {
-            assert!(sharing.serve(&frame, file));
+    fn handle_all(sharing: &SegmentSharing) {
+        let mut frame = [0; SEGMENT_FRAME_BYTES];
+        while let Ok((SEGMENT_FRAME_BYTES, file)) = socket::receive(sharing.stream(), &mut frame) {
+            assert!(sharing.handle_frame(&frame, file));
         }
     }
 
-    /// A correct sender never makes these.
+    /// A correct sender never sends such messages.
     #[test]
-    fn a_message_beyond_its_segment_is_told() {
+    fn a_message_beyond_its_segment_is_reported() {
         let segment = Segment::new(10_000).unwrap();
-        let (body, _) = segment::find(segment.start(), 1).unwrap();
+        let (memory, _) = segment::find(segment.start(), 1).unwrap();
         for (id, offset, len, good) in [
-            (body.id(), 0, 10_000, true),
-            (body.id(), 9_999, 1, true),
-            (body.id(), 0, 10_001, false),
-            (body.id(), 10_000, 1, false),
-            (body.id(), usize::MAX, 2, false),
-            (body.id(), 1, usize::MAX, false),
-            (body.id() + 1, 0, 1, false),
+            (memory.id(), 0, 10_000, true),
+            (memory.id(), 9_999, 1, true),
+            (memory.id(), 0, 10_001, false),
+            (memory.id(), 10_000, 1, false),
+            (memory.id(), usize::MAX, 2, false),
+            (memory.id(), 1, usize::MAX, false),
+            (memory.id() + 1, 0, 1, false),
             (u64::MAX, 0, 1, false),
         ] {
-            let [here, there] = sharings();
-            assert_eq!(here.give(&body, Access::Read), Given::Offered);
-            serve(&there);
-            let (_memory, mut sender, receiver) = ends(false);
-            let mut receiver = ShmReceiver::new(receiver, there);
-            sender.lend_of(id, offset, len, 0).unwrap().unwrap();
+            let [lender, reader] = sharing_pair();
+            assert_eq!(lender.offer(&memory, MappingAccess::Read), OfferState::Pending);
+            handle_all(&reader);
+            let (_ring, mut sender, receiver) = ends(false);
+            let mut receiver = ShmReceiver::new(receiver, reader);
+            sender.lend_segment(id, offset, len, 0).unwrap().unwrap();
             match receiver.receive() {
                 Ok(Some(message)) => {
                     assert!(good && message.in_other_process && message.len == len)
@@ -192,26 +266,26 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_lent_before_the_peer_has_it() {
-        let [here, there] = sharings();
+    fn a_segment_is_not_lent_before_the_peer_has_mapped_it() {
+        let [lender, reader] = sharing_pair();
         let segment = Segment::new(LEN * 2).unwrap();
-        let (_memory, sender, _) = ends(false);
-        let mut sender = ShmSender::new(sender, here.clone());
+        let (_ring, sender, _) = ends(false);
+        let mut sender = ShmSender::new(sender, lender.clone());
         let data = segment.start().cast_const();
-        assert!(!sender.can_lend(data, LEN), "it was just offered");
-        serve(&there);
+        assert!(!sender.can_lend(data, LEN), "it was only offered");
+        handle_all(&reader);
         assert!(!sender.can_lend(data, LEN), "its answer was not read");
-        serve(&here);
+        handle_all(&lender);
         assert!(sender.can_lend(data, LEN) && sender.can_lend(data, 2 * LEN));
         assert!(sender.can_lend(data, 0) && !sender.can_lend(data, 2 * LEN + 1));
-        // Other segments come and go.
+        // Other segments are made and freed.
         for _ in 0..3 {
             let other = Segment::new(LEN).unwrap();
             assert!(!sender.can_lend(other.start(), LEN));
             assert!(sender.can_lend(data, LEN));
         }
-        // The connection is gone: what was taken stays so, and nothing more is.
-        drop(there);
+        // The connection has ended: mapped segments can still be lent, new ones cannot.
+        drop(reader);
         let other = Segment::new(LEN).unwrap();
         assert!(!sender.can_lend(other.start(), LEN));
         assert!(sender.can_lend(data, LEN));
@@ -219,26 +293,27 @@ mod tests {
     }
 
     #[test]
-    fn mappings_beyond_those_kept_at_hand_are_found_again() {
-        let [here, there] = sharings();
-        let (_memory, mut sender, receiver) = ends(false);
-        let mut receiver = ShmReceiver::new(receiver, there.clone());
-        let segments: Vec<Segment> = (0..3 * RECENT).map(|_| Segment::new(1000).unwrap()).collect();
+    fn mappings_beyond_the_recent_ones_are_found_again() {
+        let [lender, reader] = sharing_pair();
+        let (_ring, mut sender, receiver) = ends(false);
+        let mut receiver = ShmReceiver::new(receiver, reader.clone());
+        let segments: Vec<Segment> =
+            (0..3 * MAX_RECENT).map(|_| Segment::new(1000).unwrap()).collect();
         for round in 0..3 {
             for (number, segment) in segments.iter().enumerate() {
-                let (body, _) = segment::find(segment.start(), 1).unwrap();
-                here.give(&body, Access::Read);
-                serve(&there);
+                let (memory, _) = segment::find(segment.start(), 1).unwrap();
+                lender.offer(&memory, MappingAccess::Read);
+                handle_all(&reader);
                 let value = (round * 50 + number) as u8;
-                // SAFETY: the segment is alive and used by this thread alone.
+                // SAFETY: the segment is alive and used only by this thread.
                 unsafe { segment.start().add(999).write(value) };
-                sender.lend_of(body.id(), 999, 1, 0).unwrap().unwrap();
+                sender.lend_segment(memory.id(), 999, 1, 0).unwrap().unwrap();
                 let message = receiver.receive().unwrap().unwrap();
                 // SAFETY: the message is not released.
                 assert_eq!(unsafe { message.data.read() }, value);
                 receiver.release();
             }
         }
-        assert!(receiver.recent.len() <= RECENT);
+        assert!(receiver.recent.len() <= MAX_RECENT);
     }
 }

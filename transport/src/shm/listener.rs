@@ -1,13 +1,14 @@
 //! The thread that accepts connections of other processes and notices when they end.
 //!
-//! It never blocks on a peer: all connections are state machines under one `poll`. Whoever has not proven itself within
-//! [`PATIENCE`] is dropped, and so is the oldest of too many who have not. A proven peer's connection stays in the
-//! set without cost; over it come the peer's offers of segments and answers to ours, and that it ends means that the peer's
-//! process left or died.
+//! The thread never blocks on a peer: all connections are state machines under one `poll`. A
+//! connection that has not proven itself within [`PROOF_TIMEOUT`] is dropped, and so is the oldest
+//! one if there are too many. A proven peer's connection stays in the set. Over it come the peer's
+//! offers of segments and its answers to this rank's offers. Its end means that the peer's process
+//! left or died.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::Arc;
@@ -15,49 +16,63 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::sharing::{FRAME, Sharing};
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use super::ends::ShmPeer;
+use super::sharing::{SEGMENT_FRAME_BYTES, SegmentSharing};
 use super::socket;
 use crate::Rank;
 use crate::error::LinkError;
-use crate::handshake::{Credentials, HELLO, Medium, Nonce};
+use crate::handshake::{ConnectionKind, Credentials, HELLO_BYTES, Nonce};
 use crate::inbox::PeerInbox;
-use crate::memory;
-use crate::peers::Peers;
+use crate::peers::PeerTable;
+use crate::random::random_bytes;
 use crate::thread;
 
-/// How long a stranger may take to prove itself.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a connection may take to prove itself.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many connections may be unproven at a time.
-const STRANGERS: usize = 64;
-/// How long to leave the queue alone when nothing can be accepted.
-const PAUSE: Duration = Duration::from_millis(50);
+const MAX_UNPROVEN: usize = 64;
+/// How long to wait after an error before accepting again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A rank's listening socket and its thread.
 #[derive(Debug)]
-pub(crate) struct Listener {
+pub(crate) struct ShmListener {
     name: String,
-    /// Wakes the thread; its end ends the thread.
-    kick: UnixStream,
-    adopted: Sender<(Rank, Arc<Sharing>)>,
+    /// A byte wakes the thread; the end of the stream ends the thread.
+    wake: UnixStream,
+    dialed: Sender<(Rank, Arc<SegmentSharing>)>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Listener {
-    pub(crate) fn start(peers: Arc<Peers>, party: Credentials) -> Result<Self, LinkError> {
-        let system = |call| move |error: io::Error| LinkError::system(call, &error);
-        let random: [u8; 16] = memory::random()?;
+impl ShmListener {
+    /// Listens at an abstract name and starts the thread.
+    pub(crate) fn start(
+        peers: Arc<PeerTable>,
+        credentials: Credentials,
+    ) -> Result<Self, LinkError> {
+        let system = |call| move |error: io::Error| LinkError::system(call, error);
+        let random: [u8; 16] = random_bytes()?;
         let name = format!("maypole-{:032x}", u128::from_le_bytes(random));
         let address = SocketAddr::from_abstract_name(&name).map_err(system("bind"))?;
         let listener = UnixListener::bind_addr(&address).map_err(system("bind"))?;
         listener.set_nonblocking(true).map_err(system("fcntl"))?;
-        let (kick, kicked) = UnixStream::pair().map_err(system("socketpair"))?;
-        kick.set_nonblocking(true).map_err(system("fcntl"))?;
-        kicked.set_nonblocking(true).map_err(system("fcntl"))?;
-        let (adopted, to_adopt) = channel();
-        let service =
-            Service { listener, kicked, to_adopt, peers, party, paused: None, connections: vec![] };
+        let (wake, woken) = UnixStream::pair().map_err(system("socketpair"))?;
+        wake.set_nonblocking(true).map_err(system("fcntl"))?;
+        woken.set_nonblocking(true).map_err(system("fcntl"))?;
+        let (dialed, to_serve) = channel();
+        let service = ShmService {
+            listener,
+            woken,
+            dialed: to_serve,
+            peers,
+            credentials,
+            paused_until: None,
+            connections: vec![],
+        };
         let thread = thread::spawn("maypole-listen", move || service.run())?;
-        Ok(Self { name, kick, adopted, thread: Some(thread) })
+        Ok(Self { name, wake, dialed, thread: Some(thread) })
     }
 
     /// The abstract name of the socket.
@@ -65,327 +80,356 @@ impl Listener {
         &self.name
     }
 
-    /// Serves a connection that this rank has dialed.
-    pub(crate) fn adopt(&self, peer: Rank, sharing: Arc<Sharing>) {
-        // The thread lives as long as `self`; a full pipe means that it is awake anyway.
-        let _ = self.adopted.send((peer, sharing));
-        let _ = io::Write::write(&mut &self.kick, &[0]);
+    /// Lets the thread serve a connection that this rank has dialed.
+    pub(crate) fn serve(&self, peer: Rank, sharing: Arc<SegmentSharing>) {
+        // The thread lives as long as `self`. If the stream is full, the thread is awake anyway.
+        let _ = self.dialed.send((peer, sharing));
+        let _ = (&self.wake).write(&[0]);
     }
 }
 
-impl Drop for Listener {
+impl Drop for ShmListener {
     fn drop(&mut self) {
-        let _ = self.kick.shutdown(Shutdown::Both);
+        let _ = self.wake.shutdown(Shutdown::Both);
         if let Some(thread) = self.thread.take() {
-            // A panic there has been printed; there is nothing to add.
+            // A panic of the thread was already printed.
             let _ = thread.join();
         }
     }
 }
 
-struct Service {
+/// The state of the thread.
+struct ShmService {
     listener: UnixListener,
-    kicked: UnixStream,
-    to_adopt: Receiver<(Rank, Arc<Sharing>)>,
-    peers: Arc<Peers>,
-    party: Credentials,
-    /// Nothing is accepted before that.
-    paused: Option<Instant>,
-    connections: Vec<Connection>,
+    woken: UnixStream,
+    dialed: Receiver<(Rank, Arc<SegmentSharing>)>,
+    peers: Arc<PeerTable>,
+    credentials: Credentials,
+    /// Nothing is accepted before this time.
+    paused_until: Option<Instant>,
+    connections: Vec<ShmConnection>,
 }
 
-struct Connection {
+struct ShmConnection {
     stream: Arc<UnixStream>,
-    stage: Stage,
+    stage: ConnectionStage,
 }
 
-enum Stage {
-    /// It owes us a hello.
-    Stranger { since: Instant, challenge: Nonce, hello: [u8; HELLO], got: usize },
-    /// It has proven itself and owes us its inbox.
+enum ConnectionStage {
+    /// The peer has not sent all of its hello message.
+    Unproven { since: Instant, challenge: Nonce, hello: [u8; HELLO_BYTES], got: usize },
+    /// The peer has proven itself, and has not sent its inbox.
     Proven { since: Instant, peer: Rank },
-    /// All is done.
-    Connected { peer: Rank, sharing: Arc<Sharing>, frame: Box<Partial> },
+    /// Inboxes are exchanged.
+    Connected { peer: Rank, sharing: Arc<SegmentSharing>, frame: Box<PartialFrame> },
 }
 
-/// A frame of which `got` bytes have come.
+/// A frame of which `got` bytes have arrived.
 #[derive(Default)]
-struct Partial {
-    bytes: [u8; FRAME],
+struct PartialFrame {
+    bytes: [u8; SEGMENT_FRAME_BYTES],
     got: usize,
     file: Option<OwnedFd>,
 }
 
-impl Connection {
-    /// To a peer with which all is done.
-    fn of(peer: Rank, sharing: Arc<Sharing>) -> Self {
+impl ShmConnection {
+    /// A connection over which inboxes are exchanged.
+    fn connected(peer: Rank, sharing: Arc<SegmentSharing>) -> Self {
         let stream = sharing.stream().clone();
-        Self { stream, stage: Stage::Connected { peer, sharing, frame: Box::default() } }
+        Self { stream, stage: ConnectionStage::Connected { peer, sharing, frame: Box::default() } }
     }
 }
 
-impl Stage {
-    fn since(&self) -> Option<Instant> {
+impl ConnectionStage {
+    /// When the connection must reach its next stage, if that is limited.
+    fn deadline(&self) -> Option<Instant> {
         match self {
-            Self::Stranger { since, .. } | Self::Proven { since, .. } => Some(*since),
+            Self::Unproven { since, .. } | Self::Proven { since, .. } => {
+                Some(*since + PROOF_TIMEOUT)
+            }
             Self::Connected { .. } => None,
         }
     }
 }
 
-/// What becomes of a connection.
-enum Next {
+/// What to do next with a connection.
+enum NextAction {
     Wait,
-    Again,
+    Continue,
     Drop,
 }
 
-impl Service {
+impl ShmService {
     fn run(mut self) {
-        while let Some(ready) = self.poll() {
+        while let Some(ready) = self.wait_for_events() {
             let mut ready = ready.into_iter();
             let mut connections = std::mem::take(&mut self.connections);
             let now = Instant::now();
             connections.retain_mut(|connection| {
-                let due = connection.stage.since().is_some_and(|since| now >= since + PATIENCE);
-                let keep = !ready.next().unwrap_or(false) || self.serve(connection);
-                if keep && due && connection.stage.since().is_some() {
-                    self.give_up(connection);
+                let due = connection.stage.deadline().is_some_and(|deadline| now >= deadline);
+                let keep = !ready.next().unwrap_or(false) || self.advance(connection);
+                if keep && due && connection.stage.deadline().is_some() {
+                    self.report_timeout(connection);
                     return false;
                 }
                 keep
             });
             self.connections = connections;
-            for (peer, sharing) in self.to_adopt.try_iter() {
-                self.connections.push(Connection::of(peer, sharing));
+            for (peer, sharing) in self.dialed.try_iter() {
+                self.connections.push(ShmConnection::connected(peer, sharing));
             }
-            self.accept();
+            self.accept_all();
         }
-        // Links that live on keep a connection open; the peer is to see its end all the same.
+        // Links that still exist keep their connection open, but the peer must see its end.
         for connection in &self.connections {
             let _ = connection.stream.shutdown(Shutdown::Both);
         }
     }
 
-    /// Sleeps until there is something to do: which connections are ready; None if it is time to end.
-    fn poll(&mut self) -> Option<Vec<bool>> {
-        let entry =
-            |fd: &dyn AsRawFd, events| libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    /// Sleeps until there is something to do. Returns for each connection whether it is ready;
+    /// `None` if the thread must end.
+    fn wait_for_events(&mut self) -> Option<Vec<bool>> {
         let now = Instant::now();
-        self.paused = self.paused.filter(|&until| until > now);
-        let accepting = if self.paused.is_none() { libc::POLLIN } else { 0 };
-        let mut entries = vec![entry(&self.kicked, libc::POLLIN), entry(&self.listener, accepting)];
-        entries.extend(self.connections.iter().map(|c| entry(&*c.stream, libc::POLLIN)));
-        let limits = self.connections.iter().filter_map(|c| Some(c.stage.since()? + PATIENCE));
-        let timeout = limits.chain(self.paused).min().map_or(-1, |limit| {
-            // Rounded up, so as not to wake just before.
-            limit.saturating_duration_since(now).as_millis() as libc::c_int + 1
-        });
-        // SAFETY: the entries are alive, as many as it is told; the kernel writes their `revents`.
-        let result =
-            unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, timeout) };
-        if result < 0 {
-            // Interrupted, or out of memory for a moment: look at everything, nothing blocks.
-            entries.iter_mut().for_each(|entry| entry.revents = libc::POLLIN);
+        self.paused_until = self.paused_until.filter(|&until| until > now);
+        let accepting =
+            if self.paused_until.is_none() { PollFlags::IN } else { PollFlags::empty() };
+        let mut entries = Vec::with_capacity(2 + self.connections.len());
+        entries.push(PollFd::from_borrowed_fd(self.woken.as_fd(), PollFlags::IN));
+        entries.push(PollFd::from_borrowed_fd(self.listener.as_fd(), accepting));
+        for connection in &self.connections {
+            entries.push(PollFd::from_borrowed_fd(connection.stream.as_fd(), PollFlags::IN));
         }
-        if entries[0].revents != 0 {
+        let deadlines = self.connections.iter().filter_map(|c| c.stage.deadline());
+        let timeout = deadlines.chain(self.paused_until).min().map(|deadline| {
+            let left = deadline.saturating_duration_since(now);
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
+        });
+        let failed = rustix::event::poll(&mut entries, timeout.as_ref()).is_err();
+        // After a failure (interrupted, or briefly out of memory) all are checked; nothing blocks.
+        let is_ready = |entry: &PollFd<'_>| failed || !entry.revents().is_empty();
+        let woken = is_ready(&entries[0]);
+        let ready = entries[2..].iter().map(is_ready).collect();
+        if woken {
             let mut bytes = [0; 64];
-            while let Ok(got) = self.kicked.read(&mut bytes) {
+            while let Ok(got) = (&self.woken).read(&mut bytes) {
                 if got == 0 {
                     return None;
                 }
             }
         }
-        Some(entries[2..].iter().map(|entry| entry.revents != 0).collect())
+        Some(ready)
     }
 
-    fn accept(&mut self) {
-        while self.paused.is_none() {
-            let result = self.listener.accept().and_then(|(stream, _)| self.greet(stream));
+    fn accept_all(&mut self) {
+        while self.paused_until.is_none() {
+            let result = self.listener.accept().and_then(|(stream, _)| self.challenge(stream));
             match result {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // That one went away; the next may not.
+                // This caller went away; the next may not.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    let error = LinkError::system("accept", &error);
-                    log::warn!("rank {} cannot accept connections: {error}", self.peers.me);
-                    self.peers.trouble(error);
-                    self.paused = Some(Instant::now() + PAUSE);
+                    let error = LinkError::system("accept", error);
+                    log::warn!("rank {} cannot accept connections: {error}", self.peers.rank);
+                    self.peers.set_accept_error(error);
+                    self.paused_until = Some(Instant::now() + ACCEPT_PAUSE);
                 }
             }
         }
     }
 
-    /// Takes a new connection in and challenges it. An error is ours; a stranger's is the end of its connection.
-    fn greet(&mut self, stream: UnixStream) -> io::Result<()> {
-        if !socket::same_user(&stream)? {
-            log::warn!("rank {}: a process of another user tried to connect", self.peers.me);
+    /// Adds a new connection and challenges it. An error is this rank's; a fault of the caller only
+    /// ends its connection.
+    fn challenge(&mut self, stream: UnixStream) -> io::Result<()> {
+        let rank = self.peers.rank;
+        if !socket::is_same_user(&stream)? {
+            log::warn!("rank {rank}: a process of another user tried to connect");
             return Ok(());
         }
         stream.set_nonblocking(true)?;
         let challenge =
             Credentials::nonce().map_err(|_| io::Error::from_raw_os_error(libc::ENOSYS))?;
-        // A fresh socket has room for it; if not, the other end is already gone.
-        if io::Write::write(&mut &stream, &challenge).ok() != Some(challenge.len()) {
+        // A new socket has room for it. If it has not, the caller is already gone.
+        if (&stream).write(&challenge).ok() != Some(challenge.len()) {
             return Ok(());
         }
-        let mut strangers = self
-            .connections
-            .iter()
-            .enumerate()
-            .filter(|(_, connection)| matches!(connection.stage, Stage::Stranger { .. }));
-        if let Some((oldest, _)) = strangers.next()
-            && strangers.count() + 1 >= STRANGERS
+        let mut unproven =
+            self.connections.iter().enumerate().filter(|(_, connection)| {
+                matches!(connection.stage, ConnectionStage::Unproven { .. })
+            });
+        if let Some((oldest, _)) = unproven.next()
+            && unproven.count() + 1 >= MAX_UNPROVEN
         {
-            log::warn!("rank {}: too many strangers at the door", self.peers.me);
+            log::warn!("rank {rank}: too many connections that have not proven themselves");
             self.connections.remove(oldest);
         }
-        let stage = Stage::Stranger { since: Instant::now(), challenge, hello: [0; HELLO], got: 0 };
-        self.connections.push(Connection { stream: Arc::new(stream), stage });
+        let since = Instant::now();
+        let hello = [0; HELLO_BYTES];
+        let stage = ConnectionStage::Unproven { since, challenge, hello, got: 0 };
+        self.connections.push(ShmConnection { stream: Arc::new(stream), stage });
         Ok(())
     }
 
-    /// Does all that can be done without waiting; false drops the connection.
-    fn serve(&self, connection: &mut Connection) -> bool {
+    /// Does everything that is possible without waiting. False drops the connection.
+    fn advance(&self, connection: &mut ShmConnection) -> bool {
         loop {
-            let Connection { stream, stage } = connection;
+            let ShmConnection { stream, stage } = connection;
             let next = match stage {
-                Stage::Stranger { challenge, hello, got, .. } => {
+                ConnectionStage::Unproven { challenge, hello, got, .. } => {
                     match read(stream, &mut hello[*got..]) {
-                        Ok(0) => Next::Drop,
+                        Ok(0) => NextAction::Drop,
                         Ok(more) => {
                             *got += more;
-                            if *got < HELLO {
-                                Next::Again
-                            } else if let Some(peer) = self.prove(stream, challenge, hello) {
-                                *stage = Stage::Proven { since: Instant::now(), peer };
-                                Next::Again
+                            if *got < HELLO_BYTES {
+                                NextAction::Continue
+                            } else if let Some(peer) = self.check_hello(stream, challenge, hello) {
+                                *stage = ConnectionStage::Proven { since: Instant::now(), peer };
+                                NextAction::Continue
                             } else {
-                                Next::Drop
+                                NextAction::Drop
                             }
                         }
                         Err(next) => next,
                     }
                 }
-                Stage::Proven { peer, .. } => match self.complete(stream, *peer) {
+                ConnectionStage::Proven { peer, .. } => match self.take_inbox(stream, *peer) {
                     Ok(Some(sharing)) => {
-                        *connection = Connection::of(*peer, sharing);
-                        Next::Again
+                        *connection = ShmConnection::connected(*peer, sharing);
+                        NextAction::Continue
                     }
-                    Ok(None) => Next::Wait,
+                    Ok(None) => NextAction::Wait,
                     Err(error) => {
-                        log::warn!("rank {}: {error}", self.peers.me);
-                        self.peers.fail(*peer, error);
-                        Next::Drop
+                        log::warn!("rank {}: {error}", self.peers.rank);
+                        self.peers.set_failure(*peer, error);
+                        NextAction::Drop
                     }
                 },
-                Stage::Connected { peer, sharing, frame } => {
-                    let next = self.share(*peer, sharing, frame);
-                    if matches!(next, Next::Drop) {
-                        self.peers.lost(*peer);
+                ConnectionStage::Connected { peer, sharing, frame } => {
+                    let next = self.read_frame(*peer, sharing, frame);
+                    if matches!(next, NextAction::Drop) {
+                        self.peers.connection_ended(*peer);
                     }
                     next
                 }
             };
             match next {
-                Next::Again => {}
-                Next::Wait => return true,
-                Next::Drop => return false,
+                NextAction::Continue => {}
+                NextAction::Wait => return true,
+                NextAction::Drop => return false,
             }
         }
     }
 
-    /// Checks a hello and answers it with our proof and our inbox.
-    fn prove(&self, stream: &UnixStream, challenge: &Nonce, hello: &[u8; HELLO]) -> Option<Rank> {
-        let me = self.peers.me;
-        let Some((peer, _, proof)) = self.party.answer(Medium::Shm, *challenge, hello) else {
-            log::warn!("rank {me}: refused a process that does not know the communicator's secret");
+    /// Checks a hello message and answers it with this rank's proof and inbox.
+    fn check_hello(
+        &self,
+        stream: &UnixStream,
+        challenge: &Nonce,
+        hello: &[u8; HELLO_BYTES],
+    ) -> Option<Rank> {
+        let rank = self.peers.rank;
+        let checked = self.credentials.check_hello(ConnectionKind::Shm, *challenge, hello);
+        let Some((peer, _, proof)) = checked else {
+            log::warn!(
+                "rank {rank}: refused a process that does not know the communicator's secret"
+            );
             return None;
         };
         if self.peers.get(peer).is_some() {
-            log::warn!("rank {me}: refused a second process that says it is rank {peer}");
+            log::warn!("rank {rank}: refused a second process that says it is rank {peer}");
             return None;
         }
-        self.peers.begin(peer);
-        if let Err(error) = socket::send(stream, &proof, self.peers.inbox.file()) {
-            self.peers.fail(peer, broken(peer, "sendmsg", &error));
+        self.peers.clear_failure(peer);
+        if let Err(error) = socket::send_with_descriptor(stream, &proof, self.peers.inbox.file()) {
+            self.peers.set_failure(peer, stream_error(peer, "sendmsg", error));
             return None;
         }
         Some(peer)
     }
 
-    /// Reads what a connected peer says of segments, a frame at most.
-    fn share(&self, peer: Rank, sharing: &Sharing, frame: &mut Partial) -> Next {
+    /// Takes the inbox of a proven peer; `None` if it has not arrived.
+    fn take_inbox(
+        &self,
+        stream: &Arc<UnixStream>,
+        peer: Rank,
+    ) -> Result<Option<Arc<SegmentSharing>>, LinkError> {
+        let refused = |why| Err(LinkError::Refused { peer, why });
+        let file = match socket::receive(stream, &mut [0]) {
+            Ok((0, _)) => return refused(CLOSED),
+            Ok((_, None)) => return refused("it sent no inbox"),
+            Ok((_, Some(file))) => file,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(stream_error(peer, "recvmsg", error)),
+        };
+        let inbox = PeerInbox::map(file.as_fd(), self.peers.rank, peer, self.peers.layout)?;
+        // The dialer relies on nothing before this byte: a connection that ends without it was
+        // never made. The byte must also be the first on the stream, so this rank adds the peer
+        // later.
+        match (&**stream).write(&[CONFIRMED]) {
+            Ok(1) => {}
+            Ok(_) => return refused(CLOSED),
+            Err(error) => return Err(stream_error(peer, "write", error)),
+        }
+        let sharing = Arc::new(SegmentSharing::new(stream.clone()));
+        let own = self.peers.inbox.clone();
+        self.peers.add(peer, Arc::new(ShmPeer::new(peer, own, inbox, sharing.clone())));
+        Ok(Some(sharing))
+    }
+
+    /// Reads at most one frame of a connected peer.
+    fn read_frame(
+        &self,
+        peer: Rank,
+        sharing: &SegmentSharing,
+        frame: &mut PartialFrame,
+    ) -> NextAction {
         match socket::receive(sharing.stream(), &mut frame.bytes[frame.got..]) {
-            Ok((0, _)) => return Next::Drop,
+            Ok((0, _)) => return NextAction::Drop,
             Ok((got, file)) => {
                 frame.got += got;
                 frame.file = file.or(frame.file.take());
             }
             Err(error) => {
                 match error.kind() {
-                    io::ErrorKind::WouldBlock => return Next::Wait,
-                    // The frame has come, and there is no room for its descriptor: an offer that is refused.
-                    _ if error.raw_os_error() == Some(libc::EMFILE) => frame.got = FRAME,
-                    _ => return Next::Drop,
+                    io::ErrorKind::WouldBlock => return NextAction::Wait,
+                    // The frame has arrived, but the process has no room for its descriptor: an
+                    // offer that will be refused.
+                    _ if error.raw_os_error() == Some(libc::EMFILE) => {
+                        frame.got = SEGMENT_FRAME_BYTES;
+                    }
+                    _ => return NextAction::Drop,
                 }
             }
         }
-        if frame.got == FRAME {
-            let Partial { bytes, file, .. } = std::mem::take(frame);
-            if !sharing.serve(&bytes, file) {
-                log::warn!("rank {}: rank {peer} sent what is no frame", self.peers.me);
-                return Next::Drop;
+        if frame.got == SEGMENT_FRAME_BYTES {
+            let PartialFrame { bytes, file, .. } = std::mem::take(frame);
+            if !sharing.handle_frame(&bytes, file) {
+                let rank = self.peers.rank;
+                log::warn!("rank {rank}: rank {peer} sent an invalid frame about segments");
+                return NextAction::Drop;
             }
             // A rank may wait for an answer.
             self.peers.inbox.header().doorbell.ring();
         }
-        Next::Again
+        NextAction::Continue
     }
 
-    /// Takes the inbox of a proven peer; None if it has not come yet.
-    fn complete(
-        &self,
-        stream: &Arc<UnixStream>,
-        peer: Rank,
-    ) -> Result<Option<Arc<Sharing>>, LinkError> {
-        let refused = |why| Err(LinkError::Refused { peer, why });
-        let file = match socket::receive(stream, &mut [0]) {
-            Ok((0, _)) => return refused(CLOSED),
-            Ok((_, None)) => return refused("it handed over no inbox"),
-            Ok((_, Some(file))) => file,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(error) => return Err(broken(peer, "recvmsg", &error)),
-        };
-        let inbox = PeerInbox::map(file.as_fd(), self.peers.me, peer, self.peers.layout)?;
-        // The dialer counts on nothing before this: a connection that ends without it was never made. And nothing else may come to it
-        // first, so it is not known to this rank before.
-        match io::Write::write(&mut &**stream, &[CONFIRMED]) {
-            Ok(1) => {}
-            Ok(_) => return refused(CLOSED),
-            Err(error) => return Err(broken(peer, "write", &error)),
-        }
-        let sharing = Arc::new(Sharing::new(stream.clone()));
-        self.peers.add(peer, inbox, Some(sharing.clone()));
-        Ok(Some(sharing))
-    }
-
-    fn give_up(&self, connection: &Connection) {
-        if let Stage::Proven { peer, .. } = connection.stage {
-            self.peers.fail(peer, LinkError::Timeout { peer, during: "exchanging inboxes" });
+    fn report_timeout(&self, connection: &ShmConnection) {
+        if let ConnectionStage::Proven { peer, .. } = connection.stage {
+            let during = "exchanging inboxes";
+            self.peers.set_failure(peer, LinkError::Timeout { peer, during });
         }
     }
 }
 
-/// The last byte of a handshake, to the dialer.
+/// The last byte of a handshake, from the listener to the dialer.
 const CONFIRMED: u8 = 1;
 
 const CLOSED: &str = "it closed the connection before it was made";
 
-/// A call on the connection of a proven peer failed.
-fn broken(peer: Rank, call: &'static str, error: &io::Error) -> LinkError {
+/// The error for a failed call on the connection of a proven peer.
+fn stream_error(peer: Rank, call: &'static str, error: io::Error) -> LinkError {
     match error.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
             LinkError::Refused { peer, why: CLOSED }
@@ -394,10 +438,10 @@ fn broken(peer: Rank, call: &'static str, error: &io::Error) -> LinkError {
     }
 }
 
-fn read(mut stream: &UnixStream, bytes: &mut [u8]) -> Result<usize, Next> {
+fn read(mut stream: &UnixStream, bytes: &mut [u8]) -> Result<usize, NextAction> {
     stream.read(bytes).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => Next::Wait,
-        io::ErrorKind::Interrupted => Next::Again,
-        _ => Next::Drop,
+        io::ErrorKind::WouldBlock => NextAction::Wait,
+        io::ErrorKind::Interrupted => NextAction::Continue,
+        _ => NextAction::Drop,
     })
 }

@@ -1,8 +1,9 @@
-//! Ranks in other processes of the host: each maps what it needs of the other's inbox.
+//! Links between ranks in different processes of one host: each maps parts of the other's inbox.
 //!
-//! The inboxes are anonymous files, passed over a UNIX socket with a random abstract name: nothing lies in a file
-//! system, nothing outlives the processes. Whoever connects must run as the same user and prove that it knows the
-//! communicator's secret. The socket then stays open: its end is how a peer's death is noticed at once, and over it they offer each
+//! Inboxes are anonymous files, whose descriptors are passed over a UNIX socket with a random
+//! abstract name. Nothing lies in a file system, and nothing outlives the processes. A process that
+//! connects must run as the same user and prove that it knows the communicator's secret. The socket
+//! then stays open. Its end shows at once that the peer died, and over it the two ranks offer each
 //! other segments, memory that is read in place.
 
 pub(crate) mod connect;

@@ -1,44 +1,41 @@
-//! What the standard library lacks of UNIX sockets: a deadline for connecting, who is at the other end, and passing
-//! descriptors.
+//! UNIX sockets beyond the standard library: a deadline for connecting, the user at the other end,
+//! and passing descriptors.
 
-use std::io;
-use std::mem::{self, offset_of};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::ptr;
 use std::time::Duration;
 
-/// Connects to the socket with this abstract name. `WouldBlock` if the other end's queue was full for `patience`.
+use rustix::cmsg_space;
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+};
+
+/// Connects to the socket with this abstract name. Returns `WouldBlock` if the listener's queue was
+/// full for `patience`.
 pub(crate) fn connect(name: &[u8], patience: Duration) -> io::Result<UnixStream> {
-    // SAFETY: no memory is involved; the result is checked.
-    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
-    check(fd)?;
-    // SAFETY: a descriptor just made, owned by nobody else.
-    let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    // Linux bounds connecting by the time to send.
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let stream = UnixStream::from(socket);
+    // Linux uses the send timeout for connecting.
     stream.set_write_timeout(Some(patience))?;
-    // SAFETY: all zeros is a valid address.
-    let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
-    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-    // An abstract name follows a zero byte and is as long as the address says.
-    let Some(place) = address.sun_path.get_mut(1..=name.len()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    for (to, from) in place.iter_mut().zip(name) {
-        *to = *from as libc::c_char;
-    }
-    let length = offset_of!(libc::sockaddr_un, sun_path) + 1 + name.len();
-    // SAFETY: `address` is alive and at least `length` bytes long, as the slice above shows.
-    check(unsafe { libc::connect(fd, (&raw const address).cast(), length as libc::socklen_t) })?;
+    let address = SocketAddrUnix::new_abstract_name(name)
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    rustix::net::connect(&stream, &address)?;
     Ok(stream)
 }
 
-/// Whether the process at the other end ran as our user when it connected (or began to listen).
-pub(crate) fn same_user(stream: &UnixStream) -> io::Result<bool> {
+/// Whether the process at the other end ran as this user when it connected or began to listen.
+pub(crate) fn is_same_user(stream: &UnixStream) -> io::Result<bool> {
+    // Not `rustix::net::sockopt::socket_peercred`: its process id cannot be 0, which the kernel
+    // reports for a process of another PID namespace.
     let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut length = size_of_val(&credentials) as libc::socklen_t;
     // SAFETY: `credentials` is writable for `length` bytes.
-    check(unsafe {
+    let result = unsafe {
         libc::getsockopt(
             stream.as_raw_fd(),
             libc::SOL_SOCKET,
@@ -46,49 +43,39 @@ pub(crate) fn same_user(stream: &UnixStream) -> io::Result<bool> {
             (&raw mut credentials).cast(),
             &mut length,
         )
-    })?;
-    // SAFETY: a call without conditions.
-    Ok(credentials.uid == unsafe { libc::geteuid() })
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(credentials.uid == rustix::process::geteuid().as_raw())
 }
 
-/// Room for the control message of one descriptor, aligned as its header.
-type Control = [usize; 4];
-
-/// Bytes of a control message with one descriptor; its padding would be room for a second.
-// SAFETY: plain arithmetic.
-const CONTROL: usize = unsafe { libc::CMSG_LEN(size_of::<libc::c_int>() as u32) } as usize;
-const _: () = assert!(CONTROL <= size_of::<Control>());
-
-/// Sends a few bytes, all or none, and a descriptor with them.
-pub(crate) fn send(
+/// Sends all of a few bytes, or none, together with a descriptor.
+pub(crate) fn send_with_descriptor(
     stream: &UnixStream,
     bytes: &[u8],
     descriptor: BorrowedFd<'_>,
 ) -> io::Result<()> {
-    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    let mut control: Control = [0; 4];
-    let message = header(&mut part, &mut control);
-    // SAFETY: `message` has a control buffer of `CONTROL` bytes, aligned and with room for a header and a descriptor.
-    unsafe {
-        let entry = libc::CMSG_FIRSTHDR(&raw const message);
-        (*entry).cmsg_level = libc::SOL_SOCKET;
-        (*entry).cmsg_type = libc::SCM_RIGHTS;
-        (*entry).cmsg_len = CONTROL as _;
-        libc::CMSG_DATA(entry).cast::<libc::c_int>().write_unaligned(descriptor.as_raw_fd());
-    }
-    // SAFETY: all that `message` points to is alive; the bytes are only read.
-    let sent =
-        retry(|| unsafe { libc::sendmsg(stream.as_raw_fd(), &message, libc::MSG_NOSIGNAL) })?;
-    if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    let descriptors = [descriptor];
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)), "room for a descriptor");
+    send_all(stream, bytes, &mut control)
 }
 
-/// Sends a few bytes, all or none.
-pub(crate) fn tell(stream: &UnixStream, bytes: &[u8]) -> io::Result<()> {
-    let flags = libc::MSG_NOSIGNAL;
-    // SAFETY: the bytes are readable for their length.
-    let sent = retry(|| unsafe {
-        libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags)
-    })?;
+/// Sends all of a few bytes, or none.
+pub(crate) fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<()> {
+    send_all(stream, bytes, &mut SendAncillaryBuffer::default())
+}
+
+fn send_all(
+    stream: &UnixStream,
+    bytes: &[u8],
+    control: &mut SendAncillaryBuffer<'_, '_, '_>,
+) -> io::Result<()> {
+    let pieces = [IoSlice::new(bytes)];
+    let sent =
+        retry_on_intr(|| rustix::net::sendmsg(stream, &pieces, control, SendFlags::NOSIGNAL))?;
     if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
@@ -97,58 +84,24 @@ pub(crate) fn receive(
     stream: &UnixStream,
     bytes: &mut [u8],
 ) -> io::Result<(usize, Option<OwnedFd>)> {
-    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
-    let mut control: Control = [0; 4];
-    let mut message = header(&mut part, &mut control);
-    // SAFETY: all that `message` points to is alive and writable for the lengths it says.
-    let got = retry(|| unsafe {
-        libc::recvmsg(stream.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC)
-    })?;
-    // SAFETY: the kernel has filled in the header and, if it says so, one control message.
-    let descriptor = unsafe {
-        let entry = libc::CMSG_FIRSTHDR(&raw const message);
-        let rights = !entry.is_null()
-            && (*entry).cmsg_level == libc::SOL_SOCKET
-            && (*entry).cmsg_type == libc::SCM_RIGHTS
-            && (*entry).cmsg_len as usize == CONTROL;
-        // A descriptor that is now ours alone.
-        rights.then(|| {
-            OwnedFd::from_raw_fd(libc::CMSG_DATA(entry).cast::<libc::c_int>().read_unaligned())
-        })
-    };
-    if descriptor.is_none() && message.msg_flags & libc::MSG_CTRUNC != 0 {
-        // There was one, and no room for it in our table.
-        return Err(io::Error::from_raw_os_error(libc::EMFILE));
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut pieces = [IoSliceMut::new(bytes)];
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let received =
+        retry_on_intr(|| rustix::net::recvmsg(stream, &mut pieces, &mut control, flags))?;
+    // Any further descriptors are closed here.
+    let mut descriptor = None;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            descriptor = descriptor.or(descriptors.into_iter().next());
+        }
     }
-    Ok((got, descriptor))
-}
-
-fn header(part: &mut libc::iovec, control: &mut Control) -> libc::msghdr {
-    // SAFETY: all zeros is a valid header of an empty message.
-    let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    message.msg_name = ptr::null_mut();
-    message.msg_iov = part;
-    message.msg_iovlen = 1;
-    message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = CONTROL as _;
-    message
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
-    loop {
-        let Ok(done) = usize::try_from(call()) else {
-            let error = io::Error::last_os_error();
-            if error.kind() == io::ErrorKind::Interrupted {
-                continue;
-            }
-            return Err(error);
-        };
-        return Ok(done);
+    if descriptor.is_none() && received.flags.contains(ReturnFlags::CTRUNC) {
+        // A descriptor came, but the process has no room for it.
+        return Err(Errno::MFILE.into());
     }
+    Ok((received.bytes, descriptor))
 }
 
 #[cfg(test)]
@@ -158,24 +111,42 @@ mod tests {
     use std::os::fd::AsFd;
 
     #[test]
-    fn a_descriptor_travels() {
-        let (here, there) = UnixStream::pair().unwrap();
-        let (mut near, far) = UnixStream::pair().unwrap();
-        send(&here, b"x", far.as_fd()).unwrap();
-        drop(far);
+    fn a_descriptor_is_passed() {
+        let (sender, receiver) = UnixStream::pair().unwrap();
+        let (mut kept, passed) = UnixStream::pair().unwrap();
+        send_with_descriptor(&sender, b"x", passed.as_fd()).unwrap();
+        drop(passed);
         let mut byte = [0; 4];
-        let (got, descriptor) = receive(&there, &mut byte).unwrap();
+        let (got, descriptor) = receive(&receiver, &mut byte).unwrap();
         assert_eq!((got, byte[0]), (1, b'x'));
-        near.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
-        assert_eq!(near.read(&mut byte).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let descriptor = descriptor.unwrap();
+        let flags = rustix::io::fcntl_getfd(&descriptor).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC), "it would be inherited by programs");
+        kept.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        assert_eq!(kept.read(&mut byte).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(descriptor);
+        assert_eq!(kept.read(&mut byte).unwrap(), 0, "the descriptor was copied and not closed");
+    }
+
+    #[test]
+    fn further_descriptors_are_closed() {
+        let (sender, receiver) = UnixStream::pair().unwrap();
+        let (mut kept, passed) = UnixStream::pair().unwrap();
+        let descriptors = [passed.as_fd(); 3];
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(3))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        send_all(&sender, b"x", &mut control).unwrap();
+        drop(passed);
+        let (_, descriptor) = receive(&receiver, &mut [0; 4]).unwrap();
         drop(descriptor.unwrap());
-        assert_eq!(near.read(&mut byte).unwrap(), 0, "the descriptor was copied and not closed");
+        assert_eq!(kept.read(&mut [0; 4]).unwrap(), 0, "a descriptor was not closed");
     }
 
     #[test]
     fn both_ends_are_the_same_user_and_names_are_bounded() {
-        let (here, _there) = UnixStream::pair().unwrap();
-        assert!(same_user(&here).unwrap());
+        let (stream, _other) = UnixStream::pair().unwrap();
+        assert!(is_same_user(&stream).unwrap());
         let error = connect(&[b'x'; 108], Duration::from_secs(1)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         let error = connect(b"maypole-nobody", Duration::from_secs(1)).unwrap_err();

@@ -1,218 +1,242 @@
 //! The handshake of a new stream, from either end, as a state machine that never blocks.
 //!
-//! It is that of [`hello`](crate::handshake); what the medium adds is the shape of the links, sent once the other end has proven
-//! itself. Every message has a fixed size, so a stranger is owed no memory and no parsing.
+//! It is the handshake of [`handshake`](crate::handshake). The data that TCP adds to it are the
+//! shapes of the links, sent after the other end has proven itself. Every message has a fixed size,
+//! so a connection that has not proven itself costs no further memory and no parsing.
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::frame::{SHAPE, shape, streams_of};
+use super::frame::{SHAPE_BYTES, encode_shape, streams_in_shape};
 use super::socket::{self, piece};
 use crate::Rank;
 use crate::error::LinkError;
-use crate::handshake::{Credentials, Dialed, HELLO, Medium, NONCE, Nonce, PROOF, Proof};
+use crate::handshake::{
+    ConnectionKind, Credentials, HELLO_BYTES, NONCE_BYTES, Nonce, PROOF_BYTES, Proof, SentHello,
+};
 use crate::inbox::InboxLayout;
 
-/// How long the other end may take for the whole handshake.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the whole handshake may take.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A stream to be made by dialing.
+/// The longest message, from the listener or from the dialer.
+const BUFFER_BYTES: usize = PROOF_BYTES + SHAPE_BYTES + HELLO_BYTES;
+
+/// A stream to dial.
 #[derive(Clone, Debug)]
-pub(crate) struct Target {
+pub(crate) struct DialTarget {
     pub(crate) peer: Rank,
+    /// Number of the stream.
     pub(crate) stream: u32,
-    /// Streams of the pair.
+    /// Number of streams of the pair.
     pub(crate) streams: u32,
     pub(crate) addresses: Vec<SocketAddr>,
-    /// Attempts so far.
+    /// Number of attempts so far.
     pub(crate) attempts: usize,
     pub(crate) not_before: Instant,
     pub(crate) give_up: Instant,
-    /// The pair was never complete: somebody waits for it and is told of a failure.
+    /// The pair was never complete: a rank waits for it and must get the error if this fails.
     pub(crate) first: bool,
-    /// Every failure so far was that nobody listens there.
+    /// In all attempts so far, nobody listened at the address.
     pub(crate) refused: bool,
-    /// It is only to be seen whether somebody listens there: the peer is the one to dial.
+    /// Only find out whether somebody listens at the address. The peer is the one that dials.
     pub(crate) probe: bool,
 }
 
 /// A connection that is not yet a stream.
-pub(crate) struct Handshake {
+pub(crate) struct TcpHandshake {
     pub(crate) socket: OwnedFd,
     pub(crate) since: Instant,
-    pub(crate) role: Role,
+    pub(crate) stage: HandshakeStage,
     got: usize,
-    buffer: [u8; PROOF + SHAPE + HELLO],
+    buffer: [u8; BUFFER_BYTES],
 }
 
-pub(crate) enum Role {
-    /// The other end owes a hello.
-    Accepted(Nonce),
-    /// It has proven itself and owes its shape.
-    Proven(Rank, u32),
-    /// Its address has not answered.
-    Dialing(Target),
-    /// It owes a challenge.
-    Reached(Target),
-    /// It owes its proof and its shape.
-    Asked(Target, Dialed),
+/// What a handshake waits for.
+pub(crate) enum HandshakeStage {
+    /// The dialer's hello message.
+    AwaitHello(Nonce),
+    /// The link shape of a dialer that has proven itself: its rank and the number of the stream.
+    AwaitShape(Rank, u32),
+    /// The result of connecting.
+    Connecting(DialTarget),
+    /// The listener's challenge.
+    AwaitChallenge(DialTarget),
+    /// The listener's proof and link shape.
+    AwaitProof(DialTarget, SentHello),
 }
 
 /// What became of a handshake.
-pub(crate) enum Step {
-    /// More must come.
+pub(crate) enum HandshakeProgress {
+    /// More must arrive.
     Wait,
-    /// It is a stream, of this peer, number and count.
+    /// The connection is stream number `stream` of `streams` of this peer.
     Done { peer: Rank, stream: u32, streams: u32 },
-    /// It is over. For a proven or dialed peer, why; a probe that is answered has no reason.
+    /// The handshake has failed, with the reason if the peer is proven or was dialed. A probe that
+    /// is answered has no reason.
     Failed(Option<LinkError>),
 }
 
-impl Handshake {
-    /// Of a connection that was accepted: challenges the other end.
+impl TcpHandshake {
+    /// Challenges the other end of a connection that was accepted.
     pub(crate) fn accept(socket: OwnedFd) -> Result<Self, LinkError> {
         let challenge = Credentials::nonce()?;
-        // A fresh socket has room for it. If it is gone already, reading will say so.
+        // A new socket has room for it. If the other end is already gone, reading will show it.
         let _ = write(&socket, &challenge);
-        Ok(Self::new(socket, Role::Accepted(challenge)))
+        Ok(Self::new(socket, HandshakeStage::AwaitHello(challenge)))
     }
 
     /// Begins to dial the target's next address.
-    pub(crate) fn dial(target: Target) -> Result<Self, (Target, io::Error)> {
+    pub(crate) fn dial(target: DialTarget) -> Result<Self, (DialTarget, io::Error)> {
         let to = target.addresses[target.attempts % target.addresses.len()];
         match socket::connect(to) {
-            Ok(socket) => Ok(Self::new(socket, Role::Dialing(target))),
+            Ok(socket) => Ok(Self::new(socket, HandshakeStage::Connecting(target))),
             Err(error) => Err((target, error)),
         }
     }
 
-    fn new(socket: OwnedFd, role: Role) -> Self {
-        let buffer = [0; PROOF + SHAPE + HELLO];
-        Self { socket, since: Instant::now(), role, got: 0, buffer }
+    fn new(socket: OwnedFd, stage: HandshakeStage) -> Self {
+        Self { socket, since: Instant::now(), stage, got: 0, buffer: [0; BUFFER_BYTES] }
     }
 
-    pub(crate) fn is_stranger(&self) -> bool {
-        matches!(self.role, Role::Accepted(_))
+    /// Whether the other end has connected to this rank and has not proven itself.
+    pub(crate) fn is_unproven(&self) -> bool {
+        matches!(self.stage, HandshakeStage::AwaitHello(_))
     }
 
-    /// Does all that can be done without waiting.
-    pub(crate) fn advance(&mut self, party: &Credentials, layout: &InboxLayout) -> Step {
+    /// Does everything that is possible without waiting.
+    pub(crate) fn advance(
+        &mut self,
+        credentials: &Credentials,
+        layout: &InboxLayout,
+    ) -> HandshakeProgress {
         loop {
-            if let Role::Dialing(target) = &self.role {
-                if let Err(error) = socket::outcome(self.socket.as_fd()) {
-                    return Step::Failed(Some(LinkError::system("connect", &error)));
+            if let HandshakeStage::Connecting(target) = &self.stage {
+                if let Err(error) = socket::connect_result(self.socket.as_fd()) {
+                    return HandshakeProgress::Failed(Some(LinkError::system("connect", error)));
                 }
                 if target.probe {
-                    return Step::Failed(None);
+                    return HandshakeProgress::Failed(None);
                 }
-                self.role = Role::Reached(target.clone());
+                self.stage = HandshakeStage::AwaitChallenge(target.clone());
             }
-            let want = match self.role {
-                Role::Accepted(_) => HELLO,
-                Role::Proven(..) => SHAPE,
-                Role::Dialing(_) | Role::Reached(_) => NONCE,
-                Role::Asked(..) => PROOF + SHAPE,
+            let want = match self.stage {
+                HandshakeStage::AwaitHello(_) => HELLO_BYTES,
+                HandshakeStage::AwaitShape(..) => SHAPE_BYTES,
+                HandshakeStage::Connecting(_) | HandshakeStage::AwaitChallenge(_) => NONCE_BYTES,
+                HandshakeStage::AwaitProof(..) => PROOF_BYTES + SHAPE_BYTES,
             };
             while self.got < want {
-                let mut place = [piece(self.buffer[self.got..want].as_mut_ptr(), want - self.got)];
-                // SAFETY: the rest of the buffer, which is ours.
-                match unsafe { socket::receive(self.socket.as_fd(), &mut place) } {
-                    Ok(0) => return self.ended(),
+                let rest = &mut self.buffer[self.got..want];
+                let mut pieces = [piece(rest.as_mut_ptr(), rest.len())];
+                // SAFETY: the piece is the rest of the buffer, which `self` owns.
+                match unsafe { socket::receive(self.socket.as_fd(), &mut pieces) } {
+                    Ok(0) => return self.closed(),
                     Ok(got) => self.got += got,
-                    // A socket that is still connecting says so too.
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Step::Wait,
-                    Err(_) => return self.ended(),
+                    // A socket that is still connecting returns this too.
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        return HandshakeProgress::Wait;
+                    }
+                    Err(_) => return self.closed(),
                 }
             }
             self.got = 0;
-            match self.take(party, layout) {
+            match self.handle_message(credentials, layout) {
                 Ok(None) => {}
                 Ok(Some(done)) => return done,
-                Err(step) => return step,
+                Err(failed) => return failed,
             }
         }
     }
 
-    /// Handles a message that is there whole.
-    fn take(&mut self, party: &Credentials, layout: &InboxLayout) -> Result<Option<Step>, Step> {
+    /// Handles a message that has arrived completely.
+    fn handle_message(
+        &mut self,
+        credentials: &Credentials,
+        layout: &InboxLayout,
+    ) -> Result<Option<HandshakeProgress>, HandshakeProgress> {
+        let too_short = HandshakeProgress::Failed(None);
         let other_shape = |peer| {
-            let why = "its links have another shape: were the two configured differently?";
-            Step::Failed(Some(LinkError::Corrupt { peer, why }))
+            let why = "its links have another shape; were the two ranks configured differently?";
+            HandshakeProgress::Failed(Some(LinkError::Corrupt { peer, why }))
         };
         let buffer = &self.buffer;
-        let done = match &self.role {
-            Role::Accepted(challenge) => {
-                let hello: &[u8; HELLO] = buffer.first_chunk().ok_or(Step::Failed(None))?;
-                let Some((peer, stream, proof)) = party.answer(Medium::Tcp, *challenge, hello)
-                else {
+        let done = match &self.stage {
+            HandshakeStage::AwaitHello(challenge) => {
+                let hello: &[u8; HELLO_BYTES] = buffer.first_chunk().ok_or(too_short)?;
+                let checked = credentials.check_hello(ConnectionKind::Tcp, *challenge, hello);
+                let Some((peer, stream, proof)) = checked else {
                     log::warn!(
-                        "rank {}: refused a connection that does not know the communicator's secret",
-                        party.rank
+                        "rank {}: refused a connection that does not know the communicator's \
+                         secret",
+                        credentials.rank
                     );
-                    return Err(Step::Failed(None));
+                    return Err(HandshakeProgress::Failed(None));
                 };
-                // Our shape has no count: the dialer's has.
-                let answer = [&proof[..], &shape(layout, 0)].concat();
-                self.say(&answer)?;
-                self.role = Role::Proven(peer, stream);
+                // The number of streams is only in the dialer's shape.
+                let answer = [&proof[..], &encode_shape(layout, 0)].concat();
+                self.send(&answer)?;
+                self.stage = HandshakeStage::AwaitShape(peer, stream);
                 None
             }
-            &Role::Proven(peer, stream) => {
-                let theirs: &[u8; SHAPE] = buffer.first_chunk().ok_or(Step::Failed(None))?;
-                let streams = streams_of(theirs, layout).ok_or_else(|| other_shape(peer))?;
-                Some(Step::Done { peer, stream, streams })
+            &HandshakeStage::AwaitShape(peer, stream) => {
+                let shape: &[u8; SHAPE_BYTES] = buffer.first_chunk().ok_or(too_short)?;
+                let streams = streams_in_shape(shape, layout).ok_or_else(|| other_shape(peer))?;
+                Some(HandshakeProgress::Done { peer, stream, streams })
             }
-            Role::Reached(target) => {
-                let challenge: &Nonce = buffer.first_chunk().ok_or(Step::Failed(None))?;
-                let stream = (Medium::Tcp, target.stream);
-                let (dialed, hello) = party
-                    .dial(stream, target.peer, *challenge)
-                    .map_err(|error| Step::Failed(Some(error)))?;
-                self.say(&hello)?;
-                self.role = Role::Asked(target.clone(), dialed);
+            HandshakeStage::AwaitChallenge(target) => {
+                let challenge: &Nonce = buffer.first_chunk().ok_or(too_short)?;
+                let connection = (ConnectionKind::Tcp, target.stream);
+                let (sent, hello) = credentials
+                    .hello(connection, target.peer, *challenge)
+                    .map_err(|error| HandshakeProgress::Failed(Some(error)))?;
+                self.send(&hello)?;
+                self.stage = HandshakeStage::AwaitProof(target.clone(), sent);
                 None
             }
-            Role::Asked(target, dialed) => {
-                let &Target { peer, stream, streams, .. } = target;
-                let proof: &Proof = buffer.first_chunk().ok_or(Step::Failed(None))?;
-                if !party.accepts(dialed, proof) {
+            HandshakeStage::AwaitProof(target, sent) => {
+                let &DialTarget { peer, stream, streams, .. } = target;
+                let (proof, rest): (&Proof, _) = buffer.split_first_chunk().ok_or(too_short)?;
+                if !credentials.check_proof(sent, proof) {
                     let why = "it cannot prove that it belongs to the communicator";
-                    return Err(Step::Failed(Some(LinkError::Refused { peer, why })));
+                    let error = LinkError::Refused { peer, why };
+                    return Err(HandshakeProgress::Failed(Some(error)));
                 }
-                let theirs: &[u8; SHAPE] =
-                    buffer[PROOF..].first_chunk().ok_or(Step::Failed(None))?;
-                let same = streams_of(theirs, layout).is_some();
-                // Also if it differs, so that the other end can say so.
-                self.say(&shape(layout, streams))?;
+                let shape = rest.first_chunk().ok_or(HandshakeProgress::Failed(None))?;
+                let same = streams_in_shape(shape, layout).is_some();
+                // Sent even if the shapes differ, so that the other end can report it too.
+                self.send(&encode_shape(layout, streams))?;
                 if !same {
                     return Err(other_shape(peer));
                 }
-                Some(Step::Done { peer, stream, streams })
+                Some(HandshakeProgress::Done { peer, stream, streams })
             }
-            Role::Dialing(_) => None,
+            HandshakeStage::Connecting(_) => None,
         };
         Ok(done)
     }
 
-    /// Messages of a handshake are small: a fresh socket has room for all of them.
-    fn say(&self, bytes: &[u8]) -> Result<(), Step> {
+    /// Sends a message. Messages of a handshake are small: a new socket has room for all of them.
+    fn send(&self, bytes: &[u8]) -> Result<(), HandshakeProgress> {
         match write(&self.socket, bytes) {
             Ok(sent) if sent == bytes.len() => Ok(()),
-            _ => Err(self.ended()),
+            _ => Err(self.closed()),
         }
     }
 
-    /// The other end closed the connection.
-    fn ended(&self) -> Step {
-        Step::Failed(match &self.role {
-            Role::Accepted(_) => None,
-            &Role::Proven(peer, _) => {
+    /// The failure if the other end closed the connection.
+    fn closed(&self) -> HandshakeProgress {
+        HandshakeProgress::Failed(match &self.stage {
+            HandshakeStage::AwaitHello(_) => None,
+            &HandshakeStage::AwaitShape(peer, _) => {
                 let why = "it closed the connection before it was made";
                 Some(LinkError::Refused { peer, why })
             }
-            Role::Dialing(target) | Role::Reached(target) | Role::Asked(target, _) => {
+            HandshakeStage::Connecting(target)
+            | HandshakeStage::AwaitChallenge(target)
+            | HandshakeStage::AwaitProof(target, _) => {
                 let why = "it does not accept this rank; the two hold different secrets or sizes";
                 Some(LinkError::Refused { peer: target.peer, why })
             }
@@ -221,7 +245,7 @@ impl Handshake {
 }
 
 fn write(socket: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
-    let mut place = [piece(bytes.as_ptr().cast_mut(), bytes.len())];
-    // SAFETY: the bytes are only read.
-    unsafe { socket::send(socket.as_fd(), &mut place) }
+    let mut pieces = [piece(bytes.as_ptr().cast_mut(), bytes.len())];
+    // SAFETY: `bytes` is readable and is only read.
+    unsafe { socket::send(socket.as_fd(), &mut pieces) }
 }

@@ -1,14 +1,49 @@
-//! The two ends of a link over TCP.
+//! The ends of links over TCP.
 
 use std::sync::Arc;
 
 use super::pair::TcpPair;
 use crate::error::LinkError;
 use crate::inbox::InboxLayout;
-use crate::link::{ReceiveSlots, ReceivedMessage, SendSlots, Sequence, SlotMut};
+use crate::link::{Incoming, Outgoing, ReceiveSlots, ReceivedMessage, SendSlots, SlotMut};
+use crate::peers::PeerConnection;
+use crate::{Rank, Sequence};
+
+/// A connected peer that is reached over TCP.
+#[derive(Debug)]
+pub(crate) struct TcpPeer {
+    pair: Arc<TcpPair>,
+    layout: InboxLayout,
+}
+
+impl TcpPeer {
+    pub(crate) fn new(pair: Arc<TcpPair>, layout: InboxLayout) -> Self {
+        Self { pair, layout }
+    }
+}
+
+impl PeerConnection for TcpPeer {
+    fn abort(&self, by: Rank, reason: u32) {
+        self.pair.abort(by, reason);
+    }
+
+    fn gone(&self) -> Option<LinkError> {
+        self.pair.gone()
+    }
+
+    unsafe fn open(&self, channel: u16) -> (Outgoing, Incoming) {
+        let Self { pair, layout } = self;
+        let sender = TcpSender { pair: pair.clone(), layout: *layout, channel, reserved: false };
+        let receiver = TcpReceiver { pair: pair.clone(), channel, received: false };
+        (
+            Outgoing { slots: Box::new(sender), ll: None },
+            Incoming { slots: Box::new(receiver), ll: None },
+        )
+    }
+}
 
 /// The sending end.
-pub(crate) struct TcpSender {
+struct TcpSender {
     pair: Arc<TcpPair>,
     layout: InboxLayout,
     channel: u16,
@@ -16,20 +51,10 @@ pub(crate) struct TcpSender {
 }
 
 /// The receiving end.
-pub(crate) struct TcpReceiver {
+struct TcpReceiver {
     pair: Arc<TcpPair>,
     channel: u16,
     received: bool,
-}
-
-/// Both ends that this rank has on a channel.
-pub(crate) fn ends(
-    pair: Arc<TcpPair>,
-    layout: InboxLayout,
-    channel: u16,
-) -> (TcpSender, TcpReceiver) {
-    let sender = TcpSender { pair: pair.clone(), layout, channel, reserved: false };
-    (sender, TcpReceiver { pair, channel, received: false })
 }
 
 impl SendSlots for TcpSender {

@@ -1,24 +1,25 @@
-//! The slots of one link over TCP: memory of this process alone, each slot allocated when it is first used.
+//! The slots of one link over TCP, in memory of this process. A slot is allocated when it is first
+//! used.
 //!
-//! The sender keeps a message until its release is acknowledged, so that it can be sent again on another stream. The receiver
-//! puts messages into sequence, from whichever stream they come, and takes each once.
+//! The sender keeps a message until its release is acknowledged, so that it can send it again on
+//! another stream. The receiver puts messages from all streams into sequence and takes each once.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
-use crate::link::Sequence;
+use crate::Sequence;
 
-/// Memory of a slot; its content begins undefined.
+/// The memory of a slot, uninitialized at first.
 #[derive(Debug)]
-struct Buffer {
+struct SlotBuffer {
     start: NonNull<u8>,
     layout: Layout,
 }
 
-// SAFETY: a buffer is memory that it owns.
-unsafe impl Send for Buffer {}
+// SAFETY: a buffer owns its memory.
+unsafe impl Send for SlotBuffer {}
 
-impl Buffer {
+impl SlotBuffer {
     fn new(bytes: usize) -> Self {
         debug_assert!(bytes > 0 && bytes.is_multiple_of(64));
         let layout = Layout::from_size_align(bytes, 64).expect("slots are bounded by the layout");
@@ -30,7 +31,7 @@ impl Buffer {
     }
 }
 
-impl Drop for Buffer {
+impl Drop for SlotBuffer {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this layout.
         unsafe { dealloc(self.start.as_ptr(), self.layout) }
@@ -38,12 +39,12 @@ impl Drop for Buffer {
 }
 
 #[derive(Debug, Default)]
-struct Slots {
-    buffers: Vec<Option<Buffer>>,
+struct SlotBuffers {
+    buffers: Vec<Option<SlotBuffer>>,
     bytes: usize,
 }
 
-impl Slots {
+impl SlotBuffers {
     fn new(depth: u32, bytes: usize) -> Self {
         Self { buffers: (0..depth).map(|_| None).collect(), bytes }
     }
@@ -54,33 +55,34 @@ impl Slots {
 
     fn address(&mut self, sequence: Sequence) -> *mut u8 {
         let (index, bytes) = (self.index(sequence), self.bytes);
-        self.buffers[index].get_or_insert_with(|| Buffer::new(bytes)).start.as_ptr()
+        self.buffers[index].get_or_insert_with(|| SlotBuffer::new(bytes)).start.as_ptr()
     }
 }
 
-/// What the sender knows of a message that is under way.
+/// A message that is sent and not yet released.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Sent {
+pub(crate) struct SentMessage {
     pub(crate) len: usize,
     pub(crate) tag: u32,
-    /// The stream that is to carry it; None while there is no stream.
+    /// The stream that carries it; `None` while there is no stream.
     pub(crate) stream: Option<usize>,
 }
 
 /// The sending end of a link.
 #[derive(Debug)]
-pub(crate) struct Sending {
-    slots: Slots,
-    sent: Vec<Sent>,
+pub(crate) struct SendRing {
+    slots: SlotBuffers,
+    sent: Vec<SentMessage>,
     /// Sequence of the next message.
     pub(crate) next: Sequence,
+    /// Sequence of the last message that is released.
     pub(crate) acked: Sequence,
 }
 
-impl Sending {
+impl SendRing {
     pub(crate) fn new(depth: u32, bytes: usize) -> Self {
-        let sent = vec![Sent::default(); depth as usize];
-        Self { slots: Slots::new(depth, bytes), sent, next: 1, acked: 0 }
+        let sent = vec![SentMessage::default(); depth as usize];
+        Self { slots: SlotBuffers::new(depth, bytes), sent, next: 1, acked: 0 }
     }
 
     pub(crate) fn has_credit(&self) -> bool {
@@ -91,34 +93,36 @@ impl Sending {
         self.slots.address(sequence)
     }
 
-    pub(crate) fn sent(&mut self, sequence: Sequence) -> &mut Sent {
+    pub(crate) fn sent(&mut self, sequence: Sequence) -> &mut SentMessage {
         let index = self.slots.index(sequence);
         &mut self.sent[index]
     }
 
-    /// Messages that are under way.
-    pub(crate) fn under_way(&self) -> std::ops::Range<Sequence> {
+    /// The sequences of the messages that are sent and not yet released.
+    pub(crate) fn unreleased(&self) -> std::ops::Range<Sequence> {
         self.acked + 1..self.next
     }
 
-    /// Takes an acknowledgement; whether it is news, or None if it is nonsense.
+    /// Handles an acknowledgement. Returns whether it released messages; `None` if it acknowledges
+    /// a message that was not sent.
     pub(crate) fn acknowledge(&mut self, ack: Sequence) -> Option<bool> {
         if ack >= self.next {
             return None;
         }
-        let news = ack > self.acked;
+        let released = ack > self.acked;
         self.acked = self.acked.max(ack);
-        Some(news)
+        Some(released)
     }
 }
 
-/// How far the message of a slot has come.
+/// How much of a slot's message has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Arrival {
-    Missing,
-    /// This stream is bringing it.
-    Coming(usize),
-    Here {
+enum SlotContent {
+    Nothing,
+    /// A part, on this stream.
+    Partial(usize),
+    /// All of it.
+    Complete {
         len: usize,
         tag: u32,
     },
@@ -126,75 +130,82 @@ enum Arrival {
 
 /// The receiving end of a link.
 #[derive(Debug)]
-pub(crate) struct Receiving {
-    slots: Slots,
-    arrivals: Vec<Arrival>,
+pub(crate) struct ReceiveRing {
+    slots: SlotBuffers,
+    contents: Vec<SlotContent>,
     /// Sequence of the first message that is not released.
     pub(crate) next: Sequence,
-    /// The last release that was told.
-    pub(crate) told: Sequence,
-    /// A frame that tells is waiting to be written.
-    pub(crate) telling: bool,
+    /// The last release that the peer was told.
+    pub(crate) acked_to_peer: Sequence,
+    /// An acknowledgement is queued on a stream.
+    pub(crate) ack_queued: bool,
 }
 
-/// What to do with a message that a stream brings.
+/// What to do with a message that begins to arrive on a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Bring {
-    /// Read it to here. The stream that was bringing it before, if any, shall drop it.
-    Keep(*mut u8, Option<usize>),
-    /// It was here before: drop it.
+pub(crate) enum StoreDecision {
+    /// Store it at this address. If another stream had a part of it, that stream must drop it.
+    Store(*mut u8, Option<usize>),
+    /// Drop it, because it has arrived before.
     Drop,
-    /// No correct peer sends it.
-    Wrong,
+    /// Reject it, because no correct peer sends it.
+    Reject,
 }
 
-impl Receiving {
+impl ReceiveRing {
     pub(crate) fn new(depth: u32, bytes: usize) -> Self {
-        let arrivals = vec![Arrival::Missing; depth as usize];
-        Self { slots: Slots::new(depth, bytes), arrivals, next: 1, told: 0, telling: false }
+        let contents = vec![SlotContent::Nothing; depth as usize];
+        Self {
+            slots: SlotBuffers::new(depth, bytes),
+            contents,
+            next: 1,
+            acked_to_peer: 0,
+            ack_queued: false,
+        }
     }
 
-    /// A stream begins to bring a message. What another one brought in part is taken over: a message is sent again only when
-    /// the sender has given the first stream up.
-    pub(crate) fn begin(&mut self, stream: usize, sequence: Sequence, len: usize) -> Bring {
+    /// A message begins to arrive on a stream. If a part of it arrived on another stream, this
+    /// stream takes it over: a message is only sent again after its sender has given up the first
+    /// stream.
+    pub(crate) fn begin(&mut self, stream: usize, sequence: Sequence, len: usize) -> StoreDecision {
         if sequence == 0
-            || sequence >= self.next + self.arrivals.len() as u64
+            || sequence >= self.next + self.contents.len() as u64
             || len > self.slots.bytes
         {
-            return Bring::Wrong;
+            return StoreDecision::Reject;
         }
         let index = self.slots.index(sequence);
-        if sequence < self.next || matches!(self.arrivals[index], Arrival::Here { .. }) {
-            return Bring::Drop;
+        if sequence < self.next || matches!(self.contents[index], SlotContent::Complete { .. }) {
+            return StoreDecision::Drop;
         }
-        let before = match self.arrivals[index] {
-            Arrival::Coming(other) => Some(other),
+        let before = match self.contents[index] {
+            SlotContent::Partial(other) => Some(other),
             _ => None,
         };
-        self.arrivals[index] = Arrival::Coming(stream);
-        Bring::Keep(self.slots.address(sequence), before)
+        self.contents[index] = SlotContent::Partial(stream);
+        StoreDecision::Store(self.slots.address(sequence), before)
     }
 
-    /// All of it is here.
+    /// The message has arrived completely.
     pub(crate) fn complete(&mut self, sequence: Sequence, len: usize, tag: u32) {
         let index = self.slots.index(sequence);
-        debug_assert!(matches!(self.arrivals[index], Arrival::Coming(_)));
-        self.arrivals[index] = Arrival::Here { len, tag };
+        debug_assert!(matches!(self.contents[index], SlotContent::Partial(_)));
+        self.contents[index] = SlotContent::Complete { len, tag };
     }
 
-    /// A stream ended: what it brought in part is missing.
+    /// A stream ended: forgets the messages of which it delivered a part.
     pub(crate) fn forget(&mut self, stream: usize) {
-        for arrival in &mut self.arrivals {
-            if *arrival == Arrival::Coming(stream) {
-                *arrival = Arrival::Missing;
+        for content in &mut self.contents {
+            if *content == SlotContent::Partial(stream) {
+                *content = SlotContent::Nothing;
             }
         }
     }
 
-    /// Address, length and tag of the first message that is not released, if it is here.
+    /// Address, length and tag of the first message that is not released, if it has arrived.
     pub(crate) fn first(&mut self) -> Option<(*const u8, usize, u32)> {
-        match self.arrivals[self.slots.index(self.next)] {
-            Arrival::Here { len, tag } => {
+        match self.contents[self.slots.index(self.next)] {
+            SlotContent::Complete { len, tag } => {
                 Some((self.slots.address(self.next).cast_const(), len, tag))
             }
             _ => None,
@@ -203,13 +214,13 @@ impl Receiving {
 
     pub(crate) fn release(&mut self) {
         let index = self.slots.index(self.next);
-        self.arrivals[index] = Arrival::Missing;
+        self.contents[index] = SlotContent::Nothing;
         self.next += 1;
     }
 
-    /// Releases that the sender does not know of.
-    pub(crate) fn untold(&self) -> u64 {
-        self.next - 1 - self.told
+    /// Number of releases that the peer was not told of.
+    pub(crate) fn unacked(&self) -> u64 {
+        self.next - 1 - self.acked_to_peer
     }
 }
 
@@ -218,30 +229,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_taken_once_and_in_sequence_from_any_stream() {
-        let mut ring = Receiving::new(2, 64);
-        assert!(matches!(ring.begin(1, 2, 5), Bring::Keep(_, None)));
+    fn messages_from_all_streams_are_taken_once_and_in_sequence() {
+        let mut ring = ReceiveRing::new(2, 64);
+        assert!(matches!(ring.begin(1, 2, 5), StoreDecision::Store(_, None)));
         ring.complete(2, 5, 7);
         assert_eq!(ring.first(), None);
-        assert_eq!(ring.begin(0, 3, 1), Bring::Wrong, "beyond the credits");
-        assert_eq!(ring.begin(0, 1, 65), Bring::Wrong, "longer than a slot");
-        assert!(matches!(ring.begin(0, 1, 4), Bring::Keep(_, None)));
-        // Stream 0 is given up half-way; the message comes again, and another that was here before.
-        assert!(matches!(ring.begin(1, 1, 4), Bring::Keep(_, Some(0))));
+        assert_eq!(ring.begin(0, 3, 1), StoreDecision::Reject, "beyond the credits");
+        assert_eq!(ring.begin(0, 1, 65), StoreDecision::Reject, "longer than a slot");
+        assert!(matches!(ring.begin(0, 1, 4), StoreDecision::Store(_, None)));
+        // Stream 0 is given up after a part; the message comes again, and so does a complete one.
+        assert!(matches!(ring.begin(1, 1, 4), StoreDecision::Store(_, Some(0))));
         ring.forget(0);
         ring.complete(1, 4, 6);
-        assert_eq!(ring.begin(1, 2, 5), Bring::Drop);
+        assert_eq!(ring.begin(1, 2, 5), StoreDecision::Drop);
         assert_eq!(ring.first().map(|(_, len, tag)| (len, tag)), Some((4, 6)));
         ring.release();
-        assert_eq!(ring.begin(1, 1, 4), Bring::Drop, "released before");
+        assert_eq!(ring.begin(1, 1, 4), StoreDecision::Drop, "released before");
         assert_eq!(ring.first().map(|(_, len, tag)| (len, tag)), Some((5, 7)));
-        assert_eq!(ring.untold(), 1);
+        assert_eq!(ring.unacked(), 1);
     }
 
     #[test]
     fn credits_follow_acknowledgements() {
-        let mut ring = Sending::new(1, 64);
-        assert_eq!(ring.acknowledge(1), None, "of a message that was never sent");
+        let mut ring = SendRing::new(1, 64);
+        assert_eq!(ring.acknowledge(1), None, "it acknowledges a message that was not sent");
         ring.next = 2;
         assert!(!ring.has_credit());
         assert_eq!(ring.acknowledge(1), Some(true));

@@ -1,104 +1,106 @@
-//! One TCP stream of a pair: how frames are cut out of it and put into it. Nothing here blocks.
+//! One TCP stream of a pair: reads frames from it and writes frames to it, without blocking.
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::frame::{Frame, HEADER, Kind};
-use super::ring::{Bring, Receiving, Sending};
+use super::frame::{FRAME_HEADER_BYTES, Frame, FrameKind};
+use super::poller::EventFlags;
+use super::ring::{ReceiveRing, SendRing, StoreDecision};
 use super::socket::{self, piece};
-use crate::link::Sequence;
+use crate::Sequence;
 
-/// Bytes read ahead of a payload: several small messages come with one call, and a long one brings the next header.
-const STAGE: usize = 2048;
+/// Bytes of the read buffer. One call reads several small messages, or the rest of a long message
+/// and the next header.
+const READ_BUFFER_BYTES: usize = 2048;
 
 /// Both directions of one channel.
 #[derive(Debug)]
-pub(crate) struct Channel {
-    pub(crate) sending: Sending,
-    pub(crate) receiving: Receiving,
+pub(crate) struct TcpChannel {
+    pub(crate) sending: SendRing,
+    pub(crate) receiving: ReceiveRing,
 }
 
 /// How a stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Over {
-    /// The peer said farewell.
-    Farewell,
-    /// It ended without one.
-    Fin,
-    /// It broke: the peer may well be alive.
+pub(crate) enum StreamEnd {
+    /// The peer sent a leave frame.
+    PeerLeft,
+    /// The peer ended it without a leave frame.
+    Closed,
+    /// It broke. The peer may still be alive.
     Broken,
     /// The peer sent what no correct peer sends.
     Corrupt(&'static str),
 }
 
-/// What reading brought.
+/// What was read from a stream.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct News {
-    /// A message or an acknowledgement.
-    pub(crate) any: bool,
-    /// The peer aborted: by whom and why.
+pub(crate) struct ReadOutcome {
+    /// A message was completed or messages were released.
+    pub(crate) progress: bool,
+    /// The communicator was aborted: the rank that did it and its reason.
     pub(crate) abort: Option<(u32, u32)>,
-    /// A message that another stream was bringing is brought by this one.
+    /// A message began of which that other stream had delivered a part.
     pub(crate) taken_over: Option<usize>,
 }
 
-/// What is to be written.
+/// A frame that is to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Out {
+pub(crate) enum QueuedFrame {
     Data(u16, Sequence),
     Ack(u16),
     Abort(u32, u32),
-    Farewell,
+    Leave,
 }
 
 /// A live stream.
 #[derive(Debug)]
-pub(crate) struct Stream {
+pub(crate) struct TcpStream {
     pub(crate) fd: OwnedFd,
-    stage: Box<[u8; STAGE]>,
-    /// What of the stage is read and not used.
-    staged: std::ops::Range<usize>,
-    body: Option<Body>,
-    pub(crate) queue: VecDeque<Out>,
-    begun: Option<Begun>,
-    /// Events that the service thread waits for; 0 since it has seen one.
-    pub(crate) armed: i32,
+    buffer: Box<[u8; READ_BUFFER_BYTES]>,
+    /// The part of the buffer that was read and is not yet used.
+    unread: std::ops::Range<usize>,
+    payload: Option<IncomingPayload>,
+    pub(crate) queue: VecDeque<QueuedFrame>,
+    writing: Option<OutgoingFrame>,
+    /// The events for which the service thread waits; empty after it has seen one.
+    pub(crate) armed: EventFlags,
 }
 
-/// A payload that is being read.
+/// A payload of which not all has been read.
 #[derive(Debug)]
-struct Body {
+struct IncomingPayload {
     frame: Frame,
-    /// Where the next byte goes; null if the message is dropped.
+    /// The address of the next byte; null if the message is dropped.
     to: *mut u8,
     left: usize,
 }
 
-/// A frame that is being written.
+/// A frame of which not all has been written.
 #[derive(Debug)]
-struct Begun {
-    what: Out,
-    header: [u8; HEADER],
+struct OutgoingFrame {
+    what: QueuedFrame,
+    header: [u8; FRAME_HEADER_BYTES],
     payload: *const u8,
     len: usize,
     done: usize,
 }
 
-// SAFETY: the pointers are into slots of the pair that owns the stream, which live as long.
-unsafe impl Send for Stream {}
+// SAFETY: the pointers point to slots of the pair that owns the stream, which live as long.
+unsafe impl Send for TcpStream {}
 
-impl Stream {
+impl TcpStream {
     pub(crate) fn new(fd: OwnedFd) -> Self {
         Self {
             fd,
-            stage: Box::new([0; STAGE]),
-            staged: 0..0,
-            body: None,
+            buffer: Box::new([0; READ_BUFFER_BYTES]),
+            unread: 0..0,
+            payload: None,
             queue: VecDeque::new(),
-            begun: None,
-            armed: 0,
+            writing: None,
+            armed: EventFlags::empty(),
         }
     }
 
@@ -106,93 +108,101 @@ impl Stream {
         self.fd.as_fd()
     }
 
-    /// Something is still to be written.
+    /// Whether there is something to write.
     pub(crate) fn is_pending(&self) -> bool {
-        self.begun.is_some() || !self.queue.is_empty()
+        self.writing.is_some() || !self.queue.is_empty()
     }
 
-    /// Another stream took the message over that this one is bringing.
-    pub(crate) fn drop_body(&mut self) {
-        if let Some(body) = &mut self.body {
-            body.to = std::ptr::null_mut();
+    /// Drops the message whose payload is being read, because another stream took it over.
+    pub(crate) fn drop_payload(&mut self) {
+        if let Some(payload) = &mut self.payload {
+            payload.to = std::ptr::null_mut();
         }
     }
 
-    /// Reads all that is there, or until a message is taken over from another stream. `me`: the number of this stream.
+    /// Reads all that has arrived, or until a message is taken over from another stream. `number`
+    /// is the number of this stream.
     pub(crate) fn read(
         &mut self,
-        me: usize,
-        channels: &mut [Channel],
-        news: &mut News,
-    ) -> Result<(), Over> {
+        number: usize,
+        channels: &mut [TcpChannel],
+        outcome: &mut ReadOutcome,
+    ) -> Result<(), StreamEnd> {
         loop {
-            self.parse(me, channels, news)?;
-            if news.taken_over.is_some() {
+            self.parse(number, channels, outcome)?;
+            if outcome.taken_over.is_some() {
                 return Ok(());
             }
-            if self.staged.start > 0 {
-                self.stage.copy_within(self.staged.clone(), 0);
-                self.staged = 0..self.staged.len();
+            if self.unread.start > 0 {
+                self.buffer.copy_within(self.unread.clone(), 0);
+                self.unread = 0..self.unread.len();
             }
-            let (to, direct) = match &self.body {
-                Some(body) if !body.to.is_null() => (body.to, body.left),
+            let (to, direct) = match &self.payload {
+                Some(payload) if !payload.to.is_null() => (payload.to, payload.left),
                 _ => (std::ptr::null_mut(), 0),
             };
-            let room = STAGE - self.staged.end;
-            let stage = self.stage.as_mut_ptr().wrapping_add(self.staged.end);
-            let mut pieces = [piece(to, direct), piece(stage, room)];
+            let room = READ_BUFFER_BYTES - self.unread.end;
+            let buffer = self.buffer.as_mut_ptr().wrapping_add(self.unread.end);
+            let mut pieces = [piece(to, direct), piece(buffer, room)];
             let from = usize::from(direct == 0);
-            // SAFETY: `to` is the rest of a slot that this stream is bringing, so that nobody else uses it; the stage is ours.
+            // SAFETY: `to` is the rest of a slot whose message arrives on this stream, so nothing
+            // else uses it. The buffer belongs to this stream.
             let got = match unsafe { socket::receive(self.socket(), &mut pieces[from..]) } {
-                Ok(0) => return Err(Over::Fin),
+                Ok(0) => return Err(StreamEnd::Closed),
                 Ok(got) => got,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(_) => return Err(Over::Broken),
+                Err(_) => return Err(StreamEnd::Broken),
             };
-            let straight = got.min(direct);
-            if let Some(body) = self.body.as_mut().filter(|_| straight > 0) {
-                body.to = body.to.wrapping_add(straight);
-                body.left -= straight;
+            let direct_bytes = got.min(direct);
+            if let Some(payload) = self.payload.as_mut().filter(|_| direct_bytes > 0) {
+                payload.to = payload.to.wrapping_add(direct_bytes);
+                payload.left -= direct_bytes;
             }
-            self.staged.end += got - straight;
+            self.unread.end += got - direct_bytes;
             if got < direct + room {
-                return self.parse(me, channels, news);
+                return self.parse(number, channels, outcome);
             }
         }
     }
 
-    /// Uses up what is in the stage.
-    fn parse(&mut self, me: usize, channels: &mut [Channel], news: &mut News) -> Result<(), Over> {
+    /// Uses what is in the buffer.
+    fn parse(
+        &mut self,
+        number: usize,
+        channels: &mut [TcpChannel],
+        outcome: &mut ReadOutcome,
+    ) -> Result<(), StreamEnd> {
         loop {
-            if let Some(body) = &mut self.body {
-                let part = body.left.min(self.staged.len());
-                if part > 0 && !body.to.is_null() {
-                    // SAFETY: as in `read`; the stage holds `part` bytes more.
+            if let Some(payload) = &mut self.payload {
+                let part = payload.left.min(self.unread.len());
+                if part > 0 && !payload.to.is_null() {
+                    // SAFETY: as in `read`; the buffer holds `part` more bytes.
                     unsafe {
-                        let from = self.stage.as_ptr().add(self.staged.start);
-                        body.to.copy_from_nonoverlapping(from, part);
-                        body.to = body.to.add(part);
+                        let from = self.buffer.as_ptr().add(self.unread.start);
+                        payload.to.copy_from_nonoverlapping(from, part);
+                        payload.to = payload.to.add(part);
                     }
                 }
-                self.staged.start += part;
-                body.left -= part;
-                if body.left > 0 {
+                self.unread.start += part;
+                payload.left -= part;
+                if payload.left > 0 {
                     return Ok(());
                 }
-                if !body.to.is_null() {
-                    let Frame { channel, sequence, len, tag, .. } = body.frame;
+                if !payload.to.is_null() {
+                    let Frame { channel, sequence, len, tag, .. } = payload.frame;
                     let ring = &mut channels[usize::from(channel)].receiving;
                     ring.complete(sequence, len as usize, tag);
-                    news.any = true;
+                    outcome.progress = true;
                 }
-                self.body = None;
+                self.payload = None;
             }
-            let staged = &self.stage[self.staged.clone()];
-            let Some(header) = staged.first_chunk() else { return Ok(()) };
-            let frame = Frame::decode(header).ok_or(Over::Corrupt("a frame of no known kind"))?;
-            self.staged.start += HEADER;
-            self.begin(me, frame, channels, news)?;
-            if news.taken_over.is_some() {
+            let unread = &self.buffer[self.unread.clone()];
+            let Some(header) = unread.first_chunk() else { return Ok(()) };
+            let frame =
+                Frame::decode(header).ok_or(StreamEnd::Corrupt("a frame of an unknown kind"))?;
+            self.unread.start += FRAME_HEADER_BYTES;
+            self.begin(number, frame, channels, outcome)?;
+            if outcome.taken_over.is_some() {
                 return Ok(());
             }
         }
@@ -200,103 +210,114 @@ impl Stream {
 
     fn begin(
         &mut self,
-        me: usize,
+        number: usize,
         frame: Frame,
-        channels: &mut [Channel],
-        news: &mut News,
-    ) -> Result<(), Over> {
+        channels: &mut [TcpChannel],
+        outcome: &mut ReadOutcome,
+    ) -> Result<(), StreamEnd> {
         match frame.kind {
-            Kind::Abort => {
-                news.abort = Some((frame.sequence as u32, frame.tag));
+            FrameKind::Abort => {
+                outcome.abort = Some((frame.sequence as u32, frame.tag));
                 return Ok(());
             }
-            Kind::Farewell => return Err(Over::Farewell),
-            Kind::Data | Kind::Ack => {}
+            FrameKind::Leave => return Err(StreamEnd::PeerLeft),
+            FrameKind::Data | FrameKind::Ack => {}
         }
         let channel = channels
             .get_mut(usize::from(frame.channel))
-            .ok_or(Over::Corrupt("a frame of a channel that does not exist"))?;
-        news.any |= channel
+            .ok_or(StreamEnd::Corrupt("a frame of a channel that does not exist"))?;
+        outcome.progress |= channel
             .sending
             .acknowledge(frame.ack)
-            .ok_or(Over::Corrupt("it released a message that was not sent"))?;
-        if frame.kind == Kind::Ack {
+            .ok_or(StreamEnd::Corrupt("it released a message that was not sent"))?;
+        if frame.kind == FrameKind::Ack {
             return Ok(());
         }
         let left = frame.len as usize;
-        let to = match channel.receiving.begin(me, frame.sequence, left) {
-            Bring::Keep(to, before) => {
-                news.taken_over = before.filter(|&other| other != me);
+        let to = match channel.receiving.begin(number, frame.sequence, left) {
+            StoreDecision::Store(to, before) => {
+                outcome.taken_over = before.filter(|&other| other != number);
                 to
             }
-            Bring::Drop => std::ptr::null_mut(),
-            Bring::Wrong => return Err(Over::Corrupt("a message beyond its credits or its slot")),
+            StoreDecision::Drop => std::ptr::null_mut(),
+            StoreDecision::Reject => {
+                return Err(StreamEnd::Corrupt("a message beyond its credits or its slot"));
+            }
         };
-        self.body = Some(Body { frame, to, left });
+        self.payload = Some(IncomingPayload { frame, to, left });
         Ok(())
     }
 
-    /// Writes all that fits; true if nothing is left.
-    pub(crate) fn write(&mut self, channels: &mut [Channel]) -> Result<bool, Over> {
+    /// Writes as much as fits. True if nothing is left to write.
+    pub(crate) fn write(&mut self, channels: &mut [TcpChannel]) -> Result<bool, StreamEnd> {
         loop {
-            if self.begun.is_none() {
+            if self.writing.is_none() {
                 let Some(out) = self.queue.pop_front() else { return Ok(true) };
-                self.begun = Begun::new(out, channels);
+                self.writing = OutgoingFrame::new(out, channels);
                 continue;
             }
-            let Some(begun) = &mut self.begun else { continue };
-            let head = begun.done.min(HEADER);
-            let body = begun.done - head;
+            let Some(writing) = &mut self.writing else { continue };
+            let header_done = writing.done.min(FRAME_HEADER_BYTES);
+            let payload_done = writing.done - header_done;
             let mut pieces = [
-                piece(begun.header.as_mut_ptr().wrapping_add(head), HEADER - head),
-                piece(begun.payload.wrapping_add(body).cast_mut(), begun.len - body),
+                piece(
+                    writing.header.as_mut_ptr().wrapping_add(header_done),
+                    FRAME_HEADER_BYTES - header_done,
+                ),
+                piece(
+                    writing.payload.wrapping_add(payload_done).cast_mut(),
+                    writing.len - payload_done,
+                ),
             ];
-            let total = HEADER + begun.len;
-            // SAFETY: the header is ours; the payload lies in a slot, which lives as long as the pair. A slot is used anew only
-            // if its message was released, that is, it had come on another stream: the peer drops this one.
+            let total = FRAME_HEADER_BYTES + writing.len;
+            // SAFETY: the header belongs to this stream. The payload lies in a slot, which lives as
+            // long as the pair. A slot is reused only after its message was released. The message
+            // then arrived on another stream, and the peer drops this one.
             match unsafe { socket::send(self.fd.as_fd(), &mut pieces) } {
-                Ok(sent) => begun.done += sent,
+                Ok(sent) => writing.done += sent,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                // The kernel says so if the stream broke after its end from the other side.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(Over::Fin),
-                Err(_) => return Err(Over::Broken),
+                // The kernel reports this if the stream broke after the peer had ended it.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    return Err(StreamEnd::Closed);
+                }
+                Err(_) => return Err(StreamEnd::Broken),
             }
-            if begun.done == total {
-                if begun.what == Out::Farewell {
+            if writing.done == total {
+                if writing.what == QueuedFrame::Leave {
                     socket::shutdown(self.fd.as_fd(), Shutdown::Write);
                 }
-                self.begun = None;
+                self.writing = None;
             }
         }
     }
 }
 
-impl Begun {
-    /// None if there is nothing to say any more.
-    fn new(what: Out, channels: &mut [Channel]) -> Option<Self> {
-        let frame = Frame { kind: Kind::Ack, channel: 0, len: 0, sequence: 0, ack: 0, tag: 0 };
+impl OutgoingFrame {
+    /// `None` if the frame is not needed any more.
+    fn new(what: QueuedFrame, channels: &mut [TcpChannel]) -> Option<Self> {
+        let frame = Frame { kind: FrameKind::Ack, channel: 0, len: 0, sequence: 0, ack: 0, tag: 0 };
         let (frame, payload) = match what {
-            Out::Abort(by, reason) => {
-                (Frame { kind: Kind::Abort, sequence: by.into(), tag: reason, ..frame }, None)
+            QueuedFrame::Abort(by, reason) => {
+                (Frame { kind: FrameKind::Abort, sequence: by.into(), tag: reason, ..frame }, None)
             }
-            Out::Farewell => (Frame { kind: Kind::Farewell, ..frame }, None),
-            Out::Ack(channel) | Out::Data(channel, _) => {
-                let Channel { sending, receiving } = &mut channels[usize::from(channel)];
+            QueuedFrame::Leave => (Frame { kind: FrameKind::Leave, ..frame }, None),
+            QueuedFrame::Ack(channel) | QueuedFrame::Data(channel, _) => {
+                let TcpChannel { sending, receiving } = &mut channels[usize::from(channel)];
                 let ack = receiving.next - 1;
                 let frame = Frame { channel, ack, ..frame };
                 match what {
-                    Out::Data(_, sequence) if sequence <= sending.acked => return None,
-                    Out::Data(_, sequence) => {
+                    QueuedFrame::Data(_, sequence) if sequence <= sending.acked => return None,
+                    QueuedFrame::Data(_, sequence) => {
                         let sent = *sending.sent(sequence);
-                        receiving.told = ack;
+                        receiving.acked_to_peer = ack;
                         let len = sent.len as u32;
                         let frame =
-                            Frame { kind: Kind::Data, sequence, len, tag: sent.tag, ..frame };
+                            Frame { kind: FrameKind::Data, sequence, len, tag: sent.tag, ..frame };
                         (frame, (len > 0).then(|| sending.address(sequence)))
                     }
                     _ => {
-                        receiving.telling = false;
-                        receiving.told = ack;
+                        receiving.ack_queued = false;
+                        receiving.acked_to_peer = ack;
                         (frame, None)
                     }
                 }

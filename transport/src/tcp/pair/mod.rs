@@ -1,0 +1,296 @@
+//! A peer that is reached over TCP: its streams, and the links that they carry.
+//!
+//! A thread that waits for something reads the sockets itself, under the lock of the pair. The
+//! service thread reads and writes only for a rank that sleeps, that is busy elsewhere, or that
+//! could not write everything. A socket is armed for the service thread when its rank is about to
+//! sleep. After an event it stays disarmed until the rank sleeps again or until the thread's next
+//! tick.
+
+mod progress;
+mod state;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use self::state::{StreamEntry, TcpPairState};
+use super::poller::{EventFlags, Poller};
+use super::socket;
+use super::stream::{QueuedFrame, StreamEnd, TcpStream};
+use crate::error::LinkError;
+use crate::inbox::{Inbox, InboxLayout};
+use crate::link::{ReceivedMessage, SlotMut};
+use crate::rank_header::RankHeader;
+use crate::{Rank, Sequence};
+
+/// How long a pair of which all streams broke may take to connect again.
+pub(crate) const RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A peer and everything that is shared with it.
+#[derive(Debug)]
+pub(crate) struct TcpPair {
+    pub(crate) peer: Rank,
+    inbox: Arc<Inbox>,
+    layout: InboxLayout,
+    /// Used only to record whether the peer is present.
+    peer_header: RankHeader,
+    poller: Arc<Poller>,
+    state: Mutex<TcpPairState>,
+}
+
+/// What the service thread must do for a pair whose streams are not all there.
+#[derive(Debug, Default)]
+pub(crate) struct RepairNeeds {
+    /// Numbers of the streams that are missing.
+    pub(crate) missing: Vec<u32>,
+    /// Set if no stream is there: when the pair gives up.
+    pub(crate) until: Option<Instant>,
+}
+
+/// The data of a stream's events.
+fn event_data(peer: Rank, stream: usize) -> u64 {
+    u64::from(peer) << 8 | stream as u64
+}
+
+/// The peer and the stream of an event's data, as [`event_data`] makes it.
+pub(crate) fn decode_event_data(data: u64) -> (Rank, usize) {
+    ((data >> 8) as Rank, (data & 0xff) as usize)
+}
+
+/// Set-up, repair and shutdown.
+impl TcpPair {
+    pub(crate) fn new(
+        peer: Rank,
+        streams: u32,
+        inbox: Arc<Inbox>,
+        layout: InboxLayout,
+        poller: Arc<Poller>,
+    ) -> Self {
+        let state = Mutex::new(TcpPairState::new(streams, &layout));
+        Self { peer, inbox, layout, peer_header: RankHeader::default(), poller, state }
+    }
+
+    /// A panic under the lock is a bug of this library. The state is then useless, but memory-safe.
+    fn lock(&self) -> MutexGuard<'_, TcpPairState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This rank's own header.
+    fn header(&self) -> &RankHeader {
+        self.inbox.header()
+    }
+
+    /// Adds a new stream of a proven peer, in place of the one that had its number. True if all
+    /// streams are there for the first time.
+    pub(crate) fn attach(&self, number: u32, socket: OwnedFd) -> Result<bool, LinkError> {
+        let mut state = self.lock();
+        let index = number as usize;
+        let Some(entry) = state.streams.get(index) else {
+            return Err(LinkError::Refused {
+                peer: self.peer,
+                why: "the two disagree on how many streams they have",
+            });
+        };
+        if state.leaving || state.peer_left || self.gone().is_some() {
+            return Ok(false);
+        }
+        if entry.stream.is_some() {
+            // The peer has noticed an end that this rank has not.
+            self.remove_stream(&mut state, index, StreamEnd::Broken);
+        }
+        socket::set_stream_options(socket.as_fd());
+        let flags = EventFlags::IN | EventFlags::ONESHOT;
+        self.poller
+            .add(&socket, flags, event_data(self.peer, index))
+            .map_err(|error| LinkError::system("epoll_ctl", error))?;
+        let mut stream = TcpStream::new(socket);
+        stream.armed = flags;
+        if let Some(LinkError::Aborted { by, reason }) = self.header().aborted() {
+            stream.queue.push_back(QueuedFrame::Abort(by, reason));
+        }
+        state.streams[index] = StreamEntry { stream: Some(stream), end: None };
+        state.disconnected_since = None;
+        self.resend(&mut state, None);
+        self.flush(&mut state);
+        let first = !state.complete && state.live_streams() == state.streams.len();
+        state.complete |= first;
+        Ok(first)
+    }
+
+    /// Numbers of the streams that are missing.
+    pub(crate) fn missing_streams(&self) -> Vec<u32> {
+        let state = self.lock();
+        let missing = |index: &u32| state.streams[*index as usize].stream.is_none();
+        (0..state.streams.len() as u32).filter(missing).collect()
+    }
+
+    /// What must be done to repair the pair. Declares the peer dead if the time for that is over.
+    pub(crate) fn repair_needs(&self, now: Instant) -> RepairNeeds {
+        let state = self.lock();
+        if !state.complete || state.leaving || state.peer_left || self.gone().is_some() {
+            return RepairNeeds::default();
+        }
+        let until = state.disconnected_since.map(|since| since + RECONNECT_TIMEOUT);
+        drop(state);
+        if until.is_some_and(|until| now >= until) {
+            self.declare_dead();
+            return RepairNeeds::default();
+        }
+        RepairNeeds { missing: self.missing_streams(), until }
+    }
+
+    /// Declares the peer dead if no stream is left, because nobody listens at its address any more.
+    pub(crate) fn give_up(&self) {
+        let disconnected = self.lock().disconnected_since.is_some();
+        if disconnected {
+            self.declare_dead();
+        }
+    }
+
+    fn declare_dead(&self) {
+        self.peer_header.die();
+        self.header().doorbell.ring();
+    }
+
+    /// Whether and how the peer is gone.
+    pub(crate) fn gone(&self) -> Option<LinkError> {
+        self.peer_header.gone(self.peer)
+    }
+
+    /// Ends the peer's waits.
+    pub(crate) fn abort(&self, by: Rank, reason: u32) {
+        let mut state = self.lock();
+        for stream in state.streams.iter_mut().filter_map(|entry| entry.stream.as_mut()) {
+            // Ahead of all frames that are not begun. The first abort counts.
+            if !stream.queue.iter().any(|frame| matches!(frame, QueuedFrame::Abort(..))) {
+                stream.queue.push_front(QueuedFrame::Abort(by, reason));
+            }
+        }
+        self.flush(&mut state);
+    }
+
+    /// Queues a leave frame behind everything that is to be sent.
+    pub(crate) fn leave(&self) {
+        let mut state = self.lock();
+        self.send_acks(&mut state);
+        state.leaving = true;
+        for stream in state.streams.iter_mut().filter_map(|entry| entry.stream.as_mut()) {
+            stream.queue.push_back(QueuedFrame::Leave);
+        }
+        self.flush(&mut state);
+        self.arm_all(&mut state);
+    }
+
+    /// Whether no stream is left.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().live_streams() == 0
+    }
+
+    /// Ends all streams at once.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.leaving = true;
+        for index in 0..state.streams.len() {
+            self.remove_stream(&mut state, index, StreamEnd::Closed);
+        }
+    }
+}
+
+/// The service thread's part of the traffic.
+impl TcpPair {
+    /// Handles an event: a stream has something to read, or room to write.
+    pub(crate) fn handle_event(&self, index: usize) {
+        let mut state = self.lock();
+        let Some(stream) = state.stream(index) else { return };
+        stream.armed = EventFlags::empty();
+        let progress = self.read(&mut state, index, StreamEnd::Closed);
+        self.flush(&mut state);
+        if progress {
+            self.header().doorbell.ring();
+        }
+        // A rank that is awake reads for itself.
+        if self.header().doorbell.has_sleeper() || state.leaving {
+            self.arm(&mut state, index);
+        }
+    }
+
+    /// Reads and writes on all streams, for a rank that may be busy elsewhere.
+    pub(crate) fn tick(&self) {
+        let mut state = self.lock();
+        let progress = self.read_and_write(&mut state);
+        self.send_acks(&mut state);
+        self.arm_all(&mut state);
+        if progress {
+            self.header().doorbell.ring();
+        }
+    }
+}
+
+/// The ends of the links.
+impl TcpPair {
+    pub(crate) fn reserve(&self, channel: u16) -> Result<Option<SlotMut>, LinkError> {
+        if let Some(error) = self.header().aborted() {
+            return Err(error);
+        }
+        let mut state = self.lock();
+        if !state.send_ring(channel).has_credit() {
+            self.poll_sockets(&mut state);
+            if !state.send_ring(channel).has_credit() {
+                return self.nothing_found(&state);
+            }
+        }
+        let ring = state.send_ring(channel);
+        let data = ring.address(ring.next);
+        Ok(Some(SlotMut { data, capacity: self.layout.slot_bytes }))
+    }
+
+    pub(crate) fn send(&self, channel: u16, len: usize, tag: u32) -> Sequence {
+        let mut state = self.lock();
+        let ring = state.send_ring(channel);
+        let sequence = ring.next;
+        ring.next += 1;
+        let sent = ring.sent(sequence);
+        (sent.len, sent.tag) = (len, tag);
+        state.queue_message(channel, sequence);
+        self.flush(&mut state);
+        sequence
+    }
+
+    pub(crate) fn released(&self, channel: u16) -> Sequence {
+        let mut state = self.lock();
+        let ring = state.send_ring(channel);
+        if ring.acked + 1 < ring.next {
+            self.poll_sockets(&mut state);
+        }
+        state.send_ring(channel).acked
+    }
+
+    pub(crate) fn receive(&self, channel: u16) -> Result<Option<ReceivedMessage>, LinkError> {
+        if let Some(error) = self.header().aborted() {
+            return Err(error);
+        }
+        let mut state = self.lock();
+        let mut first = state.receive_ring(channel).first();
+        if first.is_none() {
+            self.poll_sockets(&mut state);
+            first = state.receive_ring(channel).first();
+        }
+        let Some((data, len, tag)) = first else { return self.nothing_found(&state) };
+        let sequence = state.receive_ring(channel).next;
+        Ok(Some(ReceivedMessage { data, len, tag, sequence, in_other_process: false }))
+    }
+
+    pub(crate) fn release(&self, channel: u16) {
+        let mut state = self.lock();
+        let ring = state.receive_ring(channel);
+        ring.release();
+        // The next message in the other direction carries the acknowledgement, and so does the next
+        // wait. An acknowledgement of its own serves links with traffic in one direction.
+        if ring.unacked() >= u64::from(self.layout.depth.div_ceil(2)) {
+            self.send_acks(&mut state);
+        } else {
+            drop(state);
+            self.poller.wake_within_tick();
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The state of a pair that its lock protects, and the choice of the stream for a frame.
+
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags};
+
+use crate::Sequence;
+use crate::inbox::InboxLayout;
+use crate::tcp::ring::{ReceiveRing, SendRing};
+use crate::tcp::socket;
+use crate::tcp::stream::{QueuedFrame, StreamEnd, TcpChannel, TcpStream};
+
+#[derive(Debug)]
+pub(super) struct TcpPairState {
+    pub(super) streams: Vec<StreamEntry>,
+    pub(super) channels: Vec<TcpChannel>,
+    /// The stream to which the last message was given.
+    last_stream: usize,
+    /// All streams were there once: the pair is in use.
+    pub(super) complete: bool,
+    /// This rank leaves.
+    pub(super) leaving: bool,
+    /// The peer has left.
+    pub(super) peer_left: bool,
+    /// Since when no stream is there.
+    pub(super) disconnected_since: Option<Instant>,
+    /// What is wrong with the bytes that the peer sent.
+    pub(super) corrupt: Option<&'static str>,
+}
+
+/// A stream, or how the last stream with this number ended.
+#[derive(Debug, Default)]
+pub(super) struct StreamEntry {
+    pub(super) stream: Option<TcpStream>,
+    pub(super) end: Option<StreamEnd>,
+}
+
+impl TcpPairState {
+    pub(super) fn new(streams: u32, layout: &InboxLayout) -> Self {
+        let &InboxLayout { channels, depth, slot_bytes, .. } = layout;
+        let channel = || TcpChannel {
+            sending: SendRing::new(depth, slot_bytes),
+            receiving: ReceiveRing::new(depth, slot_bytes),
+        };
+        Self {
+            streams: (0..streams).map(|_| StreamEntry::default()).collect(),
+            channels: (0..channels).map(|_| channel()).collect(),
+            last_stream: 0,
+            complete: false,
+            leaving: false,
+            peer_left: false,
+            disconnected_since: None,
+            corrupt: None,
+        }
+    }
+
+    pub(super) fn send_ring(&mut self, channel: u16) -> &mut SendRing {
+        &mut self.channels[usize::from(channel)].sending
+    }
+
+    pub(super) fn receive_ring(&mut self, channel: u16) -> &mut ReceiveRing {
+        &mut self.channels[usize::from(channel)].receiving
+    }
+
+    pub(super) fn stream(&mut self, index: usize) -> Option<&mut TcpStream> {
+        self.streams.get_mut(index)?.stream.as_mut()
+    }
+
+    pub(super) fn live_streams(&self) -> usize {
+        self.streams.iter().filter(|entry| entry.stream.is_some()).count()
+    }
+
+    /// Gives a message to the next stream in turn, preferring one that has nothing to write; or to
+    /// none while there is no stream.
+    pub(super) fn queue_message(&mut self, channel: u16, sequence: Sequence) {
+        let chosen = self.next_stream();
+        self.send_ring(channel).sent(sequence).stream = chosen;
+        if let Some(stream) = chosen.and_then(|index| self.stream(index)) {
+            stream.queue.push_back(QueuedFrame::Data(channel, sequence));
+        }
+    }
+
+    fn next_stream(&mut self) -> Option<usize> {
+        let count = self.streams.len();
+        let in_turn = (1..=count).map(|step| (self.last_stream + step) % count);
+        let live = |index: &usize| self.streams[*index].stream.is_some();
+        let idle = |index: &usize| {
+            self.streams[*index].stream.as_ref().is_some_and(|stream| !stream.is_pending())
+        };
+        let chosen = in_turn.clone().find(idle).or_else(|| in_turn.clone().find(live))?;
+        self.last_stream = chosen;
+        Some(chosen)
+    }
+
+    /// Gives an acknowledgement to the first stream that has nothing else to write, or to any.
+    pub(super) fn queue_ack(&mut self, channel: u16) {
+        let live = || self.streams.iter().enumerate().filter(|(_, e)| e.stream.is_some());
+        let idle = live().find(|(_, e)| e.stream.as_ref().is_some_and(|s| !s.is_pending()));
+        let Some((index, _)) = idle.or_else(|| live().next()) else { return };
+        self.receive_ring(channel).ack_queued = true;
+        if let Some(stream) = self.stream(index) {
+            stream.queue.push_back(QueuedFrame::Ack(channel));
+        }
+    }
+
+    /// Numbers of the streams that have something to read now.
+    pub(super) fn readable_streams(&self) -> Vec<usize> {
+        let mut numbers = Vec::with_capacity(self.streams.len());
+        let mut entries = Vec::with_capacity(self.streams.len());
+        for (index, entry) in self.streams.iter().enumerate() {
+            if let Some(stream) = &entry.stream {
+                numbers.push(index);
+                entries.push(PollFd::from_borrowed_fd(stream.fd.as_fd(), PollFlags::IN));
+            }
+        }
+        socket::poll_now(&mut entries);
+        let ready = entries.iter().map(|entry| !entry.revents().is_empty());
+        numbers.into_iter().zip(ready).filter_map(|(index, ready)| ready.then_some(index)).collect()
+    }
+}

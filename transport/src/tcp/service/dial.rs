@@ -1,0 +1,158 @@
+//! Dialing: which streams the service thread dials, when it tries again, and when it gives up.
+
+use std::time::Instant;
+
+use super::{DialRequest, RETRY_PAUSE, TcpService};
+use crate::error::LinkError;
+use crate::tcp::connect::{DialTarget, HandshakeStage, TcpHandshake};
+use crate::tcp::pair::RECONNECT_TIMEOUT;
+use crate::tcp::poller::EventFlags;
+
+/// Number of attempts to dial a peer that ends the connection within the handshake: it may have too
+/// many connections that have not proven themselves.
+const MAX_REFUSALS: usize = 5;
+
+impl TcpService {
+    pub(super) fn start_dialing(&mut self, request: DialRequest) {
+        let DialRequest { peer, addresses, streams, deadline } = request;
+        let target = DialTarget {
+            peer,
+            stream: 0,
+            streams,
+            addresses,
+            attempts: 0,
+            not_before: Instant::now(),
+            give_up: deadline,
+            first: true,
+            refused: true,
+            // The lower rank dials.
+            probe: self.credentials.rank > peer,
+        };
+        if !target.probe {
+            let pair = self.pair(peer, streams);
+            for stream in pair.missing_streams() {
+                self.to_dial.push(DialTarget { stream, ..target.clone() });
+            }
+        }
+        self.targets.insert(peer, target);
+    }
+
+    /// Queues the missing streams of pairs that were complete.
+    pub(super) fn queue_missing_streams(&mut self, now: Instant) {
+        self.incomplete.retain(|pair| !pair.missing_streams().is_empty());
+        for pair in &self.incomplete {
+            let needs = pair.repair_needs(now);
+            let Some(target) = self.targets.get(&pair.peer) else { continue };
+            for stream in needs.missing {
+                if target.probe && (needs.until.is_none() || stream > 0) {
+                    break;
+                }
+                let is_same = |t: &DialTarget| (t.peer, t.stream) == (pair.peer, stream);
+                let dialed = self.handshakes.values().any(|handshake| match &handshake.stage {
+                    HandshakeStage::Connecting(target)
+                    | HandshakeStage::AwaitChallenge(target)
+                    | HandshakeStage::AwaitProof(target, _) => is_same(target),
+                    HandshakeStage::AwaitHello(_) | HandshakeStage::AwaitShape(..) => false,
+                });
+                if !dialed && !self.to_dial.iter().any(is_same) {
+                    let give_up = now + RECONNECT_TIMEOUT;
+                    let target = DialTarget { stream, not_before: now, give_up, ..target.clone() };
+                    self.to_dial.push(DialTarget { first: false, ..target });
+                }
+            }
+        }
+    }
+
+    pub(super) fn dial_due_targets(&mut self, now: Instant) {
+        let (due, later) =
+            std::mem::take(&mut self.to_dial).into_iter().partition(|t| now >= t.not_before);
+        self.to_dial = later;
+        for target in due {
+            let pair = self.pairs.get(&target.peer);
+            if pair.is_some_and(|pair| pair.missing_streams().contains(&target.stream)) {
+                self.dial(target, now);
+            }
+        }
+    }
+
+    fn dial(&mut self, target: DialTarget, now: Instant) {
+        match TcpHandshake::dial(target) {
+            Ok(handshake) => {
+                let flags = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
+                self.add_handshake(handshake, flags);
+            }
+            Err((target, error)) => {
+                let error = LinkError::system("socket", error);
+                self.handle_failure(HandshakeStage::Connecting(target), Some(error), now);
+            }
+        }
+    }
+
+    /// A handshake failed: tries again or reports the error.
+    pub(super) fn handle_failure(
+        &mut self,
+        stage: HandshakeStage,
+        error: Option<LinkError>,
+        now: Instant,
+    ) {
+        let mut target = match stage {
+            HandshakeStage::AwaitHello(_) => return,
+            HandshakeStage::AwaitShape(peer, _) => {
+                if let Some(error) = error {
+                    log::warn!("rank {}: {error}", self.credentials.rank);
+                    self.peers.set_failure(peer, error);
+                }
+                return;
+            }
+            HandshakeStage::Connecting(target)
+            | HandshakeStage::AwaitChallenge(target)
+            | HandshakeStage::AwaitProof(target, _) => target,
+        };
+        let Some(error) = error else {
+            // A probe was answered, so the peer lives. Probe again later if it does not dial.
+            target.refused = false;
+            target.not_before = now + RECONNECT_TIMEOUT / 10;
+            return self.to_dial.push(target);
+        };
+        target.attempts += 1;
+        let nobody_listens = matches!(error, LinkError::System { errno: libc::ECONNREFUSED, .. });
+        target.refused &= nobody_listens;
+        let all_addresses_tried = target.attempts.is_multiple_of(target.addresses.len());
+        let hopeless = match error {
+            LinkError::Corrupt { .. } => true,
+            LinkError::Refused { .. } => target.attempts >= MAX_REFUSALS,
+            // The peer may be stopped.
+            LinkError::Timeout { .. } => false,
+            // A rank listens at its address before it publishes it, and until it ends.
+            _ => target.attempts >= target.addresses.len() && target.first,
+        };
+        if target.refused
+            && all_addresses_tried
+            && !target.first
+            && let Some(pair) = self.pairs.get(&target.peer)
+        {
+            pair.give_up();
+        }
+        if now >= target.give_up || hopeless {
+            self.give_up_dialing(target, error, now);
+            return;
+        }
+        target.not_before = if all_addresses_tried { now + RETRY_PAUSE } else { now };
+        self.to_dial.push(target);
+    }
+
+    fn give_up_dialing(&mut self, mut target: DialTarget, error: LinkError, now: Instant) {
+        if target.probe {
+            // The pair's own time limit decides.
+        } else if target.first {
+            self.to_dial.retain(|other| other.peer != target.peer);
+            self.peers.set_failure(target.peer, error);
+        } else {
+            log::warn!("rank {}: a stream cannot be made again: {error}", self.credentials.rank);
+            // Once more after a while, as long as other streams carry the traffic.
+            target.not_before = now + RECONNECT_TIMEOUT;
+            target.give_up = target.not_before + RECONNECT_TIMEOUT;
+            self.to_dial.push(target);
+        }
+    }
+}
