@@ -1,9 +1,10 @@
-//! The flag-line protocol: nanoseconds per message, by its bytes.
+//! Benchmark of the LL protocol: nanoseconds per message, by message size.
 //!
-//! `cargo bench -p maypole-bench --bench lines`
+//! `cargo bench -p maypole-bench --bench ll`
 //!
-//! `one thread` has both ends, so that all lines stay in its cache: the instructions alone. `two threads` send one message to and
-//! fro; one round is two messages, each of them a cache line (or more) from core to core.
+//! `one thread` holds both ends, so all lines stay in its cache: this measures only the
+//! instructions. In `two threads`, a message goes to the other thread and back. One round is two
+//! messages, each of which moves a cache line (or more) from one core to the other.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -19,9 +20,9 @@ use maypole_transport::rank_header::{RankHeader, RankPair};
 use maypole_transport::sync::{full_fence, spin_hint};
 
 const SIZES: [usize; 4] = [8, LL_LINE_PAYLOAD, 512, LL_CAPACITY];
-/// What messages carry.
+/// The tag of all messages but the last.
 const TAG: u32 = 7;
-/// What the last one carries.
+/// The tag of the last message.
 const LAST: u32 = 8;
 
 fn lines(criterion: &mut Criterion) {
@@ -46,7 +47,7 @@ fn one_thread(group: &mut BenchmarkGroup<'_, WallTime>) {
 
 fn two_threads(group: &mut BenchmarkGroup<'_, WallTime>) {
     for bytes in SIZES {
-        let (mut there, mut arrival) = ring();
+        let (mut forward, mut arrival) = ring();
         let (mut back, mut answer) = ring();
         scope(|scope| {
             scope.spawn(move || {
@@ -58,21 +59,21 @@ fn two_threads(group: &mut BenchmarkGroup<'_, WallTime>) {
             let (from, mut to) = ([3_u8; LL_CAPACITY], [0_u8; LL_CAPACITY]);
             group.bench_function(BenchmarkId::from_parameter(bytes), |b| {
                 b.iter(|| {
-                    send(&mut there, &from, bytes, TAG);
+                    send(&mut forward, &from, bytes, TAG);
                     assert!(receive(&mut answer, &mut to, bytes));
                 });
             });
-            send(&mut there, &from, bytes, LAST);
+            send(&mut forward, &from, bytes, LAST);
             assert_eq!(to[..bytes], from[..bytes]);
         });
     }
 }
 
-/// Both ends of a ring of its own.
+/// Both ends of a new ring.
 fn ring() -> (LlSender, LlReceiver) {
-    // SAFETY: all zeros is an empty ring, no acknowledgement, and a rank that is there.
+    // SAFETY: all zeros is an empty ring, no acknowledgement, and a rank that is present.
     let memory: Arc<(LlRing, AckWord, RankHeader)> = unsafe { Arc::new_zeroed().assume_init() };
-    // SAFETY: the pair keeps the memory, which has these two ends alone.
+    // SAFETY: the pair keeps the memory alive, which has only these two ends.
     unsafe {
         let pair = RankPair::new(&raw const memory.2, &raw const memory.2, 1, memory.clone());
         let (ring, ack) = (&raw const memory.0, &raw const memory.1);
@@ -80,7 +81,7 @@ fn ring() -> (LlSender, LlReceiver) {
     }
 }
 
-/// Sends a message as the engine does, the doorbell included.
+/// Sends a message as the engine does, including the doorbell.
 fn send(sender: &mut LlSender, from: &[u8; LL_CAPACITY], bytes: usize, tag: u32) {
     until(|| sender.ready());
     // SAFETY: a slot is free, and `from` holds as many bytes as any message.
@@ -89,7 +90,7 @@ fn send(sender: &mut LlSender, from: &[u8; LL_CAPACITY], bytes: usize, tag: u32)
     sender.doorbell().ring_fenced();
 }
 
-/// Waits for a message, and takes it; false if it is the last one.
+/// Waits for a message and copies it; false if it is the last one.
 fn receive(receiver: &mut LlReceiver, to: &mut [u8; LL_CAPACITY], bytes: usize) -> bool {
     let mut found = LlPoll::Pending;
     until(|| {
@@ -105,7 +106,7 @@ fn receive(receiver: &mut LlReceiver, to: &mut [u8; LL_CAPACITY], bytes: usize) 
     true
 }
 
-/// Polls; where the other thread has no core of its own, it gets this one.
+/// Polls until it is ready. Yields now and then, in case both threads share a core.
 fn until(mut ready: impl FnMut() -> bool) {
     loop {
         for _ in 0..1000 {

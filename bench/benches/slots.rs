@@ -1,9 +1,11 @@
-//! The slot protocol: nanoseconds per message, by its bytes, and lent.
+//! Benchmark of the slot protocol: nanoseconds per message, by message size, and for lent memory.
 //!
 //! `cargo bench -p maypole-bench --bench slots`
 //!
-//! `one thread` has both ends, so that what they share stays in its cache: the instructions alone. `two threads` send one message to
-//! and fro; one round is two messages. The payload is written where it says bytes, and never copied out: engines reduce from the slot.
+//! `one thread` holds both ends, so shared words stay in its cache: this measures only the
+//! instructions. In `two threads`, a message goes to the other thread and back; one round is two
+//! messages. The sender writes the payload, and the receiver does not copy it, because the engine
+//! reduces from the slot.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -21,21 +23,21 @@ use maypole_transport::sync::{Cell, spin_hint};
 const SLOT: usize = 64 << 10;
 const DEPTH: usize = 8;
 const SIZES: [usize; 3] = [8, 4 << 10, SLOT];
-/// What messages carry.
+/// The tag of all messages but the last.
 const TAG: u32 = 7;
-/// What the last one carries.
+/// The tag of the last message.
 const LAST: u32 = 8;
 
 #[repr(C, align(64))]
-struct Memory {
+struct BenchRing {
     slots: Cell<[[u8; SLOT]; DEPTH]>,
     headers: [SlotHeader; DEPTH],
     ack: AckWord,
     rank: RankHeader,
 }
 
-// SAFETY: all but the slots are words made to be shared, and the protocol says whose a slot is.
-unsafe impl Sync for Memory {}
+// SAFETY: all fields but the slots are shared words, and the protocol decides who uses a slot.
+unsafe impl Sync for BenchRing {}
 
 fn slots(criterion: &mut Criterion) {
     one_thread(&mut group(criterion, "slots, one thread"));
@@ -56,7 +58,7 @@ fn one_thread(group: &mut BenchmarkGroup<'_, WallTime>) {
     let data = [3_u8; 64];
     group.bench_function("lent", |b| {
         b.iter(|| {
-            // SAFETY: `data` outlives both ends, and nobody writes it.
+            // SAFETY: `data` outlives both ends and is not written.
             let lent = unsafe { sender.lend(data.as_ptr(), data.len(), TAG) };
             assert!(lent.expect("nobody aborts").is_some());
             assert!(receive(&mut receiver, data.len()));
@@ -67,7 +69,7 @@ fn one_thread(group: &mut BenchmarkGroup<'_, WallTime>) {
 
 fn two_threads(group: &mut BenchmarkGroup<'_, WallTime>) {
     for bytes in SIZES {
-        let (mut there, mut arrival) = ring();
+        let (mut forward, mut arrival) = ring();
         let (mut back, mut answer) = ring();
         scope(|scope| {
             scope.spawn(move || {
@@ -77,20 +79,20 @@ fn two_threads(group: &mut BenchmarkGroup<'_, WallTime>) {
             });
             group.bench_function(BenchmarkId::from_parameter(bytes), |b| {
                 b.iter(|| {
-                    send(&mut there, bytes, TAG);
+                    send(&mut forward, bytes, TAG);
                     assert!(receive(&mut answer, bytes));
                 });
             });
-            send(&mut there, bytes, LAST);
+            send(&mut forward, bytes, LAST);
         });
     }
 }
 
-/// Both ends of a ring of its own.
+/// Both ends of a new ring.
 fn ring() -> (SlotSender, SlotReceiver) {
-    // SAFETY: all zeros is an empty ring, no acknowledgement, and a rank that is there.
-    let memory: Arc<Memory> = unsafe { Arc::new_zeroed().assume_init() };
-    let place = SlotRingMemory {
+    // SAFETY: all zeros is an empty ring, no acknowledgement, and a rank that is present.
+    let memory: Arc<BenchRing> = unsafe { Arc::new_zeroed().assume_init() };
+    let addresses = SlotRingMemory {
         headers: memory.headers.as_ptr(),
         slots: memory.slots.with_mut(<*mut _>::cast),
         slot_bytes: SLOT,
@@ -98,21 +100,21 @@ fn ring() -> (SlotSender, SlotReceiver) {
         ack: &raw const memory.ack,
         same_process: true,
     };
-    // SAFETY: the memory is as `place` says, kept by the pair, and has these two ends alone.
+    // SAFETY: the memory is as the fields say, kept alive by the pair, and has only these two ends.
     unsafe {
         let pair = RankPair::new(&raw const memory.rank, &raw const memory.rank, 1, memory.clone());
-        (SlotSender::new(place, pair.clone()), SlotReceiver::new(place, pair))
+        (SlotSender::new(addresses, pair.clone()), SlotReceiver::new(addresses, pair))
     }
 }
 
 fn send(sender: &mut SlotSender, bytes: usize, tag: u32) {
     let slot = until(|| sender.reserve().expect("nobody aborts"));
-    // SAFETY: the slot is the sender's, and holds any message.
+    // SAFETY: the slot is reserved and has room for every message.
     unsafe { slot.data.write_bytes(black_box(3), bytes) };
     sender.send(bytes, tag);
 }
 
-/// Waits for a message, looks at its first byte and releases it; false if it is the last one.
+/// Waits for a message, checks its first byte and releases it; false if it is the last one.
 fn receive(receiver: &mut SlotReceiver, bytes: usize) -> bool {
     let message = until(|| receiver.receive().expect("nobody aborts"));
     assert_eq!(message.len, bytes);
@@ -122,7 +124,7 @@ fn receive(receiver: &mut SlotReceiver, bytes: usize) -> bool {
     message.tag != LAST
 }
 
-/// Polls; where the other thread has no core of its own, it gets this one.
+/// Polls until it is ready. Yields now and then, in case both threads share a core.
 fn until<T>(mut poll: impl FnMut() -> Option<T>) -> T {
     loop {
         for _ in 0..1000 {

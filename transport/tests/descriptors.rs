@@ -1,4 +1,5 @@
-//! A process that runs out of file descriptors gets an error that says so, whichever call needs one.
+//! A process that runs out of file descriptors gets an error that says so, whichever call needs
+//! one.
 //!
 //! There is only one test, because it changes the limit of its process.
 

@@ -1,7 +1,7 @@
 //! Damaged, replayed and invented hello messages to a listener, and damaged answers to a dialer.
 //!
-//! Everything is seen from outside: a man in the interceptor between two honest ranks records what
-//! they say, changes it, and cuts it into pieces.
+//! The test sits between two honest ranks: it records what they send, changes it and cuts it into
+//! pieces.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::linux::net::SocketAddrExt;
@@ -139,7 +139,8 @@ fn fuzz_hello_messages() {
                 }
                 interceptor.recorded = hello.to_vec();
             }
-            // Answers to the dialer: the honest proof, damaged or not, but without the inbox; or noise.
+            // Answers to the dialer: the honest proof, damaged or not, but without the inbox; or
+            // noise.
             1 => {
                 let sent = random.damaged(&challenge, &[0; CHALLENGE]);
                 interceptor.honest_hello(&sent, |hello| {

@@ -46,7 +46,8 @@ fn established() -> Vec<i32> {
     let connected = |fd: &i32| {
         let mut state = 0_u8;
         let mut length = 1;
-        // SAFETY: the call writes at most one byte, the first field of the answer, whatever `fd` is.
+        // SAFETY: the call writes at most one byte, the first field of the answer, whatever `fd`
+        // is.
         let result = unsafe {
             let place = (&raw mut state).cast();
             libc::getsockopt(*fd, libc::IPPROTO_TCP, libc::TCP_INFO, place, &mut length)
@@ -58,7 +59,8 @@ fn established() -> Vec<i32> {
 
 /// Breaks a stream: ends one direction or both, or resets it.
 fn break_stream(fd: i32, how: u64) {
-    // SAFETY: the only memory is a socket address that is alive. If `fd` is not open, the call fails.
+    // SAFETY: the only memory is a socket address that is alive. If `fd` is not open, the call
+    // fails.
     unsafe {
         match how % 4 {
             0 => libc::shutdown(fd, libc::SHUT_RD),

@@ -2,8 +2,8 @@
 //! so that a failure can be repeated, and it starts from valid messages, so that it gets past the
 //! first check.
 //!
-//! `MAYPOLE_FUZZ_SECONDS` is the duration of a test (default 2) and `MAYPOLE_FUZZ_SEED` its first seed
-//! (default 0). A test that fails prints the seed of its round.
+//! `MAYPOLE_FUZZ_SECONDS` is the duration of a test (default 2) and `MAYPOLE_FUZZ_SEED` its first
+//! seed (default 0). A test that fails prints the seed of its round.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -71,8 +71,8 @@ impl FuzzRandom {
         (0..len).map(|_| self.next() as u8).collect()
     }
 
-    /// `valid` with one to four faults. Parts of `other` may be spliced in. The result may be equal to
-    /// `valid`.
+    /// `valid` with one to four faults. Parts of `other` may be spliced in. The result may be equal
+    /// to `valid`.
     pub fn damaged(&mut self, valid: &[u8], other: &[u8]) -> Vec<u8> {
         let mut bytes = valid.to_vec();
         for _ in 0..1 + self.below(4) {

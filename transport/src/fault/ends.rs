@@ -100,7 +100,8 @@ impl SendSlots for FaultySender {
         }
         let tag = self.damage(len, tag, true);
         let abort = self.injector.before_send();
-        // SAFETY: the caller's promise; a release is only reported after the inner link reported it.
+        // SAFETY: the caller's promise; a release is only reported after the inner link reported
+        // it.
         let sequence = unsafe { self.inner.lend(data, len, tag) }?;
         if let Some(sequence) = sequence {
             self.after_send(sequence, abort);
