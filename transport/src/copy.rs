@@ -34,3 +34,18 @@ pub(crate) unsafe fn copy_short(src: *const u8, dst: *mut u8, len: usize) {
         }
     }
 }
+
+/// Copies up to `USUAL` bytes, nearly always exactly `USUAL`.
+///
+/// # Safety
+/// As for `copy_nonoverlapping`; `len` is at most `USUAL`, which is at most 64.
+#[inline(always)]
+pub(crate) unsafe fn copy_mostly<const USUAL: usize>(src: *const u8, dst: *mut u8, len: usize) {
+    if len == USUAL {
+        // SAFETY: the caller's promise. A constant length needs no call to `memcpy`.
+        unsafe { ptr::copy_nonoverlapping(src, dst, USUAL) }
+    } else {
+        // SAFETY: the caller's promise.
+        unsafe { copy_short(src, dst, len) }
+    }
+}

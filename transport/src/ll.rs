@@ -17,7 +17,7 @@
 use core::mem::MaybeUninit;
 
 use crate::Sequence;
-use crate::copy::copy_short;
+use crate::copy::{copy_mostly, copy_short};
 use crate::doorbell::Doorbell;
 use crate::error::LinkError;
 use crate::rank_header::RankPair;
@@ -209,7 +209,7 @@ impl LlSender {
             line.payload.with_mut(|payload| {
                 // SAFETY: `start + part <= len` bytes are readable at `src`. The slot is free, so
                 // its lines may be written.
-                unsafe { copy_line(src.add(start), payload.cast(), part) }
+                unsafe { copy_mostly::<LL_LINE_PAYLOAD>(src.add(start), payload.cast(), part) }
             });
             // Release, paired as `ll-line`.
             line.flag.store(flag, Ordering::Release);
@@ -292,7 +292,7 @@ impl LlReceiver {
             let part = (len - start).min(LL_LINE_PAYLOAD);
             line.payload.with(|payload| {
                 // SAFETY: `start + part <= len` bytes are writable at `dst`; the line has arrived.
-                unsafe { copy_line(payload.cast(), dst.add(start), part) }
+                unsafe { copy_mostly::<LL_LINE_PAYLOAD>(payload.cast(), dst.add(start), part) }
             });
         }
     }
@@ -353,21 +353,6 @@ fn lines_for(len: usize) -> usize {
     len.div_ceil(LL_LINE_PAYLOAD).max(1)
 }
 
-/// Copies the part of a message that lies in one line; nearly always a whole line.
-///
-/// # Safety
-/// As for `copy_nonoverlapping`; `len` is at most [`LL_LINE_PAYLOAD`].
-#[inline(always)]
-unsafe fn copy_line(src: *const u8, dst: *mut u8, len: usize) {
-    if len == LL_LINE_PAYLOAD {
-        // SAFETY: the caller's promise. A constant length needs no call to `memcpy`.
-        unsafe { core::ptr::copy_nonoverlapping(src, dst, LL_LINE_PAYLOAD) }
-    } else {
-        // SAFETY: the caller's promise.
-        unsafe { copy_short(src, dst, len) }
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -377,7 +362,7 @@ mod tests {
     fn ends() -> (LlSender, LlReceiver) {
         // SAFETY: all zeros is an empty ring.
         let ring: Arc<(LlRing, AckWord, RankHeader)> = Arc::new(unsafe { core::mem::zeroed() });
-        // SAFETY: `ring` is kept by the pair and has these two ends alone.
+        // SAFETY: the pair keeps the ring alive, which has only these two ends.
         unsafe {
             let pair = RankPair::new(&raw const ring.2, &raw const ring.2, 1, ring.clone());
             let (lines, ack) = (&raw const ring.0, &raw const ring.1);
@@ -470,7 +455,7 @@ mod loom_tests {
 
     fn ends(memory: &std::sync::Arc<LlModel>) -> (LlSender, LlReceiver) {
         let (sender, receiver) = (&raw const memory.sender, &raw const memory.receiver);
-        // SAFETY: `memory` is kept by the pairs and has these two ends alone.
+        // SAFETY: the pairs keep the memory alive, which has only these two ends.
         unsafe {
             let out = RankPair::new(sender, receiver, 1, memory.clone());
             let inc = RankPair::new(receiver, sender, 0, memory.clone());
