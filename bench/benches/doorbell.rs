@@ -72,7 +72,7 @@ fn benchmarks(criterion: &mut Criterion) {
             }
         });
         let mut round = 0;
-        group.bench_function("wake to and fro, both sleep", |b| {
+        group.bench_function("wake there and back, both sleep", |b| {
             b.iter(|| {
                 forward.publish(round + 1);
                 round = back.await_news(round);

@@ -25,9 +25,9 @@ const TAG: u32 = 7;
 /// The tag of the last message.
 const LAST: u32 = 8;
 
-fn lines(criterion: &mut Criterion) {
-    one_thread(&mut group(criterion, "lines, one thread"));
-    two_threads(&mut group(criterion, "lines, two threads, to and fro"));
+fn benchmarks(criterion: &mut Criterion) {
+    one_thread(&mut group(criterion, "LL, one thread"));
+    two_threads(&mut group(criterion, "LL, two threads, there and back"));
 }
 
 fn one_thread(group: &mut BenchmarkGroup<'_, WallTime>) {
@@ -125,5 +125,5 @@ fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, Wal
     group
 }
 
-criterion_group!(benches, lines);
+criterion_group!(benches, benchmarks);
 criterion_main!(benches);

@@ -39,9 +39,9 @@ struct BenchRing {
 // SAFETY: all fields but the slots are shared words, and the protocol decides who uses a slot.
 unsafe impl Sync for BenchRing {}
 
-fn slots(criterion: &mut Criterion) {
+fn benchmarks(criterion: &mut Criterion) {
     one_thread(&mut group(criterion, "slots, one thread"));
-    two_threads(&mut group(criterion, "slots, two threads, to and fro"));
+    two_threads(&mut group(criterion, "slots, two threads, there and back"));
 }
 
 fn one_thread(group: &mut BenchmarkGroup<'_, WallTime>) {
@@ -143,5 +143,5 @@ fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, Wal
     group
 }
 
-criterion_group!(benches, slots);
+criterion_group!(benches, benchmarks);
 criterion_main!(benches);
