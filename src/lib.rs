@@ -51,7 +51,7 @@ pub use comm::{
     MemoryUse, StreamCalls, TransferGroup, launch_calls,
 };
 pub use config::Config;
-pub use control::{Reason, Report};
+pub use control::{DelayReason, Report};
 pub use element::Element;
 pub use error::{Error, ResultCode};
 pub use links::SlotTraffic;

@@ -12,8 +12,8 @@ use crate::element::Element;
 use crate::engine::wait::WaitLoop;
 use crate::error::Error;
 use crate::window::{
-    CHANNEL, HEADER_BYTES, MOST_DIRECT_WINDOWS, Outgoing, PeerSignalWords, WINDOW_TAG, WindowId,
-    WindowInfo, WindowMemory, WindowMessage, WindowPart, WindowService,
+    CHANNEL, HEADER_BYTES, MOST_DIRECT_WINDOWS, PeerSignalWords, WINDOW_TAG, WindowId, WindowInfo,
+    WindowMemory, WindowMessage, WindowPart, WindowSender, WindowService,
 };
 
 /// How long to wait for peers to map a window. Peers that take longer get messages instead.
@@ -337,7 +337,7 @@ impl Communicator {
     fn send_signal(&mut self, peer: Rank) -> Result<(), Error> {
         let Self { rank, host: HostBackend { windows, endpoint, .. }, .. } = self;
         let service = windows.service.as_mut().ok_or_else(no_window)?;
-        let quiet = service.outgoing[peer as usize].as_mut().is_some_and(Outgoing::is_quiet);
+        let quiet = service.outgoing[peer as usize].as_mut().is_some_and(WindowSender::is_quiet);
         if let Some(signal_words) = service.peer_words[peer as usize].as_ref().filter(|_| quiet) {
             if let Some(error) = endpoint.aborted().or_else(|| endpoint.gone(peer)) {
                 return Err(error.into());
@@ -483,7 +483,7 @@ impl Communicator {
             }
             links.connect(endpoint, addresses, peer, deadline, control)?;
             let (out, inc) = endpoint.open(peer, CHANNEL)?;
-            outgoing.push(Some(Outgoing { slots: out.slots, sent: 0 }));
+            outgoing.push(Some(WindowSender { slots: out.slots, sent: 0 }));
             incoming.push((peer, inc.slots));
         }
         WindowService::new(outgoing, incoming, &self.host.endpoint)

@@ -55,7 +55,7 @@ pub(crate) use plane::ControlPlane;
 use service::{CommandQueue, ServiceCommand};
 use verdict::Verdict;
 
-pub use report::{Reason, Report};
+pub use report::{DelayReason, Report};
 
 // The reasons with which an endpoint is aborted, as the peers see them over their links. They need
 // no control tree, in which the rank that left may be missing.

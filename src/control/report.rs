@@ -25,13 +25,13 @@ pub struct Report {
     /// The current or last call of the last rank of the chain, if it answered.
     pub their_call: Option<String>,
     /// What delays the last rank of the chain.
-    pub reason: Reason,
+    pub reason: DelayReason,
 }
 
 /// What delays a rank for which others wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Reason {
+pub enum DelayReason {
     /// It is outside of the library: its program has not made the call yet.
     NotJoined,
     /// It is in an earlier call and waits for no rank: it computes, or has no processor.
@@ -86,7 +86,7 @@ impl fmt::Display for Report {
     }
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for DelayReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotJoined => {
@@ -123,7 +123,7 @@ mod tests {
             host: "node1".into(),
             pid: 77,
             their_call: Some("call 6, all_gather of 3 int32".into()),
-            reason: Reason::NotJoined,
+            reason: DelayReason::NotJoined,
         };
         assert_eq!(
             report.to_string(),

@@ -59,13 +59,13 @@ impl CommandQueue {
 
 /// The thread of this process, if it runs.
 #[derive(Default)]
-struct Service {
+struct ServiceThread {
     running: Option<(Arc<CommandQueue>, JoinHandle<()>)>,
     /// The number of communicators that it serves.
     communicators: usize,
 }
 
-static SERVICE: PerProcess<Mutex<Service>> = PerProcess::new();
+static SERVICE: PerProcess<Mutex<ServiceThread>> = PerProcess::new();
 
 /// Hands a communicator to the thread, which is started if it does not run. `make` makes the
 /// communicator once it is certain that the thread runs.
@@ -146,12 +146,12 @@ extern "C" fn at_exit() {
     }
 }
 
-fn service() -> MutexGuard<'static, Service> {
+fn service() -> MutexGuard<'static, ServiceThread> {
     lock(SERVICE.get())
 }
 
 /// The state is whole at all times, so a panic elsewhere under the lock does no harm.
-fn lock(service: &Mutex<Service>) -> MutexGuard<'_, Service> {
+fn lock(service: &Mutex<ServiceThread>) -> MutexGuard<'_, ServiceThread> {
     service.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

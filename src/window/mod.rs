@@ -73,7 +73,7 @@ pub(crate) struct WindowPart {
 /// What a rank needs to write to other ranks, and to be written to.
 pub(crate) struct WindowService {
     /// The sending ends of the links, by rank; None for this rank.
-    pub(crate) outgoing: Vec<Option<Outgoing>>,
+    pub(crate) outgoing: Vec<Option<WindowSender>>,
     /// The signal words of other ranks to which this rank writes directly, by rank.
     pub(crate) peer_words: Vec<Option<PeerSignalWords>>,
     /// How many signals of each rank were consumed.
@@ -89,13 +89,13 @@ pub(crate) struct WindowService {
 }
 
 /// The sending end of a link for puts.
-pub(crate) struct Outgoing {
+pub(crate) struct WindowSender {
     pub(crate) slots: Box<dyn SendSlots>,
     /// The number of the last message.
     pub(crate) sent: Sequence,
 }
 
-impl Outgoing {
+impl WindowSender {
     /// Whether the peer has applied all messages.
     pub(crate) fn is_quiet(&mut self) -> bool {
         self.slots.released() >= self.sent
@@ -108,7 +108,7 @@ impl WindowService {
     /// # Errors
     /// There is no memory for the signal words.
     pub(crate) fn new(
-        outgoing: Vec<Option<Outgoing>>,
+        outgoing: Vec<Option<WindowSender>>,
         incoming: Vec<(Rank, Box<dyn ReceiveSlots>)>,
         endpoint: &Arc<Endpoint>,
     ) -> Result<Self, Error> {

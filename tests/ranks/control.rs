@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::ranks::{Job, signal};
 use maypole::config::Config;
-use maypole::{Call, Collective, Communicator, DType, Error, Reason, RedOp, UniqueId};
+use maypole::{Call, Collective, Communicator, DType, DelayReason, Error, RedOp, UniqueId};
 use maypole_transport::error::LinkError;
 
 /// The test that a rank process runs.
@@ -137,7 +137,7 @@ fn late(comm: &mut Communicator) {
     }
     let nranks = comm.nranks() as i32;
     assert_eq!(sum(comm, 1).expect("the rank comes"), nranks);
-    let named = |r: &&maypole::Report| r.culprit() == 1 && r.reason == Reason::NotJoined;
+    let named = |r: &&maypole::Report| r.culprit() == 1 && r.reason == DelayReason::NotJoined;
     let reports = comm.reports();
     println!(
         "say:{}",
@@ -400,7 +400,7 @@ fn a_late_rank_is_reported_as_absent_by_all_ranks_that_wait() {
         for (rank, reports) in reports.into_iter().filter(|(rank, _)| *rank != 3) {
             // On a busy host other ranks may be slow for a moment too, and be reported.
             let named = |r: &maypole::Report| {
-                (r.rank, r.culprit(), &r.reason) == (rank, 3, &Reason::NotJoined)
+                (r.rank, r.culprit(), &r.reason) == (rank, 3, &DelayReason::NotJoined)
                     && r.pid == std::process::id()
                     && r.call.starts_with("call 2, all_reduce of 1 int32 sum")
                     && r.their_call.as_deref() == Some("call 1, all_reduce of 1 int32 sum")
@@ -420,7 +420,7 @@ fn a_rank_that_does_not_connect_is_reported_too() {
         comm.reports()
     });
     for reports in &reports[1..] {
-        let absent = |r: &maypole::Report| r.culprit() == 0 && r.reason == Reason::NotJoined;
+        let absent = |r: &maypole::Report| r.culprit() == 0 && r.reason == DelayReason::NotJoined;
         assert!(reports.iter().any(absent), "{reports:?}");
     }
 }
@@ -456,7 +456,8 @@ fn a_rank_in_another_communicator_is_reported_as_such() {
         // The rank that is aborted first leaves both communicators.
         let left = matches!(error, Error::Link(LinkError::PeerLeft { .. }));
         assert!(left || matches!(error, Error::Aborted { .. }), "{error}");
-        let elsewhere = |r: &maypole::Report| matches!(r.reason, Reason::OtherCommunicator { .. });
+        let elsewhere =
+            |r: &maypole::Report| matches!(r.reason, DelayReason::OtherCommunicator { .. });
         assert!(reports.iter().any(elsewhere), "{reports:?}");
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use maypole_algorithms::Rank;
 
 use super::ServedCommunicator;
-use super::inquiry::Purpose;
+use super::inquiry::InquiryPurpose;
 use crate::control::flight_recorder::RecorderSnapshot;
 use crate::control::verdict::Verdict;
 use crate::device::memory::signals::DeviceSignals;
@@ -62,7 +62,7 @@ impl ServedCommunicator {
             self.device = None;
             return match failure {
                 Error::Mismatch { ranks: [_, peer], what } => {
-                    self.ask(Purpose::Mismatch { peer, fallback: what });
+                    self.ask(InquiryPurpose::Mismatch { peer, fallback: what });
                 }
                 other => self.decide(Verdict::of(self.shared.rank, &other), None),
             };

@@ -10,7 +10,7 @@ use maypole_transport::error::LinkError;
 use super::ServedCommunicator;
 use crate::control::flight_recorder::RecorderSnapshot;
 use crate::control::message::{ActivityAnswer, ControlMessage};
-use crate::control::report::{Reason, Report};
+use crate::control::report::{DelayReason, Report};
 use crate::control::verdict::Verdict;
 use crate::control::{ControlShared, MOST_REPORTS, PeerInfo};
 use crate::process::ProcessState;
@@ -22,13 +22,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct Inquiry {
     /// Identifies the question.
     pub(super) token: u32,
-    pub(super) purpose: Purpose,
+    pub(super) purpose: InquiryPurpose,
     /// When the question counts as not answered.
     pub(super) due: Instant,
 }
 
 /// Why a rank is asked what it does.
-pub(super) enum Purpose {
+pub(super) enum InquiryPurpose {
     /// This rank has waited since `since` in call `sequence`. Each rank of the chain waits for the
     /// next one; the last was asked.
     LongWait { since: Instant, sequence: u64, chain: Vec<Rank> },
@@ -37,7 +37,7 @@ pub(super) enum Purpose {
     Mismatch { peer: Rank, fallback: String },
 }
 
-impl Purpose {
+impl InquiryPurpose {
     /// The rank that was asked.
     fn asked(&self) -> Rank {
         match self {
@@ -51,16 +51,16 @@ impl ServedCommunicator {
     /// Starts to find out why this rank has waited for `peer` since `since`, unless another long
     /// wait is being investigated.
     pub(super) fn investigate(&mut self, peer: Rank, since: Instant) {
-        let busy = |inquiry: &Inquiry| matches!(inquiry.purpose, Purpose::LongWait { .. });
+        let busy = |inquiry: &Inquiry| matches!(inquiry.purpose, InquiryPurpose::LongWait { .. });
         if peer == self.shared.rank || self.inquiries.iter().any(busy) {
             return;
         }
         let sequence = self.shared.record.read().sequence.saturating_sub(self.queued_behind());
-        self.ask(Purpose::LongWait { since, sequence, chain: vec![peer] });
+        self.ask(InquiryPurpose::LongWait { since, sequence, chain: vec![peer] });
     }
 
     /// Asks a rank what it does.
-    pub(super) fn ask(&mut self, purpose: Purpose) {
+    pub(super) fn ask(&mut self, purpose: InquiryPurpose) {
         let asked = purpose.asked();
         if asked >= self.shared.nranks || self.shared.final_error().is_some() {
             return;
@@ -92,14 +92,14 @@ impl ServedCommunicator {
     }
 
     /// Continues an inquiry with the answer of the rank that was asked.
-    pub(super) fn answered(&mut self, purpose: Purpose, answer: &ActivityAnswer) {
+    pub(super) fn answered(&mut self, purpose: InquiryPurpose, answer: &ActivityAnswer) {
         let (rank, asked) = (self.shared.rank, purpose.asked());
         let (own, peers_calls) = (self.shared.record.read(), &answer.snapshot);
         if let Some(verdict) = Verdict::compare((rank, &own), (asked, peers_calls)) {
             return self.decide(verdict, None);
         }
         match purpose {
-            Purpose::Mismatch { peer, fallback } => {
+            InquiryPurpose::Mismatch { peer, fallback } => {
                 let what = format!(
                     "rank {rank} is at {}, rank {peer} at {}; {fallback}",
                     own.last(),
@@ -107,7 +107,7 @@ impl ServedCommunicator {
                 );
                 self.decide(Verdict::Mismatch { ranks: [rank, peer], what }, None);
             }
-            Purpose::LongWait { since, sequence, chain } => {
+            InquiryPurpose::LongWait { since, sequence, chain } => {
                 // The wait may have ended meanwhile.
                 if self.still_waits(&own, sequence) {
                     self.follow_chain(since, sequence, chain, answer);
@@ -126,19 +126,19 @@ impl ServedCommunicator {
     ) {
         let snapshot = &answer.snapshot;
         if let Some(next) = self.next_on_device(&chain, snapshot, sequence) {
-            return self.ask(Purpose::LongWait { since, sequence, chain: vec![next] });
+            return self.ask(InquiryPurpose::LongWait { since, sequence, chain: vec![next] });
         }
         match decide_next(self.shared.rank, self.shared.nranks, sequence, &chain, answer) {
             ChainDecision::Ask(next) => {
                 chain.push(next);
-                self.ask(Purpose::LongWait { since, sequence, chain });
+                self.ask(InquiryPurpose::LongWait { since, sequence, chain });
             }
             ChainDecision::Report(reason) => self.report(since, chain, Some(snapshot), reason),
         }
     }
 
     /// Ends an inquiry whose rank has not answered.
-    pub(super) fn unanswered(&mut self, purpose: Purpose) {
+    pub(super) fn unanswered(&mut self, purpose: InquiryPurpose) {
         let asked = purpose.asked();
         let state = self.state_of(asked);
         let left = self.left.contains(&asked) || self.left_on_link(asked);
@@ -146,22 +146,22 @@ impl ServedCommunicator {
             return self.decide(Verdict::Dead { rank: asked }, None);
         }
         match purpose {
-            Purpose::Mismatch { peer, fallback } => {
+            InquiryPurpose::Mismatch { peer, fallback } => {
                 let rank = self.shared.rank;
                 let own = self.shared.record.read().last();
                 let what = format!("rank {rank} is at {own}; {fallback}");
                 self.decide(Verdict::Mismatch { ranks: [rank, peer], what }, None);
             }
-            Purpose::LongWait { since, sequence, chain } => {
+            InquiryPurpose::LongWait { since, sequence, chain } => {
                 let own = self.shared.record.read();
                 if !self.still_waits(&own, sequence) {
                     return;
                 }
                 let stopped = |rank: &Rank| self.state_of(*rank) == Some(ProcessState::Stopped);
                 let reason = match state {
-                    _ if left => Reason::Left,
-                    Some(ProcessState::Stopped) => Reason::Stopped,
-                    _ => Reason::NoAnswer {
+                    _ if left => DelayReason::Left,
+                    Some(ProcessState::Stopped) => DelayReason::Stopped,
+                    _ => DelayReason::NoAnswer {
                         stopped_on_path: self.tree.ranks_between(asked).into_iter().find(stopped),
                     },
                 };
@@ -176,7 +176,7 @@ impl ServedCommunicator {
         since: Instant,
         chain: Vec<Rank>,
         peers_calls: Option<&RecorderSnapshot>,
-        reason: Reason,
+        reason: DelayReason,
     ) {
         let own = self.shared.record.read();
         let culprit = chain.last().copied().unwrap_or(self.shared.rank);
@@ -221,7 +221,7 @@ enum ChainDecision {
     /// Ask this rank, for which the last rank of the chain waits.
     Ask(Rank),
     /// Report this cause.
-    Report(Reason),
+    Report(DelayReason),
 }
 
 /// Decides how rank `rank` of `nranks`, which waits in call `sequence`, continues after the last
@@ -235,15 +235,15 @@ fn decide_next(
 ) -> ChainDecision {
     let ActivityAnswer { snapshot, elsewhere } = answer;
     ChainDecision::Report(match (snapshot.in_call, snapshot.waits_for) {
-        _ if snapshot.sequence > sequence => Reason::SlowLink,
-        (true, Some(next)) if next == rank || chain.contains(&next) => Reason::Cycle,
+        _ if snapshot.sequence > sequence => DelayReason::SlowLink,
+        (true, Some(next)) if next == rank || chain.contains(&next) => DelayReason::Cycle,
         (true, Some(next)) if next < nranks => return ChainDecision::Ask(next),
-        (true, _) if snapshot.sequence < sequence => Reason::EarlierCall,
-        (true, _) => Reason::Working,
-        (false, _) if snapshot.sequence == sequence => Reason::SlowLink,
+        (true, _) if snapshot.sequence < sequence => DelayReason::EarlierCall,
+        (true, _) => DelayReason::Working,
+        (false, _) if snapshot.sequence == sequence => DelayReason::SlowLink,
         (false, _) => match elsewhere {
-            Some(what) => Reason::OtherCommunicator { what: what.clone() },
-            None => Reason::NotJoined,
+            Some(what) => DelayReason::OtherCommunicator { what: what.clone() },
+            None => DelayReason::NotJoined,
         },
     })
 }
@@ -262,19 +262,19 @@ mod tests {
         };
         let report = ChainDecision::Report;
         assert_eq!(decide(7, true, Some(3), None), ChainDecision::Ask(3));
-        assert_eq!(decide(7, true, Some(0), None), report(Reason::Cycle));
-        assert_eq!(decide(7, true, Some(1), None), report(Reason::Cycle));
+        assert_eq!(decide(7, true, Some(0), None), report(DelayReason::Cycle));
+        assert_eq!(decide(7, true, Some(1), None), report(DelayReason::Cycle));
         // A rank that does not exist is not asked.
-        assert_eq!(decide(7, true, Some(4), None), report(Reason::Working));
-        assert_eq!(decide(7, true, None, None), report(Reason::Working));
-        assert_eq!(decide(6, true, None, None), report(Reason::EarlierCall));
-        assert_eq!(decide(8, false, None, None), report(Reason::SlowLink));
-        assert_eq!(decide(7, false, None, None), report(Reason::SlowLink));
-        assert_eq!(decide(6, false, None, None), report(Reason::NotJoined));
+        assert_eq!(decide(7, true, Some(4), None), report(DelayReason::Working));
+        assert_eq!(decide(7, true, None, None), report(DelayReason::Working));
+        assert_eq!(decide(6, true, None, None), report(DelayReason::EarlierCall));
+        assert_eq!(decide(8, false, None, None), report(DelayReason::SlowLink));
+        assert_eq!(decide(7, false, None, None), report(DelayReason::SlowLink));
+        assert_eq!(decide(6, false, None, None), report(DelayReason::NotJoined));
         let what = String::from("call 3");
         assert_eq!(
             decide(6, false, None, Some("call 3")),
-            report(Reason::OtherCommunicator { what })
+            report(DelayReason::OtherCommunicator { what })
         );
     }
 }

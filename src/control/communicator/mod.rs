@@ -25,7 +25,7 @@ use crate::bootstrap::{BootstrapError, ControlTree, TreeEvent, TreeExchange};
 use crate::error::Error;
 use crate::process::ProcessWatch;
 use device_work::DeviceWork;
-use inquiry::{Inquiry, Purpose};
+use inquiry::{Inquiry, InquiryPurpose};
 
 /// A communicator that the service thread serves.
 pub(super) struct ServedCommunicator {
@@ -137,7 +137,7 @@ impl ServedCommunicator {
             }
             CommunicatorCommand::Decide(verdict) => self.decide(verdict, None),
             CommunicatorCommand::FindMismatch(peer, fallback) => {
-                self.ask(Purpose::Mismatch { peer, fallback });
+                self.ask(InquiryPurpose::Mismatch { peer, fallback });
             }
             CommunicatorCommand::Exchange(bytes, deadline) => {
                 self.spread_link_failure();

@@ -8,7 +8,7 @@ use maypole_algorithms::RedOp;
 use super::support::{fail, on_devices, simulator};
 use crate::comm::{DeviceCall, StreamCalls, launch_calls};
 use crate::config::Config;
-use crate::control::Reason;
+use crate::control::DelayReason;
 use crate::device::CudaStreamHandle;
 use crate::error::Error;
 
@@ -81,7 +81,7 @@ fn a_rank_that_does_not_come_is_reported_by_name() {
         rank.stream.synchronize().expect("it comes at last");
         rank.comm.reports().into_iter().map(|report| (report.chain, report.reason)).collect()
     });
-    let late = (vec![1], Reason::NotJoined);
+    let late = (vec![1], DelayReason::NotJoined);
     assert!(reasons[0].contains(&late) && reasons[2].contains(&late), "{reasons:?}");
 }
 
