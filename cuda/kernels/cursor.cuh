@@ -2,7 +2,8 @@
 #pragma once
 #include "block.cuh"
 
-// Finds the current segment of the lane, skipping segments without steps or without remaining tiles. One thread calls this.
+// Finds the current segment of the lane, skipping segments without steps or without remaining
+// tiles. One thread calls this.
 __device__ static void find_segment(Block& b) {
   Cursor& c = b.cursor;
   for (; c.segment < c.segments; c.segment++, c.tile = 0) {
@@ -22,7 +23,8 @@ __device__ static void prepare(Block& b);
 __device__ static void load_step(Block& b) {
   if (b.cursor.over) return;
   // Always as many words as the longest step has; a program has padding after its last step.
-  for (u32 i = threadIdx.x; i < STEP_WORDS && threadIdx.x < 32; i += 32) b.cursor.words[i] = word(b, b.cursor.offset + i);
+  for (u32 i = threadIdx.x; i < STEP_WORDS && threadIdx.x < 32; i += 32)
+    b.cursor.words[i] = word(b, b.cursor.offset + i);
   first_warp_sync();
   prepare(b);
 }
@@ -55,8 +57,8 @@ __device__ static void switch_lane(Block& b, u32 lane) {
   load_step(b);
 }
 
-// Moves to the next step of the lane. After the barrier that ends the step, only the first warp has used its words, so a sync of
-// that warp is enough before they change.
+// Moves to the next step of the lane. After the barrier that ends the step, only the first warp has
+// used its words, so a sync of that warp is enough before they change.
 __device__ static void advance(Block& b) {
   first_warp_sync();
   Cursor& c = b.cursor;

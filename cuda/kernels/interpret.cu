@@ -1,19 +1,22 @@
 // The interpreter kernel: one launch runs the works of one or more ranks in one or more calls.
 //
-// A lane is run by block `lane % work.blocks`, so any number of blocks can run any schedule: a block with several lanes visits them in
-// turn and runs every step that is ready. This cannot deadlock, because a step consumes nothing before everything it needs is ready
-// (the lanes of the host engine are state machines for the same reason). The blocks of a launch, and the launches of ranks that share a
-// device, must be resident at the same time.
+// A lane is run by block `lane % work.blocks`, so any number of blocks can run any schedule: a
+// block with several lanes visits them in turn and runs every step that is ready. This cannot
+// deadlock, because a step consumes nothing before everything it needs is ready (the lanes of the
+// host engine are state machines for the same reason). The blocks of a launch, and the launches of
+// ranks that share a device, must be resident at the same time.
 //
-// One visit: threads 0..7 check the inputs, 8..15 the outputs and 16..23 the steps of `after`, in parallel, followed by a barrier. If all
-// are ready, the block folds in one pass, with the inputs in registers, followed by a barrier. Then the same threads release the
-// received messages, publish the sent ones and count the step as done, while the words of the next step are loaded. Blocks have at
-// least 32 threads.
+// One visit: threads 0..7 check the inputs, 8..15 the outputs and 16..23 the steps of `after`, in
+// parallel, followed by a barrier. If all are ready, the block folds in one pass, with the inputs
+// in registers, followed by a barrier. Then the same threads release the received messages, publish
+// the sent ones and count the step as done, while the words of the next step are loaded. Blocks
+// have at least 32 threads.
 //
-// Memory order. The threads of a block write slots and counters; after a barrier one thread stores a counter with release, which covers
-// everything that the barrier ordered before it. The reader loads the counter with acquire, and its block passes a barrier. The pairs
-// are `filled` (data and head of a slot), `drained` (the slot is free), `done` (chunks of other lanes) and `works` (everything of a work,
-// for the next work of the same blocks).
+// Memory order. The threads of a block write slots and counters; after a barrier one thread stores
+// a counter with release, which covers everything that the barrier ordered before it. The reader
+// loads the counter with acquire, and its block passes a barrier. The pairs are `filled` (data and
+// head of a slot), `drained` (the slot is free), `done` (chunks of other lanes) and `works`
+// (everything of a work, for the next work of the same blocks).
 #include "ll.cuh"
 #include "ready.cuh"
 #include "fold.cuh"
@@ -37,7 +40,8 @@ __device__ static bool run_step(const Block& b, u32 elements) {
   return true;
 }
 
-// Prepares the block for its work; false if the work must not run. Loads the beginning of the program to shared memory at once.
+// Prepares the block for its work; false if the work must not run. Loads the beginning of the
+// program to shared memory at once.
 __device__ static bool begin(Block& b) {
   bool good = true;
   if (threadIdx.x == 0) {
@@ -46,7 +50,8 @@ __device__ static bool begin(Block& b) {
   }
   for (u32 i = threadIdx.x; i < PREFIX_WORDS; i += blockDim.x) b.prefix[i] = b.work.program[i];
   __syncthreads();
-  if (threadIdx.x == 0 && good && !(b.prefix[HEADER_MAGIC] == MAGIC && arithmetic_of(b.work, b.arithmetic))) {
+  if (threadIdx.x == 0 && good &&
+      !(b.prefix[HEADER_MAGIC] == MAGIC && arithmetic_of(b.work, b.arithmetic))) {
     b.prefix[HEADER_LANES] = 0;
     report(b.work, ERROR_PROGRAM, 0, 0);
     good = false;
@@ -83,13 +88,15 @@ __device__ static void run(Block& b) {
     if (waiting && __syncthreads_or(bad)) return;
     failed_polls = ran ? 0 : failed_polls + 1;
     if (ran) continue;
-    if (failed_polls % ABORT_TURNS == 0 && __syncthreads_or(threadIdx.x == 0 && aborted(b.work))) return;
+    if (failed_polls % ABORT_TURNS == 0 && __syncthreads_or(threadIdx.x == 0 && aborted(b.work)))
+      return;
     if (threadIdx.x == 0) wait_hint(failed_polls);
   }
 }
 
-// Counts the block as finished with its work. The last block clears the states of the lanes for the next work, since no block uses
-// them any more; the counters of links go on. If `more` works follow in this launch, waits until all blocks have finished this one.
+// Counts the block as finished with its work. The last block clears the states of the lanes for the
+// next work, since no block uses them any more; the counters of links go on. If `more` works follow
+// in this launch, waits until all blocks have finished this one.
 __device__ static void finish_work(const Work& work, u32 lanes, bool more) {
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -100,7 +107,8 @@ __device__ static void finish_work(const Work& work, u32 lanes, bool more) {
       store_release(work.finished, works + 1);
       store_release(departed_word(work, WORKS), works + 1);
     } else if (more) {
-      for (u32 turns = 0; load_acquire(departed_word(work, WORKS)) == works; turns++) wait_hint(turns);
+      for (u32 turns = 0; load_acquire(departed_word(work, WORKS)) == works; turns++)
+        wait_hint(turns);
     }
   }
   __syncthreads();

@@ -1,17 +1,22 @@
-// LL messages: every 8-byte word carries a flag, which tells the receiver that the word has arrived.
+// LL messages: every 8-byte word carries a flag, which tells the receiver that the word has
+// arrived.
 //
-// Message `n` of a link uses LL line `n % depth` of the ring. The flag is the low half of n + 1. The sender writes the words in any
-// order; a word is never torn. The receiver polls each word that it needs. Neither side needs a barrier or a release.
+// Message `n` of a link uses LL line `n % depth` of the ring. The flag is the low half of n + 1.
+// The sender writes the words in any order; a word is never torn. The receiver polls each word that
+// it needs. Neither side needs a barrier or a release.
 //
-// Why there is no deadlock. A block commits to a step when it has seen the first words (tag and length) of all messages that the step
-// receives, and has credit for all messages that it sends. From then on it waits only for the other words of these messages. The
-// block that wrote the first words had committed to its step earlier, and waits itself only for words of messages that were begun
-// even earlier. So of all committed steps the one that was committed first waits for nothing, and ends. There is no cycle, however
-// lanes are distributed over blocks. (Committing to a step before the first words have arrived would break this: the block that
-// waits for the message of one lane could be the block that has to send it in another lane.)
+// Why there is no deadlock. A block commits to a step when it has seen the first words (tag and
+// length) of all messages that the step receives, and has credit for all messages that it sends.
+// From then on it waits only for the other words of these messages. The block that wrote the first
+// words had committed to its step earlier, and waits itself only for words of messages that were
+// begun even earlier. So of all committed steps the one that was committed first waits for nothing,
+// and ends. There is no cycle, however lanes are distributed over blocks. (Committing to a step
+// before the first words have arrived would break this: the block that waits for the message of one
+// lane could be the block that has to send it in another lane.)
 //
-// A stale word never looks like a new one: before the same 32-bit flag is used again, the sender overwrites all words of each line
-// of the ring, whichever protocol the messages use then. It writes the flag of the message before, which has been consumed.
+// A stale word never looks like a new one: before the same 32-bit flag is used again, the sender
+// overwrites all words of each line of the ring, whichever protocol the messages use then. It
+// writes the flag of the message before, which has been consumed.
 #pragma once
 #include "ready.cuh"
 #include "fold.cuh"
@@ -21,7 +26,8 @@ __device__ static INLINE LlPair ll_pair(u32 low, u32 high, u32 flag) {
 }
 
 // Waits until two words have arrived; false if the work is aborted.
-__device__ static INLINE bool await_ll_pair(const Work& work, gptr<const u64> at, u32 flag, LlPair& v) {
+__device__ static INLINE bool await_ll_pair(const Work& work, gptr<const u64> at, u32 flag,
+                                            LlPair& v) {
   for (u32 turns = 1;; turns++) {
     v = load_ll_pair(at);
     if ((u32)(v.a >> 32) == flag && (u32)(v.b >> 32) == flag) return true;
@@ -37,7 +43,8 @@ __device__ static INLINE u32 width_of(gptr<const u8> at) {
 }
 
 // Loads pack `p` of operand `j`, of which `bytes` bytes are used; false if the work is aborted.
-__device__ static NOINLINE bool load_operand(const Block& b, bool is_ll, u32 j, u32 p, u32 bytes, Pack& v) {
+__device__ static NOINLINE bool load_operand(const Block& b, bool is_ll, u32 j, u32 p, u32 bytes,
+                                             Pack& v) {
   const gptr<const u8> at = b.operands.at[j];
   if (is_ll) {
     const gptr<const u64> words = gcast<const u64>(at) + 2 + 4ull * p;
@@ -54,7 +61,8 @@ __device__ static NOINLINE bool load_operand(const Block& b, bool is_ll, u32 j, 
 }
 
 // Stores pack `p` of operand `j`, of which `bytes` bytes are used.
-__device__ static NOINLINE void store_operand(const Block& b, bool is_ll, u32 j, u32 p, u32 bytes, Pack v) {
+__device__ static NOINLINE void store_operand(const Block& b, bool is_ll, u32 j, u32 p, u32 bytes,
+                                              Pack v) {
   const gptr<u8> at = b.operands.at[j];
   if (is_ll) {
     const gptr<u64> words = gcast<u64>(at) + 2 + 4ull * p;
@@ -63,17 +71,22 @@ __device__ static NOINLINE void store_operand(const Block& b, bool is_ll, u32 j,
     if (bytes > 8) store_ll_pair(words + 2, ll_pair(v.w[2], v.w[3], flag));
   } else {
     const gptr<u8> to = at + 16ull * p;
-    if (bytes == 16) store_pack(to, width_of(to), v);
-    else store_part(to, bytes, b.work.element, v);
+    if (bytes == 16)
+      store_pack(to, width_of(to), v);
+    else
+      store_part(to, bytes, b.work.element, v);
   }
 }
 
-// Folds a step of which some operands are LL messages. False if the work was aborted; the outputs are then incomplete.
+// Folds a step of which some operands are LL messages. False if the work was aborted; the outputs
+// are then incomplete.
 __device__ static NOINLINE bool fold_step_ll(const Block& b, FoldShape s, u32 elements) {
   const u32 bytes = elements * b.work.element;
   for (u32 o = threadIdx.x; o < s.outputs; o += blockDim.x) {
     const u32 j = MAX_FAN + o;
-    if (s.ll >> j & 1) store_ll_pair(gcast<u64>(b.operands.at[j]), ll_pair(b.cursor.tag, bytes, (u32)b.operands.n[j] + 1));
+    if (s.ll >> j & 1)
+      store_ll_pair(gcast<u64>(b.operands.at[j]),
+                    ll_pair(b.cursor.tag, bytes, (u32)b.operands.n[j] + 1));
   }
 #pragma unroll 1
   for (u32 p = threadIdx.x; 16ull * p < bytes; p += blockDim.x) {
@@ -84,20 +97,24 @@ __device__ static NOINLINE bool fold_step_ll(const Block& b, FoldShape s, u32 el
       if (k < s.inputs && !load_operand(b, s.ll >> k & 1, k, p, part, v[k])) return false;
     const Pack r = fold_tree<AnyFold, MAX_FAN>(AnyFold{b.arithmetic.node}, b.arithmetic, s, v);
 #pragma unroll 1
-    for (u32 o = 0; o < s.outputs; o++) store_operand(b, s.ll >> (MAX_FAN + o) & 1, MAX_FAN + o, p, part, r);
+    for (u32 o = 0; o < s.outputs; o++)
+      store_operand(b, s.ll >> (MAX_FAN + o) & 1, MAX_FAN + o, p, part, r);
   }
   return true;
 }
 
-// Overwrites the LL lines of the messages that the step sends, so that no stale word is left (see above). All threads call it.
+// Overwrites the LL lines of the messages that the step sends, so that no stale word is left (see
+// above). All threads call it.
 __device__ static NOINLINE void overwrite_stale(const Block& b, u32 stale) {
   const u32 head = b.cursor.words[0];
   for (u32 o = 0; o < outputs_of(head); o++) {
     if (!(stale >> (MAX_FAN + o) & 1)) continue;
-    const gptr<const LinkEnd> end = b.work.sending + index_of(b.cursor.words[1 + inputs_of(head) + o]);
+    const gptr<const LinkEnd> end =
+        b.work.sending + index_of(b.cursor.words[1 + inputs_of(head) + o]);
     const u64 n = b.operands.n[MAX_FAN + o];
     const gptr<u64> words = end->ll + n % end->depth * end->ll_words;
-    for (u64 i = threadIdx.x; i < end->ll_words / 2; i += blockDim.x) store_ll_pair(words + 2 * i, ll_pair(0, 0, (u32)n));
+    for (u64 i = threadIdx.x; i < end->ll_words / 2; i += blockDim.x)
+      store_ll_pair(words + 2 * i, ll_pair(0, 0, (u32)n));
   }
   __syncthreads();
 }

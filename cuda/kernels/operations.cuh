@@ -1,8 +1,9 @@
 // Reduction operations on elements, 16 bytes at a time.
 //
-// The bits are the same as on the host (`src/reduce`), except that a NaN may be any NaN. One function, `combine`, does a binary node of
-// all types and operations: scaling is a product, signed integers are added and multiplied as unsigned ones, and a minimum is the
-// maximum of flipped numbers.
+// The bits are the same as on the host (`src/reduce`), except that a NaN may be any NaN. One
+// function, `combine`, does a binary node of all types and operations: scaling is a product, signed
+// integers are added and multiplied as unsigned ones, and a minimum is the maximum of flipped
+// numbers.
 #pragma once
 #include "small_floats.cuh"
 #include "program.cuh"
@@ -13,7 +14,8 @@ enum Node : u32 { SUM, PROD, MAX };
 __device__ constexpr u32 node_of(Kind kind, Node node) { return kind * 3 + node; }
 
 // The numbers of DType and RedOp of maypole-algorithms.
-constexpr u32 DTYPES = 12, RED_SUM = 0, RED_PROD = 1, RED_MAX = 2, RED_MIN = 3, RED_AVG = 4, RED_PREMULSUM = 5;
+constexpr u32 DTYPES = 12, RED_SUM = 0, RED_PROD = 1, RED_MAX = 2, RED_MIN = 3, RED_AVG = 4,
+              RED_PREMULSUM = 5;
 
 // The operation of a work.
 struct Arithmetic {
@@ -42,7 +44,8 @@ template <u32 BITS, class F>
 __device__ static INLINE u32 each(u32 a, u32 b, F f) {
   u32 word = 0;
 #pragma unroll
-  for (u32 i = 0; i < 32; i += BITS) word |= (f(a >> i & ((1u << BITS) - 1), b >> i & ((1u << BITS) - 1)) & ((1u << BITS) - 1)) << i;
+  for (u32 i = 0; i < 32; i += BITS)
+    word |= (f(a >> i & ((1u << BITS) - 1), b >> i & ((1u << BITS) - 1)) & ((1u << BITS) - 1)) << i;
   return word;
 }
 
@@ -80,11 +83,11 @@ __device__ static INLINE Pack combine_inline(Pack a, Pack b) {
 #pragma unroll
   for (u32 i = 0; i < 4; i++) {
     const u32 x = a.w[i], y = b.w[i];
-    r.w[i] = KIND == U32      ? node32<NODE>(x, y)
-             : KIND == SINGLE ? node_single<NODE>(x, y)
-             : KIND == HALF   ? each<16>(x, y, small_float<F16, NODE>)
-             : KIND == BFLOAT ? each<16>(x, y, small_float<Bf16, NODE>)
-             : KIND == U8     ? each<8>(x, y, integer<u32, NODE>)
+    r.w[i] = KIND == U32        ? node32<NODE>(x, y)
+             : KIND == SINGLE   ? node_single<NODE>(x, y)
+             : KIND == HALF     ? each<16>(x, y, small_float<F16, NODE>)
+             : KIND == BFLOAT   ? each<16>(x, y, small_float<Bf16, NODE>)
+             : KIND == U8       ? each<8>(x, y, integer<u32, NODE>)
              : KIND == FP8_E4M3 ? each<8>(x, y, small_float<E4M3, NODE>)
                                 : each<8>(x, y, small_float<E5M2, NODE>);
   }
@@ -93,7 +96,7 @@ __device__ static INLINE Pack combine_inline(Pack a, Pack b) {
 
 // One node of a fold, for any kind and node.
 __device__ static NOINLINE Pack combine(u32 node, Pack a, Pack b) {
-#define CASES(KIND)                                             \
+#define CASES(KIND)                                                  \
   case node_of(KIND, SUM): return combine_inline<KIND, SUM>(a, b);   \
   case node_of(KIND, PROD): return combine_inline<KIND, PROD>(a, b); \
   case node_of(KIND, MAX): return combine_inline<KIND, MAX>(a, b);
@@ -136,7 +139,8 @@ __device__ static NOINLINE Pack divide(u32 dtype, Pack a, u64 n) {
 
 // A pack filled with the low `element` bytes of `low`.
 __device__ static INLINE Pack filled_with(u64 low, u32 element) {
-  for (u32 bits = 8 * element; bits < 64; bits *= 2) low = (low & ((1ull << bits) - 1)) | low << bits;
+  for (u32 bits = 8 * element; bits < 64; bits *= 2)
+    low = (low & ((1ull << bits) - 1)) | low << bits;
   const u32 words[2] = {(u32)low, (u32)(low >> 32)};
   return Pack{{words[0], words[1], words[0], words[1]}};
 }
@@ -159,8 +163,8 @@ __device__ static bool arithmetic_of(const Work& work, Arithmetic& m) {
     for (u32 i = 0; i < work.element; i++) parameter |= (u64)at[i] << 8 * i;
   }
   m.factor = filled_with(parameter, work.element);
-  // Inverting all bits of an integer, or the sign of a float, reverses the order. Inverting the sign bit of a signed integer gives an
-  // unsigned one in the same order.
+  // Inverting all bits of an integer, or the sign of a float, reverses the order. Inverting the
+  // sign bit of a signed integer gives an unsigned one in the same order.
   const u64 sign = 1ull << (8 * work.element - 1);
   u64 flip = 0;
   if (op == RED_MIN) flip = real ? sign : ~0ull;

@@ -1,8 +1,9 @@
-// The CUDA features that the kernels use. nvcc, NVRTC and clang compile them as plain CUDA; g++ compiles them for the simulated device.
+// The CUDA features that the kernels use. nvcc, NVRTC and clang compile them as plain CUDA; g++
+// compiles them for the simulated device.
 //
-// Rules for all files that include this one: access global memory only through gptr, flags only through the functions below, and add
-// and multiply floats only by add_rn and mul_rn, which no compiler may contract into a fused multiply-add (the bits of results are
-// guaranteed).
+// Rules for all files that include this one: access global memory only through gptr, flags only
+// through the functions below, and add and multiply floats only by add_rn and mul_rn, which no
+// compiler may contract into a fused multiply-add (the bits of results are guaranteed).
 #pragma once
 
 typedef unsigned char u8;
@@ -62,18 +63,26 @@ static __device__ __forceinline__ void store_relaxed(gptr<u64> p, u64 v) {
 // Device scope: used among the blocks of one launch.
 static __device__ __forceinline__ u64 fetch_add(gptr<u64> p, u64 v) {
   u64 old;
-  asm volatile("atom.acq_rel.gpu.global.add.u64 %0,[%1],%2;" : "=l"(old) : "l"(p), "l"(v) : "memory");
+  asm volatile("atom.acq_rel.gpu.global.add.u64 %0,[%1],%2;"
+               : "=l"(old)
+               : "l"(p), "l"(v)
+               : "memory");
   return old;
 }
 
-// Two neighbouring words, aligned to 16 bytes. Each word is never torn, and there is no order between the two.
+// Two neighbouring words, aligned to 16 bytes. Each word is never torn, and there is no order
+// between the two.
 static __device__ __forceinline__ LlPair load_ll_pair(gptr<const u64> p) {
   LlPair v;
-  asm volatile("ld.relaxed.sys.global.v2.u64 {%0,%1},[%2];" : "=l"(v.a), "=l"(v.b) : "l"(p) : "memory");
+  asm volatile("ld.relaxed.sys.global.v2.u64 {%0,%1},[%2];"
+               : "=l"(v.a), "=l"(v.b)
+               : "l"(p)
+               : "memory");
   return v;
 }
 static __device__ __forceinline__ void store_ll_pair(gptr<u64> p, LlPair v) {
-  asm volatile("st.relaxed.sys.global.v2.u64 [%0],{%1,%2};" ::"l"(p), "l"(v.a), "l"(v.b) : "memory");
+  asm volatile("st.relaxed.sys.global.v2.u64 [%0],{%1,%2};" ::"l"(p), "l"(v.a), "l"(v.b)
+               : "memory");
 }
 
 static __device__ __forceinline__ u64 address_of(gptr<const u8> p) { return (u64)p; }
@@ -87,7 +96,8 @@ static __device__ __forceinline__ float mul_rn(float a, float b) { return __fmul
 static __device__ __forceinline__ u32 float_bits(float a) { return __float_as_uint(a); }
 static __device__ __forceinline__ float bits_float(u32 a) { return __uint_as_float(a); }
 
-// All threads call this. What the first 32 threads wrote to shared memory is then visible to all 32.
+// All threads call this. What the first 32 threads wrote to shared memory is then visible to
+// all 32.
 static __device__ __forceinline__ void first_warp_sync() {
   if (threadIdx.x < 32) __syncwarp();
 }

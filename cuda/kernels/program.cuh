@@ -1,6 +1,7 @@
 // The layout of an encoded program, and the structures of a launch.
 //
-// src/encode/layout.rs and src/launch.rs declare the same and explain every field; a test compares the numbers.
+// src/encode/layout.rs and src/launch.rs declare the same and explain every field; a test compares
+// the numbers.
 #pragma once
 #include "portable.cuh"
 

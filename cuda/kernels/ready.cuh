@@ -1,8 +1,10 @@
-// Whether the current step may run, checked by threads 0..23; and what other lanes and ranks are told after it has run.
+// Whether the current step may run, checked by threads 0..23; and what other lanes and ranks are
+// told after it has run.
 #pragma once
 #include "block.cuh"
 
-// Computes all of operand `j` that does not change while the block waits. Each of the first threads calls this for its operand.
+// Computes all of operand `j` that does not change while the block waits. Each of the first threads
+// calls this for its operand.
 __device__ static void find_operand(Block& b, u32 j, u32 word) {
   const Work& work = b.work;
   Operands& f = b.operands;
@@ -13,7 +15,8 @@ __device__ static void find_operand(Block& b, u32 j, u32 word) {
     const bool in = j < MAX_FAN;
     const LinkEnd end = (in ? work.receiving : work.sending)[index];
     const u64 n = *end.position, place = place_of(n, end.depth);
-    const bool has_ll = address_of(gcast<const u8>(end.ll)) != 0, is_ll = has_ll && work.protocol == PROTOCOL_LL;
+    const bool has_ll = address_of(gcast<const u8>(end.ll)) != 0,
+               is_ll = has_ll && work.protocol == PROTOCOL_LL;
     f.n[j] = n;
     f.depth[j] = end.depth;
     f.position[j] = end.position;
@@ -27,9 +30,11 @@ __device__ static void find_operand(Block& b, u32 j, u32 word) {
   } else if (kind == KIND_SCRATCH) {
     f.at[j] = work.scratch + (u64)index * tile * work.element;
   } else {
-    const u32 extent = b.prefix[kind == KIND_INPUT ? HEADER_INPUT_TABLE : HEADER_OUTPUT_TABLE] + index * EXTENT_WORDS;
+    const u32 extent = b.prefix[kind == KIND_INPUT ? HEADER_INPUT_TABLE : HEADER_OUTPUT_TABLE] +
+                       index * EXTENT_WORDS;
     const u64 start = b.cursor.tile * tile, size = word64(b, extent + 2);
-    f.at[j] = (kind == KIND_INPUT ? work.input : work.output) + (word64(b, extent) + start) * work.element;
+    f.at[j] = (kind == KIND_INPUT ? work.input : work.output) +
+              (word64(b, extent) + start) * work.element;
     f.elements[j] = size <= start ? 0 : size - start < tile ? (u32)(size - start) : tile;
   }
 }
@@ -59,13 +64,15 @@ __device__ static bool check_message(Block& b, u32 j, u32 link, u32 found, u32 b
     return false;
   }
   b.operands.elements[j] = bytes / b.work.element;
-  if (bytes % b.work.element == 0 && b.operands.elements[j] <= b.prefix[HEADER_TILE] && bytes <= b.operands.capacity[j])
+  if (bytes % b.work.element == 0 && b.operands.elements[j] <= b.prefix[HEADER_TILE] &&
+      bytes <= b.operands.capacity[j])
     return true;
   report(b.work, ERROR_LENGTH, link, found);
   return false;
 }
 
-// Whether the operand or dependency of thread `j` is ready. Sets `bad` if its message is not the one that the step expects.
+// Whether the operand or dependency of thread `j` is ready. Sets `bad` if its message is not the
+// one that the step expects.
 __device__ static bool is_ready(Block& b, u32 j, bool& bad) {
   Operands& f = b.operands;
   const u32 head = b.cursor.words[0], inputs = inputs_of(head);
@@ -88,8 +95,8 @@ __device__ static bool is_ready(Block& b, u32 j, bool& bad) {
     return !bad;
   }
   if (kind_of(word) == KIND_SCRATCH && in) {
-    // The step that wrote the chunk also wrote its length. It may be a step of `after`, which another thread checks at the same
-    // time, so wait for all of them here.
+    // The step that wrote the chunk also wrote its length. It may be a step of `after`, which
+    // another thread checks at the same time, so wait for all of them here.
     for (u32 k = 0; k < after_of(head); k++)
       if (!is_done(b, k)) return false;
     f.elements[j] = b.work.scratch_lengths[index_of(word)];
@@ -97,7 +104,8 @@ __device__ static bool is_ready(Block& b, u32 j, bool& bad) {
   return true;
 }
 
-// This thread's part of the question whether the step may run. What has been ready once remains ready.
+// This thread's part of the question whether the step may run. What has been ready once remains
+// ready.
 __device__ static bool check_ready(Block& b, bool& bad) {
   const u32 j = threadIdx.x;
   if (j >= CHECKERS || b.operands.ready[j]) return true;
@@ -106,8 +114,8 @@ __device__ static bool check_ready(Block& b, bool& bad) {
   return true;
 }
 
-// The length of the step in elements: that of all inputs and local outputs, for which messages must have room. All threads compute
-// the same.
+// The length of the step in elements: that of all inputs and local outputs, for which messages must
+// have room. All threads compute the same.
 __device__ static bool lengths_fit(const Block& b, u32& elements) {
   const u32 head = b.cursor.words[0], inputs = inputs_of(head), outputs = outputs_of(head);
   elements = b.operands.elements[0];
@@ -116,7 +124,8 @@ __device__ static bool lengths_fit(const Block& b, u32& elements) {
   for (u32 o = 0; o < outputs; o++) {
     const u32 kind = kind_of(b.cursor.words[1 + inputs + o]);
     if (kind <= KIND_OUTPUT) fit &= b.operands.elements[MAX_FAN + o] == elements;
-    if (kind == KIND_LINK) fit &= (u64)elements * b.work.element <= b.operands.capacity[MAX_FAN + o];
+    if (kind == KIND_LINK)
+      fit &= (u64)elements * b.work.element <= b.operands.capacity[MAX_FAN + o];
   }
   return fit;
 }
@@ -136,7 +145,8 @@ __device__ static void publish(Block& b, u32 elements) {
         if (out) *f.head[j] = (u64)(elements * b.work.element) << 32 | b.cursor.tag;
         store_release(f.signal[j], next);
       } else if (in) {
-        // Relaxed is enough: all words of the message have been read, since their flags were compared.
+        // Relaxed is enough: all words of the message have been read, since their flags were
+        // compared.
         store_relaxed(f.signal[j], next);
       }
     } else if (kind_of(word) == KIND_SCRATCH && out) {
@@ -146,7 +156,9 @@ __device__ static void publish(Block& b, u32 elements) {
   if (head >> AWAITED_SHIFT & 1) {
     // The store below also releases the lengths of scratch chunks.
     first_warp_sync();
-    if (j == OPERANDS) store_release(done_word(b.work, b.cursor.lane), b.cursor.tile * b.cursor.steps + b.cursor.step + 1);
+    if (j == OPERANDS)
+      store_release(done_word(b.work, b.cursor.lane),
+                    b.cursor.tile * b.cursor.steps + b.cursor.step + 1);
   }
 }
 

@@ -1,7 +1,9 @@
-// A block: its threads are fibers of one OS thread, which run one after the other, each until the barrier.
+// A block: its threads are fibers of one OS thread, which run one after the other, each until the
+// barrier.
 //
-// makecontext enters a fiber; setjmp and longjmp switch, since they make no system call. A fiber that waits at the barrier is not
-// switched to before the last one has come, so a barrier costs two switches a thread.
+// makecontext enters a fiber; setjmp and longjmp switch, since they make no system call. A fiber
+// that waits at the barrier is not switched to before the last one has come, so a barrier costs two
+// switches a thread.
 #include <sched.h>
 #include <setjmp.h>
 #include <stdlib.h>
@@ -80,11 +82,14 @@ extern "C" void sim_wait(unsigned turns) {
     b->alive = 0;
     _longjmp(b->scheduler, 1);
   }
-  if (turns < 8) sched_yield();
-  else usleep(turns < 64 ? 20 : 200);
+  if (turns < 8)
+    sched_yield();
+  else
+    usleep(turns < 64 ? 20 : 200);
 }
 
-void run_block(Device& device, const SimKernel& kernel, const void* argument, SimDim grid, SimDim threads, SimDim index, unsigned jitter_us) {
+void run_block(Device& device, const SimKernel& kernel, const void* argument, SimDim grid,
+               SimDim threads, SimDim index, unsigned jitter_us) {
   const unsigned n = threads.x;
   Block b;
   b.kernel = &kernel;
@@ -97,7 +102,8 @@ void run_block(Device& device, const SimKernel& kernel, const void* argument, Si
   std::vector<char> buffers(n * sizeof(jmp_buf) + 64);
   jmp_buf* first = (jmp_buf*)(((uintptr_t)buffers.data() + 63) & ~(uintptr_t)63);
   for (unsigned i = 0; i < n; i++) b.fibers.push_back(first + i);
-  char* stacks = (char*)mmap(nullptr, STACK * n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  char* stacks = (char*)mmap(nullptr, STACK * n, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (stacks == MAP_FAILED) abort();
   block = &b;
   sim_block = index;

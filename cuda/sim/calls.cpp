@@ -1,5 +1,6 @@
-// Every call of the driver comes through `enter`: it is counted by name, may fail by order (SIMCUDA_FAIL=name:n:error, several with
-// commas: the n-th call from the start of the process, "kernel" for the execution of the n-th kernel), and may be delayed.
+// Every call of the driver comes through `enter`: it is counted by name, may fail by order
+// (SIMCUDA_FAIL=name:n:error, several with commas: the n-th call from the start of the process,
+// "kernel" for the execution of the n-th kernel), and may be delayed.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -110,6 +111,8 @@ SIMULATOR_API void simCallsReset() {
 // The n-th call of `name` from now on fails; n = 0 forgets all such orders.
 SIMULATOR_API void simFail(const char* name, u64 n, CUresult error) {
   Lock guard(calls().lock);
-  if (n == 0) calls().orders.clear();
-  else calls().orders.push_back({name, calls().ever[name] + n, error});
+  if (n == 0)
+    calls().orders.clear();
+  else
+    calls().orders.push_back({name, calls().ever[name] + n, error});
 }

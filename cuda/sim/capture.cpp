@@ -1,9 +1,11 @@
 // Capture of streams into graphs, and their replay.
 //
-// Everything that goes through `submit` can be captured: it becomes a node, after the front of its stream. An event recorded in a capture
-// carries the front to other streams. What a capture forbids is an error and spoils it, as with the real driver: asking a capturing
-// stream or a captured event, the legacy stream beside a blocking stream that captures, calls that may synchronise (allocation,
-// freeing, queries of events), as far as the mode of the capture and of the thread say.
+// Everything that goes through `submit` can be captured: it becomes a node, after the front of its
+// stream. An event recorded in a capture carries the front to other streams. What a capture forbids
+// is an error and spoils it, as with the real driver: asking a capturing stream or a captured
+// event, the legacy stream beside a blocking stream that captures, calls that may synchronise
+// (allocation, freeing, queries of events), as far as the mode of the capture and of the thread
+// say.
 #include <atomic>
 #include <set>
 
@@ -35,7 +37,8 @@ CUresult forbid_unsafe() {
   CUresult result = CUDA_SUCCESS;
   for (CUstream s : all_streams()) {
     if (!s->capture || s->capture->mode == CU_STREAM_CAPTURE_MODE_RELAXED) continue;
-    const bool others = s->capture->mode == CU_STREAM_CAPTURE_MODE_GLOBAL && thread_mode == CU_STREAM_CAPTURE_MODE_GLOBAL;
+    const bool others = s->capture->mode == CU_STREAM_CAPTURE_MODE_GLOBAL &&
+                        thread_mode == CU_STREAM_CAPTURE_MODE_GLOBAL;
     if (s->capture->thread != thread_id() && !others) continue;
     s->capture->invalid = true;
     result = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
@@ -59,8 +62,8 @@ CUresult forbid_on(CUstream stream) {
   return result;
 }
 
-#define STREAM(name)    \
-  ENTER_CONTEXT(name);  \
+#define STREAM(name)   \
+  ENTER_CONTEXT(name); \
   CUstream stream = stream_of(handle)
 
 DRIVER_API cuThreadExchangeStreamCaptureMode(int* mode) {
@@ -90,8 +93,10 @@ DRIVER_API cuStreamEndCapture(CUstream handle, CUgraph* out) {
   *out = nullptr;
   CapturePtr capture = stream->capture;
   if (!capture) return CUDA_ERROR_INVALID_VALUE;
-  if (capture->origin != stream) return capture->invalid = true, CUDA_ERROR_STREAM_CAPTURE_UNMATCHED;
-  if (capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED && capture->thread != thread_id()) return CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
+  if (capture->origin != stream)
+    return capture->invalid = true, CUDA_ERROR_STREAM_CAPTURE_UNMATCHED;
+  if (capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED && capture->thread != thread_id())
+    return CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
   std::set<int> joined;
   std::vector<int> open = stream->front;
   while (!open.empty()) {
@@ -118,7 +123,8 @@ DRIVER_API cuStreamIsCapturing(CUstream handle, int* status) {
                                        : CU_STREAM_CAPTURE_STATUS_ACTIVE;
   return CUDA_SUCCESS;
 }
-static CUresult capture_info(CUstream stream, int* status, uint64_t* id, CUgraph* graph, const CUgraphNode** front, size_t* count) {
+static CUresult capture_info(CUstream stream, int* status, uint64_t* id, CUgraph* graph,
+                             const CUgraphNode** front, size_t* count) {
   static thread_local std::vector<CUgraphNode> nodes;
   Lock guard(order);
   if (stream->is_legacy)
@@ -139,19 +145,20 @@ DRIVER_API cuStreamGetCaptureInfo(CUstream handle, int* status, uint64_t* id) {
   STREAM(cuStreamGetCaptureInfo);
   return capture_info(stream, status, id, nullptr, nullptr, nullptr);
 }
-DRIVER_API cuStreamGetCaptureInfo_v2(CUstream handle, int* status, uint64_t* id, CUgraph* graph, const CUgraphNode** front,
-                                     size_t* count) {
+DRIVER_API cuStreamGetCaptureInfo_v2(CUstream handle, int* status, uint64_t* id, CUgraph* graph,
+                                     const CUgraphNode** front, size_t* count) {
   STREAM(cuStreamGetCaptureInfo_v2);
   return capture_info(stream, status, id, graph, front, count);
 }
-DRIVER_API cuStreamGetCaptureInfo_v3(CUstream handle, int* status, uint64_t* id, CUgraph* graph, const CUgraphNode** front,
-                                     const void** edges, size_t* count) {
+DRIVER_API cuStreamGetCaptureInfo_v3(CUstream handle, int* status, uint64_t* id, CUgraph* graph,
+                                     const CUgraphNode** front, const void** edges, size_t* count) {
   STREAM(cuStreamGetCaptureInfo_v3);
   if (edges) *edges = nullptr;
   return capture_info(stream, status, id, graph, front, count);
 }
 // Flags: 0 adds to the front of the stream, 1 replaces it.
-DRIVER_API cuStreamUpdateCaptureDependencies(CUstream handle, CUgraphNode* nodes, size_t count, unsigned flags) {
+DRIVER_API cuStreamUpdateCaptureDependencies(CUstream handle, CUgraphNode* nodes, size_t count,
+                                             unsigned flags) {
   STREAM(cuStreamUpdateCaptureDependencies);
   Lock guard(order);
   if (!stream->capture || flags > 1) return CUDA_ERROR_INVALID_VALUE;
@@ -240,7 +247,8 @@ DRIVER_API cuGraphLaunch(CUgraphExec graph, CUstream handle) {
   Done mine = std::make_shared<Completion>(), before;
   {
     Lock guard(order);
-    if (stream->capture) return forbid_on(stream), CUDA_ERROR_NOT_SUPPORTED;  // graphs in graphs are not simulated
+    if (stream->capture)
+      return forbid_on(stream), CUDA_ERROR_NOT_SUPPORTED;  // graphs in graphs are not simulated
     before = graph->last;
     graph->last = mine;
   }

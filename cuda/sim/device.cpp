@@ -1,5 +1,5 @@
-// Devices and their primary contexts. SIMCUDA_DEVICES says how many there are, CUDA_VISIBLE_DEVICES (a list of numbers) which of them
-// this process sees; SIMCUDA_PEERS=0 forbids peer access.
+// Devices and their primary contexts. SIMCUDA_DEVICES says how many there are, CUDA_VISIBLE_DEVICES
+// (a list of numbers) which of them this process sees; SIMCUDA_PEERS=0 forbids peer access.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,8 +58,8 @@ CUcontext primary(CUdevice ordinal) {
   CUcontext& context = (*contexts)[ordinal];
   if (!context) {
     context = new CUctx_st{&device_of(ordinal), nullptr};
-    context->legacy = new CUstream_st{context, 0, MAX_QUEUES, true,  // a queue of its own
-                                       nullptr, nullptr, {}};
+    context->legacy = new CUstream_st{context, 0,       MAX_QUEUES, true,  // a queue of its own
+                                      nullptr, nullptr, {}};
   }
   return context;
 }
@@ -79,12 +79,15 @@ bool may_access(const Device& from, int to) {
 }
 
 static bool known(CUdevice ordinal) { return ordinal >= 0 && ordinal < device_count(); }
-#define DEVICE(ordinal)                                     \
-  if (!initialized) return CUDA_ERROR_NOT_INITIALIZED;      \
+#define DEVICE(ordinal)                                \
+  if (!initialized) return CUDA_ERROR_NOT_INITIALIZED; \
   if (!known(ordinal)) return CUDA_ERROR_INVALID_DEVICE
 
-// How many blocks the device holds at once, and up to how many microseconds a block or a stream falls behind, by chance.
-extern "C" __attribute__((visibility("default"))) CUresult simDeviceConfigure(CUdevice ordinal, unsigned capacity, unsigned jitter_us) {
+// How many blocks the device holds at once, and up to how many microseconds a block or a stream
+// falls behind, by chance.
+extern "C" __attribute__((visibility("default"))) CUresult simDeviceConfigure(CUdevice ordinal,
+                                                                              unsigned capacity,
+                                                                              unsigned jitter_us) {
   if (!known(ordinal)) return CUDA_ERROR_INVALID_DEVICE;
   Device& device = device_of(ordinal);
   Lock guard(device.lock);
@@ -161,8 +164,12 @@ DRIVER_API cuDeviceGetAttribute(int* value, int attribute, CUdevice ordinal) {
     case CU_DEVICE_ATTRIBUTE_PCI_BUS_ID: *value = 16 + device_of(ordinal).physical; break;
     case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR: *value = 1024; break;
     case CU_DEVICE_ATTRIBUTE_ASYNC_ENGINE_COUNT: *value = 2; break;
-    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *value = setting("SIMCUDA_CAPABILITY", 90) / 10; break;
-    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *value = setting("SIMCUDA_CAPABILITY", 90) % 10; break;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR:
+      *value = setting("SIMCUDA_CAPABILITY", 90) / 10;
+      break;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR:
+      *value = setting("SIMCUDA_CAPABILITY", 90) % 10;
+      break;
     case CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY:
     case CU_DEVICE_ATTRIBUTE_CONCURRENT_KERNELS:
     case CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING:
@@ -266,7 +273,8 @@ static const struct {
     ERROR(CUDA_ERROR_INVALID_IMAGE, "device kernel image is invalid"),
     ERROR(CUDA_ERROR_INVALID_CONTEXT, "invalid device context"),
     ERROR(CUDA_ERROR_MAP_FAILED, "mapping of buffer object failed"),
-    ERROR(CUDA_ERROR_PEER_ACCESS_UNSUPPORTED, "peer access is not supported between these two devices"),
+    ERROR(CUDA_ERROR_PEER_ACCESS_UNSUPPORTED,
+          "peer access is not supported between these two devices"),
     ERROR(CUDA_ERROR_INVALID_HANDLE, "invalid resource handle"),
     ERROR(CUDA_ERROR_NOT_FOUND, "named symbol not found"),
     ERROR(CUDA_ERROR_NOT_READY, "device not ready"),
@@ -274,21 +282,30 @@ static const struct {
     ERROR(CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED, "peer access is already enabled"),
     ERROR(CUDA_ERROR_PEER_ACCESS_NOT_ENABLED, "peer access has not been enabled"),
     ERROR(CUDA_ERROR_ASSERT, "device-side assert triggered"),
-    ERROR(CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED, "part or all of the memory is already registered"),
+    ERROR(CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED,
+          "part or all of the memory is already registered"),
     ERROR(CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED, "pointer is not that of registered memory"),
     ERROR(CUDA_ERROR_LAUNCH_FAILED, "unspecified launch failure"),
     ERROR(CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE, "too many blocks in cooperative launch"),
     ERROR(CUDA_ERROR_NOT_PERMITTED, "operation not permitted"),
     ERROR(CUDA_ERROR_NOT_SUPPORTED, "operation not supported"),
-    ERROR(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "operation not permitted when stream is capturing"),
-    ERROR(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, "operation failed due to a previous error during capture"),
-    ERROR(CUDA_ERROR_STREAM_CAPTURE_MERGE, "operation would result in a merge of separate capture sequences"),
-    ERROR(CUDA_ERROR_STREAM_CAPTURE_UNMATCHED, "capture was not ended in the same stream as it began"),
+    ERROR(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+          "operation not permitted when stream is capturing"),
+    ERROR(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
+          "operation failed due to a previous error during capture"),
+    ERROR(CUDA_ERROR_STREAM_CAPTURE_MERGE,
+          "operation would result in a merge of separate capture sequences"),
+    ERROR(CUDA_ERROR_STREAM_CAPTURE_UNMATCHED,
+          "capture was not ended in the same stream as it began"),
     ERROR(CUDA_ERROR_STREAM_CAPTURE_UNJOINED, "capturing stream has unjoined work"),
-    ERROR(CUDA_ERROR_STREAM_CAPTURE_ISOLATION, "dependency created on uncaptured work in another stream"),
-    ERROR(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, "operation would make the legacy stream depend on a capturing blocking stream"),
-    ERROR(CUDA_ERROR_CAPTURED_EVENT, "operation not permitted on an event last recorded in a capturing stream"),
-    ERROR(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD, "attempt to terminate a thread-local capture sequence from another thread"),
+    ERROR(CUDA_ERROR_STREAM_CAPTURE_ISOLATION,
+          "dependency created on uncaptured work in another stream"),
+    ERROR(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT,
+          "operation would make the legacy stream depend on a capturing blocking stream"),
+    ERROR(CUDA_ERROR_CAPTURED_EVENT,
+          "operation not permitted on an event last recorded in a capturing stream"),
+    ERROR(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD,
+          "attempt to terminate a thread-local capture sequence from another thread"),
     ERROR(CUDA_ERROR_UNKNOWN, "unknown error"),
 };
 

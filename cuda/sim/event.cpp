@@ -1,5 +1,5 @@
-// Events, those shared with other processes among them. One of those is a page: how often it was recorded, and the last of these that
-// is done.
+// Events, those shared with other processes among them. One of those is a page: how often it was
+// recorded, and the last of these that is done.
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <stdio.h>
@@ -22,11 +22,16 @@ struct Handle {
 };
 constexpr u64 MAGIC = 0x746e657665;
 
-void futex(u32* word, int operation, u32 value) { syscall(SYS_futex, word, operation, value, nullptr, nullptr, 0); }
+void futex(u32* word, int operation, u32 value) {
+  syscall(SYS_futex, word, operation, value, nullptr, nullptr, 0);
+}
 
-bool reached(const Shared* s, u32 n) { return (int)(__atomic_load_n(&s->done, __ATOMIC_ACQUIRE) - n) >= 0; }
+bool reached(const Shared* s, u32 n) {
+  return (int)(__atomic_load_n(&s->done, __ATOMIC_ACQUIRE) - n) >= 0;
+}
 void wait_for(Shared* s, u32 n) {
-  for (u32 seen; (int)((seen = __atomic_load_n(&s->done, __ATOMIC_ACQUIRE)) - n) < 0;) futex(&s->done, FUTEX_WAIT, seen);
+  for (u32 seen; (int)((seen = __atomic_load_n(&s->done, __ATOMIC_ACQUIRE)) - n) < 0;)
+    futex(&s->done, FUTEX_WAIT, seen);
 }
 
 }  // namespace
@@ -80,12 +85,13 @@ static CUresult record(CUevent event, CUstream stream) {
   Shared* shared = event->shared;
   const u32 n = shared ? __atomic_add_fetch(&shared->recorded, 1, __ATOMIC_ACQ_REL) : 0;
   Done done;
-  if (CUresult failed = submit(stream, simple(Kind::SHORT, stream->context->device,
-                                              [=] {
-                                                if (!shared) return;
-                                                __atomic_store_n(&shared->done, n, __ATOMIC_RELEASE);
-                                                futex(&shared->done, FUTEX_WAKE, 0x7fffffff);
-                                              }),
+  if (CUresult failed = submit(stream,
+                               simple(Kind::SHORT, stream->context->device,
+                                      [=] {
+                                        if (!shared) return;
+                                        __atomic_store_n(&shared->done, n, __ATOMIC_RELEASE);
+                                        futex(&shared->done, FUTEX_WAKE, 0x7fffffff);
+                                      }),
                                &done))
     return failed;
   Lock guard(order);
@@ -126,8 +132,10 @@ DRIVER_API cuEventSynchronize(CUevent event) {
   Done last;
   u32 n;
   if (CUresult failed = last_of(event, &last, &n)) return failed;
-  if (event->shared) wait_for(event->shared, n);
-  else if (last) last->wait();
+  if (event->shared)
+    wait_for(event->shared, n);
+  else if (last)
+    last->wait();
   return context_state();
 }
 DRIVER_API cuStreamWaitEvent(CUstream handle, CUevent event, unsigned) {
@@ -137,7 +145,8 @@ DRIVER_API cuStreamWaitEvent(CUstream handle, CUevent event, unsigned) {
   {
     Lock guard(order);
     CapturePtr other = event->captured ? event->capture.lock() : nullptr;
-    if (event->captured && !other) return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;  // its capture has ended
+    if (event->captured && !other)
+      return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;  // its capture has ended
     if (stream->capture && stream->capture != other) {
       stream->capture->invalid = true;
       if (other) other->invalid = true;
@@ -165,12 +174,15 @@ DRIVER_API cuStreamWaitEvent(CUstream handle, CUevent event, unsigned) {
   if (!shared && !last) return CUDA_SUCCESS;
   const u32 n = shared ? __atomic_load_n(&shared->recorded, __ATOMIC_ACQUIRE) : 0;
   return submit(stream, simple(Kind::WAIT, stream->context->device, [=] {
-                  if (shared) wait_for(shared, n);
-                  else last->wait();
+                  if (shared)
+                    wait_for(shared, n);
+                  else
+                    last->wait();
                 }));
 }
 static CUresult elapsed(float* milliseconds, CUevent from, CUevent to) {
-  if (!from || !to || ((from->flags | to->flags) & CU_EVENT_DISABLE_TIMING)) return CUDA_ERROR_INVALID_HANDLE;
+  if (!from || !to || ((from->flags | to->flags) & CU_EVENT_DISABLE_TIMING))
+    return CUDA_ERROR_INVALID_HANDLE;
   Done a, b;
   u32 n;
   if (CUresult failed = last_of(from, &a, &n)) return failed;
@@ -192,7 +204,8 @@ DRIVER_API cuEventElapsedTime_v2(float* milliseconds, CUevent from, CUevent to) 
 DRIVER_API cuIpcGetEventHandle(CUipcEventHandle* out, CUevent event) {
   ENTER_CONTEXT(cuIpcGetEventHandle);
   struct stat file;
-  if (!event || !event->shared || event->imported || fstat(event->fd, &file) != 0) return CUDA_ERROR_INVALID_HANDLE;
+  if (!event || !event->shared || event->imported || fstat(event->fd, &file) != 0)
+    return CUDA_ERROR_INVALID_HANDLE;
   const Handle h = {MAGIC, getpid(), event->fd, file.st_ino};
   memset(out, 0, sizeof *out);
   memcpy(out, &h, sizeof h);
@@ -212,6 +225,13 @@ DRIVER_API cuIpcOpenEventHandle(CUevent* out, CUipcEventHandle handle) {
   if (fstat(fd, &file) != 0 || file.st_ino != h.inode) return close(fd), CUDA_ERROR_INVALID_HANDLE;
   void* at = mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (at == MAP_FAILED) return close(fd), CUDA_ERROR_MAP_FAILED;
-  *out = new CUevent_st{CU_EVENT_INTERPROCESS | CU_EVENT_DISABLE_TIMING, nullptr, {}, false, {}, fd, (Shared*)at, true};
+  *out = new CUevent_st{CU_EVENT_INTERPROCESS | CU_EVENT_DISABLE_TIMING,
+                        nullptr,
+                        {},
+                        false,
+                        {},
+                        fd,
+                        (Shared*)at,
+                        true};
   return CUDA_SUCCESS;
 }

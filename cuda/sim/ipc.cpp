@@ -1,5 +1,6 @@
-// Device memory of other processes: a handle names the memfd in the exporting process, which is opened through /proc. As on a real
-// device a process cannot open its own handles, and what was opened twice is closed twice.
+// Device memory of other processes: a handle names the memfd in the exporting process, which is
+// opened through /proc. As on a real device a process cannot open its own handles, and what was
+// opened twice is closed twice.
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/stat.h>
@@ -28,7 +29,8 @@ DRIVER_API cuIpcGetMemHandle(CUipcMemHandle* out, CUdeviceptr address) {
   ENTER_CONTEXT(cuIpcGetMemHandle);
   Region r;
   struct stat file;
-  if (!find_region(address, &r) || r.imported || fstat(r.fd, &file) != 0) return CUDA_ERROR_INVALID_VALUE;
+  if (!find_region(address, &r) || r.imported || fstat(r.fd, &file) != 0)
+    return CUDA_ERROR_INVALID_VALUE;
   const Handle h = {MAGIC, getpid(), r.fd, r.physical, file.st_ino, r.bytes, r.mapped};
   memset(out, 0, sizeof *out);
   memcpy(out, &h, sizeof h);
@@ -36,12 +38,14 @@ DRIVER_API cuIpcGetMemHandle(CUipcMemHandle* out, CUdeviceptr address) {
 }
 DRIVER_API cuIpcOpenMemHandle_v2(CUdeviceptr* out, CUipcMemHandle handle, unsigned flags) {
   ENTER_CONTEXT(cuIpcOpenMemHandle_v2);
-  if (flags != 1) return CUDA_ERROR_INVALID_VALUE;  // CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS is the only one there is
+  if (flags != 1)
+    return CUDA_ERROR_INVALID_VALUE;  // CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS is the only one there is
   Handle h;
   memcpy(&h, &handle, sizeof h);
   if (h.magic != MAGIC) return CUDA_ERROR_INVALID_HANDLE;
   if (h.pid == getpid()) return CUDA_ERROR_INVALID_CONTEXT;
-  if (h.physical != current_context()->device->physical && !setting("SIMCUDA_PEERS", 1)) return CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
+  if (h.physical != current_context()->device->physical && !setting("SIMCUDA_PEERS", 1))
+    return CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
   Lock guard(lock);
   auto found = opened.find(h.inode);
   if (found != opened.end()) {
@@ -69,6 +73,7 @@ DRIVER_API cuIpcCloseMemHandle(CUdeviceptr address) {
   if (CUresult failed = release_region(address, true)) return failed;
   Region r;
   if (!find_region(address, &r))
-    for (auto it = opened.begin(); it != opened.end();) it = it->second == address ? opened.erase(it) : std::next(it);
+    for (auto it = opened.begin(); it != opened.end();)
+      it = it->second == address ? opened.erase(it) : std::next(it);
   return CUDA_SUCCESS;
 }

@@ -1,5 +1,6 @@
-// Images and launches. An image is a shared object that g++ compiled from the sources that nvcc compiles for a device; for PTX and
-// cubins, which mean nothing here, the kernels.so beside the library stands in.
+// Images and launches. An image is a shared object that g++ compiled from the sources that nvcc
+// compiles for a device; for PTX and cubins, which mean nothing here, the kernels.so beside the
+// library stands in.
 #include <dlfcn.h>
 #include <elf.h>
 #include <stdio.h>
@@ -41,15 +42,19 @@ static CUresult load(CUmodule* out, const void* image) {
   const Elf64_Ehdr* head = (const Elf64_Ehdr*)image;
   const bool elf = memcmp(image, ELFMAG, SELFMAG) == 0;
   if (elf && head->e_machine == EM_X86_64) {
-    const size_t bytes = head->e_shoff + (size_t)head->e_shnum * head->e_shentsize;  // its section headers are at its end
+    const size_t bytes =
+        head->e_shoff +
+        (size_t)head->e_shnum * head->e_shentsize;  // its section headers are at its end
     const int file = memfd_create("kernels", MFD_CLOEXEC);
     if (file < 0 || write(file, image, bytes) != (ssize_t)bytes) return CUDA_ERROR_OUT_OF_MEMORY;
-    const CUresult result = open_module(out, "/proc/self/fd/" + std::to_string(file), RTLD_NOW | RTLD_LOCAL);
+    const CUresult result =
+        open_module(out, "/proc/self/fd/" + std::to_string(file), RTLD_NOW | RTLD_LOCAL);
     close(file);
     return result;
   }
   const u32 fatbin = 0xba55ed50;
-  const bool known = elf || memcmp(image, &fatbin, 4) == 0 || strncmp(text, "//", 2) == 0 || strncmp(text, ".version", 8) == 0;
+  const bool known = elf || memcmp(image, &fatbin, 4) == 0 || strncmp(text, "//", 2) == 0 ||
+                     strncmp(text, ".version", 8) == 0;
   Dl_info self;
   if (!known || !dladdr((const void*)&load, &self)) return CUDA_ERROR_INVALID_IMAGE;
   const std::string library = self.dli_fname;
@@ -97,10 +102,11 @@ DRIVER_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction, 
   return CUDA_SUCCESS;
 }
 
-// Blocks are placed one after the other as there is room, those of a cooperative launch all at once; whoever places them goes on when the
-// last one is placed.
-static void run_grid(Device& device, const SimKernel& kernel, std::shared_ptr<std::vector<char>> argument, unsigned blocks,
-                     unsigned threads, bool together, const Done& done) {
+// Blocks are placed one after the other as there is room, those of a cooperative launch all at
+// once; whoever places them goes on when the last one is placed.
+static void run_grid(Device& device, const SimKernel& kernel,
+                     std::shared_ptr<std::vector<char>> argument, unsigned blocks, unsigned threads,
+                     bool together, const Done& done) {
   if (__atomic_load_n(&device.broken, __ATOMIC_ACQUIRE)) return done->finish();
   if (CUresult error = enter("kernel")) {
     break_device(device, error);
@@ -119,7 +125,8 @@ static void run_grid(Device& device, const SimKernel& kernel, std::shared_ptr<st
       jitter_us = device.jitter_us;
     }
     std::thread([=, &device, &kernel] {
-      run_block(device, kernel, argument->data(), {blocks, 1, 1}, {threads, 1, 1}, {b, 0, 0}, jitter_us);
+      run_block(device, kernel, argument->data(), {blocks, 1, 1}, {threads, 1, 1}, {b, 0, 0},
+                jitter_us);
       {
         Lock guard(device.lock);
         device.resident--;
@@ -130,9 +137,10 @@ static void run_grid(Device& device, const SimKernel& kernel, std::shared_ptr<st
   }
 }
 
-static CUresult launch(CUfunction function, unsigned grid, unsigned rest, unsigned threads, bool together, CUstream stream,
-                       void** arguments) {
-  if (!function || rest != 1 || grid * threads == 0 || threads > 1024 || !arguments) return CUDA_ERROR_INVALID_VALUE;
+static CUresult launch(CUfunction function, unsigned grid, unsigned rest, unsigned threads,
+                       bool together, CUstream stream, void** arguments) {
+  if (!function || rest != 1 || grid * threads == 0 || threads > 1024 || !arguments)
+    return CUDA_ERROR_INVALID_VALUE;
   Device& device = *stream->context->device;
   if (together) {
     Lock guard(device.lock);
@@ -146,25 +154,31 @@ static CUresult launch(CUfunction function, unsigned grid, unsigned rest, unsign
                          }});
 }
 
-DRIVER_API cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
-                          unsigned block_z, unsigned, CUstream handle, void** arguments, void** extra) {
+DRIVER_API cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                          unsigned block_x, unsigned block_y, unsigned block_z, unsigned,
+                          CUstream handle, void** arguments, void** extra) {
   ENTER_CONTEXT(cuLaunchKernel);
   if (extra) return CUDA_ERROR_NOT_SUPPORTED;
-  return launch(function, grid_x, grid_y * grid_z * block_y * block_z, block_x, false, stream_of(handle), arguments);
+  return launch(function, grid_x, grid_y * grid_z * block_y * block_z, block_x, false,
+                stream_of(handle), arguments);
 }
-DRIVER_API cuLaunchCooperativeKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                                     unsigned block_y, unsigned block_z, unsigned, CUstream handle, void** arguments) {
+DRIVER_API cuLaunchCooperativeKernel(CUfunction function, unsigned grid_x, unsigned grid_y,
+                                     unsigned grid_z, unsigned block_x, unsigned block_y,
+                                     unsigned block_z, unsigned, CUstream handle,
+                                     void** arguments) {
   ENTER_CONTEXT(cuLaunchCooperativeKernel);
-  return launch(function, grid_x, grid_y * grid_z * block_y * block_z, block_x, true, stream_of(handle), arguments);
+  return launch(function, grid_x, grid_y * grid_z * block_y * block_z, block_x, true,
+                stream_of(handle), arguments);
 }
-DRIVER_API cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction function, void** arguments, void** extra) {
+DRIVER_API cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction function, void** arguments,
+                            void** extra) {
   ENTER_CONTEXT(cuLaunchKernelEx);
   if (extra) return CUDA_ERROR_NOT_SUPPORTED;
   bool together = false;
   for (unsigned i = 0; i < c->numAttrs; i++)
     if (c->attrs[i].id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE) together = c->attrs[i].value.cooperative;
-  return launch(function, c->gridDimX, c->gridDimY * c->gridDimZ * c->blockDimY * c->blockDimZ, c->blockDimX, together,
-                stream_of(c->hStream), arguments);
+  return launch(function, c->gridDimX, c->gridDimY * c->gridDimZ * c->blockDimY * c->blockDimZ,
+                c->blockDimX, together, stream_of(c->hStream), arguments);
 }
 
 // Newest version of a name first, as far as this library has it.
@@ -172,7 +186,8 @@ DRIVER_API cuGetProcAddress_v2(const char* name, void** out, int, uint64_t, int*
   ENTER(cuGetProcAddress_v2);
   Dl_info self;
   *out = nullptr;
-  void* library = dladdr((const void*)&load, &self) ? dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD) : nullptr;
+  void* library =
+      dladdr((const void*)&load, &self) ? dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD) : nullptr;
   for (const char* suffix : {"_v3", "_v2", ""})
     if (library && !*out) *out = dlsym(library, (std::string(name) + suffix).c_str());
   if (library) dlclose(library);

@@ -1,6 +1,7 @@
-// Device memory: addresses that nobody can read. The same bytes, a memfd per allocation, are mapped once more for each device that may
-// access them, and once for the simulator. So a kernel traps that touches memory of a device without peer access, as host code
-// traps that touches device memory, and whoever goes past an allocation.
+// Device memory: addresses that nobody can read. The same bytes, a memfd per allocation, are mapped
+// once more for each device that may access them, and once for the simulator. So a kernel traps
+// that touches memory of a device without peer access, as host code traps that touches device
+// memory, and whoever goes past an allocation.
 //
 // Pinned host memory has one address everywhere, as with unified addressing.
 #include <errno.h>
@@ -60,14 +61,20 @@ void trapped(int number, siginfo_t* info, void*) {
   char text[200];
   int n = 0;
   if (at - DEVICE_BASE < DEVICE_SPAN)
-    n = snprintf(text, sizeof text, "simcuda: host code, or a raw pointer in a kernel, touched device memory at %#lx\n", at);
+    n = snprintf(
+        text, sizeof text,
+        "simcuda: host code, or a raw pointer in a kernel, touched device memory at %#lx\n", at);
   else if (at - DEVICE_BASE - ALIAS < (MAX_DEVICES + 1) * DEVICE_SPAN) {
     const uintptr_t which = (at - DEVICE_BASE - ALIAS) / DEVICE_SPAN;
-    n = snprintf(text, sizeof text, "simcuda: device %lu has no access to memory at %#lx: past an allocation, freed, or a peer's\n",
+    n = snprintf(text, sizeof text,
+                 "simcuda: device %lu has no access to memory at %#lx: past an allocation, freed, "
+                 "or a peer's\n",
                  which, at - ALIAS - which * DEVICE_SPAN);
   }
-  if (n > 0 && write(2, text, (size_t)n) < 0) {}
-  sigaction(number, &previous, nullptr);  // the access is tried again, and the process dies or its own handler runs
+  if (n > 0 && write(2, text, (size_t)n) < 0) {
+  }
+  sigaction(number, &previous,
+            nullptr);  // the access is tried again, and the process dies or its own handler runs
 }
 
 }  // namespace
@@ -82,19 +89,25 @@ static void catch_traps() {
   (void)once;
 }
 
-void* reach(u64 address) { return (void*)(address - DEVICE_BASE < DEVICE_SPAN ? address + alias_of(MAX_DEVICES) : address); }
+void* reach(u64 address) {
+  return (void*)(address - DEVICE_BASE < DEVICE_SPAN ? address + alias_of(MAX_DEVICES) : address);
+}
 
-CUresult map_region(int fd, size_t bytes, size_t mapped, int physical, bool imported, CUdeviceptr* start) {
+CUresult map_region(int fd, size_t bytes, size_t mapped, int physical, bool imported,
+                    CUdeviceptr* start) {
   catch_traps();
   Lock guard(lock);
   Region r = {0, bytes, next_mapping, mapped, fd, physical, imported, 1, next_id};
-  if (mapped + GAP > DEVICE_BASE + DEVICE_SPAN - next_mapping) return close(fd), CUDA_ERROR_OUT_OF_MEMORY;
+  if (mapped + GAP > DEVICE_BASE + DEVICE_SPAN - next_mapping)
+    return close(fd), CUDA_ERROR_OUT_OF_MEMORY;
   // An imported region is mapped for the device that imports it.
   const int owner = imported ? current_context()->device->physical : physical;
-  if (!map_at(r, alias_of(MAX_DEVICES)) || !map_at(r, alias_of(owner))) return close(fd), CUDA_ERROR_OUT_OF_MEMORY;
+  if (!map_at(r, alias_of(MAX_DEVICES)) || !map_at(r, alias_of(owner)))
+    return close(fd), CUDA_ERROR_OUT_OF_MEMORY;
   if (!imported)
     for (int i = 0; i < device_count(); i++)
-      if (device_of(i).physical != physical && may_access(device_of(i), physical)) map_at(r, alias_of(device_of(i).physical));
+      if (device_of(i).physical != physical && may_access(device_of(i), physical))
+        map_at(r, alias_of(device_of(i).physical));
   next_mapping += mapped + GAP;
   next_id++;
   // Ends where the mapping does, so that the byte past it traps.
@@ -135,8 +148,10 @@ void map_peer(Device& from, int to, bool on) {
   with_regions([&](std::vector<Region*>& all) {
     for (Region* r : all) {
       if (r->physical != to || r->imported) continue;
-      if (on) map_at(*r, alias_of(from.physical));
-      else unmap_at(*r, alias_of(from.physical));
+      if (on)
+        map_at(*r, alias_of(from.physical));
+      else
+        unmap_at(*r, alias_of(from.physical));
     }
   });
 }
@@ -155,7 +170,8 @@ static CUresult allocate(CUdeviceptr* address, size_t bytes) {
   const int fd = memfd_create("simulated device memory", MFD_CLOEXEC);
   if (fd < 0 || ftruncate(fd, (off_t)mapped) != 0) return CUDA_ERROR_OUT_OF_MEMORY;
   if (CUresult failed = map_region(fd, bytes, mapped, physical, false, address)) return failed;
-  if (setting("SIMCUDA_FILL", 1)) memset(reach(*address), 0xa5, bytes);  // fresh device memory holds anything
+  if (setting("SIMCUDA_FILL", 1))
+    memset(reach(*address), 0xa5, bytes);  // fresh device memory holds anything
   return CUDA_SUCCESS;
 }
 
@@ -176,7 +192,8 @@ DRIVER_API cuMemFree_v2(CUdeviceptr address) {
     if (CUresult failed = forbid_unsafe()) return failed;
   }
   Region r;
-  if (!find_region(address, &r) || r.start != address || r.imported) return CUDA_ERROR_INVALID_VALUE;
+  if (!find_region(address, &r) || r.start != address || r.imported)
+    return CUDA_ERROR_INVALID_VALUE;
   synchronize_all();
   return release_region(address, false);
 }
@@ -193,9 +210,11 @@ DRIVER_API cuMemAllocAsync(CUdeviceptr* address, size_t bytes, CUstream handle) 
 DRIVER_API cuMemFreeAsync(CUdeviceptr address, CUstream handle) {
   ENTER_CONTEXT(cuMemFreeAsync);
   Region r;
-  if (!find_region(address, &r) || r.start != address || r.imported) return CUDA_ERROR_INVALID_VALUE;
+  if (!find_region(address, &r) || r.start != address || r.imported)
+    return CUDA_ERROR_INVALID_VALUE;
   CUstream stream = stream_of(handle);
-  return submit(stream, simple(Kind::SHORT, stream->context->device, [=] { release_region(address, false); }));
+  return submit(stream, simple(Kind::SHORT, stream->context->device,
+                               [=] { release_region(address, false); }));
 }
 DRIVER_API cuMemGetInfo_v2(size_t* left, size_t* total) {
   ENTER_CONTEXT(cuMemGetInfo_v2);
@@ -274,7 +293,9 @@ DRIVER_API cuPointerGetAttribute(void* out, int attribute, CUdeviceptr address) 
     if (device_of(i).physical == r->physical) ordinal = i;
   switch (attribute) {
     case CU_POINTER_ATTRIBUTE_CONTEXT: *(CUcontext*)out = primary(ordinal); break;
-    case CU_POINTER_ATTRIBUTE_MEMORY_TYPE: *(unsigned*)out = r ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST; break;
+    case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
+      *(unsigned*)out = r ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST;
+      break;
     case CU_POINTER_ATTRIBUTE_DEVICE_POINTER: *(CUdeviceptr*)out = address; break;
     case CU_POINTER_ATTRIBUTE_HOST_POINTER:
       if (r) return CUDA_ERROR_INVALID_VALUE;
@@ -284,7 +305,9 @@ DRIVER_API cuPointerGetAttribute(void* out, int attribute, CUdeviceptr address) 
     case CU_POINTER_ATTRIBUTE_IS_MANAGED: *(bool*)out = false; break;
     case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: *(int*)out = ordinal; break;
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE: *(bool*)out = r && !r->imported; break;
-    case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR: *(CUdeviceptr*)out = r ? r->start : host->first; break;
+    case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
+      *(CUdeviceptr*)out = r ? r->start : host->first;
+      break;
     case CU_POINTER_ATTRIBUTE_RANGE_SIZE: *(size_t*)out = r ? r->bytes : host->second.bytes; break;
     case CU_POINTER_ATTRIBUTE_MAPPED: *(bool*)out = true; break;
     default: return CUDA_ERROR_NOT_SUPPORTED;

@@ -1,8 +1,9 @@
 // Operations and the hardware queues that they are issued from.
 //
-// A device has CUDA_DEVICE_MAX_CONNECTIONS queues (8 unless set) and a stream is tied to one of them. A queue issues its operations in the
-// order in which they came, each when what it depends on is done, and does not look behind one that has to wait: a kernel that
-// spins for another hangs when something that waits for the first stands before the second, on a real device as here.
+// A device has CUDA_DEVICE_MAX_CONNECTIONS queues (8 unless set) and a stream is tied to one of
+// them. A queue issues its operations in the order in which they came, each when what it depends on
+// is done, and does not look behind one that has to wait: a kernel that spins for another hangs
+// when something that waits for the first stands before the second, on a real device as here.
 #include <time.h>
 
 #include <deque>
@@ -49,7 +50,9 @@ void begin(const Operation& operation, const Done& done) {
 }
 
 // What follows an error of a kernel is not run; all calls say what it was.
-void break_device(Device& device, CUresult error) { __atomic_store_n(&device.broken, error, __ATOMIC_RELEASE); }
+void break_device(Device& device, CUresult error) {
+  __atomic_store_n(&device.broken, error, __ATOMIC_RELEASE);
+}
 
 struct Queue {
   struct Entry {
@@ -75,7 +78,8 @@ struct Queue {
   }
 };
 
-void issue(Device& device, unsigned number, std::vector<Done> after, Operation operation, Done done) {
+void issue(Device& device, unsigned number, std::vector<Done> after, Operation operation,
+           Done done) {
   Queue* queue;
   {
     Lock guard(device.lock);

@@ -1,14 +1,17 @@
-// The g++ side of kernels/portable.cuh: CUDA's words on top of fibers. A block is an OS thread, its threads are fibers.
+// The g++ side of kernels/portable.cuh: CUDA's words on top of fibers. A block is an OS thread, its
+// threads are fibers.
 //
-// Device memory is not readable at its device address: the same bytes are mapped higher, elsewhere for each device that may access
-// them, and only gptr (and the simulated driver) adds that. So host code that touches device memory traps, and so does a kernel that
-// bypasses gptr, or that touches memory of a device without peer access. Host memory has the same address for all.
+// Device memory is not readable at its device address: the same bytes are mapped higher, elsewhere
+// for each device that may access them, and only gptr (and the simulated driver) adds that. So host
+// code that touches device memory traps, and so does a kernel that bypasses gptr, or that touches
+// memory of a device without peer access. Host memory has the same address for all.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
-constexpr uintptr_t DEVICE_BASE = 0x200000000000, DEVICE_SPAN = 0x010000000000, ALIAS = 0x020000000000;
+constexpr uintptr_t DEVICE_BASE = 0x200000000000, DEVICE_SPAN = 0x010000000000,
+                    ALIAS = 0x020000000000;
 
 struct SimDim {
   unsigned x, y, z;
@@ -40,9 +43,10 @@ struct SimKernel {
 #define __syncthreads() sim_barrier()
 #define __syncthreads_and(p) (sim_barrier_count(!(p)) == 0)
 #define __syncthreads_or(p) (sim_barrier_count(!!(p)) != 0)
-#define KERNEL(name, type, arg)                                                                       \
-  static void name(type arg);                                                                         \
-  extern "C" const SimKernel sim_kernel_##name = {[](const void* p) { name(*(const type*)p); }, sizeof(type)}; \
+#define KERNEL(name, type, arg)                                                                 \
+  static void name(type arg);                                                                   \
+  extern "C" const SimKernel sim_kernel_##name = {[](const void* p) { name(*(const type*)p); }, \
+                                                  sizeof(type)};                                \
   static void name(type arg)
 
 template <class T>
@@ -66,13 +70,25 @@ static inline gptr<T> gcast(gptr<U> p) {
   return gptr<T>((T*)p.device);
 }
 
-static inline u64 load_acquire(gptr<const u64> p) { return __atomic_load_n(p.host(), __ATOMIC_ACQUIRE); }
-static inline void store_release(gptr<u64> p, u64 v) { __atomic_store_n(p.host(), v, __ATOMIC_RELEASE); }
-static inline u64 load_relaxed(gptr<const u64> p) { return __atomic_load_n(p.host(), __ATOMIC_RELAXED); }
-static inline void store_relaxed(gptr<u64> p, u64 v) { __atomic_store_n(p.host(), v, __ATOMIC_RELAXED); }
-static inline u64 fetch_add(gptr<u64> p, u64 v) { return __atomic_fetch_add(p.host(), v, __ATOMIC_ACQ_REL); }
+static inline u64 load_acquire(gptr<const u64> p) {
+  return __atomic_load_n(p.host(), __ATOMIC_ACQUIRE);
+}
+static inline void store_release(gptr<u64> p, u64 v) {
+  __atomic_store_n(p.host(), v, __ATOMIC_RELEASE);
+}
+static inline u64 load_relaxed(gptr<const u64> p) {
+  return __atomic_load_n(p.host(), __ATOMIC_RELAXED);
+}
+static inline void store_relaxed(gptr<u64> p, u64 v) {
+  __atomic_store_n(p.host(), v, __ATOMIC_RELAXED);
+}
+static inline u64 fetch_add(gptr<u64> p, u64 v) {
+  return __atomic_fetch_add(p.host(), v, __ATOMIC_ACQ_REL);
+}
 
-static inline LlPair load_ll_pair(gptr<const u64> p) { return {load_relaxed(p), load_relaxed(p + 1)}; }
+static inline LlPair load_ll_pair(gptr<const u64> p) {
+  return {load_relaxed(p), load_relaxed(p + 1)};
+}
 static inline void store_ll_pair(gptr<u64> p, LlPair v) {
   store_relaxed(p, v.a);
   store_relaxed(p + 1, v.b);

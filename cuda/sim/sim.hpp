@@ -24,11 +24,11 @@ using Lock = std::unique_lock<std::mutex>;
 // Counts the call. Not zero: the error that SIMCUDA_FAIL asks for.
 CUresult enter(const char* name);
 // At the top of every function of the driver.
-#define ENTER(name)                            \
+#define ENTER(name) \
   if (CUresult failed_ = enter(#name)) return failed_
 // As ENTER, for functions that need a current context whose device has not failed.
-#define ENTER_CONTEXT(name)                    \
-  ENTER(name);                                 \
+#define ENTER_CONTEXT(name) \
+  ENTER(name);              \
   if (CUresult failed_ = context_state()) return failed_
 
 int setting(const char* name, int otherwise);
@@ -81,7 +81,8 @@ struct Region {
   u64 id;
 };
 // Maps the memfd as memory of device `physical`; takes the fd.
-CUresult map_region(int fd, size_t bytes, size_t mapped, int physical, bool imported, CUdeviceptr* start);
+CUresult map_region(int fd, size_t bytes, size_t mapped, int physical, bool imported,
+                    CUdeviceptr* start);
 bool find_region(CUdeviceptr address, Region* found);
 // Finds, and changes under the lock of all regions.
 void with_regions(const std::function<void(std::vector<Region*>&)>& change);
@@ -106,7 +107,8 @@ struct Completion {
 };
 using Done = std::shared_ptr<Completion>;
 
-// SHORT and WAIT are run where they are issued, and WAIT may keep its queue for long; ASIDE blocks nobody but its stream.
+// SHORT and WAIT are run where they are issued, and WAIT may keep its queue for long; ASIDE blocks
+// nobody but its stream.
 enum class Kind { SHORT, WAIT, ASIDE };
 struct Operation {
   Kind kind;
@@ -123,8 +125,8 @@ void break_device(Device& device, CUresult error);
 // ---- block.cpp
 
 // Runs one block to its end on the calling thread.
-void run_block(Device& device, const SimKernel& kernel, const void* argument, SimDim grid, SimDim threads, SimDim index,
-               unsigned jitter_us);
+void run_block(Device& device, const SimKernel& kernel, const void* argument, SimDim grid,
+               SimDim threads, SimDim index, unsigned jitter_us);
 
 // ---- stream.cpp
 
@@ -167,6 +169,7 @@ struct Capture {
 };
 // Under `order`. What a capture forbids is an error, and invalidates it.
 CUresult capture_node(CUstream stream, Operation operation);
-CUresult forbid_unsafe();              // calls that captures of this or other threads forbid
-CUresult forbid_on(CUstream stream);   // calls that ask a capturing stream, or the legacy stream beside one
+CUresult forbid_unsafe();  // calls that captures of this or other threads forbid
+CUresult forbid_on(
+    CUstream stream);  // calls that ask a capturing stream, or the legacy stream beside one
 u64 thread_id();

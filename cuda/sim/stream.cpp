@@ -1,7 +1,8 @@
-// Streams, and what can be put into them other than kernels and graphs: copies, fills, host functions, values, events (event.cpp).
+// Streams, and what can be put into them other than kernels and graphs: copies, fills, host
+// functions, values, events (event.cpp).
 //
-// The legacy default stream (handles 0 and 1) waits for all blocking streams of its context and they for it; every thread has a default
-// stream of its own (handle 2), which is a blocking one.
+// The legacy default stream (handles 0 and 1) waits for all blocking streams of its context and
+// they for it; every thread has a default stream of its own (handle 2), which is a blocking one.
 #include <sched.h>
 #include <unistd.h>
 
@@ -24,13 +25,15 @@ static CUstream create(CUcontext context, unsigned flags) {
     return n < 1 ? 1 : (unsigned)n > MAX_QUEUES ? MAX_QUEUES : (unsigned)n;
   }();
   Lock guard(order);
-  CUstream stream = new CUstream_st{context, flags, context->device->next_queue++ % queues, false, nullptr, nullptr, {}};
+  CUstream stream = new CUstream_st{
+      context, flags, context->device->next_queue++ % queues, false, nullptr, nullptr, {}};
   all_streams().push_back(stream);
   return stream;
 }
 
 CUstream stream_of(CUstream handle) {
-  if (handle != CU_STREAM_PER_THREAD) return handle && handle != CU_STREAM_LEGACY ? handle : current_context()->legacy;
+  if (handle != CU_STREAM_PER_THREAD)
+    return handle && handle != CU_STREAM_LEGACY ? handle : current_context()->legacy;
   static thread_local std::map<CUcontext, CUstream> mine;
   CUstream& stream = mine[current_context()];
   if (!stream) stream = create(current_context(), 0);
@@ -45,10 +48,13 @@ CUresult submit(CUstream stream, Operation operation, Done* out) {
   std::vector<Done> after;
   if (stream->tail) after.push_back(stream->tail);
   const bool blocking = !(stream->flags & CU_STREAM_NON_BLOCKING);
-  if (!stream->is_legacy && blocking && stream->context->legacy->tail) after.push_back(stream->context->legacy->tail);
+  if (!stream->is_legacy && blocking && stream->context->legacy->tail)
+    after.push_back(stream->context->legacy->tail);
   if (stream->is_legacy)
     for (CUstream other : all_streams())
-      if (other->context == stream->context && !(other->flags & CU_STREAM_NON_BLOCKING) && other->tail) after.push_back(other->tail);
+      if (other->context == stream->context && !(other->flags & CU_STREAM_NON_BLOCKING) &&
+          other->tail)
+        after.push_back(other->tail);
   Done done = std::make_shared<Completion>();
   stream->tail = done;
   if (out) *out = done;
@@ -56,9 +62,11 @@ CUresult submit(CUstream stream, Operation operation, Done* out) {
   return CUDA_SUCCESS;
 }
 
-// Ends of streams that were destroyed before their work was done: it goes on, and who waits for a device waits for it too.
+// Ends of streams that were destroyed before their work was done: it goes on, and who waits for a
+// device waits for it too.
 static std::vector<Done>& orphans() {
-  static auto* all = new std::vector<Done>;  // never destroyed: threads of the simulator outlive main
+  static auto* all =
+      new std::vector<Done>;  // never destroyed: threads of the simulator outlive main
   return *all;
 }
 
@@ -75,13 +83,13 @@ void synchronize_all() {
   for (Done& one : tails) one->wait();
 }
 
-#define STREAM(name)    \
-  ENTER_CONTEXT(name);  \
+#define STREAM(name)   \
+  ENTER_CONTEXT(name); \
   CUstream stream = stream_of(handle)
-#define ALLOWED(check)                                  \
-  {                                                     \
-    Lock guard_(order);                                 \
-    if (CUresult failed_ = check) return failed_;       \
+#define ALLOWED(check)                            \
+  {                                               \
+    Lock guard_(order);                           \
+    if (CUresult failed_ = check) return failed_; \
   }
 
 DRIVER_API cuStreamCreateWithPriority(CUstream* out, unsigned flags, int) {
@@ -107,7 +115,9 @@ DRIVER_API cuStreamDestroy_v2(CUstream stream) {
       if (stream->capture) stream->capture->invalid = true;
       all.erase(all.begin() + (long)i);
       auto& left = orphans();
-      left.erase(std::remove_if(left.begin(), left.end(), [](const Done& one) { return one->is_done(); }), left.end());
+      left.erase(
+          std::remove_if(left.begin(), left.end(), [](const Done& one) { return one->is_done(); }),
+          left.end());
       if (stream->tail && !stream->tail->is_done()) left.push_back(stream->tail);
       delete stream;
       return CUDA_SUCCESS;
@@ -124,7 +134,9 @@ DRIVER_API cuStreamSynchronize(CUstream handle) {
     tail = stream->tail;
     if (stream->is_legacy)
       for (CUstream other : all_streams())
-        if (other->context == stream->context && !(other->flags & CU_STREAM_NON_BLOCKING) && other->tail) others.push_back(other->tail);
+        if (other->context == stream->context && !(other->flags & CU_STREAM_NON_BLOCKING) &&
+            other->tail)
+          others.push_back(other->tail);
   }
   if (tail) tail->wait();
   for (Done& one : others) one->wait();
@@ -169,11 +181,14 @@ DRIVER_API cuCtxSynchronize() {
 
 // ---- copies
 
-// A copy may reach all memory of the device, of its peers and of the host, and needs no peer access.
+// A copy may reach all memory of the device, of its peers and of the host, and needs no peer
+// access.
 static CUresult known(CUdeviceptr address, size_t bytes) {
   if (address - DEVICE_BASE >= DEVICE_SPAN) return CUDA_SUCCESS;
   Region r;
-  return find_region(address, &r) && address - r.start + bytes <= r.bytes ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+  return find_region(address, &r) && address - r.start + bytes <= r.bytes
+             ? CUDA_SUCCESS
+             : CUDA_ERROR_INVALID_VALUE;
 }
 static bool pageable(CUdeviceptr address, size_t bytes) {
   return address - DEVICE_BASE >= DEVICE_SPAN && !is_pinned((const void*)address, bytes);
@@ -192,12 +207,18 @@ static CUresult copy(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream st
     auto staged = std::make_shared<std::vector<char>>((const char*)from, (const char*)from + bytes);
     from = (CUdeviceptr)staged->data();
     Done done;
-    if (CUresult failed = submit(stream, simple(Kind::SHORT, device, [=] { memcpy(reach(to), staged->data(), bytes); }), &done)) return failed;
+    if (CUresult failed = submit(
+            stream, simple(Kind::SHORT, device, [=] { memcpy(reach(to), staged->data(), bytes); }),
+            &done))
+      return failed;
     if (pageable(to, bytes)) done->wait();
     return CUDA_SUCCESS;
   }
   Done done;
-  if (CUresult failed = submit(stream, simple(Kind::SHORT, device, [=] { memmove(reach(to), reach(from), bytes); }), &done)) return failed;
+  if (CUresult failed = submit(
+          stream, simple(Kind::SHORT, device, [=] { memmove(reach(to), reach(from), bytes); }),
+          &done))
+    return failed;
   if (done && pageable(to, bytes)) done->wait();
   return CUDA_SUCCESS;
 }
@@ -217,7 +238,8 @@ DRIVER_API cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstrea
   STREAM(cuMemcpyAsync);
   return copy(to, from, bytes, stream);
 }
-DRIVER_API cuMemcpyPeerAsync(CUdeviceptr to, CUcontext, CUdeviceptr from, CUcontext, size_t bytes, CUstream handle) {
+DRIVER_API cuMemcpyPeerAsync(CUdeviceptr to, CUcontext, CUdeviceptr from, CUcontext, size_t bytes,
+                             CUstream handle) {
   STREAM(cuMemcpyPeerAsync);
   return copy(to, from, bytes, stream);
 }
@@ -248,7 +270,8 @@ DRIVER_API cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes) {
 DRIVER_API cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t n, CUstream handle) {
   STREAM(cuMemsetD8Async);
   if (known(to, n)) return CUDA_ERROR_INVALID_VALUE;
-  return submit(stream, simple(Kind::SHORT, stream->context->device, [=] { memset(reach(to), value, n); }));
+  return submit(stream,
+                simple(Kind::SHORT, stream->context->device, [=] { memset(reach(to), value, n); }));
 }
 DRIVER_API cuMemsetD32Async(CUdeviceptr to, unsigned value, size_t n, CUstream handle) {
   STREAM(cuMemsetD32Async);
@@ -268,14 +291,17 @@ DRIVER_API cuLaunchHostFunc(CUstream handle, CUhostFn function, void* argument) 
 
 template <class T>
 static CUresult wait_value(CUstream stream, CUdeviceptr at, T value, unsigned flags) {
-  if (at % sizeof(T) || known(at, sizeof(T)) || pageable(at, sizeof(T))) return CUDA_ERROR_INVALID_VALUE;
+  if (at % sizeof(T) || known(at, sizeof(T)) || pageable(at, sizeof(T)))
+    return CUDA_ERROR_INVALID_VALUE;
   Device* device = stream->context->device;
   return submit(stream, simple(Kind::WAIT, device, [=] {
                   for (unsigned turns = 0;; turns++) {
                     const T seen = __atomic_load_n((T*)reach(at), __ATOMIC_ACQUIRE);
                     bool holds;
                     switch (flags & 3) {
-                      case CU_STREAM_WAIT_VALUE_GEQ: holds = (std::make_signed_t<T>)(seen - value) >= 0; break;
+                      case CU_STREAM_WAIT_VALUE_GEQ:
+                        holds = (std::make_signed_t<T>)(seen - value) >= 0;
+                        break;
                       case CU_STREAM_WAIT_VALUE_EQ: holds = seen == value; break;
                       case CU_STREAM_WAIT_VALUE_AND: holds = (seen & value) != 0; break;
                       default: holds = (T) ~(seen | value) != 0;
@@ -287,7 +313,8 @@ static CUresult wait_value(CUstream stream, CUdeviceptr at, T value, unsigned fl
 }
 template <class T>
 static CUresult write_value(CUstream stream, CUdeviceptr at, T value) {
-  if (at % sizeof(T) || known(at, sizeof(T)) || pageable(at, sizeof(T))) return CUDA_ERROR_INVALID_VALUE;
+  if (at % sizeof(T) || known(at, sizeof(T)) || pageable(at, sizeof(T)))
+    return CUDA_ERROR_INVALID_VALUE;
   return submit(stream, simple(Kind::SHORT, stream->context->device,
                                [=] { __atomic_store_n((T*)reach(at), value, __ATOMIC_RELEASE); }));
 }

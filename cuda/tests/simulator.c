@@ -1,5 +1,6 @@
-/* Cases for the simulated GPU, each in a process of its own: simulator CASE. tests/simulator.rs builds this, runs it and says what
- * each case has to end with. Linked to the simulated libcuda.so.1. */
+/* Cases for the simulated GPU, each in a process of its own: simulator CASE. tests/simulator.rs
+ * builds this, runs it and says what each case has to end with. Linked to the simulated
+ * libcuda.so.1. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,50 +13,105 @@
 typedef unsigned long long u64;
 typedef unsigned int u32;
 typedef CUresult R;
-R cuInit(unsigned); R cuDriverGetVersion(int*); R cuDeviceGetCount(int*); R cuDeviceGetAttribute(int*, int, CUdevice);
-R cuDeviceGetPCIBusId(char*, int, CUdevice); R cuDeviceGetUuid_v2(CUuuid*, CUdevice); R cuDevicePrimaryCtxRetain(CUcontext*, CUdevice);
-R cuCtxSetCurrent(CUcontext); R cuCtxGetCurrent(CUcontext*); R cuCtxPushCurrent_v2(CUcontext); R cuCtxPopCurrent_v2(CUcontext*);
-R cuCtxGetDevice(CUdevice*); R cuCtxSynchronize(void); R cuDeviceCanAccessPeer(int*, CUdevice, CUdevice);
-R cuCtxEnablePeerAccess(CUcontext, unsigned); R cuCtxDisablePeerAccess(CUcontext); R cuGetErrorName(R, const char**);
-R cuGetErrorString(R, const char**); R cuMemAlloc_v2(CUdeviceptr*, size_t); R cuMemFree_v2(CUdeviceptr);
-R cuMemAllocAsync(CUdeviceptr*, size_t, CUstream); R cuMemFreeAsync(CUdeviceptr, CUstream); R cuMemGetInfo_v2(size_t*, size_t*);
-R cuMemGetAddressRange_v2(CUdeviceptr*, size_t*, CUdeviceptr); R cuMemHostAlloc(void**, size_t, unsigned); R cuMemFreeHost(void*);
-R cuMemHostRegister_v2(void*, size_t, unsigned); R cuMemHostUnregister(void*); R cuMemHostGetDevicePointer_v2(CUdeviceptr*, void*, unsigned);
-R cuPointerGetAttribute(void*, int, CUdeviceptr); R cuStreamCreate(CUstream*, unsigned); R cuStreamDestroy_v2(CUstream);
-R cuStreamSynchronize(CUstream); R cuStreamQuery(CUstream); R cuStreamGetCtx(CUstream, CUcontext*);
-R cuMemcpyHtoDAsync_v2(CUdeviceptr, const void*, size_t, CUstream); R cuMemcpyDtoHAsync_v2(void*, CUdeviceptr, size_t, CUstream);
-R cuMemcpyDtoDAsync_v2(CUdeviceptr, CUdeviceptr, size_t, CUstream); R cuMemcpyAsync(CUdeviceptr, CUdeviceptr, size_t, CUstream);
-R cuMemcpyPeerAsync(CUdeviceptr, CUcontext, CUdeviceptr, CUcontext, size_t, CUstream); R cuMemcpyHtoD_v2(CUdeviceptr, const void*, size_t);
-R cuMemcpyDtoH_v2(void*, CUdeviceptr, size_t); R cuMemsetD8Async(CUdeviceptr, unsigned char, size_t, CUstream);
-R cuMemsetD32Async(CUdeviceptr, unsigned, size_t, CUstream); R cuLaunchHostFunc(CUstream, CUhostFn, void*);
-R cuStreamWaitValue32_v2(CUstream, CUdeviceptr, u32, unsigned); R cuStreamWaitValue64_v2(CUstream, CUdeviceptr, uint64_t, unsigned);
-R cuStreamWriteValue32_v2(CUstream, CUdeviceptr, u32, unsigned); R cuStreamWriteValue64_v2(CUstream, CUdeviceptr, uint64_t, unsigned);
-R cuEventCreate(CUevent*, unsigned); R cuEventDestroy_v2(CUevent); R cuEventRecord(CUevent, CUstream); R cuEventQuery(CUevent);
-R cuEventSynchronize(CUevent); R cuStreamWaitEvent(CUstream, CUevent, unsigned); R cuEventElapsedTime(float*, CUevent, CUevent);
-R cuIpcGetMemHandle(CUipcMemHandle*, CUdeviceptr); R cuIpcOpenMemHandle_v2(CUdeviceptr*, CUipcMemHandle, unsigned);
-R cuIpcCloseMemHandle(CUdeviceptr); R cuIpcGetEventHandle(CUipcEventHandle*, CUevent); R cuIpcOpenEventHandle(CUevent*, CUipcEventHandle);
-R cuModuleLoadData(CUmodule*, const void*); R cuModuleUnload(CUmodule); R cuModuleGetFunction(CUfunction*, CUmodule, const char*);
+R cuInit(unsigned);
+R cuDriverGetVersion(int*);
+R cuDeviceGetCount(int*);
+R cuDeviceGetAttribute(int*, int, CUdevice);
+R cuDeviceGetPCIBusId(char*, int, CUdevice);
+R cuDeviceGetUuid_v2(CUuuid*, CUdevice);
+R cuDevicePrimaryCtxRetain(CUcontext*, CUdevice);
+R cuCtxSetCurrent(CUcontext);
+R cuCtxGetCurrent(CUcontext*);
+R cuCtxPushCurrent_v2(CUcontext);
+R cuCtxPopCurrent_v2(CUcontext*);
+R cuCtxGetDevice(CUdevice*);
+R cuCtxSynchronize(void);
+R cuDeviceCanAccessPeer(int*, CUdevice, CUdevice);
+R cuCtxEnablePeerAccess(CUcontext, unsigned);
+R cuCtxDisablePeerAccess(CUcontext);
+R cuGetErrorName(R, const char**);
+R cuGetErrorString(R, const char**);
+R cuMemAlloc_v2(CUdeviceptr*, size_t);
+R cuMemFree_v2(CUdeviceptr);
+R cuMemAllocAsync(CUdeviceptr*, size_t, CUstream);
+R cuMemFreeAsync(CUdeviceptr, CUstream);
+R cuMemGetInfo_v2(size_t*, size_t*);
+R cuMemGetAddressRange_v2(CUdeviceptr*, size_t*, CUdeviceptr);
+R cuMemHostAlloc(void**, size_t, unsigned);
+R cuMemFreeHost(void*);
+R cuMemHostRegister_v2(void*, size_t, unsigned);
+R cuMemHostUnregister(void*);
+R cuMemHostGetDevicePointer_v2(CUdeviceptr*, void*, unsigned);
+R cuPointerGetAttribute(void*, int, CUdeviceptr);
+R cuStreamCreate(CUstream*, unsigned);
+R cuStreamDestroy_v2(CUstream);
+R cuStreamSynchronize(CUstream);
+R cuStreamQuery(CUstream);
+R cuStreamGetCtx(CUstream, CUcontext*);
+R cuMemcpyHtoDAsync_v2(CUdeviceptr, const void*, size_t, CUstream);
+R cuMemcpyDtoHAsync_v2(void*, CUdeviceptr, size_t, CUstream);
+R cuMemcpyDtoDAsync_v2(CUdeviceptr, CUdeviceptr, size_t, CUstream);
+R cuMemcpyAsync(CUdeviceptr, CUdeviceptr, size_t, CUstream);
+R cuMemcpyPeerAsync(CUdeviceptr, CUcontext, CUdeviceptr, CUcontext, size_t, CUstream);
+R cuMemcpyHtoD_v2(CUdeviceptr, const void*, size_t);
+R cuMemcpyDtoH_v2(void*, CUdeviceptr, size_t);
+R cuMemsetD8Async(CUdeviceptr, unsigned char, size_t, CUstream);
+R cuMemsetD32Async(CUdeviceptr, unsigned, size_t, CUstream);
+R cuLaunchHostFunc(CUstream, CUhostFn, void*);
+R cuStreamWaitValue32_v2(CUstream, CUdeviceptr, u32, unsigned);
+R cuStreamWaitValue64_v2(CUstream, CUdeviceptr, uint64_t, unsigned);
+R cuStreamWriteValue32_v2(CUstream, CUdeviceptr, u32, unsigned);
+R cuStreamWriteValue64_v2(CUstream, CUdeviceptr, uint64_t, unsigned);
+R cuEventCreate(CUevent*, unsigned);
+R cuEventDestroy_v2(CUevent);
+R cuEventRecord(CUevent, CUstream);
+R cuEventQuery(CUevent);
+R cuEventSynchronize(CUevent);
+R cuStreamWaitEvent(CUstream, CUevent, unsigned);
+R cuEventElapsedTime(float*, CUevent, CUevent);
+R cuIpcGetMemHandle(CUipcMemHandle*, CUdeviceptr);
+R cuIpcOpenMemHandle_v2(CUdeviceptr*, CUipcMemHandle, unsigned);
+R cuIpcCloseMemHandle(CUdeviceptr);
+R cuIpcGetEventHandle(CUipcEventHandle*, CUevent);
+R cuIpcOpenEventHandle(CUevent*, CUipcEventHandle);
+R cuModuleLoadData(CUmodule*, const void*);
+R cuModuleUnload(CUmodule);
+R cuModuleGetFunction(CUfunction*, CUmodule, const char*);
 R cuLaunchKernel(CUfunction, u32, u32, u32, u32, u32, u32, u32, CUstream, void**, void**);
 R cuLaunchCooperativeKernel(CUfunction, u32, u32, u32, u32, u32, u32, u32, CUstream, void**);
 R cuLaunchKernelEx(const CUlaunchConfig*, CUfunction, void**, void**);
-R cuThreadExchangeStreamCaptureMode(int*); R cuStreamBeginCapture_v2(CUstream, int); R cuStreamEndCapture(CUstream, CUgraph*);
+R cuThreadExchangeStreamCaptureMode(int*);
+R cuStreamBeginCapture_v2(CUstream, int);
+R cuStreamEndCapture(CUstream, CUgraph*);
 R cuStreamIsCapturing(CUstream, int*);
 R cuStreamGetCaptureInfo_v2(CUstream, int*, uint64_t*, CUgraph*, const CUgraphNode**, size_t*);
 R cuStreamUpdateCaptureDependencies(CUstream, CUgraphNode*, size_t, unsigned);
-R cuGraphInstantiateWithFlags(CUgraphExec*, CUgraph, u64); R cuGraphLaunch(CUgraphExec, CUstream); R cuGraphDestroy(CUgraph);
-R cuGraphExecDestroy(CUgraphExec); R cuGraphGetNodes(CUgraph, CUgraphNode*, size_t*);
+R cuGraphInstantiateWithFlags(CUgraphExec*, CUgraph, u64);
+R cuGraphLaunch(CUgraphExec, CUstream);
+R cuGraphDestroy(CUgraph);
+R cuGraphExecDestroy(CUgraphExec);
+R cuGraphGetNodes(CUgraph, CUgraphNode*, size_t*);
 R cuGetProcAddress_v2(const char*, void**, int, uint64_t, int*);
-u64 simCalls(const char*); u64 simCallsTotal(void); void simCallsReset(void); size_t simCallsReport(char*, size_t);
+u64 simCalls(const char*);
+u64 simCallsTotal(void);
+void simCallsReset(void);
+size_t simCallsReport(char*, size_t);
 void simFail(const char*, u64, R);
 
-#define CHECK(condition)                                                                  \
-  do {                                                                                    \
-    if (!(condition)) { fprintf(stderr, "line %d: %s\n", __LINE__, #condition); exit(1); } \
+#define CHECK(condition)                                      \
+  do {                                                        \
+    if (!(condition)) {                                       \
+      fprintf(stderr, "line %d: %s\n", __LINE__, #condition); \
+      exit(1);                                                \
+    }                                                         \
   } while (0)
-#define IS(expected, call)                                                                             \
-  do {                                                                                                 \
-    const R is_ = (call);                                                                              \
-    if (is_ != (expected)) { fprintf(stderr, "line %d: %s is %d\n", __LINE__, #call, is_); exit(1); } \
+#define IS(expected, call)                                          \
+  do {                                                              \
+    const R is_ = (call);                                           \
+    if (is_ != (expected)) {                                        \
+      fprintf(stderr, "line %d: %s is %d\n", __LINE__, #call, is_); \
+      exit(1);                                                      \
+    }                                                               \
   } while (0)
 #define OK(call) IS(0, call)
 
@@ -105,9 +161,10 @@ static u64 read_word(CUdeviceptr at) {
   return value;
 }
 static void set_flag(int i, u64 value) { __atomic_store_n(&flags[i], value, __ATOMIC_RELEASE); }
-#define FLAG(i) ((CUdeviceptr)&flags[i])
+#define FLAG(i) ((CUdeviceptr) & flags[i])
 
-/* A stream is in order; a copy behind a kernel that waits has not happened while the kernel waits. */
+/* A stream is in order; a copy behind a kernel that waits has not happened while the kernel waits.
+ */
 static void streams(void) {
   begin();
   OK(launch(await_, 1, a, FLAG(0), word, 1));
@@ -129,9 +186,10 @@ static void default_streams(void) {
   CUstream blocking;
   OK(cuStreamCreate(&blocking, 0));
   OK(launch(await_, 1, blocking, FLAG(0), word, 1));
-  OK(launch(add, 1, NULL, word, other, 0));                 /* legacy: behind the blocking stream */
-  OK(launch(add, 1, CU_STREAM_PER_THREAD, other, word, 5)); /* a blocking stream: behind the legacy one */
-  OK(launch(add, 1, a, FLAG(1), FLAG(2), 7));               /* non-blocking: behind nobody */
+  OK(launch(add, 1, NULL, word, other, 0)); /* legacy: behind the blocking stream */
+  OK(launch(add, 1, CU_STREAM_PER_THREAD, other, word,
+            5));                              /* a blocking stream: behind the legacy one */
+  OK(launch(add, 1, a, FLAG(1), FLAG(2), 7)); /* non-blocking: behind nobody */
   OK(cuStreamSynchronize(a));
   CHECK(flags[2] == 7);
   IS(CUDA_ERROR_NOT_READY, cuStreamQuery(NULL));
@@ -278,7 +336,8 @@ static void pinned(void) {
   CHECK(type == CU_MEMORYTYPE_HOST);
   OK(cuMemHostUnregister(mine));
   IS(CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED, cuMemHostUnregister(mine));
-  IS(CUDA_ERROR_INVALID_VALUE, cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, (CUdeviceptr)mine));
+  IS(CUDA_ERROR_INVALID_VALUE,
+     cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, (CUdeviceptr)mine));
   OK(cuMemFreeHost(flags));
 }
 static void attributes(void) {
@@ -298,7 +357,8 @@ static void attributes(void) {
   OK(cuPointerGetAttribute(&start, CU_POINTER_ATTRIBUTE_RANGE_START_ADDR, there + 999));
   OK(cuPointerGetAttribute(&bytes, CU_POINTER_ATTRIBUTE_RANGE_SIZE, there + 999));
   CHECK(type == CU_MEMORYTYPE_DEVICE && ordinal == 1 && start == there && bytes == 1000);
-  IS(CUDA_ERROR_INVALID_VALUE, cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, there + 1000));
+  IS(CUDA_ERROR_INVALID_VALUE,
+     cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, there + 1000));
   char bus[2][16];
   CUuuid id[2];
   for (int d = 0; d < 2; d++) {
@@ -446,7 +506,8 @@ static void ipc(void) {
   OK(cuEventRecord(event, a));
   OK(cuIpcGetMemHandle(&h.memory, word));
   OK(cuIpcGetEventHandle(&h.event, event));
-  IS(CUDA_ERROR_INVALID_CONTEXT, cuIpcOpenMemHandle_v2(&at, h.memory, 1)); /* not in the exporting process */
+  IS(CUDA_ERROR_INVALID_CONTEXT,
+     cuIpcOpenMemHandle_v2(&at, h.memory, 1)); /* not in the exporting process */
   IS(CUDA_ERROR_INVALID_CONTEXT, cuIpcOpenEventHandle(&ignored, h.event));
   CHECK(write(down[1], &h, sizeof h) == sizeof h);
   CHECK(read(up[0], &done, 1) == 1);
@@ -461,7 +522,8 @@ static void residency(void) { /* SIMCUDA_BLOCKS=3 */
   begin();
   Probe probe = {word, word, 4};
   void* arguments[] = {&probe};
-  IS(CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE, cuLaunchCooperativeKernel(meet, 4, 1, 1, 32, 1, 1, 0, a, arguments));
+  IS(CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE,
+     cuLaunchCooperativeKernel(meet, 4, 1, 1, 32, 1, 1, 0, a, arguments));
   CUlaunchAttribute together = {.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE, .value = {.cooperative = 1}};
   CUlaunchConfig config = {4, 1, 1, 32, 1, 1, 0, a, &together, 1};
   IS(CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE, cuLaunchKernelEx(&config, meet, arguments, NULL));
@@ -507,7 +569,7 @@ static void kernel_failure(void) { /* SIMCUDA_FAIL=kernel:2:700 */
   IS(CUDA_ERROR_ILLEGAL_ADDRESS, cuStreamSynchronize(a));
   IS(CUDA_ERROR_ILLEGAL_ADDRESS, cuStreamSynchronize(b));
   IS(CUDA_ERROR_ILLEGAL_ADDRESS, cuMemAlloc_v2(&word, 8));
-  cuMemFreeHost(flags); /* waits for the kernel that nobody told */
+  cuMemFreeHost(flags);        /* waits for the kernel that nobody told */
   OK(cuCtxSetCurrent(second)); /* the other device goes on */
   OK(cuMemAlloc_v2(&word, 8));
 }
@@ -516,7 +578,8 @@ static void counters(void) {
   simCallsReset();
   for (int i = 0; i < 5; i++) OK(launch(add, 1, a, word, word, 1));
   OK(cuStreamSynchronize(a));
-  CHECK(simCalls("cuLaunchKernel") == 5 && simCalls("cuStreamSynchronize") == 1 && simCalls("cuMemAlloc_v2") == 0);
+  CHECK(simCalls("cuLaunchKernel") == 5 && simCalls("cuStreamSynchronize") == 1 &&
+        simCalls("cuMemAlloc_v2") == 0);
   CHECK(simCallsTotal() == 6 && simCalls("kernel") == 5);
   char text[200];
   simCallsReport(text, sizeof text);
@@ -534,7 +597,8 @@ static void devices(void) { /* SIMCUDA_DEVICES=5 CUDA_VISIBLE_DEVICES=3,1 */
   IS(CUDA_ERROR_INVALID_DEVICE, cuDevicePrimaryCtxRetain(&none, 2));
 }
 static void no_devices(void) { IS(CUDA_ERROR_NO_DEVICE, cuInit(0)); }
-static void delays(void) { /* with SIMCUDA_JITTER_US and SIMCUDA_CALL_JITTER_US: everything stays in order */
+static void delays(
+    void) { /* with SIMCUDA_JITTER_US and SIMCUDA_CALL_JITTER_US: everything stays in order */
   begin();
   for (u64 i = 0; i < 200; i++) OK(launch(add, 1, a, word, word, 1));
   OK(cuStreamSynchronize(a));
@@ -690,11 +754,37 @@ static void older_driver(void) { /* built without cuLaunchKernelEx, which this d
 static const struct {
   const char* name;
   void (*run)(void);
-} CASES[] = {CASE(streams), CASE(default_streams), CASE(per_thread), CASE(events), CASE(host_functions), CASE(values), CASE(copies),
-             CASE(pinned), CASE(attributes), CASE(contexts), CASE(peers), CASE(no_peer_access), CASE(peers_forbidden),
-             CASE(host_touches_device), CASE(raw_pointer), CASE(past_the_end), CASE(freed), CASE(ipc), CASE(residency),
-             CASE(too_many_blocks_hang), CASE(queues), CASE(failures), CASE(kernel_failure), CASE(counters), CASE(devices),
-             CASE(no_devices), CASE(delays), CASE(graphs), CASE(capture_dependencies), CASE(capture_forbids), CASE(older_driver)};
+} CASES[] = {CASE(streams),
+             CASE(default_streams),
+             CASE(per_thread),
+             CASE(events),
+             CASE(host_functions),
+             CASE(values),
+             CASE(copies),
+             CASE(pinned),
+             CASE(attributes),
+             CASE(contexts),
+             CASE(peers),
+             CASE(no_peer_access),
+             CASE(peers_forbidden),
+             CASE(host_touches_device),
+             CASE(raw_pointer),
+             CASE(past_the_end),
+             CASE(freed),
+             CASE(ipc),
+             CASE(residency),
+             CASE(too_many_blocks_hang),
+             CASE(queues),
+             CASE(failures),
+             CASE(kernel_failure),
+             CASE(counters),
+             CASE(devices),
+             CASE(no_devices),
+             CASE(delays),
+             CASE(graphs),
+             CASE(capture_dependencies),
+             CASE(capture_forbids),
+             CASE(older_driver)};
 
 int main(int count, char** arguments) {
   for (size_t i = 0; count == 2 && i < sizeof CASES / sizeof *CASES; i++)

@@ -21,7 +21,7 @@ use crate::engine::scratch::ScratchMemory;
 use crate::error::Error;
 use crate::links::Links;
 use crate::plan::Plans;
-use crate::proxy::{Proxy, Setup as ProxySetup};
+use crate::proxy::{Proxy, ProxyConfig};
 use crate::spin_policy::SpinPolicy;
 use crate::tune::{DeviceLimits, Protocol, Tuner};
 use crate::window::Windows;
@@ -211,13 +211,13 @@ fn start_proxy(
     timeout: Duration,
     faults: Option<FaultInjector>,
 ) {
-    let meet = on_device::proxy_connector(host.endpoint.clone(), host.addresses.clone(), faults);
-    device.set_proxy(Proxy::new(ProxySetup {
+    let connect = on_device::proxy_connector(host.endpoint.clone(), host.addresses.clone(), faults);
+    device.set_proxy(Proxy::new(ProxyConfig {
         endpoint: host.endpoint.clone(),
         layout,
         spin_policy: host.spin_policy,
         timeout,
-        meet,
+        connect,
         queued: on_device::work_is_queued(&device.signals),
         fail: on_device::proxy_failure(host.control.shared()),
     }));

@@ -32,7 +32,7 @@ use crate::device::setup::gpu::Gpu;
 use crate::error::Error;
 use crate::plan::device::{DevicePlan, parameter};
 use crate::plan::{PlanBody, PlanKey};
-use crate::proxy::Meet;
+use crate::proxy::Connect;
 use crate::transfer::Transfer;
 
 /// The number of ranks on the device of rank `me`, including it. If there are several, the lowest
@@ -101,7 +101,7 @@ pub(super) fn proxy_connector(
     endpoint: Arc<Endpoint>,
     addresses: Vec<Vec<u8>>,
     faults: Option<FaultInjector>,
-) -> Meet {
+) -> Connect {
     Box::new(move |peer, channel, until| {
         endpoint.connect(peer, &addresses[peer as usize], until)?;
         let ends = endpoint.open(peer, channel)?;

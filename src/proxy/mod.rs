@@ -1,36 +1,37 @@
-//! The proxy: carries messages between kernels of a device and the links of the transport, for pairs of ranks whose kernels cannot
-//! reach each other's memory: on other hosts, on devices without peer access, on host memory.
+//! The proxy: carries messages between the kernels of a device and the links of the transport, for
+//! pairs of ranks whose kernels cannot reach each other's memory: ranks on other hosts, on devices
+//! without peer access, or on host memory.
 //!
 //! ```text
-//!  kernel --> ring in pinned memory --> proxy --> slot of the link ~~> peer: a rank of the host, or its proxy --> ring --> kernel
-//!             slot, head, `filled`      copy      send(len, tag)
-//!             `drained` <-------------- when the link has the message
+//!  kernel --> device ring ---------> proxy --> slot of the link ~~> peer: a rank of the host,
+//!             slot, head, `filled`   copy      send(len, tag)       or its proxy --> ring --> kernel
+//!             `drained` <----------- when the link has the message
 //! ```
 //!
-//! The rings are those that kernels have between each other (`LinkEnd` in `maypole_cuda::launch`, [`maypole_transport::device_ring`]), in
-//! pinned memory of the host; to a kernel a link through the proxy differs from another by its addresses alone. Nothing tells the proxy which
-//! messages will come: what a kernel stores, a slot, its head and the counter, is all there is to know of a message, so
-//! there are no descriptors that the host would have to post for a call. A graph that is replayed makes the same stores again, with the
-//! counters where they are by then, and its messages move like those of any launch; there is nothing in a graph that could be stale.
-//! Tags are passed on and compared by kernels and by the host's engine.
+//! The device rings have the form of the rings between kernels (`LinkEnd` in `maypole_cuda::launch`,
+//! [`maypole_transport::device_ring`]), but are in pinned host memory. To a kernel a link through the
+//! proxy differs from a direct link only by its addresses. Nothing announces messages to the proxy:
+//! what a kernel stores (a slot, its head and the counter) is all there is to know about a message.
+//! So the host posts no descriptors for a call, and a replayed graph, which makes the same stores
+//! again with the current counters, needs nothing from the host. The proxy passes tags on; kernels
+//! and the host's engine compare them.
 //!
-//! One thread per communicator that has such links (`maypole-proxy`, started with the first): it sleeps on the doorbell of the
-//! communicator's endpoint, and a thread can sleep on one word only. A communicator whose peer fails or is slow holds up no other.
-//! Others may sleep on that bell too, the thread of windows for one: a ring wakes all of them, and each looks for itself.
+//! Each communicator with such links has its own thread (`maypole-proxy`, started with the first
+//! link). It sleeps on the doorbell of the communicator's endpoint, and a thread can sleep on one
+//! word only. So a slow or failing peer delays no other communicator. Other threads, for example
+//! that of windows, may sleep on the same doorbell: a ring wakes all of them.
 //!
-//! What a message costs: two copies through memory of the host on top of the link's own, one by a kernel over the bus, one by the thread.
-//! Where a link can read and write memory of the device (verbs with GPUDirect), the second end of the copy in `pump`, or the pinned ring as
-//! a whole, gives way to a registered region of the device: the ring's slots then lie there, the link's slot is the ring's, and the pump
-//! posts and completes instead of copying. Heads and counters stay as they are.
+//! Cost of a message: two copies through host memory in addition to those of the link, one by a
+//! kernel over the bus and one by the thread. For links that can read and write device memory (verbs
+//! with GPUDirect), the slots of the ring could be a registered region of the device, and the pump
+//! would post and complete transfers instead of copying. Heads and counters would stay.
 //!
-//! | file | idea |
-//! |---|---|
-//! | `ring` | where the words of the rings lie |
-//! | `pump` | one peer and channel: messages move |
-//! | `serve` | the thread: when to look, when to sleep, how it ends |
-//! | `meet` | another thread, which connects to peers while calls are queued |
+//! * `ring`: where the words of the rings lie
+//! * `pump`: moves the messages of one peer and channel
+//! * `serve`: the thread that runs the pumps: when it polls, when it sleeps, how it ends
+//! * `connect`: the thread that connects to peers while calls are queued
 
-mod meet;
+mod connect;
 mod pump;
 mod ring;
 mod serve;
@@ -53,186 +54,191 @@ use maypole_transport::sync::{AtomicU64, Ordering};
 use crate::error::Error;
 use crate::process;
 use crate::spin_policy::SpinPolicy;
+pub(crate) use connect::Connect;
+use connect::ConnectRequest;
 use maypole_cuda::pool::{DevicePool, PooledBuffer};
-pub(crate) use meet::Meet;
-use meet::Request;
-use pump::{Pump, Rings};
-use ring::{Shape, Way};
-use serve::{ABANDONED, Board, STOPPED};
+use pump::{LinkRings, Pump};
+use ring::{RingDirection, RingLayout};
+use serve::{ABANDONED, ProxyState, STOPPED};
 
-/// A communicator's proxy. Dropping it waits until what kernels have sent is on its way to the peers, or they are gone, and ends the
-/// threads; no kernel of the communicator may be running or queued then. In a child made by fork dropping it does nothing.
+/// The proxy of a communicator. Its drop waits until the links have taken everything that kernels
+/// have sent, or the peers are gone, and ends the threads. No kernel of the communicator may be
+/// running or queued then. In a child process made by fork the drop does nothing.
 pub(crate) struct Proxy {
-    board: Arc<Board>,
-    shape: Shape,
+    state: Arc<ProxyState>,
+    layout: RingLayout,
     spin_policy: SpinPolicy,
     timeout: Duration,
-    /// Per link: see [`Rings::wanted`].
-    wanted: Vec<Arc<AtomicU64>>,
-    positions: Positions,
+    /// For each link: see [`LinkRings::expected`].
+    expected: Vec<Arc<AtomicU64>>,
+    positions: PositionWords,
     /// Bytes of pinned memory.
     pinned: usize,
-    /// Until the first link.
-    meet: Option<Meet>,
-    threads: Option<Threads>,
-    /// Of the process that made it.
+    /// Present until the first link, when the threads start.
+    connect: Option<Connect>,
+    threads: Option<ProxyThreads>,
+    /// The fork generation of the process that made the proxy.
     generation: u32,
 }
 
 /// What the proxy of a communicator works with.
-pub(crate) struct Setup {
-    /// By which its ranks meet.
+pub(crate) struct ProxyConfig {
+    /// The endpoint of the rank.
     pub(crate) endpoint: Arc<Endpoint>,
-    /// Of the endpoint: rings are as deep as links, and their slots as long.
+    /// The layout of the endpoint: rings are as deep as links, and their slots as long.
     pub(crate) layout: InboxLayout,
-    /// Of a rank that waits.
+    /// How long a waiting rank spins.
     pub(crate) spin_policy: SpinPolicy,
-    /// How long a peer may take to come.
+    /// How long a peer may take to connect.
     pub(crate) timeout: Duration,
-    /// Opens the link to a rank on a channel; waits for that rank until the given time at most.
-    pub(crate) meet: Meet,
-    /// Whether works that the host has queued are not through.
+    /// Opens the link to a rank on a channel.
+    pub(crate) connect: Connect,
+    /// Whether works that the host has queued have not finished.
     pub(crate) queued: Box<dyn Fn() -> bool + Send + Sync>,
-    /// Called once at most, from a thread of the proxy, with what makes the communicator useless. It tells the others, then makes the kernels give
-    /// up, in this order, so that whoever sees the end of a kernel finds the error.
+    /// Called at most once, from a thread of the proxy, with the error that ends the communicator. It
+    /// tells the other ranks first and then aborts the kernels, so that a rank which sees a kernel
+    /// end finds the error.
     pub(crate) fail: Box<dyn FnOnce(Error) + Send>,
 }
 
-/// A link through the proxy, as kernels and calls know it.
+/// A link through the proxy, for kernels and calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Proxied {
-    /// Where kernels put messages to the peer.
+pub(crate) struct ProxiedLink {
+    /// The end on which kernels send messages to the peer.
     pub(crate) sending: LinkEnd,
-    /// Where they find those of the peer.
+    /// The end from which kernels receive messages of the peer.
     pub(crate) receiving: LinkEnd,
     /// The number of the link, for [`Proxy::expect`].
     pub(crate) number: usize,
 }
 
-struct Threads {
-    requests: Sender<Request>,
-    meets: JoinHandle<()>,
-    serves: JoinHandle<Vec<Pump>>,
+struct ProxyThreads {
+    requests: Sender<ConnectRequest>,
+    connecting: JoinHandle<()>,
+    serving: JoinHandle<Vec<Pump>>,
 }
 
 impl Proxy {
-    /// Nothing runs before the first link.
-    pub(crate) fn new(setup: Setup) -> Self {
-        let Setup { endpoint, layout, spin_policy, timeout, meet, queued, fail } = setup;
+    /// Makes a proxy. Its threads start with the first link.
+    pub(crate) fn new(config: ProxyConfig) -> Self {
+        let ProxyConfig { endpoint, layout, spin_policy, timeout, connect, queued, fail } = config;
         process::notice_forks();
-        let board = Arc::new(Board {
+        let state = Arc::new(ProxyState {
             endpoint,
             queued,
             calls: AtomicU64::new(0),
             captured: AtomicU64::new(0),
             stop: AtomicU64::new(0),
-            fresh: Mutex::default(),
+            new_pumps: Mutex::default(),
             added: AtomicU64::new(0),
             #[cfg(test)]
-            turns: AtomicU64::new(0),
+            rounds: AtomicU64::new(0),
             fail: Mutex::new(Some(fail)),
         });
         Self {
-            board,
-            shape: Shape { depth: layout.depth, slot_bytes: layout.slot_bytes },
+            state,
+            layout: RingLayout { depth: layout.depth, slot_bytes: layout.slot_bytes },
             spin_policy,
             timeout,
-            wanted: Vec::new(),
-            positions: Positions::default(),
+            expected: Vec::new(),
+            positions: PositionWords::default(),
             pinned: 0,
-            meet: Some(meet),
+            connect: Some(connect),
             threads: None,
             generation: process::generation(),
         }
     }
 
-    /// From now on moves messages between kernels and `peer` on `channel`, once it is met: does not wait for that. Memory is of `pool`, and `stream`
-    /// of its device. Takes calls of the driver that a capture of another thread may forbid: see `cuThreadExchangeStreamCaptureMode`.
+    /// Adds a link between the kernels and `peer` on `channel`. Does not wait for the peer: messages
+    /// move as soon as it is connected. Memory is taken from `pool`, and `stream` belongs to the same
+    /// device. The caller has to be in the relaxed capture mode (`RelaxedCapture`).
     ///
     /// # Errors
-    /// No pinned memory, no thread.
+    /// There is no pinned memory or no thread left, or the proxy has ended.
     pub(crate) fn add_link(
         &mut self,
         pool: &Arc<DevicePool>,
         stream: &CudaStream,
         peer: Rank,
         channel: Channel,
-    ) -> Result<Proxied, Error> {
-        let shape = self.shape;
-        let memory = Arc::new(pool.pinned_memory(shape.bytes())?);
+    ) -> Result<ProxiedLink, Error> {
+        let layout = self.layout;
+        let memory = Arc::new(pool.pinned_memory(layout.bytes())?);
         let (host, address) = (memory.host().as_ptr(), memory.address());
         let [sending, receiving] = self.positions.take(pool, stream)?;
-        // SAFETY: the pool gave that many bytes, zeros by now, which live as long as `memory`, for this link alone.
+        // SAFETY: `memory` has that many bytes, zeros after `write_bytes`. They live as long as
+        // `memory`, and only this link uses them.
         let rings = unsafe {
-            host.write_bytes(0, shape.bytes());
-            shape.proxy_ends(host, peer, memory)
+            host.write_bytes(0, layout.bytes());
+            layout.proxy_ends(host, peer, memory)
         };
-        self.pinned += shape.bytes();
-        Ok(Proxied {
-            sending: shape.end(address, Way::FromKernel, sending),
-            receiving: shape.end(address, Way::ToKernel, receiving),
+        self.pinned += layout.bytes();
+        Ok(ProxiedLink {
+            sending: layout.kernel_end(address, RingDirection::FromKernel, sending),
+            receiving: layout.kernel_end(address, RingDirection::ToKernel, receiving),
             number: self.attach(peer, channel, rings)?,
         })
     }
 
-    /// Has a link made for these rings; returns its number.
-    fn attach(&mut self, peer: Rank, channel: Channel, rings: Rings) -> Result<usize, Error> {
-        if let Some(meet) = self.meet.take() {
-            self.threads = Some(self.start(meet)?);
+    /// Requests a connection for these rings; returns the number of the link.
+    fn attach(&mut self, peer: Rank, channel: Channel, rings: LinkRings) -> Result<usize, Error> {
+        if let Some(connect) = self.connect.take() {
+            self.threads = Some(self.start(connect)?);
         }
-        let wanted = rings.wanted.clone();
+        let expected = rings.expected.clone();
         let now = Instant::now();
-        // A timeout too long to be a point in time is no timeout.
+        // A timeout that cannot be added to the time is treated as no timeout.
         let deadline = now.checked_add(self.timeout).unwrap_or(now + NO_TIMEOUT);
-        let request = Request { peer, channel, rings, deadline };
+        let request = ConnectRequest { peer, channel, rings, deadline };
         let threads = self.threads.as_ref();
         if threads.is_none_or(|threads| threads.requests.send(request).is_err()) {
-            // It has failed, and told why.
+            // The thread has failed and has reported its error.
             return Err(Error::internal("a link through a proxy that has ended"));
         }
-        self.wanted.push(wanted);
-        Ok(self.wanted.len() - 1)
+        self.expected.push(expected);
+        Ok(self.expected.len() - 1)
     }
 
-    /// A work will be queued that takes these numbers of messages from these links. Not for captured ones, see
-    /// [`captured`](Self::captured).
+    /// Announces a work that receives, from each of these links, that many messages. Captured works
+    /// are announced by [`captured`](Self::captured) instead.
     pub(crate) fn expect(&self, messages: &[(usize, u64)]) {
         for (link, count) in messages {
-            self.wanted[*link].fetch_add(*count, Ordering::Relaxed);
+            self.expected[*link].fetch_add(*count, Ordering::Relaxed);
         }
     }
 
-    /// Works were queued.
+    /// Tells the thread that works were queued.
     pub(crate) fn launched(&self) {
-        self.board.calls.fetch_add(1, Ordering::Relaxed);
-        // Makes what is expected seen too, and wakes the thread if it sleeps.
-        self.board.endpoint.doorbell().ring();
+        self.state.calls.fetch_add(1, Ordering::Relaxed);
+        // Also makes the expected messages visible, and wakes the thread if it sleeps.
+        self.state.endpoint.doorbell().ring();
     }
 
-    /// A call was captured: from now on works may begin without a word from the host, as long as the communicator lives. What they take is
-    /// not known, so that a peer which has left is no error to them; one that has died is.
+    /// Tells the thread that a call was captured: from now on works may begin at any time, without
+    /// the host. Since it is not known what they receive, a peer that has left is no error for them,
+    /// but a peer that has died is.
     pub(crate) fn captured(&self) {
-        self.board.captured.store(1, Ordering::Relaxed);
-        self.board.endpoint.doorbell().ring();
+        self.state.captured.store(1, Ordering::Relaxed);
+        self.state.endpoint.doorbell().ring();
     }
 
-    /// Ends the threads and leaves the rings where they are, for kernels that may use them yet.
+    /// Ends the threads and leaks the rings, because kernels may still use them.
     pub(crate) fn abandon(mut self) {
         // Pairs as `proxy-stop`.
-        self.board.stop.store(ABANDONED, Ordering::Release);
+        self.state.stop.store(ABANDONED, Ordering::Release);
         std::mem::forget((self.end(), std::mem::take(&mut self.positions)));
     }
 
-    /// Ends the threads: when all that kernels have sent is on its way, if they are not abandoned.
+    /// Ends the threads; unless abandoned, after the links have taken everything that kernels sent.
     fn end(&mut self) -> Option<Vec<Pump>> {
-        let Threads { requests, meets, serves } = self.threads.take()?;
-        // Those that are still to be met have messages in their rings.
+        let ProxyThreads { requests, connecting, serving } = self.threads.take()?;
+        // The thread first makes the requested connections: their rings may contain messages.
         drop(requests);
-        let _ = meets.join();
+        let _ = connecting.join();
         // Pairs as `proxy-stop`.
-        self.board.stop.fetch_max(STOPPED, Ordering::Release);
-        self.board.endpoint.doorbell().ring();
-        serves.join().ok()
+        self.state.stop.fetch_max(STOPPED, Ordering::Release);
+        self.state.endpoint.doorbell().ring();
+        serving.join().ok()
     }
 
     /// Bytes of pinned memory.
@@ -240,19 +246,19 @@ impl Proxy {
         self.pinned
     }
 
-    fn start(&self, meet: Meet) -> Result<Threads, Error> {
-        let (requests, asked) = channel();
-        let (board, spin_policy) = (self.board.clone(), self.spin_policy);
-        let serves = spawn("maypole-proxy", move || serve::run(&board, spin_policy))?;
-        let board = self.board.clone();
-        let meets = spawn("maypole-meet", move || {
-            board.guard(|| meet::run(board.endpoint.rank(), &board, &asked, &meet));
+    fn start(&self, connect: Connect) -> Result<ProxyThreads, Error> {
+        let (requests, receiver) = channel();
+        let (state, spin_policy) = (self.state.clone(), self.spin_policy);
+        let serving = spawn("maypole-proxy", move || serve::run(&state, spin_policy))?;
+        let state = self.state.clone();
+        let connecting = spawn("maypole-meet", move || {
+            state.guard(|| connect::run(state.endpoint.rank(), &state, &receiver, &connect));
         })?;
-        Ok(Threads { requests, meets, serves })
+        Ok(ProxyThreads { requests, connecting, serving })
     }
 }
 
-/// In place of a time that is too far away.
+/// Used instead of a timeout that is too long to be added to the time.
 const NO_TIMEOUT: Duration = Duration::from_secs(1 << 32);
 
 fn spawn<T: Send + 'static>(
@@ -267,34 +273,35 @@ fn spawn<T: Send + 'static>(
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // A child made by fork does not have the thread, and leaves memory of the device to its parent.
+        // A child process made by fork does not have the threads, and must not free device memory.
         if self.generation != process::generation() {
             std::mem::forget(std::mem::take(&mut self.positions));
-            std::mem::forget((self.board.clone(), self.threads.take()));
+            std::mem::forget((self.state.clone(), self.threads.take()));
             return;
         }
         if std::thread::panicking() {
-            // Peers may wait for more than what was sent.
-            self.board.stop.store(ABANDONED, Ordering::Release);
+            // Peers may wait for more than kernels have sent, so do not wait for the peers.
+            self.state.stop.store(ABANDONED, Ordering::Release);
         }
-        // The rings end after the threads.
+        // The rings are freed after the threads have ended.
         drop(self.end());
     }
 }
 
-/// Where kernels count what they have sent and taken: words of device memory, zero at first, in blocks. A kernel reads and writes them
-/// with every message, which over the bus would cost more than the message.
+/// The words in which kernels count the messages that they have sent and received
+/// ([`LinkEnd::position`]). They are in device memory, zero at first, because a kernel reads and
+/// writes them with every message, and over the bus that would cost more than the message.
 #[derive(Default)]
-struct Positions {
+struct PositionWords {
     blocks: Vec<PooledBuffer>,
-    /// Words of the last block that are taken.
+    /// The number of used words of the last block.
     taken: usize,
 }
 
-impl Positions {
+impl PositionWords {
     const WORDS: usize = 512;
 
-    /// Two of them.
+    /// Takes two words; returns their addresses.
     fn take(&mut self, pool: &Arc<DevicePool>, stream: &CudaStream) -> Result<[u64; 2], Error> {
         if self.blocks.is_empty() || self.taken == Self::WORDS {
             let block = pool.device_memory(Self::WORDS * size_of::<u64>())?;
@@ -303,7 +310,8 @@ impl Positions {
             self.blocks.push(block);
             self.taken = 0;
         }
-        let block = self.blocks.last().ok_or_else(|| Error::internal("no block of positions"))?;
+        let block =
+            self.blocks.last().ok_or_else(|| Error::internal("no block of position words"))?;
         let first = block.address() + (self.taken * size_of::<u64>()) as u64;
         self.taken += 2;
         Ok([first, first + size_of::<u64>() as u64])

@@ -1,4 +1,5 @@
-//! The pump: moves the messages of one peer and channel between two counted rings and the link of the transport. It waits for nothing.
+//! The pump: moves the messages of one peer and channel between two device rings and a link of the
+//! transport, without waiting.
 
 use std::sync::Arc;
 use std::sync::atomic::fence;
@@ -9,14 +10,14 @@ use maypole_transport::error::LinkError;
 use maypole_transport::link::{Incoming, Lendable, Outgoing};
 use maypole_transport::sync::{AtomicU64, Ordering};
 
-/// The proxy's ends of the rings of one peer and channel.
-pub(super) struct Rings {
-    /// What kernels send.
+/// The ends of the proxy of the device rings of one peer and channel.
+pub(super) struct LinkRings {
+    /// The ring on which kernels send.
     pub(super) from_kernel: DeviceRingReceiver,
-    /// What kernels receive.
+    /// The ring from which kernels receive.
     pub(super) to_kernel: DeviceRingSender,
-    /// Messages that the calls queued so far take from the peer, since the link was made.
-    pub(super) wanted: Arc<AtomicU64>,
+    /// The number of messages that the calls queued so far receive from the peer.
+    pub(super) expected: Arc<AtomicU64>,
 }
 
 /// Both directions between the kernels of this rank and one peer, on one channel.
@@ -24,7 +25,7 @@ pub(super) struct Pump {
     peer: Rank,
     outgoing: Outgoing,
     incoming: Incoming,
-    rings: Rings,
+    rings: LinkRings,
     /// Why nothing more comes from the peer, once it is known.
     gone: Option<LinkError>,
 }
@@ -33,7 +34,7 @@ impl Pump {
     pub(super) fn new(
         peer: Rank,
         (outgoing, incoming): (Outgoing, Incoming),
-        rings: Rings,
+        rings: LinkRings,
     ) -> Self {
         Self { peer, outgoing, incoming, rings, gone: None }
     }
@@ -43,32 +44,35 @@ impl Pump {
         self.gone
     }
 
-    /// Moves what can be moved now, at most a ringful each way so that no pump keeps the others waiting; true if that was anything.
+    /// Moves what can be moved now, in each direction at most as many messages as a ring holds, so that
+    /// no pump delays the others. True if anything moved.
     ///
     /// # Errors
-    /// An abort; a peer that is gone although a kernel sends to it or a queued call takes messages from it; corrupt rings.
-    pub(super) fn turn(&mut self) -> Result<bool, LinkError> {
+    /// The communicator was aborted; the peer is gone although a kernel sends to it or a queued call
+    /// needs messages from it; or the rings are corrupt.
+    pub(super) fn run(&mut self) -> Result<bool, LinkError> {
         let sent = self.send()?;
         Ok(self.receive()? || sent)
     }
 
-    /// Everything that kernels have sent is with the link.
+    /// Whether the link has taken everything that kernels sent.
     pub(super) fn is_flushed(&mut self) -> Result<bool, LinkError> {
         Ok(self.rings.from_kernel.receive()?.is_none())
     }
 
-    /// The queued calls take messages from the peer that have not come.
+    /// Whether queued calls need messages of the peer that have not come.
     pub(super) fn is_waiting(&self) -> bool {
-        // Only a count: the ring that follows its change makes it seen.
-        self.rings.to_kernel.sent() < self.rings.wanted.load(Ordering::Relaxed)
+        // Relaxed is enough: the ring of the doorbell after a change makes it visible.
+        self.rings.to_kernel.sent() < self.rings.expected.load(Ordering::Relaxed)
     }
 
-    /// This rank may be reading memory that a peer of this process lends.
+    /// Whether this rank may read memory that a peer of this process lends.
     pub(super) fn borrows(&self) -> bool {
-        // Both directions are of one kind.
+        // Both directions use the same kind of link.
         self.outgoing.slots.lendable() == Lendable::Anything
     }
 
+    /// Moves messages from kernels to the link.
     fn send(&mut self) -> Result<bool, LinkError> {
         let mut moved = false;
         for _ in 0..self.outgoing.slots.credits() {
@@ -78,8 +82,9 @@ impl Pump {
                 let why = "a kernel sent it a message that is longer than a slot of its link";
                 return Err(LinkError::Corrupt { peer: self.peer, why });
             }
-            // SAFETY: the message is readable until it is released, the slot is ours until it is sent, and is long enough; one is
-            // memory of the ring, the other of the link.
+            // SAFETY: the message is readable until it is released. The slot belongs to this rank until
+            // it is sent, and is long enough. They do not overlap: one is memory of the ring, the other
+            // of the link.
             unsafe { slot.data.copy_from_nonoverlapping(message.data, message.len) };
             self.outgoing.slots.send(message.len, message.tag);
             self.rings.from_kernel.release();
@@ -88,11 +93,12 @@ impl Pump {
         Ok(moved)
     }
 
+    /// Moves messages from the link to kernels.
     fn receive(&mut self) -> Result<bool, LinkError> {
         let mut moved = false;
         for _ in 0..self.outgoing.slots.credits() {
             if let Some(error) = self.gone {
-                // Whoever has sent all that was asked of it may leave.
+                // A peer that has sent everything may leave.
                 return if self.is_waiting() { Err(error) } else { Ok(moved) };
             }
             let Some(slot) = self.rings.to_kernel.reserve()? else { break };
@@ -109,10 +115,11 @@ impl Pump {
                 let why = "it sent a message that is longer than a slot";
                 return Err(LinkError::Corrupt { peer: self.peer, why });
             }
-            // SAFETY: as in `send`, the other way round; where the message is the peer's own memory, the caller holds `reading`.
+            // SAFETY: as in `send`, in the other direction. If the message is memory that the peer
+            // lends, the caller holds `reading`.
             unsafe { slot.data.copy_from_nonoverlapping(message.data, message.len) };
             if message.in_other_process {
-                // Only what is no older than an abort counts.
+                // The copy is valid only if it ended before an abort, so check for one after it.
                 fence(Ordering::Acquire);
                 self.incoming.slots.receive()?;
             }

@@ -1,7 +1,8 @@
-//! The memory of the two rings between kernels and the proxy, for one peer and channel: one block, which both see.
+//! The layout of the two device rings of one peer and channel, in one block of pinned memory that
+//! kernels and the proxy share.
 //!
-//! Counters that different sides write lie on lines of their own, so that neither a device's reads over the bus nor a core's
-//! polls disturb the other direction.
+//! Counters that different sides write are on separate cache lines, so that neither reads of the
+//! device over the bus nor polls of a core disturb the other direction.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -11,54 +12,55 @@ use maypole_cuda::launch::LinkEnd;
 use maypole_transport::device_ring::{DeviceRingMemory, DeviceRingReceiver, DeviceRingSender};
 use maypole_transport::sync::{AtomicU64, Cell};
 
-use super::pump::Rings;
+use super::pump::LinkRings;
 
 /// Bytes from one counter to the next: two cache lines, which processors fetch together.
-const APART: usize = 128;
-/// `filled` and `drained` of both rings.
-const COUNTERS: usize = 4 * APART;
+const COUNTER_STRIDE: usize = 128;
+/// Bytes of the counters `filled` and `drained` of both rings.
+const COUNTERS: usize = 4 * COUNTER_STRIDE;
 
-/// The shape of both rings. Slots are as long as those of the link, so that every message fits.
+/// The sizes of both rings. Slots are as long as those of the link, so that every message fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Shape {
+pub(super) struct RingLayout {
     pub(super) depth: u32,
     /// A multiple of 64.
     pub(super) slot_bytes: usize,
 }
 
-/// Which way the messages of a ring go.
+/// The direction of the messages of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum RingDirection {
     FromKernel,
     ToKernel,
 }
 
-impl Shape {
+impl RingLayout {
     /// Bytes of the block.
     pub(super) fn bytes(&self) -> usize {
         COUNTERS + 2 * (self.heads() + self.slots())
     }
 
     fn heads(&self) -> usize {
-        (self.depth as usize * size_of::<u64>()).next_multiple_of(APART)
+        (self.depth as usize * size_of::<u64>()).next_multiple_of(COUNTER_STRIDE)
     }
 
     fn slots(&self) -> usize {
         self.depth as usize * self.slot_bytes
     }
 
-    /// Where in the block the parts of a ring begin: `filled`, `drained`, heads, slots.
-    fn offsets(&self, way: Way) -> [usize; 4] {
-        let i = way as usize;
-        let counters = 2 * i * APART;
+    /// The offsets in the block of the parts of a ring: `filled`, `drained`, heads, slots.
+    fn offsets(&self, direction: RingDirection) -> [usize; 4] {
+        let i = direction as usize;
+        let counters = 2 * i * COUNTER_STRIDE;
         let heads = COUNTERS + i * self.heads();
         let slots = COUNTERS + 2 * self.heads() + i * self.slots();
-        [counters, counters + APART, heads, slots]
+        [counters, counters + COUNTER_STRIDE, heads, slots]
     }
 
-    /// A ring of the block at `base`, as the host sees it.
-    pub(super) fn place(&self, base: *mut u8, way: Way) -> DeviceRingMemory {
-        let [filled, drained, heads, slots] = self.offsets(way).map(|at| base.wrapping_add(at));
+    /// A ring of the block at `base`, for the host.
+    pub(super) fn host_ring(&self, base: *mut u8, direction: RingDirection) -> DeviceRingMemory {
+        let [filled, drained, heads, slots] =
+            self.offsets(direction).map(|at| base.wrapping_add(at));
         DeviceRingMemory {
             slots,
             slot_bytes: self.slot_bytes,
@@ -69,30 +71,32 @@ impl Shape {
         }
     }
 
-    /// The proxy's ends of both rings of the block at `base`, for messages to and from `peer`.
+    /// The ends of the proxy of both rings of the block at `base`, for messages to and from `peer`.
     ///
     /// # Safety
-    /// There are as many bytes of zeros at `base` as the shape has, aligned to 128; they live as long as `keep`, and the proxy has no
-    /// other ends of them.
+    /// At `base`, a multiple of 128, are [`bytes`](Self::bytes) zero bytes that live as long as
+    /// `keep`, and nothing else is made the proxy's end of these rings.
     pub(super) unsafe fn proxy_ends(
         &self,
         base: *mut u8,
         peer: Rank,
         keep: Arc<dyn Any + Send + Sync>,
-    ) -> Rings {
-        let [from, to] = [Way::FromKernel, Way::ToKernel].map(|way| self.place(base, way));
-        let wanted = Arc::new(AtomicU64::new(0));
-        // SAFETY: the caller's promise.
+    ) -> LinkRings {
+        let [from, to] = [RingDirection::FromKernel, RingDirection::ToKernel]
+            .map(|direction| self.host_ring(base, direction));
+        let expected = Arc::new(AtomicU64::new(0));
+        // SAFETY: the caller guarantees what both ends require.
         unsafe {
             let from_kernel = DeviceRingReceiver::new(from, peer, keep.clone());
-            Rings { from_kernel, to_kernel: DeviceRingSender::new(to, peer, keep), wanted }
+            LinkRings { from_kernel, to_kernel: DeviceRingSender::new(to, peer, keep), expected }
         }
     }
 
-    /// A kernel's end of a ring of the block at `base`, as devices see it. `position` is where the kernel counts. There are no
-    /// ll: a flag in each word would have to be written by the host, word by word, for a latency that the network hides.
-    pub(super) fn end(&self, base: u64, way: Way, position: u64) -> LinkEnd {
-        let [filled, drained, heads, slots] = self.offsets(way).map(|at| base + at as u64);
+    /// The kernel's end of a ring of the block at device address `base`; `position` is the address of
+    /// the kernel's counter. There are no LL lines: the host would have to write a flag into each
+    /// word, for a gain in latency that the network hides.
+    pub(super) fn kernel_end(&self, base: u64, direction: RingDirection, position: u64) -> LinkEnd {
+        let [filled, drained, heads, slots] = self.offsets(direction).map(|at| base + at as u64);
         LinkEnd {
             slots,
             heads,
@@ -112,13 +116,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_parts_overlap_and_both_sides_see_the_same() {
+    fn no_two_parts_overlap_and_both_sides_use_the_same_addresses() {
         for (depth, slot_bytes) in [(1, 64), (4, 65536), (17, 192)] {
-            let shape = Shape { depth, slot_bytes };
+            let layout = RingLayout { depth, slot_bytes };
             let mut spans = Vec::new();
-            for way in [Way::FromKernel, Way::ToKernel] {
+            for direction in [RingDirection::FromKernel, RingDirection::ToKernel] {
                 let base = std::ptr::without_provenance_mut(1 << 20);
-                let (place, end) = (shape.place(base, way), shape.end(1 << 30, way, 7));
+                let (place, end) =
+                    (layout.host_ring(base, direction), layout.kernel_end(1 << 30, direction, 7));
                 let there = |address: usize| (address - (1 << 20) + (1 << 30)) as u64;
                 assert_eq!(
                     [end.slots, end.heads, end.filled, end.drained].map(|a| a as usize),
@@ -134,8 +139,8 @@ mod tests {
                 spans.extend([
                     (end.slots, depth as usize * slot_bytes),
                     (end.heads, depth as usize * 8),
-                    (end.filled, APART),
-                    (end.drained, APART),
+                    (end.filled, COUNTER_STRIDE),
+                    (end.drained, COUNTER_STRIDE),
                 ]);
             }
             spans.sort_unstable();
@@ -143,7 +148,7 @@ mod tests {
                 assert!(pair[0].0 + pair[0].1 as u64 <= pair[1].0, "{pair:?}");
             }
             let (last, bytes) = spans[spans.len() - 1];
-            assert!(last + bytes as u64 <= (1 << 30) + shape.bytes() as u64);
+            assert!(last + bytes as u64 <= (1 << 30) + layout.bytes() as u64);
         }
     }
 }

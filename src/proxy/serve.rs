@@ -1,10 +1,12 @@
-//! The proxy's thread: turns the pumps, and sleeps when there is nothing to move.
+//! The thread of the proxy: runs the pumps, and sleeps when there is nothing to move.
 //!
-//! What can end a sleep are the peers, who ring the endpoint's doorbell, and the kernels, who cannot. As long as a launch is under way
-//! the kernels must therefore be looked at now and then: at once for as long as a rank of the host would spin, then after pauses that
-//! grow with the time that nothing has moved, to a millisecond. So a kernel that sends after a silence of a millisecond waits
-//! about an eighth of that, and a kernel that waits behind a long one on its stream costs a core less than a hundredth. All pauses are
-//! spent on the doorbell: what peers send is never late.
+//! Peers ring the endpoint's doorbell and so end a sleep, but kernels cannot. While a launch is
+//! running the thread therefore polls the rings of the kernels: without a pause for as long as a rank
+//! of the host would spin, then after pauses that grow with the time for which nothing has moved, up
+//! to a millisecond. So a kernel that sends after a silence of a millisecond waits for about an
+//! eighth of that, and a kernel that waits behind a long one on its stream costs less than a
+//! hundredth of a core. All pauses are spent sleeping on the doorbell, so messages of peers are never
+//! late.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,44 +21,45 @@ use super::pump::Pump;
 use crate::error::Error;
 use crate::spin_policy::SpinPolicy;
 
-/// The longest sleep: bounds the damage if something does not ring that should.
-const NAP: Duration = Duration::from_millis(500);
-/// The shortest and the longest pause while kernels may have news.
+/// The longest sleep. It bounds the delay if a ring of the doorbell is missing.
+const LONGEST_SLEEP: Duration = Duration::from_millis(500);
+/// The shortest and the longest pause while kernels may have sent something.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
-/// Pauses are this part of the time for which nothing has moved.
-const PART: u32 = 8;
+/// A pause is the time for which nothing has moved, divided by this.
+const PAUSE_DIVISOR: u32 = 8;
 
-/// The threads end when all that kernels have sent is on its way.
+/// The threads end after the links have taken everything that kernels sent.
 pub(super) const STOPPED: u64 = 1;
-/// They end at once.
+/// The threads end at once.
 pub(super) const ABANDONED: u64 = 2;
 
-/// What the threads and the communicator share.
-pub(super) struct Board {
+/// The state that the threads and the communicator share.
+pub(super) struct ProxyState {
     pub(super) endpoint: Arc<Endpoint>,
-    /// Whether works that the host has queued are not through.
+    /// Whether works that the host has queued have not finished.
     pub(super) queued: Box<dyn Fn() -> bool + Send + Sync>,
-    /// How often something was queued.
+    /// The number of launches.
     pub(super) calls: AtomicU64,
-    /// 1 once a call was captured: from then on works may begin at any time.
+    /// 1 after a call was captured: from then on works may begin at any time.
     pub(super) captured: AtomicU64,
-    /// Not zero when the threads shall end.
+    /// Not zero when the threads have to end: [`STOPPED`] or [`ABANDONED`].
     pub(super) stop: AtomicU64,
-    /// Pumps that the thread has not taken, and how many there ever were.
-    pub(super) fresh: Mutex<Vec<Pump>>,
+    /// The pumps that the thread has not yet taken.
+    pub(super) new_pumps: Mutex<Vec<Pump>>,
+    /// The number of pumps ever added.
     pub(super) added: AtomicU64,
-    /// How often the thread has looked.
+    /// The number of times that the thread has run all pumps.
     #[cfg(test)]
-    pub(super) turns: AtomicU64,
-    /// What is to be done with the first error, until there is one.
-    pub(super) fail: Mutex<Option<Fail>>,
+    pub(super) rounds: AtomicU64,
+    /// Called with the first error; empty after that.
+    pub(super) fail: Mutex<Option<FailHandler>>,
 }
 
-/// What is done with an error that ends the communicator.
-pub(super) type Fail = Box<dyn FnOnce(Error) + Send>;
+/// The handler of an error that ends the communicator.
+pub(super) type FailHandler = Box<dyn FnOnce(Error) + Send>;
 
-impl Board {
-    /// A kernel may be running.
+impl ProxyState {
+    /// Whether a kernel may be running.
     fn is_busy(&self) -> bool {
         self.is_captured() || (self.queued)()
     }
@@ -70,19 +73,20 @@ impl Board {
         self.stop.load(Ordering::Acquire) != 0
     }
 
-    /// What kernels have sent need not go any more.
+    /// Whether the threads have to end at once.
     pub(super) fn is_abandoned(&self) -> bool {
         // Pairs as `proxy-stop`.
         self.stop.load(Ordering::Acquire) == ABANDONED
     }
 
-    /// Does `work`, on a thread that no panic leaves. An error goes to `fail`, if it is the first; not when all is over.
+    /// Runs `work` and catches panics. The first error is passed to `fail`, unless the threads are
+    /// already ending.
     pub(super) fn guard(&self, work: impl FnOnce() -> Result<(), Error>) {
         let error = match catch_unwind(AssertUnwindSafe(work)) {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error,
             Err(_) => {
-                Error::internal("a thread of the proxy panicked; its message is on standard error")
+                Error::internal("a thread of the proxy panicked; the message is on standard error")
             }
         };
         let fail = self.fail.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -92,61 +96,67 @@ impl Board {
     }
 }
 
-/// Runs until it is stopped and all that kernels sent is on its way, or to the first error. Gives the pumps back: kernels may still use their
-/// rings.
-pub(super) fn run(board: &Board, spin_policy: SpinPolicy) -> Vec<Pump> {
-    sharpen();
+/// Runs until the proxy is stopped and the links have taken everything that kernels sent, or until the
+/// first error. Returns the pumps, because kernels may still use their rings.
+pub(super) fn run(state: &ProxyState, spin_policy: SpinPolicy) -> Vec<Pump> {
+    use_precise_timers();
     let mut pumps = Vec::new();
-    board.guard(|| Ok(serve(board, spin_policy, &mut pumps)?));
+    state.guard(|| Ok(serve(state, spin_policy, &mut pumps)?));
     pumps
 }
 
-fn serve(board: &Board, spin_policy: SpinPolicy, pumps: &mut Vec<Pump>) -> Result<(), LinkError> {
-    let endpoint = &*board.endpoint;
-    let mut rest = Rest::new(endpoint.doorbell(), spin_policy);
+fn serve(
+    state: &ProxyState,
+    spin_policy: SpinPolicy,
+    pumps: &mut Vec<Pump>,
+) -> Result<(), LinkError> {
+    let endpoint = &*state.endpoint;
+    let mut idle = IdleLoop::new(endpoint.doorbell(), spin_policy);
     let mut calls = 0;
     loop {
-        // Before the look at the rings: no kernel runs any more when it is set, so what is flushed then is all.
-        let stopped = board.is_stopped();
-        if board.added.load(Ordering::Acquire) != pumps.len() as u64 {
-            let mut fresh = board.fresh.lock().unwrap_or_else(PoisonError::into_inner);
-            pumps.append(&mut fresh);
+        // Read this before the rings: when it is set no kernel runs any more, so rings that are
+        // flushed after that remain flushed.
+        let stopped = state.is_stopped();
+        if state.added.load(Ordering::Acquire) != pumps.len() as u64 {
+            let mut new_pumps = state.new_pumps.lock().unwrap_or_else(PoisonError::into_inner);
+            pumps.append(&mut new_pumps);
         }
         #[cfg(test)]
-        board.turns.fetch_add(1, Ordering::Relaxed);
-        if turn(endpoint, pumps)? {
-            rest.over();
+        state.rounds.fetch_add(1, Ordering::Relaxed);
+        if run_pumps(endpoint, pumps)? {
+            idle.reset();
             continue;
         }
-        let before = std::mem::replace(&mut calls, board.calls.load(Ordering::Relaxed));
+        let before = std::mem::replace(&mut calls, state.calls.load(Ordering::Relaxed));
         if calls != before {
-            // The silence before it says nothing.
-            rest.over();
+            // A new launch: the silence before it does not matter.
+            idle.reset();
         }
-        if board.is_abandoned() || (stopped && flushed(pumps)?) {
+        if state.is_abandoned() || (stopped && flushed(pumps)?) {
             return Ok(());
         }
         if let Some(error) = endpoint.aborted() {
             return Err(error);
         }
-        if board.is_captured() {
-            departed(pumps)?;
+        if state.is_captured() {
+            check_peers(pumps)?;
         }
-        rest.idle(board.is_busy());
+        idle.wait(state.is_busy());
     }
 }
 
-/// Turns every pump once; true if something moved.
-fn turn(endpoint: &Endpoint, pumps: &mut [Pump]) -> Result<bool, LinkError> {
-    // Lent memory is copied within the turn, so who lends it is told that it is read for no longer.
+/// Runs every pump once; true if something moved.
+fn run_pumps(endpoint: &Endpoint, pumps: &mut [Pump]) -> Result<bool, LinkError> {
+    // Lent memory is copied before this returns, so the lender is told that it is read until then.
     let _reading = pumps.iter().any(Pump::borrows).then(|| endpoint.reading());
     let mut moved = false;
     for pump in pumps {
-        moved |= pump.turn()?;
+        moved |= pump.run()?;
     }
     Ok(moved)
 }
 
+/// Whether the links have taken everything that kernels sent.
 fn flushed(pumps: &mut [Pump]) -> Result<bool, LinkError> {
     for pump in pumps {
         if !pump.is_flushed()? {
@@ -156,29 +166,31 @@ fn flushed(pumps: &mut [Pump]) -> Result<bool, LinkError> {
     Ok(true)
 }
 
-/// What a replay needs is not known here. A dead peer is an error; one that left ought not to be needed any more.
-fn departed(pumps: &mut [Pump]) -> Result<(), LinkError> {
+/// Fails if a peer has died. Used when calls were captured: it is not known which peers a replay
+/// needs, and a peer that left is assumed not to be needed any more.
+fn check_peers(pumps: &mut [Pump]) -> Result<(), LinkError> {
     let dead = |pump: &Pump| pump.gone().filter(|gone| matches!(gone, LinkError::PeerDied { .. }));
     pumps.iter().find_map(dead).map_or(Ok(()), Err)
 }
 
-/// One rest, from the first turn in vain to the next that moves something.
-struct Rest<'a> {
-    bell: &'a Doorbell,
+/// The waiting from the first round in which nothing moved to the next one in which something does.
+struct IdleLoop<'a> {
+    doorbell: &'a Doorbell,
     spin_policy: SpinPolicy,
     polls: u32,
     armed: Option<SleepTicket>,
-    /// Since it sleeps now and then.
+    /// When the first sleep began.
     since: Option<Instant>,
 }
 
-impl<'a> Rest<'a> {
-    fn new(bell: &'a Doorbell, spin_policy: SpinPolicy) -> Self {
-        Self { bell, spin_policy, polls: 0, armed: None, since: None }
+impl<'a> IdleLoop<'a> {
+    fn new(doorbell: &'a Doorbell, spin_policy: SpinPolicy) -> Self {
+        Self { doorbell, spin_policy, polls: 0, armed: None, since: None }
     }
 
-    /// To be called after every turn in vain; returns when it is time for the next one. `busy`: a kernel may have news that ring no bell.
-    fn idle(&mut self, busy: bool) {
+    /// Waits after a round in which nothing moved. If `busy`, a kernel may send without ringing the
+    /// doorbell.
+    fn wait(&mut self, busy: bool) {
         let SpinPolicy { spins, yields } = self.spin_policy;
         self.polls = self.polls.saturating_add(1);
         if self.polls <= spins {
@@ -187,28 +199,28 @@ impl<'a> Rest<'a> {
             std::thread::yield_now();
         } else if let Some(ticket) = self.armed.take() {
             let since = *self.since.get_or_insert_with(Instant::now);
-            let nap = if busy { pause(since.elapsed()) } else { NAP };
-            self.bell.sleep(ticket, Some(nap));
+            let limit = if busy { pause(since.elapsed()) } else { LONGEST_SLEEP };
+            self.doorbell.sleep(ticket, Some(limit));
         } else {
-            // The bell is asked to ring before the last turn, so that no ring is lost.
-            self.armed = Some(self.bell.prepare_to_sleep());
+            // Armed before the last round of the pumps, so that no ring is lost.
+            self.armed = Some(self.doorbell.prepare_to_sleep());
         }
     }
 
-    /// To be called after a turn that moved something.
-    fn over(&mut self) {
+    /// Starts afresh after a round in which something moved.
+    fn reset(&mut self) {
         (self.polls, self.armed, self.since) = (0, None, None);
     }
 }
 
-/// How long to sleep when nothing has moved for `silence` and a kernel may have news.
+/// How long to sleep when nothing has moved for `silence` and a kernel may be running.
 fn pause(silence: Duration) -> Duration {
-    (silence / PART).clamp(PAUSES.0, PAUSES.1)
+    (silence / PAUSE_DIVISOR).clamp(PAUSES.0, PAUSES.1)
 }
 
-/// Short sleeps of this thread end when they should: the kernel may let others be late by 50 us to save power.
-fn sharpen() {
-    // SAFETY: no memory is involved. It cannot fail, and if it did, sleeps would be longer.
+/// Makes short sleeps of this thread precise. By default Linux may extend them by 50 us to save power.
+fn use_precise_timers() {
+    // SAFETY: the call takes no pointers. If it failed, sleeps would only be longer.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000) };
 }
 

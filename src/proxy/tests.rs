@@ -1,4 +1,5 @@
-//! The proxy without a device: the tests play the kernels, on memory of the host, over every link of the transport.
+//! Tests of the proxy without a device: the tests play the kernels, on host memory, over every link
+//! of the transport.
 
 use std::any::Any;
 use std::net::Ipv4Addr;
@@ -36,9 +37,9 @@ fn tcp(config: EndpointConfig) -> Result<Endpoint, LinkError> {
     Endpoint::with_links(config, &EnabledLinks { local: false, shm: false, tcp: Some(tcp) })
 }
 
-/// Two connected ranks.
+/// Two connected ranks over one kind of link.
 fn pair(make: Make, layout: InboxLayout) -> [TestEnd; 2] {
-    // Ranks of one process find each other by it.
+    // Ranks of one process find each other by the secret.
     static PAIRS: AtomicU64 = AtomicU64::new(0);
     let mut secret = [7; 32];
     secret[..8].copy_from_slice(&PAIRS.fetch_add(1, Ordering::Relaxed).to_le_bytes());
@@ -62,22 +63,22 @@ fn late(mut side: TestEnd) -> TestEnd {
     side
 }
 
-/// Memory of the rings.
+/// A part of the memory of the rings, which is aligned to 128.
 #[repr(C, align(128))]
 struct Line([u8; 128]);
 
-/// A rank with a proxy, and its kernel.
+/// A rank with a proxy, and the ends of its kernel.
 struct Rank {
     proxy: Proxy,
     kernel: Kernel,
-    /// Works that are not through.
+    /// The number of works that have not finished.
     queued: Arc<AtomicU64>,
     failed: Receiver<Error>,
-    /// The ring of what the kernel sends.
+    /// The ring on which the kernel sends.
     from: DeviceRingMemory,
 }
 
-/// The ends of the rings that a kernel has.
+/// The kernel's ends of the rings.
 struct Kernel {
     sending: DeviceRingSender,
     receiving: DeviceRingReceiver,
@@ -88,37 +89,39 @@ fn proxied(side: TestEnd) -> Rank {
     let layout =
         InboxLayout { slot_bytes: out.slots.capacity(), depth: out.slots.credits(), ..LAYOUTS[0] };
     let link = Mutex::new(Some((out, inc)));
-    proxied_when(endpoint, layout, HANG_TIMEOUT, move |_| Ok(link.lock().unwrap().take().unwrap()))
+    proxied_by(endpoint, layout, HANG_TIMEOUT, move |_| Ok(link.lock().unwrap().take().unwrap()))
 }
 
-/// With a link that `meet` makes.
-fn proxied_when(
+/// A rank with a proxy whose link is opened by `connect`.
+fn proxied_by(
     endpoint: Arc<Endpoint>,
     layout: InboxLayout,
     timeout: Duration,
-    meet: impl Fn(Instant) -> Result<(Outgoing, Incoming), Error> + Send + 'static,
+    connect: impl Fn(Instant) -> Result<(Outgoing, Incoming), Error> + Send + 'static,
 ) -> Rank {
     let peer = 1 - endpoint.rank();
     let queued = Arc::new(AtomicU64::new(0));
     let (fail, failed) = channel();
     let count = queued.clone();
-    let mut proxy = Proxy::new(Setup {
+    let mut proxy = Proxy::new(ProxyConfig {
         endpoint,
         layout,
         spin_policy: SPIN_POLICY,
         timeout,
-        meet: Box::new(move |_, _, until| meet(until)),
+        connect: Box::new(move |_, _, until| connect(until)),
         queued: Box::new(move || count.load(Ordering::Acquire) != 0),
         fail: Box::new(move |error| fail.send(error).unwrap_or(())),
     });
-    let shape = proxy.shape;
-    let lines = (0..shape.bytes().div_ceil(128)).map(|_| Line([0; 128])).collect::<Vec<_>>();
+    let layout = proxy.layout;
+    let lines = (0..layout.bytes().div_ceil(128)).map(|_| Line([0; 128])).collect::<Vec<_>>();
     let base = lines.as_ptr().cast_mut().cast::<u8>();
     let memory: Arc<dyn Any + Send + Sync> = Arc::new(lines);
-    let [from, to] = [Way::FromKernel, Way::ToKernel].map(|way| shape.place(base, way));
-    // SAFETY: zeros of that many bytes, kept by `memory`; the kernel's ends here and the proxy's there are the only ones.
+    let [from, to] = [RingDirection::FromKernel, RingDirection::ToKernel]
+        .map(|direction| layout.host_ring(base, direction));
+    // SAFETY: that many zero bytes, kept alive by `memory`; the ends of the kernel and of the proxy are
+    // each made once.
     let kernel = unsafe {
-        let rings = shape.proxy_ends(base, peer, memory.clone());
+        let rings = layout.proxy_ends(base, peer, memory.clone());
         assert_eq!(proxy.attach(peer, 0, rings).unwrap(), 0);
         Kernel {
             sending: DeviceRingSender::new(from, peer, memory.clone()),
@@ -139,13 +142,13 @@ impl Rank {
         self.failed.recv_timeout(HANG_TIMEOUT).expect("the proxy fails")
     }
 
-    fn turns(&self) -> u64 {
-        self.proxy.board.turns.load(Ordering::Relaxed)
+    fn rounds(&self) -> u64 {
+        self.proxy.state.rounds.load(Ordering::Relaxed)
     }
 
-    /// Returns when the thread sleeps, or is about to.
+    /// Waits until the thread sleeps or is about to.
     fn park(&self) {
-        until(|| self.proxy.board.endpoint.doorbell().has_sleeper().then_some(()));
+        until(|| self.proxy.state.endpoint.doorbell().has_sleeper().then_some(()));
     }
 }
 
@@ -201,7 +204,7 @@ fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < end, "a wait did not end");
+        assert!(Instant::now() < end, "the wait did not end in time");
         thread::yield_now();
     }
 }
@@ -291,7 +294,7 @@ fn a_rank_of_the_host_at_the_other_end_copies_or_lends() {
                     rank.kernel.receive(number, capacity);
                 }
             });
-            // What was lent is read for no longer than it takes.
+            // Lent memory is read no longer than the copy takes.
             until(|| (!host.endpoint.is_reading(0)).then_some(()));
         }
     }
@@ -304,7 +307,7 @@ fn a_ring_is_never_overfilled() {
         let layout = LAYOUTS[1];
         let [device, mut host] = pair(make, layout);
         let mut rank = proxied(device);
-        // As many as the ring and the link hold together; one more finds no slot.
+        // As many messages as the ring and the link hold together; there is no slot for one more.
         for number in 0..2 * layout.depth {
             let slot = until(|| host.out.slots.reserve().unwrap());
             let len = length(number, slot.capacity);
@@ -321,29 +324,30 @@ fn a_ring_is_never_overfilled() {
 }
 
 #[test]
-fn it_sleeps_when_nothing_is_outstanding_and_naps_when_a_kernel_is() {
+fn it_sleeps_when_nothing_is_queued_and_in_short_pauses_when_a_kernel_is() {
     let _watchdog = Watchdog::new("sleep");
     for (_, make) in LINKS {
         let [device, mut host] = pair(make, LAYOUTS[1]);
         let mut rank = proxied(device);
-        let turns_of_50_ms = |rank: &Rank| {
-            let before = rank.turns();
+        let rounds_in_50_ms = |rank: &Rank| {
+            let before = rank.rounds();
             thread::sleep(Duration::from_millis(50));
-            rank.turns() - before
+            rank.rounds() - before
         };
-        until(|| (rank.proxy.board.added.load(Ordering::Acquire) == 1).then_some(()));
+        until(|| (rank.proxy.state.added.load(Ordering::Acquire) == 1).then_some(()));
         rank.park();
-        // One nap is ten times as long; before it come some 25. Who spins makes hundreds of thousands.
-        assert!(turns_of_50_ms(&rank) < 100);
+        // The longest sleep is ten times as long, and before it come some 25 rounds. A spinning thread
+        // would make hundreds of thousands.
+        assert!(rounds_in_50_ms(&rank) < 100);
         // A message of the peer wakes it.
         until(|| host.out.slots.reserve().unwrap());
         host.out.slots.send(0, TAG);
         rank.kernel.receive(0, LAYOUTS[1].slot_bytes);
         rank.park();
-        // So does a launch, whose kernel rings nothing.
+        // So does a launch, although its kernel does not ring the doorbell.
         rank.expect([]);
-        let naps = turns_of_50_ms(&rank);
-        assert!(naps < 5_000, "{naps}");
+        let rounds = rounds_in_50_ms(&rank);
+        assert!(rounds < 5_000, "{rounds}");
         rank.kernel.send(0);
         until(|| host.inc.slots.receive().unwrap());
         host.inc.slots.release();
@@ -353,7 +357,7 @@ fn it_sleeps_when_nothing_is_outstanding_and_naps_when_a_kernel_is() {
 }
 
 #[test]
-fn a_replay_needs_no_word_from_the_host() {
+fn a_replay_needs_nothing_from_the_host() {
     let _watchdog = Watchdog::new("replay");
     let [device, mut host] = pair(tcp, LAYOUTS[1]);
     let mut rank = proxied(device);
@@ -367,26 +371,29 @@ fn a_replay_needs_no_word_from_the_host() {
     }
 }
 
-/// What a rank says of one that has not come.
+/// The error for a peer that has not connected.
 fn not_yet() -> Error {
     LinkError::Timeout { peer: 0, during: "this test" }.into()
 }
 
 #[test]
-fn kernels_send_before_the_peer_is_met() {
+fn kernels_send_before_the_peer_is_connected() {
     let _watchdog = Watchdog::new("met");
     let layout = LAYOUTS[1];
-    // The rank that waits to be dialed; it gives up and goes, or not.
+    // The rank that waits to be dialed, which ends meanwhile or not.
     for goes in [false, true] {
         let [mut host, device] = pair(Endpoint::new_without_local, layout);
         let TestEnd { endpoint, out, inc, .. } = device;
         let (come, link) = channel();
-        let meet = move |until| {
-            assert!(until <= Instant::now(), "it does not wait, for others have to be met");
+        let connect = move |until| {
+            assert!(
+                until <= Instant::now(),
+                "a rank that waits to be dialed must not delay other connections"
+            );
             link.try_recv().map_err(|_| not_yet())
         };
         let Rank { proxy, mut kernel, queued, failed, .. } =
-            proxied_when(endpoint, layout, HANG_TIMEOUT, meet);
+            proxied_by(endpoint, layout, HANG_TIMEOUT, connect);
         queued.store(1, Ordering::Release);
         proxy.launched();
         (0..layout.depth).for_each(|number| kernel.send(number));
@@ -410,15 +417,15 @@ fn kernels_send_before_the_peer_is_met() {
 }
 
 #[test]
-fn a_peer_that_never_comes_is_an_error() {
+fn a_peer_that_never_connects_is_an_error() {
     let _watchdog = Watchdog::new("never");
     let [_host, TestEnd { endpoint, .. }] = pair(Endpoint::new_without_local, LAYOUTS[1]);
-    let rank = proxied_when(endpoint, LAYOUTS[1], Duration::from_millis(50), |_| Err(not_yet()));
+    let rank = proxied_by(endpoint, LAYOUTS[1], Duration::from_millis(50), |_| Err(not_yet()));
     assert_eq!(rank.error(), not_yet());
 }
 
 #[test]
-fn a_peer_that_left_is_an_error_when_it_still_owes_something() {
+fn a_peer_that_left_is_an_error_when_a_call_needs_its_messages() {
     let _watchdog = Watchdog::new("left");
     for (name, make) in LINKS {
         let [device, mut host] = pair(make, LAYOUTS[1]);
@@ -430,11 +437,11 @@ fn a_peer_that_left_is_an_error_when_it_still_owes_something() {
             fill(slot, len, number);
             host.out.slots.send(len, number ^ TAG);
         }
-        // What it sent before is delivered, and it owes no more.
+        // What it sent before is delivered, and no call needs more.
         drop(host);
         (0..2).for_each(|number| rank.kernel.receive(number, LAYOUTS[1].slot_bytes));
         rank.queued.store(0, Ordering::Release);
-        until(|| rank.proxy.board.endpoint.gone(1));
+        until(|| rank.proxy.state.endpoint.gone(1));
         rank.park();
         assert!(rank.failed.try_recv().is_err(), "{name}");
         rank.expect([(0, 1)]);
@@ -443,15 +450,15 @@ fn a_peer_that_left_is_an_error_when_it_still_owes_something() {
 }
 
 #[test]
-fn a_peer_that_left_takes_nothing_more() {
+fn sending_to_a_peer_that_left_is_an_error() {
     let _watchdog = Watchdog::new("full");
     for (name, make) in LINKS {
         let [device, host] = pair(make, LAYOUTS[1]);
         let mut rank = proxied(device);
         rank.expect([]);
         drop(host);
-        until(|| rank.proxy.board.endpoint.gone(1));
-        // Credits that are left may be used.
+        until(|| rank.proxy.state.endpoint.gone(1));
+        // The remaining credits may be used.
         let mut sent = 0;
         let error = until(|| {
             if sent < 3 * LAYOUTS[1].depth && rank.kernel.sending.reserve().unwrap().is_some() {
@@ -465,7 +472,7 @@ fn a_peer_that_left_takes_nothing_more() {
 }
 
 #[test]
-fn an_abort_ends_it_whatever_it_does() {
+fn an_abort_ends_the_proxy_whether_busy_or_asleep() {
     let _watchdog = Watchdog::new("abort");
     for (name, make) in LINKS {
         for busy in [false, true] {
@@ -483,20 +490,20 @@ fn an_abort_ends_it_whatever_it_does() {
 }
 
 #[test]
-fn what_no_kernel_writes_is_told() {
+fn a_corrupt_counter_is_reported() {
     let _watchdog = Watchdog::new("corrupt");
     let [device, _host] = pair(Endpoint::new, LAYOUTS[1]);
     let rank = proxied(device);
     rank.expect([]);
-    // SAFETY: the counter is memory of the ring, which lives.
+    // SAFETY: the counter is memory of the ring, which is alive.
     unsafe { (*rank.from.filled).store(77, Ordering::Release) };
     assert!(matches!(rank.error(), Error::Link(LinkError::Corrupt { peer: 1, .. })));
 }
 
 /// A link that panics when it is used.
-struct Broken;
+struct PanickingSlots;
 
-impl SendSlots for Broken {
+impl SendSlots for PanickingSlots {
     fn capacity(&self) -> usize {
         LAYOUTS[1].slot_bytes
     }
@@ -504,7 +511,7 @@ impl SendSlots for Broken {
         LAYOUTS[1].depth
     }
     fn reserve(&mut self) -> Result<Option<SlotMut>, LinkError> {
-        panic!("this test wants it");
+        panic!("on purpose, by this test");
     }
     fn send(&mut self, _: usize, _: u32) -> Sequence {
         unreachable!("nothing is reserved")
@@ -515,10 +522,10 @@ impl SendSlots for Broken {
 }
 
 #[test]
-fn no_panic_leaves_the_thread() {
+fn a_panic_of_the_thread_becomes_an_error() {
     let _watchdog = Watchdog::new("panic");
     let [mut device, _host] = pair(Endpoint::new, LAYOUTS[1]);
-    device.out = Outgoing { slots: Box::new(Broken), ll: None };
+    device.out = Outgoing { slots: Box::new(PanickingSlots), ll: None };
     let mut rank = proxied(device);
     rank.expect([]);
     rank.kernel.send(0);
@@ -526,7 +533,7 @@ fn no_panic_leaves_the_thread() {
 }
 
 #[test]
-fn it_ends_when_all_that_kernels_sent_is_on_its_way() {
+fn it_ends_when_the_link_has_taken_all_that_kernels_sent() {
     let _watchdog = Watchdog::new("flush");
     for (name, make) in LINKS {
         let layout = LAYOUTS[1];
@@ -534,7 +541,7 @@ fn it_ends_when_all_that_kernels_sent_is_on_its_way() {
         let Rank { proxy, mut kernel, queued, failed, .. } = proxied(device);
         queued.store(1, Ordering::Release);
         proxy.launched();
-        // The link takes half of them, the ring holds the rest.
+        // The link takes half of the messages, and the ring holds the rest.
         let messages = 2 * layout.depth;
         (0..messages).for_each(|number| kernel.send(number));
         queued.store(0, Ordering::Release);
@@ -551,7 +558,7 @@ fn it_ends_when_all_that_kernels_sent_is_on_its_way() {
 }
 
 #[test]
-fn it_ends_with_a_peer_that_takes_nothing_when_that_leaves() {
+fn it_ends_when_a_peer_leaves_that_takes_nothing() {
     let _watchdog = Watchdog::new("no flush");
     for (_, make) in LINKS {
         let [device, host] = pair(make, LAYOUTS[0]);
@@ -562,7 +569,7 @@ fn it_ends_with_a_peer_that_takes_nothing_when_that_leaves() {
         let ending = thread::spawn(move || drop(proxy));
         drop(host);
         ending.join().unwrap();
-        // It may have noticed before it was told to end.
+        // It may have noticed the loss before it was told to end.
         let error = failed.try_recv().ok();
         let left = Error::from(LinkError::PeerLeft { peer: 1 });
         assert!(error.is_none_or(|error| error == left));
@@ -570,21 +577,22 @@ fn it_ends_with_a_peer_that_takes_nothing_when_that_leaves() {
 }
 
 #[test]
-fn a_child_made_by_fork_leaves_it_alone() {
+fn a_child_process_made_by_fork_leaves_the_proxy_alone() {
     let _watchdog = Watchdog::new("fork");
     let [device, mut host] = pair(Endpoint::new_without_local, LAYOUTS[1]);
     let mut rank = proxied(device);
     rank.expect([]);
-    // SAFETY: the child drops one value, which takes no lock that another thread of the parent could hold, and ends.
+    // SAFETY: the child only drops one value, which takes no lock that another thread of the parent
+    // could hold, and exits.
     match unsafe { libc::fork() } {
         0 => {
             drop(rank);
-            // SAFETY: ends the child without anything else of the parent's.
+            // SAFETY: ends the child without running code of the parent.
             unsafe { libc::_exit(0) }
         }
         child => {
             let mut status = -1;
-            // SAFETY: `status` is a place for the child's.
+            // SAFETY: `status` is valid for a write.
             unsafe { libc::waitpid(child, &mut status, 0) };
             assert_eq!(status, 0);
         }

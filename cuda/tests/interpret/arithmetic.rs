@@ -180,7 +180,7 @@ fn any_size_and_alignment() {
     }
 }
 
-/// Through messages to itself, in slots and in ll: the same steps with a message in each.
+/// Through messages to itself, in slots and in LL lines: the same steps with a message in each.
 #[test]
 fn operations_on_messages() {
     let device = device::open();
