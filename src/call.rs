@@ -202,7 +202,8 @@ impl<'a> Blocks<'a> {
         let Self { counts, displacements } = self;
         if counts.len() != expected || displacements.len() != expected {
             return Err(invalid(format!(
-                "{} counts and {} displacements of {side} blocks; this rank needs {expected} of each",
+                "{} counts and {} displacements of {side} blocks; this rank needs {expected} of \
+                 each",
                 counts.len(),
                 displacements.len()
             )));
@@ -251,8 +252,8 @@ impl VectorCall<'_> {
         if one_side != other_side {
             let name = self.collective.name();
             return Err(invalid(format!(
-                "{name}_v with {one_side} elements in this rank's own block on one side and {other_side} on the \
-                 other"
+                "{name}_v with {one_side} elements in this rank's own block on one side and \
+                 {other_side} on the other"
             )));
         }
         if self.recvs.overlap() {

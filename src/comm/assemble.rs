@@ -1,4 +1,4 @@
-//! Puts a communicator together from what the ranks have told each other.
+//! Assembles a communicator from what the ranks know of each other after the bootstrap.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,7 +1,8 @@
 //! Typed slices of device memory, and collectives on them.
 //!
 //! A [`DeviceSlice`] borrows memory of a CUDA device as a Rust slice borrows memory of the host,
-//! but the host cannot read it. It comes safely from an [`DeviceAllocation`], or unsafely from a pointer.
+//! but the host cannot read it. It comes safely from a [`DeviceAllocation`], or unsafely from a
+//! pointer.
 
 use std::marker::PhantomData;
 
@@ -104,7 +105,8 @@ impl DeviceAllocation {
     /// As many elements as fit, for reading. The memory has undefined content at first.
     pub fn as_slice<T: Element>(&self) -> DeviceSlice<'_, T> {
         let len = self.bytes() / size_of::<T>();
-        // SAFETY: the allocation owns the memory, is aligned for every element type, and is borrowed.
+        // SAFETY: the allocation owns the memory, is aligned for every element type, and is
+        // borrowed.
         unsafe { DeviceSlice::from_raw_parts(self.device(), self.address().cast(), len) }
     }
 
@@ -121,8 +123,8 @@ impl DeviceAllocation {
 /// [`Communicator::queue_on_stream`].
 ///
 /// The buffers have the lengths that the method of the same name of [`Communicator`] needs; they
-/// are checked when the call is made. A rank that needs no send or receive buffer, because it is not
-/// the root, passes an empty slice.
+/// are checked when the call is made. A rank that needs no send or no receive buffer, because it is
+/// not the root, passes an empty slice.
 #[derive(Debug)]
 pub struct DeviceCollective<'a, T> {
     collective: Collective,
@@ -275,8 +277,8 @@ impl Communicator {
     ///
     /// # Errors
     /// [`Error::InvalidUsage`] in a communicator for host memory, [`Error::InvalidArgument`] for
-    /// slices of another device or of lengths that the collective does not allow, all harmless; else
-    /// those of [`run`](Self::run).
+    /// slices of another device or of lengths that the collective does not allow, all harmless;
+    /// else those of [`run`](Self::run).
     pub fn run_on_device<T: Element>(
         &mut self,
         call: &DeviceCollective<'_, T>,

@@ -56,8 +56,8 @@ pub(super) fn ranks_on_device(ranks: &[RankInfo], me: Rank) -> u32 {
     sharing.len() as u32
 }
 
-/// What all links of a communicator have in common. All ranks compute the same from what they told
-/// each other.
+/// What all links of a communicator have in common. All ranks compute the same from their
+/// rank info.
 pub(super) struct LinkTerms {
     /// The most bytes of a tile.
     pub(super) slot_bytes: usize,

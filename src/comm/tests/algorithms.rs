@@ -19,7 +19,7 @@ fn a_schedule_written_by_hand_runs_like_any_other() {
             let mut random = Random(5);
             (0..40).try_for_each(|i| {
                 let case = Case {
-                    // Another kind of call each time, so that each gets a plan of its own.
+                    // Calls of different kinds, so that each gets its own plan.
                     count: 1 + i * if protocol == Protocol::Ll { 5 } else { 131 },
                     ..Case::random(&mut random, Collective::AllReduce)
                 };
@@ -82,9 +82,9 @@ fn the_same_over_memory_shared_by_descriptors() {
     }
 }
 
-/// Whatever of the buffers is sent, at any offset and of any length, in place or not.
+/// Parts of the buffers are sent at any offset and of any length, in place or not.
 #[test]
-fn the_same_of_memory_that_is_read_in_place() {
+fn the_same_with_memory_that_is_read_in_place() {
     let mut copying = Vec::new();
     for generator in all() {
         for (nranks, slot_bytes) in [(2, None), (3, Some(4096)), (5, Some(256))] {
@@ -108,7 +108,7 @@ fn the_same_of_memory_that_is_read_in_place() {
         }
     }
     copying.dedup();
-    // These send nothing but scratch, which is no such memory.
+    // These send only scratch, which no peer can map.
     assert_eq!(copying, ["oneshot", "doubling"]);
 }
 

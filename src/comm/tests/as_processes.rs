@@ -1,4 +1,4 @@
-//! Ranks as processes: this program again, each running one test that is ignored otherwise.
+//! Ranks as processes: each is this program again, running one test that is otherwise ignored.
 
 use std::fmt::Debug;
 use std::io::{Read, Write};
@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use crate::bootstrap::UniqueId;
 
-/// Runs `test` as each of `nranks` processes, which read what `session` says of their rank, and an id, by [`session`]. Fails, and ends
-/// all of them, if one fails or takes longer than `patience`; `what` is then named.
+/// Runs `test` as each of `nranks` processes, which get what `session` says of their rank, and an
+/// id, from [`session`]. If one fails or takes longer than `patience`, all are ended and the test
+/// fails with `what`.
 pub(super) fn run(
     test: &str,
     nranks: u32,
@@ -48,8 +49,8 @@ pub(super) fn run(
         let ended = all.recv_timeout(patience);
         if !matches!(ended, Ok((true, _))) {
             for pid in &pids {
-                // SAFETY: no memory is involved. The process is a child, whose number is not used again before it is waited for;
-                // one that has ended well by now is at worst missed.
+                // SAFETY: `kill` touches no memory. The process is a child that was not waited for,
+                // so its number is not used again. If it has ended, the signal has no effect.
                 unsafe { libc::kill(*pid as libc::pid_t, libc::SIGKILL) };
             }
         }
@@ -58,7 +59,8 @@ pub(super) fn run(
     }
 }
 
-/// In a process that [`run`] started: the words of its session, and the id. None in any other.
+/// In a process that [`run`] started, the words of its session and the id; None in any other
+/// process.
 pub(super) fn session() -> Option<(String, UniqueId)> {
     let text = std::env::var("MAYPOLE_TEST_SESSION").ok()?;
     let mut bytes = [0; 128];

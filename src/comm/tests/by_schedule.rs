@@ -1,4 +1,4 @@
-//! Calls by a schedule that the caller brings.
+//! Calls by a schedule of the caller.
 
 use maypole_algorithms::collective::{all_gather, all_reduce};
 use maypole_algorithms::verify::prove;
@@ -23,7 +23,7 @@ fn a_schedule_of_the_caller_runs_whatever_the_tuner_would_choose() {
                 let mut all = vec![0; 3 * len];
                 comm.collective_by(&gather, &mine, &mut all, RedOp::Sum).expect("a call");
                 assert_eq!(all, [1, 2, 3].map(|i| vec![i; len]).concat());
-                // Calls of the tuner's choice in between, on the same links.
+                // Between them calls that the tuner chooses, on the same links.
                 comm.all_reduce(&mine, &mut sum, RedOp::Max).expect("a call");
                 assert_eq!(sum, vec![3; len]);
             }
@@ -32,7 +32,7 @@ fn a_schedule_of_the_caller_runs_whatever_the_tuner_would_choose() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_and_nothing_is_lost() {
+fn a_schedule_that_does_not_fit_is_refused_and_the_communicator_goes_on() {
     let two = prove(all_reduce::ring::schedule(2)).expect("a proof");
     let four = prove(all_reduce::ring::schedule(4)).expect("a proof");
     // A ring needs two slots on each link.

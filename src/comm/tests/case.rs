@@ -14,7 +14,8 @@ use crate::plan::{PlanKey, proofs};
 use crate::reduce::{Reduction, scalar};
 use crate::tune::{Choice, Protocol};
 
-/// The bits of element `index` of `rank`'s send buffer: floats of similar magnitude, so that sums round.
+/// The bits of element `index` of the send buffer of `rank`: floats of similar magnitude, so that
+/// sums are rounded.
 pub(super) fn element(dtype: DType, seed: u64, rank: u32, index: usize) -> u64 {
     let bits = Random(seed ^ u64::from(rank) << 40 ^ index as u64).next();
     let mask = u64::MAX >> (64 - 8 * dtype.size());
@@ -54,7 +55,7 @@ impl Algebra for Numbers {
     }
 }
 
-/// One random call, the same on all ranks but for the rank's own scalar.
+/// One random call, the same on all ranks but for each rank's own scalar.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Case {
     pub(super) collective: Collective,
@@ -62,9 +63,9 @@ pub(super) struct Case {
     pub(super) op: RedOp,
     pub(super) count: usize,
     pub(super) in_place: bool,
-    /// Bytes by which the buffers are off alignment.
+    /// The number of bytes by which the buffers are not aligned.
     pub(super) skew: usize,
-    /// The buffers are of the library, and may be lent to other processes.
+    /// The buffers lie in a `SharedBuffer`, so that other processes may read them in place.
     pub(super) shared: bool,
     pub(super) seed: u64,
 }
@@ -89,7 +90,7 @@ impl Case {
         }
     }
 
-    /// The call on `rank`, but for its buffers.
+    /// The call on `rank`, without its buffers.
     pub(super) fn call(&self, rank: u32) -> Call {
         Call {
             collective: self.collective,
@@ -110,7 +111,7 @@ impl Case {
         }
     }
 
-    /// Runs it; the plan that the communicator has or makes for it must be of `schedule`.
+    /// Runs the call. The plan that the communicator has or makes for it must be of `schedule`.
     pub(super) fn run(&self, comm: &mut Communicator, schedule: &Schedule) -> Result<(), String> {
         let (rank, nranks, size) = (comm.rank(), comm.nranks(), self.dtype.size());
         let blocks = |chunks: u32| chunks as usize * self.count * size;
@@ -144,7 +145,7 @@ impl Case {
             (send.bytes().as_ptr(), recv.bytes().as_mut_ptr())
         };
         let call = Call { send: from, recv: to, ..self.call(rank) };
-        // Mapped by now, or left as it is.
+        // From now on peers have mapped the memory, if it is shared.
         for memory in [&send.memory, &recv.memory, &both.memory] {
             let registered = comm.register(memory.as_ptr(), memory.len());
             assert_eq!(registered.map_err(|e| e.to_string())?, self.shared);
@@ -154,11 +155,14 @@ impl Case {
         if self.count == 0 {
             return Ok(());
         }
-        let gets = !matches!(self.collective, Collective::Reduce { root } | Collective::Gather { root } if root != rank);
+        let receives = match self.collective {
+            Collective::Reduce { root } | Collective::Gather { root } => root == rank,
+            _ => true,
+        };
         let result = if self.in_place {
-            // What is not received into is as it was.
+            // Bytes that are not part of the result must not change.
             let after = both.bytes();
-            let results = if gets { recv_at..recv_at + recv_len } else { 0..0 };
+            let results = if receives { recv_at..recv_at + recv_len } else { 0..0 };
             let stays = |at: &usize| !results.contains(at) && before[*at] != after[*at];
             if let Some(at) = (0..large).find(stays) {
                 return Err(format!("byte {at} of the buffer, which is no result, was changed"));
@@ -170,10 +174,10 @@ impl Case {
         if !self.in_place && send.bytes() != input {
             return Err("the send buffer was changed".to_owned());
         }
-        if !self.in_place && !gets && result.iter().any(|b| *b != FILL) {
+        if !self.in_place && !receives && result.iter().any(|b| *b != FILL) {
             return Err("the receive buffer of a rank that gets nothing was changed".to_owned());
         }
-        if ![&send, &recv, &both].iter().all(|b| b.is_unhurt()) {
+        if ![&send, &recv, &both].iter().all(|b| b.is_intact()) {
             return Err("memory beside a buffer was written".to_owned());
         }
         self.check(rank, schedule, &call, &result)
@@ -220,9 +224,9 @@ impl Case {
     }
 }
 
-/// Bytes between two walls that must stay as they are.
+/// Bytes between two guards that must not change.
 pub(super) struct Guarded {
-    memory: Memory,
+    memory: CaseMemory,
     start: usize,
     len: usize,
 }
@@ -231,9 +235,9 @@ impl Guarded {
     pub(super) fn new(len: usize, skew: usize, shared: bool) -> Self {
         let bytes = len + 2 * GUARD + 64;
         let mut memory = if shared {
-            Memory::Library(SharedBuffer::new(bytes).expect("memory"))
+            CaseMemory::Shared(SharedBuffer::new(bytes).expect("memory"))
         } else {
-            Memory::Allocator(vec![0; bytes])
+            CaseMemory::Ordinary(vec![0; bytes])
         };
         memory.fill(FILL);
         let start = GUARD + skew + memory.as_ptr().align_offset(64) % 64;
@@ -244,38 +248,38 @@ impl Guarded {
         &mut self.memory[self.start..self.start + self.len]
     }
 
-    pub(super) fn is_unhurt(&self) -> bool {
+    pub(super) fn is_intact(&self) -> bool {
         let (before, rest) = self.memory.split_at(self.start);
         before.iter().chain(&rest[self.len..]).all(|b| *b == FILL)
     }
 }
 
-enum Memory {
-    Allocator(Vec<u8>),
-    Library(SharedBuffer),
+enum CaseMemory {
+    Ordinary(Vec<u8>),
+    Shared(SharedBuffer),
 }
 
-impl Deref for Memory {
+impl Deref for CaseMemory {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
         match self {
-            Self::Allocator(memory) => memory,
-            Self::Library(memory) => memory,
+            Self::Ordinary(memory) => memory,
+            Self::Shared(memory) => memory,
         }
     }
 }
 
-impl DerefMut for Memory {
+impl DerefMut for CaseMemory {
     fn deref_mut(&mut self) -> &mut [u8] {
         match self {
-            Self::Allocator(memory) => memory,
-            Self::Library(memory) => memory,
+            Self::Ordinary(memory) => memory,
+            Self::Shared(memory) => memory,
         }
     }
 }
 
-/// Plans `schedule` for the case's kind of call, whatever the tuner would choose.
+/// Plans `schedule` for calls like the case, whatever the tuner would choose.
 pub(super) fn plan(
     comm: &mut Communicator,
     schedule: Schedule,

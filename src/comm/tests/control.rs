@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::error::Error;
 
 #[test]
-fn ranks_exchange_over_the_control_tree_between_calls_and_an_abort_ends_that() {
+fn exchanges_over_the_control_tree_work_between_calls_and_end_by_an_abort() {
     let results = as_ranks(7, &Config::default(), |comm| {
         let deadline = || Instant::now() + Duration::from_secs(50);
         for round in 0..20u8 {
@@ -30,7 +30,7 @@ fn ranks_exchange_over_the_control_tree_between_calls_and_an_abort_ends_that() {
 }
 
 #[test]
-fn an_exchange_that_is_late_fails_on_all_ranks_alike() {
+fn an_exchange_after_its_deadline_fails_on_all_ranks() {
     let errors = as_ranks(5, &Config::default(), |comm| {
         if comm.rank() == 4 {
             return comm

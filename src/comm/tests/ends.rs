@@ -1,4 +1,4 @@
-//! Mismatches, damage and aborts: how calls end that do not end well.
+//! Mismatches, damaged messages and aborts: how calls end in errors.
 
 use std::sync::mpsc;
 use std::thread;
@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::error::Error;
 
 #[test]
-fn damaged_tags_end_in_an_error_on_all_ranks_and_never_in_a_wrong_result() {
+fn damaged_tags_are_errors_on_all_ranks_and_never_wrong_results() {
     for (seed, nranks, apart) in [(1, 2, false), (2, 2, true), (3, 3, false), (4, 5, true)] {
         let recipe = FaultRecipe::parse(&format!("seed={seed},delay=0.02:50us,corrupt=0.01"));
         let config = Config {
@@ -42,7 +42,7 @@ fn damaged_tags_end_in_an_error_on_all_ranks_and_never_in_a_wrong_result() {
         assert!(results.iter().all(Option::is_some), "seed {seed}: {results:?}");
         let noticed = |r: &Option<_>| matches!(r, Some((_, Error::Mismatch { .. })));
         assert!(results.iter().any(noticed), "seed {seed}: {results:?}");
-        // A rank may be done with a call that fails on another, but not with the next one.
+        // A rank may finish a call that fails on another rank, but not the next one.
         let calls = results.iter().flatten().map(|r| r.0);
         let (first, last) = (calls.clone().min(), calls.max());
         assert!(last <= first.map(|f| f + 1), "seed {seed}: {results:?}");
@@ -50,8 +50,8 @@ fn damaged_tags_end_in_an_error_on_all_ranks_and_never_in_a_wrong_result() {
 }
 
 #[test]
-fn a_rank_that_aborts_in_the_middle_of_a_call_is_named_by_all() {
-    // Not in the first call, during which a slow rank may not have met the others yet.
+fn all_ranks_name_the_rank_that_aborts_in_the_middle_of_a_call() {
+    // Not in the first call, in which a slow rank may not be connected yet.
     for message in [5, 6, 11, 40] {
         for apart in [false, true] {
             let recipe = FaultRecipe::parse(&format!("delay=0.05:50us,abort=1:{message}"));
@@ -63,7 +63,7 @@ fn a_rank_that_aborts_in_the_middle_of_a_call_is_named_by_all() {
                         break error;
                     }
                 };
-                // What is left does not inherit the abort.
+                // The survivors do not inherit the abort.
                 let left = (comm.rank() != 1).then(|| comm.shrink(&[1]).expect("the others"));
                 (error, left.map(|mut left| (0..50).map(|_| sum_of(&mut left, 1)).max()))
             });
@@ -76,7 +76,7 @@ fn a_rank_that_aborts_in_the_middle_of_a_call_is_named_by_all() {
 }
 
 #[test]
-fn ranks_in_different_calls_are_told() {
+fn different_calls_are_errors() {
     let errors = as_ranks(2, &Config::default(), |comm| {
         let (send, mut recv) = (vec![1i32; 8], vec![0i32; 8]);
         let count = 4 + 4 * comm.rank() as usize;
@@ -99,7 +99,7 @@ fn an_abort_ends_a_wait_over_tcp() {
 fn abort_ends_a_wait(config: &Config) -> Vec<bool> {
     as_ranks(2, config, |comm| {
         let mut recv = [0u8; 1];
-        // Opens the links, so that there is a peer to tell.
+        // Opens the links, so that the abort has a peer.
         comm.all_reduce(&[1], &mut recv, RedOp::Sum).expect("a first call");
         if comm.rank() == 1 {
             // The other rank may still be in the first call.
@@ -112,7 +112,7 @@ fn abort_ends_a_wait(config: &Config) -> Vec<bool> {
 }
 
 #[test]
-fn nothing_is_lent_any_more_after_an_error() {
+fn no_memory_is_lent_after_an_error() {
     for round in 0..20u64 {
         let results = as_ranks(3, &Config::default(), move |comm| {
             let rank = comm.rank();
@@ -132,9 +132,9 @@ fn nothing_is_lent_any_more_after_an_error() {
     }
 }
 
-/// Ranks of one process, which meet when they first need each other.
+/// Ranks of one process, which connect when they first need each other.
 #[test]
-fn what_a_rank_sent_before_it_left_reaches_who_had_not_met_it() {
+fn a_message_of_a_rank_that_left_reaches_a_rank_that_connects_later() {
     let id = UniqueId::create().expect("a unique id");
     let (left, it_left) = mpsc::channel();
     let sends = thread::spawn(move || {

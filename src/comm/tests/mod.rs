@@ -1,4 +1,5 @@
-//! Ranks as threads: every collective against a scalar evaluation of the tree that was proved of its schedule.
+//! Tests with ranks as threads: the result of every collective is compared with a scalar evaluation
+//! of the reduction tree that was proved of its schedule.
 
 mod algorithms;
 mod as_processes;
@@ -25,7 +26,7 @@ use super::Communicator;
 use crate::bootstrap::UniqueId;
 use crate::config::Config;
 
-/// Runs `f` as each of `nranks` ranks, in threads; fails if that takes a minute.
+/// Runs `f` as each of `nranks` ranks, in threads; fails if that takes longer than a minute.
 fn as_ranks<T: Send + 'static>(
     nranks: u32,
     config: &Config,
@@ -34,7 +35,7 @@ fn as_ranks<T: Send + 'static>(
     as_ranks_within(Duration::from_secs(60), nranks, config, f)
 }
 
-/// The same with more patience, or less.
+/// The same with another time limit.
 fn as_ranks_within<T: Send + 'static>(
     patience: Duration,
     nranks: u32,
@@ -86,12 +87,12 @@ pub(super) fn over_tcp(sockets_per_thread: u32) -> Config {
     Config { shm_disable: true, p2p_disable: true, sockets_per_thread, ..Config::default() }
 }
 
-/// A recipe of faults that a right program does not notice, but for the time they take.
+/// Delays that change the duration of a correct program and nothing else.
 pub(super) fn lateness(seed: u64) -> Option<FaultRecipe> {
     FaultRecipe::parse(&format!("seed={seed},delay=0.05:100us,backpressure=0.1"))
 }
 
-/// The sum of the ranks' numbers in their former communicator.
+/// The sum of `number` over all ranks.
 pub(super) fn sum_of(comm: &mut Communicator, number: u32) -> u32 {
     let mut sum = [0];
     comm.all_reduce(&[number], &mut sum, RedOp::Sum).expect("a sum");

@@ -1,9 +1,10 @@
-//! Thousands of random calls on real memory: every collective, every algorithm and hierarchy, type, operation, root, size, placement
-//! and protocol, on 1 to 16 ranks, as threads and as processes, over every kind of link.
+//! Thousands of random calls on real memory: every collective, algorithm, hierarchy, type,
+//! operation, root, size, placement and protocol, on 1 to 16 ranks, as threads and as processes,
+//! over every kind of link.
 //!
-//! Each result is compared bit for bit with a scalar evaluation of the tree that was proved of its schedule; what is beside the
-//! buffers, and what is only sent, must be as it was. The numbers follow from a seed that a failure prints.
-//! `MAYPOLE_RANDOM_CALLS` says how many calls there are in all.
+//! Each result is compared bit for bit with a scalar evaluation of the tree that was proved of its
+//! schedule. Memory beside the buffers, and memory that is only sent, must not change. All numbers
+//! follow from a seed that a failure prints. `MAYPOLE_RANDOM_CALLS` sets the number of calls.
 
 use std::time::Duration;
 
@@ -18,25 +19,25 @@ use crate::config::{BitsSetting, Config, NodeLabels};
 use crate::geometry::Geometry;
 use crate::tune::{Protocol, candidates};
 
-/// Calls in all, unless the environment says otherwise.
+/// The number of calls in all, unless the environment sets it.
 const CALLS: u32 = 10_000;
 
-/// For one communicator's calls, however busy the machine is.
+/// The time limit for the calls of one communicator, for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(400);
 
-/// Steps of all ranks above which a schedule is left out: its proof would take longer than all calls of a communicator.
+/// Schedules with more steps, over all ranks, are left out: their proofs take too long.
 const MOST_STEPS: u32 = 20_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Medium {
-    /// Each other's memory.
+    /// Ranks read each other's memory.
     Local,
-    /// Memory shared by descriptors.
+    /// Ranks share memory by descriptors.
     Shared,
     Tcp,
 }
 
-/// The calls of one communicator. All that is random follows from the seed.
+/// The calls of one communicator. All random choices follow from the seed.
 #[derive(Clone, Copy, Debug)]
 struct Session {
     nranks: u32,
@@ -87,7 +88,7 @@ fn random_calls_among_processes() {
     }
 }
 
-/// Not a test of its own: what a rank process does.
+/// The body of a rank process, not a test.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
@@ -117,7 +118,7 @@ impl Session {
         Config {
             slot_bytes: random.pick(&[None, Some(256), Some(4096), Some(16_384)]),
             nodes: split.then_some(nodes),
-            // The tuner's own choices are from all algorithms.
+            // The tuner chooses among all algorithms.
             bits: BitsSetting::Fast,
             ..base
         }
@@ -157,7 +158,7 @@ impl Session {
         Ok(())
     }
 
-    /// One call by a schedule that is drawn, or that the tuner chooses.
+    /// One call by a random schedule, or by one that the tuner chooses.
     fn even(
         &self,
         comm: &mut Communicator,
@@ -168,13 +169,13 @@ impl Session {
         let collective = random.pick(&Collective::all(root));
         let mut case = Case::random(random, collective);
         let most = 300_000 / (self.nranks * collective.output_chunks(self.nranks, 1)) as usize;
-        // Large ones now and then.
+        // A large call now and then.
         let bound = if random.below(4) == 0 { most } else { most.min(1000) };
         case.count = case.count.min(bound);
         let call = case.call(comm.rank());
         let schedule = if tuned || case.count == 0 {
             let chosen = comm.tuner.choose(&Task::from(&call)).map_err(|e| e.to_string())?.0;
-            // It may have been planned by a schedule that was drawn.
+            // It may have been planned by a random schedule before.
             self.plan(comm, random, chosen, &case)
         } else {
             let grouping = self.grouping(comm, random);
@@ -206,7 +207,7 @@ impl Session {
         schedule
     }
 
-    /// The communicator's own nodes, or others.
+    /// The nodes of the communicator, or random ones.
     fn grouping(&self, comm: &Communicator, random: &mut Random) -> Grouping {
         let nodes = 1 + random.below(4);
         let size = u64::from(self.nranks).div_ceil(nodes);

@@ -1,4 +1,4 @@
-//! What settings exclude, and that they must agree.
+//! Settings: which algorithms they exclude, and that they must agree between ranks.
 
 use std::sync::mpsc;
 use std::time::Duration;
@@ -16,9 +16,10 @@ use crate::error::Error;
 use crate::tune::Protocol;
 
 #[test]
-fn ranks_are_on_the_nodes_that_nccl_hostid_says() {
+fn nccl_hostid_sets_the_nodes_of_the_ranks() {
     let id = UniqueId::create().expect("a unique id");
-    // The last one says nothing, and so is on its host, whose name is not a text of the others.
+    // The last rank names no node, so its host decides. The name of the host is none of the others'
+    // names.
     let texts = [Some("a"), Some("b"), Some("a"), None];
     let ranks = texts.into_iter().zip(0..).map(|(text, rank)| {
         let config = Config { host_id: text.map(str::to_owned), ..Config::default() };
@@ -43,7 +44,7 @@ fn ranks_are_on_the_nodes_that_nccl_hostid_says() {
 }
 
 #[test]
-fn lines_are_never_chosen_over_tcp() {
+fn ll_is_never_chosen_over_tcp() {
     let config = Config { protocol: config::ProtocolSetting::Line, ..over_tcp(1) };
     let chosen = as_ranks(2, &config, |comm| {
         let mut recv = [0.0f32];
@@ -62,7 +63,7 @@ fn lines_are_never_chosen_over_tcp() {
 }
 
 #[test]
-fn a_class_that_the_user_insists_on_excludes_algorithms_of_another() {
+fn an_explicit_class_excludes_algorithms_of_the_other() {
     let config = Config {
         algorithms: Some("ring".to_owned()),
         bits: BitsSetting::Canonical,
@@ -78,7 +79,7 @@ fn a_class_that_the_user_insists_on_excludes_algorithms_of_another() {
 }
 
 #[test]
-fn ranks_whose_settings_differ_are_told_both_ranks_and_both_settings() {
+fn settings_that_differ_are_an_error_that_names_both_ranks_and_both_settings() {
     let ring = Config { algorithms: Some("ring".to_owned()), ..Config::default() };
     let small = Config { slot_bytes: Some(4096), ..Config::default() };
     for (odd, theirs, ours) in [
@@ -103,7 +104,7 @@ fn ranks_whose_settings_differ_are_told_both_ranks_and_both_settings() {
                 let error = result.expect_err("settings differ");
                 assert!(matches!(error, Error::InvalidUsage { .. }), "{error}");
                 let text = error.to_string();
-                // A rank names the first one that differs from it.
+                // A rank names the first rank that differs from it.
                 let other = match (rank == odd_rank, odd_rank) {
                     (false, _) => odd_rank,
                     (true, 0) => 1,
@@ -120,12 +121,13 @@ fn ranks_whose_settings_differ_are_told_both_ranks_and_both_settings() {
 }
 
 #[test]
-fn nodes_as_the_user_says_make_hierarchies_run() {
+fn node_labels_of_the_user_make_hierarchies_run() {
     let nodes = |labels: &[&str]| {
         let labels = labels.iter().map(|label| (*label).to_owned()).collect();
         Config { nodes: Some(NodeLabels { labels }), bits: BitsSetting::Fast, ..Config::default() }
     };
-    // Hierarchies are all that is allowed, where there are any. The last is for another number of ranks, and goes by the one host.
+    // Only hierarchies are allowed, where there are any. The last case has labels for another
+    // number of ranks, so its nodes are the one host.
     for (config, nested) in [
         (nodes(&["a", "a", "b", "b"]), true),
         (nodes(&["a", "b", "b", "a"]), true),
@@ -155,7 +157,7 @@ fn nodes_as_the_user_says_make_hierarchies_run() {
 }
 
 #[test]
-fn words_in_nccl_algo_that_mean_nothing_fail_init_on_all_ranks() {
+fn unknown_words_in_nccl_algo_fail_the_setup_on_all_ranks() {
     let config = Config { algorithms: Some("ring,tre".to_owned()), ..Config::default() };
     let id = UniqueId::create().expect("a unique id");
     let ranks: Vec<_> = (0..3)

@@ -1,4 +1,4 @@
-//! Splitting, and going on without some ranks.
+//! Split and shrink.
 
 use maypole_algorithms::RedOp;
 
@@ -6,7 +6,7 @@ use super::{as_ranks, sum_of};
 use crate::config::Config;
 
 #[test]
-fn a_communicator_parts_by_color_in_the_order_of_the_keys() {
+fn ranks_are_split_by_color_in_the_order_of_the_keys() {
     let results = as_ranks(7, &Config::default(), |comm| {
         let rank = comm.rank();
         let color = (rank != 3).then_some(rank % 2);
@@ -21,7 +21,7 @@ fn a_communicator_parts_by_color_in_the_order_of_the_keys() {
 }
 
 #[test]
-fn what_is_left_of_a_broken_communicator_goes_on() {
+fn survivors_of_a_broken_communicator_shrink_and_go_on() {
     let results = as_ranks(5, &Config::default(), |comm| {
         let rank = comm.rank();
         sum_of(comm, rank);

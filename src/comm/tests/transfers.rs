@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::transfer::Transfer;
 
 #[test]
-fn transfers_in_any_order_arrive_whole() {
+fn transfers_in_any_order_arrive_complete() {
     for (apart, slot_bytes, fault) in [
         (false, None, None),
         (true, None, None),
@@ -19,7 +19,7 @@ fn transfers_in_any_order_arrive_whole() {
         let results = as_ranks(5, &config, |comm| {
             let (rank, n) = (comm.rank(), comm.nranks());
             for round in 0..20u64 {
-                // What goes from a to b as its k-th message: length and content follow from all three.
+                // The k-th message from a to b. Its length and content follow from a, b and k.
                 let len = |a: u32, b: u32, k: u64| {
                     let spread =
                         [0, 1, 255, 256, 5000][(u64::from(a * 7 + b * 3) + k + round) as usize % 5];
@@ -41,13 +41,13 @@ fn transfers_in_any_order_arrive_whole() {
                     let (data, bytes) = (space.as_mut_ptr(), space.len());
                     list.push((k, Transfer::Receive { data, bytes, peer }));
                 }
-                // Any order that keeps a pair's own.
+                // An arbitrary order that keeps the order of each pair of ranks.
                 let mut random = Random(round << 8 | u64::from(rank));
                 let mut keyed: Vec<_> =
                     list.into_iter().map(|(k, t)| ((k, random.next()), t)).collect();
                 keyed.sort_by_key(|t| t.0);
                 let list: Vec<Transfer> = keyed.into_iter().map(|t| t.1).collect();
-                // SAFETY: each transfer has a vector of its length to itself.
+                // SAFETY: each transfer has a vector of its length that nothing else uses.
                 unsafe { comm.exchange(&list) }.map_err(|e| e.to_string())?;
                 for (&(peer, k), got) in pairs.iter().zip(&received) {
                     if *got != fill(peer, rank, k) {
@@ -64,7 +64,7 @@ fn transfers_in_any_order_arrive_whole() {
 }
 
 #[test]
-fn transfers_without_a_partner_are_told() {
+fn transfers_without_a_partner_are_errors() {
     let results = as_ranks(2, &Config::default(), |comm| {
         let mut space = [0u8; 8];
         let own = Transfer::Send { data: space.as_ptr(), bytes: 8, peer: comm.rank() };

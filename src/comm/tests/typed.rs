@@ -1,4 +1,4 @@
-//! The typed methods: shapes, in-place forms, refusals.
+//! The methods on slices: shapes, forms in place, refusals.
 
 use maypole_algorithms::RedOp;
 
@@ -6,7 +6,7 @@ use super::{as_ranks, over_tcp};
 use crate::config::Config;
 use crate::error::Error;
 
-/// Element `i` of what `rank` sends.
+/// Element `i` of the send buffer of `rank`.
 fn mine(rank: u32, i: usize) -> i64 {
     i64::from(rank) * 1_000_000 + i as i64
 }
@@ -16,7 +16,7 @@ fn sent(rank: u32, len: usize) -> Vec<i64> {
 }
 
 #[test]
-fn every_collective_does_what_its_page_says() {
+fn every_collective_does_what_its_documentation_says() {
     for (nranks, config) in [(1, Config::default()), (4, Config::default()), (3, over_tcp(1))] {
         as_ranks(nranks, &config, move |comm| {
             for (k, root) in [1, 5, 3000].into_iter().zip([0, nranks - 1, nranks / 2]) {
@@ -84,7 +84,7 @@ fn every_collective_does_what_its_page_says() {
                 let (next, last) = ((rank + 1) % nranks, (rank + nranks - 1) % nranks);
                 let mut got = vec![0; k];
                 if nranks > 1 {
-                    // One after the other, so that some rank receives first.
+                    // One rank after the other, so that some rank receives first.
                     if rank == 0 {
                         comm.send(&sent(rank, k), next).expect("a send");
                         comm.recv(&mut got, last).expect("a message");
@@ -101,7 +101,7 @@ fn every_collective_does_what_its_page_says() {
 }
 
 #[test]
-fn slices_of_the_wrong_shape_are_refused_and_do_no_harm() {
+fn slices_of_the_wrong_shape_are_refused_and_the_communicator_goes_on() {
     let results = as_ranks(3, &Config::default(), |comm| {
         let (four, mut seven, mut twelve) = ([1; 4], [0; 7], [0; 12]);
         let rank = comm.rank();
@@ -147,7 +147,10 @@ fn all_to_all_in_place_is_refused_before_and_after_there_is_a_plan() {
             dtype: maypole_algorithms::DType::Uint32,
             reduction: RedOp::Max.into(),
         };
-        let refused = |result: Result<(), Error>| matches!(result, Err(Error::InvalidArgument { what }) if what.contains("in place"));
+        let refused = |result: Result<(), Error>| {
+            let error = result.expect_err("it has no form in place");
+            matches!(&error, Error::InvalidArgument { what } if what.contains("in place"))
+        };
         // SAFETY: both arrays hold two blocks of two elements.
         let first = refused(unsafe { comm.run(&call) });
         call.send = send.as_ptr().cast();
@@ -163,7 +166,7 @@ fn all_to_all_in_place_is_refused_before_and_after_there_is_a_plan() {
 }
 
 #[test]
-fn nobody_leaves_a_barrier_before_the_last_has_come() {
+fn no_rank_leaves_a_barrier_before_the_last_has_reached_it() {
     use std::sync::atomic::{AtomicU32, Ordering};
     static COME: AtomicU32 = AtomicU32::new(0);
     for config in [Config::default(), over_tcp(1)] {
@@ -180,7 +183,7 @@ fn nobody_leaves_a_barrier_before_the_last_has_come() {
 }
 
 #[test]
-fn a_barrier_is_no_all_reduce_of_a_byte() {
+fn a_barrier_and_an_all_reduce_of_a_byte_are_different_calls() {
     let errors = as_ranks(2, &Config::default(), |comm| {
         comm.barrier().expect("a barrier");
         if comm.rank() == 0 {

@@ -1,4 +1,4 @@
-//! The V forms against a plain evaluation, and ranks that do not agree on lengths.
+//! Vector collectives against a plain evaluation, and lengths that differ between ranks.
 
 use maypole_algorithms::RedOp;
 
@@ -10,12 +10,13 @@ use crate::error::Error;
 
 const FILL: i64 = -77;
 
-/// Element `i` of what `from` has for `to`.
+/// Element `i` of the block from rank `from` to rank `to`.
 fn value(from: u32, to: u32, i: usize) -> i64 {
     i64::from(from) << 40 | i64::from(to) << 20 | i as i64
 }
 
-/// Lengths and places of blocks in an order of the rank's own, with gaps; and how long the buffer is.
+/// Counts and displacements of blocks in an order of this rank's own, with gaps, and the length of
+/// the buffer.
 fn lay_out(counts: Vec<usize>, random: &mut Random) -> (Vec<usize>, Vec<usize>, usize) {
     let mut order: Vec<(u64, usize)> = (0..counts.len()).map(|i| (random.next(), i)).collect();
     order.sort_unstable();
@@ -28,10 +29,11 @@ fn lay_out(counts: Vec<usize>, random: &mut Random) -> (Vec<usize>, Vec<usize>, 
     (counts, displacements, end)
 }
 
-/// Calls in a round.
+/// The number of calls in a round.
 pub(super) const CALLS: u32 = 7;
 
-/// One call of each V form; lengths follow from `seed`, places from rank and seed.
+/// One call of each vector collective. Lengths follow from `seed`, displacements from the rank and
+/// `seed`.
 pub(super) fn round(comm: &mut Communicator, seed: u64) {
     let (rank, n) = (comm.rank(), comm.nranks());
     let len = |from: u32, to: u32| {
@@ -50,7 +52,7 @@ pub(super) fn round(comm: &mut Communicator, seed: u64) {
             assert_eq!(data, expected, "seed {seed}, rank {rank}");
         };
 
-    // All-gather, by lengths that depend on the sender alone.
+    // All-gather. Lengths depend on the sender only.
     let lens = |r| len(r, r);
     let (counts, displacements, end) = lay_out((0..n).map(lens).collect(), &mut random);
     let blocks = Blocks { counts: &counts, displacements: &displacements };
@@ -103,7 +105,7 @@ pub(super) fn round(comm: &mut Communicator, seed: u64) {
 }
 
 #[test]
-fn every_v_form_over_every_kind_of_link() {
+fn every_vector_collective_over_every_kind_of_link() {
     let small = Config { slot_bytes: Some(256), ..Config::default() };
     let apart = Config { p2p_disable: true, ..Config::default() };
     let slots = Config { protocol: config::ProtocolSetting::Slots, ..Config::default() };
@@ -120,14 +122,14 @@ fn every_v_form_over_every_kind_of_link() {
         (4, late, 10),
     ] {
         as_ranks(nranks, &config, move |comm| {
-            // The same lengths again and again now and then, so that plans are found again.
+            // The same lengths come again now and then, so that plans are found.
             (0..rounds).for_each(|r| round(comm, [r, r, r % 3][r as usize % 3]));
         });
     }
 }
 
 #[test]
-fn every_algorithm_of_the_even_form_runs_uneven_blocks() {
+fn every_algorithm_runs_blocks_of_different_lengths() {
     for generator in maypole_algorithms::collective::all() {
         if !["all_gather", "reduce_scatter"].contains(&generator.collective) {
             continue;
@@ -142,7 +144,7 @@ fn every_algorithm_of_the_even_form_runs_uneven_blocks() {
 }
 
 #[test]
-fn more_kinds_of_uneven_calls_than_plans_are_kept() {
+fn more_kinds_of_vector_calls_than_plans_are_kept() {
     as_ranks(3, &Config::default(), |comm| {
         for i in (0..100).chain([99, 70, 3, 99]) {
             let counts = [i, 2, 100 - i];
@@ -158,7 +160,7 @@ fn more_kinds_of_uneven_calls_than_plans_are_kept() {
 }
 
 #[test]
-fn blocks_that_cannot_be_are_refused() {
+fn impossible_blocks_are_refused() {
     let results = as_ranks(2, &Config::default(), |comm| {
         let blocks = |counts, displacements| Blocks { counts, displacements };
         let (send, mut recv) = ([1u32; 2], [0u32; 5]);
@@ -191,8 +193,8 @@ fn blocks_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn ranks_that_do_not_agree_on_lengths_are_told_both_ranks() {
-    // Rank 1 thinks that its block is of 4 elements, rank 0 of 3.
+fn lengths_that_differ_between_ranks_are_an_error_that_names_both() {
+    // Rank 1 passes 4 elements as the length of its block, rank 0 passes 3.
     let errors = as_ranks(2, &Config::default(), |comm| {
         let counts = [5, 3 + comm.rank() as usize];
         let blocks = Blocks { counts: &counts, displacements: &[0, 5] };
@@ -207,14 +209,14 @@ fn ranks_that_do_not_agree_on_lengths_are_told_both_ranks() {
         let config = Config { p2p_disable: apart, ..Config::default() };
         let errors = as_ranks(3, &config, |comm| {
             let rank = comm.rank() as usize;
-            // What goes from 2 to 1 is of 20 elements there, and of 30 here.
+            // The block from rank 2 to rank 1 has 20 elements on rank 2, and 30 on rank 1.
             let counts = if rank == 2 { [10, 30, 10] } else { [10, 10, 10] };
             let into = if rank == 1 { [10, 10, 20] } else { [10; 3] };
             let starts = [0, 30, 60];
             let sends = Blocks { counts: &counts, displacements: &starts };
             let recvs = Blocks { counts: &into, displacements: &starts };
             let (send, mut recv) = ([0u32; 90], [0u32; 90]);
-            // Ranks 0 and 2 may be done with the call, but not with the next.
+            // Ranks 0 and 2 may finish the call, but not the next one.
             comm.all_to_all_v(&send, sends, &mut recv, recvs)
                 .and_then(|()| comm.barrier())
                 .expect_err("they differ")

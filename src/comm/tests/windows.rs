@@ -1,5 +1,5 @@
-//! Windows, over every kind of link: puts and signals keep their order, need nothing of the target, and are refused where they
-//! do not fit.
+//! Windows over every kind of link: puts and signals keep their order, need no action of the
+//! target, and are refused where they do not fit.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -10,18 +10,18 @@ use crate::error::Error;
 use crate::memory::SharedBuffer;
 use crate::{Communicator, RedOp, WindowId};
 
-/// Whose memory a rank's part is.
+/// The kind of memory of a rank's part of a window.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Allocator,
     Library,
-    /// That of ranks with an odd number is the library's.
+    /// A `SharedBuffer` on ranks with an odd number, ordinary memory on the others.
     Mixed,
 }
 
 const KINDS: [Kind; 3] = [Kind::Allocator, Kind::Library, Kind::Mixed];
 
-/// Memory that others write to.
+/// Memory that other ranks write to.
 struct Part {
     words: *mut u64,
     len: usize,
@@ -32,7 +32,7 @@ impl Part {
     fn new(comm: &Communicator, len: usize, kind: Kind) -> Self {
         if kind == Kind::Library || kind == Kind::Mixed && comm.rank() % 2 == 1 {
             let mut buffer = SharedBuffer::new(len * 8 + 64).unwrap();
-            // Not where the segment begins.
+            // Not at the beginning of the segment.
             let words = buffer.as_mut_ptr().wrapping_add(40).cast();
             return Self { words, len, _keep: Box::new(buffer) };
         }
@@ -41,13 +41,13 @@ impl Part {
     }
 
     fn register(&self, comm: &mut Communicator) -> Result<WindowId, Error> {
-        // SAFETY: the tests drop the part after the window, and read what was signalled.
+        // SAFETY: the tests drop the part after the window, and read only what was signalled.
         unsafe { comm.register_window(self.words.cast(), self.len * 8) }
     }
 
     fn get(&self, at: usize) -> u64 {
         assert!(at < self.len);
-        // SAFETY: the rank that wrote it has signalled, and writes again only when told.
+        // SAFETY: the rank that wrote it has signalled, and writes again only after a signal.
         unsafe { self.words.add(at).read() }
     }
 }
@@ -74,7 +74,7 @@ fn links() -> impl Iterator<Item = (Config, Kind)> {
 }
 
 #[test]
-fn what_was_put_is_there_with_its_signal() {
+fn a_put_has_arrived_when_its_signal_has() {
     const SLOT: usize = 300;
     for (config, kind) in links() {
         as_ranks(4, &config, move |comm| {
@@ -96,7 +96,7 @@ fn what_was_put_is_there_with_its_signal() {
                     comm.signal(peer).unwrap();
                 }
                 for &peer in &peers {
-                    // No signal overtakes the put before it, however that travels.
+                    // No signal overtakes the put before it, in whatever way that travels.
                     for (part, signals) in parts.iter().zip([1, 2]) {
                         comm.wait_signals(&[(peer, signals)]).unwrap();
                         for i in 0..SLOT {
@@ -104,7 +104,7 @@ fn what_was_put_is_there_with_its_signal() {
                         }
                     }
                 }
-                // All have looked.
+                // All ranks have read.
                 comm.barrier().unwrap();
             }
             windows.into_iter().for_each(|window| comm.deregister_window(window).unwrap());
@@ -113,9 +113,9 @@ fn what_was_put_is_there_with_its_signal() {
     }
 }
 
-/// Far more than fits the link is put to a rank that is in a collective with the one that puts.
+/// Puts more than the link holds to a rank that is in a collective with the one that puts.
 #[test]
-fn a_put_needs_nothing_of_its_target() {
+fn a_put_needs_no_action_of_its_target() {
     for (config, kind) in links() {
         as_ranks(2, &config, move |comm| {
             let part = Part::new(comm, 100_000, kind);
@@ -136,19 +136,19 @@ fn a_put_needs_nothing_of_its_target() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_and_does_no_harm() {
+fn a_put_that_does_not_fit_is_refused_and_the_communicator_goes_on() {
     for kind in KINDS {
-        what_does_not_fit(kind);
+        refuses_what_does_not_fit(kind);
     }
 }
 
-fn what_does_not_fit(kind: Kind) {
+fn refuses_what_does_not_fit(kind: Kind) {
     as_ranks(2, &Config::default(), move |comm| {
         let invalid = |result| assert!(matches!(result, Err(Error::InvalidArgument { .. })));
         let other = 1 - comm.rank();
         invalid(comm.signal(other));
         invalid(comm.wait_signals(&[(other, 1)]));
-        // The parts differ in length.
+        // The parts have different lengths.
         let part = Part::new(comm, 4 + comm.rank() as usize, kind);
         let window = part.register(comm).unwrap();
         let theirs = 4 + other as usize;
@@ -166,7 +166,7 @@ fn what_does_not_fit(kind: Kind) {
         put(comm, &[], other, window, theirs).unwrap();
         comm.wait_signals(&[(other, 2)]).unwrap();
         assert!((0..part.len).all(|i| part.get(i) == 5));
-        // Of itself it can wait only for what it has sent.
+        // From itself a rank can wait only for signals that it has sent.
         let me = comm.rank();
         put(comm, &[6], me, window, 1).unwrap();
         comm.signal(me).unwrap();
@@ -182,20 +182,20 @@ fn what_does_not_fit(kind: Kind) {
 }
 
 #[test]
-fn a_put_to_memory_that_was_taken_back_writes_nothing_and_ends_all() {
+fn a_put_to_a_deregistered_window_writes_nothing_and_ends_all_ranks() {
     for kind in KINDS {
-        put_to_what_was_taken_back(kind);
+        put_to_a_deregistered_window(kind);
     }
 }
 
-fn put_to_what_was_taken_back(kind: Kind) {
+fn put_to_a_deregistered_window(kind: Kind) {
     let errors = as_ranks(3, &Config::default(), move |comm| {
         let part = Part::new(comm, 4, kind);
         let window = part.register(comm).unwrap();
         if comm.rank() == 1 {
             comm.deregister_window(window).unwrap();
         }
-        // The others are past all that the abort would end.
+        // The other ranks have finished all calls that the abort would end.
         match comm.rank() {
             0 => comm.wait_signals(&[(1, 1), (2, 1)]).unwrap(),
             _ => comm.signal(0).unwrap(),
@@ -207,15 +207,16 @@ fn put_to_what_was_taken_back(kind: Kind) {
         assert!((0..4).all(|i| part.get(i) == 0));
         result.expect_err("nobody signals").to_string()
     });
-    // Who notices is who writes: rank 1's thread, or rank 0 itself.
+    // The rank that writes notices: the thread of rank 1, or rank 0 itself.
     let (who, name) = if kind == Kind::Allocator { (1, "rank 1") } else { (0, "rank 0") };
     assert!(errors[who].contains("not registered any more"), "{errors:?}");
     assert!(errors[1 - who].contains(name) && errors[2].contains(name), "{errors:?}");
 }
 
-/// Where everything can be written directly, nobody has a thread that every ring would wake; it comes with the first window that needs it.
+/// Where every rank can write directly, no rank has a thread that each ring of the doorbell would
+/// wake. The thread starts with the first window that needs it.
 #[test]
-fn windows_of_the_library_on_one_host_need_no_thread() {
+fn windows_of_shared_buffers_on_one_host_need_no_thread() {
     for (config, on_one_host) in [(false, true), (true, true)]
         .map(|(apart, host)| (Config { p2p_disable: apart, ..Config::default() }, host))
         .into_iter()

@@ -1,4 +1,4 @@
-//! What calls do: the bits of the host path, whatever the collective, the type and the way.
+//! Calls on devices give the same bits as on the host, for every collective and type.
 
 use maypole_algorithms::{Collective, DType, RedOp};
 
@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::reduce::Reduction;
 use crate::transfer::Transfer;
 
-/// Ranks on one device, and on two in turns.
+/// Ranks on one device, and on two devices alternately.
 const WORLDS: [&[i32]; 5] = [&[0], &[0, 0], &[0, 1], &[0, 1, 0], &[0, 0, 1, 1, 0]];
 
 #[test]
@@ -39,7 +39,7 @@ fn random_calls_have_the_bits_of_the_proved_trees() {
 }
 
 #[test]
-fn v_forms_and_groups_of_transfers() {
+fn vector_collectives_and_groups_of_transfers() {
     let simulator = simulator();
     for devices in WORLDS {
         let config = Config { gpu_slot_bytes: Some(256), ..Config::default() };
@@ -70,7 +70,7 @@ fn device_memory_on_a_stream_and_barriers() {
         let comm = &mut rank.comm;
         let calls =
             vec![DeviceCall::Collective(call), DeviceCall::Barrier, DeviceCall::Collective(again)];
-        // SAFETY: both buffers hold the elements, and live until all ranks are through.
+        // SAFETY: both buffers hold the elements, and live until all ranks are done.
         unsafe { launch_calls(vec![StreamCalls { comm, calls, stream }]) }.expect("to queue");
         let sum = (0..count).map(|i| n * (n * i * 7 + n * (n - 1) / 2));
         let expected: Vec<u8> = sum.flat_map(u32::to_le_bytes).collect();
@@ -103,7 +103,7 @@ fn a_factor_in_device_memory_is_read_when_the_call_runs() {
         let value = (2.0 + me as f32).to_le_bytes();
         rank.stream.write(&factor, &value).expect("to write");
         let (comm, calls) = (&mut rank.comm, vec![DeviceCall::Collective(call)]);
-        // SAFETY: the buffers hold the elements, and live until all ranks are through.
+        // SAFETY: the buffers hold the elements, and live until all ranks are done.
         unsafe { launch_calls(vec![StreamCalls { comm, calls, stream }]) }.expect("to queue");
         let expected: Vec<u8> = [5.0f32; 100].iter().flat_map(|x| x.to_le_bytes()).collect();
         assert!(rank.get(&recv) == expected);
@@ -111,13 +111,13 @@ fn a_factor_in_device_memory_is_read_when_the_call_runs() {
 }
 
 #[test]
-fn transfers_to_itself_and_others_whose_programs_are_used_again() {
+fn transfers_to_itself_and_others_reuse_their_programs() {
     let simulator = simulator();
     on_devices(&simulator, &[0, 1, 0], &Config::default(), |rank| {
         let (me, n) = (rank.comm.rank(), rank.comm.nranks());
         let sent = rank.put(&vec![me as u8 + 1; 1000]);
         let received = rank.put(&vec![0; 1000 * n as usize]);
-        // More kinds than are kept.
+        // More kinds of groups than are kept.
         for round in 0..150usize {
             let bytes = 1 + round * 5;
             let transfers: Vec<Transfer> = (0..n)
@@ -129,7 +129,7 @@ fn transfers_to_itself_and_others_whose_programs_are_used_again() {
                 .collect();
             let (comm, stream) = (&mut rank.comm, CudaStreamHandle(rank.stream.handle()));
             let part = StreamCalls { comm, calls: vec![DeviceCall::Transfers(&transfers)], stream };
-            // SAFETY: the buffers hold the bytes, and live until all ranks are through.
+            // SAFETY: the buffers hold the bytes, and live until all ranks are done.
             unsafe { launch_calls(vec![part]) }.expect("to queue");
         }
         let got = rank.get(&received);
@@ -143,7 +143,7 @@ fn transfers_to_itself_and_others_whose_programs_are_used_again() {
 }
 
 #[test]
-fn what_is_not_for_devices_is_refused_and_the_communicator_goes_on() {
+fn calls_for_host_memory_are_refused_and_the_communicator_goes_on() {
     let simulator = simulator();
     let config = Config { check_pointers: true, ..Config::default() };
     on_devices(&simulator, &[0, 1], &config, |rank| {
@@ -159,7 +159,7 @@ fn what_is_not_for_devices_is_refused_and_the_communicator_goes_on() {
 }
 
 #[test]
-fn offspring_stay_on_the_device() {
+fn children_stay_on_the_device() {
     let simulator = simulator();
     on_devices(&simulator, &[0, 1, 0, 1], &Config::default(), |rank| {
         let me = rank.comm.rank();

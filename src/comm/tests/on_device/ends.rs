@@ -1,4 +1,4 @@
-//! How communicators of devices end that do not end well: every rank gets an error, soon.
+//! Errors in communicators for devices: every rank gets one, soon.
 
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
@@ -28,7 +28,7 @@ fn an_abort_ends_kernels_that_wait() {
 }
 
 #[test]
-fn ranks_in_different_calls_are_told() {
+fn different_calls_are_errors() {
     let simulator = simulator();
     let errors = on_devices(&simulator, &[0, 1], &Config::default(), |rank| {
         let count = 8 + rank.comm.rank() as usize;
@@ -43,7 +43,7 @@ fn ranks_in_different_calls_are_told() {
 }
 
 #[test]
-fn a_rank_that_does_not_come_is_an_error_after_the_time_that_the_user_allows() {
+fn a_missing_rank_is_an_error_after_the_timeout_of_the_user() {
     let simulator = simulator();
     let config = Config { timeout: Some(Duration::from_secs(1)), ..Config::default() };
     let errors = on_devices(&simulator, &[0, 1], &config, |rank| {
@@ -60,7 +60,7 @@ fn a_rank_that_does_not_come_is_an_error_after_the_time_that_the_user_allows() {
 }
 
 #[test]
-fn a_rank_that_does_not_come_is_reported_by_name() {
+fn a_missing_rank_is_reported() {
     let simulator = simulator();
     let config = Config { report: Duration::from_secs(1), ..Config::default() };
     let came = Arc::new(Barrier::new(3));
@@ -72,7 +72,7 @@ fn a_rank_that_does_not_come_is_reported_by_name() {
         }
         let stream = CudaStreamHandle(rank.stream.handle());
         let (comm, calls) = (&mut rank.comm, vec![DeviceCall::Barrier]);
-        // SAFETY: a barrier has no memory of the caller's.
+        // SAFETY: a barrier uses no memory of the caller.
         unsafe { launch_calls(vec![StreamCalls { comm, calls, stream }]) }.expect("to queue");
         while rank.comm.reports().is_empty() {
             std::thread::sleep(Duration::from_millis(5));
@@ -87,7 +87,7 @@ fn a_rank_that_does_not_come_is_reported_by_name() {
 
 #[test]
 fn a_driver_that_refuses_is_an_error_on_all_ranks() {
-    // Out of memory, not supported, invalid value.
+    // The driver's codes for: out of memory, not supported, invalid value.
     for (function, error) in
         [(c"cuMemAlloc_v2", 2), (c"cuLaunchKernel", 801), (c"cuMemcpyAsync", 1)]
     {
@@ -99,7 +99,7 @@ fn a_driver_that_refuses_is_an_error_on_all_ranks() {
             if rank.comm.rank() == 1 {
                 fail(function, 1, error);
             }
-            // One that needs a program, and scratch.
+            // A call that needs a program, and scratch.
             let mut data = vec![1u8; 100_000];
             rank.comm.all_reduce_in_place(&mut data, RedOp::Max)
         });
@@ -111,7 +111,7 @@ fn a_driver_that_refuses_is_an_error_on_all_ranks() {
 
 #[test]
 fn a_kernel_that_fails_is_an_error_on_all_ranks() {
-    // The device is of no use afterwards: in a process of its own.
+    // The device cannot be used afterwards, so this runs in a process of its own.
     let name = "comm::tests::on_device::ends::a_failed_kernel_in_this_process";
     let test = std::env::current_exe().expect("the test's own path");
     let done = std::process::Command::new(test)

@@ -1,4 +1,4 @@
-//! Communicators of devices, on the simulated GPU.
+//! Communicators for devices, on the simulated GPU.
 
 mod calls;
 mod ends;

@@ -1,4 +1,4 @@
-//! Ranks as processes, which open each other's device memory.
+//! Ranks as processes that open each other's device memory.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use maypole_algorithms::Collective;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
-fn ranks_of_several_processes_meet_in_device_memory() {
+fn ranks_of_several_processes_use_each_others_device_memory() {
     folder();
     for (nranks, devices) in [(2u32, 1u32), (3, 2)] {
         let what = format!("{nranks} ranks on {devices} devices");
@@ -25,7 +25,7 @@ fn ranks_of_several_processes_meet_in_device_memory() {
     }
 }
 
-/// Not a test of its own: what a rank process does.
+/// The body of a rank process, not a test.
 #[test]
 #[ignore = "run by the test above, as a rank"]
 fn rank() {

@@ -1,4 +1,4 @@
-//! Streams, captures, and how many calls of the driver they take.
+//! Streams, captures, and the number of driver calls that a call needs.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ fn sum_of(send: &DeviceBuffer, recv: &DeviceBuffer) -> Call {
 
 fn queue(rank: &mut Rank, call: Call, stream: &CudaStream) {
     let (comm, stream) = (&mut rank.comm, CudaStreamHandle(stream.handle()));
-    // SAFETY: the callers' buffers hold the elements, and live until all ranks are through.
+    // SAFETY: the callers' buffers hold the elements, and live until all ranks are done.
     unsafe {
         launch_calls(vec![StreamCalls { comm, calls: vec![DeviceCall::Collective(call)], stream }])
     }
@@ -60,9 +60,9 @@ fn calls_on_several_streams_run_in_their_order() {
 }
 
 #[test]
-fn a_call_takes_three_calls_of_the_driver_once_it_is_known() {
+fn a_call_with_a_plan_needs_three_calls_of_the_driver() {
     let simulator = simulator();
-    // One rank alone, with a factor, so that there is a kernel.
+    // A single rank, with a factor, so that the call needs the kernel.
     on_devices(&simulator, &[0], &Config::default(), |rank| {
         let floats = |factor: u16| -> Vec<u8> {
             (0..100u16).flat_map(|i| f32::from(factor * i).to_le_bytes()).collect()
@@ -74,12 +74,12 @@ fn a_call_takes_three_calls_of_the_driver_once_it_is_known() {
         let stream = CudaStream::new(&rank.device).expect("a stream");
         queue(rank, call, &stream);
         stream.synchronize().expect("to end");
-        // As a user's thread has it.
+        // As in the thread of a user.
         let device = rank.device.clone();
         let _current = device.current().expect("a context");
         let calls = calls(|| queue(rank, call, &stream));
         let known = ["cuCtxGetCurrent", "cuStreamGetCaptureInfo", "cuLaunchCooperativeKernel"];
-        // The service thread may look at the device meanwhile.
+        // The service thread may query the device meanwhile.
         let mine = |name: &&str| calls.iter().any(|(called, _)| called == name);
         assert!(known.iter().all(mine), "{calls:?}");
         let looks = ["cuThreadExchangeStreamCaptureMode", "cuCtxGetCurrent", "cuCtxPushCurrent_v2"];
@@ -93,7 +93,7 @@ fn a_call_takes_three_calls_of_the_driver_once_it_is_known() {
 }
 
 #[test]
-fn captured_calls_are_replayed_and_new_plans_spoil_no_capture() {
+fn captured_calls_are_replayed_and_new_plans_keep_the_capture_valid() {
     let simulator = simulator();
     configure(100);
     on_devices(&simulator, &[0, 1], &Config::default(), |rank| {
@@ -101,20 +101,20 @@ fn captured_calls_are_replayed_and_new_plans_spoil_no_capture() {
         let data = rank.put(&words((0..700).map(|_| 1)));
         let other = rank.put(&words((0..300).map(|i| i + me)));
         let stream = CudaStream::new(&rank.device).expect("a stream");
-        // Known before, and not.
+        // One call with a plan, and one without.
         queue(rank, sum_of(&data, &data), &stream);
         stream.begin_capture().expect("to capture");
         queue(rank, sum_of(&data, &data), &stream);
         queue(rank, sum_of(&other, &other), &stream);
         let graph = stream.end_capture().expect("a whole capture");
         for _ in 0..3 {
-            // SAFETY: the buffers and the communicator live until all ranks are through.
+            // SAFETY: the buffers and the communicator live until all ranks are done.
             unsafe { graph.launch(&stream) }.expect("to replay");
         }
         stream.synchronize().expect("to end");
         assert!(rank.get(&data) == words((0..700).map(|_| 16)));
         assert!(rank.get(&other) == words((0..300).map(|i| 4 * (2 * i + 1))));
-        // After the graph as before.
+        // After the graph as before it.
         queue(rank, sum_of(&other, &other), &stream);
         stream.synchronize().expect("to end");
         assert!(rank.get(&other) == words((0..300).map(|i| 8 * (2 * i + 1))));
@@ -131,7 +131,7 @@ fn one_thread_queues_for_all_ranks_at_once_on_one_stream_of_each_device() {
             .iter_mut()
             .map(|rank| (rank.put(&words((0..900).map(|_| 1))), rank.put(&[0; 3600])))
             .collect();
-        // More than one launch takes, and copies in between.
+        // More works than one launch takes, and copies between them.
         let parts = ranks.iter_mut().zip(&buffers).map(|(rank, (one, sum))| {
             let own = [
                 Transfer::Send {
@@ -149,14 +149,15 @@ fn one_thread_queues_for_all_ranks_at_once_on_one_stream_of_each_device() {
             let again = DeviceCall::Collective(sum_of(one, sum));
             let mut calls = vec![again; 25];
             calls.insert(13, DeviceCall::Transfers(own));
-            // The same stream for all ranks of a device: one launch behind the other would wait for ever.
+            // All ranks of a device use one stream: if one launch were behind the other, both would
+            // wait without end.
             StreamCalls {
                 comm: &mut rank.comm,
                 calls,
                 stream: CudaStreamHandle(std::ptr::null_mut()),
             }
         });
-        // SAFETY: the buffers hold the elements, and live until the ranks are through.
+        // SAFETY: the buffers hold the elements, and live until the ranks are done.
         unsafe { launch_calls(parts.collect()) }.expect("to queue");
         for (rank, (_, sum)) in ranks.iter().zip(&buffers) {
             // SAFETY: null is the legacy default stream.

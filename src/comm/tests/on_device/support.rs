@@ -1,4 +1,4 @@
-//! The simulated GPU for tests of this process, and ranks on its devices.
+//! The simulated GPU for the tests of this process, and ranks on its devices.
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::PathBuf;
@@ -12,20 +12,22 @@ use crate::bootstrap::{Options, UniqueId};
 use crate::comm::Communicator;
 use crate::config::Config;
 
-/// The right to use the simulated devices. Freeing memory of one waits for all that runs there, of other tests too.
+/// A lock on the simulated devices: freeing memory waits for all work of the device, also for that
+/// of other tests.
 pub(super) struct Simulator {
     pub(super) driver: Arc<Driver>,
     _alone: MutexGuard<'static, ()>,
 }
 
-/// The library, built where it is not up to date, and loaded: whoever looks for libcuda.so.1 in this process finds it from now on.
+/// Builds the simulated driver where it is not up to date, and loads it. From then on this process
+/// finds it as libcuda.so.1.
 static LIBRARY: LazyLock<PathBuf> = LazyLock::new(|| {
     let library = folder().join("libcuda.so.1");
     Driver::open(&library).expect("the simulated driver");
     library
 });
 
-/// Where the simulated GPU is built.
+/// The folder in which the simulated GPU is built.
 pub(super) fn folder() -> PathBuf {
     let test = std::env::current_exe().expect("the test's own path");
     let target = test.ancestors().nth(3).expect("target/profile/deps");
@@ -37,10 +39,10 @@ pub(super) fn folder() -> PathBuf {
     built
 }
 
-/// Waits for other tests that use it.
+/// Waits for other tests that use the simulated GPU.
 pub(super) fn simulator() -> Simulator {
     static ALONE: Mutex<()> = Mutex::new(());
-    // A failed test has left nothing behind but its message.
+    // A failed test leaves no state behind.
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let driver = Driver::open(&LIBRARY).expect("the simulated driver");
     let simulator = Simulator { driver, _alone: alone };
@@ -51,14 +53,15 @@ pub(super) fn simulator() -> Simulator {
 
 fn symbol(name: &CStr) -> *mut c_void {
     let library = CString::new(LIBRARY.as_os_str().as_encoded_bytes()).expect("a path");
-    // SAFETY: both strings end in a zero byte; the library is loaded, so this only finds it again.
+    // SAFETY: both strings end in a zero byte. The library is loaded, so `dlopen` only finds it
+    // again.
     let address =
         unsafe { libc::dlsym(libc::dlopen(library.as_ptr(), libc::RTLD_NOW), name.as_ptr()) };
     assert!(!address.is_null(), "{name:?}");
     address
 }
 
-/// Blocks and streams fall behind by chance, by up to so many microseconds.
+/// Delays thread blocks and streams at random, by up to so many microseconds.
 pub(super) fn configure(jitter_us: u32) {
     // SAFETY: cuda/sim/device.cpp gives the function this signature.
     let configure = unsafe {
@@ -69,7 +72,8 @@ pub(super) fn configure(jitter_us: u32) {
     assert_eq!([0, 1].map(|device| configure(device, 128, jitter_us)), [0, 0]);
 }
 
-/// The `n`-th call of a function from now on fails with `error`; 0 takes all such orders back.
+/// Makes the `n`-th call of a function from now on fail with `error`; 0 for `n` cancels that for
+/// all functions.
 pub(super) fn fail(name: &CStr, n: u64, error: i32) {
     // SAFETY: cuda/sim/calls.cpp gives the function this signature.
     let fail = unsafe {
@@ -80,7 +84,7 @@ pub(super) fn fail(name: &CStr, n: u64, error: i32) {
     fail(name.as_ptr(), n, error);
 }
 
-/// The calls of the driver that `what` makes, by name.
+/// The calls of the driver that `what` makes, with their names.
 pub(super) fn calls(what: impl FnOnce()) -> Vec<(String, u64)> {
     // SAFETY: cuda/sim/calls.cpp gives the functions these signatures.
     let (reset, report) = unsafe {
@@ -103,7 +107,8 @@ pub(super) fn calls(what: impl FnOnce()) -> Vec<(String, u64)> {
     text.lines().map(line).collect()
 }
 
-/// A rank's device memory and stream. What it allocates is freed when all ranks are through: that waits for all work of the device.
+/// A rank's device memory and stream. What it allocates is freed when all ranks are done, because
+/// freeing waits for all work of the device.
 pub(super) struct Rank {
     pub(super) comm: Communicator,
     pub(super) device: Arc<Device>,
@@ -127,13 +132,14 @@ impl Rank {
         buffer
     }
 
-    /// What is in device memory when all that was queued in the rank's stream is through.
+    /// The content of device memory after all that was queued on the rank's stream.
     pub(super) fn get(&self, buffer: &DeviceBuffer) -> Vec<u8> {
         self.stream.read(buffer, buffer.bytes()).expect("to read")
     }
 }
 
-/// Runs `f` as each rank, in threads, rank `r` on `devices[r]`; fails if that takes a minute.
+/// Runs `f` as each rank, in threads, rank `r` on `devices[r]`; fails if that takes longer than a
+/// minute.
 pub(super) fn on_devices<T: Send + 'static>(
     simulator: &Simulator,
     devices: &[i32],
@@ -170,7 +176,7 @@ pub(super) fn on_devices<T: Send + 'static>(
     results.into_iter().map(|r| r.1).collect()
 }
 
-/// The parts of a communicator of one process, rank `r` on `devices[r]`, for one thread to use.
+/// The ranks of a communicator in one process, rank `r` on `devices[r]`, for one thread to use.
 pub(super) fn all_ranks(simulator: &Simulator, devices: &[i32], config: &Config) -> Vec<Rank> {
     let id = UniqueId::create().expect("a unique id");
     let nranks = devices.len() as u32;
