@@ -272,13 +272,10 @@ fn print(size: usize, rows: &[ComparisonRow]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command_line::{MaypoleCommand, parse_line};
+    use crate::grammar::parse_line;
 
     fn comparison(line: &str) -> Result<Comparison, Failure> {
-        match parse_line(&format!("compare {line}"))? {
-            MaypoleCommand::Compare(comparison) => comparison.check(),
-            other => panic!("{other:?}"),
-        }
+        parse_line::<Comparison>("compare", line)?.check()
     }
 
     #[test]

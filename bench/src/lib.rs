@@ -6,7 +6,8 @@
 //!
 //! | module | purpose |
 //! |---|---|
-//! | `command_line`, `command` | the subcommands: their words, and what each runs |
+//! | `grammar` | the rules that the words of all subcommands follow |
+//! | `command_line`, `command` | the subcommands, and what each runs |
 //! | `launch` | the rank of this process and its exchange with the others |
 //! | `rank_threads` | the ranks of one process, a thread each |
 //! | `options` | what `bench` measures |
@@ -26,6 +27,7 @@ mod compare;
 mod data;
 mod doctor;
 mod environment;
+mod grammar;
 mod launch;
 mod measure;
 mod number;

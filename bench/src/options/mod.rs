@@ -334,17 +334,24 @@ impl Options {
     }
 }
 
+/// The options of `maypole bench`, from one line.
+#[cfg(test)]
+fn parse_line(line: &str) -> Result<Options, Failure> {
+    crate::grammar::parse_line::<Options>("bench", line)?.complete(&|_| None)
+}
+
 #[cfg(test)]
 impl Default for Options {
     /// The options of `maypole bench all_reduce`.
     fn default() -> Self {
-        crate::command_line::parse_bench("all_reduce").expect("the defaults are valid")
+        parse_line("all_reduce").expect("the defaults are valid")
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status;
 
     #[test]
     fn the_shown_time_is_that_of_the_chosen_ranks() {
@@ -359,5 +366,103 @@ mod tests {
         assert_eq!(options.roots(3), [None]);
         let options = Options { operation: Operation::Gather, ..options };
         assert_eq!(options.roots(3), [Some(0), Some(1), Some(2)]);
+    }
+
+    #[test]
+    fn short_and_long_forms_are_the_same() {
+        let short = parse_line(
+            "all_reduce -np 4 -t 2 -g 3 -b 8 -e 1.5K -f 2 -n 5 -w 0 -N 0 -p 1 -c 2 -d half -o max \
+             -r 1 -z 1 -m 3 -u 1 -a 3 -T 9 -C 1 -S 1 -J x.json -M 1 -G 0 -R 0 -x 0 -D 0 -V 16 -y 0",
+        );
+        let long = parse_line(
+            "--processes 4 --nthreads=2 --ngpus 3 --minbytes=8 --maxbytes 1.5k --stepfactor 2 \
+             --iters 5 --warmup_iters 0 --run_cycles 0 --parallel_init 1 --check 2 --datatype half \
+             --op max --root 1 --blocking 1 --agg_iters 3 --unalign 1 --average 3 --timeout 9 \
+             --report_cputime 1 --report_timestamps 1 --output_file x.json --memory_report 1 \
+             --cudagraph 0 --local_register 0 --cta_policy 0 --device_implementation 0 \
+             --device_cta_count 16 --stream_null 0 all_reduce",
+        );
+        assert_eq!(format!("{short:?}"), format!("{long:?}"));
+        let short = short.unwrap();
+        assert_eq!((short.processes, short.iterations, short.max_bytes), (Some(4), 5, 1536));
+        assert_eq!((short.ranks_per_process(), short.cycles, short.timeout), (6, 0, 9));
+        assert_eq!(short.sizes().collect::<Vec<_>>(), [8, 16, 32, 64, 128, 256, 512, 1024]);
+    }
+
+    #[test]
+    fn iterations_and_processes_are_different_options() {
+        let options = parse_line("all_reduce -n7 -np 3").unwrap();
+        assert_eq!((options.iterations, options.processes), (7, Some(3)));
+    }
+
+    #[test]
+    fn the_last_value_of_an_option_counts() {
+        let options = parse_line("all_reduce -n 7 -n=8 -b 8 -e 16 -f 4 -i 8").unwrap();
+        assert_eq!(options.iterations, 8);
+        assert_eq!(options.sizes().collect::<Vec<_>>(), [8, 16]);
+        let options = parse_line("all_reduce -b 8 -e 64 -i 8 -f 4").unwrap();
+        assert_eq!(options.sizes().collect::<Vec<_>>(), [8, 32]);
+    }
+
+    #[test]
+    fn defaults_are_those_of_nccl_tests() {
+        let options = parse_line("all_reduce_perf").unwrap();
+        assert_eq!(options.sizes().collect::<Vec<_>>(), [32 << 20]);
+        assert_eq!((options.iterations, options.warmup, options.checks), (20, 1, 1));
+        assert_eq!((options.cycles, options.timeout, options.ranks_per_process()), (1, 0, 1));
+        assert_eq!((options.dtypes, options.ops), (vec![DType::Float32], vec![RedOp::Sum]));
+    }
+
+    #[test]
+    fn all_selects_all_types_operations_and_roots() {
+        let options = parse_line("broadcast -np 3 -d all -o all -r all").unwrap();
+        assert_eq!((options.dtypes.len(), options.ops.len(), options.root), (12, 6, None));
+        assert_eq!(options.reductions(), [None]);
+    }
+
+    #[test]
+    fn sizes_may_begin_at_zero_and_end_between_steps() {
+        let sizes = |line| parse_line(line).unwrap().sizes().collect::<Vec<_>>();
+        assert_eq!(sizes("all_reduce -b 0 -e 20 -f 2"), [0, 8, 16]);
+        assert_eq!(sizes("all_reduce -b 0 -e 0 -f 2"), [0]);
+        assert_eq!(sizes("all_reduce -b 1K -e 3K -i 1K"), [1024, 2048, 3072]);
+    }
+
+    #[test]
+    fn errors_of_a_benchmark_name_what_is_wrong() {
+        for (line, text) in [
+            ("", "which collective"),
+            ("bisection", "'bisection' is not a collective"),
+            ("all_reduce --frobnicate", "'--frobnicate' is not an option"),
+            ("all_reduce -q", "'-q' is not an option"),
+            ("all_reduce -g 0", "at least one rank"),
+            ("all_reduce -n x", "--iters \"x\": "),
+            ("all_reduce -n", "--iters needs a value"),
+            ("all_reduce -z 4", "4 is not supported"),
+            ("all_reduce -d floaty", "'floaty' is not a data type"),
+            ("all_reduce -o mean", "'mean' is not a"),
+            ("all_reduce -b 2M -e 1M", "-b is larger than -e"),
+            ("all_reduce -b 1 -e 2 -f 1", "never reaches"),
+            ("all_reduce -b 1x", "'1x' is not a size"),
+            ("all_reduce -b -1", "'-1' is not a size"),
+            ("all_reduce -np 0", "at least one process"),
+            ("all_reduce --memory mine", "malloc or maypole"),
+            ("all_reduce -K 3", "-K is about single iterations"),
+            ("all_reduce -I 1 -K 20", "-K leaves no iteration"),
+            ("all_reduce more", "more"),
+        ] {
+            let error = parse_line(line).expect_err(line);
+            assert!(error.text.contains(text), "{line}: {error}");
+            assert_eq!((error.status, error.text.lines().count()), (status::USAGE, 1), "{line}");
+        }
+    }
+
+    #[test]
+    fn options_that_need_a_gpu_are_refused() {
+        for line in ["-G 1", "-R 2", "-x 1", "-D 1", "-V 8", "-y 1", "--cudagraph 3"] {
+            let error = parse_line(&format!("all_reduce {line}")).expect_err(line);
+            assert!(error.text.starts_with(&format!("{line}: ")), "{error}");
+            assert_eq!(error.status, status::UNSUPPORTED, "{line}");
+        }
     }
 }

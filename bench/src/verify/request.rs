@@ -179,13 +179,10 @@ fn rank_range(text: &str) -> Result<RangeInclusive<u32>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command_line::{MaypoleCommand, parse_line};
+    use crate::grammar::parse_line;
 
     fn request(line: &str) -> Result<ProofRequest, Failure> {
-        match parse_line(&format!("verify {line}"))? {
-            MaypoleCommand::Verify(arguments) => ProofRequest::new(arguments),
-            other => panic!("{other:?}"),
-        }
+        ProofRequest::new(parse_line("verify", line)?)
     }
 
     #[test]
