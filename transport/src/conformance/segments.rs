@@ -8,8 +8,8 @@ use crate::segment::Segment;
 /// Longer than a slot.
 const BYTES: usize = 100_000;
 
-/// Whether the link lends segments. If not, the ranks meet before they end, so that neither sees
-/// the other leave too early.
+/// Whether the link lends segments. If not, the ranks synchronize before they end, so that neither
+/// sees the other leave too early.
 fn lends_segments(end: &mut TestEnd) -> bool {
     let lends = end.out.slots.lendable() == Lendable::Segments;
     if !lends {
