@@ -69,7 +69,7 @@ pub(crate) fn check(
             in_place: run % 2 == 1,
         };
         let lanes = |rank| vec![0; schedule.lanes(rank) as usize];
-        let mut world = RandomExecution {
+        let mut execution = RandomExecution {
             schedule,
             proof,
             mode,
@@ -79,7 +79,7 @@ pub(crate) fn check(
             fired: (0..schedule.nranks).map(lanes).collect(),
             lent: vec![Vec::new(); schedule.nranks as usize],
         };
-        world.run().map_err(|what| format!("run {run}: {what}"))?;
+        execution.run().map_err(|what| format!("run {run}: {what}"))?;
     }
     Ok(())
 }
