@@ -5,9 +5,9 @@
 //!   their first and last rank
 //! * [`large`]: every generator at the rank counts of [`LARGE`], among them a power of two and the
 //!   number below it
-//! * [`hierarchies`]: hierarchies over groupings of many shapes
+//! * [`hierarchies()`]: hierarchies over groupings of many shapes
 //!
-//! [`uneven_example`] is not in the list: it is a schedule written by hand that tests of several
+//! [`uneven_example()`] is not in the list: it is a schedule written by hand that tests of several
 //! crates run.
 
 mod hierarchies;
