@@ -1,9 +1,9 @@
-// A block: its threads are fibers of one OS thread, which run one after the other, each until the
-// barrier.
+// Runs a block: its threads are fibers of one OS thread, which run one after the other, each until
+// the next barrier.
 //
-// makecontext enters a fiber; setjmp and longjmp switch, since they make no system call. A fiber
-// that waits at the barrier is not switched to before the last one has come, so a barrier costs two
-// switches a thread.
+// makecontext enters a fiber; setjmp and longjmp switch between fibers, because they make no system
+// call. A fiber that waits at a barrier is resumed only after the last fiber has reached the
+// barrier, so a barrier costs two switches per thread.
 #include <sched.h>
 #include <setjmp.h>
 #include <stdlib.h>
@@ -33,7 +33,7 @@ struct Block {
   std::vector<jmp_buf*> fibers;
   std::vector<bool> through;
   unsigned current = 0, waiting = 0, alive = 0, generation = 0;
-  int count = 0, result = 0;  // of barriers with a predicate
+  int count = 0, result = 0;  // for barriers with a predicate
 };
 thread_local Block* block;
 
@@ -75,7 +75,7 @@ extern "C" int sim_barrier_count(int predicate) {
 
 extern "C" void sim_barrier() { sim_barrier_count(0); }
 
-// A device that has failed stops its blocks where they wait.
+// On a device that has failed, blocks stop where they wait.
 extern "C" void sim_wait(unsigned turns) {
   Block* b = block;
   if (b && __atomic_load_n(b->broken, __ATOMIC_ACQUIRE)) {

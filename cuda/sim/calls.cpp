@@ -1,4 +1,4 @@
-// Every call of the driver comes through `enter`: it is counted by name, may fail by order
+// Every call of the driver passes through `enter`: it is counted by name, may be made to fail
 // (SIMCUDA_FAIL=name:n:error, several with commas: the n-th call from the start of the process,
 // "kernel" for the execution of the n-th kernel), and may be delayed.
 #include <stdio.h>
@@ -74,17 +74,17 @@ void jitter(unsigned jitter_us) {
   if (state >> 28 == 0) usleep((state >> 8) % jitter_us);
 }
 
-// ---- of the simulator alone
+// ---- functions that only the simulator has
 
 #define SIMULATOR_API extern "C" __attribute__((visibility("default")))
 
-// How often `name` has been called since the last reset.
+// The number of calls of `name` since the last reset.
 SIMULATOR_API u64 simCalls(const char* name) {
   Lock guard(calls().lock);
   auto found = calls().since_reset.find(name);
   return found == calls().since_reset.end() ? 0 : found->second;
 }
-// How often anything has been called since the last reset.
+// The number of all calls since the last reset.
 SIMULATOR_API u64 simCallsTotal() {
   Lock guard(calls().lock);
   u64 total = 0;
@@ -92,7 +92,7 @@ SIMULATOR_API u64 simCallsTotal() {
     if (one.first != "kernel") total += one.second;
   return total;
 }
-// Lines of "name count" into `text`; returns the length that all of them have.
+// Writes lines of "name count" to `text`; returns the length of all lines.
 SIMULATOR_API size_t simCallsReport(char* text, size_t bytes) {
   Lock guard(calls().lock);
   std::string all;
@@ -108,7 +108,7 @@ SIMULATOR_API void simCallsReset() {
   Lock guard(calls().lock);
   calls().since_reset.clear();
 }
-// The n-th call of `name` from now on fails; n = 0 forgets all such orders.
+// Makes the n-th call of `name` from now on fail; n = 0 removes all such requests.
 SIMULATOR_API void simFail(const char* name, u64 n, CUresult error) {
   Lock guard(calls().lock);
   if (n == 0)

@@ -1,11 +1,11 @@
 // Capture of streams into graphs, and their replay.
 //
-// Everything that goes through `submit` can be captured: it becomes a node, after the front of its
-// stream. An event recorded in a capture carries the front to other streams. What a capture forbids
-// is an error and spoils it, as with the real driver: asking a capturing stream or a captured
-// event, the legacy stream beside a blocking stream that captures, calls that may synchronise
-// (allocation, freeing, queries of events), as far as the mode of the capture and of the thread
-// say.
+// Every operation that is passed to `submit` can be captured: it becomes a node behind the front of
+// its stream. An event recorded in a capture carries the front to other streams. As with the real
+// driver, what a capture forbids is an error and invalidates the capture: queries of a capturing
+// stream or a captured event, use of the legacy stream while a blocking stream captures, and calls
+// that may synchronise (allocation, freeing, queries of events), depending on the mode of the
+// capture and of the thread.
 #include <atomic>
 #include <set>
 
@@ -201,7 +201,7 @@ DRIVER_API cuGraphUpload(CUgraphExec, CUstream handle) {
   return CUDA_SUCCESS;
 }
 
-// Every node begins when those before it are done, and waits for no other.
+// Each node begins as soon as the nodes before it have finished.
 static void replay(const std::vector<Node>& nodes) {
   struct State {
     std::mutex lock;

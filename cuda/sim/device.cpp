@@ -1,5 +1,5 @@
 // Devices and their primary contexts. SIMCUDA_DEVICES says how many there are, CUDA_VISIBLE_DEVICES
-// (a list of numbers) which of them this process sees; SIMCUDA_PEERS=0 forbids peer access.
+// (a list of numbers) which of them this process sees; SIMCUDA_PEERS=0 disables peer access.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -83,8 +83,8 @@ static bool known(CUdevice ordinal) { return ordinal >= 0 && ordinal < device_co
   if (!initialized) return CUDA_ERROR_NOT_INITIALIZED; \
   if (!known(ordinal)) return CUDA_ERROR_INVALID_DEVICE
 
-// How many blocks the device holds at once, and up to how many microseconds a block or a stream
-// falls behind, by chance.
+// Sets the number of blocks that the device holds at once, and the longest random delay of a block
+// or a stream in microseconds.
 extern "C" __attribute__((visibility("default"))) CUresult simDeviceConfigure(CUdevice ordinal,
                                                                               unsigned capacity,
                                                                               unsigned jitter_us) {
@@ -191,7 +191,7 @@ DRIVER_API cuDevicePrimaryCtxRetain(CUcontext* out, CUdevice ordinal) {
   *out = primary(ordinal);
   return CUDA_SUCCESS;
 }
-// The context stays as it is: nothing here may depend on its end.
+// The context is not destroyed, so programs must not depend on its end.
 DRIVER_API cuDevicePrimaryCtxRelease_v2(CUdevice ordinal) {
   ENTER(cuDevicePrimaryCtxRelease_v2);
   DEVICE(ordinal);

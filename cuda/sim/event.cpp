@@ -1,5 +1,5 @@
-// Events, those shared with other processes among them. One of those is a page: how often it was
-// recorded, and the last of these that is done.
+// Events, including those shared with other processes. A shared event is a page with the number of
+// its records and the number of the last record that has finished.
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <stdio.h>
@@ -39,7 +39,7 @@ void wait_for(Shared* s, u32 n) {
 struct CUevent_st {
   unsigned flags;
   Done last;
-  // Of a record into a capture: nobody else may ask for it.
+  // The record belongs to a capture: other threads must not query it.
   std::weak_ptr<Capture> capture;
   bool captured;
   std::vector<int> front;
@@ -106,7 +106,8 @@ DRIVER_API cuEventRecordWithFlags(CUevent event, CUstream handle, unsigned) {
   ENTER_CONTEXT(cuEventRecordWithFlags);
   return record(event, stream_of(handle));
 }
-// What the event stands for now; a captured one is not to be asked, which spoils its capture.
+// What the event currently waits for. Querying a captured event is forbidden and invalidates its
+// capture.
 static CUresult last_of(CUevent event, Done* last, u32* n) {
   if (!event) return CUDA_ERROR_INVALID_HANDLE;
   Lock guard(order);

@@ -1,6 +1,6 @@
-// Device memory of other processes: a handle names the memfd in the exporting process, which is
-// opened through /proc. As on a real device a process cannot open its own handles, and what was
-// opened twice is closed twice.
+// Sharing of device memory between processes: a handle names the memfd in the exporting process,
+// which is opened through /proc. As on a real device, a process cannot open its own handles, and
+// memory that was opened twice has to be closed twice.
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/stat.h>

@@ -1,6 +1,6 @@
-// Images and launches. An image is a shared object that g++ compiled from the sources that nvcc
-// compiles for a device; for PTX and cubins, which mean nothing here, the kernels.so beside the
-// library stands in.
+// Images and launches. An image is a shared object that g++ compiled from the same sources that
+// nvcc compiles for a device. PTX and cubins cannot be run here, so the kernels.so in the folder of
+// the library is used instead.
 #include <dlfcn.h>
 #include <elf.h>
 #include <stdio.h>
@@ -95,15 +95,15 @@ DRIVER_API cuFuncSetAttribute(CUfunction, int, int) {
   ENTER_CONTEXT(cuFuncSetAttribute);
   return CUDA_SUCCESS;
 }
-// One block a multiprocessor, however large: the least that is certain.
+// One block per multiprocessor, whatever its size: more is never certain on a device.
 DRIVER_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction, int, size_t) {
   ENTER_CONTEXT(cuOccupancyMaxActiveBlocksPerMultiprocessor);
   *blocks = 1;
   return CUDA_SUCCESS;
 }
 
-// Blocks are placed one after the other as there is room, those of a cooperative launch all at
-// once; whoever places them goes on when the last one is placed.
+// Places blocks one after the other as there is room, or all at once for a cooperative launch.
+// Returns when the last block has been placed.
 static void run_grid(Device& device, const SimKernel& kernel,
                      std::shared_ptr<std::vector<char>> argument, unsigned blocks, unsigned threads,
                      bool together, const Done& done) {
@@ -181,7 +181,7 @@ DRIVER_API cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction function, void**
                 c->blockDimX, together, stream_of(c->hStream), arguments);
 }
 
-// Newest version of a name first, as far as this library has it.
+// The newest version of a name that this library has.
 DRIVER_API cuGetProcAddress_v2(const char* name, void** out, int, uint64_t, int* result) {
   ENTER(cuGetProcAddress_v2);
   Dl_info self;

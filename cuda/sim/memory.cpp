@@ -1,7 +1,7 @@
-// Device memory: addresses that nobody can read. The same bytes, a memfd per allocation, are mapped
-// once more for each device that may access them, and once for the simulator. So a kernel traps
-// that touches memory of a device without peer access, as host code traps that touches device
-// memory, and whoever goes past an allocation.
+// Device memory, whose addresses cannot be read. The bytes are a memfd per allocation, which is
+// mapped elsewhere for each device that may access them, and once for the simulator. So these
+// accesses trap: by host code to device memory, by a kernel to another device without peer access,
+// and past the end of an allocation.
 //
 // Pinned host memory has one address everywhere, as with unified addressing.
 #include <errno.h>
@@ -52,7 +52,7 @@ std::map<uintptr_t, Pinned>::iterator find_pinned(uintptr_t address) {
   return address - it->first < it->second.bytes ? it : pinned.end();
 }
 
-// ---- what a trap says
+// ---- the message of a trap
 
 struct sigaction previous;
 
@@ -183,7 +183,7 @@ DRIVER_API cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
   }
   return allocate(address, bytes);
 }
-// Waits for all work, as the driver does.
+// Waits for all work of the device, as the driver does.
 DRIVER_API cuMemFree_v2(CUdeviceptr address) {
   ENTER(cuMemFree_v2);
   if (!current_context()) return CUDA_ERROR_INVALID_CONTEXT;
@@ -197,7 +197,8 @@ DRIVER_API cuMemFree_v2(CUdeviceptr address) {
   synchronize_all();
   return release_region(address, false);
 }
-// The memory is there at once; that it may be used only behind this in the stream is not checked.
+// The memory is available at once. It is not checked that it is used only behind this call in the
+// stream.
 DRIVER_API cuMemAllocAsync(CUdeviceptr* address, size_t bytes, CUstream handle) {
   ENTER_CONTEXT(cuMemAllocAsync);
   CUstream stream = stream_of(handle);

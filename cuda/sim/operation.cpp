@@ -1,9 +1,10 @@
-// Operations and the hardware queues that they are issued from.
+// Operations, and the hardware queues that issue them.
 //
 // A device has CUDA_DEVICE_MAX_CONNECTIONS queues (8 unless set) and a stream is tied to one of
-// them. A queue issues its operations in the order in which they came, each when what it depends on
-// is done, and does not look behind one that has to wait: a kernel that spins for another hangs
-// when something that waits for the first stands before the second, on a real device as here.
+// them. A queue issues its operations in order, each when its dependencies have finished, and
+// issues nothing behind an operation that has to wait. So a kernel that polls for a second kernel
+// hangs if an operation that waits for the first kernel is queued before the second. A real device
+// hangs too.
 #include <time.h>
 
 #include <deque>
@@ -49,7 +50,7 @@ void begin(const Operation& operation, const Done& done) {
   std::thread([operation, done] { operation.start(done); }).detach();
 }
 
-// What follows an error of a kernel is not run; all calls say what it was.
+// After an error of a kernel nothing runs any more, and all calls return that error.
 void break_device(Device& device, CUresult error) {
   __atomic_store_n(&device.broken, error, __ATOMIC_RELEASE);
 }

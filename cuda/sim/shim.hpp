@@ -1,10 +1,11 @@
-// The g++ side of kernels/portable.cuh: CUDA's words on top of fibers. A block is an OS thread, its
-// threads are fibers.
+// The part of kernels/portable.cuh for g++: the CUDA features on top of fibers. A block is an OS
+// thread, and its threads are fibers.
 //
-// Device memory is not readable at its device address: the same bytes are mapped higher, elsewhere
-// for each device that may access them, and only gptr (and the simulated driver) adds that. So host
-// code that touches device memory traps, and so does a kernel that bypasses gptr, or that touches
-// memory of a device without peer access. Host memory has the same address for all.
+// Device memory is not readable at its device address. The bytes are mapped at a higher address, a
+// different one for each device that may access them, and only gptr and the simulated driver add
+// the difference. So host code that accesses device memory traps, and so does a kernel that
+// bypasses gptr or accesses a device without peer access. Host memory has the same address
+// everywhere.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -17,7 +18,7 @@ struct SimDim {
   unsigned x, y, z;
 };
 
-// Given by the simulated driver.
+// Defined by the simulated driver.
 extern "C" {
 extern thread_local SimDim sim_thread, sim_block, sim_block_dim, sim_grid_dim;
 extern __thread uintptr_t sim_alias;  // of the device that runs this block
@@ -26,7 +27,7 @@ int sim_barrier_count(int predicate);
 void sim_wait(unsigned turns);
 }
 
-// A kernel as the simulated driver finds it in the image: by the name "sim_kernel_" + name.
+// A kernel in an image. The simulated driver finds it by the symbol "sim_kernel_" + name.
 struct SimKernel {
   void (*invoke)(const void* argument);
   size_t argument_bytes;
@@ -95,7 +96,7 @@ static inline void store_ll_pair(gptr<u64> p, LlPair v) {
 }
 static inline u64 address_of(gptr<const u8> p) { return (u64)p.device; }
 
-// The build turns contraction off (-ffp-contract=off).
+// The build disables contraction (-ffp-contract=off).
 static inline double add_rn(double a, double b) { return a + b; }
 static inline double mul_rn(double a, double b) { return a * b; }
 static inline u64 double_bits(double a) {

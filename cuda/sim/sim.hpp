@@ -1,4 +1,5 @@
-// What the files of the simulated driver share: devices, memory, operations, streams and captures.
+// Types and functions that the files of the simulated driver share: devices, memory, operations,
+// streams and captures.
 #pragma once
 #include <condition_variable>
 #include <functional>
@@ -19,20 +20,20 @@ struct Line {
 #define DRIVER_API extern "C" __attribute__((visibility("default"))) CUresult
 using Lock = std::unique_lock<std::mutex>;
 
-// ---- calls.cpp: counting, failing by order, random delays
+// ---- calls.cpp: counting, requested failures, random delays
 
-// Counts the call. Not zero: the error that SIMCUDA_FAIL asks for.
+// Counts the call. Returns the error that SIMCUDA_FAIL requests, or zero.
 CUresult enter(const char* name);
-// At the top of every function of the driver.
+// To be used at the start of every function of the driver.
 #define ENTER(name) \
   if (CUresult failed_ = enter(#name)) return failed_
-// As ENTER, for functions that need a current context whose device has not failed.
+// Like ENTER, for functions that need a current context whose device has not failed.
 #define ENTER_CONTEXT(name) \
   ENTER(name);              \
   if (CUresult failed_ = context_state()) return failed_
 
 int setting(const char* name, int otherwise);
-// Sleeps up to `jitter_us`, by chance: what no test may depend on. Seeded by SIMCUDA_SEED.
+// Sleeps for a random time up to `jitter_us`. The seed is SIMCUDA_SEED.
 void jitter(unsigned jitter_us);
 
 // ---- device.cpp
@@ -84,16 +85,16 @@ struct Region {
 CUresult map_region(int fd, size_t bytes, size_t mapped, int physical, bool imported,
                     CUdeviceptr* start);
 bool find_region(CUdeviceptr address, Region* found);
-// Finds, and changes under the lock of all regions.
+// Finds a region; changes it under the lock of all regions.
 void with_regions(const std::function<void(std::vector<Region*>&)>& change);
 CUresult release_region(CUdeviceptr start, bool imported);
-// Maps what `from` may access from now on of memory of `to`, or unmaps it.
+// Maps the memory of `to` for `from`, which may access it from now on, or unmaps it.
 void map_peer(Device& from, int to, bool on);
 bool is_pinned(const void* address, size_t bytes);
-// Where the simulator itself reaches an address that may be a device's or the host's.
+// The address at which the simulator reaches an address of a device or the host.
 void* reach(u64 address);
 
-// ---- operation.cpp: what is queued
+// ---- operation.cpp: operations of streams
 
 struct Completion {
   std::mutex lock;
@@ -107,8 +108,8 @@ struct Completion {
 };
 using Done = std::shared_ptr<Completion>;
 
-// SHORT and WAIT are run where they are issued, and WAIT may keep its queue for long; ASIDE blocks
-// nobody but its stream.
+// SHORT and WAIT run on the thread that issues them, and WAIT may block its queue for long; ASIDE
+// blocks only its stream.
 enum class Kind { SHORT, WAIT, ASIDE };
 struct Operation {
   Kind kind;
@@ -141,12 +142,12 @@ struct CUstream_st {
   CapturePtr capture;
   std::vector<int> front;  // nodes of the capture that the next one comes after
 };
-// One lock for the order of submission: streams, tails, fronts, captures.
+// The lock for the order of submission: streams, tails, fronts and captures.
 extern std::mutex order;
 // The stream that a handle means; nullptr without a context. Creates default streams.
 CUstream stream_of(CUstream handle);
 std::vector<CUstream>& all_streams();
-// Queues or captures.
+// Queues the operation, or adds it to a capture.
 CUresult submit(CUstream stream, Operation operation, Done* done = nullptr);
 void synchronize_all();
 
@@ -167,7 +168,7 @@ struct Capture {
   bool invalid = false;
   std::shared_ptr<CUgraph_st> graph = std::make_shared<CUgraph_st>();
 };
-// Under `order`. What a capture forbids is an error, and invalidates it.
+// Called under `order`. What a capture forbids is an error and invalidates the capture.
 CUresult capture_node(CUstream stream, Operation operation);
 CUresult forbid_unsafe();  // calls that captures of this or other threads forbid
 CUresult forbid_on(

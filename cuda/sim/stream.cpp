@@ -1,5 +1,5 @@
-// Streams, and what can be put into them other than kernels and graphs: copies, fills, host
-// functions, values, events (event.cpp).
+// Streams, and their operations other than kernels, graphs and events: copies, fills, host
+// functions and values.
 //
 // The legacy default stream (handles 0 and 1) waits for all blocking streams of its context and
 // they for it; every thread has a default stream of its own (handle 2), which is a blocking one.
@@ -62,8 +62,8 @@ CUresult submit(CUstream stream, Operation operation, Done* out) {
   return CUDA_SUCCESS;
 }
 
-// Ends of streams that were destroyed before their work was done: it goes on, and who waits for a
-// device waits for it too.
+// The ends of streams that were destroyed before their work had finished. The work goes on, and
+// waiting for the device waits for it too.
 static std::vector<Done>& orphans() {
   static auto* all =
       new std::vector<Done>;  // never destroyed: threads of the simulator outlive main
@@ -104,7 +104,7 @@ DRIVER_API cuStreamCreate(CUstream* out, unsigned flags) {
   *out = create(current_context(), flags);
   return CUDA_SUCCESS;
 }
-// What is queued still runs.
+// Queued work still runs.
 DRIVER_API cuStreamDestroy_v2(CUstream stream) {
   ENTER(cuStreamDestroy_v2);
   if ((uintptr_t)stream <= 2) return CUDA_ERROR_INVALID_VALUE;
@@ -181,7 +181,7 @@ DRIVER_API cuCtxSynchronize() {
 
 // ---- copies
 
-// A copy may reach all memory of the device, of its peers and of the host, and needs no peer
+// A copy may access all memory of the device, of other devices and of the host, without peer
 // access.
 static CUresult known(CUdeviceptr address, size_t bytes) {
   if (address - DEVICE_BASE >= DEVICE_SPAN) return CUDA_SUCCESS;
@@ -243,7 +243,7 @@ DRIVER_API cuMemcpyPeerAsync(CUdeviceptr to, CUcontext, CUdeviceptr from, CUcont
   STREAM(cuMemcpyPeerAsync);
   return copy(to, from, bytes, stream);
 }
-// In the legacy default stream, and done on return.
+// Runs in the legacy default stream and has finished on return.
 static CUresult copy_now(CUdeviceptr to, CUdeviceptr from, size_t bytes) {
   CUstream stream = stream_of(nullptr);
   if (CUresult failed = copy(to, from, bytes, stream)) return failed;

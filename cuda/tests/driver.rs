@@ -1,5 +1,8 @@
-//! The access to the driver, on the simulated GPU: what is missing is said, contexts and streams of the user are left as they were, and
-//! everything that is made is of use and goes away.
+//! Tests of the driver module on the simulated GPU: missing libraries and functions are errors, the
+//! user's contexts and streams are left unchanged, and every object works and is freed.
+
+// The counter is shared with a callback of the C interface; this crate has no facade for atomics.
+#![allow(clippy::disallowed_types)]
 
 use maypole_cuda::driver::{CudaStream, Device, DeviceBuffer, Driver, DriverError, KernelModule};
 use maypole_cuda::ipc::{
@@ -28,12 +31,13 @@ fn build(folder: &str, without: &str) -> PathBuf {
     built.join("libcuda.so.1")
 }
 
-/// What an older driver lacks here; as in simulator.rs, so that it is built once.
+/// The functions that the simulated older driver lacks; the same as in simulator.rs, so that it is
+/// built once.
 const OLDER: &str = "cuLaunchKernelEx,cuStreamWriteValue64_v2,cuDeviceGetUuid_v2";
 
 static LIBRARY: LazyLock<PathBuf> = LazyLock::new(|| build("simulated-gpu-cases", ""));
 
-/// The driver, for one test at a time: calls are counted for the process.
+/// The driver, for one test at a time, because calls are counted per process.
 fn driver() -> (Arc<Driver>, MutexGuard<'static, ()>) {
     static ALONE: Mutex<()> = Mutex::new(());
     let alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -47,16 +51,16 @@ fn device(driver: &Arc<Driver>, ordinal: i32) -> Arc<Device> {
 /// The address of a function of the simulated library.
 fn symbol(name: &CStr) -> *mut c_void {
     let library = CString::new(LIBRARY.as_os_str().as_encoded_bytes()).expect("a path");
-    // SAFETY: both strings end in a zero byte; the library is loaded, so this only finds it again.
+    // SAFETY: both strings end in a zero byte. The library is loaded already, so this only finds it.
     let address =
         unsafe { libc::dlsym(libc::dlopen(library.as_ptr(), libc::RTLD_NOW), name.as_ptr()) };
     assert!(!address.is_null(), "{name:?}");
     address
 }
 
-/// How often the driver was called by `what`: of one function, or of any.
+/// The number of calls of the driver that `what` makes: of one function, or of all.
 fn calls(name: Option<&CStr>, what: impl FnOnce()) -> u64 {
-    // SAFETY: sim/calls.cpp gives the functions these signatures.
+    // SAFETY: sim/calls.cpp defines the functions with these signatures.
     let (reset, one, all) = unsafe {
         (
             std::mem::transmute::<*mut c_void, extern "C" fn()>(symbol(c"simCallsReset")),
@@ -71,9 +75,9 @@ fn calls(name: Option<&CStr>, what: impl FnOnce()) -> u64 {
     name.map_or_else(|| all(), |name| one(name.as_ptr()))
 }
 
-/// Makes a context current as a user does: that of a device, or none.
+/// Makes a context current as a user does: the context of a device, or none.
 fn set_current(ordinal: Option<i32>) {
-    // SAFETY: sim/device.cpp gives the functions these signatures.
+    // SAFETY: sim/device.cpp defines the functions with these signatures.
     let (retain, set) = unsafe {
         (
             std::mem::transmute::<*mut c_void, extern "C" fn(*mut *mut c_void, i32) -> i32>(
@@ -106,7 +110,7 @@ fn kernels(device: &Arc<Device>) -> KernelModule {
 }
 
 fn launch(module: &KernelModule, kernel: &CStr, stream: &CudaStream, probe: Probe) {
-    // SAFETY: the kernels take a Probe; the tests keep its memory until they have synchronised.
+    // SAFETY: the kernels take a Probe, and the tests keep its memory until they have synchronised.
     unsafe { module.kernel(kernel).expect("a kernel").launch(1, 32, stream, &probe) }
         .expect("to launch");
 }
@@ -225,7 +229,7 @@ fn streams_of_the_user_are_not_destroyed() {
     let destroyed = calls(Some(c"cuStreamDestroy_v2"), || {
         let defaults = [0, 1, 2].map(ptr::without_provenance_mut);
         for handle in defaults.into_iter().chain([users.handle()]) {
-            // SAFETY: the user's stream lives on, the others always do.
+            // SAFETY: the user's stream outlives this, and the default streams always exist.
             let stream = unsafe { CudaStream::foreign(&device, handle) };
             assert_eq!(stream.capture().expect("an answer"), CaptureStatus::None);
             stream.write(&buffer, &(handle as u64 + 3).to_le_bytes()).expect("to write");
@@ -252,7 +256,7 @@ fn pinned_memory_is_reached_from_both_sides() {
     let at = own.as_mut_ptr().cast();
     // SAFETY: `own` outlives the registration.
     let registered = unsafe { RegisteredMemory::new(&device, at, 64) }.expect("to register");
-    // SAFETY: aligned by the driver, and nobody but atomics and the kernel touch it.
+    // SAFETY: the memory is aligned, and is accessed only by atomics and by the kernel.
     let flag = unsafe { pinned.host().cast::<AtomicU64>().as_ref() };
     let probe = Probe { from: pinned.address(), to: registered.address(), value: 1 };
     launch(&module, c"await", &stream, probe);
@@ -270,7 +274,7 @@ fn pinned_memory_is_reached_from_both_sides() {
 }
 
 unsafe extern "C" fn count(counter: *mut c_void) {
-    // SAFETY: the test gives an AtomicU64 that outlives the stream.
+    // SAFETY: the test passes an AtomicU64 that outlives the stream.
     unsafe { &*counter.cast::<AtomicU64>() }.fetch_add(1, Ordering::Relaxed);
 }
 
@@ -286,7 +290,7 @@ fn streams_wait_for_events_values_and_host_functions() {
     start.record(&a).expect("to record");
     // SAFETY: eight bytes of device memory.
     unsafe { a.wait_value(buffer.address(), 3) }.expect("to wait");
-    // SAFETY: `count` takes the counter, which lives until both streams are through.
+    // SAFETY: `count` takes the counter, which lives until both streams have run.
     unsafe { a.call_host(count, ptr::from_ref(&counter).cast_mut().cast()) }.expect("to queue");
     end.record(&a).expect("to record");
     assert_eq!(counter.load(Ordering::Relaxed), 0);
@@ -313,7 +317,7 @@ fn captures_are_seen_and_replayed() {
     launch(&module, c"add", &stream, probe);
     let graph = stream.end_capture().expect("to end");
     for _ in 0..5 {
-        // SAFETY: the buffer is there, and nobody else uses it.
+        // SAFETY: the buffer is allocated, and nothing else uses it.
         unsafe { graph.launch(&stream) }.expect("to launch");
     }
     assert_eq!(word(&stream, &buffer), 10);
@@ -333,14 +337,14 @@ fn memory_moves_between_devices() {
     assert_eq!(address_kind(&driver, b.address() + 99).expect("an answer"), expected);
     let stream = CudaStream::new(&first).expect("a stream");
     stream.write(&a, &[9; 100]).expect("to write");
-    // SAFETY: both hold 100 bytes and live until the read is done.
+    // SAFETY: both have 100 bytes and live until the read has ended.
     unsafe { stream.copy(b.address(), a.address(), 100) }.expect("to copy");
     assert_eq!(stream.read(&b, 100).expect("to read"), [9; 100]);
 }
 
 const CHILD: &str = "MAYPOLE_TEST_CUDA_IPC";
 
-/// The other process of the next test; alone it does nothing.
+/// The other process of the next test; run alone, this test does nothing.
 #[test]
 fn child_of_the_next_test() {
     let Ok(handles) = env::var(CHILD) else { return };
@@ -359,7 +363,7 @@ fn child_of_the_next_test() {
     let event = open_event(&device, &event).expect("an event of the parent");
     stream.wait(&event).expect("to wait");
     let mine = DeviceBuffer::new(&device, 8).expect("memory");
-    // SAFETY: the parent keeps its eight bytes until this process ends.
+    // SAFETY: the parent keeps the eight bytes until this process ends.
     unsafe { stream.copy(mine.address(), imported.address(), 8) }.expect("to copy");
     let seen = word(&stream, &mine);
     stream.write(&mine, &(seen + 1).to_le_bytes()).expect("to write");

@@ -1,5 +1,5 @@
-//! The simulated GPU does what a real one does, and traps where a real one corrupts: cases in C (`simulator.c`), each in a process with
-//! settings of its own.
+//! Tests of the simulated GPU: it behaves like a real one, and traps where a real one would corrupt
+//! memory. The cases are in C (`simulator.c`), each run in a process with its own settings.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// The program, beside the simulated GPU and one that lacks a function.
+/// The test program, the simulated GPU, and one that lacks functions.
 static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join("simulated-gpu-cases");
@@ -26,7 +26,8 @@ static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
     built
 });
 
-/// What an older driver lacks here; as in driver.rs, so that it is built once.
+/// The functions that the simulated older driver lacks; the same as in driver.rs, so that it is built
+/// once.
 const OLDER: &str = "cuLaunchKernelEx,cuStreamWriteValue64_v2,cuDeviceGetUuid_v2";
 
 fn older() -> PathBuf {
@@ -38,10 +39,10 @@ fn run(command: &mut Command) {
     assert!(done.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&done.stderr));
 }
 
-/// Far beyond what any case takes; then it hangs.
+/// A time limit far beyond what any case takes: a case that reaches it hangs.
 const WATCHDOG: Duration = Duration::from_secs(40);
 
-/// None if it hangs for `limit`.
+/// Returns `None` if the case does not end within `limit`.
 fn case_within(
     limit: Duration,
     name: &str,
@@ -89,7 +90,8 @@ fn traps(name: &str, message: &str) {
     assert!(said.contains(message), "{name}: {said}");
 }
 
-/// That something hangs for ever cannot be seen, that it has not ended after a while can; the same with more room passes.
+/// It cannot be observed that a case hangs for ever, but that it has not ended after a while. The same
+/// case with more room passes.
 fn hangs(name: &str, settings: &[(&str, &str)]) {
     let output = case_within(Duration::from_secs(1), name, &BUILT, settings);
     assert!(output.is_none(), "{name} ends with {output:?}");

@@ -1,151 +1,156 @@
-//! The graph of what was issued: nodes, and lines, which are the ends that a stream has in it.
+//! The graph of issued works: its nodes, and the ends that a stream has in it.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::pool::Pool;
+use super::pool::ThreadPool;
 use crate::error::{Error, ResultCode};
 use crate::process;
 
-/// Something to be done, on some thread.
+/// A function that runs on some thread.
 pub type Work = Box<dyn FnOnce() -> Result<(), ResultCode> + Send>;
 
-/// A piece of work in the graph.
-pub(super) struct Node {
-    state: Mutex<State>,
+/// A work in the graph.
+pub(super) struct WorkNode {
+    state: Mutex<NodeState>,
     ended: Condvar,
-    lines: Vec<Arc<Line>>,
+    chains: Vec<Arc<StreamChain>>,
 }
 
-struct State {
+struct NodeState {
     work: Option<Work>,
-    /// How many others it waits for; one more until it is started.
-    before: usize,
-    after: Vec<Arc<Node>>,
-    /// How it ended, once it has.
-    end: Option<Result<(), ResultCode>>,
+    /// The number of nodes that this one waits for; one more until it is started.
+    waits_for: usize,
+    /// The nodes that wait for this one.
+    followers: Vec<Arc<WorkNode>>,
+    /// The result, after the work has ended.
+    result: Option<Result<(), ResultCode>>,
 }
 
-/// What a stream is in the graph.
-pub(super) struct Line {
-    /// Of the process that it belongs to.
+/// The end of a stream in the graph.
+pub(super) struct StreamChain {
+    /// The fork generation of the process that made the stream.
     generation: u32,
-    state: Mutex<LineState>,
+    state: Mutex<ChainState>,
 }
 
 #[derive(Default)]
-struct LineState {
-    /// The next piece waits for these.
-    ends: Vec<Arc<Node>>,
+struct ChainState {
+    /// The nodes that the next work waits for.
+    ends: Vec<Arc<WorkNode>>,
     failure: Option<ResultCode>,
     event: Option<OwnedFd>,
 }
 
-/// A piece of work that was issued.
+/// A handle of an issued work.
 #[derive(Clone)]
-pub struct Ticket(Arc<Node>);
+pub struct WorkTicket(Arc<WorkNode>);
 
-/// Nothing under these locks panics half way: what a panic elsewhere leaves is whole.
+/// Locks a mutex. A poisoned one is used: nothing under these locks panics halfway through a change.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Node {
-    pub(super) fn new(work: Work, lines: Vec<Arc<Line>>) -> Arc<Self> {
-        let state = State { work: Some(work), before: 1, after: Vec::new(), end: None };
-        Arc::new(Self { state: Mutex::new(state), ended: Condvar::new(), lines })
+impl WorkNode {
+    pub(super) fn new(work: Work, chains: Vec<Arc<StreamChain>>) -> Arc<Self> {
+        let state =
+            NodeState { work: Some(work), waits_for: 1, followers: Vec::new(), result: None };
+        Arc::new(Self { state: Mutex::new(state), ended: Condvar::new(), chains })
     }
 
-    /// Waits for the ends of its lines.
-    pub(super) fn follow_lines(self: &Arc<Self>) {
-        for line in &self.lines {
-            let ends = lock(&line.state).ends.clone();
+    /// Makes the node wait for the ends of its streams.
+    pub(super) fn follow_chains(self: &Arc<Self>) {
+        for chain in &self.chains {
+            let ends = lock(&chain.state).ends.clone();
             ends.iter().for_each(|end| self.follow(end));
         }
     }
 
     fn follow(self: &Arc<Self>, earlier: &Self) {
-        // Not both locks at once. It may be let go in between only after the start.
-        lock(&self.state).before += 1;
+        // Both locks are never held at once. `waits_for` cannot become 0 in between, since the node is
+        // not started.
+        lock(&self.state).waits_for += 1;
         let mut state = lock(&earlier.state);
-        if state.end.is_none() {
-            state.after.push(Arc::clone(self));
+        if state.result.is_none() {
+            state.followers.push(Arc::clone(self));
             return;
         }
         drop(state);
-        lock(&self.state).before -= 1;
+        lock(&self.state).waits_for -= 1;
     }
 
-    /// From now on it runs as soon as it may.
-    pub(super) fn start(self: &Arc<Self>, pool: &'static Pool) {
-        if self.let_go() {
+    /// Lets the node run as soon as the nodes that it waits for have ended.
+    pub(super) fn start(self: &Arc<Self>, pool: &'static ThreadPool) {
+        if self.release() {
             pool.run(Arc::clone(self));
         }
     }
 
-    /// One that it waits for has ended; true if it was the last.
-    fn let_go(&self) -> bool {
+    /// Counts one node less to wait for; true if it was the last.
+    fn release(&self) -> bool {
         let mut state = lock(&self.state);
-        state.before -= 1;
-        state.before == 0
+        state.waits_for -= 1;
+        state.waits_for == 0
     }
 
-    /// Runs the work, which nothing stands before any more, on this thread, and returns what may run now.
+    /// Runs the work, which waits for nothing any more, on this thread. Returns the nodes that may run
+    /// now.
     pub(super) fn run(&self) -> Vec<Arc<Self>> {
         let work = lock(&self.state).work.take();
-        // Without work it was cancelled.
-        let end = work.map_or(Ok(()), |work| {
+        // There is no work if it was cancelled.
+        let result = work.map_or(Ok(()), |work| {
             let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
             caught.unwrap_or_else(|_| {
-                log::error!("a panic in work of a stream; please report it");
+                log::error!("work of a stream panicked; please report this as a bug of Maypole");
                 Err(ResultCode::InternalError)
             })
         });
-        self.end(end)
+        self.finish(result)
     }
 
-    fn end(&self, end: Result<(), ResultCode>) -> Vec<Arc<Self>> {
-        if let Err(code) = end {
-            for line in &self.lines {
-                lock(&line.state).failure.get_or_insert(code);
+    fn finish(&self, result: Result<(), ResultCode>) -> Vec<Arc<Self>> {
+        if let Err(code) = result {
+            for chain in &self.chains {
+                lock(&chain.state).failure.get_or_insert(code);
             }
         }
         let mut state = lock(&self.state);
-        state.end = Some(end);
-        let after = std::mem::take(&mut state.after);
+        state.result = Some(result);
+        let followers = std::mem::take(&mut state.followers);
         drop(state);
         self.ended.notify_all();
-        self.lines.iter().for_each(|line| line.ended(self));
-        after.into_iter().filter(|node| node.let_go()).collect()
+        self.chains.iter().for_each(|chain| chain.ended(self));
+        followers.into_iter().filter(|node| node.release()).collect()
     }
 
     fn has_ended(&self) -> bool {
-        lock(&self.state).end.is_some()
+        lock(&self.state).result.is_some()
     }
 
     fn wait(&self) -> Result<(), ResultCode> {
         let mut state = lock(&self.state);
         loop {
-            match state.end {
-                Some(end) => return end,
+            match state.result {
+                Some(result) => return result,
                 None => state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
         }
     }
 }
 
-/// The nodes, each of which follows the ends of its lines, become their ends.
-pub(super) fn become_ends(nodes: &[Arc<Node>]) {
-    let lines = || nodes.iter().flat_map(|node| node.lines.iter().map(move |line| (node, line)));
-    for (_, line) in lines() {
-        lock(&line.state).ends.clear();
+/// Makes the nodes the new ends of their streams, whose former ends they wait for.
+pub(super) fn become_ends(nodes: &[Arc<WorkNode>]) {
+    let chains =
+        || nodes.iter().flat_map(|node| node.chains.iter().map(move |chain| (node, chain)));
+    for (_, chain) in chains() {
+        lock(&chain.state).ends.clear();
     }
-    for (node, line) in lines() {
-        lock(&line.state).ends.push(Arc::clone(node));
+    for (node, chain) in chains() {
+        lock(&chain.state).ends.push(Arc::clone(node));
     }
 }
 
-impl Line {
+impl StreamChain {
     pub(super) fn new() -> Self {
         process::notice_forks();
         Self { generation: process::generation(), state: Mutex::default() }
@@ -155,7 +160,7 @@ impl Line {
         self.generation == process::generation()
     }
 
-    fn ends(&self) -> Vec<Arc<Node>> {
+    fn ends(&self) -> Vec<Arc<WorkNode>> {
         lock(&self.state).ends.clone()
     }
 
@@ -165,7 +170,7 @@ impl Line {
 
     pub(super) fn wait(&self) {
         for end in self.ends() {
-            // The failure, if any, is with the line.
+            // A failure is kept in the chain.
             let _ = end.wait();
         }
     }
@@ -178,9 +183,9 @@ impl Line {
         lock(&self.state).failure.take()
     }
 
-    /// The ends of the other line are ends of this one too.
+    /// Adds the ends of another stream to the ends of this one.
     pub(super) fn join(&self, other: &Self) {
-        // The ends of this very line, if that is the other, are known by then.
+        // If `other` is this stream, all its ends are known already.
         for end in other.ends() {
             let mut state = lock(&self.state);
             if !end.has_ended() && !state.ends.iter().any(|known| Arc::ptr_eq(known, &end)) {
@@ -194,52 +199,53 @@ impl Line {
         if let Some(event) = &state.event {
             return Ok(event.as_raw_fd());
         }
-        // SAFETY: no memory is involved.
+        // SAFETY: the call takes no pointers.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if fd < 0 {
             let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
             return Err(Error::System { call: "eventfd", errno });
         }
-        // SAFETY: the kernel just gave us this descriptor.
+        // SAFETY: the system has just made this descriptor, and nothing else owns it.
         state.event = Some(unsafe { OwnedFd::from_raw_fd(fd) });
         Ok(fd)
     }
 
-    /// A piece of work has ended.
-    fn ended(&self, node: &Node) {
+    /// Removes a node that has ended, and counts it for the event descriptor.
+    fn ended(&self, node: &WorkNode) {
         let mut state = lock(&self.state);
-        // The two would hold each other for ever.
+        // WorkNode and chain own each other, so this also breaks the reference cycle.
         state.ends.retain(|end| !std::ptr::eq(&raw const **end, node));
         if let Some(event) = &state.event {
             let one = 1u64.to_ne_bytes();
-            // It fails if the counter is full: then the descriptor is readable as it is.
-            // SAFETY: the bytes are alive.
+            // It fails if the counter is full, and then the descriptor is readable anyway.
+            // SAFETY: `one` is valid for a read of its length.
             let _ = unsafe { libc::write(event.as_raw_fd(), one.as_ptr().cast(), one.len()) };
         }
     }
 }
 
-impl Ticket {
-    pub(super) fn new(node: Arc<Node>) -> Self {
+impl WorkTicket {
+    pub(super) fn new(node: Arc<WorkNode>) -> Self {
         Self(node)
     }
 
-    /// Drops the work if it has not begun. Its place in the order stays: what follows still waits for what was before.
+    /// Drops the work if it has not begun. Its position in the order remains: later work still waits for
+    /// earlier work.
     pub fn cancel(&self) {
         let work = lock(&self.0.state).work.take();
-        // What its end does may ask for other locks.
+        // Dropped without the lock, because the destructor may take other locks.
         drop(work);
     }
 
-    /// Whether the work has ended, or what it waited for after it was cancelled.
+    /// Whether the work has ended; a cancelled work ends when the work that it waited for has ended.
     pub fn has_ended(&self) -> bool {
         self.0.has_ended()
     }
 
-    /// Returns when the work has ended.
+    /// Waits until the work has ended.
     ///
     /// # Errors
-    /// What it ended with.
+    /// The error that the work returned.
     pub fn wait(&self) -> Result<(), ResultCode> {
         self.0.wait()
     }

@@ -1,17 +1,19 @@
-//! Host streams: work that runs in order, behind the back of the thread that issued it, as on a CUDA stream.
+//! Host streams: work that runs in order and asynchronously, as on a CUDA stream.
 //!
-//! A piece of work is issued on one or more streams and begins when all that was issued on them before has ended. So streams are
-//! no queues but the ends of chains in one graph (`graph`), whose edges all lead from what was issued earlier to what was
-//! issued later: it has no circles, whatever streams have in common. Each piece that is ready runs at once on a
-//! thread (`pool`), since any two of them may be ranks that wait for each other.
+//! A work is issued on one or more streams. It begins when all work issued on them before has ended.
+//! So streams are not queues, but the ends of chains in one graph (`graph`). All edges of the graph
+//! lead from work that was issued earlier to work that was issued later, so it has no cycles,
+//! whichever streams are shared. Each work that is ready runs at once on a thread (`pool`), because any
+//! two of them may be ranks that wait for each other.
 //!
-//! A communicator is to the C ABI one more stream, on which all of its calls are issued: they keep the order of issue, on
-//! however many streams.
+//! The C ABI uses one more stream for each communicator, on which all its calls are issued, so that
+//! they keep their order on whatever streams they are.
 //!
-//! Work that fails leaves its result with its streams, where it stays until someone synchronises; what was issued
-//! after it runs all the same, since peers wait for it.
+//! The failure of a work stays with its streams until the user synchronises. Later work runs all the
+//! same, because peers wait for it.
 //!
-//! After a fork the child has none of the threads: streams that it inherited refuse everything.
+//! A child process made by fork has none of the threads, so the streams that it inherited refuse
+//! everything.
 
 mod graph;
 mod pool;
@@ -22,124 +24,127 @@ use std::sync::Arc;
 
 use crate::error::{Error, ResultCode};
 pub use crate::process::PerProcess;
-use graph::{Line, Node};
-pub use graph::{Ticket, Work};
+use graph::{StreamChain, WorkNode};
+pub use graph::{Work, WorkTicket};
 pub use side::{behind, side_by_side};
 
-/// A stream. Its clones are the same stream; what was issued on it runs even if all of them are dropped.
+/// A host stream. Its clones are the same stream. Issued work runs even if all clones are dropped.
 ///
 /// ```
 /// use maypole::stream::Stream;
 ///
 /// let stream = Stream::new();
-/// let (told, heard) = std::sync::mpsc::channel();
+/// let (sender, receiver) = std::sync::mpsc::channel();
 /// stream.run(Box::new(move || {
-///     told.send(42).expect("someone listens");
+///     sender.send(42).expect("the receiver exists");
 ///     Ok(())
 /// }))?;
 /// stream.synchronize()?;
-/// assert_eq!(heard.try_recv(), Ok(42));
+/// assert_eq!(receiver.try_recv(), Ok(42));
 /// # Ok::<(), maypole::Error>(())
 /// ```
 #[derive(Clone)]
 pub struct Stream {
-    line: Arc<Line>,
+    chain: Arc<StreamChain>,
 }
 
-/// Work and the streams that it is issued on.
+/// A work and the streams on which it is issued.
 pub struct Issue {
-    /// What is to be done.
+    /// The work.
     pub work: Work,
-    /// Where; one stream named twice counts once.
+    /// The streams; a stream named twice counts once.
     pub on: Vec<Stream>,
 }
 
-/// Issues several pieces of work at once: on a stream that they share they do not wait for each other, and what is issued there
-/// later waits for all of them. The tickets are in their order.
+/// Issues several works at once. On a stream that they share they do not wait for each other, and work
+/// that is issued later waits for all of them. The tickets have the order of `batch`.
 ///
 /// # Errors
-/// If a stream was made before this process was forked from its parent.
-pub fn issue(batch: Vec<Issue>) -> Result<Vec<Ticket>, Error> {
+/// A stream was made before this process was forked from its parent.
+pub fn issue(batch: Vec<Issue>) -> Result<Vec<WorkTicket>, Error> {
     for issue in &batch {
         issue.on.iter().try_for_each(Stream::check_fork)?;
     }
-    let pool = pool::here();
-    // The order of issue: without it two threads could put two pieces on two streams in different orders, and each wait for the other.
+    let pool = pool::of_this_process();
+    // The lock for the order of issue. Without it two threads could issue two works on two streams in
+    // different orders, and each work would wait for the other.
     let order = pool.order();
-    let nodes: Vec<Arc<Node>> = batch
+    let nodes: Vec<Arc<WorkNode>> = batch
         .into_iter()
         .map(|Issue { work, on }| {
-            let mut lines: Vec<Arc<Line>> = Vec::with_capacity(on.len());
+            let mut chains: Vec<Arc<StreamChain>> = Vec::with_capacity(on.len());
             for stream in on {
-                if !lines.iter().any(|line| Arc::ptr_eq(line, &stream.line)) {
-                    lines.push(stream.line);
+                if !chains.iter().any(|chain| Arc::ptr_eq(chain, &stream.chain)) {
+                    chains.push(stream.chain);
                 }
             }
-            Node::new(work, lines)
+            WorkNode::new(work, chains)
         })
         .collect();
     for node in &nodes {
-        node.follow_lines();
+        node.follow_chains();
     }
     graph::become_ends(&nodes);
     drop(order);
     for node in &nodes {
         node.start(pool);
     }
-    Ok(nodes.into_iter().map(Ticket::new).collect())
+    Ok(nodes.into_iter().map(WorkTicket::new).collect())
 }
 
-/// True on a thread that is running a piece of work: it must not wait for a stream.
+/// Whether this thread is running a work. If so, it must not wait for a stream.
 pub fn is_at_work() -> bool {
     pool::is_at_work()
 }
 
-/// Threads that are kept for work to come end now, and those at work when it is done. For when nothing is left to be done.
+/// Ends the threads that are kept for later work: idle threads now, the others after their work. For
+/// programs that will issue no more work.
 pub fn dismiss() {
-    pool::here().dismiss();
+    pool::of_this_process().dismiss();
 }
 
 impl Stream {
-    /// A stream on which nothing was issued.
-    #[expect(clippy::new_without_default, reason = "a stream is made on purpose")]
+    /// Makes a stream.
+    #[expect(clippy::new_without_default, reason = "making a stream should be explicit")]
     pub fn new() -> Self {
-        Self { line: Arc::new(Line::new()) }
+        Self { chain: Arc::new(StreamChain::new()) }
     }
 
-    /// Issues a piece of work on this stream alone.
+    /// Issues a work on this stream only.
     ///
     /// # Errors
     /// As [`issue`].
-    pub fn run(&self, work: Work) -> Result<Ticket, Error> {
+    pub fn run(&self, work: Work) -> Result<WorkTicket, Error> {
         let tickets = issue(vec![Issue { work, on: vec![self.clone()] }])?;
         tickets.into_iter().next().ok_or_else(|| Error::internal("work without a ticket"))
     }
 
-    /// Returns when all that was issued on the stream before has ended, with the first failure since the last
-    /// synchronisation.
+    /// Waits until all work issued on the stream so far has ended.
     ///
     /// # Errors
-    /// [`Error::Failed`]: that failure. [`Error::InvalidUsage`]: this thread is running work of a stream, or the stream was
-    /// made before a fork.
+    /// [`Error::Failed`]: the first failure since the last synchronisation. [`Error::InvalidUsage`]:
+    /// this thread is running work of a stream, or the stream was made before a fork.
     pub fn synchronize(&self) -> Result<(), Error> {
         self.check_fork()?;
         if is_at_work() {
             return Err(Error::InvalidUsage {
-                what: "work of a stream must not wait for a stream: it could be for itself".into(),
+                what: "work of a stream must not wait for a stream, since it could wait for itself"
+                    .into(),
             });
         }
-        self.line.wait();
-        self.line.take_failure().map_or(Ok(()), |code| Err(Error::Failed { code }))
+        self.chain.wait();
+        self.chain.take_failure().map_or(Ok(()), |code| Err(Error::Failed { code }))
     }
 
-    /// Whether all that was issued on the stream has ended. A failure stays for who synchronises.
+    /// Whether all work issued on the stream has ended. A failure stays with the stream until the user
+    /// synchronises.
     ///
     /// # Errors
     /// As [`synchronize`](Self::synchronize).
     pub fn is_idle(&self) -> Result<bool, Error> {
         self.check_fork()?;
-        let idle = self.line.is_idle();
-        match self.line.failure() {
+        let idle = self.chain.is_idle();
+        match self.chain.failure() {
             Some(code) if idle => Err(Error::Failed { code }),
             _ => Ok(idle),
         }
@@ -147,41 +152,44 @@ impl Stream {
 
     /// The first failure since the last synchronisation, if there was one.
     pub fn failure(&self) -> Option<ResultCode> {
-        self.line.failure()
+        self.chain.failure()
     }
 
-    /// What is issued on this stream from now on waits for what was issued on `other` until now.
+    /// Makes work that is issued on this stream from now on wait for the work issued on `other` so far.
     ///
     /// # Errors
-    /// If one of them was made before a fork.
+    /// One of the streams was made before a fork.
     pub fn wait_for(&self, other: &Self) -> Result<(), Error> {
         self.check_fork()?;
         other.check_fork()?;
-        let _order = pool::here().order();
-        self.line.join(&other.line);
+        let _order = pool::of_this_process().order();
+        self.chain.join(&other.chain);
         Ok(())
     }
 
-    /// A descriptor, of the stream, that a program can poll: readable after a piece of work has ended; a read of eight bytes gives
-    /// how many have since the last one. Work that ended before the first call of this is not counted.
+    /// A file descriptor that a program can poll. It becomes readable when a work ends; a read of eight
+    /// bytes returns how many works have ended since the last read. Work that ended before the first
+    /// call of this is not counted. The descriptor belongs to the stream.
     ///
     /// # Errors
-    /// If the system has no more descriptors.
+    /// The system has no descriptor left.
     pub fn event_fd(&self) -> Result<RawFd, Error> {
         self.check_fork()?;
-        self.line.event_fd()
+        self.chain.event_fd()
     }
 
-    /// Whether the stream was made in this process, and not in one that this one was forked from.
+    /// Checks that the stream was made in this process, not in a parent from which it was forked.
     ///
     /// # Errors
-    /// [`Error::InvalidUsage`] if not.
+    /// [`Error::InvalidUsage`]: it was made in a parent.
     pub fn check_fork(&self) -> Result<(), Error> {
-        if self.line.is_of_this_process() {
+        if self.chain.is_of_this_process() {
             return Ok(());
         }
         Err(Error::InvalidUsage {
-            what: "the stream was made before this process was forked from its parent, to which it belongs; make a new one here".into(),
+            what: "the stream was made before this process was forked and belongs to its parent; \
+                   make a new one in this process"
+                .into(),
         })
     }
 }

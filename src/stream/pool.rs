@@ -1,5 +1,6 @@
-//! The threads that run what is ready. Each job gets one at once, however many run: any of them may wait for another.
-//! A thread that has nothing to do is kept for a while, or until all are [dismissed](Pool::dismiss).
+//! The threads that run works. Each job gets a thread at once, however many are running, because any
+//! job may wait for another. An idle thread is kept for a while, or until the pool is
+//! [dismissed](ThreadPool::dismiss).
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -7,68 +8,68 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::graph::{Node, Work};
+use super::graph::{Work, WorkNode};
 use crate::error::ResultCode;
 use crate::process::{self, PerProcess};
 
-/// How long a thread waits for work before it ends.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an idle thread is kept.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-static POOL: PerProcess<Pool> = PerProcess::new();
+static POOL: PerProcess<ThreadPool> = PerProcess::new();
 
 thread_local! {
     static AT_WORK: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What a thread does.
+/// A job for a thread.
 pub(super) enum Job {
-    /// Runs a piece of work and what becomes ready by it.
-    Node(Arc<Node>),
-    /// Is no work of a stream.
-    Errand(Errand),
+    /// A work of a stream, and the works that become ready when it ends.
+    Node(Arc<WorkNode>),
+    /// A function that is no work of a stream.
+    Function(FunctionJob),
 }
 
-/// Something to be called, and to whom its result is told: when the thread is there for the next job, and not before, or who hears of
-/// the end of many would find no thread.
-pub(super) struct Errand {
+/// A function to be called. Its result is sent only when the thread counts as idle again: a receiver
+/// that has got many results then finds as many idle threads.
+pub(super) struct FunctionJob {
     pub(super) call: Work,
-    /// The result is told with this number.
+    /// The number that is sent with the result.
     pub(super) number: usize,
-    pub(super) told: Option<Sender<Told>>,
+    pub(super) result: Option<Sender<JobResult>>,
 }
 
-/// Number and result of an errand.
-pub(super) type Told = (usize, Result<(), ResultCode>);
+/// The number and the result of a function job.
+pub(super) type JobResult = (usize, Result<(), ResultCode>);
 
 /// The threads of this process.
 #[derive(Default)]
-pub(super) struct Pool {
-    /// Held while something is issued.
+pub(super) struct ThreadPool {
+    /// Held while work is issued.
     order: Mutex<()>,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     wake: Condvar,
 }
 
 #[derive(Default)]
-struct State {
-    /// Threads that wait for a job, or are about to: at least as many as there are jobs that wait for a thread.
+struct PoolState {
+    /// The number of threads that wait for a job or are about to: at least the number of ready jobs.
     idle: usize,
     ready: VecDeque<Job>,
-    /// Who has nothing to do ends.
+    /// Whether idle threads have to end.
     dismissed: bool,
 }
 
-/// This process' threads.
-pub(super) fn here() -> &'static Pool {
+/// The pool of this process.
+pub(super) fn of_this_process() -> &'static ThreadPool {
     POOL.get()
 }
 
-/// True on a thread that runs work of a stream, or what such work waits for.
+/// Whether this thread runs work of a stream, or a function for which such work waits.
 pub(super) fn is_at_work() -> bool {
     AT_WORK.get()
 }
 
-/// Calls it as on a thread that is, or is not, at work.
+/// Calls a function with [`is_at_work`] set to `at_work`.
 pub(super) fn with_at_work<T>(at_work: bool, call: impl FnOnce() -> T) -> T {
     struct Restored(bool);
     impl Drop for Restored {
@@ -80,36 +81,36 @@ pub(super) fn with_at_work<T>(at_work: bool, call: impl FnOnce() -> T) -> T {
     call()
 }
 
-impl Pool {
-    /// What is issued while the guard lives has a place in the order of all that is issued.
+impl ThreadPool {
+    /// Locks the order of issue: works of several threads are issued one after the other.
     pub(super) fn order(&self) -> MutexGuard<'_, ()> {
         self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs a node that is ready, on a thread of its own.
-    pub(super) fn run(&'static self, node: Arc<Node>) {
-        if let Err(error) = self.hand(vec![Job::Node(Arc::clone(&node))]) {
-            // The issuer waits, but nothing is lost or out of order.
+    /// Runs a ready node on a thread of its own.
+    pub(super) fn run(&'static self, node: Arc<WorkNode>) {
+        if let Err(error) = self.start_jobs(vec![Job::Node(Arc::clone(&node))]) {
+            // The issuing thread runs it: slower, but in order and complete.
             log::warn!(
-                "no thread for a stream ({error}): its work runs on the thread that issued it"
+                "cannot start a thread for a stream ({error}); the thread that issued the work runs it"
             );
             self.work(node);
         }
     }
 
-    /// Gives each of the jobs to a thread of its own: none of them waits for another one's thread.
+    /// Gives each job to a thread of its own.
     ///
     /// # Errors
-    /// If there are no more threads; then none of them has begun.
-    pub(super) fn hand(&'static self, jobs: Vec<Job>) -> std::io::Result<()> {
+    /// The system has no thread left; then no job has begun.
+    pub(super) fn start_jobs(&'static self, jobs: Vec<Job>) -> std::io::Result<()> {
         let mut state = self.state();
         let (count, wanted) = (jobs.len(), state.ready.len() + jobs.len());
         while state.idle < wanted {
-            // The stack has the default size: the program's callbacks run on it.
+            // The stack has the default size, because callbacks of the program run on it.
             process::spawn_thread("maypole-stream", None, move || self.serve())?;
             state.idle += 1;
         }
@@ -120,13 +121,13 @@ impl Pool {
         Ok(())
     }
 
-    /// Threads that have nothing to do end now, and not only after a while; others when they have done what they do.
+    /// Ends idle threads now, and the others after their jobs.
     pub(super) fn dismiss(&self) {
         self.state().dismissed = true;
         self.wake.notify_all();
     }
 
-    /// The life of a thread, which is counted as idle.
+    /// The main loop of a thread, which counts as idle at first.
     fn serve(&'static self) {
         while let Some(job) = self.next() {
             match job {
@@ -134,40 +135,41 @@ impl Pool {
                     self.work(node);
                     self.state().idle += 1;
                 }
-                Job::Errand(Errand { call, number, told }) => {
+                Job::Function(FunctionJob { call, number, result: sender }) => {
                     let result = call();
                     self.state().idle += 1;
-                    if let Some(told) = told {
-                        // Who does not listen does not want to know.
-                        let _ = told.send((number, result));
+                    if let Some(sender) = sender {
+                        // The receiver may be gone, if the result is not needed.
+                        let _ = sender.send((number, result));
                     }
                 }
             }
         }
     }
 
-    /// The next job for an idle thread; none if it is to end.
+    /// The next job for an idle thread; `None` if the thread has to end.
     fn next(&self) -> Option<Job> {
         let mut state = self.state();
-        let mut patient = true;
+        let mut timed_out = false;
         loop {
             if let Some(job) = state.ready.pop_front() {
                 state.idle -= 1;
                 return Some(job);
             }
-            if state.dismissed || !patient {
+            if state.dismissed || timed_out {
                 state.idle -= 1;
                 return None;
             }
             let waited =
-                self.wake.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner);
+                self.wake.wait_timeout(state, IDLE_TIMEOUT).unwrap_or_else(PoisonError::into_inner);
             state = waited.0;
-            patient = !waited.1.timed_out();
+            timed_out = waited.1.timed_out();
         }
     }
 
-    /// Runs a node and what becomes ready by it: one after it here, the others beside it.
-    fn work(&'static self, node: Arc<Node>) {
+    /// Runs a node, then on this thread one of the nodes that become ready; the others get threads of
+    /// their own.
+    fn work(&'static self, node: Arc<WorkNode>) {
         with_at_work(true, || {
             let mut next = Some(node);
             while let Some(node) = next {

@@ -1,20 +1,21 @@
-//! Work that is on no stream: several pieces side by side, or one behind the caller's back, on the threads that streams have.
+//! Functions that are on no stream, run by the threads of streams: several in parallel, or one in the
+//! background.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 
 use super::graph::Work;
-use super::pool::{self, Errand, Job};
+use super::pool::{self, FunctionJob, Job};
 use crate::error::{Error, ResultCode};
 
-/// Runs all of them at once, the first on this thread; returns when all have ended, with their results in order. Any of them may wait for any
-/// other.
+/// Runs all works at the same time, the first one on this thread, and returns their results in order
+/// when all have ended. The works may wait for each other.
 ///
-/// What must not be done on a thread that [is at work](super::is_at_work) must not be done in these either, if they are
-/// run from such a thread: it waits for them.
+/// If this thread [is at work](super::is_at_work), it waits for these works, so they count as at work
+/// too.
 ///
 /// # Errors
-/// [`Error::System`] if there are not threads enough; then none has begun.
+/// [`Error::System`]: there are not enough threads; then no work has begun.
 ///
 /// ```
 /// use maypole::stream::{Work, side_by_side};
@@ -35,31 +36,31 @@ pub fn side_by_side(mut works: Vec<Work>) -> Result<Vec<Result<(), ResultCode>>,
         return Ok(Vec::new());
     }
     let others = works.split_off(1);
-    let (told, heard) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let at_work = pool::is_at_work();
     let mut results = vec![Err(ResultCode::InternalError); 1 + others.len()];
-    let errand = |(number, work): (usize, Work)| {
+    let job = |(number, work): (usize, Work)| {
         let call = Box::new(move || pool::with_at_work(at_work, || guarded(work)));
-        Job::Errand(Errand { call, number, told: Some(told.clone()) })
+        Job::Function(FunctionJob { call, number, result: Some(sender.clone()) })
     };
     if !others.is_empty() {
-        let jobs = (1..).zip(others).map(errand).collect();
-        pool::here().hand(jobs).map_err(|error| no_thread(&error))?;
+        let jobs = (1..).zip(others).map(job).collect();
+        pool::of_this_process().start_jobs(jobs).map_err(|error| no_thread(&error))?;
     }
-    drop(told);
+    drop(sender);
     for first in works {
         results[0] = guarded(first);
     }
-    for (at, result) in heard {
-        results[at] = result;
+    for (index, result) in receiver {
+        results[index] = result;
     }
     Ok(results)
 }
 
-/// Runs it on another thread; returns at once.
+/// Runs a function on another thread and returns at once.
 ///
 /// # Errors
-/// [`Error::System`] if there is no thread for it.
+/// [`Error::System`]: there is no thread left.
 pub fn behind(work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
     let call = Box::new(move || {
         guarded(Box::new(|| {
@@ -67,13 +68,14 @@ pub fn behind(work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
             Ok(())
         }))
     });
-    let job = Job::Errand(Errand { call, number: 0, told: None });
-    pool::here().hand(vec![job]).map_err(|error| no_thread(&error))
+    let job = Job::Function(FunctionJob { call, number: 0, result: None });
+    pool::of_this_process().start_jobs(vec![job]).map_err(|error| no_thread(&error))
 }
 
+/// Runs a work; a panic becomes an error.
 fn guarded(work: Work) -> Result<(), ResultCode> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        log::error!("a panic in work that runs beside other work; please report it");
+        log::error!("a background task panicked; please report this as a bug of Maypole");
         Err(ResultCode::InternalError)
     })
 }
@@ -109,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_an_error_and_the_others_go_on() {
+    fn a_panic_becomes_an_error_and_the_others_go_on() {
         let done = Arc::new(AtomicUsize::new(0));
         for at in 0..3 {
             let works = (0..3).map(|i| {
@@ -130,38 +132,38 @@ mod tests {
     #[test]
     fn the_first_runs_on_the_callers_thread_and_all_are_at_work_if_it_is() {
         let look = || {
-            let (told, heard) = mpsc::channel::<(ThreadId, bool)>();
+            let (sender, receiver) = mpsc::channel::<(ThreadId, bool)>();
             let works = (0..2).map(|_| {
-                let told = told.clone();
+                let sender = sender.clone();
                 let run = move || {
-                    told.send((std::thread::current().id(), is_at_work())).unwrap();
+                    sender.send((std::thread::current().id(), is_at_work())).unwrap();
                     Ok(())
                 };
                 Box::new(run) as Work
             });
             side_by_side(works.collect()).unwrap();
-            drop(told);
-            let seen: Vec<_> = heard.into_iter().collect();
+            drop(sender);
+            let seen: Vec<_> = receiver.into_iter().collect();
             let here = std::thread::current().id();
             assert_eq!(seen.iter().filter(|(id, _)| *id == here).count(), 1);
             seen.into_iter().map(|(_, at_work)| at_work).collect::<Vec<_>>()
         };
         assert_eq!(look(), [false, false]);
-        let (told, heard) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let stream = Stream::new();
         let run = move || {
-            told.send(look()).unwrap();
+            sender.send(look()).unwrap();
             Ok(())
         };
         stream.run(Box::new(run)).unwrap();
-        assert_eq!(heard.recv(), Ok(vec![true, true]));
+        assert_eq!(receiver.recv(), Ok(vec![true, true]));
     }
 
     #[test]
-    fn what_is_behind_runs_elsewhere() {
-        let (told, heard) = mpsc::channel();
+    fn a_background_function_runs_on_another_thread() {
+        let (sender, receiver) = mpsc::channel();
         let here = std::thread::current().id();
-        behind(move || told.send(std::thread::current().id()).unwrap()).unwrap();
-        assert_ne!(heard.recv(), Ok(here));
+        behind(move || sender.send(std::thread::current().id()).unwrap()).unwrap();
+        assert_ne!(receiver.recv(), Ok(here));
     }
 }

@@ -189,12 +189,12 @@ fn threads_that_issue_on_the_same_streams_in_any_order_end() {
 #[test]
 fn a_stream_and_its_last_work_do_not_hold_each_other() {
     let stream = Stream::new();
-    let line = Arc::downgrade(&stream.line);
+    let chain = Arc::downgrade(&stream.chain);
     let ticket = stream.run(Box::new(|| Ok(()))).unwrap();
     stream.synchronize().unwrap();
     drop((stream, ticket));
     // The thread that ran it lets go a moment later.
-    while line.strong_count() > 0 {
+    while chain.strong_count() > 0 {
         std::thread::yield_now();
     }
 }

@@ -1,4 +1,5 @@
-//! The library as programs use it: `libnccl.so.2`, opened by its path, with device pointers. One rank, and two on the one GPU.
+//! Checks of the library as programs use it: `libnccl.so.2`, opened by its path, with device pointers,
+//! by one rank, and by two ranks on one GPU.
 
 use crate::elements::{difference, input};
 use crate::gpu::{Gpu, Settings};
@@ -21,7 +22,7 @@ pub(crate) const CHECKS: [Check; 4] = [
     Check { name: "abi-abort", seconds: 60, environment: DEVICE, run: abort },
 ];
 
-/// A communicator of host memory instead would hide what is wrong.
+/// Forces device communicators: a fallback to host memory would hide errors.
 const DEVICE: &[(&str, &str)] = &[("MAYPOLE_DEVICE", "cuda")];
 
 type Failure = Box<dyn Error>;
@@ -76,7 +77,7 @@ impl Library {
         })
     }
 
-    /// An error, with the library's own words, unless `code` is ncclSuccess.
+    /// An error with the message of the library, unless `code` is ncclSuccess.
     fn check(&self, what: &str, code: c_int) -> Result<(), Failure> {
         if code == 0 {
             return Ok(());
@@ -151,7 +152,7 @@ impl<'a> Ranks<'a> {
         })
     }
 
-    /// Waits for the stream, and then no communicator may be in trouble.
+    /// Waits for the stream, and checks that no communicator has an error.
     fn wait(&self, stream: &CudaStream) -> Result<(), Failure> {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !stream.is_idle()? {
@@ -187,7 +188,7 @@ impl<'a> Ranks<'a> {
     }
 }
 
-/// Operations without a factor of the user's.
+/// The operations without a factor of the user.
 const OPERATIONS: [RedOp; 5] = [RedOp::Sum, RedOp::Prod, RedOp::Max, RedOp::Min, RedOp::Avg];
 /// Elements of each call that is compared with host memory.
 const COUNT: usize = 1003;
@@ -331,7 +332,7 @@ fn all_reduce(
     buffers[2..].iter().map(|buffer| Ok(stream.read(buffer, bytes)?)).collect()
 }
 
-/// What the library's own choice of algorithm, protocol and channels comes to.
+/// The speed with the library's own choice of algorithm, protocol and channels.
 fn measured(gpu: &Gpu, ranks: &Ranks<'_>, mut outcome: Outcome) -> Result<Outcome, Failure> {
     let stream = CudaStream::new(&gpu.device)?;
     let mut line = String::from("all-reduce of two ranks:");

@@ -1,4 +1,4 @@
-//! Checks that are programs of their own: tests that were built elsewhere and carried here, and PyTorch.
+//! Checks that are separate programs: tests that were built on another machine, and PyTorch.
 
 use crate::gpu::{Settings, is_simulated};
 use crate::report::{Check, Checked, Outcome, output};

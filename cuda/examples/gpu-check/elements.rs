@@ -1,4 +1,4 @@
-//! Elements of all types as their bits, and what an operation on two of them has to give.
+//! Elements of all types as bits, and the expected result of an operation on two elements.
 
 use half::{bf16, f16};
 use maypole_algorithms::{DType, RedOp};
@@ -8,7 +8,7 @@ use maypole_algorithms::{DType, RedOp};
 pub(crate) struct Operation {
     pub(crate) dtype: DType,
     pub(crate) op: RedOp,
-    /// What the kernel is told, by rank.
+    /// The parameter for the kernel, by rank.
     pub(crate) parameter: [u64; 2],
     /// The result for the bits of rank 0's element and rank 1's.
     pub(crate) result: fn(u64, u64) -> u64,
@@ -65,8 +65,8 @@ fn bits32(value: f32) -> u64 {
     value.to_bits().into()
 }
 
-/// Bits of an element of the type out of random ones: floats of both signs and some binades around 1, so that most results are rounded and none
-/// overflows; all integers.
+/// The bits of an element of the type, from random bits: floats of both signs and some binades around
+/// 1, so that most results are rounded and none overflows; any integer.
 pub(crate) fn sample(dtype: DType, random: u64) -> u64 {
     // Bits of the fraction and of the exponent, and the exponent of 1.
     let (fraction, exponent, one) = match dtype {
@@ -84,7 +84,7 @@ pub(crate) fn sample(dtype: DType, random: u64) -> u64 {
         | (random >> 57 & 1) << (fraction + exponent)
 }
 
-/// A number for each rank and element, as if by chance.
+/// A pseudorandom number for each rank and element.
 pub(crate) fn random(seed: u64, rank: u64, index: u64) -> u64 {
     let mut z =
         (seed << 48 ^ rank << 40 ^ index).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);

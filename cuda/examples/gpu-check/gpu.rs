@@ -1,4 +1,4 @@
-//! The GPU under check: that it is there, and that the embedded kernels load on it.
+//! The GPU under check, and the checks that it exists and that the embedded kernels load on it.
 
 use crate::report::{Check, Checked, Outcome};
 use maypole_cuda::driver::{Device, Driver, KernelModule, LIBRARY};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What the user has said.
+/// The settings of the user.
 #[derive(Default)]
 pub(crate) struct Settings {
     pub(crate) library: Option<PathBuf>,
@@ -25,14 +25,14 @@ impl Settings {
     }
 }
 
-/// The GPU with the kernels on it, as a communicator has them.
+/// The GPU with the loaded kernels, as a communicator uses it.
 pub(crate) struct Gpu {
     pub(crate) device: Arc<Device>,
     pub(crate) module: KernelModule,
     pub(crate) simulated: bool,
-    /// Of a block.
+    /// Threads of a block.
     pub(crate) threads: u32,
-    /// Blocks that are resident together for certain.
+    /// The number of blocks that certainly are resident at the same time.
     pub(crate) blocks: u32,
 }
 
@@ -91,7 +91,7 @@ fn images(_: &Settings) -> Checked {
     let mut failed = false;
     for (name, bytes) in image::images(device.capability()?) {
         let begin = Instant::now();
-        // SAFETY: the images are whole, and made of this crate's kernels.
+        // SAFETY: the images are complete, and compiled from the kernels of this crate.
         let module = unsafe { KernelModule::load(&device, bytes) };
         let loaded = module.and_then(|module| module.kernel(launch::KERNEL_NAME).map(drop));
         let milliseconds = begin.elapsed().as_secs_f64() * 1e3;

@@ -1,4 +1,5 @@
-//! The interpreter's kernel: right results, in graphs too, by any way of launching, and its end when it is aborted.
+//! Checks of the interpreter kernel: right results with all ways of launching, also in graphs, and its
+//! end when it is aborted.
 
 use crate::elements::{OPERATIONS, Operation, SUM_I32, difference, expected, input};
 use crate::gpu::{Gpu, Settings};
@@ -94,7 +95,7 @@ fn lines(_: &Settings) -> Checked {
 
 const SHAPE: Shape = Shape { lanes: 4, depth: 2, slot_bytes: 4096, ll: false };
 
-/// Ranks of one device that are launched one by one: of several processes, say.
+/// Ranks of one device that are launched separately, like those of several processes.
 fn apart(_: &Settings) -> Checked {
     let gpu = Gpu::open()?;
     let mut pair = Pair::new(&gpu, SHAPE)?;
@@ -178,7 +179,8 @@ fn graph(_: &Settings) -> Checked {
     Ok(Outcome::passed(format!("{REPLAYS} replays of a captured all-reduce add up")))
 }
 
-/// A rank whose peer never comes waits until it is told, and then leaves; so does what is launched after it.
+/// A rank whose peer never makes the call waits until it is aborted, and then ends; so does a later
+/// launch.
 fn abort(_: &Settings) -> Checked {
     let gpu = Gpu::open()?;
     let mut pair = Pair::new(&gpu, SHAPE)?;

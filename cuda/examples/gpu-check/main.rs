@@ -1,7 +1,9 @@
-//! Checks of this library on the GPU of this machine, in one table: see docs/gpu.md. `scripts/gpu-check` builds, packs and runs it.
+//! Checks this library on the GPU of this machine and prints one table; see docs/gpu.md.
+//! `scripts/gpu-check` builds, packs and runs this program.
 //!
-//! Each check is a process of its own with a time limit, so that one that hangs, or breaks the device's context, is a line of the table
-//! and not the end of it. On the simulated GPU what only a GPU can show is listed as such, and never as passed.
+//! Each check is a process with a time limit, so that a check that hangs or breaks the device's context
+//! is one line of the table and does not end the others. On the simulated GPU, what only a GPU can show
+//! is listed as such, and never as passed.
 
 mod abi;
 mod carried;
@@ -19,7 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// What is checked, in this order.
+/// All checks, in their order.
 fn checks() -> Vec<Check> {
     [&gpu::CHECKS[..], &interpreter::CHECKS, &order::CHECKS, &abi::CHECKS, &carried::CHECKS]
         .concat()
@@ -28,7 +30,7 @@ fn checks() -> Vec<Check> {
         .collect()
 }
 
-/// For all checks together: what is lent a GPU for ten minutes gets its table.
+/// The time limit of all checks together, so that the table is complete within ten minutes.
 const IN_ALL: Duration = Duration::from_secs(460);
 
 const USAGE: &str = "usage: gpu-check [--library PATH/libnccl.so.2] [--programs FOLDER] [--json FILE] [NAME...]

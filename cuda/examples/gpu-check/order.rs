@@ -1,5 +1,6 @@
-//! Order of memory between blocks: rings so short that each slot is filled, read and filled again without pause, and every word
-//! of every message compared. A reader that is too early, or a writer that is, finds or leaves the words of another round.
+//! Checks of the memory order between blocks: the rings are so short that each slot is filled, read and
+//! filled again without a pause, and every word of every message is compared. If a reader or a writer
+//! is too early, words of another round are found.
 
 use crate::elements::{SUM_I32, difference, expected, input};
 use crate::gpu::{Gpu, Settings};
@@ -26,12 +27,12 @@ fn litmus(ll: bool) -> Checked {
     let rounds: usize = if gpu.simulated { 40 } else { 20_000 };
     let (mut messages, mut bits) = (0, 0);
     for (lanes, depth, bytes) in [(1, 1, 16), (8, 1, 512), (8, 2, 4096), (32, 1, 1024)] {
-        // All blocks of both ranks have to be resident together.
+        // All blocks of both ranks have to be resident at the same time.
         let lanes = lanes.min(gpu.blocks / 2).max(1);
         let shape = Shape { lanes, depth, slot_bytes: bytes, ll };
         for way in [Way::Together, Way::Apart] {
             let mut pair = Pair::new(&gpu, shape)?;
-            // Fewer rounds of the larger messages: what is compared is compared by one core.
+            // Larger messages get fewer rounds, because one core compares all of them.
             let rounds = rounds.min((1 << 25) / (lanes as usize * bytes as usize)).max(1);
             let count = rounds * lanes as usize * bytes as usize / 4;
             let inputs = [0, 1].map(|rank| input(SUM_I32.dtype, messages, rank, count));
@@ -41,7 +42,7 @@ fn litmus(ll: bool) -> Checked {
                 pair.streams[0].write(buffer, bytes)?;
             }
             pair.streams[0].synchronize()?;
-            // What is there from the time before would hide a word that was never written.
+            // Words of the round before would hide a word that was never written.
             for _ in 0..3 {
                 for output in &call.outputs {
                     pair.streams[0].fill(output, 0xee, output.bytes())?;

@@ -1,4 +1,5 @@
-//! Two ranks on one device, with links between them, and all-reduces of theirs: as communicators do it, without communicators.
+//! Two ranks on one device with links between them, and their all-reduces, as communicators do it but
+//! without communicators.
 
 use crate::elements::Operation;
 use crate::gpu::Gpu;
@@ -20,19 +21,19 @@ use std::time::{Duration, Instant};
 
 type Failure = Box<dyn Error>;
 
-/// From one counter to the next: they share no cache line.
+/// Bytes from one counter to the next, so that they share no cache line.
 const LINE: u64 = 128;
 
-/// The size of things.
+/// The sizes of a pair.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     /// Lanes, which are channels and blocks too, of each rank.
     pub(crate) lanes: u32,
-    /// Messages under way on each link.
+    /// Credits of each link.
     pub(crate) depth: u64,
-    /// Of a slot; a multiple of 16.
+    /// Bytes of a slot; a multiple of 16.
     pub(crate) slot_bytes: u64,
-    /// Small messages in lines.
+    /// Whether small messages travel as LL messages.
     pub(crate) ll: bool,
 }
 
@@ -54,7 +55,7 @@ pub(crate) struct Pair<'a> {
     pub(crate) streams: [CudaStream; 2],
     shape: Shape,
     schedule: Schedule,
-    /// Abort; then trouble and finished of each rank.
+    /// The abort word; then for each rank the words for errors and finished works.
     pinned: PinnedBuffer,
     /// Sending and receiving, of each rank.
     tables: [[DeviceBuffer; 2]; 2],
@@ -100,7 +101,7 @@ impl<'a> Pair<'a> {
             stream.fill(&buffer, 0, bytes as usize)?;
             Ok(buffer)
         };
-        // What fits a slot in lines: 32 bits of data to a word of 64, and two words before them.
+        // An LL line for what fits a slot: 32 bits of data per word of 64, and two words before them.
         let ll_words = if shape.ll { (shape.slot_bytes / 4 + 2).next_multiple_of(2) } else { 0 };
         let (mut ends, mut rings, mut counters) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..2 {
@@ -245,7 +246,8 @@ impl<'a> Pair<'a> {
         together: bool,
     ) -> Result<(), Failure> {
         let (blocks, threads) = (launch.blocks(), self.gpu.threads);
-        // SAFETY: the kernel takes a KernelLaunch; the program was encoded for these tables and buffers, which the caller keeps until the streams are through.
+        // SAFETY: the kernel takes a KernelLaunch. The program was encoded for these tables and buffers,
+        // which the caller keeps until the streams have run.
         unsafe {
             match together {
                 true => self.kernel.launch_cooperative(blocks, threads, stream, launch)?,
@@ -280,12 +282,12 @@ impl<'a> Pair<'a> {
         Ok(self.streams[0].is_idle()? && self.streams[1].is_idle()?)
     }
 
-    /// Tells works that wait to give up.
+    /// Aborts all works.
     pub(crate) fn abort(&self) {
         self.word(0).store(1, Ordering::Release);
     }
 
-    /// Works of each rank that are over.
+    /// The number of finished works of each rank.
     pub(crate) fn finished(&self) -> [u64; 2] {
         [2, 4].map(|index| self.word(index).load(Ordering::Acquire))
     }
@@ -315,12 +317,13 @@ impl<'a> Pair<'a> {
 
     fn word(&self, index: usize) -> &AtomicU64 {
         assert!(8 * index < self.pinned.bytes());
-        // SAFETY: the word is within the memory, which lives as long as `self`, and both sides access it atomically.
+        // SAFETY: the word is within the memory, which lives as long as `self`, and both sides access
+        // it atomically.
         unsafe { AtomicU64::from_ptr(self.pinned.host().as_ptr().cast::<u64>().add(index)) }
     }
 }
 
-/// Kernels that wait for ever would keep the memory from being freed.
+/// Aborts kernels that would wait for ever, since freeing memory waits for them.
 impl Drop for Pair<'_> {
     fn drop(&mut self) {
         if panicking() || !self.is_idle().unwrap_or(true) {

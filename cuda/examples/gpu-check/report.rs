@@ -1,4 +1,4 @@
-//! A check, what came of it, and how that is told: one row of the table, one entry of the JSON.
+//! A check and its outcome, which is reported as a row of the table and an entry of the JSON file.
 
 use crate::gpu::Settings;
 use serde_json::{Map, Value, json};
@@ -9,14 +9,14 @@ use std::process::{Command, ExitCode, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How a check ends if it can be made at all.
+/// The result of a check, unless it could not be made.
 pub(crate) type Checked = Result<Outcome, Box<dyn Error>>;
 
-/// One thing to be checked, in a process of its own.
+/// One check, which runs in a process of its own.
 #[derive(Clone, Copy)]
 pub(crate) struct Check {
     pub(crate) name: &'static str,
-    /// Then the process is killed, and the check has failed.
+    /// The time limit, after which the process is killed and the check has failed.
     pub(crate) seconds: u64,
     /// Of the process.
     pub(crate) environment: &'static [(&'static str, &'static str)],
@@ -46,7 +46,7 @@ impl Verdict {
     }
 }
 
-/// What came of a check.
+/// The outcome of a check.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
     result: Verdict,
@@ -197,7 +197,8 @@ pub(crate) fn output(
         }
         sleep(Duration::from_millis(10));
     };
-    // SAFETY: a plain system call; the group is of the child, which has not been waited for or has just ended with all of its own.
+    // SAFETY: the call takes no pointers. The group is the child's, which has not been reaped or has
+    // just ended.
     unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
     child.wait()?;
     Ok((text.join().map_err(|_| "the reader of the output panicked")?, how))

@@ -1,4 +1,4 @@
-//! What is measured, and never asserted: device copies, and all-reduces of two ranks on one device.
+//! Measurements without assertions: device copies, and all-reduces of two ranks on one device.
 
 use crate::elements::SUM_F32;
 use crate::gpu::{Gpu, Settings};
@@ -16,7 +16,8 @@ pub(crate) const CHECKS: [Check; 2] = [
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Seconds that what `queue` queues takes, by the device's clock: the median of `times`, after one that does not count.
+/// The seconds, by the device's clock, that the work queued by `queue` takes: the median of `times`
+/// runs, after one for warming up.
 pub(crate) fn seconds(
     stream: &CudaStream,
     times: usize,
@@ -64,7 +65,7 @@ fn bandwidth(_: &Settings) -> Checked {
     let gpu = Gpu::open()?;
     let sizes: &[usize] =
         if gpu.simulated { &[1 << 20] } else { &[1, 4, 16, 64, 256].map(|m| m << 20) };
-    // All blocks of both ranks have to be resident together.
+    // All blocks of both ranks have to be resident at the same time.
     let most = gpu.blocks / 2;
     let mut blocks = if gpu.simulated { vec![4] } else { vec![8, 16, 32, most] };
     blocks.retain(|lanes| *lanes <= most);

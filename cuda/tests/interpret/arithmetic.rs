@@ -1,5 +1,6 @@
-//! Every operation on every element type, at every fan-in, at odd sizes and alignments: the bits are those of `support/operation.rs`,
-//! which is written apart from the kernels. One rank by itself: no messages, or messages to itself.
+//! Tests every operation on every element type, with every number of inputs, at odd sizes and
+//! alignments. The bits are compared with `support/operation.rs`, which is independent of the kernels.
+//! One rank runs alone, without messages or with messages to itself.
 
 use super::support::alone::{Alone, Link};
 use super::support::device;
@@ -14,15 +15,17 @@ use maypole_cuda::encode::{
 };
 use maypole_cuda::launch::{ADDRESS, KernelWork, LL, SLOTS, operation};
 
-/// Bytes of a chunk, about: more than one tile, and in a tile more than all threads take in one round of any loop.
+/// The approximate number of bytes of a chunk: more than one tile, where a tile is more than all
+/// threads process in one round of any loop.
 const CHUNK: u64 = 4600;
 const TILE: u64 = 4160;
 
-/// Steps with 1 to 8 inputs, of contributions and of others, to 1 to 3 outputs; the last finish.
+/// Steps with 1 to 8 inputs, contributions and others, and 1 to 3 outputs; the last ones finish.
 fn fans() -> Vec<Step> {
     let mut steps = vec![];
     for k in 1..=8 {
-        // Every other input is a contribution, the others are what the step before has left in scratch and output chunks.
+        // Every second input is a contribution; the others are scratch and output chunks that the step
+        // before has written.
         let place = |i: u32| match (i % 2, k) {
             (1, 2..) => scratch(i / 2 % 2),
             _ => input(i),
@@ -37,7 +40,7 @@ fn fans() -> Vec<Step> {
     steps
 }
 
-/// A schedule of these steps in one lane, of 8 chunks a side.
+/// A schedule of these steps in one lane, with 8 input and 8 output chunks.
 fn schedule(steps: Vec<Step>) -> Schedule {
     let table = StepTable(vec![vec![steps], vec![]]);
     Schedule::new("alone", Collective::AllReduce, 2, 8, table).with_scratch(2)
@@ -48,7 +51,7 @@ fn extents(elements: u64, gap: u64) -> Vec<ChunkExtent> {
     (0..8).map(|i| ChunkExtent { offset: i * (elements + gap), elements }).collect()
 }
 
-/// What the receive buffer holds after `steps`, of which no tile matters.
+/// The receive buffer after `steps`; the result does not depend on tiles.
 fn expected(
     steps: &[Step],
     chunks: &[Vec<u64>],
@@ -78,7 +81,8 @@ fn expected(
     outputs
 }
 
-/// Runs `steps` on chunks of random bits and compares. `askew`: bytes by which the send and the receive buffer are off.
+/// Runs `steps` on chunks of random bits and compares. `askew`: the bytes by which the send and the
+/// receive buffer are misaligned.
 fn check(
     alone: &mut Alone<'_>,
     steps: &[Step],
@@ -135,7 +139,7 @@ fn check(
                 e - extents[i].offset
             );
         }
-        // Between chunks nothing is written.
+        // Nothing is written between chunks.
         let end = ((extents[i].offset + extents[i].elements) * size) as usize;
         assert!(found[end..end + (gap * size) as usize].iter().all(|byte| *byte == Alone::FILL));
     }
@@ -157,7 +161,8 @@ fn every_operation_on_every_type_at_every_fan_in() {
     }
 }
 
-/// All operands off alike, or each in its own way; chunks from nothing to a few packs.
+/// All operands are misaligned equally, or each differently; chunks have between no bytes and a few
+/// packs.
 #[test]
 fn any_size_and_alignment() {
     let device = device::open();
@@ -170,7 +175,8 @@ fn any_size_and_alignment() {
         for elements in (0..18).chain([31, 32, 33, 199, 200]) {
             for off in 0..16 / size {
                 let askew = [off * size, (off * 3 % (16 / size)) * size];
-                // Chunks begin where they may; a gap of 16 bytes after a whole number of packs keeps them alike.
+                // Chunks begin at any element. A gap of 16 bytes after a whole number of packs keeps their
+                // alignment equal.
                 check(&mut alone, &fans(), operation, elements, 1 + off % 2, askew, SLOTS);
                 let alike = [off * size; 2];
                 let gap = (16 / size) * 2 - elements % (16 / size);
@@ -180,7 +186,7 @@ fn any_size_and_alignment() {
     }
 }
 
-/// Through messages to itself, in slots and in LL lines: the same steps with a message in each.
+/// The same steps with a message of the rank to itself in each, in slots and in LL lines.
 #[test]
 fn operations_on_messages() {
     let device = device::open();
@@ -205,7 +211,8 @@ fn operations_on_messages() {
     }
 }
 
-/// One block, which looks at the waiting lane first, and a block for each: a step waits for the other's steps, not for its whole tile, and tile by tile.
+/// With one block, which visits the waiting lane first, and with one block per lane: a step waits for
+/// single steps of the other lane, not for its whole tile, and does so tile by tile.
 #[test]
 fn steps_come_after_those_of_other_lanes() {
     let device = device::open();
@@ -246,7 +253,7 @@ fn steps_come_after_those_of_other_lanes() {
     }
 }
 
-/// The factor may lie in memory of the device.
+/// The factor may be in device memory.
 #[test]
 fn a_factor_in_device_memory() {
     let device = device::open();
@@ -285,7 +292,7 @@ fn a_factor_in_device_memory() {
     }
 }
 
-/// Sends, receives and copies of any length, several to a lane, between addresses of any alignment.
+/// Sends, receives and copies of any length, several in a lane, between addresses of any alignment.
 #[test]
 fn transfers() {
     let device = device::open();

@@ -1,5 +1,5 @@
-//! Four schedules of quite different shapes, proved, encoded, and run by the interpreter kernel: every bit of every rank is that of the
-//! scalar evaluation.
+//! Tests four schedules of different shapes, which are proved, encoded and run by the interpreter
+//! kernel: every bit of every rank must be that of the scalar evaluation.
 
 use super::support::device;
 use super::support::operation::{Operation, SUM_F32};
@@ -29,7 +29,8 @@ const SHAPE: Shape = Shape {
     carried: 0,
 };
 
-/// Trees with lanes up and down; one fold of eight; groups of 3, 2 and 2 with `after`; lanes that depend on lanes, fan-out.
+/// Trees with lanes up and down; one fold of eight; groups of 3, 2 and 2 with `after`; lanes that
+/// depend on other lanes, with fan-out.
 fn schedules() -> [Schedule; 5] {
     [
         double_tree::schedule(8),
@@ -51,7 +52,8 @@ fn check(device: &device::TestDevice, calls: &[(&Schedule, Operation)], shape: S
     check_each(device, &calls, 1);
 }
 
-/// The same with a shape for each call (that of the first for the links), and `batch` calls to a launch.
+/// The same with one shape per call (that of the first call for the links), and `batch` calls per
+/// launch.
 fn check_each(device: &device::TestDevice, calls: &[(&Schedule, Operation, Shape)], batch: usize) {
     let schedules: Vec<Schedule> = calls.iter().map(|call| call.0.clone()).collect();
     let mut ranks = Ranks::new(device, &schedules, calls[0].2);
@@ -148,7 +150,7 @@ fn short_chunks_and_no_elements_at_all() {
     }
 }
 
-/// Were sums of the samples the same in every order, the tests above would say little.
+/// Sums of the samples depend on their order; otherwise the tests above would show little.
 #[test]
 fn another_order_of_the_fold_has_other_bits() {
     let [tree, one_shot, ..] = &schedules();
@@ -159,7 +161,8 @@ fn another_order_of_the_fold_has_other_bits() {
     assert!(differ as u64 > SHAPE.count / 4, "{differ} of {} differ", SHAPE.count);
 }
 
-/// One multiprocessor too few is refused before anything runs; one block less per launch, and the same program fits.
+/// A launch with more blocks than are resident is refused before anything runs; with one block less
+/// per launch the same program fits.
 #[test]
 fn a_launch_that_cannot_be_resident_is_refused() {
     let device = device::open();
@@ -178,12 +181,12 @@ fn a_launch_that_cannot_be_resident_is_refused() {
     check(&device, &[(schedule, SUM_F32)], shape);
 }
 
-/// A rank that waits for ever does so until it is told.
+/// A rank that would wait for ever ends when it is aborted.
 #[test]
 fn waiting_ranks_can_be_aborted() {
     let device = device::open();
     let schedule = &schedules()[1];
-    // Every rank folds twice: the messages of the second time are never sent.
+    // Every rank folds twice, but the messages of the second fold are never sent.
     let mut table = schedule.to_table();
     for rank in &mut table.0 {
         let fold = *rank[0].last().expect("the fold");
@@ -201,13 +204,13 @@ fn waiting_ranks_can_be_aborted() {
     assert!(!ranks.is_idle());
     ranks.abort();
     assert!(ranks.is_idle());
-    // The next launch sees it too, and counts as over.
+    // The next launch sees the abort too, and counts as finished.
     ranks.call(&stuck, SUM_F32, SHAPE, &inputs);
     ranks.launch(SHAPE).expect("to launch");
     ranks.wait();
 }
 
-/// Lines and slots follow each other on the same links; a block walks one lane or all of them.
+/// LL messages and slots follow each other on the same links; a block runs one lane or all of them.
 #[test]
 fn lines_and_slots_share_links() {
     let device = device::open();
@@ -222,7 +225,7 @@ fn lines_and_slots_share_links() {
     }
 }
 
-/// Messages in lines of every length modulo 16 bytes, from memory that is off its alignment, of elements of every size.
+/// LL messages of every length modulo 16 bytes, from misaligned memory, with elements of every size.
 #[test]
 fn lines_of_any_length_and_alignment() {
     let device = device::open();
@@ -237,7 +240,7 @@ fn lines_of_any_length_and_alignment() {
     }
 }
 
-/// Several calls to a launch: a barrier of the rank's blocks lies between them.
+/// Several calls in a launch, with a barrier of the rank's blocks between them.
 #[test]
 fn works_of_a_launch_follow_each_other() {
     let device = device::open();
@@ -267,8 +270,8 @@ fn one_launch_for_all_ranks() {
     check_each(&device, &calls, 3);
 }
 
-/// Past 2^31 and 2^32 messages, rings of lines hold words with just the flags that are to come: they are overwritten in time, by messages
-/// that are short or in slots.
+/// Past 2^31 and 2^32 messages, LL rings contain words that already have the flags of later messages.
+/// They are overwritten in time, also by messages that are short or travel in slots.
 #[test]
 fn counters_go_on_past_32_bits() {
     let device = device::open();
@@ -296,7 +299,7 @@ fn counters_go_on_past_32_bits() {
     }
 }
 
-/// A rank whose call is another one: whoever meets its message says so, and all ranks leave.
+/// One rank makes another call: a rank that receives its message reports that, and all ranks end.
 #[test]
 fn a_wrong_tag_is_trouble_for_all() {
     let device = device::open();
@@ -315,20 +318,20 @@ fn a_wrong_tag_is_trouble_for_all() {
         assert!(!found.is_empty());
         for trouble in found {
             let KernelError::Tag { link, found } = trouble else { panic!("{trouble:?}") };
-            // What rank 3 sends to others and what they send to it.
+            // Only messages that rank 3 sends or receives differ.
             assert!([0xabc ^ 1, 1].contains(&(found ^ 0x5eed)), "{found:#x}");
             assert!(link < 7);
         }
     }
 }
 
-/// A message that is not a whole number of elements, though its tag is right.
+/// A message with the right tag whose length is no whole number of elements.
 #[test]
 fn a_wrong_length_is_trouble() {
     let device = device::open();
     let schedule = &schedules()[1];
     for protocol in [SLOTS, LL] {
-        // Rank 3 sends bytes, of which there are too many for a tile, or no whole number of the others' elements.
+        // Rank 3 sends bytes: too many for a tile, or no whole number of the others' elements.
         let shape = Shape { count: 45, protocol, ..SHAPE };
         let mut ranks = Ranks::new(&device, from_ref(schedule), shape);
         let inputs = inputs(schedule, SUM_F32, shape.count, 1);
@@ -342,12 +345,12 @@ fn a_wrong_length_is_trouble() {
     }
 }
 
-/// What is no program at all is said, and touches nothing.
+/// Words that are no program are reported, and the kernel writes nothing.
 #[test]
 fn words_that_are_no_program_are_trouble() {
     let device = device::open();
     let schedule = &schedules()[1];
-    // The send buffer is as long as a program.
+    // The send buffer is as long as a program, so the kernel may read it as one.
     let shape = Shape { count: 600, ..SHAPE };
     let mut ranks = Ranks::new(&device, from_ref(schedule), shape);
     let inputs = inputs(schedule, SUM_F32, shape.count, 1);

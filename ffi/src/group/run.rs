@@ -1,7 +1,7 @@
 //! The end of a group: its creations and its calls run.
 
 use maypole::ResultCode;
-use maypole::stream::{self, Ticket, Work};
+use maypole::stream::{self, Work, WorkTicket};
 
 use super::comm_calls::CommCalls;
 use super::contents::{GroupContents, close};
@@ -114,8 +114,8 @@ fn launch_on_devices(calls: &[(CommHandle, CommCalls)]) -> Result<(), ResultCode
 }
 
 /// Waits for calls on host streams; returns the first error in the order of the tickets.
-fn wait_for_all(tickets: &[Ticket]) -> Result<(), ResultCode> {
-    tickets.iter().map(Ticket::wait).fold(Ok(()), Result::and)
+fn wait_for_all(tickets: &[WorkTicket]) -> Result<(), ResultCode> {
+    tickets.iter().map(WorkTicket::wait).fold(Ok(()), Result::and)
 }
 
 /// Starts all pieces of work, even if one cannot be started. Returns the first failure, else

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use maypole::ResultCode;
 use maypole::internal::handle_state::Tenancy;
-use maypole::stream::Ticket;
+use maypole::stream::WorkTicket;
 
 use super::access::acquire_exclusive;
 use super::entry::{CommBody, Entry, EntryRef, not_live};
@@ -89,5 +89,5 @@ pub(super) fn interrupt(handle: CommHandle) -> Result<(), ResultCode> {
 fn cancel_queued_calls(entry: &Entry) {
     let tickets = std::mem::take(&mut entry.status().tickets);
     // Without the lock: calls that end by this take it.
-    tickets.iter().for_each(Ticket::cancel);
+    tickets.iter().for_each(WorkTicket::cancel);
 }

@@ -8,7 +8,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use maypole::ResultCode;
 use maypole::internal::handle_state::{HandleState, Tenancy};
 use maypole::internal::sync::{AtomicPtr, AtomicU32, Ordering};
-use maypole::stream::{self, Stream, Ticket};
+use maypole::stream::{self, Stream, WorkTicket};
 use maypole::{AbortHandle, AbortSignal, Communicator};
 
 use super::buffers::BufferTable;
@@ -88,7 +88,7 @@ pub(super) struct EntryStatus {
     /// The stream that all calls on host streams are queued on besides, which keeps their order.
     pub(super) call_stream: Option<Stream>,
     /// The tickets of calls on host streams, to cancel those that have not begun.
-    pub(super) tickets: Vec<Ticket>,
+    pub(super) tickets: Vec<WorkTicket>,
 }
 
 /// An entry as a live handle names it.

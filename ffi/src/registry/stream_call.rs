@@ -1,7 +1,7 @@
 //! Calls that are queued on host streams. The communicator counts them until they end.
 
 use maypole::ResultCode;
-use maypole::stream::{self, Issue, Stream, Ticket, Work};
+use maypole::stream::{self, Issue, Stream, Work, WorkTicket};
 
 use super::access::{CallContext, CommGuard};
 use super::entry::Entry;
@@ -27,7 +27,7 @@ type RunCall = Box<dyn FnOnce(&mut CallContext<'_>) -> Result<(), ResultCode> + 
 
 /// Queues calls, all at once: those of different communicators run side by side even on one
 /// stream. Returns their tickets in the same order.
-pub(crate) fn queue_on_streams(calls: Vec<StreamCall>) -> Result<Vec<Ticket>, ResultCode> {
+pub(crate) fn queue_on_streams(calls: Vec<StreamCall>) -> Result<Vec<WorkTicket>, ResultCode> {
     let entries: Vec<_> = calls.iter().map(|call| call.pending.entry).collect();
     let batch = calls.into_iter().map(StreamCall::into_issue).collect();
     let tickets = stream::issue(batch).map_err(|error| log_error(&error))?;

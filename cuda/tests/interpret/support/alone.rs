@@ -1,4 +1,4 @@
-//! One rank by itself on the device, with at most a link to itself: what it needs besides a program and a work's own fields.
+//! One rank alone on the device, with at most a link to itself, and the memory that its works need.
 
 use super::device::TestDevice;
 use maypole_cuda::driver::{CudaStream, DeviceBuffer};
@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 /// Whether there is a link.
 pub(crate) enum Link {
     None,
-    /// From the rank to itself, as link 0 of both tables.
+    /// A link from the rank to itself, as link 0 of both tables.
     Own,
 }
 
 pub(crate) struct Alone<'a> {
     device: &'a TestDevice,
     stream: CudaStream,
-    /// Abort, trouble, finished.
+    /// The words for abort, error and finished works.
     pinned: PinnedBuffer,
-    /// Lane states, then `departed`; then the sending and the receiving end.
+    /// The lane states, then `departed`, then the sending and the receiving end.
     state: DeviceBuffer,
     kept: Vec<DeviceBuffer>,
     works: u64,
@@ -35,7 +35,7 @@ const LINE_WORDS: u64 = SLOT / 4 + 2;
 const ENDS: usize = LANES * LANE_STATE_BYTES + DEPARTED_BYTES;
 
 impl<'a> Alone<'a> {
-    /// What memory holds before anything is written to it.
+    /// The content of memory before anything is written to it.
     pub(crate) const FILL: u8 = 0xa5;
 
     pub(crate) fn new(device: &'a TestDevice, link: Link) -> Self {
@@ -84,14 +84,15 @@ impl<'a> Alone<'a> {
         address
     }
 
-    /// What memory that [`put`](Self::put) gave holds now.
+    /// The current content of memory that [`put`](Self::put) allocated.
     pub(crate) fn get(&self, address: u64, bytes: usize) -> Vec<u8> {
         let buffer = self.kept.iter().find(|b| b.address() == address).expect("memory of `put`");
         self.stream.read(buffer, bytes).expect("to read")
     }
 
-    /// Runs `work` with the program `words`, `scratch` bytes, and a send buffer that holds `data`, on one block or as many as the work says; returns the receive buffer, which is
-    /// as long. They begin `askew` bytes after an aligned address.
+    /// Runs `work` with the program `words`, `scratch` bytes of scratch memory and a send buffer that
+    /// contains `data`, on one block or as many as the work says. Returns the receive buffer, which has
+    /// the same length. Both buffers begin `askew` bytes after an aligned address.
     pub(crate) fn run(
         &mut self,
         words: &[u32],
@@ -129,7 +130,8 @@ impl<'a> Alone<'a> {
             ..work
         };
         let launch = KernelLaunch::new(&[work]);
-        // SAFETY: the kernel takes a KernelLaunch; `encode` has checked the program, and what it is bound to is large enough.
+        // SAFETY: the kernel takes a KernelLaunch. `encode` has checked the program, and the memory to
+        // which it is bound is large enough.
         let launched = unsafe {
             self.device.module.launch(KERNEL_NAME, launch.blocks(), 32, &self.stream, &launch)
         };
@@ -151,7 +153,8 @@ impl<'a> Alone<'a> {
     }
 
     fn word(&self, index: usize) -> &AtomicU64 {
-        // SAFETY: there are three words, which live as long as `self`, and both sides access them atomically.
+        // SAFETY: there are three words, which live as long as `self`, and both sides access them
+        // atomically.
         unsafe { AtomicU64::from_ptr(self.pinned.host().as_ptr().cast::<u64>().add(index)) }
     }
 }

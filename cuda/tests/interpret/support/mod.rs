@@ -1,4 +1,5 @@
-//! What the tests of the kernels stand on: a device, a scalar evaluation, ranks with links in device memory.
+//! Support for the tests of the kernels: a device, a scalar evaluation, and ranks with links in device
+//! memory.
 
 pub(crate) mod alone;
 pub(crate) mod device;

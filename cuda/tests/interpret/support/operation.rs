@@ -1,12 +1,13 @@
-//! What the kernels compute, as plain functions on the bits of single elements, written apart from both the kernels and the host's
-//! loops: narrow formats by the crates `half` and `float8`, and 8-bit rounding by a search for the nearest value.
+//! The operations of the kernels as plain functions on the bits of single elements, independent of the
+//! kernels and of the host's loops: small floats by the crates `half` and `float8`, and 8-bit rounding
+//! by a search for the nearest value.
 
 use half::{bf16, f16};
 use maypole_algorithms::semantics::Algebra;
 use maypole_algorithms::{DType, RedOp};
 use maypole_cuda::launch::operation;
 
-/// A reduction over one element type. Elements are their bits, widened to 64.
+/// A reduction on one element type. An element is represented by its bits, extended to 64.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Operation {
     pub(crate) dtype: DType,
@@ -41,8 +42,8 @@ impl Operation {
         }
     }
 
-    /// An element out of 64 random bits: whole numbers of any size, floats over few binades, so that most sums round, and differently in
-    /// another order.
+    /// An element from 64 random bits: any integer, or a float of a few binades, so that most sums are
+    /// rounded, and depend on their order.
     pub(crate) fn sample(self, random: u64) -> u64 {
         let spread = (random >> 32) as i64 - (1 << 31);
         match self.dtype {
@@ -57,7 +58,7 @@ impl Operation {
         }
     }
 
-    /// Any bits: infinities, NaN and subnormal numbers among them.
+    /// An element of any bits, including infinities, NaN and subnormal numbers.
     pub(crate) fn special(self, random: u64) -> u64 {
         let wide: [u64; 8] = match self.dtype {
             DType::Float32 => {
@@ -82,7 +83,7 @@ impl Operation {
         random & u64::MAX >> (64 - 8 * self.size())
     }
 
-    /// Equal, or NaN both where the operation makes them.
+    /// Whether both are equal, or both NaN for an operation that can make NaN.
     pub(crate) fn same(self, a: u64, b: u64) -> bool {
         let selects = matches!(self.op, RedOp::Min | RedOp::Max);
         let nan = |bits| !selects && self.dtype.is_float() && decode(self.dtype, bits).is_nan();

@@ -1,4 +1,4 @@
-//! Numbers that look random, and are the same in every run.
+//! Pseudorandom numbers that are the same in every run.
 
 /// The finaliser of SplitMix64.
 pub(crate) fn mix(seed: u64) -> u64 {

@@ -1,4 +1,4 @@
-//! Ranks on one device: links in its memory, made once, and calls that use them one after the other.
+//! Ranks on one device, with links in its memory, and calls that use these links one after the other.
 
 use super::device::TestDevice;
 use super::operation::Operation;
@@ -15,10 +15,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{panicking, sleep};
 use std::time::{Duration, Instant};
 
-/// Far beyond what any test takes; then the ranks are aborted and the test fails.
+/// A time limit far beyond what any test takes: then the ranks are aborted and the test fails.
 const WATCHDOG: Duration = Duration::from_secs(30);
 
-/// The size of things, and how they are launched.
+/// The sizes of a call, and how it is launched.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     /// Elements per block of the collective.
@@ -27,32 +27,33 @@ pub(crate) struct Shape {
     pub(crate) tile: u32,
     /// Slots per link.
     pub(crate) depth: u32,
-    /// Blocks per work; None is one per lane.
+    /// Blocks per work; `None` means one per lane.
     pub(crate) blocks: Option<u32>,
     /// Threads per block.
     pub(crate) threads: u32,
     /// [`KernelWork::protocol`].
     pub(crate) protocol: u32,
-    /// Elements by which send and receive buffers are off their alignment.
+    /// Elements by which send and receive buffers are misaligned.
     pub(crate) askew: u64,
-    /// One launch for all ranks, not one for each.
+    /// Whether all ranks share one launch.
     pub(crate) together: bool,
-    /// Messages that the links have carried already.
+    /// The number of messages that the links have carried already.
     pub(crate) carried: u64,
 }
 
-/// A communicator's worth of device memory. It keeps what the calls use: freeing any of it would wait for them.
+/// The device memory of a communicator. It keeps everything that the calls use, because freeing any of
+/// it would wait for them.
 pub(crate) struct Ranks<'a> {
     ranks: Vec<PerRank>,
     control: CudaStream,
-    /// For all ranks: the abort word; for each rank: trouble, then finished.
+    /// The abort word of all ranks; then for each rank the words for errors and finished works.
     pinned: PinnedBuffer,
     calls: Vec<DeviceBuffer>,
-    /// Of each rank, not yet launched.
+    /// The works of each rank that are not launched.
     works: Vec<Vec<KernelWork>>,
-    /// Where in its memory each receive buffer begins.
+    /// The offset of each receive buffer in its memory.
     shapes: Vec<(u64, Operation)>,
-    /// Receive buffers, of all ranks for each call.
+    /// The receive buffers of all ranks, for each call.
     results: Vec<Vec<DeviceBuffer>>,
     links: Vec<DeviceBuffer>,
     device: &'a TestDevice,
@@ -65,18 +66,19 @@ struct PerRank {
     receiving: Vec<LinkPort>,
     sending_table: DeviceBuffer,
     receiving_table: DeviceBuffer,
-    /// Lane states, then `departed`.
+    /// The lane states, then `departed`.
     lanes: DeviceBuffer,
     queued: u64,
 }
 
 const TAG: u32 = 0x5eed;
 
-/// More than any schedule here has.
+/// More lanes than any schedule here has.
 const LANES: usize = 16;
 
 impl<'a> Ranks<'a> {
-    /// Ranks with all links that `schedules` (of one number of ranks) use, with slots for elements of up to 8 bytes.
+    /// Makes ranks with all links that `schedules`, all of one number of ranks, use, with slots for
+    /// elements of up to 8 bytes.
     pub(crate) fn new(device: &'a TestDevice, schedules: &[Schedule], shape: Shape) -> Self {
         let nranks = schedules[0].nranks;
         let on = &device.device;
@@ -142,7 +144,8 @@ impl<'a> Ranks<'a> {
         }
     }
 
-    /// Makes a work of a call for every rank, to be [launched](Self::launch) with those of the calls before.
+    /// Makes a work of a call for every rank, to be [launched](Self::launch) together with the works of
+    /// earlier calls.
     pub(crate) fn call(
         &mut self,
         schedule: &Schedule,
@@ -217,12 +220,12 @@ impl<'a> Ranks<'a> {
         self.shapes.push((askew as u64, operation));
     }
 
-    /// The works that the next launch has, to be changed before it.
+    /// The works of the next launch, so that a test can change them.
     pub(crate) fn works(&mut self, rank: usize) -> &mut [KernelWork] {
         &mut self.works[rank]
     }
 
-    /// Launches what was called: each rank on a stream of its own, or all in one launch.
+    /// Launches all calls: each rank on its own stream, or all in one launch.
     pub(crate) fn launch(&mut self, shape: Shape) -> Result<(), DriverError> {
         self.control.synchronize().expect("to write");
         let mut works: Vec<Vec<KernelWork>> = self.works.iter_mut().map(std::mem::take).collect();
@@ -236,8 +239,8 @@ impl<'a> Ranks<'a> {
             let launch = KernelLaunch::new(&works);
             let blocks = launch.blocks();
             let (module, stream) = (&self.device.module, &mine.stream);
-            // SAFETY: the kernel takes a KernelLaunch; `encode` has checked the programs against the bound sizes, and `self` keeps
-            // all buffers until the device is through with them.
+            // SAFETY: the kernel takes a KernelLaunch. `encode` has checked the programs against the
+            // sizes to which they are bound, and `self` keeps all buffers until the device is done.
             unsafe { module.launch(KERNEL_NAME, blocks, shape.threads, stream, &launch)? };
         }
         Ok(())
@@ -258,7 +261,7 @@ impl<'a> Ranks<'a> {
         }
     }
 
-    /// Waits for the ranks, and reads what their receive buffers of the `call`-th call hold.
+    /// Waits for the ranks, and reads their receive buffers of call number `call`.
     pub(crate) fn finish(&self, call: usize, elements: usize) -> Vec<Vec<u64>> {
         self.wait();
         let (askew, operation) = self.shapes[call];
@@ -274,12 +277,12 @@ impl<'a> Ranks<'a> {
         self.results[call].iter().enumerate().map(read).collect()
     }
 
-    /// True if no rank has anything queued or running.
+    /// Whether no rank has anything queued or running.
     pub(crate) fn is_idle(&self) -> bool {
         self.ranks.iter().all(|rank| rank.stream.is_idle().expect("a stream without error"))
     }
 
-    /// Makes every launch that waits give up.
+    /// Aborts all launches.
     pub(crate) fn abort(&self) {
         self.word(0).store(1, Ordering::Release);
         for rank in &self.ranks {
@@ -287,7 +290,7 @@ impl<'a> Ranks<'a> {
         }
     }
 
-    /// What the rank's kernels say is wrong.
+    /// The error that the rank's kernels have reported.
     pub(crate) fn trouble(&self, rank: usize) -> Option<KernelError> {
         KernelError::from_word(self.word(1 + 2 * rank).load(Ordering::Acquire))
     }
@@ -295,11 +298,12 @@ impl<'a> Ranks<'a> {
     /// A pinned word.
     fn word(&self, index: usize) -> &AtomicU64 {
         assert!(8 * index < self.pinned.bytes());
-        // SAFETY: the word is within the memory, which lives as long as `self`, and both sides access it atomically.
+        // SAFETY: the word is within the memory, which lives as long as `self`, and both sides access
+        // it atomically.
         unsafe { AtomicU64::from_ptr(self.pinned.host().as_ptr().cast::<u64>().add(index)) }
     }
 
-    /// How many messages each link has carried.
+    /// The number of messages that each link has carried.
     pub(crate) fn carried(&self) -> Vec<u64> {
         let counters = self.links.chunks(4).map(|link| &link[3]);
         let words = counters.map(|buffer| {
@@ -317,7 +321,7 @@ impl<'a> Ranks<'a> {
 }
 
 impl Ranks<'_> {
-    /// Words of rings of lines that look as if they were of messages that are not sent yet.
+    /// The number of words in LL rings that look like words of messages that are not sent yet.
     pub(crate) fn stale(&self) -> usize {
         let stale = self.links.chunks(4).map(|link| {
             let sent = self.control.read(&link[3], 136).expect("to read");
@@ -330,8 +334,8 @@ impl Ranks<'_> {
     }
 }
 
-/// What a ring of lines may hold after so many messages: words that look as if they were of the messages to come, from 2^32 messages ago.
-/// A fresh one is zero.
+/// The possible content of an LL ring after that many messages: words from 2^32 messages ago, which
+/// have the flags of the next messages. A new ring is zero.
 fn stale_words(shape: Shape, words: u64) -> Vec<u8> {
     let depth = u64::from(shape.depth);
     let word = |i: u64| {
@@ -344,7 +348,7 @@ fn stale_words(shape: Shape, words: u64) -> Vec<u8> {
     (0..depth * words).flat_map(|i| word(i).to_le_bytes()).collect()
 }
 
-/// A test that fails must not wait for ranks that never end.
+/// A failing test must not wait for ranks that never end.
 impl Drop for Ranks<'_> {
     fn drop(&mut self) {
         if panicking() {
@@ -385,7 +389,7 @@ fn fresh(device: &Arc<Device>, bytes: usize) -> DeviceBuffer {
     DeviceBuffer::new(device, bytes).expect("device memory")
 }
 
-/// Elements as they lie in memory: the low `size` bytes of each.
+/// The bytes of elements in memory: the low `size` bytes of each.
 fn bytes(elements: &[u64], size: usize) -> Vec<u8> {
     elements.iter().flat_map(|bits| bits.to_le_bytes().into_iter().take(size)).collect()
 }

@@ -1,5 +1,6 @@
-//! The scalar evaluation of a schedule: `semantics::evaluate_step` on whole chunks, one step after the other, over unbounded links.
-//! Elements do not meet, so how chunks are cut into tiles cannot matter; that the device agrees is what the tests show.
+//! The scalar evaluation of a schedule: `semantics::evaluate_step` on whole chunks, one step after the
+//! other, over links without limits. Elements are independent of each other, so the result does not
+//! depend on tiles; the tests show that the device agrees.
 
 use super::operation::{OnRank, Operation};
 use maypole_algorithms::semantics::evaluate_step;
@@ -8,7 +9,8 @@ use maypole_cuda::encode::ChunkExtent;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
-/// Where the chunks of a send or receive buffer of `chunks` lie, `parts` to a block of `count` elements.
+/// The positions of `chunks` chunks in a send or receive buffer, with `parts` chunks per block of
+/// `count` elements.
 pub(crate) fn extents(chunks: u32, parts: u32, count: u64) -> Vec<ChunkExtent> {
     let part = count.div_ceil(u64::from(parts));
     let extent = |chunk: u32| {
@@ -76,7 +78,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// False if the step cannot fire yet.
+    /// Runs the step; false if it cannot run yet.
     fn fire(&mut self, rank: Rank, step: &Step) -> bool {
         let done = &self.done[rank as usize];
         let arrived = |operand: &Operand| match *operand {
