@@ -1,4 +1,7 @@
-"""Compiles one CUDA source to PTX with NVRTC and the PTX to machine code with ptxas: see cuda-images, which calls this."""
+"""Compiles a CUDA source to PTX with NVRTC, and the PTX to machine code with ptxas.
+
+scripts/cuda-images calls this.
+"""
 
 import ctypes
 import pathlib
@@ -8,11 +11,13 @@ import sys
 
 import nvidia
 
-# What the PTX is made for; any later device takes it, compiled by its driver.
+# The architecture of the PTX. The drivers of all later devices compile it.
 PTX = "compute_70"
-# What the PTX says that it needs: drivers refuse PTX that is newer than they are. 7.0 is CUDA 11.0; nothing in it is newer, as ptxas checks.
+# The version that the PTX declares. Drivers refuse PTX that is newer than they are. 7.0 means CUDA
+# 11.0; ptxas checks that nothing in it is newer.
 PTX_VERSION = "7.0"
-# Machine code for the devices that most people have: A100 (and all of 8.x), H100 and H200 (9.x), B100 and B200 (10.x).
+# Machine code for the most frequent devices: A100 (and all of 8.x), H100 and H200 (9.x), B100 and
+# B200 (10.x).
 CUBINS = ["sm_80", "sm_90", "sm_100"]
 
 packages = pathlib.Path(nvidia.__path__[0])
@@ -20,7 +25,7 @@ nvrtc = ctypes.CDLL(packages / "cuda_nvrtc/lib/libnvrtc.so.12")
 
 
 def text_of(program, name):
-    """What NVRTC has to say of a program under `name`: its PTX or its log."""
+    """Returns the PTX or the log (`name`) of a program of NVRTC."""
     size = ctypes.c_size_t()
     getattr(nvrtc, f"nvrtcGet{name}Size")(program, ctypes.byref(size))
     text = ctypes.create_string_buffer(size.value)
@@ -29,19 +34,23 @@ def text_of(program, name):
 
 
 def ptx_of(source):
-    """PTX without the comments that name the compiler."""
+    """Compiles to PTX without the comments that name the compiler."""
     program = ctypes.c_void_p()
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.read_bytes(), source.name.encode(), 0, None, None)
-    # No fused multiply-add, whatever the source forgets: the bits are part of the contract.
-    options = [f"--gpu-architecture={PTX}", "-default-device", "-std=c++17", "--fmad=false", f"-I{source.parent}"]
+    text, name = source.read_bytes(), source.name.encode()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, name, 0, None, None)
+    # No fused multiply-add, even where the source allows one: the bits of results are guaranteed.
+    options = [f"--gpu-architecture={PTX}", "-default-device", "-std=c++17", "--fmad=false"]
+    options.append(f"-I{source.parent}")
     options = [option.encode() for option in options]
     failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     if failed:
         sys.exit(f"{source}: NVRTC says\n{text_of(program, 'ProgramLog')}")
     lines = text_of(program, "PTX").splitlines(keepends=True)
-    # Nor the hints for tools, which need a newer PTX.
-    lines = [line for line in lines if not line.startswith("//") and '.pragma "used_bytes_mask' not in line]
-    return "".join(f".version {PTX_VERSION}\n" if line.startswith(".version") else line for line in lines).lstrip()
+    # Hints for tools are removed too, because they need a newer PTX.
+    hint = '.pragma "used_bytes_mask'
+    lines = [line for line in lines if not line.startswith("//") and hint not in line]
+    version = f".version {PTX_VERSION}\n"
+    return "".join(version if line.startswith(".version") else line for line in lines).lstrip()
 
 
 source, into = map(pathlib.Path, sys.argv[1:])
@@ -55,4 +64,7 @@ for architecture in CUBINS:
         sys.exit(f"ptxas refuses {ptx} for {architecture}:\n{done.stderr}")
     registers = max(map(int, re.findall(r"Used (\d+) registers", done.stderr)))
     spilt = sum(map(int, re.findall(r"(\d+) bytes spill stores", done.stderr)))
-    print(f"{cubin.name}: {cubin.stat().st_size} bytes, {registers} registers, {spilt} bytes of them stored to memory in all functions")
+    print(
+        f"{cubin.name}: {cubin.stat().st_size} bytes, {registers} registers, "
+        f"{spilt} bytes of them stored to memory in all functions"
+    )

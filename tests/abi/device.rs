@@ -1,4 +1,4 @@
-//! The C ABI on communicators of CUDA devices, as C and C++ programs see it, on the simulated GPU.
+//! Tests the C ABI on communicators of CUDA devices by C and C++ programs, on the simulated GPU.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +15,7 @@ static GPU: LazyLock<PathBuf> = LazyLock::new(|| {
     folder
 });
 
-/// A program on that many simulated devices.
+/// Runs a program on that many simulated devices.
 fn on_devices(program: &Path, devices: u32) -> Command {
     let mut command = watched(program, 100);
     command.env("LD_LIBRARY_PATH", &*GPU).env("MAYPOLE_DEVICE", "cuda");
@@ -108,7 +108,7 @@ fn program(compiler: &str, source: &str, arguments: &[&str], devices: u32) {
     println!("{}", text(on_devices(&program, devices).args(arguments)));
 }
 
-/// As [`program`], where two ranks on one device are refused.
+/// As [`program`], with settings that refuse two ranks on one device.
 fn program_of_one_rank_per_device(compiler: &str, source: &str, devices: u32) {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile(compiler, source, &folder);
@@ -145,7 +145,7 @@ fn fuzz_sequences_of_calls_on_devices() {
 #[test]
 fn a_broken_device_is_an_error_only_for_threads_that_have_chosen_it() {
     let automatic = ("MAYPOLE_DEVICE", "auto");
-    // The load of machine code fails, and that of PTX.
+    // Loading machine code fails, and so does loading PTX.
     let first = ("SIMCUDA_FAIL", "cuModuleLoadData:1:209,cuModuleLoadData:2:209");
     lifecycle(&["unusable", "unusable_and_chosen"], 2, &[automatic, first]);
     lifecycle(&["unusable_and_chosen"], 2, &[first]);

@@ -1,4 +1,4 @@
-//! Calls of the C ABI are ranges of NVTX for the profiler that `NVTX_INJECTION64_PATH` names.
+//! Tests that calls of the C ABI are NVTX ranges for the profiler that `NVTX_INJECTION64_PATH` names.
 
 use std::path::Path;
 
@@ -38,7 +38,7 @@ fn calls_are_ranges_for_a_profiler_and_silent_without_one() {
     }
     assert_eq!(lines, expected);
     assert_eq!(profiler_output(&program, None), [""; 0]);
-    // A library that does not exist, and one without the function, are as no profiler.
+    // A library that does not exist, and one without the function, have the effect of no profiler.
     assert_eq!(profiler_output(&program, Some(Path::new("/nowhere/tool.so"))), [""; 0]);
     assert_eq!(profiler_output(&program, Some(Path::new("libm.so.6"))), [""; 0]);
 }

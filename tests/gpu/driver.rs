@@ -1,4 +1,4 @@
-//! Drivers that are not there, or not complete.
+//! Tests with a driver that is missing or lacks functions.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use maypole::{Communicator, UniqueId};
 use crate::failures::{PATIENCE, said};
 use crate::simulator::{folder, play_for};
 
-/// Without these everything works, by another way.
+/// Without these functions everything works in another way.
 const OPTIONAL: [&str; 4] = [
     "cuStreamWaitValue64_v2",
     "cuStreamWriteValue64_v2",
@@ -16,7 +16,7 @@ const OPTIONAL: [&str; 4] = [
     "cuIpcGetMemHandle",
 ];
 
-/// The functions that the library knows of: the lines of its table.
+/// The functions that the library uses, from the lines of its table.
 fn functions() -> Vec<&'static str> {
     let table = include_str!("../../cuda/src/driver/functions.rs");
     let names = table.lines().filter_map(|line| line.strip_prefix("    cu")?.split_once('('));
@@ -24,7 +24,7 @@ fn functions() -> Vec<&'static str> {
     names.map(|(name, _)| &table[place(name)..place(name) + 2 + name.len()]).collect()
 }
 
-/// A folder with the simulated driver, in which a function goes by another name.
+/// A folder with a simulated driver that lacks a function, because its name is changed.
 fn without(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let mut library =

@@ -1,4 +1,4 @@
-//! Ends that are no good ones: an abort by another thread while kernels wait, and a rank that is killed.
+//! Tests of abnormal ends: an abort by another thread while kernels wait, and a rank that is killed.
 
 use std::sync::Barrier;
 
@@ -22,7 +22,8 @@ fn sum(member: &Member, count: usize) -> Call {
     }
 }
 
-/// All ranks but the first wait on their devices; the first ends that from its thread by the handle of another.
+/// All ranks but the first wait on their devices; the first aborts that from its own thread, by the
+/// handle of another rank.
 pub(crate) fn abort(ranks: usize) {
     let mut world = World::of_threads(ranks);
     world.each(|member| member.comm.barrier().expect("a barrier"));
@@ -35,11 +36,11 @@ pub(crate) fn abort(ranks: usize) {
         } else {
             let call = sum(member, 100_000);
             let stream = CudaStreamHandle(member.streams[0].handle());
-            // More than the slots hold, on two streams.
+            // More messages than the slots hold, on two streams.
             for stream in [stream, CudaStreamHandle(member.streams[1].handle())] {
                 let calls = vec![DeviceCall::Collective(call); 3];
                 let part = StreamCalls { comm: &mut member.comm, calls, stream };
-                // SAFETY: the arena has room, and stays.
+                // SAFETY: the places lie within the arena, which outlives the calls.
                 unsafe { launch_calls(vec![part]) }.expect("to queue");
             }
             queued.wait();
@@ -48,19 +49,19 @@ pub(crate) fn abort(ranks: usize) {
             stream.synchronize().expect("the device itself is well");
         }
         let call = sum(member, 1);
-        // SAFETY: the arena has room.
+        // SAFETY: the places lie within the arena.
         let later = unsafe { member.comm.run(&call) };
         assert!(later.is_err(), "rank {} goes on", member.rank());
         assert!(member.comm.async_error().is_some(), "rank {}", member.rank());
-        // The other communicator, and the device, go on.
+        // The other communicator and the device still work.
         member.host.barrier().expect("a barrier");
     });
-    // One made anew on the same devices works.
+    // A new communicator on the same devices works.
     drop(world);
     World::of_threads(ranks).each(|member| member.comm.barrier().expect("a barrier"));
 }
 
-/// As a rank that is a process: calls until one fails, and says how.
+/// A rank in a process of its own: makes calls until one fails, and prints the error.
 pub(crate) fn forever(world: &mut World) {
     world.each(|member| {
         member.comm.barrier().expect("a barrier");
@@ -69,7 +70,7 @@ pub(crate) fn forever(world: &mut World) {
             let calls = vec![DeviceCall::Collective(sum(member, count))];
             let stream = CudaStreamHandle(member.streams[0].handle());
             let part = StreamCalls { comm: &mut member.comm, calls, stream };
-            // SAFETY: the arena has room, and stays.
+            // SAFETY: the places lie within the arena, which outlives the calls.
             unsafe { launch_calls(vec![part]) }?;
             member.streams[0].synchronize()?;
             member.comm.async_error().map_or(Ok(()), Err)
@@ -83,7 +84,8 @@ pub(crate) fn forever(world: &mut World) {
     });
 }
 
-/// More ranks of a device than a launch holds: on streams of their own they work, on one stream they are refused.
+/// More ranks on a device than a launch can hold: on separate streams they work, on one stream they are
+/// refused.
 pub(crate) fn crowd(ranks: usize) {
     let mut world = World::of_threads(ranks);
     world.each(|member| member.comm.barrier().expect("a barrier"));
@@ -93,7 +95,7 @@ pub(crate) fn crowd(ranks: usize) {
             let own = if legacy { std::ptr::null_mut() } else { member.streams[0].handle() };
             StreamCalls { comm: &mut member.comm, calls, stream: CudaStreamHandle(own) }
         });
-        // SAFETY: the arenas have room, and stay.
+        // SAFETY: the places lie within the arenas, which outlive the calls.
         let queued = unsafe { launch_calls(parts.collect()) };
         if legacy {
             let error = queued.expect_err("they would wait for ever").to_string();

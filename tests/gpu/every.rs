@@ -1,4 +1,4 @@
-//! Every collective with every type and operation, for each number of ranks.
+//! Tests every collective with every type and operation, for each number of ranks.
 
 use maypole::{Collective, DType, RedOp};
 
@@ -8,7 +8,8 @@ use crate::round::{Group, Round, Way};
 use crate::simulator::{folder, play};
 use crate::world::World;
 
-/// Elements, whether in place, bytes off alignment: for each combination two of these, in turns, or all.
+/// The number of elements, whether in place, and the bytes of misalignment. Each combination is tested
+/// with two of these in turn, or with all.
 const FORMS: [(usize, bool, usize); 6] = [
     (64, false, 0),
     (447, true, 3),
@@ -22,7 +23,7 @@ const FORMS: [(usize, bool, usize); 6] = [
 pub(crate) fn all(world: &mut World, thoroughly: bool) {
     let (mut pieces, mut turn) = (Vec::new(), 0);
     for root in [0, world.nranks - 1] {
-        // Those without a root once.
+        // Collectives without a root are tested once.
         let all = Collective::all(root).into_iter();
         for collective in all.filter(|c| root == 0 || c.root().is_some()) {
             for dtype in DType::ALL {

@@ -1,4 +1,5 @@
-//! A driver that fails, at any of its functions: the ranks get errors or right results, and nothing hangs or dies.
+//! Tests with a driver that fails in any of its functions: the ranks get errors or right results, and
+//! nothing hangs or crashes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ const RANKS: u32 = 2;
 /// A scene takes a fraction of a second.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
-/// A rank's life: calls on two streams, transfers, a barrier. All errors are of one kind here.
+/// What a rank does: calls on two streams, transfers and a barrier. All errors are treated alike.
 fn live(id: &UniqueId, rank: u32) -> Result<(), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let mut comm = Communicator::builder(id)
@@ -35,7 +36,7 @@ fn live(id: &UniqueId, rank: u32) -> Result<(), String> {
             CudaStream::new(&device).map_err(|e| text(&e))?,
         ];
         let buffer = DeviceBuffer::new(&device, 4 * COUNT * 3).map_err(|e| text(&e))?;
-        // It must outlive the communicator's work even where that fails.
+        // It must outlive the communicator's work even if that fails.
         let buffer = std::mem::ManuallyDrop::new(Arc::new(buffer));
         let sent: Vec<u8> = (0..COUNT as u32).flat_map(|i| (i * 3 + rank).to_le_bytes()).collect();
         streams[0].write(&buffer, &sent).map_err(|e| text(&e))?;
@@ -85,7 +86,7 @@ fn live(id: &UniqueId, rank: u32) -> Result<(), String> {
     lived
 }
 
-/// Says how each rank lived, and then what the driver was asked for.
+/// Prints the result of each rank, and then the calls of the driver.
 pub(crate) fn scene() {
     let id = UniqueId::create().expect("a unique id");
     let ranks: Vec<_> =
@@ -101,7 +102,7 @@ pub(crate) fn scene() {
     }
 }
 
-/// What the ranks said.
+/// The results that the ranks printed.
 pub(crate) fn said(text: &str) -> Vec<String> {
     let words = |line: &str| line.split_once("say:").map(|(_, said)| said.to_owned());
     text.lines().filter_map(words).collect()
@@ -117,7 +118,7 @@ fn fail_each(points: impl Fn(u64) -> Vec<u64>) {
     let mut errors = 0;
     for (name, count) in &called {
         for point in points(*count) {
-            // CUDA_ERROR_UNKNOWN: nobody expects it.
+            // CUDA_ERROR_UNKNOWN, which no code handles specially.
             let order = format!("{name}:{point}:999");
             let ending = play_for(PATIENCE, folder(), "failing", &[("SIMCUDA_FAIL", &order)]);
             assert!(!ending.hung(), "{order} of {count} hangs:\n{}", ending.said);

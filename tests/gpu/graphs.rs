@@ -1,4 +1,4 @@
-//! Calls that are captured in a graph, and replayed with other contributions each time.
+//! Tests calls that are captured in a graph and replayed with different contributions each time.
 
 use maypole::device::CudaStreamHandle;
 use maypole::{Collective, DType, RedOp};
@@ -10,7 +10,7 @@ use crate::round::{by_host, compare, contributions, place};
 use crate::simulator::play;
 use crate::world::{Member, World};
 
-/// Calls of all kinds: with steps between ranks, with sends and receives, of uneven blocks, without data.
+/// Calls of all kinds: collectives, sends and receives, vector collectives, and calls without data.
 fn pieces(nranks: u32) -> Vec<Piece> {
     let root = nranks - 1;
     let even = |collective, dtype, op, count| {
@@ -31,7 +31,8 @@ fn pieces(nranks: u32) -> Vec<Piece> {
     (1..).zip(whats).map(piece).collect()
 }
 
-/// Queues those calls for `members`, on the same stream of each, or one stream for all where they share a device.
+/// Queues these calls for `members`, on the same stream of each, or on one stream for all if they share
+/// a device.
 fn queue(
     members: &mut [Member],
     pieces: &[Piece],
@@ -52,7 +53,7 @@ fn queue(
         let calls = bound.iter().map(|one| one.queued()).collect();
         StreamCalls { comm: &mut member.comm, calls, stream: *stream }
     });
-    // SAFETY: the places lie within the arenas, which stay until the graphs are gone.
+    // SAFETY: the places lie within the arenas, which outlive the graphs.
     unsafe { launch_calls(parts.collect()) }.expect("to queue");
 }
 
@@ -86,7 +87,7 @@ pub(crate) fn of_each_rank(ranks: usize, replays: u64) {
             let before = contributions(&placed, end, replay);
             let stream = &member.streams[0];
             stream.write(&member.arena, &before).expect("to write");
-            // SAFETY: the arena stays, and only the graph uses it.
+            // SAFETY: the arena outlives the graph, and nothing else uses it meanwhile.
             unsafe { graph.launch(stream) }.expect("to replay");
             let got = stream.read(&member.arena, end).expect("to read");
             assert_eq!(member.comm.async_error(), None, "replay {replay}");
@@ -117,7 +118,7 @@ pub(crate) fn of_all_ranks(ranks: usize, replays: u64) {
             by_host(&placed, &mut member.host, &before)
         });
         let stream = &world.here[0].streams[0];
-        // SAFETY: the arenas stay, and only the graph uses them.
+        // SAFETY: the arenas outlive the graph, and nothing else uses them meanwhile.
         unsafe { graph.launch(stream) }.expect("to replay");
         stream.synchronize().expect("to replay");
         for (member, expected) in world.here.iter().zip(&expected) {

@@ -1,8 +1,9 @@
-//! Communicators of CUDA devices on the simulated GPU (docs/simulated-gpu.md), against communicators of host memory.
+//! Tests communicators of CUDA devices, on the simulated GPU (docs/simulated-gpu.md), against
+//! communicators of host memory.
 //!
-//! Each scene runs in a process of its own that finds the simulated driver, with settings of the simulator that are those of the process.
-//! Calls are made twice, on memory of the device and on memory of the host, and all of that memory is compared: what was to be written,
-//! and what was not.
+//! Each scene runs in a process that finds the simulated driver and has its own settings of the
+//! simulator. Calls are made twice, on device memory and on host memory, and all of this memory is
+//! compared, including the bytes that must not be written.
 
 mod driver;
 mod ends;
@@ -22,7 +23,7 @@ mod mixed_memory;
 #[path = "../support/ranks.rs"]
 mod ranks;
 
-/// Not a test of its own: what the process of a scene does.
+/// Not a test: the code that the process of a scene runs.
 #[test]
 #[ignore = "run by the other tests, in a process that finds the simulated GPU"]
 fn scene() {
@@ -43,7 +44,7 @@ fn scene() {
     }
 }
 
-/// Not a test of its own: what a rank that is a process does.
+/// Not a test: the code that a rank in a process of its own runs.
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {

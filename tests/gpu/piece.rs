@@ -1,5 +1,5 @@
-//! One call, the same on all ranks but for what each contributes; where its buffers are in a rank's memory; and the call on memory of
-//! the host or of a device.
+//! A random call that all ranks make with different contributions, the position of its buffers in the
+//! memory of a rank, and the call on host or device memory.
 
 use std::fmt;
 
@@ -8,13 +8,13 @@ use maypole::{
     Blocks, Call, Collective, Communicator, DType, Error, RedOp, Reduction, Transfer, VectorCall,
 };
 
-/// What lies between buffers, and in them before something is received.
+/// The bytes between buffers, and in receive buffers before the call.
 pub(crate) const FILL: u8 = 0xa5;
 
 /// Bytes between buffers.
 const WALL: usize = 64;
 
-/// Random numbers that only have to differ: splitmix64 (Steele, Lea, Flood, 2014).
+/// Pseudorandom numbers: splitmix64 (Steele, Lea, Flood, 2014).
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
@@ -43,19 +43,19 @@ pub(crate) struct Even {
     pub(crate) op: RedOp,
     pub(crate) count: usize,
     pub(crate) in_place: bool,
-    /// Bytes by which the buffers are off alignment.
+    /// Bytes by which the buffers are misaligned.
     pub(crate) skew: usize,
-    /// A factor is in memory of the device.
+    /// Whether the factor is in device memory.
     pub(crate) resident: bool,
 }
 
-/// What is called.
+/// The kind of call.
 #[derive(Clone, Debug)]
 pub(crate) enum What {
     Even(Even),
-    /// A collective of uneven blocks, whose lengths follow from the seed.
+    /// A vector collective, whose block lengths follow from the seed.
     Uneven(Collective, DType, RedOp),
-    /// From rank, to rank, bytes.
+    /// Sends and receives: from rank, to rank, bytes.
     Transfers(Vec<(u32, u32, usize)>),
     Barrier,
 }
@@ -72,7 +72,8 @@ impl fmt::Debug for Piece {
     }
 }
 
-/// The bits of element `index` of what `rank` contributes: floats of similar magnitude, so that sums round; no NaN.
+/// The bits of element `index` of the contribution of `rank`: floats of similar magnitude, so that sums
+/// are rounded, and no NaN.
 fn element(dtype: DType, seed: u64, rank: u32, index: usize) -> u64 {
     let bits = Random(seed ^ u64::from(rank) << 40 ^ index as u64).next();
     let mask = u64::MAX >> (64 - 8 * dtype.size());
@@ -90,7 +91,7 @@ fn element(dtype: DType, seed: u64, rank: u32, index: usize) -> u64 {
     sign << (exponent + fraction) | middle << fraction | bits & ((1 << fraction) - 1)
 }
 
-/// Lengths and places of blocks, in elements.
+/// Lengths and displacements of blocks, in elements.
 #[derive(Clone, Debug, Default)]
 struct Parts {
     counts: Vec<usize>,
@@ -103,7 +104,7 @@ impl Parts {
         Self { counts: vec![count], displacements: vec![0], end: count }
     }
 
-    /// With gaps, the last block first if `backwards`.
+    /// Blocks with gaps between them, in reverse order if `backwards`.
     fn with_gaps(counts: Vec<usize>, gap: usize, backwards: bool) -> Self {
         let mut displacements = vec![0; counts.len()];
         let mut end = 0;
@@ -120,7 +121,7 @@ impl Parts {
     }
 }
 
-/// A piece with its places in the memory of a rank: bytes from its beginning.
+/// A piece with the offsets of its buffers in the memory of a rank, in bytes.
 pub(crate) struct Placed<'a> {
     pub(crate) piece: &'a Piece,
     rank: u32,
@@ -130,19 +131,19 @@ pub(crate) struct Placed<'a> {
     recv: usize,
     sends: Parts,
     recvs: Parts,
-    /// Of the factor.
+    /// The offset of the factor.
     factor: usize,
     pub(crate) end: usize,
 }
 
 impl Piece {
-    /// Elements that `from` has for `to` in a call of uneven blocks.
+    /// The elements that `from` has for `to` in a vector collective.
     fn length(&self, from: u32, to: u32) -> usize {
         let seed = self.seed ^ u64::from(from) << 32 ^ u64::from(to) << 16;
         Random(seed).pick(&[0, 0, 1, 3, 40, 700])
     }
 
-    /// Its places from byte `start` on.
+    /// Places the buffers from byte `start` on.
     pub(crate) fn place(&self, start: usize, rank: u32, nranks: u32) -> Placed<'_> {
         let start = start.next_multiple_of(256) + WALL;
         let factor = start;
@@ -244,7 +245,7 @@ impl Placed<'_> {
         element(self.dtype(), !self.piece.seed, self.rank, 0)
     }
 
-    /// Writes what this rank contributes into its memory; `salt` makes it another contribution.
+    /// Writes the contribution of this rank into its memory; `salt` changes the contribution.
     pub(crate) fn fill(&self, memory: &mut [u8], salt: u64) {
         let (dtype, size) = (self.dtype(), self.dtype().size());
         let seed = self.piece.seed ^ salt << 20;
@@ -308,7 +309,7 @@ impl Placed<'_> {
         }
     }
 
-    /// What byte `at` of the rank's memory is to this call.
+    /// Describes the use of byte `at` of the rank's memory by this call.
     pub(crate) fn describe(&self, at: usize) -> String {
         format!(
             "{:?} as rank {} of {}: byte {} from where it sends, {} from where it receives",
@@ -321,7 +322,7 @@ impl Placed<'_> {
     }
 }
 
-/// A call on certain memory.
+/// A call with addresses.
 pub(crate) enum Bound<'a> {
     Even(Call),
     Uneven(VectorCall<'a>),
@@ -333,9 +334,10 @@ impl Bound<'_> {
     /// Makes the call and waits for it.
     ///
     /// # Safety
-    /// The memory is there.
+    /// The memory of the call is allocated.
     pub(crate) unsafe fn run(&self, comm: &mut Communicator) -> Result<(), Error> {
-        // SAFETY: the caller's promise; the buffers of a piece overlap only where that is allowed.
+        // SAFETY: the caller keeps the memory allocated, and the buffers of a piece overlap only where
+        // that is allowed.
         unsafe {
             match self {
                 Self::Even(call) => comm.run(call),

@@ -1,5 +1,5 @@
-//! Ranks of devices that cannot reach each other's memory, and ranks of the host beside ranks of devices, on the simulated GPU: in
-//! one process and in several, on one host and on two.
+//! Tests ranks on devices that cannot reach each other's memory, and ranks on host memory together with
+//! ranks on devices, on the simulated GPU: in one process and in several, on one host and on two.
 //!
 //! A test starts the processes of a job, copies of this binary; the ranks of a process are threads of it.
 
@@ -20,16 +20,16 @@ const ENTRY: &str = "proxy::rank";
 /// Elements per block: less than a cache line, several tiles, and in between.
 const COUNTS: &[usize] = &[1, 777, 40_001];
 
-/// Ranks as `plan` says, on the simulated GPU with these settings.
+/// Runs the ranks of `plan` on the simulated GPU with these settings.
 fn start(plan: &str, scene: &str, environment: &[(&str, &str)]) -> Job {
     let mut all = vec![("LD_LIBRARY_PATH", simulated_gpu()), ("MAYPOLE_TEST_PLAN", plan)];
-    // Their kernels and threads are many for a small machine: no rank may take a core while it waits.
+    // There are many kernels and threads for a small machine, so no rank may spin while it waits.
     all.extend([("SIMCUDA_FILL", "0"), ("MAYPOLE_SPIN", "10")]);
     all.extend(environment);
     Job::start(ENTRY, Plan::parse(plan).processes(), scene, &all)
 }
 
-/// Not a test of its own: what a process of a job does.
+/// Not a test: the code that a process of a job runs.
 #[test]
 #[ignore = "run by the other tests, as ranks"]
 fn rank() {
@@ -49,14 +49,15 @@ fn rank() {
             })
         });
         let ranks: Vec<_> = ranks.collect();
-        // Their memory ends when all are through.
+        // Their memory is freed when all have finished.
         let (said, _memory): (Vec<String>, Vec<Memory>) =
             ranks.into_iter().map(|r| r.join().expect("a rank")).unzip();
         println!("say:{}", said.join(" "));
     });
 }
 
-/// All ranks of the process are driven by this thread: it queues the calls of one after those of another, and waits for none.
+/// This thread queues the calls of all ranks of the process, one rank after the other, and waits for
+/// none of them.
 fn one_thread(id: &UniqueId, ranks: &[(u32, Option<i32>)]) {
     let nranks = ranks.len() as u32;
     let mut comms: Vec<(Communicator, Memory)> = thread::scope(|scope| {
@@ -77,7 +78,7 @@ fn one_thread(id: &UniqueId, ranks: &[(u32, Option<i32>)]) {
             let calls = vec![DeviceCall::Collective(all_reduce(send.at(), recv.at(), count))];
             StreamCalls { comm, calls, stream: CudaStreamHandle(raw(memory.stream())) }
         });
-        // SAFETY: the buffers are kept to the end, and the streams too.
+        // SAFETY: the buffers and the streams are kept to the end.
         unsafe { launch_calls(parts.collect()) }.expect("all ranks");
         for ((_, memory), (_, recv)) in comms.iter().zip(&buffers) {
             assert_eq!(total(&memory.read(recv)), expected(nranks, count, number));
@@ -98,7 +99,7 @@ fn play(scene: &str, mut comm: Communicator, memory: &Memory, on_device: bool) -
         "refused" => refused(&mut comm, memory, on_device),
         "die" => ends(&mut comm, memory, |comm| {
             if comm.rank() == 1 {
-                // SAFETY: no memory is involved.
+                // SAFETY: the call takes no pointers.
                 unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
             }
         }),
@@ -150,7 +151,8 @@ fn expected(nranks: u32, count: usize, number: u32) -> u64 {
     (0..nranks).map(|rank| total(&input(rank, number, DType::Int32, count))).sum()
 }
 
-/// Captures an all-reduce and an exchange with both neighbours once, and replays them with other contents.
+/// Captures an all-reduce and an exchange with both neighbours once, and replays them with different
+/// contents.
 fn replay(comm: &mut Communicator, memory: &Memory) -> String {
     let (rank, nranks) = (comm.rank(), comm.nranks());
     let (next, before) = ((rank + 1) % nranks, (rank + nranks - 1) % nranks);
@@ -173,12 +175,12 @@ fn replay(comm: &mut Communicator, memory: &Memory) -> String {
     let graph = stream.end_capture().expect("a graph");
     for number in 0..20 {
         memory.write(&mut send, &input(rank, number, DType::Int32, count));
-        // SAFETY: the buffers live, and nothing else uses them.
+        // SAFETY: the buffers are alive, and nothing else uses them.
         unsafe { graph.launch(stream) }.expect("a replay");
         stream.synchronize().expect("a replay");
         assert_eq!(total(&memory.read(&recv)), expected(nranks, count, number));
         assert!(memory.read(&passed) == input(before, number, DType::Int32, count));
-        // A call that is not captured, in between.
+        // A call in between that is not captured.
         if number % 7 == 3 {
             assert_eq!(
                 sum(comm, memory, 100, number).expect("a call"),
@@ -190,7 +192,8 @@ fn replay(comm: &mut Communicator, memory: &Memory) -> String {
     "done".to_owned()
 }
 
-/// Ranks of the host do not replay, so those of devices cannot be captured with them; that is said, and has no effect.
+/// Ranks on host memory do not replay, so calls with them cannot be captured: they are refused without
+/// an effect.
 fn refused(comm: &mut Communicator, memory: &Memory, on_device: bool) -> String {
     let mut said = "host".to_owned();
     if on_device {
@@ -201,7 +204,7 @@ fn refused(comm: &mut Communicator, memory: &Memory, on_device: bool) -> String 
         stream.begin_capture().expect("to capture");
         let calls = vec![DeviceCall::Collective(call)];
         let part = StreamCalls { comm: &mut *comm, calls, stream: CudaStreamHandle(raw(stream)) };
-        // SAFETY: nothing is captured; the buffers live.
+        // SAFETY: nothing is captured, and the buffers are alive.
         let result = unsafe { launch_calls(vec![part]) };
         drop(stream.end_capture());
         said = error_text(result);
@@ -210,7 +213,7 @@ fn refused(comm: &mut Communicator, memory: &Memory, on_device: bool) -> String 
     said
 }
 
-/// Calls until one fails, with something happening in between.
+/// Makes calls until one fails, with an event in between.
 fn ends(comm: &mut Communicator, memory: &Memory, happens: impl Fn(&Communicator)) -> String {
     let mut number = 0;
     let error = loop {
@@ -227,7 +230,8 @@ fn ends(comm: &mut Communicator, memory: &Memory, happens: impl Fn(&Communicator
     error_text(Err(error))
 }
 
-/// Rank 0 sends to all and leaves at once; the others are late, pass it on, and need it no more.
+/// Rank 0 sends to all ranks and leaves at once. The others are late, forward the data, and do not need
+/// rank 0 any more.
 fn leave(mut comm: Communicator, memory: &Memory) -> String {
     let count = 1000;
     let collective = Collective::Broadcast { root: 0 };
@@ -260,7 +264,7 @@ fn split(comm: &mut Communicator, memory: &Memory) -> String {
     "done".to_owned()
 }
 
-/// What each rank said, in their order.
+/// The output of each rank, in order.
 fn said(lines: Vec<String>) -> Vec<String> {
     let all = lines.iter().flat_map(|line| line.split(' '));
     let mut ranks: Vec<(u32, String)> = all
@@ -341,7 +345,7 @@ fn captured_calls_replay_over_the_proxy() {
 
 #[test]
 fn one_thread_drives_ranks_that_have_to_meet() {
-    // By the process' own memory, by shared memory, and over TCP; the ranks in the opposite of their order.
+    // Within a process, by shared memory, and over TCP; with the ranks in reverse order.
     let shm = ("NCCL_P2P_DISABLE", "1");
     for environment in [&[APART][..], &[shm], &[shm, ("NCCL_SHM_DISABLE", "1")]] {
         assert_eq!(start("0,1", "one", environment).all_well(), ["0:done"]);

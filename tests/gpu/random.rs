@@ -1,4 +1,5 @@
-//! Random calls in random company: collective, type, operation, size, root, place, stream, group, way; the host is the oracle.
+//! Tests random calls: random collective, type, operation, size, root, buffers, stream and group. The
+//! expected result is that of the host.
 
 use maypole::{Collective, DType, RedOp};
 
@@ -7,7 +8,8 @@ use crate::round::{Group, Round, Way};
 use crate::simulator::play;
 use crate::world::{STREAMS, World};
 
-/// Streams of several ranks that share a device need queues of their own, lest one waits behind another.
+/// Streams of several ranks that share a device need separate hardware queues, so that none waits
+/// behind another.
 const QUEUES: (&str, &str) = ("CUDA_DEVICE_MAX_CONNECTIONS", "32");
 
 fn piece(random: &mut Random, nranks: u32) -> Piece {
@@ -79,11 +81,12 @@ pub(crate) fn in_threads(ranks: usize, seed: u64, count: u64) {
     calls(&mut World::of_threads(ranks), seed, count);
 }
 
-/// Each number of ranks with its calls of 10 000 in all.
+/// The number of ranks of each scene, with its part of 10 000 calls.
 const WORLDS: [(u32, u32); 8] =
     [(1, 1000), (2, 2000), (3, 2000), (4, 1800), (5, 1200), (6, 800), (7, 600), (8, 600)];
 
-/// As many random calls as MAYPOLE_GPU_CALLS says, which is 10 000 in the suite `gpu` of scripts/test.
+/// Makes as many random calls as MAYPOLE_GPU_CALLS says, which is 10 000 in the suite `gpu` of
+/// scripts/test.
 #[test]
 fn random_calls_of_every_number_of_ranks() {
     let calls =
@@ -109,7 +112,7 @@ fn random_calls_on_devices_of_few_blocks_and_few_queues() {
     // Three ranks share a device of three blocks.
     let few = [QUEUES, ("SIMCUDA_BLOCKS", "3"), ("SIMCUDA_DEVICES", "1")];
     play("random 3 14 150", &few).well();
-    // One rank to a device, and one queue.
+    // One rank per device, and one queue.
     let one = [("CUDA_DEVICE_MAX_CONNECTIONS", "1"), ("SIMCUDA_DEVICES", "1")];
     play("random 1 15 300", &one).well();
 }

@@ -1,4 +1,5 @@
-//! A round: some calls on the host, the same ones on devices in one of several ways, and a comparison of all memory.
+//! A round of a test: some calls on the host, the same calls on devices in one of several ways, and a
+//! comparison of all memory.
 
 use std::ffi::c_void;
 
@@ -9,20 +10,20 @@ use maypole::{StreamCalls, launch_calls};
 use crate::piece::{FILL, Piece, Placed};
 use crate::world::{ARENA, Member, STREAMS, World};
 
-/// How the calls come to the devices.
+/// How the calls are made on the devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// Each rank's thread makes one after the other, and each returns with its result.
+    /// Each rank's thread makes one call after the other, and waits for each.
     Direct,
-    /// Each rank's thread queues them on streams of its own.
+    /// Each rank's thread queues the calls on its own streams.
     Apart,
-    /// One thread queues those of all ranks at once, on a stream of each.
+    /// One thread queues the calls of all ranks at once, on a stream of each rank.
     Together,
     /// The same, all on the legacy default stream.
     Legacy,
 }
 
-/// Calls that are queued with one `launch`, and the number of the stream.
+/// Calls that are queued by one `launch_calls`, and the number of the stream.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Group {
     pub(crate) calls: usize,
@@ -32,12 +33,12 @@ pub(crate) struct Group {
 #[derive(Clone, Debug)]
 pub(crate) struct Round {
     pub(crate) pieces: Vec<Piece>,
-    /// They share out the pieces.
+    /// The groups, which together contain all pieces.
     pub(crate) groups: Vec<Group>,
     pub(crate) way: Way,
 }
 
-/// The pieces' places in the memory of a rank, and how much they need.
+/// The pieces with their offsets in the memory of a rank, and the bytes that they need.
 pub(crate) fn place(pieces: &[Piece], rank: u32, nranks: u32) -> (Vec<Placed<'_>>, usize) {
     let mut end = 0;
     let mut placed = Vec::with_capacity(pieces.len());
@@ -57,7 +58,7 @@ pub(crate) fn contributions(placed: &[Placed<'_>], end: usize, salt: u64) -> Vec
     memory
 }
 
-/// What becomes of that memory by the calls, on the host.
+/// The memory after the calls, made on the host.
 pub(crate) fn by_host(placed: &[Placed<'_>], host: &mut Communicator, before: &[u8]) -> Vec<u8> {
     let mut after = before.to_vec();
     let base = after.as_mut_ptr() as u64;
@@ -69,7 +70,7 @@ pub(crate) fn by_host(placed: &[Placed<'_>], host: &mut Communicator, before: &[
     after
 }
 
-/// Fails if a byte is not what it should be.
+/// Fails if a byte has a wrong value.
 pub(crate) fn compare(placed: &[Placed<'_>], expected: &[u8], got: &[u8], context: &str) {
     if expected == got {
         return;
@@ -157,7 +158,7 @@ impl Round {
                 let calls = bound.iter().map(|one| one.queued()).collect();
                 StreamCalls { comm: &mut member.comm, calls, stream: CudaStreamHandle(stream) }
             });
-            // SAFETY: the places lie within the arenas, which stay until the streams are through.
+            // SAFETY: the places lie within the arenas, which live until the streams have run.
             let queued = unsafe { launch_calls(parts.collect()) };
             queued.unwrap_or_else(|error| panic!("{error}\n{self:?}"));
         }
@@ -167,6 +168,6 @@ impl Round {
 
 /// The legacy default stream of a rank's device.
 pub(crate) fn legacy(member: &Member) -> maypole_cuda::driver::CudaStream {
-    // SAFETY: null is the legacy default stream, which always is.
+    // SAFETY: null is the legacy default stream, which always exists.
     unsafe { maypole_cuda::driver::CudaStream::foreign(&member.device, std::ptr::null_mut()) }
 }

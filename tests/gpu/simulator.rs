@@ -1,4 +1,4 @@
-//! The simulated GPU, and processes that find it.
+//! Builds the simulated GPU, starts processes that use it, and reads its counts of calls.
 
 use std::ffi::{CStr, c_char, c_void};
 use std::os::unix::process::ExitStatusExt;
@@ -7,7 +7,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-/// Where it is built, once for each content of its sources.
+/// The folder in which it is built, once per content of its sources.
 pub(crate) fn folder() -> &'static str {
     static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
         let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join("simulated-gpu");
@@ -20,7 +20,7 @@ pub(crate) fn folder() -> &'static str {
     FOLDER.to_str().expect("a path of text")
 }
 
-/// How a scene ended, and what it said.
+/// How a scene ended, and what it printed.
 #[derive(Debug)]
 pub(crate) struct Ending {
     pub(crate) status: ExitStatus,
@@ -33,7 +33,7 @@ impl Ending {
         self.status.signal() == Some(libc::SIGKILL)
     }
 
-    /// Its text, if it ended well.
+    /// The text that it printed, if it succeeded.
     pub(crate) fn well(self) -> String {
         assert!(!self.hung(), "the scene hangs:\n{}", self.said);
         assert!(self.status.success(), "{}\n{}", self.status, self.said);
@@ -46,7 +46,7 @@ pub(crate) fn play(scene: &str, settings: &[(&str, &str)]) -> Ending {
     play_with(folder(), scene, settings)
 }
 
-/// With the driver that is in `folder`. A scene that takes more than some minutes is killed.
+/// Runs a scene with the driver in `folder`. It is killed after some minutes.
 pub(crate) fn play_with(folder: &str, scene: &str, settings: &[(&str, &str)]) -> Ending {
     play_for(Duration::from_secs(240), folder, scene, settings)
 }
@@ -72,7 +72,8 @@ pub(crate) fn play_for(
     let (leash, free) = std::sync::mpsc::channel::<()>();
     let watchdog = std::thread::spawn(move || {
         if free.recv_timeout(patience) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-            // SAFETY: no memory is involved; the process is a child that is not reaped before this thread is told.
+            // SAFETY: the call takes no pointers. The process is a child that is not reaped before this
+            // thread is told.
             unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
         }
     });
@@ -83,14 +84,14 @@ pub(crate) fn play_for(
     Ending { status: done.status, said: String::from_utf8_lossy(&said).into_owned() }
 }
 
-/// In the process of a scene, its words; None elsewhere.
+/// The arguments of the scene in the process of a scene; `None` elsewhere.
 pub(crate) fn scene() -> Option<Vec<String>> {
     let scene = std::env::var("MAYPOLE_TEST_ALONE").ok()?;
     Some(scene.split(' ').map(str::to_owned).collect())
 }
 
 fn symbol(name: &CStr) -> *mut c_void {
-    // SAFETY: both strings end in a zero byte; the library is loaded, so this only finds it again.
+    // SAFETY: both strings end in a zero byte. The library is loaded already, so this only finds it.
     let address = unsafe {
         libc::dlsym(libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW), name.as_ptr())
     };
@@ -100,7 +101,7 @@ fn symbol(name: &CStr) -> *mut c_void {
 
 /// The calls of the driver that `what` makes in this process, by name.
 pub(crate) fn calls(what: impl FnOnce()) -> Vec<(String, u64)> {
-    // SAFETY: cuda/sim/calls.cpp gives the function this signature.
+    // SAFETY: cuda/sim/calls.cpp defines the function with this signature.
     let reset =
         unsafe { std::mem::transmute::<*mut c_void, extern "C" fn()>(symbol(c"simCallsReset")) };
     reset();
@@ -110,7 +111,7 @@ pub(crate) fn calls(what: impl FnOnce()) -> Vec<(String, u64)> {
 
 /// The calls of the driver of this process since the last [`calls`] or its beginning, by name.
 pub(crate) fn calls_so_far() -> Vec<(String, u64)> {
-    // SAFETY: cuda/sim/calls.cpp gives the function this signature.
+    // SAFETY: cuda/sim/calls.cpp defines the function with this signature.
     let report = unsafe {
         std::mem::transmute::<*mut c_void, extern "C" fn(*mut c_char, usize) -> usize>(symbol(
             c"simCallsReport",

@@ -1,4 +1,5 @@
-//! What calls cost once they are known: launches and other calls of the driver, as the simulator counts them; and what they leave alone.
+//! Tests the cost of repeated calls, as launches and other calls of the driver that the simulator
+//! counts, and that calls do not change the current context.
 
 use maypole::device::current;
 use maypole::{Collective, DType, RedOp};
@@ -20,9 +21,10 @@ fn even(collective: Collective, count: usize) -> Piece {
     }
 }
 
-/// What is counted beside the calls: what a service thread asks the driver from time to time, while something is under way.
+/// Counted functions that are no part of the calls: a service thread queries the driver from time to
+/// time while work is running.
 const LOOKS: [&str; 5] = [
-    // Kernels that began, no call.
+    // The number of started kernels, which is no call.
     "kernel",
     "cuStreamQuery",
     "cuThreadExchangeStreamCaptureMode",
@@ -30,8 +32,8 @@ const LOOKS: [&str; 5] = [
     "cuCtxPopCurrent_v2",
 ];
 
-/// Calls of the driver by `times` launches of `pieces`, by all ranks at once if `together`: launches of kernels, and others, without those of
-/// service threads.
+/// The calls of the driver by `times` launches of `pieces`, by all ranks at once if `together`: launches
+/// of kernels, and other calls, without those of service threads.
 fn cost(world: &mut World, pieces: &[Piece], together: bool, times: u64) -> (u64, u64) {
     let (nranks, ranks) = (world.nranks, world.here.len());
     let queue = |members: &mut [crate::world::Member]| {
@@ -47,11 +49,12 @@ fn cost(world: &mut World, pieces: &[Piece], together: bool, times: u64) -> (u64
             calls: bound.iter().map(|one| one.queued()).collect(),
             stream: first,
         });
-        // SAFETY: the arenas have room, and stay.
+        // SAFETY: the places lie within the arenas, which outlive the calls.
         unsafe { launch_calls(parts.collect()) }.expect("to queue");
     };
     let members = &mut world.here;
-    // Rank by rank, with its context current as a user of CUDA has it: nothing waits until the streams are synchronised.
+    // Rank by rank, with the context of its device current, as a user of CUDA has it. Nothing waits
+    // before the streams are synchronised.
     let mut counted = Vec::new();
     for part in members.chunks_mut(if together { ranks } else { 1 }) {
         let device = part[0].device.clone();
@@ -77,7 +80,7 @@ fn cost(world: &mut World, pieces: &[Piece], together: bool, times: u64) -> (u64
         })
         .collect();
     assert!(strange.is_empty(), "{strange:?}");
-    // Looks of the service threads begin by asking for the current context; one may have begun and not ended.
+    // A service thread first asks for the current context; one of them may be between its two calls.
     let looks = count("cuStreamQuery") + ranks as u64;
     (launches, current.saturating_sub(looks).max(launches) + capture)
 }
@@ -112,7 +115,7 @@ pub(crate) fn fused() {
     assert_eq!(cost(&mut world, &calls(8), true, 5).0, 10);
 }
 
-/// Whatever context is current, or none: calls work, and leave it so.
+/// Calls work with any current context, or none, and leave it unchanged.
 pub(crate) fn contexts() {
     let mut world = World::of_threads(4);
     let pieces: Vec<_> = Collective::all(3).map(|collective| even(collective, 500)).into();
@@ -121,7 +124,7 @@ pub(crate) fn contexts() {
     let driver = Driver::find().expect("a driver that works").expect("a driver");
     let ways = [Way::Direct, Way::Apart, Way::Together, Way::Legacy];
     for way in ways {
-        // Threads of its own make the calls, where none is current, or this one does.
+        // The calls are made by other threads, without a current context, or by this one.
         assert_eq!(current(), None);
         round(way).play(&mut world);
         assert_eq!(current(), None);

@@ -1,4 +1,5 @@
-//! Ranks, all in this process or one of several processes: each has a communicator of a device, and one of the host for comparison.
+//! The ranks of a test, all in this process or one of several processes. Each has a communicator of a
+//! device, and one of host memory for comparison.
 
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use maypole_cuda::driver::{CudaStream, Device, DeviceBuffer, Driver};
 
 use crate::ranks::Invitation;
 
-/// Bytes of device memory of a rank for the buffers of calls: room for a round.
+/// Bytes of device memory of a rank for the buffers of a round.
 pub(crate) const ARENA: usize = 12 << 20;
 
 /// Streams of a rank.
@@ -15,22 +16,22 @@ pub(crate) const STREAMS: usize = 3;
 
 /// A rank.
 pub(crate) struct Member {
-    /// Of a device.
+    /// The communicator of a device.
     pub(crate) comm: Communicator,
-    /// Of the host, the same rank.
+    /// The communicator of host memory, with the same rank.
     pub(crate) host: Communicator,
     pub(crate) device: Arc<Device>,
     pub(crate) streams: Vec<CudaStream>,
     pub(crate) arena: Arc<DeviceBuffer>,
 }
 
-/// The ranks that are in this process.
+/// The ranks in this process.
 pub(crate) struct World {
     pub(crate) nranks: u32,
     pub(crate) here: Vec<Member>,
 }
 
-/// Where rank `rank` is: in turns on the devices, the first and second together.
+/// The device of rank `rank`: ranks 0 and 1 share a device, and the others follow in turn.
 pub(crate) fn ordinal(rank: u32, devices: u32) -> i32 {
     ((rank / 2) % devices) as i32
 }
@@ -77,7 +78,7 @@ impl World {
         Self { nranks, here }
     }
 
-    /// This process is one rank of those of a job.
+    /// Makes this process one rank of a job.
     pub(crate) fn of_process(invitation: Invitation) -> Self {
         let Invitation { id, rank, nranks, .. } = invitation;
         let devices = maypole::device::count().expect("a driver that works");
@@ -93,7 +94,7 @@ impl World {
         Self { nranks, here: vec![Member::new(comm, host)] }
     }
 
-    /// Runs `f` as each rank that is here, each in a thread.
+    /// Runs `f` as each rank of this process, each in a thread.
     pub(crate) fn each<T: Send>(&mut self, f: impl Fn(&mut Member) -> T + Sync) -> Vec<T> {
         if let [member] = &mut self.here[..] {
             return vec![f(member)];

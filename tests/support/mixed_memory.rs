@@ -1,5 +1,5 @@
-//! Ranks of which each has memory of its own kind: of the host, or of a device of the simulated
-//! GPU; and the calls that they make, whose results must have the bits of a run on host memory.
+//! Ranks on host memory and on devices of the simulated GPU in one communicator, and calls whose
+//! results must have the bits of a run on host memory.
 
 #![allow(dead_code, reason = "not every test needs all of it")]
 
@@ -14,7 +14,7 @@ use maypole::{Blocks, Call, Collective, Communicator, DType, Error, RedOp, Trans
 use maypole::{UniqueId, VectorCall};
 use maypole_cuda::driver::{CudaStream, Device, DeviceBuffer, Driver};
 
-/// Builds the simulated GPU; the folder is for `LD_LIBRARY_PATH` of processes to come.
+/// Builds the simulated GPU; returns the folder, for `LD_LIBRARY_PATH` of later processes.
 pub(crate) fn simulated_gpu() -> &'static str {
     static FOLDER: OnceLock<String> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -26,8 +26,8 @@ pub(crate) fn simulated_gpu() -> &'static str {
     })
 }
 
-/// Where the ranks are: processes apart by `;`, of each the memory of its ranks apart by `,`: a
-/// device's number, or `h`.
+/// A plan of ranks: processes separated by `;`, and for each the memory of its ranks, separated by
+/// `,`: the number of a device, or `h` for host memory.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan(Vec<Vec<Option<i32>>>);
 
@@ -55,7 +55,7 @@ impl Plan {
 /// Memory of the host, or of a device.
 pub(crate) enum Memory {
     Host,
-    /// What it allocates it keeps: freeing waits for all work of the process' devices, and so
+    /// All allocations are kept: freeing waits for all work of the devices of the process, and so
     /// perhaps for a rank that waits for this one.
     Device {
         device: Arc<Device>,
@@ -64,7 +64,7 @@ pub(crate) enum Memory {
     },
 }
 
-/// A buffer of it.
+/// A buffer in that memory.
 pub(crate) enum Held {
     Host(Vec<u64>, usize),
     Device(Arc<DeviceBuffer>),
@@ -89,7 +89,7 @@ impl Memory {
         }
     }
 
-    /// A buffer that holds `bytes`.
+    /// Makes a buffer that contains `bytes`.
     pub(crate) fn hold(&self, bytes: &[u8]) -> Held {
         let mut held = match self {
             Self::Host => Held::Host(vec![0; bytes.len() / 8 + 1], bytes.len()),
@@ -146,7 +146,7 @@ impl Held {
     }
 }
 
-/// Joins as `rank`, with memory of `device`.
+/// Joins a communicator as `rank`, with memory of `device`.
 pub(crate) fn join(id: &UniqueId, nranks: u32, rank: u32, device: Option<i32>) -> Communicator {
     let comm = Communicator::builder(id).rank(rank, nranks).device(device).build();
     comm.unwrap_or_else(|error| panic!("init of rank {rank}: {error}"))
@@ -176,7 +176,7 @@ pub(crate) fn input(rank: u32, call: u32, dtype: DType, count: usize) -> Vec<u8>
     bytes
 }
 
-/// What a rank makes of its calls: a hash of every receive buffer.
+/// Makes all calls of a rank; returns a hash of all receive buffers.
 pub(crate) type Outcome = Vec<u64>;
 
 fn hash(bytes: &[u8]) -> u64 {
@@ -185,7 +185,7 @@ fn hash(bytes: &[u8]) -> u64 {
     })
 }
 
-/// All collectives, uneven ones, sends and receives, barriers, of these many elements.
+/// Makes all collectives, vector collectives, sends and receives, and barriers, of that many elements.
 pub(crate) fn make_calls(
     comm: &mut Communicator,
     memory: &Memory,
@@ -265,7 +265,8 @@ fn uneven(
     Ok(hash(&memory.read(&recv)))
 }
 
-/// To the next rank a message, an empty one and another; the same from the one before.
+/// Sends a message, an empty message and another message to the next rank, and receives the same from
+/// the previous rank.
 fn around(
     comm: &mut Communicator,
     memory: &Memory,
@@ -292,7 +293,7 @@ fn around(
     Ok(hash(&memory.read(&recv)))
 }
 
-/// What ranks of host memory, threads of this process, make of the same calls.
+/// The results of the same calls by ranks on host memory, as threads of this process.
 pub(crate) fn reference(nranks: u32, counts: &'static [usize]) -> Vec<Outcome> {
     let id = UniqueId::create().expect("a unique id");
     let rank = |rank| {
@@ -305,7 +306,7 @@ pub(crate) fn reference(nranks: u32, counts: &'static [usize]) -> Vec<Outcome> {
     ranks.into_iter().map(|rank| rank.join().expect("a rank")).collect()
 }
 
-/// A stream as the library takes it.
+/// The handle of a stream for the library.
 pub(crate) fn raw(stream: &CudaStream) -> *mut c_void {
     stream.handle()
 }

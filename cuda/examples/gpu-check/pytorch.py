@@ -1,4 +1,7 @@
-"""PyTorch on this library, which is preloaded. `look` says which PyTorch there is; `run N` runs N ranks, each a process, all on GPU 0."""
+"""Runs PyTorch on this library, which is preloaded.
+
+`look` prints the version of PyTorch; `run N` runs N ranks, each a process, all on GPU 0.
+"""
 
 import os
 import subprocess
@@ -56,7 +59,7 @@ def rank(nranks, me, meeting):
     dist.destroy_process_group()
 
 
-# What this was started with: ranks run the same.
+# The arguments of this process, with which the ranks are started too.
 with open("/proc/self/cmdline", "rb") as line:
     SOURCE = line.read().split(b"\0")[2].decode()
 {"look": look, "run": run, "rank": rank}[sys.argv[1]](*sys.argv[2:])
