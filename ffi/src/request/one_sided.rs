@@ -42,13 +42,13 @@ impl OneSidedRequest {
         (window, offset): (WindowHandle, usize),
         signal: SignalArguments,
     ) -> Result<Self, ResultCode> {
-        check_host_memory(comm)?;
         let peer = self::peer(peer, comm.identity().1)?;
         signal.check()?;
         let size = data_type(dtype)?.size();
         let window = comm.windows().find(window)?.id;
         check_buffer(local, count)?;
         let bytes = buffer_bytes(count, size)?;
+        check_host_memory(comm)?;
         Ok(Self::Put { local: local.cast(), bytes, peer, window, offset })
     }
 
@@ -58,14 +58,14 @@ impl OneSidedRequest {
         peer: c_int,
         signal: SignalArguments,
     ) -> Result<Self, ResultCode> {
-        check_host_memory(comm)?;
         signal.check()?;
-        Ok(Self::Signal { peer: self::peer(peer, comm.identity().1)? })
+        let peer = self::peer(peer, comm.identity().1)?;
+        check_host_memory(comm)?;
+        Ok(Self::Signal { peer })
     }
 
     /// Checks the arguments of `ncclWaitSignal`.
     pub(crate) fn wait(comm: &CommGuard, waits: &[NcclWaitSignalDesc]) -> Result<Self, ResultCode> {
-        check_host_memory(comm)?;
         let checked = waits.iter().map(|wait| {
             SignalArguments { signal: wait.sig_idx, context: wait.ctx, flags: 0 }.check()?;
             if wait.op_cnt < 1 {
@@ -76,7 +76,9 @@ impl OneSidedRequest {
             }
             Ok((peer(wait.peer, comm.identity().1)?, wait.op_cnt as u64))
         });
-        Ok(Self::Wait(checked.collect::<Result<_, _>>()?))
+        let checked = checked.collect::<Result<_, _>>()?;
+        check_host_memory(comm)?;
+        Ok(Self::Wait(checked))
     }
 
     /// Whether the call waits for other ranks.
@@ -121,7 +123,7 @@ impl SignalArguments {
     }
 }
 
-/// Refuses a communicator of a CUDA device.
+/// Refuses a communicator of a CUDA device. Wrong arguments are refused before.
 fn check_host_memory(comm: &CommGuard) -> Result<(), ResultCode> {
     let Some(device) = comm.device() else { return Ok(()) };
     Err(refuse(
