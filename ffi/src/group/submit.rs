@@ -24,7 +24,7 @@ pub(crate) fn submit<R: Request>(
         let comm = acquire(comm)?;
         comm.check_open()?;
         let request = check(&comm)?;
-        match stream::resolve(stream, comm.device())? {
+        match resolve_stream(stream, &comm, &request)? {
             CallStream::Default => comm.run(None, move |context| request.run(context)),
             CallStream::Host(stream) => comm.run(Some(stream), move |context| request.run(context)),
             CallStream::Cuda(stream) => match request.device_call() {
@@ -33,6 +33,20 @@ pub(crate) fn submit<R: Request>(
             },
         }
     })
+}
+
+/// The stream of a request. Refuses a request that the communicator's device does not take.
+#[inline]
+fn resolve_stream<R: Request>(
+    stream: StreamHandle,
+    comm: &CommGuard,
+    request: &R,
+) -> Result<CallStream, ResultCode> {
+    let stream = stream::resolve(stream, comm.device())?;
+    if let Some(device) = comm.device() {
+        request.check_device(device)?;
+    }
+    Ok(stream)
 }
 
 #[cold]
@@ -44,7 +58,7 @@ fn enqueue<R: Request>(
     let guard = acquire(comm)?;
     guard.check_open()?;
     let request = check(&guard)?;
-    let stream = stream::resolve(stream, guard.device())?;
+    let stream = resolve_stream(stream, &guard, &request)?;
     check_blocking(guard.is_blocking())?;
     queue(comm, stream, request.into_queued());
     Ok(())

@@ -21,6 +21,8 @@ mod vector;
 mod window;
 
 use maypole::DeviceCall;
+use std::ffi::c_int;
+
 use maypole::ResultCode;
 
 use crate::registry::CallContext;
@@ -37,6 +39,11 @@ pub(crate) use window::WindowRequest;
 pub(crate) trait Request: Sized + Send + 'static {
     /// Runs the call; returns when its result is there.
     fn run(self, context: &mut CallContext<'_>) -> Result<(), ResultCode>;
+
+    /// Refuses a call that a communicator of that CUDA device does not take.
+    fn check_device(&self, _device: c_int) -> Result<(), ResultCode> {
+        Ok(())
+    }
 
     /// The call for a CUDA device; None for what has no effect there.
     fn device_call(&self) -> Option<DeviceCall<'_>>;

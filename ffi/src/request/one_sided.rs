@@ -48,7 +48,6 @@ impl OneSidedRequest {
         let window = comm.windows().find(window)?.id;
         check_buffer(local, count)?;
         let bytes = buffer_bytes(count, size)?;
-        check_host_memory(comm)?;
         Ok(Self::Put { local: local.cast(), bytes, peer, window, offset })
     }
 
@@ -59,9 +58,7 @@ impl OneSidedRequest {
         signal: SignalArguments,
     ) -> Result<Self, ResultCode> {
         signal.check()?;
-        let peer = self::peer(peer, comm.identity().1)?;
-        check_host_memory(comm)?;
-        Ok(Self::Signal { peer })
+        Ok(Self::Signal { peer: self::peer(peer, comm.identity().1)? })
     }
 
     /// Checks the arguments of `ncclWaitSignal`.
@@ -76,9 +73,7 @@ impl OneSidedRequest {
             }
             Ok((peer(wait.peer, comm.identity().1)?, wait.op_cnt as u64))
         });
-        let checked = checked.collect::<Result<_, _>>()?;
-        check_host_memory(comm)?;
-        Ok(Self::Wait(checked))
+        Ok(Self::Wait(checked.collect::<Result<_, _>>()?))
     }
 
     /// Whether the call waits for other ranks.
@@ -101,8 +96,18 @@ impl Request for OneSidedRequest {
         result.map_err(|error| failed_call(&error, context))
     }
 
+    fn check_device(&self, device: c_int) -> Result<(), ResultCode> {
+        Err(refuse(
+            ResultCode::InvalidUsage,
+            &format!(
+                "a one-sided call on a communicator of CUDA device {device}; \
+                 ncclCommQueryProperties says hostRmaSupport = false"
+            ),
+        ))
+    }
+
     fn device_call(&self) -> Option<DeviceCall<'_>> {
-        // The checks refuse one-sided calls on a device.
+        // `check_device` refuses all of them.
         None
     }
 
@@ -121,16 +126,4 @@ impl SignalArguments {
             "signal {signal}, context {context}, flags {flags:#x}: all of them must be 0"
         )))
     }
-}
-
-/// Refuses a communicator of a CUDA device. Wrong arguments are refused before.
-fn check_host_memory(comm: &CommGuard) -> Result<(), ResultCode> {
-    let Some(device) = comm.device() else { return Ok(()) };
-    Err(refuse(
-        ResultCode::InvalidUsage,
-        &format!(
-            "a one-sided call on a communicator of CUDA device {device}; \
-             ncclCommQueryProperties says hostRmaSupport = false"
-        ),
-    ))
 }
