@@ -1,4 +1,5 @@
-//! Benchmarks the encoding of a rank's program for the GPU: words per second, by schedule and ranks.
+//! Benchmarks the encoding of a rank's program for the GPU: words per second, by schedule and
+//! ranks.
 //!
 //! `cargo bench -p maypole-bench --bench encode`
 
@@ -11,8 +12,8 @@ use maypole_algorithms::collective::all_gather::pat;
 use maypole_algorithms::collective::all_reduce::{double_tree, one_shot, ring};
 use maypole_cuda::encode::{ChunkExtent, ProgramBinding, encode, ports};
 
-/// Schedules with many steps in a few lanes, with lanes that depend on each other, with the widest fold,
-/// and with groups of any size.
+/// Schedules with many steps in a few lanes, with lanes that depend on each other, with the widest
+/// fold, and with groups of any size.
 fn schedules() -> [Schedule; 5] {
     [
         ring::schedule(8),

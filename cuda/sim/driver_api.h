@@ -1,5 +1,6 @@
-/* The part of the CUDA driver's binary interface that the simulated device has: types, values and names as in the
- * public documentation of the driver API. Nothing of NVIDIA's headers is needed to build. C and C++ read this file. */
+/* The part of the CUDA driver's binary interface that the simulated device has: types, values and
+ * names as in the public documentation of the driver API. No header of NVIDIA is needed to build.
+ * This file is for C and C++. */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

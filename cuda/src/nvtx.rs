@@ -149,8 +149,8 @@ impl Tool {
             message_type: MESSAGE_ASCII,
             message: name.as_ptr(),
         };
-        // SAFETY: the tool supplied the function and the domain. The attributes are complete, and the
-        // tool copies what it keeps.
+        // SAFETY: the tool supplied the function and the domain. The attributes are complete, and
+        // the tool copies what it keeps.
         unsafe { (self.push)(self.domain, &attributes) };
     }
 }

@@ -79,8 +79,8 @@ const RELAXED: c_int = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED as c_
 const THREAD_LOCAL: c_int = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as c_int;
 
 /// Puts this thread into the relaxed capture mode until it is dropped. The thread may then allocate
-/// and synchronise although a stream is being captured. That does not invalidate the capture, and is
-/// not recorded.
+/// and synchronise although a stream is being captured. That does not invalidate the capture, and
+/// is not recorded.
 pub struct RelaxedCapture {
     driver: Arc<Driver>,
     before: c_int,
@@ -118,8 +118,8 @@ impl CudaStream {
         Ok(Self { device: device.clone(), handle, owned: true })
     }
 
-    /// Wraps a stream of the user. Null and 1 are the legacy default stream; 2 is the default stream
-    /// of the thread that makes a call.
+    /// Wraps a stream of the user. Null and 1 are the legacy default stream; 2 is the default
+    /// stream of the thread that makes a call.
     ///
     /// # Safety
     /// The handle is one of these, or that of a stream that outlives the result.
@@ -229,7 +229,8 @@ impl CudaStream {
         call!(&self.device.current()?, cuStreamWaitValue64_v2(self.handle, address, value, 0))
     }
 
-    /// Queues a call of `function` on a thread of the driver. The function must not call the driver.
+    /// Queues a call of `function` on a thread of the driver. The function must not call the
+    /// driver.
     ///
     /// # Errors
     /// The driver refuses.
@@ -327,8 +328,8 @@ impl CudaGraph {
     /// The driver refuses.
     ///
     /// # Safety
-    /// The memory that the operations use stays allocated until the stream has run the graph, and no
-    /// other work uses it meanwhile.
+    /// The memory that the operations use stays allocated until the stream has run the graph, and
+    /// no other work uses it meanwhile.
     pub unsafe fn launch(&self, stream: &CudaStream) -> Result<(), DriverError> {
         call!(&self.device.current()?, cuGraphLaunch(self.handle, stream.handle))
     }

@@ -51,7 +51,8 @@ fn device(driver: &Arc<Driver>, ordinal: i32) -> Arc<Device> {
 /// The address of a function of the simulated library.
 fn symbol(name: &CStr) -> *mut c_void {
     let library = CString::new(LIBRARY.as_os_str().as_encoded_bytes()).expect("a path");
-    // SAFETY: both strings end in a zero byte. The library is loaded already, so this only finds it.
+    // SAFETY: both strings end in a zero byte. The library is loaded already, so this only finds
+    // it.
     let address =
         unsafe { libc::dlsym(libc::dlopen(library.as_ptr(), libc::RTLD_NOW), name.as_ptr()) };
     assert!(!address.is_null(), "{name:?}");
@@ -273,6 +274,10 @@ fn pinned_memory_is_reached_from_both_sides() {
     );
 }
 
+/// Counts one call.
+///
+/// # Safety
+/// `counter` points to an AtomicU64 that is alive.
 unsafe extern "C" fn count(counter: *mut c_void) {
     // SAFETY: the test passes an AtomicU64 that outlives the stream.
     unsafe { &*counter.cast::<AtomicU64>() }.fetch_add(1, Ordering::Relaxed);

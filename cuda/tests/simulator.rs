@@ -26,8 +26,8 @@ static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
     built
 });
 
-/// The functions that the simulated older driver lacks; the same as in driver.rs, so that it is built
-/// once.
+/// The functions that the simulated older driver lacks; the same as in driver.rs, so that it is
+/// built once.
 const OLDER: &str = "cuLaunchKernelEx,cuStreamWriteValue64_v2,cuDeviceGetUuid_v2";
 
 fn older() -> PathBuf {
@@ -90,8 +90,8 @@ fn traps(name: &str, message: &str) {
     assert!(said.contains(message), "{name}: {said}");
 }
 
-/// It cannot be observed that a case hangs for ever, but that it has not ended after a while. The same
-/// case with more room passes.
+/// It cannot be observed that a case hangs for ever, but that it has not ended after a while. The
+/// same case with more room passes.
 fn hangs(name: &str, settings: &[(&str, &str)]) {
     let output = case_within(Duration::from_secs(1), name, &BUILT, settings);
     assert!(output.is_none(), "{name} ends with {output:?}");

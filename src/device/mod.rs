@@ -2,9 +2,9 @@
 //!
 //! A communicator uses either a device or host memory, as its options say when it is made
 //! ([`Options::device`](crate::bootstrap::Options)). A call on device memory is queued on a stream
-//! ([`launch_calls`](crate::launch_calls)) and run there by the kernel of `maypole_cuda`, which interprets the
-//! same proved schedule that a communicator of host memory runs. Without a CUDA driver
-//! (libcuda.so.1) there are no devices, and nothing here is used.
+//! ([`launch_calls`](crate::launch_calls)) and run there by the kernel of `maypole_cuda`, which
+//! interprets the same proved schedule that a communicator of host memory runs. Without a CUDA
+//! driver (libcuda.so.1) there are no devices, and nothing here is used.
 //!
 //! The folders are layers: [`memory`], then [`setup`], then [`queue`].
 

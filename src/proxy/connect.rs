@@ -1,11 +1,11 @@
 //! The thread that connects to peers, so that queueing a call does not wait for them.
 //!
 //! A call can be queued as soon as its rings exist. Its kernels may fill them before the peer is
-//! connected, and one thread may queue the calls of several ranks that have to connect to each other.
-//! Of two ranks the lower one dials, and the service thread of the other answers at any time. The
-//! higher rank waits to be dialed, which may take until the other rank makes its call. So this thread
-//! dials first, and then checks the connections that it waits for in turn, so that none delays
-//! another.
+//! connected, and one thread may queue the calls of several ranks that have to connect to each
+//! other. Of two ranks the lower one dials, and the service thread of the other answers at any
+//! time. The higher rank waits to be dialed, which may take until the other rank makes its call. So
+//! this thread dials first, and then checks the connections that it waits for in turn, so that none
+//! delays another.
 
 use std::sync::PoisonError;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};

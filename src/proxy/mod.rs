@@ -4,17 +4,17 @@
 //!
 //! ```text
 //!  kernel --> device ring ---------> proxy --> slot of the link ~~> peer: a rank of the host,
-//!             slot, head, `filled`   copy      send(len, tag)       or its proxy --> ring --> kernel
+//!             slot, head, `filled`   copy      send(len, tag)       or proxy --> ring --> kernel
 //!             `drained` <----------- when the link has the message
 //! ```
 //!
-//! The device rings have the form of the rings between kernels (`LinkEnd` in `maypole_cuda::launch`,
-//! [`maypole_transport::device_ring`]), but are in pinned host memory. To a kernel a link through the
-//! proxy differs from a direct link only by its addresses. Nothing announces messages to the proxy:
-//! what a kernel stores (a slot, its head and the counter) is all there is to know about a message.
-//! So the host posts no descriptors for a call, and a replayed graph, which makes the same stores
-//! again with the current counters, needs nothing from the host. The proxy passes tags on; kernels
-//! and the host's engine compare them.
+//! The device rings have the form of the rings between kernels (`LinkEnd` in
+//! `maypole_cuda::launch`, [`maypole_transport::device_ring`]), but are in pinned host memory. To a
+//! kernel a link through the proxy differs from a direct link only by its addresses. Nothing
+//! announces messages to the proxy: what a kernel stores (a slot, its head and the counter) is all
+//! there is to know about a message. So the host posts no descriptors for a call, and a replayed
+//! graph, which makes the same stores again with the current counters, needs nothing from the host.
+//! The proxy passes tags on; kernels and the host's engine compare them.
 //!
 //! Each communicator with such links has its own thread (`maypole-proxy`, started with the first
 //! link). It sleeps on the doorbell of the communicator's endpoint, and a thread can sleep on one
@@ -22,9 +22,9 @@
 //! that of windows, may sleep on the same doorbell: a ring wakes all of them.
 //!
 //! Cost of a message: two copies through host memory in addition to those of the link, one by a
-//! kernel over the bus and one by the thread. For links that can read and write device memory (verbs
-//! with GPUDirect), the slots of the ring could be a registered region of the device, and the pump
-//! would post and complete transfers instead of copying. Heads and counters would stay.
+//! kernel over the bus and one by the thread. For links that can read and write device memory
+//! (verbs with GPUDirect), the slots of the ring could be a registered region of the device, and
+//! the pump would post and complete transfers instead of copying. Heads and counters would stay.
 //!
 //! * `ring`: where the words of the rings lie
 //! * `pump`: moves the messages of one peer and channel
@@ -95,9 +95,9 @@ pub(crate) struct ProxyConfig {
     pub(crate) connect: Connect,
     /// Whether works that the host has queued have not finished.
     pub(crate) queued: Box<dyn Fn() -> bool + Send + Sync>,
-    /// Called at most once, from a thread of the proxy, with the error that ends the communicator. It
-    /// tells the other ranks first and then aborts the kernels, so that a rank which sees a kernel
-    /// end finds the error.
+    /// Called at most once, from a thread of the proxy, with the error that ends the communicator.
+    /// It tells the other ranks first and then aborts the kernels, so that a rank which sees a
+    /// kernel end finds the error.
     pub(crate) fail: Box<dyn FnOnce(Error) + Send>,
 }
 
@@ -149,9 +149,9 @@ impl Proxy {
         }
     }
 
-    /// Adds a link between the kernels and `peer` on `channel`. Does not wait for the peer: messages
-    /// move as soon as it is connected. Memory is taken from `pool`, and `stream` belongs to the same
-    /// device. The caller has to be in the relaxed capture mode (`RelaxedCapture`).
+    /// Adds a link between the kernels and `peer` on `channel`. Does not wait for the peer:
+    /// messages move as soon as it is connected. Memory is taken from `pool`, and `stream` belongs
+    /// to the same device. The caller has to be in the relaxed capture mode (`RelaxedCapture`).
     ///
     /// # Errors
     /// There is no pinned memory or no thread left, or the proxy has ended.
@@ -215,8 +215,8 @@ impl Proxy {
     }
 
     /// Tells the thread that a call was captured: from now on works may begin at any time, without
-    /// the host. Since it is not known what they receive, a peer that has left is no error for them,
-    /// but a peer that has died is.
+    /// the host. Since it is not known what they receive, a peer that has left is no error for
+    /// them, but a peer that has died is.
     pub(crate) fn captured(&self) {
         self.state.captured.store(1, Ordering::Relaxed);
         self.state.endpoint.doorbell().ring();

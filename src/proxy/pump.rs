@@ -44,12 +44,12 @@ impl Pump {
         self.gone
     }
 
-    /// Moves what can be moved now, in each direction at most as many messages as a ring holds, so that
-    /// no pump delays the others. True if anything moved.
+    /// Moves what can be moved now, in each direction at most as many messages as a ring holds, so
+    /// that no pump delays the others. True if anything moved.
     ///
     /// # Errors
-    /// The communicator was aborted; the peer is gone although a kernel sends to it or a queued call
-    /// needs messages from it; or the rings are corrupt.
+    /// The communicator was aborted; the peer is gone although a kernel sends to it or a queued
+    /// call needs messages from it; or the rings are corrupt.
     pub(super) fn run(&mut self) -> Result<bool, LinkError> {
         let sent = self.send()?;
         Ok(self.receive()? || sent)
@@ -82,9 +82,9 @@ impl Pump {
                 let why = "a kernel sent it a message that is longer than a slot of its link";
                 return Err(LinkError::Corrupt { peer: self.peer, why });
             }
-            // SAFETY: the message is readable until it is released. The slot belongs to this rank until
-            // it is sent, and is long enough. They do not overlap: one is memory of the ring, the other
-            // of the link.
+            // SAFETY: the message is readable until it is released. The slot belongs to this rank
+            // until it is sent, and is long enough. They do not overlap: one is memory of the ring,
+            // the other of the link.
             unsafe { slot.data.copy_from_nonoverlapping(message.data, message.len) };
             self.outgoing.slots.send(message.len, message.tag);
             self.rings.from_kernel.release();

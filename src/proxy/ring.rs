@@ -92,9 +92,9 @@ impl RingLayout {
         }
     }
 
-    /// The kernel's end of a ring of the block at device address `base`; `position` is the address of
-    /// the kernel's counter. There are no LL lines: the host would have to write a flag into each
-    /// word, for a gain in latency that the network hides.
+    /// The kernel's end of a ring of the block at device address `base`; `position` is the address
+    /// of the kernel's counter. There are no LL lines: the host would have to write a flag into
+    /// each word, for a gain in latency that the network hides.
     pub(super) fn kernel_end(&self, base: u64, direction: RingDirection, position: u64) -> LinkEnd {
         let [filled, drained, heads, slots] = self.offsets(direction).map(|at| base + at as u64);
         LinkEnd {

@@ -1,12 +1,12 @@
 //! The thread of the proxy: runs the pumps, and sleeps when there is nothing to move.
 //!
 //! Peers ring the endpoint's doorbell and so end a sleep, but kernels cannot. While a launch is
-//! running the thread therefore polls the rings of the kernels: without a pause for as long as a rank
-//! of the host would spin, then after pauses that grow with the time for which nothing has moved, up
-//! to a millisecond. So a kernel that sends after a silence of a millisecond waits for about an
-//! eighth of that, and a kernel that waits behind a long one on its stream costs less than a
-//! hundredth of a core. All pauses are spent sleeping on the doorbell, so messages of peers are never
-//! late.
+//! running the thread therefore polls the rings of the kernels: without a pause for as long as a
+//! rank of the host would spin, then after pauses that grow with the time for which nothing has
+//! moved, up to a millisecond. So a kernel that sends after a silence of a millisecond waits for
+//! about an eighth of that, and a kernel that waits behind a long one on its stream costs less than
+//! a hundredth of a core. All pauses are spent sleeping on the doorbell, so messages of peers are
+//! never late.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -96,8 +96,8 @@ impl ProxyState {
     }
 }
 
-/// Runs until the proxy is stopped and the links have taken everything that kernels sent, or until the
-/// first error. Returns the pumps, because kernels may still use their rings.
+/// Runs until the proxy is stopped and the links have taken everything that kernels sent, or until
+/// the first error. Returns the pumps, because kernels may still use their rings.
 pub(super) fn run(state: &ProxyState, spin_policy: SpinPolicy) -> Vec<Pump> {
     use_precise_timers();
     let mut pumps = Vec::new();
@@ -218,7 +218,8 @@ fn pause(silence: Duration) -> Duration {
     (silence / PAUSE_DIVISOR).clamp(PAUSES.0, PAUSES.1)
 }
 
-/// Makes short sleeps of this thread precise. By default Linux may extend them by 50 us to save power.
+/// Makes short sleeps of this thread precise. By default Linux may extend them by 50 us to save
+/// power.
 fn use_precise_timers() {
     // SAFETY: the call takes no pointers. If it failed, sleeps would only be longer.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000) };

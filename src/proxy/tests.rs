@@ -118,8 +118,8 @@ fn proxied_by(
     let memory: Arc<dyn Any + Send + Sync> = Arc::new(lines);
     let [from, to] = [RingDirection::FromKernel, RingDirection::ToKernel]
         .map(|direction| layout.host_ring(base, direction));
-    // SAFETY: that many zero bytes, kept alive by `memory`; the ends of the kernel and of the proxy are
-    // each made once.
+    // SAFETY: that many zero bytes, kept alive by `memory`; the ends of the kernel and of the proxy
+    // are each made once.
     let kernel = unsafe {
         let rings = layout.proxy_ends(base, peer, memory.clone());
         assert_eq!(proxy.attach(peer, 0, rings).unwrap(), 0);
@@ -336,8 +336,8 @@ fn it_sleeps_when_nothing_is_queued_and_in_short_pauses_when_a_kernel_is() {
         };
         until(|| (rank.proxy.state.added.load(Ordering::Acquire) == 1).then_some(()));
         rank.park();
-        // The longest sleep is ten times as long, and before it come some 25 rounds. A spinning thread
-        // would make hundreds of thousands.
+        // The longest sleep is ten times as long, and before it come some 25 rounds. A spinning
+        // thread would make hundreds of thousands.
         assert!(rounds_in_50_ms(&rank) < 100);
         // A message of the peer wakes it.
         until(|| host.out.slots.reserve().unwrap());

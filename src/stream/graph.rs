@@ -46,7 +46,8 @@ struct ChainState {
 #[derive(Clone)]
 pub struct WorkTicket(Arc<WorkNode>);
 
-/// Locks a mutex. A poisoned one is used: nothing under these locks panics halfway through a change.
+/// Locks a mutex. A poisoned one is used: nothing under these locks panics halfway through a
+/// change.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -67,8 +68,8 @@ impl WorkNode {
     }
 
     fn follow(self: &Arc<Self>, earlier: &Self) {
-        // Both locks are never held at once. `waits_for` cannot become 0 in between, since the node is
-        // not started.
+        // Both locks are never held at once. `waits_for` cannot become 0 in between, since the node
+        // is not started.
         lock(&self.state).waits_for += 1;
         let mut state = lock(&earlier.state);
         if state.result.is_none() {
@@ -93,8 +94,8 @@ impl WorkNode {
         state.waits_for == 0
     }
 
-    /// Runs the work, which waits for nothing any more, on this thread. Returns the nodes that may run
-    /// now.
+    /// Runs the work, which waits for nothing any more, on this thread. Returns the nodes that may
+    /// run now.
     pub(super) fn run(&self) -> Vec<Arc<Self>> {
         let work = lock(&self.state).work.take();
         // There is no work if it was cancelled.
@@ -229,15 +230,16 @@ impl WorkTicket {
         Self(node)
     }
 
-    /// Drops the work if it has not begun. Its position in the order remains: later work still waits for
-    /// earlier work.
+    /// Drops the work if it has not begun. Its position in the order remains: later work still
+    /// waits for earlier work.
     pub fn cancel(&self) {
         let work = lock(&self.0.state).work.take();
         // Dropped without the lock, because the destructor may take other locks.
         drop(work);
     }
 
-    /// Whether the work has ended; a cancelled work ends when the work that it waited for has ended.
+    /// Whether the work has ended; a cancelled work ends when the work that it waited for has
+    /// ended.
     pub fn has_ended(&self) -> bool {
         self.0.has_ended()
     }

@@ -1,16 +1,16 @@
 //! Host streams: work that runs in order and asynchronously, as on a CUDA stream.
 //!
-//! A work is issued on one or more streams. It begins when all work issued on them before has ended.
-//! So streams are not queues, but the ends of chains in one graph (`graph`). All edges of the graph
-//! lead from work that was issued earlier to work that was issued later, so it has no cycles,
-//! whichever streams are shared. Each work that is ready runs at once on a thread (`pool`), because any
-//! two of them may be ranks that wait for each other.
+//! A work is issued on one or more streams. It begins when all work issued on them before has
+//! ended. So streams are not queues, but the ends of chains in one graph (`graph`). All edges of
+//! the graph lead from work that was issued earlier to work that was issued later, so it has no
+//! cycles, whichever streams are shared. Each work that is ready runs at once on a thread (`pool`),
+//! because any two of them may be ranks that wait for each other.
 //!
 //! The C ABI uses one more stream for each communicator, on which all its calls are issued, so that
 //! they keep their order on whatever streams they are.
 //!
-//! The failure of a work stays with its streams until the user synchronises. Later work runs all the
-//! same, because peers wait for it.
+//! The failure of a work stays with its streams until the user synchronises. Later work runs all
+//! the same, because peers wait for it.
 //!
 //! A child process made by fork has none of the threads, so the streams that it inherited refuse
 //! everything.
@@ -56,8 +56,8 @@ pub struct Issue {
     pub on: Vec<Stream>,
 }
 
-/// Issues several works at once. On a stream that they share they do not wait for each other, and work
-/// that is issued later waits for all of them. The tickets have the order of `batch`.
+/// Issues several works at once. On a stream that they share they do not wait for each other, and
+/// work that is issued later waits for all of them. The tickets have the order of `batch`.
 ///
 /// # Errors
 /// A stream was made before this process was forked from its parent.
@@ -66,8 +66,8 @@ pub fn issue(batch: Vec<Issue>) -> Result<Vec<WorkTicket>, Error> {
         issue.on.iter().try_for_each(Stream::check_fork)?;
     }
     let pool = pool::of_this_process();
-    // The lock for the order of issue. Without it two threads could issue two works on two streams in
-    // different orders, and each work would wait for the other.
+    // The lock for the order of issue. Without it two threads could issue two works on two streams
+    // in different orders, and each work would wait for the other.
     let order = pool.order();
     let nodes: Vec<Arc<WorkNode>> = batch
         .into_iter()
@@ -97,8 +97,8 @@ pub fn is_at_work() -> bool {
     pool::is_at_work()
 }
 
-/// Ends the threads that are kept for later work: idle threads now, the others after their work. For
-/// programs that will issue no more work.
+/// Ends the threads that are kept for later work: idle threads now, the others after their work.
+/// For programs that will issue no more work.
 pub fn dismiss() {
     pool::of_this_process().dismiss();
 }
@@ -122,8 +122,9 @@ impl Stream {
     /// Waits until all work issued on the stream so far has ended.
     ///
     /// # Errors
-    /// [`Error::Failed`]: the first failure since the last synchronisation. [`Error::InvalidUsage`]:
-    /// this thread is running work of a stream, or the stream was made before a fork.
+    /// [`Error::Failed`]: the first failure since the last synchronisation.
+    /// [`Error::InvalidUsage`]: this thread is running work of a stream, or the stream was made
+    /// before a fork.
     pub fn synchronize(&self) -> Result<(), Error> {
         self.check_fork()?;
         if is_at_work() {
@@ -136,8 +137,8 @@ impl Stream {
         self.chain.take_failure().map_or(Ok(()), |code| Err(Error::Failed { code }))
     }
 
-    /// Whether all work issued on the stream has ended. A failure stays with the stream until the user
-    /// synchronises.
+    /// Whether all work issued on the stream has ended. A failure stays with the stream until the
+    /// user synchronises.
     ///
     /// # Errors
     /// As [`synchronize`](Self::synchronize).
@@ -155,7 +156,8 @@ impl Stream {
         self.chain.failure()
     }
 
-    /// Makes work that is issued on this stream from now on wait for the work issued on `other` so far.
+    /// Makes work that is issued on this stream from now on wait for the work issued on `other` so
+    /// far.
     ///
     /// # Errors
     /// One of the streams was made before a fork.
@@ -167,9 +169,9 @@ impl Stream {
         Ok(())
     }
 
-    /// A file descriptor that a program can poll. It becomes readable when a work ends; a read of eight
-    /// bytes returns how many works have ended since the last read. Work that ended before the first
-    /// call of this is not counted. The descriptor belongs to the stream.
+    /// A file descriptor that a program can poll. It becomes readable when a work ends; a read of
+    /// eight bytes returns how many works have ended since the last read. Work that ended before
+    /// the first call of this is not counted. The descriptor belongs to the stream.
     ///
     /// # Errors
     /// The system has no descriptor left.

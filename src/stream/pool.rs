@@ -1,5 +1,5 @@
-//! The threads that run works. Each job gets a thread at once, however many are running, because any
-//! job may wait for another. An idle thread is kept for a while, or until the pool is
+//! The threads that run works. Each job gets a thread at once, however many are running, because
+//! any job may wait for another. An idle thread is kept for a while, or until the pool is
 //! [dismissed](ThreadPool::dismiss).
 
 use std::cell::Cell;
@@ -29,8 +29,8 @@ pub(super) enum Job {
     Function(FunctionJob),
 }
 
-/// A function to be called. Its result is sent only when the thread counts as idle again: a receiver
-/// that has got many results then finds as many idle threads.
+/// A function to be called. Its result is sent only when the thread counts as idle again: a
+/// receiver that has got many results then finds as many idle threads.
 pub(super) struct FunctionJob {
     pub(super) call: Work,
     /// The number that is sent with the result.
@@ -52,7 +52,8 @@ pub(super) struct ThreadPool {
 
 #[derive(Default)]
 struct PoolState {
-    /// The number of threads that wait for a job or are about to: at least the number of ready jobs.
+    /// The number of threads that wait for a job or are about to: at least the number of ready
+    /// jobs.
     idle: usize,
     ready: VecDeque<Job>,
     /// Whether idle threads have to end.
@@ -96,7 +97,8 @@ impl ThreadPool {
         if let Err(error) = self.start_jobs(vec![Job::Node(Arc::clone(&node))]) {
             // The issuing thread runs it: slower, but in order and complete.
             log::warn!(
-                "cannot start a thread for a stream ({error}); the thread that issued the work runs it"
+                "cannot start a thread for a stream ({error}); the thread that issued the work \
+                 runs it"
             );
             self.work(node);
         }
@@ -167,8 +169,8 @@ impl ThreadPool {
         }
     }
 
-    /// Runs a node, then on this thread one of the nodes that become ready; the others get threads of
-    /// their own.
+    /// Runs a node, then on this thread one of the nodes that become ready; the others get threads
+    /// of their own.
     fn work(&'static self, node: Arc<WorkNode>) {
         with_at_work(true, || {
             let mut next = Some(node);

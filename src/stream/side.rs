@@ -1,5 +1,5 @@
-//! Functions that are on no stream, run by the threads of streams: several in parallel, or one in the
-//! background.
+//! Functions that are on no stream, run by the threads of streams: several in parallel, or one in
+//! the background.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
@@ -8,11 +8,11 @@ use super::graph::Work;
 use super::pool::{self, FunctionJob, Job};
 use crate::error::{Error, ResultCode};
 
-/// Runs all works at the same time, the first one on this thread, and returns their results in order
-/// when all have ended. The works may wait for each other.
+/// Runs all works at the same time, the first one on this thread, and returns their results in
+/// order when all have ended. The works may wait for each other.
 ///
-/// If this thread [is at work](super::is_at_work), it waits for these works, so they count as at work
-/// too.
+/// If this thread [is at work](super::is_at_work), it waits for these works, so they count as at
+/// work too.
 ///
 /// # Errors
 /// [`Error::System`]: there are not enough threads; then no work has begun.

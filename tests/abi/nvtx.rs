@@ -1,4 +1,5 @@
-//! Tests that calls of the C ABI are NVTX ranges for the profiler that `NVTX_INJECTION64_PATH` names.
+//! Tests that calls of the C ABI are NVTX ranges for the profiler that `NVTX_INJECTION64_PATH`
+//! names.
 
 use std::path::Path;
 

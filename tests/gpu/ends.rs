@@ -1,4 +1,5 @@
-//! Tests of abnormal ends: an abort by another thread while kernels wait, and a rank that is killed.
+//! Tests of abnormal ends: an abort by another thread while kernels wait, and a rank that is
+//! killed.
 
 use std::sync::Barrier;
 
@@ -84,8 +85,8 @@ pub(crate) fn forever(world: &mut World) {
     });
 }
 
-/// More ranks on a device than a launch can hold: on separate streams they work, on one stream they are
-/// refused.
+/// More ranks on a device than a launch can hold: on separate streams they work, on one stream they
+/// are refused.
 pub(crate) fn crowd(ranks: usize) {
     let mut world = World::of_threads(ranks);
     world.each(|member| member.comm.barrier().expect("a barrier"));

@@ -8,8 +8,8 @@ use crate::round::{Group, Round, Way};
 use crate::simulator::{folder, play};
 use crate::world::World;
 
-/// The number of elements, whether in place, and the bytes of misalignment. Each combination is tested
-/// with two of these in turn, or with all.
+/// The number of elements, whether in place, and the bytes of misalignment. Each combination is
+/// tested with two of these in turn, or with all.
 const FORMS: [(usize, bool, usize); 6] = [
     (64, false, 0),
     (447, true, 3),

@@ -1,5 +1,5 @@
-//! Tests with a driver that fails in any of its functions: the ranks get errors or right results, and
-//! nothing hangs or crashes.
+//! Tests with a driver that fails in any of its functions: the ranks get errors or right results,
+//! and nothing hangs or crashes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -31,8 +31,8 @@ fn pieces(nranks: u32) -> Vec<Piece> {
     (1..).zip(whats).map(piece).collect()
 }
 
-/// Queues these calls for `members`, on the same stream of each, or on one stream for all if they share
-/// a device.
+/// Queues these calls for `members`, on the same stream of each, or on one stream for all if they
+/// share a device.
 fn queue(
     members: &mut [Member],
     pieces: &[Piece],

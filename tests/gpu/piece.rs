@@ -1,5 +1,5 @@
-//! A random call that all ranks make with different contributions, the position of its buffers in the
-//! memory of a rank, and the call on host or device memory.
+//! A random call that all ranks make with different contributions, the position of its buffers in
+//! the memory of a rank, and the call on host or device memory.
 
 use std::fmt;
 
@@ -72,8 +72,8 @@ impl fmt::Debug for Piece {
     }
 }
 
-/// The bits of element `index` of the contribution of `rank`: floats of similar magnitude, so that sums
-/// are rounded, and no NaN.
+/// The bits of element `index` of the contribution of `rank`: floats of similar magnitude, so that
+/// sums are rounded, and no NaN.
 fn element(dtype: DType, seed: u64, rank: u32, index: usize) -> u64 {
     let bits = Random(seed ^ u64::from(rank) << 40 ^ index as u64).next();
     let mask = u64::MAX >> (64 - 8 * dtype.size());
@@ -336,8 +336,8 @@ impl Bound<'_> {
     /// # Safety
     /// The memory of the call is allocated.
     pub(crate) unsafe fn run(&self, comm: &mut Communicator) -> Result<(), Error> {
-        // SAFETY: the caller keeps the memory allocated, and the buffers of a piece overlap only where
-        // that is allowed.
+        // SAFETY: the caller keeps the memory allocated, and the buffers of a piece overlap only
+        // where that is allowed.
         unsafe {
             match self {
                 Self::Even(call) => comm.run(call),

@@ -1,7 +1,9 @@
-//! Tests ranks on devices that cannot reach each other's memory, and ranks on host memory together with
-//! ranks on devices, on the simulated GPU: in one process and in several, on one host and on two.
+//! Tests ranks on devices that cannot reach each other's memory, and ranks on host memory together
+//! with ranks on devices, on the simulated GPU: in one process and in several, on one host and on
+//! two.
 //!
-//! A test starts the processes of a job, copies of this binary; the ranks of a process are threads of it.
+//! A test starts the processes of a job, copies of this binary; the ranks of a process are threads
+//! of it.
 
 use std::thread;
 
@@ -56,8 +58,8 @@ fn rank() {
     });
 }
 
-/// This thread queues the calls of all ranks of the process, one rank after the other, and waits for
-/// none of them.
+/// This thread queues the calls of all ranks of the process, one rank after the other, and waits
+/// for none of them.
 fn one_thread(id: &UniqueId, ranks: &[(u32, Option<i32>)]) {
     let nranks = ranks.len() as u32;
     let mut comms: Vec<(Communicator, Memory)> = thread::scope(|scope| {
@@ -151,8 +153,8 @@ fn expected(nranks: u32, count: usize, number: u32) -> u64 {
     (0..nranks).map(|rank| total(&input(rank, number, DType::Int32, count))).sum()
 }
 
-/// Captures an all-reduce and an exchange with both neighbours once, and replays them with different
-/// contents.
+/// Captures an all-reduce and an exchange with both neighbours once, and replays them with
+/// different contents.
 fn replay(comm: &mut Communicator, memory: &Memory) -> String {
     let (rank, nranks) = (comm.rank(), comm.nranks());
     let (next, before) = ((rank + 1) % nranks, (rank + nranks - 1) % nranks);
@@ -192,8 +194,8 @@ fn replay(comm: &mut Communicator, memory: &Memory) -> String {
     "done".to_owned()
 }
 
-/// Ranks on host memory do not replay, so calls with them cannot be captured: they are refused without
-/// an effect.
+/// Ranks on host memory do not replay, so calls with them cannot be captured: they are refused
+/// without an effect.
 fn refused(comm: &mut Communicator, memory: &Memory, on_device: bool) -> String {
     let mut said = "host".to_owned();
     if on_device {
@@ -230,8 +232,8 @@ fn ends(comm: &mut Communicator, memory: &Memory, happens: impl Fn(&Communicator
     error_text(Err(error))
 }
 
-/// Rank 0 sends to all ranks and leaves at once. The others are late, forward the data, and do not need
-/// rank 0 any more.
+/// Rank 0 sends to all ranks and leaves at once. The others are late, forward the data, and do not
+/// need rank 0 any more.
 fn leave(mut comm: Communicator, memory: &Memory) -> String {
     let count = 1000;
     let collective = Collective::Broadcast { root: 0 };

@@ -1,5 +1,5 @@
-//! Tests random calls: random collective, type, operation, size, root, buffers, stream and group. The
-//! expected result is that of the host.
+//! Tests random calls: random collective, type, operation, size, root, buffers, stream and group.
+//! The expected result is that of the host.
 
 use maypole::{Collective, DType, RedOp};
 

@@ -1,5 +1,5 @@
-//! A round of a test: some calls on the host, the same calls on devices in one of several ways, and a
-//! comparison of all memory.
+//! A round of a test: some calls on the host, the same calls on devices in one of several ways, and
+//! a comparison of all memory.
 
 use std::ffi::c_void;
 

@@ -72,8 +72,8 @@ pub(crate) fn play_for(
     let (leash, free) = std::sync::mpsc::channel::<()>();
     let watchdog = std::thread::spawn(move || {
         if free.recv_timeout(patience) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-            // SAFETY: the call takes no pointers. The process is a child that is not reaped before this
-            // thread is told.
+            // SAFETY: the call takes no pointers. The process is a child that is not reaped before
+            // this thread is told.
             unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
         }
     });
@@ -91,7 +91,8 @@ pub(crate) fn scene() -> Option<Vec<String>> {
 }
 
 fn symbol(name: &CStr) -> *mut c_void {
-    // SAFETY: both strings end in a zero byte. The library is loaded already, so this only finds it.
+    // SAFETY: both strings end in a zero byte. The library is loaded already, so this only finds
+    // it.
     let address = unsafe {
         libc::dlsym(libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW), name.as_ptr())
     };

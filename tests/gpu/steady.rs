@@ -21,8 +21,8 @@ fn even(collective: Collective, count: usize) -> Piece {
     }
 }
 
-/// Counted functions that are no part of the calls: a service thread queries the driver from time to
-/// time while work is running.
+/// Counted functions that are no part of the calls: a service thread queries the driver from time
+/// to time while work is running.
 const LOOKS: [&str; 5] = [
     // The number of started kernels, which is no call.
     "kernel",
@@ -32,8 +32,8 @@ const LOOKS: [&str; 5] = [
     "cuCtxPopCurrent_v2",
 ];
 
-/// The calls of the driver by `times` launches of `pieces`, by all ranks at once if `together`: launches
-/// of kernels, and other calls, without those of service threads.
+/// The calls of the driver by `times` launches of `pieces`, by all ranks at once if `together`:
+/// launches of kernels, and other calls, without those of service threads.
 fn cost(world: &mut World, pieces: &[Piece], together: bool, times: u64) -> (u64, u64) {
     let (nranks, ranks) = (world.nranks, world.here.len());
     let queue = |members: &mut [crate::world::Member]| {
@@ -80,7 +80,8 @@ fn cost(world: &mut World, pieces: &[Piece], together: bool, times: u64) -> (u64
         })
         .collect();
     assert!(strange.is_empty(), "{strange:?}");
-    // A service thread first asks for the current context; one of them may be between its two calls.
+    // A service thread first asks for the current context; one of them may be between its two
+    // calls.
     let looks = count("cuStreamQuery") + ranks as u64;
     (launches, current.saturating_sub(looks).max(launches) + capture)
 }

@@ -1,5 +1,5 @@
-//! The ranks of a test, all in this process or one of several processes. Each has a communicator of a
-//! device, and one of host memory for comparison.
+//! The ranks of a test, all in this process or one of several processes. Each has a communicator of
+//! a device, and one of host memory for comparison.
 
 use std::sync::Arc;
 

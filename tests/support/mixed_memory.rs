@@ -185,7 +185,8 @@ fn hash(bytes: &[u8]) -> u64 {
     })
 }
 
-/// Makes all collectives, vector collectives, sends and receives, and barriers, of that many elements.
+/// Makes all collectives, vector collectives, sends and receives, and barriers, of that many
+/// elements.
 pub(crate) fn make_calls(
     comm: &mut Communicator,
     memory: &Memory,
@@ -265,8 +266,8 @@ fn uneven(
     Ok(hash(&memory.read(&recv)))
 }
 
-/// Sends a message, an empty message and another message to the next rank, and receives the same from
-/// the previous rank.
+/// Sends a message, an empty message and another message to the next rank, and receives the same
+/// from the previous rank.
 fn around(
     comm: &mut Communicator,
     memory: &Memory,

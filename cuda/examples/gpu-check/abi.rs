@@ -1,5 +1,5 @@
-//! Checks of the library as programs use it: `libnccl.so.2`, opened by its path, with device pointers,
-//! by one rank, and by two ranks on one GPU.
+//! Checks of the library as programs use it: `libnccl.so.2`, opened by its path, with device
+//! pointers, by one rank, and by two ranks on one GPU.
 
 use crate::elements::{difference, input};
 use crate::gpu::{Gpu, Settings};
@@ -72,7 +72,8 @@ impl Library {
             }),* } };
         }
         Ok(functions! {
-            ncclGetVersion ncclGetLastError ncclGetUniqueId ncclCommInitRank ncclCommCuDevice ncclCommGetAsyncError
+            ncclGetVersion ncclGetLastError ncclGetUniqueId ncclCommInitRank ncclCommCuDevice
+            ncclCommGetAsyncError
             ncclCommDestroy ncclCommAbort ncclGroupStart ncclGroupEnd ncclAllReduce
         })
     }
@@ -134,7 +135,8 @@ impl<'a> Ranks<'a> {
         self.library.group(|| {
             for (rank, handle) in self.handles.iter().enumerate() {
                 let (from, to) = (send[rank], receive[rank]);
-                // SAFETY: the caller has buffers of `count` elements there, until the stream is through.
+                // SAFETY: the caller has buffers of `count` elements there, until the stream is
+                // through.
                 let code = unsafe {
                     (self.library.ncclAllReduce)(
                         from,
@@ -193,7 +195,8 @@ const OPERATIONS: [RedOp; 5] = [RedOp::Sum, RedOp::Prod, RedOp::Max, RedOp::Min,
 /// Elements of each call that is compared with host memory.
 const COUNT: usize = 1003;
 
-/// Writes what two ranks of host memory receive, for all types and operations, one behind the other.
+/// Writes what two ranks of host memory receive, for all types and operations, one behind the
+/// other.
 pub(crate) fn write_host_bits(settings: &Settings, file: &Path) -> Result<(), Failure> {
     let library = Library::open(settings.library.as_deref().ok_or("no library was given")?)?;
     let ranks = Ranks::new(&library, 2)?;

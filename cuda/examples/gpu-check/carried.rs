@@ -57,7 +57,8 @@ fn programs(settings: &Settings) -> Checked {
 
 const SCRIPT: &str = include_str!("pytorch.py");
 
-/// `all_reduce` and others of PyTorch with this library preloaded: one rank, and two on the one GPU.
+/// `all_reduce` and others of PyTorch with this library preloaded: one rank, and two on the one
+/// GPU.
 fn pytorch(settings: &Settings) -> Checked {
     let Some(library) = &settings.library else {
         return Ok(Outcome::skipped("no library was given (--library)"));

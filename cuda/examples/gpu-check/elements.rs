@@ -65,8 +65,8 @@ fn bits32(value: f32) -> u64 {
     value.to_bits().into()
 }
 
-/// The bits of an element of the type, from random bits: floats of both signs and some binades around
-/// 1, so that most results are rounded and none overflows; any integer.
+/// The bits of an element of the type, from random bits: floats of both signs and some binades
+/// around 1, so that most results are rounded and none overflows; any integer.
 pub(crate) fn sample(dtype: DType, random: u64) -> u64 {
     // Bits of the fraction and of the exponent, and the exponent of 1.
     let (fraction, exponent, one) = match dtype {

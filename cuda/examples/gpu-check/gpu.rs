@@ -68,7 +68,8 @@ fn driver(_: &Settings) -> Checked {
     let (version, (free, total)) = (driver.version(), device.memory()?);
     let (name, blocks) = (device.name()?, device.multiprocessors()?);
     let text = format!(
-        "{name}, sm_{major}{minor}, {blocks} multiprocessors, {} of {} MiB free; CUDA {}.{}, {} devices",
+        "{name}, sm_{major}{minor}, {blocks} multiprocessors, {} of {} MiB free; CUDA {}.{}, {} \
+         devices",
         free >> 20,
         total >> 20,
         version / 1000,

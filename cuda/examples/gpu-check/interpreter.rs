@@ -1,5 +1,5 @@
-//! Checks of the interpreter kernel: right results with all ways of launching, also in graphs, and its
-//! end when it is aborted.
+//! Checks of the interpreter kernel: right results with all ways of launching, also in graphs, and
+//! its end when it is aborted.
 
 use crate::elements::{OPERATIONS, Operation, SUM_I32, difference, expected, input};
 use crate::gpu::{Gpu, Settings};
@@ -67,7 +67,8 @@ fn slots(_: &Settings) -> Checked {
         }
     }
     Ok(Outcome::passed(format!(
-        "{calls} all-reduces of two ranks, {} operations, up to {largest} elements, 1 to 16 blocks a rank",
+        "{calls} all-reduces of two ranks, {} operations, up to {largest} elements, 1 to 16 blocks \
+         a rank",
         OPERATIONS.len()
     )))
 }
@@ -138,7 +139,8 @@ fn one_connection(_: &Settings) -> Checked {
     }
 }
 
-/// A captured call, and a copy of its result to its input: every replay adds rank 1's input once more.
+/// A captured call, and a copy of its result to its input: every replay adds rank 1's input once
+/// more.
 fn graph(_: &Settings) -> Checked {
     const REPLAYS: u32 = 1000;
     let gpu = Gpu::open()?;
@@ -197,7 +199,8 @@ fn abort(_: &Settings) -> Checked {
     pair.launch_first(&call)?;
     pair.wait(LIMIT)?;
     Ok(Outcome::passed(format!(
-        "a kernel that waits for ever left {milliseconds:.1} ms after it was told, and the next one at once"
+        "a kernel that waits for ever ended {milliseconds:.1} ms after the abort, and the next one \
+         at once"
     ))
     .with("milliseconds", milliseconds))
 }

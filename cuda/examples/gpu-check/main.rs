@@ -1,9 +1,9 @@
 //! Checks this library on the GPU of this machine and prints one table; see docs/gpu.md.
 //! `scripts/gpu-check` builds, packs and runs this program.
 //!
-//! Each check is a process with a time limit, so that a check that hangs or breaks the device's context
-//! is one line of the table and does not end the others. On the simulated GPU, what only a GPU can show
-//! is listed as such, and never as passed.
+//! Each check is a process with a time limit, so that a check that hangs or breaks the device's
+//! context is one line of the table and does not end the others. On the simulated GPU, what only a
+//! GPU can show is listed as such, and never as passed.
 
 mod abi;
 mod carried;
@@ -33,12 +33,14 @@ fn checks() -> Vec<Check> {
 /// The time limit of all checks together, so that the table is complete within ten minutes.
 const IN_ALL: Duration = Duration::from_secs(460);
 
-const USAGE: &str = "usage: gpu-check [--library PATH/libnccl.so.2] [--programs FOLDER] [--json FILE] [NAME...]
+const USAGE: &str = "usage: gpu-check [--library PATH/libnccl.so.2] [--programs FOLDER]
+                 [--json FILE] [NAME...]
 
 Checks the library on GPU 0 of this machine, or only what is named. Ends with 0 if nothing failed.
 
   --library   the library for the checks through the C ABI; without it they are not run
-  --programs  a folder of programs that are checks themselves: each is run, and passes if it ends with 0
+  --programs  a folder of programs that are checks themselves: each is run, and passes if it ends
+              with 0
   --json      writes the results there too";
 
 fn main() -> ExitCode {

@@ -1,6 +1,6 @@
-//! Checks of the memory order between blocks: the rings are so short that each slot is filled, read and
-//! filled again without a pause, and every word of every message is compared. If a reader or a writer
-//! is too early, words of another round are found.
+//! Checks of the memory order between blocks: the rings are so short that each slot is filled, read
+//! and filled again without a pause, and every word of every message is compared. If a reader or a
+//! writer is too early, words of another round are found.
 
 use crate::elements::{SUM_I32, difference, expected, input};
 use crate::gpu::{Gpu, Settings};

@@ -1,5 +1,5 @@
-//! Two ranks on one device with links between them, and their all-reduces, as communicators do it but
-//! without communicators.
+//! Two ranks on one device with links between them, and their all-reduces, as communicators do it
+//! but without communicators.
 
 use crate::elements::Operation;
 use crate::gpu::Gpu;
@@ -78,7 +78,8 @@ pub(crate) struct Call {
 fn schedule(lanes: u32) -> Result<Schedule, Failure> {
     let lane = |rank: u32, lane: u32| {
         let other = peer(1 - rank, lane as u16);
-        // To scratch too, for links that lend memory; `encode` drops what nobody reads, so there is none here.
+        // To scratch too, for links that lend memory; `encode` drops what nobody reads, so there is
+        // none here.
         let send = Step::new([input(lane)], [scratch(lane), other]);
         let fold = if rank == 0 { [input(lane), other] } else { [other, input(lane)] };
         vec![send, Step::new(fold, [output(lane)]).finishing()]
@@ -101,7 +102,8 @@ impl<'a> Pair<'a> {
             stream.fill(&buffer, 0, bytes as usize)?;
             Ok(buffer)
         };
-        // An LL line for what fits a slot: 32 bits of data per word of 64, and two words before them.
+        // An LL line for what fits a slot: 32 bits of data per word of 64, and two words before
+        // them.
         let ll_words = if shape.ll { (shape.slot_bytes / 4 + 2).next_multiple_of(2) } else { 0 };
         let (mut ends, mut rings, mut counters) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..2 {
@@ -246,8 +248,8 @@ impl<'a> Pair<'a> {
         together: bool,
     ) -> Result<(), Failure> {
         let (blocks, threads) = (launch.blocks(), self.gpu.threads);
-        // SAFETY: the kernel takes a KernelLaunch. The program was encoded for these tables and buffers,
-        // which the caller keeps until the streams have run.
+        // SAFETY: the kernel takes a KernelLaunch. The program was encoded for these tables and
+        // buffers, which the caller keeps until the streams have run.
         unsafe {
             match together {
                 true => self.kernel.launch_cooperative(blocks, threads, stream, launch)?,
@@ -317,8 +319,8 @@ impl<'a> Pair<'a> {
 
     fn word(&self, index: usize) -> &AtomicU64 {
         assert!(8 * index < self.pinned.bytes());
-        // SAFETY: the word is within the memory, which lives as long as `self`, and both sides access
-        // it atomically.
+        // SAFETY: the word is within the memory, which lives as long as `self`, and both sides
+        // access it atomically.
         unsafe { AtomicU64::from_ptr(self.pinned.host().as_ptr().cast::<u64>().add(index)) }
     }
 }

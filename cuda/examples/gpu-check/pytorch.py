@@ -21,7 +21,8 @@ def look():
 def run(nranks):
     with tempfile.TemporaryDirectory() as folder:
         here = [sys.executable, "-c", SOURCE, "rank", nranks]
-        ranks = [subprocess.Popen([*here, str(rank), f"{folder}/meet"]) for rank in range(int(nranks))]
+        commands = [[*here, str(rank), f"{folder}/meet"] for rank in range(int(nranks))]
+        ranks = [subprocess.Popen(command) for command in commands]
         codes = [rank.wait() for rank in ranks]
     if any(codes):
         sys.exit(f"ranks ended with {codes}")

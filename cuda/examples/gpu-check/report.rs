@@ -172,7 +172,8 @@ fn run_apart(
     Ok(Outcome::failed(format!("the check {how}\n{last}")))
 }
 
-/// What the command writes, on both streams, and how it ends. It is killed after `limit`, with all processes that it has started.
+/// What the command writes, on both streams, and how it ends. It is killed after `limit`, with all
+/// processes that it has started.
 pub(crate) fn output(
     mut command: Command,
     limit: Duration,
@@ -197,8 +198,8 @@ pub(crate) fn output(
         }
         sleep(Duration::from_millis(10));
     };
-    // SAFETY: the call takes no pointers. The group is the child's, which has not been reaped or has
-    // just ended.
+    // SAFETY: the call takes no pointers. The group is the child's, which has not been reaped or
+    // has just ended.
     unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
     child.wait()?;
     Ok((text.join().map_err(|_| "the reader of the output panicked")?, how))

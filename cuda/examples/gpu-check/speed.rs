@@ -92,7 +92,8 @@ fn bandwidth(_: &Settings) -> Checked {
         outcome = outcome.with(format!("{bytes} B, device copy, GB/s"), copy);
         let (speed, lanes, slot) = best;
         lines.push(format!(
-            "{:>3} MiB: {speed:.1} GB/s with {lanes} blocks a rank and slots of {slot} KiB; device copy {copy:.1} GB/s",
+            "{:>3} MiB: {speed:.1} GB/s with {lanes} blocks a rank and slots of {slot} KiB; device \
+             copy {copy:.1} GB/s",
             bytes >> 20
         ));
     }

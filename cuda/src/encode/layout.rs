@@ -4,25 +4,29 @@
 //! A program is a list of 32-bit words; offsets count words from its start:
 //!
 //! ```text
-//! header         magic, lanes, tile (elements), offsets of the lane, segment, input and output tables
+//! header         magic, lanes, tile (elements),
+//!                offsets of the lane, segment, input and output tables
 //! lane table     per lane: index of its first segment, number of segments
-//! segment table  per segment: offset of its first step, number of steps, tiles (64 bits, low word first), tag
+//! segment table  per segment: offset of its first step, number of steps,
+//!                tiles (64 bits, low word first), tag
 //! input table    per chunk: first element, number of elements (64 bits each)
 //! output table   the same
 //! steps          segment by segment, each as long as it needs to be:
-//!                  head      inputs | outputs << 4 | after << 8 | finish << 12 | awaited << 13 | own << 16
+//!                  head      inputs | outputs << 4 | after << 8 | finish << 12
+//!                            | awaited << 13 | own << 16
 //!                  inputs    operands, in the order of the fold
 //!                  outputs   operands
 //!                  after     lane, step (two words each)
-//! padding        STEP_WORDS words, and as many as make PREFIX_WORDS in all: the device reads so many at once
+//! padding        STEP_WORDS words, and more up to PREFIX_WORDS in all: the device reads as many
+//!                at once
 //! operand        kind << 30 | index: of a chunk, or of a link in the table that the launch binds
 //! ```
 //!
 //! A lane runs its segments one after the other, and the steps of a segment once per tile. `after`
-//! refers to the same tile of a lane that has one segment of as many tiles. Scratch chunk `i` is the
-//! `i`-th tile of the scratch memory. The program of a schedule contains no addresses: it works for
-//! any buffers, and for any communicator of the same shape. In a program of transfers the extents
-//! are addresses.
+//! refers to the same tile of a lane that has one segment of as many tiles. Scratch chunk `i` is
+//! the `i`-th tile of the scratch memory. The program of a schedule contains no addresses: it works
+//! for any buffers, and for any communicator of the same shape. In a program of transfers the
+//! extents are addresses.
 
 use maypole_algorithms::schedule::MAX_FAN;
 

@@ -224,8 +224,8 @@ fn reads(schedule: &Schedule, rank: Rank) -> Reads {
     reads
 }
 
-/// Removes outputs to scratch chunks that no step reads. In a schedule such chunks exist to be lent;
-/// here messages are always copies.
+/// Removes outputs to scratch chunks that no step reads. In a schedule such chunks exist to be
+/// lent; here messages are always copies.
 fn without_unread(mut step: Step, reads: &Reads) -> Step {
     let unread =
         |o: &Operand| matches!(o, Operand::Local(Chunk::Scratch(_))) && !reads.operands.contains(o);

@@ -1,6 +1,6 @@
 //! Tests every operation on every element type, with every number of inputs, at odd sizes and
-//! alignments. The bits are compared with `support/operation.rs`, which is independent of the kernels.
-//! One rank runs alone, without messages or with messages to itself.
+//! alignments. The bits are compared with `support/operation.rs`, which is independent of the
+//! kernels. One rank runs alone, without messages or with messages to itself.
 
 use super::support::alone::{Alone, Link};
 use super::support::device;
@@ -24,8 +24,8 @@ const TILE: u64 = 4160;
 fn fans() -> Vec<Step> {
     let mut steps = vec![];
     for k in 1..=8 {
-        // Every second input is a contribution; the others are scratch and output chunks that the step
-        // before has written.
+        // Every second input is a contribution; the others are scratch and output chunks that the
+        // step before has written.
         let place = |i: u32| match (i % 2, k) {
             (1, 2..) => scratch(i / 2 % 2),
             _ => input(i),
@@ -135,7 +135,8 @@ fn check(
             let bits = bits.fold(0, |wide, byte| wide << 8 | u64::from(*byte));
             assert!(
                 operation.same(bits, expected),
-                "{operation:?}, {elements} elements, off by {askew:?}, output {i}, element {}: {bits:#x}, not {expected:#x}",
+                "{operation:?}, {elements} elements, off by {askew:?}, output {i}, element {}: \
+                 {bits:#x}, not {expected:#x}",
                 e - extents[i].offset
             );
         }
@@ -175,8 +176,8 @@ fn any_size_and_alignment() {
         for elements in (0..18).chain([31, 32, 33, 199, 200]) {
             for off in 0..16 / size {
                 let askew = [off * size, (off * 3 % (16 / size)) * size];
-                // Chunks begin at any element. A gap of 16 bytes after a whole number of packs keeps their
-                // alignment equal.
+                // Chunks begin at any element. A gap of 16 bytes after a whole number of packs
+                // keeps their alignment equal.
                 check(&mut alone, &fans(), operation, elements, 1 + off % 2, askew, SLOTS);
                 let alike = [off * size; 2];
                 let gap = (16 / size) * 2 - elements % (16 / size);
@@ -211,8 +212,8 @@ fn operations_on_messages() {
     }
 }
 
-/// With one block, which visits the waiting lane first, and with one block per lane: a step waits for
-/// single steps of the other lane, not for its whole tile, and does so tile by tile.
+/// With one block, which visits the waiting lane first, and with one block per lane: a step waits
+/// for single steps of the other lane, not for its whole tile, and does so tile by tile.
 #[test]
 fn steps_come_after_those_of_other_lanes() {
     let device = device::open();

@@ -45,7 +45,8 @@ fn schedules() -> [Schedule; 5] {
     })
 }
 
-/// Runs `calls` one after the other, all queued at once over the same links, and compares each with the scalar evaluation.
+/// Runs `calls` one after the other, all queued at once over the same links, and compares each with
+/// the scalar evaluation.
 fn check(device: &device::TestDevice, calls: &[(&Schedule, Operation)], shape: Shape) {
     let calls: Vec<_> =
         calls.iter().map(|(schedule, operation)| (*schedule, *operation, shape)).collect();
@@ -225,7 +226,8 @@ fn lines_and_slots_share_links() {
     }
 }
 
-/// LL messages of every length modulo 16 bytes, from misaligned memory, with elements of every size.
+/// LL messages of every length modulo 16 bytes, from misaligned memory, with elements of every
+/// size.
 #[test]
 fn lines_of_any_length_and_alignment() {
     let device = device::open();
@@ -270,8 +272,8 @@ fn one_launch_for_all_ranks() {
     check_each(&device, &calls, 3);
 }
 
-/// Past 2^31 and 2^32 messages, LL rings contain words that already have the flags of later messages.
-/// They are overwritten in time, also by messages that are short or travel in slots.
+/// Past 2^31 and 2^32 messages, LL rings contain words that already have the flags of later
+/// messages. They are overwritten in time, also by messages that are short or travel in slots.
 #[test]
 fn counters_go_on_past_32_bits() {
     let device = device::open();

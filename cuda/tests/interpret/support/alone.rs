@@ -90,9 +90,9 @@ impl<'a> Alone<'a> {
         self.stream.read(buffer, bytes).expect("to read")
     }
 
-    /// Runs `work` with the program `words`, `scratch` bytes of scratch memory and a send buffer that
-    /// contains `data`, on one block or as many as the work says. Returns the receive buffer, which has
-    /// the same length. Both buffers begin `askew` bytes after an aligned address.
+    /// Runs `work` with the program `words`, `scratch` bytes of scratch memory and a send buffer
+    /// that contains `data`, on one block or as many as the work says. Returns the receive buffer,
+    /// which has the same length. Both buffers begin `askew` bytes after an aligned address.
     pub(crate) fn run(
         &mut self,
         words: &[u32],
@@ -130,8 +130,8 @@ impl<'a> Alone<'a> {
             ..work
         };
         let launch = KernelLaunch::new(&[work]);
-        // SAFETY: the kernel takes a KernelLaunch. `encode` has checked the program, and the memory to
-        // which it is bound is large enough.
+        // SAFETY: the kernel takes a KernelLaunch. `encode` has checked the program, and the memory
+        // to which it is bound is large enough.
         let launched = unsafe {
             self.device.module.launch(KERNEL_NAME, launch.blocks(), 32, &self.stream, &launch)
         };

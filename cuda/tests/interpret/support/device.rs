@@ -1,5 +1,5 @@
-//! The device under test: the simulated one, built by g++, or a real one if `MAYPOLE_TEST_CUDA_IMAGE`
-//! names the compiled kernels.
+//! The device under test: the simulated one, built by g++, or a real one if
+//! `MAYPOLE_TEST_CUDA_IMAGE` names the compiled kernels.
 
 use maypole_cuda::driver::{Device, Driver, KernelModule};
 use std::ffi::{CStr, CString};
@@ -8,8 +8,8 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::{env, fs};
 
-/// A device with the kernels, for one test at a time: the blocks of two tests may not be resident at
-/// the same time.
+/// A device with the kernels, for one test at a time: the blocks of two tests may not be resident
+/// at the same time.
 pub(crate) struct TestDevice {
     pub(crate) device: Arc<Device>,
     pub(crate) module: KernelModule,
@@ -32,7 +32,8 @@ pub(crate) fn open() -> TestDevice {
     let driver = Driver::open(&library).expect("the driver loads");
     let device = Device::open(&driver, 0).expect("a device");
     let image = fs::read(image).expect("the compiled kernels");
-    // SAFETY: the image was compiled from the kernels of this crate, by `build` or as docs/gpu.md says.
+    // SAFETY: the image was compiled from the kernels of this crate, by `build` or as docs/gpu.md
+    // says.
     let module = unsafe { KernelModule::load(&device, &image) }.expect("the kernels load");
     let device = TestDevice { device, module, simulator, _alone: alone };
     device.configure(128, 300);
@@ -45,13 +46,14 @@ impl TestDevice {
         self.simulator.is_some()
     }
 
-    /// Sets the number of resident blocks, and the longest random delay of a block in microseconds. Has
-    /// no effect on a real device.
+    /// Sets the number of resident blocks, and the longest random delay of a block in microseconds.
+    /// Has no effect on a real device.
     pub(crate) fn configure(&self, blocks: u32, jitter_us: u32) {
         let Some(library) = &self.simulator else { return };
         let library = CString::new(library.as_os_str().as_encoded_bytes()).expect("a path");
         let name: &CStr = c"simDeviceConfigure";
-        // SAFETY: both strings end in a zero byte. The library is loaded already, so this only finds it.
+        // SAFETY: both strings end in a zero byte. The library is loaded already, so this only
+        // finds it.
         let function =
             unsafe { libc::dlsym(libc::dlopen(library.as_ptr(), libc::RTLD_NOW), name.as_ptr()) };
         assert!(!function.is_null(), "the simulator can be configured");

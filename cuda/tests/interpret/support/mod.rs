@@ -1,5 +1,5 @@
-//! Support for the tests of the kernels: a device, a scalar evaluation, and ranks with links in device
-//! memory.
+//! Support for the tests of the kernels: a device, a scalar evaluation, and ranks with links in
+//! device memory.
 
 pub(crate) mod alone;
 pub(crate) mod device;

@@ -1,6 +1,6 @@
-//! The operations of the kernels as plain functions on the bits of single elements, independent of the
-//! kernels and of the host's loops: small floats by the crates `half` and `float8`, and 8-bit rounding
-//! by a search for the nearest value.
+//! The operations of the kernels as plain functions on the bits of single elements, independent of
+//! the kernels and of the host's loops: small floats by the crates `half` and `float8`, and 8-bit
+//! rounding by a search for the nearest value.
 
 use half::{bf16, f16};
 use maypole_algorithms::semantics::Algebra;
@@ -42,8 +42,8 @@ impl Operation {
         }
     }
 
-    /// An element from 64 random bits: any integer, or a float of a few binades, so that most sums are
-    /// rounded, and depend on their order.
+    /// An element from 64 random bits: any integer, or a float of a few binades, so that most sums
+    /// are rounded, and depend on their order.
     pub(crate) fn sample(self, random: u64) -> u64 {
         let spread = (random >> 32) as i64 - (1 << 31);
         match self.dtype {
@@ -136,7 +136,8 @@ impl Operation {
         if self.dtype == DType::Float64 {
             return of(x, y).to_bits();
         }
-        // Rounded to binary32, as that would have computed it: binary64 has more than twice the bits.
+        // Rounded to binary32, as that would have computed it: binary64 has more than twice the
+        // bits.
         encode(self.dtype, f64::from(of(x, y) as f32))
     }
 }

@@ -1,4 +1,5 @@
-//! Ranks on one device, with links in its memory, and calls that use these links one after the other.
+//! Ranks on one device, with links in its memory, and calls that use these links one after the
+//! other.
 
 use super::device::TestDevice;
 use super::operation::Operation;
@@ -41,8 +42,8 @@ pub(crate) struct Shape {
     pub(crate) carried: u64,
 }
 
-/// The device memory of a communicator. It keeps everything that the calls use, because freeing any of
-/// it would wait for them.
+/// The device memory of a communicator. It keeps everything that the calls use, because freeing any
+/// of it would wait for them.
 pub(crate) struct Ranks<'a> {
     ranks: Vec<PerRank>,
     control: CudaStream,
@@ -144,8 +145,8 @@ impl<'a> Ranks<'a> {
         }
     }
 
-    /// Makes a work of a call for every rank, to be [launched](Self::launch) together with the works of
-    /// earlier calls.
+    /// Makes a work of a call for every rank, to be [launched](Self::launch) together with the
+    /// works of earlier calls.
     pub(crate) fn call(
         &mut self,
         schedule: &Schedule,
@@ -239,8 +240,9 @@ impl<'a> Ranks<'a> {
             let launch = KernelLaunch::new(&works);
             let blocks = launch.blocks();
             let (module, stream) = (&self.device.module, &mine.stream);
-            // SAFETY: the kernel takes a KernelLaunch. `encode` has checked the programs against the
-            // sizes to which they are bound, and `self` keeps all buffers until the device is done.
+            // SAFETY: the kernel takes a KernelLaunch. `encode` has checked the programs against
+            // the sizes to which they are bound, and `self` keeps all buffers until the device is
+            // done.
             unsafe { module.launch(KERNEL_NAME, blocks, shape.threads, stream, &launch)? };
         }
         Ok(())
@@ -298,8 +300,8 @@ impl<'a> Ranks<'a> {
     /// A pinned word.
     fn word(&self, index: usize) -> &AtomicU64 {
         assert!(8 * index < self.pinned.bytes());
-        // SAFETY: the word is within the memory, which lives as long as `self`, and both sides access
-        // it atomically.
+        // SAFETY: the word is within the memory, which lives as long as `self`, and both sides
+        // access it atomically.
         unsafe { AtomicU64::from_ptr(self.pinned.host().as_ptr().cast::<u64>().add(index)) }
     }
 

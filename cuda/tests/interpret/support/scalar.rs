@@ -1,6 +1,6 @@
-//! The scalar evaluation of a schedule: `semantics::evaluate_step` on whole chunks, one step after the
-//! other, over links without limits. Elements are independent of each other, so the result does not
-//! depend on tiles; the tests show that the device agrees.
+//! The scalar evaluation of a schedule: `semantics::evaluate_step` on whole chunks, one step after
+//! the other, over links without limits. Elements are independent of each other, so the result does
+//! not depend on tiles; the tests show that the device agrees.
 
 use super::operation::{OnRank, Operation};
 use maypole_algorithms::semantics::evaluate_step;
