@@ -12,7 +12,7 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
-struct Line {
+struct LlPair {
   u64 a, b;
 };
 #include "shim.hpp"

@@ -1,6 +1,10 @@
 //! Two ranks on one device with links between them, and their all-reduces, as communicators do it
 //! but without communicators.
 
+// The words are shared with kernels, not with threads that loom could check; this crate has no
+// facade for atomics.
+#![allow(clippy::disallowed_types)]
+
 use crate::elements::Operation;
 use crate::gpu::Gpu;
 use maypole_algorithms::Collective;

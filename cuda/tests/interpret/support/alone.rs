@@ -1,5 +1,9 @@
 //! One rank alone on the device, with at most a link to itself, and the memory that its works need.
 
+// The words are shared with kernels, not with threads that loom could check; this crate has no
+// facade for atomics.
+#![allow(clippy::disallowed_types)]
+
 use super::device::TestDevice;
 use maypole_cuda::driver::{CudaStream, DeviceBuffer};
 use maypole_cuda::launch::{

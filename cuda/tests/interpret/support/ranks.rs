@@ -1,6 +1,10 @@
 //! Ranks on one device, with links in its memory, and calls that use these links one after the
 //! other.
 
+// The words are shared with kernels, not with threads that loom could check; this crate has no
+// facade for atomics.
+#![allow(clippy::disallowed_types)]
+
 use super::device::TestDevice;
 use super::operation::Operation;
 use super::scalar::extents;
