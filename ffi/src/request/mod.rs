@@ -20,10 +20,9 @@ mod transfer;
 mod vector;
 mod window;
 
-use maypole::DeviceCall;
 use std::ffi::c_int;
 
-use maypole::ResultCode;
+use maypole::{DeviceCall, ResultCode};
 
 use crate::registry::CallContext;
 
