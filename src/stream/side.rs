@@ -86,7 +86,7 @@ fn no_thread(error: &std::io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use maypole_transport::sync::{AtomicU64, Ordering};
     use std::sync::{Arc, Barrier};
     use std::thread::ThreadId;
 
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_panic_becomes_an_error_and_the_others_go_on() {
-        let done = Arc::new(AtomicUsize::new(0));
+        let done = Arc::new(AtomicU64::new(0));
         for at in 0..3 {
             let works = (0..3).map(|i| {
                 let done = done.clone();
@@ -125,7 +125,7 @@ mod tests {
             });
             let results = side_by_side(works.collect()).unwrap();
             assert_eq!(results[at], Err(ResultCode::InternalError));
-            assert_eq!(done.load(Ordering::Relaxed), 2 * (at + 1));
+            assert_eq!(done.load(Ordering::Relaxed), 2 * (at as u64 + 1));
         }
     }
 

@@ -1,4 +1,6 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+//! Tests of host streams.
+
+use maypole_transport::sync::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Barrier, Mutex};
 
@@ -165,7 +167,7 @@ fn a_descriptor_counts_what_has_ended() {
 #[test]
 fn threads_that_issue_on_the_same_streams_in_any_order_end() {
     let streams: Vec<Stream> = (0..3).map(|_| Stream::new()).collect();
-    let count = Arc::new(AtomicUsize::new(0));
+    let count = Arc::new(AtomicU64::new(0));
     std::thread::scope(|scope| {
         for turn in 0..3 {
             let (streams, count) = (&streams, &count);
