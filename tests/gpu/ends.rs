@@ -100,7 +100,7 @@ pub(crate) fn crowd(ranks: usize) {
         let queued = unsafe { launch_calls(parts.collect()) };
         if legacy {
             let error = queued.expect_err("they would wait for ever").to_string();
-            assert!(error.contains("streams of their own"), "{error}");
+            assert!(error.contains("use several streams"), "{error}");
         } else {
             queued.expect("to queue");
             world.each(|member| member.streams[0].synchronize().expect("to end"));
