@@ -19,9 +19,9 @@ impl Communicator {
     }
 
     /// Prepares the `bytes` bytes at `memory` for calls: if they lie in a
-    /// [`Buffer`](crate::memory::Buffer), peers on this host map them now, so that the first call
-    /// need not wait for that. Connects to the peers for that. Returns false, and does nothing, for
-    /// other memory, which is copied. Each rank registers its own memory, at any time.
+    /// [`SharedBuffer`](crate::memory::SharedBuffer), peers on this host map them now, so that the
+    /// first call need not wait for that. Connects to the peers for that. Returns false, and does
+    /// nothing, for other memory, which is copied. Each rank registers its own memory, at any time.
     ///
     /// # Errors
     /// A peer that cannot be connected to; the communicator is then broken.

@@ -21,11 +21,18 @@ use std::sync::OnceLock;
 
 use maypole_transport::tcp::MOST_STREAMS;
 
+// The command and the C ABI use these; they are not part of the public interface.
+#[doc(hidden)]
 pub use file::{SettingOrigin, lookup};
+#[doc(hidden)]
 pub use foreign::{Setting, ineffective, log_settings, settings};
+#[doc(hidden)]
 pub use number::integer;
+#[doc(hidden)]
 pub use page::document;
-pub use table::{Config, Malformed, Variable, table};
+pub use table::{Config, Malformed};
+#[doc(hidden)]
+pub use table::{Variable, table};
 pub use values::{
     AddressFamily, BitsSetting, DebugLevel, DeviceKind, HostPort, InterfaceFilter, IsaSetting,
     NodeLabels, ProtocolSetting, SubsystemSet,

@@ -6,12 +6,19 @@
 //! interprets the same proved schedule that a communicator of host memory runs. Without a CUDA
 //! driver (libcuda.so.1) there are no devices, and nothing here is used.
 //!
-//! The folders are layers: [`memory`], then [`setup`], then [`queue`].
+//! The folders are layers: `memory`, then `setup`, then `queue`.
 
 pub(crate) mod memory;
 pub(crate) mod queue;
 pub(crate) mod setup;
 
-pub use memory::{DeviceAllocation, device_of, is_reachable};
-pub use queue::{CudaStreamHandle, order_streams};
-pub use setup::{check, count, current};
+pub use memory::DeviceAllocation;
+pub use queue::CudaStreamHandle;
+pub use setup::{count, current};
+// The C ABI uses these; they are not part of the public interface.
+#[doc(hidden)]
+pub use memory::{device_of, is_reachable};
+#[doc(hidden)]
+pub use queue::order_streams;
+#[doc(hidden)]
+pub use setup::check;

@@ -46,6 +46,7 @@ mod torchrun;
 use std::io;
 
 pub use error::LaunchError;
+#[doc(hidden)]
 pub use frame::{read_message, write_message};
 pub use job::{LauncherJob, ProcessManagement};
 

@@ -23,9 +23,11 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use crate::error::{Error, ResultCode};
+#[doc(hidden)]
 pub use crate::process::PerProcess;
 use graph::{StreamChain, WorkNode};
 pub use graph::{Work, WorkTicket};
+#[doc(hidden)]
 pub use side::{behind, side_by_side};
 
 /// A host stream. Its clones are the same stream. Issued work runs even if all clones are dropped.
@@ -93,12 +95,14 @@ pub fn issue(batch: Vec<Issue>) -> Result<Vec<WorkTicket>, Error> {
 }
 
 /// Whether this thread is running a work. If so, it must not wait for a stream.
+#[doc(hidden)]
 pub fn is_at_work() -> bool {
     pool::is_at_work()
 }
 
 /// Ends the threads that are kept for later work: idle threads now, the others after their work.
 /// For programs that will issue no more work.
+#[doc(hidden)]
 pub fn dismiss() {
     pool::of_this_process().dismiss();
 }

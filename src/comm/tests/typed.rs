@@ -167,7 +167,7 @@ fn all_to_all_in_place_is_refused_before_and_after_there_is_a_plan() {
 
 #[test]
 fn no_rank_leaves_a_barrier_before_the_last_has_reached_it() {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use maypole_transport::sync::{AtomicU32, Ordering};
     static COME: AtomicU32 = AtomicU32::new(0);
     for config in [Config::default(), over_tcp(1)] {
         COME.store(0, Ordering::SeqCst);

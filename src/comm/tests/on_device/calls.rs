@@ -7,7 +7,9 @@ use super::super::case::Case;
 use super::super::vector;
 use super::support::{configure, on_devices, simulator};
 use crate::call::{Call, Task};
-use crate::comm::{DeviceCall, StreamCalls, launch_calls};
+use crate::comm::{
+    DeviceCall, DeviceCollective, DeviceSlice, DeviceSliceMut, StreamCalls, launch_calls,
+};
 use crate::config::Config;
 use crate::device::CudaStreamHandle;
 use crate::error::Error;
@@ -76,6 +78,43 @@ fn device_memory_on_a_stream_and_barriers() {
         let expected: Vec<u8> = sum.flat_map(u32::to_le_bytes).collect();
         assert!(rank.get(&recv) == expected, "rank {me}");
         rank.comm.barrier().expect("a barrier");
+    });
+}
+
+#[test]
+fn collectives_on_device_slices_check_lengths_and_devices() {
+    let simulator = simulator();
+    on_devices(&simulator, &[0, 1], &Config::default(), |rank| {
+        let (me, ordinal) = (rank.comm.rank(), rank.device.ordinal());
+        let send: Vec<u8> = [1, 2, 3, me + 4].into_iter().flat_map(u32::to_le_bytes).collect();
+        let (send, recv) = (rank.put(&send), rank.put(&[0; 16]));
+        let (from, to) = (send.address() as *const u32, recv.address() as *mut u32);
+        // SAFETY: the buffer holds four elements, lives until all ranks are done, and is only read.
+        let send = unsafe { DeviceSlice::from_raw_parts(ordinal, from, 4) };
+        let slice = |len| {
+            // SAFETY: as above, and one call at a time uses the buffer.
+            unsafe { DeviceSliceMut::from_raw_parts(ordinal, to, len) }
+        };
+        let sum = DeviceCollective::all_reduce(send, slice(4), RedOp::Sum);
+        rank.comm.run_on_device(&sum).expect("an all-reduce");
+        let words = |bytes: Vec<u8>| -> Vec<u32> {
+            bytes.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect()
+        };
+        assert_eq!(words(rank.get(&recv)), [2, 4, 6, 9]);
+        let gathered = DeviceCollective::all_gather(send.slice(2..4), slice(4));
+        let stream = CudaStreamHandle(rank.stream.handle());
+        // SAFETY: the stream is alive, and nobody uses the memory before it is read below.
+        unsafe { rank.comm.queue_on_stream(gathered, stream) }.expect("an all-gather");
+        assert_eq!(words(rank.get(&recv)), [3, 4, 3, 5]);
+        let unequal = DeviceCollective::all_reduce(send, slice(3), RedOp::Sum);
+        let unequal = rank.comm.run_on_device(&unequal).expect_err("lengths differ");
+        assert!(matches!(unequal, Error::InvalidArgument { .. }), "{unequal}");
+        // SAFETY: the call is refused before it uses the memory.
+        let elsewhere = unsafe { DeviceSlice::from_raw_parts(1 - ordinal, from, 4) };
+        let elsewhere = DeviceCollective::all_reduce(elsewhere, slice(4), RedOp::Sum);
+        let elsewhere = rank.comm.run_on_device(&elsewhere).expect_err("another device");
+        assert!(elsewhere.to_string().contains("in a communicator for device"), "{elsewhere}");
+        rank.comm.barrier().expect("the communicator goes on");
     });
 }
 
