@@ -42,7 +42,8 @@ def ptx_of(source):
     options = [f"--gpu-architecture={PTX}", "-default-device", "-std=c++17", "--fmad=false"]
     options.append(f"-I{source.parent}")
     options = [option.encode() for option in options]
-    failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    arguments = (ctypes.c_char_p * len(options))(*options)
+    failed = nvrtc.nvrtcCompileProgram(program, len(options), arguments)
     if failed:
         sys.exit(f"{source}: NVRTC says\n{text_of(program, 'ProgramLog')}")
     lines = text_of(program, "PTX").splitlines(keepends=True)

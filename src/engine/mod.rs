@@ -25,8 +25,8 @@ pub(crate) struct CallBuffers {
 #[cold]
 pub(crate) fn length_mismatch(peer: Rank, expected: usize, received: usize) -> Error {
     let what = format!(
-        "rank {peer} does not send the {expected} bytes that this rank receives from it (a message of \
-         {received} bytes arrived); make both calls with the same count and type"
+        "rank {peer} does not send the {expected} bytes that this rank receives from it (a \
+         message of {received} bytes arrived); make both calls with the same count and type"
     );
     Error::Mismatch { ranks: [peer, peer], what }
 }

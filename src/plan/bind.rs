@@ -167,8 +167,8 @@ impl RankProgram {
     }
 
     /// Removes scratch outputs that no step reads. They exist only to be lent, so where links copy
-    /// scratch they need not be written. But then nothing else may be lent in their operand, because
-    /// the proof is about a step that lends scratch.
+    /// scratch they need not be written. But then nothing else may be lent in their operand,
+    /// because the proof is about a step that lends scratch.
     fn drop_unread_scratch(&mut self, links: &Links) {
         let read = self.reads();
         for step in self.steps_mut() {

@@ -3,9 +3,9 @@
 //!
 //! The test binary starts itself: rank 0 makes the unique id and prints it, and the others read it.
 
+use maypole_transport::sync::{AtomicU32, Ordering};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::mixed_memory::{Memory, join, make_calls, reference, simulated_gpu};
 use maypole::{Communicator, RedOp, UniqueId};

@@ -1,9 +1,9 @@
-//! Who may import whom: the arrows of the README, held.
+//! Each crate imports only the crates that ARCHITECTURE.md allows.
 
 use std::process::Command;
 
-/// A room, and the other rooms that its library may be built on.
-const ARROWS: [(&str, &[&str]); 6] = [
+/// Each crate, and the crates of the workspace that its library may import.
+const ALLOWED: [(&str, &[&str]); 6] = [
     ("maypole-algorithms", &[]),
     ("maypole-transport", &[]),
     ("maypole-cuda", &["maypole-algorithms"]),
@@ -13,20 +13,20 @@ const ARROWS: [(&str, &[&str]); 6] = [
 ];
 
 #[test]
-fn rooms_import_only_what_the_arrows_allow() {
-    for (room, allowed) in ARROWS {
+fn crates_import_only_what_is_allowed() {
+    for (package, allowed) in ALLOWED {
         let output = Command::new(env!("CARGO"))
             .args(["tree", "--offline", "--edges", "normal", "--depth", "1", "--prefix", "none"])
-            .args(["--package", room])
+            .args(["--package", package])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .output()
             .expect("cargo runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout).expect("text");
-        assert!(text.starts_with(room), "{text}");
+        assert!(text.starts_with(package), "{text}");
         let names = text.lines().skip(1).filter_map(|l| l.split(' ').next());
         let bad: Vec<_> =
             names.filter(|n| n.starts_with("maypole") && !allowed.contains(n)).collect();
-        assert!(bad.is_empty(), "{room} imports {bad:?}");
+        assert!(bad.is_empty(), "{package} imports {bad:?}");
     }
 }

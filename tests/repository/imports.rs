@@ -170,10 +170,10 @@ impl Crate {
             };
             let mut graph: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
             for (from, to) in &edges {
-                if let (Some(from), Some(to)) = (below(from), below(to)) {
-                    if from != to {
-                        graph.entry(from).or_default().insert(to);
-                    }
+                if let (Some(from), Some(to)) = (below(from), below(to))
+                    && from != to
+                {
+                    graph.entry(from).or_default().insert(to);
                 }
             }
             let mut done = BTreeSet::new();

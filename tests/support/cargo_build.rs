@@ -9,7 +9,7 @@ pub(crate) fn built(file: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the test's own path");
     let profile = test.ancestors().nth(2).expect("a test lies in a profile's folder");
     let mut cargo = Command::new(env!("CARGO"));
-    // The whole workspace, so that crates are compiled with the features of every other build of it.
+    // The whole workspace, so that its crates keep the features of all other builds.
     cargo.args(["build", "--quiet", "--workspace"]);
     cargo.arg("--target-dir").arg(profile.parent().expect("a profile lies in the target folder"));
     if profile.ends_with("release") {

@@ -33,7 +33,6 @@ pub mod signal_words;
 pub mod slots;
 pub mod sync;
 
-/// The tests that every kind of link passes, for this crate and for others.
 #[cfg(not(loom))]
 #[doc(hidden)]
 pub mod conformance;
