@@ -1,7 +1,8 @@
 //! The compiled kernels, embedded in the library, and the choice among them for a device.
 //! `scripts/cuda-images` compiles them from `kernels/`.
 
-use crate::driver::{Device, DriverError, KernelModule};
+use crate::driver::{Device, DriverError};
+use crate::module::KernelModule;
 use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 

@@ -10,6 +10,7 @@ pub mod image;
 pub mod ipc;
 pub mod launch;
 pub mod memory;
+pub mod module;
 pub mod nvtx;
 pub mod pool;
 pub mod stream;

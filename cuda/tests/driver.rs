@@ -4,12 +4,15 @@
 // The counter is shared with a callback of the C interface; this crate has no facade for atomics.
 #![allow(clippy::disallowed_types)]
 
-use maypole_cuda::driver::{CudaStream, Device, DeviceBuffer, Driver, DriverError, KernelModule};
+use maypole_cuda::driver::{Device, Driver, DriverError};
 use maypole_cuda::ipc::{
     EventHandle, Imported, MemoryHandle, export_buffer, export_event, open_event,
 };
-use maypole_cuda::memory::{AddressKind, PinnedBuffer, RegisteredMemory, address_kind};
-use maypole_cuda::stream::{CaptureStatus, CudaEvent};
+use maypole_cuda::memory::{
+    AddressKind, DeviceBuffer, PinnedBuffer, RegisteredMemory, address_kind,
+};
+use maypole_cuda::module::KernelModule;
+use maypole_cuda::stream::{CaptureStatus, CudaEvent, CudaStream};
 use std::env;
 use std::ffi::{CStr, CString, c_void};
 use std::path::{Path, PathBuf};

@@ -45,8 +45,8 @@ use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::Channel;
-use maypole_cuda::driver::CudaStream;
 use maypole_cuda::launch::LinkEnd;
+use maypole_cuda::stream::CudaStream;
 use maypole_transport::endpoint::Endpoint;
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::sync::{AtomicU64, Ordering};

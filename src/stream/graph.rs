@@ -3,7 +3,6 @@
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::pool::ThreadPool;
 use crate::error::{Error, ResultCode};
 use crate::process;
 
@@ -80,15 +79,8 @@ impl WorkNode {
         lock(&self.state).waits_for -= 1;
     }
 
-    /// Lets the node run as soon as the nodes that it waits for have ended.
-    pub(super) fn start(self: &Arc<Self>, pool: &'static ThreadPool) {
-        if self.release() {
-            pool.run(Arc::clone(self));
-        }
-    }
-
-    /// Counts one node less to wait for; true if it was the last.
-    fn release(&self) -> bool {
+    /// Counts one node less to wait for; true if it was the last, so that the node has to run.
+    pub(super) fn release(&self) -> bool {
         let mut state = lock(&self.state);
         state.waits_for -= 1;
         state.waits_for == 0

@@ -89,7 +89,7 @@ pub fn issue(batch: Vec<Issue>) -> Result<Vec<WorkTicket>, Error> {
     graph::become_ends(&nodes);
     drop(order);
     for node in &nodes {
-        node.start(pool);
+        pool.start(node);
     }
     Ok(nodes.into_iter().map(WorkTicket::new).collect())
 }

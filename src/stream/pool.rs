@@ -92,8 +92,15 @@ impl ThreadPool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lets a new node run as soon as the nodes that it waits for have ended.
+    pub(super) fn start(&'static self, node: &Arc<WorkNode>) {
+        if node.release() {
+            self.run(Arc::clone(node));
+        }
+    }
+
     /// Runs a ready node on a thread of its own.
-    pub(super) fn run(&'static self, node: Arc<WorkNode>) {
+    fn run(&'static self, node: Arc<WorkNode>) {
         if let Err(error) = self.start_jobs(vec![Job::Node(Arc::clone(&node))]) {
             // The issuing thread runs it: slower, but in order and complete.
             log::warn!(

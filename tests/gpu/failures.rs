@@ -8,7 +8,9 @@ use std::time::Duration;
 use maypole::device::CudaStreamHandle;
 use maypole::{Call, Collective, Communicator, DType, RedOp, Transfer, UniqueId};
 use maypole::{DeviceCall, StreamCalls, launch_calls};
-use maypole_cuda::driver::{CudaStream, Device, DeviceBuffer, Driver};
+use maypole_cuda::driver::{Device, Driver};
+use maypole_cuda::memory::DeviceBuffer;
+use maypole_cuda::stream::CudaStream;
 
 use crate::simulator::{calls_so_far, folder, play_for};
 

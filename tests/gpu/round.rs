@@ -167,7 +167,7 @@ impl Round {
 }
 
 /// The legacy default stream of a rank's device.
-pub(crate) fn legacy(member: &Member) -> maypole_cuda::driver::CudaStream {
+pub(crate) fn legacy(member: &Member) -> maypole_cuda::stream::CudaStream {
     // SAFETY: null is the legacy default stream, which always exists.
-    unsafe { maypole_cuda::driver::CudaStream::foreign(&member.device, std::ptr::null_mut()) }
+    unsafe { maypole_cuda::stream::CudaStream::foreign(&member.device, std::ptr::null_mut()) }
 }

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use maypole::{Communicator, UniqueId};
-use maypole_cuda::driver::{CudaStream, Device, DeviceBuffer, Driver};
+use maypole_cuda::driver::{Device, Driver};
+use maypole_cuda::memory::DeviceBuffer;
+use maypole_cuda::stream::CudaStream;
 
 use crate::ranks::Invitation;
 

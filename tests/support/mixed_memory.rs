@@ -12,7 +12,9 @@ use std::thread;
 
 use maypole::{Blocks, Call, Collective, Communicator, DType, Error, RedOp, Transfer};
 use maypole::{UniqueId, VectorCall};
-use maypole_cuda::driver::{CudaStream, Device, DeviceBuffer, Driver};
+use maypole_cuda::driver::{Device, Driver};
+use maypole_cuda::memory::DeviceBuffer;
+use maypole_cuda::stream::CudaStream;
 
 /// Builds the simulated GPU; returns the folder, for `LD_LIBRARY_PATH` of later processes.
 pub(crate) fn simulated_gpu() -> &'static str {

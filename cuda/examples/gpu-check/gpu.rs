@@ -1,7 +1,8 @@
 //! The GPU under check, and the checks that it exists and that the embedded kernels load on it.
 
 use crate::report::{Check, Checked, Outcome};
-use maypole_cuda::driver::{Device, Driver, KernelModule, LIBRARY};
+use maypole_cuda::driver::{Device, Driver, LIBRARY};
+use maypole_cuda::module::KernelModule;
 use maypole_cuda::{image, launch};
 use std::error::Error;
 use std::ffi::OsString;

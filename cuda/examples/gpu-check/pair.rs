@@ -11,13 +11,15 @@ use maypole_algorithms::Collective;
 use maypole_algorithms::schedule::operand::{input, output, peer, scratch};
 use maypole_algorithms::schedule::{Schedule, Step, StepTable};
 use maypole_algorithms::verify::prove;
-use maypole_cuda::driver::{CudaStream, DeviceBuffer, DriverError, ModuleKernel};
+use maypole_cuda::driver::DriverError;
 use maypole_cuda::encode::{ChunkExtent, LinkPort, ProgramBinding, encode};
 use maypole_cuda::launch::{
     self, DEPARTED_BYTES, KERNEL_NAME, KernelError, KernelLaunch, KernelWork, LANE_STATE_BYTES, LL,
     LinkEnd, SLOTS,
 };
-use maypole_cuda::memory::PinnedBuffer;
+use maypole_cuda::memory::{DeviceBuffer, PinnedBuffer};
+use maypole_cuda::module::ModuleKernel;
+use maypole_cuda::stream::CudaStream;
 use std::error::Error;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{panicking, sleep};

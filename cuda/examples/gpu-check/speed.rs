@@ -4,8 +4,9 @@ use crate::elements::SUM_F32;
 use crate::gpu::{Gpu, Settings};
 use crate::pair::{Call, Pair, Shape, Way};
 use crate::report::{Check, Checked, Outcome};
-use maypole_cuda::driver::{CudaStream, DeviceBuffer, DriverError};
-use maypole_cuda::stream::CudaEvent;
+use maypole_cuda::driver::DriverError;
+use maypole_cuda::memory::DeviceBuffer;
+use maypole_cuda::stream::{CudaEvent, CudaStream};
 use std::error::Error;
 use std::time::Duration;
 

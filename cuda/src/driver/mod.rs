@@ -1,4 +1,4 @@
-//! The CUDA driver, opened at run time, and the safe interface to its devices and kernels.
+//! The CUDA driver, opened at run time, and the safe interface to its devices.
 //!
 //! Nothing links to libcuda: `libcuda.so.1` is opened when a driver is asked for, and only this
 //! module opens it. Constants, handles and structures come from `cudarc::driver::sys`, the
@@ -20,13 +20,9 @@
 mod context;
 mod error;
 pub(crate) mod functions;
-mod module;
 
-pub use crate::memory::DeviceBuffer;
-pub use crate::stream::CudaStream;
 pub use context::{CurrentContext, Device};
 pub use error::DriverError;
-pub use module::{KernelModule, ModuleKernel, OwnedKernel};
 
 use cudarc::driver::sys::CUresult;
 use functions::{DriverFunctions, call};

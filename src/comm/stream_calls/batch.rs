@@ -3,8 +3,9 @@
 
 use std::ffi::c_void;
 
-use maypole_cuda::driver::{CudaStream, CurrentContext, DriverError};
+use maypole_cuda::driver::{CurrentContext, DriverError};
 use maypole_cuda::launch::{KernelLaunch, KernelWork, MAX_WORKS};
+use maypole_cuda::stream::CudaStream;
 
 use crate::comm::Communicator;
 use crate::device::queue::work_order::StreamPosition;

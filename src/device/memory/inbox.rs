@@ -4,9 +4,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::Channel;
-use maypole_cuda::driver::{CudaStream, DriverError};
+use maypole_cuda::driver::DriverError;
 use maypole_cuda::ipc::{self, Imported, MemoryHandle};
 use maypole_cuda::pool::{DevicePool, PooledBuffer};
+use maypole_cuda::stream::CudaStream;
 use maypole_transport::sync::{AtomicU32, Ordering};
 
 use super::inbox_layout::DeviceInboxLayout;

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use maypole_algorithms::Rank;
-use maypole_cuda::driver::{CudaStream, DriverError};
+use maypole_cuda::driver::DriverError;
 use maypole_cuda::launch::KernelError;
 use maypole_cuda::pool::{DevicePool, PooledPinned};
-use maypole_cuda::stream::RelaxedCapture;
+use maypole_cuda::stream::{CudaStream, RelaxedCapture};
 use maypole_transport::sync::{AtomicU64, Ordering};
 
 use crate::error::Error;

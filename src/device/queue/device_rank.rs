@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::Channel;
-use maypole_cuda::driver::{CudaStream, DriverError};
+use maypole_cuda::driver::DriverError;
 use maypole_cuda::encode::LinkPort;
 use maypole_cuda::launch::{DEPARTED_BYTES, LinkEnd};
 use maypole_cuda::pool::PooledBuffer;
-use maypole_cuda::stream::{CudaEvent, RelaxedCapture};
+use maypole_cuda::stream::{CudaEvent, CudaStream, RelaxedCapture};
 
 use super::group_programs::GroupPrograms;
 use super::work_order::WorkOrder;

@@ -4,9 +4,9 @@ use std::cell::Cell;
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use maypole_cuda::driver::{CudaStream, DriverError};
+use maypole_cuda::driver::DriverError;
 use maypole_cuda::launch::LANE_STATE_BYTES;
-use maypole_cuda::stream::RelaxedCapture;
+use maypole_cuda::stream::{CudaStream, RelaxedCapture};
 
 use super::work_order::StreamPosition;
 use crate::device::memory::program_memory::{ProgramBlock, ProgramMemory};

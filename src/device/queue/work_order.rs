@@ -8,8 +8,8 @@
 use std::ffi::c_void;
 use std::time::Duration;
 
-use maypole_cuda::driver::{CudaStream, DriverError};
-use maypole_cuda::stream::CudaEvent;
+use maypole_cuda::driver::DriverError;
+use maypole_cuda::stream::{CudaEvent, CudaStream};
 
 use crate::device::memory::signals::DeviceSignals;
 use crate::device::setup::gpu::Gpu;

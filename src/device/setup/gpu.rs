@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use maypole_cuda::driver::{Device, Driver, OwnedKernel};
+use maypole_cuda::driver::{Device, Driver};
+use maypole_cuda::module::OwnedKernel;
 use maypole_cuda::pool::DevicePool;
 use maypole_cuda::stream::RelaxedCapture;
 use maypole_cuda::{image, launch};

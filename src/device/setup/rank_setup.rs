@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use maypole_algorithms::Rank;
-use maypole_cuda::driver::{CudaStream, Device};
+use maypole_cuda::driver::Device;
 use maypole_cuda::ipc::Imported;
-use maypole_cuda::stream::RelaxedCapture;
+use maypole_cuda::stream::{CudaStream, RelaxedCapture};
 
 use super::device_info::DeviceInfo;
 use super::gpu::Gpu;

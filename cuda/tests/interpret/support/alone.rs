@@ -5,11 +5,11 @@
 #![allow(clippy::disallowed_types)]
 
 use super::device::TestDevice;
-use maypole_cuda::driver::{CudaStream, DeviceBuffer};
 use maypole_cuda::launch::{
     DEPARTED_BYTES, KERNEL_NAME, KernelError, KernelLaunch, KernelWork, LANE_STATE_BYTES, LinkEnd,
 };
-use maypole_cuda::memory::PinnedBuffer;
+use maypole_cuda::memory::{DeviceBuffer, PinnedBuffer};
+use maypole_cuda::stream::CudaStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};

@@ -1,7 +1,8 @@
 //! The device under test: the simulated one, built by g++, or a real one if
 //! `MAYPOLE_TEST_CUDA_IMAGE` names the compiled kernels.
 
-use maypole_cuda::driver::{Device, Driver, KernelModule};
+use maypole_cuda::driver::{Device, Driver};
+use maypole_cuda::module::KernelModule;
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -9,12 +9,13 @@ use super::device::TestDevice;
 use super::operation::Operation;
 use super::scalar::extents;
 use maypole_algorithms::{Rank, Schedule};
-use maypole_cuda::driver::{CudaStream, Device, DeviceBuffer, DriverError};
+use maypole_cuda::driver::{Device, DriverError};
 use maypole_cuda::encode::{LinkPort, ProgramBinding, encode, ports};
 use maypole_cuda::launch::{
     DEPARTED_BYTES, KERNEL_NAME, KernelError, KernelLaunch, KernelWork, LANE_STATE_BYTES, LinkEnd,
 };
-use maypole_cuda::memory::PinnedBuffer;
+use maypole_cuda::memory::{DeviceBuffer, PinnedBuffer};
+use maypole_cuda::stream::CudaStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{panicking, sleep};

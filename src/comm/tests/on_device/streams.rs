@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use maypole_algorithms::{Collective, DType, RedOp};
-use maypole_cuda::driver::{CudaStream, DeviceBuffer};
+use maypole_cuda::memory::DeviceBuffer;
+use maypole_cuda::stream::CudaStream;
 
 use super::support::{Rank, all_ranks, calls, configure, on_devices, simulator};
 use crate::call::Call;

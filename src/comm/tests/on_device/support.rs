@@ -6,7 +6,9 @@ use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
-use maypole_cuda::driver::{CudaStream, Device, DeviceBuffer, Driver};
+use maypole_cuda::driver::{Device, Driver};
+use maypole_cuda::memory::DeviceBuffer;
+use maypole_cuda::stream::CudaStream;
 
 use crate::bootstrap::{Options, UniqueId};
 use crate::comm::Communicator;

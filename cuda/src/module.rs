@@ -1,7 +1,8 @@
 //! Kernels: loaded from an image, and launched.
 
-use super::functions::call;
-use super::{CudaStream, CurrentContext, Device, DriverError};
+use crate::driver::functions::call;
+use crate::driver::{CurrentContext, Device, Driver, DriverError};
+use crate::stream::CudaStream;
 use cudarc::driver::sys::{CUfunction, CUmodule};
 use std::ffi::{CStr, c_void};
 use std::ptr;
@@ -177,7 +178,7 @@ impl OwnedKernel {
     ) -> Result<(), DriverError> {
         let mut arguments = [ptr::from_ref(argument).cast_mut().cast::<c_void>()];
         let (at, none) = (arguments.as_mut_ptr(), ptr::null_mut());
-        let driver: &super::Driver = current;
+        let driver: &Driver = current;
         let stream = stream.cast();
         if cooperative {
             return call!(
