@@ -45,7 +45,7 @@ pub enum Error {
         what: String,
     },
     /// A rank waited as long as `MAYPOLE_TIMEOUT` allows. The communicator has ended on all ranks.
-    #[error("timeout: rank {rank} waited {:.1} s for rank {peer} ({what}); see what that rank \
+    #[error("timeout: rank {rank} waited {:.1} s for rank {peer} ({what}); check what that rank \
         does", waited.as_secs_f64())]
     Timeout {
         /// The rank that waited.

@@ -90,7 +90,7 @@ fn traps(name: &str, message: &str) {
     assert!(said.contains(message), "{name}: {said}");
 }
 
-/// It cannot be observed that a case hangs for ever, but that it has not ended after a while. The
+/// It cannot be observed that a case never ends, but that it has not ended after a while. The
 /// same case with more room passes.
 fn hangs(name: &str, settings: &[(&str, &str)]) {
     let output = case_within(Duration::from_secs(1), name, &BUILT, settings);

@@ -1,5 +1,7 @@
-//! Encoding and decoding of the values in messages. The decoder trusts nothing: it returns None for
-//! what does not fit, and allocates nothing by a length that was read.
+//! Encodes and decodes integers and texts in messages of the bootstrap and the control plane.
+//!
+//! The decoder returns None for input that does not fit, and allocates nothing by a length that was
+//! read.
 
 use std::time::Duration;
 

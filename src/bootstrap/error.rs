@@ -143,7 +143,7 @@ pub enum BootstrapError {
     },
     /// A joined rank closed its connection: its process ended or gave up.
     #[error(
-        "rank {rank} closed its control connection (seen by rank {seen_by}); see why its process \
+        "rank {rank} closed its control connection (seen by rank {seen_by}); check why its process \
          ended"
     )]
     PeerLost {
@@ -167,7 +167,7 @@ pub enum BootstrapError {
         by: u32,
     },
     /// The deadline of a rank passed while it waited for another rank.
-    #[error("rank {rank} waited {:.1} s for rank {waiting_for} {what}; see what that rank \
+    #[error("rank {rank} waited {:.1} s for rank {waiting_for} {what}; check what that rank \
         does", waited.as_secs_f64())]
     TimedOut {
         /// The rank whose deadline passed.

@@ -1,5 +1,4 @@
-//! What a communicator owns, in three parts: its links over host memory, its CUDA device, and what
-//! it needs to make children.
+//! The parts of a communicator (host backend, device backend, membership) and their drop order.
 //!
 //! Rust drops the fields of a struct in the order of their declaration, and the order matters:
 //!

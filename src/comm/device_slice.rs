@@ -292,7 +292,7 @@ impl Communicator {
     /// stream later sees its result.
     ///
     /// # Errors
-    /// As for [`run_on_device`](Self::run_on_device). What fails later is told by
+    /// As for [`run_on_device`](Self::run_on_device). Later failures are reported by
     /// [`async_error`](Self::async_error).
     ///
     /// # Safety

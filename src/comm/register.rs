@@ -1,4 +1,4 @@
-//! Registers memory that peers read in place, so that they map it before its first use.
+//! Registers memory so that peers map it before its first use, and counts lent and copied bytes.
 
 use std::time::Duration;
 

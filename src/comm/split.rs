@@ -123,7 +123,7 @@ impl Communicator {
         let invalid = |what: String| Err(Error::InvalidArgument { what: format!("grow: {what}") });
         if nranks <= self.nranks {
             return invalid(format!(
-                "{nranks} ranks are no more than the {} there are",
+                "{nranks} ranks are requested, which must be more than the present {}",
                 self.nranks
             ));
         }
@@ -139,7 +139,8 @@ impl Communicator {
             return invalid(format!("the ranks gave {} different ids, not one", given.len()));
         };
         let bytes = bytes.as_slice().try_into();
-        let bytes = bytes.map_err(|_| Error::internal("an id of another length"))?;
+        let bytes =
+            bytes.map_err(|_| Error::internal("the received unique id has the wrong length"))?;
         Ok(UniqueId::from_bytes(bytes)?)
     }
 

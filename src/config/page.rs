@@ -1,4 +1,4 @@
-//! The table as a page of the documentation.
+//! Writes `docs/environment.md` from the table of environment variables.
 
 use std::fmt::Write as _;
 

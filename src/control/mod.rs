@@ -1,4 +1,4 @@
-//! The control plane: no silent hang, and no silent mismatch.
+//! The control plane: finds dead, slow and mismatched ranks, and reports them or ends all waits.
 //!
 //! After init the connections of the control tree belong to one service thread per process, which
 //! sleeps until an event comes. It distinguishes what is proven from what is only slow:

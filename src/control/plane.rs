@@ -1,5 +1,4 @@
-//! What a communicator does with its control plane: it records its calls, reports its waits, and
-//! fails.
+//! The control plane as one rank uses it: records calls, reports long waits, and fails calls.
 
 use std::cell::Cell;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};

@@ -19,7 +19,7 @@ use crate::plan::compiled::{CompiledOperand, CompiledPlan, CompiledStep};
 use crate::reduce::{FoldKernel, FoldOperands};
 use crate::spin_policy::SpinPolicy;
 
-/// Memory for messages that are longer than one cache ll, and for results that are only sent.
+/// Memory for messages that are longer than one cache line, and for results that are only sent.
 #[repr(C, align(64))]
 pub(crate) struct LlStaging([[u8; LL_CAPACITY]; MAX_FAN + 1]);
 
@@ -42,7 +42,7 @@ pub(crate) struct CompiledExecution<'a> {
     pub(crate) endpoint: &'a Endpoint,
     pub(crate) spin_policy: SpinPolicy,
     pub(crate) watch: &'a ControlPlane,
-    /// The call, of which the control plane is told before a wait.
+    /// The call, which is reported to the control plane before a wait.
     pub(crate) signature: &'a CallSignature,
 }
 

@@ -1,7 +1,7 @@
-//! The interpreter: runs the bound steps of a rank ended the slots of its links, tile by tile, with
-//! all lanes of the rank on the thread of the caller.
+//! The interpreter: runs the steps of a plan over slots and lent memory, tile by tile, with all
+//! lanes of the rank on the thread of the caller.
 //!
-//! The meaning of a step is defined in `maypole_algorithms::schedule` and `interpret`; here it is
+//! The meaning of a step is defined in `maypole_algorithms::schedule` and `semantics`; here it is
 //! applied to memory. A step fires when the steps that it depends on are done, its messages have
 //! arrived, its links have credit, and no message of its own lane still lends memory that it
 //! writes. A link that can lend the memory of a message gets that memory; another link gets a copy,

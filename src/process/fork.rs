@@ -1,5 +1,4 @@
-//! Counts forks, so that a child made by fork can tell that it inherited an object and must leave
-//! it alone.
+//! Counts forks, so that objects which a child process inherited can be recognised.
 //!
 //! A child made by fork has none of its parent's threads, and shares descriptors and mapped memory
 //! with it. An object that owns such things keeps the [`generation`] in which it was made, and does

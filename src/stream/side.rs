@@ -1,5 +1,4 @@
-//! Functions that are on no stream, run by the threads of streams: several in parallel, or one in
-//! the background.
+//! Runs functions on the threads of streams: several in parallel, or one in the background.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;

@@ -331,7 +331,7 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// Aborts kernels that would wait for ever, since freeing memory waits for them.
+/// Aborts kernels that would never end, since freeing memory waits for them.
 impl Drop for Pair<'_> {
     fn drop(&mut self) {
         if panicking() || !self.is_idle().unwrap_or(true) {

@@ -182,7 +182,7 @@ fn a_launch_that_cannot_be_resident_is_refused() {
     check(&device, &[(schedule, SUM_F32)], shape);
 }
 
-/// A rank that would wait for ever ends when it is aborted.
+/// A rank that would never end ends when it is aborted.
 #[test]
 fn waiting_ranks_can_be_aborted() {
     let device = device::open();

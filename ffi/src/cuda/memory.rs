@@ -1,4 +1,4 @@
-//! Memory of CUDA devices for clients (`ncclMemAlloc`), and checks of addresses.
+//! `ncclMemAlloc` on CUDA devices, log lines for registered buffers, and a check of factors.
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};

@@ -1,4 +1,4 @@
-//! The host's side of the device API, with which kernels of programs communicate.
+//! The device API of `nccl.h`: answers queries, and refuses what kernels would need.
 //!
 //! Kernels of programs cannot communicate here, on CUDA devices neither. The properties say so, the
 //! teams are those of ranks that share no device memory, and functions that would prepare kernels

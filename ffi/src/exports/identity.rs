@@ -1,4 +1,4 @@
-//! The version, unique ids, and what a communicator says of itself.
+//! The version, unique ids, and the rank, size, device and error state of a communicator.
 
 use std::ffi::c_int;
 

@@ -1,4 +1,4 @@
-//! `ncclResetDebugInit` and `ncclSetEncryption`.
+//! `ncclResetDebugInit`, which does nothing, and `ncclSetEncryption`, which accepts no key.
 
 use std::ffi::{CStr, c_int};
 

@@ -1,4 +1,4 @@
-//! Unique ids between the form of `nccl.h` and that of the library.
+//! Converts unique ids between the structure of `nccl.h` and `maypole::UniqueId`.
 
 use maypole::ResultCode;
 use maypole::UniqueId;

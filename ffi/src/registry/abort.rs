@@ -1,4 +1,4 @@
-//! Abort and interrupt: the end of what waits on a communicator, and of its entry.
+//! Aborts a communicator, interrupts its waiting calls, and removes its entry.
 
 use std::time::{Duration, Instant};
 

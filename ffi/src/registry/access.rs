@@ -1,4 +1,4 @@
-//! The use of a communicator by one thread.
+//! Guards through which a thread uses a communicator, shared with queued calls or exclusively.
 
 use std::ffi::c_int;
 use std::mem::ManuallyDrop;

@@ -1,4 +1,4 @@
-//! What the failure of a call means for its communicator.
+//! Logs the error of a failed call and records it if the communicator is broken.
 
 use maypole::ResultCode;
 

@@ -1,5 +1,4 @@
-//! From planned calls to launches of the kernel: copies and works of one or more communicators, in
-//! order, on one stream.
+//! Collects copies and works of several calls and launches them in order on one stream.
 
 use std::ffi::c_void;
 

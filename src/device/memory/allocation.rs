@@ -1,4 +1,4 @@
-//! Device memory for programs, and the question which memory an address is in.
+//! Allocates device memory for programs, and finds the device of an address.
 
 use std::ffi::c_void;
 

@@ -1,4 +1,4 @@
-//! The handle of a user's stream, and order between several of them.
+//! The handle of a user's CUDA stream, and a function that makes streams wait for another.
 
 use std::ffi::c_void;
 

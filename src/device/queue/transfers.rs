@@ -1,4 +1,4 @@
-//! From a group of sends and receives to its program.
+//! Encodes a group of sends and receives as a program, or finds that of an earlier group.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! From a program and the operands of a call to the work that the kernel runs.
+//! Binds a program and the operands of a call to a work that the kernel runs.
 
 use maypole_cuda::driver::DriverError;
 use maypole_cuda::launch::{self, DEPARTED_BYTES, KernelWork};

@@ -135,7 +135,7 @@ pub(crate) struct ReceiveRing {
     contents: Vec<SlotContent>,
     /// Sequence of the first message that is not released.
     pub(crate) next: Sequence,
-    /// The last release that the peer was told.
+    /// The last release that was acknowledged to the peer.
     pub(crate) acked_to_peer: Sequence,
     /// An acknowledgement is queued on a stream.
     pub(crate) ack_queued: bool,
