@@ -143,7 +143,8 @@ pub enum BootstrapError {
     },
     /// A joined rank closed its connection: its process ended or gave up.
     #[error(
-        "rank {rank} closed its control connection (seen by rank {seen_by}); check why its process \
+        "rank {rank} closed its control connection (seen by rank {seen_by}); check why its \
+         process \
          ended"
     )]
     PeerLost {
