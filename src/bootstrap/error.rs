@@ -144,8 +144,7 @@ pub enum BootstrapError {
     /// A joined rank closed its connection: its process ended or gave up.
     #[error(
         "rank {rank} closed its control connection (seen by rank {seen_by}); check why its \
-         process \
-         ended"
+         process ended"
     )]
     PeerLost {
         /// The rank that is gone.
