@@ -1,8 +1,8 @@
 //! Finds the rank of this process and its exchange with the other processes of a run.
 //!
 //! `maypole bench -np` is a launcher of its own (`local`, `inherited_socket`). The other launchers
-//! are those of [`maypole::launch_calls`]; with feature `mpi`, processes that the mpirun of the program's
-//! own MPI started use MPI itself (`mpi`).
+//! are those of [`maypole::launch_calls`]; with feature `mpi`, processes that the mpirun of the
+//! program's own MPI started use MPI itself (`mpi`).
 
 mod inherited_socket;
 pub(crate) mod local;

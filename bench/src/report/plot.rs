@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt::Write as _;
-use std::ops::Range;
 
 use plotters::coord::Shift;
 use plotters::element::DashedPathElement;
@@ -17,10 +16,16 @@ use super::number::general;
 const WIDTH: u32 = 960;
 /// The height of the title and of both charts. The legend is below them.
 const CHARTS_HEIGHT: u32 = 430;
-/// The heights of a row of the legend, and of the margin below it.
+/// The height of a row of the legend and of the margin below the legend.
 const LEGEND_ROW: u32 = 18;
 /// The width of a column of the legend.
 const LEGEND_COLUMN: u32 = 220;
+/// The space in a chart's area to the left and to the right of the curves.
+const LEFT_MARGIN: u32 = 70;
+const RIGHT_MARGIN: u32 = 20;
+/// Sizes of text. Plotters divides them by 1.24: these are about 12 and 15 pixels in the SVG.
+const TEXT_SIZE: i32 = 15;
+const TITLE_SIZE: i32 = 19;
 
 /// Colors that color-blind people can distinguish (Okabe and Ito, 2008), and some more.
 const COLORS: [RGBColor; 12] = [
@@ -74,7 +79,7 @@ pub(crate) fn svg(collective: &str, nranks: u32, rows: &[TableRow]) -> Drawn<Str
         let (top, legend_area) = canvas.split_vertically(CHARTS_HEIGHT);
         let (title_area, charts) = top.split_vertically(32);
         let title = format!("{collective}, {nranks} ranks, host memory");
-        text(&title_area, (WIDTH as i32 / 2, 18), HPos::Center, 15, &title)?;
+        text(&title_area, (WIDTH as i32 / 2, 18), HPos::Center, TITLE_SIZE, &title)?;
         let (left, right) = charts.split_horizontally(WIDTH / 2);
         chart(&left, "bus bandwidth (GB/s)", &curves, |curve| &curve.bandwidth)?;
         chart(&right, "time (us)", &curves, |curve| &curve.microseconds)?;
@@ -135,23 +140,29 @@ fn chart(
 ) -> Drawn {
     let points = |curve| values(curve).iter().map(|(&size, &value)| (size as f64, value));
     let all: Vec<_> = curves.iter().flat_map(points).collect();
+    let middle = ((LEFT_MARGIN + WIDTH / 2 - RIGHT_MARGIN) / 2) as i32;
+    text(area, (middle, 10), HPos::Center, TEXT_SIZE, title)?;
     if all.is_empty() {
-        let middle = (WIDTH as i32 / 4, CHARTS_HEIGHT as i32 / 2);
-        return text(area, middle, HPos::Center, 12, "no sizes to show");
+        let place = (middle, CHARTS_HEIGHT as i32 / 2);
+        return text(area, place, HPos::Center, TEXT_SIZE, "no sizes to show");
     }
-    let sizes = axis_range(all.iter().map(|point| point.0), 2.0);
-    let range = axis_range(all.iter().map(|point| point.1), 10.0);
+    let sizes = ticks(all.iter().map(|point| point.0), 2.0, 10);
+    let range = ticks(all.iter().map(|point| point.1), 10.0, 12);
+    // An axis goes from its first tick to its last. The ticks of plotters itself are often without
+    // the last.
+    let axis =
+        |ticks: Vec<f64>| (ticks[0]..ticks[ticks.len() - 1]).log_scale().with_key_points(ticks);
     let mut chart = ChartBuilder::on(area)
-        .caption(title, ("sans-serif", 12))
-        .margin_right(20)
+        .margin_top(22)
+        .margin_right(RIGHT_MARGIN)
         .x_label_area_size(40)
-        .y_label_area_size(70)
-        .build_cartesian_2d(sizes.log_scale().base(2.0), range.log_scale().base(10.0))?;
+        .y_label_area_size(LEFT_MARGIN)
+        .build_cartesian_2d(axis(sizes), axis(range))?;
     chart
         .configure_mesh()
+        .label_style(("sans-serif", TEXT_SIZE))
+        .axis_desc_style(("sans-serif", TEXT_SIZE))
         .x_desc("size (bytes)")
-        .x_labels(10)
-        .y_labels(12)
         .x_label_formatter(&|size| with_unit(*size))
         .y_label_formatter(&|value| general(*value))
         .light_line_style(TRANSPARENT)
@@ -166,7 +177,7 @@ fn chart(
                 chart.draw_series(DashedLineSeries::new(points(curve), on, off, style))?
             }
         };
-        chart.draw_series(points(curve).map(|point| Circle::new(point, 2, color.filled())))?;
+        chart.draw_series(points(curve).map(|point| Circle::new(point, 3, color.filled())))?;
     }
     Ok(())
 }
@@ -174,14 +185,14 @@ fn chart(
 /// Draws the meaning of the dashes, then the names of the cases in rows of four.
 fn legend(area: &Canvas, cases: &[String], curves: &[Curve]) -> Drawn {
     let entry = |column: usize, row: usize, color: RGBColor, kind: CurveKind, name: &str| {
-        let x = (70 + column as u32 * LEGEND_COLUMN) as i32;
+        let x = (LEFT_MARGIN + column as u32 * LEGEND_COLUMN) as i32;
         let y = ((1 + row as u32) * LEGEND_ROW) as i32;
         let (ends, style) = ([(x, y), (x + 30, y)], color.stroke_width(2));
         match kind.dashes() {
             None => area.draw(&PathElement::new(ends, style))?,
             Some((on, off)) => area.draw(&DashedPathElement::new(ends, on, off, style))?,
         }
-        text(area, (x + 36, y), HPos::Left, 12, name)
+        text(area, (x + 36, y), HPos::Left, TEXT_SIZE, name)
     };
     let kinds = [CurveKind::OutOfPlace, CurveKind::InPlace, CurveKind::Roof];
     let shown = kinds.into_iter().filter(|kind| curves.iter().any(|curve| curve.kind == *kind));
@@ -220,15 +231,17 @@ impl CurveKind {
     }
 }
 
-/// The range of an axis: from the power of `base` below the smallest value to that above the
-/// largest.
-fn axis_range(values: impl Iterator<Item = f64>, base: f64) -> Range<f64> {
+/// The ticks of an axis: powers of `base`, at least two and at most `most`. The first is at or
+/// below the smallest value, and the last is at or above the largest.
+fn ticks(values: impl Iterator<Item = f64>, base: f64, most: usize) -> Vec<f64> {
     let (min, max) = values.fold((f64::INFINITY, 0.0f64), |(a, b), v| (a.min(v), b.max(v)));
-    let low = base.powf((min.ln() / base.ln() + 1e-9).floor());
-    let high = base.powf((max.ln() / base.ln() - 1e-9).ceil());
-    // A little wider, so that rounding does not exclude the labels at both ends.
-    let high = if high > low { high } else { low * base };
-    low * (1.0 - 1e-9)..high * (1.0 + 1e-9)
+    // 1e-9, so that rounding does not add a power to values that are powers themselves.
+    let low = (min.ln() / base.ln() + 1e-9).floor() as i32;
+    let high = ((max.ln() / base.ln() - 1e-9).ceil() as i32).max(low + 1);
+    let step = ((high - low) as usize).div_ceil(most - 1);
+    // The last interval is longer than the others if they do not fit evenly.
+    let exponents = (low..=high - step as i32).step_by(step).chain([high]);
+    exponents.map(|exponent| base.powi(exponent)).collect()
 }
 
 /// A size with a unit, such as 64K.
@@ -271,7 +284,9 @@ mod tests {
         let svg = svg("all_reduce", 4, &rows(&[8, 1024, 1 << 20])).unwrap();
         // Three curves of three points in two charts.
         assert_eq!(svg.matches("<circle").count(), 18);
-        for part in ["float sum", "out of place", "in place", "roof", "size (bytes)", "1M", "8\n"] {
+        for part in
+            ["float sum", "out of place", "in place", "roof", "size (bytes)", "\n1M\n", "\n8\n"]
+        {
             assert!(svg.contains(part), "{part} is not in {svg}");
         }
         for circle in svg.lines().filter(|line| line.starts_with("<circle")) {
@@ -279,8 +294,8 @@ mod tests {
                 circle.split(name).nth(1).unwrap().split('"').nth(1).unwrap().parse().unwrap()
             };
             let (x, y) = (number("cx="), number("cy="));
-            let in_left = (70..=WIDTH / 2 - 20).contains(&x);
-            let in_right = (WIDTH / 2 + 70..=WIDTH - 20).contains(&x);
+            let in_left = (LEFT_MARGIN..=WIDTH / 2 - RIGHT_MARGIN).contains(&x);
+            let in_right = (WIDTH / 2 + LEFT_MARGIN..=WIDTH - RIGHT_MARGIN).contains(&x);
             assert!(in_left || in_right, "{circle}");
             assert!((32..=CHARTS_HEIGHT - 40).contains(&y), "{circle}");
         }
@@ -293,11 +308,17 @@ mod tests {
     }
 
     #[test]
-    fn axes_end_at_powers_of_the_base() {
-        let range = axis_range([8.0, 1000.0].into_iter(), 2.0);
-        assert_eq!((range.start.ceil(), range.end.floor()), (8.0, 1024.0));
-        let range = axis_range([10.0].into_iter(), 10.0);
-        assert_eq!((range.start.ceil(), range.end.floor()), (10.0, 100.0));
+    fn ticks_are_powers_of_the_base_around_all_values() {
+        let of = |values: [f64; 2], base, most| ticks(values.into_iter(), base, most);
+        assert_eq!(of([8.0, 100.0], 2.0, 10), [8.0, 16.0, 32.0, 64.0, 128.0]);
+        assert_eq!(of([8.0, 100.0], 2.0, 3), [8.0, 32.0, 128.0]);
+        assert_eq!(of([8.0, 200.0], 2.0, 4), [8.0, 32.0, 256.0]);
+        assert_eq!(of([10.0, 10.0], 10.0, 12), [10.0, 100.0]);
+        assert_eq!(of([0.05, 1.0], 10.0, 12), [0.01, 0.1, 1.0]);
+    }
+
+    #[test]
+    fn sizes_have_units() {
         assert_eq!([8.0, 2048.0, 1.5e9].map(with_unit), ["8", "2K", "1.39698G"]);
     }
 }
