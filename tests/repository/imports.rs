@@ -273,8 +273,7 @@ fn collect_paths(tokens: TokenStream, found: &mut BTreeSet<Vec<String>>) {
             TokenTree::Group(group) => collect_paths(group.stream(), found),
             TokenTree::Ident(first) => {
                 let mut path = vec![first.to_string()];
-                let colon = |at: usize| matches!(tokens.get(at), Some(TokenTree::Punct(p)) if p.as_char() == ':');
-                while colon(i + 1) && colon(i + 2) {
+                while is_colon(tokens.get(i + 1)) && is_colon(tokens.get(i + 2)) {
                     let Some(TokenTree::Ident(next)) = tokens.get(i + 3) else { break };
                     path.push(next.to_string());
                     i += 3;
@@ -287,4 +286,8 @@ fn collect_paths(tokens: TokenStream, found: &mut BTreeSet<Vec<String>>) {
         }
         i += 1;
     }
+}
+
+fn is_colon(token: Option<&TokenTree>) -> bool {
+    matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == ':')
 }
