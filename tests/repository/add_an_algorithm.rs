@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use crate::cargo_build;
+
 const EXAMPLE: &str = include_str!("../../examples/add_an_algorithm.rs");
 const PAGE: &str = include_str!("../../docs/add-an-algorithm.md");
 
@@ -16,12 +18,10 @@ fn the_page_shows_the_example() {
 #[test]
 fn the_example_proves_draws_simulates_and_runs() {
     let directory = tempfile::tempdir().expect("a temporary folder can be made");
-    let output = Command::new(env!("CARGO"))
-        .args(["run", "--quiet", "--release", "--example", "add_an_algorithm"])
+    let output = Command::new(cargo_build::example("add_an_algorithm"))
         .env("TMPDIR", directory.path())
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
-        .expect("cargo runs");
+        .expect("the example runs");
     let printed = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(printed.contains("rank 0 gets finish (((0 1) 2) 3) of in0"), "{printed}");

@@ -1,6 +1,6 @@
 //! README.md shows the examples in Rust and in C as they are, and they compute what they promise.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use crate::cargo_build;
@@ -14,21 +14,6 @@ const SUMS: [&str; 4] = [
     "rank 2: [4.0, 8.0, 6.0]",
     "rank 3: [4.0, 8.0, 6.0]",
 ];
-
-/// Builds an example in the profile of this test and returns its path.
-fn example(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("the test's own path");
-    let profile = test.ancestors().nth(2).expect("a test lies in a profile's folder");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--package", "maypole", "--example", name]);
-    cargo.arg("--target-dir").arg(profile.parent().expect("a profile lies in the target folder"));
-    if profile.ends_with("release") {
-        cargo.arg("--release");
-    }
-    let status = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");
-    assert!(status.success(), "example {name} is not built");
-    profile.join("examples").join(name)
-}
 
 /// The lines that a program printed, sorted. It is killed after a minute.
 fn sorted_lines(program: &Path) -> Vec<String> {
@@ -57,7 +42,7 @@ fn the_readme_shows_the_examples() {
 
 #[test]
 fn the_example_in_rust_sums() {
-    assert_eq!(sorted_lines(&example("all_reduce")), SUMS);
+    assert_eq!(sorted_lines(&cargo_build::example("all_reduce")), SUMS);
 }
 
 #[test]
@@ -79,7 +64,7 @@ fn the_example_in_c_sums() {
 /// Three processes with the variables that torchrun sets.
 #[test]
 fn hello_finds_its_rank_by_the_launcher() {
-    let program = example("hello");
+    let program = cargo_build::example("hello");
     let port = std::process::id() % 20_000 + 20_000;
     let start = |rank: u32| {
         let mut command = Command::new("timeout");
@@ -98,5 +83,8 @@ fn hello_finds_its_rank_by_the_launcher() {
 
 #[test]
 fn hello_without_a_launcher_is_the_only_rank() {
-    assert_eq!(sorted_lines(&example("hello")), ["rank 0 of 1: the sum of all ranks is 0"]);
+    assert_eq!(
+        sorted_lines(&cargo_build::example("hello")),
+        ["rank 0 of 1: the sum of all ranks is 0"]
+    );
 }
