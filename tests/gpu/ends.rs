@@ -99,7 +99,7 @@ pub(crate) fn crowd(ranks: usize) {
         // SAFETY: the places lie within the arenas, which outlive the calls.
         let queued = unsafe { launch_calls(parts.collect()) };
         if legacy {
-            let error = queued.expect_err("they would wait for ever").to_string();
+            let error = queued.expect_err("without the abort they would never end").to_string();
             assert!(error.contains("use several streams"), "{error}");
         } else {
             queued.expect("to queue");

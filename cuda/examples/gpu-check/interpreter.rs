@@ -199,8 +199,8 @@ fn abort(_: &Settings) -> Checked {
     pair.launch_first(&call)?;
     pair.wait(LIMIT)?;
     Ok(Outcome::passed(format!(
-        "a kernel that waits for ever ended {milliseconds:.1} ms after the abort, and the next one \
-         at once"
+        "a kernel that never ends by itself ended {milliseconds:.1} ms after the abort, and the \
+         next one at once"
     ))
     .with("milliseconds", milliseconds))
 }
