@@ -4,6 +4,7 @@
 // makecontext enters a fiber; setjmp and longjmp switch between fibers, because they make no system
 // call. A fiber that waits at a barrier is resumed only after the last fiber has reached the
 // barrier, so a barrier costs two switches per thread.
+#include <fenv.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <stdlib.h>
@@ -91,6 +92,8 @@ extern "C" void sim_wait(unsigned turns) {
 void run_block(Device& device, const SimKernel& kernel, const void* argument, SimDim grid,
                SimDim threads, SimDim index, unsigned jitter_us) {
   const unsigned n = threads.x;
+  // A device knows nothing of the rounding mode of the thread that launched.
+  fesetenv(FE_DFL_ENV);
   Block b;
   b.kernel = &kernel;
   b.argument = argument;

@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::links::Links;
 use crate::plan::Plans;
 use crate::proxy::{Proxy, ProxyConfig};
+use crate::reduce::environment::DefaultEnvironment;
 use crate::spin_policy::SpinPolicy;
 use crate::tune::{DeviceLimits, Protocol, Tuner};
 use crate::window::Windows;
@@ -75,6 +76,7 @@ impl Communicator {
         layout: InboxLayout,
         options: &Options,
     ) -> Result<Self, Error> {
+        let _environment = DefaultEnvironment::enter();
         let terms = on_device::link_terms(config, &setup, layout);
         let tuner = tuner(config, &setup, &terms);
         let CommunicatorSetup {

@@ -8,6 +8,7 @@ use crate::element::Element;
 use crate::error::Error;
 use crate::plan::PlanKey;
 use crate::reduce::Reduction;
+use crate::reduce::environment::DefaultEnvironment;
 
 impl Communicator {
     /// Runs the collective of `schedule` by `schedule`. Each buffer has as many blocks as
@@ -69,6 +70,7 @@ impl Communicator {
         let number = match self.plans.find_by_schedule(schedule, &key) {
             Some(number) if self.broken.is_none() => number,
             _ => {
+                let _environment = DefaultEnvironment::enter();
                 let task = Task::from(call);
                 let choice = self.tuner.admit(schedule.schedule(), &task)?;
                 let proved = schedule.clone();

@@ -33,6 +33,7 @@ use crate::error::Error;
 use crate::plan::device::{DevicePlan, parameter};
 use crate::plan::{PlanBody, PlanKey};
 use crate::proxy::Connect;
+use crate::reduce::environment::DefaultEnvironment;
 use crate::transfer::Transfer;
 
 /// The number of ranks on the device of rank `me`, including it. If there are several, the lowest
@@ -181,6 +182,8 @@ impl Communicator {
     ) -> Result<(), Error> {
         self.host.control.check_fork()?;
         self.running()?;
+        // Factors are rounded here.
+        let _environment = DefaultEnvironment::enter();
         if let Some(host) = self.membership.host_rank.filter(|_| batch.at.capture.is_some()) {
             return Err(Error::Unsupported {
                 what: format!(

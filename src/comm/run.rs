@@ -15,6 +15,7 @@ use crate::engine::interpreter::Interpreter;
 use crate::engine::wait::WaitLoop;
 use crate::error::Error;
 use crate::plan::{Plan, PlanBody, PlanKey, Plans, proofs};
+use crate::reduce::environment::DefaultEnvironment;
 use crate::reduce::{FoldKernel, Reduction};
 use crate::tune::{AlgorithmFilter, Choice};
 
@@ -88,6 +89,7 @@ impl Communicator {
         match self.plans.find_selected(&key, algorithms) {
             Some(number) if self.broken.is_none() => Ok(Some(number)),
             _ => {
+                let _environment = DefaultEnvironment::enter();
                 let usual = std::mem::replace(&mut self.tuner.algorithms, algorithms.clone());
                 let task = Task::from(call);
                 // A call for which no algorithm can be chosen is refused before it counts as made,
@@ -201,6 +203,7 @@ impl Communicator {
     /// # Safety
     /// As for [`run_plan`](Self::run_plan).
     unsafe fn execute(&mut self, number: usize, call: &Call) -> Result<(), Error> {
+        let _environment = DefaultEnvironment::enter();
         let plan = self.plans.get(number);
         let history = self.host.control.history();
         // Ranks whose earlier calls differed have different tags from then on, whatever this call
@@ -282,6 +285,7 @@ impl Communicator {
         make: impl FnOnce(&mut Self, &Task) -> Result<Plan, Error>,
         keep: impl FnOnce(&mut Plans, Plan) -> usize,
     ) -> Result<Option<usize>, Error> {
+        let _environment = DefaultEnvironment::enter();
         let signature = CallSignature::of(task);
         if task.extents.longest() == 0 {
             self.host.control.end_call(signature);

@@ -7,6 +7,7 @@ mod by_schedule;
 mod case;
 mod control;
 mod ends;
+mod environment;
 mod on_device;
 mod random;
 mod settings;

@@ -2,6 +2,7 @@
 
 mod calls;
 mod ends;
+mod environment;
 mod processes;
 mod streams;
 mod support;
