@@ -39,7 +39,7 @@ const TYPES: [DType; 7] = [
     DType::Float8E5M2,
 ];
 
-const OPERATIONS: [RedOp; 2] = [RedOp::Sum, RedOp::Avg];
+const OPERATIONS: [RedOp; 4] = [RedOp::Sum, RedOp::Avg, RedOp::Max, RedOp::Min];
 
 fn reduce(criterion: &mut Criterion) {
     let largest = SIZES[SIZES.len() - 1].0;

@@ -1,17 +1,18 @@
 // Reduction operations on elements, 16 bytes at a time.
 //
-// The bits are the same as on the host (`src/reduce`), except that a NaN may be any NaN. One
-// function, `combine`, does a binary node of all types and operations: scaling is a product, signed
-// integers are added and multiplied as unsigned ones, and a minimum is the maximum of flipped
-// numbers.
+// The bits are the same as on the host (`src/reduce`), except that a sum or product that is NaN may
+// be any NaN. One function, `combine`, does a binary node of all types and operations: scaling is a
+// product, signed integers are added and multiplied as unsigned ones, and a minimum of integers is
+// the maximum of flipped numbers.
 #pragma once
 #include "small_floats.cuh"
 #include "program.cuh"
 
 // The types whose sums, products and maxima differ in bits.
 enum Kind : u32 { U8, U32, U64, HALF, SINGLE, DOUBLE, BFLOAT, FP8_E4M3, FP8_E5M2 };
-enum Node : u32 { SUM, PROD, MAX };
-__device__ constexpr u32 node_of(Kind kind, Node node) { return kind * 3 + node; }
+// Only floats have a minimum.
+enum Node : u32 { SUM, PROD, MAX, MIN };
+__device__ constexpr u32 node_of(Kind kind, Node node) { return kind * 4 + node; }
 
 // The numbers of DType and RedOp of maypole-algorithms.
 constexpr u32 DTYPES = 12, RED_SUM = 0, RED_PROD = 1, RED_MAX = 2, RED_MIN = 3, RED_AVG = 4,
@@ -32,10 +33,40 @@ __device__ static INLINE T integer(T a, T b) {
   return NODE == SUM ? (T)(a + b) : NODE == PROD ? (T)(a * b) : a > b ? a : b;
 }
 
+// The bits of the float `a`, where each NaN is the one with all bits set. Magnitudes above LAST are
+// NaN.
+template <class T, u32 BITS, u64 LAST>
+__device__ static INLINE T canonical(T a) {
+  constexpr T ALL = (T)(~0ull >> (64 - BITS));
+  return (a & ALL >> 1) > (T)LAST ? ALL : a;
+}
+
+// Unsigned integers in the order of canonical floats. The NaN is the lowest.
+template <class T, u32 BITS>
+__device__ static INLINE T order_of(T a) {
+  constexpr T ALL = (T)(~0ull >> (64 - BITS)), SIGN = (T)(1ull << (BITS - 1));
+  return a & SIGN ? a ^ ALL : a | SIGN;
+}
+
+// The maximum or the minimum of two floats, which depends on neither their order nor the payload of
+// a NaN: -0 is less than +0, a number wins against a NaN, and the result of two NaNs is the one
+// with all bits set.
+template <class T, u32 BITS, u64 LAST, Node NODE>
+__device__ static INLINE T extreme(T a, T b) {
+  constexpr T ALL = (T)(~0ull >> (64 - BITS));
+  a = canonical<T, BITS, LAST>(a);
+  b = canonical<T, BITS, LAST>(b);
+  const T x = order_of<T, BITS>(a), y = order_of<T, BITS>(b);
+  // Subtracting 1 makes the lowest number the highest.
+  if (NODE == MIN) return ((x - 1) & ALL) < ((y - 1) & ALL) ? a : b;
+  return x > y ? a : b;
+}
+
 template <class Format, Node NODE>
 __device__ static INLINE u32 small_float(u32 a, u32 b) {
+  if (NODE == MAX || NODE == MIN)
+    return extreme<u32, Format::WIDTH, Format::LAST_NUMBER, NODE>(a, b);
   const float x = Format::decode(a), y = Format::decode(b);
-  if (NODE == MAX) return x > y ? a : b;
   return Format::encode(NODE == SUM ? add_rn(x, y) : mul_rn(x, y));
 }
 
@@ -55,14 +86,14 @@ __device__ static INLINE u32 node32(u32 a, u32 b) {
 }
 template <Node NODE>
 __device__ static INLINE u32 node_single(u32 a, u32 b) {
+  if (NODE == MAX || NODE == MIN) return extreme<u32, 32, 0x7f800000, NODE>(a, b);
   const float x = bits_float(a), y = bits_float(b);
-  if (NODE == MAX) return x > y ? a : b;
   return float_bits(NODE == SUM ? add_rn(x, y) : mul_rn(x, y));
 }
 template <Node NODE>
 __device__ static INLINE u64 node_double(u64 a, u64 b) {
+  if (NODE == MAX || NODE == MIN) return extreme<u64, 64, 0x7ffull << 52, NODE>(a, b);
   const double x = bits_double(a), y = bits_double(b);
-  if (NODE == MAX) return x > y ? a : b;
   return double_bits(NODE == SUM ? add_rn(x, y) : mul_rn(x, y));
 }
 
@@ -100,17 +131,21 @@ __device__ static NOINLINE Pack combine(u32 node, Pack a, Pack b) {
   case node_of(KIND, SUM): return combine_inline<KIND, SUM>(a, b);   \
   case node_of(KIND, PROD): return combine_inline<KIND, PROD>(a, b); \
   case node_of(KIND, MAX): return combine_inline<KIND, MAX>(a, b);
+#define FLOAT_CASES(KIND) \
+  CASES(KIND)             \
+  case node_of(KIND, MIN): return combine_inline<KIND, MIN>(a, b);
   switch (node) {
     CASES(U8)
     CASES(U32)
     CASES(U64)
-    CASES(HALF)
-    CASES(SINGLE)
-    CASES(DOUBLE)
-    CASES(BFLOAT)
-    CASES(FP8_E4M3)
-    CASES(FP8_E5M2)
+    FLOAT_CASES(HALF)
+    FLOAT_CASES(SINGLE)
+    FLOAT_CASES(DOUBLE)
+    FLOAT_CASES(BFLOAT)
+    FLOAT_CASES(FP8_E4M3)
+    FLOAT_CASES(FP8_E5M2)
   }
+#undef FLOAT_CASES
 #undef CASES
   return a;
 }
@@ -152,7 +187,10 @@ __device__ static bool arithmetic_of(const Work& work, Arithmetic& m) {
   const bool real = dtype >= 6, is_signed = !real && dtype % 2 == 0;
   const Kind kind = (Kind)(real ? dtype - 3 : dtype / 2);
   m.dtype = dtype;
-  m.node = node_of(kind, op == RED_PROD ? PROD : op == RED_MAX || op == RED_MIN ? MAX : SUM);
+  m.node = node_of(kind, op == RED_PROD                   ? PROD
+                         : op == RED_MIN && real          ? MIN
+                         : op == RED_MAX || op == RED_MIN ? MAX
+                                                          : SUM);
   m.prod = node_of(kind, PROD);
   m.scaled = op == RED_PREMULSUM || (op == RED_AVG && real);
   m.divisor = op == RED_AVG && !real ? work.parameter : 0;
@@ -163,12 +201,11 @@ __device__ static bool arithmetic_of(const Work& work, Arithmetic& m) {
     for (u32 i = 0; i < work.element; i++) parameter |= (u64)at[i] << 8 * i;
   }
   m.factor = filled_with(parameter, work.element);
-  // Inverting all bits of an integer, or the sign of a float, reverses the order. Inverting the
-  // sign bit of a signed integer gives an unsigned one in the same order.
-  const u64 sign = 1ull << (8 * work.element - 1);
+  // Inverting all bits of an integer reverses the order. Inverting the sign bit of a signed integer
+  // gives an unsigned one in the same order.
   u64 flip = 0;
-  if (op == RED_MIN) flip = real ? sign : ~0ull;
-  if ((op == RED_MIN || op == RED_MAX) && is_signed) flip ^= sign;
+  if (op == RED_MIN && !real) flip = ~0ull;
+  if ((op == RED_MIN || op == RED_MAX) && is_signed) flip ^= 1ull << (8 * work.element - 1);
   m.flip = filled_with(flip, work.element);
   return true;
 }

@@ -14,7 +14,7 @@
 template <u32 BITS, u32 FRACTION, u32 BIAS, u32 LAST, bool INFINITE, u32 OVERFLOWS,
           u32 NOT_A_NUMBER>
 struct Format {
-  static constexpr u32 WIDTH = BITS, SHIFT = 23 - FRACTION;
+  static constexpr u32 WIDTH = BITS, SHIFT = 23 - FRACTION, LAST_NUMBER = LAST;
 
   __device__ static INLINE float decode(u32 bits) {
     const u32 sign = bits >> (BITS - 1) << 31, magnitude = bits & ((1u << (BITS - 1)) - 1);
@@ -48,7 +48,7 @@ typedef Format<8, 2, 15, 0x7c, true, 0x7b, 0x7f> E5M2;
 
 // bfloat16: the upper half of a binary32, also for subnormals and overflow.
 struct Bf16 {
-  static constexpr u32 WIDTH = 16;
+  static constexpr u32 WIDTH = 16, LAST_NUMBER = 0x7f80;
   __device__ static INLINE float decode(u32 bits) { return bits_float(bits << 16); }
   __device__ static INLINE u32 encode(float x) {
     const u32 bits = float_bits(x);

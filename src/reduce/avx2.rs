@@ -42,6 +42,7 @@ unsafe impl Simd for Avx2 {
     type Mask8 = __m256i;
     type Mask16 = __m256i;
     type Mask32 = __m256i;
+    type Mask64 = __m256i;
     const BYTES: usize = 32;
 
     #[inline(always)]
@@ -58,6 +59,7 @@ unsafe impl Simd for Avx2 {
 
     instructions! {
         add_8(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi8(a, b);
+        add_16(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi16(a, b);
         add_32(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(a, b);
         add_64(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi64(a, b);
         sub_32(a: __m256i, b: __m256i) -> __m256i = _mm256_sub_epi32(a, b);
@@ -108,17 +110,17 @@ unsafe impl Simd for Avx2 {
         greater_16(a: __m256i, b: __m256i) -> __m256i = _mm256_cmpgt_epi16(a, b);
         greater_32(a: __m256i, b: __m256i) -> __m256i = _mm256_cmpgt_epi32(a, b);
         equal_32(a: __m256i, b: __m256i) -> __m256i = _mm256_cmpeq_epi32(a, b);
-        has_none_8(x: __m256i, bits: __m256i) -> __m256i =
-            _mm256_cmpeq_epi8(_mm256_and_si256(x, bits), _mm256_setzero_si256());
-        has_none_16(x: __m256i, bits: __m256i) -> __m256i =
-            _mm256_cmpeq_epi16(_mm256_and_si256(x, bits), _mm256_setzero_si256());
         is_nan_32(x: __m256) -> __m256i = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
-        either_8(a: __m256i, b: __m256i) -> __m256i = _mm256_or_si256(a, b);
-        either_16(a: __m256i, b: __m256i) -> __m256i = _mm256_or_si256(a, b);
-        without_8(mask: __m256i, excluded: __m256i) -> __m256i =
-            _mm256_andnot_si256(excluded, mask);
-        without_16(mask: __m256i, excluded: __m256i) -> __m256i =
-            _mm256_andnot_si256(excluded, mask);
+        is_nan_64(x: __m256d) -> __m256i =
+            _mm256_castpd_si256(_mm256_cmp_pd::<_CMP_UNORD_Q>(x, x));
+        both_32(a: __m256i, b: __m256i) -> __m256i = _mm256_and_si256(a, b);
+        both_64(a: __m256i, b: __m256i) -> __m256i = _mm256_and_si256(a, b);
+        set_where_8(mask: __m256i, x: __m256i) -> __m256i = _mm256_or_si256(mask, x);
+        set_where_16(mask: __m256i, x: __m256i) -> __m256i = _mm256_or_si256(mask, x);
+        set_where_32(mask: __m256i, x: __m256i) -> __m256i = _mm256_or_si256(mask, x);
+        set_where_64(mask: __m256i, x: __m256i) -> __m256i = _mm256_or_si256(mask, x);
+        clear_where_32(mask: __m256i, x: __m256i) -> __m256i = _mm256_andnot_si256(mask, x);
+        clear_where_64(mask: __m256i, x: __m256i) -> __m256i = _mm256_andnot_si256(mask, x);
         choose_8(mask: __m256i, a: __m256i, b: __m256i) -> __m256i =
             _mm256_blendv_epi8(b, a, mask);
         choose_16(mask: __m256i, a: __m256i, b: __m256i) -> __m256i =
@@ -130,14 +132,14 @@ unsafe impl Simd for Avx2 {
         single_bits(x: __m256) -> __m256i = _mm256_castps_si256(x);
         add_f32(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
         mul_f32(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
-        max_f32(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
-        min_f32(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
+        greater_f32(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
+        less_f32(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
         doubles(bits: __m256i) -> __m256d = _mm256_castsi256_pd(bits);
         double_bits(x: __m256d) -> __m256i = _mm256_castpd_si256(x);
         add_f64(a: __m256d, b: __m256d) -> __m256d = _mm256_add_pd(a, b);
         mul_f64(a: __m256d, b: __m256d) -> __m256d = _mm256_mul_pd(a, b);
-        max_f64(a: __m256d, b: __m256d) -> __m256d = _mm256_max_pd(a, b);
-        min_f64(a: __m256d, b: __m256d) -> __m256d = _mm256_min_pd(a, b);
+        greater_f64(a: __m256d, b: __m256d) -> __m256d = _mm256_max_pd(a, b);
+        less_f64(a: __m256d, b: __m256d) -> __m256d = _mm256_min_pd(a, b);
 
         widen_f16(x: __m256i) -> [__m256; 2] = {
             let (low, high) = (_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));

@@ -37,6 +37,7 @@ unsafe impl Simd for Avx512 {
     type Mask8 = __mmask64;
     type Mask16 = __mmask32;
     type Mask32 = __mmask16;
+    type Mask64 = __mmask8;
     const BYTES: usize = 64;
 
     #[inline(always)]
@@ -53,6 +54,7 @@ unsafe impl Simd for Avx512 {
 
     instructions! {
         add_8(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi8(a, b);
+        add_16(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi16(a, b);
         add_32(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
         add_64(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi64(a, b);
         sub_32(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi32(a, b);
@@ -95,15 +97,22 @@ unsafe impl Simd for Avx512 {
         greater_16(a: __m512i, b: __m512i) -> __mmask32 = _mm512_cmpgt_epi16_mask(a, b);
         greater_32(a: __m512i, b: __m512i) -> __mmask16 = _mm512_cmpgt_epi32_mask(a, b);
         equal_32(a: __m512i, b: __m512i) -> __mmask16 = _mm512_cmpeq_epi32_mask(a, b);
-        has_none_8(x: __m512i, bits: __m512i) -> __mmask64 = _mm512_testn_epi8_mask(x, bits);
-        has_none_16(x: __m512i, bits: __m512i) -> __mmask32 = _mm512_testn_epi16_mask(x, bits);
         is_nan_32(x: __m512) -> __mmask16 = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
-        either_8(a: __mmask64, b: __mmask64) -> __mmask64 = _kor_mask64(a, b);
-        either_16(a: __mmask32, b: __mmask32) -> __mmask32 = _kor_mask32(a, b);
-        without_8(mask: __mmask64, excluded: __mmask64) -> __mmask64 =
-            _kandn_mask64(excluded, mask);
-        without_16(mask: __mmask32, excluded: __mmask32) -> __mmask32 =
-            _kandn_mask32(excluded, mask);
+        is_nan_64(x: __m512d) -> __mmask8 = _mm512_cmp_pd_mask::<_CMP_UNORD_Q>(x, x);
+        both_32(a: __mmask16, b: __mmask16) -> __mmask16 = _kand_mask16(a, b);
+        both_64(a: __mmask8, b: __mmask8) -> __mmask8 = _kand_mask8(a, b);
+        set_where_8(mask: __mmask64, x: __m512i) -> __m512i =
+            _mm512_mask_mov_epi8(x, mask, _mm512_set1_epi8(-1));
+        set_where_16(mask: __mmask32, x: __m512i) -> __m512i =
+            _mm512_mask_mov_epi16(x, mask, _mm512_set1_epi16(-1));
+        set_where_32(mask: __mmask16, x: __m512i) -> __m512i =
+            _mm512_mask_mov_epi32(x, mask, _mm512_set1_epi32(-1));
+        set_where_64(mask: __mmask8, x: __m512i) -> __m512i =
+            _mm512_mask_mov_epi64(x, mask, _mm512_set1_epi64(-1));
+        clear_where_32(mask: __mmask16, x: __m512i) -> __m512i =
+            _mm512_mask_mov_epi32(x, mask, _mm512_setzero_si512());
+        clear_where_64(mask: __mmask8, x: __m512i) -> __m512i =
+            _mm512_mask_mov_epi64(x, mask, _mm512_setzero_si512());
         choose_8(mask: __mmask64, a: __m512i, b: __m512i) -> __m512i =
             _mm512_mask_mov_epi8(b, mask, a);
         choose_16(mask: __mmask32, a: __m512i, b: __m512i) -> __m512i =
@@ -115,14 +124,14 @@ unsafe impl Simd for Avx512 {
         single_bits(x: __m512) -> __m512i = _mm512_castps_si512(x);
         add_f32(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
         mul_f32(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
-        max_f32(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
-        min_f32(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+        greater_f32(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+        less_f32(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
         doubles(bits: __m512i) -> __m512d = _mm512_castsi512_pd(bits);
         double_bits(x: __m512d) -> __m512i = _mm512_castpd_si512(x);
         add_f64(a: __m512d, b: __m512d) -> __m512d = _mm512_add_pd(a, b);
         mul_f64(a: __m512d, b: __m512d) -> __m512d = _mm512_mul_pd(a, b);
-        max_f64(a: __m512d, b: __m512d) -> __m512d = _mm512_max_pd(a, b);
-        min_f64(a: __m512d, b: __m512d) -> __m512d = _mm512_min_pd(a, b);
+        greater_f64(a: __m512d, b: __m512d) -> __m512d = _mm512_max_pd(a, b);
+        less_f64(a: __m512d, b: __m512d) -> __m512d = _mm512_min_pd(a, b);
 
         widen_f16(x: __m512i) -> [__m512; 2] = {
             let (low, high) = (_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64::<1>(x));

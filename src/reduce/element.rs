@@ -13,9 +13,9 @@ pub(super) trait Arithmetic: Copy {
     fn sum(self, other: Self) -> Self;
     /// `self * other`, rounded once; integers wrap around.
     fn prod(self, other: Self) -> Self;
-    /// `self > other ? self : other`: see [`super`] for NaN and zeros.
+    /// The greater one: see [`super`] for NaN and zeros.
     fn max(self, other: Self) -> Self;
-    /// `self < other ? self : other`.
+    /// The lesser one.
     fn min(self, other: Self) -> Self;
     /// 1/n rounded to the type. Integers never use it.
     fn reciprocal(n: u32) -> Self;
@@ -139,14 +139,27 @@ macro_rules! float {
                 self * other
             }
 
+            // A comparison selects the second operand for equal numbers and if either is a NaN, so
+            // both orders of the operands together give both zeros, and each NaN only where the
+            // other order does not. Without branches, so that compilers make vectors of it.
             #[inline(always)]
             fn max(self, other: Self) -> Self {
-                if self > other { self } else { other }
+                let all_if = |nan: bool| if nan { <$bits>::MAX } else { 0 };
+                let right = if self > other { self } else { other };
+                let left = if other > self { other } else { self };
+                let right = right.to_bits() | all_if(other.is_nan());
+                let left = left.to_bits() | all_if(self.is_nan());
+                Self::from_bits(right & left)
             }
 
             #[inline(always)]
             fn min(self, other: Self) -> Self {
-                if self < other { self } else { other }
+                let all_if = |nan: bool| if nan { <$bits>::MAX } else { 0 };
+                let (nan, other_nan) = (all_if(self.is_nan()), all_if(other.is_nan()));
+                let right = if self < other { self } else { other };
+                let left = if other < self { other } else { self };
+                let (right, left) = (right.to_bits() & !other_nan, left.to_bits() & !nan);
+                Self::from_bits(right | left | (nan & other_nan))
             }
 
             fn reciprocal(n: u32) -> Self {
@@ -204,6 +217,20 @@ macro_rules! narrow {
             fn round(value: f32) -> Self {
                 Self(Self::FORMAT.encode(value) as $bits)
             }
+
+            /// The same number, or the NaN with all bits set.
+            #[inline(always)]
+            fn canonical(self) -> Self {
+                let nan = (self.0 & (<$bits>::MAX >> 1)) > Self::FORMAT.last_number as $bits;
+                if nan { Self(<$bits>::MAX) } else { self }
+            }
+
+            /// Unsigned integers in the order of canonical floats. The NaN is the lowest.
+            #[inline(always)]
+            fn order(self) -> $bits {
+                let sign = <$bits>::MAX ^ (<$bits>::MAX >> 1);
+                if self.0 & sign == 0 { self.0 | sign } else { !self.0 }
+            }
         }
 
         impl Arithmetic for $t {
@@ -221,12 +248,15 @@ macro_rules! narrow {
 
             #[inline(always)]
             fn max(self, other: Self) -> Self {
-                if self.widen() > other.widen() { self } else { other }
+                let (a, b) = (self.canonical(), other.canonical());
+                if a.order() > b.order() { a } else { b }
             }
 
             #[inline(always)]
             fn min(self, other: Self) -> Self {
-                if self.widen() < other.widen() { self } else { other }
+                let (a, b) = (self.canonical(), other.canonical());
+                // Subtracting 1 makes the lowest number the highest.
+                if a.order().wrapping_sub(1) < b.order().wrapping_sub(1) { a } else { b }
             }
 
             fn reciprocal(n: u32) -> Self {

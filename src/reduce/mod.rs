@@ -5,16 +5,18 @@
 //! contributions are scaled where the operation scales, inputs are folded by the balanced tree over
 //! their positions, the value is rounded to the element type once per binary node, and the fold
 //! that closes the reduction divides an integer average. [`scalar`] computes the same one element
-//! at a time; every kernel gives the same bits, except that a NaN may be any NaN.
+//! at a time; every kernel gives the same bits, except that a sum or product that is NaN may be any
+//! NaN.
 //!
 //! * Integers wrap around. An integer average divides by the number of ranks, truncating toward
 //!   zero.
 //! * A float average scales each contribution by 1/nranks, rounded to the type.
 //! * binary16, bfloat16 and the 8-bit floats are added and multiplied as binary32, then rounded to
 //!   nearest even. The 8-bit floats saturate at their largest finite value; see `convert`.
-//! * The maximum of floats is `a > b ? a : b`, where `a` is the lower position, and the minimum is
-//!   `a < b ? a : b`. If either is a NaN, and for two zeros, the result is `b`. It is always one of
-//!   the operands, never rounded or saturated.
+//! * The maximum and the minimum of floats depend on the set of inputs alone, not on their order,
+//!   bit for bit. -0 is less than +0. A NaN is ignored, as `fmaxf` and `fminf` do it, unless all of
+//!   at least two inputs are NaN: then the result is the NaN with all bits set, whatever their
+//!   signs and payloads. Any other result is one of the inputs, never rounded or saturated.
 //! * Nothing is contracted to a fused multiply-add, and subnormal numbers are kept, given the
 //!   default modes of the processor.
 

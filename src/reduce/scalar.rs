@@ -2,8 +2,8 @@
 //!
 //! The public functions define a reduction bit for bit. Every kernel, and every collective by a
 //! canonical schedule, gives what these functions give when they are applied along its reduction
-//! tree, except that a NaN may be any NaN. They take and return an element in the low bytes of a
-//! `u64`.
+//! tree, except that a sum or product that is NaN may be any NaN. They take and return an element
+//! in the low bytes of a `u64`.
 
 use super::Reduction;
 

@@ -2,7 +2,7 @@
 //!
 //! [`Simd`] lists the instructions that the operations need; each instruction set implements it
 //! in a file of its own. Results are those of [`element`](super::element), bit for bit, except
-//! that a NaN may be any NaN.
+//! that a sum or product that is NaN may be any NaN.
 
 use std::marker::PhantomData;
 
@@ -32,6 +32,8 @@ pub(super) unsafe trait Simd: NonTemporalStore {
     type Mask16: Copy;
     /// A truth value per 32-bit lane.
     type Mask32: Copy;
+    /// A truth value per 64-bit lane.
+    type Mask64: Copy;
     /// Bytes of a register.
     const BYTES: usize;
 
@@ -44,6 +46,7 @@ pub(super) unsafe trait Simd: NonTemporalStore {
 
     // Integer arithmetic, modulo the width of the lane.
     fn add_8(self, a: Self::Integers, b: Self::Integers) -> Self::Integers;
+    fn add_16(self, a: Self::Integers, b: Self::Integers) -> Self::Integers;
     fn add_32(self, a: Self::Integers, b: Self::Integers) -> Self::Integers;
     fn add_64(self, a: Self::Integers, b: Self::Integers) -> Self::Integers;
     fn sub_32(self, a: Self::Integers, b: Self::Integers) -> Self::Integers;
@@ -88,32 +91,35 @@ pub(super) unsafe trait Simd: NonTemporalStore {
     fn greater_16(self, a: Self::Integers, b: Self::Integers) -> Self::Mask16;
     fn greater_32(self, a: Self::Integers, b: Self::Integers) -> Self::Mask32;
     fn equal_32(self, a: Self::Integers, b: Self::Integers) -> Self::Mask32;
-    /// True where `x` has none of `bits`.
-    fn has_none_8(self, x: Self::Integers, bits: Self::Integers) -> Self::Mask8;
-    fn has_none_16(self, x: Self::Integers, bits: Self::Integers) -> Self::Mask16;
     fn is_nan_32(self, x: Self::Singles) -> Self::Mask32;
-    fn either_8(self, a: Self::Mask8, b: Self::Mask8) -> Self::Mask8;
-    fn either_16(self, a: Self::Mask16, b: Self::Mask16) -> Self::Mask16;
-    /// True where `mask` is and `excluded` is not.
-    fn without_8(self, mask: Self::Mask8, excluded: Self::Mask8) -> Self::Mask8;
-    fn without_16(self, mask: Self::Mask16, excluded: Self::Mask16) -> Self::Mask16;
+    fn is_nan_64(self, x: Self::Doubles) -> Self::Mask64;
+    fn both_32(self, a: Self::Mask32, b: Self::Mask32) -> Self::Mask32;
+    fn both_64(self, a: Self::Mask64, b: Self::Mask64) -> Self::Mask64;
+    /// `x`, with all bits of the lane set where the mask is true.
+    fn set_where_8(self, mask: Self::Mask8, x: Self::Integers) -> Self::Integers;
+    fn set_where_16(self, mask: Self::Mask16, x: Self::Integers) -> Self::Integers;
+    fn set_where_32(self, mask: Self::Mask32, x: Self::Integers) -> Self::Integers;
+    fn set_where_64(self, mask: Self::Mask64, x: Self::Integers) -> Self::Integers;
+    /// `x`, with no bits of the lane set where the mask is true.
+    fn clear_where_32(self, mask: Self::Mask32, x: Self::Integers) -> Self::Integers;
+    fn clear_where_64(self, mask: Self::Mask64, x: Self::Integers) -> Self::Integers;
     fn choose_8(self, mask: Self::Mask8, a: Self::Integers, b: Self::Integers) -> Self::Integers;
     fn choose_16(self, mask: Self::Mask16, a: Self::Integers, b: Self::Integers) -> Self::Integers;
     fn choose_32(self, mask: Self::Mask32, a: Self::Integers, b: Self::Integers) -> Self::Integers;
 
-    // Floats. The maximum is `a > b ? a : b`, the minimum `a < b ? a : b`.
+    // Floats. Those that select return `a > b ? a : b` and `a < b ? a : b`.
     fn singles(self, bits: Self::Integers) -> Self::Singles;
     fn single_bits(self, x: Self::Singles) -> Self::Integers;
     fn add_f32(self, a: Self::Singles, b: Self::Singles) -> Self::Singles;
     fn mul_f32(self, a: Self::Singles, b: Self::Singles) -> Self::Singles;
-    fn max_f32(self, a: Self::Singles, b: Self::Singles) -> Self::Singles;
-    fn min_f32(self, a: Self::Singles, b: Self::Singles) -> Self::Singles;
+    fn greater_f32(self, a: Self::Singles, b: Self::Singles) -> Self::Singles;
+    fn less_f32(self, a: Self::Singles, b: Self::Singles) -> Self::Singles;
     fn doubles(self, bits: Self::Integers) -> Self::Doubles;
     fn double_bits(self, x: Self::Doubles) -> Self::Integers;
     fn add_f64(self, a: Self::Doubles, b: Self::Doubles) -> Self::Doubles;
     fn mul_f64(self, a: Self::Doubles, b: Self::Doubles) -> Self::Doubles;
-    fn max_f64(self, a: Self::Doubles, b: Self::Doubles) -> Self::Doubles;
-    fn min_f64(self, a: Self::Doubles, b: Self::Doubles) -> Self::Doubles;
+    fn greater_f64(self, a: Self::Doubles, b: Self::Doubles) -> Self::Doubles;
+    fn less_f64(self, a: Self::Doubles, b: Self::Doubles) -> Self::Doubles;
 
     // Conversions between lane widths. Halves and quarters of a register may be in any order, as
     // long as narrowing reverses widening.
@@ -201,29 +207,29 @@ packed!(u64, |s, a, b|
 packed!(f32, |s, a, b|
     sum: s.single_bits(s.add_f32(s.singles(a), s.singles(b))),
     prod: s.single_bits(s.mul_f32(s.singles(a), s.singles(b))),
-    max: s.single_bits(s.max_f32(s.singles(a), s.singles(b))),
-    min: s.single_bits(s.min_f32(s.singles(a), s.singles(b))));
+    max: max_f32(s, s.singles(a), s.singles(b)),
+    min: min_f32(s, s.singles(a), s.singles(b)));
 packed!(f64, |s, a, b|
     sum: s.double_bits(s.add_f64(s.doubles(a), s.doubles(b))),
     prod: s.double_bits(s.mul_f64(s.doubles(a), s.doubles(b))),
-    max: s.double_bits(s.max_f64(s.doubles(a), s.doubles(b))),
-    min: s.double_bits(s.min_f64(s.doubles(a), s.doubles(b))));
+    max: max_f64(s, s.doubles(a), s.doubles(b)),
+    min: min_f64(s, s.doubles(a), s.doubles(b)));
 packed!(F16, |s, a, b|
     sum: f16::<S, SUM>(s, a, b), prod: f16::<S, PROD>(s, a, b),
-    max: select_16(s, F16::FORMAT, [a, b], [a, b]),
-    min: select_16(s, F16::FORMAT, [a, b], [b, a]));
+    max: extreme_16::<S, MAX>(s, F16::FORMAT, a, b),
+    min: extreme_16::<S, MIN>(s, F16::FORMAT, a, b));
 packed!(Bf16, |s, a, b|
     sum: bf16::<S, SUM>(s, a, b), prod: bf16::<S, PROD>(s, a, b),
-    max: select_16(s, Bf16::FORMAT, [a, b], [a, b]),
-    min: select_16(s, Bf16::FORMAT, [a, b], [b, a]));
+    max: extreme_16::<S, MAX>(s, Bf16::FORMAT, a, b),
+    min: extreme_16::<S, MIN>(s, Bf16::FORMAT, a, b));
 packed!(E4m3, |s, a, b|
     sum: fp8::<S, SUM>(s, E4m3::FORMAT, a, b), prod: fp8::<S, PROD>(s, E4m3::FORMAT, a, b),
-    max: select_8(s, E4m3::FORMAT, [a, b], [a, b]),
-    min: select_8(s, E4m3::FORMAT, [a, b], [b, a]));
+    max: extreme_8::<S, MAX>(s, E4m3::FORMAT, a, b),
+    min: extreme_8::<S, MIN>(s, E4m3::FORMAT, a, b));
 packed!(E5m2, |s, a, b|
     sum: fp8::<S, SUM>(s, E5m2::FORMAT, a, b), prod: fp8::<S, PROD>(s, E5m2::FORMAT, a, b),
-    max: select_8(s, E5m2::FORMAT, [a, b], [a, b]),
-    min: select_8(s, E5m2::FORMAT, [a, b], [b, a]));
+    max: extreme_8::<S, MAX>(s, E5m2::FORMAT, a, b),
+    min: extreme_8::<S, MIN>(s, E5m2::FORMAT, a, b));
 
 /// Products modulo 256: the even bytes and the odd bytes apart, as 16-bit lanes.
 #[inline(always)]
@@ -340,44 +346,118 @@ fn encode<S: Simd>(s: S, format: Format, value: S::Singles) -> S::Integers {
     s.or(number, sign)
 }
 
-/// `x > y ? a : b` of 16-bit floats, where `x` and `y` are `a` and `b` in either order.
-#[inline(always)]
-fn select_16<S: Simd>(
-    s: S,
-    format: Format,
-    [a, b]: [S::Integers; 2],
-    [x, y]: [S::Integers; 2],
-) -> S::Integers {
-    let magnitude = s.splat_16(0x7fff);
-    let last = s.splat_16(format.last_number as u16);
-    let nan_a = s.greater_16(s.and(a, magnitude), last);
-    let nan_b = s.greater_16(s.and(b, magnitude), last);
-    let zeros = s.has_none_16(s.or(a, b), magnitude);
-    let excluded = s.either_16(zeros, s.either_16(nan_a, nan_b));
-    let greater = s.greater_16(order_16(s, x), order_16(s, y));
-    s.choose_16(s.without_16(greater, excluded), a, b)
+/// Defines the maximum and the minimum of floats that vector units compare.
+///
+/// Each comparison selects `b` for equal numbers and if either is a NaN, so both orders of the
+/// operands together give both zeros, and each NaN only where the other order does not. The
+/// maximum of zeros of both signs is their conjunction, the minimum their disjunction.
+macro_rules! extremes {
+    (
+        $max:ident, $min:ident, $registers:ident, $bits:ident, $greater:ident, $less:ident,
+        $is_nan:ident, $both:ident, $set_where:ident, $clear_where:ident
+    ) => {
+        #[inline(always)]
+        fn $max<S: Simd>(s: S, a: S::$registers, b: S::$registers) -> S::Integers {
+            let b_or_greater = s.$set_where(s.$is_nan(b), s.$bits(s.$greater(a, b)));
+            let a_or_greater = s.$set_where(s.$is_nan(a), s.$bits(s.$greater(b, a)));
+            s.and(b_or_greater, a_or_greater)
+        }
+
+        #[inline(always)]
+        fn $min<S: Simd>(s: S, a: S::$registers, b: S::$registers) -> S::Integers {
+            let (nan_a, nan_b) = (s.$is_nan(a), s.$is_nan(b));
+            let b_or_less = s.$clear_where(nan_b, s.$bits(s.$less(a, b)));
+            let a_or_less = s.$clear_where(nan_a, s.$bits(s.$less(b, a)));
+            s.$set_where(s.$both(nan_a, nan_b), s.or(b_or_less, a_or_less))
+        }
+    };
 }
 
-/// `x > y ? a : b` of 8-bit floats, where `x` and `y` are `a` and `b` in either order.
+extremes!(
+    max_f32,
+    min_f32,
+    Singles,
+    single_bits,
+    greater_f32,
+    less_f32,
+    is_nan_32,
+    both_32,
+    set_where_32,
+    clear_where_32
+);
+extremes!(
+    max_f64,
+    min_f64,
+    Doubles,
+    double_bits,
+    greater_f64,
+    less_f64,
+    is_nan_64,
+    both_64,
+    set_where_64,
+    clear_where_64
+);
+
+/// The operation of a function that returns an extreme.
+const MAX: bool = false;
+const MIN: bool = true;
+
+/// The maximum or the minimum of 16-bit floats.
 #[inline(always)]
-fn select_8<S: Simd>(
+fn extreme_16<S: Simd, const LEAST: bool>(
     s: S,
     format: Format,
-    [a, b]: [S::Integers; 2],
-    [x, y]: [S::Integers; 2],
+    a: S::Integers,
+    b: S::Integers,
 ) -> S::Integers {
-    let magnitude = s.splat_8(0x7f);
-    let last = s.splat_8(format.last_number as u8);
-    let nan_a = s.greater_8(s.and(a, magnitude), last);
-    let nan_b = s.greater_8(s.and(b, magnitude), last);
-    let zeros = s.has_none_8(s.or(a, b), magnitude);
-    let excluded = s.either_8(zeros, s.either_8(nan_a, nan_b));
-    let greater = s.greater_8(order_8(s, x), order_8(s, y));
-    s.choose_8(s.without_8(greater, excluded), a, b)
+    let (a, b) = (canonical_16(s, format, a), canonical_16(s, format, b));
+    let (order_a, order_b) = (order_16(s, a), order_16(s, b));
+    if LEAST {
+        // Subtracting 1 makes the lowest number the highest.
+        let minus_one = s.splat_16(u16::MAX);
+        let (order_a, order_b) = (s.add_16(order_a, minus_one), s.add_16(order_b, minus_one));
+        s.choose_16(s.greater_16(order_b, order_a), a, b)
+    } else {
+        s.choose_16(s.greater_16(order_a, order_b), a, b)
+    }
 }
 
-/// Signed integers in the order of the floats `x`, zeros and NaN aside. Read as two's complement,
-/// negative floats are in reverse order; inverting their magnitude corrects that.
+/// The maximum or the minimum of 8-bit floats.
+#[inline(always)]
+fn extreme_8<S: Simd, const LEAST: bool>(
+    s: S,
+    format: Format,
+    a: S::Integers,
+    b: S::Integers,
+) -> S::Integers {
+    let (a, b) = (canonical_8(s, format, a), canonical_8(s, format, b));
+    let (order_a, order_b) = (order_8(s, a), order_8(s, b));
+    if LEAST {
+        let minus_one = s.splat_8(u8::MAX);
+        let (order_a, order_b) = (s.add_8(order_a, minus_one), s.add_8(order_b, minus_one));
+        s.choose_8(s.greater_8(order_b, order_a), a, b)
+    } else {
+        s.choose_8(s.greater_8(order_a, order_b), a, b)
+    }
+}
+
+/// The 16-bit floats `x`, where each NaN is the one with all bits set.
+#[inline(always)]
+fn canonical_16<S: Simd>(s: S, format: Format, x: S::Integers) -> S::Integers {
+    let magnitude = s.and(x, s.splat_16(0x7fff));
+    s.set_where_16(s.greater_16(magnitude, s.splat_16(format.last_number as u16)), x)
+}
+
+/// As [`canonical_16`], for 8-bit floats.
+#[inline(always)]
+fn canonical_8<S: Simd>(s: S, format: Format, x: S::Integers) -> S::Integers {
+    let magnitude = s.and(x, s.splat_8(0x7f));
+    s.set_where_8(s.greater_8(magnitude, s.splat_8(format.last_number as u8)), x)
+}
+
+/// Signed integers in the order of the floats `x`, where the NaN with all bits set is the lowest.
+/// Read as two's complement, negative floats are in reverse order; inverting their magnitude
+/// corrects that.
 #[inline(always)]
 fn order_16<S: Simd>(s: S, x: S::Integers) -> S::Integers {
     s.xor(x, s.and(s.sign_16(x), s.splat_16(0x7fff)))

@@ -127,10 +127,14 @@ impl Operation {
             } as u64);
         }
         let (x, y) = (decode(self.dtype, a), decode(self.dtype, b));
-        match op {
-            RedOp::Max => return if x > y { a } else { b },
-            RedOp::Min => return if x < y { a } else { b },
-            _ => {}
+        if matches!(op, RedOp::Max | RedOp::Min) {
+            return match (x.is_nan(), y.is_nan()) {
+                (true, true) => self.bits(u64::MAX),
+                (true, false) => b,
+                (false, true) => a,
+                _ if x.total_cmp(&y).is_gt() == (op == RedOp::Max) => a,
+                _ => b,
+            };
         }
         let of = |x: f64, y: f64| if op == RedOp::Prod { x * y } else { x + y };
         if self.dtype == DType::Float64 {
