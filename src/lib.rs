@@ -38,6 +38,7 @@ mod plan;
 mod process;
 mod proxy;
 mod reduce;
+mod secret_file;
 mod spin_policy;
 pub mod stream;
 mod transfer;

@@ -2,7 +2,7 @@
 //! that arrive. Only a connection whose other end proves that it knows the secret is passed on.
 //!
 //! A stranger costs little: one of a bounded number of entries, for a bounded time, and at most 88
-//! bytes read.
+//! bytes read. If there are too many, those that have sent no valid first message go first.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -10,11 +10,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use super::handshake::{
-    self, CHALLENGE_BYTES, ConnectionKind, HELLO_BYTES, Hello, PROOF_BYTES, WELCOME,
+use maypole_transport::noise::{
+    ANSWER_BYTES, Binding, CONFIRMATION_BYTES, DATA_BYTES, FIRST_BYTES, Key, Listener, Purpose,
+    Refusal, Session, TAG_BYTES,
 };
+
+use super::frame_stream::SecureStream;
 use super::poll::poll_fd;
-use super::secret::{self, Secret};
 
 /// Most handshakes in progress at once. One more drops the oldest; a rank that was dropped connects
 /// again.
@@ -25,11 +27,11 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Listening sockets and the handshakes in progress.
-pub(super) struct HandshakeAcceptor {
+pub(crate) struct HandshakeAcceptor {
     listeners: Vec<TcpListener>,
-    secret: Secret,
+    secret: Key,
     /// What the connections must be for.
-    kind: ConnectionKind,
+    purpose: Purpose,
     /// The rank to which the dialers must want to connect; 0 for the root.
     rank: u32,
     pending: VecDeque<PendingHandshake>,
@@ -41,34 +43,38 @@ struct PendingHandshake {
     stream: TcpStream,
     peer: SocketAddr,
     deadline: Instant,
+    stage: HandshakeStage,
     /// Bytes that were read of the message that is being read.
     received: usize,
-    hello: [u8; HELLO_BYTES],
-    /// Sent after the hello was read completely. While it is set, the proof is being read.
-    challenge: Option<[u8; CHALLENGE_BYTES]>,
-    proof: [u8; PROOF_BYTES],
+    message: [u8; FIRST_BYTES],
+}
+
+/// The message that is being read.
+enum HandshakeStage {
+    First,
+    Confirmation(Box<Listener>),
 }
 
 /// The state of a handshake.
 enum HandshakeProgress {
     Waiting,
-    Passed(Hello),
+    Passed(Binding, Session),
     Refused(&'static str),
 }
 
 impl HandshakeAcceptor {
     /// An acceptor for connections of this kind to `rank`.
-    pub(super) fn new(
+    pub(crate) fn new(
         listeners: Vec<TcpListener>,
-        secret: Secret,
-        kind: ConnectionKind,
+        secret: Key,
+        purpose: Purpose,
         rank: u32,
     ) -> Self {
-        Self { listeners, secret, kind, rank, pending: VecDeque::new(), paused_until: None }
+        Self { listeners, secret, purpose, rank, pending: VecDeque::new(), paused_until: None }
     }
 
     /// Appends the entries to poll. Pass the same entries to [`advance`](Self::advance) afterwards.
-    pub(super) fn poll_fds(&self, fds: &mut Vec<libc::pollfd>) {
+    pub(crate) fn poll_fds(&self, fds: &mut Vec<libc::pollfd>) {
         let listen = if self.paused_until.is_some() { 0 } else { libc::POLLIN };
         fds.extend(self.listeners.iter().map(|it| poll_fd(it.as_raw_fd(), listen)));
         fds.extend(
@@ -79,20 +85,23 @@ impl HandshakeAcceptor {
     }
 
     /// When [`advance`](Self::advance) must be called at the latest.
-    pub(super) fn wake(&self) -> Option<Instant> {
+    pub(crate) fn wake(&self) -> Option<Instant> {
         let oldest = self.pending.front().map(|pending| pending.deadline);
         oldest.into_iter().chain(self.paused_until).min()
     }
 
     /// Closes the listeners and the connections whose handshake is in progress.
-    pub(super) fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.listeners.clear();
         self.pending.clear();
     }
 
     /// Continues all handshakes and accepts new connections. Returns the connections whose
     /// handshake succeeded, and how many of `fds` belong to the acceptor.
-    pub(super) fn advance(&mut self, fds: &[libc::pollfd]) -> (Vec<(Hello, TcpStream)>, usize) {
+    pub(crate) fn advance(
+        &mut self,
+        fds: &[libc::pollfd],
+    ) -> (Vec<(Binding, SecureStream)>, usize) {
         let now = Instant::now();
         let polled = self.listeners.len() + self.pending.len();
         let (listeners, pending) = fds[..polled].split_at(self.listeners.len());
@@ -101,16 +110,12 @@ impl HandshakeAcceptor {
         for (mut handshake, fd) in std::mem::take(&mut self.pending).into_iter().zip(pending) {
             let mut progress = HandshakeProgress::Waiting;
             if fd.revents != 0 {
-                progress = handshake.advance(&self.secret, self.kind, self.rank);
+                progress = handshake.advance(&self.secret, self.purpose, self.rank);
             }
-            match progress {
-                HandshakeProgress::Waiting if handshake.deadline <= now => {
-                    handshake.refuse("it was too slow")
-                }
-                HandshakeProgress::Waiting => self.pending.push_back(handshake),
-                HandshakeProgress::Passed(hello) => passed.push((hello, handshake.stream)),
-                HandshakeProgress::Refused(why) => handshake.refuse(why),
+            if handshake.deadline <= now && matches!(progress, HandshakeProgress::Waiting) {
+                progress = HandshakeProgress::Refused("it was too slow");
             }
+            self.keep(handshake, progress, &mut passed);
         }
         let resumed = self.paused_until.is_some_and(|until| until <= now);
         if resumed {
@@ -125,7 +130,7 @@ impl HandshakeAcceptor {
     }
 
     /// Accepts the connections that wait at one listener.
-    fn accept(&mut self, at: usize, now: Instant, passed: &mut Vec<(Hello, TcpStream)>) {
+    fn accept(&mut self, at: usize, now: Instant, passed: &mut Vec<(Binding, SecureStream)>) {
         // Bounded, so that many new connections do not delay the handshakes in progress.
         for _ in 0..64 {
             let (stream, peer) = match self.listeners[at].accept() {
@@ -134,7 +139,7 @@ impl HandshakeAcceptor {
                 Err(error)
                     if [Some(libc::EMFILE), Some(libc::ENFILE)].contains(&error.raw_os_error()) =>
                 {
-                    match self.pending.pop_front() {
+                    match self.take_least_proven() {
                         Some(oldest) => oldest.refuse("this process has no file descriptor left"),
                         None => {
                             log::warn!(
@@ -162,10 +167,10 @@ impl HandshakeAcceptor {
         &mut self,
         stream: TcpStream,
         peer: SocketAddr,
-        passed: &mut Vec<(Hello, TcpStream)>,
+        passed: &mut Vec<(Binding, SecureStream)>,
     ) {
         if self.pending.len() == MOST_PENDING
-            && let Some(oldest) = self.pending.pop_front()
+            && let Some(oldest) = self.take_least_proven()
         {
             oldest.refuse("too many connect at once");
         }
@@ -173,16 +178,35 @@ impl HandshakeAcceptor {
             stream,
             peer,
             deadline: Instant::now() + HANDSHAKE_TIMEOUT,
+            stage: HandshakeStage::First,
             received: 0,
-            hello: [0; HELLO_BYTES],
-            challenge: None,
-            proof: [0; PROOF_BYTES],
+            message: [0; FIRST_BYTES],
         };
-        match handshake.advance(&self.secret, self.kind, self.rank) {
+        let progress = handshake.advance(&self.secret, self.purpose, self.rank);
+        self.keep(handshake, progress, passed);
+    }
+
+    /// Does with a handshake what its state says.
+    fn keep(
+        &mut self,
+        handshake: PendingHandshake,
+        progress: HandshakeProgress,
+        passed: &mut Vec<(Binding, SecureStream)>,
+    ) {
+        match progress {
             HandshakeProgress::Waiting => self.pending.push_back(handshake),
-            HandshakeProgress::Passed(hello) => passed.push((hello, handshake.stream)),
+            HandshakeProgress::Passed(binding, session) => {
+                passed.push((binding, SecureStream { stream: handshake.stream, session }));
+            }
             HandshakeProgress::Refused(why) => handshake.refuse(why),
         }
+    }
+
+    /// Takes out the handshake that is most likely that of a stranger: the oldest of those without
+    /// a valid first message, or the oldest.
+    fn take_least_proven(&mut self) -> Option<PendingHandshake> {
+        let is_first = |it: &PendingHandshake| matches!(it.stage, HandshakeStage::First);
+        self.pending.remove(self.pending.iter().position(is_first).unwrap_or(0))
     }
 
     /// The number of handshakes in progress.
@@ -193,12 +217,14 @@ impl HandshakeAcceptor {
 }
 
 impl PendingHandshake {
-    fn advance(&mut self, secret: &Secret, kind: ConnectionKind, rank: u32) -> HandshakeProgress {
+    fn advance(&mut self, secret: &Key, purpose: Purpose, rank: u32) -> HandshakeProgress {
         loop {
-            let part: &mut [u8] =
-                if self.challenge.is_none() { &mut self.hello } else { &mut self.proof };
-            if self.received < part.len() {
-                match self.stream.read(&mut part[self.received..]) {
+            let len = match self.stage {
+                HandshakeStage::First => FIRST_BYTES,
+                HandshakeStage::Confirmation(_) => CONFIRMATION_BYTES,
+            };
+            while self.received < len {
+                match self.stream.read(&mut self.message[self.received..len]) {
                     Ok(0) => return HandshakeProgress::Refused("it closed the connection"),
                     Ok(count) => self.received += count,
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -207,36 +233,49 @@ impl PendingHandshake {
                     }
                     Err(_) => return HandshakeProgress::Refused("the connection broke"),
                 }
-                continue;
             }
-            let Some(hello) = Hello::decode(&self.hello) else {
-                return HandshakeProgress::Refused("it does not speak the protocol");
-            };
-            if hello.kind != kind || hello.to != rank {
-                return HandshakeProgress::Refused("it wants another rank or service");
-            }
-            // Both answers are smaller than any socket buffer, so a short write means a broken
-            // connection.
-            match &self.challenge {
-                None => {
-                    let Ok(nonce) = secret::random() else {
-                        return HandshakeProgress::Refused("the kernel gives no random numbers");
-                    };
-                    let challenge = handshake::challenge(secret, &self.hello, &nonce);
-                    if !matches!(self.stream.write(&challenge), Ok(CHALLENGE_BYTES)) {
-                        return HandshakeProgress::Refused("the connection broke");
+            self.received = 0;
+            // The messages to the other end are smaller than any socket buffer, so a short write
+            // means a broken connection.
+            match std::mem::replace(&mut self.stage, HandshakeStage::First) {
+                HandshakeStage::First => {
+                    let accepts = |it: &Binding| it.purpose == purpose && it.to == rank;
+                    match Listener::answer(secret, &self.message, &[0; DATA_BYTES], accepts) {
+                        Ok((listener, answer)) => {
+                            if !matches!(self.stream.write(&answer), Ok(ANSWER_BYTES)) {
+                                return HandshakeProgress::Refused("the connection broke");
+                            }
+                            self.stage = HandshakeStage::Confirmation(Box::new(listener));
+                        }
+                        Err(refused) => {
+                            if let Some(reply) = refused.reply {
+                                let _ = self.stream.write(&reply);
+                            }
+                            return HandshakeProgress::Refused(match refused.refusal {
+                                Refusal::NotMaypole => "it does not speak the protocol",
+                                Refusal::OtherVersion => "it is of another version of Maypole",
+                                Refusal::OtherBinding => "it wants another rank or service",
+                                Refusal::NoRandomNumbers => "the kernel gives no random numbers",
+                                Refusal::UnknownKey | Refusal::Forged => {
+                                    "it does not know the secret"
+                                }
+                            });
+                        }
                     }
-                    self.challenge = Some(challenge);
-                    self.received = 0;
                 }
-                Some(challenge) => {
-                    if !handshake::is_proof_valid(secret, &self.hello, challenge, &self.proof) {
-                        return HandshakeProgress::Refused("it does not know the secret");
-                    }
-                    if !matches!(self.stream.write(&[WELCOME]), Ok(1)) {
+                HandshakeStage::Confirmation(listener) => {
+                    let confirmation = self.message.first_chunk().expect("it is shorter");
+                    let Ok((mut session, binding, _)) = listener.finish(confirmation) else {
+                        return HandshakeProgress::Refused("it repeats an old message");
+                    };
+                    // The dialer waits for a first record, so that it tries again if it was dropped
+                    // here.
+                    let mut welcome = Vec::new();
+                    session.seal(&[], &[], &mut welcome);
+                    if !matches!(self.stream.write(&welcome), Ok(TAG_BYTES)) {
                         return HandshakeProgress::Refused("the connection broke");
                     }
-                    return HandshakeProgress::Passed(hello);
+                    return HandshakeProgress::Passed(binding, session);
                 }
             }
         }

@@ -2,18 +2,15 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
-use sha2::{Digest, Sha256};
+use maypole_transport::noise::Key;
 
 use super::error::BootstrapError;
 use super::id::UniqueId;
 use super::listener_address::{self, MOST_ADDRESSES};
 use super::options::Options;
 use super::root;
-use super::secret::{self, Secret};
 use crate::config::{Config, HostPort};
-
-/// Fewest bytes of `MAYPOLE_SECRET_FILE`.
-const LEAST_SECRET: usize = 16;
+use crate::secret_file;
 
 impl UniqueId {
     /// Makes an id and starts its bootstrap root: a thread of this process that ends when all ranks
@@ -37,9 +34,9 @@ impl UniqueId {
         if let Some(place) = &config.comm_id {
             return fixed(place, config);
         }
-        let secret = secret::random()?;
+        let secret = Key::random().map_err(|error| BootstrapError::system("getrandom", &error))?;
         let (listeners, root) = listener_address::listen()?;
-        root::start(Secret::new(secret), listeners, options, None)?;
+        root::start(secret.clone(), listeners, options, None)?;
         Ok(Self::of_running_root(&secret, &root))
     }
 }
@@ -50,22 +47,14 @@ fn fixed(place: &HostPort, config: &Config) -> Result<UniqueId, BootstrapError> 
         return Err(BootstrapError::Setting {
             variable: "NCCL_COMM_ID",
             why: String::from(
-                "with an address alone anyone could join; set MAYPOLE_SECRET_FILE to a file of at \
-                 least 16 secret bytes, the same on all ranks",
+                "with an address alone anyone could join; set MAYPOLE_SECRET_FILE to a file of 32 \
+                 secret bytes, the same on all ranks",
             ),
         });
     };
-    let text = std::fs::read(file).map_err(|error| BootstrapError::Setting {
-        variable: "MAYPOLE_SECRET_FILE",
-        why: format!("{}: {error}", file.display()),
-    })?;
-    if text.len() < LEAST_SECRET {
-        return Err(BootstrapError::Setting {
-            variable: "MAYPOLE_SECRET_FILE",
-            why: format!("{} has {} bytes; at least 16 are needed", file.display(), text.len()),
-        });
-    }
-    let secret = Secret::new(Sha256::digest(&text).into()).prove("comm id", &[]);
+    let secret = secret_file::read(file)
+        .map_err(|why| BootstrapError::Setting { variable: "MAYPOLE_SECRET_FILE", why })?;
+    let secret = secret.derive("comm id", &[]);
     let addresses = (place.host.as_str(), place.port).to_socket_addrs().map_err(|error| {
         BootstrapError::Setting {
             variable: "NCCL_COMM_ID",
@@ -93,7 +82,7 @@ mod tests {
         let place = HostPort { host: "127.0.0.1".into(), port: 9 };
         let config = Config { secret_file: Some(file.path().to_owned()), ..Config::default() };
         assert!(fixed(&place, &config).unwrap_err().to_string().contains("at least 16"));
-        std::fs::write(file.path(), [7; 16]).unwrap();
+        std::fs::write(file.path(), [7; 32]).unwrap();
         let ids = [(); 2].map(|()| fixed(&place, &config).unwrap());
         assert_eq!(ids[0], ids[1]);
     }

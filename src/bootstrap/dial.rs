@@ -6,12 +6,14 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::error::BootstrapError;
-use super::handshake::{
-    self, CHALLENGE_BYTES, ChallengeAnswer, HELLO_BYTES, Hello, PROOF_BYTES, WELCOME,
+use maypole_transport::noise::{
+    self, ANSWER_BYTES, Binding, CONFIRMATION_BYTES, DATA_BYTES, FIRST_BYTES, Key, REFUSAL_BYTES,
+    Refusal, TAG_BYTES,
 };
+
+use super::error::BootstrapError;
+use super::frame_stream::SecureStream;
 use super::poll::poll_fd;
-use super::secret::{self, Secret};
 
 /// How long the network may take to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -23,9 +25,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A connection that is being made. No function waits.
-pub(super) struct Dialer {
-    secret: Secret,
-    hello: Hello,
+pub(crate) struct Dialer {
+    secret: Key,
+    binding: Binding,
     addresses: Vec<SocketAddr>,
     /// The index of the address that is being tried.
     at: usize,
@@ -43,25 +45,40 @@ pub(super) struct Dialer {
 enum DialState {
     Pausing,
     Connecting(TcpStream),
-    Answering { stream: TcpStream, hello: [u8; HELLO_BYTES], answer: Vec<u8> },
-    Proving(TcpStream),
+    Answering(Box<AwaitedAnswer>),
+    Confirming(Box<AwaitedWelcome>),
+}
+
+/// An answer of which `got` bytes have come.
+struct AwaitedAnswer {
+    stream: TcpStream,
+    handshake: noise::Dialer,
+    bytes: [u8; ANSWER_BYTES],
+    got: usize,
+}
+
+/// The first record of a listener, which accepts the confirmation.
+struct AwaitedWelcome {
+    secure: SecureStream,
+    bytes: [u8; TAG_BYTES],
+    got: usize,
 }
 
 /// The result of [`Dialer::advance`].
-pub(super) enum DialOutcome {
+pub(crate) enum DialOutcome {
     NotYet,
-    Connected(TcpStream),
+    Connected(SecureStream),
     /// All addresses were tried, none knows the secret, and this one speaks the protocol. The
     /// caller may go on.
     WrongId(SocketAddr),
 }
 
 impl Dialer {
-    /// A dialer that sends `hello`; each attempt sets a nonce of its own.
-    pub(super) fn new(secret: Secret, hello: Hello, addresses: Vec<SocketAddr>) -> Self {
+    /// A dialer with this binding.
+    pub(crate) fn new(secret: Key, binding: Binding, addresses: Vec<SocketAddr>) -> Self {
         Self {
             secret,
-            hello,
+            binding,
             addresses,
             at: 0,
             state: DialState::Pausing,
@@ -73,30 +90,29 @@ impl Dialer {
     }
 
     /// The entry with which to poll the attempt.
-    pub(super) fn poll_fd(&self) -> libc::pollfd {
+    pub(crate) fn poll_fd(&self) -> libc::pollfd {
         match &self.state {
             DialState::Pausing => poll_fd(-1, 0),
             DialState::Connecting(stream) => poll_fd(stream.as_raw_fd(), libc::POLLOUT),
-            DialState::Answering { stream, .. } | DialState::Proving(stream) => {
-                poll_fd(stream.as_raw_fd(), libc::POLLIN)
-            }
+            DialState::Answering(it) => poll_fd(it.stream.as_raw_fd(), libc::POLLIN),
+            DialState::Confirming(it) => poll_fd(it.secure.stream.as_raw_fd(), libc::POLLIN),
         }
     }
 
     /// When [`advance`](Self::advance) must be called at the latest.
-    pub(super) fn wake(&self) -> Instant {
+    pub(crate) fn wake(&self) -> Instant {
         self.deadline
     }
 
     /// Why the last attempt failed.
-    pub(super) fn last_error(&self) -> &str {
+    pub(crate) fn last_error(&self) -> &str {
         &self.last_error
     }
 
     /// Gives up. Returns the connection if the other end may regard it as made.
-    pub(super) fn abandon(self) -> Option<TcpStream> {
+    pub(super) fn abandon(self) -> Option<SecureStream> {
         match self.state {
-            DialState::Proving(stream) => Some(stream),
+            DialState::Confirming(it) => Some(it.secure),
             _ => None,
         }
     }
@@ -106,7 +122,7 @@ impl Dialer {
     /// # Errors
     /// [`BootstrapError::System`] if the process has no descriptor left, or the kernel gives no
     /// random numbers.
-    pub(super) fn advance(&mut self) -> Result<DialOutcome, BootstrapError> {
+    pub(crate) fn advance(&mut self) -> Result<DialOutcome, BootstrapError> {
         loop {
             let now = Instant::now();
             let state = std::mem::replace(&mut self.state, DialState::Pausing);
@@ -115,10 +131,10 @@ impl Dialer {
                 DialState::Pausing => self.start(now)?,
                 _ if now >= self.deadline => DialStep::Fail(String::from("no answer")),
                 DialState::Connecting(stream) => self.connected(stream, now)?,
-                DialState::Answering { stream, hello, answer } => self.read(stream, hello, answer),
-                DialState::Proving(stream) => match is_welcome(&stream) {
-                    Ok(true) => return Ok(DialOutcome::Connected(stream)),
-                    Ok(false) => DialStep::Wait(DialState::Proving(stream)),
+                DialState::Answering(answer) => self.read(answer),
+                DialState::Confirming(mut welcome) => match welcome.read() {
+                    Ok(true) => return Ok(DialOutcome::Connected(welcome.secure)),
+                    Ok(false) => DialStep::Wait(DialState::Confirming(welcome)),
                     Err(error) => DialStep::Fail(error.to_string()),
                 },
             };
@@ -183,49 +199,53 @@ impl Dialer {
             return Ok(DialStep::Fail(String::from("no process listens there")));
         }
         let _ = stream.set_nodelay(true);
-        self.hello.nonce = secret::random()?;
-        let hello = self.hello.encode();
-        Ok(match stream.write(&hello) {
-            Ok(HELLO_BYTES) => {
+        let (handshake, first) = noise::Dialer::new(&self.secret, &self.binding)
+            .map_err(|error| BootstrapError::system("getrandom", &error))?;
+        Ok(match stream.write(&first) {
+            Ok(FIRST_BYTES) => {
                 self.deadline = now + ANSWER_TIMEOUT;
-                DialStep::Continue(DialState::Answering { stream, hello, answer: Vec::new() })
+                let (bytes, got) = ([0; ANSWER_BYTES], 0);
+                let answer = AwaitedAnswer { stream, handshake, bytes, got };
+                DialStep::Continue(DialState::Answering(Box::new(answer)))
             }
             Ok(_) => DialStep::Fail(String::from("the connection broke")),
             Err(error) => DialStep::Fail(error.to_string()),
         })
     }
 
-    fn read(
-        &mut self,
-        mut stream: TcpStream,
-        hello: [u8; HELLO_BYTES],
-        mut answer: Vec<u8>,
-    ) -> DialStep {
-        let mut buffer = [0; CHALLENGE_BYTES];
-        let room = &mut buffer[answer.len()..];
-        match stream.read(room) {
+    fn read(&mut self, mut answer: Box<AwaitedAnswer>) -> DialStep {
+        match answer.stream.read(&mut answer.bytes[answer.got..]) {
             Ok(0) => return DialStep::Fail(String::from("it closed the connection")),
-            Ok(count) => answer.extend(&room[..count]),
+            Ok(count) => answer.got += count,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                return DialStep::Wait(DialState::Answering { stream, hello, answer });
+                return DialStep::Wait(DialState::Answering(answer));
             }
             Err(error) => return DialStep::Fail(error.to_string()),
         }
-        let Some(challenge) = answer.first_chunk::<CHALLENGE_BYTES>() else {
-            return DialStep::Continue(DialState::Answering { stream, hello, answer });
-        };
-        match handshake::answer_challenge(&self.secret, &hello, challenge) {
-            ChallengeAnswer::Proof(proof) => match stream.write(&proof) {
-                Ok(PROOF_BYTES) => DialStep::Continue(DialState::Proving(stream)),
-                Ok(_) => DialStep::Fail(String::from("the connection broke")),
-                Err(error) => DialStep::Fail(error.to_string()),
-            },
-            ChallengeAnswer::WrongId => {
+        let head = answer.bytes.first_chunk().filter(|_| answer.got >= REFUSAL_BYTES);
+        if let Some(refusal) = head.and_then(noise::refusal_in) {
+            if refusal == Refusal::UnknownKey {
                 self.wrong_id = self.addresses.get(self.at).copied();
-                DialStep::Fail(String::from("it serves another unique id"))
             }
-            ChallengeAnswer::NotMaypole => DialStep::Fail(String::from("it is not Maypole")),
+            return DialStep::Fail(refusal.to_string());
+        }
+        if answer.got < ANSWER_BYTES {
+            return DialStep::Continue(DialState::Answering(answer));
+        }
+        let AwaitedAnswer { mut stream, handshake, bytes, .. } = *answer;
+        let (session, confirmation) = match handshake.finish(&bytes, &[0; DATA_BYTES]) {
+            Ok((session, _, confirmation)) => (session, confirmation),
+            Err(refusal) => return DialStep::Fail(refusal.to_string()),
+        };
+        match stream.write(&confirmation) {
+            Ok(CONFIRMATION_BYTES) => {
+                let secure = SecureStream { stream, session };
+                let welcome = AwaitedWelcome { secure, bytes: [0; TAG_BYTES], got: 0 };
+                DialStep::Continue(DialState::Confirming(Box::new(welcome)))
+            }
+            Ok(_) => DialStep::Fail(String::from("the connection broke")),
+            Err(error) => DialStep::Fail(error.to_string()),
         }
     }
 }
@@ -237,17 +257,22 @@ enum DialStep {
     Fail(String),
 }
 
-/// Whether the listener has accepted the proof.
-fn is_welcome(mut stream: &TcpStream) -> Result<bool, Error> {
-    let mut byte = [0];
-    match stream.read(&mut byte) {
-        Ok(1) if byte[0] == WELCOME => Ok(true),
-        Ok(0) => Err(Error::new(ErrorKind::UnexpectedEof, "it closed the connection")),
-        Ok(_) => Err(Error::new(ErrorKind::InvalidData, "it is not Maypole")),
-        Err(error) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => {
-            Ok(false)
+impl AwaitedWelcome {
+    /// Whether the listener has accepted the confirmation.
+    fn read(&mut self) -> Result<bool, Error> {
+        while self.got < TAG_BYTES {
+            match self.secure.stream.read(&mut self.bytes[self.got..]) {
+                Ok(0) => {
+                    return Err(Error::new(ErrorKind::UnexpectedEof, "it closed the connection"));
+                }
+                Ok(count) => self.got += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
         }
-        Err(error) => Err(error),
+        let opened = self.secure.session.open(&[], &self.bytes, &mut Vec::new());
+        opened.map(|()| true).map_err(|forged| Error::new(ErrorKind::InvalidData, forged))
     }
 }
 

@@ -1,9 +1,11 @@
-//! A connection over which two authenticated ends send each other frames.
+//! A connection over which two authenticated ends send each other frames, encrypted.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Instant;
+
+use maypole_transport::noise::Session;
 
 use super::frame::{ControlFrame, FrameHeader, HEADER_BYTES, MOST_MESSAGE_BYTES};
 use super::poll::{poll_fd, wait};
@@ -11,20 +13,31 @@ use super::poll::{poll_fd, wait};
 /// Bytes that one read takes from a socket.
 pub(super) const READ_BYTES: usize = 64 << 10;
 
-/// Frames over a non-blocking socket. No function waits: what the socket does not take is kept
-/// until [`flush`](Self::flush). (Sockets of Rust's standard library are close-on-exec and send
-/// with `MSG_NOSIGNAL`.)
+/// A connected socket whose handshake has passed, with its keys.
+pub(crate) struct SecureStream {
+    pub(crate) stream: TcpStream,
+    pub(crate) session: Session,
+}
+
+/// Frames over a non-blocking socket, as encrypted records. No function waits: what the socket does
+/// not take is kept until [`flush`](Self::flush). (Sockets of Rust's standard library are
+/// close-on-exec and send with `MSG_NOSIGNAL`.)
 pub(super) struct FrameStream {
     stream: TcpStream,
-    /// Bytes that were received and not yet taken as frames.
+    session: Session,
+    /// Bytes that were received and are not yet a whole record.
+    encrypted: Vec<u8>,
+    /// Bytes that were decrypted and not yet taken as frames.
     received: Vec<u8>,
-    /// Bytes to be sent.
+    /// Encrypted bytes to be sent.
     outgoing: Vec<u8>,
     /// Bytes of `outgoing` that the socket has taken.
     taken: usize,
     /// Most bytes of the body of an `Up` or `Down` frame.
     most_items: usize,
     ended: bool,
+    /// A record was changed on its way.
+    forged: bool,
     /// Numbers of frames sent and received.
     frames: (u64, u64),
 }
@@ -34,22 +47,26 @@ pub(super) struct FrameStream {
 pub(super) enum StreamEnd {
     /// The other end closed the connection, or the network broke it.
     Closed,
-    /// The bytes that came are not a frame.
+    /// The bytes that came are not a frame, or were changed on their way.
     Malformed,
 }
 
 impl FrameStream {
-    /// Wraps a connected socket. A frame may carry `most_items` bytes of items.
-    pub(super) fn new(stream: TcpStream, most_items: usize) -> Self {
+    /// Wraps a connection. A frame may carry `most_items` bytes of items.
+    pub(super) fn new(secure: SecureStream, most_items: usize) -> Self {
+        let SecureStream { stream, session } = secure;
         // An error is ignored: small frames are then slower, not wrong.
         let _ = stream.set_nodelay(true);
         Self {
             stream,
+            session,
+            encrypted: Vec::new(),
             received: Vec::new(),
             outgoing: Vec::new(),
             taken: 0,
             most_items,
             ended: false,
+            forged: false,
             frames: (0, 0),
         }
     }
@@ -67,8 +84,9 @@ impl FrameStream {
     /// The entry with which to poll this connection.
     pub(super) fn poll_fd(&self) -> libc::pollfd {
         let out = if self.outgoing.is_empty() { 0 } else { libc::POLLOUT };
-        // An ended socket would always be ready and keep the poll from sleeping; -1 is skipped.
-        if self.ended {
+        // A socket that is not read any more would always be ready and keep the poll from sleeping;
+        // -1 is skipped.
+        if self.ended || self.forged {
             return poll_fd(-1, 0);
         }
         poll_fd(self.stream.as_raw_fd(), if self.full() { out } else { libc::POLLIN | out })
@@ -102,7 +120,9 @@ impl FrameStream {
 
     /// Sends a frame, or keeps what the socket does not take of it.
     pub(super) fn send(&mut self, frame: &ControlFrame) {
-        frame.encode(&mut self.outgoing);
+        let mut plain = Vec::new();
+        frame.encode(&mut plain);
+        self.session.write_records(&plain, &mut self.outgoing);
         self.frames.0 += 1;
         self.flush();
     }
@@ -136,11 +156,13 @@ impl FrameStream {
 
     /// Reads the bytes that have come.
     pub(super) fn fill(&mut self) {
-        while !self.ended && !self.full() {
-            let old = self.received.len();
-            self.received.resize(old + READ_BYTES, 0);
-            let read = self.stream.read(&mut self.received[old..]);
-            self.received.truncate(old + read.as_ref().map_or(0, |&count| count));
+        while !self.ended && !self.forged && !self.full() {
+            let old = self.encrypted.len();
+            self.encrypted.resize(old + READ_BYTES, 0);
+            let read = self.stream.read(&mut self.encrypted[old..]);
+            self.encrypted.truncate(old + read.as_ref().map_or(0, |&count| count));
+            let records = self.session.read_records(&mut self.encrypted, &mut self.received);
+            self.forged = records.is_err();
             match read {
                 Ok(0) => self.ended = true,
                 Ok(count) if count < READ_BYTES => return,
@@ -153,9 +175,13 @@ impl FrameStream {
     }
 
     /// Takes the next frame of the bytes that were read. Frames that came before the connection
-    /// ended are returned before its end.
+    /// ended, or before a record was changed, are returned first.
     pub(super) fn next(&mut self) -> Result<Option<ControlFrame>, StreamEnd> {
-        let none = if self.ended { Err(StreamEnd::Closed) } else { Ok(None) };
+        let none = match (self.forged, self.ended) {
+            (true, _) => Err(StreamEnd::Malformed),
+            (false, true) => Err(StreamEnd::Closed),
+            (false, false) => Ok(None),
+        };
         let Some(head) = self.received.first_chunk::<HEADER_BYTES>() else { return none };
         let header = FrameHeader::decode(head, self.most_items).ok_or(StreamEnd::Malformed)?;
         let Some(body) = self.received.get(HEADER_BYTES..HEADER_BYTES + header.len) else {
@@ -182,12 +208,14 @@ impl FrameStream {
         self.received.clear();
         self.fill();
         self.received.clear();
+        // Nothing more is read of it.
+        self.ended |= self.forged;
     }
 
     /// Bytes of memory that hold what was read and not taken.
     #[cfg(test)]
     pub(super) fn buffered(&self) -> usize {
-        self.received.capacity()
+        self.received.capacity() + self.encrypted.capacity()
     }
 
     /// Whether a frame of the largest size is here, so that reading on can wait until it is taken.

@@ -8,17 +8,17 @@ use std::os::unix::net::UnixStream;
 
 use maypole_transport::conformance::fuzz::{FuzzRandom, rounds};
 
+use maypole_transport::noise::{
+    self, ANSWER_BYTES, Binding, CONFIRMATION_BYTES, Key, Listener, Purpose, REFUSAL_BYTES,
+    Session, TAG_BYTES,
+};
+
 use super::accept::HandshakeAcceptor;
 use super::frame::{self, ControlFrame, HEADER_BYTES, MOST_SMALL_BYTES};
-use super::frame_stream::{FrameStream, READ_BYTES, StreamEnd};
-use super::handshake::{
-    self, CHALLENGE_BYTES, ChallengeAnswer, ConnectionKind, HELLO_BYTES, Hello, PROOF_BYTES,
-    WELCOME,
-};
+use super::frame_stream::{FrameStream, READ_BYTES, SecureStream, StreamEnd};
 use super::id::{UNIQUE_ID_BYTES, UniqueId};
 use super::items::{ITEM_HEADER, put_item};
 use super::listener_address::MOST_ADDRESSES;
-use super::secret::Secret;
 
 /// Most bytes of items that a frame may carry here.
 const MOST: usize = 10_000;
@@ -47,11 +47,23 @@ fn connection() -> (TcpStream, UnixStream) {
     (TcpStream::from(OwnedFd::from(near)), far)
 }
 
-/// Frames in fragments, of which the last may be damaged: all frames before it arrive unchanged,
-/// and what is read of the last is not larger than allowed.
+/// The sessions of the dialer and the listener of a handshake with this binding.
+fn sessions(binding: Binding) -> (Session, Session) {
+    let key = Key::new([8; 32]);
+    let (dialer, first) = noise::Dialer::new(&key, &binding).expect("random numbers");
+    let (listener, answer) = Listener::answer(&key, &first, &[0; 32], |_| true).ok().expect("ours");
+    let (at_dialer, _, confirmation) = dialer.finish(&answer, &[0; 32]).expect("ours");
+    let (at_listener, ..) = listener.finish(&confirmation).expect("ours");
+    (at_dialer, at_listener)
+}
+
+/// Frames in fragments, of which the last may be damaged by the rank that sends it: all frames
+/// before it arrive unchanged, and what is read of the last is not larger than allowed. Or someone
+/// on the path damages the bytes: what arrives then is the beginning of what was sent.
 fn frames(random: &mut FuzzRandom) {
     let (near, mut far) = connection();
-    let mut connection = FrameStream::new(near, MOST);
+    let (session, mut sender) = sessions(binding(3));
+    let mut connection = FrameStream::new(SecureStream { stream: near, session }, MOST);
     let known = frame::tests::frames();
     let mut sent = Vec::new();
     let mut stream = Vec::new();
@@ -60,15 +72,25 @@ fn frames(random: &mut FuzzRandom) {
         frame.encode(&mut stream);
         sent.push(frame);
     }
+    let on_path = random.below(3) == 0;
     let mut last = Vec::new();
     known[random.below(known.len())].encode(&mut last);
     let mut other = Vec::new();
     ControlFrame::Up { sequence: 7, items: random.bytes(300) }.encode(&mut other);
-    stream.extend(random.damaged(&last, &other));
+    if !on_path {
+        stream.extend(random.damaged(&last, &other));
+    }
+    let mut records = Vec::new();
+    for part in stream.chunks(1 + random.below(500)) {
+        sender.write_records(part, &mut records);
+    }
+    if on_path {
+        records = random.damaged(&records, &other);
+    }
 
     let mut got = Vec::new();
     let mut broken = None;
-    for piece in random.fragments(&stream) {
+    for piece in random.fragments(&records) {
         far.write_all(piece).expect("room in the socket");
         connection.fill();
         while broken.is_none() {
@@ -83,10 +105,15 @@ fn frames(random: &mut FuzzRandom) {
         }
         // A vector grows by doubling.
         assert!(
-            connection.buffered() <= 2 * (HEADER_BYTES + MOST.max(MOST_SMALL_BYTES) + READ_BYTES)
+            connection.buffered()
+                <= 2 * (HEADER_BYTES + MOST.max(MOST_SMALL_BYTES) + 3 * READ_BYTES)
         );
     }
     assert_ne!(broken, Some(StreamEnd::Closed));
+    if on_path {
+        assert!(sent.starts_with(&got), "a frame was changed on the path");
+        return;
+    }
     assert_eq!(got[..sent.len()], sent, "a frame before the damage is lost");
     for frame in &got {
         let mut bytes = Vec::new();
@@ -109,7 +136,7 @@ fn ids(random: &mut FuzzRandom) {
         assert!((1..=MOST_ADDRESSES).contains(&addresses.len()));
     }
     let address = random.damaged(&valid[41..79], &[6; 30]);
-    if let Some(id) = UniqueId::at_rejoin_listener(&address, [1; 32]) {
+    if let Some(id) = UniqueId::at_rejoin_listener(&address, &Key::new([1; 32])) {
         assert!(
             id.contents().is_ok_and(|c| c.root.addresses.len() <= MOST_ADDRESSES)
                 || address[8] == 0
@@ -135,7 +162,7 @@ fn items(random: &mut FuzzRandom) {
 /// A listener, and what an honest rank once sent to it.
 struct FuzzedListener {
     acceptor: HandshakeAcceptor,
-    secret: Secret,
+    secret: Key,
     recorded: Vec<u8>,
     /// Connections that were left open in the middle of a handshake.
     unfinished: Vec<UnixStream>,
@@ -146,16 +173,15 @@ struct FuzzedListener {
 /// The rank to which the listener belongs.
 const LISTENING_RANK: u32 = 1;
 
+fn binding(from: u32) -> Binding {
+    Binding { purpose: Purpose::Tree, from, to: LISTENING_RANK, nranks: 7, stream: 0 }
+}
+
 impl FuzzedListener {
     fn new() -> Self {
-        let secret = Secret::new([8; 32]);
+        let secret = Key::new([8; 32]);
         Self {
-            acceptor: HandshakeAcceptor::new(
-                vec![],
-                secret.clone(),
-                ConnectionKind::Tree,
-                LISTENING_RANK,
-            ),
+            acceptor: HandshakeAcceptor::new(vec![], secret.clone(), Purpose::Tree, LISTENING_RANK),
             secret,
             recorded: vec![],
             unfinished: vec![],
@@ -170,55 +196,60 @@ impl FuzzedListener {
         let (near, mut far) = connection();
         let mut passed = vec![];
         self.acceptor.begin(near, SocketAddr::from(([127, 0, 0, 1], 1)), &mut passed);
-        let from = 2 + random.below(5) as u32;
-        let nonce = random.bytes(32).try_into().expect("32 bytes");
-        let hello =
-            Hello { kind: ConnectionKind::Tree, from, to: LISTENING_RANK, nranks: 7, nonce }
-                .encode();
-
+        let binding = binding(2 + random.below(5) as u32);
         let kind = random.below(5);
+        let key = if kind == 1 { &Key::new([9; 32]) } else { &self.secret };
+        let (dialer, first) = noise::Dialer::new(key, &binding).expect("random numbers");
+
         let mut sent = match kind {
-            0 | 1 => hello.to_vec(),
-            2 | 3 => random.damaged(&hello, &self.recorded),
+            0 | 1 => first.to_vec(),
+            2 | 3 => random.damaged(&first, &self.recorded),
             _ => self.recorded.clone(),
         };
         self.send(&mut far, &sent, random, &mut passed);
-        let mut answer = vec![0; 2 * CHALLENGE_BYTES];
+        let mut answer = vec![0; 2 * ANSWER_BYTES];
         let got = far.read(&mut answer).unwrap_or(0);
         answer.truncate(got);
-        // A dialer that may still be a rank gets a challenge; one that was refused gets no bytes.
-        assert!(got == 0 || got == CHALLENGE_BYTES, "a stranger got {got} bytes");
-        let mut honest = [&hello[..], &[0; PROOF_BYTES]].concat();
-        if let Some(challenge) = answer.first_chunk() {
-            let secret = if kind == 1 { &Secret::new([9; 32]) } else { &self.secret };
-            let proof = match handshake::answer_challenge(secret, &hello, challenge) {
-                ChallengeAnswer::Proof(proof) => {
-                    honest = [&hello[..], &proof].concat();
-                    proof.to_vec()
+        // A dialer that may still be a rank gets an answer; one that was refused no more than that.
+        assert!([0, REFUSAL_BYTES, ANSWER_BYTES].contains(&got), "a stranger got {got} bytes");
+        let mut honest = None;
+        if let Some(answer) = answer.first_chunk::<ANSWER_BYTES>() {
+            assert_ne!(kind, 1, "another secret was accepted");
+            // The dialer accepts only the exact answer to its own first message.
+            let mut read = *answer;
+            if kind == 3 {
+                let damaged = random.damaged(answer, &first);
+                read = [0; ANSWER_BYTES];
+                let len = damaged.len().min(ANSWER_BYTES);
+                read[..len].copy_from_slice(&damaged[..len]);
+            }
+            let finished = dialer.finish(&read, &[0; 32]);
+            assert_eq!(finished.is_ok(), read == *answer && sent.starts_with(&first));
+            let confirmation = match finished {
+                Ok((_, _, confirmation)) => {
+                    honest = Some([&first[..], &confirmation].concat());
+                    confirmation.to_vec()
                 }
-                ChallengeAnswer::WrongId => {
-                    secret.prove("dialer", &[&hello[..], challenge]).to_vec()
-                }
-                ChallengeAnswer::NotMaypole => panic!("the listener does not speak the protocol"),
+                Err(_) => random.bytes(CONFIRMATION_BYTES),
             };
-            self.check_dialer(&hello, challenge, random);
             let more = match kind {
-                0 | 1 => proof,
-                _ => random.damaged(&proof, &self.recorded),
+                2 => random.damaged(&confirmation, &self.recorded),
+                _ => confirmation,
             };
             self.send(&mut far, &more, random, &mut passed);
             sent.extend(more);
         }
-        // Only the exact bytes of an honest rank, for this very challenge, are accepted.
-        let accepted = kind != 1 && got != 0 && sent.starts_with(&honest);
+        // Only the exact bytes of an honest rank, with its own confirmation, are accepted.
+        let honest = honest.filter(|honest| sent.starts_with(honest));
+        let accepted = honest.is_some();
         assert!(accepted || kind != 0, "an honest rank was refused");
-        let expected = Hello::decode(&hello).into_iter().filter(|_| accepted).collect::<Vec<_>>();
+        let expected = [binding].into_iter().filter(|_| accepted).collect::<Vec<_>>();
         assert_eq!(passed.iter().map(|p| p.0).collect::<Vec<_>>(), expected);
-        let mut last = [0; 2];
+        let mut last = [0; 2 * TAG_BYTES];
         let got_last = far.read(&mut last).unwrap_or(0);
-        assert_eq!(&last[..got_last], if accepted { &[WELCOME][..] } else { &[] });
+        assert_eq!(got_last, if accepted { TAG_BYTES } else { 0 });
         if accepted {
-            self.recorded = honest;
+            self.recorded = honest.unwrap_or_default();
             self.passed += 1;
         } else {
             self.refused += 1;
@@ -232,29 +263,12 @@ impl FuzzedListener {
         assert!(self.acceptor.pending() <= 51, "handshakes of strangers accumulate");
     }
 
-    /// A dialer accepts only the exact challenge of the listener.
-    fn check_dialer(
-        &self,
-        hello: &[u8; HELLO_BYTES],
-        challenge: &[u8; CHALLENGE_BYTES],
-        random: &mut FuzzRandom,
-    ) {
-        let mut damaged = random.damaged(challenge, hello);
-        damaged.resize(CHALLENGE_BYTES, 0);
-        let damaged: &[u8; CHALLENGE_BYTES] = damaged.first_chunk().expect("as long as one");
-        let answer = handshake::answer_challenge(&self.secret, hello, damaged);
-        let genuine = handshake::answer_challenge(&self.secret, hello, challenge);
-        // The hello to which the challenge is an answer may have been damaged on the way.
-        let accepted = matches!(genuine, ChallengeAnswer::Proof(_)) && damaged == challenge;
-        assert_eq!(matches!(answer, ChallengeAnswer::Proof(_)), accepted);
-    }
-
     fn send(
         &mut self,
         far: &mut UnixStream,
         bytes: &[u8],
         random: &mut FuzzRandom,
-        passed: &mut Vec<(Hello, TcpStream)>,
+        passed: &mut Vec<(Binding, SecureStream)>,
     ) {
         for piece in random.fragments(bytes) {
             // A dialer that was refused cannot write any more.
@@ -265,7 +279,7 @@ impl FuzzedListener {
         }
     }
 
-    fn drive(&mut self, passed: &mut Vec<(Hello, TcpStream)>) {
+    fn drive(&mut self, passed: &mut Vec<(Binding, SecureStream)>) {
         let mut fds = Vec::new();
         self.acceptor.poll_fds(&mut fds);
         // All connections are read; reading one without bytes does no harm.

@@ -15,12 +15,11 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use sha2::{Digest, Sha256};
+use maypole_transport::noise::{KEY_BYTES, Key, sha256};
 
 use super::codec::ByteReader;
 use super::error::BootstrapError;
 use super::listener_address::ListenerAddresses;
-use super::secret::{BYTES, Secret};
 
 /// Bytes of a unique id, as `NCCL_UNIQUE_ID_BYTES`.
 pub const UNIQUE_ID_BYTES: usize = 128;
@@ -28,7 +27,7 @@ pub const UNIQUE_ID_BYTES: usize = 128;
 const MAGIC: [u8; 8] = *b"MAYPOLE\x01";
 const FLAGS_AT: usize = 8;
 const SECRET_AT: usize = 9;
-const REACH_AT: usize = SECRET_AT + BYTES;
+const REACH_AT: usize = SECRET_AT + KEY_BYTES;
 const CHECKSUM_AT: usize = UNIQUE_ID_BYTES - 8;
 /// Flag: rank 0 starts the root when it joins, instead of the rank that made the id.
 const FIXED: u8 = 1;
@@ -44,7 +43,7 @@ pub struct UniqueId {
 /// The contents of an id.
 #[derive(Clone)]
 pub(super) struct UniqueIdContents {
-    pub(super) secret: Secret,
+    pub(super) secret: Key,
     /// Where the root listens.
     pub(super) root: ListenerAddresses,
     /// Whether rank 0 starts the root.
@@ -80,14 +79,14 @@ impl UniqueId {
         if self.bytes[CHECKSUM_AT..] != checksum(&self.bytes[..CHECKSUM_AT]) {
             return Err(error("its checksum is wrong"));
         }
-        let mut secret = [0; BYTES];
+        let mut secret = [0; KEY_BYTES];
         secret.copy_from_slice(&self.bytes[SECRET_AT..REACH_AT]);
         let root =
             ListenerAddresses::decode(&mut ByteReader::new(&self.bytes[REACH_AT..CHECKSUM_AT]))
                 .filter(|root| !root.addresses.is_empty())
                 .ok_or(error("it holds no address"))?;
         Ok(UniqueIdContents {
-            secret: Secret::new(secret),
+            secret: Key::new(secret),
             root,
             fixed: self.bytes[FLAGS_AT] & FIXED != 0,
             follows: self.bytes[FLAGS_AT] & FOLLOWS != 0,
@@ -95,25 +94,25 @@ impl UniqueId {
     }
 
     /// The id of a root at a rejoin listener, where other roots may have been before.
-    pub(super) fn at_listener(secret: &[u8; BYTES], root: &ListenerAddresses) -> Self {
+    pub(super) fn at_listener(secret: &Key, root: &ListenerAddresses) -> Self {
         Self::assemble(FOLLOWS, secret, root)
     }
 
     /// The id whose rank 0 starts the root, at an address of the choice of the user.
-    pub(super) fn at_fixed_address(secret: &[u8; BYTES], addresses: Vec<SocketAddr>) -> Self {
+    pub(super) fn at_fixed_address(secret: &Key, addresses: Vec<SocketAddr>) -> Self {
         Self::assemble(FIXED, secret, &ListenerAddresses { host_tag: 0, addresses })
     }
 
     /// The id of a root that runs already.
-    pub(super) fn of_running_root(secret: &[u8; BYTES], root: &ListenerAddresses) -> Self {
+    pub(super) fn of_running_root(secret: &Key, root: &ListenerAddresses) -> Self {
         Self::assemble(0, secret, root)
     }
 
-    fn assemble(flags: u8, secret: &[u8; BYTES], root: &ListenerAddresses) -> Self {
+    fn assemble(flags: u8, secret: &Key, root: &ListenerAddresses) -> Self {
         let mut bytes = Vec::with_capacity(UNIQUE_ID_BYTES);
         bytes.extend(MAGIC);
         bytes.push(flags);
-        bytes.extend(secret);
+        bytes.extend(secret.bytes());
         root.encode(&mut bytes, CHECKSUM_AT - REACH_AT);
         bytes.resize(CHECKSUM_AT, 0);
         bytes.extend(checksum(&bytes));
@@ -132,7 +131,7 @@ impl fmt::Debug for UniqueId {
 }
 
 fn checksum(bytes: &[u8]) -> [u8; 8] {
-    let digest = Sha256::digest(bytes);
+    let digest = sha256(&[bytes]);
     std::array::from_fn(|at| digest[at])
 }
 
@@ -149,13 +148,13 @@ pub(super) mod tests {
     /// An id whose root rank 0 starts at this port.
     pub(in super::super) fn fixed_at(port: u16) -> UniqueId {
         let addresses = vec![SocketAddr::from(([127, 0, 0, 1], port))];
-        UniqueId::at_fixed_address(&[8; BYTES], addresses)
+        UniqueId::at_fixed_address(&[8; KEY_BYTES].into(), addresses)
     }
 
     fn id() -> UniqueId {
         let reach =
             ListenerAddresses { host_tag: 5, addresses: vec!["10.0.0.1:7".parse().unwrap()] };
-        UniqueId::assemble(FIXED, &[3; BYTES], &reach)
+        UniqueId::assemble(FIXED, &[3; KEY_BYTES].into(), &reach)
     }
 
     #[test]

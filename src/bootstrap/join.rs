@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use maypole_transport::noise::Key;
+
 use super::abort::{self, AbortSignal};
 use super::control_tree::ControlTree;
 use super::error::BootstrapError;
@@ -13,7 +15,6 @@ use super::multi_root::RootIds;
 use super::options::Options;
 use super::poll;
 use super::root;
-use super::secret::Secret;
 
 /// Most bytes of a rank info.
 pub const MOST_INFO_BYTES: usize = 4096;
@@ -32,13 +33,13 @@ pub struct Joined {
     pub infos: Vec<Vec<u8>>,
     /// The connections between ranks that the bootstrap made.
     pub control: ControlTree,
-    secret: Secret,
+    secret: Key,
 }
 
 impl Joined {
     /// A key that only the ranks of this communicator can make. Different labels give unrelated
     /// keys.
-    pub fn derive(&self, label: &str) -> [u8; 32] {
+    pub fn derive(&self, label: &str) -> Key {
         self.keys().derive(label)
     }
 
@@ -49,12 +50,12 @@ impl Joined {
 }
 
 /// Makes keys from the secret of a communicator.
-pub struct CommunicatorKeys(Secret);
+pub struct CommunicatorKeys(Key);
 
 impl CommunicatorKeys {
     /// As [`Joined::derive`].
-    pub fn derive(&self, label: &str) -> [u8; 32] {
-        self.0.prove("derive", &[label.as_bytes()])
+    pub fn derive(&self, label: &str) -> Key {
+        self.0.derive("derive", &[label.as_bytes()])
     }
 }
 

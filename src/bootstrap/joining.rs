@@ -1,8 +1,9 @@
 //! A rank while it joins: it registers at the root, connects to its parent, accepts its children,
 //! and exchanges rank infos over the tree.
 
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
+
+use maypole_transport::noise::{Binding, Purpose};
 
 use super::abort::{self, AbortSignal};
 use super::accept::HandshakeAcceptor;
@@ -10,8 +11,7 @@ use super::control_tree::ControlTree;
 use super::dial::{DialOutcome, Dialer};
 use super::error::BootstrapError;
 use super::frame::{ControlFrame, RankRegistration};
-use super::frame_stream::{FrameStream, StreamEnd, close_gracefully};
-use super::handshake::{ConnectionKind, Hello};
+use super::frame_stream::{FrameStream, SecureStream, StreamEnd, close_gracefully};
 use super::id::UniqueIdContents;
 use super::listener_address::{self, ListenerAddresses};
 use super::multi_root::RootIds;
@@ -73,12 +73,7 @@ impl<'a> JoiningRank<'a> {
             deadline: started + options.timeout,
             roots: Vec::new(),
             dialer: None,
-            acceptor: HandshakeAcceptor::new(
-                listeners,
-                ids.secret.clone(),
-                ConnectionKind::Tree,
-                rank,
-            ),
+            acceptor: HandshakeAcceptor::new(listeners, ids.secret.clone(), Purpose::Tree, rank),
             listener,
             tree: ControlTree::new(rank, nranks, options.abort.clone()),
             abort: options.abort.clone(),
@@ -138,9 +133,9 @@ impl<'a> JoiningRank<'a> {
         error
     }
 
-    /// The hello of a connection of this rank.
-    fn hello(&self, kind: ConnectionKind, to: u32) -> Hello {
-        Hello { kind, from: self.rank, to, nranks: self.nranks, nonce: [0; 32] }
+    /// The binding of a connection that this rank makes.
+    fn binding(&self, purpose: Purpose, to: u32) -> Binding {
+        Binding { purpose, from: self.rank, to, nranks: self.nranks, stream: 0 }
     }
 
     /// Registers at the root of the block of this rank, and at those of the blocks of its children.
@@ -166,15 +161,15 @@ impl<'a> JoiningRank<'a> {
     }
 
     /// Connects to a root.
-    fn connect_to_root(&self, at: usize) -> Result<TcpStream, BootstrapError> {
+    fn connect_to_root(&self, at: usize) -> Result<SecureStream, BootstrapError> {
         let UniqueIdContents { secret, root, follows, .. } = &self.ids.roots[at];
         let addresses = root.reachable_here();
-        let hello = self.hello(ConnectionKind::Root, 0);
+        let binding = self.binding(Purpose::Root, 0);
         // Shorter than the deadline of the other ranks, so that they learn the reason and not only
         // that this rank is missing.
         let timeout = self.deadline.saturating_duration_since(self.started) * 9 / 10;
         let until = self.started + timeout.min(ROOT_TIMEOUT);
-        let mut dial = Dialer::new(secret.clone(), hello, addresses.clone());
+        let mut dial = Dialer::new(secret.clone(), binding, addresses.clone());
         let mut wrong = None;
         loop {
             abort::check(self.abort.as_ref(), self.rank)?;
@@ -265,8 +260,8 @@ impl<'a> JoiningRank<'a> {
             poll::wait(&mut fds, until);
 
             let (passed, _) = self.acceptor.advance(&fds[..acceptor_fds]);
-            for (hello, stream) in passed {
-                self.add_child(hello, stream);
+            for (binding, stream) in passed {
+                self.add_child(binding, stream);
             }
             self.tree.read_frames(false)?;
         }
@@ -281,9 +276,9 @@ impl<'a> JoiningRank<'a> {
                 match self.roots[at].1.next() {
                     Ok(Some(ControlFrame::Parent(listener))) => {
                         let Some(above) = parent(self.rank) else { continue };
-                        let hello = self.hello(ConnectionKind::Tree, above);
+                        let binding = self.binding(Purpose::Tree, above);
                         let secret = self.ids.secret.clone();
-                        self.dialer = Some(Dialer::new(secret, hello, listener.reachable_here()));
+                        self.dialer = Some(Dialer::new(secret, binding, listener.reachable_here()));
                     }
                     Ok(Some(ControlFrame::Status { missing, waited })) => {
                         self.tree.report_missing(&missing, waited);
@@ -310,14 +305,14 @@ impl<'a> JoiningRank<'a> {
     }
 
     /// Adds a child whose handshake succeeded.
-    fn add_child(&mut self, hello: Hello, stream: TcpStream) {
-        let is_child = children(self.rank, self.nranks).any(|child| child == hello.from);
-        if is_child && hello.nranks == self.nranks {
-            self.tree.add_child(hello.from, FrameStream::new(stream, 0));
+    fn add_child(&mut self, binding: Binding, stream: SecureStream) {
+        let is_child = children(self.rank, self.nranks).any(|child| child == binding.from);
+        if is_child && binding.nranks == self.nranks {
+            self.tree.add_child(binding.from, FrameStream::new(stream, 0));
         } else {
             log::warn!(
                 "rank {} connected to rank {}, which is not its parent",
-                hello.from,
+                binding.from,
                 self.rank
             );
         }
@@ -370,8 +365,8 @@ pub(super) fn report_failure(
 /// Connects to a root and reports to it that this rank will not come. Gives up after a short time.
 fn report_failure_to(contents: &UniqueIdContents, rank: u32, nranks: u32, error: &BootstrapError) {
     let until = Instant::now() + FAILURE_SEND_TIME;
-    let hello = Hello { kind: ConnectionKind::Root, from: rank, to: 0, nranks, nonce: [0; 32] };
-    let mut dial = Dialer::new(contents.secret.clone(), hello, contents.root.reachable_here());
+    let binding = Binding { purpose: Purpose::Root, from: rank, to: 0, nranks, stream: 0 };
+    let mut dial = Dialer::new(contents.secret.clone(), binding, contents.root.reachable_here());
     let stream = loop {
         match dial.advance() {
             Ok(DialOutcome::Connected(stream)) => break stream,

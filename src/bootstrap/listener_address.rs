@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
-use sha2::{Digest, Sha256};
+use maypole_transport::noise::sha256;
 
 use super::codec::ByteReader;
 use super::error::BootstrapError;
@@ -133,18 +133,15 @@ fn lengthen_queue(listener: &TcpListener) -> std::io::Result<()> {
 /// A number that identifies the running kernel and the network namespace. Where it is equal,
 /// 127.0.0.1 is the same host.
 pub(super) fn host_tag() -> u64 {
-    let mut hasher = Sha256::new();
-    if let Ok(boot) = std::fs::read("/proc/sys/kernel/random/boot_id") {
-        hasher.update(&boot);
-    }
+    let mut host = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     match std::fs::metadata("/proc/self/ns/net") {
         Ok(namespace) => {
-            hasher.update(namespace.dev().to_le_bytes());
-            hasher.update(namespace.ino().to_le_bytes());
+            host.extend(namespace.dev().to_le_bytes());
+            host.extend(namespace.ino().to_le_bytes());
         }
-        Err(_) => hasher.update(crate::logger::host_name()),
+        Err(_) => host.extend(crate::logger::host_name().as_bytes()),
     }
-    let digest = hasher.finalize();
+    let digest = sha256(&[&host]);
     u64::from_le_bytes(std::array::from_fn(|at| digest[at]))
 }
 

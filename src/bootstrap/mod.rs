@@ -8,9 +8,10 @@
 //!                  rank infos go up the tree, all infos come down  the tree stays: ControlTree
 //! ```
 //!
-//! Every connection begins with a handshake in which both ends prove that they know the secret of
-//! the unique id, before they read anything else. A stranger is dropped and the job goes on. Every
-//! wait has a deadline, and an abort ends it.
+//! Every connection begins with the handshake of [`maypole_transport::noise`], in which both ends
+//! prove that they know the secret of the unique id before they read anything else. Everything
+//! after it is encrypted. A stranger is dropped and the job goes on. Every wait has a deadline, and
+//! an abort ends it.
 //!
 //! Each rank has at most three connections, and messages pass 2 log2(n) ranks. A rank sends and
 //! receives at most 15 messages until it has a communicator, whatever the number of ranks, and
@@ -29,7 +30,6 @@
 //! | `poll` | sleeping on several descriptors |
 //! | `abort`, `options` | ending a wait from another thread; the settings of an attempt |
 //! | `codec` | encoding of values |
-//! | `secret`, `handshake` | proofs, and the messages of the handshake |
 //! | `interfaces`, `listener_address` | addresses of this host, and of a listener |
 //! | `id` | the 128 bytes of a unique id |
 //! | `tree_shape`, `root_share`, `multi_root` | which rank connects to which rank and root |
@@ -50,7 +50,6 @@ mod error;
 mod error_codec;
 mod frame;
 mod frame_stream;
-mod handshake;
 mod id;
 mod interfaces;
 mod items;
@@ -64,7 +63,6 @@ mod rank_set;
 mod rejoin;
 mod root;
 mod root_share;
-mod secret;
 mod traffic;
 mod tree_shape;
 
@@ -75,15 +73,17 @@ mod tests;
 
 pub use abort::AbortSignal;
 pub(crate) use abort::{AbortRegistration, Abortable};
+pub(crate) use accept::HandshakeAcceptor;
 pub(crate) use codec::{ByteReader, put_text};
 pub use control_tree::{ControlTree, MOST_ITEM};
 pub(crate) use control_tree::{TreeEvent, TreeExchange};
+pub(crate) use dial::{DialOutcome, Dialer};
 pub use error::BootstrapError;
+pub(crate) use frame_stream::SecureStream;
 pub use id::{UNIQUE_ID_BYTES, UniqueId};
 pub use interfaces::addresses;
 pub use join::{CommunicatorKeys, Joined, MOST_INFO_BYTES, join, join_among, join_with};
 pub use options::Options;
 pub use rank_set::RankSet;
 pub use rejoin::RejoinListener;
-pub(crate) use secret::random;
 pub use traffic::ControlTraffic;

@@ -1,18 +1,18 @@
 //! Several unique ids, and so several bootstrap roots, for one communicator.
 
-use sha2::{Digest, Sha256};
+use maypole_transport::noise::{Key, sha256};
+use zeroize::Zeroize;
 
 use super::error::BootstrapError;
 use super::id::{UniqueId, UniqueIdContents};
 use super::root_share::RootShare;
-use super::secret::Secret;
 
 /// The unique ids of one communicator, each with its root.
 pub(super) struct RootIds {
     /// The contents of each id.
     pub(super) roots: Vec<UniqueIdContents>,
     /// The secret of the communicator.
-    pub(super) secret: Secret,
+    pub(super) secret: Key,
     /// A hash of all ids in their order; 0 if there is one.
     fingerprint: u64,
 }
@@ -43,12 +43,11 @@ impl RootIds {
                 return error(format!("number {before} and number {at} are the same"));
             }
         }
-        let mut hasher = Sha256::new();
-        ids.iter().for_each(|id| hasher.update(id.to_bytes()));
-        let secret = Secret::new(hasher.finalize().into()).prove("ids", &[]);
-        let secret = Secret::new(secret);
-        let fingerprint = secret.prove("fingerprint", &[]);
-        let fingerprint = u64::from_le_bytes(std::array::from_fn(|at| fingerprint[at]));
+        let mut bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_bytes()).collect();
+        let secret = Key::new(sha256(&[&bytes])).derive("ids", &[]);
+        bytes.zeroize();
+        let fingerprint = secret.derive("fingerprint", &[]);
+        let fingerprint = u64::from_le_bytes(std::array::from_fn(|at| fingerprint.bytes()[at]));
         Ok(Self { roots, secret, fingerprint })
     }
 

@@ -5,6 +5,8 @@
 use std::net::TcpListener;
 use std::thread::JoinHandle;
 
+use maypole_transport::noise::Key;
+
 use super::abort::AbortSignal;
 use super::codec::ByteReader;
 use super::error::BootstrapError;
@@ -12,7 +14,6 @@ use super::id::UniqueId;
 use super::listener_address::{self, ListenerAddresses};
 use super::options::Options;
 use super::root;
-use super::secret::Secret;
 
 /// The rejoin listener of a rank. Connections are answered only after
 /// [`start_root`](Self::start_root).
@@ -50,7 +51,7 @@ impl RejoinListener {
     /// [`BootstrapError::System`] if no thread or descriptor is left.
     pub fn start_root(
         &mut self,
-        secret: [u8; 32],
+        secret: &Key,
         options: &Options,
     ) -> Result<UniqueId, BootstrapError> {
         if let Some((stop, thread)) = self.root.take() {
@@ -62,17 +63,17 @@ impl RejoinListener {
             self.listeners.iter().map(TcpListener::try_clone).collect();
         let listeners = listeners.map_err(|error| BootstrapError::system("dup", &error))?;
         let stop = AbortSignal::new()?;
-        let thread = root::start(Secret::new(secret), listeners, options, Some(stop.clone()))?;
+        let thread = root::start(secret.clone(), listeners, options, Some(stop.clone()))?;
         self.root = Some((stop, thread));
-        Ok(UniqueId::at_listener(&secret, &self.addresses))
+        Ok(UniqueId::at_listener(secret, &self.addresses))
     }
 }
 
 impl UniqueId {
     /// The id of the communicator with this secret whose root is at the rejoin listener at
     /// `address`. None if the bytes are not an address.
-    pub fn at_rejoin_listener(address: &[u8], secret: [u8; 32]) -> Option<Self> {
+    pub fn at_rejoin_listener(address: &[u8], secret: &Key) -> Option<Self> {
         let root = ListenerAddresses::decode(&mut ByteReader::new(address))?;
-        Some(Self::at_listener(&secret, &root))
+        Some(Self::at_listener(secret, &root))
     }
 }

@@ -7,22 +7,22 @@
 //! connection.
 
 use std::collections::BTreeMap;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use maypole_transport::noise::{Binding, Key, Purpose};
 
 use super::abort::AbortSignal;
 use super::accept::HandshakeAcceptor;
 use super::error::BootstrapError;
 use super::frame::{ControlFrame, RankRegistration};
-use super::frame_stream::{FrameStream, StreamEnd, close_gracefully};
-use super::handshake::{ConnectionKind, Hello};
+use super::frame_stream::{FrameStream, SecureStream, StreamEnd, close_gracefully};
 use super::listener_address::ListenerAddresses;
 use super::options::Options;
 use super::poll;
 use super::rank_set::RankSet;
 use super::root_share::RootShare;
-use super::secret::Secret;
 use super::traffic::ControlTraffic;
 use super::tree_shape::{children, parent};
 use crate::config::Config;
@@ -51,15 +51,15 @@ pub(super) static ENDED: std::sync::Mutex<Vec<([u8; 32], ControlTraffic)>> =
 /// # Errors
 /// [`BootstrapError::System`] if no thread can be made.
 pub(super) fn start(
-    secret: Secret,
+    secret: Key,
     listeners: Vec<TcpListener>,
     options: &Options,
     stop: Option<AbortSignal>,
 ) -> Result<JoinHandle<()>, BootstrapError> {
     #[cfg(test)]
-    let proof = secret.prove("ended", &[]);
+    let proof = *secret.derive("ended", &[]).bytes();
     let root = RootServer {
-        acceptor: HandshakeAcceptor::new(listeners, secret, ConnectionKind::Root, 0),
+        acceptor: HandshakeAcceptor::new(listeners, secret, Purpose::Root, 0),
         stop,
         unregistered: Vec::new(),
         ranks: BTreeMap::new(),
@@ -110,7 +110,7 @@ struct RootServer {
 
 /// A rank whose handshake succeeded and that has not registered.
 struct UnregisteredRank {
-    hello: Hello,
+    binding: Binding,
     connection: FrameStream,
     deadline: Instant,
 }
@@ -201,11 +201,11 @@ impl RootServer {
     }
 
     /// Adds connections whose handshake succeeded.
-    fn add_connections(&mut self, passed: Vec<(Hello, TcpStream)>) {
-        for (hello, stream) in passed {
+    fn add_connections(&mut self, passed: Vec<(Binding, SecureStream)>) {
+        for (binding, stream) in passed {
             let connection = FrameStream::new(stream, 0);
             let deadline = Instant::now() + REGISTER_TIMEOUT;
-            self.unregistered.push(UnregisteredRank { hello, connection, deadline });
+            self.unregistered.push(UnregisteredRank { binding, connection, deadline });
         }
         // Their registrations have often come already.
         self.read_unregistered(&[]);
@@ -222,12 +222,12 @@ impl RootServer {
             }
             match unregistered.connection.next() {
                 Ok(Some(ControlFrame::Register(registration))) => {
-                    self.register(unregistered.hello, registration, unregistered.connection);
+                    self.register(unregistered.binding, registration, unregistered.connection);
                 }
                 // The rank failed before it registered. If another process has registered as this
                 // rank, the job goes on without this one.
                 Ok(Some(ControlFrame::Verdict(verdict))) => {
-                    let Hello { from: rank, nranks, .. } = unregistered.hello;
+                    let Binding { from: rank, nranks, .. } = unregistered.binding;
                     let same_nranks = *self.nranks.get_or_insert(nranks) == nranks;
                     if same_nranks && !self.ranks.contains_key(&rank) {
                         self.ranks.insert(rank, RegisteredRank::failed());
@@ -235,7 +235,7 @@ impl RootServer {
                     }
                 }
                 Ok(None) if now < unregistered.deadline => self.unregistered.push(unregistered),
-                _ => log::info!("rank {} did not register", unregistered.hello.from),
+                _ => log::info!("rank {} did not register", unregistered.binding.from),
             }
         }
     }
@@ -243,20 +243,20 @@ impl RootServer {
     /// Registers a rank, or refuses it.
     fn register(
         &mut self,
-        hello: Hello,
+        binding: Binding,
         registration: RankRegistration,
         mut connection: FrameStream,
     ) {
-        let (rank, now) = (hello.from, Instant::now());
-        let nranks = *self.nranks.get_or_insert(hello.nranks);
+        let (rank, now) = (binding.from, Instant::now());
+        let nranks = *self.nranks.get_or_insert(binding.nranks);
         let own_share = || {
             let share = registration.share;
             (share, share.expected(nranks))
         };
         let (share, _) = *self.share.get_or_insert_with(own_share);
         let first = self.ranks.get(&rank);
-        let objection = if nranks != hello.nranks {
-            Some(BootstrapError::DifferentRankCount { rank, ours: hello.nranks, theirs: nranks })
+        let objection = if nranks != binding.nranks {
+            Some(BootstrapError::DifferentRankCount { rank, ours: binding.nranks, theirs: nranks })
         } else if share != registration.share {
             Some(BootstrapError::Disagreement {
                 what: String::from("the unique ids, their number or their order"),

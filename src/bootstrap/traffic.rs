@@ -3,7 +3,7 @@
 use super::frame_stream::FrameStream;
 
 /// Connections and messages of one rank in the control plane. The handshake of each connection is
-/// four more messages of 161 bytes together. Connections of strangers are not counted.
+/// four more messages of 240 bytes together. Connections of strangers are not counted.
 ///
 /// Messages are counted, not bytes: the messages that a rank needs to join depend on the number of
 /// its neighbours alone, but every rank learns the rank info of all others, so its bytes grow with

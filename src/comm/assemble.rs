@@ -97,7 +97,8 @@ impl Communicator {
             joined.control.give_up(error.to_string());
         })?;
         let own_host = &ranks[rank as usize].host;
-        let key = u64::from_le_bytes(*joined.derive("watch").first_chunk().expect("32 bytes"));
+        let key =
+            u64::from_le_bytes(*joined.derive("watch").bytes().first_chunk().expect("32 bytes"));
         let peer = |info: &RankInfo| PeerInfo {
             host: info.host.name.clone(),
             process: info.process,

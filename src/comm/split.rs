@@ -198,9 +198,9 @@ impl Communicator {
             .keys
             .derive(&format!("shrink {} {survivors:?}", self.membership.shrink_count));
         let id = if host == self.rank {
-            self.membership.rejoin_listener.start_root(secret, options).map_err(Error::from)
+            self.membership.rejoin_listener.start_root(&secret, options).map_err(Error::from)
         } else {
-            UniqueId::at_rejoin_listener(&self.membership.rejoin_addresses[host as usize], secret)
+            UniqueId::at_rejoin_listener(&self.membership.rejoin_addresses[host as usize], &secret)
                 .ok_or_else(|| Error::internal(format!("rank {host} has no rejoin listener")))
         };
         let id = id.map_err(|error| self.log_refusal(error))?;

@@ -153,8 +153,9 @@ table! {
         parse: |text| HostPort::parse(text).map(Some),
         initial: None,
     }
-    /// A file of at least 16 secret bytes, the same for all ranks, which replaces the secret of the
-    /// unique id when NCCL_COMM_ID is set.
+    /// A file of 32 random bytes or 64 hexadecimal digits, or with a phrase of at least 16 bytes,
+    /// the same for all ranks and readable by its owner alone. It replaces the secret of the unique
+    /// id when NCCL_COMM_ID is set.
     secret_file: Option<PathBuf> = "MAYPOLE_SECRET_FILE" {
         values: "a path"
         default: "none; NCCL_COMM_ID is then refused"

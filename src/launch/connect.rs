@@ -5,19 +5,17 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::time::Instant;
 
+use maypole_transport::noise::{KEY_BYTES, Key};
+
 use crate::bootstrap;
 use crate::config::Config;
+use crate::secret_file;
 
-use super::encrypted_connection::{SECRET_BYTES, mac};
+use super::dial::{connect_to_addresses, connect_to_host_socket, connect_to_port};
 use super::job::{LauncherJob, RendezvousMethod};
 use super::rank0_exchange::Rank0Exchange;
-use super::rendezvous::{
-    Participant, Rank0Listener, connect_to_addresses, connect_to_host_socket, connect_to_port,
-};
+use super::rendezvous::{Participant, Rank0Listener};
 use super::{AloneExchange, LaunchError, LaunchExchange, LaunchedRank, pmi, pmix};
-
-/// Fewest bytes of `MAYPOLE_SECRET_FILE`; the same limit holds for a unique id.
-const MIN_SECRET_FILE_BYTES: usize = 16;
 
 impl LauncherJob {
     /// Connects this process with the other processes of the job. It returns when all are there.
@@ -69,8 +67,8 @@ fn exchange(job: &LauncherJob) -> io::Result<Rank0Exchange> {
             None if is_this_host(host) => by_host_socket(host_socket, participant),
             None => Err(io::Error::other(format!(
                 "rank 0 is on another host, {host}, and what the ranks tell each other must stay \
-                 secret on the network: set MAYPOLE_SECRET_FILE to a file of at least \
-                 {MIN_SECRET_FILE_BYTES} secret bytes, the same for all ranks"
+                 secret on the network: set MAYPOLE_SECRET_FILE to a file of 32 secret bytes, \
+                 the same for all ranks"
             ))),
         },
     }
@@ -89,15 +87,15 @@ fn by_host_socket(name: &str, participant: Participant) -> io::Result<Rank0Excha
 /// it there with its addresses. If there is a secret file, an attacker would need both.
 fn by_publication(
     participant: Participant,
-    file_key: Option<[u8; SECRET_BYTES]>,
+    file_key: Option<Key>,
     broadcast: impl FnOnce(Option<&str>) -> io::Result<String>,
 ) -> io::Result<Rank0Exchange> {
-    let key = |secret: &[u8; SECRET_BYTES]| match &file_key {
-        Some(file_key) => mac(file_key, &[b"maypole launch file", secret]),
-        None => *secret,
+    let key = |secret: &Key| match &file_key {
+        Some(file_key) => file_key.derive("launch file", &[secret.bytes()]),
+        None => secret.clone(),
     };
     if participant.rank == 0 {
-        let secret = bootstrap::random().map_err(io::Error::other)?;
+        let secret = Key::random()?;
         let ips = bootstrap::addresses(Config::get()).map_err(io::Error::other)?;
         let (listener, addresses) = Rank0Listener::at_any_port(&ips, key(&secret))?;
         broadcast(Some(&write_publication(&secret, &addresses)))?;
@@ -115,37 +113,30 @@ fn by_publication(
 
 /// The secret in hexadecimal digits, an at sign, and the addresses separated by commas. It has no
 /// blanks, which PMI-1 would not carry.
-fn write_publication(secret: &[u8; SECRET_BYTES], addresses: &[SocketAddr]) -> String {
-    let digits: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+fn write_publication(secret: &Key, addresses: &[SocketAddr]) -> String {
+    let digits: String = secret.bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
     format!("{digits}@{}", addresses.join(","))
 }
 
-fn read_publication(text: &str) -> Option<([u8; SECRET_BYTES], Vec<SocketAddr>)> {
+fn read_publication(text: &str) -> Option<(Key, Vec<SocketAddr>)> {
     let (digits, addresses) = text.split_once('@')?;
-    let mut secret = [0; SECRET_BYTES];
-    if digits.len() != 2 * SECRET_BYTES || !digits.is_ascii() {
+    let mut secret = [0; KEY_BYTES];
+    if digits.len() != 2 * KEY_BYTES || !digits.is_ascii() {
         return None;
     }
     for (index, byte) in secret.iter_mut().enumerate() {
         *byte = u8::from_str_radix(&digits[2 * index..][..2], 16).ok()?;
     }
-    Some((secret, addresses.split(',').map(str::parse).collect::<Result<_, _>>().ok()?))
+    Some((Key::new(secret), addresses.split(',').map(str::parse).collect::<Result<_, _>>().ok()?))
 }
 
-/// The key that follows from the content of `MAYPOLE_SECRET_FILE`; None if that is not set.
-fn secret_file_key() -> io::Result<Option<[u8; SECRET_BYTES]>> {
+/// The key that follows from `MAYPOLE_SECRET_FILE`; None if that is not set.
+fn secret_file_key() -> io::Result<Option<Key>> {
     let Some(path) = &Config::get().secret_file else { return Ok(None) };
-    let error =
-        |why: String| io::Error::other(format!("MAYPOLE_SECRET_FILE: {}: {why}", path.display()));
-    let bytes = std::fs::read(path).map_err(|cause| error(cause.to_string()))?;
-    if bytes.len() < MIN_SECRET_FILE_BYTES {
-        let len = bytes.len();
-        return Err(error(format!(
-            "the file has {len} bytes; at least {MIN_SECRET_FILE_BYTES} are needed"
-        )));
-    }
-    Ok(Some(mac(b"maypole launch", &[&bytes])))
+    let key = secret_file::read(path)
+        .map_err(|why| io::Error::other(format!("MAYPOLE_SECRET_FILE: {why}")))?;
+    Ok(Some(key.derive("launch", &[])))
 }
 
 /// Whether a host's name or address belongs to this host: only such an address can be bound.
@@ -162,12 +153,13 @@ mod tests {
     fn a_publication_is_one_word_that_can_be_read_back() {
         let addresses: Vec<SocketAddr> =
             vec!["10.0.0.1:80".parse().unwrap(), "[fd00::1]:81".parse().unwrap()];
-        let secret: [u8; 32] = std::array::from_fn(|i| (i * 8) as u8);
+        let secret = Key::new(std::array::from_fn(|i| (i * 8) as u8));
         let text = write_publication(&secret, &addresses);
         assert!(text.len() < 256 && !text.contains(' '), "{text}");
-        assert_eq!(read_publication(&text), Some((secret, addresses)));
+        let read = |text: &str| read_publication(text).map(|(key, to)| (*key.bytes(), to));
+        assert_eq!(read(&text), Some((*secret.bytes(), addresses)));
         for damaged in ["", "@", &text[1..], &text.replace('@', ""), "zz@1.2.3.4:5"] {
-            assert_eq!(read_publication(damaged), None, "{damaged}");
+            assert_eq!(read(damaged), None, "{damaged}");
         }
     }
 

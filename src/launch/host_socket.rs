@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{self as unix, UnixListener, UnixStream};
 
-use super::encrypted_connection::mac;
+use maypole_transport::noise::sha256;
 
 /// The longest name that is used as it is; the kernel's limit is 107 bytes.
 const MAX_NAME: usize = 100;
@@ -68,7 +68,7 @@ fn full_name(name: &str) -> String {
     if full.len() <= MAX_NAME {
         return full;
     }
-    let hash = mac(b"name", &[full.as_bytes()]);
+    let hash = sha256(&[full.as_bytes()]);
     let hash = u128::from_le_bytes(hash[..16].try_into().expect("16 bytes"));
     format!("maypole-launch/{user}/{hash:032x}")
 }

@@ -21,7 +21,7 @@
 //! | `pmi`, `pmix`, `torchrun`, `slurm` | the variables and the protocol of one launcher each |
 //! | `job` | what a launcher's variables say |
 //! | `connect` | from there to an exchange |
-//! | `rendezvous` | rank 0 listens, and the other ranks connect to it |
+//! | `rendezvous`, `dial` | rank 0 listens, and the other ranks connect to it |
 //! | `rank0_exchange` | an exchange over these connections |
 //! | `encrypted_connection`, `host_socket` | the two kinds of connection |
 //! | `frame` | messages on a stream |
@@ -31,6 +31,7 @@
 
 mod connect;
 mod detect;
+mod dial;
 mod encrypted_connection;
 mod error;
 mod frame;

@@ -2,27 +2,30 @@
 //! belongs to the job.
 //!
 //! At an abstract socket of the host the kernel tells which user is at the other end, and only
-//! processes of the same user are accepted. Over TCP both ends must know the job's secret. In both
-//! cases the connecting rank first sends `rank nranks`, and rank 0 answers `welcome` or says what
-//! is wrong.
+//! processes of the same user are accepted. The connecting rank first sends `rank nranks`. Over TCP
+//! both ends prove in the handshake that they know the job's secret, and the handshake says which
+//! rank connects. In both cases rank 0 answers `welcome` or says what is wrong.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::encrypted_connection::{EncryptedConnection, SECRET_BYTES, Side};
+use maypole_transport::noise::{Binding, Key, Purpose};
+
+use super::encrypted_connection::EncryptedConnection;
 use super::host_socket;
 use super::rank0_exchange::{Rank0Connection, Rank0Exchange};
+use crate::bootstrap::{HandshakeAcceptor, poll};
 
 /// How many ports are tried, from the first one on.
-const PORT_COUNT: u16 = 16;
-/// How long a connecting process may take for each step of the handshake.
+pub(super) const PORT_COUNT: u16 = 16;
+/// How long the other end may take to send `rank nranks`, or the answer to it.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many connections, of strangers too, may be in their handshake at once.
+/// How many processes of this user may be about to send `rank nranks` at once.
 const MAX_HANDSHAKES: usize = 64;
 
 /// A process that takes part in the rendezvous.
@@ -39,7 +42,7 @@ pub(super) enum Rank0Listener {
     /// At an abstract socket.
     Host(UnixListener),
     /// At TCP ports, for processes that know the secret.
-    Tcp(Vec<TcpListener>, [u8; SECRET_BYTES]),
+    Tcp(Vec<TcpListener>, Key),
 }
 
 impl Rank0Listener {
@@ -50,10 +53,7 @@ impl Rank0Listener {
 
     /// Listens at all of these addresses, at ports that the kernel chooses. Also returns the
     /// addresses with their ports.
-    pub(super) fn at_any_port(
-        ips: &[IpAddr],
-        secret: [u8; SECRET_BYTES],
-    ) -> io::Result<(Self, Vec<SocketAddr>)> {
+    pub(super) fn at_any_port(ips: &[IpAddr], secret: Key) -> io::Result<(Self, Vec<SocketAddr>)> {
         let mut failure = io::Error::other("this host has no address");
         let mut listeners = Vec::new();
         for &ip in ips {
@@ -70,7 +70,7 @@ impl Rank0Listener {
     }
 
     /// Listens at all addresses of this host, at the first free port from this one on.
-    pub(super) fn at_port(first: u16, secret: [u8; SECRET_BYTES]) -> io::Result<Self> {
+    pub(super) fn at_port(first: u16, secret: Key) -> io::Result<Self> {
         let mut failure = None;
         for port in first..=first.saturating_add(PORT_COUNT - 1) {
             // The IPv6 socket takes IPv4 connections too; not every kernel has IPv6.
@@ -92,127 +92,56 @@ impl Rank0Listener {
     /// # Errors
     /// Names the ranks that did not connect before the deadline.
     pub(super) fn accept_all(self, participant: Participant) -> io::Result<Rank0Exchange> {
-        let (sender, accepted) = mpsc::sync_channel(MAX_HANDSHAKES);
-        // It closes the listeners when this function returns.
-        let mut open = OpenListeners::default();
         match self {
             Self::Host(listener) => {
+                let (sender, accepted) = mpsc::sync_channel(MAX_HANDSHAKES);
+                // It closes the listener when this function returns.
+                let mut open = OpenListeners::default();
                 open.listeners.push(listener.as_fd().try_clone_to_owned()?);
-                let accept = move || listener.accept().map(|(stream, _)| stream);
-                accept_in_threads(&open, accept, sender, |stream| {
-                    host_socket::check_same_user(&stream)?;
-                    Ok(Rank0Connection::Host(stream))
-                });
+                accept_in_threads(&open, listener, sender);
+                admit_all(participant, &accepted).map(Rank0Exchange::Rank0)
             }
             Self::Tcp(listeners, secret) => {
-                for listener in listeners {
-                    open.listeners.push(listener.as_fd().try_clone_to_owned()?);
-                    let accept = move || listener.accept().map(|(stream, _)| stream);
-                    accept_in_threads(&open, accept, sender.clone(), move |stream| {
-                        encrypt(stream, &secret, Side::Listener)
-                    });
+                for listener in &listeners {
+                    listener.set_nonblocking(true)?;
                 }
-                drop(sender);
+                let acceptor = HandshakeAcceptor::new(listeners, secret, Purpose::Launch, 0);
+                accept_handshakes(participant, acceptor).map(Rank0Exchange::Rank0)
             }
         }
-        admit_all(participant, &accepted).map(Rank0Exchange::Rank0)
     }
 }
 
-/// Connects to rank 0 on this host.
-pub(super) fn connect_to_host_socket(
-    name: &str,
+/// Accepts the ranks that prove that they know the secret; returns their connections, rank 1 first.
+fn accept_handshakes(
     participant: Participant,
-) -> io::Result<Rank0Exchange> {
-    connect(participant, name, || host_socket::connect(name).map(Rank0Connection::Host))
-}
-
-/// Connects to rank 0, which listens at one of these addresses.
-pub(super) fn connect_to_addresses(
-    addresses: &[SocketAddr],
-    secret: &[u8; SECRET_BYTES],
-    participant: Participant,
-) -> io::Result<Rank0Exchange> {
-    let names = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let mut turns = addresses.iter().cycle();
-    connect(participant, &names, || {
-        let Some(address) = turns.next() else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "rank 0 has no address"));
-        };
-        dial(address, secret)
-    })
-}
-
-/// Connects to rank 0, which listens at one of the ports from the first on.
-pub(super) fn connect_to_port(
-    host: &str,
-    first: u16,
-    secret: &[u8; SECRET_BYTES],
-    participant: Participant,
-) -> io::Result<Rank0Exchange> {
-    let last = first.saturating_add(PORT_COUNT - 1);
-    let name = format!("{host}, ports {first} to {last}");
-    let mut next = first;
-    connect(participant, &name, || {
-        let port = next;
-        next = if port == last { first } else { port + 1 };
-        let mut failure = io::Error::other("the name of the host has no address");
-        for address in (host, port).to_socket_addrs()? {
-            match dial(&address, secret) {
-                Ok(connection) => return Ok(connection),
-                Err(error) => failure = error,
-            }
+    mut acceptor: HandshakeAcceptor,
+) -> io::Result<Vec<Rank0Connection>> {
+    let Participant { nranks, deadline, .. } = participant;
+    let mut others: Vec<Option<Rank0Connection>> = (1..nranks).map(|_| None).collect();
+    while others.iter().any(Option::is_none) {
+        if Instant::now() >= deadline {
+            return Err(missing(&others));
         }
-        Err(failure)
-    })
-}
-
-fn dial(address: &SocketAddr, secret: &[u8; SECRET_BYTES]) -> io::Result<Rank0Connection> {
-    encrypt(TcpStream::connect_timeout(address, HANDSHAKE_TIMEOUT)?, secret, Side::Dialer)
-}
-
-fn encrypt(
-    stream: TcpStream,
-    secret: &[u8; SECRET_BYTES],
-    side: Side,
-) -> io::Result<Rank0Connection> {
-    stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
-    Ok(Rank0Connection::Tcp(Box::new(EncryptedConnection::new(stream, secret, side)?)))
-}
-
-/// Tries to connect until rank 0 answers, which may start later than this rank. `name` says in
-/// errors where rank 0 was looked for.
-fn connect(
-    participant: Participant,
-    name: &str,
-    mut attempt: impl FnMut() -> io::Result<Rank0Connection>,
-) -> io::Result<Rank0Exchange> {
-    let Participant { rank, nranks, deadline } = participant;
-    let mut pause = Duration::from_millis(5);
-    loop {
-        let answer = attempt().and_then(|mut connection| {
-            connection.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
-            connection.send(format!("{rank} {nranks}").as_bytes())?;
-            Ok((connection.receive()?, connection))
-        });
-        match answer {
-            Ok((answer, connection)) if answer == b"welcome" => {
-                connection.set_read_timeout(None)?;
-                return Ok(Rank0Exchange::Other(connection, nranks));
-            }
-            Ok((answer, _)) => {
-                let why = String::from_utf8_lossy(&answer);
-                return Err(io::Error::other(format!("rank 0 at {name} refuses this rank: {why}")));
-            }
-            Err(error) if Instant::now() + pause >= deadline => {
-                let what = format!("rank 0 is not found at {name}: {error}");
-                return Err(io::Error::new(error.kind(), what));
-            }
-            // Rank 0 does not listen yet, or listens at another port, or another program does.
-            Err(_) => std::thread::sleep(pause),
+        let mut fds = Vec::new();
+        acceptor.poll_fds(&mut fds);
+        poll::wait(&mut fds, acceptor.wake().map_or(deadline, |wake| wake.min(deadline)));
+        for (Binding { from, nranks: theirs, .. }, secure) in acceptor.advance(&fds).0 {
+            // A connection that breaks now is that of a rank that will try again.
+            let Ok(connection) = EncryptedConnection::new(secure) else { continue };
+            let connection = Rank0Connection::Tcp(Box::new(connection));
+            admit(check_rank(from, theirs, nranks, &others), connection, &mut others);
         }
-        pause = (pause * 2).min(Duration::from_millis(200));
     }
+    Ok(others.into_iter().flatten().collect())
+}
+
+/// Waits for the first message of the other end.
+pub(super) fn read_first(
+    mut connection: Rank0Connection,
+) -> io::Result<(Vec<u8>, Rank0Connection)> {
+    connection.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
+    Ok((connection.receive()?, connection))
 }
 
 /// Waits until every other rank has connected; returns their connections, rank 1 first.
@@ -224,24 +153,38 @@ fn admit_all(
     let mut others: Vec<Option<Rank0Connection>> = (1..nranks).map(|_| None).collect();
     while others.iter().any(Option::is_none) {
         match accepted.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok((mut connection, hello)) => {
-                let rank = check_hello(&hello, nranks, &others);
-                let answer = rank.as_ref().err().map_or("welcome", |why| why);
-                let sent = connection.send(answer.as_bytes());
-                if let (Ok(rank), Ok(())) = (rank, sent) {
-                    connection.set_read_timeout(None)?;
-                    others[rank as usize - 1] = Some(connection);
-                }
+            Ok((connection, hello)) => {
+                admit(check_hello(&hello, nranks, &others), connection, &mut others);
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                let missing = (1..).zip(&others).filter(|(_, other)| other.is_none());
-                let missing: Vec<_> = missing.map(|(rank, _): (u32, _)| rank.to_string()).collect();
-                let what = format!("rank {} did not connect to rank 0", missing.join(", "));
-                return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+                return Err(missing(&others));
             }
         }
     }
     Ok(others.into_iter().flatten().collect())
+}
+
+/// Tells a process whether it takes part, and keeps its connection if so. One that breaks meanwhile
+/// is that of a rank that will try again.
+fn admit(
+    rank: Result<u32, String>,
+    mut connection: Rank0Connection,
+    others: &mut [Option<Rank0Connection>],
+) {
+    let answer = rank.as_ref().err().map_or("welcome", |why| why);
+    let sent = connection.send(answer.as_bytes());
+    let sent = sent.and_then(|()| connection.set_read_timeout(None));
+    if let (Ok(rank), Ok(())) = (rank, sent) {
+        others[rank as usize - 1] = Some(connection);
+    }
+}
+
+/// The error that names the ranks that did not connect.
+fn missing(others: &[Option<Rank0Connection>]) -> io::Error {
+    let missing = (1..).zip(others).filter(|(_, other)| other.is_none());
+    let missing: Vec<_> = missing.map(|(rank, _): (u32, _)| rank.to_string()).collect();
+    let what = format!("rank {} did not connect to rank 0", missing.join(", "));
+    io::Error::new(io::ErrorKind::TimedOut, what)
 }
 
 /// The rank that a connecting process names in its first message.
@@ -255,6 +198,16 @@ fn check_hello(
     let Some((rank, theirs)): Option<(u32, u32)> = numbers else {
         return Err("rank 0 runs another version of Maypole".to_owned());
     };
+    check_rank(rank, theirs, nranks, others)
+}
+
+/// Whether rank `rank` of `theirs` takes part in this job, or what is wrong.
+fn check_rank(
+    rank: u32,
+    theirs: u32,
+    nranks: u32,
+    others: &[Option<Rank0Connection>],
+) -> Result<u32, String> {
     if theirs != nranks {
         return Err(format!("its job has {nranks} ranks, yours has {theirs}; is it another job?"));
     }
@@ -283,34 +236,32 @@ impl Drop for OpenListeners {
     }
 }
 
-/// Accepts connections in a thread, and does the handshake of each in a thread of its own, so that
-/// a stranger cannot delay a rank. `sender` gets the connections with their first messages.
-fn accept_in_threads<S: Send + 'static>(
+/// Accepts the connections of processes of this user in a thread, and waits for the first message
+/// of each in a thread of its own, so that none can delay a rank. `sender` gets the connections
+/// with their first messages.
+fn accept_in_threads(
     open: &OpenListeners,
-    accept: impl Fn() -> io::Result<S> + Send + 'static,
+    listener: UnixListener,
     sender: SyncSender<(Rank0Connection, Vec<u8>)>,
-    handshake: impl Fn(S) -> io::Result<Rank0Connection> + Clone + Send + 'static,
 ) {
     let closed = open.closed.clone();
-    // Every handshake holds a clone.
+    // Every thread that waits holds a clone.
     let handshakes = Arc::new(());
     std::thread::spawn(move || {
         while closed.get().is_none() {
-            let Ok(stream) = accept() else {
+            let Ok((stream, _)) = listener.accept() else {
                 std::thread::sleep(Duration::from_millis(20));
                 continue;
             };
             // The connection is dropped; a rank of the job will try again.
-            if Arc::strong_count(&handshakes) > MAX_HANDSHAKES {
+            if Arc::strong_count(&handshakes) > MAX_HANDSHAKES
+                || host_socket::check_same_user(&stream).is_err()
+            {
                 continue;
             }
-            let (sender, handshake, held) = (sender.clone(), handshake.clone(), handshakes.clone());
+            let (sender, held) = (sender.clone(), handshakes.clone());
             std::thread::spawn(move || {
-                let greeted = handshake(stream).and_then(|mut connection| {
-                    connection.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
-                    Ok((connection.receive()?, connection))
-                });
-                if let Ok((hello, connection)) = greeted {
+                if let Ok((hello, connection)) = read_first(Rank0Connection::Host(stream)) {
                     let _ = sender.send((connection, hello));
                 }
                 drop(held);
@@ -321,9 +272,11 @@ fn accept_in_threads<S: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
     use std::os::unix::net::UnixStream;
 
     use super::super::LaunchExchange;
+    use super::super::dial::{connect_to_addresses, connect_to_host_socket, connect_to_port};
     use super::*;
 
     fn participant(rank: u32, nranks: u32) -> Participant {
@@ -362,20 +315,20 @@ mod tests {
     #[test]
     fn ranks_with_the_secret_are_accepted_while_strangers_connect() {
         let (listener, addresses) =
-            Rank0Listener::at_any_port(&["127.0.0.1".parse().unwrap()], [3; 32]).unwrap();
+            Rank0Listener::at_any_port(&["127.0.0.1".parse().unwrap()], Key::new([3; 32])).unwrap();
         let strangers: Vec<_> =
             (0..10).map(|_| TcpStream::connect(addresses[0]).unwrap()).collect();
         let mut wrong = participant(1, 3);
         wrong.deadline = Instant::now();
         let known = addresses.clone();
         let wrong = std::thread::spawn(move || {
-            connect_to_addresses(&known, &[4; 32], wrong).err().unwrap()
+            connect_to_addresses(&known, &Key::new([4; 32]), wrong).err().unwrap()
         });
         let others: Vec<_> = [1, 2]
             .map(|rank| {
                 let known = addresses.clone();
                 std::thread::spawn(move || {
-                    connect_to_addresses(&known, &[3; 32], participant(rank, 3)).unwrap()
+                    connect_to_addresses(&known, &Key::new([3; 32]), participant(rank, 3)).unwrap()
                 })
             })
             .into();
@@ -398,9 +351,9 @@ mod tests {
             })
             .find(|(_, port)| *port < u16::MAX - PORT_COUNT)
             .unwrap();
-        let listener = Rank0Listener::at_port(first, [3; 32]).unwrap();
+        let listener = Rank0Listener::at_port(first, Key::new([3; 32])).unwrap();
         let other = std::thread::spawn(move || {
-            connect_to_port("127.0.0.1", first, &[3; 32], participant(1, 2)).map(drop)
+            connect_to_port("127.0.0.1", first, &Key::new([3; 32]), participant(1, 2)).map(drop)
         });
         // The program at the first port is a stranger to rank 1, which closes the connection when
         // it receives something else than the handshake.
@@ -417,7 +370,7 @@ mod tests {
     #[test]
     fn errors_name_missing_ranks_and_say_what_is_wrong_with_a_hello() {
         let (listener, _) =
-            Rank0Listener::at_any_port(&["127.0.0.1".parse().unwrap()], [3; 32]).unwrap();
+            Rank0Listener::at_any_port(&["127.0.0.1".parse().unwrap()], Key::new([3; 32])).unwrap();
         let mut participant = participant(0, 3);
         participant.deadline = Instant::now() + Duration::from_millis(20);
         let error = listener.accept_all(participant).err().unwrap();

@@ -43,7 +43,7 @@ fn pair(make: Make, layout: InboxLayout) -> [TestEnd; 2] {
     static PAIRS: AtomicU64 = AtomicU64::new(0);
     let mut secret = [7; 32];
     secret[..8].copy_from_slice(&PAIRS.fetch_add(1, Ordering::Relaxed).to_le_bytes());
-    let config = |rank| EndpointConfig { rank, nranks: 2, secret, layout };
+    let config = |rank| EndpointConfig { rank, nranks: 2, secret: secret.into(), layout };
     let ends = [0, 1].map(|rank| make(config(rank)).unwrap());
     let addresses = [ends[1].address(), ends[0].address()];
     let threads: Vec<_> = ends

@@ -15,16 +15,18 @@ use std::time::{Duration, Instant};
 use maypole::Options;
 use maypole::UniqueId;
 use maypole::internal::bootstrap::RejoinListener;
+use maypole_transport::noise::{ANSWER_BYTES, CONFIRMATION_BYTES, FIRST_BYTES, Key, REFUSAL_BYTES};
 
 /// Most connections that the strangers hold open. One more ends the oldest.
 const MOST_OPEN: usize = 400;
 /// Finding the ports at which the job listens takes this fraction (1 / n) of the time of the
 /// strangers.
 const SCAN_SHARE: u32 = 2;
-/// Bytes that a stranger may get: none, the challenge of a link, or that of the bootstrap.
-const ANSWERS: [usize; 3] = [0, 32, 72];
-/// Bytes that a rank sends in the handshake of the bootstrap: hello and proof.
-const HELLO_AND_PROOF: usize = 56 + 32;
+/// Bytes that a stranger may get: none, a refusal, or the answer to a first message that it
+/// repeats.
+const ANSWERS: [usize; 3] = [0, REFUSAL_BYTES, ANSWER_BYTES];
+/// Bytes that a rank sends in its handshake.
+const HANDSHAKE_BYTES: usize = FIRST_BYTES + CONFIRMATION_BYTES;
 /// How long a stranger tries to connect. A listener whose queue is full does not answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long the strangers may take.
@@ -32,7 +34,7 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// A bootstrap root in this process, and a proxy in front of it that records what ranks send.
 pub(crate) struct RecordingProxy {
-    secret: [u8; 32],
+    secret: Key,
     reach: Vec<u8>,
     recorded: Arc<Mutex<Vec<Vec<u8>>>>,
     closed: Arc<AtomicBool>,
@@ -43,11 +45,11 @@ impl RecordingProxy {
     pub(crate) fn open() -> Self {
         // Strangers, proxy and root are all in this process.
         crate::ranks::raise_descriptors();
-        let secret = [0x5e; 32];
+        let secret = Key::new([0x5e; 32]);
         let before = ports(&[std::process::id()]);
         let mut rejoin = RejoinListener::open().expect("a port");
         let options = Options { timeout: TEST_TIMEOUT, notice: TEST_TIMEOUT, ..Options::default() };
-        rejoin.start_root(secret, &options).expect("a root");
+        rejoin.start_root(&secret, &options).expect("a root");
         let loopback = |port: &Port| match port {
             Port::Tcp(address) if address.ip() == Ipv4Addr::LOCALHOST => Some(*address),
             _ => None,
@@ -73,17 +75,17 @@ impl RecordingProxy {
 
     /// The unique id of the job, with the address of the proxy.
     pub(crate) fn id(&self) -> UniqueId {
-        UniqueId::at_rejoin_listener(&self.reach, self.secret).expect("an id")
+        UniqueId::at_rejoin_listener(&self.reach, &self.secret).expect("an id")
     }
 
     /// The same id with another secret.
     pub(crate) fn id_with_another_secret(&self) -> UniqueId {
-        UniqueId::at_rejoin_listener(&self.reach, [0xe5; 32]).expect("an id")
+        UniqueId::at_rejoin_listener(&self.reach, &Key::new([0xe5; 32])).expect("an id")
     }
 
     /// The number of handshakes that were recorded.
     pub(crate) fn handshakes(&self) -> usize {
-        lock(&self.recorded).iter().filter(|sent| sent.len() > HELLO_AND_PROOF).count()
+        lock(&self.recorded).iter().filter(|sent| sent.len() > HANDSHAKE_BYTES).count()
     }
 }
 
@@ -247,7 +249,7 @@ impl Strangers {
 
     /// Sends one of several kinds of bytes.
     fn send_something(&mut self, mut stream: Stream, is_status_server: bool) {
-        let (hello, noise) = (self.hello(), self.noise(300));
+        let (first, noise) = (self.first_message(), self.noise(300));
         let mut to_send = Vec::new();
         match self.below(8) {
             // Nothing, and the connection stays open.
@@ -255,21 +257,24 @@ impl Strangers {
             // Nothing, and the connection ends; all others end by a reset.
             1 => return,
             2 => stream.send(&noise),
-            3 => stream.send(&hello[..28]),
-            // A hello that was made up, and a false proof.
-            4 => stream.send(&[&hello, &noise[..32]].concat()),
-            // What a real rank sent, completely or without the last byte.
+            3 => stream.send(&first[..28]),
+            // A first message and a confirmation that were made up.
+            4 => stream.send(&[&first, &noise[..CONFIRMATION_BYTES]].concat()),
+            // What a real rank sent, completely or without the last byte; or its first message.
             kind @ (5 | 6) => {
-                let sent = self.recorded_handshake();
+                let mut sent = self.recorded_handshake();
+                if self.below(4) == 0 {
+                    sent.truncate(FIRST_BYTES);
+                }
                 stream.send(&sent[..sent.len().saturating_sub(kind - 5)]);
             }
-            _ => to_send = hello.into_iter().chain(noise).rev().collect(),
+            _ => to_send = first.into_iter().chain(noise).rev().collect(),
         }
         stream.end_by_reset();
         self.open.push_back(Stranger { stream, to_send, is_status_server });
     }
 
-    /// Ends the oldest connection. It must have got no more than a challenge.
+    /// Ends the oldest connection. It must have got no more than an answer.
     fn end_oldest(&mut self) {
         let Some(mut oldest) = self.open.pop_front() else { return };
         let answer = oldest.stream.received();
@@ -283,7 +288,7 @@ impl Strangers {
             self.end_oldest();
         }
         format!(
-            "{} connections to {} ports, {} of which got a challenge; {} were refused",
+            "{} connections to {} ports, {} of which got an answer; {} were refused",
             self.connected,
             self.visited.len(),
             self.answered,
@@ -291,15 +296,9 @@ impl Strangers {
         )
     }
 
-    /// A hello of a rank of the job, to the root or to a rank.
-    fn hello(&mut self) -> Vec<u8> {
-        let role = 1 + self.below(2) as u8;
-        let to = if role == 1 { 0 } else { self.below(4) as u8 };
-        let from = self.below(4) as u8;
-        let mut hello = b"MAYPOLE\x01".to_vec();
-        hello.extend([role, 0, 0, 0, from, 0, 0, 0, to, 0, 0, 0, 4, 0, 0, 0]);
-        hello.extend(self.noise(32));
-        hello
+    /// A first message that was made without the secret.
+    fn first_message(&mut self) -> Vec<u8> {
+        [b"MAYPOLE\x02", &self.noise(FIRST_BYTES - 8)[..]].concat()
     }
 
     /// The bytes that a rank has sent to the root.

@@ -78,7 +78,7 @@ impl PingPongEnd {
     fn new(rank: u32, exchange: impl FnOnce(String) -> String) -> Self {
         pin(rank as usize);
         let layout = InboxLayout { nranks: 2, channels: 1, slot_bytes: 4096, depth: 1 };
-        let config = EndpointConfig { rank, nranks: 2, secret: [1; 32], layout };
+        let config = EndpointConfig { rank, nranks: 2, secret: [1; 32].into(), layout };
         let endpoint = Endpoint::new(config).unwrap();
         let own = endpoint.address().iter().map(|byte| format!("{byte:02x}")).collect();
         let theirs = exchange(own);

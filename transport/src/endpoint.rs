@@ -5,13 +5,11 @@ use std::mem::ManuallyDrop;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use sha2::{Digest, Sha256};
-
 use crate::Rank;
 use crate::address::{EndpointAddress, LinkKind, ProcessToken};
+use crate::credentials::Credentials;
 use crate::doorbell::Doorbell;
 use crate::error::LinkError;
-use crate::handshake::Credentials;
 use crate::host;
 use crate::inbox::{Inbox, InboxLayout};
 use crate::link::{Incoming, Outgoing};
@@ -19,6 +17,7 @@ use crate::local;
 use crate::local::ends::LocalPeer;
 use crate::local::listener::LocalListener;
 use crate::memory::MappingAccess;
+use crate::noise::{KEY_BYTES, Key};
 use crate::peers::PeerTable;
 use crate::random::random_bytes;
 use crate::rank_header::RankHeader;
@@ -38,7 +37,7 @@ pub struct EndpointConfig {
     /// The size of the communicator.
     pub nranks: u32,
     /// A secret that only the ranks of the communicator know.
-    pub secret: [u8; 32],
+    pub secret: Key,
     /// The shape of the inboxes of all ranks.
     pub layout: InboxLayout,
 }
@@ -86,7 +85,7 @@ struct EndpointParts {
     credentials: Credentials,
     address: EndpointAddress,
     /// A digest of the communicator's secret.
-    communicator: [u8; 32],
+    communicator: [u8; KEY_BYTES],
     /// Held while a connection is made: one at a time.
     connecting: Mutex<()>,
 }
@@ -124,11 +123,10 @@ impl Endpoint {
         let token = if links.local { process_token()? } else { random_bytes()? };
         let inbox = Arc::new(Inbox::new(rank, layout)?);
         // The registry holds a digest instead of the secret itself.
-        let communicator =
-            Sha256::new().chain_update(b"maypole local 1").chain_update(secret).finalize().into();
+        let communicator = *secret.derive("local", &[]).bytes();
         let local = LocalListener::start((communicator, rank), &inbox)?;
         let peers = Arc::new(PeerTable::new(rank, layout, inbox));
-        let credentials = Credentials { secret, rank, nranks };
+        let credentials = Credentials { key: secret, rank, nranks };
         let shm = links.shm.then(|| ShmListener::start(peers.clone(), credentials.clone()));
         let shm = shm.transpose()?;
         let tcp = links.tcp.as_ref();

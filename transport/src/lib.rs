@@ -37,11 +37,11 @@ pub mod sync;
 #[doc(hidden)]
 pub mod conformance;
 #[cfg(not(loom))]
+mod credentials;
+#[cfg(not(loom))]
 pub mod endpoint;
 #[cfg(not(loom))]
 pub mod fault;
-#[cfg(not(loom))]
-mod handshake;
 #[cfg(not(loom))]
 mod host;
 #[cfg(not(loom))]
@@ -50,6 +50,8 @@ pub mod inbox;
 pub mod local;
 #[cfg(not(loom))]
 mod memory;
+#[cfg(not(loom))]
+pub mod noise;
 #[cfg(not(loom))]
 mod peers;
 #[cfg(not(loom))]

@@ -11,7 +11,7 @@ use maypole_transport::inbox::InboxLayout;
 
 fn endpoint(rank: u32) -> Result<Endpoint, LinkError> {
     let layout = InboxLayout { nranks: 2, channels: 1, slot_bytes: 4096, depth: 2 };
-    Endpoint::new_without_local(EndpointConfig { rank, nranks: 2, secret: [9; 32], layout })
+    Endpoint::new_without_local(EndpointConfig { rank, nranks: 2, secret: [9; 32].into(), layout })
 }
 
 /// Allows only descriptors below `limit`.

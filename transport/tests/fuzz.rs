@@ -1,4 +1,5 @@
-//! Damaged, replayed and invented hello messages to a listener, and damaged answers to a dialer.
+//! Damaged, replayed and invented first messages and confirmations to a listener, and damaged
+//! answers to a dialer.
 //!
 //! The test sits between two honest ranks: it records what they send, changes it and cuts it into
 //! pieces.
@@ -12,10 +13,9 @@ use std::time::{Duration, Instant};
 use maypole_transport::conformance::fuzz::{FuzzRandom, rounds};
 use maypole_transport::endpoint::{Endpoint, EndpointConfig};
 use maypole_transport::inbox::InboxLayout;
-
-const CHALLENGE: usize = 32;
-const HELLO: usize = 72;
-const PROOF: usize = 32;
+use maypole_transport::noise::{
+    ANSWER_BYTES, CONFIRMATION_BYTES, FIRST_BYTES, REFUSAL_BYTES, Refusal, refusal_in,
+};
 
 /// The form and length of all abstract names.
 const PREFIX: &[u8] = b"maypole-";
@@ -27,15 +27,24 @@ struct Interceptor {
     /// The socket that `low` takes for that of `high`.
     listener: UnixListener,
     address: Vec<u8>,
-    /// The last hello message of an honest rank.
-    recorded: Vec<u8>,
+    /// The last first message of an honest rank.
+    first: Vec<u8>,
+    /// The last confirmation of an honest rank.
+    confirmation: Vec<u8>,
+}
+
+/// What an honest dialer sent, and the error with which it ended.
+struct HonestDialer {
+    first: Vec<u8>,
+    confirmation: Vec<u8>,
+    error: String,
 }
 
 impl Interceptor {
     fn new() -> Self {
         let layout = InboxLayout { nranks: 2, channels: 1, slot_bytes: 4096, depth: 2 };
         let rank = |rank| {
-            let config = EndpointConfig { rank, nranks: 2, secret: [5; 32], layout };
+            let config = EndpointConfig { rank, nranks: 2, secret: [5; 32].into(), layout };
             Endpoint::new_without_local(config).unwrap()
         };
         let (low, high) = (rank(0), rank(1));
@@ -45,44 +54,34 @@ impl Interceptor {
         let at = name_in(&address);
         address[at..at + NAME].copy_from_slice(name.as_bytes());
         let listener = UnixListener::bind_addr(&place).unwrap();
-        Self { low, high, listener, address, recorded: vec![0; HELLO] }
+        Self { low, high, listener, address, first: vec![0; FIRST_BYTES], confirmation: vec![] }
     }
 
-    /// A new connection to `high`, and the challenge that it gets.
-    fn connect_to_high(&self) -> (UnixStream, [u8; CHALLENGE]) {
+    /// A new connection to `high`.
+    fn connect_to_high(&self) -> UnixStream {
         let address = self.high.address();
         let at = name_in(&address);
         let place = SocketAddr::from_abstract_name(&address[at..at + NAME]).unwrap();
-        let mut stream = UnixStream::connect_addr(&place).unwrap();
+        let stream = UnixStream::connect_addr(&place).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let mut challenge = [0; CHALLENGE];
-        stream.read_exact(&mut challenge).unwrap();
-        (stream, challenge)
+        stream
     }
 
-    /// The hello message of the honest `low` to this challenge. `reply` makes the answer to it.
-    fn honest_hello(
-        &self,
-        challenge: &[u8],
-        reply: impl FnOnce(&[u8; HELLO]) -> Vec<u8>,
-    ) -> [u8; HELLO] {
+    /// Lets the honest `low` dial. `reply` makes the answer to its first message.
+    fn dial(&self, reply: impl FnOnce(&[u8]) -> Vec<u8>) -> HonestDialer {
         thread::scope(|scope| {
             let deadline = Instant::now() + Duration::from_secs(20);
             let dialing = scope.spawn(move || self.low.connect(1, &self.address, deadline));
             let (mut stream, _) = self.listener.accept().unwrap();
-            stream.write_all(challenge).unwrap();
-            let mut hello = [0; HELLO];
-            // A challenge that was cut short gets no answer.
-            if challenge.len() < CHALLENGE {
-                stream.shutdown(std::net::Shutdown::Write).unwrap();
-            } else {
-                stream.read_exact(&mut hello).unwrap();
-                // The dialer may close before it has read everything.
-                let _ = stream.write_all(&reply(&hello));
-            }
-            drop(stream);
-            assert!(dialing.join().unwrap().is_err(), "the dialer accepted the interceptor");
-            hello
+            let mut first = vec![0; FIRST_BYTES];
+            stream.read_exact(&mut first).unwrap();
+            // The dialer may close before it has read everything.
+            let _ = stream.write_all(&reply(&first));
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            let mut confirmation = Vec::new();
+            let _ = stream.read_to_end(&mut confirmation);
+            let error = dialing.join().unwrap().expect_err("the dialer accepted the interceptor");
+            HonestDialer { first, confirmation, error: error.to_string() }
         })
     }
 }
@@ -110,68 +109,89 @@ fn send(mut stream: UnixStream, bytes: &[u8], random: &mut FuzzRandom) -> Vec<u8
     answer
 }
 
+/// A stranger gets nothing, or a refusal.
+fn assert_refused(answer: &[u8]) {
+    if let Some(head) = answer.first_chunk::<REFUSAL_BYTES>() {
+        assert_eq!(answer.len(), REFUSAL_BYTES, "a stranger was answered");
+        let refusal = refusal_in(head);
+        assert!(matches!(refusal, Some(Refusal::UnknownKey | Refusal::OtherVersion)));
+    } else {
+        assert!(answer.is_empty(), "a stranger was answered");
+    }
+}
+
 #[test]
-fn fuzz_hello_messages() {
+fn fuzz_the_handshake() {
     let mut interceptor = Interceptor::new();
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let before = descriptors();
-    let (mut accepted, mut refused) = (0, 0);
+    let (mut accepted, mut refused, mut confirmed) = (0, 0, 0);
     rounds(|random| {
-        let (stream, challenge) = interceptor.connect_to_high();
+        let stream = interceptor.connect_to_high();
         match random.below(8) {
-            // A hello message that is damaged, or sometimes not.
+            // A first message that is damaged, or sometimes not.
             0 => {
-                let hello = interceptor.honest_hello(&challenge, |_| vec![]);
+                let first = interceptor.dial(|_| vec![]).first;
                 let sent = if random.below(2) == 0 {
-                    hello.to_vec()
+                    first.clone()
                 } else {
-                    random.damaged(&hello, &interceptor.recorded)
+                    random.damaged(&first, &interceptor.first)
                 };
                 let answer = send(stream, &sent, random);
-                if sent.starts_with(&hello) {
-                    // If bytes that are no inbox follow, the reset may discard the answer.
-                    let discarded = sent.len() > HELLO && answer.is_empty();
-                    assert!(answer.len() == PROOF || discarded, "an honest rank was refused");
+                // A part of an earlier message may be a whole valid one.
+                if sent.starts_with(&first) || sent.starts_with(&interceptor.first) {
+                    // If more bytes follow, the reset may discard the answer.
+                    let discarded = sent.len() > FIRST_BYTES && answer.is_empty();
+                    assert!(answer.len() == ANSWER_BYTES || discarded, "an honest rank is refused");
                     accepted += 1;
                 } else {
-                    assert!(answer.is_empty(), "a damaged hello message was accepted");
+                    assert_refused(&answer);
                     refused += 1;
                 }
-                interceptor.recorded = hello.to_vec();
+                interceptor.first = first;
             }
-            // Answers to the dialer: the honest proof, damaged or not, but without the inbox; or
-            // noise.
+            // Between two honest ranks: the answer to the dialer is damaged or not, but comes
+            // without the inbox; and so is its confirmation.
             1 => {
-                let sent = random.damaged(&challenge, &[0; CHALLENGE]);
-                interceptor.honest_hello(&sent, |hello| {
-                    let answer = send(stream, hello, random);
-                    let honest = sent.starts_with(&challenge);
-                    assert_eq!(answer.len(), if honest { PROOF } else { 0 });
-                    let noise = random.bytes(PROOF);
-                    random.damaged(&answer, &noise)
+                let mut honest = false;
+                let mut at_high = stream;
+                let dialer = interceptor.dial(|first| {
+                    at_high.write_all(first).unwrap();
+                    let mut answer = vec![0; ANSWER_BYTES];
+                    at_high.read_exact(&mut answer).unwrap();
+                    let noise = random.bytes(ANSWER_BYTES);
+                    let sent = random.damaged(&answer, &noise);
+                    honest = sent.starts_with(&answer);
+                    sent
                 });
+                assert_eq!(dialer.error.contains("it sent no inbox"), honest, "{}", dialer.error);
+                assert_eq!(dialer.confirmation.len(), if honest { CONFIRMATION_BYTES } else { 0 });
+                let sent = random.damaged(&dialer.confirmation, &interceptor.confirmation);
+                // The dialer says that it could not use the inbox, so nothing is confirmed to it.
+                assert!(send(at_high, &sent, random).is_empty(), "a rank was accepted");
+                confirmed += usize::from(honest);
+                (interceptor.first, interceptor.confirmation) = (dialer.first, dialer.confirmation);
             }
-            // A replayed hello message, which was for another challenge.
+            // A whole handshake is replayed. The first message is answered, and no more.
             2 => {
-                assert!(
-                    send(stream, &interceptor.recorded, random).is_empty(),
-                    "a replay was accepted"
-                );
+                let recorded = [&interceptor.first[..], &interceptor.confirmation].concat();
+                let answer = send(stream, &recorded, random);
+                assert!(answer.len() <= ANSWER_BYTES, "a replay was accepted");
                 refused += 1;
             }
             _ => {
-                let sent = random.damaged(&interceptor.recorded, &challenge);
-                assert!(
-                    send(stream, &sent, random).is_empty(),
-                    "an invented hello message was accepted"
-                );
+                let sent = random.damaged(&interceptor.first, &interceptor.confirmation);
+                let answer = send(stream, &sent, random);
+                if !sent.starts_with(&interceptor.first) {
+                    assert_refused(&answer);
+                }
                 refused += 1;
             }
         }
         assert!(descriptors() < before + 100, "connections are not closed");
     });
     assert!(refused > 0);
-    println!("{accepted} honest hellos, {refused} others");
+    println!("{accepted} honest first messages, {confirmed} confirmations, {refused} others");
     // Honest ranks can still connect.
     let soon = Instant::now() + Duration::from_secs(20);
     interceptor.low.connect(1, &interceptor.high.address(), soon).unwrap();

@@ -6,13 +6,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use maypole_transport::noise::{self, Binding, KEY_BYTES, Key, Purpose};
+
 use super::dial::{DialOutcome, Dialer};
 use super::frame::{ControlFrame, RankRegistration};
-use super::frame_stream::FrameStream;
-use super::handshake::{ConnectionKind, Hello};
+use super::frame_stream::{FrameStream, SecureStream};
 use super::listener_address::ListenerAddresses;
 use super::root_share::RootShare;
-use super::secret::Secret;
 use super::*;
 
 mod several;
@@ -74,14 +74,14 @@ fn create() -> UniqueId {
 
 fn check(outcomes: Vec<JoinResult>) -> Vec<Joined> {
     let joined: Vec<Joined> = outcomes.into_iter().map(|outcome| outcome.unwrap()).collect();
-    let key = joined[0].derive("test");
+    let key = *joined[0].derive("test").bytes();
     for rank in &joined {
         assert_eq!(rank.infos.len(), rank.nranks as usize);
         for (of, bytes) in rank.infos.iter().enumerate() {
             assert_eq!(*bytes, rank_info(of as u32));
         }
-        assert_eq!(rank.derive("test"), key);
-        assert_ne!(rank.derive("other"), key);
+        assert_eq!(*rank.derive("test").bytes(), key);
+        assert_ne!(*rank.derive("other").bytes(), key);
     }
     joined
 }
@@ -395,8 +395,8 @@ fn a_rank_that_breaks_the_protocol_is_dropped_and_the_others_go_on() {
 /// The connection of a rank that registers and does nothing more.
 fn register(id: &UniqueId, rank: u32, nranks: u32) -> FrameStream {
     let contents = id.contents().unwrap();
-    let hello = Hello { kind: ConnectionKind::Root, from: rank, to: 0, nranks, nonce: [0; 32] };
-    let mut connection = FrameStream::new(dial(contents.secret, hello, &contents.root), 1 << 20);
+    let binding = Binding { purpose: Purpose::Root, from: rank, to: 0, nranks, stream: 0 };
+    let mut connection = FrameStream::new(dial(contents.secret, binding, &contents.root), 1 << 20);
     connection.send(&ControlFrame::Register(RankRegistration {
         host: String::from("ghost"),
         pid: 1,
@@ -407,8 +407,8 @@ fn register(id: &UniqueId, rank: u32, nranks: u32) -> FrameStream {
     connection
 }
 
-fn dial(secret: Secret, hello: Hello, listener: &ListenerAddresses) -> TcpStream {
-    let mut dial = Dialer::new(secret, hello, listener.reachable_here());
+fn dial(secret: Key, binding: Binding, listener: &ListenerAddresses) -> SecureStream {
+    let mut dial = Dialer::new(secret, binding, listener.reachable_here());
     let until = Instant::now() + LONG;
     loop {
         match dial.advance().unwrap() {
@@ -428,39 +428,39 @@ fn connect_strangers(address: SocketAddr) -> Vec<TcpStream> {
     let connect = || TcpStream::connect(address).unwrap();
     // Many that send nothing.
     strangers.extend((0..300).map(|_| connect()));
-    // One that sends random bytes, more than a hello.
+    // One that sends random bytes, more than a first message.
     let mut noisy = connect();
     let _ = noisy.write_all(&[0xa5; 5000]);
     strangers.push(noisy);
-    // Half a hello, then silence; and half a hello, then the end.
-    let hello =
-        Hello { kind: ConnectionKind::Root, from: 1, to: 0, nranks: 7, nonce: [3; 32] }.encode();
+    // Half a first message, then silence; and half of one, then the end.
+    let binding = Binding { purpose: Purpose::Root, from: 1, to: 0, nranks: 7, stream: 0 };
+    let (_, first) = noise::Dialer::new(&Key::new([3; KEY_BYTES]), &binding).unwrap();
     for closes in [false, true] {
         let mut half = connect();
-        let _ = half.write_all(&hello[..30]);
+        let _ = half.write_all(&first[..30]);
         if !closes {
             strangers.push(half);
         }
     }
-    // A hello, byte by byte.
+    // A first message with another secret, byte by byte.
     let mut trickle = connect();
     thread::spawn(move || {
-        for byte in hello {
+        for byte in first {
             if trickle.write_all(&[byte]).is_err() {
                 return;
             }
             thread::sleep(Duration::from_millis(5));
         }
     });
-    // A hello and a false proof: the answer is a challenge, and then the end.
-    let mut false_proof = connect();
-    let _ = false_proof.write_all(&hello);
-    let _ = false_proof.write_all(&[1; 32]);
-    false_proof.set_read_timeout(Some(LONG)).unwrap();
+    // The same at once, and a confirmation that was made up: the answer is a refusal.
+    let mut other_secret = connect();
+    let _ = other_secret.write_all(&first);
+    let _ = other_secret.write_all(&[1; 48]);
+    other_secret.set_read_timeout(Some(LONG)).unwrap();
     let mut answer = Vec::new();
-    // The end may be a reset of the connection.
-    let _ = false_proof.read_to_end(&mut answer);
-    assert!(answer.len() <= handshake::CHALLENGE_BYTES, "a stranger was accepted");
+    // The end may be a reset of the connection, which may discard the answer.
+    let _ = other_secret.read_to_end(&mut answer);
+    assert!(answer.is_empty() || answer == b"maypole\x01", "a stranger got {answer:?}");
     // One that asks for a web page.
     let mut browser = connect();
     let _ = browser.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");

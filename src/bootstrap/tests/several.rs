@@ -26,7 +26,7 @@ fn traffic_of_root(id: &UniqueId) -> ControlTraffic {
     let until = Instant::now() + LONG;
     loop {
         let ended = ENDED.lock().unwrap();
-        let proof = id.contents().unwrap().secret.prove("ended", &[]);
+        let proof = *id.contents().unwrap().secret.derive("ended", &[]).bytes();
         if let Some((_, traffic)) = ended.iter().find(|(of, _)| *of == proof) {
             return *traffic;
         }

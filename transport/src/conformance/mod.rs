@@ -21,7 +21,7 @@ use crate::endpoint::{Endpoint, EndpointConfig};
 use crate::inbox::InboxLayout;
 use crate::link::{Incoming, Outgoing, ReceivedMessage, SlotMut};
 use crate::ll::{LlPoll, LlReceiver, LlSender};
-use crate::random::random_bytes;
+use crate::noise::Key;
 use crate::{LinkError, Rank};
 
 /// A wait that takes this long is a hang.
@@ -104,9 +104,10 @@ pub fn run_over(
     for layout in LAYOUTS {
         for case in CASES {
             let _watchdog = Watchdog::new(case.name);
-            let secret = random_bytes().unwrap();
-            let ends = [0, 1]
-                .map(|rank| make(EndpointConfig { rank, nranks: 2, secret, layout }).unwrap());
+            let secret = Key::random().unwrap();
+            let ends = [0, 1].map(|rank| {
+                make(EndpointConfig { rank, nranks: 2, secret: secret.clone(), layout }).unwrap()
+            });
             let addresses = [ends[1].address(), ends[0].address()];
             let roles = [case.rank0, case.rank1];
             thread::scope(|scope| {

@@ -109,7 +109,7 @@ pub(crate) mod tests {
     /// A rank that is connected to itself, and its links, with the failures of the recipe `text`.
     pub(crate) fn faulty_link(text: &str) -> (Arc<Endpoint>, Outgoing, Incoming) {
         let layout = InboxLayout { nranks: 1, channels: 1, slot_bytes: 64, depth: 4 };
-        let secret = crate::random::random_bytes().unwrap();
+        let secret = crate::noise::Key::random().unwrap();
         let config = EndpointConfig { rank: 0, nranks: 1, secret, layout };
         let endpoint = Arc::new(Endpoint::new(config).unwrap());
         endpoint.connect(0, &endpoint.address(), Instant::now()).unwrap();

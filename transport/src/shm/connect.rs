@@ -6,10 +6,12 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use super::socket;
+use super::stage::InboxAnswer;
 use crate::Rank;
+use crate::credentials::{self, Credentials};
 use crate::error::LinkError;
-use crate::handshake::{ConnectionKind, Credentials, NONCE_BYTES, PROOF_BYTES};
 use crate::inbox::PeerInbox;
+use crate::noise::{self, ANSWER_BYTES, Purpose, REFUSAL_BYTES};
 use crate::peers::PeerTable;
 
 /// Longest time between two checks of a wait for an abort.
@@ -31,33 +33,42 @@ pub(crate) fn connect(
         return Err(refused("its socket belongs to another user"));
     }
 
-    let mut challenge = [0; NONCE_BYTES];
-    dial.read(&stream, &mut challenge)?;
-    let (sent, hello) = credentials.hello((ConnectionKind::Shm, 0), peer, challenge)?;
-    (&stream).write_all(&hello).map_err(|error| dial.stream_error("write", error))?;
+    let (dialer, first) = credentials.dial((Purpose::Shm, 0), peer)?;
+    (&stream).write_all(&first).map_err(|error| dial.stream_error("write", error))?;
 
-    let mut proof = [0; PROOF_BYTES];
-    let (got, file) = loop {
+    let mut answer = [0; ANSWER_BYTES];
+    let (mut got, file) = loop {
         dial.bound_next_read(&stream)?;
-        match socket::receive(&stream, &mut proof) {
+        match socket::receive(&stream, &mut answer) {
             Ok(received) => break received,
             Err(error) if is_timeout(&error) => {}
             Err(error) => return Err(dial.stream_error("recvmsg", error)),
         }
     };
     if got == 0 {
-        return Err(refused(
-            "it does not accept this rank; the two hold different secrets or sizes",
-        ));
+        return Err(dial.closed());
     }
-    dial.read(&stream, &mut proof[got..])?;
-    if !credentials.check_proof(&sent, &proof) {
-        return Err(refused("it cannot prove that it belongs to the communicator"));
+    if got < REFUSAL_BYTES {
+        dial.read(&stream, &mut answer[got..REFUSAL_BYTES])?;
+        got = REFUSAL_BYTES;
     }
-    let file = file.ok_or(refused("it sent no inbox"))?;
-    let inbox = PeerInbox::map(file.as_fd(), peers.rank, peer, peers.layout)?;
-    socket::send_with_descriptor(&stream, &[0], peers.inbox.file())
-        .map_err(|error| dial.stream_error("sendmsg", error))?;
+    if let Some(why) = answer.first_chunk().and_then(noise::refusal_in) {
+        return Err(credentials::refused(peer, why));
+    }
+    dial.read(&stream, &mut answer[got..])?;
+    let file = file.ok_or(refused("it sent no inbox"));
+    let inbox = file.and_then(|file| PeerInbox::map(file.as_fd(), peers.rank, peer, peers.layout));
+    let sent = if inbox.is_ok() { InboxAnswer::Sent } else { InboxAnswer::Refused };
+    let (_, _, confirmation) =
+        dialer.finish(&answer, &sent.to_data()).map_err(|why| credentials::refused(peer, why))?;
+    // If the inbox cannot be used the peer learns that too.
+    let result = if inbox.is_ok() {
+        socket::send_with_descriptor(&stream, &confirmation, peers.inbox.file())
+    } else {
+        socket::send(&stream, &confirmation)
+    };
+    let inbox = inbox?;
+    result.map_err(|error| dial.stream_error("sendmsg", error))?;
     // The peer's confirmation. A peer that cannot map this rank's inbox has refused, and not died.
     dial.read(&stream, &mut [0])?;
     stream.set_nonblocking(true).map_err(|error| LinkError::system("fcntl", error))?;

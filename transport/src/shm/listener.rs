@@ -1,10 +1,10 @@
 //! The thread that accepts connections of other processes and notices when they end.
 //!
 //! The thread never blocks on a peer: all connections are state machines under one `poll`. A
-//! connection that has not proven itself within [`PROOF_TIMEOUT`] is dropped, and so is the oldest
-//! one if there are too many. A proven peer's connection stays in the set. Over it come the peer's
-//! offers of segments and its answers to this rank's offers. Its end means that the peer's process
-//! left or died.
+//! connection that has not proven itself within ten seconds is dropped, and so is the oldest one if
+//! there are too many. A proven peer's connection stays in the set. Over it come the peer's offers
+//! of segments and its answers to this rank's offers. Its end means that the peer's process left or
+//! died.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -21,16 +21,18 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::ends::ShmPeer;
 use super::sharing::{SEGMENT_FRAME_BYTES, SegmentSharing};
 use super::socket;
+use super::stage::{
+    ConnectionStage, InboxAnswer, NextAction, PartialConfirmation, PartialFrame, ShmConnection,
+};
 use crate::Rank;
+use crate::credentials::Credentials;
 use crate::error::LinkError;
-use crate::handshake::{ConnectionKind, Credentials, HELLO_BYTES, Nonce};
 use crate::inbox::PeerInbox;
+use crate::noise::{CONFIRMATION_BYTES, DATA_BYTES, FIRST_BYTES, Purpose};
 use crate::peers::PeerTable;
 use crate::random::random_bytes;
 use crate::thread;
 
-/// How long a connection may take to prove itself.
-const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many connections may be unproven at a time.
 const MAX_UNPROVEN: usize = 64;
 /// How long to wait after an error before accepting again.
@@ -110,55 +112,6 @@ struct ShmService {
     connections: Vec<ShmConnection>,
 }
 
-struct ShmConnection {
-    stream: Arc<UnixStream>,
-    stage: ConnectionStage,
-}
-
-enum ConnectionStage {
-    /// The peer has not sent all of its hello message.
-    Unproven { since: Instant, challenge: Nonce, hello: [u8; HELLO_BYTES], got: usize },
-    /// The peer has proven itself, and has not sent its inbox.
-    Proven { since: Instant, peer: Rank },
-    /// Inboxes are exchanged.
-    Connected { peer: Rank, sharing: Arc<SegmentSharing>, frame: Box<PartialFrame> },
-}
-
-/// A frame of which `got` bytes have arrived.
-#[derive(Default)]
-struct PartialFrame {
-    bytes: [u8; SEGMENT_FRAME_BYTES],
-    got: usize,
-    file: Option<OwnedFd>,
-}
-
-impl ShmConnection {
-    /// A connection over which inboxes are exchanged.
-    fn connected(peer: Rank, sharing: Arc<SegmentSharing>) -> Self {
-        let stream = sharing.stream().clone();
-        Self { stream, stage: ConnectionStage::Connected { peer, sharing, frame: Box::default() } }
-    }
-}
-
-impl ConnectionStage {
-    /// When the connection must reach its next stage, if that is limited.
-    fn deadline(&self) -> Option<Instant> {
-        match self {
-            Self::Unproven { since, .. } | Self::Proven { since, .. } => {
-                Some(*since + PROOF_TIMEOUT)
-            }
-            Self::Connected { .. } => None,
-        }
-    }
-}
-
-/// What to do next with a connection.
-enum NextAction {
-    Wait,
-    Continue,
-    Drop,
-}
-
 impl ShmService {
     fn run(mut self) {
         while let Some(ready) = self.wait_for_events() {
@@ -168,11 +121,7 @@ impl ShmService {
             connections.retain_mut(|connection| {
                 let due = connection.stage.deadline().is_some_and(|deadline| now >= deadline);
                 let keep = !ready.next().unwrap_or(false) || self.advance(connection);
-                if keep && due && connection.stage.deadline().is_some() {
-                    self.report_timeout(connection);
-                    return false;
-                }
-                keep
+                keep && !(due && connection.stage.deadline().is_some())
             });
             self.connections = connections;
             for (peer, sharing) in self.dialed.try_iter() {
@@ -222,7 +171,7 @@ impl ShmService {
 
     fn accept_all(&mut self) {
         while self.paused_until.is_none() {
-            let result = self.listener.accept().and_then(|(stream, _)| self.challenge(stream));
+            let result = self.listener.accept().and_then(|(stream, _)| self.add(stream));
             match result {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -239,34 +188,31 @@ impl ShmService {
         }
     }
 
-    /// Adds a new connection and challenges it. An error is this rank's; a fault of the caller only
-    /// ends its connection.
-    fn challenge(&mut self, stream: UnixStream) -> io::Result<()> {
+    /// Adds a new connection. An error is this rank's; a fault of the caller only ends its
+    /// connection.
+    fn add(&mut self, stream: UnixStream) -> io::Result<()> {
         let rank = self.peers.rank;
         if !socket::is_same_user(&stream)? {
             log::warn!("rank {rank}: a process of another user tried to connect");
             return Ok(());
         }
         stream.set_nonblocking(true)?;
-        let challenge =
-            Credentials::nonce().map_err(|_| io::Error::from_raw_os_error(libc::ENOSYS))?;
-        // A new socket has room for it. If it has not, the caller is already gone.
-        if (&stream).write(&challenge).ok() != Some(challenge.len()) {
-            return Ok(());
-        }
-        let mut unproven =
-            self.connections.iter().enumerate().filter(|(_, connection)| {
-                matches!(connection.stage, ConnectionStage::Unproven { .. })
-            });
-        if let Some((oldest, _)) = unproven.next()
-            && unproven.count() + 1 >= MAX_UNPROVEN
+        // Those that have sent nothing valid go first.
+        let unproven = self.connections.iter().enumerate().filter_map(|(at, connection)| {
+            match connection.stage {
+                ConnectionStage::AwaitFirst { .. } => Some((false, at)),
+                ConnectionStage::AwaitConfirmation { .. } => Some((true, at)),
+                ConnectionStage::Connected { .. } => None,
+            }
+        });
+        if unproven.clone().count() >= MAX_UNPROVEN
+            && let Some((_, oldest)) = unproven.min()
         {
             log::warn!("rank {rank}: too many connections that have not proven themselves");
             self.connections.remove(oldest);
         }
         let since = Instant::now();
-        let hello = [0; HELLO_BYTES];
-        let stage = ConnectionStage::Unproven { since, challenge, hello, got: 0 };
+        let stage = ConnectionStage::AwaitFirst { since, first: [0; FIRST_BYTES], got: 0 };
         self.connections.push(ShmConnection { stream: Arc::new(stream), stage });
         Ok(())
     }
@@ -276,15 +222,15 @@ impl ShmService {
         loop {
             let ShmConnection { stream, stage } = connection;
             let next = match stage {
-                ConnectionStage::Unproven { challenge, hello, got, .. } => {
-                    match read(stream, &mut hello[*got..]) {
+                ConnectionStage::AwaitFirst { first, got, .. } => {
+                    match read(stream, &mut first[*got..]) {
                         Ok(0) => NextAction::Drop,
                         Ok(more) => {
                             *got += more;
-                            if *got < HELLO_BYTES {
+                            if *got < FIRST_BYTES {
                                 NextAction::Continue
-                            } else if let Some(peer) = self.check_hello(stream, challenge, hello) {
-                                *stage = ConnectionStage::Proven { since: Instant::now(), peer };
+                            } else if let Some(next) = self.answer(stream, first) {
+                                *stage = next;
                                 NextAction::Continue
                             } else {
                                 NextAction::Drop
@@ -293,18 +239,20 @@ impl ShmService {
                         Err(next) => next,
                     }
                 }
-                ConnectionStage::Proven { peer, .. } => match self.take_inbox(stream, *peer) {
-                    Ok(Some(sharing)) => {
-                        *connection = ShmConnection::connected(*peer, sharing);
-                        NextAction::Continue
+                ConnectionStage::AwaitConfirmation { confirmation, .. } => {
+                    match confirmation.read(stream) {
+                        Ok(false) => NextAction::Continue,
+                        // The stage ends here.
+                        Ok(true) => match self.take_confirmation(connection) {
+                            Some(connected) => {
+                                *connection = connected;
+                                NextAction::Continue
+                            }
+                            None => NextAction::Drop,
+                        },
+                        Err(next) => next,
                     }
-                    Ok(None) => NextAction::Wait,
-                    Err(error) => {
-                        log::warn!("rank {}: {error}", self.peers.rank);
-                        self.peers.set_failure(*peer, error);
-                        NextAction::Drop
-                    }
-                },
+                }
                 ConnectionStage::Connected { peer, sharing, frame } => {
                     let next = self.read_frame(*peer, sharing, frame);
                     if matches!(next, NextAction::Drop) {
@@ -321,60 +269,102 @@ impl ShmService {
         }
     }
 
-    /// Checks a hello message and answers it with this rank's proof and inbox.
-    fn check_hello(
-        &self,
-        stream: &UnixStream,
-        challenge: &Nonce,
-        hello: &[u8; HELLO_BYTES],
-    ) -> Option<Rank> {
+    /// Answers a first message with this rank's inbox. Returns the next stage; `None` if the dialer
+    /// is refused.
+    fn answer(&self, stream: &UnixStream, first: &[u8; FIRST_BYTES]) -> Option<ConnectionStage> {
         let rank = self.peers.rank;
-        let checked = self.credentials.check_hello(ConnectionKind::Shm, *challenge, hello);
-        let Some((peer, _, proof)) = checked else {
-            log::warn!(
-                "rank {rank}: refused a process that does not know the communicator's secret"
-            );
-            return None;
-        };
+        let (listener, answer) =
+            match self.credentials.answer(Purpose::Shm, first, &[0; DATA_BYTES]) {
+                Ok(answered) => answered,
+                Err(refused) => {
+                    log::warn!(
+                        "rank {rank}: refused a process that does not know the communicator's \
+                         secret"
+                    );
+                    if let Some(reply) = refused.reply {
+                        let _ = socket::send(stream, &reply);
+                    }
+                    return None;
+                }
+            };
+        let peer = listener.binding().from;
         if self.peers.get(peer).is_some() {
             log::warn!("rank {rank}: refused a second process that says it is rank {peer}");
             return None;
         }
         self.peers.clear_failure(peer);
-        if let Err(error) = socket::send_with_descriptor(stream, &proof, self.peers.inbox.file()) {
-            self.peers.set_failure(peer, stream_error(peer, "sendmsg", error));
+        if let Err(error) = socket::send_with_descriptor(stream, &answer, self.peers.inbox.file()) {
+            // If the dialer went away it was no failure: it may have sent the message long ago.
+            if let error @ LinkError::System { .. } = stream_error(peer, "sendmsg", error) {
+                self.peers.set_failure(peer, error);
+            }
             return None;
         }
-        Some(peer)
+        let confirmation = PartialConfirmation {
+            listener,
+            bytes: [0; CONFIRMATION_BYTES],
+            got: 0,
+            file: None,
+            no_room: None,
+        };
+        let (since, confirmation) = (Instant::now(), Box::new(confirmation));
+        Some(ConnectionStage::AwaitConfirmation { since, peer, confirmation })
     }
 
-    /// Takes the inbox of a proven peer; `None` if it has not arrived.
+    /// Takes the confirmation and the inbox of a peer, which is then proven. Returns the connection
+    /// over which inboxes are exchanged; `None` if that failed.
+    fn take_confirmation(&self, connection: &mut ShmConnection) -> Option<ShmConnection> {
+        let since = Instant::now();
+        let over = ConnectionStage::AwaitFirst { since, first: [0; FIRST_BYTES], got: 0 };
+        let ConnectionStage::AwaitConfirmation { peer, confirmation, .. } =
+            std::mem::replace(&mut connection.stage, over)
+        else {
+            return None;
+        };
+        let PartialConfirmation { listener, bytes, file, no_room, .. } = *confirmation;
+        // Until now the peer may be someone who repeats its first message, so that nothing is
+        // reported of it.
+        let (_, _, data) = listener.finish(&bytes).ok()?;
+        let taken = match no_room {
+            Some(error) => Err(LinkError::system("recvmsg", error)),
+            None => self.take_inbox(&connection.stream, peer, &data, file),
+        };
+        match taken {
+            Ok(sharing) => Some(ShmConnection::connected(peer, sharing)),
+            Err(error) => {
+                log::warn!("rank {}: {error}", self.peers.rank);
+                self.peers.set_failure(peer, error);
+                None
+            }
+        }
+    }
+
+    /// Takes the inbox of a proven peer.
     fn take_inbox(
         &self,
         stream: &Arc<UnixStream>,
         peer: Rank,
-    ) -> Result<Option<Arc<SegmentSharing>>, LinkError> {
-        let refused = |why| Err(LinkError::Refused { peer, why });
-        let file = match socket::receive(stream, &mut [0]) {
-            Ok((0, _)) => return refused(CLOSED),
-            Ok((_, None)) => return refused("it sent no inbox"),
-            Ok((_, Some(file))) => file,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(error) => return Err(stream_error(peer, "recvmsg", error)),
-        };
+        data: &[u8; DATA_BYTES],
+        file: Option<OwnedFd>,
+    ) -> Result<Arc<SegmentSharing>, LinkError> {
+        let refused = |why| LinkError::Refused { peer, why };
+        if *data != InboxAnswer::Sent.to_data() {
+            return Err(refused("it cannot use the inbox of this rank"));
+        }
+        let file = file.ok_or(refused("it sent no inbox"))?;
         let inbox = PeerInbox::map(file.as_fd(), self.peers.rank, peer, self.peers.layout)?;
         // The dialer relies on nothing before this byte: a connection that ends without it was
         // never made. The byte must also be the first on the stream, so this rank adds the peer
         // later.
         match (&**stream).write(&[CONFIRMED]) {
             Ok(1) => {}
-            Ok(_) => return refused(CLOSED),
+            Ok(_) => return Err(refused(CLOSED)),
             Err(error) => return Err(stream_error(peer, "write", error)),
         }
         let sharing = Arc::new(SegmentSharing::new(stream.clone()));
         let own = self.peers.inbox.clone();
         self.peers.add(peer, Arc::new(ShmPeer::new(peer, own, inbox, sharing.clone())));
-        Ok(Some(sharing))
+        Ok(sharing)
     }
 
     /// Reads at most one frame of a connected peer.
@@ -414,16 +404,9 @@ impl ShmService {
         }
         NextAction::Continue
     }
-
-    fn report_timeout(&self, connection: &ShmConnection) {
-        if let ConnectionStage::Proven { peer, .. } = connection.stage {
-            let during = "exchanging inboxes";
-            self.peers.set_failure(peer, LinkError::Timeout { peer, during });
-        }
-    }
 }
 
-/// The last byte of a handshake, from the listener to the dialer.
+/// The byte after a handshake, from the listener to the dialer.
 const CONFIRMED: u8 = 1;
 
 const CLOSED: &str = "it closed the connection before it was made";

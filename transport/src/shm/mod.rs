@@ -11,3 +11,4 @@ pub(crate) mod ends;
 pub(crate) mod listener;
 pub(crate) mod sharing;
 mod socket;
+mod stage;

@@ -1,8 +1,8 @@
 //! The handshake of a new stream, from either end, as a state machine that never blocks.
 //!
-//! It is the handshake of [`handshake`](crate::handshake). The data that TCP adds to it are the
-//! shapes of the links, sent after the other end has proven itself. Every message has a fixed size,
-//! so a connection that has not proven itself costs no further memory and no parsing.
+//! It is the handshake of [`noise`](crate::noise). The data that TCP gives to it are the shapes of
+//! the links. Every message has a fixed size, so a connection that has not proven itself costs no
+//! further memory and no parsing.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,17 +12,18 @@ use std::time::{Duration, Instant};
 use super::frame::{SHAPE_BYTES, encode_shape, streams_in_shape};
 use super::socket::{self, piece};
 use crate::Rank;
+use crate::credentials::{Credentials, refused};
 use crate::error::LinkError;
-use crate::handshake::{
-    ConnectionKind, Credentials, HELLO_BYTES, NONCE_BYTES, Nonce, PROOF_BYTES, Proof, SentHello,
-};
 use crate::inbox::InboxLayout;
+use crate::noise::{
+    self, ANSWER_BYTES, CONFIRMATION_BYTES, DATA_BYTES, FIRST_BYTES, Purpose, Session,
+};
 
 /// How long the whole handshake may take.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest message, from the listener or from the dialer.
-const BUFFER_BYTES: usize = PROOF_BYTES + SHAPE_BYTES + HELLO_BYTES;
+const BUFFER_BYTES: usize = if FIRST_BYTES > ANSWER_BYTES { FIRST_BYTES } else { ANSWER_BYTES };
 
 /// A stream to dial.
 #[derive(Clone, Debug)]
@@ -56,16 +57,16 @@ pub(crate) struct TcpHandshake {
 
 /// What a handshake waits for.
 pub(crate) enum HandshakeStage {
-    /// The dialer's hello message.
-    AwaitHello(Nonce),
-    /// The link shape of a dialer that has proven itself: its rank and the number of the stream.
-    AwaitShape(Rank, u32),
+    /// The first message of a dialer.
+    AwaitFirst,
+    /// The confirmation of a dialer, which may have been there long ago.
+    AwaitConfirmation(Box<noise::Listener>),
     /// The result of connecting.
     Connecting(DialTarget),
-    /// The listener's challenge.
-    AwaitChallenge(DialTarget),
-    /// The listener's proof and link shape.
-    AwaitProof(DialTarget, SentHello),
+    /// The answer of the listener.
+    AwaitAnswer(DialTarget, Box<noise::Dialer>),
+    /// Nothing: the handshake is over.
+    Over,
 }
 
 /// What became of a handshake.
@@ -73,19 +74,26 @@ pub(crate) enum HandshakeProgress {
     /// More must arrive.
     Wait,
     /// The connection is stream number `stream` of `streams` of this peer.
-    Done { peer: Rank, stream: u32, streams: u32 },
+    Done { peer: Rank, stream: u32, streams: u32, session: Box<Session> },
     /// The handshake has failed, with the reason if the peer is proven or was dialed. A probe that
     /// is answered has no reason.
     Failed(Option<LinkError>),
 }
 
+impl HandshakeStage {
+    /// What is being dialed.
+    pub(crate) fn target(&self) -> Option<&DialTarget> {
+        match self {
+            Self::Connecting(target) | Self::AwaitAnswer(target, _) => Some(target),
+            Self::AwaitFirst | Self::AwaitConfirmation(_) | Self::Over => None,
+        }
+    }
+}
+
 impl TcpHandshake {
-    /// Challenges the other end of a connection that was accepted.
-    pub(crate) fn accept(socket: OwnedFd) -> Result<Self, LinkError> {
-        let challenge = Credentials::nonce()?;
-        // A new socket has room for it. If the other end is already gone, reading will show it.
-        let _ = write(&socket, &challenge);
-        Ok(Self::new(socket, HandshakeStage::AwaitHello(challenge)))
+    /// Waits for the first message of a connection that was accepted.
+    pub(crate) fn accept(socket: OwnedFd) -> Self {
+        Self::new(socket, HandshakeStage::AwaitFirst)
     }
 
     /// Begins to dial the target's next address.
@@ -101,9 +109,16 @@ impl TcpHandshake {
         Self { socket, since: Instant::now(), stage, got: 0, buffer: [0; BUFFER_BYTES] }
     }
 
-    /// Whether the other end has connected to this rank and has not proven itself.
-    pub(crate) fn is_unproven(&self) -> bool {
-        matches!(self.stage, HandshakeStage::AwaitHello(_))
+    /// Which connections are dropped first if there are too many: those whose other end has
+    /// connected to this rank and has sent no first message that was accepted, then those that have
+    /// not confirmed it. None for connections that this rank made.
+    pub(crate) fn unproven(&self) -> Option<bool> {
+        match &self.stage {
+            HandshakeStage::AwaitFirst => Some(false),
+            HandshakeStage::AwaitConfirmation(_) => Some(true),
+            HandshakeStage::Connecting(_) | HandshakeStage::AwaitAnswer(..) => None,
+            HandshakeStage::Over => None,
+        }
     }
 
     /// Does everything that is possible without waiting.
@@ -114,19 +129,17 @@ impl TcpHandshake {
     ) -> HandshakeProgress {
         loop {
             if let HandshakeStage::Connecting(target) = &self.stage {
-                if let Err(error) = socket::connect_result(self.socket.as_fd()) {
-                    return HandshakeProgress::Failed(Some(LinkError::system("connect", error)));
+                match self.begin(target, credentials) {
+                    Ok(Some(stage)) => self.stage = stage,
+                    Ok(None) => return HandshakeProgress::Wait,
+                    Err(failed) => return failed,
                 }
-                if target.probe {
-                    return HandshakeProgress::Failed(None);
-                }
-                self.stage = HandshakeStage::AwaitChallenge(target.clone());
             }
             let want = match self.stage {
-                HandshakeStage::AwaitHello(_) => HELLO_BYTES,
-                HandshakeStage::AwaitShape(..) => SHAPE_BYTES,
-                HandshakeStage::Connecting(_) | HandshakeStage::AwaitChallenge(_) => NONCE_BYTES,
-                HandshakeStage::AwaitProof(..) => PROOF_BYTES + SHAPE_BYTES,
+                HandshakeStage::AwaitFirst => FIRST_BYTES,
+                HandshakeStage::AwaitConfirmation(_) => CONFIRMATION_BYTES,
+                HandshakeStage::AwaitAnswer(..) => ANSWER_BYTES,
+                HandshakeStage::Connecting(_) | HandshakeStage::Over => 0,
             };
             while self.got < want {
                 let rest = &mut self.buffer[self.got..want];
@@ -135,7 +148,6 @@ impl TcpHandshake {
                 match unsafe { socket::receive(self.socket.as_fd(), &mut pieces) } {
                     Ok(0) => return self.closed(),
                     Ok(got) => self.got += got,
-                    // A socket that is still connecting returns this too.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         return HandshakeProgress::Wait;
                     }
@@ -151,6 +163,30 @@ impl TcpHandshake {
         }
     }
 
+    /// Sends the first message, if the connection is made. None if it is not.
+    fn begin(
+        &self,
+        target: &DialTarget,
+        credentials: &Credentials,
+    ) -> Result<Option<HandshakeStage>, HandshakeProgress> {
+        let failed = |error| HandshakeProgress::Failed(Some(error));
+        socket::connect_result(self.socket.as_fd())
+            .map_err(|error| failed(LinkError::system("connect", error)))?;
+        if target.probe {
+            return Err(HandshakeProgress::Failed(None));
+        }
+        let (dialer, first) =
+            credentials.dial((Purpose::Tcp, target.stream), target.peer).map_err(failed)?;
+        match write(&self.socket, &first) {
+            Ok(FIRST_BYTES) => {
+                Ok(Some(HandshakeStage::AwaitAnswer(target.clone(), Box::new(dialer))))
+            }
+            // It is still connecting.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            _ => Err(self.closed()),
+        }
+    }
+
     /// Handles a message that has arrived completely.
     fn handle_message(
         &mut self,
@@ -162,60 +198,58 @@ impl TcpHandshake {
             let why = "its links have another shape; were the two ranks configured differently?";
             HandshakeProgress::Failed(Some(LinkError::Corrupt { peer, why }))
         };
-        let buffer = &self.buffer;
-        let done = match &self.stage {
-            HandshakeStage::AwaitHello(challenge) => {
-                let hello: &[u8; HELLO_BYTES] = buffer.first_chunk().ok_or(too_short)?;
-                let checked = credentials.check_hello(ConnectionKind::Tcp, *challenge, hello);
-                let Some((peer, stream, proof)) = checked else {
-                    log::warn!(
-                        "rank {}: refused a connection that does not know the communicator's \
-                         secret",
-                        credentials.rank
-                    );
-                    return Err(HandshakeProgress::Failed(None));
-                };
+        match std::mem::replace(&mut self.stage, HandshakeStage::Over) {
+            HandshakeStage::AwaitFirst => {
+                let first: &[u8; FIRST_BYTES] = self.buffer.first_chunk().ok_or(too_short)?;
                 // The number of streams is only in the dialer's shape.
-                let answer = [&proof[..], &encode_shape(layout, 0)].concat();
-                self.send(&answer)?;
-                self.stage = HandshakeStage::AwaitShape(peer, stream);
-                None
-            }
-            &HandshakeStage::AwaitShape(peer, stream) => {
-                let shape: &[u8; SHAPE_BYTES] = buffer.first_chunk().ok_or(too_short)?;
-                let streams = streams_in_shape(shape, layout).ok_or_else(|| other_shape(peer))?;
-                Some(HandshakeProgress::Done { peer, stream, streams })
-            }
-            HandshakeStage::AwaitChallenge(target) => {
-                let challenge: &Nonce = buffer.first_chunk().ok_or(too_short)?;
-                let connection = (ConnectionKind::Tcp, target.stream);
-                let (sent, hello) = credentials
-                    .hello(connection, target.peer, *challenge)
-                    .map_err(|error| HandshakeProgress::Failed(Some(error)))?;
-                self.send(&hello)?;
-                self.stage = HandshakeStage::AwaitProof(target.clone(), sent);
-                None
-            }
-            HandshakeStage::AwaitProof(target, sent) => {
-                let &DialTarget { peer, stream, streams, .. } = target;
-                let (proof, rest): (&Proof, _) = buffer.split_first_chunk().ok_or(too_short)?;
-                if !credentials.check_proof(sent, proof) {
-                    let why = "it cannot prove that it belongs to the communicator";
-                    let error = LinkError::Refused { peer, why };
-                    return Err(HandshakeProgress::Failed(Some(error)));
+                let data = shape_data(layout, 0);
+                match credentials.answer(Purpose::Tcp, first, &data) {
+                    Ok((listener, answer)) => {
+                        self.stage = HandshakeStage::AwaitConfirmation(Box::new(listener));
+                        self.send(&answer)?;
+                        Ok(None)
+                    }
+                    Err(refused) => {
+                        log::warn!(
+                            "rank {}: refused a connection that does not know the communicator's \
+                             secret",
+                            credentials.rank
+                        );
+                        if let Some(reply) = refused.reply {
+                            let _ = write(&self.socket, &reply);
+                        }
+                        Err(HandshakeProgress::Failed(None))
+                    }
                 }
-                let shape = rest.first_chunk().ok_or(HandshakeProgress::Failed(None))?;
-                let same = streams_in_shape(shape, layout).is_some();
+            }
+            HandshakeStage::AwaitConfirmation(listener) => {
+                let confirmation = self.buffer.first_chunk().ok_or(too_short)?;
+                // Until now the peer may be someone who repeats its first message, so that nothing
+                // is reported of it.
+                let (session, binding, data) =
+                    listener.finish(confirmation).map_err(|_| HandshakeProgress::Failed(None))?;
+                let (peer, stream) = (binding.from, binding.stream);
+                let streams = streams_of(&data, layout).ok_or_else(|| other_shape(peer))?;
+                let session = Box::new(session);
+                Ok(Some(HandshakeProgress::Done { peer, stream, streams, session }))
+            }
+            HandshakeStage::AwaitAnswer(target, dialer) => {
+                let DialTarget { peer, stream, streams, .. } = target;
+                self.stage = HandshakeStage::Connecting(target);
+                let answer = self.buffer.first_chunk().ok_or(too_short)?;
+                let (session, theirs, confirmation) = dialer
+                    .finish(answer, &shape_data(layout, streams))
+                    .map_err(|why| HandshakeProgress::Failed(Some(refused(peer, why))))?;
                 // Sent even if the shapes differ, so that the other end can report it too.
-                self.send(&encode_shape(layout, streams))?;
-                if !same {
+                self.send(&confirmation)?;
+                if streams_of(&theirs, layout).is_none() {
                     return Err(other_shape(peer));
                 }
-                Some(HandshakeProgress::Done { peer, stream, streams })
+                let session = Box::new(session);
+                Ok(Some(HandshakeProgress::Done { peer, stream, streams, session }))
             }
-            HandshakeStage::Connecting(_) => None,
-        };
-        Ok(done)
+            HandshakeStage::Connecting(_) | HandshakeStage::Over => Ok(None),
+        }
     }
 
     /// Sends a message. Messages of a handshake are small: a new socket has room for all of them.
@@ -226,22 +260,31 @@ impl TcpHandshake {
         }
     }
 
-    /// The failure if the other end closed the connection.
+    /// The failure if the other end closed the connection. It may have said why before.
     fn closed(&self) -> HandshakeProgress {
-        HandshakeProgress::Failed(match &self.stage {
-            HandshakeStage::AwaitHello(_) => None,
-            &HandshakeStage::AwaitShape(peer, _) => {
-                let why = "it closed the connection before it was made";
-                Some(LinkError::Refused { peer, why })
+        let said = self.buffer.first_chunk().filter(|head| self.got >= head.len());
+        HandshakeProgress::Failed(self.stage.target().map(|target| {
+            match said.and_then(noise::refusal_in) {
+                Some(refusal) => refused(target.peer, refusal),
+                None => LinkError::Refused {
+                    peer: target.peer,
+                    why: "it closed the connection before it was made",
+                },
             }
-            HandshakeStage::Connecting(target)
-            | HandshakeStage::AwaitChallenge(target)
-            | HandshakeStage::AwaitProof(target, _) => {
-                let why = "it does not accept this rank; the two hold different secrets or sizes";
-                Some(LinkError::Refused { peer: target.peer, why })
-            }
-        })
+        }))
     }
+}
+
+/// The shape of the links as data of the handshake.
+fn shape_data(layout: &InboxLayout, streams: u32) -> [u8; DATA_BYTES] {
+    let mut data = [0; DATA_BYTES];
+    data[..SHAPE_BYTES].copy_from_slice(&encode_shape(layout, streams));
+    data
+}
+
+/// The number of streams in a peer's data; `None` if the shape differs from this rank's.
+fn streams_of(data: &[u8; DATA_BYTES], layout: &InboxLayout) -> Option<u32> {
+    data.first_chunk().and_then(|shape| streams_in_shape(shape, layout))
 }
 
 fn write(socket: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {

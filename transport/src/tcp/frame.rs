@@ -1,9 +1,24 @@
-//! The format of a stream after the handshake: the link shape from each side, then frames.
+//! The format of a stream after the handshake, in which each side has given the shape of its links:
+//! frames.
+//!
+//! A frame is a header of 32 bytes (kind, a zero, channel, length, sequence, acknowledgement, tag,
+//! four zeros; little-endian) and `length` bytes of payload.
+//!
+//! Frames that end something, abort and leave, travel sealed: they are the payload of a frame of
+//! the kind `Sealed`, encrypted and authenticated by the [`Session`](crate::noise::Session) of the
+//! stream, with the header in front of it as associated data and 16 bytes of authentication at its
+//! end. Nobody else can end a communicator. Messages and acknowledgements are neither encrypted nor
+//! authenticated, for their speed; the same form is there for them.
 
 use crate::inbox::InboxLayout;
+use crate::noise::{ForgedRecord, Session, TAG_BYTES};
 
 /// Bytes of the header of a frame, which precedes its payload.
 pub(crate) const FRAME_HEADER_BYTES: usize = 32;
+/// Bytes of a sealed frame without payload, in the frame that carries it.
+pub(crate) const SEALED_BYTES: usize = FRAME_HEADER_BYTES + TAG_BYTES;
+/// Bytes of a sealed frame with the header in front of it.
+pub(crate) const WHOLE_SEALED_BYTES: usize = FRAME_HEADER_BYTES + SEALED_BYTES;
 
 /// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +31,8 @@ pub(crate) enum FrameKind {
     Abort,
     /// The last frame: its sender has left the communicator.
     Leave,
+    /// Carries an abort or a leave frame, encrypted and authenticated.
+    Sealed,
 }
 
 /// The header of a frame.
@@ -29,6 +46,10 @@ pub(crate) struct Frame {
     pub(crate) ack: u64,
     pub(crate) tag: u32,
 }
+
+/// An acknowledgement of nothing.
+pub(crate) const EMPTY: Frame =
+    Frame { kind: FrameKind::Ack, channel: 0, len: 0, sequence: 0, ack: 0, tag: 0 };
 
 impl Frame {
     pub(crate) fn encode(&self) -> [u8; FRAME_HEADER_BYTES] {
@@ -51,11 +72,37 @@ impl Frame {
             1 => FrameKind::Ack,
             2 => FrameKind::Abort,
             3 => FrameKind::Leave,
+            4 => FrameKind::Sealed,
             _ => return None,
         };
+        if bytes[1] != 0 || word(28) != 0 {
+            return None;
+        }
         let channel = u16::from_le_bytes([bytes[2], bytes[3]]);
         Some(Self { kind, channel, len: word(4), sequence: long(8), ack: long(16), tag: word(24) })
     }
+}
+
+/// Seals a frame without payload. Returns the whole frame that carries it.
+pub(crate) fn seal(frame: &Frame, session: &mut Session) -> [u8; WHOLE_SEALED_BYTES] {
+    let carrier = Frame { kind: FrameKind::Sealed, channel: 0, len: SEALED_BYTES as u32, ..EMPTY };
+    let mut out = carrier.encode().to_vec();
+    session.seal(&carrier.encode(), &frame.encode(), &mut out);
+    let mut whole = [0; WHOLE_SEALED_BYTES];
+    whole.copy_from_slice(&out);
+    whole
+}
+
+/// Opens the sealed frame in a whole frame. `None` if no correct peer seals such a frame.
+pub(crate) fn open(
+    whole: &[u8; WHOLE_SEALED_BYTES],
+    session: &mut Session,
+) -> Result<Option<Frame>, ForgedRecord> {
+    let (header, sealed) = whole.split_at(FRAME_HEADER_BYTES);
+    let mut opened = Vec::with_capacity(FRAME_HEADER_BYTES);
+    session.open(header, sealed, &mut opened)?;
+    let frame = opened.first_chunk().and_then(Frame::decode);
+    Ok(frame.filter(|frame| matches!(frame.kind, FrameKind::Abort | FrameKind::Leave)))
 }
 
 /// Bytes of an encoded link shape.
@@ -84,9 +131,15 @@ mod tests {
 
     #[test]
     fn frames_and_shapes_decode_to_themselves() {
-        for kind in [FrameKind::Data, FrameKind::Ack, FrameKind::Abort, FrameKind::Leave] {
+        let kinds = [FrameKind::Data, FrameKind::Ack, FrameKind::Abort, FrameKind::Leave];
+        for kind in kinds.into_iter().chain([FrameKind::Sealed]) {
             let frame = Frame { kind, channel: 2, len: 3, sequence: 4 << 40, ack: 5 << 40, tag: 6 };
             assert_eq!(Frame::decode(&frame.encode()), Some(frame));
+            for reserved in [1, 28, 31] {
+                let mut bytes = frame.encode();
+                bytes[reserved] = 1;
+                assert_eq!(Frame::decode(&bytes), None);
+            }
         }
         assert_eq!(Frame::decode(&[9; FRAME_HEADER_BYTES]), None);
         let layout = InboxLayout { nranks: 2, channels: 3, slot_bytes: 64, depth: 5 };

@@ -10,8 +10,8 @@ use super::poller::{EventFlags, Poller};
 use super::service::{DialRequest, LISTENER_EVENT, ServiceRequests, TcpService, WAKE_EVENT};
 use super::{MOST_STREAMS, TcpConfig, socket};
 use crate::Rank;
+use crate::credentials::Credentials;
 use crate::error::LinkError;
-use crate::handshake::Credentials;
 use crate::peers::PeerTable;
 use crate::thread;
 

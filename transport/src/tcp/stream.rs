@@ -5,11 +5,14 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::frame::{FRAME_HEADER_BYTES, Frame, FrameKind};
+use super::frame::{
+    self, EMPTY, FRAME_HEADER_BYTES, Frame, FrameKind, SEALED_BYTES, WHOLE_SEALED_BYTES,
+};
 use super::poller::EventFlags;
 use super::ring::{ReceiveRing, SendRing, StoreDecision};
 use super::socket::{self, piece};
 use crate::Sequence;
+use crate::noise::Session;
 
 /// Bytes of the read buffer. One call reads several small messages, or the rest of a long message
 /// and the next header.
@@ -59,6 +62,8 @@ pub(crate) enum QueuedFrame {
 #[derive(Debug)]
 pub(crate) struct TcpStream {
     pub(crate) fd: OwnedFd,
+    /// The keys of this stream, which seal the frames that end something.
+    session: Box<Session>,
     buffer: Box<[u8; READ_BUFFER_BYTES]>,
     /// The part of the buffer that was read and is not yet used.
     unread: std::ops::Range<usize>,
@@ -82,7 +87,9 @@ struct IncomingPayload {
 #[derive(Debug)]
 struct OutgoingFrame {
     what: QueuedFrame,
-    header: [u8; FRAME_HEADER_BYTES],
+    /// The header; or a whole sealed frame.
+    head: [u8; WHOLE_SEALED_BYTES],
+    head_len: usize,
     payload: *const u8,
     len: usize,
     done: usize,
@@ -92,9 +99,10 @@ struct OutgoingFrame {
 unsafe impl Send for TcpStream {}
 
 impl TcpStream {
-    pub(crate) fn new(fd: OwnedFd) -> Self {
+    pub(crate) fn new(fd: OwnedFd, session: Box<Session>) -> Self {
         Self {
             fd,
+            session,
             buffer: Box::new([0; READ_BUFFER_BYTES]),
             unread: 0..0,
             payload: None,
@@ -198,9 +206,24 @@ impl TcpStream {
             }
             let unread = &self.buffer[self.unread.clone()];
             let Some(header) = unread.first_chunk() else { return Ok(()) };
-            let frame =
+            let mut frame =
                 Frame::decode(header).ok_or(StreamEnd::Corrupt("a frame of an unknown kind"))?;
-            self.unread.start += FRAME_HEADER_BYTES;
+            match frame.kind {
+                FrameKind::Sealed => {
+                    if frame.len as usize != SEALED_BYTES {
+                        return Err(StreamEnd::Corrupt("a sealed frame of another length"));
+                    }
+                    let Some(whole) = unread.first_chunk() else { return Ok(()) };
+                    let forged = StreamEnd::Corrupt("a sealed frame that was changed on its way");
+                    let opened = frame::open(whole, &mut self.session).map_err(|_| forged)?;
+                    frame = opened.ok_or(StreamEnd::Corrupt("an unknown sealed frame"))?;
+                    self.unread.start += WHOLE_SEALED_BYTES;
+                }
+                FrameKind::Abort | FrameKind::Leave => {
+                    return Err(StreamEnd::Corrupt("an end that is not sealed"));
+                }
+                FrameKind::Data | FrameKind::Ack => self.unread.start += FRAME_HEADER_BYTES,
+            }
             self.begin(number, frame, channels, outcome)?;
             if outcome.taken_over.is_some() {
                 return Ok(());
@@ -221,7 +244,7 @@ impl TcpStream {
                 return Ok(());
             }
             FrameKind::Leave => return Err(StreamEnd::PeerLeft),
-            FrameKind::Data | FrameKind::Ack => {}
+            FrameKind::Data | FrameKind::Ack | FrameKind::Sealed => {}
         }
         let channel = channels
             .get_mut(usize::from(frame.channel))
@@ -253,24 +276,24 @@ impl TcpStream {
         loop {
             if self.writing.is_none() {
                 let Some(out) = self.queue.pop_front() else { return Ok(true) };
-                self.writing = OutgoingFrame::new(out, channels);
+                self.writing = OutgoingFrame::new(out, channels, &mut self.session);
                 continue;
             }
             let Some(writing) = &mut self.writing else { continue };
-            let header_done = writing.done.min(FRAME_HEADER_BYTES);
-            let payload_done = writing.done - header_done;
+            let head_done = writing.done.min(writing.head_len);
+            let payload_done = writing.done - head_done;
             let mut pieces = [
                 piece(
-                    writing.header.as_mut_ptr().wrapping_add(header_done),
-                    FRAME_HEADER_BYTES - header_done,
+                    writing.head.as_mut_ptr().wrapping_add(head_done),
+                    writing.head_len - head_done,
                 ),
                 piece(
                     writing.payload.wrapping_add(payload_done).cast_mut(),
                     writing.len - payload_done,
                 ),
             ];
-            let total = FRAME_HEADER_BYTES + writing.len;
-            // SAFETY: the header belongs to this stream. The payload lies in a slot, which lives as
+            let total = writing.head_len + writing.len;
+            // SAFETY: the head belongs to this stream. The payload lies in a slot, which lives as
             // long as the pair. A slot is reused only after its message was released. The message
             // then arrived on another stream, and the peer drops this one.
             match unsafe { socket::send(self.fd.as_fd(), &mut pieces) } {
@@ -294,17 +317,24 @@ impl TcpStream {
 
 impl OutgoingFrame {
     /// `None` if the frame is not needed any more.
-    fn new(what: QueuedFrame, channels: &mut [TcpChannel]) -> Option<Self> {
-        let frame = Frame { kind: FrameKind::Ack, channel: 0, len: 0, sequence: 0, ack: 0, tag: 0 };
+    fn new(what: QueuedFrame, channels: &mut [TcpChannel], session: &mut Session) -> Option<Self> {
+        let sealed = |frame: Frame, session: &mut Session| {
+            let (head, head_len) = (frame::seal(&frame, session), WHOLE_SEALED_BYTES);
+            Some(Self { what, head, head_len, payload: std::ptr::null(), len: 0, done: 0 })
+        };
         let (frame, payload) = match what {
             QueuedFrame::Abort(by, reason) => {
-                (Frame { kind: FrameKind::Abort, sequence: by.into(), tag: reason, ..frame }, None)
+                let sequence = by.into();
+                let abort = Frame { kind: FrameKind::Abort, sequence, tag: reason, ..EMPTY };
+                return sealed(abort, session);
             }
-            QueuedFrame::Leave => (Frame { kind: FrameKind::Leave, ..frame }, None),
+            QueuedFrame::Leave => {
+                return sealed(Frame { kind: FrameKind::Leave, ..EMPTY }, session);
+            }
             QueuedFrame::Ack(channel) | QueuedFrame::Data(channel, _) => {
                 let TcpChannel { sending, receiving } = &mut channels[usize::from(channel)];
                 let ack = receiving.next - 1;
-                let frame = Frame { channel, ack, ..frame };
+                let frame = Frame { channel, ack, ..EMPTY };
                 match what {
                     QueuedFrame::Data(_, sequence) if sequence <= sending.acked => return None,
                     QueuedFrame::Data(_, sequence) => {
@@ -324,6 +354,8 @@ impl OutgoingFrame {
             }
         };
         let payload = payload.map_or(std::ptr::null(), <*mut u8>::cast_const);
-        Some(Self { what, header: frame.encode(), payload, len: frame.len as usize, done: 0 })
+        let (mut head, len) = ([0; WHOLE_SEALED_BYTES], frame.len as usize);
+        head[..FRAME_HEADER_BYTES].copy_from_slice(&frame.encode());
+        Some(Self { what, head, head_len: FRAME_HEADER_BYTES, payload, len, done: 0 })
     }
 }

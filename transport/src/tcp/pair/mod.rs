@@ -20,6 +20,7 @@ use super::stream::{QueuedFrame, StreamEnd, TcpStream};
 use crate::error::LinkError;
 use crate::inbox::{Inbox, InboxLayout};
 use crate::link::{ReceivedMessage, SlotMut};
+use crate::noise::Session;
 use crate::rank_header::RankHeader;
 use crate::{Rank, Sequence};
 
@@ -82,7 +83,12 @@ impl TcpPair {
 
     /// Adds a new stream of a proven peer, in place of the one that had its number. True if all
     /// streams are there for the first time.
-    pub(crate) fn attach(&self, number: u32, socket: OwnedFd) -> Result<bool, LinkError> {
+    pub(crate) fn attach(
+        &self,
+        number: u32,
+        socket: OwnedFd,
+        session: Box<Session>,
+    ) -> Result<bool, LinkError> {
         let mut state = self.lock();
         let index = number as usize;
         let Some(entry) = state.streams.get(index) else {
@@ -103,7 +109,7 @@ impl TcpPair {
         self.poller
             .add(&socket, flags, event_data(self.peer, index))
             .map_err(|error| LinkError::system("epoll_ctl", error))?;
-        let mut stream = TcpStream::new(socket);
+        let mut stream = TcpStream::new(socket, session);
         stream.armed = flags;
         if let Some(LinkError::Aborted { by, reason }) = self.header().aborted() {
             stream.queue.push_back(QueuedFrame::Abort(by, reason));

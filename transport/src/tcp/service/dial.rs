@@ -48,12 +48,8 @@ impl TcpService {
                     break;
                 }
                 let is_same = |t: &DialTarget| (t.peer, t.stream) == (pair.peer, stream);
-                let dialed = self.handshakes.values().any(|handshake| match &handshake.stage {
-                    HandshakeStage::Connecting(target)
-                    | HandshakeStage::AwaitChallenge(target)
-                    | HandshakeStage::AwaitProof(target, _) => is_same(target),
-                    HandshakeStage::AwaitHello(_) | HandshakeStage::AwaitShape(..) => false,
-                });
+                let mut dialing = self.handshakes.values();
+                let dialed = dialing.any(|handshake| handshake.stage.target().is_some_and(is_same));
                 if !dialed && !self.to_dial.iter().any(is_same) {
                     let give_up = now + RECONNECT_TIMEOUT;
                     let target = DialTarget { stream, not_before: now, give_up, ..target.clone() };
@@ -96,17 +92,17 @@ impl TcpService {
         now: Instant,
     ) {
         let mut target = match stage {
-            HandshakeStage::AwaitHello(_) => return,
-            HandshakeStage::AwaitShape(peer, _) => {
-                if let Some(error) = error {
+            HandshakeStage::AwaitFirst
+            | HandshakeStage::AwaitConfirmation(_)
+            | HandshakeStage::Over => {
+                // Only a proven peer's connection fails with an error.
+                if let Some(error @ LinkError::Corrupt { peer, .. }) = error {
                     log::warn!("rank {}: {error}", self.credentials.rank);
                     self.peers.set_failure(peer, error);
                 }
                 return;
             }
-            HandshakeStage::Connecting(target)
-            | HandshakeStage::AwaitChallenge(target)
-            | HandshakeStage::AwaitProof(target, _) => target,
+            HandshakeStage::Connecting(target) | HandshakeStage::AwaitAnswer(target, _) => target,
         };
         let Some(error) = error else {
             // A probe was answered, so the peer lives. Probe again later if it does not dial.

@@ -17,15 +17,14 @@ use rustix::event::Timespec;
 use rustix::event::epoll::EventData;
 
 use super::MOST_STREAMS;
-use super::connect::{
-    DialTarget, HANDSHAKE_TIMEOUT, HandshakeProgress, HandshakeStage, TcpHandshake,
-};
+use super::connect::{DialTarget, HANDSHAKE_TIMEOUT, HandshakeProgress, TcpHandshake};
 use super::ends::TcpPeer;
 use super::pair::{TcpPair, decode_event_data};
 use super::poller::{Event, EventFlags, Poller};
 use crate::Rank;
+use crate::credentials::Credentials;
 use crate::error::LinkError;
-use crate::handshake::Credentials;
+use crate::noise::Session;
 use crate::peers::PeerTable;
 
 /// How many connections may be unproven at a time.
@@ -232,14 +231,8 @@ impl TcpService {
         let late: Vec<u64> = late.map(|(number, _)| *number).collect();
         for number in late {
             if let Some(handshake) = self.remove_handshake(number) {
-                let timeout = |peer| Some(LinkError::Timeout { peer, during: "connecting" });
-                let error = match &handshake.stage {
-                    HandshakeStage::AwaitHello(_) => None,
-                    HandshakeStage::AwaitShape(peer, _) => timeout(*peer),
-                    HandshakeStage::Connecting(target)
-                    | HandshakeStage::AwaitChallenge(target)
-                    | HandshakeStage::AwaitProof(target, _) => timeout(target.peer),
-                };
+                let peer = handshake.stage.target().map(|target| target.peer);
+                let error = peer.map(|peer| LinkError::Timeout { peer, during: "connecting" });
                 self.handle_failure(handshake.stage, error, now);
             }
         }
@@ -249,14 +242,12 @@ impl TcpService {
         while self.paused_until.is_none() {
             let Some(listener) = self.listeners.get(number) else { return };
             let error = match listener.accept() {
-                Ok((stream, _)) => match TcpHandshake::accept(OwnedFd::from(stream)) {
-                    Ok(handshake) => {
-                        self.limit_unproven();
-                        self.add_handshake(handshake, EventFlags::IN | EventFlags::ET);
-                        continue;
-                    }
-                    Err(error) => error,
-                },
+                Ok((stream, _)) => {
+                    self.limit_unproven();
+                    let handshake = TcpHandshake::accept(OwnedFd::from(stream));
+                    self.add_handshake(handshake, EventFlags::IN | EventFlags::ET);
+                    continue;
+                }
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => return,
                     // This caller went away; the next may not.
@@ -279,11 +270,13 @@ impl TcpService {
         }
     }
 
-    /// Drops the oldest unproven connection if there are too many.
+    /// Drops the oldest unproven connection if there are too many, first of those that have sent
+    /// nothing valid.
     fn limit_unproven(&mut self) {
-        let unproven = || self.handshakes.iter().filter(|(_, h)| h.is_unproven());
+        let unproven =
+            || self.handshakes.iter().filter_map(|(number, it)| Some((it.unproven()?, *number)));
         if unproven().count() >= MAX_UNPROVEN
-            && let Some(oldest) = unproven().map(|(number, _)| *number).min()
+            && let Some((_, oldest)) = unproven().min()
         {
             log::warn!(
                 "rank {}: too many connections that have not proven themselves",
@@ -323,22 +316,28 @@ impl TcpService {
                     self.handle_failure(handshake.stage, error, Instant::now());
                 }
             }
-            HandshakeProgress::Done { peer, stream, streams } => {
+            HandshakeProgress::Done { peer, stream, streams, session } => {
                 if let Some(handshake) = self.remove_handshake(number) {
-                    self.attach(peer, stream, streams, handshake.socket);
+                    self.attach(peer, (stream, streams), handshake.socket, session);
                 }
             }
         }
     }
 
-    fn attach(&mut self, peer: Rank, stream: u32, streams: u32, socket: OwnedFd) {
+    fn attach(
+        &mut self,
+        peer: Rank,
+        (stream, streams): (u32, u32),
+        socket: OwnedFd,
+        session: Box<Session>,
+    ) {
         self.peers.clear_failure(peer);
         if streams == 0 || streams > MOST_STREAMS {
             let why = "the two disagree on how many streams they have";
             return self.peers.set_failure(peer, LinkError::Refused { peer, why });
         }
         let pair = self.pair(peer, streams);
-        match pair.attach(stream, socket) {
+        match pair.attach(stream, socket, session) {
             Ok(true) => self.peers.add(peer, Arc::new(TcpPeer::new(pair, self.peers.layout))),
             Ok(false) => {}
             Err(error) => self.peers.set_failure(peer, error),
