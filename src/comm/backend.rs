@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::control::ControlPlane;
 use crate::device::queue::device_rank::DeviceRank;
 use crate::engine::compiled::LlStaging;
-use crate::engine::scratch::ScratchMemory;
+use crate::engine::scratch::{ScratchMemory, SendCopy};
 use crate::links::Links;
 use crate::reduce::Isa;
 use crate::spin_policy::SpinPolicy;
@@ -48,6 +48,7 @@ pub(super) struct HostBackend {
     pub(super) isa: Isa,
     pub(super) spin_policy: SpinPolicy,
     pub(super) scratch: ScratchMemory,
+    pub(super) send_copy: SendCopy,
     pub(super) staging: Box<LlStaging>,
 }
 

@@ -30,7 +30,7 @@ use crate::bootstrap::ControlTraffic;
 use crate::call::{Call, Task};
 use crate::control::{ControlShared, Report};
 use crate::engine::compiled::LlStaging;
-use crate::engine::scratch::ScratchMemory;
+use crate::engine::scratch::{ScratchMemory, SendCopy};
 use crate::error::Error;
 use crate::plan::Plans;
 use crate::tune::{Choice, Tuner};
@@ -115,7 +115,7 @@ impl Communicator {
     /// The memory that this rank's part of the communicator holds.
     pub fn memory(&self) -> MemoryUse {
         MemoryUse {
-            releasable: self.host.scratch.held(),
+            releasable: self.host.scratch.held() + self.host.send_copy.held(),
             lasting: self.host.endpoint.resident_bytes()
                 + size_of::<LlStaging>()
                 + self.device.as_ref().map_or(0, |rank| rank.pinned_bytes()),
@@ -126,6 +126,7 @@ impl Communicator {
     /// Frees the memory that later calls allocate again when they need it.
     pub fn release_memory(&mut self) {
         self.host.scratch = ScratchMemory::default();
+        self.host.send_copy = SendCopy::default();
     }
 
     /// A handle by which any thread can end all waits in this communicator, on all ranks.

@@ -13,7 +13,7 @@ use maypole_transport::inbox::InboxLayout;
 
 use super::Communicator;
 use super::rank_info::RankInfo;
-use super::run::check_in_place;
+use super::run::overwritten_bytes;
 use super::setup::CommunicatorSetup;
 use super::stream_calls::DeviceCall;
 use super::stream_calls::batch::{BatchMember, LaunchBatch, launch_batches};
@@ -271,9 +271,6 @@ impl Communicator {
             return Err(no_device());
         };
         let plan = plans.get(number);
-        if plan.needs_check {
-            check_in_place(call, *nranks)?;
-        }
         if membership.config.check_pointers {
             let pointers = [call.send, call.recv.cast_const()];
             check_pointers(rank.gpu.device.driver(), &pointers)?;
@@ -284,6 +281,18 @@ impl Communicator {
                 batch.copy(recv + *to as u64, send + *from as u64, *bytes);
             }
             PlanBody::Device(DevicePlan::Run(program)) => {
+                let overwritten =
+                    if plan.needs_check { overwritten_bytes(call, *nranks) } else { None };
+                let send = match overwritten {
+                    Some(bytes) => {
+                        // All works of the communicator run one after the other, and a copy is
+                        // queued behind those before it.
+                        let copy = rank.send_copy(bytes)?;
+                        batch.copy(copy, send, bytes);
+                        copy
+                    }
+                    None => send,
+                };
                 let reduction = Task::from(call).reduction();
                 let parameter = parameter(call.dtype, reduction, *nranks);
                 let operands =

@@ -31,7 +31,8 @@ impl Communicator {
     /// # Safety
     /// The send and receive buffers are valid for the extents that the call implies (see [`Call`]).
     /// During the call nobody else writes to them or reads the receive buffer. They are the same
-    /// memory where `nccl.h` calls that in place, and do not overlap otherwise.
+    /// memory where `nccl.h` calls that in place, and do not overlap otherwise; those of an
+    /// all-to-all may overlap, also partly.
     #[inline]
     pub unsafe fn run(&mut self, call: &Call) -> Result<(), Error> {
         self.host.control.check_fork()?;
@@ -209,10 +210,15 @@ impl Communicator {
         // Ranks whose earlier calls differed have different tags from then on, whatever this call
         // is.
         let tag = plan.tag ^ history;
-        let buffers = CallBuffers { send: call.send, recv: call.recv };
+        let mut buffers = CallBuffers { send: call.send, recv: call.recv };
         let rescaled;
         let kernel = if plan.needs_check {
-            check_in_place(call, self.nranks)?;
+            if self.device.is_none()
+                && let Some(bytes) = overwritten_bytes(call, self.nranks)
+            {
+                // SAFETY: the caller's promise: the send buffer holds so many bytes.
+                buffers.send = unsafe { self.host.send_copy.of([(call.send, bytes)]) };
+            }
             let reduction = Task::from(call).reduction();
             self.check_factor(&reduction)?;
             rescaled = FoldKernel::select(call.dtype, reduction, self.nranks, self.host.isa);
@@ -377,16 +383,13 @@ impl Communicator {
     }
 }
 
-/// Refuses all-to-all in place: a rank would overwrite what it has not sent yet.
-pub(super) fn check_in_place(call: &Call, nranks: u32) -> Result<(), Error> {
-    let same = call.send == call.recv.cast_const();
-    if call.collective == Collective::AllToAll && same && nranks > 1 {
-        return Err(Error::InvalidArgument {
-            what: String::from(
-                "alltoall with the same send and receive buffer; it has no form in place, so give \
-                 it two buffers",
-            ),
-        });
+/// The length of the send buffer if a rank would overwrite what it has not sent yet: an all-to-all
+/// whose buffers overlap. It is then sent from a copy.
+pub(super) fn overwritten_bytes(call: &Call, nranks: u32) -> Option<usize> {
+    if call.collective != Collective::AllToAll || nranks < 2 {
+        return None;
     }
-    Ok(())
+    let bytes = call.count * nranks as usize * call.dtype.size();
+    let apart = call.send.addr().abs_diff(call.recv.addr());
+    (apart < bytes).then_some(bytes)
 }

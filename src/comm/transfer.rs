@@ -9,6 +9,7 @@ use crate::channels;
 use crate::element::Element;
 use crate::engine::CallBuffers;
 use crate::engine::interpreter::Interpreter;
+use crate::engine::scratch::SendCopy;
 use crate::engine::wait::WaitLoop;
 use crate::error::Error;
 use crate::plan::NON_TEMPORAL_BYTES;
@@ -55,12 +56,22 @@ impl Communicator {
     ///
     /// # Safety
     /// The memory of each transfer is valid for its length. During the call nobody else writes to
-    /// it or reads what is received, and no received range overlaps another range.
+    /// it or reads what is received, and no received range overlaps another received range. Where
+    /// one overlaps a range that is sent, what is sent is the content before the call on host
+    /// memory, and undefined on a device.
     pub unsafe fn exchange(&mut self, transfers: &[Transfer]) -> Result<(), Error> {
         if self.device.is_some() {
             // SAFETY: the caller's promise.
             return unsafe { self.exchange_on_device(transfers) };
         }
+        let copied;
+        let transfers = if overwrites_sent(transfers) {
+            // SAFETY: the caller's promise.
+            copied = unsafe { with_copies(transfers, &mut self.host.send_copy) };
+            &copied
+        } else {
+            transfers
+        };
         let (transfers, own) = self.split_transfers(transfers)?;
         for (from, to, bytes) in own {
             // SAFETY: the caller's promise; `take_own` matched transfers of equal length.
@@ -125,6 +136,85 @@ impl Communicator {
                 self.host.spin_policy,
                 &self.host.control,
             ))
+        }
+    }
+}
+
+/// Whether a received range overlaps one that is sent.
+fn overwrites_sent(transfers: &[Transfer]) -> bool {
+    let sends = || {
+        transfers.iter().filter_map(|transfer| match *transfer {
+            Transfer::Send { data, bytes, .. } if bytes > 0 => Some((data.addr(), bytes)),
+            _ => None,
+        })
+    };
+    let receives = || {
+        transfers.iter().filter_map(|transfer| match *transfer {
+            Transfer::Receive { data, bytes, .. } if bytes > 0 => Some((data.addr(), bytes)),
+            _ => None,
+        })
+    };
+    // Nearly always the sends and the receives are in two buffers, which is seen at their ends.
+    let start = |range: (usize, usize)| range.0;
+    let end = |range: (usize, usize)| range.0 + range.1;
+    let apart = sends().map(end).max() <= receives().map(start).min()
+        || receives().map(end).max() <= sends().map(start).min();
+    let overlap = |a, b| start(a) < end(b) && start(b) < end(a);
+    !apart && sends().any(|sent| receives().any(|received| overlap(sent, received)))
+}
+
+/// The transfers, with sends from copies.
+///
+/// # Safety
+/// The memory of the sends is valid for their lengths.
+unsafe fn with_copies(transfers: &[Transfer], copy: &mut SendCopy) -> Vec<Transfer> {
+    let sends = transfers.iter().filter_map(|transfer| match *transfer {
+        Transfer::Send { data, bytes, .. } => Some((data, bytes)),
+        Transfer::Receive { .. } => None,
+    });
+    // SAFETY: the caller's promise.
+    let mut next = unsafe { copy.of(sends) };
+    let copied = transfers.iter().map(|transfer| match *transfer {
+        Transfer::Send { bytes, peer, .. } => {
+            let data = next;
+            next = next.wrapping_add(bytes);
+            Transfer::Send { data, bytes, peer }
+        }
+        receive => receive,
+    });
+    copied.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_overlap_of_a_send_and_a_receive_is_noticed() {
+        let mut memory = [0u8; 16];
+        let base = memory.as_mut_ptr();
+        let send = |at: usize, bytes| {
+            let data = base.wrapping_add(at).cast_const();
+            Transfer::Send { data, bytes, peer: 1 }
+        };
+        let recv = |at: usize, bytes| {
+            let data = base.wrapping_add(at);
+            Transfer::Receive { data, bytes, peer: 1 }
+        };
+        for (transfers, overlap) in [
+            (vec![], false),
+            (vec![send(0, 8)], false),
+            (vec![recv(0, 8), recv(8, 8)], false),
+            (vec![send(0, 8), recv(8, 8)], false),
+            (vec![send(8, 8), recv(0, 8)], false),
+            (vec![send(0, 8), recv(0, 8)], true),
+            (vec![send(0, 9), recv(8, 8)], true),
+            (vec![send(4, 4), recv(0, 2), recv(8, 2)], false),
+            (vec![send(4, 4), recv(0, 2), recv(7, 2)], true),
+            // No bytes, no overlap.
+            (vec![send(0, 0), recv(0, 8)], false),
+        ] {
+            assert_eq!(overwrites_sent(&transfers), overlap, "{transfers:?}");
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The scratch memory of a communicator: one tile per chunk, kept between calls, and grown when a
-//! plan needs more.
+//! plan needs more. Beside it, the copy of a send buffer that a call would overwrite.
 
 /// Memory for scratch chunks, and the length of the content of each.
 #[derive(Default)]
@@ -51,5 +51,37 @@ impl ScratchMemory {
     /// The number of elements that a chunk holds.
     pub(crate) fn len_mut(&mut self, index: u32) -> &mut usize {
         &mut self.lens[index as usize]
+    }
+}
+
+/// A copy of a send buffer, for a call that overwrites what it has not sent yet. The memory is kept
+/// between calls.
+#[derive(Default)]
+pub(crate) struct SendCopy {
+    memory: Vec<u8>,
+}
+
+impl SendCopy {
+    /// Bytes of memory that are held.
+    pub(crate) fn held(&self) -> usize {
+        self.memory.capacity()
+    }
+
+    /// Copies these ranges, one after the other. The result is valid until the next copy.
+    ///
+    /// # Safety
+    /// Each range is valid for its number of bytes.
+    pub(crate) unsafe fn of(
+        &mut self,
+        sends: impl IntoIterator<Item = (*const u8, usize)>,
+    ) -> *const u8 {
+        self.memory.clear();
+        for (data, bytes) in sends {
+            if bytes > 0 {
+                // SAFETY: the caller's promise. The slice ends before anything writes to the range.
+                self.memory.extend_from_slice(unsafe { std::slice::from_raw_parts(data, bytes) });
+            }
+        }
+        self.memory.as_ptr()
     }
 }

@@ -58,8 +58,8 @@ pub(crate) enum PlanBody {
 pub(crate) struct Plan {
     pub(crate) body: PlanBody,
     pub(crate) kernel: FoldKernel,
-    /// Each call needs a check: it has a factor that the plan's kernel does not know, or must not
-    /// be in place.
+    /// Each call needs a check: it has a factor that the plan's kernel does not know, or its
+    /// send buffer must be copied if the call is in place.
     pub(crate) needs_check: bool,
     /// The kernel scales contributions.
     pub(crate) scaled: bool,

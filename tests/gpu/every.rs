@@ -32,7 +32,6 @@ pub(crate) fn all(world: &mut World, thoroughly: bool) {
                     turn += 1;
                     let forms = if thoroughly { 0..FORMS.len() } else { turn..turn + 2 };
                     for (count, in_place, skew) in forms.map(|form| FORMS[form % FORMS.len()]) {
-                        let in_place = in_place && collective != Collective::AllToAll;
                         let resident = turn % 2 == 0;
                         let even = Even { collective, dtype, op, count, in_place, skew, resident };
                         let seed = (turn * 1000 + count) as u64;

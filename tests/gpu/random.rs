@@ -45,7 +45,7 @@ fn piece(random: &mut Random, nranks: u32) -> Piece {
                 2 => random.below(3000) as usize,
                 _ => random.pick(&[1, 3, 7, 13, 64, 100, 447, 449, 1000]),
             },
-            in_place: random.below(2) == 0 && collective != Collective::AllToAll,
+            in_place: random.below(2) == 0,
             skew: random.pick(&[0, 0, 0, 1, 3, 8, 33]),
             resident: random.below(2) == 0,
         }),

@@ -77,7 +77,7 @@ pub(super) const FILL: u8 = 0xa5;
 impl Case {
     pub(super) fn random(random: &mut Random, collective: Collective) -> Self {
         let sizes = [0, 1, 2, 3, 7, 13, 64, 100, 447, 449, 1000, 1793, 5000, 20_011];
-        let in_place = random.below(2) == 1 && collective != Collective::AllToAll;
+        let in_place = random.below(2) == 1;
         Self {
             collective,
             dtype: random.pick(&DType::ALL),

@@ -63,6 +63,31 @@ fn transfers_in_any_order_arrive_complete() {
     }
 }
 
+/// What is sent is the content before the call, also where it is overwritten.
+#[test]
+fn a_send_and_a_receive_may_share_memory() {
+    for apart in [false, true] {
+        let config = Config { p2p_disable: apart, ..Config::default() };
+        let results = as_ranks(3, &config, |comm| {
+            let (rank, n) = (comm.rank(), comm.nranks());
+            let (next, before) = ((rank + 1) % n, (rank + n - 1) % n);
+            [8, 5000, 300_000].map(|bytes| {
+                let mut space = vec![rank as u8; bytes + 4];
+                let base = space.as_mut_ptr();
+                let transfers = [
+                    Transfer::Send { data: base.cast_const(), bytes, peer: next },
+                    Transfer::Receive { data: base.wrapping_add(4), bytes, peer: before },
+                ];
+                // SAFETY: both ranges lie within the vector, which nothing else uses.
+                unsafe { comm.exchange(&transfers) }.expect("an exchange");
+                let (own, received) = space.split_at(4);
+                own == [rank as u8; 4] && received.iter().all(|&byte| byte == before as u8)
+            })
+        });
+        assert!(results.iter().all(|right| *right == [true; 3]), "apart {apart}: {results:?}");
+    }
+}
+
 #[test]
 fn transfers_without_a_partner_are_errors() {
     let results = as_ranks(2, &Config::default(), |comm| {

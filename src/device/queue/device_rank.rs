@@ -46,6 +46,8 @@ pub(crate) struct DeviceRank {
     pub(crate) signals: Arc<DeviceSignals>,
     pub(super) program_memory: Arc<ProgramMemory>,
     pub(super) scratch: DeviceScratch,
+    /// Copies of send buffers that a call would overwrite.
+    send_copies: DeviceScratch,
     pub(super) groups: GroupPrograms,
     pub(crate) order: WorkOrder,
     /// The most blocks of a call of this rank.
@@ -116,6 +118,7 @@ impl DeviceRank {
             most_blocks: (gpu.resident_blocks / sharing.max(1)).clamp(1, MOST_BLOCKS),
             cooperative: sharing == 1,
             scratch: DeviceScratch::default(),
+            send_copies: DeviceScratch::default(),
             groups: GroupPrograms::default(),
             gpu,
             generation: generation(),
@@ -196,6 +199,14 @@ impl DeviceRank {
         Ok(())
     }
 
+    /// The address of memory for a copy of a send buffer of `bytes`, which the next work may read.
+    ///
+    /// # Errors
+    /// The device has no memory left.
+    pub(crate) fn send_copy(&mut self, bytes: usize) -> Result<u64, DriverError> {
+        self.send_copies.prepare(&self.gpu.pool, bytes)
+    }
+
     /// Makes what is queued on the rank's own stream from now on begin after what is on the legacy
     /// default stream now, as it would on a stream that synchronises with it.
     ///
@@ -228,7 +239,8 @@ impl DeviceRank {
     /// Bytes of device memory that the rank uses.
     pub(crate) fn device_bytes(&self) -> usize {
         let programs = self.program_memory.bytes();
-        self.inbox.bytes() + self.tables.bytes() + programs + self.scratch.bytes()
+        let scratch = self.scratch.bytes() + self.send_copies.bytes();
+        self.inbox.bytes() + self.tables.bytes() + programs + scratch
     }
 
     /// Bytes of pinned memory that the rank uses.
@@ -289,6 +301,7 @@ impl DeviceRank {
     /// Leaks all memory of the device. Freeing it would wait for all work of the device.
     fn leak(&mut self) {
         std::mem::forget(std::mem::take(&mut self.scratch));
+        std::mem::forget(std::mem::take(&mut self.send_copies));
         std::mem::forget(std::mem::take(&mut self.peer_inboxes));
         std::mem::forget(self.tables.clone());
         std::mem::forget((self.gpu.clone(), self.inbox.clone()));
