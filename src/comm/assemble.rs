@@ -13,11 +13,11 @@ use super::rank_info::{RankHost, RankInfo};
 use super::setup::{CommunicatorSetup, exchange_setup, layout, usable_isa};
 use super::{AbortHandle, Communicator};
 use crate::bootstrap::{self, AbortSignal, Joined, Options, UniqueId};
-use crate::config::{self, BitsSetting, Config};
+use crate::config::{BitsSetting, Config};
 use crate::control::{ControlPlane, PeerInfo};
 use crate::device::memory::inbox_layout::LL_BYTES;
 use crate::device::queue::device_rank::DeviceRank;
-use crate::engine::scratch::ScratchMemory;
+use crate::engine::scratch::{ScratchMemory, SendCopy};
 use crate::error::Error;
 use crate::links::Links;
 use crate::plan::Plans;
@@ -130,6 +130,7 @@ impl Communicator {
             isa: usable_isa(config.isa),
             spin_policy: SpinPolicy::new(on_host, cores, config.spin),
             scratch: ScratchMemory::default(),
+            send_copy: SendCopy::default(),
             staging: Box::default(),
         };
         if let Some(device) = device.as_mut().filter(|_| needs_proxy) {
@@ -199,10 +200,9 @@ fn tuner(config: &Config, setup: &CommunicatorSetup, terms: &LinkTerms) -> Tuner
         protocol: match config.protocol {
             // FaultInjector are injected into slots only.
             _ if config.fault.is_some() => Some(Protocol::Slots),
-            config::ProtocolSetting::Auto => None,
-            config::ProtocolSetting::Line => Some(Protocol::Ll),
-            config::ProtocolSetting::Slots => Some(Protocol::Slots),
+            set => Protocol::required_by(set),
         },
+        protocols: config.nccl_protocol.clone(),
     }
 }
 

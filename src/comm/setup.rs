@@ -183,11 +183,12 @@ fn settings(config: &Config, layout: InboxLayout) -> String {
     let nodes = config.nodes.as_ref().map_or(String::new(), |nodes| nodes.labels.join(","));
     format!(
         "NCCL_ALGO={algorithms} NCHANNELS={:?} MAYPOLE_NODES={nodes} MAYPOLE_BITS={:?} \
-         MAYPOLE_PROTO={:?} MAYPOLE_SLOT_BYTES={} MAYPOLE_SLOT_DEPTH={} \
+         MAYPOLE_PROTO={:?} NCCL_PROTO={:?} MAYPOLE_SLOT_BYTES={} MAYPOLE_SLOT_DEPTH={} \
          MAYPOLE_GPU_SLOT_BYTES={:?} MAYPOLE_GPU_SLOT_DEPTH={:?} MAYPOLE_FAULT={:?} version={}",
         config.copies(),
         config.bits,
         config.protocol,
+        config.nccl_protocol,
         layout.slot_bytes,
         layout.depth,
         config.gpu_slot_bytes,

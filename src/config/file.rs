@@ -32,15 +32,27 @@ impl fmt::Display for SettingOrigin {
 /// The file for all users of the system.
 const SYSTEM_FILE: &str = "/etc/nccl.conf";
 
-/// The files of this process, by precedence, as they were when a setting was first looked up.
-static FILES: LazyLock<Vec<(PathBuf, HashMap<String, String>)>> = LazyLock::new(|| {
-    paths(|name| std::env::var_os(name).map(PathBuf::from))
-        .into_iter()
-        .filter_map(|path| {
-            let text = read(&path)?;
-            Some((path, parse(&text)))
-        })
-        .collect()
+/// The settings files of a process.
+#[derive(Default)]
+struct SettingsFiles {
+    /// The values in each file, by precedence.
+    values: Vec<(PathBuf, HashMap<String, String>)>,
+    /// The files that exist and cannot be read, in words.
+    unreadable: Vec<String>,
+}
+
+/// The files of this process, as they were when a setting was first looked up. What makes it must
+/// not log: the logger looks settings up itself, and would wait for this.
+static FILES: LazyLock<SettingsFiles> = LazyLock::new(|| {
+    let mut files = SettingsFiles::default();
+    for path in paths(|name| std::env::var_os(name).map(PathBuf::from)) {
+        match read(&path) {
+            Ok(Some(text)) => files.values.push((path, parse(&text))),
+            Ok(None) => {}
+            Err(text) => files.unreadable.push(text),
+        }
+    }
+    files
 });
 
 /// The value of a variable and its source. An empty value counts as not set.
@@ -49,13 +61,18 @@ pub fn lookup(name: &str) -> Option<(String, SettingOrigin)> {
     if let Some(value) = value.filter(|value| !value.is_empty()) {
         return Some((value, SettingOrigin::Environment));
     }
-    let found = FILES.iter().find_map(|(path, values)| Some((path, values.get(name)?)));
+    let found = FILES.values.iter().find_map(|(path, values)| Some((path, values.get(name)?)));
     found.map(|(path, value)| (value.clone(), SettingOrigin::File(path.clone())))
+}
+
+/// The settings files that exist and cannot be read, in words.
+pub fn unreadable() -> &'static [String] {
+    &FILES.unreadable
 }
 
 /// The names that a file sets.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
-    FILES.iter().flat_map(|(_, values)| values.keys().map(String::as_str))
+    FILES.values.iter().flat_map(|(_, values)| values.keys().map(String::as_str))
 }
 
 /// The paths of the files, by precedence.
@@ -65,23 +82,19 @@ fn paths(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
     users.into_iter().chain([PathBuf::from(SYSTEM_FILE)]).collect()
 }
 
-/// The text of a file, or None if it does not exist or cannot be read. The latter is logged as a
-/// warning.
-fn read(path: &Path) -> Option<String> {
+/// The text of a file; None if it does not exist.
+///
+/// # Errors
+/// Why it cannot be read, in words.
+fn read(path: &Path) -> Result<Option<String>, String> {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
     match std::fs::read(path) {
-        Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
-        Err(error) => {
-            if !matches!(
-                error.kind(),
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
-            ) {
-                log::warn!(
-                    "the settings file {} cannot be read and is ignored: {error}",
-                    path.display()
-                );
-            }
-            None
-        }
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if matches!(error.kind(), NotFound | NotADirectory) => Ok(None),
+        Err(error) => Err(format!(
+            "the settings file {} cannot be read and is ignored: {error}",
+            path.display()
+        )),
     }
 }
 
@@ -114,6 +127,14 @@ mod tests {
             (values["NCCL_DEBUG"].as_str(), values["NCCL_ALGO"].as_str()),
             ("WARN", "ring,tree")
         );
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let error = read(folder.path()).expect_err("a folder is no file");
+        assert!(error.contains(folder.path().to_str().expect("text")), "{error}");
+        assert_eq!(read(&folder.path().join("absent")), Ok(None));
     }
 
     #[test]

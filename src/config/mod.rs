@@ -14,6 +14,7 @@ mod foreign;
 mod number;
 mod page;
 mod parse;
+mod protocol_rules;
 mod table;
 mod values;
 
@@ -23,13 +24,14 @@ use maypole_transport::tcp::MOST_STREAMS;
 
 // The command and the C ABI use these; they are not part of the public interface.
 #[doc(hidden)]
-pub use file::{SettingOrigin, lookup};
+pub use file::{SettingOrigin, lookup, unreadable};
 #[doc(hidden)]
 pub use foreign::{Setting, ineffective, log_settings, settings};
 #[doc(hidden)]
 pub use number::integer;
 #[doc(hidden)]
 pub use page::document;
+pub use protocol_rules::ProtocolRules;
 pub use table::{Config, Malformed};
 #[doc(hidden)]
 pub use table::{Variable, table};
@@ -41,9 +43,6 @@ pub use values::{
 impl Config {
     /// Applies variables that set a default for another variable.
     fn resolved(mut self) -> Self {
-        if self.protocol == ProtocolSetting::Auto {
-            self.protocol = self.nccl_protocol;
-        }
         self.min_channels = self.min_channels.or(self.min_ctas);
         self.max_channels = self.max_channels.or(self.max_ctas);
         // Slots are whole cache lines.
@@ -75,15 +74,20 @@ impl Config {
     /// The configuration of this process, read from the environment by the first call.
     pub fn get() -> &'static Self {
         static CONFIG: OnceLock<Config> = OnceLock::new();
-        let mut malformed = Vec::new();
+        let (mut malformed, mut unreadable) = (Vec::new(), &[][..]);
         let config = CONFIG.get_or_init(|| {
             let (config, found) = Self::read(|name| lookup(name).map(|(value, _)| value));
             malformed = found;
+            unreadable = file::unreadable();
             config.resolved()
         });
-        // Warnings come after initialization, because the logger reads the configuration too.
+        // Warnings come after initialization, because the logger reads the configuration too, and
+        // would wait for itself. Nothing that is called above may log.
         for value in malformed {
             log::warn!("{value}");
+        }
+        for text in unreadable {
+            log::warn!("{text}");
         }
         config
     }
@@ -121,13 +125,6 @@ mod tests {
         assert_eq!(with("NCCL_NSOCKS_PERTHREAD", "4").0.streams(), 4);
         let most = Config { socket_threads: 16, sockets_per_thread: 16, ..Config::default() };
         assert_eq!((Config::default().streams(), most.streams()), (1, 64));
-    }
-
-    #[test]
-    fn maypole_proto_takes_precedence_over_nccl_proto() {
-        let both = Config { protocol: ProtocolSetting::Line, ..with("NCCL_PROTO", "Simple").0 };
-        assert_eq!(with("NCCL_PROTO", "Simple").0.resolved().protocol, ProtocolSetting::Slots);
-        assert_eq!(both.resolved().protocol, ProtocolSetting::Line);
     }
 
     #[test]

@@ -7,9 +7,10 @@ use maypole_transport::fault::FaultRecipe;
 
 use super::number::integer_in;
 use super::parse::{
-    parse_bits, parse_bool, parse_debug, parse_device, parse_family, parse_isa,
-    parse_nccl_protocol, parse_protocol, parse_seconds, parse_signal, parse_slot_bytes,
+    parse_bits, parse_bool, parse_debug, parse_device, parse_family, parse_isa, parse_protocol,
+    parse_seconds, parse_signal, parse_slot_bytes,
 };
+use super::protocol_rules::ProtocolRules;
 use super::values::{
     AddressFamily, BitsSetting, DebugLevel, DeviceKind, HostPort, InterfaceFilter, IsaSetting,
     NodeLabels, ProtocolSetting, SubsystemSet,
@@ -343,13 +344,14 @@ table! {
         parse: parse_protocol,
         initial: ProtocolSetting::Auto,
     }
-    /// The same in the terms of NCCL, for all collectives together: LL and LL128 are LL messages,
-    /// Simple is slots. MAYPOLE_PROTO takes precedence.
-    nccl_protocol: ProtocolSetting = "NCCL_PROTO" {
-        values: "comma list of LL, LL128 and Simple, or ^list"
+    /// The same in the terms of NCCL, for all collectives together or for each: LL and LL128 are LL
+    /// messages, Simple is slots. MAYPOLE_PROTO takes precedence.
+    nccl_protocol: ProtocolRules = "NCCL_PROTO" {
+        values: "comma list of LL, LL128 and Simple, or ^list; by collective after its name and a \
+                 colon, as ^LL128;allreduce:LL128"
         default: "by the size of the message"
-        parse: parse_nccl_protocol,
-        initial: ProtocolSetting::Auto,
+        parse: ProtocolRules::parse,
+        initial: ProtocolRules::default(),
     }
     /// For tests: injects faults into the links, at random but the same for the same seed. Messages
     /// and credits are delayed, tags or payloads are damaged, the process of a rank is killed

@@ -19,6 +19,7 @@ use maypole_algorithms::{Class, Collective, Schedule};
 
 use crate::call::Task;
 use crate::channels::MAX_OF_SCHEDULES;
+use crate::config::{ProtocolRules, ProtocolSetting};
 use crate::error::Error;
 use crate::geometry::Geometry;
 
@@ -32,6 +33,17 @@ pub enum Protocol {
     Ll,
     /// Slots of a ring, or lent memory; the plan is interpreted tile by tile.
     Slots,
+}
+
+impl Protocol {
+    /// The only protocol that a setting allows, if it does not allow both.
+    pub(crate) fn required_by(setting: ProtocolSetting) -> Option<Self> {
+        match setting {
+            ProtocolSetting::Auto => None,
+            ProtocolSetting::Line => Some(Self::Ll),
+            ProtocolSetting::Slots => Some(Self::Slots),
+        }
+    }
 }
 
 impl fmt::Display for Protocol {
@@ -111,8 +123,10 @@ pub(crate) struct Tuner {
     pub(crate) explicit_class: bool,
     /// The algorithms that the user allows.
     pub(crate) algorithms: AlgorithmFilter,
-    /// The protocol that the user set, if any.
+    /// The protocol that the user set for all collectives, if any.
     pub(crate) protocol: Option<Protocol>,
+    /// The protocols that the user allows by collective, where `protocol` is not set.
+    pub(crate) protocols: ProtocolRules,
     /// The numbers of copies of a schedule that may run side by side, which NCCL calls channels.
     pub(crate) copies: Vec<u32>,
 }
@@ -252,7 +266,9 @@ impl Tuner {
     /// slots, or if the user requires a protocol for the algorithm that cannot be used.
     fn protocol(&self, schedule: &Schedule, geometry: &Geometry, task: &Task) -> Option<Protocol> {
         let required = self.algorithms.protocol(task.collective, schedule.name);
-        let ll = self.ll && required.or(self.protocol) != Some(Protocol::Slots);
+        let by_rule = || Protocol::required_by(self.protocols.of(task.collective));
+        let set = required.or(self.protocol).or_else(by_rule);
+        let ll = self.ll && set != Some(Protocol::Slots);
         let size = task.dtype.size();
         let fits = match self.device {
             None => geometry.fits_ll(schedule, size),
@@ -333,6 +349,7 @@ mod tests {
 
     use super::*;
     use crate::call::Extents;
+    use crate::config::Config;
 
     fn tuner(grouping: Grouping) -> Tuner {
         Tuner {
@@ -347,6 +364,7 @@ mod tests {
             explicit_class: false,
             algorithms: AlgorithmFilter::default(),
             protocol: None,
+            protocols: ProtocolRules::default(),
             copies: vec![1],
         }
     }
@@ -407,6 +425,23 @@ mod tests {
         };
         let (_, choice) = slots.choose(&task(Collective::AllReduce, 8)).expect("a choice");
         assert_eq!(choice.protocol, Protocol::Ll);
+    }
+
+    #[test]
+    fn a_collective_may_have_a_protocol_of_its_own() {
+        let chosen = |rules: &str, protocol, collective| {
+            let (config, _) = Config::read(|name| (name == "NCCL_PROTO").then(|| rules.into()));
+            let protocols = config.nccl_protocol;
+            let tuner = Tuner { protocol, protocols, ..tuner(Grouping::of_sizes(&[4])) };
+            tuner.choose(&task(collective, 2)).expect("a choice").1.protocol
+        };
+        let (reduce, gather) = (Collective::AllReduce, Collective::AllGather);
+        let rules = "allreduce:Simple;LL";
+        assert_eq!(chosen(rules, None, reduce), Protocol::Slots);
+        assert_eq!(chosen(rules, None, gather), Protocol::Ll);
+        assert_eq!(chosen("allgather:Simple", None, reduce), Protocol::Ll);
+        // What is set for all collectives takes precedence.
+        assert_eq!(chosen(rules, Some(Protocol::Slots), gather), Protocol::Slots);
     }
 
     #[test]
