@@ -18,6 +18,8 @@
 //! is there. On a CUDA device calls are queued on its streams. The headers are in `include/`;
 //! `docs/abi.md` says what each function does.
 
+extern crate maypole_ffi_names as _;
+
 mod arguments;
 mod boundary;
 mod config;

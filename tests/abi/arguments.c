@@ -63,7 +63,6 @@ static void handles(ncclComm_t dead) {
   BAD(ncclCommUserRank(comm, &number));                                                        \
   BAD(ncclCommCuDevice(comm, &number));                                                        \
   BAD(ncclCommGetAsyncError(comm, &state));                                                    \
-  BAD(ncclCommRevoke(comm, 0));                                                                \
   BAD(ncclCommSplit(comm, 0, 0, &new, NULL));                                                  \
   BAD(ncclCommShrink(comm, list, 1, &new, NULL, 0));                                           \
   BAD(ncclCommGetUniqueId(comm, &id));                                                         \
@@ -103,14 +102,16 @@ static void handles(ncclComm_t dead) {
   EXPECT(ncclTeamRankToWorld(comm, ncclTeamWorld(comm), 0) == -1);                             \
   EXPECT(ncclTeamRankToLsa(comm, ncclTeamWorld(comm), 0) == -1)
   HANDLES(EACH);
-#define ENDS(comm)             \
-  BAD(ncclCommFinalize(comm)); \
-  BAD(ncclCommDestroy(comm));  \
+#define ENDS(comm)              \
+  BAD(ncclCommFinalize(comm));  \
+  BAD(ncclCommRevoke(comm, 0)); \
+  BAD(ncclCommDestroy(comm));   \
   BAD(ncclCommAbort(comm))
   ENDS(dead);
   ENDS((ncclComm_t)ADDRESS);
   OK(ncclCommFinalize(NULL));
   OK(ncclCommDestroy(NULL));
+  OK(ncclCommRevoke(NULL, 0));
   OK(ncclCommAbort(NULL));
 }
 

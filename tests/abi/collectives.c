@@ -47,6 +47,19 @@ static void rank_main(ncclUniqueId id, int nranks, int rank) {
   DONE(ncclReduceScatter(send, recv, COUNT, ncclFloat, ncclSum, comm, NULL));
   for (int i = 0; i < COUNT; i++) EXPECT(recv[i] == total * ((rank * COUNT + i) % 5));
 
+  /* Each rank sends a part to each rank; then in place, and with buffers that overlap in part. */
+  static float many[MAX_RANKS * COUNT + 1];
+  GPU_PIN(many);
+  float* const places[][2] = {{send, recv}, {many, many}, {many, many + 1}, {many + 1, many}};
+  for (int place = 0; place < 4; place++) {
+    float *from = places[place][0], *to = places[place][1];
+    for (int i = 0; i < nranks * COUNT; i++) from[i] = rank * nranks * COUNT + i;
+    DONE(ncclAlltoAll(from, to, COUNT, ncclFloat, comm, NULL));
+    for (int peer = 0; peer < nranks; peer++)
+      for (int i = 0; i < COUNT; i++)
+        EXPECT(to[peer * COUNT + i] == (peer * nranks + rank) * COUNT + i);
+  }
+
   int root = nranks - 1;
   for (int i = 0; i < COUNT; i++) send[i] = rank == root ? i : -1;
   DONE(ncclBroadcast(rank == root ? send : NULL, recv, COUNT, ncclFloat, root, comm, NULL));

@@ -73,12 +73,16 @@ static void without_groups(ncclComm_t* comms) {
     EXPECT(sum(comms, 0, NULL) == ncclInvalidArgument);
     EXPECT(ncclCommFinalize(comms[0]) == ncclInvalidArgument);
     EXPECT(ncclCommDestroy(comms[0]) == ncclInvalidArgument);
-    int rank = -1;
-    OK(ncclCommUserRank(comms[0], &rank));
-    EXPECT(rank == 0);
+    int number = -1;
+    EXPECT(ncclCommCount(comms[0], &number) == ncclInvalidArgument);
+    EXPECT(ncclCommUserRank(comms[0], &number) == ncclInvalidArgument);
+    EXPECT(ncclCommCuDevice(comms[0], &number) == ncclInvalidArgument);
+    EXPECT(number == -1);
     for (int i = 1; i < N; i++) EXPECT(sum(comms, i, NULL) == ncclInProgress);
     poll_all(comms);
     check(round);
+    OK(ncclCommUserRank(comms[0], &number));
+    EXPECT(number == 0);
   }
   for (int i = 0; i < N; i++) EXPECT(maypoleBarrier(comms[i], NULL) == ncclInProgress);
   poll_all(comms);

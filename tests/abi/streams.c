@@ -127,6 +127,11 @@ static void order(void) {
   OK(maypoleStreamQuery(NULL));
 }
 
+static void mark(ncclResult_t result, void* marked) {
+  OK(result);
+  *(int*)marked = 1;
+}
+
 /* Groups: several ranks on one stream, one rank on several streams, sends and receives, and host
  * streams together with a default stream. */
 static void join(void) {
@@ -138,7 +143,12 @@ static void join(void) {
     one[rank] = rank, two[rank] = 10;
     OK(ncclAllReduce(&one[rank], &one[rank], 1, ncclInt64, ncclSum, comms[rank], streams[0]));
     OK(ncclAllReduce(&two[rank], &two[rank], 1, ncclInt64, ncclSum, comms[rank], streams[rank]));
-    EXPECT(maypoleStreamSynchronize(streams[0]) == ncclInvalidUsage);
+    /* As with a CUDA stream: the calls of the group are not on the stream yet. */
+    int marked = 0;
+    OK(maypoleStreamAddCallback(streams[0], mark, &marked));
+    OK(maypoleStreamWaitStream(streams[0], streams[1]));
+    OK(maypoleStreamSynchronize(streams[0]));
+    EXPECT(marked == 1 && one[rank] == rank);
   }
   OK(ncclGroupEnd());
   for (int rank = 0; rank < RANKS; rank++)

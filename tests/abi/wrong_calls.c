@@ -79,7 +79,12 @@ int main(void) {
   REFUSED(ncclAllReduce(send, recv, 4, ncclFloat, ncclSum, comm, NULL));
   REFUSED(ncclAllReduce(send, recv, 4, ncclFloat, ncclSum, (ncclComm_t)recv, NULL));
   REFUSED(ncclAllReduce(send, recv, 4, ncclFloat, ncclSum, NULL, NULL));
+  /* The end of nothing is fine, as in NCCL. */
   OK(ncclCommDestroy(NULL));
   OK(ncclCommAbort(NULL));
+  OK(ncclCommRevoke(NULL, NCCL_REVOKE_DEFAULT));
+  OK(ncclCommRevoke(NULL, 1));
+  OK(ncclMemFree(NULL));
+  OK(ncclSetEncryption(NULL));
   return 0;
 }

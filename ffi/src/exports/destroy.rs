@@ -85,6 +85,9 @@ abi! {
     /// `ncclCommRevoke`: ends the calls on the communicator, on all ranks.
     fn ncclCommRevoke(comm: CommHandle, flags: c_int) -> NcclResult {
         guarded(|| {
+            if comm.is_null() {
+                return Ok(());
+            }
             if flags != 0 {
                 return Err(invalid_argument(&format!("ncclCommRevoke: unknown flags {flags:#x}")));
             }
@@ -99,7 +102,7 @@ abi! {
                 }
             }
             registry::interrupt_and_wait("ncclCommRevoke", comm)?;
-            registry::acquire_exclusive(comm)?.stage = CommStage::Revoked;
+            registry::acquire_exclusive(comm)?.revoke();
             Ok(())
         })
     }

@@ -28,14 +28,20 @@ abi! {
 
     /// `ncclCommCount`: the number of ranks.
     fn ncclCommCount(comm: CommHandle, count: *mut c_int) -> NcclResult {
-        let nranks = || Ok(registry::identity(comm)?.1 as c_int);
+        let nranks = || {
+            registry::check_ready(comm)?;
+            Ok(registry::identity(comm)?.1 as c_int)
+        };
         // SAFETY: the client promised that `count` is NULL or writable.
         guarded(|| unsafe { write_result("ncclCommCount", count, nranks) })
     }
 
     /// `ncclCommUserRank`: the rank.
     fn ncclCommUserRank(comm: CommHandle, rank: *mut c_int) -> NcclResult {
-        let own = || Ok(registry::identity(comm)?.0 as c_int);
+        let own = || {
+            registry::check_ready(comm)?;
+            Ok(registry::identity(comm)?.0 as c_int)
+        };
         // SAFETY: the client promised that `rank` is NULL or writable.
         guarded(|| unsafe { write_result("ncclCommUserRank", rank, own) })
     }
@@ -43,7 +49,10 @@ abi! {
     /// `ncclCommCuDevice`: the number of the CUDA device; on host memory the number given to
     /// `ncclCommInitAll`, else -1.
     fn ncclCommCuDevice(comm: CommHandle, device: *mut c_int) -> NcclResult {
-        let number = || registry::device(comm);
+        let number = || {
+            registry::check_ready(comm)?;
+            registry::device(comm)
+        };
         // SAFETY: the client promised that `device` is NULL or writable.
         guarded(|| unsafe { write_result("ncclCommCuDevice", device, number) })
     }

@@ -1,4 +1,5 @@
-//! `ncclResetDebugInit`, which does nothing, and `ncclSetEncryption`, which accepts no key.
+//! `ncclResetDebugInit` and its internal form, which do nothing, and `ncclSetEncryption`, which
+//! accepts no key.
 
 use std::ffi::{CStr, c_int};
 
@@ -58,3 +59,9 @@ abi! {
         })
     }
 }
+
+/// `ncclResetDebugInitInternal`, which NCCL exports without a declaration and without a pnccl
+/// alias: does nothing.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case, reason = "the name is NCCL's")]
+extern "C" fn ncclResetDebugInitInternal() {}

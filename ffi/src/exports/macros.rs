@@ -4,8 +4,9 @@
 //! alias `pncclX`. A tool may define `ncclX` itself and call `pncclX`. Both exports run the same
 //! body and neither calls the other, so that the library never calls a tool's replacement.
 //!
-//! In the shared library both symbols are strong; the dynamic linker makes no difference there. In
-//! the static library, where there is one, `scripts/install` makes the plain names weak.
+//! The plain names are weak symbols, as NCCL's are, so that a program that is linked with the
+//! static library may define them. rustc exports only symbols that it knows, and it does not know
+//! those of assembly: the crate `maypole-ffi-names` makes it export them.
 
 /// Declares functions of `nccl.h`. Inside the crate they are plain functions of the same name.
 macro_rules! abi {
@@ -26,7 +27,10 @@ macro_rules! abi {
         #[inline(always)]
         pub(crate) unsafe fn $name($($argument: $type),*) $(-> $result)? $body
 
-        const _: () = {
+        #[allow(non_snake_case, unused_imports, reason = "the name is that of nccl.h")]
+        mod $name {
+            use super::*;
+
             /// The name that profilers show.
             const NAME: &std::ffi::CStr =
                 match std::ffi::CStr::from_bytes_with_nul(
@@ -36,16 +40,21 @@ macro_rules! abi {
                     Err(_) => unreachable!(),
                 };
 
-            /// The exported symbol.
+            /// What the exported symbol runs.
             ///
             /// # Safety
             /// The client keeps the terms of `nccl.h`, which the function above states.
-            #[unsafe(export_name = stringify!($name))]
+            #[cfg_attr(
+                not(any(target_arch = "x86_64", target_arch = "aarch64")),
+                unsafe(export_name = stringify!($name))
+            )]
             unsafe extern "C" fn exported($($argument: $type),*) $(-> $result)? {
                 let _range = maypole::internal::nvtx::NvtxRange::new(NAME);
                 // SAFETY: the client's promise is the one that the function asks for.
-                unsafe { $name($($argument),*) }
+                unsafe { super::$name($($argument),*) }
             }
+
+            $crate::exports::macros::weak_symbol!($name, exported);
 
             /// The pnccl alias.
             ///
@@ -55,10 +64,45 @@ macro_rules! abi {
             unsafe extern "C" fn pnccl_alias($($argument: $type),*) $(-> $result)? {
                 let _range = maypole::internal::nvtx::NvtxRange::new(NAME);
                 // SAFETY: as above.
-                unsafe { $name($($argument),*) }
+                unsafe { super::$name($($argument),*) }
             }
-        };
+        }
     )*};
+}
+
+/// Declares the weak symbol `$name`, which jumps to a function. Rust has no stable attribute for
+/// weak symbols. On other processors the function itself is exported, as a strong symbol.
+macro_rules! weak_symbol {
+    ($name:ident, $function:ident) => {
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        std::arch::global_asm!(
+            concat!(".pushsection .text.", stringify!($name), ",\"ax\",@progbits"),
+            ".p2align 4",
+            concat!(".weak ", stringify!($name)),
+            concat!(".type ", stringify!($name), ",@function"),
+            concat!(stringify!($name), ":"),
+            concat!($crate::exports::macros::jump!(), " {function}"),
+            concat!(".size ", stringify!($name), ", . - ", stringify!($name)),
+            ".popsection",
+            function = sym $function,
+        );
+    };
+}
+
+/// The instruction that jumps to a symbol.
+#[cfg(target_arch = "x86_64")]
+macro_rules! jump {
+    () => {
+        "jmp"
+    };
+}
+
+/// The instruction that jumps to a symbol.
+#[cfg(target_arch = "aarch64")]
+macro_rules! jump {
+    () => {
+        "b"
+    };
 }
 
 /// Declares functions of `maypole.h`, which have no alias.
@@ -82,4 +126,6 @@ macro_rules! extension {
     )*};
 }
 
-pub(crate) use {abi, extension};
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) use jump;
+pub(crate) use {abi, extension, weak_symbol};

@@ -16,11 +16,11 @@ use crate::stream::{
 /// `maypoleCallback_t`
 type Callback = Option<unsafe extern "C" fn(NcclResult, *mut c_void)>;
 
-/// Refuses a function of streams in a group, whose calls are not queued on streams yet.
-fn check_outside_group(function: &str) -> Result<(), ResultCode> {
+/// Refuses to destroy a stream in a group, whose calls are not queued on their streams yet.
+fn check_outside_group() -> Result<(), ResultCode> {
     if group::is_open() {
-        let text = format!("{function} in a group, whose calls are not on their streams yet");
-        return Err(refuse(ResultCode::InvalidUsage, &text));
+        let text = "maypoleStreamDestroy in a group, whose calls are not on their streams yet";
+        return Err(refuse(ResultCode::InvalidUsage, text));
     }
     Ok(())
 }
@@ -54,7 +54,7 @@ extension! {
             if handle.is_null() {
                 return Ok(());
             }
-            check_outside_group("maypoleStreamDestroy")?;
+            check_outside_group()?;
             let ended = created_stream(handle)?.synchronize();
             if matches!(ended, Err(maypole::Error::InvalidUsage { .. })) {
                 return ended.map_err(|error| log_error(&error));
@@ -64,10 +64,11 @@ extension! {
         })
     }
 
-    /// `maypoleStreamSynchronize`: returns when all work on the stream has ended.
+    /// `maypoleStreamSynchronize`: returns when all work on the stream has ended. The calls of an
+    /// open group are not on their streams yet, so it does not wait for them, as with a CUDA
+    /// stream.
     fn maypoleStreamSynchronize(stream: StreamHandle) -> NcclResult {
         guarded(|| {
-            check_outside_group("maypoleStreamSynchronize")?;
             match host_stream(stream)? {
                 Some(stream) => stream.synchronize().map_err(|error| error.code()),
                 // Calls on a default stream have returned, so they are done.
@@ -88,10 +89,10 @@ extension! {
         })
     }
 
-    /// `maypoleStreamWaitStream`: later work on `stream` waits for the present work on `other`.
+    /// `maypoleStreamWaitStream`: later work on `stream` waits for the present work on `other`, to
+    /// which the calls of an open group do not belong.
     fn maypoleStreamWaitStream(stream: StreamHandle, other: StreamHandle) -> NcclResult {
         guarded(|| {
-            check_outside_group("maypoleStreamWaitStream")?;
             match (host_stream(stream)?, host_stream(other)?) {
                 (Some(stream), Some(other)) => {
                     stream.wait_for(&other).map_err(|error| log_error(&error))
@@ -105,14 +106,14 @@ extension! {
         })
     }
 
-    /// `maypoleStreamAddCallback`: calls the function after the present work on the stream.
+    /// `maypoleStreamAddCallback`: calls the function after the present work on the stream, which
+    /// does not include the calls of an open group.
     fn maypoleStreamAddCallback(
         stream: StreamHandle,
         callback: Callback,
         data: *mut c_void,
     ) -> NcclResult {
         guarded(|| {
-            check_outside_group("maypoleStreamAddCallback")?;
             let Some(function) = callback else {
                 return Err(invalid_argument("maypoleStreamAddCallback: the callback is NULL"));
             };

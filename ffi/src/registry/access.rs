@@ -215,6 +215,15 @@ impl ExclusiveComm {
         already_interrupted.into_iter().for_each(|signal| signal.abort());
     }
 
+    /// Sets the stage after a revoke. Its state is then ncclSuccess, as nothing runs any more, and
+    /// stays so.
+    pub(crate) fn revoke(&mut self) {
+        self.stage = CommStage::Revoked;
+        let mut status = self.0.0.entry.status();
+        status.revoked = true;
+        status.result = ResultCode::Success;
+    }
+
     /// Children that are asked for from now on are created although it was interrupted.
     pub(crate) fn forget_interruption(&self) {
         self.0.0.entry.status().interrupted = false;
@@ -223,6 +232,8 @@ impl ExclusiveComm {
     /// Records how the creation of its children ended. A failure of the communicator stays.
     pub(crate) fn record_creation(&self, result: Result<(), ResultCode>) {
         let failure = self.comm.async_error().map(|error| error.code());
+        // What ended the calls of a revoked communicator is no failure of its children.
+        let failure = failure.filter(|_| self.stage != CommStage::Revoked);
         self.0.0.entry.status().result = match result {
             // Wrong arguments do not harm the parent.
             Ok(()) | Err(ResultCode::InvalidArgument) if failure.is_none() => ResultCode::Success,

@@ -77,6 +77,8 @@ pub(super) struct EntryStatus {
     /// Its waits were ended on purpose. Children whose creation begins now are ended as well,
     /// unless the client asks for them after that.
     pub(super) interrupted: bool,
+    /// It was revoked: what has ended its calls is not reported any more.
+    pub(super) revoked: bool,
     /// It was aborted during its creation. The thread that creates it vacates the entry.
     pub(super) aborted_in_creation: bool,
     /// From its configuration: calls return when they are done.
@@ -129,6 +131,7 @@ impl EntryStatus {
             abort: None,
             result: ResultCode::Success,
             interrupted: false,
+            revoked: false,
             aborted_in_creation: false,
             blocking: true,
             device: -1,

@@ -43,7 +43,9 @@ pub(crate) use access::{CallContext, CommGuard, ExclusiveComm, acquire, acquire_
 pub(crate) use entry::CommStage;
 pub(crate) use handle::CommHandle;
 pub(crate) use operators::{ReductionOperator, premultiply, read_factor};
-pub(crate) use query::{async_result, device, identity, is_blocking, is_on_device, is_used};
+pub(crate) use query::{
+    async_result, check_ready, device, identity, is_blocking, is_on_device, is_used,
+};
 pub(crate) use reservation::{Reservation, reserve};
 pub(crate) use stream_call::queue_on_streams;
 pub(crate) use windows::{WindowHandle, add_window, check_offset};

@@ -20,9 +20,15 @@ pub(crate) fn identity(handle: CommHandle) -> Result<(u32, u32), ResultCode> {
     // The look comes after the loads: what was loaded is of this generation.
     match found.look() {
         Tenancy::Idle | Tenancy::InUse => Ok(identity),
-        Tenancy::Creating | Tenancy::Failed if identity.1 != 0 => Ok(identity),
         tenancy => Err(unusable(entry, tenancy)),
     }
+}
+
+/// Refuses a query about a communicator on which a call is in progress, as NCCL does.
+pub(crate) fn check_ready(handle: CommHandle) -> Result<(), ResultCode> {
+    let found = EntryRef::find(handle)?;
+    let in_progress = with_status(handle, |status| status.result == ResultCode::InProgress)?;
+    if in_progress { Err(unusable(found.entry, found.look())) } else { Ok(()) }
 }
 
 /// The result of `ncclCommCuDevice`.
@@ -45,6 +51,7 @@ pub(crate) fn async_result(handle: CommHandle) -> Result<ResultCode, ResultCode>
     with_status(handle, |status| match (status.result, &status.call_stream) {
         (result @ (ResultCode::Success | ResultCode::InvalidArgument), _) => {
             let failure = status.abort.as_ref().and_then(AbortHandle::async_error);
+            let failure = failure.filter(|_| !status.revoked);
             Ok(failure.map_or(result, |error| error.code()))
         }
         // In a child made by fork no thread ends the work.
