@@ -1,10 +1,10 @@
 /*
  * nccl_device.h of Maypole: the host's side of NCCL's device API.
  *
- * Kernels of programs cannot communicate here. This header has nothing of what NCCL's header
- * inlines into kernels, and the functions that prepare kernels return ncclInvalidUsage. As with
- * NCCL, ask ncclCommQueryProperties first: deviceApiSupport is false. Structures that clients fill
- * in have the layout of NCCL 2.32; a device communicator is opaque.
+ * Kernels of programs cannot communicate here: the functions that prepare kernels return
+ * ncclInvalidUsage. As with NCCL, ask ncclCommQueryProperties first: deviceApiSupport is false.
+ * Structures that clients fill in have the layout of NCCL 2.32. What NCCL's header inlines into
+ * kernels is declared, so that programs can be compiled, see nccl_device_kernels.h.
  */
 #ifndef NCCL_DEVICE_H_
 #define NCCL_DEVICE_H_
@@ -71,9 +71,31 @@ typedef struct ncclLLA2AHandle {
   uint32_t nSlots;
 } ncclLLA2AHandle_t;
 
-typedef struct ncclGinOutboxHandle ncclGinOutboxHandle_t;
-typedef struct ncclGinInboxA2AHandle ncclGinInboxA2AHandle_t;
-typedef struct ncclDevComm ncclDevComm_t;
+typedef struct ncclGinOutboxHandle {
+  ncclDevResourceHandle_t bufHandle;
+} ncclGinOutboxHandle_t;
+
+typedef struct ncclGinInboxA2AHandle {
+  ncclDevResourceHandle_t bufHandle;
+} ncclGinInboxA2AHandle_t;
+
+/* What a program passes to its kernels. Nothing ever fills it in, so only the names of the fields
+ * are NCCL's, not their places. */
+typedef struct ncclDevComm {
+  unsigned int magic;
+  unsigned int version;
+  int rank;
+  int nRanks;
+  int lsaRank;
+  int lsaSize;
+  ncclMultimemHandle_t lsaMultimem;
+  ncclLsaBarrierHandle_t lsaBarrier;
+  ncclGinBarrierHandle_t railGinBarrier;
+  ncclGinBarrierHandle_t worldGinBarrier;
+  int ginSignalCount;
+  int ginCounterCount;
+  uint32_t ginContextCount;
+} ncclDevComm_t;
 
 typedef struct ncclDevResourceRequirements {
   struct ncclDevResourceRequirements* next;
@@ -216,5 +238,7 @@ MAYPOLE_FUNCTION(int, ncclTeamRankToLsa, ncclComm_t comm, ncclTeam_t team, int r
 #ifdef __cplusplus
 }
 #endif
+
+#include "nccl_device_kernels.h"
 
 #endif
