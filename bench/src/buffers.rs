@@ -55,6 +55,16 @@ impl GuardedBuffer {
         Self { base, layout, library, start: PAGE + shift, len: 0, touched: 0 }
     }
 
+    /// A buffer without a payload.
+    pub(crate) fn empty() -> Self {
+        Self::new(0, 0, BufferMemory::Allocator)
+    }
+
+    /// The whole memory: its first byte and its length.
+    pub(crate) fn region(&self) -> (*const u8, usize) {
+        (self.base.as_ptr(), self.layout.size())
+    }
+
     /// Makes the payload `len` bytes long, fills it with old data and sets the guards around it.
     pub(crate) fn prepare(&mut self, len: usize) {
         self.len = len;
@@ -84,6 +94,11 @@ impl GuardedBuffer {
             // access is volatile, because a write that changes nothing could be optimized away.
             unsafe { first.write_volatile(first.read_volatile()) };
         }
+    }
+
+    /// The most bytes of a payload.
+    pub(crate) fn capacity(&self) -> usize {
+        self.layout.size() - self.start - GUARD
     }
 
     /// The most bytes that were ever in use, and so occupy memory.

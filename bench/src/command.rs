@@ -8,7 +8,7 @@ use crate::command_line::{self, Invocation, MaypoleCommand};
 use crate::compare::{self, Comparison};
 use crate::options::Options;
 use crate::status::{self, Failure};
-use crate::{doctor, environment, launch, measure, ps, verify};
+use crate::{doctor, environment, launch, measure, nccl_words, ps, verify};
 
 /// Runs the command with the words after the program's name.
 pub(crate) fn run(words: &[OsString]) -> ExitCode {
@@ -25,6 +25,26 @@ pub(crate) fn run(words: &[OsString]) -> ExitCode {
         eprintln!("maypole: {failure}");
         failure.status
     }))
+}
+
+/// Runs the program of one collective with the words after its name.
+pub(crate) fn run_perf(collective: &str, words: &[OsString]) -> ExitCode {
+    let read = match nccl_words::read(words) {
+        Ok(read) => read,
+        Err(failure) => {
+            eprintln!("maypole: {failure}");
+            return ExitCode::from(failure.status);
+        }
+    };
+    // A process that `-np` started does not say again what the launcher has said.
+    if !launch::local::is_launched() {
+        let notes = read.notes.iter().map(|note| format!("{note}\n")).collect::<String>();
+        // If nobody reads them, the table cannot be written either.
+        let _ = std::io::stdout().write_all(notes.as_bytes());
+        read.warnings.iter().for_each(|warning| eprintln!("maypole: {warning}"));
+    }
+    let program = [OsString::from("bench"), OsString::from(collective)];
+    run(&[&program[..], &read.words].concat())
 }
 
 fn run_command(command: MaypoleCommand) -> Result<u8, Failure> {

@@ -84,16 +84,19 @@ pub(crate) enum Invocation {
 /// What is not understood, in one line.
 pub(crate) fn parse(words: &[OsString]) -> Result<Invocation, Failure> {
     let name = std::iter::once(OsString::from("maypole"));
-    let words: Vec<_> = name.chain(words_for_clap(words)).collect();
-    let parsed = grammar()
-        .try_get_matches_from(&words)
+    let for_clap = name.chain(words_for_clap(words));
+    let grammar = grammar();
+    let parsed = grammar
+        .clone()
+        .try_get_matches_from(for_clap)
         .and_then(|matches| CommandLine::from_arg_matches(&matches));
     match parsed {
         Ok(line) => Ok(Invocation::Run(line.command)),
         Err(error) if !error.use_stderr() => Ok(Invocation::Print(error.to_string())),
         Err(error) => {
-            let subcommand = words.get(1).and_then(|word| word.to_str()).unwrap_or_default();
-            Err(Failure::usage(explain(&error, subcommand)))
+            let subcommand = words.first().and_then(|word| word.to_str()).unwrap_or_default();
+            let command = grammar.find_subcommand(subcommand);
+            Err(Failure::usage(explain(&error, subcommand, command, words)))
         }
     }
 }

@@ -21,6 +21,9 @@ pub(crate) fn run(all: bool) {
     for value in malformed {
         println!("{value}");
     }
+    for text in config::unreadable() {
+        println!("\n{text}");
+    }
 }
 
 /// One line for each variable in the table of settings.

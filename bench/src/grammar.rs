@@ -1,8 +1,8 @@
 //! The rules of the command line that all subcommands share: clap's grammar with two additions for
 //! nccl-tests and mpirun, and errors of one line.
 //!
-//! The additions: `-np` is an option of two letters, and an option may be given again, or have a
-//! value that begins with a dash. The last value of an option counts.
+//! The additions: `-np` is an option of two letters, long names may be abbreviated, and an option
+//! may be given again, or have a value that begins with a dash. The last value of an option counts.
 
 use std::ffi::OsString;
 
@@ -11,7 +11,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// A subcommand that follows these rules.
 pub(crate) fn adapt(command: Command) -> Command {
-    let command = command.args_override_self(true);
+    let command = command.args_override_self(true).infer_long_args(true);
     command.mut_args(|argument| match argument.is_positional() {
         true => argument,
         false if argument.get_action().takes_values() => argument.allow_hyphen_values(true),
@@ -27,8 +27,43 @@ pub(crate) fn words_for_clap(words: &[OsString]) -> impl Iterator<Item = OsStrin
     })
 }
 
-/// An error of clap in one line. `subcommand` is the one whose help the user should read.
-pub(crate) fn explain(error: &clap::Error, subcommand: &str) -> String {
+/// The option with this long name as `words` have it: by its letter, or by its name. The last one
+/// counts, as its value does.
+fn typed<'a>(words: &'a [OsString], command: Option<&Command>, long: &'a str) -> &'a str {
+    let name = long.trim_start_matches('-');
+    let argument = command.and_then(|command| {
+        command.get_arguments().find(|argument| argument.get_long() == Some(name))
+    });
+    let letter = argument.and_then(clap::Arg::get_short);
+    // What `words_for_clap` makes of `-np`.
+    let aliases = argument.and_then(clap::Arg::get_all_aliases).unwrap_or_default();
+    let is_processes = name == "processes" || aliases.contains(&"processes");
+    let found = words.iter().rev().filter_map(|word| word.to_str()).find_map(|word| {
+        if word == "-np" {
+            return is_processes.then_some(word);
+        }
+        match word.strip_prefix("--") {
+            Some(rest) => {
+                let typed = rest.split('=').next().unwrap_or(rest);
+                (!typed.is_empty() && name.starts_with(typed)).then(|| &word[..typed.len() + 2])
+            }
+            None => {
+                let is_it = word.starts_with('-') && word.chars().nth(1) == letter;
+                (is_it && letter.is_some()).then(|| &word[..2])
+            }
+        }
+    });
+    found.unwrap_or(long)
+}
+
+/// An error of clap in one line, about `words` after the name of the subcommand `subcommand`, whose
+/// help the user should read.
+pub(crate) fn explain(
+    error: &clap::Error,
+    subcommand: &str,
+    command: Option<&Command>,
+    words: &[OsString],
+) -> String {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => text.clone(),
         Some(ContextValue::Strings(all)) => all.join(" "),
@@ -37,6 +72,7 @@ pub(crate) fn explain(error: &clap::Error, subcommand: &str) -> String {
     let argument = context(ContextKind::InvalidArg);
     // `--iters <N>` without the name of the value.
     let name = argument.split(' ').next().unwrap_or_default();
+    let name = if name.starts_with("--") { typed(words, command, name) } else { name };
     let value = context(ContextKind::InvalidValue);
     match error.kind() {
         ErrorKind::MissingSubcommand => "which command? See maypole --help".to_owned(),
@@ -82,9 +118,13 @@ pub(crate) fn parse_line<A: clap::Args>(
     subcommand: &'static str,
     line: &str,
 ) -> Result<A, crate::status::Failure> {
-    let words: Vec<_> = line.split_whitespace().map(OsString::from).collect();
-    let words = std::iter::once(OsString::from(subcommand)).chain(words_for_clap(&words));
-    let matches = adapt(A::augment_args(Command::new(subcommand))).try_get_matches_from(words);
+    let typed: Vec<_> = line.split_whitespace().map(OsString::from).collect();
+    let words = std::iter::once(OsString::from(subcommand)).chain(words_for_clap(&typed));
+    let command = adapt(A::augment_args(Command::new(subcommand)));
+    let matches = command.clone().try_get_matches_from(words);
     let parsed = matches.and_then(|matches| A::from_arg_matches(&matches));
-    parsed.map_err(|error| crate::status::Failure::usage(explain(&error, subcommand)))
+    parsed.map_err(|error| {
+        let text = explain(&error, subcommand, Some(&command), &typed);
+        crate::status::Failure::usage(text)
+    })
 }

@@ -7,6 +7,7 @@
 //! | module | purpose |
 //! |---|---|
 //! | `grammar` | the rules that the words of all subcommands follow |
+//! | `nccl_words` | the command line of nccl-tests' programs |
 //! | `command_line`, `command` | the subcommands, and what each runs |
 //! | `launch` | the rank of this process and its exchange with the others |
 //! | `rank_threads` | the ranks of one process, a thread each |
@@ -30,6 +31,7 @@ mod environment;
 mod grammar;
 mod launch;
 mod measure;
+mod nccl_words;
 mod number;
 mod operation;
 mod options;
@@ -47,10 +49,10 @@ pub fn maypole() -> ExitCode {
     command::run(&arguments())
 }
 
-/// The benchmark of one collective as a program of its own: `all_reduce` for `all_reduce_perf`.
+/// The benchmark of one collective as a program of its own: `all_reduce` for `all_reduce_perf`. It
+/// reads its command line as nccl-tests does.
 pub fn perf(collective: &str) -> ExitCode {
-    let words = [OsString::from("bench"), OsString::from(collective)];
-    command::run(&[&words[..], &arguments()].concat())
+    command::run_perf(collective, &arguments())
 }
 
 /// The arguments of this process, without the program's name.

@@ -26,6 +26,9 @@ pub(crate) const USAGE: u8 = 6;
 /// Values were wrong, or the bandwidth was too low.
 pub(crate) const WRONG: u8 = 7;
 
+/// A size is not understood. nccl-tests returns -1 then.
+pub(crate) const BAD_SIZE: u8 = 255;
+
 /// Why a run cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {

@@ -38,7 +38,7 @@ fn every_type_and_operation_is_right_among_three_ranks() {
     let text = text(&output);
     let lines: Vec<Vec<&str>> = text
         .lines()
-        .filter(|line| !line.starts_with('#'))
+        .filter(|line| !line.starts_with('#') && !line.is_empty())
         .map(|line| line.split_whitespace().collect())
         .collect();
     // Sizes of 0, 8, 400 and 20000 bytes.
@@ -77,9 +77,12 @@ fn a_wrong_value_is_found_and_ends_in_status_7() {
 fn errors_of_the_command_line_are_one_line() {
     for (line, status, part) in [
         ("bench all_reduce -G 1", 5, "-G 1: there are no graphs"),
-        ("bench all_reduce -np 4 -R 2", 5, "-R 2: host memory needs no registration"),
+        ("bench all_reduce -np 4 -D 1", 5, "-D 1: kernels that communicate need a GPU"),
         ("bench all_reduce --nonsense", 6, "'--nonsense' is not an option"),
-        ("bench all_reduce -np 3 -n x", 6, "\"x\""),
+        ("bench all_reduce -np 3 -n x", 6, "-n \"x\": "),
+        ("bench all_reduce -np x", 6, "-np \"x\": "),
+        ("bench all_reduce --proc x", 6, "--proc \"x\": "),
+        ("compare all_reduce -np x", 6, "-np \"x\": "),
         ("bench broadcast -np 3 -r 3 -b 8 -e 8", 6, "-r 3: no such rank among 3"),
         ("bench bisection", 6, "'bisection' is not a collective"),
         ("verify all_reduce --algorithm nonsense", 6, "no such schedule"),
@@ -118,6 +121,21 @@ fn settings_are_shown_with_their_source() {
             .lines()
             .any(|l| l.starts_with("NCCL_ALGO ") && l.contains("environment  ring"))
     );
+}
+
+/// The logger looks up settings itself, so what reads them must not log.
+#[test]
+fn settings_that_cannot_be_read_are_a_warning() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for level in ["VERSION", "WARN", "INFO"] {
+        let mut command = maypole();
+        command.args("bench all_reduce -b 8 -e 8 -n 1".split_whitespace());
+        command.env("NCCL_CONF_FILE", folder.path()).env("NCCL_DEBUG", level);
+        let output = command.output().expect("the command runs");
+        assert_status(&output, 0);
+        let said = text(&output).contains("cannot be read and is ignored");
+        assert_eq!(said, level != "VERSION", "{}", text(&output));
+    }
 }
 
 #[test]

@@ -50,18 +50,25 @@ fn every_program_prints_the_table_of_nccl_tests() {
         assert_eq!((table.ranks.len(), table.rows.len(), table.wrong), (4, 3, 0), "{name}");
         let mut busbw = Vec::new();
         for line in &table.rows {
-            let reduces = is_one_of(name, &["all_reduce", "reduce", "reduce_scatter"]);
+            let reduces = is_one_of(name, &["all_reduce", "reduce", "reduce_scatter", "sendrecv"]);
             let rooted = is_one_of(name, &["broadcast", "reduce", "gather", "scatter"]);
             assert_eq!(line.dtype, "float");
-            assert_eq!(line.redop, if reduces { "sum" } else { "none" }, "{name}");
+            let blank = if is_one_of(name, &["hypercube"]) { "" } else { "none" };
+            assert_eq!(line.redop, if reduces { "sum" } else { blank }, "{name}");
             assert_eq!(line.root, if rooted { 0 } else { -1 }, "{name}");
+            // In place these are timed and not checked.
             let in_place = !is_one_of(name, &["alltoall", "alltoallv", "sendrecv"]);
-            assert_eq!(line.in_place.is_some(), in_place, "{name}");
+            let wrong = line.in_place.as_ref().map(|side| side.wrong);
+            assert_eq!(wrong, Some(in_place.then_some(0.0)), "{name}");
             let (factor, counted) = bandwidth_rules(name, line, 4.0);
-            for PrintedPlacement { time, algbw, busbw: bus, wrong } in
+            assert_eq!(
+                line.out_of_place.as_ref().map(|side| side.wrong),
+                Some(Some(0.0)),
+                "{name}"
+            );
+            for PrintedPlacement { time, algbw, busbw: bus, .. } in
                 line.out_of_place.iter().chain(&line.in_place)
             {
-                assert_eq!(*wrong, Some(0.0), "{name}");
                 assert!(close(*bus, algbw * factor, 0.0051 * factor), "{name}: {line:?}");
                 // The time is printed with two decimals too.
                 let expected = counted / time / 1e3;
@@ -105,7 +112,8 @@ fn a_wrong_value_is_found_by_every_program() {
         let table = table(name, "-np 2 -b 64K -e 64K -n 1", &corrupt, 7);
         // One element in every rank that receives, for each placement.
         let receivers = if is_one_of(name, &["reduce", "gather"]) { 1 } else { 2 };
-        let placements = if table.rows[0].in_place.is_some() { 2 } else { 1 };
+        let sides = table.rows[0].out_of_place.iter().chain(&table.rows[0].in_place);
+        let placements = sides.filter(|side| side.wrong.is_some()).count() as u64;
         assert_eq!(table.wrong, receivers * placements, "{name}");
     }
 }
@@ -120,7 +128,8 @@ fn every_root_type_and_operation_is_right() {
         ("reduce_scatter_perf", 12 * 6),
         ("alltoall_perf", 12),
         ("alltoallv_perf", 12),
-        ("sendrecv_perf", 12),
+        // nccl-tests repeats it for each operation, though nothing is reduced.
+        ("sendrecv_perf", 12 * 6),
     ] {
         let table = table(name, "-np 3 -d all -o all -r all -b 9K -e 9K -n 1 -u 3", &[], 0);
         assert_eq!(table.rows.len(), rows, "{name}");
@@ -208,7 +217,8 @@ fn more_columns_follow_the_standard_ones() {
     let text = String::from_utf8(output.stdout).expect("text");
     assert_eq!(output.status.code(), Some(0), "{text}");
     // Two sizes, measured twice.
-    let rows: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    let is_row = |line: &&str| !line.starts_with('#') && !line.is_empty();
+    let rows: Vec<&str> = text.lines().filter(is_row).collect();
     assert_eq!(rows.len(), 4);
     for row in rows {
         // The standard 13 columns, 2 percentiles for each placement, roof and its percentage,
@@ -219,7 +229,7 @@ fn more_columns_follow_the_standard_ones() {
         "# Blocking Enabled: ",
         "# Parallel Init Enabled: ",
         "cputime",
-        "# Memory usage  ",
+        "# GPU memory usage     : Initialization ",
         "timestamp",
     ] {
         assert!(text.contains(part), "{part} in {text}");
@@ -251,18 +261,30 @@ fn results_are_written_as_json_and_as_a_picture() {
         let all: serde_json::Value =
             serde_json::from_str(&std::fs::read_to_string(&written).expect("it is there"))
                 .expect("JSON");
-        assert_eq!(all["version"], 2);
+        assert_eq!(all["version"], 3);
+        assert_eq!(all["config"]["per_iter_skip"], 0);
+        assert_eq!(all["errors"], serde_json::json!([""]));
         assert_eq!(all["config"]["devices"].as_array().expect("a list").len(), 4);
         assert_eq!(all["config"]["nthreads"], 2);
         let results = all["results"].as_array().expect("a list");
         assert_eq!(results.len(), 3);
         for result in results {
             assert_eq!((&result["type"], &result["redop"]), (&"float".into(), &"sum".into()));
+            assert_eq!(
+                (&result["root"], &result["experiment_name"]),
+                (&"    -1".into(), &"".into())
+            );
             for placement in ["out_of_place", "in_place"] {
                 assert!(result[placement]["time"].as_f64() > Some(0.0), "{result}");
                 assert_eq!(result[placement]["nwrong"], 0, "{result}");
                 let times = &result[format!("{placement}_per_iter")]["times_us"];
                 assert_eq!(times.as_array().map(Vec::len), Some(3), "{result}");
+                let of_processes =
+                    &result[format!("{placement}_per_iter")]["per_process_max_times_us"];
+                let lens: Option<Vec<_>> = of_processes.as_array().map(|all| {
+                    all.iter().map(|times| times.as_array().map_or(0, Vec::len)).collect()
+                });
+                assert_eq!(lens, Some(vec![3, 3]), "{result}");
             }
         }
         assert_eq!(all["out_of_bounds"]["okay"], "true");
@@ -290,6 +312,99 @@ fn endless_tables_go_on_until_output_fails() {
     assert_eq!(sizes, ["8", "16", "8", "16", "8", "16", "8", "16", "8"]);
     // The pipe is closed now, so the next line cannot be written, which ends the run.
     assert_eq!(child.wait().expect("it ends").code(), Some(2));
+}
+
+#[test]
+fn cycles_are_repeated_for_each_type() {
+    let table = table("all_reduce_perf", "-np 2 -d all -N 2 -b 8 -e 16 -f 2 -n 1", &[], 0);
+    let mut rows = table.rows.iter().map(|row| (row.dtype.clone(), row.size));
+    let first: Vec<_> = rows.by_ref().take(5).collect();
+    let int8 = |size| ("int8".to_owned(), size);
+    assert_eq!(first, [int8(8), int8(16), int8(8), int8(16), ("uint8".to_owned(), 8)]);
+    assert_eq!(table.rows.len(), 12 * 2 * 2);
+}
+
+/// What nccl-tests 2.19.6 ends well with: it ignores or replaces what is wrong.
+#[test]
+fn command_lines_are_read_as_by_nccl_tests() {
+    let sizes = |arguments: &str| -> Vec<u64> {
+        let table = table("all_reduce_perf", &format!("-n 1 {arguments}"), &[], 0);
+        table.rows.iter().map(|row| row.size).collect()
+    };
+    assert_eq!(sizes("-b 1MB -e 1M"), [1 << 20]);
+    assert_eq!(sizes("--minb 64KiB --maxb 65536"), [64 << 10]);
+    assert_eq!(sizes("-b 8 -e 24 -f 1 -i 8"), [8, 16, 24]);
+    assert_eq!(sizes("-b 8 -e 8 -R 1"), [8]);
+    assert_eq!(sizes("-b 8 -e 8 -R 2 -y 1 -x 1 -V 8"), [8]);
+    assert_eq!(sizes("-b 0x10 -e 16"), [16]);
+    let with_blank = crate::nccl_tests::program("all_reduce_perf")
+        .args(["-n", "1", "-b", "64 K", "-e", "64K"])
+        .output();
+    assert_eq!(with_blank.expect("it runs").status.code(), Some(0));
+    let rooted = table("broadcast_perf", "-np 3 -r -1 -b 8 -e 8 -n 1", &[], 0);
+    assert_eq!(rooted.rows.iter().map(|row| row.root).collect::<Vec<_>>(), [0, 1, 2]);
+    for (arguments, out, error) in [
+        ("-d floaty", "invalid type floaty, defaulting to float .. \n", ""),
+        ("-o mean", "invalid op mean, defaulting to sum .. \n", ""),
+        ("-K 3", "", "-K has no effect"),
+        ("-z 4", "", "-z 4 is ignored"),
+        ("-a 7", "", "-a 7 is ignored"),
+        ("more words", "", "'more' is ignored"),
+        ("-I 2", "", ""),
+        ("-n 0", "", ""),
+        ("-m 0", "", ""),
+        ("-n 0x2", "", ""),
+    ] {
+        let output = run("all_reduce_perf", &format!("-np 2 -b 8 -e 8 {arguments}"), &[]);
+        let text = String::from_utf8(output.stdout).expect("text");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{arguments}: {text}{errors}");
+        assert!(text.starts_with(out), "{arguments}: {text}");
+        assert!(text.contains("# Out of bounds values : 0 OK\n"), "{arguments}: {text}");
+        assert!(errors.contains(error), "{arguments}: {errors}");
+        // One line for each wrong word.
+        let lines = if error.is_empty() { 0 } else { arguments.split(' ').count() / 2 };
+        let lines = if arguments == "more words" { 2 } else { lines };
+        assert_eq!(errors.lines().count(), lines, "{arguments}: {errors}");
+    }
+    for arguments in ["-b 1x", "-e -8", "-b 2M -e 1M", "-D 1"] {
+        let output = run("all_reduce_perf", arguments, &[]);
+        assert_eq!(output.status.code(), Some(255), "{arguments}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments}");
+    }
+}
+
+#[test]
+fn devices_are_numbered_on_each_host() {
+    let of = |arguments: &str, variables: &[(&str, &str)]| {
+        table("all_reduce_perf", &format!("{arguments} -b 8 -e 8 -n 1"), variables, 0).devices
+    };
+    assert_eq!(of("-np 2 -t 2", &[]), [0, 1, 2, 3]);
+    // As in nccl-tests, each process begins with the device of the variable.
+    assert_eq!(of("-np 2 -t 2", &[("NCCL_TESTS_DEVICE", "5")]), [5, 6, 5, 6]);
+}
+
+#[test]
+fn the_modes_of_blocking_and_single_iterations_are_in_the_header() {
+    for (arguments, line) in [
+        ("-z 1", "# Blocking Enabled: wait and barrier after each inner iteration (-m) "),
+        ("-z 2", "# Blocking Enabled: wait after each inner iteration (-m), no barrier "),
+        (
+            "-z 3",
+            "# Blocking Enabled: wait and barrier after each outer iteration (-n); time excludes \
+             barrier ",
+        ),
+        (
+            "--per_iter_timing 1 --per_iter_skip 1",
+            "# Per-Iteration Report: host clock timing; i_* uses max over process rows; summary \
+             skips first 1 iterations ",
+        ),
+    ] {
+        let output = run("all_reduce_perf", &format!("-np 2 -b 8 -e 8 -n 3 {arguments}"), &[]);
+        let text = String::from_utf8(output.stdout).expect("text");
+        assert_eq!(output.status.code(), Some(0), "{arguments}");
+        assert!(text.lines().any(|printed| printed == line), "{arguments}: {text}");
+    }
 }
 
 #[test]

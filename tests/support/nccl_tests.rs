@@ -27,8 +27,10 @@ pub(crate) const PROGRAMS: [&str; 11] = [
 pub(crate) struct PrintedTable {
     /// The parameters of the run, such as `nThread` and `iters`, with their values.
     pub(crate) parameters: Vec<(String, String)>,
-    /// The group and the process of each rank.
+    /// The group and the process of each rank. (Their devices are in `devices`.)
     pub(crate) ranks: Vec<(u32, u32)>,
+    /// The device of each rank.
+    pub(crate) devices: Vec<u32>,
     pub(crate) rows: Vec<PrintedRow>,
     /// The number of out of bounds values.
     pub(crate) wrong: u64,
@@ -124,10 +126,12 @@ pub(crate) fn parse(name: &str, text: &str) -> PrintedTable {
         line = next();
     }
     assert_eq!(next(), "# Using devices");
-    let mut ranks = Vec::new();
+    let (mut ranks, mut devices) = (Vec::new(), Vec::new());
     line = next();
     while line != "#" {
-        ranks.push(rank(line, ranks.len()));
+        let (group, pid, device) = rank(line, ranks.len());
+        ranks.push((group, pid));
+        devices.push(device);
         line = next();
     }
     titles(next(), next(), next());
@@ -147,17 +151,22 @@ pub(crate) fn parse(name: &str, text: &str) -> PrintedTable {
         line.strip_prefix("# Avg bus bandwidth    : ").unwrap_or_else(|| panic!("{line}"));
     let (average, verdict) = average.split_once(' ').unwrap_or_else(|| panic!("{line}"));
     assert!(["", "OK", "FAILED"].contains(&verdict), "{line}");
+    assert_eq!(next(), "#");
+    assert_eq!(next(), format!("# Collective test concluded: {name}"));
     line = next();
-    if line.starts_with("# Memory usage         : ") {
-        assert!(line.contains(" | Total  "), "{line}");
+    if let Some(memory) = line.strip_prefix("# GPU memory usage     : ") {
+        let parts: Vec<&str> = memory.split(" | ").collect();
+        let names = ["Initialization ", "User-Allocated ", "Collective ", "Total  "];
+        assert!(parts.len() == 4, "{line}");
+        assert!(parts.iter().zip(names).all(|(part, name)| part.starts_with(name)), "{line}");
         line = next();
     }
     assert_eq!(line, "#");
-    assert_eq!(next(), format!("# Collective test concluded: {name}"));
-    assert_eq!(next(), "#");
+    // The text of the last error, if there was one.
+    assert_eq!(next(), "");
     assert_eq!(lines.next(), None, "no line follows");
     let average = average.parse().unwrap_or_else(|_| panic!("average {average}"));
-    PrintedTable { parameters, ranks, rows, wrong, average }
+    PrintedTable { parameters, ranks, devices, rows, wrong, average }
 }
 
 /// `# nThread 1 nGpus 1 ... step: 2(factor) warmup iters: 1 iters: 20 ...`
@@ -187,16 +196,19 @@ fn parameters(line: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// `#  Rank  0 Group  0 Pid  16805 on       host device  0 [bus id] name`
-fn rank(line: &str, expected: usize) -> (u32, u32) {
+/// `#  Rank  0 Group  0 Pid  16805 on       host device  0 [0000:01:00] name`: the group, the
+/// process and the device.
+fn rank(line: &str, expected: usize) -> (u32, u32, u32) {
     let words: Vec<&str> = line.split_whitespace().collect();
     assert_eq!([words[0], words[1], words[3], words[5]], ["#", "Rank", "Group", "Pid"], "{line}");
     assert_eq!([words[7], words[9]], ["on", "device"], "{line}");
     assert_eq!(words[2], expected.to_string(), "{line}");
-    assert!(words[10].parse::<u32>().is_ok(), "{line}");
-    assert!(line.contains(" [") && line.contains("] "), "{line}");
+    let address = words[11].strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let parts: Vec<&str> = address.unwrap_or_else(|| panic!("{line}")).split(':').collect();
+    assert_eq!(parts.iter().map(|part| part.len()).collect::<Vec<_>>(), [4, 2, 2], "{line}");
+    assert!(parts.iter().all(|part| u32::from_str_radix(part, 16).is_ok()), "{line}");
     let number = |word: &str| word.parse().unwrap_or_else(|_| panic!("{line}"));
-    (number(words[4]), number(words[6]))
+    (number(words[4]), number(words[6]), number(words[10]))
 }
 
 /// Checks the three lines of titles: each word ends where its column ends.
@@ -232,10 +244,12 @@ fn row(line: &str) -> PrintedRow {
         assert_eq!(gap, "  ", "column {at}: {line}");
         at = (at + 2).min(line.len());
         let word = column.trim_start();
-        assert!(!word.is_empty() && !word.contains(' '), "a column of {width} at {at}: {line}");
+        assert!(!word.contains(' '), "a column of {width} at {at}: {line}");
         word.to_owned()
     };
     let left = LEFT.map(&mut take);
+    // Only the name of the reduction may be blank.
+    assert!([0, 1, 2, 4].iter().all(|&which| !left[which].is_empty()), "{line}");
     let mut side = || {
         let [time, algbw, busbw, wrong] = PLACEMENT.map(&mut take);
         let number =

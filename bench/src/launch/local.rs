@@ -49,7 +49,7 @@ pub(super) fn launched_rank() -> io::Result<Option<LaunchedRank>> {
 }
 
 /// Whether [`launch`] started this process.
-pub(super) fn is_launched() -> bool {
+pub(crate) fn is_launched() -> bool {
     std::env::var_os(VARIABLE).is_some()
 }
 

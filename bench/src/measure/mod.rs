@@ -133,7 +133,7 @@ fn run_rank(run: &ProcessRun, process: u32, thread: &RankThread) -> Result<u8, F
     let id = id.ok_or_else(|| Failure::internal("the first rank of a group sent no unique id"))?;
     let id = UniqueId::from_bytes(id).map_err(|error| Failure::internal(error.to_string()))?;
     let comm = maypole::Communicator::new(&id, group.rank, group.nranks)?;
-    RankBench::new(run, thread, comm, group).sweep()
+    RankBench::new(run, thread, comm, group)?.sweep()
 }
 
 fn new_id() -> Result<Vec<u8>, Failure> {
@@ -209,10 +209,14 @@ impl ProcessRun {
         let per_process = self.options.ranks_per_process();
         let ranks_of = |(number, process): (u32, &ProcessInfo)| {
             let color = self.options.variables.split.map_or(0, |split| split.color(number));
+            // As in nccl-tests, the ranks of a host have devices one after the other, or those from
+            // the number on that the variable gives.
+            let before = self.processes[..number as usize].iter();
+            let local = before.filter(|other| other.host == process.host).count() as u32;
+            let first = self.options.variables.device.unwrap_or(local * per_process);
             let ProcessInfo { pid, host, .. } = process.clone();
-            let device = self.options.variables.device;
-            let rank = ListedRank { group: color, pid, host, device };
-            std::iter::repeat_n(rank, per_process as usize)
+            let rank = move |device| ListedRank { group: color, pid, host: host.clone(), device };
+            (first..first + per_process).map(rank)
         };
         (0..).zip(&self.processes).flat_map(ranks_of).collect()
     }

@@ -6,9 +6,10 @@ use maypole::Communicator;
 
 use super::ProcessRun;
 use super::groups::RankGroup;
+use super::resources;
 use crate::buffers::GuardedBuffer;
 use crate::operation::calls::WorkCalls;
-use crate::options::Options;
+use crate::options::{BufferMemory, Options};
 use crate::rank_threads::RankThread;
 use crate::status::Failure;
 
@@ -23,27 +24,61 @@ pub(super) struct RankBench<'a> {
     pub(super) seed: u64,
     /// Whether this rank prints; one of all ranks does.
     pub(super) prints: bool,
+    /// The memory of this process in bytes after the communicators were made; 0 if the options do
+    /// not ask for it.
+    pub(super) memory_at_start: u64,
     comm: Communicator,
 }
 
 impl<'a> RankBench<'a> {
+    /// # Errors
+    /// A peer cannot be connected to, for the registration of the buffers.
     pub(super) fn new(
         run: &'a ProcessRun,
         thread: &'a RankThread,
         comm: Communicator,
         group: RankGroup,
-    ) -> Self {
-        let Options { max_bytes, buffers, .. } = run.options;
-        Self {
+    ) -> Result<Self, Failure> {
+        // Ranks of a process end their initialization together, so that its memory can be told
+        // from that of the buffers.
+        let mut memory_at_start = 0;
+        if run.options.memory {
+            thread.barrier()?;
+            memory_at_start = resources::memory();
+            thread.barrier()?;
+        }
+        let mut bench = Self {
             run,
             thread,
             group,
-            send: GuardedBuffer::new(max_bytes, 0, buffers),
-            recv: GuardedBuffer::new(max_bytes, 0, buffers),
+            send: GuardedBuffer::empty(),
+            recv: GuardedBuffer::empty(),
             seed: 0,
             prints: group.leader == 0 && group.rank == 0,
+            memory_at_start,
             comm,
+        };
+        bench.allocate(0)?;
+        Ok(bench)
+    }
+
+    /// Replaces the buffers by ones that begin `shift` bytes after the start of a page, and
+    /// registers them if the options say so.
+    ///
+    /// # Errors
+    /// A peer cannot be connected to.
+    pub(super) fn allocate(&mut self, shift: usize) -> Result<(), Failure> {
+        let Options { max_bytes, buffers, ref gpu, .. } = self.run.options;
+        // Only memory of the library can be read in place by other processes.
+        let memory = if gpu.registers() { BufferMemory::Library } else { buffers };
+        for buffer in [&mut self.send, &mut self.recv] {
+            *buffer = GuardedBuffer::new(max_bytes, shift, memory);
+            if gpu.registers() {
+                let (start, bytes) = buffer.region();
+                self.comm.register(start, bytes)?;
+            }
         }
+        Ok(())
     }
 
     pub(super) fn options(&self) -> &'a Options {

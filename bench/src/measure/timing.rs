@@ -38,8 +38,13 @@ impl RankBench<'_> {
         let mut timing = LoopTiming::default();
         let spent = self.repeat(calls, &mut timing.iterations)?;
         let count = (self.options().iterations * self.options().calls) as f64;
-        timing.seconds = spent.as_secs_f64() / count;
-        timing.cpu = (resources::thread_time() - cpu).as_secs_f64() / count;
+        // Without iterations the time of one is shown as infinite, as by nccl-tests.
+        let per_call = |spent: Duration| match count {
+            0.0 => f64::INFINITY,
+            count => spent.as_secs_f64() / count,
+        };
+        timing.seconds = per_call(spent);
+        timing.cpu = per_call(resources::thread_time() - cpu);
         if first {
             timing.process = (resources::process_time() - process).as_secs_f64();
         }
@@ -49,7 +54,7 @@ impl RankBench<'_> {
     /// Makes the timed calls. Returns the measured time, and appends that of each iteration.
     fn repeat(&mut self, calls: &WorkCalls, times: &mut Vec<f64>) -> Result<Duration, Failure> {
         let (iterations, per_iteration) = (self.options().iterations, self.options().calls);
-        if self.options().blocking == 1 || self.options().fresh {
+        if [1, 3].contains(&self.options().blocking) || self.options().fresh {
             return self.repeat_apart(calls, times);
         }
         if !self.options().times_iterations() {
@@ -85,9 +90,14 @@ impl RankBench<'_> {
                     self.thread.barrier()?;
                 }
                 iteration += time_calls(1, || self.call(calls))?;
-                self.thread.barrier()?;
+                if self.options().blocking == 1 {
+                    self.thread.barrier()?;
+                }
             }
             spent += iteration;
+            if self.options().blocking == 3 {
+                self.thread.barrier()?;
+            }
             if self.options().times_iterations() {
                 times.push(iteration.as_secs_f64() / per_iteration as f64);
             }

@@ -106,9 +106,15 @@ impl Operation {
         }
     }
 
-    /// Whether it can run in place, in one buffer.
-    pub(crate) const fn has_in_place(self) -> bool {
+    /// Whether its results in place, in one buffer, are checked. nccl-tests times the others
+    /// without a check, because what a rank sends may be overwritten before.
+    pub(crate) const fn checks_in_place(self) -> bool {
         !matches!(self, Self::AllToAll | Self::AllToAllV | Self::SendRecv)
+    }
+
+    /// What the column of reductions shows for a collective that has none.
+    pub(crate) const fn without_reduction(self) -> &'static str {
+        if matches!(self, Self::Hypercube) { "" } else { "none" }
     }
 
     /// Why `nranks` ranks cannot do it; None if they can.

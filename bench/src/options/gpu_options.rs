@@ -1,5 +1,6 @@
-//! The options of nccl-tests that concern GPUs: they are accepted at the values that change nothing
-//! on host memory, and refused at all others.
+//! The options of nccl-tests that concern GPUs. Some are refused but for the value that changes
+//! nothing on host memory; the others are accepted, since they change nothing or say what is done
+//! with the buffers.
 
 use clap::{Arg, ArgMatches, Command};
 
@@ -9,55 +10,57 @@ use crate::status::Failure;
 struct GpuOption {
     letter: char,
     long: &'static str,
-    /// The value that changes nothing on host memory.
-    accepted: &'static str,
-    /// Why other values are refused.
-    why: &'static str,
+    /// Why all values but 0 are refused; None if none is.
+    refused: Option<&'static str>,
+    help: &'static str,
 }
 
 const GPU_OPTIONS: [GpuOption; 6] = [
     GpuOption {
         letter: 'G',
         long: "cudagraph",
-        accepted: "0",
-        why: "there are no graphs of calls on host memory",
-    },
-    GpuOption {
-        letter: 'R',
-        long: "local_register",
-        accepted: "0",
-        why: "host memory needs no registration here",
-    },
-    GpuOption {
-        letter: 'x',
-        long: "cta_policy",
-        accepted: "0",
-        why: "host memory is not moved by thread blocks",
+        refused: Some("there are no graphs of calls on host memory"),
+        help: "Only 0 is accepted: there are no graphs of calls on host memory",
     },
     GpuOption {
         letter: 'D',
         long: "device_implementation",
-        accepted: "0",
-        why: "kernels that communicate need a GPU",
+        refused: Some("kernels that communicate need a GPU"),
+        help: "Only 0 is accepted: kernels that communicate need a GPU",
+    },
+    GpuOption {
+        letter: 'R',
+        long: "local_register",
+        refused: None,
+        help: "1 or 2 takes buffers of the library and registers them with the communicator",
+    },
+    GpuOption {
+        letter: 'x',
+        long: "cta_policy",
+        refused: None,
+        help: "Changes nothing: host memory is not moved by thread blocks",
     },
     GpuOption {
         letter: 'V',
         long: "device_cta_count",
-        accepted: "16",
-        why: "host memory is not moved by thread blocks",
+        refused: None,
+        help: "Changes nothing: host memory is not moved by thread blocks",
     },
     GpuOption {
         letter: 'y',
         long: "stream_null",
-        accepted: "0",
-        why: "there are no streams: a call on host memory is complete when it returns",
+        refused: None,
+        help: "Changes nothing: a call on host memory is complete when it returns",
     },
 ];
 
-/// The GPU options as the user gave them: why the first that is not possible is refused.
+/// The GPU options as the user gave them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct GpuOptions {
+    /// Why the first that is not possible is refused.
     refused: Option<String>,
+    /// -R: whether buffers are registered.
+    register: bool,
 }
 
 impl GpuOptions {
@@ -69,6 +72,11 @@ impl GpuOptions {
             None => Ok(()),
         }
     }
+
+    /// Whether buffers are registered with the communicator.
+    pub(crate) fn registers(&self) -> bool {
+        self.register
+    }
 }
 
 // By hand rather than derived: the letter and the long name are two arguments of clap, because the
@@ -76,13 +84,11 @@ impl GpuOptions {
 impl clap::Args for GpuOptions {
     fn augment_args(command: Command) -> Command {
         let arguments = GPU_OPTIONS.iter().flat_map(|option| {
-            let help = format!(
-                "Only {} is accepted (also --{}): {}",
-                option.accepted, option.long, option.why
-            );
+            let help = format!("{} (also --{})", option.help, option.long);
             let letter = Arg::new(option.letter.to_string()).short(option.letter).help(help);
             let long = Arg::new(option.long).long(option.long).hide(true);
             [letter.value_name("N"), long.value_name("N")]
+                .map(|argument| argument.value_parser(clap::value_parser!(i64)))
         });
         command.args(arguments)
     }
@@ -94,18 +100,23 @@ impl clap::Args for GpuOptions {
 
 impl clap::FromArgMatches for GpuOptions {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let refused = GPU_OPTIONS.iter().find_map(|option| {
+        // What was typed, and the value, if the option was given.
+        let given = |option: &GpuOption| {
             let letter = option.letter.to_string();
-            let given = [(&*letter, "-"), (option.long, "--")];
-            given.into_iter().find_map(|(name, dashes)| {
-                let value = matches.get_one::<String>(name)?;
-                (value != option.accepted).then(|| {
-                    let GpuOption { accepted, why, .. } = option;
-                    format!("{dashes}{name} {value}: {why}; leave it at {accepted}")
-                })
+            let names = [(&*letter, "-"), (option.long, "--")];
+            names.into_iter().find_map(|(name, dashes)| {
+                let value = *matches.get_one::<i64>(name)?;
+                Some((format!("{dashes}{name} {value}"), value))
             })
+        };
+        let refused = GPU_OPTIONS.iter().find_map(|option| {
+            let (typed, value) = given(option)?;
+            let why = option.refused.filter(|_| value != 0)?;
+            Some(format!("{typed}: {why}; leave it at 0"))
         });
-        Ok(Self { refused })
+        let register = GPU_OPTIONS.iter().filter(|option| option.letter == 'R');
+        let register = register.filter_map(given).any(|(_, value)| value != 0);
+        Ok(Self { refused, register })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {

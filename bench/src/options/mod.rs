@@ -28,7 +28,7 @@ const EXPLANATION: &str = "\
 The number of ranks is processes x threads x ranks per thread. The time of an iteration is that of
 its slowest rank. #wrong counts, over all ranks, the elements that are not exactly as expected, the
 damaged bytes around the receive buffer, and the elements of the send buffer that were changed.
-alltoall, alltoallv and sendrecv have no in-place form: N/A.
+In place, the results of alltoall, alltoallv and sendrecv are not checked: N/A.
 
 Environment:
   NCCL_TESTS_SPLIT          'AND 0x7', 'OR 1', 'MOD 2' or 'DIV 4', applied to the number of a
@@ -36,7 +36,7 @@ Environment:
                             once; the table shows rank 0's group, and times over all ranks
   NCCL_TESTS_SPLIT_MASK     a hexadecimal number: as AND; it takes precedence
   NCCL_TESTS_MIN_BW         GB/s: if the average is below 0.9 of it, the exit status is 7
-  NCCL_TESTS_DEVICE         the number shown as device; host memory has only one
+  NCCL_TESTS_DEVICE         the first of the numbers shown as devices; host memory has only one
   NCCL_TESTS_ALLTOALLV_SPREAD         0 for equal blocks, 1 for blocks that grow with the distance
                                       between the ranks, or a value between (1)
   NCCL_TESTS_ALLTOALLV_MATRIX_FILE    bytes from each rank (row) to each rank (column)
@@ -46,6 +46,10 @@ Environment:
                             it is checked, so the run must report wrong values and exit with 7
   MAYPOLE_BENCH_UNBOUND=1   does not bind the processes of -np to cores; without it, each process
                             with one rank is bound to a core
+
+The programs that are named as those of nccl-tests read their command line as these do: long names
+may be abbreviated, a number that is none is 0, and wrong values are ignored or replaced, with a
+line that says so. The exit status for a wrong size is 255 there.
 
 Exit status: 0 success, 1 internal error, 2 the system failed, 3 the library failed, 4 timeout,
 5 not possible on host memory, 6 usage error, 7 wrong values or too little bandwidth; or the status
@@ -81,11 +85,11 @@ pub(crate) struct Options {
         default_value = "32M")]
     pub(crate) max_bytes: usize,
     /// Difference between one size and the next [default: 1M]
-    #[arg(short = 'i', long = "stepbytes", value_name = "SIZE", value_parser = size,
-        overrides_with = "step_factor")]
+    #[arg(short = 'i', long = "stepbytes", value_name = "SIZE", value_parser = size)]
     pub(crate) step_bytes: Option<usize>,
-    /// Factor between one size and the next; a size of 0 is followed by 8 bytes
-    #[arg(short = 'f', long = "stepfactor", value_name = "N", overrides_with = "step_bytes")]
+    /// Factor between one size and the next, instead of -i; a size of 0 is followed by 8 bytes. A
+    /// factor of 0 or 1 is as none
+    #[arg(short = 'f', long = "stepfactor", value_name = "N")]
     pub(crate) step_factor: Option<usize>,
     /// Timed iterations
     #[arg(short = 'n', long = "iters", value_name = "N", default_value = "20")]
@@ -96,7 +100,8 @@ pub(crate) struct Options {
     /// Untimed iterations before the timed ones
     #[arg(short = 'w', long = "warmup_iters", value_name = "N", default_value = "1")]
     pub(crate) warmup: usize,
-    /// How often the whole table is measured; 0 repeats it without end
+    /// How often the sizes of each type, operation and root are measured; 0 repeats them without
+    /// end
     #[arg(short = 'N', long = "run_cycles", value_name = "N", default_value = "1")]
     pub(crate) cycles: u64,
     /// Only prints a line in the header: ranks are always initialized in threads of their own
@@ -115,12 +120,12 @@ pub(crate) struct Options {
     #[arg(short = 'd', long = "datatype", value_name = "TYPE", value_parser = all_or_data_type,
         default_value = "float")]
     pub(crate) dtypes: DataTypes,
-    /// The root, or all
+    /// The root; all or -1 for every rank in turn
     #[arg(short = 'r', long = "root", value_name = "RANK", value_parser = root,
         default_value = "0")]
     pub(crate) root: RootChoice,
-    /// 1 adds a barrier after each call, outside of the measured time; 2 and 3 are as 0, since a
-    /// call on host memory is complete when it returns
+    /// 1 adds a barrier after each call, 3 after each iteration, outside of the measured time; 2 is
+    /// as 0, since a call on host memory is complete when it returns
     #[arg(short = 'z', long = "blocking", value_name = "0..3", value_parser = blocking_mode,
         default_value = "0")]
     pub(crate) blocking: u32,
@@ -149,21 +154,21 @@ pub(crate) struct Options {
     #[arg(short = 'J', long = "output_file", value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
     /// 1 adds a line about the memory of the processes at the end
-    #[arg(short = 'M', long = "memory_report", value_name = "0|1", value_parser = zero_or_one,
-        action = clap::ArgAction::Set, default_value = "0")]
+    #[arg(short = 'M', long = "memory", alias = "memory_report", value_name = "0|1",
+        value_parser = zero_or_one, action = clap::ArgAction::Set, default_value = "0")]
     pub(crate) memory: bool,
     /// 1 adds columns: shortest iteration, longest, 99th percentile, coefficient of variation
-    #[arg(short = 'I', value_name = "0|1", value_parser = zero_or_one,
-        action = clap::ArgAction::Set, default_value = "0")]
+    #[arg(short = 'I', long = "per_iter_timing", value_name = "0|1",
+        value_parser = zero_or_one, action = clap::ArgAction::Set, default_value = "0")]
     pub(crate) per_iteration: bool,
     /// Ignores the first N iterations in the columns about iterations
-    #[arg(short = 'K', value_name = "N", default_value = "0")]
+    #[arg(short = 'K', long = "per_iter_skip", value_name = "N", default_value = "0")]
     pub(crate) skip: usize,
     #[command(flatten)]
     pub(crate) gpu: GpuOptions,
     /// Where the buffers come from: malloc, or the library (ncclMemAlloc), whose memory other
     /// processes of the host can read in place
-    #[arg(long = "memory", value_enum, default_value = "malloc")]
+    #[arg(long = "buffers", value_enum, default_value = "malloc")]
     pub(crate) buffers: BufferMemory,
     /// Writes the buffers anew before each call, outside of the measured time. Otherwise unchanged
     /// data may still lie in the caches of the ranks that read it in the call before
@@ -263,8 +268,8 @@ impl Options {
     /// How one size follows from the one before.
     pub(crate) fn step(&self) -> SizeStep {
         match (self.step_factor, self.step_bytes) {
-            (Some(factor), _) => SizeStep::Factor(factor),
-            (None, bytes) => SizeStep::Bytes(bytes.unwrap_or(1 << 20)),
+            (Some(factor @ 2..), _) => SizeStep::Factor(factor),
+            (_, bytes) => SizeStep::Bytes(bytes.unwrap_or(1 << 20)),
         }
     }
 
@@ -272,7 +277,7 @@ impl Options {
     pub(crate) fn sizes(&self) -> impl Iterator<Item = usize> {
         let (max, step) = (self.max_bytes, self.step());
         std::iter::successors(Some(self.min_bytes), move |&bytes| match step {
-            SizeStep::Bytes(0) | SizeStep::Factor(1) => None,
+            SizeStep::Bytes(0) => None,
             SizeStep::Bytes(more) => bytes.checked_add(more),
             SizeStep::Factor(_) if bytes == 0 => Some(8),
             SizeStep::Factor(factor) => bytes.checked_mul(factor),
@@ -280,9 +285,10 @@ impl Options {
         .take_while(move |&bytes| bytes <= max)
     }
 
-    /// The reductions to measure; one None for a collective that does not reduce.
+    /// The reductions to measure; one None for a collective that does not reduce. sendrecv does not
+    /// either, but nccl-tests measures it once for each.
     pub(crate) fn reductions(&self) -> Vec<Option<RedOp>> {
-        if self.operation.reduces() {
+        if self.operation.reduces() || self.operation == Operation::SendRecv {
             self.ops.iter().copied().map(Some).collect()
         } else {
             vec![None]
@@ -310,12 +316,8 @@ impl Options {
             ),
             (self.min_bytes <= self.max_bytes, "-b is larger than -e"),
             (self.step() != SizeStep::Bytes(0) || one_size, "-i 0 never reaches -e"),
-            (self.step() != SizeStep::Factor(0), "-f: at least 1"),
-            (self.step() != SizeStep::Factor(1) || one_size, "-f 1 never reaches -e"),
-            (self.iterations > 0, "-n: at least one iteration"),
-            (self.calls > 0, "-m: at least one call"),
             (self.unaligned <= 4096, "-u: at most 4096 elements"),
-            (self.skip < self.iterations, "-K leaves no iteration of -n"),
+            (self.skip == 0 || self.skip < self.iterations, "-K leaves no iteration of -n"),
             (
                 self.skip == 0 || self.times_iterations(),
                 "-K is about single iterations: it needs -I 1 or --percentiles",
@@ -397,11 +399,17 @@ mod tests {
 
     #[test]
     fn the_last_value_of_an_option_counts() {
-        let options = parse_line("all_reduce -n 7 -n=8 -b 8 -e 16 -f 4 -i 8").unwrap();
+        let options = parse_line("all_reduce -n 7 -n=8").unwrap();
         assert_eq!(options.iterations, 8);
-        assert_eq!(options.sizes().collect::<Vec<_>>(), [8, 16]);
-        let options = parse_line("all_reduce -b 8 -e 64 -i 8 -f 4").unwrap();
-        assert_eq!(options.sizes().collect::<Vec<_>>(), [8, 32]);
+    }
+
+    #[test]
+    fn a_factor_takes_precedence_over_a_difference() {
+        let sizes = |line| parse_line(line).unwrap().sizes().collect::<Vec<_>>();
+        assert_eq!(sizes("all_reduce -b 8 -e 64 -f 4 -i 8"), [8, 32]);
+        assert_eq!(sizes("all_reduce -b 8 -e 64 -i 8 -f 4"), [8, 32]);
+        assert_eq!(sizes("all_reduce -b 8 -e 24 -f 1 -i 8"), [8, 16, 24]);
+        assert_eq!(sizes("all_reduce -b 8 -e 24 -f 0 -i 8"), [8, 16, 24]);
     }
 
     #[test]
@@ -418,6 +426,8 @@ mod tests {
         let options = parse_line("broadcast -np 3 -d all -o all -r all").unwrap();
         assert_eq!((options.dtypes.len(), options.ops.len(), options.root), (12, 6, None));
         assert_eq!(options.reductions(), [None]);
+        assert_eq!(parse_line("broadcast -r -1").unwrap().root, None);
+        assert_eq!(parse_line("sendrecv").unwrap().reductions(), [Some(RedOp::Sum)]);
     }
 
     #[test]
@@ -436,17 +446,19 @@ mod tests {
             ("all_reduce --frobnicate", "'--frobnicate' is not an option"),
             ("all_reduce -q", "'-q' is not an option"),
             ("all_reduce -g 0", "at least one rank"),
-            ("all_reduce -n x", "--iters \"x\": "),
-            ("all_reduce -n", "--iters needs a value"),
+            ("all_reduce -n x", "-n \"x\": "),
+            ("all_reduce --iters x", "--iters \"x\": "),
+            ("all_reduce -np x", "-np \"x\": "),
+            ("all_reduce -n", "-n needs a value"),
             ("all_reduce -z 4", "4 is not supported"),
             ("all_reduce -d floaty", "'floaty' is not a data type"),
             ("all_reduce -o mean", "'mean' is not a"),
             ("all_reduce -b 2M -e 1M", "-b is larger than -e"),
-            ("all_reduce -b 1 -e 2 -f 1", "never reaches"),
+            ("all_reduce -b 1 -e 2 -i 0", "never reaches"),
             ("all_reduce -b 1x", "'1x' is not a size"),
             ("all_reduce -b -1", "'-1' is not a size"),
             ("all_reduce -np 0", "at least one process"),
-            ("all_reduce --memory mine", "malloc or maypole"),
+            ("all_reduce --buffers mine", "malloc or maypole"),
             ("all_reduce -K 3", "-K is about single iterations"),
             ("all_reduce -I 1 -K 20", "-K leaves no iteration"),
             ("all_reduce more", "more"),
@@ -459,10 +471,20 @@ mod tests {
 
     #[test]
     fn options_that_need_a_gpu_are_refused() {
-        for line in ["-G 1", "-R 2", "-x 1", "-D 1", "-V 8", "-y 1", "--cudagraph 3"] {
+        for line in ["-G 1", "-D 1", "--cudagraph 3"] {
             let error = parse_line(&format!("all_reduce {line}")).expect_err(line);
             assert!(error.text.starts_with(&format!("{line}: ")), "{error}");
             assert_eq!(error.status, status::UNSUPPORTED, "{line}");
+        }
+    }
+
+    #[test]
+    fn other_options_about_gpus_change_nothing_or_register_buffers() {
+        for (line, register) in
+            [("", false), ("-R 1", true), ("-R 2", true), ("-y 1 -x 1 -V 8", false)]
+        {
+            let options = parse_line(&format!("all_reduce {line}")).unwrap();
+            assert_eq!(options.gpu.registers(), register, "{line}");
         }
     }
 }

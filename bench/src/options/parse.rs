@@ -1,5 +1,6 @@
 //! Values of the options of a benchmark, read from text.
 
+use std::ffi::CString;
 use std::str::FromStr;
 
 use maypole_algorithms::types::UnknownName;
@@ -8,21 +9,28 @@ use maypole_algorithms::{DType, RedOp};
 use super::{DataTypes, Reductions, RootChoice, ShownTime};
 use crate::operation::Operation;
 
-/// A number of bytes with an optional fraction and an optional K, M or G.
+/// A number of bytes, as sscanf of C reads it by "%lf %1s": a number with an optional fraction,
+/// then K, M or G, or nothing. What follows the letter is ignored, so `64KiB` is `64 K`.
 pub(crate) fn size(text: &str) -> Result<usize, String> {
-    let unit = match text.as_bytes().last() {
+    let bad = || format!("'{text}' is not a size: write a number, then K, M, G or nothing");
+    let start = CString::new(text).map_err(|_| bad())?;
+    let mut end = std::ptr::null_mut();
+    // SAFETY: the text ends in a zero, and `end` may be written.
+    let number = unsafe { libc::strtod(start.as_ptr(), &raw mut end) };
+    // The number ends within the text, or at its end.
+    let len = end.addr() - start.as_ptr().addr();
+    let unit = match text.as_bytes()[len..].trim_ascii_start().first() {
+        None => 1,
         Some(b'K' | b'k') => 1 << 10,
         Some(b'M' | b'm') => 1 << 20,
         Some(b'G' | b'g') => 1 << 30,
-        _ => 1,
+        Some(_) => return Err(bad()),
     };
-    let number = if unit == 1 { text } else { &text[..text.len() - 1] };
-    match number.parse::<f64>() {
-        Ok(value) if value >= 0.0 && value * (unit as f64) < 2f64.powi(60) => {
-            Ok((value * unit as f64) as usize)
-        }
-        _ => Err(format!("'{text}' is not a size: write a number, then K, M, G or nothing")),
+    let bytes = number * f64::from(unit);
+    if len == 0 || !(0.0..2f64.powi(60)).contains(&bytes) {
+        return Err(bad());
     }
+    Ok(bytes as usize)
 }
 
 /// A collective by its name, or by the name of nccl-tests' program, such as `all_reduce_perf`.
@@ -54,11 +62,11 @@ pub(super) fn all_or_reduction(text: &str) -> Result<Reductions, String> {
 }
 
 pub(super) fn root(text: &str) -> Result<RootChoice, String> {
-    if text == "all" {
+    if ["all", "-1"].contains(&text) {
         return Ok(None);
     }
     let number = text.parse().map(Some);
-    number.map_err(|_| format!("'{text}' is neither the number of a rank nor all"))
+    number.map_err(|_| format!("'{text}' is neither the number of a rank nor all (-1)"))
 }
 
 /// The value that a number stands for.
@@ -78,4 +86,31 @@ fn all_or_one<T: FromStr<Err = UnknownName>>(
         return Ok(all.into_iter().collect());
     }
     text.parse().map(|one| vec![one]).map_err(|error: UnknownName| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_by_sscanf() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("8", 8),
+            ("1.5K", 1536),
+            ("1k", 1024),
+            ("1MB", 1 << 20),
+            ("64KiB", 64 << 10),
+            ("64 K", 64 << 10),
+            ("2 GB", 2 << 30),
+            (" 8", 8),
+            ("1e3", 1000),
+            ("0x10", 16),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "K", "1x", "1 B", "-1", "nan", "inf", "1e30", "x8"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
 }

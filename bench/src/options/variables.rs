@@ -12,7 +12,7 @@ pub(crate) struct TestVariables {
     /// NCCL_TESTS_MIN_BW in GB/s.
     pub(crate) min_bandwidth: Option<f64>,
     /// NCCL_TESTS_DEVICE.
-    pub(crate) device: u32,
+    pub(crate) device: Option<u32>,
     /// NCCL_TESTS_ALLTOALLV_SPREAD.
     pub(crate) spread: f64,
     /// NCCL_TESTS_ALLTOALLV_MATRIX_FILE.
@@ -69,7 +69,7 @@ impl Default for TestVariables {
         Self {
             split: None,
             min_bandwidth: None,
-            device: 0,
+            device: None,
             spread: 1.0,
             matrix_file: None,
             matrix_scale: 1.0,
@@ -107,7 +107,7 @@ impl TestVariables {
             let Ok(device) = value.parse() else {
                 return Err(bad("NCCL_TESTS_DEVICE", &value, "the number of a device"));
             };
-            variables.device = device;
+            variables.device = Some(device);
         }
         let number = |name: &str, range: std::ops::RangeInclusive<f64>| match lookup(name) {
             None => Ok(None),

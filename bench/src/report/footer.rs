@@ -12,20 +12,20 @@ pub(crate) fn footer(
 ) -> String {
     let verdict = |passed| if passed { "OK" } else { "FAILED" };
     let program = options.operation.name();
-    let memory = memory.map_or(String::new(), |MemoryUse { program, buffers, all }| {
-        let library = (all - program - buffers).max(0.0);
+    let memory = memory.map_or(String::new(), |MemoryUse { initialization, buffers, calls }| {
+        // The label is that of nccl-tests, for programs that read it; the memory is the host's.
         format!(
-            "# {:<20} : Program {} | Buffers {} | Library {} | Total  {}\n",
-            "Memory usage",
-            bytes(*program),
+            "# {:<20} : Initialization {} | User-Allocated {} | Collective {} | Total  {}\n",
+            "GPU memory usage",
+            bytes(*initialization),
             bytes(*buffers),
-            bytes(library),
-            bytes(*all)
+            bytes(*calls),
+            bytes(initialization + buffers + calls)
         )
     });
     format!(
-        "# {:<20} : {} {}\n# {:<20} : {} {}\n{memory}#\n\
-         # Collective test concluded: {program}_perf\n#\n",
+        "# {:<20} : {} {}\n# {:<20} : {} {}\n#\n\
+         # Collective test concluded: {program}_perf\n{memory}#\n\n",
         "Out of bounds values",
         summary.wrong,
         verdict(summary.wrong == 0),
@@ -47,7 +47,7 @@ mod tests {
                       # Avg bus bandwidth    : 0 \n\
                       #\n\
                       # Collective test concluded: all_reduce_perf\n\
-                      #\n";
+                      #\n\n";
         assert_eq!(text, golden);
     }
 
@@ -61,10 +61,11 @@ mod tests {
                 "# Out of bounds values : 3 FAILED\n# Avg bus bandwidth    : 0 FAILED\n"
             )
         );
-        let memory = MemoryUse { program: 1024.0, buffers: 2048.0, all: 4096.0 };
+        let memory = MemoryUse { initialization: 1024.0, buffers: 2048.0, calls: 0.0 };
         let text = footer(&Options::default(), &TableSummary::default(), Some(&memory));
-        let line = "# Memory usage         : Program 1.00 KB | Buffers 2.00 KB | Library 1.00 KB | \
-                    Total  4.00 KB\n";
-        assert!(text.contains(line), "{text}");
+        let end = "#\n# Collective test concluded: all_reduce_perf\n\
+                   # GPU memory usage     : Initialization 1.00 KB | User-Allocated 2.00 KB | \
+                   Collective 0.00 B | Total  3.00 KB\n#\n\n";
+        assert!(text.ends_with(end), "{text}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{ListedRank, NCCL_VERSION};
+use super::{DEVICE_ADDRESS, DEVICE_NAME, ListedRank, NCCL_VERSION};
 use crate::launch;
 use crate::options::{BufferMemory, Options, SizeStep};
 
@@ -13,7 +13,7 @@ pub(crate) fn header(options: &Options, ranks: &[ListedRank], reduced: bool) -> 
         let _ = writeln!(
             text,
             "#  Rank {rank:2} Group {group:2} Pid {pid:6} on {host:>10} device {device:2} \
-             [host memory] CPU"
+             [{DEVICE_ADDRESS}] {DEVICE_NAME}"
         );
     }
     if reduced {
@@ -46,8 +46,12 @@ fn parameters(options: &Options) -> String {
     );
     text.push_str(match options.blocking {
         0 => "",
-        1 => "# Blocking Enabled: wait for completion and barrier after each collective \n",
-        _ => "# Blocking Enabled: wait for completion after each collective (no barrier) \n",
+        1 => "# Blocking Enabled: wait and barrier after each inner iteration (-m) \n",
+        2 => "# Blocking Enabled: wait after each inner iteration (-m), no barrier \n",
+        _ => {
+            "# Blocking Enabled: wait and barrier after each outer iteration (-n); time excludes \
+             barrier \n"
+        }
     });
     if options.buffers == BufferMemory::Library {
         text.push_str("# Buffers: memory of the library (ncclMemAlloc) \n");
@@ -56,9 +60,12 @@ fn parameters(options: &Options) -> String {
         text.push_str("# Fresh: buffers written anew before each call \n");
     }
     if options.per_iteration {
-        text.push_str(
-            "# Per-Iteration Report: host clock; i_* is of the slowest rank of each iteration\n",
-        );
+        // nccl-tests writes "CUDA event timing".
+        text.push_str("# Per-Iteration Report: host clock timing; i_* uses max over process rows");
+        if options.skip > 0 {
+            let _ = write!(text, "; summary skips first {} iterations", options.skip);
+        }
+        text.push_str(" \n");
     }
     if options.parallel_init {
         text.push_str("# Parallel Init Enabled: threads call into NcclInitRank concurrently \n");
@@ -113,8 +120,8 @@ fn titles(options: &Options) -> String {
         format!("{left}{side}{side}{end} {stamp:>width$}\n")
     };
     let placements = if options.per_iteration {
-        "              out-of-place (+ per-iteration)                      \
-         \x20         in-place (+ per-iteration)"
+        "              out-of-place (+ per-iteration)                        \
+         \x20       in-place (+ per-iteration)"
     } else {
         "           out-of-place                       in-place          "
     };
@@ -158,7 +165,7 @@ mod tests {
                  warmup iters: 1 iters: 20 agg iters: 1 validation: 1 graph: 0 unalign: 0",
                 "#",
                 "# Using devices",
-                "#  Rank  0 Group  0 Pid     17 on       node device  0 [host memory] CPU",
+                "#  Rank  0 Group  0 Pid     17 on       node device  0 [0000:00:00] host memory",
                 "#",
                 "#                                                              out-of-place  \
                  \x20                    in-place          ",
@@ -188,11 +195,19 @@ mod tests {
         assert!(all[9].ends_with("  (GB/s)           %Y-%m-%d %H:%M:%S"), "{}", all[9]);
         let options = Options { per_iteration: true, blocking: 2, ..Options::default() };
         let all = lines(&options);
-        assert!(
-            all[3].starts_with("# Blocking Enabled: wait for completion after each"),
-            "{}",
-            all[3]
+        assert_eq!(
+            all[3..5],
+            [
+                "# Blocking Enabled: wait after each inner iteration (-m), no barrier ",
+                "# Per-Iteration Report: host clock timing; i_* uses max over process rows ",
+            ]
         );
+        let placements = format!(
+            "{}              out-of-place (+ per-iteration){}in-place (+ per-iteration)",
+            " ".repeat(50),
+            " ".repeat(32)
+        );
+        assert_eq!(all[9][2..], placements);
         assert!(all[10].ends_with("#wrong    i_min    i_max    i_p99    i_cv% "), "{}", all[10]);
         let options =
             Options { roof: true, resources: true, percentiles: true, ..Options::default() };

@@ -5,19 +5,31 @@
 pub(crate) struct Iterations {
     /// All iterations, in their order.
     pub(crate) all: Vec<f64>,
+    /// The same for each process, in its slowest rank.
+    pub(crate) processes: Vec<Vec<f64>>,
     /// The iterations that count, shortest first.
     sorted: Vec<f64>,
 }
 
 impl Iterations {
-    /// From the times of each rank. The first `skip` iterations do not count.
-    pub(crate) fn new(ranks: &[Vec<f64>], skip: usize) -> Self {
+    /// From the times of each rank, of which `per_process` are in each process. The first `skip`
+    /// iterations do not count.
+    pub(crate) fn new(ranks: &[Vec<f64>], per_process: usize, skip: usize) -> Self {
         let len = ranks.iter().map(Vec::len).min().unwrap_or(0);
-        let slowest = |i: usize| ranks.iter().map(|rank| rank[i]).fold(0.0, f64::max);
-        let all: Vec<f64> = (0..len).map(slowest).collect();
+        let slowest = |ranks: &[Vec<f64>]| -> Vec<f64> {
+            let of = |i: usize| ranks.iter().map(|rank| rank[i]).fold(0.0, f64::max);
+            (0..len).map(of).collect()
+        };
+        let all = slowest(ranks);
+        let processes = ranks.chunks(per_process.max(1)).map(slowest).collect();
         let mut sorted = all[skip.min(len)..].to_vec();
         sorted.sort_by(f64::total_cmp);
-        Self { all, sorted }
+        Self { all, processes, sorted }
+    }
+
+    /// The middle of the sorted times; of an even number the later of two, as in nccl-tests.
+    pub(crate) fn median(&self) -> f64 {
+        self.sorted.get(self.sorted.len() / 2).copied().unwrap_or(0.0)
     }
 
     /// The shortest.
@@ -61,7 +73,10 @@ mod tests {
 
     #[test]
     fn the_slowest_rank_counts() {
-        let iterations = Iterations::new(&[vec![9.0, 1.0, 4.0], vec![2.0, 3.0, 2.0]], 1);
+        let ranks = [vec![9.0, 1.0, 4.0], vec![2.0, 3.0, 2.0]];
+        let iterations = Iterations::new(&ranks, 1, 1);
+        assert_eq!(iterations.processes, ranks);
+        assert_eq!(Iterations::new(&ranks, 2, 1).processes, [[9.0, 3.0, 4.0]]);
         assert_eq!(iterations.all, [9.0, 3.0, 4.0]);
         assert_eq!((iterations.min(), iterations.max(), iterations.mean()), (3.0, 4.0, 3.5));
         assert_eq!(iterations.deviation(), 0.5);
@@ -70,12 +85,13 @@ mod tests {
     #[test]
     fn percentiles_are_measured_values() {
         let times: Vec<f64> = (1..=200).map(f64::from).collect();
-        let iterations = Iterations::new(&[times], 0);
+        let iterations = Iterations::new(&[times], 1, 0);
         assert_eq!(
             [50, 95, 99, 100].map(|p| iterations.percentile(p)),
             [100.0, 190.0, 198.0, 200.0]
         );
-        assert_eq!(Iterations::new(&[vec![7.0]], 0).percentile(99), 7.0);
-        assert_eq!(Iterations::new(&[], 0).percentile(99), 0.0);
+        assert_eq!((iterations.median(), Iterations::new(&[], 1, 0).median()), (101.0, 0.0));
+        assert_eq!(Iterations::new(&[vec![7.0]], 1, 0).percentile(99), 7.0);
+        assert_eq!(Iterations::new(&[], 1, 0).percentile(99), 0.0);
     }
 }

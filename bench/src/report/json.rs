@@ -1,4 +1,4 @@
-//! `-J`: writes the results as JSON, with the keys of nccl-tests' file (version 2), and with keys
+//! `-J`: writes the results as JSON, with the keys of nccl-tests' file (version 3), and with keys
 //! of our own for our own columns. Of the environment it contains only variables of NCCL and
 //! Maypole, since others may be private.
 //!
@@ -12,7 +12,10 @@ use std::path::PathBuf;
 use serde::{Serialize, Serializer};
 
 use super::iterations::Iterations;
-use super::{ListedRank, Measurement, NCCL_VERSION, TableRow, TableSummary, table};
+use super::{
+    DEVICE_ADDRESS, DEVICE_NAME, ListedRank, Measurement, NCCL_VERSION, TableRow, TableSummary,
+    table,
+};
 use crate::options::{Options, SizeStep};
 use crate::status::Failure;
 
@@ -96,7 +99,7 @@ impl<'a> ResultFile<'a> {
         let variables = variables.filter(|(name, _)| is_published(name));
         let args = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
         Content {
-            version: 2,
+            version: 3,
             start_time: &self.start_time,
             args: args.collect(),
             env: variables.map(|(name, value)| format!("{name}={value}")).collect(),
@@ -111,7 +114,8 @@ impl<'a> ResultFile<'a> {
                 bandwidth: Decimal(summary.bandwidth()),
                 okay: summary.is_fast_enough(self.options).map_or("unchecked", truth),
             }),
-            errors: error.map(str::to_owned).into_iter().collect(),
+            // Without an error nccl-tests writes the empty text of the last error.
+            errors: [error.unwrap_or_default().to_owned()],
             end_time: table::now(),
         }
     }
@@ -131,7 +135,7 @@ struct Content<'a> {
     out_of_bounds: Option<OutOfBounds>,
     #[serde(skip_serializing_if = "Option::is_none")]
     average_bus_bandwidth: Option<AverageBandwidth>,
-    errors: Vec<String>,
+    errors: [String; 1],
     end_time: String,
 }
 
@@ -152,6 +156,7 @@ struct Config<'a> {
     graph: u32,
     blocking_collectives: &'static str,
     per_iter_timing: &'static str,
+    per_iter_skip: usize,
     parallel_init: &'static str,
     devices: Vec<Device<'a>>,
 }
@@ -204,6 +209,7 @@ struct Placement {
 
 #[derive(Serialize)]
 struct IterationTimes {
+    skipped_iterations: usize,
     min_us: Decimal,
     max_us: Decimal,
     avg_us: Decimal,
@@ -213,6 +219,8 @@ struct IterationTimes {
     stdev_us: Decimal,
     cv_pct: Decimal,
     times_us: Vec<Decimal>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    per_process_max_times_us: Option<Vec<Vec<Decimal>>>,
 }
 
 #[derive(Serialize)]
@@ -252,8 +260,8 @@ fn config<'a>(options: &Options, ranks: &'a [ListedRank]) -> Config<'a> {
         pid: listed.pid,
         hostname: &listed.host,
         device: listed.device,
-        device_hex: "host memory",
-        device_info: "CPU",
+        device_hex: DEVICE_ADDRESS,
+        device_info: DEVICE_NAME,
     };
     Config {
         nthreads: options.threads,
@@ -269,6 +277,7 @@ fn config<'a>(options: &Options, ranks: &'a [ListedRank]) -> Config<'a> {
         graph: 0,
         blocking_collectives: truth(options.blocking > 0),
         per_iter_timing: truth(options.per_iteration),
+        per_iter_skip: options.skip,
         parallel_init: truth(options.parallel_init),
         devices: ranks.iter().enumerate().map(device).collect(),
     }
@@ -279,21 +288,24 @@ fn result(options: &Options, row: &TableRow) -> ResultRow {
         measured.as_ref().map(|measured| placement(options, measured))
     };
     let per_iteration = |measured: &Option<Measurement>| {
-        measured.as_ref()?.iterations.as_ref().map(iteration_times)
+        let times = measured.as_ref()?.iterations.as_ref();
+        times.map(|times| iteration_times(times, options.skip))
     };
     ResultRow {
         size: row.size,
         count: row.count,
         dtype: row.dtype.name(),
-        redop: row.op.map_or("none", maypole_algorithms::RedOp::name),
-        root: row.root.map_or(-1, i64::from).to_string(),
+        redop: row.reduction(),
+        // As in the table.
+        root: format!("{:6}", row.root.map_or(-1, i64::from)),
         out_of_place: placement(&row.out_of_place),
         out_of_place_per_iter: per_iteration(&row.out_of_place),
         in_place: placement(&row.in_place),
         in_place_per_iter: per_iteration(&row.in_place),
         roof: row.roof.map(|roof| Decimal(roof * 1e6)),
         actual_iterations: options.iterations,
-        experiment_name: options.operation.name(),
+        // nccl-tests leaves it empty, too.
+        experiment_name: "",
     }
 }
 
@@ -311,20 +323,24 @@ fn placement(options: &Options, measured: &Measurement) -> Placement {
     }
 }
 
-fn iteration_times(times: &Iterations) -> IterationTimes {
+fn iteration_times(times: &Iterations, skipped: usize) -> IterationTimes {
     let microseconds = |seconds: f64| Decimal(seconds * 1e6);
     // Three decimals, since there may be many of them.
     let rounded = |seconds: &f64| Decimal((seconds * 1e9).round() / 1e3);
+    let all = |times: &Vec<f64>| times.iter().map(rounded).collect::<Vec<_>>();
+    let several = times.processes.len() > 1;
     IterationTimes {
+        skipped_iterations: skipped.min(times.all.len()),
         min_us: microseconds(times.min()),
         max_us: microseconds(times.max()),
         avg_us: microseconds(times.mean()),
-        p50_us: microseconds(times.percentile(50)),
+        p50_us: microseconds(times.median()),
         p95_us: microseconds(times.percentile(95)),
         p99_us: microseconds(times.percentile(99)),
         stdev_us: microseconds(times.deviation()),
         cv_pct: Decimal(times.variation()),
-        times_us: times.all.iter().map(rounded).collect(),
+        times_us: all(&times.all),
+        per_process_max_times_us: several.then(|| times.processes.iter().map(all).collect()),
     }
 }
 
@@ -339,20 +355,21 @@ mod tests {
         let measured = Measurement {
             seconds: 1.5e-6,
             wrong: Some(3),
-            iterations: Some(Iterations::new(&[vec![1e-6, 2e-6]], 0)),
+            iterations: Some(Iterations::new(&[vec![1e-6, 2e-6], vec![1e-6, 1e-6]], 1, 1)),
             ..Measurement::default()
         };
         let row = TableRow {
             size: 8,
             count: 2,
             dtype: maypole_algorithms::DType::Float32,
+            operation: crate::operation::Operation::Broadcast,
             op: None,
             root: Some(1),
             out_of_place: Some(measured),
             in_place: None,
             roof: Some(1e-6),
         };
-        let options = Options { resources: true, ..Options::default() };
+        let options = Options { resources: true, skip: 1, ..Options::default() };
         let rank = ListedRank { group: 0, pid: 17, host: "no\"de".to_owned(), device: 0 };
         let file = ResultFile {
             path: PathBuf::new(),
@@ -366,14 +383,22 @@ mod tests {
         let content = file.content(&rows, Some(&summary), Some("broken"));
         let text = serde_json::to_string(&content).unwrap();
         let value: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(value["version"], 2);
+        assert_eq!(value["version"], 3);
         assert_eq!(value["config"]["devices"][0]["hostname"], "no\"de");
         assert_eq!(value["config"]["step_bytes"], 1 << 20);
         let result = &value["results"][0];
-        assert_eq!((&result["root"], &result["in_place"]), (&Value::from("1"), &Value::Null));
+        assert_eq!((&result["root"], &result["in_place"]), (&Value::from("     1"), &Value::Null));
+        assert_eq!((&result["experiment_name"], &result["redop"]), (&"".into(), &"none".into()));
+        assert_eq!(value["config"]["per_iter_skip"], 1);
         assert_eq!(result["out_of_place"]["time"], 1.5);
         assert_eq!(result["out_of_place"]["nwrong"], 3);
         assert_eq!(result["out_of_place_per_iter"]["times_us"], Value::from(vec![1.0, 2.0]));
+        let times = &result["out_of_place_per_iter"];
+        assert_eq!((&times["skipped_iterations"], &times["min_us"]), (&1.into(), &2.0.into()));
+        let processes = vec![vec![1.0, 2.0], vec![1.0, 1.0]];
+        assert_eq!(times["per_process_max_times_us"], Value::from(processes));
+        let fine = file.content(&rows, None, None);
+        assert_eq!(serde_json::to_value(&fine).unwrap()["errors"], Value::from(vec![""]));
         assert_eq!(value["out_of_bounds"]["okay"], "false");
         assert_eq!(value["average_bus_bandwidth"]["okay"], "unchecked");
         assert_eq!(value["errors"][0], "broken");
@@ -388,6 +413,9 @@ mod tests {
             "ngpus",
             "minimum_bytes",
             "step_bytes",
+            "per_iter_timing",
+            "per_iter_skip",
+            "parallel_init",
             "devices",
             "results",
             "type",
@@ -401,8 +429,10 @@ mod tests {
             "cpu_seconds",
             "peak_memory_bytes",
             "out_of_place_per_iter",
+            "skipped_iterations",
             "min_us",
             "times_us",
+            "per_process_max_times_us",
             "in_place",
             "roof",
             "actual_iterations",

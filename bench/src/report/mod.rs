@@ -11,12 +11,18 @@ pub(crate) mod table;
 
 use maypole_algorithms::{DType, RedOp};
 
+use crate::operation::Operation;
 use crate::operation::work::RankWork;
 use crate::options::Options;
 use iterations::Iterations;
 
 /// The version of NCCL whose interface the library has.
 pub(crate) const NCCL_VERSION: u32 = 23203;
+
+/// What is shown as the address of a device on its bus: host memory has none.
+pub(crate) const DEVICE_ADDRESS: &str = "0000:00:00";
+/// What is shown as the name of a device.
+pub(crate) const DEVICE_NAME: &str = "host memory";
 
 /// A rank as the header lists it.
 #[derive(Clone, Debug)]
@@ -40,13 +46,15 @@ pub(crate) struct TableRow {
     pub(crate) count: usize,
     /// The element type.
     pub(crate) dtype: DType,
+    /// The collective.
+    pub(crate) operation: Operation,
     /// The reduction; None for a collective that does not reduce.
     pub(crate) op: Option<RedOp>,
     /// The root; None for a collective without one.
     pub(crate) root: Option<u32>,
     /// The measurement with two buffers.
     pub(crate) out_of_place: Option<Measurement>,
-    /// The measurement with one buffer; None for a collective without an in-place form.
+    /// The measurement with one buffer.
     pub(crate) in_place: Option<Measurement>,
     /// The least seconds that the machine needs; None unless the options ask for it.
     pub(crate) roof: Option<f64>,
@@ -73,15 +81,15 @@ pub(crate) struct Measurement {
     pub(crate) iterations: Option<Iterations>,
 }
 
-/// The memory of all processes in bytes.
+/// The memory of the processes in bytes: of each kind, that of the process with the most.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MemoryUse {
-    /// Before the first rank started.
-    pub(crate) program: f64,
-    /// In the send and receive buffers.
+    /// What the initialization of its communicators has added.
+    pub(crate) initialization: f64,
+    /// Its send and receive buffers, whether touched or not.
     pub(crate) buffers: f64,
-    /// The total.
-    pub(crate) all: f64,
+    /// What the calls have added.
+    pub(crate) calls: f64,
 }
 
 /// The sums over all rows.
@@ -98,9 +106,15 @@ pub(crate) struct TableSummary {
 impl TableRow {
     /// The row for a rank's work, before it is measured.
     pub(crate) fn new(work: &RankWork) -> Self {
-        let RankWork { count, dtype, op, root, .. } = *work;
+        let RankWork { count, dtype, operation, op, root, .. } = *work;
         let size = work.size_elements() * dtype.size();
-        Self { size, count, dtype, op, root, out_of_place: None, in_place: None, roof: None }
+        let (out_of_place, in_place, roof) = (None, None, None);
+        Self { size, count, dtype, operation, op, root, out_of_place, in_place, roof }
+    }
+
+    /// What the column of reductions shows.
+    pub(crate) fn reduction(&self) -> &'static str {
+        self.op.map_or(self.operation.without_reduction(), RedOp::name)
     }
 
     /// The measurements of both placements.
@@ -146,6 +160,7 @@ mod tests {
             size: 8,
             count: 2,
             dtype: DType::Float32,
+            operation: Operation::Broadcast,
             op: None,
             root: None,
             out_of_place: measured(1e9, Some(2)),

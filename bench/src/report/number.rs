@@ -2,6 +2,10 @@
 
 /// A number in `width` columns, with two decimals, or as many as fit.
 pub(crate) fn fixed(value: f64, width: usize) -> String {
+    if !value.is_finite() {
+        // Rust writes these as C does.
+        return format!("{value:width$}").to_lowercase();
+    }
     // The number of digits before the decimal point.
     let mut digits = 0;
     let mut power = 1.0;
@@ -72,6 +76,10 @@ mod tests {
         assert_eq!(fixed(0.0, 7), "   0.00");
         assert_eq!(fixed(0.999, 7), "   1.00");
         assert_eq!(fixed(9.0, 6), "  9.00");
+        assert_eq!(
+            (fixed(f64::INFINITY, 7), fixed(f64::NAN, 6)),
+            ("    inf".into(), "   nan".into())
+        );
         assert_eq!(fixed(999.0, 6), "999.00");
         assert_eq!(fixed(1000.0, 6), "1000.0");
         assert_eq!(fixed(123_456.0, 6), "123456");

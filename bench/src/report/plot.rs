@@ -258,6 +258,7 @@ mod tests {
     use maypole_algorithms::{DType, RedOp};
 
     use super::*;
+    use crate::operation::Operation;
     use crate::report::Measurement;
 
     fn rows(sizes: &[usize]) -> Vec<TableRow> {
@@ -269,6 +270,7 @@ mod tests {
                 size,
                 count: size / 4,
                 dtype: DType::Float32,
+                operation: Operation::AllReduce,
                 op: Some(RedOp::Sum),
                 root: None,
                 out_of_place: measured.clone(),

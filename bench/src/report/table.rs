@@ -10,19 +10,14 @@ use crate::options::Options;
 
 /// The first part of a row: what is measured.
 pub(crate) fn preamble(row: &TableRow) -> String {
-    let op = row.op.map_or("none", maypole_algorithms::RedOp::name);
+    let op = row.reduction();
     let root = row.root.map_or(-1, i64::from);
     let TableRow { size, count, dtype, .. } = row;
     format!("{size:12}  {count:12}  {:>8}  {op:>6}  {root:6}", dtype.name())
 }
 
-/// The columns of one placement; None for a collective without it.
-pub(crate) fn columns(options: &Options, measured: Option<&Measurement>) -> String {
-    let more = 4 * usize::from(options.per_iteration) + 2 * usize::from(options.percentiles);
-    let Some(measured) = measured else {
-        let none = "N/A";
-        return format!("  {none:>7}  {none:>6}  {none:>6}  {none:>6}") + &"      N/A".repeat(more);
-    };
+/// The columns of one placement.
+pub(crate) fn columns(options: &Options, measured: &Measurement) -> String {
     let seconds = if options.cpu_time { measured.cpu_seconds } else { measured.seconds };
     let time = fixed(seconds * 1e6, 7);
     let [algbw, busbw] = [measured.algbw, measured.busbw].map(|bw| fixed(bw / 1e9, 6));
@@ -111,10 +106,11 @@ mod tests {
     use maypole_algorithms::{DType, RedOp};
 
     use super::*;
+    use crate::operation::Operation;
     use crate::report::iterations::Iterations;
 
     fn measured(seconds: f64, wrong: Option<u64>) -> Measurement {
-        let iterations = Some(Iterations::new(&[vec![1e-6, 3e-6]], 0));
+        let iterations = Some(Iterations::new(&[vec![1e-6, 3e-6]], 1, 0));
         Measurement {
             seconds,
             cpu_seconds: seconds / 2.0,
@@ -132,6 +128,7 @@ mod tests {
             size: 1 << 20,
             count: 1 << 18,
             dtype: DType::Float32,
+            operation: Operation::AllReduce,
             op: Some(RedOp::Sum),
             root: None,
             out_of_place: Some(measured(84.94e-6, Some(0))),
@@ -142,8 +139,8 @@ mod tests {
 
     fn line(options: &Options, row: &TableRow) -> String {
         preamble(row)
-            + &columns(options, row.out_of_place.as_ref())
-            + &columns(options, row.in_place.as_ref())
+            + &columns(options, row.out_of_place.as_ref().unwrap())
+            + &columns(options, row.in_place.as_ref().unwrap())
             + &ending(options, row)
     }
 
@@ -159,13 +156,22 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_placement_is_shown_as_not_available() {
-        let row = TableRow { in_place: None, ..row() };
-        let text = line(&Options { per_iteration: true, ..Options::default() }, &row);
-        assert!(
-            text.ends_with("N/A     N/A     N/A     N/A      N/A      N/A      N/A      N/A\n")
-        );
-        assert_eq!(text.split_whitespace().count(), 5 + 2 * 8);
+    fn the_word_for_the_reduction_is_that_of_nccl_tests() {
+        for (operation, op, word) in [
+            (Operation::Broadcast, None, "none"),
+            (Operation::SendRecv, Some(RedOp::Sum), "sum"),
+            (Operation::Hypercube, None, ""),
+        ] {
+            let text = preamble(&TableRow { operation, op, ..row() });
+            assert_eq!(text[36..44].trim(), word, "{text}");
+            assert_eq!(text.len(), 52);
+        }
+    }
+
+    #[test]
+    fn a_time_without_iterations_is_infinite() {
+        let text = columns(&Options::default(), &measured(f64::INFINITY, Some(0)));
+        assert_eq!(text, "      inf   12.35   18.52       0");
     }
 
     #[test]
