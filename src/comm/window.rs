@@ -12,8 +12,8 @@ use crate::element::Element;
 use crate::engine::wait::WaitLoop;
 use crate::error::Error;
 use crate::window::{
-    CHANNEL, HEADER_BYTES, MOST_DIRECT_WINDOWS, PeerSignalWords, WINDOW_TAG, WindowId, WindowInfo,
-    WindowMemory, WindowMessage, WindowPart, WindowSender, WindowService,
+    CHANNEL, HEADER_BYTES, PeerSignalWords, WINDOW_TAG, WindowId, WindowInfo, WindowMemory,
+    WindowMessage, WindowPart, WindowSender, WindowService,
 };
 
 /// How long to wait for peers to map a window. Peers that take longer get messages instead.
@@ -51,15 +51,17 @@ impl Communicator {
         let service = self.host.windows.service.as_ref().ok_or_else(no_window)?;
         let number = self.host.windows.made + 1;
         let signal_words = Arc::clone(&service.signal_words);
-        // Memory that peers cannot map counts as in segment 0.
-        let (segment, offset) = segment::locate(memory, bytes)
-            .filter(|_| number <= MOST_DIRECT_WINDOWS && signal_words.segment() != 0)
-            .unwrap_or_default();
+        // Memory that peers cannot map counts as in segment 0, and so does that of a window for
+        // which no slot is free.
+        let place = segment::locate(memory, bytes).filter(|_| signal_words.segment() != 0);
+        let slot = place.and_then(|_| signal_words.open_window(number));
+        let (segment, offset) = place.filter(|_| slot.is_some()).unwrap_or_default();
         let info = WindowInfo {
             bytes: bytes as u64,
             segment,
             offset: offset as u64,
             signal_words: signal_words.segment(),
+            slot,
         };
         if segment != 0 {
             self.offer(&[(memory, bytes), signal_words.memory()]);
@@ -104,9 +106,9 @@ impl Communicator {
         let mut direct = true;
         let mut parts = Vec::new();
         for (peer, info) in (0..).zip(infos) {
-            let WindowInfo { bytes, segment, offset, signal_words } = *info;
+            let WindowInfo { bytes, segment, offset, signal_words, slot } = *info;
             let mut reach = None;
-            if peer != *rank && segment != 0 {
+            if peer != *rank && segment != 0 && slot.is_some() {
                 let service = windows.service.as_mut();
                 let place = service.map(|service| &mut service.peer_words[peer as usize]);
                 if let Some(place) = place {
@@ -123,7 +125,7 @@ impl Communicator {
                 }
             }
             direct &= peer == *rank || reach.is_some();
-            parts.push(WindowPart { bytes, reach });
+            parts.push(WindowPart { bytes, reach, slot });
         }
         windows.parts.insert(WindowId(windows.made + 1), parts);
         direct
@@ -135,11 +137,11 @@ impl Communicator {
     /// # Errors
     /// [`Error::InvalidArgument`] if there is no such window.
     pub fn deregister_window(&mut self, window: WindowId) -> Result<(), Error> {
-        if self.host.windows.parts.remove(&window).is_none() {
-            return Err(no_window());
-        }
+        let parts = self.host.windows.parts.remove(&window).ok_or_else(no_window)?;
         if let Some(service) = &self.host.windows.service {
-            service.signal_words.close(window.0);
+            if let Some(slot) = parts[self.rank as usize].slot {
+                service.signal_words.close_window(slot);
+            }
             service.signal_words.extents().remove(&window.0);
         }
         Ok(())
@@ -239,16 +241,17 @@ impl Communicator {
     ) -> Result<bool, Error> {
         let Self { rank, host: HostBackend { windows, endpoint, .. }, .. } = self;
         let service = windows.service.as_ref().ok_or_else(no_window)?;
-        let part = windows.parts.get(&window).and_then(|parts| parts[peer as usize].reach.as_ref());
-        let Some(((reach, start), signal_words)) =
-            part.zip(service.peer_words[peer as usize].as_ref())
+        let part = windows.parts.get(&window).map(|parts| &parts[peer as usize]);
+        let place = part.and_then(|part| part.reach.as_ref().zip(part.slot));
+        let Some((((reach, start), slot), signal_words)) =
+            place.zip(service.peer_words[peer as usize].as_ref())
         else {
             return Ok(false);
         };
         if let Some(error) = endpoint.aborted().or_else(|| endpoint.gone(peer)) {
             return Err(error.into());
         }
-        if signal_words.is_closed(window.0) {
+        if !signal_words.is_window_open(slot, window.0) {
             return Err(Error::InvalidUsage {
                 what: format!(
                     "rank {rank} put to a window of rank {peer} that is not registered any more"

@@ -1,6 +1,8 @@
 //! The form of messages for windows: a put or a signal, as a header and the bytes to be written;
 //! and the info about a new window that each rank gives to the others.
 
+use super::signal_words::WINDOW_SLOTS;
+
 /// The tag of these messages. Messages of a call carry the hash of the calls so far there.
 pub(crate) const WINDOW_TAG: u32 = 0x7769_6e64;
 
@@ -53,13 +55,19 @@ pub(crate) struct WindowInfo {
     pub(crate) offset: u64,
     /// The segment of the signal words of the rank.
     pub(crate) signal_words: u64,
+    /// The slot of the window among these words, if it has one.
+    pub(crate) slot: Option<u32>,
 }
+
+/// Bytes of a [`WindowInfo`].
+const INFO_BYTES: usize = 40;
 
 impl WindowInfo {
     /// The bytes of it.
-    pub(crate) fn encode(self) -> [u8; 32] {
-        let mut bytes = [0; 32];
-        let words = [self.bytes, self.segment, self.offset, self.signal_words];
+    pub(crate) fn encode(self) -> [u8; INFO_BYTES] {
+        let mut bytes = [0; INFO_BYTES];
+        let slot = self.slot.map_or(u64::MAX, u64::from);
+        let words = [self.bytes, self.segment, self.offset, self.signal_words, slot];
         for (field, word) in bytes.chunks_exact_mut(8).zip(words) {
             field.copy_from_slice(&word.to_le_bytes());
         }
@@ -68,13 +76,18 @@ impl WindowInfo {
 
     /// Reads an info. None if the bytes are malformed.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; 32] = bytes.try_into().ok()?;
+        let bytes: &[u8; INFO_BYTES] = bytes.try_into().ok()?;
         let word = |at: usize| Some(u64::from_le_bytes(*bytes[at..].first_chunk()?));
+        let slot = match word(32)? {
+            u64::MAX => None,
+            slot => Some(u32::try_from(slot).ok().filter(|slot| *slot < WINDOW_SLOTS)?),
+        };
         Some(Self {
             bytes: word(0)?,
             segment: word(8)?,
             offset: word(16)?,
             signal_words: word(24)?,
+            slot,
         })
     }
 }
@@ -90,5 +103,17 @@ mod tests {
         let mut bytes = message.encode();
         bytes[4] = 2;
         assert_eq!(WindowMessage::decode(&bytes), None);
+    }
+
+    #[test]
+    fn an_info_round_trips() {
+        let info =
+            WindowInfo { bytes: 1 << 40, segment: 3, offset: 64, signal_words: 5, slot: None };
+        for slot in [None, Some(0), Some(WINDOW_SLOTS - 1)] {
+            let info = WindowInfo { slot, ..info };
+            assert_eq!(WindowInfo::decode(&info.encode()), Some(info));
+        }
+        let wrong = WindowInfo { slot: Some(WINDOW_SLOTS), ..info };
+        assert_eq!(WindowInfo::decode(&wrong.encode()), None);
     }
 }

@@ -42,7 +42,9 @@ use crate::control::ControlShared;
 use crate::error::Error;
 use crate::process;
 pub(crate) use message::{HEADER_BYTES, WINDOW_TAG, WindowInfo, WindowMessage};
-pub(crate) use signal_words::{MOST_DIRECT_WINDOWS, PeerSignalWords, SignalWords, WindowMemory};
+#[cfg(test)]
+pub(crate) use signal_words::WINDOW_SLOTS;
+pub(crate) use signal_words::{PeerSignalWords, SignalWords, WindowMemory};
 
 /// The channel of puts and signals.
 pub(crate) const CHANNEL: Channel = channels::WINDOWS;
@@ -68,6 +70,8 @@ pub(crate) struct WindowPart {
     pub(crate) bytes: u64,
     /// The segment and the offset at which the part begins, if this rank can write to it directly.
     pub(crate) reach: Option<(PeerSegment, usize)>,
+    /// The slot among the signal words of that rank, if the part has one.
+    pub(crate) slot: Option<u32>,
 }
 
 /// What a rank needs to write to other ranks, and to be written to.

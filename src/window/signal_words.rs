@@ -12,7 +12,7 @@ use maypole_transport::sync::{AtomicU64, Ordering};
 use crate::error::Error;
 use crate::memory::SharedBuffer;
 
-pub(crate) use maypole_transport::signal_words::MOST_DIRECT_WINDOWS;
+pub(crate) use maypole_transport::signal_words::WINDOW_SLOTS;
 
 /// The signal words of this rank, its memory of each window, and the state of its thread.
 pub(crate) struct SignalWords {
@@ -21,6 +21,8 @@ pub(crate) struct SignalWords {
     nranks: usize,
     /// The memory of this rank in each window. Locked while the thread writes to it.
     extents: Mutex<HashMap<u32, WindowMemory>>,
+    /// The free slots, the next one last.
+    free_slots: Mutex<Vec<u32>>,
     /// Per rank: 1 after the last message of that rank was applied.
     closed: Vec<AtomicU64>,
     /// Why a message could not be applied.
@@ -55,6 +57,7 @@ impl SignalWords {
             memory: SharedBuffer::new(bytes(nranks))?,
             nranks,
             extents: Mutex::default(),
+            free_slots: Mutex::new((0..WINDOW_SLOTS).rev().collect()),
             closed: (0..nranks).map(|_| AtomicU64::new(0)).collect(),
             failure: Mutex::default(),
             stop: AtomicU64::new(0),
@@ -92,9 +95,22 @@ impl SignalWords {
         self.words().signals(from)
     }
 
-    /// Marks a window as deregistered.
-    pub(crate) fn close(&self, window: u32) {
-        self.words().close_window(window);
+    /// Gives a window a slot, if one is free.
+    pub(crate) fn open_window(&self, window: u32) -> Option<u32> {
+        let slot = self.free_slots().pop()?;
+        self.words().open_window(slot, window);
+        Some(slot)
+    }
+
+    /// Takes the slot of a window that is deregistered.
+    pub(crate) fn close_window(&self, slot: u32) {
+        self.words().close_window(slot);
+        self.free_slots().push(slot);
+    }
+
+    /// A panic of another thread under the lock leaves a valid list.
+    fn free_slots(&self) -> MutexGuard<'_, Vec<u32>> {
+        self.free_slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the last message of that rank was applied.
@@ -147,9 +163,9 @@ impl PeerSignalWords {
         Some(Self { segment, nranks })
     }
 
-    /// Whether the peer has deregistered that window.
-    pub(crate) fn is_closed(&self, window: u32) -> bool {
-        self.words().is_none_or(|words| words.is_window_closed(window))
+    /// Whether the peer has not deregistered that window, to which it gave `slot`.
+    pub(crate) fn is_window_open(&self, slot: u32, window: u32) -> bool {
+        self.words().is_some_and(|words| words.is_window_open(slot, window))
     }
 
     /// Adds a signal of rank `from`, after everything that the caller has written.
@@ -179,8 +195,10 @@ mod tests {
         assert_ne!(words.segment(), 0);
         words.add_signal(2);
         assert_eq!([0, 1, 2].map(|rank| words.signals(rank)), [0, 0, 1]);
-        words.close(MOST_DIRECT_WINDOWS);
-        words.close(MOST_DIRECT_WINDOWS + 1);
+        let slots: Vec<_> = (1..=WINDOW_SLOTS + 1).map(|n| words.open_window(n)).collect();
+        assert_eq!((slots[0], slots[WINDOW_SLOTS as usize]), (Some(0), None));
+        words.close_window(7);
+        assert_eq!(words.open_window(WINDOW_SLOTS + 2), Some(7));
         assert_eq!(words.signals(0), 0);
     }
 }

@@ -4,17 +4,19 @@
 //! can:
 //!
 //! ```text
-//!  one word per window         1 after the window was deregistered
+//!  one word per window slot    the number of the window that has the slot, or 0
 //!  one cache line per rank     its first word counts the signals of that rank
 //! ```
 //!
-//! A rank that sees a signal sees everything that the signalling rank has written before it.
+//! A rank gives each of its windows a slot, as long as one is free, and takes it back when it
+//! deregisters the window. A rank that sees a signal sees everything that the signalling rank has
+//! written before it.
 
 use crate::Rank;
 use crate::sync::{AtomicU64, Ordering};
 
-/// Windows with a number up to this can be written to directly: each of them has a word.
-pub const MOST_DIRECT_WINDOWS: u32 = if cfg!(loom) { 1 } else { 512 };
+/// The most windows of a rank at a time that other ranks write to directly.
+pub const WINDOW_SLOTS: u32 = if cfg!(loom) { 1 } else { 512 };
 
 /// Words of a cache line.
 const LINE_WORDS: usize = 8;
@@ -26,7 +28,7 @@ pub struct SignalWordsRef<'a>(&'a [AtomicU64]);
 impl<'a> SignalWordsRef<'a> {
     /// The number of words for a communicator of `nranks` ranks.
     pub const fn count(nranks: usize) -> usize {
-        MOST_DIRECT_WINDOWS as usize + nranks * LINE_WORDS
+        WINDOW_SLOTS as usize + nranks * LINE_WORDS
     }
 
     /// The view of these words, of which there must be [`count`](Self::count).
@@ -47,27 +49,27 @@ impl<'a> SignalWordsRef<'a> {
         self.of_rank(from).load(Ordering::Acquire)
     }
 
-    /// Marks a window as deregistered. Windows beyond [`MOST_DIRECT_WINDOWS`] have no mark.
-    pub fn close_window(self, window: u32) {
-        if window <= MOST_DIRECT_WINDOWS {
-            // Relaxed, because nothing is published by it: a rank that puts to a deregistered
-            // window breaks the rules of windows in any case.
-            self.of_window(window).store(1, Ordering::Relaxed);
-        }
+    /// Gives `slot` to the window of that number, which is not 0.
+    pub fn open_window(self, slot: u32, window: u32) {
+        // Relaxed: ranks that use the window are told of it by other messages.
+        self.0[slot as usize].store(window.into(), Ordering::Relaxed);
     }
 
-    /// Whether a window is marked as deregistered.
-    pub fn is_window_closed(self, window: u32) -> bool {
-        self.of_window(window).load(Ordering::Relaxed) != 0
+    /// Takes the slot of a window that is deregistered.
+    pub fn close_window(self, slot: u32) {
+        // Relaxed, because nothing is published by it: a rank that puts to a deregistered window
+        // breaks the rules of windows in any case.
+        self.0[slot as usize].store(0, Ordering::Relaxed);
     }
 
-    fn of_window(self, window: u32) -> &'a AtomicU64 {
-        debug_assert!((1..=MOST_DIRECT_WINDOWS).contains(&window));
-        &self.0[window as usize - 1]
+    /// Whether the window of that number still has `slot`.
+    pub fn is_window_open(self, slot: u32, window: u32) -> bool {
+        debug_assert!(slot < WINDOW_SLOTS);
+        self.0[slot as usize].load(Ordering::Relaxed) == u64::from(window)
     }
 
     fn of_rank(self, rank: Rank) -> &'a AtomicU64 {
-        &self.0[MOST_DIRECT_WINDOWS as usize + rank as usize * LINE_WORDS]
+        &self.0[WINDOW_SLOTS as usize + rank as usize * LINE_WORDS]
     }
 }
 
@@ -83,9 +85,13 @@ mod tests {
         words.add_signal(2);
         words.add_signal(2);
         assert_eq!([0, 1, 2].map(|rank| words.signals(rank)), [0, 0, 2]);
-        words.close_window(MOST_DIRECT_WINDOWS);
-        words.close_window(MOST_DIRECT_WINDOWS + 1);
-        assert!(words.is_window_closed(MOST_DIRECT_WINDOWS) && !words.is_window_closed(1));
+        words.open_window(WINDOW_SLOTS - 1, 600);
+        words.open_window(0, 601);
+        assert!(words.is_window_open(WINDOW_SLOTS - 1, 600) && words.is_window_open(0, 601));
+        words.close_window(WINDOW_SLOTS - 1);
+        assert!(!words.is_window_open(WINDOW_SLOTS - 1, 600) && words.is_window_open(0, 601));
+        words.open_window(WINDOW_SLOTS - 1, 602);
+        assert!(!words.is_window_open(WINDOW_SLOTS - 1, 600));
         assert_eq!([0, 1, 2].map(|rank| words.signals(rank)), [0, 0, 2]);
     }
 }

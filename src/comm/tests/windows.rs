@@ -8,6 +8,7 @@ use super::{Random, as_ranks, over_tcp};
 use crate::config::Config;
 use crate::error::Error;
 use crate::memory::SharedBuffer;
+use crate::window::WINDOW_SLOTS;
 use crate::{Communicator, RedOp, WindowId};
 
 /// The kind of memory of a rank's part of a window.
@@ -240,6 +241,45 @@ fn windows_of_shared_buffers_on_one_host_need_no_thread() {
             comm.barrier().unwrap();
         });
     }
+}
+
+#[test]
+fn a_window_gets_the_slot_of_a_deregistered_one() {
+    as_ranks(2, &Config::default(), |comm| {
+        let part = Part::new(comm, 10, Kind::Library);
+        let (me, other) = (comm.rank(), 1 - comm.rank());
+        let register = |comm: &mut Communicator| part.register(comm).unwrap();
+        let first = register(comm);
+        // The ranks deregister in different orders, so that they have different slots free.
+        let mut live = Vec::new();
+        for round in 0..WINDOW_SLOTS + 100 {
+            live.push(register(comm));
+            if live.len() == 3 {
+                let gone = live.remove((me + round) as usize % 3);
+                comm.deregister_window(gone).unwrap();
+            }
+        }
+        assert!(!comm.host.windows.service.as_ref().unwrap().has_thread());
+        let last = register(comm);
+        for window in [first, last] {
+            put(comm, &[u64::from(me) + 7; 10], other, window, 0).unwrap();
+            comm.wait_signals(&[(other, 1)]).unwrap();
+            assert!((0..10).all(|i| part.get(i) == u64::from(other) + 7));
+            comm.barrier().unwrap();
+        }
+        comm.barrier().unwrap();
+        // The window that has the slot of another one now does not stand for it.
+        if me == 0 {
+            comm.deregister_window(last).unwrap();
+        }
+        comm.barrier().unwrap();
+        let next = register(comm);
+        if me == 1 {
+            put(comm, &[1; 10], other, next, 0).unwrap();
+            let error = put(comm, &[1; 10], other, last, 0).expect_err("it is deregistered");
+            assert!(error.to_string().contains("not registered any more"), "{error}");
+        }
+    });
 }
 
 #[test]
