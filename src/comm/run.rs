@@ -136,12 +136,10 @@ impl Communicator {
 
     /// The plan for barriers.
     pub(super) fn plan_of_barrier(&mut self) -> Result<Option<usize>, Error> {
-        let number = match self.plans.barrier {
-            Some(number) if self.broken.is_none() => Some(number),
-            _ => self.prepare(&Task::barrier(), |plans, plan| plans.add(plan))?,
-        };
-        self.plans.barrier = number;
-        Ok(number)
+        match self.plans.barrier() {
+            Some(number) if self.broken.is_none() => Ok(Some(number)),
+            _ => self.prepare(&Task::barrier(), Plans::insert_barrier),
+        }
     }
 
     /// The all-reduce that is a barrier: of one byte at these addresses, or of one in memory of the

@@ -8,6 +8,7 @@ mod case;
 mod control;
 mod ends;
 mod environment;
+mod kept_plans;
 mod on_device;
 mod random;
 mod settings;

@@ -1,0 +1,51 @@
+//! Tables of plans have limits, and calls whose plans were removed get new ones.
+
+use maypole_algorithms::RedOp;
+use maypole_algorithms::collective::all_reduce;
+use maypole_algorithms::verify::prove;
+
+use super::as_ranks;
+use crate::config::Config;
+use crate::plan::MAX_KEPT_PLANS;
+use crate::{Call, Collective, DType};
+
+#[test]
+fn a_communicator_keeps_a_limited_number_of_plans_of_each_kind() {
+    let ring = prove(all_reduce::ring::schedule(2)).expect("a proof");
+    as_ranks(2, &Config::default(), move |comm| {
+        let filter = crate::tune::AlgorithmFilter::select(Collective::AllReduce, "ring");
+        let filter = filter.expect("a name");
+        for round in 0..2 {
+            // The second round finds none of the plans of the first, which were used longest ago.
+            for count in 1..3000usize {
+                let mine = vec![comm.rank() + round; count];
+                let mut sum = vec![0; count];
+                comm.all_reduce(&mine, &mut sum, RedOp::Sum).expect("a sum");
+                assert_eq!(sum, vec![1 + 2 * round; count]);
+                if count % 4 == 0 {
+                    comm.collective_by(&ring, &mine, &mut sum, RedOp::Sum).expect("a sum");
+                    assert_eq!(sum, vec![1 + 2 * round; count]);
+                }
+                if count % 4 == 1 {
+                    let call = Call {
+                        collective: Collective::AllReduce,
+                        send: mine.as_ptr().cast(),
+                        recv: sum.as_mut_ptr().cast(),
+                        count,
+                        dtype: DType::Uint32,
+                        reduction: RedOp::Max.into(),
+                    };
+                    // SAFETY: both vectors hold `count` elements.
+                    unsafe { comm.run_among(&call, &filter) }.expect("a maximum");
+                    assert_eq!(sum, vec![1 + round; count]);
+                }
+                if count % 500 == 0 {
+                    comm.barrier().expect("a barrier");
+                }
+                assert!(comm.plans.len() <= MAX_KEPT_PLANS, "{}", comm.plans.len());
+            }
+        }
+        // The plan of the last call is found, also after many others.
+        assert_eq!(comm.plans.len(), MAX_KEPT_PLANS - crate::plan::MAX_VECTOR_PLANS);
+    });
+}
