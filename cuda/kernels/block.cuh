@@ -65,7 +65,7 @@ __device__ static gptr<u64> done_word(const Work& work, u32 lane) {
 __device__ static gptr<u64> departed_word(const Work& work, u32 i) {
   return gcast<u64>(work.departed) + i;
 }
-constexpr u32 ARRIVED = 0, WORKS = 1, BROKEN = 2;
+constexpr u32 ARRIVED = 0, WORKS = 1, BROKEN = 2, GATE = 3;
 
 // n % depth, without a 64-bit division for the first 2^32 messages.
 __device__ static u64 place_of(u64 n, u64 depth) {

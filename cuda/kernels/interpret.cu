@@ -15,8 +15,9 @@
 // Memory order. The threads of a block write slots and counters; after a barrier one thread stores
 // a counter with release, which covers everything that the barrier ordered before it. The reader
 // loads the counter with acquire, and its block passes a barrier. The pairs are `filled` (data and
-// head of a slot), `drained` (the slot is free), `done` (chunks of other lanes) and `works`
-// (everything of a work, for the next work of the same blocks).
+// head of a slot), `drained` (the slot is free), `done` (chunks of other lanes), `finished`
+// (everything of a work, for the host and for works that wait for that word in their streams) and
+// `gate` (the same, for the other blocks of the launch).
 #include "ll.cuh"
 #include "ready.cuh"
 #include "fold.cuh"
@@ -97,6 +98,10 @@ __device__ static void run(Block& b) {
 // Counts the block as finished with its work. The last block clears the states of the lanes for the
 // next work, since no block uses them any more; the counters of links go on. If `more` works follow
 // in this launch, waits until all blocks have finished this one.
+//
+// The next work may begin as soon as `finished` or the gate is stored, and reads the counter of
+// works. So the counter is stored first, and the gate last: a work of this launch that passes it
+// cannot store a higher number in `finished` before this one has stored its own.
 __device__ static void finish_work(const Work& work, u32 lanes, bool more) {
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -104,10 +109,11 @@ __device__ static void finish_work(const Work& work, u32 lanes, bool more) {
     if (fetch_add(departed_word(work, ARRIVED), 1) == work.blocks - 1) {
       for (u32 lane = 0; lane < lanes; lane++) work.lanes[lane] = LaneState{};
       *departed_word(work, ARRIVED) = 0;
-      store_release(work.finished, works + 1);
       store_release(departed_word(work, WORKS), works + 1);
+      store_release(work.finished, works + 1);
+      store_release(departed_word(work, GATE), works + 1);
     } else if (more) {
-      for (u32 turns = 0; load_acquire(departed_word(work, WORKS)) == works; turns++)
+      for (u32 turns = 0; load_acquire(departed_word(work, GATE)) == works; turns++)
         wait_hint(turns);
     }
   }

@@ -76,6 +76,11 @@ extern "C" int sim_barrier_count(int predicate) {
 
 extern "C" void sim_barrier() { sim_barrier_count(0); }
 
+// Between a store and the next one may pass any time.
+extern "C" void sim_stored() {
+  if (block && block->jitter_us) jitter(block->jitter_us);
+}
+
 // On a device that has failed, blocks stop where they wait.
 extern "C" void sim_wait(unsigned turns) {
   Block* b = block;

@@ -25,6 +25,7 @@ extern __thread uintptr_t sim_alias;  // of the device that runs this block
 void sim_barrier();
 int sim_barrier_count(int predicate);
 void sim_wait(unsigned turns);
+void sim_stored();
 }
 
 // A kernel in an image. The simulated driver finds it by the symbol "sim_kernel_" + name.
@@ -76,6 +77,7 @@ static inline u64 load_acquire(gptr<const u64> p) {
 }
 static inline void store_release(gptr<u64> p, u64 v) {
   __atomic_store_n(p.host(), v, __ATOMIC_RELEASE);
+  sim_stored();
 }
 static inline u64 load_relaxed(gptr<const u64> p) {
   return __atomic_load_n(p.host(), __ATOMIC_RELAXED);
