@@ -185,16 +185,35 @@ DRIVER_API cuDeviceGetAttribute(int* value, int attribute, CUdevice ordinal) {
   return CUDA_SUCCESS;
 }
 
+static std::mutex retaining;
+static int retained[MAX_DEVICES];
+
+// How often the primary context of the device is retained.
+extern "C" __attribute__((visibility("default"))) int simRetained(CUdevice ordinal) {
+  Lock guard(retaining);
+  return known(ordinal) ? retained[device_of(ordinal).physical] : 0;
+}
+
+// The first retain takes memory of the device. SIMCUDA_BUSY is the number of a device that another
+// process has for itself.
 DRIVER_API cuDevicePrimaryCtxRetain(CUcontext* out, CUdevice ordinal) {
   ENTER(cuDevicePrimaryCtxRetain);
   DEVICE(ordinal);
+  const int number = device_of(ordinal).physical;
+  if (setting("SIMCUDA_BUSY", -1) == number) return CUDA_ERROR_DEVICE_UNAVAILABLE;
   *out = primary(ordinal);
+  Lock guard(retaining);
+  if (retained[number]++ == 0) use_memory(number, (long)CONTEXT_BYTES);
   return CUDA_SUCCESS;
 }
 // The context is not destroyed, so programs must not depend on its end.
 DRIVER_API cuDevicePrimaryCtxRelease_v2(CUdevice ordinal) {
   ENTER(cuDevicePrimaryCtxRelease_v2);
   DEVICE(ordinal);
+  const int number = device_of(ordinal).physical;
+  Lock guard(retaining);
+  if (retained[number] == 0) return CUDA_ERROR_INVALID_CONTEXT;
+  if (--retained[number] == 0) use_memory(number, -(long)CONTEXT_BYTES);
   return CUDA_SUCCESS;
 }
 DRIVER_API cuCtxSetCurrent(CUcontext context) {
@@ -269,6 +288,7 @@ static const struct {
     ERROR(CUDA_ERROR_OUT_OF_MEMORY, "out of memory"),
     ERROR(CUDA_ERROR_NOT_INITIALIZED, "initialization error"),
     ERROR(CUDA_ERROR_NO_DEVICE, "no CUDA-capable device is detected"),
+    ERROR(CUDA_ERROR_DEVICE_UNAVAILABLE, "CUDA-capable device(s) is/are busy or unavailable"),
     ERROR(CUDA_ERROR_INVALID_DEVICE, "invalid device ordinal"),
     ERROR(CUDA_ERROR_INVALID_IMAGE, "device kernel image is invalid"),
     ERROR(CUDA_ERROR_INVALID_CONTEXT, "invalid device context"),

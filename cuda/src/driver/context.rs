@@ -87,10 +87,18 @@ impl Device {
     /// # Errors
     /// The driver fails.
     pub fn uuid(&self) -> Result<[u8; 16], DriverError> {
+        Self::uuid_of(&self.driver, self.ordinal)
+    }
+
+    /// As [`uuid`](Self::uuid), of device `ordinal`, which gets no context.
+    ///
+    /// # Errors
+    /// There is no such device, or the driver fails.
+    pub fn uuid_of(driver: &Driver, ordinal: i32) -> Result<[u8; 16], DriverError> {
         let mut uuid = [0; 16];
-        match call!(&self.driver, cuDeviceGetUuid_v2(&mut uuid, self.ordinal)) {
+        match call!(driver, cuDeviceGetUuid_v2(&mut uuid, ordinal)) {
             Err(DriverError::NoFunction { .. }) => {
-                call!(&self.driver, cuDeviceGetUuid(&mut uuid, self.ordinal))?;
+                call!(driver, cuDeviceGetUuid(&mut uuid, ordinal))?;
             }
             result => result?,
         }
@@ -139,13 +147,14 @@ impl Device {
         Ok((free, total))
     }
 
-    /// Whether kernels of this device can access the memory of `peer`, once access is enabled.
+    /// Whether kernels of this device can access the memory of device `peer`, once access is
+    /// enabled. The peer gets no context.
     ///
     /// # Errors
-    /// The driver fails.
-    pub fn can_access(&self, peer: &Self) -> Result<bool, DriverError> {
+    /// There is no such device, or the driver fails.
+    pub fn can_access(&self, peer: i32) -> Result<bool, DriverError> {
         let mut can = 0;
-        call!(&self.driver, cuDeviceCanAccessPeer(&mut can, self.ordinal, peer.ordinal))?;
+        call!(&self.driver, cuDeviceCanAccessPeer(&mut can, self.ordinal, peer))?;
         Ok(can != 0)
     }
 

@@ -1,5 +1,5 @@
 //! The part of a rank info that describes the rank's device: which device it is, how other ranks
-//! open the inbox, and which devices its kernels reach.
+//! open the inbox, and which devices its kernels do not reach.
 
 use maypole_cuda::driver::{Device, DriverError};
 use maypole_cuda::ipc::MemoryHandle;
@@ -17,9 +17,10 @@ pub(crate) struct DeviceInfo {
     pub(crate) inbox: u64,
     /// The handle by which other processes open the inbox, if the driver can share it.
     pub(crate) handle: Option<MemoryHandle>,
-    /// The UUIDs of the other devices whose memory the rank's kernels can reach, of those that its
-    /// process sees.
-    pub(crate) accessible: Vec<[u8; 16]>,
+    /// The UUIDs of the other devices that the rank's process sees and whose memory the rank's
+    /// kernels cannot reach. Whether they reach a device that the process does not see is known
+    /// when its memory is opened.
+    pub(crate) unreachable: Vec<[u8; 16]>,
 }
 
 impl DeviceInfo {
@@ -29,11 +30,12 @@ impl DeviceInfo {
     /// The driver cannot say which devices there are.
     pub(crate) fn new(gpu: &Gpu, inbox: &DeviceInbox) -> Result<Self, DriverError> {
         let driver = gpu.device.driver();
-        let mut accessible = Vec::new();
+        let mut unreachable = Vec::new();
+        // No context is made on the other devices: it would take memory of each, and fail if
+        // another process has the device for itself.
         for ordinal in (0..driver.devices()?).filter(|other| *other != gpu.device.ordinal()) {
-            let other = Device::open(driver, ordinal)?;
-            if gpu.device.can_access(&other)? {
-                accessible.push(other.uuid()?);
+            if !gpu.device.can_access(ordinal)? {
+                unreachable.push(Device::uuid_of(driver, ordinal)?);
             }
         }
         Ok(Self {
@@ -41,13 +43,13 @@ impl DeviceInfo {
             ordinal: gpu.device.ordinal(),
             inbox: inbox.address(),
             handle: inbox.handle(),
-            accessible,
+            unreachable,
         })
     }
 
-    /// Whether the device of this rank can access the device of the other rank.
-    pub(crate) fn can_access(&self, other: &Self) -> bool {
-        self.uuid == other.uuid || self.accessible.contains(&other.uuid)
+    /// Whether the device of this rank may be able to access the device of the other rank.
+    pub(crate) fn may_access(&self, other: &Self) -> bool {
+        self.uuid == other.uuid || !self.unreachable.contains(&other.uuid)
     }
 
     /// The bytes that are sent to the other ranks.
@@ -63,7 +65,7 @@ impl DeviceInfo {
             }
             None => bytes.push(0),
         }
-        bytes.extend(self.accessible.iter().flatten());
+        bytes.extend(self.unreachable.iter().flatten());
         bytes
     }
 
@@ -83,13 +85,13 @@ impl DeviceInfo {
             }
             _ => return None,
         };
-        let (accessible, rest) = rest.as_chunks();
+        let (unreachable, rest) = rest.as_chunks();
         rest.is_empty().then_some(Self {
             uuid: *uuid,
             ordinal: i32::from_le_bytes(*ordinal),
             inbox: u64::from_le_bytes(*inbox),
             handle,
-            accessible: accessible.to_vec(),
+            unreachable: unreachable.to_vec(),
         })
     }
 }
@@ -102,11 +104,11 @@ mod tests {
     fn device_info_survives_the_wire_and_a_damaged_one_is_refused() {
         let handle = MemoryHandle { bytes: [7; 64], offset: 9 };
         for handle in [None, Some(handle)] {
-            let accessible = vec![[2; 16], [3; 16]];
-            let info = DeviceInfo { uuid: [1; 16], ordinal: 4, inbox: 5, handle, accessible };
+            let unreachable = vec![[2; 16], [3; 16]];
+            let info = DeviceInfo { uuid: [1; 16], ordinal: 4, inbox: 5, handle, unreachable };
             let bytes = info.to_bytes();
             assert_eq!(DeviceInfo::from_bytes(&bytes), Some(info));
-            // Without a multiple of 16 bytes it is whole again, with fewer accessible devices.
+            // Without a multiple of 16 bytes it is whole again, with fewer unreachable devices.
             let lens = (0..bytes.len()).filter(|len| !(bytes.len() - len).is_multiple_of(16));
             for len in lens {
                 assert_eq!(DeviceInfo::from_bytes(&bytes[..len]), None, "{len}");

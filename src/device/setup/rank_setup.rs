@@ -61,7 +61,7 @@ impl RankSetup {
         let open = |(rank, peer): (usize, &PeerDevice<'_>)| {
             let info = peer.info.filter(|_| rank != me as usize)?;
             let allowed = between_devices || info.uuid == self.info.uuid;
-            if !allowed || !self.info.can_access(info) {
+            if !allowed || !self.info.may_access(info) {
                 return None;
             }
             let inbox = if peer.same_process {
