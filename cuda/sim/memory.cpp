@@ -162,6 +162,11 @@ bool is_pinned(const void* address, size_t bytes) {
   return it != pinned.end() && (uintptr_t)address + bytes <= it->first + it->second.bytes;
 }
 
+void use_memory(int physical, long bytes) {
+  Lock guard(lock);
+  used[physical] += (size_t)bytes;
+}
+
 static CUresult allocate(CUdeviceptr* address, size_t bytes) {
   if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
   const int physical = current_context()->device->physical;
@@ -181,6 +186,7 @@ DRIVER_API cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
     Lock guard(order);
     if (CUresult failed = forbid_unsafe()) return failed;
   }
+  synchronize_for_allocation();
   return allocate(address, bytes);
 }
 // Waits for all work of the device, as the driver does.
@@ -239,6 +245,7 @@ DRIVER_API cuMemHostAlloc(void** address, size_t bytes, unsigned) {
     Lock guard(order);
     if (CUresult failed = forbid_unsafe()) return failed;
   }
+  synchronize_for_allocation();
   if (!bytes) return CUDA_ERROR_INVALID_VALUE;
   void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (at == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;

@@ -65,6 +65,8 @@ int device_count();
 Device& device_of(CUdevice ordinal);
 CUdevice ordinal_of(const Device& device);
 CUcontext primary(CUdevice ordinal);
+// Bytes of device memory that a retained context takes.
+constexpr size_t CONTEXT_BYTES = (size_t)256 << 20;
 CUcontext current_context();
 CUresult context_state();
 bool may_access(const Device& from, int physical);
@@ -91,6 +93,8 @@ CUresult release_region(CUdeviceptr start, bool imported);
 // Maps the memory of `to` for `from`, which may access it from now on, or unmaps it.
 void map_peer(Device& from, int to, bool on);
 bool is_pinned(const void* address, size_t bytes);
+// Adds to the bytes that are in use on a device.
+void use_memory(int physical, long bytes);
 // The address at which the simulator reaches an address of a device or the host.
 void* reach(u64 address);
 
@@ -150,6 +154,9 @@ std::vector<CUstream>& all_streams();
 // Queues the operation, or adds it to a capture.
 CUresult submit(CUstream stream, Operation operation, Done* done = nullptr);
 void synchronize_all();
+// Waits for all work of the device of the current context, and of the devices that may access it or
+// that it may access, if allocations wait.
+void synchronize_for_allocation();
 
 // ---- capture.cpp
 

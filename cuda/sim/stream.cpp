@@ -83,6 +83,34 @@ void synchronize_all() {
   for (Done& one : tails) one->wait();
 }
 
+static int allocations_wait = -1;  // -1: as SIMCUDA_ALLOCATIONS_WAIT says
+
+// Makes allocations wait, as a driver may, or not.
+extern "C" __attribute__((visibility("default"))) void simAllocationsWait(int on) {
+  __atomic_store_n(&allocations_wait, on, __ATOMIC_RELEASE);
+}
+
+void synchronize_for_allocation() {
+  int on = __atomic_load_n(&allocations_wait, __ATOMIC_ACQUIRE);
+  if (on < 0) on = setting("SIMCUDA_ALLOCATIONS_WAIT", 0);
+  if (!on) return;
+  Device& mine = *current_context()->device;
+  auto concerned = [&](CUstream stream) {
+    Device& other = *stream->context->device;
+    return may_access(mine, other.physical) || may_access(other, mine.physical);
+  };
+  std::vector<Done> tails;
+  {
+    Lock guard(order);
+    for (CUstream s : all_streams())
+      if (s->tail && concerned(s)) tails.push_back(s->tail);
+    for (int i = 0; i < device_count(); i++)
+      if (primary(i)->legacy->tail && concerned(primary(i)->legacy))
+        tails.push_back(primary(i)->legacy->tail);
+  }
+  for (Done& one : tails) one->wait();
+}
+
 #define STREAM(name)   \
   ENTER_CONTEXT(name); \
   CUstream stream = stream_of(handle)

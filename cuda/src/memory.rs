@@ -16,6 +16,8 @@ pub struct DeviceBuffer {
     device: Arc<Device>,
     address: CUdeviceptr,
     bytes: usize,
+    /// The allocation that this is a piece of. None for a whole allocation.
+    whole: Option<Arc<DeviceBuffer>>,
 }
 
 impl DeviceBuffer {
@@ -26,7 +28,23 @@ impl DeviceBuffer {
     pub fn new(device: &Arc<Device>, bytes: usize) -> Result<Self, DriverError> {
         let mut address = 0;
         call!(&device.current()?, cuMemAlloc_v2(&mut address, bytes.max(1)))?;
-        Ok(Self { device: device.clone(), address, bytes })
+        Ok(Self { device: device.clone(), address, bytes, whole: None })
+    }
+
+    /// The `bytes` bytes from `offset` on, a multiple of 256, of an allocation. It is freed when
+    /// all its pieces are dropped.
+    ///
+    /// # Panics
+    /// If the allocation is shorter.
+    pub(crate) fn piece(whole: &Arc<Self>, offset: usize, bytes: usize) -> Self {
+        assert!(offset.is_multiple_of(256) && offset + bytes <= whole.bytes, "a piece lies within");
+        let address = whole.address + offset as u64;
+        Self { device: whole.device.clone(), address, bytes, whole: Some(whole.clone()) }
+    }
+
+    /// Whether this is an allocation of its own, which other processes can open.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole.is_none()
     }
 
     /// The address of the first byte, as the device sees it; a multiple of 256.
@@ -47,6 +65,9 @@ impl DeviceBuffer {
 
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
+        if !self.is_whole() {
+            return;
+        }
         // A failure here comes from earlier work, and the stream has reported it.
         let _ = self.device.current().map(|driver| call!(&driver, cuMemFree_v2(self.address)));
     }
@@ -62,6 +83,8 @@ pub struct PinnedBuffer {
     host: NonNull<c_void>,
     address: u64,
     bytes: usize,
+    /// The allocation that this is a piece of. None for a whole allocation.
+    whole: Option<Arc<PinnedBuffer>>,
 }
 
 // SAFETY: this type does not access the memory. Users of `host` have to synchronise their accesses.
@@ -84,7 +107,7 @@ impl PinnedBuffer {
         let mut address = 0;
         let mapped = call!(&driver, cuMemHostGetDevicePointer_v2(&mut address, host, 0));
         let host = NonNull::new(host).expect("memory that was allocated has an address");
-        let pinned = Self { device: device.clone(), host, address, bytes };
+        let pinned = Self { device: device.clone(), host, address, bytes, whole: None };
         if let Err(error) = mapped {
             // The memory is leaked: freeing it would wait for all work of the device, and that work
             // may wait for a rank that has to learn of this failure first.
@@ -92,6 +115,22 @@ impl PinnedBuffer {
             return Err(error);
         }
         Ok(pinned)
+    }
+
+    /// The `bytes` bytes from `offset` on, a multiple of 4096, of an allocation. It is freed when
+    /// all its pieces are dropped.
+    ///
+    /// # Panics
+    /// If the allocation is shorter.
+    pub(crate) fn piece(whole: &Arc<Self>, offset: usize, bytes: usize) -> Self {
+        assert!(
+            offset.is_multiple_of(4096) && offset + bytes <= whole.bytes,
+            "a piece lies within"
+        );
+        // SAFETY: the piece lies within the allocation.
+        let host = unsafe { whole.host.byte_add(offset) };
+        let address = whole.address + offset as u64;
+        Self { device: whole.device.clone(), host, address, bytes, whole: Some(whole.clone()) }
     }
 
     /// The address of the first byte for the host, the start of a page. Kernels may write at any
@@ -113,6 +152,9 @@ impl PinnedBuffer {
 
 impl Drop for PinnedBuffer {
     fn drop(&mut self) {
+        if self.whole.is_some() {
+            return;
+        }
         // As for `DeviceBuffer`.
         let _ =
             self.device.current().map(|driver| call!(&driver, cuMemFreeHost(self.host.as_ptr())));

@@ -4,6 +4,11 @@
 //! wait for a rank of the same process that in turn waits for it. For this reason nothing is freed
 //! before the last user of the device is gone: memory that one communicator returns is given to
 //! the next one.
+//!
+//! Allocating may wait too: for all work of the device and of its peers, depending on the driver.
+//! So each communicator [reserves](DevicePool::reserve) memory before any rank launches work, and
+//! what is needed later is a piece of that. Memory is allocated beside the reserve only when it is
+//! used up.
 
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,6 +27,9 @@ pub struct DevicePool {
 struct FreeMemory {
     device: Vec<DeviceBuffer>,
     pinned: Vec<PinnedBuffer>,
+    /// Allocations, and how many of their bytes were made pieces.
+    device_reserve: Vec<(Arc<DeviceBuffer>, usize)>,
+    pinned_reserve: Vec<(Arc<PinnedBuffer>, usize)>,
     /// Buffers to which other processes may still write: these are never reused.
     retired: Vec<DeviceBuffer>,
 }
@@ -37,12 +45,50 @@ impl DevicePool {
         &self.device
     }
 
+    /// Allocates memory unless so many bytes of device memory and of pinned memory are unused.
+    ///
+    /// # Errors
+    /// The driver has no memory left.
+    pub fn reserve(&self, device: usize, pinned: usize) -> Result<(), DriverError> {
+        let mut free = self.free();
+        let pieces: usize = free.device.iter().map(DeviceBuffer::bytes).sum();
+        let left: usize = free.device_reserve.iter().map(|(all, used)| all.bytes() - used).sum();
+        if pieces + left < device {
+            let all = Arc::new(DeviceBuffer::new(&self.device, device)?);
+            free.device_reserve.push((all, 0));
+        }
+        let pieces: usize = free.pinned.iter().map(PinnedBuffer::bytes).sum();
+        let left: usize = free.pinned_reserve.iter().map(|(all, used)| all.bytes() - used).sum();
+        if pieces + left < pinned {
+            let all = Arc::new(PinnedBuffer::new(&self.device, pinned)?);
+            free.pinned_reserve.push((all, 0));
+        }
+        Ok(())
+    }
+
     /// Takes at least `bytes` and at most `2 * bytes` of device memory, of undefined content.
     ///
     /// # Errors
     /// The driver has no memory left.
     pub fn device_memory(self: &Arc<Self>, bytes: usize) -> Result<PooledBuffer, DriverError> {
-        let unused = take_smallest(&mut self.free().device, bytes, DeviceBuffer::bytes);
+        let mut free = self.free();
+        let unused = take_smallest(&mut free.device, bytes, DeviceBuffer::bytes).or_else(|| {
+            let (all, at) = next_piece(&mut free.device_reserve, bytes, 256, |all| all.bytes())?;
+            Some(DeviceBuffer::piece(&all, at, bytes))
+        });
+        drop(free);
+        let buffer = unused.map_or_else(|| DeviceBuffer::new(&self.device, bytes), Ok)?;
+        Ok(PooledBuffer { pool: self.clone(), buffer: Some(buffer) })
+    }
+
+    /// As [`device_memory`](Self::device_memory), but an allocation of its own, which other
+    /// processes can open.
+    ///
+    /// # Errors
+    /// The driver has no memory left.
+    pub fn shareable_memory(self: &Arc<Self>, bytes: usize) -> Result<PooledBuffer, DriverError> {
+        let size = |buffer: &DeviceBuffer| if buffer.is_whole() { buffer.bytes() } else { 0 };
+        let unused = take_smallest(&mut self.free().device, bytes.max(1), size);
         let buffer = unused.map_or_else(|| DeviceBuffer::new(&self.device, bytes), Ok)?;
         Ok(PooledBuffer { pool: self.clone(), buffer: Some(buffer) })
     }
@@ -52,7 +98,12 @@ impl DevicePool {
     /// # Errors
     /// The driver has no pinned memory left.
     pub fn pinned_memory(self: &Arc<Self>, bytes: usize) -> Result<PooledPinned, DriverError> {
-        let unused = take_smallest(&mut self.free().pinned, bytes, PinnedBuffer::bytes);
+        let mut free = self.free();
+        let unused = take_smallest(&mut free.pinned, bytes, PinnedBuffer::bytes).or_else(|| {
+            let (all, at) = next_piece(&mut free.pinned_reserve, bytes, 4096, |all| all.bytes())?;
+            Some(PinnedBuffer::piece(&all, at, bytes))
+        });
+        drop(free);
         let pinned = unused.map_or_else(|| PinnedBuffer::new(&self.device, bytes), Ok)?;
         Ok(PooledPinned { pool: self.clone(), pinned: Some(pinned) })
     }
@@ -76,6 +127,22 @@ fn take_smallest<T>(free: &mut Vec<T>, bytes: usize, size: impl Fn(&T) -> usize)
     let fits = (0..free.len()).filter(|index| (bytes..=2 * bytes).contains(&size(&free[*index])));
     let smallest = fits.min_by_key(|index| size(&free[*index]))?;
     Some(free.swap_remove(smallest))
+}
+
+/// Makes `bytes` of one of these allocations a piece, at a multiple of `alignment`. Returns the
+/// allocation and the offset.
+fn next_piece<T>(
+    reserve: &mut [(Arc<T>, usize)],
+    bytes: usize,
+    alignment: usize,
+    size: impl Fn(&T) -> usize,
+) -> Option<(Arc<T>, usize)> {
+    reserve.iter_mut().find_map(|(all, used)| {
+        let at = used.next_multiple_of(alignment);
+        let end = at.checked_add(bytes).filter(|end| *end <= size(all))?;
+        *used = end;
+        Some((all.clone(), at))
+    })
 }
 
 /// Device memory of a pool. It returns to the pool on drop; nothing may use it after that.

@@ -1,7 +1,7 @@
 //! Assembles a communicator from what the ranks know of each other after the bootstrap.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use maypole_algorithms::{Class, Rank};
 use maypole_transport::fault::{FaultInjector, FaultRecipe};
@@ -136,6 +136,12 @@ impl Communicator {
         if let Some(device) = device.as_mut().filter(|_| needs_proxy) {
             let timeout = config.timeout.unwrap_or(Duration::MAX).min(options.timeout);
             start_proxy(device, &host, layout, timeout, faults);
+        }
+        if terms.device_channels.is_some() {
+            // An allocation may wait for kernels of this and other devices, and those for a rank
+            // that still allocates. So no rank makes a call before all ranks have allocated.
+            let timeout = config.timeout.unwrap_or(Duration::MAX).min(options.timeout);
+            host.control.all_gather(&[], Instant::now() + timeout)?;
         }
         let membership = Membership {
             config: Config {

@@ -52,6 +52,11 @@ impl<'a> BatchMember<'a> {
     pub(crate) fn new(comm: &'a mut Communicator, batch: LaunchBatch) -> Self {
         Self { comm, batch, queued: 0, failed: None }
     }
+
+    /// Ends the communicator, because nothing that was planned for it can be queued.
+    pub(crate) fn fail(self, error: DriverError) -> Error {
+        self.comm.fail(error.into())
+    }
 }
 
 impl LaunchBatch {

@@ -4,6 +4,7 @@ pub(crate) mod batch;
 
 use std::sync::Arc;
 
+use maypole_cuda::driver::CurrentContext;
 use maypole_cuda::stream::CaptureStatus;
 
 use self::batch::{BatchMember, LaunchBatch, launch_batches};
@@ -55,14 +56,54 @@ pub struct StreamCalls<'a> {
 /// if the stream is captured, at every replay of the graph. The streams exist, and belong to the
 /// device of their communicator.
 pub unsafe fn launch_calls(calls: Vec<StreamCalls<'_>>) -> Result<(), Error> {
-    let mut result = Ok(());
     let mut calls: Vec<Option<StreamCalls<'_>>> = calls.into_iter().map(Some).collect();
+    let mut by_gpu = Vec::new();
     while let Some(gpu) = calls.iter().flatten().find_map(|part| part.comm.gpu()) {
         let on_gpu = calls.iter_mut().filter_map(|part| {
             part.take_if(|part| part.comm.gpu().is_some_and(|other| Arc::ptr_eq(&gpu, &other)))
         });
+        let on_gpu: Vec<_> = on_gpu.collect();
+        by_gpu.push((gpu, on_gpu));
+    }
+    let mut result = Ok(());
+    // All calls are planned before any is launched: planning may allocate, which may wait for the
+    // kernels of all devices, and a kernel that is launched here may wait for the others.
+    let only_one = by_gpu.len() == 1;
+    let mut planned = Vec::new();
+    for (gpu, on_gpu) in by_gpu {
+        let current = match gpu.device.current() {
+            Ok(current) => current,
+            Err(error) => {
+                result = result.and(Err(error.into()));
+                continue;
+            }
+        };
         // SAFETY: the caller guarantees what `launch_calls` requires.
-        let launched = unsafe { launch_on(&gpu, on_gpu.collect()) };
+        let members = match unsafe { plan_on(&current, on_gpu) } {
+            Ok((members, outcome)) => {
+                result = result.and(outcome);
+                members
+            }
+            Err(error) => {
+                result = result.and(Err(error));
+                continue;
+            }
+        };
+        if only_one {
+            // SAFETY: as above.
+            let launched = unsafe { launch_on(&current, &gpu, members) };
+            result = result.and(launched);
+        } else {
+            drop(current);
+            planned.push((gpu, members));
+        }
+    }
+    for (gpu, members) in planned {
+        let launched = match gpu.device.current() {
+            // SAFETY: the caller guarantees what `launch_calls` requires.
+            Ok(current) => unsafe { launch_on(&current, &gpu, members) },
+            Err(error) => members.into_iter().map(|m| Err(m.fail(error.clone()))).collect(),
+        };
         result = result.and(launched);
     }
     match calls.into_iter().flatten().next() {
@@ -77,18 +118,23 @@ pub unsafe fn launch_calls(calls: Vec<StreamCalls<'_>>) -> Result<(), Error> {
     }
 }
 
-/// Queues calls of communicators that are all on `gpu`.
+/// Plans calls of communicators whose device is the current one. Returns what is to be queued for each, and
+/// the first error.
+///
+/// # Errors
+/// What is wrong with a stream, before any call counts as made.
 ///
 /// # Safety
 /// As for [`launch_calls`].
-unsafe fn launch_on(gpu: &Gpu, calls: Vec<StreamCalls<'_>>) -> Result<(), Error> {
-    let current = gpu.device.current()?;
+unsafe fn plan_on<'a>(
+    current: &CurrentContext<'_>,
+    calls: Vec<StreamCalls<'a>>,
+) -> Result<(Vec<BatchMember<'a>>, Result<(), Error>), Error> {
     let mut result = Ok(());
-    // What can be wrong with a stream is found before any call counts as made.
     let mut captures = Vec::with_capacity(calls.len());
     for StreamCalls { stream, .. } in &calls {
         // SAFETY: the caller keeps the streams alive.
-        let capture = match unsafe { CaptureStatus::of(&current, stream.0)? } {
+        let capture = match unsafe { CaptureStatus::of(current, stream.0)? } {
             CaptureStatus::None => None::<u64>,
             CaptureStatus::Active(id) => Some(id),
             CaptureStatus::Invalidated => {
@@ -117,12 +163,25 @@ unsafe fn launch_on(gpu: &Gpu, calls: Vec<StreamCalls<'_>>) -> Result<(), Error>
         }
         members.push(BatchMember::new(comm, batch));
     }
+    Ok((members, result))
+}
+
+/// Queues what was planned for communicators that are all on `gpu`.
+///
+/// # Safety
+/// As for [`launch_calls`].
+unsafe fn launch_on(
+    current: &CurrentContext<'_>,
+    gpu: &Gpu,
+    mut members: Vec<BatchMember<'_>>,
+) -> Result<(), Error> {
+    let mut result = Ok(());
     while let Some(position) = members.first().map(|member| member.batch.at) {
         // The members on the same stream, in their order.
         let (mut on_stream, others): (Vec<_>, Vec<_>) =
             members.into_iter().partition(|member| member.batch.at == position);
         // SAFETY: the caller guarantees what `launch_calls` requires.
-        let launched = unsafe { launch_batches(&current, gpu, position, &mut on_stream) };
+        let launched = unsafe { launch_batches(current, gpu, position, &mut on_stream) };
         result = result.and(launched);
         members = others;
     }

@@ -35,7 +35,7 @@ impl DeviceInbox {
         stream: &CudaStream,
         layout: &DeviceInboxLayout,
     ) -> Result<Arc<Self>, DriverError> {
-        let memory = pool.device_memory(layout.bytes())?;
+        let memory = pool.shareable_memory(layout.bytes())?;
         stream.fill(&memory, 0, layout.zeroed())?;
         stream.synchronize()?;
         let inbox = Arc::new(Self { memory: Some(memory), may_be_written: AtomicU32::new(0) });

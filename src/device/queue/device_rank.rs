@@ -27,6 +27,9 @@ use crate::proxy::Proxy;
 
 /// The most blocks of a rank's call: enough to keep a link between devices busy.
 const MOST_BLOCKS: u32 = 64;
+/// Bytes of device memory and of pinned memory that a communicator reserves for its programs and
+/// its scratch.
+const RESERVED: (usize, usize) = (16 << 20, 4 << 20);
 /// How long kernels may take to see that they are aborted.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a rank waits at its end for other ranks to take the last messages.
@@ -89,6 +92,7 @@ impl DeviceRank {
     ) -> Result<Self, Error> {
         let RankSetup { gpu, stream, layout, inbox, .. } = setup;
         let _relaxed = RelaxedCapture::begin(gpu.device.driver())?;
+        gpu.pool.reserve(RESERVED.0, RESERVED.1)?;
         let peers = layout.peers(me);
         let ports = peers.iter().enumerate().map(|(index, &peer)| LinkPort {
             peer,

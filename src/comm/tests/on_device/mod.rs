@@ -4,5 +4,6 @@ mod calls;
 mod ends;
 mod environment;
 mod processes;
+mod side_effects;
 mod streams;
 mod support;

@@ -74,6 +74,39 @@ pub(super) fn configure(jitter_us: u32) {
     assert_eq!([0, 1].map(|device| configure(device, 128, jitter_us)), [0, 0]);
 }
 
+/// How often the context of a device is retained.
+pub(super) fn retained(device: i32) -> i32 {
+    // SAFETY: cuda/sim/device.cpp gives the function this signature.
+    let retained = unsafe {
+        std::mem::transmute::<*mut c_void, extern "C" fn(i32) -> i32>(symbol(c"simRetained"))
+    };
+    retained(device)
+}
+
+/// Makes allocations wait for the work of the device and its peers, as some drivers do, until the
+/// result is dropped.
+pub(super) fn allocations_wait() -> impl Drop {
+    struct Waiting;
+    impl Waiting {
+        fn set(on: i32) {
+            // SAFETY: cuda/sim/stream.cpp gives the function this signature.
+            let set = unsafe {
+                std::mem::transmute::<*mut c_void, extern "C" fn(i32)>(symbol(
+                    c"simAllocationsWait",
+                ))
+            };
+            set(on);
+        }
+    }
+    impl Drop for Waiting {
+        fn drop(&mut self) {
+            Self::set(0);
+        }
+    }
+    Waiting::set(1);
+    Waiting
+}
+
 /// Makes the `n`-th call of a function from now on fail with `error`; 0 for `n` cancels that for
 /// all functions.
 pub(super) fn fail(name: &CStr, n: u64, error: i32) {

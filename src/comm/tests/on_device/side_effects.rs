@@ -1,0 +1,106 @@
+//! Side effects of the driver: allocations that wait for kernels, contexts that cost memory, and
+//! stores between which time passes.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use maypole_algorithms::{Collective, DType, RedOp};
+use maypole_cuda::stream::CudaStream;
+
+use super::support::{
+    Rank, all_ranks, allocations_wait, configure, on_devices, retained, simulator,
+};
+use crate::call::Call;
+use crate::comm::{DeviceCall, StreamCalls, launch_calls};
+use crate::config::Config;
+use crate::device::CudaStreamHandle;
+
+/// Numbers of elements, each of which needs a plan of its own.
+const COUNTS: [usize; 7] = [1, 2, 100, 3000, 9000, 40_000, 100_000];
+
+/// One thread makes the calls of ranks on two devices. Each call needs a new plan on both, for
+/// which nothing may be allocated after the kernel of the first device was launched.
+#[test]
+fn one_thread_launches_on_two_devices_while_allocations_wait_for_kernels() {
+    let simulator = simulator();
+    let mut ranks = all_ranks(&simulator, &[0, 1], &Config::default());
+    let data = vec![1u8; 4 * COUNTS[COUNTS.len() - 1]];
+    let buffers: Vec<_> = ranks.iter_mut().map(|rank| [rank.put(&data), rank.put(&data)]).collect();
+    let waiting = allocations_wait();
+    let (done, finished) = mpsc::channel();
+    std::thread::spawn(move || {
+        for count in COUNTS {
+            let calls = ranks.iter_mut().zip(&buffers).map(|(rank, [send, recv])| {
+                let call = Call {
+                    collective: Collective::AllReduce,
+                    send: send.address() as *const u8,
+                    recv: recv.address() as *mut u8,
+                    count,
+                    dtype: DType::Uint32,
+                    reduction: RedOp::Sum.into(),
+                };
+                let stream = CudaStreamHandle(rank.stream.handle());
+                let calls = vec![DeviceCall::Collective(call)];
+                StreamCalls { comm: &mut rank.comm, calls, stream }
+            });
+            // SAFETY: the buffers hold `count` elements and live until the streams have run.
+            unsafe { launch_calls(calls.collect()) }.expect("to queue");
+        }
+        let results = ranks.iter().zip(&buffers).map(|(rank, [_, recv])| rank.get(recv));
+        done.send(results.collect::<Vec<_>>()).expect("the test waits");
+    });
+    let results = finished.recv_timeout(Duration::from_secs(60)).expect("the calls hang");
+    assert!(results.iter().flatten().all(|byte| *byte == 2), "1 + 1 in every byte");
+    drop(waiting);
+}
+
+/// Ranks as threads, none of which waits for another between calls.
+#[test]
+fn ranks_in_threads_plan_while_allocations_wait_for_kernels() {
+    let simulator = simulator();
+    configure(300);
+    let waiting = allocations_wait();
+    for _ in 0..3 {
+        on_devices(&simulator, &[0, 1, 1], &Config::default(), |rank| {
+            for count in COUNTS {
+                let mut data = vec![rank.comm.rank() + 1; count];
+                rank.comm.all_reduce_in_place(&mut data, RedOp::Sum).expect("a sum");
+                assert!(data.iter().all(|sum| *sum == 6));
+            }
+        });
+    }
+    drop(waiting);
+}
+
+#[test]
+fn a_communicator_makes_no_context_on_devices_that_it_does_not_use() {
+    let simulator = simulator();
+    let before = [0, 1].map(retained);
+    on_devices(&simulator, &[0, 0], &Config::default(), move |rank| {
+        rank.comm.barrier().expect("a barrier");
+        assert_eq!(retained(1), before[1]);
+        assert!(retained(0) > before[0]);
+    });
+}
+
+/// A work on another stream begins as soon as the one before has stored that it has finished. Then
+/// everything that it reads has been stored too.
+#[test]
+fn works_on_alternating_streams_with_time_between_all_stores() {
+    let simulator = simulator();
+    configure(2000);
+    on_devices(&simulator, &[0, 1], &Config::default(), |rank| {
+        let streams = [(); 2].map(|()| CudaStream::new(&rank.device).expect("a stream"));
+        for _ in 0..60 {
+            for stream in &streams {
+                let Rank { comm, .. } = rank;
+                let (calls, stream) =
+                    (vec![DeviceCall::Barrier], CudaStreamHandle(stream.handle()));
+                // SAFETY: a barrier uses no memory of the caller.
+                unsafe { launch_calls(vec![StreamCalls { comm, calls, stream }]) }
+                    .expect("to queue");
+            }
+        }
+        streams.iter().for_each(|stream| stream.synchronize().expect("the works finish"));
+    });
+}
