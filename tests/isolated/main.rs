@@ -9,6 +9,7 @@ mod intruders;
 mod ranks;
 
 mod abort;
+mod growth;
 mod limits;
 mod scale;
 mod strangers;

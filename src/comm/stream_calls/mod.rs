@@ -99,11 +99,17 @@ pub unsafe fn launch_calls(calls: Vec<StreamCalls<'_>>) -> Result<(), Error> {
         }
     }
     for (gpu, members) in planned {
-        let launched = match gpu.device.current() {
-            // SAFETY: the caller guarantees what `launch_calls` requires.
-            Ok(current) => unsafe { launch_on(&current, &gpu, members) },
-            Err(error) => members.into_iter().map(|m| Err(m.fail(error.clone()))).collect(),
+        let current = match gpu.device.current() {
+            Ok(current) => current,
+            Err(error) => {
+                for member in members {
+                    result = result.and(Err(member.fail(error.clone())));
+                }
+                continue;
+            }
         };
+        // SAFETY: the caller guarantees what `launch_calls` requires.
+        let launched = unsafe { launch_on(&current, &gpu, members) };
         result = result.and(launched);
     }
     match calls.into_iter().flatten().next() {
@@ -118,8 +124,8 @@ pub unsafe fn launch_calls(calls: Vec<StreamCalls<'_>>) -> Result<(), Error> {
     }
 }
 
-/// Plans calls of communicators whose device is the current one. Returns what is to be queued for each, and
-/// the first error.
+/// Plans calls of communicators whose device is the current one. Returns what is to be queued for
+/// each, and the first error.
 ///
 /// # Errors
 /// What is wrong with a stream, before any call counts as made.

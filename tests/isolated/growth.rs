@@ -1,0 +1,103 @@
+//! Tests that a process does not grow with the number of different calls, windows and
+//! communicators that it makes.
+
+use std::io::Read;
+use std::time::Duration;
+
+use crate::ranks::Job;
+use maypole::memory::SharedBuffer;
+use maypole::{Communicator, RedOp, UniqueId};
+
+/// The test that a rank process runs.
+const ENTRY: &str = "growth::rank";
+
+/// How many bytes a process may grow after a tenth of the rounds. A communicator keeps 1024 plans
+/// for counts, and those of longer vectors are larger; windows and communicators leave nothing but
+/// pages of the allocator.
+const MOST_FOR_COUNTS: usize = 16 << 20;
+const MOST_FOR_OTHERS: usize = 4 << 20;
+
+/// Not a test: the code of a rank process.
+#[test]
+#[ignore = "run by the other tests, as a rank"]
+fn rank() {
+    let Ok(scene) = std::env::var("MAYPOLE_TEST_SCENE") else { return };
+    let words: Vec<&str> = scene.split(' ').collect();
+    let number = |word: &str| word.parse::<u32>().expect("a number");
+    let mut bytes = [0; 128];
+    std::io::stdin().read_exact(&mut bytes).expect("128 bytes");
+    let id = UniqueId::from_bytes(bytes).expect("an id");
+    let (kind, rounds) = words[0].split_once('=').expect("a kind and a number");
+    let rounds = number(rounds);
+    let mut comm = Communicator::new(&id, number(words[1]), number(words[2])).expect("a rank");
+    let mut round: Box<dyn FnMut(u32)> = match kind {
+        "counts" => {
+            let mut data = vec![0u8; rounds as usize];
+            Box::new(move |round| {
+                let data = &mut data[..=round as usize];
+                data.fill(1);
+                comm.all_reduce_in_place(data, RedOp::Sum).expect("a sum");
+                assert!(data.iter().all(|sum| *sum == 2), "{} elements", data.len());
+            })
+        }
+        "windows" => Box::new(move |_| {
+            let mut memory = SharedBuffer::new(4096).expect("memory");
+            // SAFETY: the memory is dropped after all ranks have deregistered the window.
+            let window = unsafe { comm.register_window(memory.as_mut_ptr(), 4096) };
+            let window = window.expect("a window");
+            let peer = 1 - comm.rank();
+            comm.put_slice(&[7u8; 64], peer, window, 0).expect("a put");
+            comm.wait_signals(&[(peer, 1)]).expect("a signal");
+            comm.deregister_window(window).expect("the window");
+            comm.barrier().expect("a barrier");
+        }),
+        _ => Box::new(move |_| {
+            let child = comm.split(Some(0), 0).expect("a child").expect("this rank is in it");
+            let (mut child, mut sum) = (child, [0]);
+            child.all_reduce(&[1], &mut sum, RedOp::Sum).expect("a sum");
+            assert_eq!(sum, [2]);
+        }),
+    };
+    let full = rounds / 10;
+    (0..full).for_each(&mut round);
+    let before = resident_bytes();
+    (full..rounds).for_each(&mut round);
+    let grown = resident_bytes().saturating_sub(before);
+    let most = if kind == "counts" { MOST_FOR_COUNTS } else { MOST_FOR_OTHERS };
+    println!("say:{}", if grown <= most { "bounded".into() } else { format!("grew by {grown}") });
+}
+
+/// Bytes of this process that are in memory.
+fn resident_bytes() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").expect("a file of /proc");
+    let pages = text.split(' ').nth(1).expect("the second number");
+    pages.parse::<usize>().expect("a number") * 4096
+}
+
+/// Two rank processes that do `rounds` different things, or the share of them that
+/// `MAYPOLE_TEST_SHARE` asks for in percent, but not fewer than `least`.
+fn does_not_grow(kind: &str, rounds: u32, least: u32) {
+    let _alone = crate::alone();
+    let share = std::env::var("MAYPOLE_TEST_SHARE").ok();
+    let share: u32 = share.map_or(100, |text| text.parse().expect("a percentage"));
+    let rounds = (rounds / 100 * share).max(least);
+    let patience = Duration::from_secs(300);
+    let mut job = Job::start_patient(ENTRY, 2, &format!("{kind}={rounds}"), &[], patience);
+    job.all_say("bounded");
+    (0..2).for_each(|rank| job.ends_well(rank));
+}
+
+#[test]
+fn calls_of_a_hundred_thousand_lengths() {
+    does_not_grow("counts", 100_000, 15_000);
+}
+
+#[test]
+fn windows_by_the_thousand() {
+    does_not_grow("windows", 20_000, 2000);
+}
+
+#[test]
+fn communicators_by_the_thousand() {
+    does_not_grow("communicators", 3000, 300);
+}
