@@ -48,11 +48,13 @@ fn exchange(job: &LauncherJob) -> io::Result<Rank0Exchange> {
     let file_key = secret_file_key()?;
     match &job.method {
         RendezvousMethod::Pmi(fd) => {
-            by_publication(participant, file_key, |mine| pmi::broadcast(*fd, rank, mine))
+            let broadcast = |mine: Option<&str>| pmi::broadcast(*fd, rank, mine, deadline);
+            by_publication(participant, file_key, broadcast)
         }
         RendezvousMethod::Pmix { host_socket } => match (pmix::load(), host_socket) {
             (Ok(()), _) => {
-                by_publication(participant, file_key, |mine| pmix::broadcast(rank, mine))
+                let broadcast = |mine: Option<&str>| pmix::broadcast(rank, mine, deadline);
+                by_publication(participant, file_key, broadcast)
             }
             (Err(_), Some(name)) => by_host_socket(name, participant),
             (Err(error), None) => Err(io::Error::other(format!(

@@ -87,8 +87,8 @@ impl LaunchedRank {
 /// returns when all are there, or after `MAYPOLE_INIT_TIMEOUT`.
 ///
 /// # Errors
-/// [`LaunchError::Variables`] if a launcher's variables are incomplete, [`LaunchError::Rendezvous`]
-/// if the processes cannot find each other.
+/// [`LaunchError::Variables`] if a launcher's variables are incomplete or those of several
+/// contradict each other, [`LaunchError::Rendezvous`] if the processes cannot find each other.
 pub fn find() -> Result<LaunchedRank, LaunchError> {
     match detect()? {
         Some(job) => job.connect(),
@@ -102,7 +102,8 @@ pub fn find() -> Result<LaunchedRank, LaunchError> {
 /// # Errors
 /// [`LaunchError::Variables`] if a launcher's variables are incomplete.
 pub fn detect() -> Result<Option<LauncherJob>, LaunchError> {
-    detect::detect(&environment).map_err(|what| LaunchError::Variables { what })
+    detect::detect(&environment, &detect::variable_of_ancestor)
+        .map_err(|what| LaunchError::Variables { what })
 }
 
 /// The exchange of a process that is alone.

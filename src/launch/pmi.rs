@@ -5,9 +5,10 @@
 //! is closed. The value is as safe as the launcher's own connections: on one host these are sockets
 //! of this user, between hosts they are what Hydra uses.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use super::job::{LauncherJob, RendezvousMethod, VariableLookup, number, rank_of_nranks};
 
@@ -36,8 +37,13 @@ pub(super) fn job(lookup: VariableLookup) -> Result<Option<LauncherJob>, String>
     Ok(Some(LauncherJob { launcher: NAME, rank, nranks, method: RendezvousMethod::Pmi(fd) }))
 }
 
-/// Broadcasts rank 0's text, which is `mine` there, to all ranks.
-pub(super) fn broadcast(fd: RawFd, rank: u32, mine: Option<&str>) -> io::Result<String> {
+/// Broadcasts rank 0's text, which is `mine` there, to all ranks, until `deadline`.
+pub(super) fn broadcast(
+    fd: RawFd,
+    rank: u32,
+    mine: Option<&str>,
+    deadline: Instant,
+) -> io::Result<String> {
     // SAFETY: fcntl accepts any number, and fails if it is not an open descriptor.
     if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
         return Err(failed(&format!(
@@ -46,18 +52,26 @@ pub(super) fn broadcast(fd: RawFd, rank: u32, mine: Option<&str>) -> io::Result<
     }
     // SAFETY: the descriptor is open, as fcntl just showed, and is only borrowed for the copy.
     let copy = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?;
-    PmiSession::new(UnixStream::from(copy))?.broadcast(rank, mine)
+    let session = PmiSession::new(UnixStream::from(copy), deadline);
+    // The descriptor is the launcher's: it must not keep a timeout.
+    session.and_then(|mut session| {
+        let text = session.broadcast(rank, mine);
+        session.send.set_read_timeout(None)?;
+        session.send.set_write_timeout(None)?;
+        text
+    })
 }
 
 /// The conversation with the launcher over its channel.
 struct PmiSession {
     send: UnixStream,
     receive: BufReader<UnixStream>,
+    deadline: Instant,
 }
 
 impl PmiSession {
-    fn new(socket: UnixStream) -> io::Result<Self> {
-        Ok(Self { send: socket.try_clone()?, receive: BufReader::new(socket) })
+    fn new(socket: UnixStream, deadline: Instant) -> io::Result<Self> {
+        Ok(Self { send: socket.try_clone()?, receive: BufReader::new(socket), deadline })
     }
 
     fn broadcast(&mut self, rank: u32, mine: Option<&str>) -> io::Result<String> {
@@ -79,10 +93,21 @@ impl PmiSession {
 
     /// Sends a line; returns the answer, which must be of this kind and must not report a failure.
     fn request(&mut self, line: &str, kind: &str) -> io::Result<String> {
-        self.send.write_all(format!("{line}\n").as_bytes())?;
+        // A launcher that answers in part and then stops would be waited for twice as long.
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let left = Some(left.max(Duration::from_millis(1)));
+        self.send.set_write_timeout(left)?;
+        self.send.set_read_timeout(left)?;
         let mut answer = String::new();
-        if self.receive.read_line(&mut answer)? == 0 {
-            return Err(failed("the launcher closed it"));
+        let sent = self.send.write_all(format!("{line}\n").as_bytes());
+        match sent.and_then(|()| self.receive.read_line(&mut answer)) {
+            Ok(0) => return Err(failed("the launcher closed it")),
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                let command = word(line, "cmd").unwrap_or_default();
+                return Err(io::Error::new(ErrorKind::TimedOut, timed_out(command)));
+            }
+            Err(error) => return Err(error),
         }
         let succeeded = word(&answer, "rc").is_none_or(|rc| rc == "0");
         if word(&answer, "cmd") != Some(kind) || !succeeded {
@@ -96,6 +121,13 @@ impl PmiSession {
         }
         Ok(answer)
     }
+}
+
+fn timed_out(command: &str) -> String {
+    format!(
+        "the launcher's PMI-1 channel: no answer to {command} within MAYPOLE_INIT_TIMEOUT; all \
+         processes of the job must run this program, or another one that uses Maypole"
+    )
 }
 
 fn failed(why: &str) -> io::Error {
@@ -170,7 +202,9 @@ mod tests {
             .map(|(rank, socket)| {
                 std::thread::spawn(move || {
                     let mine = format!("secret@{rank}");
-                    PmiSession::new(socket)?.broadcast(rank, (rank == 0).then_some(&*mine))
+                    let deadline = Instant::now() + Duration::from_secs(60);
+                    let mut session = PmiSession::new(socket, deadline)?;
+                    session.broadcast(rank, (rank == 0).then_some(&*mine))
                 })
             })
             .collect();
@@ -202,6 +236,20 @@ mod tests {
             job_in(&[("PMI_RANK", "0"), ("PMI_SIZE", "2"), ("PMI_PORT", "n1:7")]).unwrap_err();
         assert!(error.contains("PMI_FD is not set (PMI_PORT=n1:7"), "{error}");
         assert_eq!(job_in(&[("PMI_RANK", "0"), ("PMI_SIZE", "1")]), Ok(None));
-        assert!(broadcast(9999, 1, None).unwrap_err().to_string().contains("not open"));
+        let error = broadcast(9999, 1, None, Instant::now()).unwrap_err();
+        assert!(error.to_string().contains("not open"));
+    }
+
+    /// As if another process of the job never came to the barrier.
+    #[test]
+    fn a_launcher_that_does_not_answer_is_an_error_in_time() {
+        let (theirs, ours) = UnixStream::pair().unwrap();
+        let answers = "cmd=response_to_init rc=0\ncmd=my_kvsname kvsname=k\n";
+        (&theirs).write_all(answers.as_bytes()).unwrap();
+        let mut session =
+            PmiSession::new(ours, Instant::now() + Duration::from_millis(50)).unwrap();
+        let error = session.broadcast(1, None).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        assert!(error.to_string().contains("no answer to barrier_in"), "{error}");
     }
 }

@@ -8,6 +8,10 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Instant;
+
+use crate::process::spawn_thread;
 
 use super::job::{LauncherJob, RendezvousMethod, VariableLookup, number, rank_of_nranks};
 
@@ -112,8 +116,39 @@ pub(super) fn load() -> io::Result<()> {
     PmixFunctions::load().map(drop)
 }
 
-/// Broadcasts rank 0's text, which is `mine` there, to all ranks.
-pub(super) fn broadcast(rank: u32, mine: Option<&str>) -> io::Result<String> {
+/// Broadcasts rank 0's text, which is `mine` there, to all ranks, until `deadline`.
+///
+/// libpmix waits without end for processes that do not call it. So another thread calls it, which
+/// is left behind if it is late.
+pub(super) fn broadcast(rank: u32, mine: Option<&str>, deadline: Instant) -> io::Result<String> {
+    let mine = mine.map(str::to_owned);
+    within(deadline, move || broadcast_without_end(rank, mine.as_deref()))
+}
+
+/// The result of `call` on another thread, which must be there at `deadline`.
+fn within(
+    deadline: Instant,
+    call: impl FnOnce() -> io::Result<String> + Send + 'static,
+) -> io::Result<String> {
+    let (send, receive) = mpsc::channel();
+    // Nobody receives what comes too late.
+    let run = move || drop(send.send(call()));
+    spawn_thread("maypole-pmix", None, run)?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    receive.recv_timeout(left).unwrap_or_else(|error| {
+        Err(match error {
+            RecvTimeoutError::Timeout => io::Error::new(
+                io::ErrorKind::TimedOut,
+                "PMIx did not bring the processes together within MAYPOLE_INIT_TIMEOUT; all \
+                 processes of the job must run this program, or another one that uses Maypole",
+            ),
+            RecvTimeoutError::Disconnected => io::Error::other("the thread that calls PMIx ended"),
+        })
+    })
+}
+
+/// The same without a limit.
+fn broadcast_without_end(rank: u32, mine: Option<&str>) -> io::Result<String> {
     let pmix = PmixFunctions::load()?;
     let mut me = PmixProc { namespace: [0; 256], rank: 0 };
     // SAFETY: `me` is writable, and the number of options is 0.
@@ -252,6 +287,18 @@ mod tests {
         ("OMPI_COMM_WORLD_SIZE", "4"),
         ("OMPI_COMM_WORLD_LOCAL_SIZE", "4"),
     ];
+
+    #[test]
+    fn a_call_that_does_not_return_is_an_error_in_time() {
+        let deadline = Instant::now() + std::time::Duration::from_millis(20);
+        let error = within(deadline, || {
+            std::thread::park();
+            Ok(String::new())
+        });
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let later = Instant::now() + std::time::Duration::from_secs(60);
+        assert_eq!(within(later, || Ok("text".to_owned())).unwrap(), "text");
+    }
 
     #[test]
     fn structures_have_the_layout_of_the_header() {
