@@ -1,6 +1,7 @@
 // Sharing of device memory between processes: a handle names the memfd in the exporting process,
-// which is opened through /proc. As on a real device, a process cannot open its own handles, and
-// memory that was opened twice has to be closed twice.
+// which is opened through /proc. As on a real device, a process cannot open its own handles, memory
+// that was opened twice has to be closed twice, and each device of a process has a mapping of its
+// own.
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/stat.h>
@@ -21,7 +22,7 @@ static_assert(sizeof(Handle) <= sizeof(CUipcMemHandle), "a handle has 64 bytes")
 constexpr u64 MAGIC = 0x79726f6d656d;
 
 std::mutex lock;
-auto& opened = *new std::map<u64, CUdeviceptr>;  // by inode
+auto& opened = *new std::map<std::pair<u64, int>, CUdeviceptr>;  // by inode and device
 
 }  // namespace
 
@@ -47,7 +48,8 @@ DRIVER_API cuIpcOpenMemHandle_v2(CUdeviceptr* out, CUipcMemHandle handle, unsign
   if (h.physical != current_context()->device->physical && !setting("SIMCUDA_PEERS", 1))
     return CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
   Lock guard(lock);
-  auto found = opened.find(h.inode);
+  const std::pair<u64, int> key(h.inode, current_context()->device->physical);
+  auto found = opened.find(key);
   if (found != opened.end()) {
     with_regions([&](std::vector<Region*>& all) {
       for (Region* r : all)
@@ -63,7 +65,7 @@ DRIVER_API cuIpcOpenMemHandle_v2(CUdeviceptr* out, CUipcMemHandle handle, unsign
   if (fd < 0) return CUDA_ERROR_INVALID_HANDLE;
   if (fstat(fd, &file) != 0 || file.st_ino != h.inode) return close(fd), CUDA_ERROR_INVALID_HANDLE;
   CUresult failed = map_region(fd, h.bytes, h.mapped, h.physical, true, out);
-  if (!failed) opened[h.inode] = *out;
+  if (!failed) opened[key] = *out;
   return failed;
 }
 DRIVER_API cuIpcCloseMemHandle(CUdeviceptr address) {

@@ -367,6 +367,12 @@ fn child_of_the_next_test() {
     let device = device(&driver, 0);
     let stream = CudaStream::new(&device).expect("a stream");
     let imported = Imported::open(&device, &memory).expect("memory of the parent");
+    // Memory that is opened for another device is another mapping, which that device reaches.
+    let second = self::device(&driver, 1);
+    let for_second = Imported::open(&second, &memory).expect("memory of the parent");
+    assert_ne!(for_second.address(), imported.address());
+    let again = Imported::open(&second, &memory).expect("memory of the parent");
+    assert_eq!(again.address(), for_second.address());
     let event = EventHandle { bytes: event.try_into().expect("64 bytes") };
     let event = open_event(&device, &event).expect("an event of the parent");
     stream.wait(&event).expect("to wait");
@@ -378,6 +384,11 @@ fn child_of_the_next_test() {
     // SAFETY: as above.
     unsafe { stream.copy(imported.address(), mine.address(), 8) }.expect("to copy");
     stream.synchronize().expect("to finish");
+    let stream = CudaStream::new(&second).expect("a stream");
+    let theirs = DeviceBuffer::new(&second, 8).expect("memory");
+    // SAFETY: as above.
+    unsafe { stream.copy(theirs.address(), for_second.address(), 8) }.expect("to copy");
+    assert_eq!(word(&stream, &theirs), seen + 1);
 }
 
 #[test]

@@ -306,6 +306,13 @@ fn devices_without_peer_access_in_two_processes() {
 }
 
 #[test]
+fn several_devices_in_each_of_several_processes() {
+    same_bits("0,1;0,1", &[]);
+    same_bits("0,1,1;1,0;0", &[]);
+    same_bits("0,1;1,0,h", &[APART]);
+}
+
+#[test]
 fn devices_over_tcp_on_one_host() {
     same_bits("0;1", &[APART, ("NCCL_SHM_DISABLE", "1")]);
 }
