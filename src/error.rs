@@ -63,6 +63,15 @@ pub enum Error {
         /// The rank that aborted; possibly this one.
         by: Rank,
     },
+    /// The user of a rank revoked the communicator.
+    #[error(
+        "the communicator was revoked by rank {by}; revoke it on this rank too, and split or \
+         shrink it"
+    )]
+    Revoked {
+        /// The rank that revoked it; possibly this one.
+        by: Rank,
+    },
     /// The fault of the system: it refused a call.
     #[error("{call} failed: {}", std::io::Error::from_raw_os_error(*errno))]
     System {
@@ -167,6 +176,7 @@ impl Error {
             | Self::Link(L::System { .. })
             | Self::Bootstrap(B::System { .. }) => ResultCode::SystemError,
             Self::Aborted { .. }
+            | Self::Revoked { .. }
             | Self::Link(L::Aborted { .. } | L::PeerDied { .. } | L::Refused { .. })
             | Self::Bootstrap(
                 B::RootUnreachable { .. }

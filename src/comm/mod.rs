@@ -181,6 +181,12 @@ impl AbortHandle {
         self.shared.abort();
     }
 
+    /// As [`abort`](Self::abort), with [`Error::Revoked`]: other communicators are then made of
+    /// this one.
+    pub fn revoke(&self) {
+        self.shared.revoke();
+    }
+
     /// The same as [`Communicator::async_error`], from any thread, and also during a call. A
     /// failure that only this rank knows of is not visible until the other ranks have been told.
     pub fn async_error(&self) -> Option<Error> {

@@ -107,6 +107,10 @@ fn put_verdict(out: &mut Vec<u8>, verdict: &Verdict) {
             out.push(4);
             put_words(out, [*by]);
         }
+        Verdict::Revoked { by } => {
+            out.push(7);
+            put_words(out, [*by]);
+        }
         Verdict::Left { rank } => {
             out.push(6);
             put_words(out, [*rank]);
@@ -130,6 +134,7 @@ fn read_verdict(reader: &mut ByteReader<'_>) -> Option<Verdict> {
             waited: Duration::from_millis(reader.u64()?),
         },
         4 => Verdict::Aborted { by: reader.u32()? },
+        7 => Verdict::Revoked { by: reader.u32()? },
         6 => Verdict::Left { rank: reader.u32()? },
         5 => Verdict::Failed { rank: reader.u32()?, why: reader.text()? },
         _ => return None,
@@ -195,6 +200,7 @@ mod tests {
             Verdict::Mismatch { ranks: [1, 2], what: what.clone() },
             Verdict::Timeout { rank: 1, peer: 0, what: what.clone(), waited },
             Verdict::Aborted { by: 3 },
+            Verdict::Revoked { by: 2 },
             Verdict::Left { rank: 9 },
             Verdict::Failed { rank: 3, why: what.clone() },
         ]

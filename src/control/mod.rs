@@ -64,6 +64,8 @@ pub use report::{DelayReason, Report};
 const VERDICT: u32 = 1;
 /// The user aborted.
 const USER_ABORT: u32 = 2;
+/// The user revoked the communicator.
+const USER_REVOKE: u32 = 3;
 /// Flag: the rank in the other bits died.
 const DEAD: u32 = 1 << 31;
 /// Flag: the rank in the other bits left.
@@ -159,6 +161,12 @@ impl ControlShared {
         // connected.
         self.abort_endpoint(USER_ABORT);
         self.send(CommunicatorCommand::Decide(Verdict::Aborted { by: self.rank }));
+    }
+
+    /// As [`abort`](Self::abort), for a communicator of which others are to be made.
+    pub(crate) fn revoke(&self) {
+        self.abort_endpoint(USER_REVOKE);
+        self.send(CommunicatorCommand::Decide(Verdict::Revoked { by: self.rank }));
     }
 
     /// As [`ControlPlane::abort_peers`].
@@ -311,6 +319,7 @@ fn cause(error: Error) -> Error {
             LinkError::PeerLeft { peer: reason & !LEFT }.into()
         }
         Error::Link(LinkError::Aborted { by, reason: USER_ABORT }) => Error::Aborted { by },
+        Error::Link(LinkError::Aborted { by, reason: USER_REVOKE }) => Error::Revoked { by },
         other => other,
     }
 }

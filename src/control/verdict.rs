@@ -22,6 +22,8 @@ pub(crate) enum Verdict {
     Timeout { rank: Rank, peer: Rank, what: String, waited: Duration },
     /// The user of a rank aborted.
     Aborted { by: Rank },
+    /// The user of a rank revoked the communicator.
+    Revoked { by: Rank },
     /// A rank cannot go on.
     Failed { rank: Rank, why: String },
 }
@@ -37,6 +39,7 @@ impl Verdict {
                 Error::Timeout { rank, peer, what, waited }
             }
             Self::Aborted { by } => Error::Aborted { by },
+            Self::Revoked { by } => Error::Revoked { by },
             Self::Failed { rank, why } => BootstrapError::PeerFailed { rank, why }.into(),
         }
     }
@@ -51,6 +54,7 @@ impl Verdict {
                 Self::Timeout { rank, peer, what, waited }
             }
             Error::Aborted { by } => Self::Aborted { by },
+            Error::Revoked { by } => Self::Revoked { by },
             Error::Bootstrap(BootstrapError::PeerLost { rank, .. }) => Self::Dead { rank },
             Error::Bootstrap(BootstrapError::PeerFailed { rank, why }) => {
                 Self::Failed { rank, why }

@@ -155,12 +155,21 @@ static void revoked(void) {
   float value = 0;
   make(comms, 2, NULL);
   EXPECT(ncclCommRevoke(comms[0], 1) == ncclInvalidArgument);
-  for (int i = 0; i < 2; i++) OK(ncclCommRevoke(comms[i], 0));
+  ncclResult_t state = ncclInternalError;
+  OK(ncclCommRevoke(comms[0], 0));
+  /* No call of the other rank has failed. Its next one does, until it revokes as well. */
+  OK(ncclCommGetAsyncError(comms[1], &state));
+  EXPECT(state == ncclSuccess);
+  if (!gpu) {
+    EXPECT(ncclAllReduce(&value, &value, 1, ncclFloat, ncclSum, comms[1], NULL) == ncclRemoteError);
+    OK(ncclCommGetAsyncError(comms[1], &state));
+    EXPECT(state == ncclRemoteError);
+  }
+  OK(ncclCommRevoke(comms[1], 0));
   EXPECT(ncclCommRevoke(comms[0], 0) == ncclInvalidArgument);
   EXPECT(ncclAllReduce(&value, &value, 1, ncclFloat, ncclSum, comms[0], NULL) == ncclInvalidUsage);
   EXPECT(ncclCommFinalize(comms[0]) == ncclInvalidUsage);
   /* Nothing runs any more, and that is the state, also after a split. */
-  ncclResult_t state = ncclInternalError;
   for (int i = 0; i < 2; i++) {
     OK(ncclCommGetAsyncError(comms[i], &state));
     EXPECT(state == ncclSuccess);

@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 
-use maypole::ResultCode;
+use maypole::{AbortHandle, ResultCode};
 
 use super::macros::abi;
 use crate::boundary::{NcclResult, guarded, invalid_argument, keep_error, refuse};
@@ -101,7 +101,7 @@ abi! {
                     )));
                 }
             }
-            registry::interrupt_and_wait("ncclCommRevoke", comm)?;
+            registry::interrupt_and_wait("ncclCommRevoke", comm, AbortHandle::revoke)?;
             registry::acquire_exclusive(comm)?.revoke();
             Ok(())
         })

@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 
-use maypole::ResultCode;
+use maypole::{AbortHandle, ResultCode};
 
 use super::macros::abi;
 use super::unique_id;
@@ -135,7 +135,7 @@ abi! {
                 let listed = unsafe { std::slice::from_raw_parts(exclude, count as usize) };
                 let excluded = check_excluded(listed, rank, nranks)?;
                 if flags & SHRINK_ABORT != 0 {
-                    registry::interrupt_and_wait("ncclCommShrink", comm)?;
+                    registry::interrupt_and_wait("ncclCommShrink", comm, AbortHandle::abort)?;
                 }
                 // SAFETY: the client promised such a configuration.
                 let inherited = unsafe { inherit("ncclCommShrink", comm, true, config) };

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use maypole::ResultCode;
 use maypole::internal::handle_state::Tenancy;
 use maypole::stream::WorkTicket;
+use maypole::{AbortHandle, ResultCode};
 
 use super::access::acquire_exclusive;
 use super::entry::{CommBody, Entry, EntryRef, not_live};
@@ -35,10 +35,14 @@ pub(crate) fn abort(handle: CommHandle) -> Result<bool, ResultCode> {
     Ok(!in_creation)
 }
 
-/// Ends the calls on the communicator, on all ranks, and returns when no thread of this process is
-/// in one. The communicator stays.
-pub(crate) fn interrupt_and_wait(function: &str, handle: CommHandle) -> Result<(), ResultCode> {
-    interrupt(handle)?;
+/// Ends the calls on the communicator, on all ranks, by `end`, and returns when no thread of this
+/// process is in one. The communicator stays.
+pub(crate) fn interrupt_and_wait(
+    function: &str,
+    handle: CommHandle,
+    end: fn(&AbortHandle),
+) -> Result<(), ResultCode> {
+    interrupt(handle, end)?;
     wait_until_unused(function, handle)?;
     acquire_exclusive(handle)?.forget_interruption();
     Ok(())
@@ -73,14 +77,14 @@ pub(crate) fn remove(handle: CommHandle) -> Result<Option<Box<CommBody>>, Result
     Ok(acquire_exclusive(handle)?.remove())
 }
 
-/// Ends the communicator's waits on all ranks and the creation of its children, and cancels its
-/// calls that wait for their turn on a stream behind other work.
-pub(super) fn interrupt(handle: CommHandle) -> Result<(), ResultCode> {
+/// Ends the communicator's waits on all ranks by `end` and the creation of its children, and
+/// cancels its calls that wait for their turn on a stream behind other work.
+pub(super) fn interrupt(handle: CommHandle, end: fn(&AbortHandle)) -> Result<(), ResultCode> {
     let (abort, child) = with_status(handle, |status| {
         status.interrupted = true;
         (status.abort.clone(), status.child.clone())
     })?;
-    abort.ok_or_else(not_live)?.abort();
+    end(&abort.ok_or_else(not_live)?);
     child.into_iter().for_each(|signal| signal.abort());
     cancel_queued_calls(EntryRef::find(handle)?.entry);
     Ok(())

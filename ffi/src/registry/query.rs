@@ -2,10 +2,10 @@
 
 use std::ffi::c_int;
 
-use maypole::AbortHandle;
 use maypole::ResultCode;
 use maypole::internal::handle_state::Tenancy;
 use maypole::internal::sync::Ordering;
+use maypole::{AbortHandle, Error};
 
 use super::access::unusable;
 use super::entry::{EntryRef, EntryStatus, not_live};
@@ -51,7 +51,9 @@ pub(crate) fn async_result(handle: CommHandle) -> Result<ResultCode, ResultCode>
     with_status(handle, |status| match (status.result, &status.call_stream) {
         (result @ (ResultCode::Success | ResultCode::InvalidArgument), _) => {
             let failure = status.abort.as_ref().and_then(AbortHandle::async_error);
-            let failure = failure.filter(|_| !status.revoked);
+            // A revoke on another rank has failed no call of this one.
+            let failure =
+                failure.filter(|error| !status.revoked && !matches!(error, Error::Revoked { .. }));
             Ok(failure.map_or(result, |error| error.code()))
         }
         // In a child made by fork no thread ends the work.

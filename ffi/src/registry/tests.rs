@@ -3,7 +3,7 @@
 use std::ptr::from_ref;
 
 use maypole::ResultCode;
-use maypole::{Communicator, UniqueId};
+use maypole::{AbortHandle, Communicator, UniqueId};
 
 use super::abort::interrupt;
 use super::handle::LOW_BITS;
@@ -28,7 +28,7 @@ fn a_handle_is_live_from_reservation_to_removal() {
     assert_eq!(acquire_exclusive(first).err(), Some(ResultCode::InvalidArgument));
     let second = single_rank();
     assert_ne!(first, second);
-    assert!(identity(first).is_err() && interrupt(first).is_err());
+    assert!(identity(first).is_err() && interrupt(first, AbortHandle::abort).is_err());
     drop(remove(second).unwrap());
     assert!(remove(second).is_err());
 }

@@ -19,7 +19,9 @@ use maypole_transport::sync::Ordering;
 
 use super::message::ControlMessage;
 use super::verdict::Verdict;
-use super::{CommunicatorCommand, ControlShared, DEAD, LEFT, PeerInfo, USER_ABORT, VERDICT};
+use super::{
+    CommunicatorCommand, ControlShared, DEAD, LEFT, PeerInfo, USER_ABORT, USER_REVOKE, VERDICT,
+};
 use crate::bootstrap::poll::{poll_fd, poll_now};
 use crate::bootstrap::{BootstrapError, ControlTree, TreeEvent, TreeExchange};
 use crate::error::Error;
@@ -269,6 +271,7 @@ impl ServedCommunicator {
     fn spread_link_failure(&mut self) {
         if let Some(
             error @ (Error::Aborted { .. }
+            | Error::Revoked { .. }
             | Error::Link(LinkError::PeerDied { .. } | LinkError::PeerLeft { .. })),
         ) = self.shared.final_error()
         {
@@ -298,6 +301,7 @@ impl ServedCommunicator {
             Verdict::Dead { rank } => DEAD | rank,
             Verdict::Left { rank } => LEFT | rank,
             Verdict::Aborted { by } if by == self.shared.rank => USER_ABORT,
+            Verdict::Revoked { by } if by == self.shared.rank => USER_REVOKE,
             _ => VERDICT,
         });
         if self.exchange.take().is_some() {
