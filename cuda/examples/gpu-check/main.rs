@@ -23,11 +23,12 @@ use std::time::{Duration, Instant};
 
 /// All checks, in their order.
 fn checks() -> Vec<Check> {
-    [&gpu::CHECKS[..], &interpreter::CHECKS, &order::CHECKS, &abi::CHECKS, &carried::CHECKS]
-        .concat()
-        .into_iter()
-        .chain(speed::CHECKS)
-        .collect()
+    // What only a GPU can show comes early, so that checks that hang leave time for it.
+    let [programs, pytorch] = carried::CHECKS;
+    let (early, late) =
+        ([&gpu::CHECKS[..], &interpreter::CHECKS], [&order::CHECKS[..], &abi::CHECKS]);
+    let early = early.concat().into_iter().chain(speed::CHECKS).chain([pytorch]);
+    early.chain(late.concat()).chain([programs]).collect()
 }
 
 /// The time limit of all checks together, so that the table is complete within ten minutes.

@@ -244,11 +244,11 @@ impl<'a> Ranks<'a> {
         for (mine, works) in self.ranks.iter().zip(works) {
             let launch = KernelLaunch::new(&works);
             let blocks = launch.blocks();
-            let (module, stream) = (&self.device.module, &mine.stream);
+            let (kernel, stream) = (self.device.module.kernel(KERNEL_NAME)?, &mine.stream);
             // SAFETY: the kernel takes a KernelLaunch. `encode` has checked the programs against
             // the sizes to which they are bound, and `self` keeps all buffers until the device is
             // done.
-            unsafe { module.launch(KERNEL_NAME, blocks, shape.threads, stream, &launch)? };
+            unsafe { kernel.launch(blocks, shape.threads, stream, &launch)? };
         }
         Ok(())
     }
