@@ -96,6 +96,17 @@ extern "C" __attribute__((visibility("default"))) CUresult simDeviceConfigure(CU
   return CUDA_SUCCESS;
 }
 
+static int block_threads;  // 0: as SIMCUDA_THREADS says
+
+// Sets the most threads of a block that devices tell; 0 for what SIMCUDA_THREADS says.
+extern "C" __attribute__((visibility("default"))) void simThreads(int threads) {
+  __atomic_store_n(&block_threads, threads, __ATOMIC_RELEASE);
+}
+static int threads_of_block() {
+  const int set = __atomic_load_n(&block_threads, __ATOMIC_ACQUIRE);
+  return set ? set : setting("SIMCUDA_THREADS", 32);
+}
+
 DRIVER_API cuInit(unsigned flags) {
   ENTER(cuInit);
   if (flags) return CUDA_ERROR_INVALID_VALUE;
@@ -158,7 +169,7 @@ DRIVER_API cuDeviceGetAttribute(int* value, int attribute, CUdevice ordinal) {
   ENTER(cuDeviceGetAttribute);
   DEVICE(ordinal);
   switch (attribute) {
-    case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = 1024; break;
+    case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = threads_of_block(); break;
     case CU_DEVICE_ATTRIBUTE_WARP_SIZE: *value = 32; break;
     case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: *value = (int)device_of(ordinal).capacity; break;
     case CU_DEVICE_ATTRIBUTE_PCI_BUS_ID: *value = 16 + device_of(ordinal).physical; break;

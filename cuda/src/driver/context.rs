@@ -127,6 +127,15 @@ impl Device {
         Ok(self.attribute(attribute as i32)? as u32)
     }
 
+    /// The most threads of a block.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub fn most_threads(&self) -> Result<u32, DriverError> {
+        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK;
+        Ok(self.attribute(attribute as i32)? as u32)
+    }
+
     /// The value of a `CUdevice_attribute`.
     ///
     /// # Errors

@@ -10,9 +10,6 @@ use maypole_cuda::{image, launch};
 
 use crate::error::Error;
 
-/// Threads of a block on the simulated GPU, which runs each thread as a fiber.
-const SIMULATED_THREADS: u32 = 32;
-
 /// A device that communicators use.
 pub(crate) struct Gpu {
     pub(crate) device: Arc<Device>,
@@ -66,7 +63,6 @@ impl Gpu {
         }
         let device = Device::open(driver, ordinal)?;
         let name = device.name()?;
-        let simulated = name.starts_with("Simulated GPU");
         // Another thread may be capturing, which must not forbid this thread to load kernels.
         let _relaxed = RelaxedCapture::begin(driver)?;
         let (module, image) = image::load(&device).map_err(|error| match error {
@@ -76,7 +72,8 @@ impl Gpu {
         log::info!(target: "INIT", "CUDA device {ordinal} ({name}): kernels as {image}");
         let kernel = OwnedKernel::new(module, launch::KERNEL_NAME)?;
         let (uuid, resident_blocks) = (device.uuid()?, device.multiprocessors()?.max(1));
-        let threads = if simulated { SIMULATED_THREADS } else { launch::THREADS };
+        // Every GPU can have as many as are best; the simulated one has a fiber for each.
+        let threads = launch::THREADS.min(device.most_threads()?);
         let pool = DevicePool::new(&device);
         Ok(Self { device, pool, kernel, name, uuid, threads, resident_blocks })
     }

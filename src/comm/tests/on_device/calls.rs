@@ -5,7 +5,7 @@ use maypole_algorithms::{Collective, DType, RedOp};
 use super::super::Random;
 use super::super::case::Case;
 use super::super::vector;
-use super::support::{configure, on_devices, simulator};
+use super::support::{configure, on_devices, simulator, threads_of_block};
 use crate::call::{Call, Task};
 use crate::comm::{
     DeviceCall, DeviceCollective, DeviceSlice, DeviceSliceMut, StreamCalls, launch_calls,
@@ -38,6 +38,31 @@ fn random_calls_have_the_bits_of_the_proved_trees() {
             }
         });
     }
+}
+
+/// Blocks of several warps, and of a number of threads that is no power of two.
+#[test]
+fn random_calls_by_blocks_of_several_warps() {
+    let simulator = simulator();
+    for (threads, rounds) in [(64, 24), (160, 12), (512, 3)] {
+        threads_of_block(threads);
+        let config = Config { gpu_slot_bytes: Some(4096), ..Config::default() };
+        on_devices(&simulator, &[0, 1, 0], &config, move |rank| {
+            let comm = &mut rank.comm;
+            let gpu = comm.gpu().expect("a device");
+            assert_eq!(gpu.threads, threads as u32);
+            let mut random = Random(threads as u64);
+            for round in 0..rounds {
+                let all = Collective::all(comm.nranks() - 1);
+                let case = Case::random(&mut random, all[round % all.len()]);
+                let task = Task::from(&case.call(comm.rank()));
+                let (schedule, choice) = comm.tuner.choose(&task).expect("a choice");
+                let result = case.run(comm, &schedule);
+                result.unwrap_or_else(|why| panic!("round {round}, {case:?}, {choice}: {why}"));
+            }
+        });
+    }
+    threads_of_block(0);
 }
 
 #[test]

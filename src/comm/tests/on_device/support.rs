@@ -50,6 +50,7 @@ pub(super) fn simulator() -> Simulator {
     let simulator = Simulator { driver, _alone: alone };
     fail(c"nothing", 0, 0);
     configure(0);
+    threads_of_block(0);
     simulator
 }
 
@@ -74,6 +75,15 @@ pub(super) fn configure(jitter_us: u32) {
     assert_eq!([0, 1].map(|device| configure(device, 128, jitter_us)), [0, 0]);
 }
 
+/// Sets the threads of a block for communicators that are made from now on; 0 for as many as
+/// usual.
+pub(super) fn threads_of_block(threads: i32) {
+    // SAFETY: cuda/sim/device.cpp gives the function this signature.
+    let set =
+        unsafe { std::mem::transmute::<*mut c_void, extern "C" fn(i32)>(symbol(c"simThreads")) };
+    set(threads);
+}
+
 /// How often the context of a device is retained.
 pub(super) fn retained(device: i32) -> i32 {
     // SAFETY: cuda/sim/device.cpp gives the function this signature.
@@ -85,26 +95,35 @@ pub(super) fn retained(device: i32) -> i32 {
 
 /// Makes allocations wait for the work of the device and its peers, as some drivers do, until the
 /// result is dropped.
-pub(super) fn allocations_wait() -> impl Drop {
-    struct Waiting;
-    impl Waiting {
-        fn set(on: i32) {
-            // SAFETY: cuda/sim/stream.cpp gives the function this signature.
-            let set = unsafe {
-                std::mem::transmute::<*mut c_void, extern "C" fn(i32)>(symbol(
-                    c"simAllocationsWait",
-                ))
-            };
-            set(on);
-        }
+pub(super) fn allocations_wait() -> Switch {
+    Switch::on(c"simAllocationsWait")
+}
+
+/// Makes cooperative grids of a device run one after the other, until the result is dropped.
+pub(super) fn cooperative_grids_take_turns() -> Switch {
+    Switch::on(c"simSerialCooperative")
+}
+
+/// A setting of the simulator that is on until this is dropped.
+pub(super) struct Switch(&'static CStr);
+
+impl Switch {
+    fn on(name: &'static CStr) -> Self {
+        Self::set(name, 1);
+        Self(name)
     }
-    impl Drop for Waiting {
-        fn drop(&mut self) {
-            Self::set(0);
-        }
+
+    fn set(name: &CStr, on: i32) {
+        // SAFETY: cuda/sim gives all functions that are switches this signature.
+        let set = unsafe { std::mem::transmute::<*mut c_void, extern "C" fn(i32)>(symbol(name)) };
+        set(on);
     }
-    Waiting::set(1);
-    Waiting
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        Self::set(self.0, 0);
+    }
 }
 
 /// Makes the `n`-th call of a function from now on fail with `error`; 0 for `n` cancels that for
