@@ -24,10 +24,10 @@ u64 thread_id() {
   return id;
 }
 
-CUresult capture_node(CUstream stream, Operation operation) {
+CUresult capture_node(CUstream stream, Operation operation, CUevent records, CUevent waits) {
   Capture& c = *stream->capture;
   if (c.invalid) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
-  c.graph->nodes.push_back({std::move(operation), stream->front});
+  c.graph->nodes.push_back({std::move(operation), stream->front, records, waits});
   stream->front = {(int)c.graph->nodes.size() - 1};
   return CUDA_SUCCESS;
 }
@@ -251,6 +251,20 @@ DRIVER_API cuGraphLaunch(CUgraphExec graph, CUstream handle) {
       return forbid_on(stream), CUDA_ERROR_NOT_SUPPORTED;  // graphs in graphs are not simulated
     before = graph->last;
     graph->last = mine;
+    // External events are waited for and recorded as by calls of this launch.
+    for (Node& node : *nodes)
+      if (node.waits)
+        node.operation = simple(Kind::WAIT, stream->context->device,
+                                [last = last_record(node.waits)] {
+                                  if (last) last->wait();
+                                });
+    for (Node& node : *nodes)
+      if (node.records) {
+        Done record = std::make_shared<Completion>();
+        last_record(node.records) = record;
+        node.operation =
+            simple(Kind::SHORT, stream->context->device, [record] { record->finish(); });
+      }
   }
   Operation operation = {Kind::ASIDE, stream->context->device, [=](const Done& done) {
                            if (before) before->wait();

@@ -70,6 +70,8 @@ DRIVER_API cuEventDestroy_v2(CUevent event) {
   delete event;
   return CUDA_SUCCESS;
 }
+Done& last_record(CUevent event) { return event->last; }
+
 static CUresult record(CUevent event, CUstream stream) {
   if (!event) return CUDA_ERROR_INVALID_HANDLE;
   {
@@ -102,9 +104,14 @@ DRIVER_API cuEventRecord(CUevent event, CUstream handle) {
   ENTER_CONTEXT(cuEventRecord);
   return record(event, stream_of(handle));
 }
-DRIVER_API cuEventRecordWithFlags(CUevent event, CUstream handle, unsigned) {
+// CU_EVENT_RECORD_EXTERNAL makes a node of the capture that records the event at each launch.
+DRIVER_API cuEventRecordWithFlags(CUevent event, CUstream handle, unsigned flags) {
   ENTER_CONTEXT(cuEventRecordWithFlags);
-  return record(event, stream_of(handle));
+  CUstream stream = stream_of(handle);
+  if (!(flags & 1)) return record(event, stream);
+  Lock guard(order);
+  if (!event || event->shared || !stream->capture) return CUDA_ERROR_INVALID_VALUE;
+  return capture_node(stream, simple(Kind::SHORT, stream->context->device, nullptr), event);
 }
 // What the event currently waits for. Querying a captured event is forbidden and invalidates its
 // capture.
@@ -139,10 +146,17 @@ DRIVER_API cuEventSynchronize(CUevent event) {
     last->wait();
   return context_state();
 }
-DRIVER_API cuStreamWaitEvent(CUstream handle, CUevent event, unsigned) {
+// CU_EVENT_WAIT_EXTERNAL makes a node of the capture that waits for the event at each launch.
+DRIVER_API cuStreamWaitEvent(CUstream handle, CUevent event, unsigned flags) {
   ENTER_CONTEXT(cuStreamWaitEvent);
   if (!event) return CUDA_ERROR_INVALID_HANDLE;
   CUstream stream = stream_of(handle);
+  if (flags & 1) {
+    Lock guard(order);
+    if (event->shared || !stream->capture) return CUDA_ERROR_INVALID_VALUE;
+    return capture_node(stream, simple(Kind::WAIT, stream->context->device, nullptr), nullptr,
+                        event);
+  }
   {
     Lock guard(order);
     CapturePtr other = event->captured ? event->capture.lock() : nullptr;

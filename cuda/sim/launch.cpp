@@ -102,6 +102,13 @@ DRIVER_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction, 
   return CUDA_SUCCESS;
 }
 
+static int serial_cooperative = -1;  // -1: as SIMCUDA_SERIAL_COOPERATIVE says
+
+// Makes cooperative grids of a device run one after the other, or not.
+extern "C" __attribute__((visibility("default"))) void simSerialCooperative(int on) {
+  __atomic_store_n(&serial_cooperative, on, __ATOMIC_RELEASE);
+}
+
 // Places blocks one after the other as there is room, or all at once for a cooperative launch.
 // Returns when the last block has been placed.
 static void run_grid(Device& device, const SimKernel& kernel,
@@ -112,6 +119,8 @@ static void run_grid(Device& device, const SimKernel& kernel,
     break_device(device, error);
     return done->finish();
   }
+  int serial = __atomic_load_n(&serial_cooperative, __ATOMIC_ACQUIRE);
+  if (serial < 0) serial = setting("SIMCUDA_SERIAL_COOPERATIVE", 0);
   auto left = std::make_shared<std::atomic<unsigned>>(blocks);
   for (unsigned b = 0; b < blocks; b++) {
     unsigned jitter_us;
@@ -119,8 +128,12 @@ static void run_grid(Device& device, const SimKernel& kernel,
       Lock guard(device.lock);
       if (!together || b == 0) {
         const unsigned wanted = together ? blocks : 1;
-        device.freed.wait(guard, [&] { return device.resident + wanted <= device.capacity; });
+        device.freed.wait(guard, [&] {
+          return device.resident + wanted <= device.capacity &&
+                 !(together && serial && device.cooperative);
+        });
         device.resident += wanted;
+        if (together) device.cooperative += wanted;
       }
       jitter_us = device.jitter_us;
     }
@@ -130,6 +143,7 @@ static void run_grid(Device& device, const SimKernel& kernel,
       {
         Lock guard(device.lock);
         device.resident--;
+        if (together) device.cooperative--;
         device.freed.notify_all();
       }
       if (--*left == 0) done->finish();

@@ -49,6 +49,7 @@ struct Device {
   std::mutex lock;  // of resident, capacity
   std::condition_variable freed;
   unsigned capacity = 128, resident = 0;  // blocks
+  unsigned cooperative = 0;               // resident blocks of cooperative grids
   unsigned jitter_us = 0;
   std::vector<Queue*> queues;
   unsigned next_queue = 0;
@@ -163,6 +164,8 @@ void synchronize_for_allocation();
 struct Node {
   Operation operation;
   std::vector<int> after;
+  // An event that each launch of the graph records, or waits for: nodes of external events.
+  CUevent records = nullptr, waits = nullptr;
 };
 struct CUgraph_st {
   std::vector<Node> nodes;
@@ -175,8 +178,14 @@ struct Capture {
   bool invalid = false;
   std::shared_ptr<CUgraph_st> graph = std::make_shared<CUgraph_st>();
 };
+// ---- event.cpp
+
+// The last record of an event, under `order`.
+Done& last_record(CUevent event);
+
 // Called under `order`. What a capture forbids is an error and invalidates the capture.
-CUresult capture_node(CUstream stream, Operation operation);
+CUresult capture_node(CUstream stream, Operation operation, CUevent records = nullptr,
+                      CUevent waits = nullptr);
 CUresult forbid_unsafe();  // calls that captures of this or other threads forbid
 CUresult forbid_on(
     CUstream stream);  // calls that ask a capturing stream, or the legacy stream beside one

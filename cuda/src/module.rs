@@ -160,8 +160,8 @@ impl OwnedKernel {
         Ok(Self { handle, _module: module })
     }
 
-    /// Queues the kernel with one argument, by one call of the driver. If `cooperative`, all blocks
-    /// are resident at the same time; otherwise blocks start as the device has room for them.
+    /// Queues the kernel with one argument, by one call of the driver. Blocks start as the device
+    /// has room for them.
     ///
     /// # Errors
     /// The driver refuses the launch.
@@ -171,7 +171,6 @@ impl OwnedKernel {
     pub unsafe fn launch<T: Copy>(
         &self,
         current: &CurrentContext<'_>,
-        cooperative: bool,
         (blocks, threads): (u32, u32),
         stream: *mut c_void,
         argument: &T,
@@ -180,12 +179,6 @@ impl OwnedKernel {
         let (at, none) = (arguments.as_mut_ptr(), ptr::null_mut());
         let driver: &Driver = current;
         let stream = stream.cast();
-        if cooperative {
-            return call!(
-                driver,
-                cuLaunchCooperativeKernel(self.handle, blocks, 1, 1, threads, 1, 1, 0, stream, at)
-            );
-        }
         call!(driver, cuLaunchKernel(self.handle, blocks, 1, 1, threads, 1, 1, 0, stream, at, none))
     }
 }

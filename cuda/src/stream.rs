@@ -7,8 +7,8 @@ use crate::driver::functions::call;
 use crate::driver::{CurrentContext, Device, Driver, DriverError};
 use crate::memory::DeviceBuffer;
 use cudarc::driver::sys::{
-    CUevent, CUevent_flags, CUgraphExec, CUresult, CUstream, CUstream_flags, CUstreamCaptureMode,
-    CUstreamCaptureStatus,
+    CUevent, CUevent_flags, CUevent_record_flags, CUevent_wait_flags, CUgraphExec, CUresult,
+    CUstream, CUstream_flags, CUstreamCaptureMode, CUstreamCaptureStatus,
 };
 use std::ffi::{c_int, c_uint, c_void};
 use std::marker::PhantomData;
@@ -271,6 +271,15 @@ impl CudaStream {
         call!(&self.device.current()?, cuStreamWaitEvent(self.handle, event.handle, 0))
     }
 
+    /// Records into the graph that is captured on this stream: each launch of the graph waits here
+    /// for the record that is the last one of `event` at the launch.
+    ///
+    /// # Errors
+    /// The stream is not being captured, or the driver refuses.
+    pub fn wait_at_launch(&self, event: &CudaEvent) -> Result<(), DriverError> {
+        call!(&self.device.current()?, cuStreamWaitEvent(self.handle, event.handle, WAIT_EXTERNAL))
+    }
+
     /// Whether the stream is being captured. The legacy default stream never is, and the driver is
     /// not asked about it: that would invalidate captures of other streams.
     ///
@@ -354,6 +363,8 @@ unsafe impl Send for CudaEvent {}
 unsafe impl Sync for CudaEvent {}
 
 const DISABLE_TIMING: c_uint = CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint;
+const RECORD_EXTERNAL: c_uint = CUevent_record_flags::CU_EVENT_RECORD_EXTERNAL as c_uint;
+const WAIT_EXTERNAL: c_uint = CUevent_wait_flags::CU_EVENT_WAIT_EXTERNAL as c_uint;
 const INTERPROCESS: c_uint = CUevent_flags::CU_EVENT_INTERPROCESS as c_uint;
 
 impl CudaEvent {
@@ -401,6 +412,17 @@ impl CudaEvent {
     /// The driver refuses.
     pub fn record(&self, stream: &CudaStream) -> Result<(), DriverError> {
         call!(&self.device.current()?, cuEventRecord(self.handle, stream.handle))
+    }
+
+    /// Records into the graph that is captured on `stream`: each launch of the graph puts the event
+    /// here.
+    ///
+    /// # Errors
+    /// The stream is not being captured, or the driver refuses; before CUDA 11.1 there is no such
+    /// function.
+    pub fn record_at_launch(&self, stream: &CudaStream) -> Result<(), DriverError> {
+        let driver = self.device.current()?;
+        call!(&driver, cuEventRecordWithFlags(self.handle, stream.handle, RECORD_EXTERNAL))
     }
 
     /// Whether the stream has reached the last record of the event, or there was none.

@@ -139,11 +139,6 @@ impl Communicator {
         self.device.as_ref().map_or(1, |rank| rank.most_blocks)
     }
 
-    /// Whether all thread blocks of a launch must be resident at the same time.
-    pub(crate) fn launches_cooperatively(&self) -> bool {
-        self.device.as_ref().is_some_and(|rank| rank.cooperative)
-    }
-
     /// Records that `works` more works were launched.
     pub(crate) fn launched(&self, works: u64) {
         let Some(rank) = &self.device else { return };
@@ -169,6 +164,19 @@ impl Communicator {
             Some(rank) => unsafe { rank.order.follow(gpu, &rank.signals, at) },
             None => Ok(()),
         }
+    }
+
+    /// Notes that works were launched at `at`.
+    ///
+    /// # Safety
+    /// The stream of `at` is a live stream of the device.
+    pub(crate) unsafe fn launched_at(
+        &self,
+        gpu: &Gpu,
+        at: StreamPosition,
+    ) -> Result<(), DriverError> {
+        // SAFETY: the caller's promise.
+        self.device.as_ref().map_or(Ok(()), |rank| unsafe { rank.order.launched(gpu, at) })
     }
 
     /// Plans a call and adds it to `batch`. From then on it counts as made.

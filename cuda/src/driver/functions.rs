@@ -98,6 +98,7 @@ functions! {
     cuEventCreate(*mut CUevent, c_uint) since 2000;
     cuEventDestroy_v2(CUevent) since 4000;
     cuEventRecord(CUevent, CUstream) since 2000;
+    cuEventRecordWithFlags(CUevent, CUstream, c_uint) since 11010;
     cuEventQuery(CUevent) since 2000;
     cuEventSynchronize(CUevent) since 2000;
     cuEventElapsedTime(*mut f32, CUevent, CUevent) since 2000;

@@ -242,19 +242,26 @@ unsafe fn launch_pending(
         KernelWork { first_block, blocks, ..pending.work }
     });
     let argument = KernelLaunch::new(&works.collect::<Vec<_>>());
-    let cooperative =
-        pending.iter().all(|pending| members[pending.member].comm.launches_cooperatively());
+    // A plain launch: its blocks start one by one, as other kernels leave room, and there are no
+    // more than are resident together. A cooperative one would wait until there is room for all at
+    // once, and it is not documented whether two of them overlap.
     let (shape, stream) = ((first, gpu.threads), at.stream as *mut c_void);
     // SAFETY: the kernel takes a KernelLaunch. The programs fit what they are bound to, and each
     // communicator waits for its works before it frees anything. The caller guarantees that the
     // buffers and the stream are valid.
-    let launched = unsafe { gpu.kernel.launch(current, cooperative, shape, stream, &argument) };
+    let launched = unsafe { gpu.kernel.launch(current, shape, stream, &argument) };
     for (index, member) in members.iter_mut().enumerate() {
         let works = pending.iter().filter(|pending| pending.member == index).count();
         if works > 0 {
             match &launched {
-                Ok(()) if at.capture.is_none() => member.comm.launched(works as u64),
-                Ok(()) => {}
+                Ok(()) => {
+                    if at.capture.is_none() {
+                        member.comm.launched(works as u64);
+                    }
+                    // SAFETY: the caller keeps the stream alive.
+                    let noted = unsafe { member.comm.launched_at(gpu, at) };
+                    member.check(noted);
+                }
                 Err(error) => member.check(Err(error.clone())),
             }
         }

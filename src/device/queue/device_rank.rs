@@ -55,9 +55,6 @@ pub(crate) struct DeviceRank {
     pub(crate) order: WorkOrder,
     /// The most blocks of a call of this rank.
     pub(crate) most_blocks: u32,
-    /// Whether all blocks of a launch must be resident at the same time. Ranks that share a device
-    /// have so few blocks that this is not needed.
-    pub(crate) cooperative: bool,
     pub(crate) layout: DeviceInboxLayout,
     /// Bytes of the longest message of a send: what a slot of every link holds.
     pub(crate) tile_bytes: usize,
@@ -117,10 +114,9 @@ impl DeviceRank {
         let signals = Arc::new(DeviceSignals::new(&gpu.pool, peers)?);
         let program_memory = ProgramMemory::new(&gpu.pool);
         let default_event = CudaEvent::new(&gpu.device)?;
-        let order = WorkOrder::new(CudaEvent::new(&gpu.device)?);
+        let order = WorkOrder::new(CudaEvent::new(&gpu.device)?, CudaEvent::new(&gpu.device)?);
         Ok(Self {
             most_blocks: (gpu.resident_blocks / sharing.max(1)).clamp(1, MOST_BLOCKS),
-            cooperative: sharing == 1,
             scratch: DeviceScratch::default(),
             send_copies: DeviceScratch::default(),
             groups: GroupPrograms::default(),
