@@ -12,7 +12,8 @@
 //! cannot be written is lost, because logging never fails a call.
 //!
 //! The text of the last error ([`last_error`], for `ncclGetLastError`) is kept here too. Every
-//! warning sets it, printed or not. An error is logged once, by the code that detects it.
+//! warning sets it, printed or not, except those about strangers. An error is logged once, by the
+//! code that detects it.
 
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
@@ -20,6 +21,7 @@ use std::io::Write;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use maypole_transport::strangers;
 
 use crate::config::{Config, DebugLevel};
 
@@ -100,7 +102,10 @@ impl Log for NcclLogger {
         }
         let text = record.args().to_string();
         if record.level() <= Level::Warn {
-            set_last_error(&text);
+            // What strangers do is no failure of a call.
+            if record.target() != strangers::LOG_TARGET {
+                set_last_error(&text);
+            }
             if Config::get().debug < DebugLevel::Warn {
                 return;
             }
@@ -236,5 +241,12 @@ mod tests {
         record("first");
         record("second");
         assert_eq!(last_error(), "second");
+        let stranger = format_args!("a stranger");
+        let builder = |target| {
+            NcclLogger
+                .log(&Record::builder().level(Level::Warn).target(target).args(stranger).build());
+        };
+        builder(strangers::LOG_TARGET);
+        assert_eq!(last_error(), "second", "strangers change the error of a call");
     }
 }

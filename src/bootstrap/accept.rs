@@ -14,13 +14,20 @@ use maypole_transport::noise::{
     ANSWER_BYTES, Binding, CONFIRMATION_BYTES, DATA_BYTES, FIRST_BYTES, Key, Listener, Purpose,
     Refusal, Session, TAG_BYTES,
 };
+use maypole_transport::strangers;
 
 use super::frame_stream::SecureStream;
 use super::poll::poll_fd;
+use crate::process;
 
-/// Most handshakes in progress at once. One more drops the oldest; a rank that was dropped connects
-/// again.
+/// Most handshakes in progress at once, whatever the limit of descriptors. One more drops one of
+/// them; a rank that was dropped connects again.
 const MOST_PENDING: usize = 1024;
+/// The handshakes in progress at one acceptor take this fraction (1 / n) of the descriptors that
+/// the process may have, so that strangers leave room for everything else.
+const DESCRIPTOR_SHARE: u64 = 8;
+/// Handshakes that may be in progress at least.
+const FEW_PENDING: usize = 16;
 /// How long one handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long no connection is accepted after the process had no descriptor left.
@@ -35,6 +42,7 @@ pub(crate) struct HandshakeAcceptor {
     /// The rank to which the dialers must want to connect; 0 for the root.
     rank: u32,
     pending: VecDeque<PendingHandshake>,
+    most_pending: usize,
     paused_until: Option<Instant>,
 }
 
@@ -70,7 +78,16 @@ impl HandshakeAcceptor {
         purpose: Purpose,
         rank: u32,
     ) -> Self {
-        Self { listeners, secret, purpose, rank, pending: VecDeque::new(), paused_until: None }
+        let share = (process::descriptor_limit() / DESCRIPTOR_SHARE) as usize;
+        Self {
+            listeners,
+            secret,
+            purpose,
+            rank,
+            pending: VecDeque::new(),
+            most_pending: share.clamp(FEW_PENDING, MOST_PENDING),
+            paused_until: None,
+        }
     }
 
     /// Appends the entries to poll. Pass the same entries to [`advance`](Self::advance) afterwards.
@@ -169,7 +186,7 @@ impl HandshakeAcceptor {
         peer: SocketAddr,
         passed: &mut Vec<(Binding, SecureStream)>,
     ) {
-        if self.pending.len() == MOST_PENDING
+        if self.pending.len() >= self.most_pending
             && let Some(oldest) = self.take_least_proven()
         {
             oldest.refuse("too many connect at once");
@@ -282,6 +299,9 @@ impl PendingHandshake {
     }
 
     fn refuse(self, why: &str) {
-        log::info!("dropped a connection from {}: {why}", self.peer);
+        strangers::report(
+            log::Level::Info,
+            format_args!("dropped a connection from {}: {why}", self.peer),
+        );
     }
 }

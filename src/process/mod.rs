@@ -5,14 +5,17 @@
 //! |---|---|
 //! | `identity` | names a process so that another process of the host can find and watch it |
 //! | `fork` | counts forks, so that a child leaves alone what it inherited |
+//! | `descriptors` | how many descriptors the process may have |
 //! | `per_process` | values that exist once per process |
 //! | `thread` | threads of the library |
 
+mod descriptors;
 mod fork;
 mod identity;
 mod per_process;
 mod thread;
 
+pub(crate) use descriptors::descriptor_limit;
 pub(crate) use fork::{generation, notice_forks};
 pub(crate) use identity::{ProcessIdentity, ProcessState, ProcessWatch};
 pub use per_process::PerProcess;

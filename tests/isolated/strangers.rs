@@ -20,6 +20,8 @@ const ENTRY: &str = "strangers::rank";
 const NRANKS: u32 = 4;
 /// The variable with the path of a file; the ranks go on when the file exists.
 const SIGN: &str = "MAYPOLE_TEST_SIGN";
+/// The variable with the number of descriptors that a rank may have.
+const DESCRIPTORS: &str = "MAYPOLE_TEST_DESCRIPTORS";
 /// The longest wait for any event.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Not a test: the code of a rank process.
@@ -27,6 +29,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
     let Some(invitation) = crate::ranks::invitation() else { return };
+    if let Ok(most) = std::env::var(DESCRIPTORS) {
+        let most = most.parse().expect("a number");
+        let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+        // SAFETY: `limit` is alive and of the type that the call reads.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+    }
     let before = descriptors();
     if invitation.scene == "late" && invitation.rank == NRANKS - 1 {
         wait_until("the sign", || sign().exists());
@@ -132,7 +140,9 @@ fn at_work(environment: &[(&str, &str)], strangers: usize) {
 
 #[test]
 fn a_job_that_waits_for_a_rank() {
-    for (environment, strangers) in [(&[][..], 1500), (&OVER_TCP, 1500)] {
+    // With few descriptors, many more strangers hold connections open than there is room for.
+    let few = [(DESCRIPTORS, "110")];
+    for (environment, strangers) in [(&[][..], 1500), (&OVER_TCP, 1500), (&few, 1500)] {
         waiting(environment, strangers);
     }
 }

@@ -61,6 +61,8 @@ pub mod segment;
 #[cfg(not(loom))]
 pub mod shm;
 #[cfg(not(loom))]
+pub mod strangers;
+#[cfg(not(loom))]
 pub mod tcp;
 #[cfg(not(loom))]
 mod thread;

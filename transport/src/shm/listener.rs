@@ -31,6 +31,7 @@ use crate::inbox::PeerInbox;
 use crate::noise::{CONFIRMATION_BYTES, DATA_BYTES, FIRST_BYTES, Purpose};
 use crate::peers::PeerTable;
 use crate::random::random_bytes;
+use crate::strangers;
 use crate::thread;
 
 /// How many connections may be unproven at a time.
@@ -193,7 +194,10 @@ impl ShmService {
     fn add(&mut self, stream: UnixStream) -> io::Result<()> {
         let rank = self.peers.rank;
         if !socket::is_same_user(&stream)? {
-            log::warn!("rank {rank}: a process of another user tried to connect");
+            strangers::report(
+                log::Level::Warn,
+                format_args!("rank {rank}: a process of another user tried to connect"),
+            );
             return Ok(());
         }
         stream.set_nonblocking(true)?;
@@ -208,7 +212,10 @@ impl ShmService {
         if unproven.clone().count() >= MAX_UNPROVEN
             && let Some((_, oldest)) = unproven.min()
         {
-            log::warn!("rank {rank}: too many connections that have not proven themselves");
+            strangers::report(
+                log::Level::Warn,
+                format_args!("rank {rank}: too many connections that have not proven themselves"),
+            );
             self.connections.remove(oldest);
         }
         let since = Instant::now();
@@ -277,9 +284,12 @@ impl ShmService {
             match self.credentials.answer(Purpose::Shm, first, &[0; DATA_BYTES]) {
                 Ok(answered) => answered,
                 Err(refused) => {
-                    log::warn!(
-                        "rank {rank}: refused a process that does not know the communicator's \
+                    strangers::report(
+                        log::Level::Warn,
+                        format_args!(
+                            "rank {rank}: refused a process that does not know the communicator's \
                          secret"
+                        ),
                     );
                     if let Some(reply) = refused.reply {
                         let _ = socket::send(stream, &reply);

@@ -18,6 +18,7 @@ use crate::inbox::InboxLayout;
 use crate::noise::{
     self, ANSWER_BYTES, CONFIRMATION_BYTES, DATA_BYTES, FIRST_BYTES, Purpose, Session,
 };
+use crate::strangers;
 
 /// How long the whole handshake may take.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -210,10 +211,13 @@ impl TcpHandshake {
                         Ok(None)
                     }
                     Err(refused) => {
-                        log::warn!(
-                            "rank {}: refused a connection that does not know the communicator's \
+                        strangers::report(
+                            log::Level::Warn,
+                            format_args!(
+                                "rank {}: refused a connection that does not know the communicator's \
                              secret",
-                            credentials.rank
+                                credentials.rank
+                            ),
                         );
                         if let Some(reply) = refused.reply {
                             let _ = write(&self.socket, &reply);

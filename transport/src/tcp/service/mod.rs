@@ -26,6 +26,7 @@ use crate::credentials::Credentials;
 use crate::error::LinkError;
 use crate::noise::Session;
 use crate::peers::PeerTable;
+use crate::strangers;
 
 /// How many connections may be unproven at a time.
 const MAX_UNPROVEN: usize = 256;
@@ -278,9 +279,12 @@ impl TcpService {
         if unproven().count() >= MAX_UNPROVEN
             && let Some((_, oldest)) = unproven().min()
         {
-            log::warn!(
-                "rank {}: too many connections that have not proven themselves",
-                self.credentials.rank
+            strangers::report(
+                log::Level::Warn,
+                format_args!(
+                    "rank {}: too many connections that have not proven themselves",
+                    self.credentials.rank
+                ),
             );
             self.remove_handshake(oldest);
         }
