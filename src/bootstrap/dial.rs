@@ -39,6 +39,9 @@ pub(crate) struct Dialer {
     last_error: String,
     /// In this round, an address that speaks the protocol but does not know the secret.
     wrong_id: Option<SocketAddr>,
+    /// The number of rounds with such an address. A single refusal may be the answer to a message
+    /// that was changed on its way.
+    wrong_rounds: u32,
 }
 
 /// How far the attempt with the current address has come.
@@ -86,6 +89,7 @@ impl Dialer {
             pause: FIRST_PAUSE,
             last_error: String::from("no address"),
             wrong_id: None,
+            wrong_rounds: 0,
         }
     }
 
@@ -156,7 +160,10 @@ impl Dialer {
                         self.deadline = now + self.pause;
                         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
                         if let Some(address) = self.wrong_id.take() {
-                            return Ok(DialOutcome::WrongId(address));
+                            self.wrong_rounds += 1;
+                            if self.wrong_rounds > 1 {
+                                return Ok(DialOutcome::WrongId(address));
+                            }
                         }
                     }
                 }

@@ -191,11 +191,11 @@ pub enum BootstrapError {
         ranks: RankSet,
     },
     /// An authenticated peer broke the protocol: it has another version of the library, or the
-    /// library has a bug.
+    /// library has a bug. Or what it sent was changed on its way.
     #[error(
         "rank {rank} got a message that breaks the protocol from {peer}: {what}; use the same \
-         version of \
-         the library on all ranks"
+         version of the library on all ranks, and if it is the same, see what changes data on the \
+         network between them"
     )]
     Protocol {
         /// The rank that received the message.

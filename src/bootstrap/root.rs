@@ -386,7 +386,13 @@ impl RootServer {
     }
 
     fn is_served(&self) -> bool {
-        self.is_complete() && self.connected() == 0
+        self.connected() == 0 && (self.is_complete() || self.have_all_failed())
+    }
+
+    /// Whether every rank gave up before any of them had registered.
+    fn have_all_failed(&self) -> bool {
+        let failed = self.verdict.is_some() && self.share.is_none();
+        failed && self.nranks.is_some_and(|nranks| self.ranks.len() == nranks as usize)
     }
 
     /// Whether the time is over. All connected ranks have then been informed.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use maypole_transport::LinkError;
 use maypole_transport::endpoint::{Endpoint, EndpointConfig};
 use maypole_transport::inbox::InboxLayout;
-use maypole_transport::noise::FIRST_BYTES;
+use maypole_transport::noise::{ANSWER_BYTES, Binding, Dialer, FIRST_BYTES, Key, Purpose};
 
 /// Held by the running test.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -93,6 +93,40 @@ fn unproven_connections_learn_nothing_and_exclude_nobody() {
     }
     connect_both(&low, &high);
     drop(silent);
+}
+
+/// The other user even knows the secret.
+#[test]
+fn another_user_of_the_host_is_refused() {
+    let _alone = alone();
+    // SAFETY: the call has no preconditions.
+    if unsafe { libc::geteuid() } != 0 {
+        return println!("SKIPPED: only root can become another user");
+    }
+    let high = endpoint(1, 1);
+    let binding = Binding { purpose: Purpose::Shm, from: 0, to: 1, nranks: 2, stream: 0 };
+    let first = || Dialer::new(&Key::new([1; 32]), &binding).unwrap().1;
+    let answer_to = |user: u32, first: [u8; FIRST_BYTES]| {
+        // SAFETY: the child makes a connection and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: the calls take numbers only.
+            unsafe { libc::setresuid(user, user, user) };
+            let mut stream = unproven(&high);
+            let mut answer = Vec::new();
+            let _ = stream.write_all(&first);
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            let _ = stream.read_to_end(&mut answer);
+            // SAFETY: a call without conditions.
+            unsafe { libc::_exit(answer.len() as i32) };
+        }
+        let mut status = 0;
+        // SAFETY: `status` is alive.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        libc::WEXITSTATUS(status) as usize
+    };
+    assert_eq!(answer_to(65534, first()), 0, "another user got an answer");
+    assert_eq!(answer_to(0, first()), ANSWER_BYTES, "the same user got none");
 }
 
 #[test]

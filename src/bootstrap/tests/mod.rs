@@ -15,6 +15,7 @@ use super::listener_address::ListenerAddresses;
 use super::root_share::RootShare;
 use super::*;
 
+mod on_path;
 mod several;
 
 type JoinResult = Result<Joined, BootstrapError>;
@@ -389,6 +390,29 @@ fn a_rank_that_breaks_the_protocol_is_dropped_and_the_others_go_on() {
             dishonest.fill();
         }
         check(join_all(id, 0..2, 2, LONG));
+    });
+}
+
+#[test]
+fn a_root_whose_ranks_all_gave_up_before_they_registered_ends() {
+    with_watchdog(|| {
+        let id = create();
+        let contents = id.contents().unwrap();
+        for rank in [0, 1, 2] {
+            let binding =
+                Binding { purpose: Purpose::Root, from: rank, to: 0, nranks: 3, stream: 0 };
+            let stream = dial(contents.secret.clone(), binding, &contents.root);
+            let mut connection = FrameStream::new(stream, 0);
+            connection.send(&ControlFrame::Verdict(BootstrapError::Aborted { by: rank }));
+            connection.shut_down_sending();
+        }
+        let until = Instant::now() + LONG;
+        for address in root_addresses(&id) {
+            while TcpStream::connect(address).is_ok() {
+                assert!(Instant::now() < until, "the root does not end");
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
     });
 }
 

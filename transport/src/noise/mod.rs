@@ -26,7 +26,7 @@
 //!
 //! A listener that cannot decrypt a first message may answer with a refusal, so that a rank with
 //! the wrong unique id gets an error that says so. A refusal is not authenticated: someone on the
-//! path can forge it, as he can end every connection.
+//! path can forge it, just as they can end a connection.
 //!
 //! | file | purpose |
 //! |---|---|
