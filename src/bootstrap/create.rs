@@ -4,9 +4,10 @@ use std::net::{SocketAddr, ToSocketAddrs};
 
 use maypole_transport::noise::Key;
 
+use super::codec::ByteReader;
 use super::error::BootstrapError;
 use super::id::UniqueId;
-use super::listener_address::{self, MOST_ADDRESSES};
+use super::listener_address::{self, ListenerAddresses, MOST_ADDRESS_BYTES, MOST_ADDRESSES};
 use super::options::Options;
 use super::root;
 use crate::config::{Config, HostPort};
@@ -39,21 +40,46 @@ impl UniqueId {
         root::start(secret.clone(), listeners, options, None)?;
         Ok(Self::of_running_root(&secret, &root))
     }
+
+    /// Starts the bootstrap root of a child communicator that has this secret. Returns the address
+    /// of the root, for [`of_child`](Self::of_child) on the ranks of the child. The address is no
+    /// secret.
+    ///
+    /// # Errors
+    /// [`BootstrapError::System`] if the process has no descriptor or thread left.
+    pub fn start_child_root(secret: &Key, options: &Options) -> Result<Vec<u8>, BootstrapError> {
+        let (listeners, root) = listener_address::listen()?;
+        root::start(secret.clone(), listeners, options, None)?;
+        let mut address = Vec::new();
+        root.encode(&mut address, MOST_ADDRESS_BYTES);
+        Ok(address)
+    }
+
+    /// The id of the child communicator with this secret whose root is at `address`. None if the
+    /// bytes are not an address.
+    pub fn of_child(address: &[u8], secret: &Key) -> Option<Self> {
+        let root = ListenerAddresses::decode(&mut ByteReader::new(address))?;
+        (!root.addresses.is_empty()).then(|| Self::of_running_root(secret, &root))
+    }
 }
 
 /// The id that follows from `NCCL_COMM_ID` and `MAYPOLE_SECRET_FILE`.
 fn fixed(place: &HostPort, config: &Config) -> Result<UniqueId, BootstrapError> {
-    let Some(file) = &config.secret_file else {
-        return Err(BootstrapError::Setting {
-            variable: "NCCL_COMM_ID",
-            why: String::from(
-                "with an address alone anyone could join; set MAYPOLE_SECRET_FILE to a file of 32 \
-                 secret bytes, the same on all ranks",
-            ),
-        });
+    let secret = match &config.secret_file {
+        Some(file) => secret_file::read(file)
+            .map_err(|why| BootstrapError::Setting { variable: "MAYPOLE_SECRET_FILE", why })?,
+        None if config.trust_network => secret_file::public_key(),
+        None => {
+            return Err(BootstrapError::Setting {
+                variable: "NCCL_COMM_ID",
+                why: String::from(
+                    "with an address alone anyone could join; set MAYPOLE_SECRET_FILE to a file \
+                     of 32 secret bytes, the same on all ranks, or MAYPOLE_TRUST_NETWORK=1 if \
+                     everyone on the network may join",
+                ),
+            });
+        }
     };
-    let secret = secret_file::read(file)
-        .map_err(|why| BootstrapError::Setting { variable: "MAYPOLE_SECRET_FILE", why })?;
     let secret = secret.derive("comm id", &[]);
     let addresses = (place.host.as_str(), place.port).to_socket_addrs().map_err(|error| {
         BootstrapError::Setting {
@@ -72,8 +98,11 @@ mod tests {
     #[test]
     fn an_address_alone_is_refused() {
         let place = HostPort { host: "127.0.0.1".into(), port: 9 };
-        let error = fixed(&place, &Config::default()).unwrap_err();
-        assert!(error.to_string().contains("MAYPOLE_SECRET_FILE"));
+        let error = fixed(&place, &Config::default()).unwrap_err().to_string();
+        assert!(error.contains("MAYPOLE_SECRET_FILE"), "{error}");
+        assert!(error.contains("MAYPOLE_TRUST_NETWORK=1"), "{error}");
+        let trusting = Config { trust_network: true, ..Config::default() };
+        assert_eq!(fixed(&place, &trusting).unwrap(), fixed(&place, &trusting).unwrap());
     }
 
     #[test]

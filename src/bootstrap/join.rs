@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use maypole_transport::noise::Key;
+use maypole_transport::noise::{KEY_BYTES, Key};
 
 use super::abort::{self, AbortSignal};
 use super::control_tree::ControlTree;
@@ -38,7 +38,7 @@ pub struct Joined {
 
 impl Joined {
     /// A key that only the ranks of this communicator can make. Different labels give unrelated
-    /// keys.
+    /// keys, and so do two communicators of one id.
     pub fn derive(&self, label: &str) -> Key {
         self.keys().derive(label)
     }
@@ -56,6 +56,11 @@ impl CommunicatorKeys {
     /// As [`Joined::derive`].
     pub fn derive(&self, label: &str) -> Key {
         self.0.derive("derive", &[label.as_bytes()])
+    }
+
+    /// The secret of a child of the communicator. `parts` say which child it is.
+    pub fn child(&self, parts: &[&[u8]]) -> Key {
+        self.0.derive("child", parts)
     }
 }
 
@@ -112,6 +117,7 @@ fn attempt(
         return Err(BootstrapError::TooLong { rank, len: info.len(), most: MOST_INFO_BYTES });
     }
     let ids = RootIds::new(ids, nranks)?;
+    let salt = Key::random().map_err(|error| BootstrapError::system("getrandom", &error))?;
     if nranks == 1 {
         release_root(&ids.roots[0]);
         return Ok(Joined {
@@ -119,7 +125,7 @@ fn attempt(
             nranks,
             infos: vec![info.to_vec()],
             control: ControlTree::new(0, 1, None),
-            secret: ids.secret,
+            secret: communicator_secret(&ids, salt.bytes()),
         });
     }
     if rank == 0 {
@@ -130,8 +136,16 @@ fn attempt(
     match JoiningRank::new(&ids, rank, nranks, options) {
         Ok(mut joining) => match joining.register() {
             Ok(()) => {
-                let (infos, control) = joining.run(info)?;
-                Ok(Joined { rank, nranks, infos, control, secret: ids.secret })
+                let own =
+                    if rank == 0 { [&salt.bytes()[..], info].concat() } else { info.to_vec() };
+                let (mut infos, control) = joining.run(&own)?;
+                let secret = take_salt(&mut infos).map(|salt| communicator_secret(&ids, &salt));
+                let secret = secret.ok_or(BootstrapError::Protocol {
+                    rank,
+                    peer: String::from("rank 0"),
+                    what: "a rank info without random bytes",
+                })?;
+                Ok(Joined { rank, nranks, infos, control, secret })
             }
             Err(error) => Err(joining.give_up(error)),
         },
@@ -140,6 +154,21 @@ fn attempt(
             Err(error)
         }
     }
+}
+
+/// The secret of a communicator. An id that follows from a file makes one communicator after
+/// another, whose keys must have nothing in common, so that the secret also follows from random
+/// bytes of rank 0, which the other ranks get over the control tree.
+fn communicator_secret(ids: &RootIds, salt: &[u8; KEY_BYTES]) -> Key {
+    ids.secret.derive("communicator", &[salt])
+}
+
+/// Takes the random bytes out of the rank info of rank 0.
+fn take_salt(infos: &mut [Vec<u8>]) -> Option<[u8; KEY_BYTES]> {
+    let first = infos.first_mut()?;
+    let salt = *first.first_chunk()?;
+    first.drain(..KEY_BYTES);
+    Some(salt)
 }
 
 /// Starts the root of an id whose address the user chose; this is done at rank 0.

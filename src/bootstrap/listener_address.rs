@@ -13,6 +13,8 @@ use crate::config::Config;
 
 /// Most addresses of one listener.
 pub(super) const MOST_ADDRESSES: usize = 5;
+/// Most bytes of encoded addresses that a unique id must hold.
+pub(super) const MOST_ADDRESS_BYTES: usize = 79;
 
 /// The addresses of one listener, in the order of preference, and the tag of its host.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use super::abort::AbortSignal;
 use super::codec::ByteReader;
 use super::error::BootstrapError;
 use super::id::UniqueId;
-use super::listener_address::{self, ListenerAddresses};
+use super::listener_address::{self, ListenerAddresses, MOST_ADDRESS_BYTES};
 use super::options::Options;
 use super::root;
 
@@ -23,9 +23,6 @@ pub struct RejoinListener {
     /// The last root that was started here, and the signal that ends it. It may have ended.
     root: Option<(AbortSignal, JoinHandle<()>)>,
 }
-
-/// Most bytes of an encoded address.
-const MOST_ADDRESS_BYTES: usize = 79;
 
 impl RejoinListener {
     /// Opens the listener.

@@ -152,6 +152,7 @@ impl Communicator {
             keys,
             rejoin_listener,
             rejoin_addresses: ranks.iter().map(|info| info.rejoin_address.clone()).collect(),
+            split_count: 0,
             shrink_count: 0,
             host_rank: on_device::host_rank(&ranks),
             init_traffic,

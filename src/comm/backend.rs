@@ -63,6 +63,8 @@ pub(super) struct Membership {
     pub(super) rejoin_listener: RejoinListener,
     /// The address of each rank's rejoin listener.
     pub(super) rejoin_addresses: Vec<Vec<u8>>,
+    /// How often the communicator was split.
+    pub(super) split_count: u64,
     /// How often the communicator was shrunk.
     pub(super) shrink_count: u64,
     /// A rank on host memory, in a communicator some of whose ranks are on devices.

@@ -68,7 +68,7 @@ pub(super) fn exchange_setup(
         process: ProcessIdentity::current(),
         address: endpoint.address(),
         rejoin_address: rejoin_listener.address(),
-        settings: settings(config, layout),
+        settings: shortened(settings(config, layout), nranks),
         device: own_device.as_ref().map(|own_device| own_device.info.clone()),
     };
     let deadline = Instant::now() + options.timeout;
@@ -198,6 +198,20 @@ fn settings(config: &Config, layout: InboxLayout) -> String {
     )
 }
 
+/// The settings if no variable is set.
+fn default_settings(nranks: u32) -> String {
+    let config = Config::default();
+    settings(&config, layout(&config, nranks))
+}
+
+/// What stands for the default settings of this version.
+const DEFAULT_SETTINGS: &str = concat!("default ", env!("CARGO_PKG_VERSION"));
+
+/// Settings as they travel. The usual ones are short, because every rank gets those of all.
+fn shortened(settings: String, nranks: u32) -> String {
+    if settings == default_settings(nranks) { DEFAULT_SETTINGS.to_owned() } else { settings }
+}
+
 /// Tells all ranks what this one is, and learns the same of them.
 fn exchange_rank_info(
     joined: &mut Joined,
@@ -211,11 +225,17 @@ fn exchange_rank_info(
             what: format!("the rank info of rank {rank} is unreadable"),
         })?;
         if theirs.settings != own.settings {
+            let whole = |settings: &str| match settings {
+                DEFAULT_SETTINGS => default_settings(joined.nranks),
+                other => other.to_owned(),
+            };
             return Err(Error::InvalidUsage {
                 what: format!(
                     "rank {} and rank {rank} differ in settings that must be the same on all \
                      ranks: here {}; there {}",
-                    joined.rank, own.settings, theirs.settings
+                    joined.rank,
+                    whole(&own.settings),
+                    whole(&theirs.settings)
                 ),
             });
         }

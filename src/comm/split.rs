@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use maypole_algorithms::Rank;
+use maypole_transport::noise::{KEY_BYTES, Key};
 
 use super::Communicator;
 use crate::bootstrap::{AbortRegistration, Options, UniqueId};
@@ -79,18 +80,32 @@ impl Communicator {
             }
         }
         part.sort_unstable();
-        let leads = color.is_some() && part.first() == Some(&(key, self.rank));
-        let id = if leads { Some(UniqueId::create_with(options)?) } else { None };
-        let bytes = id.map_or(Vec::new(), |id| id.to_bytes().to_vec());
-        let ids = self.host.control.all_gather(&bytes, deadline)?;
+        self.membership.split_count += 1;
+        let members: Vec<Rank> = part.iter().map(|(_, rank)| *rank).collect();
+        let secret = |salt: &[u8]| {
+            let (count, color) = (self.membership.split_count, color.map_or(u64::MAX, u64::from));
+            let members: Vec<u8> = members.iter().flat_map(|rank| rank.to_le_bytes()).collect();
+            let parts = [&count.to_le_bytes()[..], &color.to_le_bytes(), &members, salt];
+            self.membership.keys.child(&parts)
+        };
+        let leads = color.is_some() && members.first() == Some(&self.rank);
+        // Random bytes and the address of the root. The secret of the child does not travel.
+        let mut invitation = Vec::new();
+        if leads {
+            let salt = Key::random().map_err(|error| Error::internal(error.to_string()))?;
+            invitation.extend(salt.bytes());
+            invitation.extend(UniqueId::start_child_root(&secret(salt.bytes()), options)?);
+        }
+        let invitations = self.host.control.all_gather(&invitation, deadline)?;
         drop(gathering);
         if color.is_none() {
             return Ok(None);
         }
-        let leader = part[0].1;
-        let bytes = ids[leader as usize].as_slice().try_into();
-        let bytes = bytes.map_err(|_| Error::internal(format!("rank {leader} sent no id")))?;
-        let id = UniqueId::from_bytes(bytes)?;
+        let leader = members[0];
+        let id = invitations[leader as usize]
+            .split_at_checked(KEY_BYTES)
+            .and_then(|(salt, address)| UniqueId::of_child(address, &secret(salt)))
+            .ok_or_else(|| Error::internal(format!("rank {leader} sent no address")))?;
         let rank = part.iter().position(|p| p.1 == self.rank).unwrap_or_default();
         Ok(Some((id, part.len() as u32, rank as Rank)))
     }

@@ -163,6 +163,15 @@ table! {
         parse: |text| Some(Some(PathBuf::from(text))),
         initial: None,
     }
+    /// Allows NCCL_COMM_ID, and rank 0 of torchrun and srun on another host, without
+    /// MAYPOLE_SECRET_FILE: whoever reaches the address of rank 0 can then take part. For networks
+    /// on which everyone is trusted.
+    trust_network: bool = "MAYPOLE_TRUST_NETWORK" {
+        values: "an integer, 0 for no"
+        default: "0"
+        parse: parse_bool,
+        initial: false,
+    }
     /// The algorithms that may be chosen. A list without a function applies to the functions that
     /// no other list names, and is ignored for a function where it would allow no algorithm. Names
     /// of NCCL algorithms for other hardware are accepted and match nothing; an unknown word is an

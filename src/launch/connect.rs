@@ -63,14 +63,15 @@ fn exchange(job: &LauncherJob) -> io::Result<Rank0Exchange> {
             ))),
         },
         RendezvousMethod::HostSocket(name) => by_host_socket(name, participant),
-        RendezvousMethod::Port { host, port, host_socket } => match file_key {
+        RendezvousMethod::Port { host, port, host_socket } => match file_key.or_else(public_key) {
             Some(key) if rank == 0 => Rank0Listener::at_port(*port, key)?.accept_all(participant),
             Some(key) => connect_to_port(host, *port, &key, participant),
             None if is_this_host(host) => by_host_socket(host_socket, participant),
             None => Err(io::Error::other(format!(
                 "rank 0 is on another host, {host}, and what the ranks tell each other must stay \
                  secret on the network: set MAYPOLE_SECRET_FILE to a file of 32 secret bytes, \
-                 the same for all ranks"
+                 the same for all ranks, or MAYPOLE_TRUST_NETWORK=1 if everyone on the network may \
+                 take part"
             ))),
         },
     }
@@ -139,6 +140,11 @@ fn secret_file_key() -> io::Result<Option<Key>> {
     let key = secret_file::read(path)
         .map_err(|why| io::Error::other(format!("MAYPOLE_SECRET_FILE: {why}")))?;
     Ok(Some(key.derive("launch", &[])))
+}
+
+/// The key of a network on which everyone is trusted; None if the network is not trusted.
+fn public_key() -> Option<Key> {
+    Config::get().trust_network.then(|| secret_file::public_key().derive("launch", &[]))
 }
 
 /// Whether a host's name or address belongs to this host: only such an address can be bound.

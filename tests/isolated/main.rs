@@ -9,6 +9,7 @@ mod intruders;
 mod ranks;
 
 mod abort;
+mod capture;
 mod growth;
 mod limits;
 mod scale;

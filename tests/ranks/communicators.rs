@@ -1,10 +1,13 @@
 //! Tests of several communicators of the same ranks: each in a thread of its own, in turn from one
 //! thread, and left while a peer cannot answer.
 
+use std::fs::Permissions;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::ranks::{Job, OVER_TCP};
+use crate::ranks::{Invitation, Job, OVER_TCP};
 use maypole::Options;
 use maypole::config::Config;
 use maypole::{Communicator, RedOp, UniqueId};
@@ -18,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[test]
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
+    if std::env::var_os("MAYPOLE_SECRET_FILE").is_some() {
+        return of_one_file();
+    }
     let Some((scene, comm)) = crate::ranks::enter() else { return };
     match scene.as_str() {
         "threads" => threads(comm),
@@ -25,6 +31,22 @@ fn rank() {
         "leave" => leave(comm),
         other => panic!("no scene {other}"),
     }
+}
+
+/// Makes three communicators from one address and one file, which live at the same time, and parts
+/// of them.
+fn of_one_file() {
+    let Invitation { rank, nranks, .. } = crate::ranks::invitation().expect("a rank process");
+    let mut comms: Vec<Communicator> = Vec::new();
+    for number in 0..3 {
+        let id = UniqueId::create().unwrap_or_else(|e| panic!("id {number}: {e}"));
+        let comm = Communicator::new(&id, rank, nranks);
+        comms.push(comm.unwrap_or_else(|e| panic!("communicator {number}: {e}")));
+        (0..4).for_each(|call| comms.iter_mut().for_each(|comm| sum(comm, call)));
+    }
+    let mut parts: Vec<Communicator> = comms.iter_mut().map(|comm| another(comm, 2)).collect();
+    (0..4).for_each(|call| parts.iter_mut().chain(&mut comms).for_each(|comm| sum(comm, call)));
+    println!("say:done");
 }
 
 /// Makes a communicator of the same ranks in another order.
@@ -96,6 +118,23 @@ fn run(scene: &str, nranks: u32, environment: &[(&str, &str)]) {
     let mut job = Job::start(ENTRY, nranks, scene, environment);
     job.all_say("done");
     (0..nranks as usize).for_each(|rank| job.ends_well(rank));
+}
+
+#[test]
+fn communicators_of_one_file_live_at_the_same_time() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "a phrase that all ranks know\n").expect("a file");
+    std::fs::set_permissions(file.path(), Permissions::from_mode(0o600)).expect("a file");
+    let path = file.path().to_str().expect("text");
+    for environment in [&[][..], &OVER_TCP] {
+        // Free a moment ago.
+        let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a port");
+        let address = port.to_string();
+        let own = [("NCCL_COMM_ID", &address[..]), ("MAYPOLE_SECRET_FILE", path)];
+        let mut job = Job::start(ENTRY, 3, "file", &[environment, &own].concat());
+        job.all_say("done");
+        (0..3).for_each(|rank| job.ends_well(rank));
+    }
 }
 
 #[test]
