@@ -25,7 +25,7 @@ pub(crate) fn descriptor_limit() -> u64 {
         if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
             return soft;
         }
-        log::info!(target: "INIT", "the soft limit of descriptors is raised from {soft} to {wanted}");
+        log::info!(target: "INIT", "the limit of descriptors is raised from {soft} to {wanted}");
         wanted
     })
 }

@@ -5,11 +5,14 @@
 //! What a listener does with a single stranger is tested in the module of that listener. All
 //! connections stay on this host.
 
+use std::io::Read;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use maypole::Options;
-use maypole::{Communicator, RedOp};
+use maypole::{Communicator, RedOp, UniqueId};
 
 use crate::intruders::{RecordingProxy, StrangerAttack};
 use crate::ranks::{Job, OVER_TCP};
@@ -169,4 +172,40 @@ fn waiting(environment: &[(&str, &str)], strangers: usize) {
     (0..NRANKS as usize).for_each(|rank| job.ends_well(rank));
     drop(job);
     wait_until("the end of all of it", || descriptors() <= before);
+}
+
+#[test]
+fn another_user_is_told_nothing_of_communicators() {
+    let _alone = crate::alone();
+    // SAFETY: the call has no preconditions.
+    if unsafe { libc::geteuid() } != 0 {
+        return println!("SKIPPED: only root can become another user");
+    }
+    let id = UniqueId::create().expect("an id");
+    let _comm = Communicator::new(&id, 0, 1).unwrap_or_else(|e| panic!("init: {e}"));
+    let table = std::fs::read_to_string("/proc/net/unix").expect("a file of /proc");
+    let own = format!("@maypole/{}/", std::process::id());
+    let name = table.split_whitespace().find(|word| word.starts_with(&own));
+    let name = &name.expect("the status server of this process")[1..];
+    let told = |user: u32| {
+        // SAFETY: the child makes a connection and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: the calls take numbers only.
+            unsafe { libc::setresuid(user, user, user) };
+            let address = SocketAddr::from_abstract_name(name).expect("a name");
+            let mut stream = UnixStream::connect_addr(&address).expect("a connection");
+            let _ = stream.set_read_timeout(Some(PATIENCE));
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer);
+            // SAFETY: a call without conditions.
+            unsafe { libc::_exit(answer.len().min(255) as i32) };
+        }
+        let mut status = 0;
+        // SAFETY: `status` is alive.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        libc::WEXITSTATUS(status)
+    };
+    assert_eq!(told(65534), 0, "another user was told of communicators");
+    assert!(told(0) > 0, "the same user was told nothing");
 }

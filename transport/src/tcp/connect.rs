@@ -214,8 +214,7 @@ impl TcpHandshake {
                         strangers::report(
                             log::Level::Warn,
                             format_args!(
-                                "rank {}: refused a connection that does not know the communicator's \
-                             secret",
+                                "rank {}: refused a connection without the communicator's secret",
                                 credentials.rank
                             ),
                         );
