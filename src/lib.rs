@@ -22,6 +22,7 @@ mod bootstrap;
 mod call;
 mod call_signature;
 mod channels;
+mod clock;
 mod comm;
 pub mod config;
 mod control;

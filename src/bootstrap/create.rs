@@ -2,12 +2,13 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
+use maypole_control::listener_addresses::MOST_ADDRESSES;
 use maypole_transport::noise::Key;
 
 use super::codec::ByteReader;
 use super::error::BootstrapError;
 use super::id::UniqueId;
-use super::listener_address::{self, ListenerAddresses, MOST_ADDRESS_BYTES, MOST_ADDRESSES};
+use super::listener_address::{self, MOST_ADDRESS_BYTES};
 use super::options::Options;
 use super::root;
 use crate::config::{Config, HostPort};

@@ -4,7 +4,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::rank_set::RankSet;
+use maypole_control::rank_set::RankSet;
+use maypole_control::verdict::Verdict;
 
 /// A failure of the bootstrap or of an exchange over the control tree.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -216,17 +217,47 @@ pub enum BootstrapError {
 }
 
 impl BootstrapError {
-    /// The error that the other ranks get when `rank` fails with this one.
-    pub(super) fn for_others(&self, rank: u32) -> Self {
-        match self {
-            // These mean the same to every rank. All others concern this rank alone.
-            Self::MissingRanks { .. }
-            | Self::PeerLost { .. }
-            | Self::PeerFailed { .. }
-            | Self::Aborted { .. }
-            | Self::TimedOut { .. }
-            | Self::Disagreement { .. } => self.clone(),
-            other => Self::PeerFailed { rank, why: other.to_string() },
+    /// The verdict that the other ranks get when `rank` fails with this error.
+    pub(crate) fn verdict(&self, rank: u32) -> Verdict {
+        match self.clone() {
+            Self::MissingRanks { ranks, nranks, waited } => {
+                Verdict::MissingRanks { ranks, nranks, waited }
+            }
+            Self::PeerLost { rank, seen_by } => Verdict::Dead { rank, seen_by },
+            Self::PeerFailed { rank, why } => Verdict::Failed { rank, why },
+            Self::Aborted { by } => Verdict::Aborted { by },
+            Self::TimedOut { rank, waiting_for, what, waited } => {
+                Verdict::Timeout { rank, peer: waiting_for, what, waited }
+            }
+            Self::Disagreement { what, ranks } => Verdict::Disagreement { what, ranks },
+            // All others concern this rank alone.
+            other => Verdict::Failed { rank, why: other.to_string() },
+        }
+    }
+
+    /// The error that this verdict is for rank `rank` while it joins.
+    pub(crate) fn of(verdict: Verdict, rank: u32) -> Self {
+        match verdict {
+            Verdict::Dead { rank, seen_by } => Self::PeerLost { rank, seen_by },
+            Verdict::Left { rank: left } => Self::PeerLost { rank: left, seen_by: rank },
+            Verdict::Mismatch { ranks, what } => {
+                let mut sorted = ranks;
+                sorted.sort_unstable();
+                Self::Disagreement { what, ranks: RankSet::new(sorted) }
+            }
+            Verdict::Timeout { rank, peer, what, waited } => {
+                Self::TimedOut { rank, waiting_for: peer, what, waited }
+            }
+            Verdict::Aborted { by } => Self::Aborted { by },
+            Verdict::Failed { rank, why } => Self::PeerFailed { rank, why },
+            Verdict::MissingRanks { ranks, nranks, waited } => {
+                Self::MissingRanks { ranks, nranks, waited }
+            }
+            Verdict::DuplicateRank { rank, host, pid } => Self::DuplicateRank { rank, host, pid },
+            Verdict::DifferentRankCount { rank, ours, theirs } => {
+                Self::DifferentRankCount { rank, ours, theirs }
+            }
+            Verdict::Disagreement { what, ranks } => Self::Disagreement { what, ranks },
         }
     }
 

@@ -5,9 +5,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
+use maypole_control::frame::{ControlFrame, FrameHeader, HEADER_BYTES, MOST_SMALL_BYTES};
 use maypole_transport::noise::Session;
 
-use super::frame::{ControlFrame, FrameHeader, HEADER_BYTES, MOST_MESSAGE_BYTES};
 use super::poll::{poll_fd, wait};
 
 /// Bytes that one read takes from a socket.
@@ -220,7 +220,7 @@ impl FrameStream {
 
     /// Whether a frame of the largest size is here, so that reading on can wait until it is taken.
     fn full(&self) -> bool {
-        self.received.len() >= HEADER_BYTES + self.most_items.max(MOST_MESSAGE_BYTES)
+        self.received.len() >= HEADER_BYTES + self.most_items.max(MOST_SMALL_BYTES)
     }
 }
 

@@ -6,6 +6,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
+use maypole_control::frame::{self, ControlFrame, HEADER_BYTES, MOST_SMALL_BYTES};
+use maypole_control::items::{self, ITEM_HEADER, put_item};
+use maypole_control::listener_addresses::MOST_ADDRESSES;
 use maypole_transport::conformance::fuzz::{FuzzRandom, rounds};
 
 use maypole_transport::noise::{
@@ -14,11 +17,8 @@ use maypole_transport::noise::{
 };
 
 use super::accept::HandshakeAcceptor;
-use super::frame::{self, ControlFrame, HEADER_BYTES, MOST_SMALL_BYTES};
 use super::frame_stream::{FrameStream, READ_BYTES, SecureStream, StreamEnd};
 use super::id::{UNIQUE_ID_BYTES, UniqueId};
-use super::items::{ITEM_HEADER, put_item};
-use super::listener_address::MOST_ADDRESSES;
 
 /// Most bytes of items that a frame may carry here.
 const MOST: usize = 10_000;
@@ -64,7 +64,7 @@ fn frames(random: &mut FuzzRandom) {
     let (near, mut far) = connection();
     let (session, mut sender) = sessions(binding(3));
     let mut connection = FrameStream::new(SecureStream { stream: near, session }, MOST);
-    let known = frame::tests::frames();
+    let known = frame::examples();
     let mut sent = Vec::new();
     let mut stream = Vec::new();
     for _ in 0..random.below(5) {
@@ -151,7 +151,7 @@ fn items(random: &mut FuzzRandom) {
         put_item(&mut body, rank, &random.bytes(len));
     }
     let body = random.damaged(&body, &[0xff; 20]);
-    let read: Vec<_> = super::items::items(&body).collect();
+    let read: Vec<_> = items::items(&body).collect();
     let bytes: usize = read.iter().flatten().map(|(_, item)| item.len() + ITEM_HEADER).sum();
     // No item is returned after a malformed one, and all items before it are.
     let broken = read.iter().filter(|item| item.is_none()).count();

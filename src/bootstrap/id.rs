@@ -15,11 +15,11 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use maypole_control::codec::ByteReader;
+use maypole_control::listener_addresses::ListenerAddresses;
 use maypole_transport::noise::{KEY_BYTES, Key, sha256};
 
-use super::codec::ByteReader;
 use super::error::BootstrapError;
-use super::listener_address::ListenerAddresses;
 
 /// Bytes of a unique id, as `NCCL_UNIQUE_ID_BYTES`.
 pub const UNIQUE_ID_BYTES: usize = 128;

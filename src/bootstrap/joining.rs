@@ -13,11 +13,10 @@ use super::error::BootstrapError;
 use super::frame::{ControlFrame, RankRegistration};
 use super::frame_stream::{FrameStream, SecureStream, StreamEnd, close_gracefully};
 use super::id::UniqueIdContents;
-use super::listener_address::{self, ListenerAddresses};
+use super::listener_address;
 use super::multi_root::RootIds;
 use super::options::Options;
 use super::poll;
-use super::tree_shape::{children, parent};
 
 /// How long a rank tries to connect to a root that does not answer.
 const ROOT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -205,13 +204,15 @@ impl<'a> JoiningRank<'a> {
 
     /// Leaves a root that only needs to know where this rank listens, as soon as it knows.
     fn leave_announced(&mut self, mut root: FrameStream) -> Result<(), BootstrapError> {
-        root.send(&ControlFrame::Leave);
+        root.send(&ControlFrame::LeaveRoot);
         root.shut_down_sending();
         let until = Instant::now() + LEAVE_TIME;
         loop {
             root.fill();
             match root.next() {
-                Ok(Some(ControlFrame::Verdict(verdict))) => return Err(verdict),
+                Ok(Some(ControlFrame::Verdict(verdict))) => {
+                    return Err(BootstrapError::of(verdict, self.rank));
+                }
                 // A list of missing ranks is for ranks that wait.
                 Ok(Some(_)) => continue,
                 Ok(None) if Instant::now() < until => {}
@@ -236,7 +237,8 @@ impl<'a> JoiningRank<'a> {
                 && let DialOutcome::Connected(stream) = dial.advance()?
             {
                 self.dialer = None;
-                self.tree.set_parent(FrameStream::new(stream, 0));
+                let above = parent(self.rank).unwrap_or(0);
+                self.tree.add_neighbour(above, FrameStream::new(stream, 0));
                 has_parent = true;
                 let roots = self.take_roots();
                 self.leave(roots, false);
@@ -263,7 +265,7 @@ impl<'a> JoiningRank<'a> {
             for (binding, stream) in passed {
                 self.add_child(binding, stream);
             }
-            self.tree.read_frames(false)?;
+            self.tree.read_joining()?;
         }
     }
 
@@ -280,10 +282,12 @@ impl<'a> JoiningRank<'a> {
                         let secret = self.ids.secret.clone();
                         self.dialer = Some(Dialer::new(secret, binding, listener.reachable_here()));
                     }
-                    Ok(Some(ControlFrame::Status { missing, waited })) => {
-                        self.tree.report_missing(&missing, waited);
+                    Ok(Some(ControlFrame::Missing { ranks, waited })) => {
+                        self.tree.report_missing(ranks, waited);
                     }
-                    Ok(Some(ControlFrame::Verdict(verdict))) => return Err(verdict),
+                    Ok(Some(ControlFrame::Verdict(verdict))) => {
+                        return Err(BootstrapError::of(verdict, self.rank));
+                    }
                     Ok(None) => break,
                     Err(StreamEnd::Closed) => {
                         let (number, root) = &self.roots[at];
@@ -322,7 +326,7 @@ impl<'a> JoiningRank<'a> {
     /// they have read it.
     pub(super) fn leave(&mut self, mut roots: Vec<FrameStream>, wait: bool) {
         for root in &mut roots {
-            root.send(&ControlFrame::Leave);
+            root.send(&ControlFrame::LeaveRoot);
             root.shut_down_sending();
         }
         if wait {
@@ -377,6 +381,6 @@ fn report_failure_to(contents: &UniqueIdContents, rank: u32, nranks: u32, error:
         }
     };
     let mut root = FrameStream::new(stream, 0);
-    root.send(&ControlFrame::Verdict(error.for_others(rank)));
+    root.send(&ControlFrame::Verdict(error.verdict(rank)));
     close_gracefully(std::iter::once(&mut root), until);
 }

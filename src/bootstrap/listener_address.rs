@@ -1,86 +1,22 @@
-//! Where a listener can be reached: its addresses, and whether it is on this host.
+//! Opens listeners, and says whether a listener is on this host.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
+use maypole_control::listener_addresses::ListenerAddresses;
 use maypole_transport::noise::sha256;
 
-use super::codec::ByteReader;
 use super::error::BootstrapError;
 use super::interfaces;
 use crate::config::Config;
 
-/// Most addresses of one listener.
-pub(super) const MOST_ADDRESSES: usize = 5;
 /// Most bytes of encoded addresses that a unique id must hold.
 pub(super) const MOST_ADDRESS_BYTES: usize = 79;
 
-/// The addresses of one listener, in the order of preference, and the tag of its host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ListenerAddresses {
-    /// Equal to [`host_tag`] if the loopback addresses in the list are addresses of this host.
-    pub(super) host_tag: u64,
-    pub(super) addresses: Vec<SocketAddr>,
-}
-
-impl ListenerAddresses {
-    /// The addresses to try from this host: loopback addresses first if the listener is on this
-    /// host, and not at all if it is on another.
-    pub(super) fn reachable_here(&self) -> Vec<SocketAddr> {
-        let (loopback, mut others): (Vec<SocketAddr>, Vec<SocketAddr>) =
-            self.addresses.iter().partition(|address| address.ip().is_loopback());
-        if self.host_tag == host_tag() || others.is_empty() {
-            others.splice(0..0, loopback);
-        }
-        others
-    }
-
-    /// Appends tag, count and addresses, without those that do not fit in `room` bytes.
-    pub(super) fn encode(&self, out: &mut Vec<u8>, room: usize) {
-        let start = out.len();
-        out.extend(self.host_tag.to_le_bytes());
-        let count_at = out.len();
-        out.push(0);
-        for address in self.addresses.iter().take(MOST_ADDRESSES) {
-            let before = out.len();
-            match address.ip() {
-                IpAddr::V4(ip) => {
-                    out.push(4);
-                    out.extend(ip.octets());
-                }
-                IpAddr::V6(ip) => {
-                    out.push(6);
-                    out.extend(ip.octets());
-                }
-            }
-            out.extend(address.port().to_le_bytes());
-            if out.len() - start > room {
-                out.truncate(before);
-                continue;
-            }
-            out[count_at] += 1;
-        }
-    }
-
-    /// Reads what [`encode`](Self::encode) wrote.
-    pub(super) fn decode(reader: &mut ByteReader<'_>) -> Option<Self> {
-        let host_tag = reader.u64()?;
-        let count = reader.u8()?;
-        if usize::from(count) > MOST_ADDRESSES {
-            return None;
-        }
-        let mut addresses = Vec::new();
-        for _ in 0..count {
-            let ip = match reader.u8()? {
-                4 => IpAddr::V4(Ipv4Addr::from(reader.array::<4>()?)),
-                6 => IpAddr::V6(Ipv6Addr::from(reader.array::<16>()?)),
-                _ => return None,
-            };
-            addresses.push(SocketAddr::new(ip, reader.u16()?));
-        }
-        Some(Self { host_tag, addresses })
-    }
+/// The addresses of a listener to try from this host.
+pub(super) fn reachable_here(listener: &ListenerAddresses) -> Vec<SocketAddr> {
+    listener.reachable_from(host_tag())
 }
 
 /// Listens at the [addresses](interfaces::addresses) of this host, at ports that the kernel
@@ -150,29 +86,6 @@ pub(super) fn host_tag() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_round_trip_and_loopback_comes_first_on_this_host() {
-        let loopback: SocketAddr = "127.0.0.1:1".parse().unwrap();
-        let other: SocketAddr = "[fd00::1]:2".parse().unwrap();
-        let addresses =
-            ListenerAddresses { host_tag: host_tag(), addresses: vec![other, loopback] };
-        let mut bytes = Vec::new();
-        addresses.encode(&mut bytes, 100);
-        assert_eq!(
-            ListenerAddresses::decode(&mut ByteReader::new(&bytes)),
-            Some(addresses.clone())
-        );
-        assert_eq!(addresses.reachable_here(), [loopback, other]);
-        let foreign = ListenerAddresses { host_tag: addresses.host_tag ^ 1, ..addresses.clone() };
-        assert_eq!(foreign.reachable_here(), [other]);
-        let mut short = Vec::new();
-        addresses.encode(&mut short, 20);
-        assert_eq!(
-            ListenerAddresses::decode(&mut ByteReader::new(&short)).unwrap().addresses,
-            [loopback]
-        );
-    }
 
     #[test]
     fn this_host_has_an_interface() {

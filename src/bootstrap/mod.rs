@@ -22,18 +22,18 @@
 //! After some seconds the root names the missing ranks to all ranks that wait. At the deadline
 //! every waiting rank returns [`BootstrapError::MissingRanks`].
 //!
-//! The files, each of which uses only files above it:
+//! The frames and the decisions of the control tree are in the crate `maypole_control`. The files
+//! here, each of which uses only files above it:
 //!
 //! | file | purpose |
 //! |---|---|
-//! | `rank_set`, `error` | sets of ranks, and the errors |
+//! | `error` | the errors |
 //! | `poll` | sleeping on several descriptors |
 //! | `abort`, `options` | ending a wait from another thread; the settings of an attempt |
-//! | `codec` | encoding of values |
 //! | `interfaces`, `listener_address` | addresses of this host, and of a listener |
 //! | `id` | the 128 bytes of a unique id |
-//! | `tree_shape`, `root_share`, `multi_root` | which rank connects to which rank and root |
-//! | `error_codec`, `items`, `frame`, `frame_stream` | messages, and messages over a socket |
+//! | `multi_root` | which rank registers at which root |
+//! | `frame_stream` | frames over a socket |
 //! | `traffic` | counts of connections and messages |
 //! | `accept`, `dial` | the two sides of the handshake, over sockets |
 //! | `control_tree` | the connections that stay |
@@ -42,29 +42,22 @@
 
 mod abort;
 mod accept;
-mod codec;
 mod control_tree;
 mod create;
 mod dial;
 mod error;
-mod error_codec;
-mod frame;
 mod frame_stream;
 mod id;
 mod interfaces;
-mod items;
 mod join;
 mod joining;
 mod listener_address;
 mod multi_root;
 mod options;
 pub(crate) mod poll;
-mod rank_set;
 mod rejoin;
 mod root;
-mod root_share;
 mod traffic;
-mod tree_shape;
 
 #[cfg(test)]
 mod fuzz;
@@ -74,16 +67,15 @@ mod tests;
 pub use abort::AbortSignal;
 pub(crate) use abort::{AbortRegistration, Abortable};
 pub(crate) use accept::HandshakeAcceptor;
-pub(crate) use codec::{ByteReader, put_text};
-pub use control_tree::{ControlTree, MOST_ITEM};
-pub(crate) use control_tree::{TreeEvent, TreeExchange};
+pub use control_tree::ControlTree;
 pub(crate) use dial::{DialOutcome, Dialer};
 pub use error::BootstrapError;
 pub(crate) use frame_stream::SecureStream;
 pub use id::{UNIQUE_ID_BYTES, UniqueId};
 pub use interfaces::addresses;
 pub use join::{CommunicatorKeys, Joined, MOST_INFO_BYTES, join, join_among, join_with};
+pub use maypole_control::frame::MOST_ITEM;
+pub use maypole_control::rank_set::RankSet;
 pub use options::Options;
-pub use rank_set::RankSet;
 pub use rejoin::RejoinListener;
 pub use traffic::ControlTraffic;

@@ -1,11 +1,11 @@
 //! Several unique ids, and so several bootstrap roots, for one communicator.
 
+use maypole_control::root_share::RootShare;
 use maypole_transport::noise::{Key, sha256};
 use zeroize::Zeroize;
 
 use super::error::BootstrapError;
 use super::id::{UniqueId, UniqueIdContents};
-use super::root_share::RootShare;
 
 /// The unique ids of one communicator, each with its root.
 pub(super) struct RootIds {

@@ -5,13 +5,14 @@
 use std::net::TcpListener;
 use std::thread::JoinHandle;
 
+use maypole_control::codec::ByteReader;
+use maypole_control::listener_addresses::ListenerAddresses;
 use maypole_transport::noise::Key;
 
 use super::abort::AbortSignal;
-use super::codec::ByteReader;
 use super::error::BootstrapError;
 use super::id::UniqueId;
-use super::listener_address::{self, ListenerAddresses, MOST_ADDRESS_BYTES};
+use super::listener_address::{self, MOST_ADDRESS_BYTES};
 use super::options::Options;
 use super::root;
 

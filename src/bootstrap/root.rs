@@ -24,7 +24,6 @@ use super::poll;
 use super::rank_set::RankSet;
 use super::root_share::RootShare;
 use super::traffic::ControlTraffic;
-use super::tree_shape::{children, parent};
 use crate::config::Config;
 use crate::process;
 
@@ -99,7 +98,7 @@ struct RootServer {
     /// The earliest deadline of all ranks.
     deadline: Option<Instant>,
     /// The error of a rank that gave up. Ranks that come later get it too.
-    verdict: Option<BootstrapError>,
+    verdict: Option<Verdict>,
     /// The time since the start after which missing ranks are named next.
     next_notice: Duration,
     /// When a rank was last connected.
@@ -258,12 +257,12 @@ impl RootServer {
         let objection = if nranks != binding.nranks {
             Some(BootstrapError::DifferentRankCount { rank, ours: binding.nranks, theirs: nranks })
         } else if share != registration.share {
-            Some(BootstrapError::Disagreement {
+            Some(Verdict::Disagreement {
                 what: String::from("the unique ids, their number or their order"),
                 ranks: RankSet::new([rank]),
             })
         } else {
-            first.map(|first| BootstrapError::DuplicateRank {
+            first.map(|first| Verdict::DuplicateRank {
                 rank,
                 host: first.host.clone(),
                 pid: first.pid,
@@ -271,9 +270,10 @@ impl RootServer {
         };
         if let Some(objection) = objection {
             log::warn!(
-                "refused process {} on {}: {objection}",
+                "refused process {} on {}: {}",
                 registration.pid,
-                registration.host
+                registration.host,
+                BootstrapError::of(objection.clone(), rank)
             );
             connection.send(&ControlFrame::Verdict(objection));
             connection.shut_down_sending();
@@ -334,11 +334,11 @@ impl RootServer {
     }
 
     /// Sends the error of a rank that gave up to all ranks, which then wait no longer.
-    fn fail_all(&mut self, rank: u32, verdict: BootstrapError) {
+    fn fail_all(&mut self, rank: u32, verdict: Verdict) {
         if self.verdict.is_some() {
             return;
         }
-        log::info!("rank {rank} gave up: {verdict}");
+        log::info!("rank {rank} gave up: {}", BootstrapError::of(verdict.clone(), rank));
         self.send_to_all(&ControlFrame::Verdict(verdict.clone()));
         self.ranks
             .values_mut()
@@ -358,7 +358,7 @@ impl RootServer {
         connection.fill();
         connection.flush();
         match connection.next() {
-            Ok(Some(ControlFrame::Leave)) => {
+            Ok(Some(ControlFrame::LeaveRoot)) => {
                 self.traffic.add(connection);
                 entry.connection = None;
             }
@@ -400,12 +400,12 @@ impl RootServer {
         let now = Instant::now();
         if self.give_up_at().is_some_and(|end| end <= now) {
             if !self.is_complete() && self.verdict.is_none() {
-                let verdict = BootstrapError::MissingRanks {
+                let verdict = Verdict::MissingRanks {
                     ranks: self.missing(),
                     nranks: self.nranks.unwrap_or(0),
                     waited: self.waited(),
                 };
-                log::warn!("{verdict}");
+                log::warn!("{}", BootstrapError::of(verdict.clone(), 0));
                 self.send_to_all(&ControlFrame::Verdict(verdict));
             }
             self.close_connections();
@@ -434,7 +434,7 @@ impl RootServer {
                 missing.len(),
                 self.nranks.unwrap_or(0)
             );
-            self.send_to_all(&ControlFrame::Status { missing, waited });
+            self.send_to_all(&ControlFrame::Missing { ranks: missing, waited });
         }
     }
 

@@ -7,7 +7,7 @@ use maypole_transport::ll::LL_CAPACITY;
 use super::Communicator;
 use super::backend::HostBackend;
 use crate::call::{Call, Task, no_such_root};
-use crate::call_signature::CallSignature;
+use crate::call_signature::{CallSignature, signature_of};
 use crate::channels;
 use crate::engine::CallBuffers;
 use crate::engine::compiled::CompiledExecution;
@@ -290,7 +290,7 @@ impl Communicator {
         keep: impl FnOnce(&mut Plans, Plan) -> usize,
     ) -> Result<Option<usize>, Error> {
         let _environment = DefaultEnvironment::enter();
-        let signature = CallSignature::of(task);
+        let signature = signature_of(task);
         if task.extents.longest() == 0 {
             self.host.control.end_call(signature);
             return Ok(None);
@@ -340,7 +340,7 @@ impl Communicator {
         choice: &Choice,
         task: &Task,
     ) -> Result<Plan, Error> {
-        log::info!(target: "TUNING", "{}: {choice}", CallSignature::of(task));
+        log::info!(target: "TUNING", "{}: {choice}", signature_of(task));
         if let Some(device) = &mut self.device {
             let plan = Plan::on_device(proved, choice, task, self.rank, self.host.isa, device);
             return plan.map_err(|error| self.fail(error));

@@ -9,20 +9,20 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
+use maypole_control::activity::{MOST_CALLS, RecordedCall, RecorderSnapshot};
+use maypole_control::call_signature::CallSignature;
 use maypole_transport::sequence_ring::SequenceRing;
 use maypole_transport::sync::{AtomicU64, Ordering};
 
-use crate::call_signature::CallSignature;
-
-/// The number of calls that are kept, a power of two.
-pub(crate) const KEPT: u64 = 64;
+/// The number of calls that are kept.
+pub(crate) const KEPT: u64 = MOST_CALLS;
 
 /// The flight recorder of one communicator. It has one writer.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct FlightRecorder {
-    /// The calls: the two words of the signature of each.
-    calls: SequenceRing<{ KEPT as usize }, 2>,
+    /// The calls: the two words of the signature of each, and the hash of all calls before it.
+    calls: SequenceRing<{ KEPT as usize }, 3>,
     /// In the low half one more than the rank that the call waits for, in the high half the low
     /// bits of the number of that call.
     waits: AtomicU64,
@@ -48,44 +48,6 @@ fn turn(sequence: u64) -> u64 {
 
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// A call of a [`RecorderSnapshot`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct RecordedCall {
-    pub(crate) sequence: u64,
-    pub(crate) signature: CallSignature,
-    /// For a call that has ended and had a long wait: the time from its first long wait to its end.
-    pub(crate) took: Option<Duration>,
-}
-
-/// What a flight recorder held at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct RecorderSnapshot {
-    /// The number of the current or last call; 0 before the first.
-    pub(crate) sequence: u64,
-    /// Whether that call has not ended.
-    pub(crate) in_call: bool,
-    /// The rank that the call waits for.
-    pub(crate) waits_for: Option<Rank>,
-    /// The last calls, oldest first.
-    pub(crate) calls: Vec<RecordedCall>,
-}
-
-impl RecorderSnapshot {
-    /// The signature of call `sequence`, if it is kept.
-    pub(crate) fn call(&self, sequence: u64) -> Option<CallSignature> {
-        self.calls.iter().find(|call| call.sequence == sequence).map(|call| call.signature)
-    }
-
-    /// The current or last call, in words.
-    pub(crate) fn last(&self) -> String {
-        match self.call(self.sequence) {
-            Some(call) => format!("call {}, {call}", self.sequence),
-            None if self.sequence == 0 => String::from("no call yet"),
-            None => format!("call {}", self.sequence),
-        }
-    }
-}
-
 impl Default for FlightRecorder {
     fn default() -> Self {
         Self {
@@ -98,10 +60,11 @@ impl Default for FlightRecorder {
 }
 
 impl FlightRecorder {
-    /// Records that call `sequence` begins, which is one more than the last.
+    /// Records that call `sequence` begins, which is one more than the last. `history` is the hash
+    /// of all calls before it.
     #[inline]
-    pub(crate) fn begin(&self, sequence: u64, signature: CallSignature) {
-        self.calls.begin(sequence, [signature.what, signature.count]);
+    pub(crate) fn begin(&self, sequence: u64, signature: CallSignature, history: u64) {
+        self.calls.begin(sequence, [signature.what, signature.count, history]);
     }
 
     /// Records that call `sequence` ends.
@@ -142,9 +105,10 @@ impl FlightRecorder {
     /// What the recorder holds now. Any thread may call this.
     pub(crate) fn read(&self) -> RecorderSnapshot {
         let (last, records) = self.calls.read();
-        let call = |(sequence, [what, count]): (u64, [u64; 2])| RecordedCall {
+        let call = |(sequence, [what, count, history]): (u64, [u64; 3])| RecordedCall {
             sequence,
             signature: CallSignature { what, count },
+            history,
             took: self.took(sequence),
         };
         let waits = self.waits.load(Ordering::Relaxed);
@@ -196,10 +160,10 @@ mod tests {
         let record = FlightRecorder::default();
         assert_eq!(record.read(), RecorderSnapshot::default());
         for count in 1..=100 {
-            record.begin(count, signature(count));
+            record.begin(count, signature(count), 0);
             record.end(count);
         }
-        record.begin(101, signature(101));
+        record.begin(101, signature(101), 0);
         record.waits(Some(0));
         let snapshot = record.read();
         assert_eq!((snapshot.sequence, snapshot.in_call, snapshot.waits_for), (101, true, Some(0)));
@@ -212,7 +176,7 @@ mod tests {
         assert_eq!((snapshot.in_call, snapshot.waits_for), (false, None));
         assert_eq!(record.waited(101), None);
         assert!(snapshot.calls.last().is_some_and(|call| call.took.is_some()));
-        record.begin(102, signature(7));
+        record.begin(102, signature(7), 0);
         record.retract(102);
         assert_eq!(record.read().sequence, 101);
     }

@@ -1,5 +1,8 @@
 //! The control plane: finds dead, slow and mismatched ranks, and reports them or ends all waits.
 //!
+//! What it decides is in the crate `maypole_control`, as a state machine without I/O. Here are the
+//! thread that serves it and what it needs to know of this rank.
+//!
 //! After init the connections of the control tree belong to one service thread per process, which
 //! sleeps until an event comes. It distinguishes what is proven from what is only slow:
 //!
@@ -17,31 +20,30 @@
 //! | file | purpose |
 //! |---|---|
 //! | `flight_recorder` | what a communicator is doing, and its last calls |
-//! | `verdict`, `report` | what is proven, and what is only slow |
-//! | `message` | the control messages |
 //! | `dump` | the flight recorder on demand |
 //! | `status` | what other processes may ask: `maypole ps` |
-//! | `communicator` | one communicator, as the service thread serves it |
+//! | `verdict_error` | verdicts as errors |
+//! | `served_communicator` | one communicator, as the service thread serves it |
 //! | `service` | the service thread |
 //! | `plane` | what a communicator does with its control plane |
 //!
 //! This file has what the thread of a communicator, its abort handles and the service thread share.
 
-mod communicator;
 mod dump;
 mod flight_recorder;
-mod message;
 mod plane;
-mod report;
+mod served_communicator;
 mod service;
 pub mod status;
-mod verdict;
+mod verdict_error;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
+use maypole_control::time::Time;
+use maypole_control::verdict::Verdict;
 use maypole_transport::endpoint::Endpoint;
 use maypole_transport::error::LinkError;
 use maypole_transport::sync::AtomicU64;
@@ -53,9 +55,9 @@ use crate::process::{ProcessIdentity, generation};
 use flight_recorder::FlightRecorder;
 pub(crate) use plane::ControlPlane;
 use service::{CommandQueue, ServiceCommand};
-use verdict::Verdict;
+use verdict_error::{error_of, verdict_of};
 
-pub use report::{DelayReason, Report};
+pub use maypole_control::report::{DelayReason, Report};
 
 // The reasons with which an endpoint is aborted, as the peers see them over their links. They need
 // no control tree, in which the rank that left may be missing.
@@ -134,7 +136,7 @@ struct ControlState {
 /// What the thread of a communicator asks of the service thread.
 enum CommunicatorCommand {
     /// Find out why this rank has waited for that rank since that time.
-    Investigate(Rank, Instant),
+    Investigate(Rank, Time),
     /// Watch the connection to that rank, which is being made.
     Connecting(Rank),
     /// Check the work on the device of the rank regularly.
@@ -188,8 +190,7 @@ impl ControlShared {
             // A verdict is on its way to this rank.
             Error::Link(LinkError::Aborted { by, reason: VERDICT }) => {
                 let until = Instant::now() + VERDICT_TIME;
-                if let Some(error) =
-                    self.wait(until, |state| state.verdict.as_ref().map(Verdict::error))
+                if let Some(error) = self.wait(until, |state| state.verdict.as_ref().map(error_of))
                 {
                     return error;
                 }
@@ -207,9 +208,9 @@ impl ControlShared {
                     && let Some(verdict) =
                         self.wait(Instant::now() + REFUSED_TIME, |state| state.verdict.clone())
                 {
-                    return verdict.error();
+                    return error_of(&verdict);
                 }
-                let verdict = Verdict::of(self.rank, &error);
+                let verdict = verdict_of(self.rank, &error);
                 self.send(CommunicatorCommand::Decide(verdict));
                 (error, VERDICT_TIME)
             }
@@ -218,7 +219,7 @@ impl ControlShared {
         match verdict {
             // On this rank its own error says more than the text that the other ranks get.
             Some(Verdict::Failed { rank, .. }) if rank == self.rank => error,
-            Some(verdict) => verdict.error(),
+            Some(verdict) => error_of(&verdict),
             None => {
                 self.abort_endpoint(VERDICT);
                 error
@@ -228,7 +229,7 @@ impl ControlShared {
 
     /// As [`ControlPlane::final_error`].
     pub(crate) fn final_error(&self) -> Option<Error> {
-        let verdict = self.state().verdict.as_ref().map(Verdict::error);
+        let verdict = self.state().verdict.as_ref().map(error_of);
         verdict.or_else(|| {
             let error = self.endpoint.upgrade()?.aborted()?;
             Some(cause(error.into()))

@@ -5,13 +5,15 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
+use maypole_control::communicator::ControlTiming;
+use maypole_control::report::Report;
+use maypole_control::time::Time;
 use maypole_transport::endpoint::Endpoint;
 use maypole_transport::error::LinkError;
 use maypole_transport::sync::{AtomicU64, Ordering};
 
-use super::communicator::ServedCommunicator;
 use super::flight_recorder::FlightRecorder;
-use super::report::Report;
+use super::served_communicator::ServedCommunicator;
 use super::service;
 use super::{CommunicatorCommand, ControlShared, PeerInfo, VERDICT, VERDICT_TIME, dump};
 use crate::bootstrap::ControlTree;
@@ -21,16 +23,16 @@ use crate::device::memory::signals::DeviceSignals;
 use crate::error::Error;
 use crate::process::{self, generation};
 
+/// How often the calls of neighbours are compared.
+const COMPARE_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The control plane of one communicator. Dropping it leaves the communicator without waiting for
 /// other ranks.
 pub(crate) struct ControlPlane {
     shared: Arc<ControlShared>,
     /// The [`generation`] of the process that made it.
     generation: u32,
-    /// After how long a wait is investigated.
-    report: Duration,
-    /// After how long a wait is an error.
-    timeout: Option<Duration>,
+    timing: ControlTiming,
     /// The number of the last call that has ended.
     sequence: u64,
     /// Whether the call after it is recorded.
@@ -74,10 +76,11 @@ impl ControlPlane {
             device: OnceLock::new(),
         });
         let (report, timeout) = (config.report, config.timeout);
+        let timing = ControlTiming { report, timeout, compare: COMPARE_INTERVAL };
         let mut tree = Some(tree);
         let added = service::add(|| {
             let tree = tree.take()?;
-            Some(ServedCommunicator::new(shared.clone(), tree, peers, report, timeout))
+            Some(ServedCommunicator::new(shared.clone(), tree, peers, timing))
         });
         added.inspect_err(|error| {
             // Without the service, this rank itself must inform the others.
@@ -88,8 +91,7 @@ impl ControlPlane {
         Ok(Self {
             shared,
             generation: generation(),
-            report,
-            timeout,
+            timing,
             sequence: 0,
             call_recorded: Cell::new(false),
             history: 0,
@@ -108,7 +110,7 @@ impl ControlPlane {
     /// a call that never waits is recorded at its end.
     pub(crate) fn begin_call(&self, signature: CallSignature) {
         if !self.call_recorded.replace(true) {
-            self.shared.record.begin(self.sequence + 1, signature);
+            self.shared.record.begin(self.sequence + 1, signature, self.history);
         }
     }
 
@@ -129,7 +131,7 @@ impl ControlPlane {
     pub(crate) fn end_call(&mut self, signature: CallSignature) {
         self.sequence += 1;
         if !self.call_recorded.replace(false) {
-            self.shared.record.begin(self.sequence, signature);
+            self.shared.record.begin(self.sequence, signature, self.history);
         }
         self.shared.record.end(self.sequence);
         self.history = signature.extend(self.history);
@@ -147,19 +149,14 @@ impl ControlPlane {
         self.shared.record.waits(peer);
     }
 
-    /// After how long a wait is investigated.
-    pub(crate) fn report_after(&self) -> Duration {
-        self.report
-    }
-
-    /// After how long a wait is an error.
-    pub(crate) fn timeout(&self) -> Option<Duration> {
-        self.timeout
+    /// After how long a wait is investigated, and after how long it is an error.
+    pub(crate) fn timing(&self) -> &ControlTiming {
+        &self.timing
     }
 
     /// Starts to find out why this rank has waited for `peer` since `since`. The result is a
     /// report.
-    pub(crate) fn investigate(&self, peer: Rank, since: Instant) {
+    pub(crate) fn investigate(&self, peer: Rank, since: Time) {
         self.shared.send(CommunicatorCommand::Investigate(peer, since));
     }
 

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::bootstrap::poll::{new_event, poll_fd, signal_event, take_event, wait};
-use crate::control::communicator::ServedCommunicator;
+use crate::control::served_communicator::ServedCommunicator;
 use crate::control::status::StatusServer;
 use crate::control::{CommunicatorCommand, ControlShared, dump};
 use crate::error::Error;
@@ -160,43 +160,44 @@ fn run(queue: &CommandQueue) {
     let mut communicators: Vec<ServedCommunicator> = Vec::new();
     let mut status = StatusServer::open();
     loop {
-        for command in queue.take() {
+        let commands = queue.take();
+        let all: Vec<Arc<ControlShared>> =
+            communicators.iter().map(ServedCommunicator::shared).collect();
+        for command in commands {
             let position = |id| communicators.iter().position(|other| other.id() == id);
             match command {
                 ServiceCommand::Stop => return,
                 ServiceCommand::Add(communicator) => communicators.push(*communicator),
                 ServiceCommand::Remove(id) => {
                     if let Some(at) = position(id) {
-                        communicators.swap_remove(at).leave();
+                        communicators.swap_remove(at).leave(&all);
                     }
                 }
                 ServiceCommand::Communicator(id, command) => {
                     if let Some(at) = position(id) {
-                        communicators[at].obey(command);
+                        communicators[at].obey(command, &all);
                     }
                 }
                 ServiceCommand::LeaveAll(done) => {
-                    communicators.drain(..).for_each(ServedCommunicator::leave_at_exit);
+                    communicators.drain(..).for_each(|it| it.leave_at_exit(&all));
                     // The receiver is gone if it has waited long enough.
                     let _ = done.send(());
                 }
             }
         }
+        drop(all);
         let all: Vec<Arc<ControlShared>> =
             communicators.iter().map(ServedCommunicator::shared).collect();
         if dump::is_requested() {
             dump::dump(all.iter().map(|shared| &**shared));
         }
-        let now = Instant::now();
-        for communicator in &mut communicators {
-            communicator.turn(now, &all);
-        }
+        communicators.iter_mut().for_each(|communicator| communicator.turn(&all));
         status.serve(&all);
         drop(all);
         let events = [queue.event.as_raw_fd(), dump::fd(), status.fd()];
         let mut fds = events.map(|fd| poll_fd(fd, libc::POLLIN)).to_vec();
         communicators.iter().for_each(|communicator| communicator.poll_fds(&mut fds));
         let wake = communicators.iter().filter_map(ServedCommunicator::wake).min();
-        wait(&mut fds, wake.unwrap_or_else(|| now + Duration::from_secs(3600)));
+        wait(&mut fds, wake.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600)));
     }
 }

@@ -1,13 +1,15 @@
 //! Waiting for peers: a rank spins briefly, yields, then sleeps on its doorbell, so that it never
 //! holds a core that a peer needs.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use maypole_algorithms::Rank;
+use maypole_control::long_wait::{LongWait, WaitStep};
 use maypole_transport::doorbell::{Doorbell, SleepTicket};
 use maypole_transport::endpoint::{Endpoint, ReadingGuard};
 use maypole_transport::error::LinkError;
 
+use crate::clock;
 use crate::control::ControlPlane;
 use crate::error::Error;
 use crate::spin_policy::SpinPolicy;
@@ -27,15 +29,9 @@ pub(crate) struct WaitLoop<'a> {
     polls: u32,
     armed: Option<SleepTicket>,
     /// Present once the wait has slept.
-    sleeping: Option<SleepState>,
-}
-
-/// What a wait remembers between its sleeps.
-struct SleepState {
-    /// When the first sleep began.
-    since: Instant,
-    /// The duration of the wait at which it is reported next.
-    next_report: Duration,
+    sleeping: Option<LongWait>,
+    /// A failure was seen, and the messages are looked for once more.
+    looks_again: bool,
 }
 
 impl<'a> WaitLoop<'a> {
@@ -46,7 +42,15 @@ impl<'a> WaitLoop<'a> {
         spin_policy: SpinPolicy,
         watch: &'a ControlPlane,
     ) -> Self {
-        Self { endpoint, spin_policy, watch, polls: 0, armed: None, sleeping: None }
+        Self {
+            endpoint,
+            spin_policy,
+            watch,
+            polls: 0,
+            armed: None,
+            sleeping: None,
+            looks_again: false,
+        }
     }
 
     /// See [`Endpoint::reading`].
@@ -70,7 +74,11 @@ impl<'a> WaitLoop<'a> {
             return Ok(());
         }
         if let Some(error) = self.endpoint.aborted().or_else(failed) {
-            return Err(error.into());
+            // What came before the failure counts, so there is one more poll.
+            if std::mem::replace(&mut self.looks_again, true) {
+                return Err(error.into());
+            }
+            return Ok(());
         }
         if self.polls <= spins + yields {
             std::thread::yield_now();
@@ -89,6 +97,7 @@ impl<'a> WaitLoop<'a> {
     pub(crate) fn reset(&mut self) {
         self.polls = 0;
         self.armed = None;
+        self.looks_again = false;
         if self.sleeping.take().is_some() {
             self.watch.set_waiting_for(None);
         }
@@ -100,25 +109,18 @@ impl<'a> WaitLoop<'a> {
     /// The wait has lasted longer than the timeout that the user set.
     #[cold]
     fn prepare_sleep(&mut self, awaited: Option<Rank>) -> Result<Duration, Error> {
-        let now = Instant::now();
-        let next_report = self.watch.report_after();
-        let sleeping = self.sleeping.get_or_insert(SleepState { since: now, next_report });
+        let (now, timing) = (clock::now(), self.watch.timing());
+        let wait = self.sleeping.get_or_insert_with(|| LongWait::begin(now, timing));
         self.watch.set_waiting_for(awaited);
-        let waited = now - sleeping.since;
-        if let Some(timeout) = self.watch.timeout()
-            && waited >= timeout
-        {
-            return Err(self.watch.timeout_error(awaited, waited));
-        }
-        if waited >= sleeping.next_report {
-            sleeping.next_report = sleeping.next_report.saturating_mul(2);
-            if let Some(peer) = awaited {
-                self.watch.investigate(peer, sleeping.since);
+        match wait.step(now, timing) {
+            WaitStep::TimedOut { waited } => Err(self.watch.timeout_error(awaited, waited)),
+            WaitStep::Sleep { limit, investigate } => {
+                if let (Some(since), Some(peer)) = (investigate, awaited) {
+                    self.watch.investigate(peer, since);
+                }
+                Ok(limit.min(MAX_SLEEP))
             }
         }
-        let limits = [MAX_SLEEP, sleeping.next_report - waited];
-        let limit = self.watch.timeout().map_or(MAX_SLEEP, |timeout| timeout - waited);
-        Ok(limits.into_iter().fold(limit, Duration::min))
     }
 
     fn doorbell(&self) -> &'a Doorbell {

@@ -13,7 +13,7 @@ use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{Collective, DType, Rank, RedOp};
 
 use crate::call::Task;
-use crate::call_signature::CallSignature;
+use crate::call_signature::{CallSignature, signature_of};
 use crate::device::queue::device_rank::DeviceRank;
 use crate::error::Error;
 use crate::geometry::Geometry;
@@ -76,7 +76,7 @@ impl Plan {
         let (size, reduction) = (task.dtype.size(), task.reduction());
         let geometry = Geometry::new(schedule, task, choice.tile);
         let scaled = scaled(reduction.op, task.dtype);
-        let signature = CallSignature::of(task);
+        let signature = signature_of(task);
         let tag = tag(signature, choice);
         let body = match choice.protocol {
             Protocol::Ll => PlanBody::Compiled(CompiledPlan::compile(
@@ -103,13 +103,13 @@ impl Plan {
         isa: Isa,
         rank: &mut DeviceRank,
     ) -> Result<Self, Error> {
-        let tag = tag(CallSignature::of(task), choice);
+        let tag = tag(signature_of(task), choice);
         let body = PlanBody::Device(DevicePlan::new(proved, choice, task, tag, me, rank)?);
         Ok(Self::with_body(body, choice, task, proved.schedule().nranks, isa))
     }
 
     fn with_body(body: PlanBody, choice: &Choice, task: &Task, nranks: u32, isa: Isa) -> Self {
-        let (reduction, signature) = (task.reduction(), CallSignature::of(task));
+        let (reduction, signature) = (task.reduction(), signature_of(task));
         let (scaled, tag) = (scaled(reduction.op, task.dtype), tag(signature, choice));
         let kernel = FoldKernel::select(task.dtype, reduction, nranks, isa);
         let needs_check =

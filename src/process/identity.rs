@@ -4,6 +4,8 @@
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
+use maypole_control::communicator::ProcessState;
+
 /// A process, named such that another process of its host can find it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ProcessIdentity {
@@ -107,14 +109,6 @@ impl ProcessIdentity {
             None => ProcessState::Running,
         }
     }
-}
-
-/// What a visible process is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ProcessState {
-    Running,
-    Stopped,
-    Ended,
 }
 
 /// The state letter and the start time of a process, from `/proc/PID/stat`.

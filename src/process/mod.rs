@@ -17,6 +17,6 @@ mod thread;
 
 pub(crate) use descriptors::descriptor_limit;
 pub(crate) use fork::{generation, notice_forks};
-pub(crate) use identity::{ProcessIdentity, ProcessState, ProcessWatch};
+pub(crate) use identity::{ProcessIdentity, ProcessWatch};
 pub use per_process::PerProcess;
 pub(crate) use thread::spawn_thread;

@@ -12,8 +12,9 @@ use quote::ToTokens;
 use syn::{Attribute, Item, ItemMod, UseTree, Visibility};
 
 /// The root file of each crate.
-const CRATES: [&str; 6] = [
+const CRATES: [&str; 7] = [
     "algorithms/src/lib.rs",
+    "control/src/lib.rs",
     "transport/src/lib.rs",
     "cuda/src/lib.rs",
     "src/lib.rs",

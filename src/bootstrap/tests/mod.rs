@@ -6,13 +6,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use maypole_control::frame::{ControlFrame, RankRegistration};
+use maypole_control::listener_addresses::ListenerAddresses;
+use maypole_control::root_share::RootShare;
 use maypole_transport::noise::{self, Binding, KEY_BYTES, Key, Purpose};
 
 use super::dial::{DialOutcome, Dialer};
-use super::frame::{ControlFrame, RankRegistration};
 use super::frame_stream::{FrameStream, SecureStream};
-use super::listener_address::ListenerAddresses;
-use super::root_share::RootShare;
 use super::*;
 
 mod on_path;
@@ -364,7 +364,7 @@ fn strangers_do_not_disturb_the_ranks() {
                 connection.fill();
                 match connection.next().unwrap() {
                     Some(ControlFrame::Parent(listener)) => break listener,
-                    Some(ControlFrame::Status { .. }) | None => {}
+                    Some(ControlFrame::Missing { .. }) | None => {}
                     Some(other) => panic!("{other:?}"),
                 }
             };
@@ -432,7 +432,7 @@ fn register(id: &UniqueId, rank: u32, nranks: u32) -> FrameStream {
 }
 
 fn dial(secret: Key, binding: Binding, listener: &ListenerAddresses) -> SecureStream {
-    let mut dial = Dialer::new(secret, binding, listener.reachable_here());
+    let mut dial = Dialer::new(secret, binding, listener_address::reachable_here(listener));
     let until = Instant::now() + LONG;
     loop {
         match dial.advance().unwrap() {

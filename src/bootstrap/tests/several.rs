@@ -1,8 +1,8 @@
 //! Tests with several roots for one communicator.
 
 use super::super::root::ENDED;
-use super::super::root_share::RootShare;
 use super::*;
+use maypole_control::root_share::RootShare;
 
 /// As `join_all`, but each rank joins with the ids that `ids` returns for it.
 fn join_several(

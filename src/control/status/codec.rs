@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{CommunicatorStatus, MOST_BYTES, StatusAnswer};
-use crate::bootstrap::{ByteReader, put_text};
+use maypole_control::codec::{ByteReader, put_text};
 
 /// The first byte of an answer.
 const VERSION: u8 = 1;

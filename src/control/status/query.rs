@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::codec::decode;
 use super::{MOST_BYTES, PREFIX, ProcessStatus, StatusAnswer, credentials};
-use crate::process::{ProcessIdentity, ProcessState};
+use crate::process::ProcessIdentity;
+use maypole_control::communicator::ProcessState;
 
 /// Asks all processes of this host that have communicators, for no longer than `timeout`.
 ///

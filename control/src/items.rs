@@ -1,20 +1,20 @@
 //! The items of an exchange: what each rank gave, as it travels in the body of an `Up` or `Down`
 //! frame.
 
-use super::codec::ByteReader;
+use crate::codec::ByteReader;
 
 /// Bytes that an item takes in addition to its own.
-pub(super) const ITEM_HEADER: usize = 8;
+pub const ITEM_HEADER: usize = 8;
 
 /// Appends the item of one rank to the body of an `Up` or `Down` frame.
-pub(super) fn put_item(out: &mut Vec<u8>, rank: u32, item: &[u8]) {
+pub fn put_item(out: &mut Vec<u8>, rank: u32, item: &[u8]) {
     out.extend(rank.to_le_bytes());
     out.extend((item.len() as u32).to_le_bytes());
     out.extend(item);
 }
 
 /// The ranks and items of a body. If the body is malformed, the last element is None.
-pub(super) fn items(body: &[u8]) -> impl Iterator<Item = Option<(u32, &[u8])>> {
+pub fn items(body: &[u8]) -> impl Iterator<Item = Option<(u32, &[u8])>> {
     let mut reader = ByteReader::new(body);
     std::iter::from_fn(move || {
         if reader.is_empty() {

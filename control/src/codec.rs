@@ -9,51 +9,59 @@ use std::time::Duration;
 const MOST_TEXT_BYTES: usize = 512;
 
 /// Reads values from bytes, and never reads past their end.
-pub(crate) struct ByteReader<'a>(&'a [u8]);
+pub struct ByteReader<'a>(&'a [u8]);
 
 impl<'a> ByteReader<'a> {
-    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+    /// Reads from the beginning of `bytes`.
+    pub fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
-    pub(crate) fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
+    /// The next `len` bytes.
+    pub fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(len)?;
         self.0 = rest;
         Some(taken)
     }
 
-    pub(crate) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+    /// The next `N` bytes.
+    pub fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         self.bytes(N)?.try_into().ok()
     }
 
-    pub(crate) fn u8(&mut self) -> Option<u8> {
+    /// The next byte.
+    pub fn u8(&mut self) -> Option<u8> {
         self.array::<1>().map(|[byte]| byte)
     }
 
-    pub(crate) fn u16(&mut self) -> Option<u16> {
+    /// The next 16 bits, little-endian.
+    pub fn u16(&mut self) -> Option<u16> {
         self.array().map(u16::from_le_bytes)
     }
 
-    pub(crate) fn u32(&mut self) -> Option<u32> {
+    /// The next 32 bits, little-endian.
+    pub fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_le_bytes)
     }
 
-    pub(crate) fn u64(&mut self) -> Option<u64> {
+    /// The next 64 bits, little-endian.
+    pub fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
 
     /// All bytes that are left.
-    pub(crate) fn rest(&mut self) -> &'a [u8] {
+    pub fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether all bytes were read.
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// A text as [`put_text`] writes it. Control characters become `?`: the text will be printed,
     /// and they could forge lines or move the cursor of a terminal.
-    pub(crate) fn text(&mut self) -> Option<String> {
+    pub fn text(&mut self) -> Option<String> {
         let len = usize::from(self.u16()?);
         if len > MOST_TEXT_BYTES {
             return None;
@@ -64,13 +72,13 @@ impl<'a> ByteReader<'a> {
 
     /// A duration as [`put_duration`] writes it, of at most 100 years, so that adding it to a clock
     /// cannot overflow.
-    pub(crate) fn duration(&mut self) -> Option<Duration> {
+    pub fn duration(&mut self) -> Option<Duration> {
         self.u64().filter(|&ms| ms <= 3_153_600_000_000).map(Duration::from_millis)
     }
 }
 
 /// Appends the length of a text in 16 bits, and the text, cut to [`MOST_TEXT_BYTES`].
-pub(crate) fn put_text(out: &mut Vec<u8>, text: &str) {
+pub fn put_text(out: &mut Vec<u8>, text: &str) {
     // The cut may fall within a character; the reader replaces what is left of it.
     let bytes = &text.as_bytes()[..text.len().min(MOST_TEXT_BYTES)];
     out.extend((bytes.len() as u16).to_le_bytes());
@@ -78,7 +86,7 @@ pub(crate) fn put_text(out: &mut Vec<u8>, text: &str) {
 }
 
 /// Appends a duration in milliseconds.
-pub(crate) fn put_duration(out: &mut Vec<u8>, duration: Duration) {
+pub fn put_duration(out: &mut Vec<u8>, duration: Duration) {
     out.extend((duration.as_millis() as u64).to_le_bytes());
 }
 

@@ -11,18 +11,18 @@ use std::ops::Range;
 
 /// Which of several roots a root is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RootShare {
+pub struct RootShare {
     /// The number of the root.
-    pub(super) index: u32,
+    pub index: u32,
     /// The number of roots.
-    pub(super) count: u32,
+    pub count: u32,
     /// A hash of all unique ids in their order.
-    pub(super) fingerprint: u64,
+    pub fingerprint: u64,
 }
 
 impl RootShare {
     /// The ranks that ask this root where their parent is: its block.
-    pub(super) fn ranks(self, nranks: u32) -> Range<u32> {
+    pub fn ranks(self, nranks: u32) -> Range<u32> {
         let (nranks, count) = (u64::from(nranks), u64::from(self.count));
         // The first `nranks % count` blocks have one rank more.
         let start = |index: u64| (index * (nranks / count) + index.min(nranks % count)) as u32;
@@ -30,13 +30,13 @@ impl RootShare {
     }
 
     /// Whether the rank is in the block of this root.
-    pub(super) fn serves(self, rank: u32, nranks: u32) -> bool {
+    pub fn serves(self, rank: u32, nranks: u32) -> bool {
         self.ranks(nranks).contains(&rank)
     }
 
     /// The ranks that register at this root: rank 0, the parents of its block, and its block. The
     /// ranges ascend; some may be empty.
-    pub(super) fn visitors(self, nranks: u32) -> [Range<u32>; 3] {
+    pub fn visitors(self, nranks: u32) -> [Range<u32>; 3] {
         let own = self.ranks(nranks);
         // The parents of consecutive ranks are consecutive too.
         let first = own.start.max(1);
@@ -47,12 +47,12 @@ impl RootShare {
     }
 
     /// The number of ranks that register at this root.
-    pub(super) fn expected(self, nranks: u32) -> usize {
+    pub fn expected(self, nranks: u32) -> usize {
         self.visitors(nranks).iter().map(ExactSizeIterator::len).sum()
     }
 
     /// Whether the rank registers at this root.
-    pub(super) fn expects(self, rank: u32, nranks: u32) -> bool {
+    pub fn expects(self, rank: u32, nranks: u32) -> bool {
         self.visitors(nranks).iter().any(|range| range.contains(&rank))
     }
 }

@@ -1,11 +1,12 @@
 //! The items that an exchange has collected: those of the own subtree on the way up, those of all
 //! ranks on the way down.
 
-use super::MOST_ITEM;
-use crate::bootstrap::items::{items, put_item};
-use crate::bootstrap::tree_shape::{is_in_subtree, parent, subtree_size};
+use crate::frame::MOST_ITEM;
+use crate::items::{items, put_item};
+use crate::tree_shape::{is_in_subtree, parent, subtree_size};
 
 /// The items of the subtree of a rank, as they arrive.
+#[derive(Debug)]
 pub(super) struct GatheredItems {
     rank: u32,
     nranks: u32,
@@ -39,14 +40,9 @@ impl GatheredItems {
         Some(())
     }
 
-    /// The items, or none if they were taken.
-    pub(super) fn body(&mut self) -> Vec<u8> {
-        self.take_body().unwrap_or_default()
-    }
-
-    /// Takes the items; None if they were taken before.
-    pub(super) fn take_body(&mut self) -> Option<Vec<u8>> {
-        self.body.take()
+    /// Takes the items; they are empty if they were taken before.
+    pub(super) fn take(&mut self) -> Vec<u8> {
+        self.body.take().unwrap_or_default()
     }
 }
 

@@ -3,18 +3,18 @@
 //! log2(n) edges.
 
 /// The parent of a rank. Rank 0 has none.
-pub(super) fn parent(rank: u32) -> Option<u32> {
+pub fn parent(rank: u32) -> Option<u32> {
     (rank > 0).then(|| (rank - 1) / 2)
 }
 
 /// The children of a rank.
-pub(super) fn children(rank: u32, nranks: u32) -> impl Iterator<Item = u32> {
+pub fn children(rank: u32, nranks: u32) -> impl Iterator<Item = u32> {
     let first = 2 * u64::from(rank) + 1;
     (first..first + 2).filter(move |&child| child < u64::from(nranks)).map(|child| child as u32)
 }
 
 /// Whether `rank` is in the subtree of `top`, which includes `top`.
-pub(super) fn is_in_subtree(mut rank: u32, top: u32) -> bool {
+pub fn is_in_subtree(mut rank: u32, top: u32) -> bool {
     while rank > top {
         rank = (rank - 1) / 2;
     }
@@ -23,7 +23,7 @@ pub(super) fn is_in_subtree(mut rank: u32, top: u32) -> bool {
 
 /// The number of ranks in the subtree of `top`. Each level of it is a range of ranks, cut off at
 /// `nranks`.
-pub(super) fn subtree_size(top: u32, nranks: u32) -> usize {
+pub fn subtree_size(top: u32, nranks: u32) -> usize {
     let (mut first, mut last, end) = (u64::from(top), u64::from(top), u64::from(nranks));
     let mut count = 0;
     while first < end {
@@ -35,13 +35,13 @@ pub(super) fn subtree_size(top: u32, nranks: u32) -> usize {
 
 /// The neighbour of `from` on the path to `to`. None if `from` is rank 0 and `to` is in no subtree,
 /// or is rank 0.
-pub(super) fn next_hop(from: u32, to: u32, nranks: u32) -> Option<u32> {
+pub fn next_hop(from: u32, to: u32, nranks: u32) -> Option<u32> {
     let child = children(from, nranks).find(|&child| is_in_subtree(to, child));
     child.or_else(|| parent(from))
 }
 
 /// The ranks on the path between two ranks, without these two.
-pub(super) fn ranks_between(one: u32, other: u32) -> Vec<u32> {
+pub fn ranks_between(one: u32, other: u32) -> Vec<u32> {
     let mut path = Vec::new();
     let (mut a, mut b) = (one, other);
     while a != b {

@@ -3,16 +3,16 @@
 use std::fmt;
 
 /// Most ranges that a [`RankSet`] lists.
-pub(super) const MOST_RANGES: usize = 64;
+pub(crate) const MOST_RANGES: usize = 64;
 
 /// A set of ranks. It lists the first [`ranges`](Self::ranges) of ranks, a limited number of them,
 /// and counts all ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RankSet {
     /// First and last rank of each listed range, ascending.
-    pub(super) ranges: Vec<(u32, u32)>,
+    pub(crate) ranges: Vec<(u32, u32)>,
     /// Number of ranks, those that are not listed included.
-    pub(super) count: u32,
+    pub(crate) count: u32,
 }
 
 impl RankSet {
@@ -27,7 +27,7 @@ impl RankSet {
 
     /// Adds the ranks of `range` that are not in `present`. Both must ascend and lie above the
     /// ranks of the set.
-    pub(super) fn add_missing(
+    pub fn add_missing(
         &mut self,
         present: impl IntoIterator<Item = u32>,
         range: std::ops::Range<u32>,

@@ -1,37 +1,37 @@
 //! Finding out why a wait takes long, or to which call a message belongs: the ranks are asked what
 //! they do.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use maypole_algorithms::Rank;
-use maypole_transport::error::LinkError;
 
-use super::ServedCommunicator;
-use crate::control::flight_recorder::RecorderSnapshot;
-use crate::control::message::{ActivityAnswer, ControlMessage};
-use crate::control::report::{DelayReason, Report};
-use crate::control::verdict::Verdict;
-use crate::control::{ControlShared, MOST_REPORTS, PeerInfo};
-use crate::process::ProcessState;
+use super::{CommunicatorCore, ControlOutput, LocalFacts, ProcessState};
+use crate::activity::{Activity, RecorderSnapshot};
+use crate::frame::ControlFrame;
+use crate::report::{DelayReason, Report};
+use crate::time::Time;
+use crate::tree_shape::ranks_between;
+use crate::verdict::Verdict;
 
 /// How long an answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A question to another rank that is not answered yet.
+#[derive(Debug)]
 pub(super) struct Inquiry {
     /// Identifies the question.
     pub(super) token: u32,
     pub(super) purpose: InquiryPurpose,
     /// When the question counts as not answered.
-    pub(super) due: Instant,
+    pub(super) due: Time,
 }
 
 /// Why a rank is asked what it does.
+#[derive(Debug)]
 pub(super) enum InquiryPurpose {
     /// This rank has waited since `since` in call `sequence`. Each rank of the chain waits for the
     /// next one; the last was asked.
-    LongWait { since: Instant, sequence: u64, chain: Vec<Rank> },
+    LongWait { since: Time, sequence: u64, chain: Vec<Rank> },
     /// A message of rank `peer` belongs to another call. The error has the text `fallback` if that
     /// call is not found.
     Mismatch { peer: Rank, fallback: String },
@@ -39,7 +39,7 @@ pub(super) enum InquiryPurpose {
 
 impl InquiryPurpose {
     /// The rank that was asked.
-    fn asked(&self) -> Rank {
+    pub(super) fn asked(&self) -> Rank {
         match self {
             Self::LongWait { chain, .. } => chain.last().copied().unwrap_or(0),
             Self::Mismatch { peer, .. } => *peer,
@@ -47,54 +47,45 @@ impl InquiryPurpose {
     }
 }
 
-impl ServedCommunicator {
+impl CommunicatorCore {
     /// Starts to find out why this rank has waited for `peer` since `since`, unless another long
     /// wait is being investigated.
-    pub(super) fn investigate(&mut self, peer: Rank, since: Instant) {
+    pub(super) fn investigate(&mut self, peer: Rank, since: Time, facts: &impl LocalFacts) {
         let busy = |inquiry: &Inquiry| matches!(inquiry.purpose, InquiryPurpose::LongWait { .. });
-        if peer == self.shared.rank || self.inquiries.iter().any(busy) {
+        if peer == self.rank || self.inquiries.iter().any(busy) {
             return;
         }
-        let sequence = self.shared.record.read().sequence.saturating_sub(self.queued_behind());
-        self.ask(InquiryPurpose::LongWait { since, sequence, chain: vec![peer] });
+        // On a device the calls behind the one that waits are queued. Most are one piece of work.
+        let behind = facts.device().map_or(0, |it| it.unfinished().saturating_sub(1));
+        let sequence = facts.snapshot().sequence.saturating_sub(behind);
+        self.ask(InquiryPurpose::LongWait { since, sequence, chain: vec![peer] }, facts);
     }
 
     /// Asks a rank what it does.
-    pub(super) fn ask(&mut self, purpose: InquiryPurpose) {
+    pub(super) fn ask(&mut self, purpose: InquiryPurpose, facts: &impl LocalFacts) {
         let asked = purpose.asked();
-        if asked >= self.shared.nranks || self.shared.final_error().is_some() {
+        if asked >= self.nranks || asked == self.rank || self.verdict.is_some() {
             return;
         }
         // A process that is stopped or has ended does not answer.
-        if self.state_of(asked).is_some_and(|state| state != ProcessState::Running) {
-            return self.unanswered(purpose);
+        if facts.process_state(asked).is_some_and(|state| state != ProcessState::Running) {
+            return self.unanswered(purpose, facts);
         }
         self.token = self.token.wrapping_add(1);
-        let (token, from) = (self.token, self.shared.rank);
-        self.send_to(asked, &ControlMessage::Question { token, from, to: asked }.encode());
-        self.inquiries.push(Inquiry { token, purpose, due: Instant::now() + ANSWER_TIMEOUT });
-    }
-
-    /// What this rank does. `all` are all communicators of the process.
-    pub(super) fn activity(&self, all: &[Arc<ControlShared>]) -> ActivityAnswer {
-        let snapshot = self.shared.record.read();
-        let same_thread = |other: &&Arc<ControlShared>| {
-            other.key != self.shared.key && other.thread == self.shared.thread
-        };
-        let elsewhere = all.iter().filter(same_thread).find_map(|other| {
-            let seen = other.record.read();
-            let wait = seen
-                .waits_for
-                .map_or(String::new(), |peer| format!(", waiting for its rank {peer}"));
-            seen.in_call.then(|| format!("{}{wait}", seen.last()))
-        });
-        ActivityAnswer { elsewhere: elsewhere.filter(|_| !snapshot.in_call), snapshot }
+        let (token, from) = (self.token, self.rank);
+        self.pass_on(ControlFrame::Question { token, from, to: asked }, asked, None);
+        self.inquiries.push(Inquiry { token, purpose, due: self.now + ANSWER_TIMEOUT });
     }
 
     /// Continues an inquiry with the answer of the rank that was asked.
-    pub(super) fn answered(&mut self, purpose: InquiryPurpose, answer: &ActivityAnswer) {
-        let (rank, asked) = (self.shared.rank, purpose.asked());
-        let (own, peers_calls) = (self.shared.record.read(), &answer.snapshot);
+    pub(super) fn answered(
+        &mut self,
+        purpose: InquiryPurpose,
+        answer: &Activity,
+        facts: &impl LocalFacts,
+    ) {
+        let (rank, asked) = (self.rank, purpose.asked());
+        let (own, peers_calls) = (facts.snapshot(), &answer.snapshot);
         if let Some(verdict) = Verdict::compare((rank, &own), (asked, peers_calls)) {
             return self.decide(verdict, None);
         }
@@ -109,8 +100,8 @@ impl ServedCommunicator {
             }
             InquiryPurpose::LongWait { since, sequence, chain } => {
                 // The wait may have ended meanwhile.
-                if self.still_waits(&own, sequence) {
-                    self.follow_chain(since, sequence, chain, answer);
+                if still_waits(&own, sequence, facts) {
+                    self.follow_chain((since, sequence), chain, answer, facts);
                 }
             }
         }
@@ -119,99 +110,110 @@ impl ServedCommunicator {
     /// Reports what delays the last rank of the chain, or asks the rank that it waits for.
     fn follow_chain(
         &mut self,
-        since: Instant,
-        sequence: u64,
+        (since, sequence): (Time, u64),
         mut chain: Vec<Rank>,
-        answer: &ActivityAnswer,
+        answer: &Activity,
+        facts: &impl LocalFacts,
     ) {
         let snapshot = &answer.snapshot;
-        if let Some(next) = self.next_on_device(&chain, snapshot, sequence) {
-            return self.ask(InquiryPurpose::LongWait { since, sequence, chain: vec![next] });
+        if let Some(next) = self.next_on_device(&chain, snapshot, sequence, facts) {
+            let chain = vec![next];
+            return self.ask(InquiryPurpose::LongWait { since, sequence, chain }, facts);
         }
-        match decide_next(self.shared.rank, self.shared.nranks, sequence, &chain, answer) {
+        match decide_next(self.rank, self.nranks, sequence, &chain, answer) {
             ChainDecision::Ask(next) => {
                 chain.push(next);
-                self.ask(InquiryPurpose::LongWait { since, sequence, chain });
+                self.ask(InquiryPurpose::LongWait { since, sequence, chain }, facts);
             }
-            ChainDecision::Report(reason) => self.report(since, chain, Some(snapshot), reason),
+            ChainDecision::Report(reason) => {
+                self.report(since, chain, Some(snapshot), reason, facts);
+            }
         }
     }
 
+    /// The next rank to ask for a rank on a device, if the rank that was asked has queued the call
+    /// too, and so may wait itself: only the device knows for which rank it waits.
+    fn next_on_device(
+        &self,
+        chain: &[Rank],
+        snapshot: &RecorderSnapshot,
+        sequence: u64,
+        facts: &impl LocalFacts,
+    ) -> Option<Rank> {
+        facts.device()?;
+        let next = (*chain.last()? + 1) % self.nranks;
+        (snapshot.sequence >= sequence && next != self.rank).then_some(next)
+    }
+
     /// Ends an inquiry whose rank has not answered.
-    pub(super) fn unanswered(&mut self, purpose: InquiryPurpose) {
+    pub(super) fn unanswered(&mut self, purpose: InquiryPurpose, facts: &impl LocalFacts) {
         let asked = purpose.asked();
-        let state = self.state_of(asked);
-        let left = self.left.contains(&asked) || self.left_on_link(asked);
-        if state == Some(ProcessState::Ended) && !left {
-            return self.decide(Verdict::Dead { rank: asked }, None);
+        let state = facts.process_state(asked);
+        let left = self.has_left(asked) || facts.has_left_link(asked);
+        if state == Some(ProcessState::Ended) {
+            // Nothing more can come from it, whether it has announced that it leaves or not.
+            let (rank, seen_by) = (asked, self.rank);
+            let dead = Verdict::Dead { rank, seen_by };
+            return self.decide(if left { Verdict::Left { rank } } else { dead }, None);
         }
+        let own = facts.snapshot();
         match purpose {
             InquiryPurpose::Mismatch { peer, fallback } => {
-                let rank = self.shared.rank;
-                let own = self.shared.record.read().last();
-                let what = format!("rank {rank} is at {own}; {fallback}");
-                self.decide(Verdict::Mismatch { ranks: [rank, peer], what }, None);
+                let what = format!("rank {} is at {}; {fallback}", self.rank, own.last());
+                self.decide(Verdict::Mismatch { ranks: [self.rank, peer], what }, None);
             }
             InquiryPurpose::LongWait { since, sequence, chain } => {
-                let own = self.shared.record.read();
-                if !self.still_waits(&own, sequence) {
+                if !still_waits(&own, sequence, facts) {
                     return;
                 }
-                let stopped = |rank: &Rank| self.state_of(*rank) == Some(ProcessState::Stopped);
+                let stopped =
+                    |rank: &Rank| facts.process_state(*rank) == Some(ProcessState::Stopped);
                 let reason = match state {
                     _ if left => DelayReason::Left,
                     Some(ProcessState::Stopped) => DelayReason::Stopped,
                     _ => DelayReason::NoAnswer {
-                        stopped_on_path: self.tree.ranks_between(asked).into_iter().find(stopped),
+                        stopped_on_path: ranks_between(self.rank, asked).into_iter().find(stopped),
                     },
                 };
-                self.report(since, chain, None, reason);
+                self.report(since, chain, None, reason, facts);
             }
         }
     }
 
-    /// Logs and keeps a report about the last rank of the chain.
+    /// Reports about the last rank of the chain.
     fn report(
-        &self,
-        since: Instant,
+        &mut self,
+        since: Time,
         chain: Vec<Rank>,
         peers_calls: Option<&RecorderSnapshot>,
         reason: DelayReason,
+        facts: &impl LocalFacts,
     ) {
-        let own = self.shared.record.read();
-        let culprit = chain.last().copied().unwrap_or(self.shared.rank);
-        let peer = &self.peers[culprit as usize];
-        let report = Report {
-            rank: self.shared.rank,
-            call: own.last(),
-            waited: since.elapsed(),
+        let culprit = chain.last().copied().unwrap_or(self.rank);
+        let name = facts.process_name(culprit);
+        self.outputs.push_back(ControlOutput::Report(Report {
+            rank: self.rank,
+            call: facts.snapshot().last(),
+            waited: self.now.since(since),
             chain,
-            host: peer.host.clone(),
-            pid: peer.process.pid,
+            host: name.host,
+            pid: name.pid,
             their_call: peers_calls.map(RecorderSnapshot::last),
             reason,
-        };
-        log::warn!("{report}");
-        self.shared.change(|state| {
-            if state.reports.len() == MOST_REPORTS {
-                state.reports.pop_front();
-            }
-            state.reports.push_back(report);
-        });
+        }));
     }
 
-    /// The state of the process of a rank, if this process can see it and is not that process.
-    fn state_of(&self, rank: Rank) -> Option<ProcessState> {
-        let own = &self.peers[self.shared.rank as usize].process;
-        let PeerInfo { process, same_host, .. } = self.peers.get(rank as usize)?;
-        (*same_host && own.shares_namespace_with(process) && own.pid != process.pid)
-            .then(|| process.state())
+    /// Whether a neighbour has left.
+    pub(super) fn has_left(&self, rank: Rank) -> bool {
+        self.departures.iter().any(|&(left, _)| left == rank)
     }
+}
 
-    /// Whether a connected rank has announced on its link that it leaves.
-    fn left_on_link(&self, rank: Rank) -> bool {
-        let gone = self.shared.endpoint.upgrade().and_then(|endpoint| endpoint.gone(rank));
-        matches!(gone, Some(LinkError::PeerLeft { .. }))
+/// Whether call `sequence` still waits. For the host a call on a device ends when it is queued.
+fn still_waits(own: &RecorderSnapshot, sequence: u64, facts: &impl LocalFacts) -> bool {
+    match facts.device() {
+        Some(device) => !device.is_idle(),
+        None => own.sequence == sequence && own.in_call,
     }
 }
 
@@ -231,9 +233,9 @@ fn decide_next(
     nranks: u32,
     sequence: u64,
     chain: &[Rank],
-    answer: &ActivityAnswer,
+    answer: &Activity,
 ) -> ChainDecision {
-    let ActivityAnswer { snapshot, elsewhere } = answer;
+    let Activity { snapshot, elsewhere } = answer;
     ChainDecision::Report(match (snapshot.in_call, snapshot.waits_for) {
         _ if snapshot.sequence > sequence => DelayReason::SlowLink,
         (true, Some(next)) if next == rank || chain.contains(&next) => DelayReason::Cycle,
@@ -256,7 +258,7 @@ mod tests {
     fn the_search_follows_the_waits_and_ends_at_the_cause() {
         let decide = |sequence, in_call, waits_for, elsewhere: Option<&str>| {
             let snapshot = RecorderSnapshot { sequence, in_call, waits_for, calls: Vec::new() };
-            let answer = ActivityAnswer { snapshot, elsewhere: elsewhere.map(str::to_owned) };
+            let answer = Activity { snapshot, elsewhere: elsewhere.map(str::to_owned) };
             // Rank 0 of 4 waits in call 7 for rank 1, which has answered.
             decide_next(0, 4, 7, &[1], &answer)
         };

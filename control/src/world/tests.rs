@@ -1,0 +1,73 @@
+//! Many worlds, and those that once broke an invariant.
+
+use super::run::World;
+use super::script::Script;
+
+/// Runs the worlds of these seeds, and shrinks the first that breaks an invariant.
+fn run_worlds(seeds: impl Iterator<Item = u64>, most_ranks: u32) -> Statistics {
+    let mut statistics = Statistics::default();
+    for seed in seeds {
+        let script = Script::random(seed, most_ranks);
+        match World::run(&script) {
+            Ok(world) => statistics.add(&world),
+            Err(broken) => {
+                let (script, broken) = shrink(script, broken);
+                panic!("world {seed}: {broken}\n{script:#?}");
+            }
+        }
+    }
+    statistics
+}
+
+/// What happened in many worlds.
+#[derive(Debug, Default)]
+struct Statistics {
+    worlds: u64,
+    events: u64,
+    ended: u64,
+    reports: u64,
+}
+
+impl Statistics {
+    fn add(&mut self, world: &World) {
+        self.worlds += 1;
+        self.events += world.handled;
+        self.ended += u64::from(world.ranks.iter().any(|rank| rank.ended.is_some()));
+        self.reports += world.ranks.iter().map(|rank| rank.reports).sum::<u64>();
+    }
+}
+
+/// The shortest script that still breaks an invariant, as far as it is found.
+fn shrink(mut script: Script, mut broken: String) -> (Script, String) {
+    let mut tries = 0;
+    'shorter: loop {
+        for shorter in script.shorter() {
+            tries += 1;
+            if tries > 3000 {
+                break 'shorter;
+            }
+            if let Err(error) = World::run(&shorter) {
+                (script, broken) = (shorter, error);
+                continue 'shorter;
+            }
+        }
+        break;
+    }
+    (script, broken)
+}
+
+/// The number in an environment variable, or another.
+fn number(variable: &str, otherwise: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+#[test]
+fn many_worlds_keep_all_invariants() {
+    let worlds = number("MAYPOLE_WORLDS", 2000);
+    let first = number("MAYPOLE_WORLD", 0);
+    let statistics = run_worlds(first..first + worlds, 64);
+    println!("{statistics:?}");
+    // The worlds are of use only if ranks are told of failures in many of them, and not in all.
+    assert!(worlds < 100 || statistics.ended > worlds / 10 && statistics.ended < worlds);
+    assert!(worlds < 100 || statistics.reports > 0);
+}

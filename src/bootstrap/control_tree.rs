@@ -1,0 +1,426 @@
+//! The control tree at one rank: its connections to its parent and its children, which stay open
+//! after the bootstrap, and the state machine that decides what is sent over them.
+//!
+//! During the bootstrap the thread that joins drives the tree, and waits. Afterwards the service
+//! thread of the control plane drives it, and never waits.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use maypole_control::activity::{Activity, RecorderSnapshot};
+use maypole_control::communicator::{
+    CommunicatorCore, ControlInput, ControlOutput, ControlTiming, DeviceProgress, LocalFacts,
+    ProcessName, ProcessState,
+};
+use maypole_control::frame::{ControlFrame, MOST_ITEM, most_items};
+use maypole_control::rank_set::RankSet;
+use maypole_control::tree_shape::children;
+use maypole_control::verdict::Verdict;
+
+use super::abort::{self, AbortSignal};
+use super::error::BootstrapError;
+use super::frame_stream::{FrameStream, StreamEnd, close_gracefully};
+use super::poll;
+use super::traffic::ControlTraffic;
+use crate::clock;
+
+/// The longest time between two looks at the connections during an exchange.
+const LONGEST_POLL: Duration = Duration::from_secs(1);
+/// How long a failing rank waits for its neighbours to read its error.
+const FAILURE_SEND_TIME: Duration = Duration::from_millis(500);
+
+/// The part of the control tree at one rank.
+pub struct ControlTree {
+    core: CommunicatorCore,
+    connections: Vec<(u32, FrameStream)>,
+    /// Connections from which nothing more is expected, until they have sent what is left.
+    closing: Vec<FrameStream>,
+    /// During the bootstrap, the roots to which rank 0 is still connected: they send reports and
+    /// verdicts.
+    roots: Vec<FrameStream>,
+    /// The error with which the bootstrap failed at this rank.
+    failed: Option<BootstrapError>,
+    /// The traffic of connections that are closed.
+    closed_traffic: ControlTraffic,
+    /// Ends [`all_gather`](Self::all_gather).
+    abort: Option<AbortSignal>,
+}
+
+/// The facts of a rank that has no communicator yet.
+struct NoFacts;
+
+impl LocalFacts for NoFacts {
+    fn snapshot(&self) -> RecorderSnapshot {
+        RecorderSnapshot::default()
+    }
+
+    fn activity(&self) -> Activity {
+        Activity::default()
+    }
+
+    fn process_state(&self, _: u32) -> Option<ProcessState> {
+        None
+    }
+
+    fn process_name(&self, _: u32) -> ProcessName {
+        ProcessName::default()
+    }
+
+    fn link_failure(&self) -> Option<Verdict> {
+        None
+    }
+
+    fn has_left_link(&self, _: u32) -> bool {
+        false
+    }
+
+    fn device(&self) -> Option<DeviceProgress> {
+        None
+    }
+}
+
+/// What the bootstrap does with the tree.
+impl ControlTree {
+    /// A tree without connections, which is complete only if there is one rank.
+    pub(super) fn new(rank: u32, nranks: u32, abort: Option<AbortSignal>) -> Self {
+        Self {
+            core: CommunicatorCore::new(rank, nranks),
+            connections: Vec::new(),
+            closing: Vec::new(),
+            roots: Vec::new(),
+            failed: None,
+            closed_traffic: ControlTraffic::default(),
+            abort,
+        }
+    }
+
+    /// Collects the bytes that every rank gives, in the order of the ranks. Every rank must call
+    /// this, in the same order as other exchanges of this tree. Ranks may give different numbers of
+    /// bytes, up to [`MOST_ITEM`].
+    ///
+    /// # Errors
+    /// [`BootstrapError::PeerLost`] when the process of a rank ends, [`BootstrapError::TimedOut`]
+    /// at the deadline of any rank, [`BootstrapError::Aborted`] when the user of any rank aborts.
+    /// All ranks get the same error.
+    pub fn all_gather(
+        &mut self,
+        bytes: &[u8],
+        deadline: Instant,
+    ) -> Result<Vec<Vec<u8>>, BootstrapError> {
+        if let Some(error) = self.failure() {
+            return Err(error);
+        }
+        let rank = self.rank();
+        if bytes.len() > MOST_ITEM {
+            // The other ranks wait for this one, so they must learn that it fails.
+            return Err(self.fail(BootstrapError::TooLong {
+                rank,
+                len: bytes.len(),
+                most: MOST_ITEM,
+            }));
+        }
+        let deadline = clock::time_of(deadline);
+        let mut outputs = VecDeque::new();
+        let exchange = ControlInput::Exchange { bytes: bytes.to_vec(), deadline };
+        self.handle(exchange, &NoFacts, &mut outputs);
+        let mut result = None;
+        loop {
+            while let Some(output) = outputs.pop_front() {
+                match output {
+                    ControlOutput::Exchanged(Ok(whole)) => result = Some(whole),
+                    other => log_missing(rank, self.nranks(), &other),
+                }
+            }
+            let sent = self.connections.iter().all(|(_, connection)| connection.is_flushed());
+            if let Some(whole) = result.take_if(|_| sent) {
+                return Ok(whole);
+            }
+            if result.is_none() {
+                if let Some(error) = self.failure() {
+                    return Err(self.fail(error));
+                }
+                abort::check(self.abort.as_ref(), rank).map_err(|error| self.fail(error))?;
+            }
+            let mut fds = Vec::new();
+            self.poll_fds(&mut fds);
+            fds.extend(self.abort.iter().map(AbortSignal::poll_fd));
+            poll::wait(&mut fds, self.wake().unwrap_or_else(|| Instant::now() + LONGEST_POLL));
+            self.read(&NoFacts, &mut outputs);
+            if result.is_none() {
+                self.read_roots(&mut outputs).map_err(|error| self.fail(error))?;
+            }
+        }
+    }
+
+    /// The connections and messages of this rank so far: to join, and for exchanges since.
+    pub fn traffic(&self) -> ControlTraffic {
+        let mut sum = self.closed_traffic;
+        let connections = self.connections.iter().map(|(_, connection)| connection);
+        connections.chain(&self.roots).chain(&self.closing).for_each(|it| sum.add(it));
+        sum
+    }
+
+    /// Counts the messages of a connection that is about to be closed.
+    pub(super) fn count_closed(&mut self, connection: &FrameStream) {
+        self.closed_traffic.add(connection);
+    }
+
+    /// Returns when every rank has called this.
+    ///
+    /// # Errors
+    /// As [`all_gather`](Self::all_gather).
+    pub fn barrier(&mut self, deadline: Instant) -> Result<(), BootstrapError> {
+        self.all_gather(&[], deadline).map(drop)
+    }
+
+    /// Reads what neighbours have sent while this rank joins.
+    ///
+    /// # Errors
+    /// A neighbour failed.
+    pub(super) fn read_joining(&mut self) -> Result<(), BootstrapError> {
+        let mut outputs = VecDeque::new();
+        self.read(&NoFacts, &mut outputs);
+        outputs.iter().for_each(|output| log_missing(self.rank(), self.nranks(), output));
+        self.failure().map_or(Ok(()), Err)
+    }
+
+    /// Reads what the roots have sent to rank 0 while the other ranks join.
+    fn read_roots(&mut self, outputs: &mut VecDeque<ControlOutput>) -> Result<(), BootstrapError> {
+        for at in 0..self.roots.len() {
+            self.roots[at].fill();
+            self.roots[at].flush();
+            loop {
+                match self.roots[at].next() {
+                    Ok(Some(ControlFrame::Missing { ranks, waited })) => {
+                        self.core.report_missing(ranks, waited);
+                        self.carry_out(outputs);
+                    }
+                    Ok(Some(ControlFrame::Verdict(verdict))) => {
+                        return Err(BootstrapError::of(verdict, self.rank()));
+                    }
+                    Ok(None) => break,
+                    Err(StreamEnd::Closed) => {
+                        let rank = self.rank();
+                        return Err(match self.roots[at].peer() {
+                            Some(address) => BootstrapError::RootLost { rank, address },
+                            None => root_broke_the_protocol(rank),
+                        });
+                    }
+                    Ok(Some(_)) | Err(StreamEnd::Malformed) => {
+                        return Err(root_broke_the_protocol(self.rank()));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Logs which ranks are missing, and passes that on to the children.
+    pub(super) fn report_missing(&mut self, ranks: RankSet, waited: Duration) {
+        self.core.report_missing(ranks, waited);
+        let mut outputs = VecDeque::new();
+        self.carry_out(&mut outputs);
+        outputs.iter().for_each(|output| log_missing(self.rank(), self.nranks(), output));
+    }
+
+    /// Sets the roots to which rank 0 stays connected.
+    pub(super) fn set_roots(&mut self, roots: Vec<FrameStream>) {
+        self.roots = roots;
+    }
+
+    /// Takes the roots to which rank 0 is connected.
+    pub(super) fn take_roots(&mut self) -> Vec<FrameStream> {
+        std::mem::take(&mut self.roots)
+    }
+
+    /// Adds the connection to a neighbour, or replaces it if the neighbour connected again.
+    pub(super) fn add_neighbour(&mut self, rank: u32, mut connection: FrameStream) {
+        connection.set_most_items(most_items(self.nranks()));
+        if let Some(at) = self.connections.iter().position(|(other, _)| *other == rank) {
+            let (_, old) = self.connections.swap_remove(at);
+            self.count_closed(&old);
+        }
+        self.connections.push((rank, connection));
+        self.core.add_neighbour(rank);
+    }
+
+    /// The children that have not connected.
+    pub(super) fn missing_children(&self) -> impl Iterator<Item = u32> {
+        children(self.rank(), self.nranks())
+            .filter(|&rank| self.connections.iter().all(|(other, _)| *other != rank))
+    }
+
+    /// Tells the other ranks that this rank cannot go on, for a reason outside of the tree.
+    pub(crate) fn give_up(&mut self, why: String) {
+        if self.failed.is_none() {
+            self.fail(BootstrapError::PeerFailed { rank: self.rank(), why });
+        }
+    }
+
+    fn fail(&mut self, error: BootstrapError) -> BootstrapError {
+        self.fail_with(error, std::iter::empty())
+    }
+
+    /// Sends the error to the neighbours and to `others`, closes all connections, and returns the
+    /// error. While this rank is connected to roots they are included, because they inform ranks
+    /// that have no neighbours yet.
+    pub(super) fn fail_with(
+        &mut self,
+        error: BootstrapError,
+        others: impl IntoIterator<Item = FrameStream>,
+    ) -> BootstrapError {
+        let verdict = error.verdict(self.rank());
+        let decide = ControlInput::Decide(verdict.clone());
+        self.handle(decide, &NoFacts, &mut VecDeque::new());
+        let mut informed = self.take_roots();
+        informed.extend(others);
+        informed.iter_mut().for_each(|it| it.send(&ControlFrame::Verdict(verdict.clone())));
+        informed.extend(self.connections.drain(..).map(|(_, connection)| connection));
+        informed.append(&mut self.closing);
+        close_gracefully(informed.iter_mut(), Instant::now() + FAILURE_SEND_TIME);
+        self.failed = Some(error.clone());
+        error
+    }
+
+    /// The error with which the tree has failed.
+    fn failure(&self) -> Option<BootstrapError> {
+        let verdict = || self.core.verdict().cloned();
+        self.failed.clone().or_else(|| Some(BootstrapError::of(verdict()?, self.rank())))
+    }
+}
+
+/// What the control plane does with the tree.
+impl ControlTree {
+    /// This rank.
+    pub(crate) fn rank(&self) -> u32 {
+        self.core.rank()
+    }
+
+    /// The number of ranks.
+    pub(crate) fn nranks(&self) -> u32 {
+        self.core.nranks()
+    }
+
+    /// The ranks to which a connection is open.
+    pub(crate) fn neighbours(&self) -> impl Iterator<Item = u32> {
+        self.connections.iter().map(|(rank, _)| *rank)
+    }
+
+    /// Begins to watch the calls of this rank, with these times.
+    pub(crate) fn start_service(&mut self, timing: ControlTiming) {
+        self.core.start_service(timing, clock::now());
+    }
+
+    /// Makes the kernel notice when the host of this neighbour is gone.
+    pub(crate) fn enable_keep_alive(&self, neighbour: u32) {
+        let connections = self.connections.iter().filter(|(rank, _)| *rank == neighbour);
+        connections.for_each(|(_, connection)| connection.enable_keep_alive());
+    }
+
+    /// Appends the entries with which to poll the connections.
+    pub(crate) fn poll_fds(&self, fds: &mut Vec<libc::pollfd>) {
+        fds.extend(self.connections.iter().map(|(_, connection)| connection.poll_fd()));
+        fds.extend(self.roots.iter().chain(&self.closing).map(FrameStream::poll_fd));
+    }
+
+    /// When [`handle`](Self::handle) must be called at the latest.
+    pub(crate) fn wake(&self) -> Option<Instant> {
+        self.core.wake().map(clock::instant_of)
+    }
+
+    /// Why the communicator has ended, if it has.
+    pub(crate) fn verdict(&self) -> Option<&Verdict> {
+        self.core.verdict()
+    }
+
+    /// Passes an input to the state machine. Frames are sent here; the other outputs are appended
+    /// to `outputs`.
+    pub(crate) fn handle(
+        &mut self,
+        input: ControlInput,
+        facts: &impl LocalFacts,
+        outputs: &mut VecDeque<ControlOutput>,
+    ) {
+        self.core.handle(clock::now(), input, facts);
+        self.carry_out(outputs);
+    }
+
+    /// Reads what has come from the neighbours, in the order in which each has sent it, and does
+    /// what is due.
+    pub(crate) fn read(&mut self, facts: &impl LocalFacts, outputs: &mut VecDeque<ControlOutput>) {
+        let neighbours: Vec<u32> = self.neighbours().collect();
+        for rank in neighbours {
+            if let Some(connection) = self.connection(rank) {
+                connection.fill();
+                connection.flush();
+            }
+            // Handling a frame may close the connection.
+            while let Some(connection) = self.connection(rank) {
+                let input = match connection.next() {
+                    Ok(Some(frame)) => ControlInput::Frame(rank, frame),
+                    Ok(None) => break,
+                    Err(StreamEnd::Malformed) => ControlInput::Malformed(rank),
+                    Err(StreamEnd::Closed) => ControlInput::Closed(rank),
+                };
+                self.handle(input, facts, outputs);
+            }
+        }
+        for connection in &mut self.closing {
+            connection.flush();
+            connection.discard();
+        }
+        self.closing.retain(|connection| !connection.is_flushed() && !connection.has_ended());
+        self.handle(ControlInput::Tick, facts, outputs);
+    }
+
+    /// Closes all connections; what was sent still arrives.
+    pub(crate) fn close(&mut self) {
+        let connections = self.connections.drain(..).map(|(_, connection)| connection);
+        for mut connection in connections.chain(self.closing.drain(..)) {
+            connection.flush();
+            connection.shut_down_sending();
+            // Closing a socket that has unread data would discard what was sent.
+            connection.discard();
+        }
+    }
+
+    /// Does what the state machine wants to be done with the connections.
+    fn carry_out(&mut self, outputs: &mut VecDeque<ControlOutput>) {
+        while let Some(output) = self.core.poll_output() {
+            match output {
+                ControlOutput::Send(rank, frame) => {
+                    if let Some(connection) = self.connection(rank) {
+                        connection.send(&frame);
+                    }
+                }
+                ControlOutput::Close(rank) => {
+                    let at = self.connections.iter().position(|(other, _)| *other == rank);
+                    let closed = at.map(|at| self.connections.swap_remove(at).1);
+                    self.closing.extend(closed.filter(|it| !it.is_flushed() && !it.has_ended()));
+                }
+                other => outputs.push_back(other),
+            }
+        }
+    }
+
+    fn connection(&mut self, neighbour: u32) -> Option<&mut FrameStream> {
+        let mut connections = self.connections.iter_mut();
+        connections.find(|(rank, _)| *rank == neighbour).map(|(_, connection)| connection)
+    }
+}
+
+/// Logs which ranks have not joined, if the output says so.
+fn log_missing(rank: u32, nranks: u32, output: &ControlOutput) {
+    if let ControlOutput::Missing(ranks, waited) = output {
+        log::warn!(
+            "rank {rank} has waited {:.0} s for {} of {nranks} ranks to join: {ranks}",
+            waited.as_secs_f64(),
+            ranks.len()
+        );
+    }
+}
+
+/// The error of a root that sends what it must not send.
+fn root_broke_the_protocol(rank: u32) -> BootstrapError {
+    BootstrapError::Protocol { rank, peer: String::from("the root"), what: "a frame" }
+}

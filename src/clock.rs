@@ -1,0 +1,24 @@
+//! The clock that the control plane runs on.
+
+use std::sync::LazyLock;
+use std::time::Instant;
+
+use maypole_control::time::Time;
+
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// The present time.
+pub(crate) fn now() -> Time {
+    time_of(Instant::now())
+}
+
+/// The time at this moment. Moments before the first use of the clock are its start.
+pub(crate) fn time_of(moment: Instant) -> Time {
+    Time::after_start(moment.saturating_duration_since(*START))
+}
+
+/// The moment of this time. A time that the system cannot express is an hour from now.
+pub(crate) fn instant_of(time: Time) -> Instant {
+    let hour = std::time::Duration::from_secs(3600);
+    START.checked_add(time.since_start()).unwrap_or_else(|| Instant::now() + hour)
+}

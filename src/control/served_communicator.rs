@@ -1,0 +1,296 @@
+//! One communicator as the service thread serves it: connects the state machine of its control
+//! tree with the sockets, the processes, the links and the device of the rank.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use maypole_algorithms::Rank;
+use maypole_control::activity::{Activity, RecorderSnapshot};
+use maypole_control::communicator::{
+    ControlInput, ControlOutput, ControlTiming, DeviceProgress, LocalFacts, ProcessName,
+    ProcessState,
+};
+use maypole_control::verdict::Verdict;
+use maypole_transport::error::LinkError;
+use maypole_transport::sync::Ordering;
+
+use super::verdict_error::{error_of, verdict_of};
+use super::{
+    CommunicatorCommand, ControlShared, DEAD, LEFT, MOST_REPORTS, PeerInfo, USER_ABORT, VERDICT,
+};
+use crate::bootstrap::ControlTree;
+use crate::bootstrap::poll::{poll_fd, poll_now};
+use crate::clock;
+use crate::error::Error;
+use crate::process::ProcessWatch;
+
+/// A communicator that the service thread serves.
+pub(super) struct ServedCommunicator {
+    shared: Arc<ControlShared>,
+    tree: ControlTree,
+    peers: Vec<PeerInfo>,
+    /// The processes of neighbours on this host.
+    watched: Vec<(Rank, OwnedFd)>,
+    /// Neighbours that had ended before they could be watched.
+    ended: Vec<Rank>,
+    outputs: VecDeque<ControlOutput>,
+}
+
+/// What a rank can look up. `all` are all communicators of the process.
+struct ServedFacts<'a> {
+    shared: &'a ControlShared,
+    peers: &'a [PeerInfo],
+    all: &'a [Arc<ControlShared>],
+}
+
+impl LocalFacts for ServedFacts<'_> {
+    fn snapshot(&self) -> RecorderSnapshot {
+        self.shared.record.read()
+    }
+
+    fn activity(&self) -> Activity {
+        let snapshot = self.snapshot();
+        let same_thread = |other: &&Arc<ControlShared>| {
+            other.key != self.shared.key && other.thread == self.shared.thread
+        };
+        let elsewhere = self.all.iter().filter(same_thread).find_map(|other| {
+            let seen = other.record.read();
+            let wait = seen
+                .waits_for
+                .map_or(String::new(), |peer| format!(", waiting for its rank {peer}"));
+            seen.in_call.then(|| format!("{}{wait}", seen.last()))
+        });
+        Activity { elsewhere: elsewhere.filter(|_| !snapshot.in_call), snapshot }
+    }
+
+    fn process_state(&self, rank: Rank) -> Option<ProcessState> {
+        let own = &self.peers[self.shared.rank as usize].process;
+        let PeerInfo { process, same_host, .. } = self.peers.get(rank as usize)?;
+        (*same_host && own.shares_namespace_with(process) && own.pid != process.pid)
+            .then(|| process.state())
+    }
+
+    fn process_name(&self, rank: Rank) -> ProcessName {
+        self.peers.get(rank as usize).map_or(ProcessName::default(), |peer| ProcessName {
+            host: peer.host.clone(),
+            pid: peer.process.pid,
+        })
+    }
+
+    fn link_failure(&self) -> Option<Verdict> {
+        let error = self.shared.final_error()?;
+        let is_of_link = matches!(
+            error,
+            Error::Aborted { .. }
+                | Error::Link(LinkError::PeerDied { .. } | LinkError::PeerLeft { .. })
+        );
+        is_of_link.then(|| verdict_of(self.shared.rank, &error))
+    }
+
+    fn has_left_link(&self, rank: Rank) -> bool {
+        let gone = self.shared.endpoint.upgrade().and_then(|endpoint| endpoint.gone(rank));
+        matches!(gone, Some(LinkError::PeerLeft { .. }))
+    }
+
+    fn device(&self) -> Option<DeviceProgress> {
+        let signals = self.shared.device.get()?;
+        Some(DeviceProgress { launched: signals.launched(), finished: signals.finished() })
+    }
+}
+
+impl ServedCommunicator {
+    /// Begins to serve a communicator: watches the processes and hosts of its neighbours.
+    pub(super) fn new(
+        shared: Arc<ControlShared>,
+        mut tree: ControlTree,
+        peers: Vec<PeerInfo>,
+        timing: ControlTiming,
+    ) -> Self {
+        let (mut watched, mut ended) = (Vec::new(), Vec::new());
+        let me = &peers[shared.rank as usize].process;
+        for rank in tree.neighbours() {
+            let PeerInfo { process, same_host, .. } = &peers[rank as usize];
+            if !same_host {
+                tree.enable_keep_alive(rank);
+            } else if me.shares_namespace_with(process) && process.pid != me.pid {
+                match process.watch() {
+                    ProcessWatch::Running(fd) => watched.push((rank, fd)),
+                    ProcessWatch::Ended => ended.push(rank),
+                    // The end of its connection will show the end of the process.
+                    ProcessWatch::Invisible => {}
+                }
+            }
+        }
+        tree.start_service(timing);
+        let served = Self { shared, tree, peers, watched, ended, outputs: VecDeque::new() };
+        // A neighbour may have failed while the rest of this rank was set up.
+        if let Some(verdict) = served.tree.verdict().cloned() {
+            served.end(&verdict);
+        }
+        served
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.shared.id
+    }
+
+    pub(super) fn shared(&self) -> Arc<ControlShared> {
+        self.shared.clone()
+    }
+
+    /// Appends the entries to poll.
+    pub(super) fn poll_fds(&self, fds: &mut Vec<libc::pollfd>) {
+        self.tree.poll_fds(fds);
+        fds.extend(self.watched.iter().map(|(_, fd)| poll_fd(fd.as_raw_fd(), libc::POLLIN)));
+    }
+
+    /// When [`turn`](Self::turn) must be called at the latest.
+    pub(super) fn wake(&self) -> Option<Instant> {
+        self.tree.wake()
+    }
+
+    /// Does what the thread of the communicator asks for.
+    pub(super) fn obey(&mut self, command: CommunicatorCommand, all: &[Arc<ControlShared>]) {
+        let input = match command {
+            CommunicatorCommand::Investigate(peer, since) => {
+                ControlInput::Investigate { peer, since }
+            }
+            CommunicatorCommand::Connecting(peer) => ControlInput::Connecting(Some(peer)),
+            CommunicatorCommand::WatchDevice => ControlInput::WatchDevice,
+            CommunicatorCommand::Decide(verdict) => ControlInput::Decide(verdict),
+            CommunicatorCommand::FindMismatch(peer, fallback) => {
+                ControlInput::FindMismatch { peer, fallback }
+            }
+            CommunicatorCommand::Exchange(bytes, deadline) => {
+                ControlInput::Exchange { bytes, deadline: clock::time_of(deadline) }
+            }
+        };
+        self.handle(input, all);
+    }
+
+    /// Handles all events that have come. `all` are all communicators of the process.
+    pub(super) fn turn(&mut self, all: &[Arc<ControlShared>]) {
+        // Before the connections are read: what a process sent before it ended can then be read.
+        let ended = self.ended_processes();
+        if self.shared.connecting.load(Ordering::Relaxed) == 0 {
+            self.handle(ControlInput::Connecting(None), all);
+        }
+        let facts = ServedFacts { shared: &self.shared, peers: &self.peers, all };
+        self.tree.read(&facts, &mut self.outputs);
+        self.carry_out(all);
+        for rank in ended {
+            self.watched.retain(|(watched, _)| *watched != rank);
+            self.handle(ControlInput::ProcessEnded(rank), all);
+        }
+    }
+
+    /// Leaves the communicator: informs the neighbours and closes the connections.
+    pub(super) fn leave(mut self, all: &[Arc<ControlShared>]) {
+        self.handle(ControlInput::Leave, all);
+        self.finish_leaving();
+    }
+
+    fn finish_leaving(mut self) {
+        self.tree.close();
+        self.shared.change(|state| state.removed = true);
+    }
+
+    /// Leaves a communicator that will not be dropped, because the process ends.
+    pub(super) fn leave_at_exit(mut self, all: &[Arc<ControlShared>]) {
+        // A failure that this rank knows must go out before the farewell on its links.
+        self.handle(ControlInput::Leave, all);
+        if let Some(endpoint) = self.shared.endpoint.upgrade() {
+            endpoint.leave();
+        }
+        self.finish_leaving();
+    }
+
+    /// The neighbours whose process has ended.
+    fn ended_processes(&mut self) -> Vec<Rank> {
+        let mut ended = std::mem::take(&mut self.ended);
+        let entry = |(_, fd): &(Rank, OwnedFd)| poll_fd(fd.as_raw_fd(), libc::POLLIN);
+        let mut fds: Vec<libc::pollfd> = self.watched.iter().map(entry).collect();
+        poll_now(&mut fds);
+        let ended_now = self.watched.iter().zip(&fds).filter(|(_, fd)| fd.revents != 0);
+        ended.extend(ended_now.map(|((rank, _), _)| *rank));
+        ended
+    }
+
+    /// Passes an input to the state machine and does what it wants.
+    fn handle(&mut self, input: ControlInput, all: &[Arc<ControlShared>]) {
+        let facts = ServedFacts { shared: &self.shared, peers: &self.peers, all };
+        self.tree.handle(input, &facts, &mut self.outputs);
+        self.carry_out(all);
+    }
+
+    fn carry_out(&mut self, all: &[Arc<ControlShared>]) {
+        while let Some(output) = self.outputs.pop_front() {
+            match output {
+                ControlOutput::Ended(verdict) => self.end(&verdict),
+                ControlOutput::Exchanged(result) => {
+                    let result = result.map_err(|verdict| error_of(&verdict));
+                    self.shared.change(|state| state.exchanged = Some(result));
+                }
+                ControlOutput::Report(report) => {
+                    log::warn!("{report}");
+                    self.shared.change(|state| {
+                        if state.reports.len() == MOST_REPORTS {
+                            state.reports.pop_front();
+                        }
+                        state.reports.push_back(report);
+                    });
+                }
+                ControlOutput::CheckDevice => {
+                    let input = self.check_device();
+                    self.handle(input, all);
+                }
+                // The connections were served; a bootstrap is over.
+                ControlOutput::Close(_)
+                | ControlOutput::Send(..)
+                | ControlOutput::Missing(..)
+                | ControlOutput::Left => {}
+            }
+        }
+        self.watched.retain(|(rank, _)| self.tree.neighbours().any(|other| other == *rank));
+    }
+
+    /// Ends the waits of this rank.
+    fn end(&self, verdict: &Verdict) {
+        self.shared.change(|state| {
+            state.verdict.get_or_insert(verdict.clone());
+        });
+        self.shared.abort_endpoint(match *verdict {
+            Verdict::Dead { rank, .. } => DEAD | rank,
+            Verdict::Left { rank } => LEFT | rank,
+            Verdict::Aborted { by } if by == self.shared.rank => USER_ABORT,
+            _ => VERDICT,
+        });
+    }
+
+    /// Looks whether the work on the device has failed.
+    fn check_device(&self) -> ControlInput {
+        let (rank, none) = (self.shared.rank, ControlInput::DeviceChecked(None));
+        let Some(signals) = self.shared.device.get() else { return none };
+        if let Some(failure) = signals.kernel_error() {
+            return match failure {
+                Error::Mismatch { ranks: [_, peer], what } => {
+                    ControlInput::FindMismatch { peer, fallback: what }
+                }
+                other => ControlInput::Decide(verdict_of(rank, &other)),
+            };
+        }
+        if signals.is_aborted() {
+            return none;
+        }
+        if let Err(error) = signals.query_device() {
+            return ControlInput::Decide(verdict_of(rank, &error.into()));
+        }
+        if signals.is_idle() && signals.unwatch() {
+            return none;
+        }
+        let (launched, finished) = (signals.launched(), signals.finished());
+        ControlInput::DeviceChecked(Some(DeviceProgress { launched, finished }))
+    }
+}
