@@ -16,12 +16,14 @@
 //! | `verdict`, `verdict_codec`, `report` | what is proven, and what is only slow |
 //! | `tree_shape` | which rank connects to which |
 //! | `frame` | control frames |
+//! | `bootstrap` | how ranks find each other |
 //! | `communicator` | a rank of a communicator |
 //! | `long_wait` | a rank that waits in a call |
 
 #![forbid(unsafe_code)]
 
 pub mod activity;
+pub mod bootstrap;
 pub mod call_signature;
 pub mod codec;
 pub mod communicator;

@@ -8,4 +8,5 @@ mod add_an_algorithm;
 mod columns;
 mod dependencies;
 mod imports;
+mod pure;
 mod readme;
