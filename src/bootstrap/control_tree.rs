@@ -14,7 +14,6 @@ use maypole_control::communicator::{
 };
 use maypole_control::frame::{ControlFrame, MOST_ITEM, most_items};
 use maypole_control::rank_set::RankSet;
-use maypole_control::tree_shape::children;
 use maypole_control::verdict::Verdict;
 
 use super::abort::{self, AbortSignal};
@@ -35,9 +34,6 @@ pub struct ControlTree {
     connections: Vec<(u32, FrameStream)>,
     /// Connections from which nothing more is expected, until they have sent what is left.
     closing: Vec<FrameStream>,
-    /// During the bootstrap, the roots to which rank 0 is still connected: they send reports and
-    /// verdicts.
-    roots: Vec<FrameStream>,
     /// The error with which the bootstrap failed at this rank.
     failed: Option<BootstrapError>,
     /// The traffic of connections that are closed.
@@ -47,7 +43,7 @@ pub struct ControlTree {
 }
 
 /// The facts of a rank that has no communicator yet.
-struct NoFacts;
+pub(super) struct NoFacts;
 
 impl LocalFacts for NoFacts {
     fn snapshot(&self) -> RecorderSnapshot {
@@ -87,7 +83,6 @@ impl ControlTree {
             core: CommunicatorCore::new(rank, nranks),
             connections: Vec::new(),
             closing: Vec::new(),
-            roots: Vec::new(),
             failed: None,
             closed_traffic: ControlTraffic::default(),
             abort,
@@ -131,8 +126,7 @@ impl ControlTree {
                     other => log_missing(rank, self.nranks(), &other),
                 }
             }
-            let sent = self.connections.iter().all(|(_, connection)| connection.is_flushed());
-            if let Some(whole) = result.take_if(|_| sent) {
+            if let Some(whole) = result.take_if(|_| self.is_flushed()) {
                 return Ok(whole);
             }
             if result.is_none() {
@@ -146,9 +140,6 @@ impl ControlTree {
             fds.extend(self.abort.iter().map(AbortSignal::poll_fd));
             poll::wait(&mut fds, self.wake().unwrap_or_else(|| Instant::now() + LONGEST_POLL));
             self.read(&NoFacts, &mut outputs);
-            if result.is_none() {
-                self.read_roots(&mut outputs).map_err(|error| self.fail(error))?;
-            }
         }
     }
 
@@ -156,7 +147,7 @@ impl ControlTree {
     pub fn traffic(&self) -> ControlTraffic {
         let mut sum = self.closed_traffic;
         let connections = self.connections.iter().map(|(_, connection)| connection);
-        connections.chain(&self.roots).chain(&self.closing).for_each(|it| sum.add(it));
+        connections.chain(&self.closing).for_each(|it| sum.add(it));
         sum
     }
 
@@ -173,64 +164,12 @@ impl ControlTree {
         self.all_gather(&[], deadline).map(drop)
     }
 
-    /// Reads what neighbours have sent while this rank joins.
-    ///
-    /// # Errors
-    /// A neighbour failed.
-    pub(super) fn read_joining(&mut self) -> Result<(), BootstrapError> {
-        let mut outputs = VecDeque::new();
-        self.read(&NoFacts, &mut outputs);
-        outputs.iter().for_each(|output| log_missing(self.rank(), self.nranks(), output));
-        self.failure().map_or(Ok(()), Err)
-    }
-
-    /// Reads what the roots have sent to rank 0 while the other ranks join.
-    fn read_roots(&mut self, outputs: &mut VecDeque<ControlOutput>) -> Result<(), BootstrapError> {
-        for at in 0..self.roots.len() {
-            self.roots[at].fill();
-            self.roots[at].flush();
-            loop {
-                match self.roots[at].next() {
-                    Ok(Some(ControlFrame::Missing { ranks, waited })) => {
-                        self.core.report_missing(ranks, waited);
-                        self.carry_out(outputs);
-                    }
-                    Ok(Some(ControlFrame::Verdict(verdict))) => {
-                        return Err(BootstrapError::of(verdict, self.rank()));
-                    }
-                    Ok(None) => break,
-                    Err(StreamEnd::Closed) => {
-                        let rank = self.rank();
-                        return Err(match self.roots[at].peer() {
-                            Some(address) => BootstrapError::RootLost { rank, address },
-                            None => root_broke_the_protocol(rank),
-                        });
-                    }
-                    Ok(Some(_)) | Err(StreamEnd::Malformed) => {
-                        return Err(root_broke_the_protocol(self.rank()));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Logs which ranks are missing, and passes that on to the children.
     pub(super) fn report_missing(&mut self, ranks: RankSet, waited: Duration) {
         self.core.report_missing(ranks, waited);
         let mut outputs = VecDeque::new();
         self.carry_out(&mut outputs);
         outputs.iter().for_each(|output| log_missing(self.rank(), self.nranks(), output));
-    }
-
-    /// Sets the roots to which rank 0 stays connected.
-    pub(super) fn set_roots(&mut self, roots: Vec<FrameStream>) {
-        self.roots = roots;
-    }
-
-    /// Takes the roots to which rank 0 is connected.
-    pub(super) fn take_roots(&mut self) -> Vec<FrameStream> {
-        std::mem::take(&mut self.roots)
     }
 
     /// Adds the connection to a neighbour, or replaces it if the neighbour connected again.
@@ -244,10 +183,9 @@ impl ControlTree {
         self.core.add_neighbour(rank);
     }
 
-    /// The children that have not connected.
-    pub(super) fn missing_children(&self) -> impl Iterator<Item = u32> {
-        children(self.rank(), self.nranks())
-            .filter(|&rank| self.connections.iter().all(|(other, _)| *other != rank))
+    /// Whether everything that was sent has gone out.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.connections.iter().all(|(_, connection)| connection.is_flushed())
     }
 
     /// Tells the other ranks that this rank cannot go on, for a reason outside of the tree.
@@ -262,8 +200,8 @@ impl ControlTree {
     }
 
     /// Sends the error to the neighbours and to `others`, closes all connections, and returns the
-    /// error. While this rank is connected to roots they are included, because they inform ranks
-    /// that have no neighbours yet.
+    /// error. The roots to which this rank is connected must be among the others, because they
+    /// inform ranks that have no neighbours yet.
     pub(super) fn fail_with(
         &mut self,
         error: BootstrapError,
@@ -272,8 +210,7 @@ impl ControlTree {
         let verdict = error.verdict(self.rank());
         let decide = ControlInput::Decide(verdict.clone());
         self.handle(decide, &NoFacts, &mut VecDeque::new());
-        let mut informed = self.take_roots();
-        informed.extend(others);
+        let mut informed: Vec<FrameStream> = others.into_iter().collect();
         informed.iter_mut().for_each(|it| it.send(&ControlFrame::Verdict(verdict.clone())));
         informed.extend(self.connections.drain(..).map(|(_, connection)| connection));
         informed.append(&mut self.closing);
@@ -320,7 +257,7 @@ impl ControlTree {
     /// Appends the entries with which to poll the connections.
     pub(crate) fn poll_fds(&self, fds: &mut Vec<libc::pollfd>) {
         fds.extend(self.connections.iter().map(|(_, connection)| connection.poll_fd()));
-        fds.extend(self.roots.iter().chain(&self.closing).map(FrameStream::poll_fd));
+        fds.extend(self.closing.iter().map(FrameStream::poll_fd));
     }
 
     /// When [`handle`](Self::handle) must be called at the latest.
@@ -410,7 +347,7 @@ impl ControlTree {
 }
 
 /// Logs which ranks have not joined, if the output says so.
-fn log_missing(rank: u32, nranks: u32, output: &ControlOutput) {
+pub(super) fn log_missing(rank: u32, nranks: u32, output: &ControlOutput) {
     if let ControlOutput::Missing(ranks, waited) = output {
         log::warn!(
             "rank {rank} has waited {:.0} s for {} of {nranks} ranks to join: {ranks}",
@@ -418,9 +355,4 @@ fn log_missing(rank: u32, nranks: u32, output: &ControlOutput) {
             ranks.len()
         );
     }
-}
-
-/// The error of a root that sends what it must not send.
-fn root_broke_the_protocol(rank: u32) -> BootstrapError {
-    BootstrapError::Protocol { rank, peer: String::from("the root"), what: "a frame" }
 }

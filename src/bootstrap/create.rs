@@ -2,7 +2,8 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
-use maypole_control::listener_addresses::MOST_ADDRESSES;
+use maypole_control::codec::ByteReader;
+use maypole_control::listener_addresses::{ListenerAddresses, MOST_ADDRESSES};
 use maypole_transport::noise::Key;
 
 use super::codec::ByteReader;

@@ -3,13 +3,14 @@
 
 use std::time::{Duration, Instant};
 
+use maypole_control::bootstrap::joining::LEAVE_TIME;
 use maypole_transport::noise::{KEY_BYTES, Key};
 
 use super::abort::{self, AbortSignal};
 use super::control_tree::ControlTree;
 use super::error::BootstrapError;
 use super::id::{UniqueId, UniqueIdContents};
-use super::joining::{JoiningRank, LEAVE_TIME, report_failure};
+use super::joining::{JoiningRank, report_failure};
 use super::listener_address;
 use super::multi_root::RootIds;
 use super::options::Options;
@@ -133,22 +134,18 @@ fn attempt(
             start_fixed(contents, options)?;
         }
     }
-    match JoiningRank::new(&ids, rank, nranks, options) {
-        Ok(mut joining) => match joining.register() {
-            Ok(()) => {
-                let own =
-                    if rank == 0 { [&salt.bytes()[..], info].concat() } else { info.to_vec() };
-                let (mut infos, control) = joining.run(&own)?;
-                let secret = take_salt(&mut infos).map(|salt| communicator_secret(&ids, &salt));
-                let secret = secret.ok_or(BootstrapError::Protocol {
-                    rank,
-                    peer: String::from("rank 0"),
-                    what: "a rank info without random bytes",
-                })?;
-                Ok(Joined { rank, nranks, infos, control, secret })
-            }
-            Err(error) => Err(joining.give_up(error)),
-        },
+    let own = if rank == 0 { [&salt.bytes()[..], info].concat() } else { info.to_vec() };
+    match JoiningRank::new(&ids, rank, nranks, &own, options) {
+        Ok(joining) => {
+            let (mut infos, control) = joining.run()?;
+            let secret = take_salt(&mut infos).map(|salt| communicator_secret(&ids, &salt));
+            let secret = secret.ok_or(BootstrapError::Protocol {
+                rank,
+                peer: String::from("rank 0"),
+                what: "a rank info without random bytes",
+            })?;
+            Ok(Joined { rank, nranks, infos, control, secret })
+        }
         Err(error) => {
             report_failure(&ids, &[], rank, nranks, &error);
             Err(error)
@@ -199,12 +196,7 @@ fn release_root(contents: &UniqueIdContents) {
     }
     let options = Options { timeout: LEAVE_TIME, ..Options::default() };
     let ids = RootIds::one(contents.clone());
-    let left = JoiningRank::new(&ids, 0, 1, &options).and_then(|mut joining| {
-        joining.register()?;
-        let roots = joining.take_roots();
-        joining.leave(roots, true);
-        Ok(())
-    });
+    let left = JoiningRank::new(&ids, 0, 1, &[], &options).and_then(JoiningRank::run);
     if let Err(error) = left {
         log::info!("a root that is not needed could not be asked to end: {error}");
     }

@@ -1,30 +1,32 @@
-//! A rank while it joins: it registers at the root, connects to its parent, accepts its children,
-//! and exchanges rank infos over the tree.
+//! Runs a rank while it joins: connects the state machines of the join and of the control tree with
+//! their sockets.
 
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use maypole_control::bootstrap::joining::{
+    GRACE, JoinCore, JoinFailure, JoinInput, JoinOutput, JoinPlan, LEAVE_TIME, RootVisit,
+};
+use maypole_control::communicator::{ControlInput, ControlOutput};
+use maypole_control::frame::ControlFrame;
+use maypole_control::listener_addresses::ListenerAddresses;
+use maypole_control::tree_shape::{children, parent};
 use maypole_transport::noise::{Binding, Purpose};
 
-use super::abort::{self, AbortSignal};
+use super::abort::AbortSignal;
 use super::accept::HandshakeAcceptor;
-use super::control_tree::ControlTree;
+use super::control_tree::{ControlTree, NoFacts, log_missing};
 use super::dial::{DialOutcome, Dialer};
 use super::error::BootstrapError;
-use super::frame::{ControlFrame, RankRegistration};
 use super::frame_stream::{FrameStream, SecureStream, StreamEnd, close_gracefully};
 use super::id::UniqueIdContents;
 use super::listener_address;
 use super::multi_root::RootIds;
 use super::options::Options;
 use super::poll;
+use crate::clock;
 
-/// How long a rank tries to connect to a root that does not answer.
-const ROOT_TIMEOUT: Duration = Duration::from_secs(60);
-/// How much longer than its own deadline a rank waits for the verdict of the root, which names the
-/// missing ranks.
-const GRACE: Duration = Duration::from_secs(3);
-/// How long a rank that leaves waits for the root to close the connection.
-pub(super) const LEAVE_TIME: Duration = Duration::from_secs(1);
 /// How long a rank that failed tries to report this to a root to which it is not connected.
 const FAILURE_SEND_TIME: Duration = Duration::from_millis(500);
 
@@ -35,33 +37,50 @@ pub(super) struct JoiningRank<'a> {
     nranks: u32,
     started: Instant,
     deadline: Instant,
-    /// The roots that this rank is connected to, with their numbers: until it is connected to its
-    /// parent the root of its block, and at rank 0 all roots.
-    roots: Vec<(usize, FrameStream)>,
+    core: JoinCore,
+    tree: ControlTree,
+    /// The connections to roots, by their numbers.
+    roots: BTreeMap<usize, FrameStream>,
+    /// The address of a root that does not know the secret.
+    other_id: Option<SocketAddr>,
+    /// The connection to a root that is being made.
+    root_dialer: Option<(usize, Dialer)>,
     /// The connection to the parent, while it is being made.
-    dialer: Option<Dialer>,
+    parent_dialer: Option<Dialer>,
     /// Accepts the connections of the children.
     acceptor: HandshakeAcceptor,
-    /// Where the children connect to this rank.
-    listener: ListenerAddresses,
-    tree: ControlTree,
     abort: Option<AbortSignal>,
-    /// The root to which this rank tried to connect last.
-    last_root: Option<usize>,
+    info: &'a [u8],
+    /// The rank infos of all ranks, when they have come.
+    infos: Option<Vec<Vec<u8>>>,
+    has_joined: bool,
+    failure: Option<BootstrapError>,
 }
 
 impl<'a> JoiningRank<'a> {
-    /// Prepares to join. The rank listens for its children from now on.
+    /// Prepares to join with this rank info. The rank listens for its children from now on.
     pub(super) fn new(
         ids: &'a RootIds,
         rank: u32,
         nranks: u32,
+        info: &'a [u8],
         options: &Options,
     ) -> Result<Self, BootstrapError> {
         let (listeners, listener) = if children(rank, nranks).next().is_some() {
             listener_address::listen()?
         } else {
-            (Vec::new(), ListenerAddresses { host_tag: 0, addresses: Vec::new() })
+            (Vec::new(), ListenerAddresses::default())
+        };
+        let visit =
+            |root| RootVisit { root, share: ids.share(root), follows: ids.roots[root].follows };
+        let plan = JoinPlan {
+            rank,
+            nranks,
+            visits: ids.visited_roots(rank, nranks).into_iter().map(visit).collect(),
+            timeout: options.timeout,
+            host: crate::logger::host_name().to_owned(),
+            pid: std::process::id(),
+            listener,
         };
         let started = Instant::now();
         Ok(Self {
@@ -70,249 +89,108 @@ impl<'a> JoiningRank<'a> {
             nranks,
             started,
             deadline: started + options.timeout,
-            roots: Vec::new(),
-            dialer: None,
-            acceptor: HandshakeAcceptor::new(listeners, ids.secret.clone(), Purpose::Tree, rank),
-            listener,
+            core: JoinCore::new(clock::now(), plan),
             tree: ControlTree::new(rank, nranks, options.abort.clone()),
+            roots: BTreeMap::new(),
+            other_id: None,
+            root_dialer: None,
+            parent_dialer: None,
+            acceptor: HandshakeAcceptor::new(listeners, ids.secret.clone(), Purpose::Tree, rank),
             abort: options.abort.clone(),
-            last_root: None,
+            info,
+            infos: None,
+            has_joined: false,
+            failure: None,
         })
     }
 
-    /// Continues after [`register`](Self::register): connects to parent and children, and exchanges
-    /// rank infos.
-    pub(super) fn run(
-        mut self,
-        info: &[u8],
-    ) -> Result<(Vec<Vec<u8>>, ControlTree), BootstrapError> {
-        if let Err(error) = self.connect_tree() {
-            // Other ranks wait at the root and at this rank; and the parent may just have accepted
-            // this rank.
-            let parent =
-                self.dialer.take().and_then(Dialer::abandon).map(|it| FrameStream::new(it, 0));
-            let others: Vec<FrameStream> = parent.into_iter().chain(self.take_roots()).collect();
-            return Err(self.tree.fail_with(error, others));
-        }
-        self.acceptor.close();
-        if self.rank == 0 {
-            let roots = self.take_roots();
-            self.tree.set_roots(roots);
-        }
-        let infos = self.tree.all_gather(info, self.deadline + GRACE)?;
-        if self.rank == 0 {
-            let roots = self.tree.take_roots();
-            self.leave(roots, true);
-        }
-        log::debug!(
-            "rank {} joined {} ranks in {:?}",
-            self.rank,
-            self.nranks,
-            self.started.elapsed()
-        );
-        Ok((infos, self.tree))
-    }
-
-    /// Takes the roots to which this rank is connected.
-    pub(super) fn take_roots(&mut self) -> Vec<FrameStream> {
-        std::mem::take(&mut self.roots).into_iter().map(|(_, root)| root).collect()
-    }
-
-    /// Gives up after [`register`](Self::register) failed: every rank that waits for this one
-    /// learns that it will not come. A root that could not be reached is not tried again.
-    pub(super) fn give_up(mut self, error: BootstrapError) -> BootstrapError {
-        let mut informed: Vec<usize> = self.roots.iter().map(|(at, _)| *at).collect();
-        if matches!(error, BootstrapError::RootUnreachable { .. } | BootstrapError::WrongId { .. })
-        {
-            informed.extend(self.last_root);
-        }
-        let roots = self.take_roots();
-        let error = self.tree.fail_with(error, roots);
-        report_failure(self.ids, &informed, self.rank, self.nranks, &error);
-        error
-    }
-
-    /// The binding of a connection that this rank makes.
-    fn binding(&self, purpose: Purpose, to: u32) -> Binding {
-        Binding { purpose, from: self.rank, to, nranks: self.nranks, stream: 0 }
-    }
-
-    /// Registers at the root of the block of this rank, and at those of the blocks of its children.
-    pub(super) fn register(&mut self) -> Result<(), BootstrapError> {
-        let home = self.ids.home_root(self.rank, self.nranks);
-        for at in self.ids.visited_roots(self.rank, self.nranks) {
-            self.last_root = Some(at);
-            let mut root = FrameStream::new(self.connect_to_root(at)?, 0);
-            root.send(&ControlFrame::Register(RankRegistration {
-                host: crate::logger::host_name().to_owned(),
-                pid: std::process::id(),
-                timeout: self.deadline.saturating_duration_since(Instant::now()),
-                listener: self.listener.clone(),
-                share: self.ids.share(at),
-            }));
-            if at == home || self.rank == 0 {
-                self.roots.push((at, root));
-            } else {
-                self.leave_announced(root)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Connects to a root.
-    fn connect_to_root(&self, at: usize) -> Result<SecureStream, BootstrapError> {
-        let UniqueIdContents { secret, root, follows, .. } = &self.ids.roots[at];
-        let addresses = root.reachable_here();
-        let binding = self.binding(Purpose::Root, 0);
-        // Shorter than the deadline of the other ranks, so that they learn the reason and not only
-        // that this rank is missing.
-        let timeout = self.deadline.saturating_duration_since(self.started) * 9 / 10;
-        let until = self.started + timeout.min(ROOT_TIMEOUT);
-        let mut dial = Dialer::new(secret.clone(), binding, addresses.clone());
-        let mut wrong = None;
+    /// Registers at the roots, connects to parent and children, and exchanges rank infos.
+    pub(super) fn run(mut self) -> Result<(Vec<Vec<u8>>, ControlTree), BootstrapError> {
+        self.carry_out();
         loop {
-            abort::check(self.abort.as_ref(), self.rank)?;
-            let dialed = dial.advance()?;
-            if let DialOutcome::WrongId(address) = dialed {
-                wrong = Some(address);
+            if let Some(error) = self.failure.take() {
+                return Err(self.fail(error));
             }
-            let over = Instant::now() >= until;
-            match (dialed, wrong) {
-                (DialOutcome::Connected(stream), _) => return Ok(stream),
-                // If the root of an earlier id may still listen there, this rank waits for the
-                // right one.
-                (_, Some(address)) if over || !follows => {
-                    return Err(BootstrapError::WrongId { rank: self.rank, address });
-                }
-                _ if over => {
-                    let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-                    return Err(BootstrapError::RootUnreachable {
-                        rank: self.rank,
-                        addresses: texts.join(", "),
-                        waited: self.started.elapsed(),
-                        last: dial.last_error().to_owned(),
-                    });
-                }
-                _ => {
-                    let mut fds = vec![dial.poll_fd()];
-                    fds.extend(self.abort.iter().map(AbortSignal::poll_fd));
-                    poll::wait(&mut fds, until.min(dial.wake()));
-                }
+            if let Some(infos) = self.infos.take_if(|_| self.has_joined && self.tree.is_flushed()) {
+                log::debug!(
+                    "rank {} joined {} ranks in {:?}",
+                    self.rank,
+                    self.nranks,
+                    self.started.elapsed()
+                );
+                return Ok((infos, self.tree));
             }
-        }
-    }
-
-    /// Leaves a root that only needs to know where this rank listens, as soon as it knows.
-    fn leave_announced(&mut self, mut root: FrameStream) -> Result<(), BootstrapError> {
-        root.send(&ControlFrame::LeaveRoot);
-        root.shut_down_sending();
-        let until = Instant::now() + LEAVE_TIME;
-        loop {
-            root.fill();
-            match root.next() {
-                Ok(Some(ControlFrame::Verdict(verdict))) => {
-                    return Err(BootstrapError::of(verdict, self.rank));
-                }
-                // A list of missing ranks is for ranks that wait.
-                Ok(Some(_)) => continue,
-                Ok(None) if Instant::now() < until => {}
-                _ => break,
-            }
-            abort::check(self.abort.as_ref(), self.rank)?;
-            let mut fds = vec![root.poll_fd()];
-            fds.extend(self.abort.iter().map(AbortSignal::poll_fd));
-            poll::wait(&mut fds, until);
-        }
-        self.tree.count_closed(&root);
-        Ok(())
-    }
-
-    /// Connects to the parent and accepts the connections of the children.
-    fn connect_tree(&mut self) -> Result<(), BootstrapError> {
-        let mut has_parent = self.rank == 0;
-        loop {
-            abort::check(self.abort.as_ref(), self.rank)?;
-            self.read_roots()?;
-            if let Some(dial) = &mut self.dialer
-                && let DialOutcome::Connected(stream) = dial.advance()?
-            {
-                self.dialer = None;
-                let above = parent(self.rank).unwrap_or(0);
-                self.tree.add_neighbour(above, FrameStream::new(stream, 0));
-                has_parent = true;
-                let roots = self.take_roots();
-                self.leave(roots, false);
-            }
-            if has_parent && self.tree.missing_children().next().is_none() {
-                return Ok(());
-            }
-            if Instant::now() >= self.deadline + GRACE {
-                return Err(self.timeout_error(has_parent));
-            }
-
             let mut fds = Vec::new();
             self.acceptor.poll_fds(&mut fds);
-            let acceptor_fds = fds.len();
+            let of_acceptor = fds.len();
             self.tree.poll_fds(&mut fds);
-            fds.extend(self.roots.iter().map(|(_, root)| root.poll_fd()));
-            fds.extend(self.dialer.iter().map(Dialer::poll_fd));
+            fds.extend(self.roots.values().map(FrameStream::poll_fd));
+            let root_dialer = self.root_dialer.as_ref().map(|(_, dialer)| dialer);
+            let dialers: Vec<&Dialer> =
+                root_dialer.into_iter().chain(&self.parent_dialer).collect();
+            fds.extend(dialers.iter().map(|dialer| dialer.poll_fd()));
             fds.extend(self.abort.iter().map(AbortSignal::poll_fd));
-            let wake = [self.acceptor.wake(), self.dialer.as_ref().map(Dialer::wake)];
-            let until = wake.into_iter().flatten().fold(self.deadline + GRACE, Instant::min);
+            let wakes = [self.acceptor.wake(), self.tree.wake()];
+            let wakes = wakes.into_iter().flatten().chain(dialers.iter().map(|it| it.wake()));
+            let until = wakes.fold(clock::instant_of(self.core.wake()), Instant::min);
             poll::wait(&mut fds, until);
-
-            let (passed, _) = self.acceptor.advance(&fds[..acceptor_fds]);
-            for (binding, stream) in passed {
-                self.add_child(binding, stream);
-            }
-            self.tree.read_joining()?;
+            self.look(&fds[..of_acceptor]);
         }
     }
 
-    /// Reads the frames of the roots.
-    fn read_roots(&mut self) -> Result<(), BootstrapError> {
-        for at in 0..self.roots.len() {
-            self.roots[at].1.fill();
-            self.roots[at].1.flush();
-            loop {
-                match self.roots[at].1.next() {
-                    Ok(Some(ControlFrame::Parent(listener))) => {
-                        let Some(above) = parent(self.rank) else { continue };
-                        let binding = self.binding(Purpose::Tree, above);
-                        let secret = self.ids.secret.clone();
-                        self.dialer = Some(Dialer::new(secret, binding, listener.reachable_here()));
-                    }
-                    Ok(Some(ControlFrame::Missing { ranks, waited })) => {
-                        self.tree.report_missing(ranks, waited);
-                    }
-                    Ok(Some(ControlFrame::Verdict(verdict))) => {
-                        return Err(BootstrapError::of(verdict, self.rank));
-                    }
-                    Ok(None) => break,
-                    Err(StreamEnd::Closed) => {
-                        let (number, root) = &self.roots[at];
-                        let known = &self.ids.roots[*number].root.addresses;
-                        let Some(address) = root.peer().or(known.first().copied()) else { break };
-                        return Err(BootstrapError::RootLost { rank: self.rank, address });
-                    }
-                    Ok(Some(_)) | Err(StreamEnd::Malformed) => {
-                        return Err(BootstrapError::Protocol {
-                            rank: self.rank,
-                            peer: String::from("the root"),
-                            what: "a frame",
-                        });
-                    }
+    /// Looks at everything that may have changed.
+    fn look(&mut self, of_acceptor: &[libc::pollfd]) {
+        if self.abort.as_ref().is_some_and(AbortSignal::is_raised) {
+            return self.handle(JoinInput::Abort);
+        }
+        self.advance_dialers();
+        let (passed, _) = self.acceptor.advance(of_acceptor);
+        for (binding, stream) in passed {
+            self.add_child(binding, stream);
+        }
+        self.read_roots();
+        let mut outputs = VecDeque::new();
+        self.tree.read(&NoFacts, &mut outputs);
+        self.take_tree_outputs(outputs);
+        self.handle(JoinInput::Tick);
+    }
+
+    /// Continues the connections that are being made.
+    fn advance_dialers(&mut self) {
+        if let Some((root, mut dialer)) = self.root_dialer.take() {
+            match dialer.advance() {
+                Ok(DialOutcome::Connected(stream)) => {
+                    self.roots.insert(root, FrameStream::new(stream, 0));
+                    self.handle(JoinInput::RootConnected(root));
                 }
+                Ok(DialOutcome::WrongId(address)) => {
+                    self.other_id = Some(address);
+                    self.root_dialer = Some((root, dialer));
+                    self.handle(JoinInput::RootHasOtherId(root));
+                }
+                Ok(DialOutcome::NotYet) => self.root_dialer = Some((root, dialer)),
+                Err(error) => self.failure = Some(error),
             }
         }
-        Ok(())
+        if let Some(mut dialer) = self.parent_dialer.take() {
+            match dialer.advance() {
+                Ok(DialOutcome::Connected(stream)) => {
+                    let above = parent(self.rank).unwrap_or(0);
+                    self.tree.add_neighbour(above, FrameStream::new(stream, 0));
+                    self.handle(JoinInput::ParentConnected);
+                }
+                Ok(_) => self.parent_dialer = Some(dialer),
+                Err(error) => self.failure = Some(error),
+            }
+        }
     }
 
     /// Adds a child whose handshake succeeded.
     fn add_child(&mut self, binding: Binding, stream: SecureStream) {
         let is_child = children(self.rank, self.nranks).any(|child| child == binding.from);
         if is_child && binding.nranks == self.nranks {
-            self.tree.add_child(binding.from, FrameStream::new(stream, 0));
+            self.tree.add_neighbour(binding.from, FrameStream::new(stream, 0));
+            self.handle(JoinInput::ChildConnected(binding.from));
         } else {
             log::warn!(
                 "rank {} connected to rank {}, which is not its parent",
@@ -322,31 +200,177 @@ impl<'a> JoiningRank<'a> {
         }
     }
 
-    /// Tells roots that this rank does not need them any more. If `wait`, waits a short time until
-    /// they have read it.
-    pub(super) fn leave(&mut self, mut roots: Vec<FrameStream>, wait: bool) {
-        for root in &mut roots {
-            root.send(&ControlFrame::LeaveRoot);
-            root.shut_down_sending();
+    /// Reads the frames of the roots.
+    fn read_roots(&mut self) {
+        let roots: Vec<usize> = self.roots.keys().copied().collect();
+        for root in roots {
+            if let Some(stream) = self.roots.get_mut(&root) {
+                stream.fill();
+                stream.flush();
+            }
+            while let Some(stream) = self.roots.get_mut(&root) {
+                match stream.next() {
+                    Ok(Some(frame)) => self.handle(JoinInput::RootFrame(root, frame)),
+                    Ok(None) => break,
+                    Err(end) => {
+                        self.handle(match end {
+                            StreamEnd::Closed => JoinInput::RootClosed(root),
+                            StreamEnd::Malformed => JoinInput::RootMalformed(root),
+                        });
+                        self.close_root(root);
+                    }
+                }
+            }
         }
-        if wait {
-            close_gracefully(roots.iter_mut(), Instant::now() + LEAVE_TIME);
-        }
-        roots.iter().for_each(|root| self.tree.count_closed(root));
     }
 
-    /// The error that names the rank that did not come, if the root did not report it.
-    fn timeout_error(&self, has_parent: bool) -> BootstrapError {
-        let above = parent(self.rank).filter(|_| !has_parent);
-        let (waiting_for, what) = match (above, self.tree.missing_children().next()) {
-            (Some(above), _) => (above, "to take its connection"),
-            (None, absent) => (absent.unwrap_or(self.rank), "to connect"),
+    fn close_root(&mut self, root: usize) {
+        if let Some(stream) = self.roots.remove(&root) {
+            self.tree.count_closed(&stream);
+        }
+    }
+
+    /// Passes an input to the state machine, and does what it wants.
+    fn handle(&mut self, input: JoinInput) {
+        self.core.handle(clock::now(), input);
+        self.carry_out();
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(output) = self.core.poll_output() {
+            match output {
+                JoinOutput::DialRoot(root) => {
+                    let UniqueIdContents { secret, root: listener, .. } = &self.ids.roots[root];
+                    let addresses = listener_address::reachable_here(listener);
+                    let binding = self.binding(Purpose::Root, 0);
+                    let dialer = Dialer::new(secret.clone(), binding, addresses);
+                    self.root_dialer = Some((root, dialer));
+                }
+                JoinOutput::SendRoot(root, frame) => {
+                    if let Some(stream) = self.roots.get_mut(&root) {
+                        stream.send(&frame);
+                    }
+                }
+                JoinOutput::FinishRoot(root) => self.finish_root(root),
+                JoinOutput::DialParent(listener) => {
+                    let above = parent(self.rank).unwrap_or(0);
+                    let binding = self.binding(Purpose::Tree, above);
+                    let addresses = listener_address::reachable_here(&listener);
+                    let secret = self.ids.secret.clone();
+                    self.parent_dialer = Some(Dialer::new(secret, binding, addresses));
+                }
+                JoinOutput::Missing(ranks, waited) => self.tree.report_missing(ranks, waited),
+                JoinOutput::TreeComplete => self.begin_gathering(),
+                JoinOutput::Failed(failure) => {
+                    let error = self.error_of(failure);
+                    self.failure.get_or_insert(error);
+                }
+                JoinOutput::Joined => self.has_joined = true,
+            }
+        }
+    }
+
+    /// Begins to gather the rank infos of all ranks.
+    fn begin_gathering(&mut self) {
+        self.acceptor.close();
+        let deadline = clock::time_of(self.deadline + GRACE);
+        let exchange = ControlInput::Exchange { bytes: self.info.to_vec(), deadline };
+        let mut outputs = VecDeque::new();
+        self.tree.handle(exchange, &NoFacts, &mut outputs);
+        self.take_tree_outputs(outputs);
+    }
+
+    /// Continues the join with what the control tree did.
+    fn take_tree_outputs(&mut self, outputs: VecDeque<ControlOutput>) {
+        for output in outputs {
+            match output {
+                ControlOutput::Exchanged(Ok(infos)) => {
+                    self.infos = Some(infos);
+                    self.handle(JoinInput::Gathered);
+                }
+                ControlOutput::Ended(verdict) => self.handle(JoinInput::TreeFailed(verdict)),
+                other => log_missing(self.rank, self.nranks, &other),
+            }
+        }
+    }
+
+    /// Ends the connection to a root after what was sent. Rank 0 waits a short time until the root
+    /// has read it: the root may be in this process, which may end.
+    fn finish_root(&mut self, root: usize) {
+        let Some(stream) = self.roots.get_mut(&root) else { return };
+        stream.shut_down_sending();
+        // A root that is only informed says by closing the connection that it has read it.
+        if self.core.connected_roots().contains(&root) {
+            return;
+        }
+        if self.rank == 0 {
+            close_gracefully(std::iter::once(stream), Instant::now() + LEAVE_TIME);
+        }
+        self.close_root(root);
+    }
+
+    /// The binding of a connection that this rank makes.
+    fn binding(&self, purpose: Purpose, to: u32) -> Binding {
+        Binding { purpose, from: self.rank, to, nranks: self.nranks, stream: 0 }
+    }
+
+    /// Ends the attempt: every rank that waits for this one learns why. A root that could not be
+    /// reached is not tried again.
+    fn fail(mut self, error: BootstrapError) -> BootstrapError {
+        log::debug!("rank {} fails to join: {:?}", self.rank, self.core);
+        let is_registered = self.core.is_registered();
+        let mut informed: Vec<usize> = self.roots.keys().copied().collect();
+        if matches!(error, BootstrapError::RootUnreachable { .. } | BootstrapError::WrongId { .. })
+        {
+            informed.extend(self.root_dialer.take().map(|(root, _)| root));
+        }
+        // First, because the deadline of the ranks at these roots may be near.
+        if !is_registered {
+            report_failure(self.ids, &informed, self.rank, self.nranks, &error);
+        }
+        // The parent may just have accepted this rank.
+        let parent = self.parent_dialer.take().and_then(Dialer::abandon);
+        let parent = parent.map(|stream| FrameStream::new(stream, 0));
+        let roots = std::mem::take(&mut self.roots).into_values();
+        self.tree.fail_with(error, parent.into_iter().chain(roots))
+    }
+
+    fn error_of(&self, failure: JoinFailure) -> BootstrapError {
+        let rank = self.rank;
+        let first_address = |root: usize| {
+            let stream = self.roots.get(&root).and_then(FrameStream::peer);
+            stream.or_else(|| self.ids.roots[root].root.addresses.first().copied())
         };
-        BootstrapError::TimedOut {
-            rank: self.rank,
-            waiting_for,
-            what: String::from(what),
-            waited: self.started.elapsed(),
+        let protocol =
+            |what| BootstrapError::Protocol { rank, peer: String::from("the root"), what };
+        match failure {
+            JoinFailure::Aborted => BootstrapError::Aborted { by: rank },
+            JoinFailure::RootUnreachable(root) => {
+                let addresses = listener_address::reachable_here(&self.ids.roots[root].root);
+                let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                let last = self.root_dialer.as_ref().map(|(_, dialer)| dialer.last_error());
+                BootstrapError::RootUnreachable {
+                    rank,
+                    addresses: texts.join(", "),
+                    waited: self.started.elapsed(),
+                    last: last.unwrap_or("no attempt").to_owned(),
+                }
+            }
+            JoinFailure::RootHasOtherId(root) => {
+                match self.other_id.or_else(|| first_address(root)) {
+                    Some(address) => BootstrapError::WrongId { rank, address },
+                    None => protocol("another secret"),
+                }
+            }
+            JoinFailure::RootLost(root) => match first_address(root) {
+                Some(address) => BootstrapError::RootLost { rank, address },
+                None => protocol("its end"),
+            },
+            JoinFailure::RootProtocol(_) => protocol("a frame"),
+            JoinFailure::Verdict(verdict) => BootstrapError::of(verdict, rank),
+            JoinFailure::TimedOut { waiting_for, what, waited } => {
+                BootstrapError::TimedOut { rank, waiting_for, what: what.to_owned(), waited }
+            }
         }
     }
 }
@@ -370,7 +394,8 @@ pub(super) fn report_failure(
 fn report_failure_to(contents: &UniqueIdContents, rank: u32, nranks: u32, error: &BootstrapError) {
     let until = Instant::now() + FAILURE_SEND_TIME;
     let binding = Binding { purpose: Purpose::Root, from: rank, to: 0, nranks, stream: 0 };
-    let mut dial = Dialer::new(contents.secret.clone(), binding, contents.root.reachable_here());
+    let addresses = listener_address::reachable_here(&contents.root);
+    let mut dial = Dialer::new(contents.secret.clone(), binding, addresses);
     let stream = loop {
         match dial.advance() {
             Ok(DialOutcome::Connected(stream)) => break stream,

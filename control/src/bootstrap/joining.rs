@@ -138,6 +138,7 @@ pub struct JoinCore {
     roots: Vec<usize>,
     /// The root that does not know the secret, and may be followed by one that does.
     other_id: Option<usize>,
+    is_registered: bool,
     has_parent: bool,
     missing_children: Vec<Rank>,
     outputs: VecDeque<JoinOutput>,
@@ -168,6 +169,7 @@ impl JoinCore {
             phase: JoinPhase::Registering(0),
             roots: Vec::new(),
             other_id: None,
+            is_registered: false,
             has_parent: plan.rank == 0,
             missing_children,
             outputs: VecDeque::new(),
@@ -234,8 +236,18 @@ impl JoinCore {
         &self.roots
     }
 
+    /// Whether the rank has registered at all of its roots.
+    pub fn is_registered(&self) -> bool {
+        self.is_registered
+    }
+
     /// Does what is due.
     fn tick(&mut self) {
+        if let JoinPhase::Announcing(at, until) = self.phase
+            && self.now >= until
+        {
+            self.announced(at);
+        }
         match self.phase {
             JoinPhase::Registering(at) if self.now >= self.root_deadline() => {
                 let root = self.plan.visits[at].root;
@@ -244,7 +256,6 @@ impl JoinCore {
                     None => JoinFailure::RootUnreachable(root),
                 });
             }
-            JoinPhase::Announcing(at, until) if self.now >= until => self.announced(at),
             JoinPhase::Connecting if self.has_parent && self.missing_children.is_empty() => {
                 self.phase = JoinPhase::Gathering;
                 self.outputs.push_back(JoinOutput::TreeComplete);
@@ -267,7 +278,10 @@ impl JoinCore {
                 self.phase = JoinPhase::Registering(at);
                 self.outputs.push_back(JoinOutput::DialRoot(visit.root));
             }
-            None => self.phase = JoinPhase::Connecting,
+            None => {
+                self.is_registered = true;
+                self.phase = JoinPhase::Connecting;
+            }
         }
     }
 
@@ -343,7 +357,14 @@ impl JoinCore {
 
     /// Tells the roots that this rank does not need them any more.
     fn leave_roots(&mut self) {
-        for root in std::mem::take(&mut self.roots) {
+        // A root that is only informed was told already.
+        let informed = match self.phase {
+            JoinPhase::Announcing(at, _) => Some(self.plan.visits[at].root),
+            _ => None,
+        };
+        let (kept, left) = self.roots.iter().partition(|root| Some(**root) == informed);
+        self.roots = kept;
+        for root in Vec::into_iter(left) {
             self.outputs.push_back(JoinOutput::SendRoot(root, ControlFrame::LeaveRoot));
             self.outputs.push_back(JoinOutput::FinishRoot(root));
         }

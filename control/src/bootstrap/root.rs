@@ -226,8 +226,8 @@ impl RootCore {
             self.accepting = false;
             self.outputs.push_back(RootOutput::StopAccepting);
         }
-        if self.is_complete() && self.connections.is_empty() {
-            return self.end(true);
+        if self.connections.is_empty() && (self.is_complete() || self.have_all_failed()) {
+            return self.end(self.is_complete());
         }
         if self.give_up_at().is_some_and(|end| end <= now) {
             if !self.is_complete() && self.verdict.is_none() {
@@ -432,6 +432,12 @@ impl RootCore {
 
     fn is_complete(&self) -> bool {
         self.share.is_some_and(|(_, expected)| self.ranks.len() == expected)
+    }
+
+    /// Whether every rank gave up before any of them had registered.
+    fn have_all_failed(&self) -> bool {
+        let has_failed = self.verdict.is_some() && self.share.is_none();
+        has_failed && self.nranks.is_some_and(|nranks| self.ranks.len() == nranks as usize)
     }
 
     fn send(&mut self, connection: ConnectionId, frame: ControlFrame) {

@@ -1,5 +1,6 @@
 //! Many worlds, and those that once broke an invariant.
 
+use super::joins::{JoinScript, JoinWorld};
 use super::run::World;
 use super::script::Script;
 
@@ -70,4 +71,19 @@ fn many_worlds_keep_all_invariants() {
     // The worlds are of use only if ranks are told of failures in many of them, and not in all.
     assert!(worlds < 100 || statistics.ended > worlds / 10 && statistics.ended < worlds);
     assert!(worlds < 100 || statistics.reports > 0);
+}
+
+#[test]
+fn many_joins_keep_all_invariants() {
+    let worlds = number("MAYPOLE_WORLDS", 2000);
+    let first = number("MAYPOLE_WORLD", 0);
+    let mut events = 0;
+    for seed in first..first + worlds {
+        let script = JoinScript::random(seed);
+        match JoinWorld::run(&script) {
+            Ok(world) => events += world.handled,
+            Err(broken) => panic!("world {seed}: {broken}\n{script:#?}"),
+        }
+    }
+    println!("{worlds} worlds, {events} events");
 }
