@@ -32,6 +32,8 @@ const FAILURE_SEND_TIME: Duration = Duration::from_millis(500);
 pub struct ControlTree {
     core: CommunicatorCore,
     connections: Vec<(u32, FrameStream)>,
+    /// A connection was added, whose first frames may have come with its handshake.
+    has_new: bool,
     /// Connections from which nothing more is expected, until they have sent what is left.
     closing: Vec<FrameStream>,
     /// The error with which the bootstrap failed at this rank.
@@ -82,6 +84,7 @@ impl ControlTree {
         Self {
             core: CommunicatorCore::new(rank, nranks),
             connections: Vec::new(),
+            has_new: false,
             closing: Vec::new(),
             failed: None,
             closed_traffic: ControlTraffic::default(),
@@ -180,6 +183,7 @@ impl ControlTree {
             self.count_closed(&old);
         }
         self.connections.push((rank, connection));
+        self.has_new = true;
         self.core.add_neighbour(rank);
     }
 
@@ -285,8 +289,15 @@ impl ControlTree {
     /// Reads what has come from the neighbours, in the order in which each has sent it, and does
     /// what is due.
     pub(crate) fn read(&mut self, facts: &impl LocalFacts, outputs: &mut VecDeque<ControlOutput>) {
-        let neighbours: Vec<u32> = self.neighbours().collect();
-        for rank in neighbours {
+        let connections = self.connections.iter();
+        let mut fds: Vec<_> = connections.map(|(_, connection)| connection.poll_fd()).collect();
+        poll::poll_now(&mut fds);
+        let ready = self.neighbours().zip(&fds);
+        // An ended connection is not polled, and may hold frames that were not taken.
+        let ready = ready.filter(|(_, fd)| fd.revents != 0 || fd.fd < 0 || self.has_new);
+        let ready: Vec<u32> = ready.map(|(rank, _)| rank).collect();
+        self.has_new = false;
+        for rank in ready {
             if let Some(connection) = self.connection(rank) {
                 connection.fill();
                 connection.flush();

@@ -8,10 +8,7 @@ const ALLOWED: [(&str, &[&str]); 8] = [
     ("maypole-control", &["maypole-algorithms"]),
     ("maypole-transport", &[]),
     ("maypole-cuda", &["maypole-algorithms"]),
-    (
-        "maypole",
-        &["maypole-algorithms", "maypole-control", "maypole-transport", "maypole-cuda"],
-    ),
+    ("maypole", &["maypole-algorithms", "maypole-control", "maypole-transport", "maypole-cuda"]),
     ("maypole-ffi-names", &[]),
     ("maypole-ffi", &["maypole", "maypole-ffi-names"]),
     ("maypole-bench", &["maypole", "maypole-algorithms"]),
