@@ -248,7 +248,7 @@ impl BootstrapError {
             Verdict::Timeout { rank, peer, what, waited } => {
                 Self::TimedOut { rank, waiting_for: peer, what, waited }
             }
-            Verdict::Aborted { by } => Self::Aborted { by },
+            Verdict::Aborted { by } | Verdict::Revoked { by } => Self::Aborted { by },
             Verdict::Failed { rank, why } => Self::PeerFailed { rank, why },
             Verdict::MissingRanks { ranks, nranks, waited } => {
                 Self::MissingRanks { ranks, nranks, waited }

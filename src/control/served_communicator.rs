@@ -18,7 +18,8 @@ use maypole_transport::sync::Ordering;
 
 use super::verdict_error::{error_of, verdict_of};
 use super::{
-    CommunicatorCommand, ControlShared, DEAD, LEFT, MOST_REPORTS, PeerInfo, USER_ABORT, VERDICT,
+    CommunicatorCommand, ControlShared, DEAD, LEFT, MOST_REPORTS, PeerInfo, USER_ABORT,
+    USER_REVOKE, VERDICT,
 };
 use crate::bootstrap::ControlTree;
 use crate::bootstrap::poll::{poll_fd, poll_now};
@@ -84,6 +85,7 @@ impl LocalFacts for ServedFacts<'_> {
         let is_of_link = matches!(
             error,
             Error::Aborted { .. }
+                | Error::Revoked { .. }
                 | Error::Link(LinkError::PeerDied { .. } | LinkError::PeerLeft { .. })
         );
         is_of_link.then(|| verdict_of(self.shared.rank, &error))
@@ -265,6 +267,7 @@ impl ServedCommunicator {
             Verdict::Dead { rank, .. } => DEAD | rank,
             Verdict::Left { rank } => LEFT | rank,
             Verdict::Aborted { by } if by == self.shared.rank => USER_ABORT,
+            Verdict::Revoked { by } if by == self.shared.rank => USER_REVOKE,
             _ => VERDICT,
         });
     }

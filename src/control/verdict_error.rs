@@ -17,6 +17,7 @@ pub(super) fn error_of(verdict: &Verdict) -> Error {
             Error::Timeout { rank, peer, what, waited }
         }
         Verdict::Aborted { by } => Error::Aborted { by },
+        Verdict::Revoked { by } => Error::Revoked { by },
         other => BootstrapError::of(other, 0).into(),
     }
 }
@@ -31,6 +32,7 @@ pub(super) fn verdict_of(rank: Rank, error: &Error) -> Verdict {
             Verdict::Timeout { rank, peer, what, waited }
         }
         Error::Aborted { by } => Verdict::Aborted { by },
+        Error::Revoked { by } => Verdict::Revoked { by },
         Error::Bootstrap(error) => error.verdict(rank),
         other => Verdict::Failed { rank, why: other.to_string() },
     }
