@@ -6,7 +6,6 @@ use maypole_control::codec::ByteReader;
 use maypole_control::listener_addresses::{ListenerAddresses, MOST_ADDRESSES};
 use maypole_transport::noise::Key;
 
-use super::codec::ByteReader;
 use super::error::BootstrapError;
 use super::id::UniqueId;
 use super::listener_address::{self, MOST_ADDRESS_BYTES};

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use maypole_control::frame::{ControlFrame, RankRegistration};
 use maypole_control::listener_addresses::ListenerAddresses;
 use maypole_control::root_share::RootShare;
+use maypole_control::verdict::Verdict;
 use maypole_transport::noise::{self, Binding, KEY_BYTES, Key, Purpose};
 
 use super::dial::{DialOutcome, Dialer};
@@ -403,7 +404,7 @@ fn a_root_whose_ranks_all_gave_up_before_they_registered_ends() {
                 Binding { purpose: Purpose::Root, from: rank, to: 0, nranks: 3, stream: 0 };
             let stream = dial(contents.secret.clone(), binding, &contents.root);
             let mut connection = FrameStream::new(stream, 0);
-            connection.send(&ControlFrame::Verdict(BootstrapError::Aborted { by: rank }));
+            connection.send(&ControlFrame::Verdict(Verdict::Aborted { by: rank }));
             connection.shut_down_sending();
         }
         let until = Instant::now() + LONG;

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use maypole_control::listener_addresses::ListenerAddresses;
 use maypole_transport::noise::{ANSWER_BYTES, CONFIRMATION_BYTES, FIRST_BYTES, TAG_BYTES};
 
-use super::super::listener_address::{ListenerAddresses, host_tag};
+use super::super::listener_address::host_tag;
 use super::{create, join_each, options, rank_info, register, root_addresses, with_watchdog};
 use crate::bootstrap::{BootstrapError, RankSet, UniqueId, join_with};
 
