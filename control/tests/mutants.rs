@@ -49,16 +49,14 @@ const MUTANTS: &[Mutant] = &[
     (
         MOD,
         "a verdict is not sent to the parent",
-        "            if Some(rank) != sender {\n                self.send(rank, ControlFrame::Verdict",
-        "            if Some(rank) != sender && rank > self.rank {\n                \
-         self.send(rank, ControlFrame::Verdict",
+        "if Some(rank) != sender {\n                self.send(rank, ControlFrame::Verdict",
+        "if Some(rank) != sender && rank > self.rank {\n self.send(rank, ControlFrame::Verdict",
     ),
     (
         MOD,
         "a verdict is not sent to the children",
-        "            if Some(rank) != sender {\n                self.send(rank, ControlFrame::Verdict",
-        "            if Some(rank) != sender && rank < self.rank {\n                \
-         self.send(rank, ControlFrame::Verdict",
+        "if Some(rank) != sender {\n                self.send(rank, ControlFrame::Verdict",
+        "if Some(rank) != sender && rank < self.rank {\n self.send(rank, ControlFrame::Verdict",
     ),
     (
         MOD,

@@ -1,5 +1,5 @@
-//! The crates of schedules and of the control plane do no I/O: they read no clock, do not sleep, and
-//! use no sockets, files, processes or threads.
+//! The crates of schedules and of the control plane do no I/O: they read no clock, do not sleep,
+//! and use no sockets, files, processes or threads.
 
 use std::path::{Path, PathBuf};
 

@@ -265,8 +265,8 @@ impl JoinCore {
         }
     }
 
-    /// Until when the rank tries to connect to a root: earlier than the deadline of the other ranks,
-    /// so that they learn the reason and not only that this rank is missing.
+    /// Until when the rank tries to connect to a root: earlier than the deadline of the other
+    /// ranks, so that they learn the reason and not only that this rank is missing.
     fn root_deadline(&self) -> Time {
         self.started + (self.plan.timeout / 10 * 9).min(ROOT_TIMEOUT)
     }

@@ -1,5 +1,5 @@
-//! Worlds in which ranks join through roots: ranks that come late, never, twice, with another number
-//! of ranks, that die or whose user aborts while they join.
+//! Worlds in which ranks join through roots: ranks that come late, never, twice, with another
+//! number of ranks, that die or whose user aborts while they join.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
