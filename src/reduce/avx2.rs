@@ -93,6 +93,7 @@ unsafe impl Simd for Avx2 {
         splat_8(value: u8) -> __m256i = _mm256_set1_epi8(value as i8);
         splat_16(value: u16) -> __m256i = _mm256_set1_epi16(value as i16);
         splat_32(value: u32) -> __m256i = _mm256_set1_epi32(value as i32);
+        splat_64(value: u64) -> __m256i = _mm256_set1_epi64x(value as i64);
         shift_left_32(x: __m256i, by: u32) -> __m256i =
             _mm256_sll_epi32(x, _mm_cvtsi32_si128(by as i32));
         shift_right_32(x: __m256i, by: u32) -> __m256i =
@@ -113,17 +114,15 @@ unsafe impl Simd for Avx2 {
         is_nan_32(x: __m256) -> __m256i = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
         is_nan_64(x: __m256d) -> __m256i =
             _mm256_castpd_si256(_mm256_cmp_pd::<_CMP_UNORD_Q>(x, x));
-        both_32(a: __m256i, b: __m256i) -> __m256i = _mm256_and_si256(a, b);
-        both_64(a: __m256i, b: __m256i) -> __m256i = _mm256_and_si256(a, b);
         set_where_8(mask: __m256i, x: __m256i) -> __m256i = _mm256_or_si256(mask, x);
         set_where_16(mask: __m256i, x: __m256i) -> __m256i = _mm256_or_si256(mask, x);
         set_where_32(mask: __m256i, x: __m256i) -> __m256i = _mm256_or_si256(mask, x);
         set_where_64(mask: __m256i, x: __m256i) -> __m256i = _mm256_or_si256(mask, x);
-        clear_where_32(mask: __m256i, x: __m256i) -> __m256i = _mm256_andnot_si256(mask, x);
-        clear_where_64(mask: __m256i, x: __m256i) -> __m256i = _mm256_andnot_si256(mask, x);
         choose_8(mask: __m256i, a: __m256i, b: __m256i) -> __m256i =
             _mm256_blendv_epi8(b, a, mask);
         choose_16(mask: __m256i, a: __m256i, b: __m256i) -> __m256i =
+            _mm256_blendv_epi8(b, a, mask);
+        choose_64(mask: __m256i, a: __m256i, b: __m256i) -> __m256i =
             _mm256_blendv_epi8(b, a, mask);
         choose_32(mask: __m256i, a: __m256i, b: __m256i) -> __m256i =
             _mm256_blendv_epi8(b, a, mask);

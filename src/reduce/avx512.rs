@@ -80,6 +80,7 @@ unsafe impl Simd for Avx512 {
         splat_8(value: u8) -> __m512i = _mm512_set1_epi8(value as i8);
         splat_16(value: u16) -> __m512i = _mm512_set1_epi16(value as i16);
         splat_32(value: u32) -> __m512i = _mm512_set1_epi32(value as i32);
+        splat_64(value: u64) -> __m512i = _mm512_set1_epi64(value as i64);
         shift_left_32(x: __m512i, by: u32) -> __m512i =
             _mm512_sll_epi32(x, _mm_cvtsi32_si128(by as i32));
         shift_right_32(x: __m512i, by: u32) -> __m512i =
@@ -99,8 +100,6 @@ unsafe impl Simd for Avx512 {
         equal_32(a: __m512i, b: __m512i) -> __mmask16 = _mm512_cmpeq_epi32_mask(a, b);
         is_nan_32(x: __m512) -> __mmask16 = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
         is_nan_64(x: __m512d) -> __mmask8 = _mm512_cmp_pd_mask::<_CMP_UNORD_Q>(x, x);
-        both_32(a: __mmask16, b: __mmask16) -> __mmask16 = _kand_mask16(a, b);
-        both_64(a: __mmask8, b: __mmask8) -> __mmask8 = _kand_mask8(a, b);
         set_where_8(mask: __mmask64, x: __m512i) -> __m512i =
             _mm512_mask_mov_epi8(x, mask, _mm512_set1_epi8(-1));
         set_where_16(mask: __mmask32, x: __m512i) -> __m512i =
@@ -109,14 +108,12 @@ unsafe impl Simd for Avx512 {
             _mm512_mask_mov_epi32(x, mask, _mm512_set1_epi32(-1));
         set_where_64(mask: __mmask8, x: __m512i) -> __m512i =
             _mm512_mask_mov_epi64(x, mask, _mm512_set1_epi64(-1));
-        clear_where_32(mask: __mmask16, x: __m512i) -> __m512i =
-            _mm512_mask_mov_epi32(x, mask, _mm512_setzero_si512());
-        clear_where_64(mask: __mmask8, x: __m512i) -> __m512i =
-            _mm512_mask_mov_epi64(x, mask, _mm512_setzero_si512());
         choose_8(mask: __mmask64, a: __m512i, b: __m512i) -> __m512i =
             _mm512_mask_mov_epi8(b, mask, a);
         choose_16(mask: __mmask32, a: __m512i, b: __m512i) -> __m512i =
             _mm512_mask_mov_epi16(b, mask, a);
+        choose_64(mask: __mmask8, a: __m512i, b: __m512i) -> __m512i =
+            _mm512_mask_mov_epi64(b, mask, a);
         choose_32(mask: __mmask16, a: __m512i, b: __m512i) -> __m512i =
             _mm512_mask_mov_epi32(b, mask, a);
 

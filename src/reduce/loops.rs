@@ -45,10 +45,28 @@ pub(super) unsafe trait Vector: Copy {
     fn sum(self, a: Self::Register, b: Self::Register) -> Self::Register;
     /// [`Arithmetic::prod`] of each element.
     fn prod(self, a: Self::Register, b: Self::Register) -> Self::Register;
-    /// [`Arithmetic::max`] of each element.
+    /// [`Arithmetic::max`] of each element, of prepared values; the result is a prepared one too.
     fn max(self, a: Self::Register, b: Self::Register) -> Self::Register;
-    /// [`Arithmetic::min`] of each element.
+    /// [`Arithmetic::min`] of each element, of prepared values; the result is a prepared one too.
     fn min(self, a: Self::Register, b: Self::Register) -> Self::Register;
+
+    /// Prepares the input of a maximum.
+    #[inline(always)]
+    fn prepare_max(self, a: Self::Register) -> Self::Register {
+        a
+    }
+
+    /// Prepares the input of a minimum.
+    #[inline(always)]
+    fn prepare_min(self, a: Self::Register) -> Self::Register {
+        a
+    }
+
+    /// The elements of a prepared minimum. Those of a prepared maximum are the same.
+    #[inline(always)]
+    fn finish_min(self, a: Self::Register) -> Self::Register {
+        a
+    }
 }
 
 /// Stores that bypass the caches. A value of an implementing type proves that the processor has
@@ -71,10 +89,22 @@ pub(super) trait NonTemporalStore: Copy {
 pub(super) trait FoldOperation {
     /// Combines `a`, which stands for the lower positions, with `b`.
     fn combine<V: Vector>(vector: V, a: V::Register, b: V::Register) -> V::Register;
+
+    /// Prepares an input, once for all nodes.
+    #[inline(always)]
+    fn prepare<V: Vector>(_: V, a: V::Register) -> V::Register {
+        a
+    }
+
+    /// The elements of a result of prepared inputs.
+    #[inline(always)]
+    fn finish<V: Vector>(_: V, a: V::Register) -> V::Register {
+        a
+    }
 }
 
 macro_rules! fold_operation {
-    ($name:ident, $method:ident) => {
+    ($name:ident, $method:ident $(, $own:ident: $of_vector:ident)*) => {
         pub(super) struct $name;
 
         impl FoldOperation for $name {
@@ -82,14 +112,21 @@ macro_rules! fold_operation {
             fn combine<V: Vector>(vector: V, a: V::Register, b: V::Register) -> V::Register {
                 vector.$method(a, b)
             }
+
+            $(
+                #[inline(always)]
+                fn $own<V: Vector>(vector: V, a: V::Register) -> V::Register {
+                    vector.$of_vector(a)
+                }
+            )*
         }
     };
 }
 
 fold_operation!(Sum, sum);
 fold_operation!(Prod, prod);
-fold_operation!(Max, max);
-fold_operation!(Min, min);
+fold_operation!(Max, max, prepare: prepare_max);
+fold_operation!(Min, min, prepare: prepare_min, finish: finish_min);
 
 /// Folds `elements` elements of each of K sources by a balanced tree.
 pub(super) type FoldLoop = unsafe fn(to: *mut u8, from: *const *const u8, elements: usize);
@@ -203,13 +240,14 @@ impl<V: Vector, O: FoldOperation, const K: usize> Formula<V, K> for Tree<O> {
     #[inline(always)]
     unsafe fn apply(&self, vector: V, at: [*const u8; K]) -> V::Register {
         // SAFETY: the caller gives the addresses of K registers, and indices stay below K.
-        let load = |i: usize| unsafe { vector.load(at[i]) };
+        let load = |i: usize| O::prepare(vector, unsafe { vector.load(at[i]) });
         let left = O::combine(vector, load(0), load(1));
-        match K {
+        let all = match K {
             2 => left,
             3 => O::combine(vector, left, load(2)),
             _ => O::combine(vector, left, O::combine(vector, load(2), load(3))),
-        }
+        };
+        O::finish(vector, all)
     }
 }
 

@@ -73,6 +73,7 @@ pub(super) unsafe trait Simd: NonTemporalStore {
     fn splat_8(self, value: u8) -> Self::Integers;
     fn splat_16(self, value: u16) -> Self::Integers;
     fn splat_32(self, value: u32) -> Self::Integers;
+    fn splat_64(self, value: u64) -> Self::Integers;
     fn shift_left_32(self, x: Self::Integers, by: u32) -> Self::Integers;
     fn shift_right_32(self, x: Self::Integers, by: u32) -> Self::Integers;
     /// The odd bytes, moved to the even ones; zeros in their place.
@@ -93,19 +94,15 @@ pub(super) unsafe trait Simd: NonTemporalStore {
     fn equal_32(self, a: Self::Integers, b: Self::Integers) -> Self::Mask32;
     fn is_nan_32(self, x: Self::Singles) -> Self::Mask32;
     fn is_nan_64(self, x: Self::Doubles) -> Self::Mask64;
-    fn both_32(self, a: Self::Mask32, b: Self::Mask32) -> Self::Mask32;
-    fn both_64(self, a: Self::Mask64, b: Self::Mask64) -> Self::Mask64;
     /// `x`, with all bits of the lane set where the mask is true.
     fn set_where_8(self, mask: Self::Mask8, x: Self::Integers) -> Self::Integers;
     fn set_where_16(self, mask: Self::Mask16, x: Self::Integers) -> Self::Integers;
     fn set_where_32(self, mask: Self::Mask32, x: Self::Integers) -> Self::Integers;
     fn set_where_64(self, mask: Self::Mask64, x: Self::Integers) -> Self::Integers;
-    /// `x`, with no bits of the lane set where the mask is true.
-    fn clear_where_32(self, mask: Self::Mask32, x: Self::Integers) -> Self::Integers;
-    fn clear_where_64(self, mask: Self::Mask64, x: Self::Integers) -> Self::Integers;
     fn choose_8(self, mask: Self::Mask8, a: Self::Integers, b: Self::Integers) -> Self::Integers;
     fn choose_16(self, mask: Self::Mask16, a: Self::Integers, b: Self::Integers) -> Self::Integers;
     fn choose_32(self, mask: Self::Mask32, a: Self::Integers, b: Self::Integers) -> Self::Integers;
+    fn choose_64(self, mask: Self::Mask64, a: Self::Integers, b: Self::Integers) -> Self::Integers;
 
     // Floats. Those that select return `a > b ? a : b` and `a < b ? a : b`.
     fn singles(self, bits: Self::Integers) -> Self::Singles;
@@ -146,12 +143,14 @@ impl<S: Copy, E> Clone for Packed<S, E> {
 impl<S: Copy, E> Copy for Packed<S, E> {}
 
 /// Implements [`Vector`] for `Packed<S, $element>` by four expressions in the instructions `$s`
-/// and the registers `$a` and `$b`. (Closures would not do: they need not be inlined, and would
-/// lack the instruction set where they are not.)
+/// and the registers `$a` and `$b`, and for floats those that prepare `$a` for an extreme.
+/// (Closures would not do: they need not be inlined, and would lack the instruction set where they
+/// are not.)
 macro_rules! packed {
     (
         $element:ty, |$s:ident, $a:ident, $b:ident|
         sum: $sum:expr, prod: $prod:expr, max: $max:expr, min: $min:expr
+        $(, $own:ident: $prepared:expr)*
     ) => {
         // SAFETY: loads and stores are those of `S`, which move `S::BYTES` bytes.
         unsafe impl<S: Simd> Vector for Packed<S, $element> {
@@ -181,6 +180,14 @@ macro_rules! packed {
             packed!(@ prod, $s, $a, $b, $prod);
             packed!(@ max, $s, $a, $b, $max);
             packed!(@ min, $s, $a, $b, $min);
+
+            $(
+                #[inline(always)]
+                fn $own(self, $a: S::Integers) -> S::Integers {
+                    let $s = self.0;
+                    $prepared
+                }
+            )*
         }
     };
     (@ $name:ident, $s:ident, $a:ident, $b:ident, $result:expr) => {
@@ -208,28 +215,42 @@ packed!(f32, |s, a, b|
     sum: s.single_bits(s.add_f32(s.singles(a), s.singles(b))),
     prod: s.single_bits(s.mul_f32(s.singles(a), s.singles(b))),
     max: max_f32(s, s.singles(a), s.singles(b)),
-    min: min_f32(s, s.singles(a), s.singles(b)));
+    min: min_f32(s, s.singles(a), s.singles(b)),
+    prepare_max: s.set_where_32(s.is_nan_32(s.singles(a)), a),
+    prepare_min: s.choose_32(s.is_nan_32(s.singles(a)), s.splat_32(u32::MAX >> 1), a),
+    finish_min: s.set_where_32(s.is_nan_32(s.singles(a)), a));
 packed!(f64, |s, a, b|
     sum: s.double_bits(s.add_f64(s.doubles(a), s.doubles(b))),
     prod: s.double_bits(s.mul_f64(s.doubles(a), s.doubles(b))),
     max: max_f64(s, s.doubles(a), s.doubles(b)),
-    min: min_f64(s, s.doubles(a), s.doubles(b)));
+    min: min_f64(s, s.doubles(a), s.doubles(b)),
+    prepare_max: s.set_where_64(s.is_nan_64(s.doubles(a)), a),
+    prepare_min: s.choose_64(s.is_nan_64(s.doubles(a)), s.splat_64(u64::MAX >> 1), a),
+    finish_min: s.set_where_64(s.is_nan_64(s.doubles(a)), a));
 packed!(F16, |s, a, b|
     sum: f16::<S, SUM>(s, a, b), prod: f16::<S, PROD>(s, a, b),
-    max: extreme_16::<S, MAX>(s, F16::FORMAT, a, b),
-    min: extreme_16::<S, MIN>(s, F16::FORMAT, a, b));
+    max: extreme_16::<S, MAX>(s, a, b),
+    min: extreme_16::<S, MIN>(s, a, b),
+    prepare_max: canonical_16(s, F16::FORMAT, a),
+    prepare_min: canonical_16(s, F16::FORMAT, a));
 packed!(Bf16, |s, a, b|
     sum: bf16::<S, SUM>(s, a, b), prod: bf16::<S, PROD>(s, a, b),
-    max: extreme_16::<S, MAX>(s, Bf16::FORMAT, a, b),
-    min: extreme_16::<S, MIN>(s, Bf16::FORMAT, a, b));
+    max: extreme_16::<S, MAX>(s, a, b),
+    min: extreme_16::<S, MIN>(s, a, b),
+    prepare_max: canonical_16(s, Bf16::FORMAT, a),
+    prepare_min: canonical_16(s, Bf16::FORMAT, a));
 packed!(E4m3, |s, a, b|
     sum: fp8::<S, SUM>(s, E4m3::FORMAT, a, b), prod: fp8::<S, PROD>(s, E4m3::FORMAT, a, b),
-    max: extreme_8::<S, MAX>(s, E4m3::FORMAT, a, b),
-    min: extreme_8::<S, MIN>(s, E4m3::FORMAT, a, b));
+    max: extreme_8::<S, MAX>(s, a, b),
+    min: extreme_8::<S, MIN>(s, a, b),
+    prepare_max: canonical_8(s, E4m3::FORMAT, a),
+    prepare_min: canonical_8(s, E4m3::FORMAT, a));
 packed!(E5m2, |s, a, b|
     sum: fp8::<S, SUM>(s, E5m2::FORMAT, a, b), prod: fp8::<S, PROD>(s, E5m2::FORMAT, a, b),
-    max: extreme_8::<S, MAX>(s, E5m2::FORMAT, a, b),
-    min: extreme_8::<S, MIN>(s, E5m2::FORMAT, a, b));
+    max: extreme_8::<S, MAX>(s, a, b),
+    min: extreme_8::<S, MIN>(s, a, b),
+    prepare_max: canonical_8(s, E5m2::FORMAT, a),
+    prepare_min: canonical_8(s, E5m2::FORMAT, a));
 
 /// Products modulo 256: the even bytes and the odd bytes apart, as 16-bit lanes.
 #[inline(always)]
@@ -346,71 +367,39 @@ fn encode<S: Simd>(s: S, format: Format, value: S::Singles) -> S::Integers {
     s.or(number, sign)
 }
 
-/// Defines the maximum and the minimum of floats that vector units compare.
+/// Defines the maximum and the minimum of floats that vector units compare, of prepared values: a
+/// NaN has all bits set for a maximum, and all but the sign for a minimum.
 ///
 /// Each comparison selects `b` for equal numbers and if either is a NaN, so both orders of the
-/// operands together give both zeros, and each NaN only where the other order does not. The
-/// maximum of zeros of both signs is their conjunction, the minimum their disjunction.
+/// operands together give both zeros, and a NaN beside a number. The conjunction of these is the
+/// maximum, and the minimum of them as signed integers is the minimum.
 macro_rules! extremes {
     (
         $max:ident, $min:ident, $registers:ident, $bits:ident, $greater:ident, $less:ident,
-        $is_nan:ident, $both:ident, $set_where:ident, $clear_where:ident
+        $lesser:ident
     ) => {
         #[inline(always)]
         fn $max<S: Simd>(s: S, a: S::$registers, b: S::$registers) -> S::Integers {
-            let b_or_greater = s.$set_where(s.$is_nan(b), s.$bits(s.$greater(a, b)));
-            let a_or_greater = s.$set_where(s.$is_nan(a), s.$bits(s.$greater(b, a)));
-            s.and(b_or_greater, a_or_greater)
+            s.and(s.$bits(s.$greater(a, b)), s.$bits(s.$greater(b, a)))
         }
 
         #[inline(always)]
         fn $min<S: Simd>(s: S, a: S::$registers, b: S::$registers) -> S::Integers {
-            let (nan_a, nan_b) = (s.$is_nan(a), s.$is_nan(b));
-            let b_or_less = s.$clear_where(nan_b, s.$bits(s.$less(a, b)));
-            let a_or_less = s.$clear_where(nan_a, s.$bits(s.$less(b, a)));
-            s.$set_where(s.$both(nan_a, nan_b), s.or(b_or_less, a_or_less))
+            s.$lesser(s.$bits(s.$less(a, b)), s.$bits(s.$less(b, a)))
         }
     };
 }
 
-extremes!(
-    max_f32,
-    min_f32,
-    Singles,
-    single_bits,
-    greater_f32,
-    less_f32,
-    is_nan_32,
-    both_32,
-    set_where_32,
-    clear_where_32
-);
-extremes!(
-    max_f64,
-    min_f64,
-    Doubles,
-    double_bits,
-    greater_f64,
-    less_f64,
-    is_nan_64,
-    both_64,
-    set_where_64,
-    clear_where_64
-);
+extremes!(max_f32, min_f32, Singles, single_bits, greater_f32, less_f32, min_i32);
+extremes!(max_f64, min_f64, Doubles, double_bits, greater_f64, less_f64, min_i64);
 
 /// The operation of a function that returns an extreme.
 const MAX: bool = false;
 const MIN: bool = true;
 
-/// The maximum or the minimum of 16-bit floats.
+/// The maximum or the minimum of 16-bit floats, each NaN of which has all bits set.
 #[inline(always)]
-fn extreme_16<S: Simd, const LEAST: bool>(
-    s: S,
-    format: Format,
-    a: S::Integers,
-    b: S::Integers,
-) -> S::Integers {
-    let (a, b) = (canonical_16(s, format, a), canonical_16(s, format, b));
+fn extreme_16<S: Simd, const LEAST: bool>(s: S, a: S::Integers, b: S::Integers) -> S::Integers {
     let (order_a, order_b) = (order_16(s, a), order_16(s, b));
     if LEAST {
         // Subtracting 1 makes the lowest number the highest.
@@ -422,15 +411,9 @@ fn extreme_16<S: Simd, const LEAST: bool>(
     }
 }
 
-/// The maximum or the minimum of 8-bit floats.
+/// The maximum or the minimum of 8-bit floats, each NaN of which has all bits set.
 #[inline(always)]
-fn extreme_8<S: Simd, const LEAST: bool>(
-    s: S,
-    format: Format,
-    a: S::Integers,
-    b: S::Integers,
-) -> S::Integers {
-    let (a, b) = (canonical_8(s, format, a), canonical_8(s, format, b));
+fn extreme_8<S: Simd, const LEAST: bool>(s: S, a: S::Integers, b: S::Integers) -> S::Integers {
     let (order_a, order_b) = (order_8(s, a), order_8(s, b));
     if LEAST {
         let minus_one = s.splat_8(u8::MAX);
