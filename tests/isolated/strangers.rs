@@ -182,11 +182,18 @@ fn another_user_is_told_nothing_of_communicators() {
         return println!("SKIPPED: only root can become another user");
     }
     let id = UniqueId::create().expect("an id");
-    let _comm = Communicator::new(&id, 0, 1).unwrap_or_else(|e| panic!("init: {e}"));
-    let table = std::fs::read_to_string("/proc/net/unix").expect("a file of /proc");
+    let other = std::thread::spawn(move || Communicator::new(&id, 1, 2));
+    let _comm = Communicator::new(&id, 0, 2).unwrap_or_else(|e| panic!("init: {e}"));
+    let _other = other.join().expect("a rank").unwrap_or_else(|e| panic!("init: {e}"));
     let own = format!("@maypole/{}/", std::process::id());
-    let name = table.split_whitespace().find(|word| word.starts_with(&own));
-    let name = &name.expect("the status server of this process")[1..];
+    let find = || {
+        let table = std::fs::read_to_string("/proc/net/unix").expect("a file of /proc");
+        let mut words = table.split_whitespace();
+        words.find(|word| word.starts_with(&own)).map(|word| word[1..].to_owned())
+    };
+    // The service thread opens it.
+    wait_until("the status server", || find().is_some());
+    let name = &find().expect("it is there");
     let told = |user: u32| {
         // SAFETY: the child makes a connection and ends.
         let child = unsafe { libc::fork() };
