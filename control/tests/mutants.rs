@@ -207,7 +207,7 @@ fn the_world_finds_every_mutant() {
         std::fs::write(&path, text.replace(from, to)).expect("a source file");
         let output = Command::new(env!("CARGO"))
             .args(["test", "--release", "--offline", "-p", "maypole-control", "--lib"])
-            .env("MAYPOLE_WORLDS", "20000")
+            .env("MAYPOLE_WORLDS", "10000")
             .env("CARGO_TARGET_DIR", &target)
             .current_dir(&copy)
             .output()

@@ -117,6 +117,15 @@ impl Script {
         self.programs.len() as u32
     }
 
+    /// Gives the world this many ranks: those to come do what the first ones do.
+    pub(super) fn resize(&mut self, nranks: usize) {
+        let (first, hosts) = (self.programs.clone(), self.hosts.clone());
+        self.programs = first.iter().cycle().take(nranks).cloned().collect();
+        self.hosts = hosts.iter().cycle().take(nranks).copied().collect();
+        // A call of all ranks has a million messages, so there are few.
+        self.programs.iter_mut().for_each(|program| program.truncate(3));
+    }
+
     /// Lets one rank differ from the others.
     fn add_flaw(&mut self, random: &mut Random) {
         let rank = random.below(self.programs.len() as u64) as usize;

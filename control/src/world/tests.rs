@@ -87,3 +87,17 @@ fn many_joins_keep_all_invariants() {
     }
     println!("{worlds} worlds, {events} events");
 }
+
+/// To run it: `cargo test --release -p maypole-control -- --ignored worlds --nocapture`.
+#[test]
+#[ignore = "takes minutes"]
+fn worlds_of_a_thousand_ranks_keep_all_invariants() {
+    for seed in 0..4 {
+        let mut script = Script::random(seed, 9);
+        script.resize(1024);
+        match World::run(&script) {
+            Ok(world) => println!("world {seed}: {} events", world.handled),
+            Err(broken) => panic!("world {seed} of 1024 ranks: {broken}"),
+        }
+    }
+}
