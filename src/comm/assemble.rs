@@ -1,5 +1,6 @@
 //! Assembles a communicator from what the ranks know of each other after the bootstrap.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -153,7 +154,7 @@ impl Communicator {
             rejoin_listener,
             rejoin_addresses: ranks.iter().map(|info| info.rejoin_address.clone()).collect(),
             split_count: 0,
-            shrink_count: 0,
+            shrink_counts: BTreeMap::new(),
             host_rank: on_device::host_rank(&ranks),
             init_traffic,
         };

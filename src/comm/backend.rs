@@ -12,6 +12,7 @@
 //!
 //! A test in this file checks this order.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -65,8 +66,8 @@ pub(super) struct Membership {
     pub(super) rejoin_addresses: Vec<Vec<u8>>,
     /// How often the communicator was split.
     pub(super) split_count: u64,
-    /// How often the communicator was shrunk.
-    pub(super) shrink_count: u64,
+    /// How often the communicator was shrunk to each list of survivors.
+    pub(super) shrink_counts: BTreeMap<Vec<Rank>, u64>,
     /// A rank on host memory, in a communicator some of whose ranks are on devices.
     pub(super) host_rank: Option<Rank>,
     /// What the setup cost this rank.

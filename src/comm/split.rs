@@ -205,13 +205,11 @@ impl Communicator {
         self.host.control.check_fork().map_err(|error| self.log_refusal(error))?;
         let survivors: Vec<Rank> = (0..self.nranks).filter(|r| !excluded.contains(r)).collect();
         let host = survivors[0];
-        self.membership.shrink_count += 1;
         // Survivors that pass another list have another secret, so they are refused and not mixed
-        // up.
-        let secret = self
-            .membership
-            .keys
-            .derive(&format!("shrink {} {survivors:?}", self.membership.shrink_count));
+        // up. Each list is counted by itself: a rank knows only of the shrinks that it survives.
+        let count = self.membership.shrink_counts.entry(survivors.clone()).or_insert(0);
+        *count += 1;
+        let secret = self.membership.keys.derive(&format!("shrink {count} {survivors:?}"));
         let id = if host == self.rank {
             self.membership.rejoin_listener.start_root(&secret, options).map_err(Error::from)
         } else {

@@ -42,3 +42,28 @@ fn survivors_of_a_broken_communicator_shrink_and_go_on() {
         [Some((0, 5, None)), None, Some((1, 5, Some(5))), Some((2, 5, Some(5))), None]
     );
 }
+
+#[test]
+fn shrinks_by_different_ranks_do_not_disturb_each_other_or_the_parent() {
+    let results = as_ranks(5, &Config::default(), |comm| {
+        let rank = comm.rank();
+        let mut sums = Vec::new();
+        for excluded in [&[1][..], &[4, 0], &[1], &[2, 3, 4]] {
+            if !excluded.contains(&rank) {
+                let mut child = comm.shrink(excluded).expect("a smaller communicator");
+                sums.push(sum_of(&mut child, rank));
+            }
+            sums.push(sum_of(comm, rank));
+        }
+        sums
+    });
+    let expected = |sums: &[u32]| sums.to_vec();
+    let sums: [&[u32]; 5] = [
+        &[9, 10, 10, 9, 10, 1, 10],
+        &[10, 6, 10, 10, 1, 10],
+        &[9, 10, 6, 10, 9, 10, 10],
+        &[9, 10, 6, 10, 9, 10, 10],
+        &[9, 10, 10, 9, 10, 10],
+    ];
+    assert_eq!(results, sums);
+}
