@@ -150,7 +150,7 @@ impl ControlTree {
     pub fn traffic(&self) -> ControlTraffic {
         let mut sum = self.closed_traffic;
         let connections = self.connections.iter().map(|(_, connection)| connection);
-        connections.chain(&self.closing).for_each(|it| sum.add(it));
+        connections.for_each(|it| sum.add(it));
         sum
     }
 
@@ -344,6 +344,7 @@ impl ControlTree {
                 ControlOutput::Close(rank) => {
                     let at = self.connections.iter().position(|(other, _)| *other == rank);
                     let closed = at.map(|at| self.connections.swap_remove(at).1);
+                    closed.iter().for_each(|connection| self.closed_traffic.add(connection));
                     self.closing.extend(closed.filter(|it| !it.is_flushed() && !it.has_ended()));
                 }
                 other => outputs.push_back(other),

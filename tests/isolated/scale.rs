@@ -102,7 +102,11 @@ fn threads() {
         assert!(connections <= MOST_CONNECTIONS, "rank {}: {connections}", comm.rank());
         let bound = MESSAGES_PER_DOUBLING * u64::from(nranks.ilog2());
         assert!(sent + received <= bound, "rank {}: {sent} + {received}", comm.rank());
-        assert!(connections >= 2 && sent >= 4 && received >= 2, "they are counted");
+        assert!(
+            connections >= 2 && sent >= 4 && received >= 2,
+            "rank {}: {connections} connections, {sent} sent, {received} received",
+            comm.rank()
+        );
     }
     println!("say:{} {} {}", most.connections, most.sent, most.received);
 }
@@ -126,7 +130,9 @@ fn a_thousand_ranks_join_by_a_few_messages_each() {
         job.all_say("joined");
         let took = started.elapsed();
         let most: Vec<String> = (0..processes as usize).map(|process| job.hear(process)).collect();
-        assert!(most.iter().all(|m| !m.is_empty()), "a process failed");
+        if let Some(failed) = most.iter().position(String::is_empty) {
+            panic!("process {failed} failed: {}", job.errors_until(failed, "never said"));
+        }
         let most =
             most.iter().max_by_key(|m| m.split(' ').map(|n| n.parse().unwrap_or(0)).sum::<u64>());
         println!(

@@ -80,7 +80,8 @@ fn a_communicator_in_progress_is_refused_until_it_tells_the_result() {
 fn a_communicator_in_creation_answers_queries_and_can_be_aborted() {
     let reservation = reserve(Some((1, 2)), false, 3).unwrap();
     let handle = reservation.handle();
-    assert_eq!(identity(handle), Ok((1, 2)));
+    // As in NCCL, what a communicator is can be asked only when it has been made.
+    assert_eq!(identity(handle), Err(ResultCode::InvalidArgument));
     assert_eq!((device(handle), is_blocking(handle)), (Ok(3), Ok(false)));
     assert_eq!(async_result(handle), Ok(ResultCode::InProgress));
     assert_eq!(acquire_exclusive(handle).err(), Some(ResultCode::InvalidArgument));
