@@ -57,7 +57,6 @@ fn shrinks_by_different_ranks_do_not_disturb_each_other_or_the_parent() {
         }
         sums
     });
-    let expected = |sums: &[u32]| sums.to_vec();
     let sums: [&[u32]; 5] = [
         &[9, 10, 10, 9, 10, 1, 10],
         &[10, 6, 10, 10, 1, 10],

@@ -3,6 +3,7 @@
 use maypole_algorithms::RedOp;
 
 use super::{as_ranks, over_tcp};
+use crate::comm::Communicator;
 use crate::config::Config;
 use crate::error::Error;
 
@@ -140,7 +141,7 @@ fn all_to_all_works_in_place_before_and_after_there_is_a_plan() {
     let results = as_ranks(2, &Config::default(), |comm| {
         let first = 10 * comm.rank();
         let filled = || [first, first + 1, first + 2, first + 3];
-        let mut in_place = |comm: &mut Communicator| {
+        let in_place = |comm: &mut Communicator| {
             let mut buffer = filled();
             let call = crate::call::Call {
                 collective: maypole_algorithms::Collective::AllToAll,
