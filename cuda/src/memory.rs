@@ -17,7 +17,7 @@ pub struct DeviceBuffer {
     address: CUdeviceptr,
     bytes: usize,
     /// The allocation that this is a piece of. None for a whole allocation.
-    whole: Option<Arc<DeviceBuffer>>,
+    whole: Option<Arc<Self>>,
 }
 
 impl DeviceBuffer {
@@ -84,7 +84,7 @@ pub struct PinnedBuffer {
     address: u64,
     bytes: usize,
     /// The allocation that this is a piece of. None for a whole allocation.
-    whole: Option<Arc<PinnedBuffer>>,
+    whole: Option<Arc<Self>>,
 }
 
 // SAFETY: this type does not access the memory. Users of `host` have to synchronise their accesses.

@@ -226,14 +226,14 @@ impl<'a> JoinWorld<'a> {
         self.queue(time, event);
     }
 
-    fn to_root(&mut self, process: usize, root: usize, frame: Option<ControlFrame>) {
+    fn send_to_root(&mut self, process: usize, root: usize, frame: Option<ControlFrame>) {
         if let Some(&connection) = self.processes[process].roots.get(&root) {
             let ends = (2 * connection, u64::MAX);
             self.queue_in_order(ends, Event::ToRoot(root, connection, frame));
         }
     }
 
-    fn to_neighbour(&mut self, process: usize, rank: Rank, frame: Option<ControlFrame>) {
+    fn send_to_neighbour(&mut self, process: usize, rank: Rank, frame: Option<ControlFrame>) {
         if let Some(&other) = self.processes[process].neighbours.get(&rank) {
             let from = self.processes[process].rank;
             self.queue_in_order((process as u64, other as u64), Event::Tree(other, from, frame));
@@ -372,11 +372,11 @@ impl<'a> JoinWorld<'a> {
         while let Some(output) = self.roots[root].core.poll_output() {
             match output {
                 RootOutput::Send(connection, frame) => {
-                    self.from_root(root, connection, Some(frame));
+                    self.send_from_root(root, connection, Some(frame));
                 }
-                RootOutput::Finish(connection) => self.from_root(root, connection, None),
+                RootOutput::Finish(connection) => self.send_from_root(root, connection, None),
                 RootOutput::Close(connection) => {
-                    self.from_root(root, connection, None);
+                    self.send_from_root(root, connection, None);
                     self.roots[root].connections.remove(&connection);
                 }
                 RootOutput::StopAccepting => self.roots[root].accepts = false,
@@ -395,7 +395,12 @@ impl<'a> JoinWorld<'a> {
         }
     }
 
-    fn from_root(&mut self, root: usize, connection: ConnectionId, frame: Option<ControlFrame>) {
+    fn send_from_root(
+        &mut self,
+        root: usize,
+        connection: ConnectionId,
+        frame: Option<ControlFrame>,
+    ) {
         if let Some(&process) = self.roots[root].connections.get(&connection) {
             let ends = (2 * connection + 1, process as u64);
             self.queue_in_order(ends, Event::FromRoot(process, root, frame));
@@ -424,9 +429,9 @@ impl<'a> JoinWorld<'a> {
                     let time = self.later();
                     self.queue(time, Event::Dial(process, root));
                 }
-                JoinOutput::SendRoot(root, frame) => self.to_root(process, root, Some(frame)),
+                JoinOutput::SendRoot(root, frame) => self.send_to_root(process, root, Some(frame)),
                 JoinOutput::FinishRoot(root) => {
-                    self.to_root(process, root, None);
+                    self.send_to_root(process, root, None);
                     // As in a program: only a root that is informed is listened to after that.
                     let core = self.processes[process].core.as_ref();
                     if core.is_none_or(|core| !core.connected_roots().contains(&root)) {
@@ -471,7 +476,7 @@ impl<'a> JoinWorld<'a> {
         for root in 0..self.roots.len() {
             let frame = ControlFrame::Verdict(verdict.clone());
             if roots.contains(&root) {
-                self.to_root(process, root, Some(frame));
+                self.send_to_root(process, root, Some(frame));
             } else if !is_registered
                 && (rank == 0 || self.share(root).serves(rank, self.script.nranks))
                 && !self.roots[root].ended
@@ -497,9 +502,9 @@ impl<'a> JoinWorld<'a> {
 
     fn close_all(&mut self, process: usize) {
         let roots: Vec<usize> = self.processes[process].roots.keys().copied().collect();
-        roots.into_iter().for_each(|root| self.to_root(process, root, None));
+        roots.into_iter().for_each(|root| self.send_to_root(process, root, None));
         let neighbours: Vec<Rank> = self.processes[process].neighbours.keys().copied().collect();
-        neighbours.into_iter().for_each(|rank| self.to_neighbour(process, rank, None));
+        neighbours.into_iter().for_each(|rank| self.send_to_neighbour(process, rank, None));
         self.processes[process].neighbours.clear();
         self.processes[process].accepts = false;
     }
@@ -521,9 +526,11 @@ impl<'a> JoinWorld<'a> {
     fn carry_out_tree(&mut self, process: usize) {
         while let Some(output) = self.processes[process].tree.poll_output() {
             match output {
-                ControlOutput::Send(rank, frame) => self.to_neighbour(process, rank, Some(frame)),
+                ControlOutput::Send(rank, frame) => {
+                    self.send_to_neighbour(process, rank, Some(frame))
+                }
                 ControlOutput::Close(rank) => {
-                    self.to_neighbour(process, rank, None);
+                    self.send_to_neighbour(process, rank, None);
                     self.processes[process].neighbours.remove(&rank);
                 }
                 ControlOutput::Ended(verdict) => {
@@ -544,10 +551,6 @@ impl<'a> JoinWorld<'a> {
     /// What must hold at the end.
     fn check(&self) -> Result<(), String> {
         let script = self.script;
-        let kind = |outcome: &Option<Result<(), JoinFailure>>| match outcome {
-            None => None,
-            Some(outcome) => Some(outcome.clone()),
-        };
         for (number, process) in self.processes.iter().enumerate() {
             if process.is_alive && process.outcome.is_none() {
                 return Err(format!("process {number}, rank {}, joins for ever", process.rank));
@@ -560,7 +563,7 @@ impl<'a> JoinWorld<'a> {
         }
         let present: BTreeSet<Rank> = script.processes.iter().map(|(_, rank)| *rank).collect();
         let is_duplicated = script.processes.len() > present.len();
-        let outcomes = || self.processes.iter().map(|process| kind(&process.outcome));
+        let outcomes = || self.processes.iter().map(|process| process.outcome.clone());
         if script.flaws.is_empty() && !is_duplicated && present.len() == script.nranks as usize {
             let all = outcomes().all(|outcome| matches!(outcome, Some(Ok(()))));
             return if all { Ok(()) } else { Err(String::from("not all ranks joined")) };

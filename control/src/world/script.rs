@@ -208,8 +208,8 @@ impl Script {
             shorter.push(script);
         }
         for (rank, program) in self.programs.iter().enumerate() {
-            for at in 0..program.len() {
-                if matches!(program[at], Action::Compute(_)) {
+            for (at, action) in program.iter().enumerate() {
+                if matches!(action, Action::Compute(_)) {
                     let mut script = self.clone();
                     script.programs[rank].remove(at);
                     shorter.push(script);

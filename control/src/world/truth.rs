@@ -208,10 +208,12 @@ impl World {
         if truth.lies {
             return Ok(());
         }
-        if causes == 0 && !truth.can_time_out && !truth.leaves_early {
-            if let Some(verdict) = verdicts().next() {
-                return Err(format!("nothing happened, and a rank has a verdict: {verdict:?}"));
-            }
+        if causes == 0
+            && !truth.can_time_out
+            && !truth.leaves_early
+            && let Some(verdict) = verdicts().next()
+        {
+            return Err(format!("nothing happened, and a rank has a verdict: {verdict:?}"));
         }
         if causes == 1 && !truth.can_time_out && truth.broken_connections.is_empty() {
             let kind = |verdict: &Verdict| match verdict {
