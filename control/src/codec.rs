@@ -77,7 +77,7 @@ impl<'a> ByteReader<'a> {
     }
 }
 
-/// Appends the length of a text in 16 bits, and the text, cut to [`MOST_TEXT_BYTES`].
+/// Appends the length of a text in 16 bits, and the text, cut to 512 bytes.
 pub fn put_text(out: &mut Vec<u8>, text: &str) {
     // The cut may fall within a character; the reader replaces what is left of it.
     let bytes = &text.as_bytes()[..text.len().min(MOST_TEXT_BYTES)];
