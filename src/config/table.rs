@@ -164,8 +164,8 @@ table! {
         initial: None,
     }
     /// Allows NCCL_COMM_ID, and rank 0 of torchrun and srun on another host, without
-    /// MAYPOLE_SECRET_FILE: whoever reaches the address of rank 0 can then take part. For networks
-    /// on which everyone is trusted.
+    /// MAYPOLE_SECRET_FILE: anyone who can connect to rank 0 can then take part. Set it only on a
+    /// network that you trust.
     trust_network: bool = "MAYPOLE_TRUST_NETWORK" {
         values: "an integer, 0 for no"
         default: "0"

@@ -193,7 +193,7 @@ impl World {
         for (rank, simulated) in self.ranks.iter().enumerate() {
             if simulated.is_alive() && !simulated.has_left() {
                 return Err(format!(
-                    "rank {rank} waits for ever: {:?} in {}, verdict {:?}",
+                    "rank {rank} still waits at the end: {:?} in {}, verdict {:?}",
                     simulated.thread,
                     simulated.calls.last(),
                     simulated.ended
