@@ -298,19 +298,18 @@ impl ControlTree {
         let ready: Vec<u32> = ready.map(|(rank, _)| rank).collect();
         self.has_new = false;
         for rank in ready {
-            if let Some(connection) = self.connection(rank) {
-                connection.fill();
-                connection.flush();
+            // Handling the frames of one neighbour may close the connection to another.
+            let Some(connection) = self.connection(rank) else { continue };
+            let (frames, end) = connection.take_all();
+            for frame in frames {
+                self.handle(ControlInput::Frame(rank, frame), facts, outputs);
             }
-            // Handling a frame may close the connection.
-            while let Some(connection) = self.connection(rank) {
-                let input = match connection.next() {
-                    Ok(Some(frame)) => ControlInput::Frame(rank, frame),
-                    Ok(None) => break,
-                    Err(StreamEnd::Malformed) => ControlInput::Malformed(rank),
-                    Err(StreamEnd::Closed) => ControlInput::Closed(rank),
-                };
-                self.handle(input, facts, outputs);
+            match end {
+                None => {}
+                Some(StreamEnd::Malformed) => {
+                    self.handle(ControlInput::Malformed(rank), facts, outputs);
+                }
+                Some(StreamEnd::Closed) => self.handle(ControlInput::Closed(rank), facts, outputs),
             }
         }
         for connection in &mut self.closing {

@@ -193,6 +193,21 @@ impl FrameStream {
         Ok(Some(frame))
     }
 
+    /// Reads what has come, sends what waits, and takes all frames: in their order, and then the
+    /// end of the connection if it has ended.
+    pub(super) fn take_all(&mut self) -> (Vec<ControlFrame>, Option<StreamEnd>) {
+        self.fill();
+        self.flush();
+        let mut frames = Vec::new();
+        loop {
+            match self.next() {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => return (frames, None),
+                Err(end) => return (frames, Some(end)),
+            }
+        }
+    }
+
     /// Numbers of frames sent and received so far.
     pub(super) fn frame_counts(&self) -> (u64, u64) {
         self.frames

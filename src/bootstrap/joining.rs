@@ -204,22 +204,16 @@ impl<'a> JoiningRank<'a> {
     fn read_roots(&mut self) {
         let roots: Vec<usize> = self.roots.keys().copied().collect();
         for root in roots {
-            if let Some(stream) = self.roots.get_mut(&root) {
-                stream.fill();
-                stream.flush();
-            }
-            while let Some(stream) = self.roots.get_mut(&root) {
-                match stream.next() {
-                    Ok(Some(frame)) => self.handle(JoinInput::RootFrame(root, frame)),
-                    Ok(None) => break,
-                    Err(end) => {
-                        self.handle(match end {
-                            StreamEnd::Closed => JoinInput::RootClosed(root),
-                            StreamEnd::Malformed => JoinInput::RootMalformed(root),
-                        });
-                        self.close_root(root);
-                    }
-                }
+            // Handling the frames of one root may close the connection to another.
+            let Some(stream) = self.roots.get_mut(&root) else { continue };
+            let (frames, end) = stream.take_all();
+            frames.into_iter().for_each(|frame| self.handle(JoinInput::RootFrame(root, frame)));
+            if let Some(end) = end {
+                self.handle(match end {
+                    StreamEnd::Closed => JoinInput::RootClosed(root),
+                    StreamEnd::Malformed => JoinInput::RootMalformed(root),
+                });
+                self.close_root(root);
             }
         }
     }

@@ -113,23 +113,15 @@ impl RootServer {
 
     /// Reads the frames of a connection.
     fn read(&mut self, connection: ConnectionId) {
-        if let Some(stream) = self.connections.get_mut(&connection) {
-            stream.fill();
-            stream.flush();
-        }
-        // Handling a frame may close the connection.
-        while let Some(stream) = self.connections.get_mut(&connection) {
-            match stream.next() {
-                Ok(Some(frame)) => self.handle(RootInput::Frame(connection, frame)),
-                Ok(None) => return,
-                Err(end) => {
-                    self.handle(match end {
-                        StreamEnd::Closed => RootInput::Closed(connection),
-                        StreamEnd::Malformed => RootInput::Malformed(connection),
-                    });
-                    self.close(connection);
-                }
-            }
+        let Some(stream) = self.connections.get_mut(&connection) else { return };
+        let (frames, end) = stream.take_all();
+        frames.into_iter().for_each(|frame| self.handle(RootInput::Frame(connection, frame)));
+        if let Some(end) = end {
+            self.handle(match end {
+                StreamEnd::Closed => RootInput::Closed(connection),
+                StreamEnd::Malformed => RootInput::Malformed(connection),
+            });
+            self.close(connection);
         }
     }
 

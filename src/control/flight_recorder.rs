@@ -5,14 +5,15 @@
 //! [`KEPT`] calls are kept. They are also the evidence when two ranks may have made different
 //! calls.
 
-use std::sync::LazyLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use maypole_algorithms::Rank;
 use maypole_control::activity::{MOST_CALLS, RecordedCall, RecorderSnapshot};
 use maypole_control::call_signature::CallSignature;
 use maypole_transport::sequence_ring::SequenceRing;
 use maypole_transport::sync::{AtomicU64, Ordering};
+
+use crate::clock;
 
 /// The number of calls that are kept.
 pub(crate) const KEPT: u64 = MOST_CALLS;
@@ -30,7 +31,7 @@ pub(crate) struct FlightRecorder {
     long: AtomicU64,
     /// Per call that had a long wait: in the high 16 bits the [`turn`] of its number, by which a
     /// reader knows that the word belongs to the call. While the call runs, the other bits are the
-    /// time of its first long wait, in nanoseconds since [`EPOCH`]. After its end they are
+    /// time of its first long wait, in nanoseconds of the [clock]. After its end they are
     /// [`ENDED`] and the time from the first long wait to the end.
     times: [AtomicU64; KEPT as usize],
 }
@@ -45,8 +46,6 @@ const NANOSECONDS: u64 = ENDED - 1;
 fn turn(sequence: u64) -> u64 {
     (sequence / KEPT % 0xffff + 1) << 48
 }
-
-static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 impl Default for FlightRecorder {
     fn default() -> Self {
@@ -144,7 +143,7 @@ impl FlightRecorder {
 }
 
 fn nanoseconds() -> u64 {
-    EPOCH.elapsed().as_nanos() as u64
+    clock::now().since_start().as_nanos() as u64
 }
 
 #[cfg(test)]

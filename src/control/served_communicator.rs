@@ -36,6 +36,8 @@ pub(super) struct ServedCommunicator {
     watched: Vec<(Rank, OwnedFd)>,
     /// Neighbours that had ended before they could be watched.
     ended: Vec<Rank>,
+    /// Whether the state machine believes that a connection is being made.
+    is_connecting: bool,
     outputs: VecDeque<ControlOutput>,
 }
 
@@ -126,7 +128,15 @@ impl ServedCommunicator {
             }
         }
         tree.start_service(timing);
-        let served = Self { shared, tree, peers, watched, ended, outputs: VecDeque::new() };
+        let served = Self {
+            shared,
+            tree,
+            peers,
+            watched,
+            ended,
+            is_connecting: false,
+            outputs: VecDeque::new(),
+        };
         // A neighbour may have failed while the rest of this rank was set up.
         if let Some(verdict) = served.tree.verdict().cloned() {
             served.end(&verdict);
@@ -159,7 +169,10 @@ impl ServedCommunicator {
             CommunicatorCommand::Investigate(peer, since) => {
                 ControlInput::Investigate { peer, since }
             }
-            CommunicatorCommand::Connecting(peer) => ControlInput::Connecting(Some(peer)),
+            CommunicatorCommand::Connecting(peer) => {
+                self.is_connecting = true;
+                ControlInput::Connecting(Some(peer))
+            }
             CommunicatorCommand::WatchDevice => ControlInput::WatchDevice,
             CommunicatorCommand::Decide(verdict) => ControlInput::Decide(verdict),
             CommunicatorCommand::FindMismatch(peer, fallback) => {
@@ -176,7 +189,8 @@ impl ServedCommunicator {
     pub(super) fn turn(&mut self, all: &[Arc<ControlShared>]) {
         // Before the connections are read: what a process sent before it ended can then be read.
         let ended = self.ended_processes();
-        if self.shared.connecting.load(Ordering::Relaxed) == 0 {
+        if self.is_connecting && self.shared.connecting.load(Ordering::Relaxed) == 0 {
+            self.is_connecting = false;
             self.handle(ControlInput::Connecting(None), all);
         }
         let facts = ServedFacts { shared: &self.shared, peers: &self.peers, all };

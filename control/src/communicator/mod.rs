@@ -228,7 +228,12 @@ impl CommunicatorCore {
         self.now = self.now.max(now);
         match input {
             ControlInput::Frame(from, frame) => self.receive(from, frame, facts),
-            ControlInput::Malformed(from) => self.protocol_error(from, "it is not a frame"),
+            ControlInput::Malformed(from) => {
+                // What a neighbour sends after its farewell does not matter.
+                if self.neighbour(from).is_some() {
+                    self.protocol_error(from, "it is not a frame");
+                }
+            }
             ControlInput::Closed(rank) => self.closed(rank, facts),
             ControlInput::ProcessEnded(rank) => self.process_ended(rank, facts),
             ControlInput::Exchange { bytes, deadline } => {

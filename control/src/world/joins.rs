@@ -553,7 +553,10 @@ impl<'a> JoinWorld<'a> {
         let script = self.script;
         for (number, process) in self.processes.iter().enumerate() {
             if process.is_alive && process.outcome.is_none() {
-                return Err(format!("process {number}, rank {}, still joins at the end", process.rank));
+                return Err(format!(
+                    "process {number}, rank {}, still joins at the end",
+                    process.rank
+                ));
             }
         }
         for (number, root) in self.roots.iter().enumerate() {
