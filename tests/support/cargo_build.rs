@@ -23,9 +23,8 @@ fn build(arguments: &[&str]) -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--workspace"]).args(arguments);
     cargo.arg("--target-dir").arg(profile.parent().expect("a profile lies in the target folder"));
-    if profile.ends_with("release") {
-        cargo.arg("--release");
-    }
+    let name = profile.file_name().expect("a profile's folder has a name");
+    cargo.arg("--profile").arg(if name == "debug" { "dev".as_ref() } else { name });
     let status = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");
     assert!(status.success(), "the workspace is not built");
     profile.to_path_buf()
