@@ -38,7 +38,6 @@ pub mod memory;
 mod plan;
 mod process;
 mod proxy;
-mod reduce;
 mod secret_file;
 mod spin_policy;
 pub mod stream;
@@ -58,7 +57,7 @@ pub use element::Element;
 pub use error::{Error, ResultCode};
 pub use links::SlotTraffic;
 pub use maypole_algorithms::{Collective, DType, RedOp};
-pub use reduce::Reduction;
+pub use maypole_reduce::Reduction;
 pub use transfer::Transfer;
 pub use tune::{AlgorithmFilter, Choice, Protocol};
 pub use window::WindowId;
@@ -80,7 +79,7 @@ pub mod internal {
     }
 
     pub mod reduce {
-        pub use crate::reduce::*;
+        pub use maypole_reduce::*;
     }
 }
 

@@ -1,6 +1,6 @@
 // Reduction operations on elements, 16 bytes at a time.
 //
-// The bits are the same as on the host (`src/reduce`), except that a sum or product that is NaN may
+// The bits are the same as on the host (`reduce/`), except that a sum or product that is NaN may
 // be any NaN. One function, `combine`, does a binary node of all types and operations: scaling is a
 // product, signed integers are added and multiplied as unsigned ones, and a minimum of integers is
 // the maximum of flipped numbers.

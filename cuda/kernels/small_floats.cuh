@@ -1,5 +1,5 @@
 // Conversion of the 16-bit and 8-bit floating-point formats to and from binary32, with the same
-// bits as `src/reduce/convert.rs` on the host.
+// bits as `reduce/src/convert.rs` on the host.
 //
 // The conversions use ordinary arithmetic instead of instructions that only some architectures
 // have, so every GPU and the simulated device give the same bits. Decoding is exact. Encoding

@@ -23,10 +23,10 @@ use crate::error::Error;
 use crate::links::Links;
 use crate::plan::Plans;
 use crate::proxy::{Proxy, ProxyConfig};
-use crate::reduce::environment::DefaultEnvironment;
 use crate::spin_policy::SpinPolicy;
 use crate::tune::{DeviceLimits, Protocol, Tuner};
 use crate::window::Windows;
+use maypole_reduce::environment::DefaultEnvironment;
 
 impl Communicator {
     /// Joins the communicator of `ids` as `rank` of `nranks`; returns when all ranks have joined.

@@ -28,9 +28,9 @@ use crate::device::queue::device_rank::DeviceRank;
 use crate::engine::compiled::LlStaging;
 use crate::engine::scratch::{ScratchMemory, SendCopy};
 use crate::links::Links;
-use crate::reduce::Isa;
 use crate::spin_policy::SpinPolicy;
 use crate::window::Windows;
+use maypole_reduce::Isa;
 
 /// The device part of a communicator for a CUDA device.
 pub(super) type DeviceBackend = Box<DeviceRank>;

@@ -7,8 +7,8 @@ use crate::call::{Call, Task};
 use crate::element::Element;
 use crate::error::Error;
 use crate::plan::PlanKey;
-use crate::reduce::Reduction;
-use crate::reduce::environment::DefaultEnvironment;
+use maypole_reduce::Reduction;
+use maypole_reduce::environment::DefaultEnvironment;
 
 impl Communicator {
     /// Runs the collective of `schedule` by `schedule`. Each buffer has as many blocks as

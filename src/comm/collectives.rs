@@ -6,7 +6,7 @@ use super::Communicator;
 use crate::call::Call;
 use crate::element::Element;
 use crate::error::Error;
-use crate::reduce::Reduction;
+use maypole_reduce::Reduction;
 
 impl Communicator {
     /// Reduces `send` of all ranks element by element. Every rank gets the result in `recv`.

@@ -14,7 +14,7 @@ use crate::call::Call;
 use crate::device::{CudaStreamHandle, DeviceAllocation};
 use crate::element::Element;
 use crate::error::Error;
-use crate::reduce::Reduction;
+use maypole_reduce::Reduction;
 
 /// Elements in the memory of a CUDA device, borrowed for reading.
 #[derive(Clone, Copy, Debug)]

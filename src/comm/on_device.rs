@@ -33,8 +33,8 @@ use crate::error::Error;
 use crate::plan::device::{DevicePlan, parameter};
 use crate::plan::{PlanBody, PlanKey};
 use crate::proxy::Connect;
-use crate::reduce::environment::DefaultEnvironment;
 use crate::transfer::Transfer;
+use maypole_reduce::environment::DefaultEnvironment;
 
 /// The number of ranks on the device of rank `me`, including it. If there are several, the lowest
 /// of them logs a warning.

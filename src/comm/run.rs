@@ -15,9 +15,9 @@ use crate::engine::interpreter::Interpreter;
 use crate::engine::wait::WaitLoop;
 use crate::error::Error;
 use crate::plan::{Plan, PlanBody, PlanKey, Plans, proofs};
-use crate::reduce::environment::DefaultEnvironment;
-use crate::reduce::{FoldKernel, Reduction};
 use crate::tune::{AlgorithmFilter, Choice};
+use maypole_reduce::environment::DefaultEnvironment;
+use maypole_reduce::{FoldKernel, Reduction};
 
 impl Communicator {
     /// Runs a collective call; returns when its result is in the receive buffer. A call of no

@@ -15,9 +15,9 @@ use crate::device::memory::inbox::PeerInbox;
 use crate::device::setup::rank_setup::{PeerDevice, RankSetup};
 use crate::error::Error;
 use crate::process::ProcessIdentity;
-use crate::reduce::Isa;
 use crate::tune::AlgorithmFilter;
 use crate::window;
+use maypole_reduce::Isa;
 
 /// The channels between two ranks: those of schedules, one for sends and receives, and one for
 /// windows.

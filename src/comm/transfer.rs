@@ -14,8 +14,8 @@ use crate::engine::wait::WaitLoop;
 use crate::error::Error;
 use crate::plan::NON_TEMPORAL_BYTES;
 use crate::plan::transfers::bind_transfers;
-use crate::reduce::FoldKernel;
 use crate::transfer::{self, Transfer};
+use maypole_reduce::FoldKernel;
 
 impl Communicator {
     /// Sends `data` to `peer`, which receives it with [`recv`](Self::recv) into as many elements.

@@ -13,8 +13,8 @@ use crate::call::{Blocks, Call, Extents, Task, VectorCall};
 use crate::call_signature::CallSignature;
 use crate::element::Element;
 use crate::error::Error;
-use crate::reduce::Reduction;
 use crate::transfer::Transfer;
+use maypole_reduce::Reduction;
 
 /// How a vector call is run.
 pub(super) enum VectorRun {

@@ -16,8 +16,8 @@ use crate::engine::{CallBuffers, tag_mismatch};
 use crate::error::Error;
 use crate::links::Links;
 use crate::plan::compiled::{CompiledOperand, CompiledPlan, CompiledStep};
-use crate::reduce::{FoldKernel, FoldOperands};
 use crate::spin_policy::SpinPolicy;
+use maypole_reduce::{FoldKernel, FoldOperands};
 
 /// Memory for messages that are longer than one cache line, and for results that are only sent.
 #[repr(C, align(64))]

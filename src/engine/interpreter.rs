@@ -22,7 +22,7 @@ use crate::engine::{CallBuffers, length_mismatch, tag_mismatch};
 use crate::error::Error;
 use crate::links::{LendThresholds, Links};
 use crate::plan::bind::{BoundOperand, BoundStep, LaneSegment, RankProgram};
-use crate::reduce::{FoldKernel, FoldOperands};
+use maypole_reduce::{FoldKernel, FoldOperands};
 
 /// The interpreter of a rank's program, with what it needs for one call.
 pub(crate) struct Interpreter<'a> {

@@ -12,8 +12,8 @@ use crate::device::queue::device_rank::DeviceRank;
 use crate::device::queue::program::{EncodedProgram, Program};
 use crate::error::Error;
 use crate::geometry::Geometry;
-use crate::reduce::{Reduction, scalar};
 use crate::tune::{Choice, Protocol};
+use maypole_reduce::{Reduction, scalar};
 
 /// How a device runs a call.
 pub(crate) enum DevicePlan {

@@ -21,8 +21,8 @@ use crate::links::Links;
 use crate::plan::bind::RankProgram;
 use crate::plan::compiled::CompiledPlan;
 use crate::plan::device::DevicePlan;
-use crate::reduce::{FoldKernel, Isa};
 use crate::tune::{Choice, Protocol};
+use maypole_reduce::{FoldKernel, Isa};
 
 #[cfg(test)]
 pub(crate) use plans::{MAX_KEPT_PLANS, MAX_VECTOR_PLANS};

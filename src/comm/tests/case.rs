@@ -11,8 +11,8 @@ use crate::comm::Communicator;
 use crate::geometry::Geometry;
 use crate::memory::SharedBuffer;
 use crate::plan::{PlanKey, proofs};
-use crate::reduce::{Reduction, scalar};
 use crate::tune::{Choice, Protocol};
+use maypole_reduce::{Reduction, scalar};
 
 /// The bits of element `index` of the send buffer of `rank`: floats of similar magnitude, so that
 /// sums are rounded.

@@ -8,7 +8,7 @@ use crate::call::Call;
 use crate::comm::Communicator;
 use crate::config::Config;
 use crate::error::Error;
-use crate::reduce::environment::registers;
+use maypole_reduce::environment::registers;
 
 /// Rounding toward zero; subnormal inputs and results count as zero.
 #[cfg(target_arch = "x86_64")]

@@ -13,8 +13,8 @@ use crate::comm::{
 use crate::config::Config;
 use crate::device::CudaStreamHandle;
 use crate::error::Error;
-use crate::reduce::Reduction;
 use crate::transfer::Transfer;
+use maypole_reduce::Reduction;
 
 /// Ranks on one device, and on two devices alternately.
 const WORLDS: [&[i32]; 5] = [&[0], &[0, 0], &[0, 1], &[0, 1, 0], &[0, 0, 1, 1, 0]];

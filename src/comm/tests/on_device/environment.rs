@@ -6,7 +6,7 @@ use super::super::as_ranks;
 use super::super::environment::{UNUSUAL, all_reduce};
 use super::support::{on_devices, simulator};
 use crate::config::Config;
-use crate::reduce::environment::registers;
+use maypole_reduce::environment::registers;
 
 const KINDS: [(DType, RedOp); 4] = [
     (DType::Float32, RedOp::Sum),

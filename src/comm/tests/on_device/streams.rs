@@ -11,8 +11,8 @@ use crate::call::Call;
 use crate::comm::{DeviceCall, StreamCalls, launch_calls};
 use crate::config::Config;
 use crate::device::CudaStreamHandle;
-use crate::reduce::Reduction;
 use crate::transfer::Transfer;
+use maypole_reduce::Reduction;
 
 fn sum_of(send: &DeviceBuffer, recv: &DeviceBuffer) -> Call {
     Call {

@@ -47,7 +47,7 @@ pub fn finish(dtype: DType, op: RedOp, nranks: u32, value: u64) -> u64 {
 }
 
 /// The factor of each contribution, for operations that scale contributions.
-pub(crate) fn factor(dtype: DType, reduction: Reduction, nranks: u32) -> Option<u64> {
+pub fn factor(dtype: DType, reduction: Reduction, nranks: u32) -> Option<u64> {
     fn reciprocal<E: Arithmetic>(n: u32) -> u64 {
         E::reciprocal(n).to_bits()
     }

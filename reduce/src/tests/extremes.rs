@@ -4,7 +4,7 @@
 use maypole_algorithms::{DType, RedOp};
 
 use super::{FloatLayout, RandomNumbers, get};
-use crate::reduce::{FoldKernel, FoldOperands, Isa, scalar};
+use crate::{FoldKernel, FoldOperands, Isa, scalar};
 
 const FLOATS: [DType; 6] = [
     DType::Float16,

@@ -11,7 +11,7 @@ use std::marker::PhantomData;
 ///
 /// A call enters it once and not per fold: reading the register costs about a nanosecond, writing
 /// it empties the pipeline of the processor. So it is written only if it differs.
-pub(crate) struct DefaultEnvironment {
+pub struct DefaultEnvironment {
     /// The control register of the caller, if it differs.
     caller: Option<registers::Control>,
     /// The register belongs to the thread.
@@ -22,7 +22,7 @@ impl DefaultEnvironment {
     /// Enters it on this thread.
     #[inline]
     #[must_use = "the environment ends when this value is dropped"]
-    pub(crate) fn enter() -> Self {
+    pub fn enter() -> Self {
         let current = registers::read();
         let caller = (!registers::is_default(current)).then(|| {
             registers::write(registers::DEFAULT);
@@ -43,24 +43,27 @@ impl Drop for DefaultEnvironment {
 
 /// MXCSR, which controls SSE, AVX and AVX-512.
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod registers {
+pub mod registers {
     use std::arch::asm;
 
-    pub(crate) type Control = u32;
+    /// The bits of the register.
+    pub type Control = u32;
 
     /// All exceptions masked and none raised, rounding to nearest, no flushing to zero.
-    pub(crate) const DEFAULT: Control = 0x1f80;
+    pub const DEFAULT: Control = 0x1f80;
 
     /// The lowest bits record which exceptions were raised. They change no result.
     const RECORD: Control = 0x3f;
 
+    /// Whether these bits are the default environment.
     #[inline(always)]
-    pub(crate) fn is_default(control: Control) -> bool {
+    pub fn is_default(control: Control) -> bool {
         control & !RECORD == DEFAULT
     }
 
+    /// Reads the register of this thread.
     #[inline(always)]
-    pub(crate) fn read() -> Control {
+    pub fn read() -> Control {
         let mut control = 0;
         // SAFETY: SSE is part of x86-64. The instruction writes the 4 bytes of `control`.
         unsafe { asm!("stmxcsr [{}]", in(reg) &mut control, options(nostack, preserves_flags)) };
@@ -69,7 +72,7 @@ pub(crate) mod registers {
 
     /// Writes the register. `control` has no reserved bits: it was read, or is [`DEFAULT`].
     #[cold]
-    pub(crate) fn write(control: Control) {
+    pub fn write(control: Control) {
         // SAFETY: the value has no reserved bits, because the register had the same, or it is the
         // default. The instruction reads the 4 bytes of `control`.
         unsafe { asm!("ldmxcsr [{}]", in(reg) &control, options(nostack, preserves_flags)) };
@@ -78,21 +81,24 @@ pub(crate) mod registers {
 
 /// FPCR. The record of exceptions is a register of its own.
 #[cfg(target_arch = "aarch64")]
-pub(crate) mod registers {
+pub mod registers {
     use std::arch::asm;
 
-    pub(crate) type Control = u64;
+    /// The bits of the register.
+    pub type Control = u64;
 
     /// No traps, rounding to nearest, no flushing to zero, NaN operands propagate.
-    pub(crate) const DEFAULT: Control = 0;
+    pub const DEFAULT: Control = 0;
 
+    /// Whether these bits are the default environment.
     #[inline(always)]
-    pub(crate) fn is_default(control: Control) -> bool {
+    pub fn is_default(control: Control) -> bool {
         control == DEFAULT
     }
 
+    /// Reads the register of this thread.
     #[inline(always)]
-    pub(crate) fn read() -> Control {
+    pub fn read() -> Control {
         let control;
         // SAFETY: programs may read the register.
         unsafe { asm!("mrs {}, fpcr", out(reg) control, options(nostack, preserves_flags)) };
@@ -101,7 +107,7 @@ pub(crate) mod registers {
 
     /// Writes the register. `control` has no reserved bits: it was read, or is [`DEFAULT`].
     #[cold]
-    pub(crate) fn write(control: Control) {
+    pub fn write(control: Control) {
         // SAFETY: programs may write the register, and no bits are set that were not set before.
         unsafe { asm!("msr fpcr, {}", in(reg) control, options(nostack, preserves_flags)) };
     }
@@ -109,15 +115,20 @@ pub(crate) mod registers {
 
 /// Other processors keep the environment of the caller.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub(crate) mod registers {
-    pub(crate) type Control = ();
-    pub(crate) const DEFAULT: Control = ();
+pub mod registers {
+    /// The bits of the register.
+    pub type Control = ();
+    /// The default environment.
+    pub const DEFAULT: Control = ();
 
-    pub(crate) fn is_default((): Control) -> bool {
+    /// Whether these bits are the default environment.
+    pub fn is_default((): Control) -> bool {
         true
     }
 
-    pub(crate) fn read() -> Control {}
+    /// Reads the register of this thread.
+    pub fn read() -> Control {}
 
-    pub(crate) fn write((): Control) {}
+    /// Does nothing.
+    pub fn write((): Control) {}
 }

@@ -26,7 +26,7 @@ mod avx2;
 mod avx512;
 mod convert;
 mod element;
-pub(crate) mod environment;
+pub mod environment;
 mod fold;
 mod loops;
 pub mod scalar;

@@ -37,12 +37,12 @@ macro_rules! for_element_type {
             DType::Uint32 => $f::<u32>($($argument),*),
             DType::Int64 => $f::<i64>($($argument),*),
             DType::Uint64 => $f::<u64>($($argument),*),
-            DType::Float16 => $f::<$crate::reduce::element::F16>($($argument),*),
+            DType::Float16 => $f::<$crate::element::F16>($($argument),*),
             DType::Float32 => $f::<f32>($($argument),*),
             DType::Float64 => $f::<f64>($($argument),*),
-            DType::Bfloat16 => $f::<$crate::reduce::element::Bf16>($($argument),*),
-            DType::Float8E4M3 => $f::<$crate::reduce::element::E4m3>($($argument),*),
-            DType::Float8E5M2 => $f::<$crate::reduce::element::E5m2>($($argument),*),
+            DType::Bfloat16 => $f::<$crate::element::Bf16>($($argument),*),
+            DType::Float8E4M3 => $f::<$crate::element::E4m3>($($argument),*),
+            DType::Float8E5M2 => $f::<$crate::element::E5m2>($($argument),*),
         }
     };
 }
