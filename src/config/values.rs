@@ -154,12 +154,10 @@ impl InterfaceFilter {
             Some(rest) => (true, rest),
             None => (false, text),
         };
-        let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
-        // An empty prefix would match every interface.
-        if names.iter().any(String::is_empty) {
-            return None;
-        }
-        Some(Self { names, exact, exclude })
+        // NCCL skips empty entries too. An empty prefix would match every interface.
+        let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+        let names: Vec<String> = names.map(str::to_owned).collect();
+        (!names.is_empty()).then_some(Self { names, exact, exclude })
     }
 }
 
@@ -235,7 +233,10 @@ mod tests {
         assert!(admits("=eth0", "eth0") && !admits("=eth0", "eth01"));
         assert!(!admits("^docker,lo", "docker0") && admits("^docker,lo", "eth0"));
         assert!(!admits("^=eth0", "eth0") && admits("^=eth0", "eth01"));
-        assert_eq!(InterfaceFilter::parse("eth,,ib"), None);
+        for list in [",eth,ib", "eth,,ib", "eth, ,ib,"] {
+            assert!(admits(list, "eth0") && admits(list, "ib1") && !admits(list, "lo"), "{list}");
+        }
+        assert_eq!(InterfaceFilter::parse(","), None);
     }
 
     #[test]

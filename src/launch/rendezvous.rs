@@ -7,13 +7,14 @@
 //! rank connects. In both cases rank 0 answers `welcome` or says what is wrong.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use maypole_transport::net;
 use maypole_transport::noise::{Binding, Key, Purpose};
 
 use super::encrypted_connection::EncryptedConnection;
@@ -74,9 +75,9 @@ impl Rank0Listener {
         let mut failure = None;
         for port in first..=first.saturating_add(PORT_COUNT - 1) {
             // The IPv6 socket takes IPv4 connections too; not every kernel has IPv6.
-            let bound =
-                TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port)));
-            match bound {
+            let everywhere = [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
+            let [v6, v4] = everywhere.map(|ip: IpAddr| SocketAddr::new(ip, port));
+            match net::listen(v6).or_else(|_| net::listen(v4)) {
                 Ok(listener) => return Ok(Self::Tcp(vec![listener], secret)),
                 Err(error) => failure = Some(error),
             }

@@ -51,6 +51,8 @@ pub mod local;
 #[cfg(not(loom))]
 mod memory;
 #[cfg(not(loom))]
+pub mod net;
+#[cfg(not(loom))]
 pub mod noise;
 #[cfg(not(loom))]
 mod peers;

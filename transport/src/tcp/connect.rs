@@ -15,6 +15,7 @@ use crate::Rank;
 use crate::credentials::{Credentials, refused};
 use crate::error::LinkError;
 use crate::inbox::InboxLayout;
+use crate::net;
 use crate::noise::{
     self, ANSWER_BYTES, CONFIRMATION_BYTES, DATA_BYTES, FIRST_BYTES, Purpose, Session,
 };
@@ -100,7 +101,7 @@ impl TcpHandshake {
     /// Begins to dial the target's next address.
     pub(crate) fn dial(target: DialTarget) -> Result<Self, (DialTarget, io::Error)> {
         let to = target.addresses[target.attempts % target.addresses.len()];
-        match socket::connect(to) {
+        match net::connect(to) {
             Ok(socket) => Ok(Self::new(socket, HandshakeStage::Connecting(target))),
             Err(error) => Err((target, error)),
         }

@@ -8,10 +8,11 @@ use std::time::Instant;
 
 use super::poller::{EventFlags, Poller};
 use super::service::{DialRequest, LISTENER_EVENT, ServiceRequests, TcpService, WAKE_EVENT};
-use super::{MOST_STREAMS, TcpConfig, socket};
+use super::{MOST_STREAMS, TcpConfig};
 use crate::Rank;
 use crate::credentials::Credentials;
 use crate::error::LinkError;
+use crate::net;
 use crate::peers::PeerTable;
 use crate::thread;
 
@@ -59,9 +60,10 @@ impl TcpLinkListener {
         let poller = Arc::new(Poller::new(WAKE_EVENT).map_err(system("epoll_create1"))?);
         let mut listeners = Vec::new();
         let mut addresses = Vec::new();
-        for (number, &ip) in config.addresses.iter().enumerate() {
-            let listener = socket::listen(ip).map_err(system("listen"))?;
-            addresses.push(listener.local_addr().map_err(system("getsockname"))?);
+        let wanted = config.addresses.iter().map(|&ip| SocketAddr::new(ip, 0));
+        let bound = net::listen_at_each(wanted).map_err(system("listen"))?;
+        for (number, (listener, address)) in bound.into_iter().enumerate() {
+            addresses.push(address);
             let data = LISTENER_EVENT | number as u64;
             poller.add(&listener, EventFlags::IN, data).map_err(system("epoll_ctl"))?;
             listeners.push(listener);

@@ -1,38 +1,13 @@
-//! TCP sockets beyond the standard library: connecting without blocking, options, and reading and
-//! writing memory by its address.
+//! TCP sockets beyond the standard library: options, and reading and writing memory by its address.
 
 use std::io;
 use std::mem;
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, Timespec};
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
-
-/// Listens at an address, on any port. Many ranks may connect at once, and one that finds the queue
-/// full loses a second. The queue is therefore as long as the kernel allows.
-pub(crate) fn listen(ip: IpAddr) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind((ip, 0))?;
-    listener.set_nonblocking(true)?;
-    // On a socket that listens already, this changes the length of the queue.
-    rustix::net::listen(&listener, 4096)?;
-    Ok(listener)
-}
-
-/// Begins to connect. The socket becomes writable when the result is known: see
-/// [`connect_result`].
-pub(crate) fn connect(to: SocketAddr) -> io::Result<OwnedFd> {
-    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    match rustix::net::connect(&socket, &to) {
-        // An interrupted call continues in the background too.
-        Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Ok(socket),
-        Err(errno) => Err(errno.into()),
-    }
-}
+use rustix::net::sockopt;
 
 /// The result of connecting.
 pub(crate) fn connect_result(socket: BorrowedFd<'_>) -> io::Result<()> {
