@@ -471,8 +471,14 @@ mod tests {
         // name.
         for row in table() {
             let (_, malformed) = with(row.name, "^:no,,such value");
-            let free =
-                ["NCCL_DEBUG_FILE", "MAYPOLE_SECRET_FILE", "NCCL_ALGO", "NCCL_NET", "NCCL_HOSTID"];
+            let free = [
+                "NCCL_DEBUG_FILE",
+                "MAYPOLE_SECRET_FILE",
+                "NCCL_ALGO",
+                "NCCL_NET",
+                "NCCL_HOSTID",
+                "NCCL_SOCKET_IFNAME",
+            ];
             let free = free.contains(&row.name);
             let reported: Vec<_> = malformed.iter().map(|value| value.name).collect();
             assert_eq!(reported, if free { vec![] } else { vec![row.name] });

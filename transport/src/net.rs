@@ -1,4 +1,4 @@
-//! TCP sockets for all parts of the library: one way to listen, and one way to connect.
+//! Sockets that listen and connect, for TCP links and the launchers.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
