@@ -382,12 +382,13 @@ impl Communicator {
 }
 
 /// The length of the send buffer if a rank would overwrite what it has not sent yet: an all-to-all
-/// whose buffers overlap. It is then sent from a copy.
+/// whose buffers overlap, except that of a single rank in place, which moves nothing. It is then
+/// sent from a copy.
 pub(super) fn overwritten_bytes(call: &Call, nranks: u32) -> Option<usize> {
-    if call.collective != Collective::AllToAll || nranks < 2 {
+    if call.collective != Collective::AllToAll {
         return None;
     }
     let bytes = call.count * nranks as usize * call.dtype.size();
     let apart = call.send.addr().abs_diff(call.recv.addr());
-    (apart < bytes).then_some(bytes)
+    (apart < bytes && (apart > 0 || nranks > 1)).then_some(bytes)
 }
