@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use maypole_algorithms::{Collective, DType, Rank, RedOp};
+use maypole_reduce::Reduction;
 
 use crate::error::Error;
-use maypole_reduce::Reduction;
 
 /// A collective call. Pointers are to memory of the host, or to memory that the device of the
 /// communicator reaches. The rules of `nccl.h` for calls in place apply.

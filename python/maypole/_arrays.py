@@ -21,7 +21,6 @@ class Array(NamedTuple):
     address: int
     count: int
     datatype: int
-    itemsize: int
     owner: Any
 
 
@@ -48,7 +47,7 @@ def _array(value: Any, write: bool) -> Array:
     if kind is None or int(kind[1:]) != view.itemsize:
         raise TypeError(f"elements of the format {view.format!r} cannot be sent")
     count = view.nbytes // view.itemsize
-    return Array(_address(view), count, _TYPES[kind], view.itemsize, view)
+    return Array(_address(view), count, _TYPES[kind], view)
 
 
 def _of_interface(value: Any, interface: dict[str, Any], write: bool) -> Array:
@@ -62,7 +61,7 @@ def _of_interface(value: Any, interface: dict[str, Any], write: bool) -> Array:
     strides = interface.get("strides")
     if strides is not None and strides != _c_strides(shape, itemsize):
         raise ValueError("the array is not contiguous; copy it first")
-    return Array(address, math.prod(shape), _TYPES[kind[1:]], itemsize, value)
+    return Array(address, math.prod(shape), _TYPES[kind[1:]], value)
 
 
 def _c_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

@@ -3,9 +3,10 @@
 
 use std::io::{Error, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
+use maypole_transport::net;
 use maypole_transport::noise::{
     self, ANSWER_BYTES, Binding, CONFIRMATION_BYTES, DATA_BYTES, FIRST_BYTES, Key, REFUSAL_BYTES,
     Refusal, TAG_BYTES,
@@ -176,7 +177,7 @@ impl Dialer {
             return Ok(DialStep::Fail(String::from("no address")));
         };
         self.deadline = now + CONNECT_TIMEOUT;
-        Ok(match connect(address) {
+        Ok(match net::connect(address).map(TcpStream::from) {
             Ok(stream) => DialStep::Wait(DialState::Connecting(stream)),
             // This is not an error of the network, and the next attempt would fail too.
             Err(error)
@@ -280,51 +281,5 @@ impl AwaitedWelcome {
         }
         let opened = self.secure.session.open(&[], &self.bytes, &mut Vec::new());
         opened.map(|()| true).map_err(|forged| Error::new(ErrorKind::InvalidData, forged))
-    }
-}
-
-/// Begins to connect, without waiting, which the standard library cannot do.
-fn connect(address: SocketAddr) -> Result<TcpStream, Error> {
-    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: the call takes numbers only.
-    let fd = unsafe { libc::socket(family, kind, 0) };
-    if fd < 0 {
-        return Err(Error::last_os_error());
-    }
-    // SAFETY: the kernel has just returned this descriptor, and nothing else owns it.
-    let stream = TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    let status = match address {
-        SocketAddr::V4(v4) => {
-            let raw = libc::sockaddr_in {
-                sin_family: libc::AF_INET as libc::sa_family_t,
-                sin_port: v4.port().to_be(),
-                sin_addr: libc::in_addr { s_addr: u32::from(*v4.ip()).to_be() },
-                sin_zero: [0; 8],
-            };
-            // SAFETY: `raw` is a socket address of the length given.
-            unsafe { libc::connect(fd, (&raw const raw).cast(), size_of_val(&raw) as u32) }
-        }
-        SocketAddr::V6(v6) => {
-            let raw = libc::sockaddr_in6 {
-                sin6_family: libc::AF_INET6 as libc::sa_family_t,
-                sin6_port: v6.port().to_be(),
-                sin6_flowinfo: v6.flowinfo(),
-                sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
-                sin6_scope_id: v6.scope_id(),
-            };
-            // SAFETY: `raw` is a socket address of the length given.
-            unsafe { libc::connect(fd, (&raw const raw).cast(), size_of_val(&raw) as u32) }
-        }
-    };
-    match (status, Error::last_os_error()) {
-        (0, _) => Ok(stream),
-        // An interrupted connect continues in the background, like one in progress.
-        (_, error)
-            if [Some(libc::EINPROGRESS), Some(libc::EINTR)].contains(&error.raw_os_error()) =>
-        {
-            Ok(stream)
-        }
-        (_, error) => Err(error),
     }
 }

@@ -1,10 +1,10 @@
 //! Opens listeners, and says whether a listener is on this host.
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
 use maypole_control::listener_addresses::ListenerAddresses;
+use maypole_transport::net;
 use maypole_transport::noise::sha256;
 
 use super::error::BootstrapError;
@@ -31,41 +31,10 @@ pub(super) fn listen() -> Result<(Vec<TcpListener>, ListenerAddresses), Bootstra
 pub(super) fn listen_at(
     wanted: &[SocketAddr],
 ) -> Result<(Vec<TcpListener>, ListenerAddresses), BootstrapError> {
-    let mut listeners = Vec::new();
-    let mut addresses = Vec::new();
-    let mut refused = None;
-    for &address in wanted {
-        let bound = TcpListener::bind(address)
-            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .and_then(|listener| lengthen_queue(&listener).map(|()| listener))
-            .and_then(|listener| listener.local_addr().map(|address| (listener, address)));
-        match bound {
-            Ok((listener, address)) => {
-                listeners.push(listener);
-                addresses.push(address);
-            }
-            Err(error) => {
-                log::info!("cannot listen at {address}: {error}");
-                refused = Some(error);
-            }
-        }
-    }
-    match refused {
-        Some(error) if listeners.is_empty() => Err(BootstrapError::system("bind", &error)),
-        _ => Ok((listeners, ListenerAddresses { host_tag: host_tag(), addresses })),
-    }
-}
-
-/// Lengthens the queue of connections from the 128 of the standard library: hundreds of ranks
-/// connect at once, and one that finds the queue full loses a second. The kernel applies its own
-/// limit.
-fn lengthen_queue(listener: &TcpListener) -> std::io::Result<()> {
-    // SAFETY: listen takes numbers only; on a listening socket it changes the length of the queue.
-    if unsafe { libc::listen(listener.as_raw_fd(), 4096) } == 0 {
-        Ok(())
-    } else {
-        Err(std::io::Error::last_os_error())
-    }
+    let bound = net::listen_at_each(wanted.iter().copied());
+    let bound = bound.map_err(|error| BootstrapError::system("listen", &error))?;
+    let (listeners, addresses) = bound.into_iter().unzip();
+    Ok((listeners, ListenerAddresses { host_tag: host_tag(), addresses }))
 }
 
 /// A number that identifies the running kernel and the network namespace. Where it is equal,

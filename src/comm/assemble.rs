@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use maypole_algorithms::{Class, Rank};
+use maypole_reduce::environment::DefaultEnvironment;
 use maypole_transport::fault::{FaultInjector, FaultRecipe};
 use maypole_transport::inbox::InboxLayout;
 
@@ -26,7 +27,6 @@ use crate::proxy::{Proxy, ProxyConfig};
 use crate::spin_policy::SpinPolicy;
 use crate::tune::{DeviceLimits, Protocol, Tuner};
 use crate::window::Windows;
-use maypole_reduce::environment::DefaultEnvironment;
 
 impl Communicator {
     /// Joins the communicator of `ids` as `rank` of `nranks`; returns when all ranks have joined.

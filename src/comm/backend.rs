@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
+use maypole_reduce::Isa;
 use maypole_transport::endpoint::Endpoint;
 
 use crate::bootstrap::{
@@ -30,7 +31,6 @@ use crate::engine::scratch::{ScratchMemory, SendCopy};
 use crate::links::Links;
 use crate::spin_policy::SpinPolicy;
 use crate::window::Windows;
-use maypole_reduce::Isa;
 
 /// The device part of a communicator for a CUDA device.
 pub(super) type DeviceBackend = Box<DeviceRank>;

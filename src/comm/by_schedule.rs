@@ -1,14 +1,14 @@
 //! Runs calls by a schedule of the caller, instead of the one that the tuner would choose.
 
 use maypole_algorithms::verify::Proved;
+use maypole_reduce::Reduction;
+use maypole_reduce::environment::DefaultEnvironment;
 
 use super::Communicator;
 use crate::call::{Call, Task};
 use crate::element::Element;
 use crate::error::Error;
 use crate::plan::PlanKey;
-use maypole_reduce::Reduction;
-use maypole_reduce::environment::DefaultEnvironment;
 
 impl Communicator {
     /// Runs the collective of `schedule` by `schedule`. Each buffer has as many blocks as

@@ -1,12 +1,12 @@
 //! The collectives on slices of elements. In their docs `n` is the number of ranks.
 
 use maypole_algorithms::{Collective, RedOp};
+use maypole_reduce::Reduction;
 
 use super::Communicator;
 use crate::call::Call;
 use crate::element::Element;
 use crate::error::Error;
-use maypole_reduce::Reduction;
 
 impl Communicator {
     /// Reduces `send` of all ranks element by element. Every rank gets the result in `recv`.

@@ -7,6 +7,7 @@
 use std::marker::PhantomData;
 
 use maypole_algorithms::Collective;
+use maypole_reduce::Reduction;
 
 use super::Communicator;
 use super::stream_calls::{DeviceCall, StreamCalls, launch_calls};
@@ -14,7 +15,6 @@ use crate::call::Call;
 use crate::device::{CudaStreamHandle, DeviceAllocation};
 use crate::element::Element;
 use crate::error::Error;
-use maypole_reduce::Reduction;
 
 /// Elements in the memory of a CUDA device, borrowed for reading.
 #[derive(Clone, Copy, Debug)]

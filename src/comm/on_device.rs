@@ -7,6 +7,7 @@ use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::Channel;
 use maypole_cuda::driver::{Driver, DriverError};
 use maypole_cuda::memory;
+use maypole_reduce::environment::DefaultEnvironment;
 use maypole_transport::endpoint::Endpoint;
 use maypole_transport::fault::FaultInjector;
 use maypole_transport::inbox::InboxLayout;
@@ -34,7 +35,6 @@ use crate::plan::device::{DevicePlan, parameter};
 use crate::plan::{PlanBody, PlanKey};
 use crate::proxy::Connect;
 use crate::transfer::Transfer;
-use maypole_reduce::environment::DefaultEnvironment;
 
 /// The number of ranks on the device of rank `me`, including it. If there are several, the lowest
 /// of them logs a warning.

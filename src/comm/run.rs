@@ -2,6 +2,8 @@
 
 use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{Collective, DType, RedOp, Schedule};
+use maypole_reduce::environment::DefaultEnvironment;
+use maypole_reduce::{FoldKernel, Reduction};
 use maypole_transport::ll::LL_CAPACITY;
 
 use super::Communicator;
@@ -16,8 +18,6 @@ use crate::engine::wait::WaitLoop;
 use crate::error::Error;
 use crate::plan::{Plan, PlanBody, PlanKey, Plans, proofs};
 use crate::tune::{AlgorithmFilter, Choice};
-use maypole_reduce::environment::DefaultEnvironment;
-use maypole_reduce::{FoldKernel, Reduction};
 
 impl Communicator {
     /// Runs a collective call; returns when its result is in the receive buffer. A call of no

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use maypole_algorithms::topology::Grouping;
+use maypole_reduce::Isa;
 use maypole_transport::endpoint::{EnabledLinks, Endpoint, EndpointConfig};
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::tcp::TcpConfig;
@@ -17,7 +18,6 @@ use crate::error::Error;
 use crate::process::ProcessIdentity;
 use crate::tune::AlgorithmFilter;
 use crate::window;
-use maypole_reduce::Isa;
 
 /// The channels between two ranks: those of schedules, one for sends and receives, and one for
 /// windows.

@@ -1,6 +1,7 @@
 //! Sends and receives, alone and in groups.
 
 use maypole_algorithms::{DType, RedOp};
+use maypole_reduce::FoldKernel;
 
 use super::Communicator;
 use super::backend::HostBackend;
@@ -15,7 +16,6 @@ use crate::error::Error;
 use crate::plan::NON_TEMPORAL_BYTES;
 use crate::plan::transfers::bind_transfers;
 use crate::transfer::{self, Transfer};
-use maypole_reduce::FoldKernel;
 
 impl Communicator {
     /// Sends `data` to `peer`, which receives it with [`recv`](Self::recv) into as many elements.

@@ -7,6 +7,7 @@
 //! so that a difference is an error.
 
 use maypole_algorithms::Collective;
+use maypole_reduce::Reduction;
 
 use super::Communicator;
 use crate::call::{Blocks, Call, Extents, Task, VectorCall};
@@ -14,7 +15,6 @@ use crate::call_signature::CallSignature;
 use crate::element::Element;
 use crate::error::Error;
 use crate::transfer::Transfer;
-use maypole_reduce::Reduction;
 
 /// How a vector call is run.
 pub(super) enum VectorRun {

@@ -8,6 +8,7 @@ use maypole_transport::ll::{LL_CAPACITY, LL_LINE_PAYLOAD, LlPoll};
 use maypole_transport::sync::full_fence;
 
 use maypole_algorithms::schedule::MAX_FAN;
+use maypole_reduce::{FoldKernel, FoldOperands};
 
 use crate::call_signature::CallSignature;
 use crate::control::ControlPlane;
@@ -17,7 +18,6 @@ use crate::error::Error;
 use crate::links::Links;
 use crate::plan::compiled::{CompiledOperand, CompiledPlan, CompiledStep};
 use crate::spin_policy::SpinPolicy;
-use maypole_reduce::{FoldKernel, FoldOperands};
 
 /// Memory for messages that are longer than one cache line, and for results that are only sent.
 #[repr(C, align(64))]

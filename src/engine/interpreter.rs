@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 
 use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::{After, InlineVec, MAX_FAN};
+use maypole_reduce::{FoldKernel, FoldOperands};
 use maypole_transport::link::{Lendable, Sequence};
 use maypole_transport::sync::{Ordering, fence};
 
@@ -22,7 +23,6 @@ use crate::engine::{CallBuffers, length_mismatch, tag_mismatch};
 use crate::error::Error;
 use crate::links::{LendThresholds, Links};
 use crate::plan::bind::{BoundOperand, BoundStep, LaneSegment, RankProgram};
-use maypole_reduce::{FoldKernel, FoldOperands};
 
 /// The interpreter of a rank's program, with what it needs for one call.
 pub(crate) struct Interpreter<'a> {

@@ -55,18 +55,11 @@ impl Rank0Listener {
     /// Listens at all of these addresses, at ports that the kernel chooses. Also returns the
     /// addresses with their ports.
     pub(super) fn at_any_port(ips: &[IpAddr], secret: Key) -> io::Result<(Self, Vec<SocketAddr>)> {
-        let mut failure = io::Error::other("this host has no address");
-        let mut listeners = Vec::new();
-        for &ip in ips {
-            match TcpListener::bind((ip, 0)) {
-                Ok(listener) => listeners.push(listener),
-                Err(error) => failure = error,
-            }
+        if ips.is_empty() {
+            return Err(io::Error::other("this host has no address"));
         }
-        if listeners.is_empty() {
-            return Err(failure);
-        }
-        let addresses = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+        let bound = net::listen_at_each(ips.iter().map(|&ip| SocketAddr::new(ip, 0)))?;
+        let (listeners, addresses) = bound.into_iter().unzip();
         Ok((Self::Tcp(listeners, secret), addresses))
     }
 
@@ -103,9 +96,6 @@ impl Rank0Listener {
                 admit_all(participant, &accepted).map(Rank0Exchange::Rank0)
             }
             Self::Tcp(listeners, secret) => {
-                for listener in &listeners {
-                    listener.set_nonblocking(true)?;
-                }
                 let acceptor = HandshakeAcceptor::new(listeners, secret, Purpose::Launch, 0);
                 accept_handshakes(participant, acceptor).map(Rank0Exchange::Rank0)
             }

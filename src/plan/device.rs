@@ -5,6 +5,7 @@ use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{DType, Operand, Rank, RedOp, Schedule, Step};
 use maypole_cuda::encode::{self, ChunkExtent, LinkPort, ProgramBinding};
 use maypole_cuda::launch;
+use maypole_reduce::{Reduction, scalar};
 
 use crate::call::{Extent, Task};
 use crate::channels::FIRST_OF_SCHEDULES;
@@ -13,7 +14,6 @@ use crate::device::queue::program::{EncodedProgram, Program};
 use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::tune::{Choice, Protocol};
-use maypole_reduce::{Reduction, scalar};
 
 /// How a device runs a call.
 pub(crate) enum DevicePlan {

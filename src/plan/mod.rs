@@ -11,6 +11,7 @@ pub(crate) mod transfers;
 use maypole_algorithms::schedule::Channel;
 use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{Collective, DType, Rank, RedOp};
+use maypole_reduce::{FoldKernel, Isa};
 
 use crate::call::Task;
 use crate::call_signature::{CallSignature, signature_of};
@@ -22,7 +23,6 @@ use crate::plan::bind::RankProgram;
 use crate::plan::compiled::CompiledPlan;
 use crate::plan::device::DevicePlan;
 use crate::tune::{Choice, Protocol};
-use maypole_reduce::{FoldKernel, Isa};
 
 #[cfg(test)]
 pub(crate) use plans::{MAX_KEPT_PLANS, MAX_VECTOR_PLANS};

@@ -1,4 +1,4 @@
-//! Sockets that listen and connect, for TCP links and the launchers.
+//! TCP sockets for all parts of the library: one way to listen, and one way to connect.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -32,7 +32,7 @@ pub fn listen(at: SocketAddr) -> io::Result<TcpListener> {
 /// not at the others. Returns each listener with its address and port.
 ///
 /// # Errors
-/// It allows none: the error of the last, with its address.
+/// It allows none: the error of the last.
 pub fn listen_at_each(
     wanted: impl IntoIterator<Item = SocketAddr>,
 ) -> io::Result<Vec<(TcpListener, SocketAddr)>> {
@@ -44,15 +44,12 @@ pub fn listen_at_each(
             Ok(listener) => listeners.push(listener),
             Err(error) => {
                 log::info!("cannot listen at {at}: {error}");
-                refused = Some((at, error));
+                refused = Some(error);
             }
         }
     }
     match refused {
-        Some((at, error)) if listeners.is_empty() => {
-            log::warn!("cannot listen at any address of this host, last at {at}: {error}");
-            Err(error)
-        }
+        Some(error) if listeners.is_empty() => Err(error),
         _ => Ok(listeners),
     }
 }

@@ -8,12 +8,12 @@ from torch.distributed import ReduceOp
 
 from .._library import check, library
 
-__all__ = ["DATATYPES", "Reduction", "fold", "reduction"]
+__all__ = ["Reduction", "fold", "reduction"]
 
 _KINDS = ReduceOp.RedOpType
 
-#: ncclDataType_t of the types that the library can reduce.
-DATATYPES = {
+# ncclDataType_t of the types that the library can reduce.
+_DATATYPES = {
     torch.int8: 0, torch.uint8: 1, torch.int32: 2, torch.uint32: 3, torch.int64: 4,
     torch.uint64: 5, torch.float16: 6, torch.float32: 7, torch.float64: 8, torch.bfloat16: 9,
     torch.float8_e4m3fn: 10, torch.float8_e5m2: 11,
@@ -52,7 +52,7 @@ def reduction(op: Any, dtype: torch.dtype, comm: int | None) -> Reduction | None
     parts = 2 if dtype in _COMPLEX else 1
     if parts == 2 and kind not in _LINEAR:
         return None
-    datatype = _COMPLEX.get(dtype, DATATYPES.get(dtype))
+    datatype = _COMPLEX.get(dtype, _DATATYPES.get(dtype))
     if datatype is None:
         return None
     if kind == _KINDS.PREMUL_SUM:

@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 
 use maypole_algorithms::semantics::Algebra;
 use maypole_algorithms::{Collective, DType, RedOp, Schedule};
+use maypole_reduce::{Reduction, scalar};
 
 use super::Random;
 use crate::call::{Call, Task};
@@ -12,7 +13,6 @@ use crate::geometry::Geometry;
 use crate::memory::SharedBuffer;
 use crate::plan::{PlanKey, proofs};
 use crate::tune::{Choice, Protocol};
-use maypole_reduce::{Reduction, scalar};
 
 /// The bits of element `index` of the send buffer of `rank`: floats of similar magnitude, so that
 /// sums are rounded.

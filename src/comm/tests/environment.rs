@@ -1,6 +1,7 @@
 //! Ranks whose programs chose other floating-point environments.
 
 use maypole_algorithms::{Collective, DType, RedOp};
+use maypole_reduce::environment::registers;
 
 use super::as_ranks;
 use super::case::element;
@@ -8,7 +9,6 @@ use crate::call::Call;
 use crate::comm::Communicator;
 use crate::config::Config;
 use crate::error::Error;
-use maypole_reduce::environment::registers;
 
 /// Rounding toward zero; subnormal inputs and results count as zero.
 #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,7 @@
 //! Calls on devices give the same bits as on the host, for every collective and type.
 
 use maypole_algorithms::{Collective, DType, RedOp};
+use maypole_reduce::Reduction;
 
 use super::super::Random;
 use super::super::case::Case;
@@ -14,7 +15,6 @@ use crate::config::Config;
 use crate::device::CudaStreamHandle;
 use crate::error::Error;
 use crate::transfer::Transfer;
-use maypole_reduce::Reduction;
 
 /// Ranks on one device, and on two devices alternately.
 const WORLDS: [&[i32]; 5] = [&[0], &[0, 0], &[0, 1], &[0, 1, 0], &[0, 0, 1, 1, 0]];

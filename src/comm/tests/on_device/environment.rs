@@ -1,12 +1,12 @@
 //! The floating-point environment of a host thread changes nothing on a device.
 
 use maypole_algorithms::{DType, RedOp};
+use maypole_reduce::environment::registers;
 
 use super::super::as_ranks;
 use super::super::environment::{UNUSUAL, all_reduce};
 use super::support::{on_devices, simulator};
 use crate::config::Config;
-use maypole_reduce::environment::registers;
 
 const KINDS: [(DType, RedOp); 4] = [
     (DType::Float32, RedOp::Sum),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use maypole_algorithms::{Collective, DType, RedOp};
 use maypole_cuda::memory::DeviceBuffer;
 use maypole_cuda::stream::CudaStream;
+use maypole_reduce::Reduction;
 
 use super::support::{Rank, all_ranks, calls, configure, on_devices, simulator};
 use crate::call::Call;
@@ -12,7 +13,6 @@ use crate::comm::{DeviceCall, StreamCalls, launch_calls};
 use crate::config::Config;
 use crate::device::CudaStreamHandle;
 use crate::transfer::Transfer;
-use maypole_reduce::Reduction;
 
 fn sum_of(send: &DeviceBuffer, recv: &DeviceBuffer) -> Call {
     Call {
