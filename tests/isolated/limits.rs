@@ -38,12 +38,42 @@ fn rank() {
             println!("say:{}", error.map_or(String::from("done"), |error| error.to_string()));
         }
         None => {
-            limit(libc::RLIMIT_MEMLOCK, 0);
-            let comm = Communicator::new(&id, rank, nranks).expect("memory need not be locked");
+            match words[0] {
+                "unlocked" => limit(libc::RLIMIT_MEMLOCK, 0),
+                "short" if rank > 0 => limit(libc::RLIMIT_FSIZE, 1 << 16),
+                "forbidden" if rank == 1 => forbid_memfd_create(),
+                _ => {}
+            }
+            let comm = Communicator::new(&id, rank, nranks).expect("nothing needed is missing");
             sums(comm).expect("calls go on");
             println!("say:done");
         }
     }
+}
+
+/// From now on `memfd_create` fails in this process, as under the filters of some containers.
+fn forbid_memfd_create() {
+    let load_number = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    let if_equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let ret = libc::BPF_RET | libc::BPF_K;
+    let line = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let mut lines = [
+        line(load_number, 0, 0, 0),
+        line(if_equal, 0, 1, libc::SYS_memfd_create as u32),
+        line(ret, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        line(ret, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: lines.len() as u16, filter: lines.as_mut_ptr() };
+    // SAFETY: the program and its lines are alive; without new privileges no right is needed. All
+    // threads get the filter.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let filter = libc::SECCOMP_SET_MODE_FILTER;
+        let all_threads = libc::SECCOMP_FILTER_FLAG_TSYNC;
+        assert_eq!(libc::syscall(libc::SYS_seccomp, filter, all_threads, &raw const program), 0);
+    }
+    // SAFETY: the name is a C string.
+    assert_eq!(unsafe { libc::memfd_create(c"forbidden".as_ptr(), 0) }, -1);
 }
 
 fn sums(mut comm: Communicator) -> Result<(), maypole::Error> {
@@ -117,7 +147,18 @@ fn a_rank_without_descriptors_says_so_and_ends_the_others() {
 fn memory_need_not_be_locked_and_a_full_disk_for_the_log_is_harmless() {
     let _alone = crate::alone();
     let environment = [("NCCL_DEBUG", "TRACE"), ("NCCL_DEBUG_FILE", "/dev/full")];
-    let mut job = Job::start(ENTRY, 3, "modest", &environment);
+    let mut job = Job::start(ENTRY, 3, "unlocked", &environment);
     job.all_say("done");
     (0..3).for_each(|rank| job.ends_well(rank));
+}
+
+/// Ranks that cannot make memory for other processes use TCP.
+#[test]
+fn shared_memory_is_not_necessary() {
+    let _alone = crate::alone();
+    for scene in ["short", "forbidden"] {
+        let mut job = Job::start(ENTRY, 3, scene, &[]);
+        job.all_say("done");
+        (0..3).for_each(|rank| job.ends_well(rank));
+    }
 }

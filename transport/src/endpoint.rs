@@ -127,7 +127,8 @@ impl Endpoint {
         let local = LocalListener::start((communicator, rank), &inbox)?;
         let peers = Arc::new(PeerTable::new(rank, layout, inbox));
         let credentials = Credentials { key: secret, rank, nranks };
-        let shm = links.shm.then(|| ShmListener::start(peers.clone(), credentials.clone()));
+        let is_shared = links.shm && peers.inbox.file().is_some();
+        let shm = is_shared.then(|| ShmListener::start(peers.clone(), credentials.clone()));
         let shm = shm.transpose()?;
         let tcp = links.tcp.as_ref();
         let tcp =

@@ -100,7 +100,10 @@ impl LinkError {
                 "memory, address space or mappings are exhausted: \
                  check ulimit -v, the cgroup's limit and vm.max_map_count"
             }
-            libc::ENOSPC => "memory is exhausted: check the cgroup's limit",
+            libc::ENOSPC => {
+                "memory is exhausted: check the cgroup's limit and vm.overcommit_memory"
+            }
+            libc::EFBIG => "the limit on the size of files is too low: raise it (ulimit -f)",
             libc::ECONNREFUSED => {
                 "the peer is gone, or in another network namespace of this host \
                  (containers must share one)"

@@ -144,7 +144,8 @@ impl InboxRegion {
 /// A rank's own inbox.
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    file: OwnedFd,
+    /// None if the system forbids anonymous files; then other processes cannot map the inbox.
+    file: Option<OwnedFd>,
     memory: Mapping,
     layout: InboxLayout,
 }
@@ -152,21 +153,46 @@ pub(crate) struct Inbox {
 impl Inbox {
     pub(crate) fn new(rank: Rank, layout: InboxLayout) -> Result<Self, LinkError> {
         let bytes = layout.bytes()?;
-        let file = memory::create_memfd(bytes)?;
-        let memory = Mapping::new(file.as_fd(), 0, bytes, MappingAccess::ReadWrite)?;
+        let (file, memory) = match memory::create_memfd(bytes) {
+            Ok(file) => {
+                if memory::overcommit_is_off() {
+                    memory::allocate_pages(file.as_fd(), 0, InboxLayout::header_bytes())?;
+                }
+                let memory = Mapping::new(file.as_fd(), 0, bytes, MappingAccess::ReadWrite)?;
+                (Some(file), memory)
+            }
+            Err(error) if memory::is_forbidden(&error) => {
+                log::info!("rank {rank} shares no memory with other processes: {error}");
+                (None, Mapping::private(bytes)?)
+            }
+            Err(error) => return Err(error),
+        };
         let header = RankHeader::new(layout.identity(rank, std::process::id()));
         // SAFETY: the mapping has room for a header at its start, and no other rank has it yet.
         unsafe { memory.start().cast::<RankHeader>().write(header) };
         Ok(Self { file, memory, layout })
     }
 
-    pub(crate) fn file(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+    /// The file that peers map; None if other processes cannot map the inbox.
+    pub(crate) fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Prepares the region of rank `source`. If the system counts all memory that could be touched,
+    /// this takes the memory, so that too little is an error here and no signal at a later access.
+    pub(crate) fn prepare_region(&self, source: Rank) -> Result<(), LinkError> {
+        if memory::overcommit_is_off() { self.allocate_region(source) } else { Ok(()) }
+    }
+
+    fn allocate_region(&self, source: Rank) -> Result<(), LinkError> {
+        let Some(file) = self.file() else { return Ok(()) };
+        let layout = &self.layout;
+        memory::allocate_pages(file, layout.region_offset(source), layout.region_bytes())
     }
 
     /// Bytes that were touched by now; only these take memory.
     pub(crate) fn resident_bytes(&self) -> usize {
-        memory::allocated_bytes(self.file.as_fd())
+        self.file().map_or_else(|| self.memory.resident_bytes(), memory::allocated_bytes)
     }
 
     pub(crate) fn header(&self) -> &RankHeader {
@@ -329,9 +355,17 @@ mod tests {
     }
 
     #[test]
+    fn a_region_can_be_allocated_before_it_is_touched() {
+        let inbox = Inbox::new(1, LAYOUT).unwrap();
+        let untouched = inbox.resident_bytes();
+        inbox.allocate_region(2).unwrap();
+        assert_eq!(inbox.resident_bytes(), untouched + LAYOUT.region_bytes());
+    }
+
+    #[test]
     fn a_peer_sees_the_same_memory() {
         let inbox = Inbox::new(1, LAYOUT).unwrap();
-        let peer = PeerInbox::map(inbox.file(), 2, 1, LAYOUT).unwrap();
+        let peer = PeerInbox::map(inbox.file().unwrap(), 2, 1, LAYOUT).unwrap();
         let (mapped, own) = (peer.region(2).link(1), inbox.region(2).link(1));
         // SAFETY: both are the first byte of the same slot, used only by this thread.
         unsafe {
@@ -345,7 +379,7 @@ mod tests {
         let inbox = Inbox::new(1, LAYOUT).unwrap();
         let other = InboxLayout { depth: 4, ..LAYOUT };
         for (peer, layout) in [(1, other), (0, LAYOUT)] {
-            let error = PeerInbox::map(inbox.file(), 2, peer, layout).unwrap_err();
+            let error = PeerInbox::map(inbox.file().unwrap(), 2, peer, layout).unwrap_err();
             assert!(matches!(error, LinkError::Corrupt { .. }), "{error}");
         }
         let empty = memory::create_memfd(1 << 30).unwrap();

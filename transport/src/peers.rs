@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -106,6 +107,13 @@ impl PeerTable {
             connection.abort(by, reason);
         }
         self.inbox.header().doorbell.ring();
+    }
+
+    /// The file of this rank's inbox to send to `peer`, in which the region of that rank is ready.
+    pub(crate) fn file_for(&self, peer: Rank) -> Result<BorrowedFd<'_>, LinkError> {
+        self.inbox.prepare_region(peer)?;
+        let why = "this rank shares no memory with other processes";
+        self.inbox.file().ok_or(LinkError::Refused { peer, why })
     }
 
     /// Forgets the last failure of a proven peer, because it begins a new connection.

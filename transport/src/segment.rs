@@ -75,6 +75,10 @@ impl Segment {
         if file.as_raw_fd() as u64 >= descriptor_limit() / 2 {
             return Err(LinkError::system("memfd_create", Errno::MFILE));
         }
+        if memory::overcommit_is_off() {
+            // Otherwise too little memory would end the process by SIGBUS at an access.
+            memory::allocate_pages(file.as_fd(), 0, total)?;
+        }
         let mapping = Mapping::new(file.as_fd(), 0, total, MappingAccess::ReadWrite)?;
         // Relaxed: only the number counts.
         let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;

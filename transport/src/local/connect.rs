@@ -11,11 +11,15 @@ use crate::local::listener::{LocalRankKey, find_and_visit};
 /// peer needs to do nothing.
 ///
 /// # Errors
-/// The peer has left without having connected to this rank, so it has sent nothing.
+/// The peer has left without having connected to this rank, so it has sent nothing; or
+/// memory is exhausted.
 pub(crate) fn connect(
     rank: LocalRankKey,
     own: &Arc<Inbox>,
     peer: Rank,
 ) -> Result<PeerInbox, LinkError> {
-    find_and_visit(rank, own, peer).map(PeerInbox::Local).ok_or(LinkError::PeerLeft { peer })
+    let inbox = find_and_visit(rank, own, peer).ok_or(LinkError::PeerLeft { peer })?;
+    own.prepare_region(peer)?;
+    inbox.prepare_region(rank.1)?;
+    Ok(PeerInbox::Local(inbox))
 }

@@ -58,14 +58,18 @@ pub(crate) fn connect(
     dial.read(&stream, &mut answer[got..])?;
     let file = file.ok_or(refused("it sent no inbox"));
     let inbox = file.and_then(|file| PeerInbox::map(file.as_fd(), peers.rank, peer, peers.layout));
-    let sent = if inbox.is_ok() { InboxAnswer::Sent } else { InboxAnswer::Refused };
+    let own = peers.file_for(peer);
+    let (inbox, own) = match (inbox, own) {
+        (Ok(inbox), Ok(own)) => (Ok(inbox), Some(own)),
+        (Err(error), _) | (_, Err(error)) => (Err(error), None),
+    };
+    let sent = if own.is_some() { InboxAnswer::Sent } else { InboxAnswer::Refused };
     let (_, _, confirmation) =
         dialer.finish(&answer, &sent.to_data()).map_err(|why| credentials::refused(peer, why))?;
     // If the inbox cannot be used the peer learns that too.
-    let result = if inbox.is_ok() {
-        socket::send_with_descriptor(&stream, &confirmation, peers.inbox.file())
-    } else {
-        socket::send(&stream, &confirmation)
+    let result = match own {
+        Some(own) => socket::send_with_descriptor(&stream, &confirmation, own),
+        None => socket::send(&stream, &confirmation),
     };
     let inbox = inbox?;
     result.map_err(|error| dial.stream_error("sendmsg", error))?;

@@ -303,7 +303,14 @@ impl ShmService {
             return None;
         }
         self.peers.clear_failure(peer);
-        if let Err(error) = socket::send_with_descriptor(stream, &answer, self.peers.inbox.file()) {
+        let file = match self.peers.file_for(peer) {
+            Ok(file) => file,
+            Err(error) => {
+                self.peers.set_failure(peer, error);
+                return None;
+            }
+        };
+        if let Err(error) = socket::send_with_descriptor(stream, &answer, file) {
             // If the dialer went away it was no failure: it may have sent the message long ago.
             if let error @ LinkError::System { .. } = stream_error(peer, "sendmsg", error) {
                 self.peers.set_failure(peer, error);
