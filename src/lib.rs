@@ -41,6 +41,8 @@ mod proxy;
 mod secret_file;
 mod spin_policy;
 pub mod stream;
+#[cfg(test)]
+mod test_share;
 mod transfer;
 mod tune;
 mod window;

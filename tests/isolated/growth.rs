@@ -78,9 +78,7 @@ fn resident_bytes() -> usize {
 /// `MAYPOLE_TEST_SHARE` asks for in percent, but not fewer than `least`.
 fn does_not_grow(kind: &str, rounds: u32, least: u32) {
     let _alone = crate::alone();
-    let share = std::env::var("MAYPOLE_TEST_SHARE").ok();
-    let share: u32 = share.map_or(100, |text| text.parse().expect("a percentage"));
-    let rounds = (rounds / 100 * share).max(least);
+    let rounds = crate::ranks::share_of(rounds, least);
     let patience = Duration::from_secs(300);
     let mut job = Job::start_patient(ENTRY, 2, &format!("{kind}={rounds}"), &[], patience);
     job.all_say("bounded");

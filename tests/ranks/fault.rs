@@ -299,7 +299,7 @@ impl Holdings {
 
 #[test]
 fn survivors_of_a_random_moment_go_on_and_nothing_is_left() {
-    (0..20).for_each(|seed| _ = Moment::random(seed).run());
+    (0..crate::ranks::share_of(20, 5)).for_each(|seed| _ = Moment::random(seed.into()).run());
 }
 
 /// Kills ranks one after the other, each in a job of its own, and prints how long the others took
@@ -317,12 +317,12 @@ fn kill(seeds: std::ops::Range<u64>, over_tcp: bool) {
 
 #[test]
 fn survivors_of_a_kill_go_on() {
-    kill(0..4, false);
+    kill(0..crate::ranks::share_of(4, 2).into(), false);
 }
 
 #[test]
 fn survivors_of_a_kill_go_on_over_tcp() {
-    kill(0..4, true);
+    kill(0..crate::ranks::share_of(4, 2).into(), true);
 }
 
 /// To run it: `cargo test --release -p maypole --test ranks many -- --ignored`.

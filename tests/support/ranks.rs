@@ -202,3 +202,12 @@ pub(crate) fn raise_descriptors() -> u64 {
     unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
     limit.rlim_max
 }
+
+/// The part of `rounds` that a test does: all, or the share in percent that `MAYPOLE_TEST_SHARE`
+/// asks for, but not fewer than `least`.
+#[allow(dead_code, reason = "not every test binary has tests that are long")]
+pub(crate) fn share_of(rounds: u32, least: u32) -> u32 {
+    let share = std::env::var("MAYPOLE_TEST_SHARE").ok();
+    let share: u32 = share.map_or(100, |text| text.parse().expect("a percentage"));
+    (u64::from(rounds) * u64::from(share) / 100).max(least.into()) as u32
+}

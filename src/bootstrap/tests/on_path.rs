@@ -14,6 +14,7 @@ use maypole_transport::noise::{ANSWER_BYTES, CONFIRMATION_BYTES, FIRST_BYTES, TA
 use super::super::listener_address::host_tag;
 use super::{create, join_each, options, rank_info, register, root_addresses, with_watchdog};
 use crate::bootstrap::{BootstrapError, RankSet, UniqueId, join_with};
+use crate::test_share::some_of;
 
 /// What is done to the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,17 +143,20 @@ fn a_handshake_that_is_changed_once_is_made_again() {
 
 #[test]
 fn what_is_changed_after_the_handshake_ends_in_errors_that_name_the_connection() {
-    for from_dialer in [true, false] {
-        let handshake = if from_dialer { FROM_DIALER } else { FROM_LISTENER };
-        for attack in [
-            Attack::Change(handshake),
-            Attack::Change(handshake + 2),
-            Attack::Change(handshake + 30),
-            Attack::Drop,
-            Attack::Repeat,
-            Attack::Splice,
-            Attack::Inject,
-        ] {
+    for (index, kind) in [
+        |handshake| Attack::Change(handshake),
+        |handshake| Attack::Change(handshake + 2),
+        |handshake| Attack::Change(handshake + 30),
+        |_| Attack::Drop,
+        |_| Attack::Repeat,
+        |_| Attack::Splice,
+        |_| Attack::Inject,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for from_dialer in some_of(&[true, false], index) {
+            let attack = kind(if from_dialer { FROM_DIALER } else { FROM_LISTENER });
             let results = with_watchdog(move || attacked(attack, from_dialer));
             // Nobody reads what is repeated if the connection has done its work before it comes.
             if attack == Attack::Repeat && results.iter().all(Result::is_ok) {

@@ -6,9 +6,10 @@ use maypole_algorithms::proof_suite::uneven_example;
 use maypole_algorithms::{Collective, DType, RedOp};
 
 use super::case::{Case, element, plan};
-use super::{Random, as_ranks, lateness, over_tcp, some_of};
+use super::{Random, as_ranks, lateness, over_tcp};
 use crate::SlotTraffic;
 use crate::config::{self, Config};
+use crate::test_share::some_of;
 use crate::tune::Protocol;
 
 #[test]

@@ -63,17 +63,6 @@ fn as_ranks_within<T: Send + 'static>(
     results.into_iter().map(|r| r.1).collect()
 }
 
-/// The elements of `all` that a test of element number `index` of its outer loop uses: all of them,
-/// or one in turn if `MAYPOLE_TEST_SHARE` asks for a smaller share (in percent) than 100.
-fn some_of<T: Copy>(all: &[T], index: usize) -> Vec<T> {
-    let share = std::env::var("MAYPOLE_TEST_SHARE").ok();
-    let share: usize = share.map_or(100, |text| text.parse().expect("a percentage"));
-    match share {
-        100.. => all.to_vec(),
-        _ => vec![all[index % all.len()]],
-    }
-}
-
 /// A small generator of pseudo-random numbers (splitmix64).
 #[derive(Clone)]
 pub(super) struct Random(u64);

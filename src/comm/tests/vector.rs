@@ -2,11 +2,12 @@
 
 use maypole_algorithms::RedOp;
 
-use super::{Random, as_ranks, lateness, over_tcp, some_of};
+use super::{Random, as_ranks, lateness, over_tcp};
 use crate::call::Blocks;
 use crate::comm::Communicator;
 use crate::config::{self, Config};
 use crate::error::Error;
+use crate::test_share::some_of;
 
 const FILL: i64 = -77;
 
