@@ -2,7 +2,7 @@
 //! tree with the sockets, the processes, the links and the device of the rank.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -32,19 +32,26 @@ pub(super) struct ServedCommunicator {
     shared: Arc<ControlShared>,
     tree: ControlTree,
     peers: Vec<PeerInfo>,
-    /// The processes of neighbours on this host.
-    watched: Vec<(Rank, OwnedFd)>,
-    /// Neighbours that had ended before they could be watched.
-    ended: Vec<Rank>,
+    /// The processes of neighbours on this host, as far as they can be watched.
+    watched: Vec<WatchedRank>,
     /// Whether the state machine believes that a connection is being made.
     is_connecting: bool,
     outputs: VecDeque<ControlOutput>,
+}
+
+/// The process of a rank.
+struct WatchedRank {
+    rank: Rank,
+    process: ProcessWatch,
+    /// Whether the state machine knows that the process has ended.
+    is_known_to_have_ended: bool,
 }
 
 /// What a rank can look up. `all` are all communicators of the process.
 struct ServedFacts<'a> {
     shared: &'a ControlShared,
     peers: &'a [PeerInfo],
+    watched: &'a [WatchedRank],
     all: &'a [Arc<ControlShared>],
 }
 
@@ -69,10 +76,10 @@ impl LocalFacts for ServedFacts<'_> {
     }
 
     fn process_state(&self, rank: Rank) -> Option<ProcessState> {
-        let own = &self.peers[self.shared.rank as usize].process;
-        let PeerInfo { process, same_host, .. } = self.peers.get(rank as usize)?;
-        (*same_host && own.shares_namespace_with(process) && own.pid != process.pid)
-            .then(|| process.state())
+        if let Some(watched) = self.watched.iter().find(|watched| watched.rank == rank) {
+            return Some(watched.process.state());
+        }
+        watch(self.peers, self.shared.rank, rank).map(|process| process.state())
     }
 
     fn process_name(&self, rank: Rank) -> ProcessName {
@@ -104,6 +111,12 @@ impl LocalFacts for ServedFacts<'_> {
     }
 }
 
+/// Watches the process of `rank` for rank `me`, if it runs on this host and can be watched.
+fn watch(peers: &[PeerInfo], me: Rank, rank: Rank) -> Option<ProcessWatch> {
+    let peer = peers.get(rank as usize).filter(|peer| peer.same_host)?;
+    peers[me as usize].process.watch(&peer.process)
+}
+
 impl ServedCommunicator {
     /// Begins to serve a communicator: watches the processes and hosts of its neighbours.
     pub(super) fn new(
@@ -112,31 +125,18 @@ impl ServedCommunicator {
         peers: Vec<PeerInfo>,
         timing: ControlTiming,
     ) -> Self {
-        let (mut watched, mut ended) = (Vec::new(), Vec::new());
-        let me = &peers[shared.rank as usize].process;
+        let mut watched = Vec::new();
         for rank in tree.neighbours() {
-            let PeerInfo { process, same_host, .. } = &peers[rank as usize];
-            if !same_host {
+            if !peers[rank as usize].same_host {
                 tree.enable_keep_alive(rank);
-            } else if me.shares_namespace_with(process) && process.pid != me.pid {
-                match process.watch() {
-                    ProcessWatch::Running(fd) => watched.push((rank, fd)),
-                    ProcessWatch::Ended => ended.push(rank),
-                    // The end of its connection will show the end of the process.
-                    ProcessWatch::Invisible => {}
-                }
+            } else if let Some(process) = watch(&peers, shared.rank, rank) {
+                watched.push(WatchedRank { rank, process, is_known_to_have_ended: false });
             }
+            // Of a process that cannot be watched, the end of its connection shows the end.
         }
         tree.start_service(timing);
-        let served = Self {
-            shared,
-            tree,
-            peers,
-            watched,
-            ended,
-            is_connecting: false,
-            outputs: VecDeque::new(),
-        };
+        let served =
+            Self { shared, tree, peers, watched, is_connecting: false, outputs: VecDeque::new() };
         // A neighbour may have failed while the rest of this rank was set up.
         if let Some(verdict) = served.tree.verdict().cloned() {
             served.end(&verdict);
@@ -155,7 +155,8 @@ impl ServedCommunicator {
     /// Appends the entries to poll.
     pub(super) fn poll_fds(&self, fds: &mut Vec<libc::pollfd>) {
         self.tree.poll_fds(fds);
-        fds.extend(self.watched.iter().map(|(_, fd)| poll_fd(fd.as_raw_fd(), libc::POLLIN)));
+        let running = self.watched.iter().filter(|it| !it.is_known_to_have_ended);
+        fds.extend(running.map(|it| poll_fd(it.process.as_raw_fd(), libc::POLLIN)));
     }
 
     /// When [`turn`](Self::turn) must be called at the latest.
@@ -193,11 +194,11 @@ impl ServedCommunicator {
             self.is_connecting = false;
             self.handle(ControlInput::Connecting(None), all);
         }
-        let facts = ServedFacts { shared: &self.shared, peers: &self.peers, all };
+        let facts =
+            ServedFacts { shared: &self.shared, peers: &self.peers, watched: &self.watched, all };
         self.tree.read(&facts, &mut self.outputs);
         self.carry_out(all);
         for rank in ended {
-            self.watched.retain(|(watched, _)| *watched != rank);
             self.handle(ControlInput::ProcessEnded(rank), all);
         }
     }
@@ -223,20 +224,25 @@ impl ServedCommunicator {
         self.finish_leaving();
     }
 
-    /// The neighbours whose process has ended.
+    /// The watched ranks whose process has ended since the last call.
     fn ended_processes(&mut self) -> Vec<Rank> {
-        let mut ended = std::mem::take(&mut self.ended);
-        let entry = |(_, fd): &(Rank, OwnedFd)| poll_fd(fd.as_raw_fd(), libc::POLLIN);
-        let mut fds: Vec<libc::pollfd> = self.watched.iter().map(entry).collect();
+        let running = self.watched.iter_mut().filter(|it| !it.is_known_to_have_ended);
+        let mut running: Vec<&mut WatchedRank> = running.collect();
+        let entry = |it: &&mut WatchedRank| poll_fd(it.process.as_raw_fd(), libc::POLLIN);
+        let mut fds: Vec<libc::pollfd> = running.iter().map(entry).collect();
         poll_now(&mut fds);
-        let ended_now = self.watched.iter().zip(&fds).filter(|(_, fd)| fd.revents != 0);
-        ended.extend(ended_now.map(|((rank, _), _)| *rank));
-        ended
+        let ended = running.iter_mut().zip(&fds).filter(|(_, fd)| fd.revents & libc::POLLIN != 0);
+        let ended = ended.map(|(it, _)| {
+            it.is_known_to_have_ended = true;
+            it.rank
+        });
+        ended.collect()
     }
 
     /// Passes an input to the state machine and does what it wants.
     fn handle(&mut self, input: ControlInput, all: &[Arc<ControlShared>]) {
-        let facts = ServedFacts { shared: &self.shared, peers: &self.peers, all };
+        let facts =
+            ServedFacts { shared: &self.shared, peers: &self.peers, watched: &self.watched, all };
         self.tree.handle(input, &facts, &mut self.outputs);
         self.carry_out(all);
     }
@@ -269,7 +275,6 @@ impl ServedCommunicator {
                 | ControlOutput::Left => {}
             }
         }
-        self.watched.retain(|(rank, _)| self.tree.neighbours().any(|other| other == *rank));
     }
 
     /// Ends the waits of this rank.

@@ -10,6 +10,7 @@ mod communicators;
 mod control;
 mod fault;
 mod hosts;
+mod identity;
 mod memory;
 mod processes;
 mod windows;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::codec::decode;
 use super::{MOST_BYTES, PREFIX, ProcessStatus, StatusAnswer, credentials};
-use crate::process::ProcessIdentity;
+use crate::process::ProcessWatch;
 use maypole_control::communicator::ProcessState;
 
 /// Asks all processes of this host that have communicators, for no longer than `timeout`.
@@ -24,15 +24,19 @@ pub fn query(timeout: Duration) -> io::Result<Vec<ProcessStatus>> {
     let user = unsafe { libc::geteuid() };
     let mut found: Vec<ProcessStatus> = Vec::new();
     for (stream, owner) in asked {
-        let state =
-            ProcessIdentity::with_pid(owner.pid.cast_unsigned()).map(|process| process.state());
+        let watch = ProcessWatch::open(owner.pid.cast_unsigned());
         // A child of a process that has ended may still have the socket.
-        if (owner.uid != user && user != 0) || (owner.pid != 0 && state.is_none()) {
+        let has_ended = match &watch {
+            Ok(watch) => watch.state() == ProcessState::Ended,
+            Err(error) => owner.pid != 0 && error.raw_os_error() == Some(libc::ESRCH),
+        };
+        if (owner.uid != user && user != 0) || has_ended {
             continue;
         }
+        let state = watch.map(|watch| watch.state());
         let pid = owner.pid.cast_unsigned();
         let answer = match state {
-            Some(ProcessState::Stopped) => StatusAnswer::Stopped,
+            Ok(ProcessState::Stopped) => StatusAnswer::Stopped,
             _ => receive(stream, until)
                 .and_then(|bytes| decode(&bytes))
                 .unwrap_or(StatusAnswer::Silent),
