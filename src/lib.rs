@@ -43,6 +43,7 @@ mod spin_policy;
 pub mod stream;
 #[cfg(test)]
 mod test_share;
+mod topology;
 mod transfer;
 mod tune;
 mod window;
@@ -82,6 +83,10 @@ pub mod internal {
 
     pub mod reduce {
         pub use maypole_reduce::*;
+    }
+
+    pub mod topology {
+        pub use crate::topology::*;
     }
 }
 

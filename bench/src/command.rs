@@ -8,7 +8,7 @@ use crate::command_line::{self, Invocation, MaypoleCommand};
 use crate::compare::{self, Comparison};
 use crate::options::Options;
 use crate::status::{self, Failure};
-use crate::{doctor, environment, launch, measure, nccl_words, ps, verify};
+use crate::{doctor, environment, launch, measure, nccl_words, ps, topo, verify};
 
 /// Runs the command with the words after the program's name.
 pub(crate) fn run(words: &[OsString]) -> ExitCode {
@@ -59,6 +59,7 @@ fn run_command(command: MaypoleCommand) -> Result<u8, Failure> {
         MaypoleCommand::Compare(comparison) => compare(&comparison.check()?),
         MaypoleCommand::Verify(arguments) => verify::run(arguments),
         MaypoleCommand::Doctor { json } => doctor::run(json),
+        MaypoleCommand::Topo(arguments) => topo::run(&arguments),
         MaypoleCommand::Ps { json } => ps::run(json),
         MaypoleCommand::Env { all } => {
             environment::run(all);

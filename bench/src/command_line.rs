@@ -9,6 +9,7 @@ use crate::grammar::{adapt, explain, words_for_clap};
 use crate::launch;
 use crate::options::Options;
 use crate::status::Failure;
+use crate::topo::TopoArguments;
 use crate::verify::VerifyArguments;
 
 /// The whole command line.
@@ -39,6 +40,13 @@ if nothing will fail or be slow, and 1 otherwise.")]
         #[arg(long)]
         json: bool,
     },
+    /// Show how processors, network devices and GPUs of this machine are connected
+    #[command(after_help = "\
+It prints the tree of the PCI devices below the NUMA nodes, the kinds of the paths between GPUs and
+network devices in NCCL's names (PIX: one PCI switch, PXB: several, PHB: a processor, SYS: between
+NUMA nodes), and which network device each GPU and NUMA node uses. The source is /sys, or the file
+that NCCL_TOPO_FILE names. NVLinks are known only from such a file. docs/topology.md explains it.")]
+    Topo(TopoArguments),
     /// List the live communicators of this host and what each rank does
     #[command(after_help = "\
 For each rank it shows the process, the present or last call, the rank that it waits for, and the
@@ -152,7 +160,8 @@ mod tests {
 
     #[test]
     fn no_line_of_help_is_longer_than_100_columns() {
-        for command in ["bench", "compare", "verify", "doctor", "ps", "env", "completions"] {
+        for command in ["bench", "compare", "verify", "doctor", "topo", "ps", "env", "completions"]
+        {
             let words = [command, "--help"].map(OsString::from);
             let Ok(Invocation::Print(text)) = parse(&words) else { panic!("{command}") };
             let long = text.lines().find(|line| line.chars().count() > 100);
@@ -166,6 +175,7 @@ mod tests {
             ("", "which command? See maypole --help"),
             ("dance", "'dance' is not a command; see maypole --help"),
             ("doctor --all", "'--all' is not an option; see maypole doctor --help"),
+            ("topo here", "'here' is one word too many; see maypole topo --help"),
             ("ps now", "'now' is one word too many; see maypole ps --help"),
             ("completions", "which shell? See maypole completions --help"),
         ] {

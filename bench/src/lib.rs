@@ -17,7 +17,8 @@
 //! | `report` | the table, the JSON file and the picture |
 //! | `compare` | all algorithms of a collective beside each other |
 //! | `verify` | proofs of schedules |
-//! | `doctor`, `ps`, `environment` | the machine, the live communicators, the settings |
+//! | `doctor`, `topo` | the machine: what will fail or be slow, and its topology |
+//! | `ps`, `environment` | the live communicators, the settings |
 //! | `number`, `status` | elements as numbers; exit statuses and failures |
 
 mod buffers;
@@ -39,6 +40,7 @@ mod ps;
 mod rank_threads;
 mod report;
 mod status;
+mod topo;
 mod verify;
 
 use std::ffi::OsString;

@@ -25,6 +25,7 @@ use crate::links::Links;
 use crate::plan::Plans;
 use crate::proxy::{Proxy, ProxyConfig};
 use crate::spin_policy::SpinPolicy;
+use crate::topology;
 use crate::tune::{DeviceLimits, Protocol, Tuner};
 use crate::window::Windows;
 
@@ -52,6 +53,7 @@ impl Communicator {
             // The other ranks wait for this one, so they must learn why it gives up.
             joined.control.give_up(error.to_string());
         })?;
+        topology::follow_settings(config, rank);
         let (any_tcp, grouping) = (setup.any_tcp, setup.grouping.clone());
         let (on_host, _) = host_load(&setup.ranks, &setup.ranks[rank as usize].host);
         let comm = Self::assemble(config, joined, setup, layout, options)?;

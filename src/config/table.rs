@@ -405,6 +405,29 @@ table! {
         parse: |text| Some(Some(text.to_owned())),
         initial: None,
     }
+    /// A file in NCCL's format that describes this machine in place of what the kernel says, for
+    /// NCCL_TOPO_DUMP_FILE, `maypole topo` and `maypole doctor`. Calls do not depend on it.
+    topology_file: Option<String> = "NCCL_TOPO_FILE" {
+        values: "a path"
+        default: "the kernel's files in /sys"
+        parse: |text| Some(Some(text.to_owned())),
+        initial: None,
+    }
+    /// The file to which the topology of the machine is written, in NCCL's format, when a
+    /// communicator is made.
+    topology_dump: Option<String> = "NCCL_TOPO_DUMP_FILE" {
+        values: "a path"
+        default: "nothing is written"
+        parse: |text| Some(Some(text.to_owned())),
+        initial: None,
+    }
+    /// The rank that writes NCCL_TOPO_DUMP_FILE.
+    topology_dump_rank: u32 = "NCCL_TOPO_DUMP_FILE_RANK" {
+        values: "an integer from 0 to 4294967295"
+        default: "0"
+        parse: |text| integer_in(text, 0, i64::from(u32::MAX)).map(|rank| rank as u32),
+        initial: 0,
+    }
     /// Whether ncclCommInitAll accepts a device that is listed twice.
     multi_rank_gpu: bool = "NCCL_MULTI_RANK_GPU_ENABLE" {
         values: "an integer, 0 for no"
@@ -471,8 +494,15 @@ mod tests {
         // other variable must report it, by its own name.
         for row in table() {
             let (_, malformed) = with(row.name, "^=,");
-            let free =
-                ["NCCL_DEBUG_FILE", "MAYPOLE_SECRET_FILE", "NCCL_ALGO", "NCCL_NET", "NCCL_HOSTID"];
+            let free = [
+                "NCCL_DEBUG_FILE",
+                "MAYPOLE_SECRET_FILE",
+                "NCCL_ALGO",
+                "NCCL_NET",
+                "NCCL_HOSTID",
+                "NCCL_TOPO_FILE",
+                "NCCL_TOPO_DUMP_FILE",
+            ];
             let free = free.contains(&row.name);
             let reported: Vec<_> = malformed.iter().map(|value| value.name).collect();
             assert_eq!(reported, if free { vec![] } else { vec![row.name] });

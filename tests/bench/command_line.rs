@@ -177,6 +177,26 @@ fn doctor_finds_a_limit_that_the_test_lowers() {
 }
 
 #[test]
+fn topo_writes_a_file_that_describes_the_same_machine() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("a text").to_owned();
+    let (file, picture, again) = (path("a.xml"), path("a.svg"), path("b.xml"));
+    let first = run(&format!("topo --xml {file} --svg {picture}"));
+    assert_status(&first, 0);
+    assert!(text(&first).contains("NUMA node"), "{}", text(&first));
+    let read = |path: &str| std::fs::read_to_string(path).expect("a file");
+    assert!(read(&picture).starts_with("<svg ") && read(&picture).ends_with("</svg>\n"));
+    assert_status(&run(&format!("topo --from {file} --xml {again}")), 0);
+    assert_eq!(read(&file), read(&again));
+    // A file of RCCL is refused by its name.
+    std::fs::write(&file, "<system version=\"2\"/>").expect("a file");
+    let refused = run(&format!("topo --from {file}"));
+    assert_status(&refused, 6);
+    let errors = String::from_utf8_lossy(&refused.stderr);
+    assert!(errors.contains("RCCL") && errors.contains("a.xml"), "{errors}");
+}
+
+#[test]
 fn ps_shows_which_rank_waits_and_which_is_stopped() {
     let mut endless = Endless::start();
     let [waiting, stopped] = [endless.ranks[0], endless.ranks[1]];

@@ -1,5 +1,6 @@
 //! What the properties of a machine mean for the library, and what to change.
 
+use super::hardware;
 use super::parse::{bytes, chosen_word, cpu_max, limit, list_length, meminfo};
 use super::{Finding, MachineFacts, Severity};
 
@@ -14,6 +15,7 @@ const PIDS: u64 = 64;
 pub(super) fn diagnose(facts: &MachineFacts) -> Vec<Finding> {
     let mut all = vec![cores(facts), simd(facts)];
     all.extend(caches(facts));
+    all.extend(hardware::diagnose(facts));
     all.extend([
         memory(facts),
         huge_pages(facts),
@@ -31,7 +33,7 @@ pub(super) fn diagnose(facts: &MachineFacts) -> Vec<Finding> {
     all
 }
 
-fn finding(
+pub(super) fn finding(
     what: &'static str,
     found: String,
     severity: Severity,
@@ -41,7 +43,7 @@ fn finding(
     Finding { what, found, severity, means: means.to_owned(), change: change.to_owned() }
 }
 
-fn fine(what: &'static str, found: String) -> Finding {
+pub(super) fn fine(what: &'static str, found: String) -> Finding {
     finding(what, found, Severity::Fine, "", "")
 }
 
@@ -101,7 +103,14 @@ fn caches(facts: &MachineFacts) -> Vec<Finding> {
     }
     let nodes = facts.numa.as_deref().map_or(0, list_length);
     all.push(match nodes {
-        0 | 1 => fine("NUMA", "one node".to_owned()),
+        0 => finding(
+            "NUMA",
+            "not known: /sys/devices/system/node is missing".to_owned(),
+            Severity::Note,
+            "it cannot be seen which processors and devices are near each other",
+            "mount /sys in the container; a kernel without NUMA has no such folder",
+        ),
+        1 => fine("NUMA", "one node".to_owned()),
         nodes => finding(
             "NUMA",
             format!("{nodes} nodes"),

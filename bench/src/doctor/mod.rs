@@ -5,9 +5,11 @@
 //! tests can diagnose machines that are not available.
 
 mod diagnose;
+mod hardware;
 mod parse;
 mod read;
 
+use maypole::internal::topology::Inventory;
 use serde::Serialize;
 
 use crate::status::{self, Failure};
@@ -54,6 +56,15 @@ struct MachineFacts {
     caches: Vec<String>,
     /// `/sys/devices/system/node/online`.
     numa: Option<String>,
+    /// The processors and PCI devices.
+    inventory: Inventory,
+    /// The ways in which the clocks of the allowed processors are controlled, as in `powersave`,
+    /// each once.
+    governors: Vec<String>,
+    /// The program in the kernel that controls the clocks, as in `intel_pstate`.
+    clock_driver: Option<String>,
+    /// The topology file, and why it cannot be used, if it cannot.
+    topology_file: Option<(String, Result<(), String>)>,
     /// `/proc/meminfo`.
     meminfo: String,
     /// `/sys/kernel/mm/transparent_hugepage/enabled`.

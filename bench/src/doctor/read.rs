@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use maypole::config::Config;
+use maypole::internal::topology::{self, Inventory};
 
 use super::parse::list_length;
 use super::{MachineFacts, NetworkInterface};
@@ -24,6 +25,7 @@ pub(super) fn read() -> MachineFacts {
         addresses.iter().flatten().map(|&ip| (ip.to_string(), connect_to_self(ip))).collect();
     let chosen = addresses.iter().flatten().map(ToString::to_string).collect();
     let no_choice = addresses.err().map(|error| error.to_string());
+    let inventory = topology::read(Path::new("/"));
     MachineFacts {
         affinity: affinity(),
         online: text("/sys/devices/system/cpu/online").map_or(0, |it| list_length(&it)),
@@ -31,6 +33,14 @@ pub(super) fn read() -> MachineFacts {
         cpu_flags: cpu_flags(),
         caches: caches(),
         numa: text("/sys/devices/system/node/online"),
+        governors: governors(&inventory),
+        inventory,
+        clock_driver: text(format!("{}/scaling_driver", clock_folder(0)))
+            .map(|it| it.trim().to_owned()),
+        topology_file: Config::get().topology_file.clone().map(|path| {
+            let read = topology::read_file(Path::new(&path));
+            (path, read.map(drop).map_err(|error| error.to_string()))
+        }),
         meminfo: text("/proc/meminfo").unwrap_or_default(),
         transparent_huge: text("/sys/kernel/mm/transparent_hugepage/enabled"),
         memory_max: group_value("memory.max"),
@@ -113,6 +123,20 @@ fn caches() -> Vec<String> {
             ))
         })
         .collect()
+}
+
+fn clock_folder(cpu: u32) -> String {
+    format!("/sys/devices/system/cpu/cpu{cpu}/cpufreq")
+}
+
+/// How the clocks of the allowed processors are controlled, each way once.
+fn governors(inventory: &Inventory) -> Vec<String> {
+    let of = |cpu| text(format!("{}/scaling_governor", clock_folder(cpu)));
+    let mut governors: Vec<_> =
+        inventory.allowed.iter().filter_map(of).map(|it| it.trim().to_owned()).collect();
+    governors.sort();
+    governors.dedup();
+    governors
 }
 
 fn free_bytes(path: &CStr) -> Option<u64> {

@@ -173,3 +173,39 @@ fn unknown_words_in_nccl_algo_fail_the_setup_on_all_ranks() {
         assert!(error.contains("\"tre\" is not a known algorithm"), "{error}");
     }
 }
+
+#[test]
+fn the_topology_is_written_by_the_rank_that_the_settings_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("a text").to_owned();
+    let (described, written) = (path("described.xml"), path("written.xml"));
+    let nodes_of_written = || {
+        let reading = crate::topology::read_file(written.as_ref()).expect("a topology file");
+        reading.machine.nodes.iter().map(|node| node.number).collect::<Vec<_>>()
+    };
+    let config = Config {
+        topology_file: Some(described.clone()),
+        topology_dump: Some(written.clone()),
+        topology_dump_rank: 1,
+        ..Config::default()
+    };
+    let sum = |nranks| {
+        as_ranks(nranks, &config, |comm| {
+            let mut sum = [0];
+            comm.all_reduce(&[1], &mut sum, RedOp::Sum).expect("a sum");
+            sum[0]
+        })
+    };
+    // There is no rank 1.
+    assert_eq!(sum(1), [1]);
+    assert!(!std::path::Path::new(&written).exists());
+    // A file that describes the machine takes the place of /sys.
+    let text = r#"<system version="1"><cpu numaid="77" affinity="1"/></system>"#;
+    std::fs::write(&described, text).expect("a file");
+    assert_eq!(sum(2), [2, 2]);
+    assert_eq!(nodes_of_written(), [Some(77)]);
+    // One that cannot be used is a warning.
+    std::fs::write(&described, r#"<system version="2"/>"#).expect("a file");
+    assert_eq!(sum(2), [2, 2]);
+    assert_ne!(nodes_of_written(), [Some(77)]);
+}
