@@ -1,11 +1,10 @@
 //! Opens listeners, and says whether a listener is on this host.
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::MetadataExt;
 
 use maypole_control::listener_addresses::ListenerAddresses;
+use maypole_transport::host::HostId;
 use maypole_transport::net;
-use maypole_transport::noise::sha256;
 
 use super::error::BootstrapError;
 use super::interfaces;
@@ -37,19 +36,10 @@ pub(super) fn listen_at(
     Ok((listeners, ListenerAddresses { host_tag: host_tag(), addresses }))
 }
 
-/// A number that identifies the running kernel and the network namespace. Where it is equal,
-/// 127.0.0.1 is the same host.
+/// A number that is equal for processes of one host. It decides whether loopback addresses are
+/// tried; what answers there proves itself as everywhere.
 pub(super) fn host_tag() -> u64 {
-    let mut host = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    match std::fs::metadata("/proc/self/ns/net") {
-        Ok(namespace) => {
-            host.extend(namespace.dev().to_le_bytes());
-            host.extend(namespace.ino().to_le_bytes());
-        }
-        Err(_) => host.extend(crate::logger::host_name().as_bytes()),
-    }
-    let digest = sha256(&[&host]);
-    u64::from_le_bytes(std::array::from_fn(|at| digest[at]))
+    HostId::current().tag()
 }
 
 #[cfg(test)]

@@ -167,7 +167,7 @@ impl Communicator {
 
 /// The number of ranks on `host`, and the number of cores that they have together.
 fn host_load(ranks: &[RankInfo], host: &RankHost) -> (usize, usize) {
-    let on_host = ranks.iter().map(|info| &info.host).filter(|other| other.same_machine(host));
+    let on_host = ranks.iter().map(|info| &info.host).filter(|other| other.may_share_cores(host));
     (on_host.clone().count(), RankHost::cores(on_host))
 }
 
@@ -175,7 +175,7 @@ fn host_load(ranks: &[RankInfo], host: &RankHost) -> (usize, usize) {
 fn ranks_per_core(ranks: &[RankInfo]) -> f64 {
     let mut hosts: Vec<&RankHost> = Vec::new();
     for RankInfo { host, .. } in ranks {
-        if !hosts.iter().any(|known| known.same_machine(host)) {
+        if !hosts.iter().any(|known| known.may_share_cores(host)) {
             hosts.push(host);
         }
     }

@@ -1,5 +1,7 @@
 //! What a rank tells all other ranks when a communicator is set up.
 
+use maypole_transport::host::HostId;
+
 use crate::device::setup::device_info::DeviceInfo;
 use crate::process::ProcessIdentity;
 
@@ -8,8 +10,10 @@ use crate::process::ProcessIdentity;
 pub(super) struct RankHost {
     /// The host's name, for messages.
     pub(super) name: String,
-    /// Equal for ranks that can share memory: the running kernel and its network namespace.
-    identity: String,
+    /// Equal for ranks that seem to be on one host, before anything is proven.
+    seeming: HostId,
+    /// Equal for ranks that are proven to be on one host. It is not told, but found out.
+    proven: HostId,
     /// The number of cores that the rank may keep busy: those it is bound to, or what a quota
     /// leaves of them.
     cores: u32,
@@ -38,13 +42,11 @@ pub(super) struct RankInfo {
 impl RankHost {
     /// The host of this process.
     pub(super) fn current() -> Self {
-        let read = |path| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-        let network = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
-        let boot = read("/proc/sys/kernel/random/boot_id");
         let cores = std::thread::available_parallelism().map_or(1, |c| c.get() as u32);
         Self {
-            name: read("/proc/sys/kernel/hostname"),
-            identity: format!("{boot} {}", network.display()),
+            name: crate::logger::host_name().to_owned(),
+            seeming: HostId::current(),
+            proven: UNPROVEN,
             cores,
             bound: bound_cores(),
         }
@@ -64,16 +66,25 @@ impl RankHost {
         count_ones(&union).max(most).min(quota).max(1) as usize
     }
 
-    /// Equal for ranks that can share memory.
-    pub(super) fn identity(&self) -> &str {
-        &self.identity
+    /// Sets what was proven.
+    pub(super) fn set_proven(&mut self, host: HostId) {
+        self.proven = host;
     }
 
-    /// Whether ranks of the two can share memory.
+    /// Whether ranks of the two are proven to be on one host: they share memory, and see each
+    /// other's processes.
     pub(super) fn same_machine(&self, other: &Self) -> bool {
-        self.identity == other.identity
+        self.proven == other.proven && self.proven != UNPROVEN
+    }
+
+    /// Whether ranks of the two may share cores, as far as is known.
+    pub(super) fn may_share_cores(&self, other: &Self) -> bool {
+        self.seeming == other.seeming
     }
 }
+
+/// A host of which nothing is proven yet.
+const UNPROVEN: HostId = HostId::from_bytes([0xff; 16]);
 
 /// The cores that this thread may run on.
 fn bound_cores() -> Vec<u8> {
@@ -105,7 +116,7 @@ impl RankInfo {
         let device = self.device.as_ref().map_or(Vec::new(), DeviceInfo::to_bytes);
         let fields: [&[u8]; 10] = [
             self.host.name.as_bytes(),
-            self.host.identity.as_bytes(),
+            self.host.seeming.bytes(),
             &cores,
             &self.host.bound,
             &process,
@@ -125,10 +136,10 @@ impl RankInfo {
     }
 
     /// Equal for ranks on one node. The flag tells the user's node names from identities of hosts.
-    pub(super) fn node(&self) -> (bool, &str) {
+    pub(super) fn node(&self) -> (bool, &[u8]) {
         match &self.node[..] {
-            "" => (false, self.host.identity()),
-            node => (true, node),
+            "" => (false, self.host.proven.bytes()),
+            node => (true, node.as_bytes()),
         }
     }
 
@@ -141,7 +152,7 @@ impl RankInfo {
             Some(field.to_vec())
         };
         let name = String::from_utf8(field()?).ok()?;
-        let identity = String::from_utf8(field()?).ok()?;
+        let seeming = HostId::from_bytes(field()?.try_into().ok()?);
         let cores = u32::from_le_bytes(field()?.try_into().ok()?).max(1);
         let bound = field()?;
         let process = ProcessIdentity::from_bytes(&field()?)?;
@@ -153,7 +164,7 @@ impl RankInfo {
             none if none.is_empty() => None,
             some => Some(DeviceInfo::from_bytes(&some)?),
         };
-        let host = RankHost { name, identity, cores, bound };
+        let host = RankHost { name, seeming, proven: UNPROVEN, cores, bound };
         bytes.is_empty().then_some(Self {
             host,
             process,

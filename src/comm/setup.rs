@@ -6,11 +6,12 @@ use std::time::Instant;
 use maypole_algorithms::topology::Grouping;
 use maypole_reduce::Isa;
 use maypole_transport::endpoint::{EnabledLinks, Endpoint, EndpointConfig};
+use maypole_transport::host::HostId;
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::tcp::TcpConfig;
 
 use super::rank_info::{RankHost, RankInfo};
-use crate::bootstrap::{self, Joined, Options, RejoinListener};
+use crate::bootstrap::{self, AbortSignal, Joined, Options, RejoinListener};
 use crate::config::{self, Config, NodeLabels};
 use crate::device::memory::inbox::PeerInbox;
 use crate::device::setup::rank_setup::{PeerDevice, RankSetup};
@@ -72,9 +73,11 @@ pub(super) fn exchange_setup(
         device: own_device.as_ref().map(|own_device| own_device.info.clone()),
     };
     let deadline = Instant::now() + options.timeout;
-    let ranks = exchange_rank_info(joined, &own, deadline)?;
+    let mut ranks = exchange_rank_info(joined, &own, deadline)?;
+    let mut addresses: Vec<Vec<u8>> = ranks.iter().map(|info| info.address.clone()).collect();
+    let hosts = prove_hosts(joined, &endpoint, &mut addresses, options, deadline)?;
+    ranks.iter_mut().zip(hosts).for_each(|(info, host)| info.host.set_proven(host));
     let (device, needs_proxy) = reachable_inboxes(joined, config, &ranks, own_device, deadline)?;
-    let addresses: Vec<Vec<u8>> = ranks.iter().map(|info| info.address.clone()).collect();
     let any_tcp = endpoint.survey(&addresses)?;
     let grouping = grouping(config, &ranks);
     let mut tcp_within_nodes = false;
@@ -95,6 +98,27 @@ pub(super) fn exchange_setup(
         device,
         needs_proxy,
     })
+}
+
+/// Finds out which ranks share a host, and writes that to their addresses.
+fn prove_hosts(
+    joined: &mut Joined,
+    endpoint: &Endpoint,
+    addresses: &mut [Vec<u8>],
+    options: &Options,
+    deadline: Instant,
+) -> Result<Vec<HostId>, Error> {
+    let proofs = if Endpoint::hosts_need_proof(addresses)? {
+        let is_aborted = || options.abort.as_ref().is_some_and(AbortSignal::is_raised);
+        let lower = endpoint.prove_host(addresses, deadline, &is_aborted)?;
+        let all = joined.control.all_gather(&lower.to_le_bytes(), deadline)?;
+        let rank = |bytes: &Vec<u8>| Some(u32::from_le_bytes(bytes.as_slice().try_into().ok()?));
+        // What cannot be read proves nothing.
+        all.iter().map(|bytes| rank(bytes).unwrap_or(u32::MAX)).collect()
+    } else {
+        Endpoint::hosts_by_process(addresses)?
+    };
+    Ok(endpoint.set_hosts(addresses, &proofs)?)
 }
 
 /// Finds the ranks whose inboxes the kernels of this rank reach, and whether any two ranks do not

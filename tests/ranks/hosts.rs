@@ -5,6 +5,7 @@
 
 use maypole_transport::sync::{AtomicU32, Ordering};
 use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use crate::mixed_memory::{Memory, join, make_calls, reference, simulated_gpu};
@@ -16,6 +17,14 @@ const ENTRY: &str = "hosts::rank";
 const RANKS: u32 = 4;
 /// Elements per block of the calls on devices.
 const COUNTS: &[usize] = &[3, 20_001];
+
+/// What is particular about the ranks of a job.
+enum Setting {
+    Plain,
+    OnDevices,
+    /// They see this folder as `/proc`.
+    WithProc(PathBuf),
+}
 
 /// The namespaces of a test and the ends of their cable. They are removed when the test ends.
 struct Hosts([String; 2], [String; 2]);
@@ -56,15 +65,23 @@ impl Hosts {
         Ok(hosts)
     }
 
-    /// Starts rank `rank`, on host memory or a device of the simulated GPU.
-    fn start(&self, rank: u32, on_device: bool) -> Child {
+    /// Starts rank `rank`, on host memory or a device of the simulated GPU, or where a folder takes
+    /// the place of `/proc`.
+    fn start(&self, rank: u32, setting: &Setting) -> Child {
         let (host, cable) = (&self.0[rank as usize % 2], &self.1[rank as usize % 2]);
         let mut command = Command::new("ip");
-        if on_device {
-            command.env("LD_LIBRARY_PATH", simulated_gpu()).env("MAYPOLE_TEST_DEVICE", "0");
+        command.args(["netns", "exec", host]);
+        match setting {
+            Setting::Plain => {}
+            Setting::OnDevices => {
+                command.env("LD_LIBRARY_PATH", simulated_gpu()).env("MAYPOLE_TEST_DEVICE", "0");
+            }
+            Setting::WithProc(proc) => {
+                let script = "mount --bind \"$0\" /proc && exec \"$@\"";
+                command.args(["unshare", "--mount", "sh", "-c", script]).arg(proc);
+            }
         }
         command
-            .args(["netns", "exec", host])
             .arg(std::env::current_exe().expect("the test binary"))
             .args(["--exact", ENTRY, "--ignored", "--nocapture", "--test-threads=1"])
             .env("MAYPOLE_TEST_RANK", rank.to_string())
@@ -127,18 +144,16 @@ fn hear(from: &mut impl BufRead) -> String {
     String::new()
 }
 
-/// The texts of the ranks of a job in which rank `r` is on a device if `on_device(r)`. None where
-/// namespaces are not possible.
-fn on_two_hosts(on_device: impl Fn(u32) -> bool) -> Option<Vec<String>> {
+/// The texts of the ranks of a job. None where namespaces are not possible.
+fn on_two_hosts(setting: &Setting) -> Option<Vec<String>> {
     let hosts = match Hosts::new() {
         Ok(hosts) => hosts,
         Err(why) => {
-            eprintln!("skipped: {why}");
+            println!("SKIPPED: {why}");
             return None;
         }
     };
-    let mut children: Vec<Child> =
-        (0..RANKS).map(|rank| hosts.start(rank, on_device(rank))).collect();
+    let mut children: Vec<Child> = (0..RANKS).map(|rank| hosts.start(rank, setting)).collect();
     let mut voices: Vec<_> = children
         .iter_mut()
         .map(|child| BufReader::new(child.stdout.take().expect("a pipe")))
@@ -159,15 +174,29 @@ fn on_two_hosts(on_device: impl Fn(u32) -> bool) -> Option<Vec<String>> {
 
 #[test]
 fn ranks_on_two_hosts_sum_over_tcp() {
-    let said = on_two_hosts(|_| false);
-    assert!(said.is_none_or(|said| said.iter().all(|word| word == "done")));
+    let said = on_two_hosts(&Setting::Plain);
+    assert!(said.is_none_or(|said| said.iter().all(|word| word == "done")), "a rank failed");
+}
+
+/// As machines that were resumed from one snapshot: all that the kernel says of itself and of the
+/// namespace is the same.
+#[test]
+fn two_hosts_that_look_alike_use_tcp_between_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for file in ["sys/kernel/random/boot_id", "sys/kernel/hostname", "self/ns/net", "self/ns/pid"] {
+        let path = folder.path().join(file);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        std::fs::write(path, "the same").expect("a file");
+    }
+    let said = on_two_hosts(&Setting::WithProc(folder.path().to_owned()));
+    assert!(said.is_none_or(|said| said.iter().all(|word| word == "done")), "a rank failed");
 }
 
 /// Two ranks on each host: those of one host access each other's device memory, those of different
 /// hosts use the proxy.
 #[test]
 fn devices_on_two_hosts_have_the_bits_of_host_memory() {
-    let Some(said) = on_two_hosts(|_| true) else { return };
+    let Some(said) = on_two_hosts(&Setting::OnDevices) else { return };
     let expected = reference(RANKS, COUNTS);
     for (rank, (said, expected)) in said.iter().zip(expected).enumerate() {
         assert_eq!(*said, format!("{expected:x?}"), "rank {rank}");

@@ -3,13 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::error::LinkError;
-use crate::host;
+use crate::host::HostId;
 
 /// A value that ranks in threads of one process have in common.
 pub(crate) type ProcessToken = [u8; 20];
 
 /// The first byte of an address: its format.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 /// Maximum number of bytes of an address.
 const MAX_BYTES: usize = 128;
 
@@ -28,9 +28,12 @@ pub(crate) enum LinkKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct EndpointAddress {
     pub(crate) token: ProcessToken,
-    pub(crate) host: host::HostId,
-    /// The name of the UNIX socket; empty without shared memory.
-    pub(crate) shm: Vec<u8>,
+    pub(crate) host: HostId,
+    /// The name of the UNIX socket, by which ranks prove that they share a host, and connect if they
+    /// share memory; empty if there is none.
+    pub(crate) socket: Vec<u8>,
+    /// Whether it shares memory.
+    pub(crate) shm: bool,
     /// Number of TCP streams that it wants per peer.
     pub(crate) streams: u8,
     /// The addresses at which it listens; empty without TCP.
@@ -43,9 +46,10 @@ impl EndpointAddress {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = vec![VERSION];
         out.extend(self.token);
-        out.extend(self.host);
-        out.push(self.shm.len() as u8);
-        out.extend(&self.shm);
+        out.extend(self.host.bytes());
+        out.push(self.socket.len() as u8);
+        out.extend(&self.socket);
+        out.push(self.shm.into());
         out.push(self.streams);
         for address in &self.tcp {
             let ip: &[u8] = match &address.ip() {
@@ -71,7 +75,8 @@ impl EndpointAddress {
         let (token, rest) = rest.split_first_chunk()?;
         let (host, rest) = rest.split_first_chunk()?;
         let (&len, rest) = rest.split_first()?;
-        let (shm, rest) = rest.split_at_checked(len.into())?;
+        let (socket, rest) = rest.split_at_checked(len.into())?;
+        let (&shm, rest) = rest.split_first().filter(|(shm, _)| **shm < 2)?;
         let (&streams, mut rest) = rest.split_first()?;
         let mut tcp = Vec::new();
         while let Some((&len, more)) = rest.split_first() {
@@ -86,7 +91,9 @@ impl EndpointAddress {
             rest = more;
         }
         let whole = version == VERSION && bytes.len() <= MAX_BYTES;
-        whole.then(|| Self { token: *token, host: *host, shm: shm.to_vec(), streams, tcp })
+        let host = HostId::from_bytes(*host);
+        let (token, socket, shm) = (*token, socket.to_vec(), shm == 1);
+        whole.then_some(Self { token, host, socket, shm, streams, tcp })
     }
 
     /// The kind of link between the ranks at these two addresses, the same from both ends. `None`
@@ -94,7 +101,7 @@ impl EndpointAddress {
     pub(crate) fn link_kind(&self, other: &Self) -> Option<LinkKind> {
         if self.token == other.token {
             Some(LinkKind::Local)
-        } else if self.host == other.host && !self.shm.is_empty() && !other.shm.is_empty() {
+        } else if self.host == other.host && self.shm && other.shm {
             Some(LinkKind::Shm)
         } else if !self.tcp.is_empty() && !other.tcp.is_empty() {
             Some(LinkKind::Tcp)
@@ -122,8 +129,9 @@ mod tests {
     fn address(token: u8, host: u8, shm: bool, tcp: &[&str]) -> EndpointAddress {
         EndpointAddress {
             token: [token; 20],
-            host: [host; 16],
-            shm: if shm { vec![b'x'; 40] } else { vec![] },
+            host: HostId::from_bytes([host; 16]),
+            socket: vec![b'x'; 40],
+            shm,
             streams: 4,
             tcp: tcp.iter().map(|text| text.parse().unwrap()).collect(),
         }

@@ -27,7 +27,8 @@ impl Credentials {
         Dialer::new(&self.key, &binding).map_err(|error| LinkError::system("getrandom", error))
     }
 
-    /// Answers the first message of a rank of this communicator that dials this rank.
+    /// Answers the first message of a rank of this communicator that dials this rank. Where memory
+    /// is shared, it may also come to prove that it shares the host.
     pub(crate) fn answer(
         &self,
         purpose: Purpose,
@@ -35,10 +36,12 @@ impl Credentials {
         data: &[u8; DATA_BYTES],
     ) -> Result<(Listener, [u8; ANSWER_BYTES]), RefusedDialer> {
         Listener::answer(&self.key, first, data, |binding| {
-            // The lower rank dials.
-            binding.purpose == purpose
-                && (binding.to, binding.nranks) == (self.rank, self.nranks)
-                && binding.from < self.rank
+            // The lower rank dials, and the higher one proves that it shares the host of the lower.
+            let is_right = binding.purpose == purpose && binding.from < self.rank
+                || purpose == Purpose::Shm
+                    && binding.purpose == Purpose::Host
+                    && binding.from > self.rank;
+            is_right && (binding.to, binding.nranks) == (self.rank, self.nranks)
         })
     }
 }

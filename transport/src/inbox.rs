@@ -18,6 +18,7 @@ use crate::Rank;
 use crate::error::LinkError;
 use crate::ll::{AckWord, LlReceiver, LlRing, LlSender};
 use crate::memory::{self, Mapping, MappingAccess};
+use crate::random::random_bytes;
 use crate::rank_header::{MAGIC, RankHeader, RankIdentity, RankPair};
 use crate::slots::{SlotHeader, SlotReceiver, SlotRingMemory, SlotSender};
 
@@ -93,7 +94,7 @@ impl InboxLayout {
         Self::header_bytes() + source as usize * self.region_bytes()
     }
 
-    fn identity(&self, rank: Rank, pid: u32) -> RankIdentity {
+    fn identity(&self, rank: Rank, pid: u32, word: u64) -> RankIdentity {
         RankIdentity {
             magic: MAGIC,
             rank,
@@ -102,6 +103,7 @@ impl InboxLayout {
             depth: self.depth,
             slot_bytes: self.slot_bytes as u64,
             pid,
+            word,
         }
     }
 }
@@ -167,7 +169,8 @@ impl Inbox {
             }
             Err(error) => return Err(error),
         };
-        let header = RankHeader::new(layout.identity(rank, std::process::id()));
+        let word = u64::from_le_bytes(random_bytes()?);
+        let header = RankHeader::new(layout.identity(rank, std::process::id(), word));
         // SAFETY: the mapping has room for a header at its start, and no other rank has it yet.
         unsafe { memory.start().cast::<RankHeader>().write(header) };
         Ok(Self { file, memory, layout })
@@ -241,7 +244,7 @@ impl PeerInbox {
                 "its inbox has another format; does it use another version of the library?",
             );
         }
-        if theirs != layout.identity(peer, theirs.pid) {
+        if theirs != layout.identity(peer, theirs.pid, theirs.word) {
             return corrupt(
                 "its inbox has another shape; were the two ranks configured differently?",
             );

@@ -43,7 +43,7 @@ pub mod endpoint;
 #[cfg(not(loom))]
 pub mod fault;
 #[cfg(not(loom))]
-mod host;
+pub mod host;
 #[cfg(not(loom))]
 pub mod inbox;
 #[cfg(not(loom))]

@@ -28,10 +28,13 @@ pub struct RankIdentity {
     pub slot_bytes: u64,
     /// The owner's process, for people who inspect the memory.
     pub pid: u32,
+    /// A random word, which the owner also says in handshakes: a rank that reads it here reads the
+    /// memory of that owner.
+    pub word: u64,
 }
 
 /// The first word of an inbox. Its last byte is the version of the format of all that follows.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"maypole\x02");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"maypole\x03");
 
 /// The header of a rank. All zeros is a valid header of a rank that is present.
 #[derive(Debug, Default)]

@@ -17,6 +17,8 @@ pub enum Purpose {
     Shm,
     /// A rank sends messages over TCP.
     Tcp,
+    /// A rank proves that it shares a host with another.
+    Host,
 }
 
 /// What a connection is for, and between which ranks. The communicator is known by the key: no two
@@ -35,8 +37,8 @@ pub struct Binding {
     pub stream: u32,
 }
 
-const PURPOSES: [Purpose; 5] =
-    [Purpose::Root, Purpose::Tree, Purpose::Launch, Purpose::Shm, Purpose::Tcp];
+const PURPOSES: [Purpose; 6] =
+    [Purpose::Root, Purpose::Tree, Purpose::Launch, Purpose::Shm, Purpose::Tcp, Purpose::Host];
 
 impl Binding {
     /// The bytes that travel: the purpose, three zeros, four numbers, twelve zeros.

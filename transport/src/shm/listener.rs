@@ -22,13 +22,14 @@ use super::ends::ShmPeer;
 use super::sharing::{SEGMENT_FRAME_BYTES, SegmentSharing};
 use super::socket;
 use super::stage::{
-    ConnectionStage, InboxAnswer, NextAction, PartialConfirmation, PartialFrame, ShmConnection,
+    ConnectionStage, InboxAnswer, NextAction, OTHER_MEMORY, PartialConfirmation, PartialFrame,
+    ShmConnection, has_word, word_data,
 };
 use crate::Rank;
 use crate::credentials::Credentials;
 use crate::error::LinkError;
 use crate::inbox::PeerInbox;
-use crate::noise::{CONFIRMATION_BYTES, DATA_BYTES, FIRST_BYTES, Purpose};
+use crate::noise::{self, CONFIRMATION_BYTES, DATA_BYTES, FIRST_BYTES, Purpose};
 use crate::peers::PeerTable;
 use crate::random::random_bytes;
 use crate::strangers;
@@ -281,7 +282,7 @@ impl ShmService {
     fn answer(&self, stream: &UnixStream, first: &[u8; FIRST_BYTES]) -> Option<ConnectionStage> {
         let rank = self.peers.rank;
         let (listener, answer) =
-            match self.credentials.answer(Purpose::Shm, first, &[0; DATA_BYTES]) {
+            match self.credentials.answer(Purpose::Shm, first, &word_data(&self.peers)) {
                 Ok(answered) => answered,
                 Err(refused) => {
                     strangers::report(
@@ -297,22 +298,28 @@ impl ShmService {
                     return None;
                 }
             };
-        let peer = listener.binding().from;
-        if self.peers.get(peer).is_some() {
+        let (peer, is_proof) = (listener.binding().from, is_proof(&listener));
+        if self.peers.get(peer).is_some() && !is_proof {
             log::warn!("rank {rank}: refused a second process that says it is rank {peer}");
             return None;
         }
-        self.peers.clear_failure(peer);
+        if !is_proof {
+            self.peers.clear_failure(peer);
+        }
         let file = match self.peers.file_for(peer) {
             Ok(file) => file,
             Err(error) => {
-                self.peers.set_failure(peer, error);
+                if !is_proof {
+                    self.peers.set_failure(peer, error);
+                }
                 return None;
             }
         };
         if let Err(error) = socket::send_with_descriptor(stream, &answer, file) {
             // If the dialer went away it was no failure: it may have sent the message long ago.
-            if let error @ LinkError::System { .. } = stream_error(peer, "sendmsg", error) {
+            if let error @ LinkError::System { .. } = stream_error(peer, "sendmsg", error)
+                && !is_proof
+            {
                 self.peers.set_failure(peer, error);
             }
             return None;
@@ -341,11 +348,22 @@ impl ShmService {
         let PartialConfirmation { listener, bytes, file, no_room, .. } = *confirmation;
         // Until now the peer may be someone who repeats its first message, so that nothing is
         // reported of it.
+        let is_proof = is_proof(&listener);
         let (_, _, data) = listener.finish(&bytes).ok()?;
         let taken = match no_room {
             Some(error) => Err(LinkError::system("recvmsg", error)),
             None => self.take_inbox(&connection.stream, peer, &data, file),
         };
+        if is_proof {
+            // The dialer knows, and the connection has served its purpose.
+            return None;
+        }
+        let taken = taken.map(|inbox| {
+            let sharing = Arc::new(SegmentSharing::new(connection.stream.clone()));
+            let own = self.peers.inbox.clone();
+            self.peers.add(peer, Arc::new(ShmPeer::new(peer, own, inbox, sharing.clone())));
+            sharing
+        });
         match taken {
             Ok(sharing) => Some(ShmConnection::connected(peer, sharing)),
             Err(error) => {
@@ -356,20 +374,23 @@ impl ShmService {
         }
     }
 
-    /// Takes the inbox of a proven peer.
+    /// Takes the inbox of a proven peer, and tells the peer so.
     fn take_inbox(
         &self,
         stream: &Arc<UnixStream>,
         peer: Rank,
         data: &[u8; DATA_BYTES],
         file: Option<OwnedFd>,
-    ) -> Result<Arc<SegmentSharing>, LinkError> {
+    ) -> Result<PeerInbox, LinkError> {
         let refused = |why| LinkError::Refused { peer, why };
-        if *data != InboxAnswer::Sent.to_data() {
+        if !InboxAnswer::is_sent(data) {
             return Err(refused("it cannot use the inbox of this rank"));
         }
         let file = file.ok_or(refused("it sent no inbox"))?;
         let inbox = PeerInbox::map(file.as_fd(), self.peers.rank, peer, self.peers.layout)?;
+        if !has_word(&inbox, data) {
+            return Err(refused(OTHER_MEMORY));
+        }
         // The dialer relies on nothing before this byte: a connection that ends without it was
         // never made. The byte must also be the first on the stream, so this rank adds the peer
         // later.
@@ -378,10 +399,7 @@ impl ShmService {
             Ok(_) => return Err(refused(CLOSED)),
             Err(error) => return Err(stream_error(peer, "write", error)),
         }
-        let sharing = Arc::new(SegmentSharing::new(stream.clone()));
-        let own = self.peers.inbox.clone();
-        self.peers.add(peer, Arc::new(ShmPeer::new(peer, own, inbox, sharing.clone())));
-        Ok(sharing)
+        Ok(inbox)
     }
 
     /// Reads at most one frame of a connected peer.
@@ -421,6 +439,11 @@ impl ShmService {
         }
         NextAction::Continue
     }
+}
+
+/// Whether the dialer only proves that it shares the host.
+fn is_proof(listener: &noise::Listener) -> bool {
+    listener.binding().purpose == Purpose::Host
 }
 
 /// The byte after a handshake, from the listener to the dialer.

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use super::sharing::{SEGMENT_FRAME_BYTES, SegmentSharing};
 use super::socket;
 use crate::Rank;
+use crate::inbox::PeerInbox;
 use crate::noise::{self, CONFIRMATION_BYTES, DATA_BYTES, FIRST_BYTES};
+use crate::peers::PeerTable;
 
 /// How long a connection may take to prove itself.
 pub(super) const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,6 +41,24 @@ pub(super) struct PartialConfirmation {
     pub(super) no_room: Option<io::Error>,
 }
 
+/// What a rank says of its inbox in a handshake: the word that is in the memory of the inbox.
+pub(super) fn word_data(peers: &PeerTable) -> [u8; DATA_BYTES] {
+    let mut data = [0; DATA_BYTES];
+    data[WORD_AT].copy_from_slice(&peers.inbox.header().identity().word.to_le_bytes());
+    data
+}
+
+/// Whether the memory of this inbox has the word that its owner has said.
+pub(super) fn has_word(inbox: &PeerInbox, said: &[u8; DATA_BYTES]) -> bool {
+    inbox.header().identity().word.to_le_bytes() == said[WORD_AT]
+}
+
+/// Where the word is in the data of a handshake.
+const WORD_AT: std::ops::Range<usize> = 8..16;
+
+/// Why an inbox without the right word is refused.
+pub(super) const OTHER_MEMORY: &str = "what it shows of its memory is not what it says";
+
 /// What the dialer says about inboxes in its confirmation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InboxAnswer {
@@ -49,10 +69,16 @@ pub(super) enum InboxAnswer {
 }
 
 impl InboxAnswer {
-    pub(super) fn to_data(self) -> [u8; DATA_BYTES] {
-        let mut data = [0; DATA_BYTES];
+    /// The data of the confirmation of a rank with these peers.
+    pub(super) fn to_data(self, peers: &PeerTable) -> [u8; DATA_BYTES] {
+        let mut data = word_data(peers);
         data[0] = (self == Self::Refused).into();
         data
+    }
+
+    /// Whether this is the data of a dialer that sends its inbox.
+    pub(super) fn is_sent(data: &[u8; DATA_BYTES]) -> bool {
+        data[0] == 0
     }
 }
 

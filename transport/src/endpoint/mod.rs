@@ -1,5 +1,7 @@
 //! The endpoint: one rank's side of all its links, through which it connects to its peers.
 
+mod hosts;
+
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -10,7 +12,7 @@ use crate::address::{EndpointAddress, LinkKind, ProcessToken};
 use crate::credentials::Credentials;
 use crate::doorbell::Doorbell;
 use crate::error::LinkError;
-use crate::host;
+use crate::host::HostId;
 use crate::inbox::{Inbox, InboxLayout};
 use crate::link::{Incoming, Outgoing};
 use crate::local;
@@ -80,10 +82,14 @@ struct EndpointParts {
     // Dropped in this order.
     _local: LocalListener,
     shm: Option<ShmListener>,
+    /// Serves only the proofs that ranks share a host, until these are made.
+    prover: Mutex<Option<ShmListener>>,
     tcp: Option<TcpLinkListener>,
     peers: Arc<PeerTable>,
     credentials: Credentials,
     address: EndpointAddress,
+    /// The host of this rank, once it is proven.
+    host: OnceLock<HostId>,
     /// A digest of the communicator's secret.
     communicator: [u8; KEY_BYTES],
     /// Held while a connection is made: one at a time.
@@ -127,24 +133,29 @@ impl Endpoint {
         let local = LocalListener::start((communicator, rank), &inbox)?;
         let peers = Arc::new(PeerTable::new(rank, layout, inbox));
         let credentials = Credentials { key: secret, rank, nranks };
-        let is_shared = links.shm && peers.inbox.file().is_some();
-        let shm = is_shared.then(|| ShmListener::start(peers.clone(), credentials.clone()));
-        let shm = shm.transpose()?;
+        // Ranks that share no memory for their links also prove that they share a host.
+        let listens = peers.inbox.file().is_some() && (links.shm || links.tcp.is_some());
+        let listener = listens.then(|| ShmListener::start(peers.clone(), credentials.clone()));
+        let listener = listener.transpose()?;
         let tcp = links.tcp.as_ref();
         let tcp =
             tcp.map(|config| TcpLinkListener::new(config, peers.clone(), credentials.clone()));
         let tcp = tcp.transpose()?;
         let address = EndpointAddress {
             token,
-            host: host::id(),
-            shm: shm.as_ref().map_or(vec![], |listener| listener.name().into()),
+            host: HostId::current(),
+            socket: listener.as_ref().map_or(vec![], |listener| listener.name().into()),
+            shm: links.shm && listener.is_some(),
             streams: tcp.as_ref().map_or(0, |tcp| tcp.streams() as u8),
             tcp: tcp.as_ref().map_or(vec![], |tcp| tcp.addresses().to_vec()),
         };
         let connecting = Mutex::default();
+        let (shm, prover) = if links.shm { (listener, None) } else { (None, listener) };
         let parts = EndpointParts {
             _local: local,
             shm,
+            prover: Mutex::new(prover),
+            host: OnceLock::new(),
             tcp,
             peers,
             credentials,
@@ -174,12 +185,9 @@ impl Endpoint {
     /// # Errors
     /// An address is invalid, or a thread cannot be started.
     pub fn survey(&self, addresses: &[Vec<u8>]) -> Result<bool, LinkError> {
-        let all: Vec<EndpointAddress> = addresses
-            .iter()
-            .map(|bytes| EndpointAddress::decode(bytes))
-            .collect::<Result<_, _>>()?;
-        let EndpointParts { tcp, address, .. } = &*self.parts;
-        if let Some(tcp) = tcp {
+        let all = decode_all(addresses)?;
+        let address = self.own_address();
+        if let Some(tcp) = &self.parts.tcp {
             if all.iter().any(|other| address.link_kind(other) == Some(LinkKind::Tcp)) {
                 tcp.start()?;
             } else {
@@ -208,7 +216,7 @@ impl Endpoint {
     /// gone or does not connect in time, or the communicator is aborted.
     pub fn connect(&self, peer: Rank, address: &[u8], deadline: Instant) -> Result<(), LinkError> {
         let EndpointParts { shm, tcp, peers, credentials, .. } = &*self.parts;
-        let (own_address, rank) = (&self.parts.address, peers.rank);
+        let (own_address, rank) = (&self.own_address(), peers.rank);
         if peer >= credentials.nranks {
             return Err(LinkError::Misuse { what: "the communicator has no such rank" });
         }
@@ -226,7 +234,7 @@ impl Endpoint {
                 peers.add(peer, Arc::new(LocalPeer::new(peer, peers.inbox.clone(), inbox)));
             }
             (Some(LinkKind::Shm), Some(listener), _) if rank < peer => {
-                let name = &peer_address.shm;
+                let name = &peer_address.socket;
                 let (inbox, stream) =
                     shm::connect::connect(peers, credentials, peer, name, deadline)?;
                 let sharing = Arc::new(SegmentSharing::new(Arc::new(stream)));
@@ -302,7 +310,7 @@ impl Endpoint {
     /// # Errors
     /// The address is invalid.
     pub fn dials_over_shm(&self, peer: Rank, address: &[u8]) -> Result<bool, LinkError> {
-        let kind = self.parts.address.link_kind(&EndpointAddress::decode(address)?);
+        let kind = self.own_address().link_kind(&EndpointAddress::decode(address)?);
         Ok(kind == Some(LinkKind::Shm) && self.rank() < peer)
     }
 
@@ -414,10 +422,14 @@ fn process_token() -> Result<ProcessToken, LinkError> {
     Ok(token)
 }
 
+fn decode_all(addresses: &[Vec<u8>]) -> Result<Vec<EndpointAddress>, LinkError> {
+    addresses.iter().map(|bytes| EndpointAddress::decode(bytes)).collect()
+}
+
 fn any_pair_uses_tcp(all: &[EndpointAddress]) -> bool {
     // Two ranks that both differ from the first may be alike, but then each uses TCP to the first.
     let Some(first) = all.first() else { return false };
     let one_process = all.iter().all(|other| other.token == first.token);
-    let one_host = all.iter().all(|a| a.host == first.host && !a.shm.is_empty());
+    let one_host = all.iter().all(|a| a.host == first.host && a.shm);
     !one_process && !one_host
 }
