@@ -98,6 +98,9 @@ pub enum ControlFrame {
     History(HistoryPoint),
     /// To a neighbour: this rank leaves, after these calls.
     Leave(HistoryPoint),
+    /// To a neighbour of this rank, passed on by the ranks between: its process has ended. It may have
+    /// left before.
+    Ended(Rank),
 }
 
 /// The header of a frame.
@@ -120,6 +123,7 @@ const QUESTION: u8 = 8;
 const ANSWER: u8 = 9;
 const HISTORY: u8 = 10;
 const LEAVE: u8 = 11;
+const ENDED: u8 = 12;
 
 /// Most bytes of the items in an `Up` or `Down` frame of a communicator of `nranks` ranks.
 pub fn most_items(nranks: u32) -> usize {
@@ -139,7 +143,7 @@ impl FrameHeader {
         let header = Self { kind, sequence: reader.u32()?, len: reader.u32()? as usize };
         let most = match kind {
             UP | DOWN => most_items,
-            REGISTER..=LEAVE => MOST_SMALL_BYTES,
+            REGISTER..=ENDED => MOST_SMALL_BYTES,
             _ => return None,
         };
         (header.len <= most).then_some(header)
@@ -162,6 +166,7 @@ impl ControlFrame {
             Self::Answer { .. } => (ANSWER, 0),
             Self::History(_) => (HISTORY, 0),
             Self::Leave(_) => (LEAVE, 0),
+            Self::Ended(_) => (ENDED, 0),
         };
         out.extend([kind, 0, 0, 0]);
         out.extend(sequence.to_le_bytes());
@@ -194,6 +199,7 @@ impl ControlFrame {
                 activity.encode(out);
             }
             Self::History(point) | Self::Leave(point) => point.encode(out),
+            Self::Ended(rank) => out.extend(rank.to_le_bytes()),
         }
         let len = (out.len() - start - HEADER_BYTES) as u32;
         out[start + 8..start + 12].copy_from_slice(&len.to_le_bytes());
@@ -229,6 +235,7 @@ impl ControlFrame {
             },
             HISTORY => Self::History(HistoryPoint::decode(&mut reader)?),
             LEAVE => Self::Leave(HistoryPoint::decode(&mut reader)?),
+            ENDED => Self::Ended(reader.u32()?),
             _ => return None,
         };
         reader.is_empty().then_some(frame)
@@ -286,6 +293,7 @@ pub fn examples() -> Vec<ControlFrame> {
         ControlFrame::Answer { token: 1, from: 2, to: 3, activity: Activity::default() },
         ControlFrame::History(HistoryPoint { sequence: 5, hash: u64::MAX }),
         ControlFrame::Leave(HistoryPoint::default()),
+        ControlFrame::Ended(7),
     ];
     let verdicts = [
         Verdict::Dead { rank: 4, seen_by: 1 },
@@ -340,7 +348,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decoding_any_bytes_never_panics(kind in 0..14_u8, body: Vec<u8>) {
+        fn decoding_any_bytes_never_panics(kind in 0..15_u8, body: Vec<u8>) {
             let header = FrameHeader { kind, sequence: 0, len: body.len() };
             if let Some(frame) = ControlFrame::decode(header, &body) {
                 prop_assert_eq!(decode(&encode(&frame)), Some(frame));
@@ -348,7 +356,7 @@ mod tests {
         }
 
         #[test]
-        fn damaged_frames_never_panic(which in 0..22_usize, at: prop::sample::Index, flip: u8) {
+        fn damaged_frames_never_panic(which in 0..23_usize, at: prop::sample::Index, flip: u8) {
             let mut bytes = encode(&examples()[which]);
             let at = at.index(bytes.len());
             bytes[at] ^= flip;

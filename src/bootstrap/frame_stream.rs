@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use maypole_control::frame::{ControlFrame, FrameHeader, HEADER_BYTES, MOST_SMALL_BYTES};
+use maypole_transport::closed_in_child::ClosedInChild;
 use maypole_transport::noise::Session;
 
 use super::poll::{poll_fd, wait};
@@ -23,6 +24,7 @@ pub(crate) struct SecureStream {
 /// not take is kept until [`flush`](Self::flush). (Sockets of Rust's standard library are
 /// close-on-exec and send with `MSG_NOSIGNAL`.)
 pub(super) struct FrameStream {
+    _closed_in_child: ClosedInChild,
     stream: TcpStream,
     session: Session,
     /// Bytes that were received and are not yet a whole record.
@@ -58,6 +60,7 @@ impl FrameStream {
         // An error is ignored: small frames are then slower, not wrong.
         let _ = stream.set_nodelay(true);
         Self {
+            _closed_in_child: ClosedInChild::new(&stream),
             stream,
             session,
             encrypted: Vec::new(),

@@ -32,7 +32,8 @@ pub(super) struct ServedCommunicator {
     shared: Arc<ControlShared>,
     tree: ControlTree,
     peers: Vec<PeerInfo>,
-    /// The processes of neighbours on this host, as far as they can be watched.
+    /// The processes of neighbours on this host, and of the ranks before and after this one on this
+    /// host, as far as they can be watched.
     watched: Vec<WatchedRank>,
     /// Whether the state machine believes that a connection is being made.
     is_connecting: bool,
@@ -117,6 +118,16 @@ fn watch(peers: &[PeerInfo], me: Rank, rank: Rank) -> Option<ProcessWatch> {
     peers[me as usize].process.watch(&peer.process)
 }
 
+/// The ranks before and after rank `me` among those of its host, in a ring.
+fn next_on_host(peers: &[PeerInfo], me: Rank) -> impl Iterator<Item = Rank> {
+    let nranks = peers.len() as Rank;
+    let others = move |step: Rank| (1..nranks).map(move |i| (me + i * step) % nranks);
+    let is_here = |rank: &Rank| peers[*rank as usize].same_host;
+    let after = others(1).find(is_here);
+    let before = others(nranks - 1).find(is_here);
+    after.into_iter().chain(before.filter(move |_| before != after))
+}
+
 impl ServedCommunicator {
     /// Begins to serve a communicator: watches the processes and hosts of its neighbours.
     pub(super) fn new(
@@ -133,6 +144,15 @@ impl ServedCommunicator {
                 watched.push(WatchedRank { rank, process, is_known_to_have_ended: false });
             }
             // Of a process that cannot be watched, the end of its connection shows the end.
+        }
+        // A process on another host whose sockets a child holds is dead for this rank only if
+        // someone there says so: each process is watched by the two next to it.
+        for rank in next_on_host(&peers, shared.rank) {
+            if !watched.iter().any(|it: &WatchedRank| it.rank == rank)
+                && let Some(process) = watch(&peers, shared.rank, rank)
+            {
+                watched.push(WatchedRank { rank, process, is_known_to_have_ended: false });
+            }
         }
         tree.start_service(timing);
         let served =

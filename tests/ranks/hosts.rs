@@ -6,9 +6,10 @@
 use maypole_transport::sync::{AtomicU32, Ordering};
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use crate::mixed_memory::{Memory, join, make_calls, reference, simulated_gpu};
+use crate::ranks::signal;
 use maypole::{Communicator, RedOp, UniqueId};
 
 /// The test that a rank process runs.
@@ -24,6 +25,33 @@ enum Setting {
     OnDevices,
     /// They see this folder as `/proc`.
     WithProc(PathBuf),
+    /// One of them has a child that inherits its sockets, and is killed.
+    Orphan(Orphan),
+}
+
+#[derive(Clone, Copy)]
+struct Orphan {
+    nranks: u32,
+    /// Ranks from this one on are on the second host.
+    second_host: u32,
+    victim: u32,
+    /// How the child is made: by `fork`, or by the system call of which the C library learns
+    /// nothing.
+    by: &'static str,
+}
+
+impl Setting {
+    fn nranks(&self) -> u32 {
+        if let Self::Orphan(orphan) = self { orphan.nranks } else { RANKS }
+    }
+
+    /// Whether a rank is on the second host.
+    fn is_on_second(&self, rank: u32) -> bool {
+        match self {
+            Self::Orphan(orphan) => rank >= orphan.second_host,
+            _ => rank % 2 == 1,
+        }
+    }
 }
 
 /// The namespaces of a test and the ends of their cable. They are removed when the test ends.
@@ -68,13 +96,18 @@ impl Hosts {
     /// Starts rank `rank`, on host memory or a device of the simulated GPU, or where a folder takes
     /// the place of `/proc`.
     fn start(&self, rank: u32, setting: &Setting) -> Child {
-        let (host, cable) = (&self.0[rank as usize % 2], &self.1[rank as usize % 2]);
+        let at = usize::from(setting.is_on_second(rank));
+        let (host, cable) = (&self.0[at], &self.1[at]);
         let mut command = Command::new("ip");
         command.args(["netns", "exec", host]);
         match setting {
             Setting::Plain => {}
             Setting::OnDevices => {
                 command.env("LD_LIBRARY_PATH", simulated_gpu()).env("MAYPOLE_TEST_DEVICE", "0");
+            }
+            Setting::Orphan(Orphan { victim, by, .. }) => {
+                let scene = if rank == *victim { by } else { "forever" };
+                command.env("MAYPOLE_TEST_HOST_SCENE", scene);
             }
             Setting::WithProc(proc) => {
                 let script = "mount --bind \"$0\" /proc && exec \"$@\"";
@@ -85,6 +118,7 @@ impl Hosts {
             .arg(std::env::current_exe().expect("the test binary"))
             .args(["--exact", ENTRY, "--ignored", "--nocapture", "--test-threads=1"])
             .env("MAYPOLE_TEST_RANK", rank.to_string())
+            .env("MAYPOLE_TEST_NRANKS", setting.nranks().to_string())
             .env("NCCL_SOCKET_IFNAME", format!("={cable}"))
             .env("MAYPOLE_INIT_TIMEOUT", "30")
             .stdin(Stdio::piped())
@@ -98,6 +132,18 @@ impl Drop for Hosts {
     fn drop(&mut self) {
         for name in &self.0 {
             let _ = Command::new("ip").args(["netns", "delete", name]).output();
+        }
+    }
+}
+
+/// The processes of a job. Those that still run when the test ends are killed.
+struct Processes(Vec<Child>);
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
         }
     }
 }
@@ -125,7 +171,12 @@ fn rank() {
         let outcome = make_calls(&mut comm, &Memory::open(device), COUNTS).expect("all calls");
         return println!("say:{outcome:x?}");
     }
-    let mut comm = Communicator::new(&id, rank, RANKS).unwrap_or_else(|e| panic!("init: {e}"));
+    let nranks = std::env::var("MAYPOLE_TEST_NRANKS").expect("a number");
+    let nranks: u32 = nranks.parse().expect("a number");
+    let mut comm = Communicator::new(&id, rank, nranks).unwrap_or_else(|e| panic!("init: {e}"));
+    if let Ok(scene) = std::env::var("MAYPOLE_TEST_HOST_SCENE") {
+        return orphan(&mut comm, &scene);
+    }
     for count in [1, 1000, 300_001] {
         let send: Vec<i32> = (0..count).map(|i| i + rank as i32).collect();
         let mut recv = vec![0; send.len()];
@@ -133,6 +184,46 @@ fn rank() {
         assert!(recv.iter().zip(0..).all(|(sum, i)| *sum == 4 * i + 6));
     }
     println!("say:done");
+}
+
+/// Makes calls until one fails, and prints the error; or has a child, and waits to be killed.
+fn orphan(comm: &mut Communicator, scene: &str) {
+    let mut sum = |count: usize| {
+        let (send, mut recv) = (vec![1_i32; count], vec![0; count]);
+        comm.all_reduce(&send, &mut recv, RedOp::Sum)
+    };
+    sum(1).unwrap_or_else(|e| panic!("{e}"));
+    sum(100_000).unwrap_or_else(|e| panic!("{e}"));
+    if scene == "forever" {
+        println!("say:started");
+        let error = loop {
+            if let Err(error) = sum(100_000) {
+                break error;
+            }
+        };
+        return println!("say:{error}");
+    }
+    // SAFETY: the child calls only functions that are allowed in a child of a process with many
+    // threads. The alarm ends it if the test does not.
+    let child = unsafe {
+        match scene {
+            "fork" => libc::fork(),
+            _ => libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) as libc::pid_t,
+        }
+    };
+    if child == 0 {
+        // SAFETY: as above.
+        unsafe {
+            libc::alarm(50);
+            loop {
+                libc::pause();
+            }
+        }
+    }
+    println!("say:{child}");
+    loop {
+        std::thread::park();
+    }
 }
 
 fn hear(from: &mut impl BufRead) -> String {
@@ -146,6 +237,20 @@ fn hear(from: &mut impl BufRead) -> String {
 
 /// The texts of the ranks of a job. None where namespaces are not possible.
 fn on_two_hosts(setting: &Setting) -> Option<Vec<String>> {
+    let (_hosts, mut children, mut voices) = start_on_two_hosts(setting)?;
+    // Every wait of the ranks ends: at the timeout of init, or by the death of a rank that gives
+    // up.
+    let said = voices.iter_mut().map(hear).collect();
+    for child in &mut children.0 {
+        assert!(child.wait().expect("a child").success());
+    }
+    Some(said)
+}
+
+/// Starts the ranks of a job. None where namespaces are not possible.
+fn start_on_two_hosts(
+    setting: &Setting,
+) -> Option<(Hosts, Processes, Vec<BufReader<ChildStdout>>)> {
     let hosts = match Hosts::new() {
         Ok(hosts) => hosts,
         Err(why) => {
@@ -153,7 +258,8 @@ fn on_two_hosts(setting: &Setting) -> Option<Vec<String>> {
             return None;
         }
     };
-    let mut children: Vec<Child> = (0..RANKS).map(|rank| hosts.start(rank, setting)).collect();
+    let mut children: Vec<Child> =
+        (0..setting.nranks()).map(|rank| hosts.start(rank, setting)).collect();
     let mut voices: Vec<_> = children
         .iter_mut()
         .map(|child| BufReader::new(child.stdout.take().expect("a pipe")))
@@ -163,13 +269,37 @@ fn on_two_hosts(setting: &Setting) -> Option<Vec<String>> {
         let stdin = child.stdin.as_mut().expect("a pipe");
         writeln!(stdin, "{id}").expect("the rank reads its id");
     }
-    // Every wait of the ranks ends: at the timeout of init, or by the death of a rank that gives
-    // up.
-    let said = voices.iter_mut().map(hear).collect();
-    for child in &mut children {
-        assert!(child.wait().expect("a child").success());
+    Some((hosts, Processes(children), voices))
+}
+
+/// Kills a rank whose child lives on. All others must learn that while the child lives.
+fn killed(orphan: Orphan) {
+    let started = start_on_two_hosts(&Setting::Orphan(orphan));
+    let Some((_hosts, mut children, mut voices)) = started else { return };
+    let victim = orphan.victim as usize;
+    let child: u32 = hear(&mut voices[victim]).parse().expect("the number of a process");
+    let others = || (0..orphan.nranks as usize).filter(|rank| *rank != victim);
+    others().for_each(|rank| assert_eq!(hear(&mut voices[rank]), "started"));
+    children.0[victim].kill().expect("a kill");
+    for rank in others() {
+        let said = hear(&mut voices[rank]);
+        assert!(said.contains(&format!("process of rank {victim} died")), "{rank}: {said}");
     }
-    Some(said)
+    // SAFETY: signal 0 only asks whether the process is there.
+    let lives = unsafe { libc::kill(child.cast_signed(), 0) } == 0;
+    assert!(lives, "the death was seen only when the child had ended");
+    signal(child, libc::SIGKILL);
+}
+
+#[test]
+fn a_child_of_the_only_rank_on_a_host_does_not_hide_its_death() {
+    killed(Orphan { nranks: 2, second_host: 1, victim: 1, by: "fork" });
+}
+
+/// Ranks 0 to 2 are on one host, and 3 to 6 on another; rank 3 has no neighbour on its host.
+#[test]
+fn ranks_of_its_host_tell_of_a_death_that_a_child_hides() {
+    killed(Orphan { nranks: 7, second_host: 3, victim: 3, by: "clone" });
 }
 
 #[test]

@@ -34,6 +34,8 @@ pub mod slots;
 pub mod sync;
 
 #[cfg(not(loom))]
+pub mod closed_in_child;
+#[cfg(not(loom))]
 #[doc(hidden)]
 pub mod conformance;
 #[cfg(not(loom))]

@@ -39,6 +39,9 @@ use inquiry::{Inquiry, InquiryPurpose};
 /// How long a process that has ended may still be heard: what it sent before may be on its way, and
 /// a child made by fork may hold its connection open.
 const ENDED_GRACE: Duration = Duration::from_millis(50);
+/// As [`ENDED_GRACE`], for a process on another host, whose end others have seen: what it sent may
+/// take longer than what they say.
+const TOLD_GRACE: Duration = Duration::from_secs(2);
 /// How long a process whose connection has ended may still be seen to run: the kernel closes its
 /// connections before it ends.
 const CLOSED_GRACE: Duration = Duration::from_secs(1);
@@ -52,7 +55,7 @@ pub enum ControlInput {
     Malformed(Rank),
     /// The connection to a neighbour ended.
     Closed(Rank),
-    /// The process of a neighbour ended.
+    /// The process of a neighbour, or of another rank on this host, ended.
     ProcessEnded(Rank),
     /// The rank takes part in the next exchange, with these bytes.
     Exchange {
@@ -235,7 +238,7 @@ impl CommunicatorCore {
                 }
             }
             ControlInput::Closed(rank) => self.closed(rank, facts),
-            ControlInput::ProcessEnded(rank) => self.process_ended(rank, facts),
+            ControlInput::ProcessEnded(rank) => self.process_ended(rank, ENDED_GRACE, facts),
             ControlInput::Exchange { bytes, deadline } => {
                 self.begin_exchange(&bytes, deadline, facts);
             }
@@ -335,6 +338,13 @@ impl CommunicatorCore {
             ControlFrame::Question { to, .. } | ControlFrame::Answer { to, .. } => {
                 self.pass_on(frame, to, Some(from));
             }
+            // The neighbour of that rank decides: it knows whether the rank has left.
+            ControlFrame::Ended(rank) if self.neighbour(rank).is_some() => {
+                self.process_ended(rank, TOLD_GRACE, facts);
+            }
+            ControlFrame::Ended(rank) => {
+                self.pass_on(ControlFrame::Ended(rank), rank, Some(from));
+            }
             ControlFrame::History(point) => self.receive_history(from, point, facts),
             ControlFrame::Leave(point) => self.neighbour_left(from, Some(point), facts),
             ControlFrame::Missing { .. }
@@ -383,10 +393,13 @@ impl CommunicatorCore {
         }
     }
 
-    /// The process of a neighbour ended, which may have left before.
-    fn process_ended(&mut self, rank: Rank, facts: &impl LocalFacts) {
-        let lost_at = self.now + ENDED_GRACE;
-        let Some(neighbour) = self.neighbour(rank) else { return };
+    /// The process of a neighbour ended, which may have left before, and may be heard for this time.
+    /// That of another rank is told to a neighbour of that rank.
+    fn process_ended(&mut self, rank: Rank, grace: Duration, facts: &impl LocalFacts) {
+        let lost_at = self.now + grace;
+        let Some(neighbour) = self.neighbour(rank) else {
+            return self.pass_on(ControlFrame::Ended(rank), rank, None);
+        };
         neighbour.has_ended = true;
         if neighbour.is_closed {
             self.neighbour_died(rank, facts);

@@ -339,7 +339,20 @@ impl World {
                 self.queue_on_link(rank, other, Event::LinkDied(rank));
             }
         }
-        for neighbour in parent(rank).into_iter().chain(children(rank, nranks)) {
+        let neighbours: Vec<Rank> =
+            parent(rank).into_iter().chain(children(rank, nranks)).collect();
+        // The ranks next to it on its host watch it too.
+        let others = |step: Rank| (1..nranks).map(move |i| (rank + i * step) % nranks);
+        let is_near = |other: &Rank| self.ranks[*other as usize].host == host;
+        let mut near = [others(1).find(is_near), others(nranks - 1).find(is_near)];
+        if near[0] == near[1] {
+            near[1] = None;
+        }
+        for other in near.into_iter().flatten().filter(|other| !neighbours.contains(other)) {
+            let time = self.now + self.random.up_to(self.delay);
+            self.queue(time, other, Event::ProcessEnded(rank));
+        }
+        for neighbour in neighbours {
             if self.ranks[neighbour as usize].host == host {
                 let time = self.now + self.random.up_to(self.delay);
                 self.queue(time, neighbour, Event::ProcessEnded(rank));

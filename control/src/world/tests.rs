@@ -1,8 +1,12 @@
 //! Many worlds, and those that once broke an invariant.
 
+use std::time::Duration;
+
 use super::joins::{JoinScript, JoinWorld};
 use super::run::World;
-use super::script::Script;
+use super::script::{Action, CallKind, Disturbance, Script};
+use crate::time::Time;
+use crate::verdict::Verdict;
 
 /// Runs the worlds of these seeds, and shrinks the first that breaks an invariant.
 fn run_worlds(seeds: impl Iterator<Item = u64>, most_ranks: u32) -> Statistics {
@@ -86,6 +90,31 @@ fn many_joins_keep_all_invariants() {
         }
     }
     println!("{worlds} worlds, {events} events");
+}
+
+/// Three ranks on one host and four on another. Rank 3, which has no neighbour on its own host,
+/// dies, and a child that it forked holds its connections for longer than anyone should wait.
+#[test]
+fn ranks_of_its_host_tell_of_a_death_that_its_neighbours_cannot_see() {
+    let program = vec![Action::Call(CallKind::AllReduce, 1), Action::Call(CallKind::AllReduce, 2)];
+    let mut script = Script {
+        seed: 1,
+        hosts: vec![0, 0, 0, 1, 1, 1, 1],
+        programs: vec![program; 7],
+        disturbances: Vec::new(),
+        timeout: None,
+        delay: Duration::from_millis(1),
+    };
+    let died = Duration::from_secs(1);
+    script.programs[3].insert(1, Action::Compute(Duration::from_secs(100)));
+    script.disturbances.push((died, Disturbance::Kill(3, Duration::from_secs(75))));
+    let world = World::run(&script).unwrap();
+    for (rank, simulated) in world.ranks.iter().enumerate().filter(|(rank, _)| *rank != 3) {
+        let is_dead = matches!(simulated.ended, Some(Verdict::Dead { rank: 3, .. }));
+        assert!(is_dead, "rank {rank}: {:?}", simulated.ended);
+    }
+    let took = world.now.since(Time::START + died);
+    assert!(took < Duration::from_secs(5), "the ranks knew after {took:?} of simulated time");
 }
 
 /// To run it: `cargo test --release -p maypole-control -- --ignored worlds --nocapture`.

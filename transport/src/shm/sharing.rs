@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::socket;
+use crate::closed_in_child::ClosedInChild;
 use crate::memory::MappingAccess;
 use crate::segment::{self, MappedSegment, OfferState, SegmentId, SegmentMemory};
 
@@ -26,6 +27,7 @@ type OfferKey = (SegmentId, MappingAccess);
 /// The segments shared with one peer.
 #[derive(Debug)]
 pub(crate) struct SegmentSharing {
+    _closed_in_child: ClosedInChild,
     stream: Arc<UnixStream>,
     /// This rank's segments that were offered to the peer.
     offers: Mutex<HashMap<OfferKey, OfferState>>,
@@ -70,7 +72,8 @@ impl SegmentFrame {
 impl SegmentSharing {
     /// Shares no segments yet. `stream` is the connection to the peer, which must not block.
     pub(crate) fn new(stream: Arc<UnixStream>) -> Self {
-        Self { stream, offers: Mutex::default(), mapped: Mutex::default() }
+        let _closed_in_child = ClosedInChild::new(&*stream);
+        Self { _closed_in_child, stream, offers: Mutex::default(), mapped: Mutex::default() }
     }
 
     /// The connection, from which the listener thread of this rank reads.

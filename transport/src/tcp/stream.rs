@@ -12,6 +12,7 @@ use super::poller::EventFlags;
 use super::ring::{ReceiveRing, SendRing, StoreDecision};
 use super::socket::{self, piece};
 use crate::Sequence;
+use crate::closed_in_child::ClosedInChild;
 use crate::noise::Session;
 
 /// Bytes of the read buffer. One call reads several small messages, or the rest of a long message
@@ -61,6 +62,7 @@ pub(crate) enum QueuedFrame {
 /// A live stream.
 #[derive(Debug)]
 pub(crate) struct TcpStream {
+    _closed_in_child: ClosedInChild,
     pub(crate) fd: OwnedFd,
     /// The keys of this stream, which seal the frames that end something.
     session: Box<Session>,
@@ -101,6 +103,7 @@ unsafe impl Send for TcpStream {}
 impl TcpStream {
     pub(crate) fn new(fd: OwnedFd, session: Box<Session>) -> Self {
         Self {
+            _closed_in_child: ClosedInChild::new(&fd),
             fd,
             session,
             buffer: Box::new([0; READ_BUFFER_BYTES]),
