@@ -223,25 +223,17 @@ impl ServedCommunicator {
         }
     }
 
-    /// Leaves the communicator: informs the neighbours and closes the connections.
+    /// Leaves the communicator: informs the neighbours and the peers, and closes the connections to
+    /// the neighbours. The endpoint may live on, because of an abort handle, or because the process
+    /// ends without dropping it.
     pub(super) fn leave(mut self, all: &[Arc<ControlShared>]) {
-        self.handle(ControlInput::Leave, all);
-        self.finish_leaving();
-    }
-
-    fn finish_leaving(mut self) {
-        self.tree.close();
-        self.shared.change(|state| state.removed = true);
-    }
-
-    /// Leaves a communicator that will not be dropped, because the process ends.
-    pub(super) fn leave_at_exit(mut self, all: &[Arc<ControlShared>]) {
         // A failure that this rank knows must go out before the farewell on its links.
         self.handle(ControlInput::Leave, all);
         if let Some(endpoint) = self.shared.endpoint.upgrade() {
             endpoint.leave();
         }
-        self.finish_leaving();
+        self.tree.close();
+        self.shared.change(|state| state.removed = true);
     }
 
     /// The watched ranks whose process has ended since the last call.

@@ -179,7 +179,7 @@ fn run(queue: &CommandQueue) {
                     }
                 }
                 ServiceCommand::LeaveAll(done) => {
-                    communicators.drain(..).for_each(|it| it.leave_at_exit(&all));
+                    communicators.drain(..).for_each(|it| it.leave(&all));
                     // The receiver is gone if it has waited long enough.
                     let _ = done.send(());
                 }

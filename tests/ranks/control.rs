@@ -486,6 +486,31 @@ fn a_wait_ends_at_the_timeout_and_all_ranks_learn_why() {
     assert!(errors.iter().any(named), "{errors:?}");
 }
 
+/// An abort handle keeps the memory of a communicator, and not its rank.
+#[test]
+fn a_rank_that_has_left_is_not_waited_for_while_its_abort_handle_lives() {
+    for p2p_disable in [false, true] {
+        let config = Config { p2p_disable, ..Config::default() };
+        let (failed, has_failed) = mpsc::channel();
+        let has_failed = Mutex::new(has_failed);
+        let ends = as_ranks(2, &config, move |mut comm| {
+            sum(&mut comm, 1).expect("a first call");
+            let handle = comm.abort_handle();
+            if comm.rank() == 1 {
+                drop(comm);
+                has_failed.lock().expect("one rank").recv().expect("the other rank");
+                drop(handle);
+                return None;
+            }
+            let error = sum(&mut comm, 1).expect_err("the other rank has left");
+            failed.send(()).expect("the other rank");
+            Some(error)
+        });
+        let left = |error: &Error| matches!(error, Error::Link(LinkError::PeerLeft { peer: 1 }));
+        assert!(ends[0].as_ref().is_some_and(left), "{ends:?}");
+    }
+}
+
 #[test]
 fn an_abort_reaches_ranks_that_have_no_links() {
     let errors = as_ranks(6, &Config::default(), |comm| {
