@@ -258,6 +258,11 @@ impl ControlTree {
         connections.for_each(|(_, connection)| connection.enable_keep_alive());
     }
 
+    /// Ends connections to hosts that are gone, which the next [`read`](Self::read) then sees.
+    pub(crate) fn end_connections_to_lost_hosts(&mut self) {
+        self.connections.iter_mut().for_each(|(_, connection)| connection.end_if_host_is_gone());
+    }
+
     /// Appends the entries with which to poll the connections.
     pub(crate) fn poll_fds(&self, fds: &mut Vec<libc::pollfd>) {
         fds.extend(self.connections.iter().map(|(_, connection)| connection.poll_fd()));

@@ -95,30 +95,34 @@ impl FrameStream {
         poll_fd(self.stream.as_raw_fd(), if self.full() { out } else { libc::POLLIN | out })
     }
 
-    /// Makes the kernel end the connection when the other host is gone: it sends probes while
-    /// nothing is sent, and limits the time for which sent bytes may stay unacknowledged. A stopped
-    /// process does not end the connection, because its kernel answers.
+    /// Makes the kernel end the connection when the other host is gone and nothing is sent: it then
+    /// sends probes. A stopped process does not end the connection, because its kernel answers.
+    ///
+    /// What is sent to a host that is gone ends the connection only after a quarter of an hour;
+    /// [`end_if_host_is_gone`](Self::end_if_host_is_gone) is for that. `TCP_USER_TIMEOUT` is not: it
+    /// also ends connections to processes that are stopped and so have no room for more.
     pub(super) fn enable_keep_alive(&self) {
-        let set = |level, name, value: libc::c_int| {
-            // SAFETY: the descriptor is open, and the value is an int that lives during the call.
-            unsafe {
-                // An error is ignored: the death of the host is then noticed later.
-                libc::setsockopt(
-                    self.stream.as_raw_fd(),
-                    level,
-                    name,
-                    (&raw const value).cast(),
-                    size_of::<libc::c_int>() as libc::socklen_t,
-                )
-            };
+        enable_keep_alive(&self.stream);
+    }
+
+    /// Ends the connection if the other host has long not acknowledged anything that was sent to
+    /// it.
+    pub(super) fn end_if_host_is_gone(&mut self) {
+        // SAFETY: all zeros is a valid value.
+        let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+        let mut len = size_of_val(&info) as libc::socklen_t;
+        // SAFETY: the descriptor is open, and `info` is writable for `len` bytes. An older kernel
+        // writes less.
+        let status = unsafe {
+            libc::getsockopt(
+                self.stream.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                (&raw mut info).cast(),
+                &raw mut len,
+            )
         };
-        set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
-        // In seconds. The connection ends after 10 + 4 * 5 seconds without an answer.
-        set(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 10);
-        set(libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 5);
-        set(libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 4);
-        // In milliseconds.
-        set(libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 30_000);
+        self.ended |= status == 0 && is_host_gone(&info);
     }
 
     /// Sends a frame, or keeps what the socket does not take of it.
@@ -264,5 +268,82 @@ pub(super) fn close_gracefully<'a>(
         }
         let mut fds: Vec<_> = left.iter().map(|connection| connection.poll_fd()).collect();
         wait(&mut fds, until);
+    }
+}
+
+fn enable_keep_alive(stream: &TcpStream) {
+    let set = |level, name, value: libc::c_int| {
+        // SAFETY: the descriptor is open, and the value is an int that lives during the call.
+        unsafe {
+            // An error is ignored: the death of the host is then noticed later.
+            libc::setsockopt(
+                stream.as_raw_fd(),
+                level,
+                name,
+                (&raw const value).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+    };
+    set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+    // In seconds. The connection ends after 10 + 4 * 5 seconds without an answer.
+    set(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 10);
+    set(libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 5);
+    set(libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 4);
+}
+
+/// How long a host may acknowledge nothing, in milliseconds.
+const SILENCE: u32 = 30_000;
+/// How many packets in a row it may leave without an answer. The kernel of a process that is stopped
+/// answers each: one that has no answer was sent just now, or was lost.
+const UNANSWERED: u8 = 3;
+
+/// Whether the host at the other end does not answer what the kernel sends again and again.
+fn is_host_gone(info: &libc::tcp_info) -> bool {
+    let unanswered = info.tcpi_retransmits.max(info.tcpi_probes);
+    unanswered >= UNANSWERED && info.tcpi_last_ack_recv >= SILENCE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_gone_only_if_it_answers_nothing() {
+        let info = |retransmits, probes, silence| {
+            // SAFETY: all zeros is a valid value.
+            let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+            (info.tcpi_retransmits, info.tcpi_probes) = (retransmits, probes);
+            info.tcpi_last_ack_recv = silence;
+            info
+        };
+        assert!(is_host_gone(&info(3, 0, SILENCE)) && is_host_gone(&info(0, 3, SILENCE)));
+        // Idle; a process that is stopped, whose kernel is asked at long intervals; a lost packet.
+        for (retransmits, probes, silence) in
+            [(0, 0, u32::MAX), (0, 1, u32::MAX), (2, 0, SILENCE), (9, 9, SILENCE - 1)]
+        {
+            assert!(!is_host_gone(&info(retransmits, probes, silence)));
+        }
+    }
+
+    /// With `TCP_USER_TIMEOUT` the kernel would end the connection to a stopped process that has no
+    /// room for more.
+    #[test]
+    fn the_kernel_does_not_limit_how_long_a_peer_is_stopped() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        enable_keep_alive(&stream);
+        let (mut limit, mut len) = (-1, size_of::<libc::c_int>() as libc::socklen_t);
+        // SAFETY: the descriptor is open, and the value is writable.
+        let status = unsafe {
+            libc::getsockopt(
+                stream.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_USER_TIMEOUT,
+                (&raw mut limit).cast(),
+                &raw mut len,
+            )
+        };
+        assert_eq!((status, limit), (0, 0));
     }
 }

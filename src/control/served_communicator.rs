@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
 use maypole_control::activity::{Activity, RecorderSnapshot};
@@ -27,6 +27,10 @@ use crate::clock;
 use crate::error::Error;
 use crate::process::ProcessWatch;
 
+/// How often connections are looked at for hosts that are gone. The thread wakes as often to compare
+/// calls.
+const HOST_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// A communicator that the service thread serves.
 pub(super) struct ServedCommunicator {
     shared: Arc<ControlShared>,
@@ -35,6 +39,8 @@ pub(super) struct ServedCommunicator {
     /// The processes of neighbours on this host, and of the ranks before and after this one on this
     /// host, as far as they can be watched.
     watched: Vec<WatchedRank>,
+    /// When the connections were last looked at for hosts that are gone.
+    hosts_checked: Instant,
     /// Whether the state machine believes that a connection is being made.
     is_connecting: bool,
     outputs: VecDeque<ControlOutput>,
@@ -155,8 +161,15 @@ impl ServedCommunicator {
             }
         }
         tree.start_service(timing);
-        let served =
-            Self { shared, tree, peers, watched, is_connecting: false, outputs: VecDeque::new() };
+        let served = Self {
+            shared,
+            tree,
+            peers,
+            watched,
+            hosts_checked: Instant::now(),
+            is_connecting: false,
+            outputs: VecDeque::new(),
+        };
         // A neighbour may have failed while the rest of this rank was set up.
         if let Some(verdict) = served.tree.verdict().cloned() {
             served.end(&verdict);
@@ -213,6 +226,10 @@ impl ServedCommunicator {
         if self.is_connecting && self.shared.connecting.load(Ordering::Relaxed) == 0 {
             self.is_connecting = false;
             self.handle(ControlInput::Connecting(None), all);
+        }
+        if self.hosts_checked.elapsed() >= HOST_CHECK_INTERVAL {
+            self.hosts_checked = Instant::now();
+            self.tree.end_connections_to_lost_hosts();
         }
         let facts =
             ServedFacts { shared: &self.shared, peers: &self.peers, watched: &self.watched, all };
