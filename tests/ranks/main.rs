@@ -9,6 +9,7 @@ mod ranks;
 mod communicators;
 mod control;
 mod fault;
+mod freeze;
 mod hosts;
 mod identity;
 mod memory;
