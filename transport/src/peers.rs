@@ -25,6 +25,18 @@ pub(crate) trait PeerConnection: fmt::Debug + Send + Sync {
     /// Wakes the peer if it sleeps. Over TCP, messages do that.
     fn ring(&self) {}
 
+    /// Tells the peer that this rank leaves, if its header does not.
+    fn leave(&self) {}
+
+    /// Begins to find out whether everything that was sent has arrived.
+    fn begin_flush(&self) {}
+
+    /// What was sent and is not known to have arrived, if that can still be learnt. Messages in
+    /// memory of the peer have arrived.
+    fn under_way(&self) -> Option<MessagesUnderWay> {
+        None
+    }
+
     /// The peer's connection ended. Unless the peer had said that it leaves, its process is dead.
     fn connection_ended(&self) {}
 
@@ -50,6 +62,17 @@ pub(crate) trait PeerConnection: fmt::Debug + Send + Sync {
     /// # Safety
     /// No ends of this channel were opened before.
     unsafe fn open(&self, channel: u16) -> (Outgoing, Incoming);
+}
+
+/// Messages that were sent and are not known to have arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessagesUnderWay {
+    /// The rank to which they were sent.
+    pub peer: Rank,
+    /// Their number.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// The connections of a rank.

@@ -3,12 +3,12 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use maypole_transport::LinkError;
 use maypole_transport::conformance::{HANG_TIMEOUT, Watchdog};
-use maypole_transport::endpoint::{EnabledLinks, Endpoint, EndpointConfig};
+use maypole_transport::endpoint::{EnabledLinks, Endpoint, EndpointConfig, MessagesUnderWay};
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::noise::{ANSWER_BYTES, CONFIRMATION_BYTES, FIRST_BYTES, Key};
 use maypole_transport::tcp::TcpConfig;
@@ -264,4 +264,82 @@ fn an_abort_that_is_changed_on_its_way_is_noticed() {
         ),
         "{error}"
     );
+}
+
+/// A gate that holds back all bytes of one direction while it is closed.
+#[derive(Default)]
+struct Gate {
+    closed: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn set(&self, closed: bool) {
+        *self.closed.lock().unwrap() = closed;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        let closed = self.closed.lock().unwrap();
+        drop(self.changed.wait_while(closed, |closed| *closed).unwrap());
+    }
+}
+
+#[test]
+fn a_flush_waits_for_what_the_network_holds_back_and_says_what_is_missing() {
+    let _watchdog = Watchdog::new("a flush");
+    let gate = Arc::new(Gate::default());
+    let held = gate.clone();
+    let attack: Attack = Arc::new(move |passing| {
+        if passing.direction == Direction::FromDialer {
+            held.pass();
+        }
+    });
+    let (low, high) = ranks();
+    let address = behind_proxy(&high, attack);
+    connect(&low, &high, &address);
+    let (mut out, _from_high) = low.open(1, 0).unwrap();
+    let (_to_low, mut inc) = high.open(0, 0).unwrap();
+    assert_eq!(low.flush(HANG_TIMEOUT), []);
+    gate.set(true);
+    for tag in 0..2 {
+        let slot = out.slots.reserve().unwrap().unwrap();
+        // SAFETY: the slot is reserved and has room.
+        unsafe { slot.data.write_bytes(9, 4096) };
+        out.slots.send(4096, tag);
+    }
+    let held = MessagesUnderWay { peer: 1, messages: 2, bytes: 8192 };
+    assert_eq!(low.flush(Duration::ZERO), [held]);
+    gate.set(false);
+    // The peer is not in a call: its thread takes the messages.
+    assert_eq!(low.flush(HANG_TIMEOUT), []);
+    drop((out, low));
+    for tag in 0..2 {
+        let message = inc.slots.receive().unwrap().expect("it has arrived");
+        assert_eq!((message.len, message.tag), (4096, tag));
+        inc.slots.release();
+    }
+}
+
+#[test]
+fn a_flush_does_not_wait_for_a_peer_that_is_gone_or_after_an_abort() {
+    let _watchdog = Watchdog::new("a flush without a peer");
+    for aborted in [false, true] {
+        let gate = Arc::new(Gate::default());
+        let held = gate.clone();
+        let (low, high) = ranks();
+        let address = behind_proxy(&high, Arc::new(move |_| held.pass()));
+        connect(&low, &high, &address);
+        let (mut out, _from_high) = low.open(1, 0).unwrap();
+        gate.set(aborted);
+        out.slots.reserve().unwrap().unwrap();
+        out.slots.send(9, 1);
+        if aborted {
+            low.abort(1);
+        } else {
+            drop(high);
+        }
+        assert_eq!(low.flush(HANG_TIMEOUT), []);
+        gate.set(false);
+    }
 }

@@ -5,7 +5,7 @@ mod hosts;
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::Rank;
 use crate::address::{EndpointAddress, LinkKind, ProcessToken};
@@ -20,6 +20,7 @@ use crate::local::ends::LocalPeer;
 use crate::local::listener::LocalListener;
 use crate::memory::MappingAccess;
 use crate::noise::{KEY_BYTES, Key};
+pub use crate::peers::MessagesUnderWay;
 use crate::peers::PeerTable;
 use crate::random::random_bytes;
 use crate::rank_header::RankHeader;
@@ -330,11 +331,30 @@ impl Endpoint {
         }
     }
 
+    /// Waits until every connected peer has received what this rank has sent to it, at most
+    /// `timeout`. Returns what has not arrived by then. Peers that are gone, and all peers after an
+    /// abort, are not waited for.
+    ///
+    /// A message has arrived when it is in memory of the peer's process, whether the peer has asked
+    /// for it or not. Without this call, what the sockets have not taken is lost when the process
+    /// ends, and soon after the endpoint is dropped.
+    pub fn flush(&self, timeout: Duration) -> Vec<MessagesUnderWay> {
+        let peers = self.parts.peers.all();
+        peers.iter().for_each(|peer| peer.begin_flush());
+        let mut left = Vec::new();
+        self.doorbell().wait(0, 0, Some(timeout), || {
+            left = peers.iter().filter_map(|peer| peer.under_way()).collect();
+            left.is_empty()
+        });
+        left
+    }
+
     /// Tells connected peers that this rank sends nothing more. Dropping the endpoint does the
     /// same; this is for a process that ends without dropping it.
     pub fn leave(&self) {
         self.header().leave();
         for peer in self.parts.peers.all() {
+            peer.leave();
             peer.ring();
         }
     }

@@ -6,7 +6,7 @@ use super::pair::TcpPair;
 use crate::error::LinkError;
 use crate::inbox::InboxLayout;
 use crate::link::{Incoming, Outgoing, ReceiveSlots, ReceivedMessage, SendSlots, SlotMut};
-use crate::peers::PeerConnection;
+use crate::peers::{MessagesUnderWay, PeerConnection};
 use crate::{Rank, Sequence};
 
 /// A connected peer that is reached over TCP.
@@ -29,6 +29,19 @@ impl PeerConnection for TcpPeer {
 
     fn gone(&self) -> Option<LinkError> {
         self.pair.gone()
+    }
+
+    fn leave(&self) {
+        self.pair.leave();
+    }
+
+    fn begin_flush(&self) {
+        self.pair.begin_flush();
+    }
+
+    fn under_way(&self) -> Option<MessagesUnderWay> {
+        let (messages, bytes) = self.pair.under_way();
+        (messages > 0).then_some(MessagesUnderWay { peer: self.pair.peer, messages, bytes })
     }
 
     unsafe fn open(&self, channel: u16) -> (Outgoing, Incoming) {

@@ -2,7 +2,7 @@
 //! frames.
 //!
 //! A frame is a header of 32 bytes (kind, a zero, channel, length, sequence, acknowledgement, tag,
-//! four zeros; little-endian) and `length` bytes of payload.
+//! arrivals; little-endian) and `length` bytes of payload.
 //!
 //! Frames that end something, abort and leave, travel sealed: they are the payload of a frame of
 //! the kind `Sealed`, encrypted and authenticated by the [`Session`](crate::noise::Session) of the
@@ -27,6 +27,8 @@ pub(crate) enum FrameKind {
     Data,
     /// Only an acknowledgement.
     Ack,
+    /// An acknowledgement that asks for one: its sender waits until its messages have arrived.
+    Ask,
     /// The communicator was aborted by rank `sequence`, for the reason `tag`.
     Abort,
     /// The last frame: its sender has left the communicator.
@@ -45,21 +47,31 @@ pub(crate) struct Frame {
     /// The sequence up to which all messages of the channel's other direction are released.
     pub(crate) ack: u64,
     pub(crate) tag: u32,
+    /// How many of the messages after these have arrived in sequence.
+    pub(crate) arrived: u32,
 }
 
 /// An acknowledgement of nothing.
 pub(crate) const EMPTY: Frame =
-    Frame { kind: FrameKind::Ack, channel: 0, len: 0, sequence: 0, ack: 0, tag: 0 };
+    Frame { kind: FrameKind::Ack, channel: 0, len: 0, sequence: 0, ack: 0, tag: 0, arrived: 0 };
 
 impl Frame {
     pub(crate) fn encode(&self) -> [u8; FRAME_HEADER_BYTES] {
         let mut out = [0; FRAME_HEADER_BYTES];
-        out[0] = self.kind as u8;
+        out[0] = match self.kind {
+            FrameKind::Data => 0,
+            FrameKind::Ack => 1,
+            FrameKind::Abort => 2,
+            FrameKind::Leave => 3,
+            FrameKind::Sealed => 4,
+            FrameKind::Ask => 5,
+        };
         out[2..4].copy_from_slice(&self.channel.to_le_bytes());
         out[4..8].copy_from_slice(&self.len.to_le_bytes());
         out[8..16].copy_from_slice(&self.sequence.to_le_bytes());
         out[16..24].copy_from_slice(&self.ack.to_le_bytes());
         out[24..28].copy_from_slice(&self.tag.to_le_bytes());
+        out[28..].copy_from_slice(&self.arrived.to_le_bytes());
         out
     }
 
@@ -73,13 +85,21 @@ impl Frame {
             2 => FrameKind::Abort,
             3 => FrameKind::Leave,
             4 => FrameKind::Sealed,
+            5 => FrameKind::Ask,
             _ => return None,
         };
-        if bytes[1] != 0 || word(28) != 0 {
+        if bytes[1] != 0 {
             return None;
         }
-        let channel = u16::from_le_bytes([bytes[2], bytes[3]]);
-        Some(Self { kind, channel, len: word(4), sequence: long(8), ack: long(16), tag: word(24) })
+        Some(Self {
+            kind,
+            channel: u16::from_le_bytes([bytes[2], bytes[3]]),
+            len: word(4),
+            sequence: long(8),
+            ack: long(16),
+            tag: word(24),
+            arrived: word(28),
+        })
     }
 }
 
@@ -132,14 +152,20 @@ mod tests {
     #[test]
     fn frames_and_shapes_decode_to_themselves() {
         let kinds = [FrameKind::Data, FrameKind::Ack, FrameKind::Abort, FrameKind::Leave];
-        for kind in kinds.into_iter().chain([FrameKind::Sealed]) {
-            let frame = Frame { kind, channel: 2, len: 3, sequence: 4 << 40, ack: 5 << 40, tag: 6 };
+        for kind in kinds.into_iter().chain([FrameKind::Sealed, FrameKind::Ask]) {
+            let frame = Frame {
+                kind,
+                channel: 2,
+                len: 3,
+                sequence: 4 << 40,
+                ack: 5 << 40,
+                tag: 6,
+                arrived: 7,
+            };
             assert_eq!(Frame::decode(&frame.encode()), Some(frame));
-            for reserved in [1, 28, 31] {
-                let mut bytes = frame.encode();
-                bytes[reserved] = 1;
-                assert_eq!(Frame::decode(&bytes), None);
-            }
+            let mut bytes = frame.encode();
+            bytes[1] = 1;
+            assert_eq!(Frame::decode(&bytes), None);
         }
         assert_eq!(Frame::decode(&[9; FRAME_HEADER_BYTES]), None);
         let layout = InboxLayout { nranks: 2, channels: 3, slot_bytes: 64, depth: 5 };

@@ -77,12 +77,14 @@ pub(crate) struct SendRing {
     pub(crate) next: Sequence,
     /// Sequence of the last message that is released.
     pub(crate) acked: Sequence,
+    /// Sequence of the last message of which the peer has said that it and all before it are there.
+    arrived: Sequence,
 }
 
 impl SendRing {
     pub(crate) fn new(depth: u32, bytes: usize) -> Self {
         let sent = vec![SentMessage::default(); depth as usize];
-        Self { slots: SlotBuffers::new(depth, bytes), sent, next: 1, acked: 0 }
+        Self { slots: SlotBuffers::new(depth, bytes), sent, next: 1, acked: 0, arrived: 0 }
     }
 
     pub(crate) fn has_credit(&self) -> bool {
@@ -103,15 +105,25 @@ impl SendRing {
         self.acked + 1..self.next
     }
 
-    /// Handles an acknowledgement. Returns whether it released messages; `None` if it acknowledges
-    /// a message that was not sent.
-    pub(crate) fn acknowledge(&mut self, ack: Sequence) -> Option<bool> {
-        if ack >= self.next {
+    /// The number and the bytes of the messages that are sent and not known to be at the peer.
+    pub(crate) fn under_way(&mut self) -> (u64, u64) {
+        let sequences = self.arrived.max(self.acked) + 1..self.next;
+        let messages = sequences.end - sequences.start;
+        (messages, sequences.map(|sequence| self.sent(sequence).len as u64).sum())
+    }
+
+    /// Handles an acknowledgement of the release of all messages up to `ack`, and of the arrival of
+    /// `arrived` messages after them. Returns whether that is news; `None` if it acknowledges a
+    /// message that was not sent.
+    pub(crate) fn acknowledge(&mut self, ack: Sequence, arrived: u32) -> Option<bool> {
+        let arrived = ack.checked_add(arrived.into())?;
+        if arrived >= self.next {
             return None;
         }
-        let released = ack > self.acked;
+        let is_news = ack > self.acked || arrived > self.arrived;
         self.acked = self.acked.max(ack);
-        Some(released)
+        self.arrived = self.arrived.max(arrived);
+        Some(is_news)
     }
 }
 
@@ -218,6 +230,15 @@ impl ReceiveRing {
         self.next += 1;
     }
 
+    /// How many of the messages that are not released have arrived in sequence.
+    pub(crate) fn arrived(&self) -> u32 {
+        let is_here = |sequence: &Sequence| {
+            matches!(self.contents[self.slots.index(*sequence)], SlotContent::Complete { .. })
+        };
+        let slots = self.next..self.next + self.contents.len() as u64;
+        slots.take_while(is_here).count() as u32
+    }
+
     /// Number of releases that the peer was not told of.
     pub(crate) fn unacked(&self) -> u64 {
         self.next - 1 - self.acked_to_peer
@@ -233,7 +254,7 @@ mod tests {
         let mut ring = ReceiveRing::new(2, 64);
         assert!(matches!(ring.begin(1, 2, 5), StoreDecision::Store(_, None)));
         ring.complete(2, 5, 7);
-        assert_eq!(ring.first(), None);
+        assert_eq!((ring.first(), ring.arrived()), (None, 0));
         assert_eq!(ring.begin(0, 3, 1), StoreDecision::Reject, "beyond the credits");
         assert_eq!(ring.begin(0, 1, 65), StoreDecision::Reject, "longer than a slot");
         assert!(matches!(ring.begin(0, 1, 4), StoreDecision::Store(_, None)));
@@ -243,7 +264,9 @@ mod tests {
         ring.complete(1, 4, 6);
         assert_eq!(ring.begin(1, 2, 5), StoreDecision::Drop);
         assert_eq!(ring.first().map(|(_, len, tag)| (len, tag)), Some((4, 6)));
+        assert_eq!(ring.arrived(), 2);
         ring.release();
+        assert_eq!(ring.arrived(), 1);
         assert_eq!(ring.begin(1, 1, 4), StoreDecision::Drop, "released before");
         assert_eq!(ring.first().map(|(_, len, tag)| (len, tag)), Some((5, 7)));
         assert_eq!(ring.unacked(), 1);
@@ -252,11 +275,15 @@ mod tests {
     #[test]
     fn credits_follow_acknowledgements() {
         let mut ring = SendRing::new(1, 64);
-        assert_eq!(ring.acknowledge(1), None, "it acknowledges a message that was not sent");
+        assert_eq!(ring.acknowledge(1, 0), None, "it acknowledges a message that was not sent");
         ring.next = 2;
-        assert!(!ring.has_credit());
-        assert_eq!(ring.acknowledge(1), Some(true));
-        assert_eq!(ring.acknowledge(1), Some(false));
+        ring.sent(1).len = 9;
+        assert_eq!(ring.acknowledge(0, 2), None, "the arrival of a message that was not sent");
+        assert_eq!((ring.acknowledge(u64::MAX, 1), ring.under_way()), (None, (1, 9)));
+        assert_eq!(ring.acknowledge(0, 1), Some(true));
+        assert_eq!((ring.has_credit(), ring.under_way()), (false, (0, 0)));
+        assert_eq!(ring.acknowledge(1, 0), Some(true));
+        assert_eq!(ring.acknowledge(1, 0), Some(false));
         assert!(ring.has_credit());
     }
 }

@@ -46,8 +46,17 @@ pub(crate) struct ReadOutcome {
     pub(crate) progress: bool,
     /// The communicator was aborted: the rank that did it and its reason.
     pub(crate) abort: Option<(u32, u32)>,
+    /// The peer wants to know which messages of this channel have arrived.
+    pub(crate) asked: Option<u16>,
     /// A message began of which that other stream had delivered a part.
     pub(crate) taken_over: Option<usize>,
+}
+
+impl ReadOutcome {
+    /// Whether the pair must do something before more is read.
+    fn must_return(&self) -> bool {
+        self.taken_over.is_some() || self.asked.is_some()
+    }
 }
 
 /// A frame that is to be written.
@@ -55,6 +64,7 @@ pub(crate) struct ReadOutcome {
 pub(crate) enum QueuedFrame {
     Data(u16, Sequence),
     Ack(u16),
+    Ask(u16),
     Abort(u32, u32),
     Leave,
 }
@@ -141,7 +151,7 @@ impl TcpStream {
     ) -> Result<(), StreamEnd> {
         loop {
             self.parse(number, channels, outcome)?;
-            if outcome.taken_over.is_some() {
+            if outcome.must_return() {
                 return Ok(());
             }
             if self.unread.start > 0 {
@@ -225,10 +235,12 @@ impl TcpStream {
                 FrameKind::Abort | FrameKind::Leave => {
                     return Err(StreamEnd::Corrupt("an end that is not sealed"));
                 }
-                FrameKind::Data | FrameKind::Ack => self.unread.start += FRAME_HEADER_BYTES,
+                FrameKind::Data | FrameKind::Ack | FrameKind::Ask => {
+                    self.unread.start += FRAME_HEADER_BYTES;
+                }
             }
             self.begin(number, frame, channels, outcome)?;
-            if outcome.taken_over.is_some() {
+            if outcome.must_return() {
                 return Ok(());
             }
         }
@@ -247,17 +259,22 @@ impl TcpStream {
                 return Ok(());
             }
             FrameKind::Leave => return Err(StreamEnd::PeerLeft),
-            FrameKind::Data | FrameKind::Ack | FrameKind::Sealed => {}
+            FrameKind::Data | FrameKind::Ack | FrameKind::Ask | FrameKind::Sealed => {}
         }
         let channel = channels
             .get_mut(usize::from(frame.channel))
             .ok_or(StreamEnd::Corrupt("a frame of a channel that does not exist"))?;
         outcome.progress |= channel
             .sending
-            .acknowledge(frame.ack)
-            .ok_or(StreamEnd::Corrupt("it released a message that was not sent"))?;
-        if frame.kind == FrameKind::Ack {
-            return Ok(());
+            .acknowledge(frame.ack, frame.arrived)
+            .ok_or(StreamEnd::Corrupt("it has a message that was not sent"))?;
+        match frame.kind {
+            FrameKind::Ack => return Ok(()),
+            FrameKind::Ask => {
+                outcome.asked = Some(frame.channel);
+                return Ok(());
+            }
+            _ => {}
         }
         let left = frame.len as usize;
         let to = match channel.receiving.begin(number, frame.sequence, left) {
@@ -334,7 +351,9 @@ impl OutgoingFrame {
             QueuedFrame::Leave => {
                 return sealed(Frame { kind: FrameKind::Leave, ..EMPTY }, session);
             }
-            QueuedFrame::Ack(channel) | QueuedFrame::Data(channel, _) => {
+            QueuedFrame::Ack(channel)
+            | QueuedFrame::Ask(channel)
+            | QueuedFrame::Data(channel, _) => {
                 let TcpChannel { sending, receiving } = &mut channels[usize::from(channel)];
                 let ack = receiving.next - 1;
                 let frame = Frame { channel, ack, ..EMPTY };
@@ -348,10 +367,14 @@ impl OutgoingFrame {
                             Frame { kind: FrameKind::Data, sequence, len, tag: sent.tag, ..frame };
                         (frame, (len > 0).then(|| sending.address(sequence)))
                     }
+                    QueuedFrame::Ask(_) => {
+                        receiving.acked_to_peer = ack;
+                        (Frame { kind: FrameKind::Ask, ..frame }, None)
+                    }
                     _ => {
                         receiving.ack_queued = false;
                         receiving.acked_to_peer = ack;
-                        (frame, None)
+                        (Frame { arrived: receiving.arrived(), ..frame }, None)
                     }
                 }
             }

@@ -175,9 +175,33 @@ impl TcpPair {
         self.flush(&mut state);
     }
 
+    /// Asks the peer to say when everything that was sent has arrived.
+    pub(crate) fn begin_flush(&self) {
+        let mut state = self.lock();
+        state.flushing = true;
+        state.queue_questions();
+        self.flush(&mut state);
+        self.arm_all(&mut state);
+    }
+
+    /// The number and the bytes of the messages that are not known to have arrived, and of which
+    /// that can still be learnt.
+    pub(crate) fn under_way(&self) -> (u64, u64) {
+        let mut state = self.lock();
+        self.poll_sockets(&mut state);
+        if state.peer_left || self.nothing_found::<()>(&state).is_err() {
+            return (0, 0);
+        }
+        let each = state.channels.iter_mut().map(|channel| channel.sending.under_way());
+        each.fold((0, 0), |sum, it| (sum.0 + it.0, sum.1 + it.1))
+    }
+
     /// Queues a leave frame behind everything that is to be sent.
     pub(crate) fn leave(&self) {
         let mut state = self.lock();
+        if state.leaving {
+            return;
+        }
         self.send_acks(&mut state);
         state.leaving = true;
         for stream in state.streams.iter_mut().filter_map(|entry| entry.stream.as_mut()) {

@@ -68,9 +68,14 @@ impl TcpPair {
                 self.remove_stream(state, index, end);
                 return true;
             }
-            let Some(other) = outcome.taken_over else { return progress };
-            if let Some(other) = state.stream(other) {
-                other.drop_payload();
+            if let Some(channel) = outcome.asked {
+                state.queue_ack(channel);
+            } else if let Some(other) = outcome.taken_over {
+                if let Some(other) = state.stream(other) {
+                    other.drop_payload();
+                }
+            } else {
+                return progress;
             }
         }
     }
@@ -191,6 +196,9 @@ impl TcpPair {
             if any_released {
                 state.queue_ack(channel as u16);
             }
+        }
+        if state.flushing {
+            state.queue_questions();
         }
     }
 }

@@ -19,6 +19,8 @@ pub(super) struct TcpPairState {
     last_stream: usize,
     /// All streams were there once: the pair is in use.
     pub(super) complete: bool,
+    /// This rank wants to know when everything that it has sent has arrived.
+    pub(super) flushing: bool,
     /// This rank leaves.
     pub(super) leaving: bool,
     /// The peer has left.
@@ -48,6 +50,7 @@ impl TcpPairState {
             channels: (0..channels).map(|_| channel()).collect(),
             last_stream: 0,
             complete: false,
+            flushing: false,
             leaving: false,
             peer_left: false,
             disconnected_since: None,
@@ -93,8 +96,26 @@ impl TcpPairState {
         Some(chosen)
     }
 
-    /// Gives an acknowledgement to the first stream that has nothing else to write, or to any.
+    /// Asks the peer which messages have arrived: behind all messages of each stream, so that the
+    /// last answer is complete.
+    pub(super) fn queue_questions(&mut self) {
+        for channel in 0..self.channels.len() as u16 {
+            if self.send_ring(channel).under_way().0 == 0 {
+                continue;
+            }
+            for stream in self.streams.iter_mut().filter_map(|entry| entry.stream.as_mut()) {
+                stream.queue.retain(|frame| *frame != QueuedFrame::Ask(channel));
+                stream.queue.push_back(QueuedFrame::Ask(channel));
+            }
+        }
+    }
+
+    /// Gives an acknowledgement to the first stream that has nothing else to write, or to any,
+    /// unless one is queued.
     pub(super) fn queue_ack(&mut self, channel: u16) {
+        if self.receive_ring(channel).ack_queued {
+            return;
+        }
         let live = || self.streams.iter().enumerate().filter(|(_, e)| e.stream.is_some());
         let idle = live().find(|(_, e)| e.stream.as_ref().is_some_and(|s| !s.is_pending()));
         let Some((index, _)) = idle.or_else(|| live().next()) else { return };
