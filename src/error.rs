@@ -72,6 +72,21 @@ pub enum Error {
         /// The rank that revoked it; possibly this one.
         by: Rank,
     },
+    /// A rank left, and what it had sent did not reach other ranks.
+    #[error(
+        "rank {rank} left with data unsent: {messages} messages of {bytes} bytes did not reach \
+         {peers} within MAYPOLE_FLUSH_TIMEOUT; see whether they are stopped, or cut off"
+    )]
+    LeftUnsent {
+        /// The rank that left.
+        rank: Rank,
+        /// The ranks that have not received everything.
+        peers: crate::bootstrap::RankSet,
+        /// The number of lost messages.
+        messages: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
     /// The fault of the system: it refused a call.
     #[error("{call} failed: {}", std::io::Error::from_raw_os_error(*errno))]
     System {
@@ -177,6 +192,7 @@ impl Error {
             | Self::Bootstrap(B::System { .. }) => ResultCode::SystemError,
             Self::Aborted { .. }
             | Self::Revoked { .. }
+            | Self::LeftUnsent { .. }
             | Self::Link(L::Aborted { .. } | L::PeerDied { .. } | L::Refused { .. })
             | Self::Bootstrap(
                 B::RootUnreachable { .. }

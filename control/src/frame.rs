@@ -298,6 +298,7 @@ pub fn examples() -> Vec<ControlFrame> {
     let verdicts = [
         Verdict::Dead { rank: 4, seen_by: 1 },
         Verdict::Left { rank: 9 },
+        Verdict::LeftUnsent { rank: 9, peers: ranks.clone(), messages: 3, bytes: 1 << 40 },
         Verdict::Mismatch { ranks: [1, 2], what: what.clone() },
         Verdict::Timeout { rank: 1, peer: 0, what: what.clone(), waited },
         Verdict::Aborted { by: 3 },

@@ -23,6 +23,17 @@ pub enum Verdict {
         /// The rank that left.
         rank: Rank,
     },
+    /// A rank left, and what it had sent could not reach other ranks in the time that it allowed.
+    LeftUnsent {
+        /// The rank that left.
+        rank: Rank,
+        /// The ranks that have not received everything.
+        peers: RankSet,
+        /// The number of lost messages.
+        messages: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
     /// Two ranks make different calls.
     Mismatch {
         /// The two ranks.

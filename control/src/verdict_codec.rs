@@ -18,6 +18,13 @@ pub(crate) fn put_verdict(out: &mut Vec<u8>, verdict: &Verdict) {
             out.push(2);
             words(out, &[*rank]);
         }
+        Verdict::LeftUnsent { rank, peers, messages, bytes } => {
+            out.push(12);
+            words(out, &[*rank]);
+            put_ranks(out, peers);
+            out.extend(messages.to_le_bytes());
+            out.extend(bytes.to_le_bytes());
+        }
         Verdict::Mismatch { ranks, what } => {
             out.push(3);
             words(out, ranks);
@@ -92,6 +99,12 @@ pub(crate) fn read_verdict(reader: &mut ByteReader<'_>) -> Option<Verdict> {
             rank: reader.u32()?,
             ours: reader.u32()?,
             theirs: reader.u32()?,
+        },
+        12 => Verdict::LeftUnsent {
+            rank: reader.u32()?,
+            peers: read_ranks(reader)?,
+            messages: reader.u64()?,
+            bytes: reader.u64()?,
         },
         11 => Verdict::Revoked { by: reader.u32()? },
         10 => Verdict::Disagreement { what: reader.text()?, ranks: read_ranks(reader)? },

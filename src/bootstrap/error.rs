@@ -239,7 +239,9 @@ impl BootstrapError {
     pub(crate) fn of(verdict: Verdict, rank: u32) -> Self {
         match verdict {
             Verdict::Dead { rank, seen_by } => Self::PeerLost { rank, seen_by },
-            Verdict::Left { rank: left } => Self::PeerLost { rank: left, seen_by: rank },
+            Verdict::Left { rank: left } | Verdict::LeftUnsent { rank: left, .. } => {
+                Self::PeerLost { rank: left, seen_by: rank }
+            }
             Verdict::Mismatch { ranks, what } => {
                 let mut sorted = ranks;
                 sorted.sort_unstable();

@@ -253,6 +253,15 @@ table! {
         parse: |text| parse_seconds(text).map(Some),
         initial: None,
     }
+    /// How long a rank that destroys its communicator, or exits, waits until what it has sent over
+    /// TCP has reached the memory of its peers. If that does not suffice, all ranks get an error
+    /// that names it.
+    flush_timeout: Duration = "MAYPOLE_FLUSH_TIMEOUT" {
+        values: "seconds, at least 1"
+        default: "30"
+        parse: parse_seconds,
+        initial: Duration::from_secs(30),
+    }
     /// The signal at which the process writes the last calls of its communicators to standard
     /// error. It replaces the program's own handler for that signal.
     dump_signal: Option<i32> = "MAYPOLE_DUMP_SIGNAL" {

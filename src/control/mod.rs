@@ -42,6 +42,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
+use maypole_control::rank_set::RankSet;
 use maypole_control::time::Time;
 use maypole_control::verdict::Verdict;
 use maypole_transport::endpoint::Endpoint;
@@ -76,7 +77,8 @@ const LEFT: u32 = 1 << 30;
 /// How long a verdict may take to reach this rank, or the service thread to send the verdict of
 /// this rank.
 const VERDICT_TIME: Duration = Duration::from_secs(2);
-/// How long a rank to which no connection could be made may take to report why it failed.
+/// How long the reason may take to reach this rank why another refused a connection, or ended it
+/// without a farewell.
 const REFUSED_TIME: Duration = Duration::from_millis(500);
 /// How long a rank that seems to make another call may take to answer what it does.
 const MISMATCH_TIME: Duration = Duration::from_secs(4);
@@ -106,6 +108,8 @@ pub(crate) struct ControlShared {
     /// The [`generation`] of the process that made it.
     generation: u32,
     pub(crate) record: FlightRecorder,
+    /// How long this rank waits, when it leaves, until its messages have arrived.
+    flush_timeout: Duration,
     /// The endpoint. It must be dropped by the thread of the communicator, so it is not kept alive
     /// here.
     endpoint: Weak<Endpoint>,
@@ -202,9 +206,9 @@ impl ControlShared {
             }
             other => {
                 let error = cause(other);
-                // A refused connection says little: its other end may have failed, and its verdict
-                // may be on its way.
-                if is_refused_connection(&error)
+                // A connection that was refused or has ended says little: its other end may have
+                // failed, and its verdict may be on its way.
+                if is_end_of_connection(&error)
                     && let Some(verdict) =
                         self.wait(Instant::now() + REFUSED_TIME, |state| state.verdict.clone())
                 {
@@ -234,6 +238,34 @@ impl ControlShared {
             let error = self.endpoint.upgrade()?.aborted()?;
             Some(cause(error.into()))
         })
+    }
+
+    /// Waits until the peers have received what this rank has sent, because it leaves, at most
+    /// until `until`. Tells all ranks if they have not. After a failure it returns at once.
+    fn flush(&self, until: Instant) {
+        if !self.is_ours() || self.final_error().is_some() {
+            return;
+        }
+        let Some(endpoint) = self.endpoint.upgrade() else { return };
+        let left = endpoint.flush(until.saturating_duration_since(Instant::now()));
+        // An abort ends the flush too.
+        if left.is_empty() || endpoint.aborted().is_some() {
+            return;
+        }
+        let error = Error::LeftUnsent {
+            rank: self.rank,
+            peers: RankSet::new(left.iter().map(|it| it.peer)),
+            messages: left.iter().map(|it| it.messages).sum(),
+            bytes: left.iter().map(|it| it.bytes).sum(),
+        };
+        log::warn!("rank {}: {error}", self.rank);
+        self.send(CommunicatorCommand::Decide(verdict_of(self.rank, &error)));
+    }
+
+    /// When this rank has waited long enough for its messages to arrive, from now on.
+    fn flush_deadline(&self) -> Instant {
+        let now = Instant::now();
+        now.checked_add(self.flush_timeout).unwrap_or(now)
     }
 
     /// Ends the waits on the links and the work on the device.
@@ -298,13 +330,14 @@ impl ControlShared {
     }
 }
 
-/// Whether the error is that the other end refused a connection.
-fn is_refused_connection(error: &Error) -> bool {
+/// Whether the error is that the other end refused or ended a connection.
+fn is_end_of_connection(error: &Error) -> bool {
     matches!(
         error,
         Error::Link(
             LinkError::Refused { .. }
                 | LinkError::PeerLeft { .. }
+                | LinkError::PeerDied { .. }
                 | LinkError::System { errno: libc::ECONNREFUSED, .. }
         )
     )

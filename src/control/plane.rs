@@ -26,8 +26,8 @@ use crate::process::{self, generation};
 /// How often the calls of neighbours are compared.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The control plane of one communicator. Dropping it leaves the communicator without waiting for
-/// other ranks.
+/// The control plane of one communicator. Dropping it leaves the communicator once the peers have
+/// what this rank has sent to them; it does not wait for their calls.
 pub(crate) struct ControlPlane {
     shared: Arc<ControlShared>,
     /// The [`generation`] of the process that made it.
@@ -68,6 +68,7 @@ impl ControlPlane {
             thread: unsafe { libc::gettid() },
             generation: generation(),
             record: FlightRecorder::default(),
+            flush_timeout: config.flush_timeout,
             endpoint: Arc::downgrade(endpoint),
             queue: OnceLock::new(),
             state: Mutex::default(),
@@ -256,6 +257,7 @@ impl Drop for ControlPlane {
         if generation() != self.generation {
             return;
         }
+        self.shared.flush(self.shared.flush_deadline());
         service::leave(&self.shared);
         // The leave message must be sent before the process ends. The thread never blocks, so this
         // waits for its next turn.

@@ -31,6 +31,8 @@ pub(super) enum ServiceCommand {
     Remove(u64),
     /// A command of a communicator.
     Communicator(u64, CommunicatorCommand),
+    /// Send what is shared of all communicators to the sender.
+    List(Sender<Vec<Arc<ControlShared>>>),
     /// Leave all communicators, because the process ends without having dropped them; then signal
     /// the sender.
     LeaveAll(Sender<()>),
@@ -140,6 +142,12 @@ extern "C" fn at_exit() {
     let Some(service) = SERVICE.get_if_made() else { return };
     let queue = lock(service).running.as_ref().map(|(queue, _)| queue.clone());
     if let Some(queue) = queue {
+        let (send, all) = channel();
+        queue.send(ServiceCommand::List(send));
+        let all = all.recv_timeout(LEAVE_ALL_TIME).unwrap_or_default();
+        // The communicators wait for their peers at the same time.
+        let until = all.iter().map(|shared| shared.flush_deadline()).max();
+        all.iter().zip(until.iter().cycle()).for_each(|(shared, until)| shared.flush(*until));
         let (done, all) = channel();
         queue.send(ServiceCommand::LeaveAll(done));
         let _ = all.recv_timeout(LEAVE_ALL_TIME);
@@ -177,6 +185,10 @@ fn run(queue: &CommandQueue) {
                     if let Some(at) = position(id) {
                         communicators[at].obey(command, &all);
                     }
+                }
+                ServiceCommand::List(send) => {
+                    // The receiver is gone if it has waited long enough.
+                    let _ = send.send(all.clone());
                 }
                 ServiceCommand::LeaveAll(done) => {
                     communicators.drain(..).for_each(|it| it.leave(&all));

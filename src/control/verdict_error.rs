@@ -12,6 +12,9 @@ pub(super) fn error_of(verdict: &Verdict) -> Error {
     match verdict.clone() {
         Verdict::Dead { rank, .. } => LinkError::PeerDied { peer: rank }.into(),
         Verdict::Left { rank } => LinkError::PeerLeft { peer: rank }.into(),
+        Verdict::LeftUnsent { rank, peers, messages, bytes } => {
+            Error::LeftUnsent { rank, peers, messages, bytes }
+        }
         Verdict::Mismatch { ranks, what } => Error::Mismatch { ranks, what },
         Verdict::Timeout { rank, peer, what, waited } => {
             Error::Timeout { rank, peer, what, waited }
@@ -27,6 +30,9 @@ pub(super) fn verdict_of(rank: Rank, error: &Error) -> Verdict {
     match error.clone() {
         Error::Link(LinkError::PeerDied { peer }) => Verdict::Dead { rank: peer, seen_by: rank },
         Error::Link(LinkError::PeerLeft { peer }) => Verdict::Left { rank: peer },
+        Error::LeftUnsent { rank, peers, messages, bytes } => {
+            Verdict::LeftUnsent { rank, peers, messages, bytes }
+        }
         Error::Mismatch { ranks, what } => Verdict::Mismatch { ranks, what },
         Error::Timeout { rank, peer, what, waited } => {
             Verdict::Timeout { rank, peer, what, waited }

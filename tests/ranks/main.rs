@@ -8,6 +8,7 @@ mod ranks;
 
 mod communicators;
 mod control;
+mod ends;
 mod fault;
 mod freeze;
 mod hosts;

@@ -206,6 +206,27 @@ fn a_pair_of_which_all_streams_break_connects_again() {
     });
 }
 
+#[test]
+fn a_flush_ends_when_messages_have_come_over_streams_that_were_made_again() {
+    let _alone = ALONE.lock().unwrap();
+    let _watchdog = Watchdog::new("a flush over streams that break");
+    let (low, high) = (endpoint(0, 7, LAYOUT), endpoint(1, 7, LAYOUT));
+    connect_both(&low, &high);
+    let (mut out, _from_high) = low.open(1, 0).unwrap();
+    let (_to_low, inc) = high.open(0, 0).unwrap();
+    for number in 1..=4 {
+        let slot = out.slots.reserve().unwrap().unwrap();
+        let data = content(number);
+        // SAFETY: the slot is reserved and has room.
+        unsafe { slot.data.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        out.slots.send(data.len(), if number == 4 { LAST } else { number as u32 });
+        established().into_iter().for_each(|socket| break_stream(socket, 3));
+    }
+    assert_eq!(low.flush(HANG_TIMEOUT), []);
+    drop((out, low));
+    assert_eq!(receive(&high, inc), 4);
+}
+
 fn port(endpoint: &Endpoint) -> SocketAddr {
     let address = endpoint.address();
     let port = u16::from_le_bytes([address[address.len() - 2], address[address.len() - 1]]);

@@ -138,6 +138,7 @@ impl Truth {
             Verdict::Failed { .. } => !self.broken_connections.is_empty(),
             Verdict::Disagreement { .. } => self.calls_differ,
             Verdict::Revoked { .. }
+            | Verdict::LeftUnsent { .. }
             | Verdict::MissingRanks { .. }
             | Verdict::DuplicateRank { .. }
             | Verdict::DifferentRankCount { .. } => false,

@@ -1,0 +1,94 @@
+//! Tests of ranks that end while messages of theirs are still on the way: what a send has accepted
+//! arrives, or its receiver gets an error that says what is missing.
+
+use maypole::Communicator;
+
+use crate::ranks::{self, Job};
+
+/// The test that a rank process runs.
+const ENTRY: &str = "ends::rank";
+
+/// Over TCP, with links that take more than the sockets.
+const LARGE_LINKS: [(&str, &str); 4] = [
+    ("NCCL_SHM_DISABLE", "1"),
+    ("NCCL_P2P_DISABLE", "1"),
+    ("MAYPOLE_SLOT_BYTES", "4194304"),
+    ("MAYPOLE_SLOT_DEPTH", "8"),
+];
+const BYTES: usize = 24 << 20;
+
+/// Not a test: the code of a rank process.
+#[test]
+#[ignore = "run by the other tests, as a rank"]
+fn rank() {
+    let Some((scene, mut comm)) = ranks::enter() else { return };
+    // The link is made.
+    send_or_receive(&mut comm, 8).unwrap();
+    // SAFETY: the signal stops this process until the test continues it.
+    unsafe { libc::raise(libc::SIGSTOP) };
+    let result = send_or_receive(&mut comm, BYTES);
+    println!("say:{}", result.err().unwrap_or_else(|| "right".into()));
+    if comm.rank() == 1 {
+        return;
+    }
+    match scene.as_str() {
+        // SAFETY: the handlers of this process may run now.
+        "exit" => unsafe { libc::exit(0) },
+        "destroy" => drop(comm),
+        other => panic!("no scene {other}"),
+    }
+    println!("say:destroyed");
+}
+
+/// Rank 0 sends, rank 1 receives and checks.
+fn send_or_receive(comm: &mut Communicator, bytes: usize) -> Result<(), String> {
+    let data: Vec<u8> = (0..bytes).map(|at| (at / 7) as u8).collect();
+    if comm.rank() == 0 {
+        return comm.send(&data, 1).map_err(|error| error.to_string());
+    }
+    let mut received = vec![0; bytes];
+    comm.recv(&mut received, 0).map_err(|error| error.to_string())?;
+    if received == data { Ok(()) } else { Err("other bytes".into()) }
+}
+
+/// A job of two ranks that have stopped themselves.
+fn stopped(scene: &str, settings: &[(&str, &str)]) -> Job {
+    let job = Job::start(ENTRY, 2, scene, settings);
+    for pid in job.pids() {
+        let state = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
+        };
+        while state() != Some('T') {
+            assert!(!matches!(state(), None | Some('Z')), "a rank has ended");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+    job
+}
+
+#[test]
+fn what_was_sent_over_tcp_arrives_although_the_sender_exits_or_destroys() {
+    for scene in ["exit", "destroy"] {
+        let mut job = stopped(scene, &LARGE_LINKS);
+        job.signal(0, libc::SIGCONT);
+        assert_eq!(job.hear(0), "right");
+        job.signal(1, libc::SIGCONT);
+        assert_eq!(job.hear(1), "right", "{scene}");
+        job.ends_well(0);
+        job.ends_well(1);
+    }
+}
+
+#[test]
+fn a_receiver_is_told_who_left_with_data_unsent_and_how_much() {
+    let settings = [&LARGE_LINKS[..], &[("MAYPOLE_FLUSH_TIMEOUT", "1")]].concat();
+    let mut job = stopped("destroy", &settings);
+    job.signal(0, libc::SIGCONT);
+    assert_eq!(job.hear(0), "right");
+    assert_eq!(job.hear(0), "destroyed");
+    job.signal(1, libc::SIGCONT);
+    let said = job.hear(1);
+    assert!(said.contains("rank 0 left with data unsent: "), "{said}");
+    assert!(said.contains(" bytes did not reach rank 1 within"), "{said}");
+}
