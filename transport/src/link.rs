@@ -8,7 +8,9 @@
 //! A link has two protocols, each with its own sequence. *LL* carries messages of up to
 //! [`LL_CAPACITY`](crate::ll::LL_CAPACITY) bytes, with data and flag in the same cache line.
 //! *Slots* carry everything else. Both ends know beforehand which one a message uses (the plan says
-//! so).
+//! so). Where a link has both, messages become visible in the order in which they were sent, also
+//! if they travel by different protocols. So a receiver that waits for a message by one of them,
+//! and sees a later message by the other, knows that the two ends expect different messages.
 
 pub use crate::Sequence;
 use crate::error::LinkError;
@@ -142,4 +144,48 @@ pub trait ReceiveSlots: Send {
     /// # Panics
     /// If no message was received: a bug of the caller.
     fn release(&mut self);
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use crate::ll::LlPoll;
+    use crate::ll::loom_tests::new_ends;
+    use crate::slots::loom_tests::one_slot;
+    use loom::thread;
+
+    /// A receiver that sees the later of two messages sees the earlier one too, whichever of them
+    /// is the LL message.
+    #[test]
+    fn loom_messages_by_different_protocols_become_visible_in_order() {
+        for ll_first in [false, true] {
+            loom::model(move || {
+                let (mut slot_sender, mut slots) = one_slot();
+                let (mut ll_sender, mut ll) = new_ends();
+                let handle = thread::spawn(move || {
+                    let mut send_ll = || {
+                        assert!(ll_sender.ready());
+                        // SAFETY: a slot is free, and the array has eight bytes.
+                        unsafe { ll_sender.write([1; 8].as_ptr(), 8, 7) };
+                    };
+                    if ll_first {
+                        send_ll();
+                    }
+                    slot_sender.reserve().unwrap().unwrap();
+                    slot_sender.send(1, 0);
+                    if !ll_first {
+                        send_ll();
+                    }
+                });
+                if ll_first {
+                    let later = slots.receive().unwrap().is_some();
+                    assert!(!later || ll.poll(8, 7) == LlPoll::Ready);
+                } else {
+                    let later = ll.begun() == Some(7);
+                    assert!(!later || slots.receive().unwrap().is_some());
+                }
+                handle.join().unwrap();
+            });
+        }
+    }
 }

@@ -275,6 +275,14 @@ impl LlReceiver {
         LlPoll::Ready
     }
 
+    /// The tag of the next message if it has begun to arrive, whatever its length. What its sender
+    /// sent before, also by slots, is then visible too.
+    pub fn begun(&self) -> Option<u32> {
+        // Acquire, paired as `ll-line`.
+        let seen = self.lines()[0].flag.load(Ordering::Acquire);
+        ((seen >> 32) as u32 == self.next as u32).then_some(seen as u32)
+    }
+
     /// Copies the message to `dst`.
     ///
     /// # Safety
@@ -429,7 +437,7 @@ mod tests {
 }
 
 #[cfg(all(test, loom))]
-mod loom_tests {
+pub(crate) mod loom_tests {
     use super::*;
     use crate::rank_header::RankHeader;
     use loom::sync::Arc;
@@ -462,6 +470,11 @@ mod loom_tests {
             let (ring, ack) = (&raw const memory.ring, &raw const memory.ack);
             (LlSender::new(ring, ack, out), LlReceiver::new(ring, ack, inc))
         }
+    }
+
+    /// The ends of an empty ring, which keep it alive.
+    pub(crate) fn new_ends() -> (LlSender, LlReceiver) {
+        ends(&model_memory())
     }
 
     /// Messages of one and two lines go round the ring; both sides sleep whenever they can. Loom

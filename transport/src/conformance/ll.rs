@@ -127,3 +127,40 @@ pub(super) fn sleep_rank1(mut end: TestEnd) {
     }
     end.signal();
 }
+
+/// Rounds of a message by each protocol, the slot first in every other round.
+const ORDER_ROUNDS: u32 = 200;
+
+pub(super) fn order_rank0(mut end: TestEnd) {
+    for round in 0..ORDER_ROUNDS {
+        if round % 2 == 0 {
+            end.send(&[5], round);
+        }
+        end.send_ll(&[6; 60], round);
+        if round % 2 == 1 {
+            end.send(&[5], round);
+        }
+    }
+    end.await_signal();
+}
+
+pub(super) fn order_rank1(mut end: TestEnd) {
+    for round in 0..ORDER_ROUNDS {
+        // Whoever sees the later message sees the earlier one.
+        if round % 2 == 0 {
+            let TestEnd { endpoint, inc, .. } = &mut end;
+            let tag = wait(endpoint, || ll_receiver(inc).begun());
+            let message = inc.slots.receive().unwrap().expect("the earlier message");
+            assert_eq!((tag, message.tag), (round, round));
+        } else {
+            assert_eq!(end.receive().tag, round);
+            assert_eq!(ll_receiver(&mut end.inc).poll(60, round), LlPoll::Ready);
+        }
+        end.receive();
+        end.inc.slots.release();
+        assert_eq!(end.receive_ll(60, round), [6; 60]);
+        ll_receiver(&mut end.inc).release();
+    }
+    assert_eq!(ll_receiver(&mut end.inc).begun(), None);
+    end.signal();
+}

@@ -15,7 +15,8 @@
 //!
 //! No wake-up is lost: a poll of something that is withheld also rings this rank's own doorbell, so
 //! that a wait that was about to sleep polls again. Such a wait spins until the time is over. LL
-//! messages pass unchanged.
+//! messages pass unchanged, so they may overtake messages in slots; the contract says that they do
+//! not. Communicators with injected failures therefore send none.
 
 mod ends;
 mod gate;

@@ -193,7 +193,7 @@ pub(crate) mod tests {
 }
 
 #[cfg(all(test, loom))]
-mod loom_tests {
+pub(crate) mod loom_tests {
     use super::*;
     use crate::link::{ReceiveSlots, SendSlots};
     use crate::rank_header::{RankHeader, RankPair};
@@ -213,37 +213,49 @@ mod loom_tests {
     // SAFETY: as above.
     unsafe impl<const DEPTH: usize> Sync for SlotRingModel<DEPTH> {}
 
+    /// An empty ring and its ends. The slots are not accessed: their addresses only say which
+    /// payload is meant, see [`slot`].
+    fn ends<const DEPTH: usize>() -> (Arc<SlotRingModel<DEPTH>>, SlotSender, SlotReceiver) {
+        let memory = Arc::new(SlotRingModel::<DEPTH> {
+            headers: [(); DEPTH].map(|()| SlotHeader::default()),
+            payload: [(); DEPTH].map(|()| Cell::new(0)),
+            ack: AckWord::default(),
+            sender: RankHeader::default(),
+            receiver: RankHeader::default(),
+        });
+        let ring = SlotRingMemory {
+            headers: memory.headers.as_ptr(),
+            slots: ptr::without_provenance_mut::<u8>(64),
+            slot_bytes: 64,
+            depth: DEPTH as u32,
+            ack: &raw const memory.ack,
+            same_process: false,
+        };
+        let (mine, theirs) = (&raw const memory.sender, &raw const memory.receiver);
+        // SAFETY: the pairs keep the memory alive; it has only these ends; slots are not accessed.
+        unsafe {
+            let sender = SlotSender::new(ring, RankPair::new(mine, theirs, 1, memory.clone()));
+            let receiver = SlotReceiver::new(ring, RankPair::new(theirs, mine, 0, memory.clone()));
+            (memory, sender, receiver)
+        }
+    }
+
+    /// The number of the slot at an address.
+    fn slot(data: *const u8) -> usize {
+        data.addr() / 64 - 1
+    }
+
+    /// The ends of a ring with one slot, which keep it alive.
+    pub(crate) fn one_slot() -> (SlotSender, SlotReceiver) {
+        let (_, sender, receiver) = ends::<1>();
+        (sender, receiver)
+    }
+
     fn check<const DEPTH: usize>(messages: u64) {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(3);
         model.check(move || {
-            let memory = Arc::new(SlotRingModel::<DEPTH> {
-                headers: [(); DEPTH].map(|()| SlotHeader::default()),
-                payload: [(); DEPTH].map(|()| Cell::new(0)),
-                ack: AckWord::default(),
-                sender: RankHeader::default(),
-                receiver: RankHeader::default(),
-            });
-            // The slots are not accessed: their addresses only say which payload is meant.
-            let slots = ptr::without_provenance_mut::<u8>(64);
-            let slot = move |data: *const u8| data.addr() / 64 - 1;
-            let ring = SlotRingMemory {
-                headers: memory.headers.as_ptr(),
-                slots,
-                slot_bytes: 64,
-                depth: DEPTH as u32,
-                ack: &raw const memory.ack,
-                same_process: false,
-            };
-            let (mine, theirs) = (&raw const memory.sender, &raw const memory.receiver);
-            // SAFETY: the pairs keep the memory alive; it has only these ends; slots are not
-            // accessed.
-            let (mut sender, mut receiver) = unsafe {
-                (
-                    SlotSender::new(ring, RankPair::new(mine, theirs, 1, memory.clone())),
-                    SlotReceiver::new(ring, RankPair::new(theirs, mine, 0, memory.clone())),
-                )
-            };
+            let (memory, mut sender, mut receiver) = ends::<DEPTH>();
             let other = memory.clone();
             let handle = thread::spawn(move || {
                 for expected in 1..=messages {
