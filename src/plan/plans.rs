@@ -13,6 +13,9 @@ use crate::tune::AlgorithmFilter;
 /// per communicator.
 const MAX_COLLECTIVE_PLANS: usize = 1024;
 
+/// The most plans of collective calls that are found without hashing their key.
+const RECENT_PLANS: usize = 32;
+
 /// The most plans of vector calls that are kept. Their blocks may differ in every call.
 pub(crate) const MAX_VECTOR_PLANS: usize = 32;
 
@@ -42,6 +45,15 @@ impl PlanKey {
         let op = if collective.reduces() { reduction.op } else { RedOp::Max };
         Self { collective, count, dtype, op }
     }
+
+    /// The place of the key among the recent plans: different for the roots of one kind of call,
+    /// up to their number.
+    #[inline]
+    fn place(&self) -> usize {
+        let root = self.collective.root().unwrap_or(0) as usize;
+        let kind = self.count.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (usize::BITS - 8);
+        (kind + root) % RECENT_PLANS
+    }
 }
 
 #[derive(PartialEq, Eq)]
@@ -64,11 +76,11 @@ impl VectorPlanKey {
 pub(crate) struct Plans {
     plans: Vec<Plan>,
     collective: HashMap<PlanKey, CollectivePlan>,
-    /// How many plans of collective calls were found or made so far, calls that repeat the last
-    /// one aside.
+    /// How many plans of collective calls were looked up in `collective` or made so far.
     uses: u64,
-    /// The plan of the last collective call, which most calls repeat.
-    last: Option<(PlanKey, usize)>,
+    /// Some plans of the last collective calls, each at the [place](PlanKey::place) of its key, so
+    /// that calls that alternate between a few kinds or roots hash nothing.
+    recent: [Option<(PlanKey, usize)>; RECENT_PLANS],
     vector: RecentPlans<VectorPlanKey>,
     /// The plans of calls that select their algorithms.
     selected: RecentPlans<(PlanKey, AlgorithmFilter)>,
@@ -125,19 +137,24 @@ fn put(plans: &mut Vec<Plan>, replaced: Option<usize>, plan: Plan) -> usize {
 }
 
 impl Plans {
-    /// The number of the plan for `key`, if there is one. If it is the plan of the last call,
-    /// nothing is hashed.
+    /// The number of the plan for `key`, if there is one.
     #[inline]
     pub(crate) fn find(&mut self, key: &PlanKey) -> Option<usize> {
-        if let Some((last, number)) = &self.last
-            && last == key
+        if let Some((recent, number)) = &self.recent[key.place()]
+            && recent == key
         {
             return Some(*number);
         }
+        self.look_up(key)
+    }
+
+    /// As [`find`](Self::find), for a plan that is not among the recent ones.
+    #[cold]
+    fn look_up(&mut self, key: &PlanKey) -> Option<usize> {
         let plan = self.collective.get_mut(key)?;
         self.uses += 1;
         plan.used = self.uses;
-        self.last = Some((*key, plan.number));
+        self.recent[key.place()] = Some((*key, plan.number));
         Some(plan.number)
     }
 
@@ -147,15 +164,17 @@ impl Plans {
             Some(same) => Some(same.number),
             None if self.collective.len() < MAX_COLLECTIVE_PLANS => None,
             None => {
-                let oldest = self.collective.iter().min_by_key(|(_, plan)| plan.used);
-                let oldest = oldest.map(|(key, _)| *key);
+                // Recent plans are used without being looked up.
+                let is_recent = |number| self.recent.iter().flatten().any(|(_, n)| *n == number);
+                let others = self.collective.iter().filter(|(_, plan)| !is_recent(plan.number));
+                let oldest = others.min_by_key(|(_, plan)| plan.used).map(|(key, _)| *key);
                 oldest.and_then(|key| self.collective.remove(&key)).map(|plan| plan.number)
             }
         };
         let number = put(&mut self.plans, replaced, plan);
         self.uses += 1;
         self.collective.insert(key, CollectivePlan { number, used: self.uses });
-        self.last = Some((key, number));
+        self.recent[key.place()] = Some((key, number));
         number
     }
 
