@@ -29,6 +29,43 @@ pub(crate) struct Links {
     pub(crate) lend_thresholds: LendThresholds,
     /// The faults that are injected into all links, for tests.
     faults: Option<FaultInjector>,
+    /// By peer, the link for transfers. Shorter than the number of ranks where the last peers have
+    /// had no transfer yet.
+    transfers: Vec<Option<TransferLink>>,
+    /// The passes over transfers so far; see [`TransferCount::blocked`].
+    passes: u64,
+}
+
+/// The link for the sends to a peer and the receives from it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TransferLink {
+    /// The index of the link.
+    pub(crate) link: u32,
+    /// Whether small transfers may travel as LL messages. The peer finds the same.
+    pub(crate) ll: bool,
+    /// The transfers in either direction so far.
+    pub(crate) sent: TransferCount,
+    pub(crate) received: TransferCount,
+}
+
+/// The transfers of a link in one direction.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TransferCount {
+    /// How many have begun. It wraps.
+    begun: u32,
+    /// The last [pass](Links::begin_pass) in which one of them could not be done, so that those
+    /// after it must wait.
+    pub(crate) blocked: u64,
+}
+
+impl TransferCount {
+    /// Counts one more transfer; returns its number.
+    #[inline]
+    pub(crate) fn next(&mut self) -> u32 {
+        let number = self.begun;
+        self.begun = number.wrapping_add(1);
+        number
+    }
 }
 
 /// The sizes of a chunk, in bytes, from which it is lent to another process if it can be.
@@ -120,6 +157,29 @@ impl Links {
         self.ends.push((peer, channel));
         self.index.insert((peer, channel), index);
         Ok(index)
+    }
+
+    /// The link for transfers with `peer`, if it is open.
+    #[inline]
+    pub(crate) fn transfers_with(&mut self, peer: Rank) -> Option<&mut TransferLink> {
+        self.transfers.get_mut(peer as usize)?.as_mut()
+    }
+
+    /// Begins a pass over the transfers of a call; returns its number, from 1.
+    #[inline]
+    pub(crate) fn begin_pass(&mut self) -> u64 {
+        self.passes += 1;
+        self.passes
+    }
+
+    /// Keeps link `link` as that for transfers with `peer`, of which small ones may travel as LL
+    /// messages if `ll` is true and the link can.
+    pub(crate) fn use_for_transfers(&mut self, peer: Rank, link: u32, ll: bool) {
+        let ll = ll && self.outgoing[link as usize].ll.is_some();
+        let (sent, received) = Default::default();
+        let peers = self.transfers.len().max(peer as usize + 1);
+        self.transfers.resize(peers, None);
+        self.transfers[peer as usize] = Some(TransferLink { link, ll, sent, received });
     }
 
     /// Connects to `peer`, if necessary.

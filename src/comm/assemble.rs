@@ -26,6 +26,7 @@ use crate::plan::Plans;
 use crate::proxy::{Proxy, ProxyConfig};
 use crate::spin_policy::SpinPolicy;
 use crate::topology;
+use crate::transfer::SpareTransfers;
 use crate::tune::{DeviceLimits, Protocol, Tuner};
 use crate::window::Windows;
 
@@ -135,6 +136,8 @@ impl Communicator {
             scratch: ScratchMemory::default(),
             send_copy: SendCopy::default(),
             staging: Box::default(),
+            pending_transfers: Vec::new(),
+            spare_transfers: SpareTransfers::default(),
         };
         if let Some(device) = device.as_mut().filter(|_| needs_proxy) {
             let timeout = config.timeout.unwrap_or(Duration::MAX).min(options.timeout);

@@ -27,9 +27,11 @@ use crate::config::Config;
 use crate::control::ControlPlane;
 use crate::device::queue::device_rank::DeviceRank;
 use crate::engine::compiled::LlStaging;
+use crate::engine::ll_transfer::PendingTransfer;
 use crate::engine::scratch::{ScratchMemory, SendCopy};
 use crate::links::Links;
 use crate::spin_policy::SpinPolicy;
+use crate::transfer::SpareTransfers;
 use crate::window::Windows;
 
 /// The device part of a communicator for a CUDA device.
@@ -51,6 +53,9 @@ pub(super) struct HostBackend {
     pub(super) scratch: ScratchMemory,
     pub(super) send_copy: SendCopy,
     pub(super) staging: Box<LlStaging>,
+    /// The memory of `LlTransfers::pending`, kept between calls.
+    pub(super) pending_transfers: Vec<PendingTransfer>,
+    pub(super) spare_transfers: SpareTransfers,
 }
 
 /// What a communicator keeps of its setup: what its children inherit, and by which its ranks find

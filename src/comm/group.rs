@@ -31,7 +31,8 @@ impl Communicator {
     /// # Ok::<(), maypole::Error>(())
     /// ```
     pub fn group(&mut self) -> TransferGroup<'_> {
-        TransferGroup { comm: self, transfers: Vec::new(), memory: PhantomData }
+        let transfers = self.host.spare_transfers.take();
+        TransferGroup { comm: self, transfers, memory: PhantomData }
     }
 
     /// Sends `data` to rank `to` and receives `received` from rank `from`, at the same time.
@@ -71,6 +72,8 @@ impl<'a> TransferGroup<'a> {
     pub fn run(self) -> Result<(), Error> {
         // SAFETY: the slices are borrowed as long as the group lives, those that are received into
         // exclusively, so that they do not overlap; their types have no invalid values.
-        unsafe { self.comm.exchange(&self.transfers) }
+        let result = unsafe { self.comm.exchange(&self.transfers) };
+        self.comm.host.spare_transfers.keep(self.transfers);
+        result
     }
 }

@@ -34,7 +34,7 @@ use crate::error::Error;
 use crate::plan::device::{DevicePlan, parameter};
 use crate::plan::{PlanBody, PlanKey};
 use crate::proxy::Connect;
-use crate::transfer::Transfer;
+use crate::transfer::{self, Transfer};
 
 /// The number of ranks on the device of rank `me`, including it. If there are several, the lowest
 /// of them logs a warning.
@@ -226,10 +226,12 @@ impl Communicator {
                 VectorRun::Nothing => Ok(()),
             },
             DeviceCall::Transfers(transfers) => {
-                let (transfers, own) = self.split_transfers(transfers)?;
-                for (from, to, bytes) in own {
+                self.check_transfers(transfers)?;
+                for (from, to, bytes) in transfer::own_copies(transfers, self.rank)? {
                     batch.copy(to as u64, from as u64, bytes);
                 }
+                let with_peers = transfers.iter().filter(|transfer| transfer.peer() != self.rank);
+                let transfers: Vec<_> = with_peers.copied().collect();
                 // Transfers are not calls of all ranks, so they carry no hash of one.
                 // SAFETY: the caller's promise.
                 unsafe { self.queue_transfers(&transfers, 0, 0, batch) }.map_err(|e| self.fail(e))
@@ -326,7 +328,8 @@ impl Communicator {
     ) -> Result<(), Error> {
         let signature = CallSignature::of_unknown_lengths(call.collective, call.dtype);
         let (hash, history) = (signature.extend(0) as u32, self.host.control.history());
-        let (transfers, own) = self.vector_transfers(call);
+        let mut transfers = Vec::new();
+        let own = self.vector_transfers(call, &mut transfers);
         if let Some((from, to, bytes)) = own {
             batch.copy(to as u64, from as u64, bytes);
         }

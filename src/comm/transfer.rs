@@ -1,15 +1,16 @@
 //! Sends and receives, alone and in groups.
 
-use maypole_algorithms::{DType, RedOp};
+use maypole_algorithms::{DType, Rank, RedOp};
 use maypole_reduce::FoldKernel;
+use maypole_transport::ll::LL_CAPACITY;
 
 use super::Communicator;
 use super::backend::HostBackend;
-use super::vector::OwnBlock;
 use crate::channels;
 use crate::element::Element;
 use crate::engine::CallBuffers;
 use crate::engine::interpreter::Interpreter;
+use crate::engine::ll_transfer::LlTransfers;
 use crate::engine::scratch::SendCopy;
 use crate::engine::wait::WaitLoop;
 use crate::error::Error;
@@ -64,29 +65,28 @@ impl Communicator {
             // SAFETY: the caller's promise.
             return unsafe { self.exchange_on_device(transfers) };
         }
+        self.check_transfers(transfers)?;
         let copied;
-        let transfers = if overwrites_sent(transfers) {
+        let own = transfer::own_copies(transfers, self.rank)?;
+        let (transfers, own) = if overwrites_sent(transfers) {
             // SAFETY: the caller's promise.
             copied = unsafe { with_copies(transfers, &mut self.host.send_copy) };
-            &copied
+            (&*copied, transfer::own_copies(&copied, self.rank)?)
         } else {
-            transfers
+            (transfers, own)
         };
-        let (transfers, own) = self.split_transfers(transfers)?;
         for (from, to, bytes) in own {
-            // SAFETY: the caller's promise; `take_own` matched transfers of equal length.
+            // SAFETY: the caller's promise; each send is as long as its receive.
             unsafe { std::ptr::copy(from, to, bytes) };
         }
         // Transfers are not calls of all ranks, so they carry no hash of one.
         // SAFETY: the caller's promise.
-        unsafe { self.exchange_with_peers(&transfers, 0, 0) }.map_err(|e| self.fail(e))
+        unsafe { self.exchange_with_peers(transfers, 0, 0) }.map_err(|e| self.fail(e))
     }
 
-    /// The transfers with other ranks, and the copies within this one.
-    pub(super) fn split_transfers(
-        &self,
-        transfers: &[Transfer],
-    ) -> Result<(Vec<Transfer>, Vec<OwnBlock>), Error> {
+    /// Fails if the communicator is broken, or if a transfer has a peer that does not exist.
+    #[inline]
+    pub(super) fn check_transfers(&self, transfers: &[Transfer]) -> Result<(), Error> {
         if let Some(error) = &self.broken {
             return Err(error.clone());
         }
@@ -95,13 +95,11 @@ impl Communicator {
                 what: format!("peer {} in a communicator of {} ranks", bad.peer(), self.nranks),
             });
         }
-        let mut transfers = transfers.to_vec();
-        let own = transfer::take_own(&mut transfers, self.rank)?;
-        Ok((transfers, own))
+        Ok(())
     }
 
-    /// Runs transfers with other ranks. `call` and `history` are the hashes of the vector call that
-    /// they are a part of and of the calls before it; 0 for sends and receives.
+    /// Runs those transfers that are with other ranks. `call` and `history` are the hashes of the
+    /// vector call that they are a part of and of the calls before it; 0 for sends and receives.
     ///
     /// # Safety
     /// As for [`exchange`](Self::exchange).
@@ -111,32 +109,76 @@ impl Communicator {
         call: u32,
         history: u32,
     ) -> Result<(), Error> {
-        let deadline = self.membership.link_deadline();
-        let HostBackend { endpoint, addresses, links, control, .. } = &mut self.host;
-        let program = bind_transfers(transfers, self.tuner.slot_bytes, call, |peer| {
-            links.open(endpoint, addresses, peer, channels::TRANSFERS, deadline, control)
-        })?;
+        let small = self.open_links_of(transfers)?;
+        let HostBackend {
+            endpoint,
+            links,
+            control,
+            spin_policy,
+            scratch,
+            isa,
+            pending_transfers,
+            ..
+        } = &mut self.host;
+        if small {
+            let mut execution = LlTransfers {
+                transfers,
+                rank: self.rank,
+                tag: call ^ history,
+                links,
+                pending: pending_transfers,
+                endpoint,
+                spin_policy: *spin_policy,
+                watch: control,
+            };
+            // SAFETY: the caller's promise.
+            return unsafe { execution.run() };
+        }
+        let program = bind_transfers(transfers, self.rank, self.tuner.slot_bytes, call, links)?;
+        let peers = transfers.iter().filter(|transfer| transfer.peer() != self.rank);
         let mut interpreter = Interpreter {
             program: &program,
             // The extents of the program are addresses.
             buffers: CallBuffers { send: std::ptr::null(), recv: std::ptr::null_mut() },
-            kernel: FoldKernel::select(DType::Uint8, RedOp::Max.into(), self.nranks, self.host.isa),
+            kernel: FoldKernel::select(DType::Uint8, RedOp::Max.into(), self.nranks, *isa),
             size: 1,
             scaled: false,
-            non_temporal: transfers.iter().map(Transfer::bytes).sum::<usize>()
-                >= NON_TEMPORAL_BYTES,
+            non_temporal: peers.map(Transfer::bytes).sum::<usize>() >= NON_TEMPORAL_BYTES,
             history,
-            links: &mut self.host.links,
-            scratch: &mut self.host.scratch,
+            links,
+            scratch,
         };
         // SAFETY: the caller's promise.
-        unsafe {
-            interpreter.run(WaitLoop::new(
-                &self.host.endpoint,
-                self.host.spin_policy,
-                &self.host.control,
-            ))
+        unsafe { interpreter.run(WaitLoop::new(endpoint, *spin_policy, control)) }
+    }
+
+    /// Opens the links of the transfers, as far as they are not open. Returns whether all transfers
+    /// travel as LL messages.
+    #[inline]
+    fn open_links_of(&mut self, transfers: &[Transfer]) -> Result<bool, Error> {
+        let mut small = true;
+        for transfer in transfers {
+            let peer = transfer.peer();
+            if peer == self.rank {
+                continue;
+            }
+            let ll = match self.host.links.transfers_with(peer) {
+                Some(link) => link.ll,
+                None => self.open_transfer_link(peer)?,
+            };
+            small &= ll && transfer.bytes() <= LL_CAPACITY;
         }
+        Ok(small)
+    }
+
+    /// Opens the link for transfers with `peer`; returns whether it carries LL messages.
+    #[cold]
+    fn open_transfer_link(&mut self, peer: Rank) -> Result<bool, Error> {
+        let deadline = self.membership.link_deadline();
+        let HostBackend { endpoint, addresses, links, control, .. } = &mut self.host;
+        let link = links.open(endpoint, addresses, peer, channels::TRANSFERS, deadline, control)?;
+        links.use_for_transfers(peer, link, self.tuner.transfers_by_ll());
+        Ok(links.transfers_with(peer).is_some_and(|link| link.ll))
     }
 }
 

@@ -246,7 +246,8 @@ impl Communicator {
             // SAFETY: the caller's promise.
             return unsafe { self.run_vector_on_device(call) };
         }
-        let (transfers, own) = self.vector_transfers(call);
+        let mut transfers = self.host.spare_transfers.take();
+        let own = self.vector_transfers(call, &mut transfers);
         if let Some((from, to, bytes)) = own {
             // SAFETY: both blocks are valid by the caller's promise, and of the same length, which
             // was checked. They may be the same memory.
@@ -256,7 +257,9 @@ impl Communicator {
         self.host.control.begin_call(signature);
         let (hash, history) = (signature.extend(0) as u32, self.host.control.history());
         // SAFETY: the caller's promise.
-        match unsafe { self.exchange_with_peers(&transfers, hash, history) } {
+        let result = unsafe { self.exchange_with_peers(&transfers, hash, history) };
+        self.host.spare_transfers.keep(transfers);
+        match result {
             Ok(()) => {
                 self.host.control.end_call(signature);
                 Ok(())
@@ -265,13 +268,14 @@ impl Communicator {
         }
     }
 
-    /// The transfers of an all-to-all, gather or scatter with other ranks, and the copy of this
-    /// rank's own block. Transfers of no bytes are among them, so that both ranks notice if they
-    /// differ.
+    /// Adds the transfers of an all-to-all, gather or scatter with other ranks to `transfers`;
+    /// returns the copy of this rank's own block. Transfers of no bytes are among them, so that
+    /// both ranks notice if they differ.
     pub(super) fn vector_transfers(
         &self,
         call: &VectorCall<'_>,
-    ) -> (Vec<Transfer>, Option<OwnBlock>) {
+        transfers: &mut Vec<Transfer>,
+    ) -> Option<OwnBlock> {
         let size = call.dtype.size();
         let VectorCall { collective, send, sends, recv, recvs, .. } = *call;
         let (own, ranks) = (self.rank as usize, 0..self.nranks);
@@ -281,7 +285,6 @@ impl Communicator {
             Collective::Scatter { root } => (ranks, root..root + 1),
             _ => (ranks.clone(), ranks),
         };
-        let mut transfers = Vec::new();
         for (peer, extent) in to.zip(sends.iter()).filter(|(peer, _)| *peer != self.rank) {
             let data = send.wrapping_add(extent.start * size);
             transfers.push(Transfer::Send { data, bytes: extent.len * size, peer });
@@ -297,15 +300,14 @@ impl Communicator {
             _ => Some(blocks.extent(own)),
         };
         let has_own = collective.root().is_none_or(|root| root == self.rank);
-        let own = match (has_own, at(sends), at(recvs)) {
+        match (has_own, at(sends), at(recvs)) {
             (true, Some(from), Some(to)) => Some((
                 send.wrapping_add(from.start * size),
                 recv.wrapping_add(to.start * size),
                 from.len * size,
             )),
             _ => None,
-        };
-        (transfers, own)
+        }
     }
 
     /// Runs a vector collective on slices, after checking that the blocks lie within them.

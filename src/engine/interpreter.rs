@@ -14,12 +14,12 @@ use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::{After, InlineVec, MAX_FAN};
 use maypole_reduce::{FoldKernel, FoldOperands};
 use maypole_transport::link::{Lendable, Sequence};
-use maypole_transport::sync::{Ordering, fence};
+use maypole_transport::sync::{Ordering, fence, full_fence};
 
 use crate::call::Extent;
 use crate::engine::scratch::ScratchMemory;
 use crate::engine::wait::WaitLoop;
-use crate::engine::{CallBuffers, length_mismatch, tag_mismatch};
+use crate::engine::{CallBuffers, length_mismatch, ll_transfer, tag_mismatch};
 use crate::error::Error;
 use crate::links::{LendThresholds, Links};
 use crate::plan::bind::{BoundOperand, BoundStep, LaneSegment, RankProgram};
@@ -179,20 +179,21 @@ impl Interpreter<'_> {
                 continue;
             };
             let step = &segment.steps[lane.at.step];
+            if segment.ll {
+                let link = step.inputs.iter().chain(&step.outputs).find_map(link_of);
+                return link.map(|link| self.links.peer(link));
+            }
             let before = |a: &After| StepPosition { step: a.step as usize, ..lane.at };
             if !step.after.iter().all(|a| is_done(&lanes[a.lane as usize], before(a))) {
                 continue;
             }
             let links = &mut *self.links;
-            let link = |operand: &BoundOperand| {
-                if let BoundOperand::Link(link) = *operand { Some(link) } else { None }
-            };
             let mut missing =
                 |link: &u32| !matches!(links.incoming[*link as usize].slots.receive(), Ok(Some(_)));
-            let input = step.inputs.iter().filter_map(link).find(&mut missing);
+            let input = step.inputs.iter().filter_map(link_of).find(&mut missing);
             let mut full =
                 |link: &u32| !matches!(links.outgoing[*link as usize].slots.reserve(), Ok(Some(_)));
-            let output = || step.outputs.iter().filter_map(link).find(&mut full);
+            let output = || step.outputs.iter().filter_map(link_of).find(&mut full);
             if let Some(link) = input.or_else(output).or(lent) {
                 return Some(self.links.peer(link));
             }
@@ -209,13 +210,25 @@ impl Interpreter<'_> {
         let program = self.program;
         let Some(segment) = program.lanes[index].get(at.segment) else { return Ok(false) };
         let (step, tag) = (&segment.steps[at.step], segment.tag ^ self.history);
+        if segment.ll {
+            // SAFETY: the caller's promise.
+            let fired = unsafe { self.fire_ll(step, tag)? };
+            if fired {
+                lanes[index].at = self.next(index, at);
+            }
+            return Ok(fired);
+        }
         let before = |a: &After| StepPosition { step: a.step as usize, ..at };
         if !step.after.iter().all(|a| is_done(&lanes[a.lane as usize], before(a))) {
             return Ok(false);
         }
-        let Some(StepInputs { addresses: inputs, count, foreign }) =
-            self.inputs(step, at.tile, tag, segment.bytes)?
-        else {
+        let found = self.inputs(step, at.tile, tag, segment.bytes);
+        if let (Some(bytes), Err(_) | Ok(None)) = (segment.bytes, &found)
+            && let Some(&BoundOperand::Link(link)) = step.inputs.first()
+        {
+            ll_transfer::check_no_ll_message(self.links, link, bytes)?;
+        }
+        let Some(StepInputs { addresses: inputs, count, foreign }) = found? else {
             return Ok(false);
         };
         let outputs = self.local_outputs(step, at.tile, count)?;
@@ -248,6 +261,41 @@ impl Interpreter<'_> {
         Ok(true)
     }
 
+    /// Sends or receives a transfer as one LL message, if that is possible now; returns whether it
+    /// did.
+    ///
+    /// # Safety
+    /// As for [`run`](Self::run), of whose program this is a step of an LL segment.
+    unsafe fn fire_ll(&mut self, step: &BoundStep, tag: u32) -> Result<bool, Error> {
+        let links = &mut *self.links;
+        match (step.inputs.first(), step.outputs.first()) {
+            (Some(&BoundOperand::Send(extent)), Some(&BoundOperand::Link(link))) => {
+                // One message carries the whole transfer, also where a tile is shorter.
+                let data = (self.buffers.send as usize + extent.start) as *const u8;
+                // SAFETY: the caller promised the memory; the length was compared with the
+                // capacity when the segment was made.
+                let sent = unsafe { ll_transfer::send(links, link, data, extent.len, tag)? };
+                if sent {
+                    full_fence();
+                    ll_transfer::ring(links, link);
+                } else {
+                    ll_transfer::check_send(links, link)?;
+                }
+                Ok(sent)
+            }
+            (Some(&BoundOperand::Link(link)), Some(&BoundOperand::Recv(extent))) => {
+                let data = (self.buffers.recv as usize + extent.start) as *mut u8;
+                // SAFETY: as above.
+                let received = unsafe { ll_transfer::receive(links, link, data, extent.len, tag)? };
+                if !received {
+                    ll_transfer::check_receive(links, link, extent.len, tag)?;
+                }
+                Ok(received)
+            }
+            _ => Err(Error::internal("a transfer by an LL message has other operands")),
+        }
+    }
+
     /// The inputs of a step, or None while a message is missing. For `expected` see
     /// [`LaneSegment::bytes`].
     fn inputs(
@@ -268,7 +316,7 @@ impl Interpreter<'_> {
                     if message.tag != tag || message.len % self.size != 0 {
                         let peer = self.links.peer(link);
                         return Err(match expected {
-                            Some(bytes) => length_mismatch(peer, bytes, message.len),
+                            Some(bytes) => length_mismatch(peer, bytes, Some(message.len)),
                             None => tag_mismatch(peer, tag, message.tag),
                         });
                     }
@@ -460,6 +508,11 @@ impl Interpreter<'_> {
         let links = &mut *self.links;
         lane.lent.retain(|l| links.outgoing[l.link as usize].slots.released() < l.sequence);
     }
+}
+
+/// The link of an operand, if it is one.
+fn link_of(operand: &BoundOperand) -> Option<u32> {
+    if let BoundOperand::Link(link) = *operand { Some(link) } else { None }
 }
 
 /// Whether the step at `at` has fired on `lane` and the memory that it lent is released.

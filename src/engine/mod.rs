@@ -1,10 +1,12 @@
 //! The host engine, which runs plans on the thread of the caller.
 //!
 //! [`interpreter`] runs the steps of a plan over slots and lent memory, tile by tile. [`compiled`]
-//! runs plans that were compiled for LL messages.
+//! runs plans that were compiled for LL messages. [`ll_transfer`] runs sends and receives that fit
+//! LL messages.
 
 pub(crate) mod compiled;
 pub(crate) mod interpreter;
+pub(crate) mod ll_transfer;
 pub(crate) mod scratch;
 pub(crate) mod wait;
 
@@ -20,13 +22,17 @@ pub(crate) struct CallBuffers {
 }
 
 /// The error for a message of `peer` that belongs to a transfer of another length than the
-/// `expected` bytes of the receive, or to no transfer. The message has `received` bytes, which are
-/// the whole transfer or one tile of it.
+/// `expected` bytes of the receive, or to no transfer. The message has `received` bytes, if that
+/// is known, which are the whole transfer or one tile of it.
 #[cold]
-pub(crate) fn length_mismatch(peer: Rank, expected: usize, received: usize) -> Error {
+pub(crate) fn length_mismatch(peer: Rank, expected: usize, received: Option<usize>) -> Error {
+    let message = match received {
+        Some(received) => format!("a message of {received} bytes arrived"),
+        None => String::from("a message of another length arrived"),
+    };
     let what = format!(
-        "rank {peer} does not send the {expected} bytes that this rank receives from it (a \
-         message of {received} bytes arrived); make both calls with the same count and type"
+        "rank {peer} does not send the {expected} bytes that this rank receives from it \
+         ({message}); make both calls with the same count and type"
     );
     Error::Mismatch { ranks: [peer, peer], what }
 }

@@ -95,6 +95,8 @@ pub(crate) struct LaneSegment {
     /// The bytes of a transfer between two ranks. Only the two ranks know this number, so their
     /// messages may differ in it.
     pub(crate) bytes: Option<usize>,
+    /// Whether this is a transfer by one LL message.
+    pub(crate) ll: bool,
 }
 
 impl RankProgram {
@@ -114,7 +116,13 @@ impl RankProgram {
             for step in schedule.lane(rank, lane) {
                 steps.push(bind_step(&step, geometry, rank, &mut |r, c| link(links, r, c))?);
             }
-            lanes.push(vec![LaneSegment { steps, tiles: geometry.tiles, tag, bytes: None }]);
+            lanes.push(vec![LaneSegment {
+                steps,
+                tiles: geometry.tiles,
+                tag,
+                bytes: None,
+                ll: false,
+            }]);
         }
         let mut program = Self { lanes, tile: geometry.tile, scratch: schedule.scratch };
         program.mark_last_writes();

@@ -11,26 +11,33 @@
 use std::collections::BTreeMap;
 
 use maypole_algorithms::Rank;
+use maypole_transport::ll::LL_CAPACITY;
 
 use crate::call::Extent;
 use crate::error::Error;
+use crate::links::Links;
 use crate::plan::bind::{BoundLane, BoundOperand, BoundStep, LaneSegment, RankProgram};
 use crate::transfer::{Transfer, tag};
 
-/// The program for `transfers`, none of them to the rank itself, in tiles of `tile` bytes. Extents
-/// are absolute addresses. `call` is a hash of the call that the transfers are a part of, 0 for
-/// plain sends and receives. `link` opens the link to a peer and returns its index.
+/// The program for those of `transfers` that are not to `rank` itself, in tiles of `tile` bytes.
+/// Extents are absolute addresses. `call` is a hash of the call that the transfers are a part of, 0
+/// for plain sends and receives. A transfer that fits an LL message travels as such if its link
+/// allows it. So both ranks find the same, of which neither knows the group of the other.
 pub(crate) fn bind_transfers(
     transfers: &[Transfer],
+    rank: Rank,
     tile: usize,
     call: u32,
-    mut link: impl FnMut(Rank) -> Result<u32, Error>,
+    links: &mut Links,
 ) -> Result<RankProgram, Error> {
     // By peer, and by whether the lane sends.
     let mut lanes: BTreeMap<(Rank, bool), BoundLane> = BTreeMap::new();
-    for transfer in transfers {
+    for transfer in transfers.iter().filter(|transfer| transfer.peer() != rank) {
         let peer = transfer.peer();
-        let index = link(peer)?;
+        let Some(on) = links.transfers_with(peer) else {
+            return Err(Error::internal("a transfer has no link"));
+        };
+        let index = on.link;
         let (operand, bytes, sends) = match *transfer {
             Transfer::Send { data, bytes, .. } => {
                 (BoundOperand::Send(Extent { start: data as usize, len: bytes }), bytes, true)
@@ -48,8 +55,11 @@ pub(crate) fn bind_transfers(
         step.inputs.push(from);
         step.outputs.push(to);
         let tiles = bytes.div_ceil(tile).max(1) as u64;
-        let tag = tag(bytes) ^ call;
-        let segment = LaneSegment { steps: vec![step], tiles, tag, bytes: Some(bytes) };
+        let number = if sends { on.sent.next() } else { on.received.next() };
+        let tag = tag(bytes, number) ^ call;
+        let ll = on.ll && bytes <= LL_CAPACITY;
+        let tiles = if ll { 1 } else { tiles };
+        let segment = LaneSegment { steps: vec![step], tiles, tag, bytes: Some(bytes), ll };
         lanes.entry((peer, sends)).or_default().push(segment);
     }
     Ok(RankProgram { lanes: lanes.into_values().collect(), tile, scratch: 0 })

@@ -202,6 +202,12 @@ impl Tuner {
         Ok((schedule, Choice { algorithm, detail, protocol, tile, predicted, others }))
     }
 
+    /// Whether sends and receives that fit LL messages travel as such, on links that carry LL
+    /// messages. The same on all ranks.
+    pub(crate) fn transfers_by_ll(&self) -> bool {
+        self.device.is_none() && self.protocol != Some(Protocol::Slots)
+    }
+
     /// The choice for a schedule that the caller provides, in tiles of whole slots.
     ///
     /// # Errors

@@ -21,8 +21,8 @@ fn transfers_in_any_order_arrive_complete() {
             for round in 0..20u64 {
                 // The k-th message from a to b. Its length and content follow from a, b and k.
                 let len = |a: u32, b: u32, k: u64| {
-                    let spread =
-                        [0, 1, 255, 256, 5000][(u64::from(a * 7 + b * 3) + k + round) as usize % 5];
+                    let spread = [0, 1, 255, 256, 1700, 5000]
+                        [(u64::from(a * 7 + b * 3) + k + round) as usize % 6];
                     spread as usize + usize::from(a == b)
                 };
                 let byte = |a: u32, b: u32, k: u64, i: usize| {
@@ -109,4 +109,98 @@ fn transfers_without_a_partner_are_errors() {
     });
     assert!(results.iter().all(|r| r.0 == [true, true]));
     assert!(results[0].1.as_ref().is_err_and(|e| e.contains("rank 1")), "{results:?}");
+}
+
+/// The two lengths may travel by different protocols, on which the receiver would wait for ever.
+#[test]
+fn a_transfer_of_another_length_is_an_error_by_any_protocol() {
+    let small_or_large = [(8, 100_000), (100_000, 8), (8, 16), (1000, 8), (2000, 100_000), (0, 8)];
+    for apart in [false, true] {
+        for (sent, received) in small_or_large {
+            let config = Config { p2p_disable: apart, ..Config::default() };
+            let results = as_ranks(2, &config, move |comm| {
+                let bytes = if comm.rank() == 0 { sent } else { received };
+                let mut space = vec![7u8; bytes];
+                let (data, peer) = (space.as_mut_ptr(), 1 - comm.rank());
+                let transfer = if comm.rank() == 0 {
+                    Transfer::Send { data, bytes, peer }
+                } else {
+                    Transfer::Receive { data, bytes, peer }
+                };
+                // SAFETY: the vector outlives the call.
+                unsafe { comm.exchange(&[transfer]) }.map_err(|e| e.to_string())
+            });
+            let said = format!("rank 0 does not send the {received} bytes");
+            assert!(
+                results[1].as_ref().is_err_and(|e| e.contains(&said)),
+                "apart {apart}, {sent} sent and {received} received: {results:?}"
+            );
+        }
+    }
+}
+
+/// The transfers of a link are matched in their order, also where they travel by different
+/// protocols and each of them would find a message of its length.
+#[test]
+fn transfers_listed_in_another_order_are_an_error() {
+    for apart in [false, true] {
+        for lengths in [[8, 100_000], [100_000, 8], [8, 16]] {
+            let config = Config { p2p_disable: apart, ..Config::default() };
+            let results = as_ranks(2, &config, move |comm| {
+                let mut spaces = lengths.map(|bytes| vec![7u8; bytes]);
+                let peer = 1 - comm.rank();
+                let mut transfers: Vec<_> = spaces
+                    .iter_mut()
+                    .map(|space| {
+                        let (data, bytes) = (space.as_mut_ptr(), space.len());
+                        match peer {
+                            1 => Transfer::Send { data, bytes, peer },
+                            _ => Transfer::Receive { data, bytes, peer },
+                        }
+                    })
+                    .collect();
+                if peer == 0 {
+                    transfers.reverse();
+                }
+                // SAFETY: the vectors outlive the call.
+                unsafe { comm.exchange(&transfers) }.map_err(|e| e.to_string())
+            });
+            let wrong = |e: &String| e.contains("rank 0 does not send the");
+            assert!(
+                results[1].as_ref().is_err_and(wrong),
+                "apart {apart}, {lengths:?}: {results:?}"
+            );
+        }
+    }
+}
+
+/// More messages between two ranks than their link has room for.
+#[test]
+fn many_small_transfers_in_one_group_arrive_complete() {
+    let results = as_ranks(3, &Config::default(), |comm| {
+        const EACH: usize = 40;
+        let (rank, n) = (comm.rank() as usize, comm.nranks() as usize);
+        let word = |from: usize, to: usize, k: usize| (from * 10_000 + to * 1000 + k) as u64;
+        let sent: Vec<u64> = (0..n * EACH).map(|i| word(rank, i / EACH, i % EACH)).collect();
+        let mut received = vec![0u64; n * EACH];
+        for _ in 0..3 {
+            received.fill(0);
+            let transfers: Vec<_> = (0..n * EACH)
+                .flat_map(|i| {
+                    let peer = (i / EACH) as u32;
+                    let from = sent[i..].as_ptr().cast();
+                    let to = received[i..].as_mut_ptr().cast();
+                    [
+                        Transfer::Receive { data: to, bytes: 8, peer },
+                        Transfer::Send { data: from, bytes: 8, peer },
+                    ]
+                })
+                .collect();
+            // SAFETY: each transfer has a word of its own.
+            unsafe { comm.exchange(&transfers) }.expect("an exchange");
+            let right = |i: usize| received[i] == word(i / EACH, rank, i % EACH);
+            assert!((0..n * EACH).all(right), "rank {rank}: {received:?}");
+        }
+    });
+    assert_eq!(results.len(), 3);
 }

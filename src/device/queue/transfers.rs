@@ -51,7 +51,8 @@ impl DeviceRank {
                 Transfer::Send { data, .. } => (TransferEnd::Memory(data as u64), link, true),
                 Transfer::Receive { data, .. } => (link, TransferEnd::Memory(data as u64), false),
             };
-            let tag = transfer::tag(transfer.bytes()) ^ call;
+            // All transfers of a link travel in their order, so they need no number.
+            let tag = transfer::tag(transfer.bytes(), 0) ^ call;
             let lane = lanes.entry((peer, sends)).or_default();
             lane.push(LinkTransfer { from, to, bytes, tag });
         }
