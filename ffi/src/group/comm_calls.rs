@@ -30,6 +30,24 @@ pub(crate) struct CommCalls {
 unsafe impl Send for CommCalls {}
 
 impl CommCalls {
+    /// No calls, with an empty list for the transfers.
+    pub(super) fn with_memory(transfers: Vec<Transfer>) -> Self {
+        Self { transfers, ..Self::default() }
+    }
+
+    /// The list of the transfers, empty.
+    pub(super) fn into_memory(mut self) -> Vec<Transfer> {
+        self.transfers.clear();
+        self.transfers
+    }
+
+    /// The transfers, if they are the only calls, and not on a stream of the client.
+    pub(super) fn only_transfers(&self) -> Option<&[Transfer]> {
+        let on_streams = !self.host_streams.is_empty() || !self.cuda_streams.is_empty();
+        let others = !self.ordered.is_empty() || !self.one_sided.is_empty();
+        (!on_streams && !others).then_some(&self.transfers)
+    }
+
     /// Adds a call on that stream.
     pub(super) fn add(&mut self, stream: CallStream, request: QueuedRequest) {
         match stream {

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 
-use maypole::ResultCode;
+use maypole::{ResultCode, Transfer};
 
 use super::comm_calls::CommCalls;
 use crate::boundary::{invalid_argument, refuse};
@@ -14,7 +14,21 @@ thread_local! {
     /// How many groups of this thread are open, one within the other.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
     static CONTENTS: RefCell<GroupContents> = const { RefCell::new(GroupContents::new()) };
+    /// The memory of the last group, for the next one.
+    static SPARE: Cell<SpareMemory> = const {
+        Cell::new(SpareMemory { calls: Vec::new(), transfers: Vec::new() })
+    };
 }
+
+/// Empty lists, whose memory the next group uses.
+#[derive(Default)]
+struct SpareMemory {
+    calls: Vec<(CommHandle, CommCalls)>,
+    transfers: Vec<Transfer>,
+}
+
+/// The most transfers of a group whose memory is kept.
+const MAX_SPARE: usize = 4096;
 
 /// The contents of a group.
 pub(super) struct GroupContents {
@@ -91,11 +105,26 @@ pub(crate) fn queue(comm: CommHandle, stream: CallStream, request: QueuedRequest
     CONTENTS.with_borrow_mut(|contents| {
         let calls = &mut contents.calls;
         let index = calls.iter().position(|(other, _)| *other == comm).unwrap_or_else(|| {
-            calls.push((comm, CommCalls::default()));
+            let mut transfers = Vec::new();
+            if calls.is_empty() {
+                let spare = SPARE.take();
+                (*calls, transfers) = (spare.calls, spare.transfers);
+            }
+            calls.push((comm, CommCalls::with_memory(transfers)));
             calls.len() - 1
         });
         calls[index].1.add(stream, request);
     });
+}
+
+/// Keeps the memory of a group that had these calls, all on one communicator and nothing else but
+/// transfers.
+pub(super) fn keep_memory(mut calls: Vec<(CommHandle, CommCalls)>) {
+    let transfers = calls.pop().map(|(_, calls)| calls.into_memory()).unwrap_or_default();
+    if transfers.capacity() <= MAX_SPARE {
+        calls.clear();
+        SPARE.set(SpareMemory { calls, transfers });
+    }
 }
 
 /// Queues a creation in the open group. Communicators of one parent are created in order, all

@@ -4,11 +4,11 @@ use maypole::ResultCode;
 use maypole::stream::{self, Work, WorkTicket};
 
 use super::comm_calls::CommCalls;
-use super::contents::{GroupContents, close};
+use super::contents::{GroupContents, close, keep_memory};
 use crate::boundary::log_error;
 use crate::cuda::{self, CommLaunch};
 use crate::registry::{CommHandle, acquire, acquire_exclusive, queue_on_streams};
-use crate::request::CreationBatch;
+use crate::request::{CreationBatch, run_transfers};
 
 /// Closes the innermost group. The contents of the outermost one run.
 pub(crate) fn end() -> Result<(), ResultCode> {
@@ -23,6 +23,16 @@ pub(crate) fn predict_and_drop() -> Result<Option<f64>, ResultCode> {
 
 fn run(contents: GroupContents) -> Result<(), ResultCode> {
     let GroupContents { creations, calls, error, blocking } = contents;
+    if let ([(comm, only)], [], None, Some(true)) = (&*calls, &*creations, error, blocking)
+        && let Some(transfers) = only.only_transfers()
+    {
+        // The usual group of sends and receives. It allocates nothing, if groups like it came
+        // before.
+        let result = acquire_exclusive(*comm)
+            .and_then(|mut comm| run_transfers(transfers, &mut comm.call_context()));
+        keep_memory(calls);
+        return result;
+    }
     if let Some(code) = error {
         creations.into_iter().for_each(CreationBatch::cancel);
         return Err(code);
