@@ -13,13 +13,14 @@ use std::collections::VecDeque;
 use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::{After, InlineVec, MAX_FAN};
 use maypole_reduce::{FoldKernel, FoldOperands};
+use maypole_transport::error::LinkError;
 use maypole_transport::link::{Lendable, Sequence};
 use maypole_transport::sync::{Ordering, fence, full_fence};
 
 use crate::call::Extent;
 use crate::engine::scratch::ScratchMemory;
 use crate::engine::wait::WaitLoop;
-use crate::engine::{CallBuffers, length_mismatch, ll_transfer, tag_mismatch};
+use crate::engine::{CallBuffers, length_mismatch, ll_transfer, tag_mismatch, wrong_length};
 use crate::error::Error;
 use crate::links::{LendThresholds, Links};
 use crate::plan::bind::{BoundOperand, BoundStep, LaneSegment, RankProgram};
@@ -68,8 +69,6 @@ struct MessageMemory {
 /// The inputs of a step.
 struct StepInputs {
     addresses: InlineVec<usize>,
-    /// Elements of each input.
-    count: usize,
     /// Whether an input is memory of another process.
     foreign: bool,
 }
@@ -133,7 +132,19 @@ impl Interpreter<'_> {
             if progress || ended {
                 wait.reset();
             } else {
+                self.check_acknowledgements(lanes)?;
                 wait.pause(|| None, || self.awaited_rank(lanes))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails if a peer from which a release is awaited acknowledges what it never got.
+    fn check_acknowledgements(&mut self, lanes: &[LaneState]) -> Result<(), Error> {
+        for lent in lanes.iter().filter_map(|lane| lane.lent.front()) {
+            let slots = &mut self.links.outgoing[lent.link as usize].slots;
+            if let Err(error @ LinkError::Corrupt { .. }) = slots.reserve() {
+                return Err(error.into());
             }
         }
         Ok(())
@@ -222,16 +233,18 @@ impl Interpreter<'_> {
         if !step.after.iter().all(|a| is_done(&lanes[a.lane as usize], before(a))) {
             return Ok(false);
         }
-        let found = self.inputs(step, at.tile, tag, segment.bytes);
+        // The length of every operand follows from the plan, whatever the messages say.
+        let count = Extent { start: 0, len: step.len }.slice(program.tile, at.tile).len;
+        let found = self.inputs(step, at.tile, count, tag, segment.bytes);
         if let (Some(bytes), Err(_) | Ok(None)) = (segment.bytes, &found)
             && let Some(&BoundOperand::Link(link)) = step.inputs.first()
         {
             ll_transfer::check_no_ll_message(self.links, link, bytes)?;
         }
-        let Some(StepInputs { addresses: inputs, count, foreign }) = found? else {
+        let Some(StepInputs { addresses: inputs, foreign }) = found? else {
             return Ok(false);
         };
-        let outputs = self.local_outputs(step, at.tile, count)?;
+        let outputs = self.local_outputs(step, at.tile);
         self.collect_released(&mut lanes[index]);
         let written = |l: &LentMessage| {
             outputs.iter().any(|&(p, _)| l.start < p + count * self.size && p < l.end)
@@ -243,8 +256,9 @@ impl Interpreter<'_> {
         let memory = outputs.first().map_or(inputs[0], |&(address, _)| address);
         let Some(slots) = self.slots(step, memory, count * self.size)? else { return Ok(false) };
         // SAFETY: the inputs are memory of the caller, of scratch or of messages that are not
-        // released yet, each `count` elements long; so are the outputs. No two overlap, except
-        // where the schedule, which is proved free of races, names the same chunk.
+        // released yet, each `count` elements long; so are the outputs, because `count` is at most
+        // a tile, and at most the rest of the chunk. No two overlap, except where the schedule,
+        // which is proved free of races, names the same chunk.
         unsafe { self.fold(step, &inputs, count, &outputs, &slots) };
         if foreign {
             self.check_still_lent(step)?;
@@ -296,41 +310,40 @@ impl Interpreter<'_> {
         }
     }
 
-    /// The inputs of a step, or None while a message is missing. For `expected` see
-    /// [`LaneSegment::bytes`].
+    /// The inputs of a step, each of `count` elements, or None while a message is missing. For
+    /// `expected` see [`LaneSegment::bytes`].
     fn inputs(
         &mut self,
         step: &BoundStep,
         tile: u64,
+        count: usize,
         tag: u32,
         expected: Option<usize>,
     ) -> Result<Option<StepInputs>, Error> {
         let mut addresses = InlineVec::new();
-        let (mut count, mut foreign) = (None, false);
+        let mut foreign = false;
         for operand in &step.inputs {
-            let (address, len) = match *operand {
+            let address = match *operand {
                 BoundOperand::Link(link) => {
                     let Some(message) = self.links.incoming[link as usize].slots.receive()? else {
                         return Ok(None);
                     };
-                    if message.tag != tag || message.len % self.size != 0 {
+                    if message.tag != tag || message.len != count * self.size {
                         let peer = self.links.peer(link);
                         return Err(match expected {
                             Some(bytes) => length_mismatch(peer, bytes, Some(message.len)),
-                            None => tag_mismatch(peer, tag, message.tag),
+                            None if message.tag != tag => tag_mismatch(peer, tag, message.tag),
+                            None => wrong_length(peer),
                         });
                     }
                     foreign |= message.in_other_process;
-                    (message.data as usize, message.len / self.size)
+                    message.data as usize
                 }
-                _ => self.local(*operand, tile, None),
+                _ => self.local(*operand, tile),
             };
             addresses.push(address);
-            if *count.get_or_insert(len) != len {
-                return Err(Error::internal("inputs of one step differ in length"));
-            }
         }
-        Ok(count.map(|count| StepInputs { addresses, count, foreign }))
+        Ok(Some(StepInputs { addresses, foreign }))
     }
 
     /// Fails if a message in the memory of another process may have changed while it was read. That
@@ -347,43 +360,28 @@ impl Interpreter<'_> {
         Ok(())
     }
 
-    /// The address and the length in elements of a local operand in `tile`. Scratch is as long as
-    /// its content, which becomes `write` elements if that is given.
-    fn local(&mut self, operand: BoundOperand, tile: u64, write: Option<usize>) -> (usize, usize) {
-        let bytes = |base: usize, e: Extent| (base + e.start * self.size, e.len);
+    /// The address of a local operand in `tile`.
+    fn local(&mut self, operand: BoundOperand, tile: u64) -> usize {
+        let bytes = |base: usize, e: Extent| base + e.start * self.size;
         let elements = self.program.tile;
         match operand {
             BoundOperand::Send(e) => bytes(self.buffers.send as usize, e.slice(elements, tile)),
             BoundOperand::Recv(e) => bytes(self.buffers.recv as usize, e.slice(elements, tile)),
-            BoundOperand::Scratch(i) => {
-                let len = self.scratch.len_mut(i);
-                *len = write.unwrap_or(*len);
-                let len = *len;
-                (self.scratch.chunk(i) as usize, len)
-            }
+            BoundOperand::Scratch(i) => self.scratch.chunk(i) as usize,
             BoundOperand::Link(_) => unreachable!("a link has no local memory"),
         }
     }
 
     /// The address of each local output, and whether this call does not read it again.
-    fn local_outputs(
-        &mut self,
-        step: &BoundStep,
-        tile: u64,
-        count: usize,
-    ) -> Result<InlineVec<(usize, bool)>, Error> {
+    fn local_outputs(&mut self, step: &BoundStep, tile: u64) -> InlineVec<(usize, bool)> {
         let mut outputs = InlineVec::new();
         for (i, operand) in step.outputs.iter().enumerate() {
             if matches!(operand, BoundOperand::Link(_)) {
                 continue;
             }
-            let (address, len) = self.local(*operand, tile, Some(count));
-            if len != count {
-                return Err(Error::internal("a result has another length than its chunk"));
-            }
-            outputs.push((address, step.last >> i & 1 != 0));
+            outputs.push((self.local(*operand, tile), step.last >> i & 1 != 0));
         }
-        Ok(outputs)
+        outputs
     }
 
     /// Whether to lend the memory of `operand`, rather than to copy it, on a link that can lend
@@ -419,7 +417,9 @@ impl Interpreter<'_> {
             let kind = outgoing.lendable();
             let lends = lendable.is_some_and(|operand| self.is_worth_lending(step, operand, kind))
                 && self.links.outgoing[link as usize].slots.can_lend(memory as *const u8, bytes);
-            debug_assert!(lends || bytes <= slot.capacity);
+            if !lends && bytes > slot.capacity {
+                return Err(Error::internal("a message is longer than a slot of its link"));
+            }
             slots.push(if lends { 0 } else { slot.data as usize });
         }
         Ok(Some(slots))

@@ -11,6 +11,7 @@ pub(crate) mod scratch;
 pub(crate) mod wait;
 
 use maypole_algorithms::Rank;
+use maypole_transport::error::LinkError;
 
 use crate::error::Error;
 
@@ -35,6 +36,13 @@ pub(crate) fn length_mismatch(peer: Rank, expected: usize, received: Option<usiz
          ({message}); make both calls with the same count and type"
     );
     Error::Mismatch { ranks: [peer, peer], what }
+}
+
+/// The error for a message of `peer` that belongs to the right call and has another length than
+/// this call's messages have at its place. Equal calls have messages of equal lengths.
+#[cold]
+pub(crate) fn wrong_length(peer: Rank) -> Error {
+    LinkError::Corrupt { peer, why: "a message has another length than its call asks for" }.into()
 }
 
 /// The error for a message of `peer` that carries another hash: the two ranks are in different

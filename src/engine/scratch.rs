@@ -1,15 +1,13 @@
 //! The scratch memory of a communicator: one tile per chunk, kept between calls, and grown when a
 //! plan needs more. Beside it, the copy of a send buffer that a call would overwrite.
 
-/// Memory for scratch chunks, and the length of the content of each.
+/// Memory for scratch chunks.
 #[derive(Default)]
 pub(crate) struct ScratchMemory {
     /// The memory as cache lines, so that each chunk begins on one.
     memory: Vec<CacheLine>,
     /// Cache lines per chunk.
     stride: usize,
-    /// The elements that each chunk holds.
-    lens: Vec<usize>,
 }
 
 #[derive(Clone, Copy)]
@@ -29,8 +27,6 @@ impl ScratchMemory {
         if self.memory.len() < lines {
             self.memory.resize(lines, CacheLine([0; 64]));
         }
-        self.lens.clear();
-        self.lens.resize(chunks as usize, 0);
     }
 
     /// The first byte of memory for `chunks` chunks of `bytes` bytes each, one after the other.
@@ -46,11 +42,6 @@ impl ScratchMemory {
     /// The first byte of a chunk.
     pub(crate) fn chunk(&mut self, index: u32) -> *mut u8 {
         self.memory[index as usize * self.stride..].as_mut_ptr().cast()
-    }
-
-    /// The number of elements that a chunk holds.
-    pub(crate) fn len_mut(&mut self, index: u32) -> &mut usize {
-        &mut self.lens[index as usize]
     }
 }
 

@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use maypole_algorithms::schedule::{After, InlineVec};
-use maypole_algorithms::{Chunk, Operand, Rank, Schedule, Step};
+use maypole_algorithms::verify::Proved;
+use maypole_algorithms::{Chunk, Operand, Rank, Step};
 use maypole_transport::link::Lendable;
 
 use crate::call::Extent;
@@ -37,6 +38,9 @@ pub(crate) struct BoundStep {
     pub(crate) outputs: InlineVec<BoundOperand>,
     /// The steps that must be done before.
     pub(crate) after: InlineVec<After>,
+    /// Elements of each operand, over all tiles. The length of every message and of the content of
+    /// every scratch chunk follows from it.
+    pub(crate) len: usize,
     /// Bit `i`: input `i` is the rank's own contribution.
     pub(crate) own: u8,
     /// Bit `i`: output `i` is not read again by this rank in this call.
@@ -100,21 +104,25 @@ pub(crate) struct LaneSegment {
 }
 
 impl RankProgram {
-    /// Binds the steps of `rank` in `schedule`. `link` opens the link to a peer on a channel and
+    /// Binds the steps of `rank` in the schedule that is `proved`. `link` opens the link to a peer on a channel and
     /// returns its index.
     pub(crate) fn bind(
-        schedule: &Schedule,
+        proved: &Proved,
         geometry: &Geometry,
         tag: u32,
         rank: Rank,
         links: &mut Links,
         mut link: impl FnMut(&mut Links, Rank, u16) -> Result<u32, Error>,
     ) -> Result<Self, Error> {
+        let schedule = proved.schedule();
         let mut lanes = Vec::new();
         for lane in 0..schedule.lanes(rank) {
             let mut steps = Vec::new();
-            for step in schedule.lane(rank, lane) {
-                steps.push(bind_step(&step, geometry, rank, &mut |r, c| link(links, r, c))?);
+            for (index, step) in (0..).zip(schedule.lane(rank, lane)) {
+                let origin = proved.origin(rank, lane, index);
+                let (from, chunk) = origin.ok_or_else(|| Error::internal("an unproved step"))?;
+                let len = geometry.input(from, chunk).len;
+                steps.push(bind_step(&step, len, geometry, rank, &mut |r, c| link(links, r, c))?);
             }
             lanes.push(vec![LaneSegment {
                 steps,
@@ -200,9 +208,11 @@ impl RankProgram {
     }
 }
 
-/// Binds the operands of a step; `link` opens a link and returns its index.
+/// Binds the operands of a step, each of which has `len` elements; `link` opens a link and returns
+/// its index.
 fn bind_step(
     step: &Step,
+    len: usize,
     geometry: &Geometry,
     rank: Rank,
     link: &mut impl FnMut(Rank, u16) -> Result<u32, Error>,
@@ -217,10 +227,17 @@ fn bind_step(
     };
     let inputs = step.inputs.iter().map(&mut bind).collect::<Result<InlineVec<_>, _>>()?;
     let outputs = step.outputs.iter().map(&mut bind).collect::<Result<InlineVec<_>, _>>()?;
+    let fits = |operand: &BoundOperand| match *operand {
+        BoundOperand::Send(extent) | BoundOperand::Recv(extent) => extent.len == len,
+        BoundOperand::Scratch(_) | BoundOperand::Link(_) => true,
+    };
+    if !inputs.iter().chain(&outputs).all(fits) {
+        return Err(Error::internal("the operands of a step differ in length"));
+    }
     let own = own_mask(&step.inputs);
     let after = step.after;
     let finish = step.finish;
-    Ok(BoundStep { inputs, outputs, after, own, finish, ..BoundStep::default() })
+    Ok(BoundStep { inputs, outputs, after, len, own, finish, ..BoundStep::default() })
 }
 
 /// A mask in which bit `i` says that input `i` is the rank's own contribution.

@@ -87,9 +87,9 @@ impl Plan {
                 rank,
                 |peer, channel| link(links, peer, channel),
             )?),
-            Protocol::Slots => PlanBody::Interpreted(RankProgram::bind(
-                schedule, &geometry, tag, rank, links, link,
-            )?),
+            Protocol::Slots => {
+                PlanBody::Interpreted(RankProgram::bind(proved, &geometry, tag, rank, links, link)?)
+            }
         };
         Ok(Self::with_body(body, choice, task, schedule.nranks, isa))
     }

@@ -46,7 +46,7 @@ pub(crate) fn bind_transfers(
                 (BoundOperand::Recv(Extent { start: data as usize, len: bytes }), bytes, false)
             }
         };
-        let mut step = BoundStep { last: 1, ..BoundStep::default() };
+        let mut step = BoundStep { len: bytes, last: 1, ..BoundStep::default() };
         let (from, to) = if sends {
             (operand, BoundOperand::Link(index))
         } else {

@@ -15,7 +15,7 @@ use maypole_transport::endpoint::{EnabledLinks, Endpoint, EndpointConfig};
 use maypole_transport::fault::{FaultInjector, FaultRecipe};
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::link::{
-    Incoming, Lendable, Outgoing, ReceivedMessage, SendSlots, Sequence, SlotMut,
+    HeaderDamage, Incoming, Lendable, Outgoing, ReceivedMessage, SendSlots, Sequence, SlotMut,
 };
 use maypole_transport::sync::{AtomicU64, Ordering};
 use maypole_transport::tcp::TcpConfig;
@@ -514,6 +514,9 @@ impl SendSlots for PanickingSlots {
         panic!("on purpose, by this test");
     }
     fn send(&mut self, _: usize, _: u32) -> Sequence {
+        unreachable!("nothing is reserved")
+    }
+    fn send_damaged(&mut self, _: usize, _: u32, _: HeaderDamage) -> Sequence {
         unreachable!("nothing is reserved")
     }
     fn released(&mut self) -> Sequence {

@@ -41,6 +41,17 @@ pub struct SlotMut {
     pub capacity: usize,
 }
 
+/// What is wrong in the header of a message that a test sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeaderDamage {
+    /// The message has this length, which may be more than its slot has.
+    Length(usize),
+    /// The message has this sequence.
+    Sequence(Sequence),
+    /// The message is of another kind, which follows from this number.
+    Kind(u64),
+}
+
 /// A message that has arrived and is not yet released.
 #[derive(Clone, Copy, Debug)]
 pub struct ReceivedMessage {
@@ -89,6 +100,10 @@ pub trait SendSlots: Send {
     /// # Panics
     /// If no slot is reserved or `len` exceeds its capacity: a bug of the caller.
     fn send(&mut self, len: usize, tag: u32) -> Sequence;
+
+    /// As [`send`](Self::send), with a header that no correct sender writes. It is for tests of
+    /// receivers: they must report it, or go on as if the header were right.
+    fn send_damaged(&mut self, len: usize, tag: u32, damage: HeaderDamage) -> Sequence;
 
     /// Which memory the receiver can read in place. The answer never changes.
     fn lendable(&self) -> Lendable {
@@ -144,6 +159,10 @@ pub trait ReceiveSlots: Send {
     /// # Panics
     /// If no message was received: a bug of the caller.
     fn release(&mut self);
+
+    /// As [`release`](Self::release), and acknowledges `excess` messages more than were received.
+    /// It is for tests of senders, which must report it.
+    fn release_damaged(&mut self, excess: u64);
 }
 
 #[cfg(all(test, loom))]

@@ -184,9 +184,14 @@ impl LlSender {
     /// fast path.
     #[cold]
     pub fn wait_error(&mut self) -> Option<LinkError> {
-        let error = self.pair.aborted().or_else(|| self.pair.gone())?;
-        let gone = !matches!(error, LinkError::Aborted { .. });
-        (!(gone && self.ready())).then_some(error)
+        if let Some(aborted) = self.pair.aborted() {
+            return Some(aborted);
+        }
+        if self.acknowledged() >= self.next {
+            let why = "it released an LL message that was not sent";
+            return Some(LinkError::Corrupt { peer: self.pair.peer(), why });
+        }
+        self.pair.gone().filter(|_| !self.ready())
     }
 
     #[inline]
@@ -240,11 +245,19 @@ impl LlSender {
 
     #[cold]
     fn refresh(&mut self) -> bool {
+        let acked = self.acknowledged();
+        // A wait for a peer that acknowledges what was not sent ends by `wait_error`.
+        if acked < self.next {
+            self.acked = acked;
+        }
+        self.next - self.acked <= LL_SLOTS
+    }
+
+    fn acknowledged(&self) -> Sequence {
         // Acquire, paired as `ll-ack`: the receiver's reads of a slot happen before the next stores
         // to it.
         // SAFETY: the caller of `new` promised that the word lives as long as `self`.
-        self.acked = unsafe { (*self.ack).0.load(Ordering::Acquire) };
-        self.next - self.acked <= LL_SLOTS
+        unsafe { (*self.ack).0.load(Ordering::Acquire) }
     }
 }
 
@@ -330,9 +343,24 @@ impl LlReceiver {
     /// fast path.
     #[cold]
     pub fn wait_error(&mut self, len: usize, tag: u32) -> Option<LinkError> {
-        let error = self.pair.aborted().or_else(|| self.pair.gone())?;
-        let gone = !matches!(error, LinkError::Aborted { .. });
-        (!(gone && self.poll(len, tag) != LlPoll::Pending)).then_some(error)
+        if let Some(aborted) = self.pair.aborted() {
+            return Some(aborted);
+        }
+        if self.poll(len, tag) == LlPoll::Pending && self.is_ahead() {
+            let why = "an LL message has the wrong sequence";
+            return Some(LinkError::Corrupt { peer: self.pair.peer(), why });
+        }
+        let gone = self.pair.gone()?;
+        (self.poll(len, tag) == LlPoll::Pending).then_some(gone)
+    }
+
+    /// Whether the line that is awaited has the flag of a later message, which a correct sender
+    /// cannot have sent yet. The flags of earlier messages are at most 2^31 sequences old: see
+    /// `LlSender::advance`.
+    fn is_ahead(&self) -> bool {
+        let lines = self.lines();
+        let seen = lines.get(self.arrived).map_or(0, |line| line.flag.load(Ordering::Acquire));
+        seen != 0 && ((seen >> 32) as u32).wrapping_sub(self.next as u32).cast_signed() > 0
     }
 
     #[inline]
@@ -394,6 +422,35 @@ mod tests {
         unsafe { receiver.read(back.as_mut_ptr(), len) };
         assert_eq!(data, back);
         receiver.release();
+    }
+
+    #[test]
+    fn stray_writes_are_reported() {
+        let corrupt = |error| matches!(error, Some(LinkError::Corrupt { peer: 1, .. }));
+        let (mut sender, mut receiver) = ends();
+        for sequence in [receiver.next + LL_SLOTS, receiver.next + 1, 1 << 31] {
+            assert_eq!(receiver.wait_error(8, 7), None);
+            // Release, paired as `ll-line`.
+            receiver.lines()[0].flag.store(flag(sequence, 7), Ordering::Release);
+            assert_eq!(receiver.poll(8, 7), LlPoll::Pending);
+            assert!(corrupt(receiver.wait_error(8, 7)), "{sequence}");
+            receiver.lines()[0].flag.store(0, Ordering::Release);
+        }
+        for acked in [LL_SLOTS + 1, u64::MAX] {
+            let (mut sender, _receiver) = ends();
+            for _ in 0..LL_SLOTS {
+                assert!(sender.ready());
+                // SAFETY: a slot is free; no bytes are read.
+                unsafe { sender.write(core::ptr::null(), 0, 7) };
+            }
+            assert!(!sender.ready());
+            assert_eq!(sender.wait_error(), None);
+            // SAFETY: the ring keeps the word alive.
+            unsafe { (*sender.ack).0.store(acked, Ordering::Release) };
+            assert!(!sender.ready());
+            assert!(corrupt(sender.wait_error()), "{acked}");
+        }
+        send_and_receive(&mut sender, &mut receiver, 8, 1);
     }
 
     #[test]

@@ -73,6 +73,13 @@
 //! other message counts (`next_call.rs`), which must receive its own messages and not those of the
 //! first.
 //!
+//! # Lengths
+//!
+//! A term has contributions to one input chunk only, so all values of a step are as long as that
+//! chunk: its *origin*. The proof states it for each step ([`Proved::origin`]). So an engine knows
+//! the length of every message and of the content of every scratch chunk, and believes no length
+//! that a peer states.
+//!
 //! # Classes
 //!
 //! The class is canonical if every output's term is the balanced tree over all ranks
@@ -88,6 +95,7 @@ mod hazard;
 mod memory;
 mod next_call;
 mod numbering;
+mod origin;
 mod term;
 mod tree;
 mod values;
@@ -108,6 +116,7 @@ use execution::{Execution, ExecutionHalt};
 use hazard::{ClockScope, RaceDetector};
 use memory::CellLayout;
 use numbering::MessageNumbering;
+use origin::StepOrigins;
 use term::{TermId, TermTable};
 use values::SymbolicMemory;
 
@@ -130,16 +139,18 @@ pub fn prove(schedule: Schedule) -> Result<Proved, Box<Counterexample>> {
         messages: call.flat.messages.into(),
     };
     let mut roots = Vec::new();
+    let mut origins = StepOrigins::new(&call.flat, &terms[0]);
     for placement in placements(call) {
         let run = PlacementRun { schedule: &schedule, calls: &calls, placement };
-        let (steps, outcome) = run.execute(&mut terms)?;
+        let (steps, outcome) = run.execute(&mut terms, &mut origins)?;
         facts.executions += 1;
         facts.steps += steps;
         roots = outcome;
     }
     let terms = terms.swap_remove(0);
     facts.class = class(&schedule, &terms, &roots, call.outputs)?;
-    Ok(Proved(Arc::new(Proof { schedule, facts, terms, roots, outputs: calls[0].outputs })))
+    let outputs = calls[0].outputs;
+    Ok(Proved(Arc::new(Proof { schedule, facts, terms, roots, outputs, origins })))
 }
 
 /// A schedule that the verifier has proved. Only [`prove`] makes one. Cheap to clone.
@@ -153,6 +164,7 @@ struct Proof {
     /// By rank and output chunk the term of the output.
     roots: Vec<Option<TermId>>,
     outputs: u32,
+    origins: StepOrigins,
 }
 
 impl Proved {
@@ -169,6 +181,14 @@ impl Proved {
     /// What the proof found out about the schedule.
     pub fn facts(&self) -> &ProofFacts {
         &self.0.facts
+    }
+
+    /// The input chunk of which step `index` of `lane` of `rank` moves a copy, or the contributions
+    /// that it reduces, as the rank that sends it and the number of the chunk; of a reduction, the
+    /// chunk of rank 0 stands for that of every rank. In each tile, all operands of the step are as
+    /// long as that chunk. None if there is no such step.
+    pub fn origin(&self, rank: Rank, lane: u32, index: u32) -> Option<(Rank, u32)> {
+        self.0.origins.of(rank, lane, index)
     }
 
     /// The reduction tree of output chunk `output` of `rank`, which is the same in every tile. None
@@ -238,10 +258,11 @@ impl PlacementRun<'_> {
     fn execute(
         &self,
         terms: &mut [TermTable],
+        origins: &mut StepOrigins,
     ) -> Result<(u64, Vec<Option<TermId>>), Box<Counterexample>> {
-        match self.execute_with_clocks(terms, ClockScope::Rank) {
+        match self.execute_with_clocks(terms, origins, ClockScope::Rank) {
             Err(rejected) if matches!(rejected.violation, Violation::Race { .. }) => {
-                self.execute_with_clocks(terms, ClockScope::AllRanks)
+                self.execute_with_clocks(terms, origins, ClockScope::AllRanks)
             }
             outcome => outcome,
         }
@@ -251,6 +272,7 @@ impl PlacementRun<'_> {
     fn execute_with_clocks(
         &self,
         terms: &mut [TermTable],
+        origins: &mut StepOrigins,
         scope: ClockScope,
     ) -> Result<(u64, Vec<Option<TermId>>), Box<Counterexample>> {
         let layout = CellLayout::new(self.calls, self.placement);
@@ -264,7 +286,8 @@ impl PlacementRun<'_> {
             if let Some(races) = &mut races {
                 races.fire(&firing)?;
             }
-            values.fire(terms, &firing)
+            let result = values.fire(terms, &firing)?;
+            if firing.call == 0 { origins.note(&terms[0], firing.step, result) } else { Ok(()) }
         });
         let steps = match ended {
             Ok(steps) => steps,

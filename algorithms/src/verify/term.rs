@@ -83,6 +83,12 @@ impl TermTable {
         }
     }
 
+    /// The contribution that is as long as the term: the term itself if nothing is reduced, else
+    /// that of rank 0.
+    pub(super) fn model(&self, term: TermId) -> TermId {
+        if self.reduces { self.leaf(0, self.origin(term)) } else { term }
+    }
+
     /// The input chunk whose contributions are in the term.
     pub(super) fn origin(&self, term: TermId) -> u32 {
         match term.checked_sub(self.leaves()) {

@@ -52,12 +52,12 @@ impl<'a> SymbolicMemory<'a> {
         }
     }
 
-    /// Evaluates the step of a firing and stores its result.
+    /// Evaluates the step of a firing, stores its result and returns it.
     pub(super) fn fire(
         &mut self,
         terms: &mut [TermTable],
         firing: &Firing,
-    ) -> Result<(), Violation> {
+    ) -> Result<SymbolicValue, Violation> {
         let Firing { call, lane, step, tile, .. } = *firing;
         let executed = &self.calls[call];
         let rank = executed.flat.lanes[lane as usize].rank;
@@ -106,7 +106,7 @@ impl<'a> SymbolicMemory<'a> {
                 }
             }
         }
-        Ok(())
+        Ok(result)
     }
 
     /// Checks that the outputs of call `call` are what its collective requires; if `only_written`,

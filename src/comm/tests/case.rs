@@ -287,9 +287,21 @@ pub(super) fn plan(
     protocol: Protocol,
     tile: usize,
 ) {
+    try_plan(comm, schedule, case, protocol, tile).expect("a plan");
+}
+
+/// The same, if the links can be opened.
+pub(super) fn try_plan(
+    comm: &mut Communicator,
+    schedule: Schedule,
+    case: &Case,
+    protocol: Protocol,
+    tile: usize,
+) -> Result<(), String> {
     let (algorithm, detail) = (schedule.name, schedule.detail.clone());
     let choice = Choice { algorithm, detail, protocol, tile, predicted: 0.0, others: Vec::new() };
     let call = case.call(comm.rank());
-    let plan = comm.plan(schedule, &choice, &Task::from(&call)).expect("a plan");
+    let plan = comm.plan(schedule, &choice, &Task::from(&call)).map_err(|e| e.to_string())?;
     comm.plans.insert(PlanKey::new(&call), plan);
+    Ok(())
 }

@@ -6,6 +6,7 @@ mod as_processes;
 mod by_schedule;
 mod case;
 mod control;
+mod damage;
 mod ends;
 mod environment;
 mod kept_plans;

@@ -5,7 +5,7 @@ use super::gate::{DelayGate, mix};
 use super::recipe::{DamagedPart, FaultRecipe};
 use crate::Sequence;
 use crate::error::LinkError;
-use crate::link::{Lendable, ReceiveSlots, ReceivedMessage, SendSlots, SlotMut};
+use crate::link::{HeaderDamage, Lendable, ReceiveSlots, ReceivedMessage, SendSlots, SlotMut};
 
 /// A sending end that wraps another one.
 pub(super) struct FaultySender {
@@ -27,25 +27,47 @@ pub(super) struct FaultySender {
 unsafe impl Send for FaultySender {}
 
 impl FaultySender {
-    /// Returns the tag to send instead of `tag`. Damages the reserved slot if payloads are damaged.
-    fn damage(&mut self, len: usize, tag: u32, lent: bool) -> u32 {
+    /// Returns the tag to send instead of `tag`, and what is to be wrong in the header. Damages the
+    /// reserved slot if payloads are damaged.
+    fn damage(&mut self, len: usize, tag: u32, lent: bool) -> (u32, Option<HeaderDamage>) {
         let random = mix(self.damage_seed ^ self.next);
         let FaultRecipe { corrupt, part, .. } = *self.injector.recipe;
         if !corrupt.happens(random) {
-            return tag;
+            return (tag, None);
         }
         let random = mix(random);
-        match part {
-            DamagedPart::Tag => return tag ^ 1 << (random % 32),
+        let damage = match part {
+            DamagedPart::Tag => return (tag ^ 1 << (random % 32), None),
+            DamagedPart::Length => HeaderDamage::Length(self.other_length(len, random)),
+            // Beyond all credits. A sequence that is among those awaited is a message that never
+            // comes, which nobody can tell from a slow peer.
+            DamagedPart::Sequence => HeaderDamage::Sequence(self.next ^ 1 << (32 + random % 32)),
+            DamagedPart::Kind => HeaderDamage::Kind(random),
+            DamagedPart::Acknowledgement => return (tag, None),
             DamagedPart::Payload => {
                 let slot = self.slot.filter(|slot| !lent && len > 0 && len <= slot.capacity);
                 if let Some(slot) = slot {
                     // SAFETY: the slot is reserved, so this end may write it, and `len` fits.
                     unsafe { *slot.data.add((random >> 8) as usize % len) ^= 1 << (random % 8) };
                 }
+                return (tag, None);
             }
-        }
-        tag
+        };
+        (tag, Some(damage))
+    }
+
+    /// A length that is not `len`: a little more or less, a multiple, within the slot, or any.
+    fn other_length(&self, len: usize, random: u64) -> usize {
+        let (choice, random) = (random % 6, (random >> 3) as usize);
+        let other = match choice {
+            0 => len.saturating_sub(1 << (random % 6)),
+            1 => len + (1 << (random % 6)),
+            2 => len * (2 + random % 3),
+            3 => self.capacity(),
+            4 => random % (self.capacity() + 1),
+            _ => random >> (random % 32),
+        };
+        if other == len { len + 8 } else { other }
     }
 
     fn after_send(&mut self, sequence: Sequence, abort: bool) {
@@ -74,11 +96,18 @@ impl SendSlots for FaultySender {
 
     fn send(&mut self, len: usize, tag: u32) -> Sequence {
         assert!(self.slot.is_some(), "send without a reserved slot");
-        let tag = self.damage(len, tag, false);
+        let (tag, damage) = self.damage(len, tag, false);
         let abort = self.injector.before_send();
-        let sequence = self.inner.send(len, tag);
+        let sequence = match damage {
+            None => self.inner.send(len, tag),
+            Some(damage) => self.inner.send_damaged(len, tag, damage),
+        };
         self.after_send(sequence, abort);
         sequence
+    }
+
+    fn send_damaged(&mut self, len: usize, tag: u32, damage: HeaderDamage) -> Sequence {
+        self.inner.send_damaged(len, tag, damage)
     }
 
     fn lendable(&self) -> Lendable {
@@ -98,11 +127,24 @@ impl SendSlots for FaultySender {
         if self.reserve()?.is_none() {
             return Ok(None);
         }
-        let tag = self.damage(len, tag, true);
+        let (tag, damage) = self.damage(len, tag, true);
         let abort = self.injector.before_send();
-        // SAFETY: the caller's promise; a release is only reported after the inner link reported
-        // it.
-        let sequence = unsafe { self.inner.lend(data, len, tag) }?;
+        let sequence = match damage {
+            // Half of the damaged lengths are those of lent memory.
+            Some(HeaderDamage::Length(other))
+                if self.next.is_multiple_of(2) && self.inner.can_lend(data, other) =>
+            {
+                // SAFETY: a receiver that sees another length than it expects reads nothing.
+                unsafe { self.inner.lend(data, other, tag) }?
+            }
+            Some(damage) => {
+                let slot_len = len.min(self.capacity());
+                Some(self.inner.send_damaged(slot_len, tag, damage))
+            }
+            // SAFETY: the caller's promise; a release is only reported after the inner link
+            // reported it.
+            None => unsafe { self.inner.lend(data, len, tag) }?,
+        };
         if let Some(sequence) = sequence {
             self.after_send(sequence, abort);
         }
@@ -121,7 +163,12 @@ impl SendSlots for FaultySender {
 /// A receiving end that wraps another one.
 pub(super) struct FaultyReceiver {
     pub(super) inner: Box<dyn ReceiveSlots>,
+    pub(super) injector: FaultInjector,
+    /// The seed of the choice which acknowledgements are damaged.
+    pub(super) damage_seed: u64,
     pub(super) messages: DelayGate,
+    /// Sequence of the next message that is released.
+    pub(super) next: Sequence,
 }
 
 impl ReceiveSlots for FaultyReceiver {
@@ -131,6 +178,17 @@ impl ReceiveSlots for FaultyReceiver {
     }
 
     fn release(&mut self) {
+        let random = mix(self.damage_seed ^ self.next);
+        self.next += 1;
+        let FaultRecipe { corrupt, part, .. } = *self.injector.recipe;
+        if part == DamagedPart::Acknowledgement && corrupt.happens(random) {
+            // More than the sender can have sent by now.
+            return self.inner.release_damaged(1 << (16 + random % 16));
+        }
         self.inner.release();
+    }
+
+    fn release_damaged(&mut self, excess: u64) {
+        self.inner.release_damaged(excess);
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The wrappers do what the contract allows but a test machine rarely shows: messages, credits and
 //! acknowledgements that come late, and back-pressure without need. They also do what must be
-//! detected: they damage a tag or a byte, let a rank abort, or kill its process in the middle of a
-//! call.
+//! detected: they damage a tag, a byte of a payload, or what the header of a message or an
+//! acknowledgement says, let a rank abort, or kill its process in the middle of a call.
 //!
 //! They do not drop, repeat or reorder messages. The contract forbids that to a link, so nothing
 //! above a link must tolerate it. A link over an unreliable network repairs such failures below its
@@ -76,8 +76,13 @@ impl FaultInjector {
             slot: None,
             released: 0,
         };
-        let messages = gate(FaultPurpose::Message);
-        let receiver = FaultyReceiver { inner: incoming.slots, messages };
+        let receiver = FaultyReceiver {
+            inner: incoming.slots,
+            injector: self.clone(),
+            damage_seed: gate::seed(&self.recipe, link, FaultPurpose::Damage),
+            messages: gate(FaultPurpose::Message),
+            next: 1,
+        };
         (
             Outgoing { slots: Box::new(sender), ll: outgoing.ll },
             Incoming { slots: Box::new(receiver), ll: incoming.ll },

@@ -39,13 +39,36 @@ pub enum DamagedPart {
     /// A byte of its payload, which nothing above the link checks. Lent messages and empty messages
     /// are not damaged.
     Payload,
+    /// Its length, which becomes any other number.
+    Length,
+    /// Its sequence.
+    Sequence,
+    /// Its kind: a message that is lent, or a frame of another kind.
+    Kind,
+    /// The acknowledgement of its release, which says that more messages were released.
+    Acknowledgement,
+}
+
+impl DamagedPart {
+    fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "tag" => Self::Tag,
+            "payload" => Self::Payload,
+            "length" => Self::Length,
+            "sequence" => Self::Sequence,
+            "kind" => Self::Kind,
+            "acknowledgement" => Self::Acknowledgement,
+            _ => return None,
+        })
+    }
 }
 
 impl FaultRecipe {
     /// Parses a text such as
     /// `seed=7,delay=0.1:200us,backpressure=0.05,corrupt=0.001,kill=1:20,abort=2:30`: any of these
-    /// items, in any order. A rate is from 0 to 1; `corrupt=0.001:payload` damages payloads. `None`
-    /// if the text is something else.
+    /// items, in any order. A rate is from 0 to 1. `corrupt=0.001:payload` damages payloads, and
+    /// `length`, `sequence`, `kind` and `acknowledgement` damage these. `None` if the text is
+    /// something else.
     pub fn parse(text: &str) -> Option<Self> {
         let mut recipe = Self::default();
         for item in text.split(',') {
@@ -64,11 +87,7 @@ impl FaultRecipe {
                 ("backpressure", None) => recipe.backpressure = FaultRate::parse(first)?,
                 ("corrupt", part) => {
                     recipe.corrupt = FaultRate::parse(first)?;
-                    recipe.part = match part {
-                        None | Some("tag") => DamagedPart::Tag,
-                        Some("payload") => DamagedPart::Payload,
-                        Some(_) => return None,
-                    };
+                    recipe.part = part.map_or(Some(DamagedPart::Tag), DamagedPart::parse)?;
                 }
                 ("kill", Some(message)) => recipe.kill = Some(rank_and_message(first, message)?),
                 ("abort", Some(message)) => recipe.abort = Some(rank_and_message(first, message)?),
@@ -125,6 +144,15 @@ mod tests {
             abort: Some((2, 1)),
         };
         assert_eq!(all, Some(expected));
+        for (part, word) in [
+            (DamagedPart::Length, "length"),
+            (DamagedPart::Sequence, "sequence"),
+            (DamagedPart::Kind, "kind"),
+            (DamagedPart::Acknowledgement, "acknowledgement"),
+        ] {
+            let recipe = FaultRecipe::parse(&format!("corrupt=1:{word}"));
+            assert_eq!(recipe.map(|recipe| recipe.part), Some(part));
+        }
         assert!(FaultRate(1 << 32).happens(u64::MAX) && !FaultRate(0).happens(0));
         for bad in
             ["", "seed", "seed=x", "delay=0.1", "delay=0.1:5", "delay=2:5us", "kill=1", "x=1"]

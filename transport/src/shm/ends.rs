@@ -7,7 +7,7 @@ use super::sharing::SegmentSharing;
 use crate::error::LinkError;
 use crate::inbox::{Inbox, InboxEnds, PeerInbox};
 use crate::link::{
-    Incoming, Lendable, Outgoing, ReceiveSlots, ReceivedMessage, SendSlots, SlotMut,
+    HeaderDamage, Incoming, Lendable, Outgoing, ReceiveSlots, ReceivedMessage, SendSlots, SlotMut,
 };
 use crate::memory::MappingAccess;
 use crate::peers::PeerConnection;
@@ -145,6 +145,10 @@ impl SendSlots for ShmSender {
         self.slots.send(len, tag)
     }
 
+    fn send_damaged(&mut self, len: usize, tag: u32, damage: HeaderDamage) -> Sequence {
+        self.slots.send_damaged(len, tag, damage)
+    }
+
     fn lendable(&self) -> Lendable {
         Lendable::Segments
     }
@@ -203,6 +207,10 @@ impl ReceiveSlots for ShmReceiver {
 
     fn release(&mut self) {
         self.slots.release();
+    }
+
+    fn release_damaged(&mut self, excess: u64) {
+        self.slots.release_damaged(excess);
     }
 }
 

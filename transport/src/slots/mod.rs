@@ -160,6 +160,25 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_release_of_what_was_not_sent_is_reported() {
+        for acked in [1, 2, u64::MAX] {
+            let (memory, mut sender, _) = ends(false);
+            assert!(sender.reserve().unwrap().is_some());
+            memory.ack.0.store(acked, Ordering::Release);
+            assert_eq!(sender.released(), 0);
+            assert!(matches!(sender.reserve(), Err(LinkError::Corrupt { peer: 5, .. })));
+        }
+        // Without a call of `released`, it is noticed when the credits are used up.
+        let (memory, mut sender, _) = ends(false);
+        memory.ack.0.store(9, Ordering::Release);
+        for _ in 0..2 {
+            assert!(sender.reserve().unwrap().is_some());
+            sender.send(0, 0);
+        }
+        assert!(matches!(sender.reserve(), Err(LinkError::Corrupt { peer: 5, .. })));
+    }
+
+    #[test]
     fn messages_of_a_peer_that_is_gone_are_delivered() {
         let (memory, mut sender, mut receiver) = ends(false);
         for _ in 0..2 {

@@ -109,9 +109,13 @@ impl ReceiveSlots for SlotReceiver {
     }
 
     fn release(&mut self) {
+        self.release_damaged(0);
+    }
+
+    fn release_damaged(&mut self, excess: u64) {
         assert!(self.received, "release without a received message");
         // Release, paired as `slot-ack`.
-        self.ring.ack().store(self.next, Ordering::Release);
+        self.ring.ack().store(self.next + excess, Ordering::Release);
         self.pair.peer_doorbell().ring();
         self.next += 1;
         self.index = self.ring.index_after(self.index);

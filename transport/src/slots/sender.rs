@@ -5,7 +5,7 @@ use core::ptr;
 use super::{SlotDescriptor, SlotRingMemory};
 use crate::Sequence;
 use crate::error::LinkError;
-use crate::link::{Lendable, SendSlots, SlotMut};
+use crate::link::{HeaderDamage, Lendable, SendSlots, SlotMut};
 use crate::rank_header::RankPair;
 use crate::sync::Ordering;
 
@@ -19,6 +19,8 @@ pub struct SlotSender {
     index: u32,
     /// Sequence of the last message that is known to be released.
     acked: Sequence,
+    /// The receiver acknowledged a message that was not sent.
+    is_corrupt: bool,
     reserved: bool,
 }
 
@@ -33,7 +35,7 @@ impl SlotSender {
     /// no other sending end.
     pub unsafe fn new(ring: SlotRingMemory, pair: RankPair) -> Self {
         debug_assert!(ring.depth > 0 && ring.slots.align_offset(64) == 0);
-        Self { ring, pair, next: 1, index: 0, acked: 0, reserved: false }
+        Self { ring, pair, next: 1, index: 0, acked: 0, is_corrupt: false, reserved: false }
     }
 
     /// Publishes `len` bytes from byte `offset` of this process's segment number `segment`, which
@@ -58,7 +60,12 @@ impl SlotSender {
         if let Some(error) = self.pair.aborted() {
             return Err(error);
         }
-        if self.has_credit() {
+        let credit = self.has_credit();
+        if self.is_corrupt {
+            let why = "it released a message that was not sent";
+            return Err(LinkError::Corrupt { peer: self.pair.peer(), why });
+        }
+        if credit {
             return Ok(true);
         }
         match self.pair.gone() {
@@ -76,19 +83,33 @@ impl SlotSender {
 
     fn has_credit(&mut self) -> bool {
         if self.next - self.acked > u64::from(self.ring.depth) {
-            // Acquire, paired as `slot-ack`: the receiver's reads of a slot happen before the next
-            // stores to it.
-            self.acked = self.ring.ack().load(Ordering::Acquire);
+            self.read_ack();
         }
         self.next - self.acked <= u64::from(self.ring.depth)
     }
 
+    fn read_ack(&mut self) {
+        // Acquire, paired as `slot-ack`: the receiver's reads of a slot happen before the next
+        // stores to it.
+        let acked = self.ring.ack().load(Ordering::Acquire);
+        if acked < self.next {
+            self.acked = acked;
+        } else {
+            self.is_corrupt = true;
+        }
+    }
+
     fn publish(&mut self, descriptor: SlotDescriptor) -> Sequence {
+        self.publish_as(self.next, descriptor)
+    }
+
+    /// Publishes the next message, whose header says `sequence`.
+    fn publish_as(&mut self, sequence: Sequence, descriptor: SlotDescriptor) -> Sequence {
         let header = self.ring.header(self.index);
         // SAFETY: this end may write the slot and its descriptor until it stores the sequence.
         header.descriptor.with_mut(|memory| unsafe { *memory = descriptor });
         // Release, paired as `slot`.
-        header.sequence.store(self.next, Ordering::Release);
+        header.sequence.store(sequence, Ordering::Release);
         self.pair.peer_doorbell().ring();
         let sequence = self.next;
         self.next += 1;
@@ -120,6 +141,20 @@ impl SendSlots for SlotSender {
         self.publish(SlotDescriptor { segment: 0, lent: ptr::null(), len, tag })
     }
 
+    fn send_damaged(&mut self, len: usize, tag: u32, damage: HeaderDamage) -> Sequence {
+        assert!(self.reserved, "send without a reserved slot");
+        let right = SlotDescriptor { segment: 0, lent: ptr::null(), len, tag };
+        let (sequence, descriptor) = match damage {
+            HeaderDamage::Length(len) => (self.next, SlotDescriptor { len, ..right }),
+            HeaderDamage::Sequence(sequence) => (sequence, right),
+            HeaderDamage::Kind(number) => {
+                let lent = ptr::without_provenance(number as usize >> 32);
+                (self.next, SlotDescriptor { segment: number | 1, lent, ..right })
+            }
+        };
+        self.publish_as(sequence, descriptor)
+    }
+
     fn lendable(&self) -> Lendable {
         if self.ring.same_process { Lendable::Anything } else { Lendable::Nothing }
     }
@@ -139,8 +174,7 @@ impl SendSlots for SlotSender {
     }
 
     fn released(&mut self) -> Sequence {
-        // Acquire, paired as `slot-ack`.
-        self.acked = self.ring.ack().load(Ordering::Acquire);
+        self.read_ack();
         self.acked
     }
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::pair::TcpPair;
 use crate::error::LinkError;
 use crate::inbox::InboxLayout;
-use crate::link::{Incoming, Outgoing, ReceiveSlots, ReceivedMessage, SendSlots, SlotMut};
+use crate::link::{
+    HeaderDamage, Incoming, Outgoing, ReceiveSlots, ReceivedMessage, SendSlots, SlotMut,
+};
 use crate::peers::{MessagesUnderWay, PeerConnection};
 use crate::{Rank, Sequence};
 
@@ -89,7 +91,19 @@ impl SendSlots for TcpSender {
         assert!(self.reserved, "send without a reserved slot");
         assert!(len <= self.layout.slot_bytes, "a message longer than its slot");
         self.reserved = false;
-        self.pair.send(self.channel, len, tag)
+        self.pair.send(self.channel, len, tag, None)
+    }
+
+    fn send_damaged(&mut self, len: usize, tag: u32, damage: HeaderDamage) -> Sequence {
+        assert!(self.reserved, "send without a reserved slot");
+        self.reserved = false;
+        match damage {
+            // A stream whose frame has fewer bytes than its header says just seems slow.
+            HeaderDamage::Length(len) if len <= self.layout.slot_bytes => {
+                self.pair.send(self.channel, len, tag, None)
+            }
+            _ => self.pair.send(self.channel, len, tag, Some(damage)),
+        }
     }
 
     fn released(&mut self) -> Sequence {
@@ -105,8 +119,12 @@ impl ReceiveSlots for TcpReceiver {
     }
 
     fn release(&mut self) {
+        self.release_damaged(0);
+    }
+
+    fn release_damaged(&mut self, excess: u64) {
         assert!(self.received, "release without a received message");
         self.received = false;
-        self.pair.release(self.channel);
+        self.pair.release(self.channel, excess);
     }
 }

@@ -11,6 +11,7 @@
 //! authenticated, for their speed; the same form is there for them.
 
 use crate::inbox::InboxLayout;
+use crate::link::HeaderDamage;
 use crate::noise::{ForgedRecord, Session, TAG_BYTES};
 
 /// Bytes of the header of a frame, which precedes its payload.
@@ -73,6 +74,20 @@ impl Frame {
         out[24..28].copy_from_slice(&self.tag.to_le_bytes());
         out[28..].copy_from_slice(&self.arrived.to_le_bytes());
         out
+    }
+
+    /// The bytes of the header of a message with something wrong in it, for tests.
+    #[cold]
+    pub(crate) fn damaged(&self, damage: HeaderDamage) -> [u8; FRAME_HEADER_BYTES] {
+        match damage {
+            HeaderDamage::Length(len) => Self { len: len as u32, ..*self }.encode(),
+            HeaderDamage::Sequence(sequence) => Self { sequence, ..*self }.encode(),
+            HeaderDamage::Kind(number) => {
+                let mut bytes = self.encode();
+                bytes[0] = 1 + (number % 255) as u8;
+                bytes
+            }
+        }
     }
 
     /// `None` if the bytes are not the header of a frame.

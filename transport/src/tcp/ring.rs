@@ -8,6 +8,7 @@ use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
 use crate::Sequence;
+use crate::link::HeaderDamage;
 
 /// The memory of a slot, uninitialized at first.
 #[derive(Debug)]
@@ -66,6 +67,8 @@ pub(crate) struct SentMessage {
     pub(crate) tag: u32,
     /// The stream that carries it; `None` while there is no stream.
     pub(crate) stream: Option<usize>,
+    /// What is wrong in its header when it is sent for the first time, for tests.
+    pub(crate) damage: Option<HeaderDamage>,
 }
 
 /// The sending end of a link.
@@ -151,6 +154,8 @@ pub(crate) struct ReceiveRing {
     pub(crate) acked_to_peer: Sequence,
     /// An acknowledgement is queued on a stream.
     pub(crate) ack_queued: bool,
+    /// How many messages more than were released the next acknowledgement says, for tests.
+    pub(crate) ack_excess: u64,
 }
 
 /// What to do with a message that begins to arrive on a stream.
@@ -173,6 +178,7 @@ impl ReceiveRing {
             next: 1,
             acked_to_peer: 0,
             ack_queued: false,
+            ack_excess: 0,
         }
     }
 

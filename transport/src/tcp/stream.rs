@@ -268,13 +268,15 @@ impl TcpStream {
             .sending
             .acknowledge(frame.ack, frame.arrived)
             .ok_or(StreamEnd::Corrupt("it has a message that was not sent"))?;
-        match frame.kind {
-            FrameKind::Ack => return Ok(()),
-            FrameKind::Ask => {
-                outcome.asked = Some(frame.channel);
-                return Ok(());
+        if matches!(frame.kind, FrameKind::Ack | FrameKind::Ask) {
+            let Frame { kind, channel, ack, arrived, .. } = frame;
+            if frame != (Frame { kind, channel, ack, arrived, ..EMPTY }) {
+                return Err(StreamEnd::Corrupt("an acknowledgement that has parts of a message"));
             }
-            _ => {}
+            if kind == FrameKind::Ask {
+                outcome.asked = Some(channel);
+            }
+            return Ok(());
         }
         let left = frame.len as usize;
         let to = match channel.receiving.begin(number, frame.sequence, left) {
@@ -356,7 +358,8 @@ impl OutgoingFrame {
             | QueuedFrame::Data(channel, _) => {
                 let TcpChannel { sending, receiving } = &mut channels[usize::from(channel)];
                 let ack = receiving.next - 1;
-                let frame = Frame { channel, ack, ..EMPTY };
+                let excess = std::mem::take(&mut receiving.ack_excess);
+                let frame = Frame { channel, ack: ack + excess, ..EMPTY };
                 match what {
                     QueuedFrame::Data(_, sequence) if sequence <= sending.acked => return None,
                     QueuedFrame::Data(_, sequence) => {
@@ -381,7 +384,14 @@ impl OutgoingFrame {
         };
         let payload = payload.map_or(std::ptr::null(), <*mut u8>::cast_const);
         let (mut head, len) = ([0; WHOLE_SEALED_BYTES], frame.len as usize);
-        head[..FRAME_HEADER_BYTES].copy_from_slice(&frame.encode());
+        let damage = match what {
+            QueuedFrame::Data(channel, sequence) => {
+                channels[usize::from(channel)].sending.sent(sequence).damage.take()
+            }
+            _ => None,
+        };
+        let header = damage.map_or_else(|| frame.encode(), |damage| frame.damaged(damage));
+        head[..FRAME_HEADER_BYTES].copy_from_slice(&header);
         Some(Self { what, head, head_len: FRAME_HEADER_BYTES, payload, len, done: 0 })
     }
 }

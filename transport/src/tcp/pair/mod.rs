@@ -19,7 +19,7 @@ use super::socket;
 use super::stream::{QueuedFrame, StreamEnd, TcpStream};
 use crate::error::LinkError;
 use crate::inbox::{Inbox, InboxLayout};
-use crate::link::{ReceivedMessage, SlotMut};
+use crate::link::{HeaderDamage, ReceivedMessage, SlotMut};
 use crate::noise::Session;
 use crate::rank_header::RankHeader;
 use crate::{Rank, Sequence};
@@ -274,13 +274,19 @@ impl TcpPair {
         Ok(Some(SlotMut { data, capacity: self.layout.slot_bytes }))
     }
 
-    pub(crate) fn send(&self, channel: u16, len: usize, tag: u32) -> Sequence {
+    pub(crate) fn send(
+        &self,
+        channel: u16,
+        len: usize,
+        tag: u32,
+        damage: Option<HeaderDamage>,
+    ) -> Sequence {
         let mut state = self.lock();
         let ring = state.send_ring(channel);
         let sequence = ring.next;
         ring.next += 1;
         let sent = ring.sent(sequence);
-        (sent.len, sent.tag) = (len, tag);
+        (sent.len, sent.tag, sent.damage) = (len, tag, damage);
         state.queue_message(channel, sequence);
         self.flush(&mut state);
         sequence
@@ -310,10 +316,12 @@ impl TcpPair {
         Ok(Some(ReceivedMessage { data, len, tag, sequence, in_other_process: false }))
     }
 
-    pub(crate) fn release(&self, channel: u16) {
+    /// Releases the first message; the next acknowledgement says `excess` messages more.
+    pub(crate) fn release(&self, channel: u16, excess: u64) {
         let mut state = self.lock();
         let ring = state.receive_ring(channel);
         ring.release();
+        ring.ack_excess += excess;
         // The next message in the other direction carries the acknowledgement, and so does the next
         // wait. An acknowledgement of its own serves links with traffic in one direction.
         if ring.unacked() >= u64::from(self.layout.depth.div_ceil(2)) {
