@@ -436,7 +436,7 @@ impl Communicator {
         let follow = |rank: &DeviceRank| rank.follow_default_stream();
         self.on_rank(follow)?;
         // SAFETY: the caller's promise; the stream lives as long as the communicator.
-        unsafe { launch_batches(&current, &gpu, at, &mut [BatchMember::new(self, batch)])? };
+        unsafe { launch_batches(&current, &gpu, vec![BatchMember::new(self, batch)])? };
         self.on_rank(|rank| rank.stream.synchronize())?;
         self.running()
     }

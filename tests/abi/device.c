@@ -285,6 +285,19 @@ static void costs(void) {
   end();
 }
 
+/* More calls in a group than one launch holds: each rank waits for calls of the others. */
+static void many(void) {
+  begin();
+  OK(ncclGroupStart());
+  for (int call = 0; call < 40; call++)
+    for (int rank = 0; rank < RANKS; rank++)
+      OK(ncclAllReduce(pointer(in[rank]), pointer(out[rank]), COUNT, ncclDouble, ncclSum,
+                       comms[rank], streams[rank]));
+  OK(ncclGroupEnd());
+  check_sums();
+  end();
+}
+
 /* While a graph is recorded no call runs. Each replay runs them, between calls outside of it. */
 static void captured(void) {
   void *graph, *ready, *events[RANKS];
@@ -355,6 +368,7 @@ int main(int argc, char** argv) {
                {"order", order},
                {"join", join},
                {"costs", costs},
+               {"many", many},
                {"captured", captured}};
   gpu_begin();
   EXPECT(gpu);

@@ -59,12 +59,10 @@ fn calls_return_and_obey_their_streams() {
 
 #[test]
 fn one_hardware_queue_is_enough() {
-    parts(&["collectives"], 2, &[("CUDA_DEVICE_MAX_CONNECTIONS", "1")]);
+    parts(&["collectives", "many"], 2, &[("CUDA_DEVICE_MAX_CONNECTIONS", "1")]);
 }
 
 #[test]
-#[ignore = "hangs: where two ranks share a device and its only hardware queue, the event that \
-            orders the replays of a graph blocks the queue"]
 fn one_hardware_queue_is_enough_for_graphs() {
     parts(&["captured"], 2, &[("CUDA_DEVICE_MAX_CONNECTIONS", "1")]);
 }

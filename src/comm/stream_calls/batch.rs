@@ -1,4 +1,10 @@
-//! Collects copies and works of several calls and launches them in order on one stream.
+//! Collects copies and works of several calls and queues them in order on their streams.
+//!
+//! A device has few hardware queues, 8 by default and 1 with `CUDA_DEVICE_MAX_CONNECTIONS=1`, and
+//! several streams share one. What waits at the head of a queue holds back all that is behind it,
+//! of other streams too. So nothing is queued that waits for a kernel of the same group before all
+//! kernels that this kernel may wait for are queued: first what waits for earlier work, then the
+//! kernels, with the same calls in the launches of all streams, then the events behind them.
 
 use std::ffi::c_void;
 
@@ -44,13 +50,15 @@ pub(crate) struct BatchMember<'a> {
     pub(crate) batch: LaunchBatch,
     /// The number of items that have been queued.
     queued: usize,
+    /// Whether a work was launched.
+    launched: bool,
     /// The error after which no more of this member is queued.
     failed: Option<Error>,
 }
 
 impl<'a> BatchMember<'a> {
     pub(crate) fn new(comm: &'a mut Communicator, batch: LaunchBatch) -> Self {
-        Self { comm, batch, queued: 0, failed: None }
+        Self { comm, batch, queued: 0, launched: false, failed: None }
     }
 
     /// Ends the communicator, because nothing that was planned for it can be queued.
@@ -92,8 +100,16 @@ impl LaunchBatch {
     }
 }
 
-/// Queues the batches of `members` on the stream of `at`, which all of them share. Calls with the
-/// same number in their batches are launched together.
+/// The members whose calls are on one stream.
+struct StreamMembers<'a> {
+    at: StreamPosition,
+    members: Vec<BatchMember<'a>>,
+    /// The works of the next launch.
+    pending: Vec<PendingWork>,
+}
+
+/// Queues the batches of `members`, each on its stream. Calls with the same number in their batches
+/// are launched together.
 ///
 /// # Errors
 /// The first error. The communicators that it concerns are broken.
@@ -103,61 +119,44 @@ impl LaunchBatch {
 pub(crate) unsafe fn launch_batches(
     current: &CurrentContext<'_>,
     gpu: &Gpu,
-    at: StreamPosition,
-    members: &mut [BatchMember<'_>],
+    members: Vec<BatchMember<'_>>,
 ) -> Result<(), Error> {
-    // A call is at most one work of each member, and the works of members that wait for each other
-    // must be in one launch.
-    if members.len() > MAX_WORKS {
-        let what = format!(
-            "calls of {} communicators of one device at once on one stream; at most {MAX_WORKS} \
-             can wait for each other there, so use several streams",
-            members.len()
-        );
-        let broken = members
-            .iter_mut()
-            .map(|member| member.comm.fail(Error::InvalidUsage { what: what.clone() }));
-        return broken.last().map_or(Ok(()), Err);
-    }
-    for member in &mut *members {
-        if member.batch.works > 0 {
-            // SAFETY: the caller keeps the stream alive.
-            let followed = unsafe { member.comm.follow(gpu, at) };
-            member.check(followed);
+    let mut streams: Vec<StreamMembers<'_>> = Vec::with_capacity(1);
+    for member in members {
+        let at = member.batch.at;
+        match streams.iter_mut().find(|stream| stream.at == at) {
+            Some(stream) => stream.members.push(member),
+            None => streams.push(StreamMembers { at, members: vec![member], pending: Vec::new() }),
         }
     }
-    let mut pending: Vec<PendingWork> = Vec::new();
-    let calls = members.iter().map(|member| member.batch.calls).max().unwrap_or(0);
+    for stream in &mut streams {
+        // SAFETY: the caller keeps the stream alive.
+        unsafe { stream.follow(gpu) };
+    }
+    let members = streams.iter().flat_map(|stream| &stream.members);
+    let calls = members.map(|member| member.batch.calls).max().unwrap_or(0);
     for call in 0..=calls {
-        let works = members.iter().map(|member| member.works_of(call)).sum::<usize>();
-        if pending.len() + works > MAX_WORKS {
-            // SAFETY: the caller guarantees what `launch_calls` requires.
-            unsafe { launch_pending(current, gpu, at, members, &mut pending) };
-        }
-        // The copies of all members come before all works of the call: a launch that has to precede
-        // a copy must not contain works of this call, because they could wait for works of other
-        // members that are queued behind them on the same stream.
-        for index in 0..members.len() {
-            while let Some((to, from, bytes)) = members[index].take_copy(call) {
-                if pending.iter().any(|pending| pending.member == index) {
-                    // SAFETY: the caller guarantees what `launch_calls` requires.
-                    unsafe { launch_pending(current, gpu, at, members, &mut pending) };
-                }
-                // SAFETY: the caller guarantees that the stream exists and that the buffers of its
-                // calls are valid until the stream has run them.
-                let copied = unsafe { queue_copy(gpu, at, to, from, bytes) };
-                members[index].check(copied);
+        if streams.iter().any(|stream| stream.must_launch_before(call)) {
+            for stream in &mut streams {
+                // SAFETY: the caller guarantees what `launch_calls` requires.
+                unsafe { stream.launch(current, gpu) };
             }
         }
-        for (index, member) in members.iter_mut().enumerate() {
-            while let Some((work, lanes)) = member.take_work(call) {
-                pending.push(PendingWork { member: index, work, lanes });
-            }
+        for stream in &mut streams {
+            // SAFETY: as above.
+            unsafe { stream.add(gpu, call) };
         }
     }
-    // SAFETY: the caller guarantees what `launch_calls` requires.
-    unsafe { launch_pending(current, gpu, at, members, &mut pending) };
-    members.iter_mut().find_map(|member| member.failed.take()).map_or(Ok(()), Err)
+    for stream in &mut streams {
+        // SAFETY: as above.
+        unsafe { stream.launch(current, gpu) };
+    }
+    for stream in &mut streams {
+        // SAFETY: as above.
+        unsafe { stream.note_end(gpu) };
+    }
+    let mut members = streams.iter_mut().flat_map(|stream| &mut stream.members);
+    members.find_map(|member| member.failed.take()).map_or(Ok(()), Err)
 }
 
 impl BatchMember<'_> {
@@ -166,6 +165,11 @@ impl BatchMember<'_> {
         let items = self.batch.items[self.queued..].iter();
         let items = items.take_while(|(number, _)| *number <= call);
         items.filter(|(_, item)| matches!(item, BatchItem::Work { .. })).count()
+    }
+
+    /// Whether the next item is a copy of `call`.
+    fn copies_of(&self, call: usize) -> bool {
+        matches!(self.next_of(call), Some(BatchItem::Copy { .. }))
     }
 
     /// Takes the next item, if it is a copy of `call`: target, source and bytes.
@@ -206,67 +210,128 @@ impl BatchMember<'_> {
     }
 }
 
-/// Launches the pending works and empties the list.
-///
-/// # Safety
-/// As for [`launch_calls`](super::launch_calls).
-unsafe fn launch_pending(
-    current: &CurrentContext<'_>,
-    gpu: &Gpu,
-    at: StreamPosition,
-    members: &mut [BatchMember<'_>],
-    pending: &mut Vec<PendingWork>,
-) {
-    pending.retain(|pending| members[pending.member].failed.is_none());
-    if pending.is_empty() {
-        return;
-    }
-    // The first block and the number of blocks of each member; no blocks for a member without
-    // pending works.
-    let mut blocks = vec![(0, 0); members.len()];
-    for PendingWork { member, lanes, .. } in &*pending {
-        let most = members[*member].comm.device_blocks();
-        blocks[*member].1 = (*lanes).clamp(1, most).max(blocks[*member].1);
-    }
-    let wanted: u32 = blocks.iter().map(|(_, blocks)| blocks).sum();
-    let mut first = 0;
-    for (begin, blocks) in &mut blocks {
-        if wanted > gpu.resident_blocks && *blocks > 0 {
-            *blocks = (*blocks * gpu.resident_blocks / wanted).max(1);
+impl StreamMembers<'_> {
+    /// Makes what is queued from now on wait for earlier works of the members on other streams.
+    ///
+    /// # Safety
+    /// The stream exists.
+    unsafe fn follow(&mut self, gpu: &Gpu) {
+        // A call is at most one work of each member, and the works of members that wait for each
+        // other must be in one launch.
+        if self.members.len() > MAX_WORKS {
+            let what = format!(
+                "calls of {} communicators of one device at once on one stream; at most \
+                 {MAX_WORKS} can wait for each other there, so use several streams",
+                self.members.len()
+            );
+            for member in &mut self.members {
+                member.failed = Some(member.comm.fail(Error::InvalidUsage { what: what.clone() }));
+            }
         }
-        *begin = first;
-        first += *blocks;
-    }
-    let works = pending.iter().map(|pending| {
-        let (first_block, blocks) = blocks[pending.member];
-        KernelWork { first_block, blocks, ..pending.work }
-    });
-    let argument = KernelLaunch::new(&works.collect::<Vec<_>>());
-    // A plain launch: its blocks start one by one, as other kernels leave room, and there are no
-    // more than are resident together. A cooperative one would wait until there is room for all at
-    // once, and it is not documented whether two of them overlap.
-    let (shape, stream) = ((first, gpu.threads), at.stream as *mut c_void);
-    // SAFETY: the kernel takes a KernelLaunch. The programs fit what they are bound to, and each
-    // communicator waits for its works before it frees anything. The caller guarantees that the
-    // buffers and the stream are valid.
-    let launched = unsafe { gpu.kernel.launch(current, shape, stream, &argument) };
-    for (index, member) in members.iter_mut().enumerate() {
-        let works = pending.iter().filter(|pending| pending.member == index).count();
-        if works > 0 {
-            match &launched {
-                Ok(()) => {
-                    if at.capture.is_none() {
-                        member.comm.launched(works as u64);
-                    }
-                    // SAFETY: the caller keeps the stream alive.
-                    let noted = unsafe { member.comm.launched_at(gpu, at) };
-                    member.check(noted);
-                }
-                Err(error) => member.check(Err(error.clone())),
+        for member in &mut self.members {
+            if member.batch.works > 0 && member.failed.is_none() {
+                // SAFETY: the caller keeps the stream alive.
+                let followed = unsafe { member.comm.follow(gpu, self.at) };
+                member.check(followed);
             }
         }
     }
-    pending.clear();
+
+    /// Whether the pending works must be launched before `call` is added: because there is no room
+    /// for its works, or because a copy of it belongs behind a pending work of its member.
+    fn must_launch_before(&self, call: usize) -> bool {
+        let works = self.members.iter().map(|member| member.works_of(call)).sum::<usize>();
+        let copies_of = |pending: &PendingWork| self.members[pending.member].copies_of(call);
+        self.pending.len() + works > MAX_WORKS || self.pending.iter().any(copies_of)
+    }
+
+    /// Queues the copies of `call` and makes its works pending.
+    ///
+    /// # Safety
+    /// As for [`launch_calls`](super::launch_calls).
+    unsafe fn add(&mut self, gpu: &Gpu, call: usize) {
+        // The copies of all members come before all works of the call: a launch that has to precede
+        // a copy must not contain works of this call, because they could wait for works of other
+        // members that are queued behind them on the same stream.
+        for member in &mut self.members {
+            while let Some((to, from, bytes)) = member.take_copy(call) {
+                // SAFETY: the caller guarantees that the stream exists and that the buffers of its
+                // calls are valid until the stream has run them.
+                let copied = unsafe { queue_copy(gpu, self.at, to, from, bytes) };
+                member.check(copied);
+            }
+        }
+        for (index, member) in self.members.iter_mut().enumerate() {
+            while let Some((work, lanes)) = member.take_work(call) {
+                self.pending.push(PendingWork { member: index, work, lanes });
+            }
+        }
+    }
+
+    /// Launches the pending works.
+    ///
+    /// # Safety
+    /// As for [`launch_calls`](super::launch_calls).
+    unsafe fn launch(&mut self, current: &CurrentContext<'_>, gpu: &Gpu) {
+        let Self { at, members, pending } = self;
+        pending.retain(|pending| members[pending.member].failed.is_none());
+        if pending.is_empty() {
+            return;
+        }
+        // The first block and the number of blocks of each member; no blocks for a member without
+        // pending works.
+        let mut blocks = vec![(0, 0); members.len()];
+        for PendingWork { member, lanes, .. } in &*pending {
+            let most = members[*member].comm.device_blocks();
+            blocks[*member].1 = (*lanes).clamp(1, most).max(blocks[*member].1);
+        }
+        let wanted: u32 = blocks.iter().map(|(_, blocks)| blocks).sum();
+        let mut first = 0;
+        for (begin, blocks) in &mut blocks {
+            if wanted > gpu.resident_blocks && *blocks > 0 {
+                *blocks = (*blocks * gpu.resident_blocks / wanted).max(1);
+            }
+            *begin = first;
+            first += *blocks;
+        }
+        let works = pending.iter().map(|pending| {
+            let (first_block, blocks) = blocks[pending.member];
+            KernelWork { first_block, blocks, ..pending.work }
+        });
+        let argument = KernelLaunch::new(&works.collect::<Vec<_>>());
+        // A plain launch: its blocks start one by one, as other kernels leave room, and there are
+        // no more than are resident together. A cooperative one would wait until there is room for
+        // all at once, and it is not documented whether two of them overlap.
+        let (shape, stream) = ((first, gpu.threads), at.stream as *mut c_void);
+        // SAFETY: the kernel takes a KernelLaunch. The programs fit what they are bound to, and
+        // each communicator waits for its works before it frees anything. The caller guarantees
+        // that the buffers and the stream are valid.
+        let launched = unsafe { gpu.kernel.launch(current, shape, stream, &argument) };
+        for (index, member) in members.iter_mut().enumerate() {
+            let works = pending.iter().filter(|pending| pending.member == index).count();
+            if works > 0 && launched.is_ok() {
+                if at.capture.is_none() {
+                    member.comm.launched(works as u64);
+                }
+                member.launched = true;
+            } else if works > 0 {
+                member.check(launched.clone());
+            }
+        }
+        pending.clear();
+    }
+
+    /// Notes, behind everything that was launched, that it was.
+    ///
+    /// # Safety
+    /// The stream exists.
+    unsafe fn note_end(&mut self, gpu: &Gpu) {
+        for member in self.members.iter_mut().filter(|member| member.launched) {
+            // SAFETY: the caller keeps the stream alive.
+            let noted = unsafe { member.comm.launched_at(gpu, self.at) };
+            member.check(noted);
+        }
+    }
 }
 
 /// Queues a copy on the stream of `at`.

@@ -12,7 +12,6 @@ use super::Communicator;
 use crate::call::{Call, VectorCall};
 use crate::device::CudaStreamHandle;
 use crate::device::queue::work_order::StreamPosition;
-use crate::device::setup::gpu::Gpu;
 use crate::error::Error;
 use crate::transfer::Transfer;
 use crate::tune::AlgorithmFilter;
@@ -91,7 +90,7 @@ pub unsafe fn launch_calls(calls: Vec<StreamCalls<'_>>) -> Result<(), Error> {
         };
         if only_one {
             // SAFETY: as above.
-            let launched = unsafe { launch_on(&current, &gpu, members) };
+            let launched = unsafe { launch_batches(&current, &gpu, members) };
             result = result.and(launched);
         } else {
             drop(current);
@@ -109,7 +108,7 @@ pub unsafe fn launch_calls(calls: Vec<StreamCalls<'_>>) -> Result<(), Error> {
             }
         };
         // SAFETY: the caller guarantees what `launch_calls` requires.
-        let launched = unsafe { launch_on(&current, &gpu, members) };
+        let launched = unsafe { launch_batches(&current, &gpu, members) };
         result = result.and(launched);
     }
     match calls.into_iter().flatten().next() {
@@ -170,26 +169,4 @@ unsafe fn plan_on<'a>(
         members.push(BatchMember::new(comm, batch));
     }
     Ok((members, result))
-}
-
-/// Queues what was planned for communicators that are all on `gpu`.
-///
-/// # Safety
-/// As for [`launch_calls`].
-unsafe fn launch_on(
-    current: &CurrentContext<'_>,
-    gpu: &Gpu,
-    mut members: Vec<BatchMember<'_>>,
-) -> Result<(), Error> {
-    let mut result = Ok(());
-    while let Some(position) = members.first().map(|member| member.batch.at) {
-        // The members on the same stream, in their order.
-        let (mut on_stream, others): (Vec<_>, Vec<_>) =
-            members.into_iter().partition(|member| member.batch.at == position);
-        // SAFETY: the caller guarantees what `launch_calls` requires.
-        let launched = unsafe { launch_batches(current, gpu, position, &mut on_stream) };
-        result = result.and(launched);
-        members = others;
-    }
-    result
 }
