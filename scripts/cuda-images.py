@@ -16,9 +16,9 @@ PTX = "compute_70"
 # The version that the PTX declares. Drivers refuse PTX that is newer than they are. 7.0 means CUDA
 # 11.0; ptxas checks that nothing in it is newer.
 PTX_VERSION = "7.0"
-# Machine code for the most frequent devices: A100 (and all of 8.x), H100 and H200 (9.x), B100 and
-# B200 (10.x).
-CUBINS = ["sm_80", "sm_90", "sm_100"]
+# Machine code for each major number: T4 and other devices of 7.5, A100 (and all of 8.x), H100 and
+# H200 (9.x), B100 and B200 (10.x), RTX 50 and RTX PRO (12.x).
+CUBINS = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120"]
 
 packages = pathlib.Path(nvidia.__path__[0])
 nvrtc = ctypes.CDLL(packages / "cuda_nvrtc/lib/libnvrtc.so.12")

@@ -133,3 +133,8 @@ KERNEL(maypole_interpret, Launch, launch) {
     finish_work(b.work, b.prefix[HEADER_LANES], next < launch.works);
   }
 }
+
+// Writes one word, as works write to the memory of other ranks. The host checks that it arrives.
+KERNEL(maypole_write_word, WordWrite, write) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) store_release(write.to, write.value);
+}

@@ -87,3 +87,9 @@ struct Launch {
   Work work[MAX_WORKS];
 };
 static_assert(sizeof(Launch) == 3848, "Launch is shared with the host");
+
+struct WordWrite {
+  gptr<u64> to;
+  u64 value;
+};
+static_assert(sizeof(WordWrite) == 16, "WordWrite is shared with the host");

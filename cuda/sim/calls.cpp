@@ -89,7 +89,7 @@ SIMULATOR_API u64 simCallsTotal() {
   Lock guard(calls().lock);
   u64 total = 0;
   for (auto& one : calls().since_reset)
-    if (one.first != "kernel") total += one.second;
+    if (one.first.compare(0, 2, "cu") == 0) total += one.second;
   return total;
 }
 // Writes lines of "name count" to `text`; returns the length of all lines.

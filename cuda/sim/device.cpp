@@ -51,16 +51,19 @@ CUdevice ordinal_of(const Device& device) {
   return -1;
 }
 
+static CUcontext new_context(CUdevice ordinal) {
+  CUcontext context = new CUctx_st{&device_of(ordinal), nullptr};
+  context->legacy = new CUstream_st{context, 0,       MAX_QUEUES, true,  // a queue of its own
+                                    nullptr, nullptr, {}};
+  return context;
+}
+
 CUcontext primary(CUdevice ordinal) {
   static std::mutex lock;
   static auto* contexts = new std::map<int, CUcontext>;
   Lock guard(lock);
   CUcontext& context = (*contexts)[ordinal];
-  if (!context) {
-    context = new CUctx_st{&device_of(ordinal), nullptr};
-    context->legacy = new CUstream_st{context, 0,       MAX_QUEUES, true,  // a queue of its own
-                                      nullptr, nullptr, {}};
-  }
+  if (!context) context = new_context(ordinal);
   return context;
 }
 
@@ -95,6 +98,8 @@ extern "C" __attribute__((visibility("default"))) CUresult simDeviceConfigure(CU
   device.jitter_us = jitter_us;
   return CUDA_SUCCESS;
 }
+
+int memory_domains() { return setting("SIMCUDA_CAPABILITY", 90) >= 90 ? 4 : 1; }
 
 static int block_threads;  // 0: as SIMCUDA_THREADS says
 
@@ -187,8 +192,11 @@ DRIVER_API cuDeviceGetAttribute(int* value, int attribute, CUdevice ordinal) {
     case CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM:
     case CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH:
     case CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED:
-    case CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS:
     case CU_DEVICE_ATTRIBUTE_IPC_EVENT_SUPPORTED: *value = 1; break;
+    case CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS:
+      *value = setting("SIMCUDA_STREAM_VALUES", 1);
+      break;
+    case CU_DEVICE_ATTRIBUTE_MEM_SYNC_DOMAIN_COUNT: *value = memory_domains(); break;
     default:
       if (attribute < 1 || attribute > 150) return CUDA_ERROR_INVALID_VALUE;
       *value = 0;
@@ -225,6 +233,14 @@ DRIVER_API cuDevicePrimaryCtxRelease_v2(CUdevice ordinal) {
   Lock guard(retaining);
   if (retained[number] == 0) return CUDA_ERROR_INVALID_CONTEXT;
   if (--retained[number] == 0) use_memory(number, -(long)CONTEXT_BYTES);
+  return CUDA_SUCCESS;
+}
+// A context beside the primary one, for its own streams and modules.
+DRIVER_API cuCtxCreate_v2(CUcontext* out, unsigned, CUdevice ordinal) {
+  ENTER(cuCtxCreate_v2);
+  DEVICE(ordinal);
+  *out = new_context(ordinal);
+  stack.push_back(*out);
   return CUDA_SUCCESS;
 }
 DRIVER_API cuCtxSetCurrent(CUcontext context) {

@@ -16,9 +16,12 @@
 
 struct CUfunc_st {
   const SimKernel* kernel;
+  CUcontext context;
+  std::atomic<bool> loaded{false};
 };
 struct CUmod_st {
   void* handle;
+  CUcontext context;
   std::list<CUfunc_st> functions;
 };
 
@@ -28,7 +31,7 @@ static CUresult open_module(CUmodule* out, const std::string& path, int flags) {
     fprintf(stderr, "simcuda: %s\n", dlerror());
     return CUDA_ERROR_INVALID_IMAGE;
   }
-  *out = new CUmod_st{handle, {}};
+  *out = new CUmod_st{handle, current_context(), {}};
   return CUDA_SUCCESS;
 }
 
@@ -87,8 +90,36 @@ DRIVER_API cuModuleGetFunction(CUfunction* out, CUmodule module, const char* nam
   const void* kernel = dlsym(module->handle, (std::string("sim_kernel_") + name).c_str());
   if (!kernel) return CUDA_ERROR_NOT_FOUND;
   Lock guard(order);
-  module->functions.push_back({(const SimKernel*)kernel});
+  for (CUfunc_st& known : module->functions)
+    if (known.kernel == kernel) return *out = &known, CUDA_SUCCESS;
+  module->functions.emplace_back();
+  module->functions.back().kernel = (const SimKernel*)kernel;
+  module->functions.back().context = module->context;
   *out = &module->functions.back();
+  return CUDA_SUCCESS;
+}
+
+static int lazy_loading = -1;  // -1: as SIMCUDA_LAZY_LOADING says
+
+// Makes the first launch of a kernel load it, or not.
+extern "C" __attribute__((visibility("default"))) void simLazyLoading(int on) {
+  __atomic_store_n(&lazy_loading, on, __ATOMIC_RELEASE);
+}
+
+// Loads a kernel that is used for the first time, which may wait as an allocation does: with lazy
+// loading, a kernel is not on the device before.
+static void load_kernel(CUfunction function) {
+  int lazy = __atomic_load_n(&lazy_loading, __ATOMIC_ACQUIRE);
+  if (lazy < 0) lazy = setting("SIMCUDA_LAZY_LOADING", 0);
+  if (lazy && !function->loaded) synchronize_peers();
+  function->loaded = true;
+}
+
+DRIVER_API cuFuncGetAttribute(int* value, int attribute, CUfunction function) {
+  ENTER_CONTEXT(cuFuncGetAttribute);
+  if (!function || attribute < 0 || attribute > 15) return CUDA_ERROR_INVALID_VALUE;
+  load_kernel(function);
+  *value = attribute == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK ? 1024 : 0;
   return CUDA_SUCCESS;
 }
 DRIVER_API cuFuncSetAttribute(CUfunction, int, int) {
@@ -151,21 +182,32 @@ static void run_grid(Device& device, const SimKernel& kernel,
   }
 }
 
+// With CUDA_LAUNCH_BLOCKING=1 a launch returns when the kernel has ended.
 static CUresult launch(CUfunction function, unsigned grid, unsigned rest, unsigned threads,
                        bool together, CUstream stream, void** arguments) {
   if (!function || rest != 1 || grid * threads == 0 || threads > 1024 || !arguments)
     return CUDA_ERROR_INVALID_VALUE;
+  if (function->context != stream->context) return CUDA_ERROR_INVALID_HANDLE;
   Device& device = *stream->context->device;
   if (together) {
     Lock guard(device.lock);
     if (grid > device.capacity) return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
   }
+  load_kernel(function);
   const SimKernel* kernel = function->kernel;
   const char* bytes = (const char*)arguments[0];
   auto argument = std::make_shared<std::vector<char>>(bytes, bytes + kernel->argument_bytes);
-  return submit(stream, {Kind::WAIT, &device, [=, &device](const Done& done) {
-                           run_grid(device, *kernel, argument, grid, threads, together, done);
-                         }});
+  Done done;
+  if (CUresult failed =
+          submit(stream,
+                 {Kind::WAIT, &device,
+                  [=, &device](const Done& done) {
+                    run_grid(device, *kernel, argument, grid, threads, together, done);
+                  }},
+                 &done))
+    return failed;
+  if (done && setting("CUDA_LAUNCH_BLOCKING", 0)) done->wait();
+  return CUDA_SUCCESS;
 }
 
 DRIVER_API cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
@@ -189,8 +231,15 @@ DRIVER_API cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction function, void**
   ENTER_CONTEXT(cuLaunchKernelEx);
   if (extra) return CUDA_ERROR_NOT_SUPPORTED;
   bool together = false;
-  for (unsigned i = 0; i < c->numAttrs; i++)
-    if (c->attrs[i].id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE) together = c->attrs[i].value.cooperative;
+  for (unsigned i = 0; i < c->numAttrs; i++) {
+    const CUlaunchAttribute& one = c->attrs[i];
+    if (one.id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE) together = one.value.cooperative;
+    if (one.id == CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN) {
+      if (one.value.domain < 0 || one.value.domain > 1 || memory_domains() < 2)
+        return CUDA_ERROR_INVALID_VALUE;
+      if (one.value.domain == 1) enter("kernel-in-remote-domain");
+    }
+  }
   return launch(function, c->gridDimX, c->gridDimY * c->gridDimZ * c->blockDimY * c->blockDimZ,
                 c->blockDimX, together, stream_of(c->hStream), arguments);
 }

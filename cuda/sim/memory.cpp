@@ -35,7 +35,11 @@ uintptr_t alias_of(int physical) { return ALIAS + (uintptr_t)physical * DEVICE_S
 
 bool map_at(const Region& r, uintptr_t alias) {
   void* at = (void*)(r.mapping + alias);
-  return mmap(at, r.mapped, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, r.fd, 0) == at;
+  // SIMCUDA_DROP_PEER_WRITES: what a kernel writes to memory of another device never arrives there.
+  const bool owner = alias == alias_of(r.physical) || alias == alias_of(MAX_DEVICES);
+  const int sharing =
+      !owner && setting("SIMCUDA_DROP_PEER_WRITES", 0) ? MAP_PRIVATE : MAP_SHARED;
+  return mmap(at, r.mapped, PROT_READ | PROT_WRITE, sharing | MAP_FIXED, r.fd, 0) == at;
 }
 void unmap_at(const Region& r, uintptr_t alias) { munmap((void*)(r.mapping + alias), r.mapped); }
 

@@ -70,6 +70,8 @@ CUcontext primary(CUdevice ordinal);
 constexpr size_t CONTEXT_BYTES = (size_t)256 << 20;
 CUcontext current_context();
 CUresult context_state();
+// The memory synchronisation domains of a device.
+int memory_domains();
 bool may_access(const Device& from, int physical);
 
 // ---- memory.cpp
@@ -146,6 +148,7 @@ struct CUstream_st {
   Done tail;  // of the last operation
   CapturePtr capture;
   std::vector<int> front;  // nodes of the capture that the next one comes after
+  u64 id = 0;              // unlike the handle, never used again
 };
 // The lock for the order of submission: streams, tails, fronts and captures.
 extern std::mutex order;
@@ -156,7 +159,9 @@ std::vector<CUstream>& all_streams();
 CUresult submit(CUstream stream, Operation operation, Done* done = nullptr);
 void synchronize_all();
 // Waits for all work of the device of the current context, and of the devices that may access it or
-// that it may access, if allocations wait.
+// that it may access.
+void synchronize_peers();
+// The same if allocations wait.
 void synchronize_for_allocation();
 
 // ---- capture.cpp

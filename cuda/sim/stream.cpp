@@ -19,14 +19,29 @@ std::vector<CUstream>& all_streams() {
   return *all;
 }
 
+// Handles that may be used again.
+static std::vector<CUstream>& destroyed() {
+  static auto* all = new std::vector<CUstream>;
+  return *all;
+}
+
 static CUstream create(CUcontext context, unsigned flags) {
   static const unsigned queues = [] {
     const int n = setting("CUDA_DEVICE_MAX_CONNECTIONS", 8);
     return n < 1 ? 1 : (unsigned)n > MAX_QUEUES ? MAX_QUEUES : (unsigned)n;
   }();
+  static u64 created = 2;
   Lock guard(order);
-  CUstream stream = new CUstream_st{
-      context, flags, context->device->next_queue++ % queues, false, nullptr, nullptr, {}};
+  // The handle of the stream that was destroyed last is used again, as by a driver that allocates.
+  CUstream stream = nullptr;
+  if (destroyed().empty()) {
+    stream = new CUstream_st;
+  } else {
+    stream = destroyed().back();
+    destroyed().pop_back();
+  }
+  *stream = {context, flags, context->device->next_queue++ % queues, false, nullptr, nullptr, {},
+             ++created};
   all_streams().push_back(stream);
   return stream;
 }
@@ -64,9 +79,13 @@ CUresult submit(CUstream stream, Operation operation, Done* out) {
 
 // The ends of streams that were destroyed before their work had finished. The work goes on, and
 // waiting for the device waits for it too.
-static std::vector<Done>& orphans() {
+struct Orphan {
+  Device* device;
+  Done end;
+};
+static std::vector<Orphan>& orphans() {
   static auto* all =
-      new std::vector<Done>;  // never destroyed: threads of the simulator outlive main
+      new std::vector<Orphan>;  // never destroyed: threads of the simulator outlive main
   return *all;
 }
 
@@ -74,7 +93,7 @@ void synchronize_all() {
   std::vector<Done> tails;
   {
     Lock guard(order);
-    tails = orphans();
+    for (Orphan& one : orphans()) tails.push_back(one.end);
     for (CUstream s : all_streams())
       if (s->tail) tails.push_back(s->tail);
     for (int i = 0; i < device_count(); i++)
@@ -93,15 +112,20 @@ extern "C" __attribute__((visibility("default"))) void simAllocationsWait(int on
 void synchronize_for_allocation() {
   int on = __atomic_load_n(&allocations_wait, __ATOMIC_ACQUIRE);
   if (on < 0) on = setting("SIMCUDA_ALLOCATIONS_WAIT", 0);
-  if (!on) return;
+  if (on) synchronize_peers();
+}
+
+void synchronize_peers() {
   Device& mine = *current_context()->device;
-  auto concerned = [&](CUstream stream) {
-    Device& other = *stream->context->device;
+  auto reached = [&](Device& other) {
     return may_access(mine, other.physical) || may_access(other, mine.physical);
   };
+  auto concerned = [&](CUstream stream) { return reached(*stream->context->device); };
   std::vector<Done> tails;
   {
     Lock guard(order);
+    for (Orphan& one : orphans())
+      if (reached(*one.device)) tails.push_back(one.end);
     for (CUstream s : all_streams())
       if (s->tail && concerned(s)) tails.push_back(s->tail);
     for (int i = 0; i < device_count(); i++)
@@ -144,10 +168,11 @@ DRIVER_API cuStreamDestroy_v2(CUstream stream) {
       all.erase(all.begin() + (long)i);
       auto& left = orphans();
       left.erase(
-          std::remove_if(left.begin(), left.end(), [](const Done& one) { return one->is_done(); }),
+          std::remove_if(left.begin(), left.end(), [](Orphan& one) { return one.end->is_done(); }),
           left.end());
-      if (stream->tail && !stream->tail->is_done()) left.push_back(stream->tail);
-      delete stream;
+      if (stream->tail && !stream->tail->is_done())
+        left.push_back({stream->context->device, stream->tail});
+      destroyed().push_back(stream);
       return CUDA_SUCCESS;
     }
   return CUDA_ERROR_INVALID_HANDLE;
@@ -180,6 +205,12 @@ DRIVER_API cuStreamQuery(CUstream handle) {
 DRIVER_API cuStreamGetCtx(CUstream handle, CUcontext* out) {
   STREAM(cuStreamGetCtx);
   *out = stream->context;
+  return CUDA_SUCCESS;
+}
+// The identifier of a stream, which no other stream of the process ever has.
+DRIVER_API cuStreamGetId(CUstream handle, u64* out) {
+  STREAM(cuStreamGetId);
+  *out = stream->id;
   return CUDA_SUCCESS;
 }
 DRIVER_API cuStreamGetFlags(CUstream handle, unsigned* out) {
@@ -319,6 +350,7 @@ DRIVER_API cuLaunchHostFunc(CUstream handle, CUhostFn function, void* argument) 
 
 template <class T>
 static CUresult wait_value(CUstream stream, CUdeviceptr at, T value, unsigned flags) {
+  if (!setting("SIMCUDA_STREAM_VALUES", 1)) return CUDA_ERROR_NOT_SUPPORTED;
   if (at % sizeof(T) || known(at, sizeof(T)) || pageable(at, sizeof(T)))
     return CUDA_ERROR_INVALID_VALUE;
   Device* device = stream->context->device;
@@ -341,6 +373,7 @@ static CUresult wait_value(CUstream stream, CUdeviceptr at, T value, unsigned fl
 }
 template <class T>
 static CUresult write_value(CUstream stream, CUdeviceptr at, T value) {
+  if (!setting("SIMCUDA_STREAM_VALUES", 1)) return CUDA_ERROR_NOT_SUPPORTED;
   if (at % sizeof(T) || known(at, sizeof(T)) || pageable(at, sizeof(T)))
     return CUDA_ERROR_INVALID_VALUE;
   return submit(stream, simple(Kind::SHORT, stream->context->device,

@@ -18,7 +18,13 @@ struct Image {
 }
 
 /// Machine code for each major number, and PTX for the other devices.
-const IMAGES: [Image; 4] = [
+const IMAGES: [Image; 6] = [
+    Image {
+        name: "sm_75",
+        capability: (7, 5),
+        ptx: false,
+        bytes: include_bytes!("../images/interpret_sm_75.cubin"),
+    },
     Image {
         name: "sm_80",
         capability: (8, 0),
@@ -36,6 +42,12 @@ const IMAGES: [Image; 4] = [
         capability: (10, 0),
         ptx: false,
         bytes: include_bytes!("../images/interpret_sm_100.cubin"),
+    },
+    Image {
+        name: "sm_120",
+        capability: (12, 0),
+        ptx: false,
+        bytes: include_bytes!("../images/interpret_sm_120.cubin"),
     },
     Image {
         name: "PTX for compute_70",
@@ -145,12 +157,14 @@ mod tests {
         let ptx = "PTX for compute_70";
         assert_eq!(names((6, 1)), [""; 0]);
         assert_eq!(names((7, 0)), [ptx]);
-        assert_eq!(names((7, 5)), [ptx]);
+        assert_eq!(names((7, 5)), ["sm_75", ptx]);
         assert_eq!(names((8, 0)), ["sm_80", ptx]);
         assert_eq!(names((8, 9)), ["sm_80", ptx]);
         assert_eq!(names((9, 0)), ["sm_90", ptx]);
         assert_eq!(names((10, 3)), ["sm_100", ptx]);
-        assert_eq!(names((12, 0)), [ptx]);
+        assert_eq!(names((12, 0)), ["sm_120", ptx]);
+        assert_eq!(names((12, 1)), ["sm_120", ptx]);
+        assert_eq!(names((13, 0)), [ptx]);
     }
 
     #[test]

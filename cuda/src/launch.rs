@@ -8,6 +8,19 @@ use maypole_algorithms::{DType, RedOp};
 /// The name of the kernel. It takes one [`KernelLaunch`].
 pub const KERNEL_NAME: &std::ffi::CStr = c"maypole_interpret";
 
+/// The name of the kernel that takes one [`WordWrite`].
+pub const WRITE_WORD_NAME: &std::ffi::CStr = c"maypole_write_word";
+
+/// A word that a kernel writes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct WordWrite {
+    /// The address, a multiple of 8.
+    pub to: u64,
+    /// What is written there.
+    pub value: u64,
+}
+
 /// Threads per block on a GPU, and the most there may be. Any multiple of 32 works; the simulated
 /// device is fastest with 32.
 pub const THREADS: u32 = 512;
@@ -199,4 +212,4 @@ impl KernelError {
 }
 
 const _: () = assert!(size_of::<LinkEnd>() == 72 && size_of::<KernelWork>() == 128);
-const _: () = assert!(size_of::<KernelLaunch>() == 3848);
+const _: () = assert!(size_of::<KernelLaunch>() == 3848 && size_of::<WordWrite>() == 16);

@@ -1,10 +1,10 @@
 //! Kernels: loaded from an image, and launched.
 
-use crate::driver::functions::call;
+use crate::driver::functions::{LaunchAttribute, LaunchConfig, call};
 use crate::driver::{CurrentContext, Device, Driver, DriverError};
 use crate::stream::CudaStream;
-use cudarc::driver::sys::{CUfunction, CUmodule};
-use std::ffi::{CStr, c_void};
+use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule};
+use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
 
@@ -139,10 +139,47 @@ impl ModuleKernel<'_> {
     }
 }
 
+/// What a kernel needs, as the driver compiled or loaded it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelResources {
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of memory for what does not fit the registers of a thread.
+    pub local_bytes: u32,
+}
+
+impl ModuleKernel<'_> {
+    /// What the kernel needs. The driver loads the kernel for this. A driver that loads kernels
+    /// when they are first used (`CUDA_MODULE_LOADING=LAZY`, the default from CUDA 12.2 on) would
+    /// otherwise do so at the first launch, and might then wait for other kernels.
+    ///
+    /// # Errors
+    /// The driver cannot load it.
+    pub fn resources(&self) -> Result<KernelResources, DriverError> {
+        use CUfunction_attribute::{
+            CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES as LOCAL, CU_FUNC_ATTRIBUTE_NUM_REGS as REGISTERS,
+        };
+        let driver = self.module.device.current()?;
+        let mut values = [0; 2];
+        for (value, attribute) in values.iter_mut().zip([REGISTERS, LOCAL]) {
+            call!(&driver, cuFuncGetAttribute(value, attribute as c_int, self.handle))?;
+        }
+        let [registers, local_bytes] = values.map(|value| value as u32);
+        Ok(KernelResources { registers, local_bytes })
+    }
+}
+
+/// CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN with the value CU_LAUNCH_MEM_SYNC_DOMAIN_REMOTE, which came
+/// with CUDA 12.0.
+const REMOTE_DOMAIN: LaunchAttribute =
+    LaunchAttribute { id: 10, padding: 0, value: 1, rest: [0; 15] };
+
 /// A kernel together with its module.
 pub struct OwnedKernel {
     handle: CUfunction,
-    _module: KernelModule,
+    /// Whether to launch in the memory synchronisation domain for writes to other devices.
+    remote_domain: bool,
+    _module: Arc<KernelModule>,
 }
 
 // SAFETY: the handle of a kernel may be used from any thread.
@@ -151,17 +188,23 @@ unsafe impl Send for OwnedKernel {}
 unsafe impl Sync for OwnedKernel {}
 
 impl OwnedKernel {
-    /// The kernel of that name.
+    /// The kernel of that name, loaded on the device.
     ///
     /// # Errors
-    /// There is no such kernel.
-    pub fn new(module: KernelModule, kernel: &CStr) -> Result<Self, DriverError> {
-        let handle = module.kernel(kernel)?.handle;
-        Ok(Self { handle, _module: module })
+    /// There is no such kernel, or it cannot be loaded.
+    pub fn new(module: &Arc<KernelModule>, kernel: &CStr) -> Result<Self, DriverError> {
+        let (kernel, device) = (module.kernel(kernel)?, &module.device);
+        match kernel.resources() {
+            Ok(_) | Err(DriverError::NoFunction { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let remote_domain = device.has_memory_domains();
+        Ok(Self { handle: kernel.handle, remote_domain, _module: module.clone() })
     }
 
     /// Queues the kernel with one argument, by one call of the driver. Blocks start as the device
-    /// has room for them.
+    /// has room for them. A device that has memory synchronisation domains runs the kernel in the
+    /// one for writes to other devices, so that these do not delay the fences of other kernels.
     ///
     /// # Errors
     /// The driver refuses the launch.
@@ -179,6 +222,17 @@ impl OwnedKernel {
         let (at, none) = (arguments.as_mut_ptr(), ptr::null_mut());
         let driver: &Driver = current;
         let stream = stream.cast();
+        if self.remote_domain {
+            let config = LaunchConfig {
+                grid: [blocks, 1, 1],
+                block: [threads, 1, 1],
+                shared_bytes: 0,
+                stream,
+                attributes: &REMOTE_DOMAIN,
+                count: 1,
+            };
+            return call!(driver, cuLaunchKernelEx(&config, self.handle, at, none));
+        }
         call!(driver, cuLaunchKernel(self.handle, blocks, 1, 1, threads, 1, 1, 0, stream, at, none))
     }
 }

@@ -147,9 +147,28 @@ impl CudaStream {
     /// # Errors
     /// The driver fails.
     pub fn is_of_primary_context(&self) -> Result<bool, DriverError> {
-        let mut context = ptr::null_mut();
-        call!(&self.device.current()?, cuStreamGetCtx(self.handle, &mut context))?;
-        Ok(self.device.has_context(context))
+        // SAFETY: the stream is owned by `self`, or its wrapper guarantees that it outlives `self`.
+        unsafe { self.device.owns_stream(&self.device.current()?, self.handle.cast()) }
+    }
+
+    /// The number of the stream, which no other stream of the process has or will have, unlike its
+    /// handle. `None` if the driver is older than CUDA 12.0.
+    ///
+    /// # Errors
+    /// The driver fails.
+    ///
+    /// # Safety
+    /// The stream exists, or is one of the default streams; `current` is the context of its device.
+    pub unsafe fn number_of(
+        current: &CurrentContext<'_>,
+        stream: *mut c_void,
+    ) -> Result<Option<u64>, DriverError> {
+        let driver: &Driver = current;
+        let mut number = 0;
+        match call!(driver, cuStreamGetId(stream.cast(), &mut number)) {
+            Err(DriverError::NoFunction { .. }) => Ok(None),
+            result => result.map(|()| Some(number)),
+        }
     }
 
     /// Queues a copy of `data` to the start of `to`. The caller may reuse `data` when this returns.
@@ -180,6 +199,23 @@ impl CudaStream {
         call!(&driver, cuMemcpyDtoHAsync_v2(to, from.address(), bytes, self.handle))?;
         call!(&driver, cuStreamSynchronize(self.handle))?;
         Ok(data)
+    }
+
+    /// As [`read`](Self::read), of the word at `offset` bytes.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// The buffer is shorter.
+    pub fn read_word(&self, from: &DeviceBuffer, offset: usize) -> Result<u64, DriverError> {
+        assert!(offset + 8 <= from.bytes(), "the word at {offset} of {} bytes", from.bytes());
+        let mut data = [0; 8];
+        let (to, from) = (data.as_mut_ptr().cast(), from.address() + offset as u64);
+        let driver = self.device.current()?;
+        call!(&driver, cuMemcpyDtoHAsync_v2(to, from, 8, self.handle))?;
+        call!(&driver, cuStreamSynchronize(self.handle))?;
+        Ok(u64::from_le_bytes(data))
     }
 
     /// Queues a copy between two addresses in memory that the driver knows, of any devices.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::Channel;
-use maypole_cuda::driver::{Driver, DriverError};
+use maypole_cuda::driver::{CurrentContext, Driver, DriverError};
 use maypole_cuda::memory;
 use maypole_reduce::environment::DefaultEnvironment;
 use maypole_transport::endpoint::Endpoint;
@@ -139,8 +139,8 @@ impl Communicator {
         self.device.as_ref().map_or(1, |rank| rank.most_blocks)
     }
 
-    /// Records that `works` more works were launched.
-    pub(crate) fn launched(&self, works: u64) {
+    /// Records that `works` more works are about to be launched.
+    pub(crate) fn launching(&self, works: u64) {
         let Some(rank) = &self.device else { return };
         if rank.signals.launch(works) {
             self.host.control.watch_device();
@@ -150,18 +150,31 @@ impl Communicator {
         }
     }
 
+    /// Records that `works` works were not launched after all.
+    pub(crate) fn not_launched(&self, works: u64) {
+        if let Some(rank) = &self.device {
+            rank.signals.not_launched(works);
+        }
+    }
+
+    /// Whether works are not yet known to run on a stream of this handle.
+    pub(crate) fn is_new_stream(&self, stream: usize) -> bool {
+        self.device.as_ref().is_some_and(|rank| rank.order.last_stream() != Some(stream))
+    }
+
     /// Makes everything that is queued at `at` from now on begin after all works so far.
     ///
     /// # Safety
-    /// The stream of `at` is a live stream of the device.
+    /// The stream of `at` is a live stream of the device. `current` is the device's context.
     pub(crate) unsafe fn follow(
         &mut self,
+        current: &CurrentContext<'_>,
         gpu: &Gpu,
         at: StreamPosition,
     ) -> Result<(), DriverError> {
         match &mut self.device {
             // SAFETY: the caller's promise.
-            Some(rank) => unsafe { rank.order.follow(gpu, &rank.signals, at) },
+            Some(rank) => unsafe { rank.order.follow(current, gpu, &rank.signals, at) },
             None => Ok(()),
         }
     }

@@ -147,8 +147,7 @@ fn reachable_inboxes(
         Some(own_device) => own_device.open_inboxes(joined.rank, &others, between_devices),
         None => ranks.iter().map(|_| None).collect(),
     };
-    let mine: Vec<u8> = reached.iter().map(|inbox| u8::from(inbox.is_some())).collect();
-    let all = joined.control.all_gather(&mine, deadline)?;
+    let all = tried_inboxes(joined, own_device.as_ref(), &reached, deadline)?;
     let mutual = |a: usize, b: usize| all[a].get(b) == Some(&1) && all[b].get(a) == Some(&1);
     let mut pairs = (0..ranks.len()).flat_map(|a| (0..a).map(move |b| (b, a)));
     let needs_proxy = pairs.any(|(b, a)| !mutual(a, b));
@@ -158,6 +157,50 @@ fn reachable_inboxes(
         }
     }
     Ok((own_device.map(|own_device| (own_device, reached)), needs_proxy))
+}
+
+/// For each rank, the ranks whose inboxes its kernels reach, as ones among zeros. A driver may say
+/// that a device reaches the memory of another although what it writes there is lost, for example
+/// where PCIe bridges redirect it (ACS) or behind an IOMMU. So each rank writes a word to each
+/// inbox that it has opened, and the owners tell which words have arrived.
+fn tried_inboxes(
+    joined: &mut Joined,
+    own_device: Option<&RankSetup>,
+    reached: &[Option<PeerInbox>],
+    deadline: Instant,
+) -> Result<Vec<Vec<u8>>, Error> {
+    let (me, nranks) = (joined.rank, joined.nranks);
+    let key = u64::from_le_bytes(*joined.derive("trial").bytes().first_chunk().expect("32 bytes"));
+    // A word of its own for each pair, and not one that an earlier communicator has left.
+    let word = |from: u32, to: u32| {
+        let pair = u64::from(from) * u64::from(nranks) + u64::from(to) + 1;
+        key.wrapping_add(pair.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    };
+    if let Some(device) = own_device {
+        device.try_writes(me, reached, word)?;
+    }
+    let mine: Vec<u8> = reached.iter().map(|inbox| u8::from(inbox.is_some())).collect();
+    let mut all = joined.control.all_gather(&mine, deadline)?;
+    if all.iter().all(|reached| reached.iter().all(|one| *one == 0)) {
+        return Ok(all);
+    }
+    let arrived = own_device.map(|device| device.arrived_writes(me, word)).transpose()?;
+    let arrived: Vec<u8> = arrived.unwrap_or_default().into_iter().map(u8::from).collect();
+    let arrived = joined.control.all_gather(&arrived, deadline)?;
+    for (from, reached) in all.iter_mut().enumerate() {
+        for (to, one) in reached.iter_mut().enumerate().filter(|(_, one)| **one == 1) {
+            *one = u8::from(arrived[to].get(from) == Some(&1));
+            if *one == 0 && from == me as usize {
+                log::warn!(
+                    "rank {me}: CUDA says that the device of this rank can access the memory of \
+                     rank {to}'s device, but what it writes there does not arrive; its messages \
+                     go through memory of the host. The PCIe settings (ACS) or the IOMMU of the \
+                     host may be the cause"
+                );
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// The node of each rank: as the user says, or its host.

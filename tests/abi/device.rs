@@ -94,7 +94,7 @@ fn calls_that_differ_are_an_error_on_all_ranks() {
 }
 
 #[test]
-fn a_repeated_call_is_one_launch_and_two_other_driver_calls() {
+fn a_repeated_call_is_one_launch_and_three_other_driver_calls() {
     parts(&["costs"], 4, &[]);
     parts(&["costs"], 2, &[]);
 }
@@ -103,6 +103,21 @@ fn a_repeated_call_is_one_launch_and_two_other_driver_calls() {
 fn graphs_are_captured_and_replayed() {
     parts(&["captured"], 4, &[]);
     parts(&["captured"], 2, &[]);
+}
+
+#[test]
+fn kernels_are_loaded_once_on_each_device() {
+    lifecycle(&["loads"], 4, &[]);
+}
+
+#[test]
+fn a_device_that_a_runtime_has_chosen_without_a_context_is_used() {
+    let runtime = TempDir::new().expect("a temporary folder");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/abi/runtime11.c");
+    let library = runtime.path().join("libcudart.so.11.0");
+    output(Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]));
+    let path = format!("{}:{}", GPU.display(), runtime.path().display());
+    lifecycle(&["runtime"], 4, &[("LD_LIBRARY_PATH", &path)]);
 }
 
 /// Runs a program that other tests run on host memory.

@@ -364,6 +364,44 @@ static void unusable_and_chosen(void) {
   EXPECT(strstr(ncclGetLastError(NULL), "refuses all kernels"));
 }
 
+/* Each device loads the kernels once, although it is checked before the communicators are made. */
+static void loads(void) {
+  simCallsReset();
+  begin();
+  EXPECT(simCalls("cuModuleLoadData") == (uint64_t)gpu_devices);
+  end();
+}
+
+static int (*cudaSetDevice)(int);
+
+/* Each thread has chosen a device in a runtime that makes no context for that. */
+static void* chosen_in_runtime(void* argument) {
+  const int rank = (int)(intptr_t)argument;
+  int device;
+  void* memory;
+  EXPECT(cudaSetDevice(rank) == 0);
+  OK(ncclMemAlloc(&memory, BYTES));
+  EXPECT(type_of(memory, &device) == (rank ? 2 : 0) && (rank == 0 || device == rank));
+  OK(ncclMemFree(memory));
+  OK(ncclCommInitRank(&comms[rank], RANKS, *(ncclUniqueId*)host, rank));
+  OK(ncclCommCuDevice(comms[rank], &device));
+  EXPECT(device == rank);
+  OK(ncclCommDestroy(comms[rank]));
+  return NULL;
+}
+
+static void runtime(void) {
+  pthread_t threads[RANKS];
+  void* library = dlopen("libcudart.so.11.0", RTLD_NOW);
+  EXPECT(library);
+  EXPECT((*(void**)&cudaSetDevice = dlsym(library, "cudaSetDevice")));
+  EXPECT(sizeof(ncclUniqueId) <= sizeof host);
+  OK(ncclGetUniqueId((ncclUniqueId*)host));
+  for (intptr_t rank = 0; rank < RANKS; rank++)
+    EXPECT(pthread_create(&threads[rank], NULL, chosen_in_runtime, (void*)rank) == 0);
+  for (int rank = 0; rank < RANKS; rank++) EXPECT(pthread_join(threads[rank], NULL) == 0);
+}
+
 int main(int argc, char** argv) {
   const struct {
     const char* name;
@@ -373,6 +411,8 @@ int main(int argc, char** argv) {
                {"lifecycle", lifecycle},
                {"aborted", aborted},
                {"mismatched", mismatched},
+               {"loads", loads},
+               {"runtime", runtime},
                {"unusable", unusable},
                {"unusable_and_chosen", unusable_and_chosen}};
   gpu_begin();

@@ -9,7 +9,10 @@ use crate::failures::{PATIENCE, said};
 use crate::simulator::{folder, play_for};
 
 /// Without these functions everything works in another way.
-const OPTIONAL: [&str; 4] = [
+const OPTIONAL: [&str; 7] = [
+    "cuFuncGetAttribute",
+    "cuLaunchKernelEx",
+    "cuStreamGetId",
     "cuStreamWaitValue64_v2",
     "cuStreamWriteValue64_v2",
     "cuDeviceGetUuid_v2",
@@ -25,7 +28,7 @@ fn functions() -> Vec<&'static str> {
 }
 
 /// A folder with a simulated driver that lacks a function, because its name is changed.
-fn without(name: &str) -> tempfile::TempDir {
+pub(crate) fn without(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let mut library =
         fs::read(Path::new(self::folder()).join("libcuda.so.1")).expect("it is built");

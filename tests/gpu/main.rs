@@ -14,6 +14,7 @@ mod piece;
 mod proxy;
 mod random;
 mod round;
+mod shapes;
 mod simulator;
 mod steady;
 mod world;
@@ -40,6 +41,7 @@ fn scene() {
         ("steady", &[]) => steady::scene(),
         ("fused", &[]) => steady::fused(),
         ("contexts", &[]) => steady::contexts(),
+        ("one-thread", &[]) => shapes::one_thread(),
         (name, numbers) => panic!("no scene {name} of {numbers:?}"),
     }
 }

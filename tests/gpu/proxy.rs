@@ -93,8 +93,18 @@ fn one_thread(id: &UniqueId, ranks: &[(u32, Option<i32>)]) {
 
 fn play(scene: &str, mut comm: Communicator, memory: &Memory, on_device: bool) -> String {
     match scene {
-        "calls" => match make_calls(&mut comm, memory, COUNTS) {
-            Ok(outcome) => words(&outcome),
+        "calls" | "direct" | "proxied" => match make_calls(&mut comm, memory, COUNTS) {
+            Ok(outcome) => {
+                // No rank ends before all have looked for threads.
+                let found = proxy_threads();
+                comm.barrier().expect("a barrier");
+                match scene {
+                    "direct" => assert_eq!(found, 0, "all ranks reach each other"),
+                    "proxied" => assert!(found > 0, "no rank reaches another"),
+                    _ => {}
+                }
+                words(&outcome)
+            }
             Err(error) => panic!("{error}"),
         },
         "replay" => replay(&mut comm, memory),
@@ -279,11 +289,24 @@ fn said(lines: Vec<String>) -> Vec<String> {
     ranks.into_iter().map(|rank| rank.1).collect()
 }
 
+/// The number of proxies in this process.
+fn proxy_threads() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("the threads of this process");
+    // A thread may end meanwhile.
+    let names = tasks.flatten().flat_map(|task| std::fs::read_to_string(task.path().join("comm")));
+    names.filter(|name| name.trim() == "maypole-proxy").count()
+}
+
 /// The bits of all results are those of a run on host memory.
 fn same_bits(plan: &str, environment: &[(&str, &str)]) {
+    same_bits_in("calls", plan, environment);
+}
+
+/// As [`same_bits`], and the messages go as the scene says: "direct" between kernels, or "proxied".
+pub(crate) fn same_bits_in(scene: &str, plan: &str, environment: &[(&str, &str)]) {
     let expected: Vec<String> =
         reference(Plan::parse(plan).nranks(), COUNTS).iter().map(words).collect();
-    let found = said(start(plan, "calls", environment).all_well());
+    let found = said(start(plan, scene, environment).all_well());
     assert_eq!(found.len(), expected.len());
     for (rank, (found, expected)) in found.iter().zip(&expected).enumerate() {
         let call = found.split(',').zip(expected.split(',')).position(|(a, b)| a != b);
@@ -292,7 +315,7 @@ fn same_bits(plan: &str, environment: &[(&str, &str)]) {
     }
 }
 
-const APART: (&str, &str) = ("SIMCUDA_PEERS", "0");
+pub(crate) const APART: (&str, &str) = ("SIMCUDA_PEERS", "0");
 
 #[test]
 fn devices_without_peer_access_in_one_process() {

@@ -24,6 +24,7 @@ pub(crate) struct Job {
 }
 
 impl Job {
+    /// Starts the ranks with these variables. `NAME@2` stands for the variable NAME of rank 2.
     pub(crate) fn start(
         entry: &str,
         nranks: u32,
@@ -64,12 +65,18 @@ impl Job {
         environment: &[(&str, &str)],
         patience: Duration,
     ) -> Self {
+        let of = |rank: u32| {
+            environment.iter().filter_map(move |(name, value)| match name.split_once('@') {
+                None => Some((*name, *value)),
+                Some((name, of)) => (of == rank.to_string()).then_some((name, *value)),
+            })
+        };
         let start = |rank: u32| {
             // Not by its path: there a build may have put another one, or none yet.
             let mut child = Command::new("/proc/self/exe")
                 .args(["--exact", entry, "--ignored", "--nocapture", "--test-threads=1"])
                 .env("MAYPOLE_TEST_SCENE", format!("{scene} {rank} {nranks}"))
-                .envs(environment.iter().copied())
+                .envs(of(rank))
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())

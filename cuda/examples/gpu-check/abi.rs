@@ -24,34 +24,37 @@ pub(crate) const CHECKS: [Check; 4] = [
 ];
 
 /// Forces device communicators: a fallback to host memory would hide errors.
-const DEVICE: &[(&str, &str)] = &[("MAYPOLE_DEVICE", "cuda")];
+pub(crate) const DEVICE: &[(&str, &str)] = &[("MAYPOLE_DEVICE", "cuda")];
 
-type Failure = Box<dyn Error>;
-type Handle = *mut c_void;
+pub(crate) type Failure = Box<dyn Error>;
+pub(crate) type Handle = *mut c_void;
 
 /// `ncclUniqueId`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct UniqueId([u8; 128]);
+pub(crate) struct UniqueId(pub(crate) [u8; 128]);
 
 /// Functions of `nccl.h`, by their names.
 #[allow(non_snake_case)]
-struct Library {
+pub(crate) struct Library {
     ncclGetVersion: unsafe extern "C" fn(*mut c_int) -> c_int,
     ncclGetLastError: unsafe extern "C" fn(Handle) -> *const c_char,
-    ncclGetUniqueId: unsafe extern "C" fn(*mut UniqueId) -> c_int,
-    ncclCommInitRank: unsafe extern "C" fn(*mut Handle, c_int, UniqueId, c_int) -> c_int,
+    pub(crate) ncclGetUniqueId: unsafe extern "C" fn(*mut UniqueId) -> c_int,
+    pub(crate) ncclCommInitRank: unsafe extern "C" fn(*mut Handle, c_int, UniqueId, c_int) -> c_int,
     ncclCommCuDevice: unsafe extern "C" fn(Handle, *mut c_int) -> c_int,
     ncclCommGetAsyncError: unsafe extern "C" fn(Handle, *mut c_int) -> c_int,
     ncclCommDestroy: unsafe extern "C" fn(Handle) -> c_int,
-    ncclCommAbort: unsafe extern "C" fn(Handle) -> c_int,
+    pub(crate) ncclCommAbort: unsafe extern "C" fn(Handle) -> c_int,
     ncclGroupStart: unsafe extern "C" fn() -> c_int,
     ncclGroupEnd: unsafe extern "C" fn() -> c_int,
-    ncclAllReduce: unsafe extern "C" fn(u64, u64, usize, c_int, c_int, Handle, Handle) -> c_int,
+    pub(crate) ncclAllReduce:
+        unsafe extern "C" fn(u64, u64, usize, c_int, c_int, Handle, Handle) -> c_int,
+    pub(crate) ncclSend: unsafe extern "C" fn(u64, usize, c_int, c_int, Handle, Handle) -> c_int,
+    pub(crate) ncclRecv: unsafe extern "C" fn(u64, usize, c_int, c_int, Handle, Handle) -> c_int,
 }
 
 impl Library {
-    fn open(path: &Path) -> Result<Self, Failure> {
+    pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         let name = CString::new(path.as_os_str().as_bytes())?;
         // SAFETY: `name` ends in a zero byte; the library has no initialisers that matter.
         let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
@@ -75,12 +78,13 @@ impl Library {
         Ok(functions! {
             ncclGetVersion ncclGetLastError ncclGetUniqueId ncclCommInitRank ncclCommCuDevice
             ncclCommGetAsyncError
-            ncclCommDestroy ncclCommAbort ncclGroupStart ncclGroupEnd ncclAllReduce
+            ncclCommDestroy ncclCommAbort ncclGroupStart ncclGroupEnd ncclAllReduce ncclSend
+            ncclRecv
         })
     }
 
     /// An error with the message of the library, unless `code` is ncclSuccess.
-    fn check(&self, what: &str, code: c_int) -> Result<(), Failure> {
+    pub(crate) fn check(&self, what: &str, code: c_int) -> Result<(), Failure> {
         if code == 0 {
             return Ok(());
         }
@@ -89,7 +93,10 @@ impl Library {
         Err(format!("{what} gave {code}: {}", words.to_string_lossy()).into())
     }
 
-    fn group(&self, mut inside: impl FnMut() -> Result<(), Failure>) -> Result<(), Failure> {
+    pub(crate) fn group(
+        &self,
+        mut inside: impl FnMut() -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         // SAFETY: it takes nothing.
         self.check("ncclGroupStart", unsafe { (self.ncclGroupStart)() })?;
         let result = inside();
@@ -100,13 +107,13 @@ impl Library {
 }
 
 /// Communicators of all ranks, in this process.
-struct Ranks<'a> {
-    library: &'a Library,
-    handles: Vec<Handle>,
+pub(crate) struct Ranks<'a> {
+    pub(crate) library: &'a Library,
+    pub(crate) handles: Vec<Handle>,
 }
 
 impl<'a> Ranks<'a> {
-    fn new(library: &'a Library, nranks: usize) -> Result<Self, Failure> {
+    pub(crate) fn new(library: &'a Library, nranks: usize) -> Result<Self, Failure> {
         let mut id = UniqueId([0; 128]);
         // SAFETY: a place for an id.
         library.check("ncclGetUniqueId", unsafe { (library.ncclGetUniqueId)(&mut id) })?;
@@ -125,7 +132,7 @@ impl<'a> Ranks<'a> {
     }
 
     /// Queues an all-reduce of all ranks, whose buffers begin at these addresses.
-    fn all_reduce(
+    pub(crate) fn all_reduce(
         &self,
         send: &[u64],
         receive: &[u64],
@@ -156,7 +163,7 @@ impl<'a> Ranks<'a> {
     }
 
     /// Waits for the stream, and checks that no communicator has an error.
-    fn wait(&self, stream: &CudaStream) -> Result<(), Failure> {
+    pub(crate) fn wait(&self, stream: &CudaStream) -> Result<(), Failure> {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !stream.is_idle()? {
             self.healthy()?;
@@ -168,7 +175,7 @@ impl<'a> Ranks<'a> {
         self.healthy()
     }
 
-    fn healthy(&self) -> Result<(), Failure> {
+    pub(crate) fn healthy(&self) -> Result<(), Failure> {
         for handle in &self.handles {
             let mut state = 0;
             // SAFETY: the handle is one of the library's.
@@ -179,7 +186,7 @@ impl<'a> Ranks<'a> {
         Ok(())
     }
 
-    fn destroy(self) -> Result<(), Failure> {
+    pub(crate) fn destroy(self) -> Result<(), Failure> {
         self.library.group(|| {
             for handle in &self.handles {
                 // SAFETY: the handle is one of the library's, and used no more.
@@ -227,12 +234,12 @@ fn host_bits(settings: &Settings) -> Result<Vec<u8>, Failure> {
     bits.map_err(|_| format!("host memory {how}: {text}").into())
 }
 
-fn opened(settings: &Settings) -> Result<Option<(Gpu, Library)>, Failure> {
+pub(crate) fn opened(settings: &Settings) -> Result<Option<(Gpu, Library)>, Failure> {
     let Some(path) = &settings.library else { return Ok(None) };
     Ok(Some((Gpu::open()?, Library::open(path)?)))
 }
 
-fn no_library() -> Checked {
+pub(crate) fn no_library() -> Checked {
     Ok(Outcome::skipped("no library was given (--library)"))
 }
 

@@ -2,7 +2,7 @@
 
 use crate::report::{Check, Checked, Outcome};
 use maypole_cuda::driver::{Device, Driver, LIBRARY};
-use maypole_cuda::module::KernelModule;
+use maypole_cuda::module::{KernelModule, KernelResources};
 use maypole_cuda::{image, launch};
 use std::error::Error;
 use std::ffi::OsString;
@@ -48,7 +48,7 @@ impl Gpu {
     }
 }
 
-fn device() -> Result<Arc<Device>, Box<dyn Error>> {
+pub(crate) fn device() -> Result<Arc<Device>, Box<dyn Error>> {
     let driver = Driver::open(Path::new(LIBRARY))?;
     Ok(Device::open(&driver, 0)?)
 }
@@ -77,6 +77,13 @@ fn driver(_: &Settings) -> Checked {
         version % 1000 / 10,
         driver.devices()?
     );
+    // CU_DEVICE_ATTRIBUTE_COMPUTE_MODE and its values.
+    let mode = match device.attribute(20)? {
+        0 => "",
+        3 => "; compute mode EXCLUSIVE_PROCESS: checks with two processes are not possible",
+        _ => "; an unusual compute mode",
+    };
+    let text = text + mode;
     let kernel = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
     Ok(Outcome::passed(text)
         .with("name", name)
@@ -95,11 +102,15 @@ fn images(_: &Settings) -> Checked {
         let begin = Instant::now();
         // SAFETY: the images are complete, and compiled from the kernels of this crate.
         let module = unsafe { KernelModule::load(&device, bytes) };
-        let loaded = module.and_then(|module| module.kernel(launch::KERNEL_NAME).map(drop));
+        let loaded = module.and_then(|module| module.kernel(launch::KERNEL_NAME)?.resources());
         let milliseconds = begin.elapsed().as_secs_f64() * 1e3;
         failed |= loaded.is_err();
         lines.push(match loaded {
-            Ok(()) => format!("{name}: {} bytes loaded in {milliseconds:.0} ms", bytes.len()),
+            Ok(KernelResources { registers, local_bytes }) => format!(
+                "{name}: {} bytes loaded in {milliseconds:.0} ms, {registers} registers and \
+                 {local_bytes} bytes of local memory a thread",
+                bytes.len()
+            ),
             Err(error) => format!("{name}: {error}"),
         });
         outcome = outcome.with(format!("{name}, ms"), milliseconds);

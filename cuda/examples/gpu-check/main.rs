@@ -7,6 +7,7 @@
 
 mod abi;
 mod carried;
+mod effects;
 mod elements;
 mod gpu;
 mod interpreter;
@@ -14,6 +15,7 @@ mod order;
 mod pair;
 mod report;
 mod speed;
+mod uses;
 
 use gpu::Settings;
 use report::{Check, Outcome, Row};
@@ -25,9 +27,10 @@ use std::time::{Duration, Instant};
 fn checks() -> Vec<Check> {
     // What only a GPU can show comes early, so that checks that hang leave time for it.
     let [programs, pytorch] = carried::CHECKS;
-    let (early, late) =
-        ([&gpu::CHECKS[..], &interpreter::CHECKS], [&order::CHECKS[..], &abi::CHECKS]);
-    let early = early.concat().into_iter().chain(speed::CHECKS).chain([pytorch]);
+    let [effects @ .., sanitizer] = effects::CHECKS;
+    let early = [&gpu::CHECKS[..], &interpreter::CHECKS, &effects].concat();
+    let late = [&abi::CHECKS[..], &uses::CHECKS, &order::CHECKS, &[sanitizer]];
+    let early = early.into_iter().chain(speed::CHECKS).chain([pytorch]);
     early.chain(late.concat()).chain([programs]).collect()
 }
 
@@ -47,6 +50,7 @@ Checks the library on GPU 0 of this machine, or only what is named. Ends with 0 
 fn main() -> ExitCode {
     let mut settings = Settings::default();
     let (mut names, mut json, mut one, mut host_bits) = (Vec::new(), None, None, None);
+    let mut other = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut path = || arguments.next().map(PathBuf::from);
@@ -57,6 +61,8 @@ fn main() -> ExitCode {
             // How the program runs itself, for one check.
             "--one" => one = arguments.next(),
             "--host-bits" => host_bits = path(),
+            // The other process of a check.
+            "--other" => other = arguments.next(),
             name if !name.starts_with('-') => names.push(name.to_owned()),
             _ => {
                 eprintln!("{USAGE}");
@@ -66,6 +72,15 @@ fn main() -> ExitCode {
     }
     if let Some(file) = host_bits {
         return match abi::write_host_bits(&settings, &file) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if let Some(what) = other {
+        return match uses::other_process(&settings, &what) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("{error}");

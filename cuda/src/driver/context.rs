@@ -3,7 +3,7 @@
 use super::functions::call;
 use super::{Driver, DriverError};
 use cudarc::driver::sys::{CUcontext, CUdevice_attribute, CUresult};
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ops::Deref;
 use std::ptr;
 use std::sync::Arc;
@@ -136,6 +136,23 @@ impl Device {
         Ok(self.attribute(attribute as i32)? as u32)
     }
 
+    /// Whether streams of the device can wait for the value of a word in memory.
+    pub fn has_stream_waits(&self) -> bool {
+        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS_V2;
+        let driver = self.driver.functions();
+        driver.cuStreamWaitValue64_v2.is_some() && self.attribute(attribute as i32) == Ok(1)
+    }
+
+    /// Whether kernels can be launched in a memory synchronisation domain of their own: their
+    /// writes to other devices then do not delay the fences of other kernels. From sm_90 on.
+    pub fn has_memory_domains(&self) -> bool {
+        /// CU_DEVICE_ATTRIBUTE_MEM_SYNC_DOMAIN_COUNT, which came with CUDA 12.0.
+        const DOMAINS: i32 = 126;
+        let driver = self.driver.functions();
+        let count = || self.attribute(DOMAINS).is_ok_and(|count| count > 1);
+        self.driver.version() >= 12_000 && driver.cuLaunchKernelEx.is_some() && count()
+    }
+
     /// The value of a `CUdevice_attribute`.
     ///
     /// # Errors
@@ -195,9 +212,22 @@ impl Device {
         Ok(CurrentContext { driver, pushed })
     }
 
-    /// Whether `context` is the context of this device.
-    pub(crate) fn has_context(&self, context: CUcontext) -> bool {
-        self.context == context
+    /// Whether a stream belongs to the primary context of this device, which is `current`. The
+    /// default streams are those of the current context.
+    ///
+    /// # Errors
+    /// The driver fails.
+    ///
+    /// # Safety
+    /// The stream exists, or is one of the default streams.
+    pub unsafe fn owns_stream(
+        &self,
+        current: &CurrentContext<'_>,
+        stream: *mut c_void,
+    ) -> Result<bool, DriverError> {
+        let mut context = ptr::null_mut();
+        call!(current.driver, cuStreamGetCtx(stream.cast(), &mut context))?;
+        Ok(self.context == context)
     }
 }
 

@@ -53,6 +53,28 @@ macro_rules! functions {
     };
 }
 
+/// `CUlaunchConfig`: the shape of a launch, and attributes.
+#[repr(C)]
+pub(crate) struct LaunchConfig {
+    pub(crate) grid: [c_uint; 3],
+    pub(crate) block: [c_uint; 3],
+    pub(crate) shared_bytes: c_uint,
+    pub(crate) stream: CUstream,
+    pub(crate) attributes: *const LaunchAttribute,
+    pub(crate) count: c_uint,
+}
+
+/// `CUlaunchAttribute`, with a value that is an integer.
+#[repr(C)]
+pub(crate) struct LaunchAttribute {
+    pub(crate) id: c_int,
+    pub(crate) padding: c_int,
+    pub(crate) value: c_int,
+    pub(crate) rest: [c_int; 15],
+}
+
+const _: () = assert!(size_of::<LaunchConfig>() == 56 && size_of::<LaunchAttribute>() == 72);
+
 functions! {
     cuInit(c_uint) since 2000;
     cuDriverGetVersion(*mut c_int) since 2020;
@@ -91,6 +113,7 @@ functions! {
     cuStreamQuery(CUstream) since 2000;
     cuStreamSynchronize(CUstream) since 2000;
     cuStreamGetCtx(CUstream, *mut CUcontext) since 9020;
+    cuStreamGetId(CUstream, *mut u64) since 12000;
     cuStreamWaitEvent(CUstream, CUevent, c_uint) since 3020;
     cuStreamWriteValue64_v2(CUstream, CUdeviceptr, u64, c_uint) since 11070;
     cuStreamWaitValue64_v2(CUstream, CUdeviceptr, u64, c_uint) since 11070;
@@ -110,6 +133,7 @@ functions! {
     cuModuleLoadData(*mut CUmodule, *const c_void) since 2000;
     cuModuleUnload(CUmodule) since 2000;
     cuModuleGetFunction(*mut CUfunction, CUmodule, *const c_char) since 2000;
+    cuFuncGetAttribute(*mut c_int, c_int, CUfunction) since 2020;
     cuLaunchKernel(
         CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, CUstream,
         *mut *mut c_void, *mut *mut c_void
@@ -118,6 +142,9 @@ functions! {
         CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, CUstream,
         *mut *mut c_void
     ) since 9000;
+    cuLaunchKernelEx(
+        *const LaunchConfig, CUfunction, *mut *mut c_void, *mut *mut c_void
+    ) since 11060;
     cuThreadExchangeStreamCaptureMode(*mut c_int) since 10010;
     cuStreamGetCaptureInfo(CUstream, *mut c_int, *mut u64) since 10010;
     cuStreamBeginCapture_v2(CUstream, c_int) since 10010;

@@ -20,6 +20,7 @@
 mod context;
 mod error;
 pub(crate) mod functions;
+pub mod runtime;
 
 pub use context::{CurrentContext, Device};
 pub use error::DriverError;

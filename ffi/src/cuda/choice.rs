@@ -2,7 +2,8 @@
 //!
 //! As in NCCL the device is the one that the calling thread has chosen at the call, whatever thread
 //! creates the communicator later. A thread that has chosen none gets the first device, as in
-//! CUDA's runtime.
+//! CUDA's runtime. Runtimes before CUDA 12 choose a device without making its context; the device
+//! is asked of them.
 //!
 //! `MAYPOLE_DEVICE` decides whether there is a choice. `host` asks no driver. `cuda` demands a
 //! device that works. `auto` takes a device if there is one; if that device does not work, this is
@@ -29,9 +30,19 @@ pub(crate) enum CommMemory {
 impl CommMemory {
     /// The memory for a communicator that a call of this thread creates.
     pub(crate) fn of_this_thread() -> Result<Self, ResultCode> {
-        let device = match device_count()? {
-            0 => None,
-            _ => usable_device(device::current().unwrap_or(0))?,
+        let device = match (device_count()?, device::current()) {
+            (0, _) => None,
+            (_, Some(chosen)) => usable_device(chosen)?,
+            (count, None) => {
+                if count > 1 {
+                    log::info!(
+                        target: "INIT",
+                        "this thread has chosen none of {count} CUDA devices, so it gets device 0; \
+                         call cudaSetDevice first, with a runtime before CUDA 12 also cudaFree(0)"
+                    );
+                }
+                usable_device(0)?
+            }
         };
         Ok(device.map_or(Self::Host(-1), Self::Cuda))
     }

@@ -131,7 +131,7 @@ pub(crate) unsafe fn launch_batches(
     }
     for stream in &mut streams {
         // SAFETY: the caller keeps the stream alive.
-        unsafe { stream.follow(gpu) };
+        unsafe { stream.follow(current, gpu) };
     }
     let members = streams.iter().flat_map(|stream| &stream.members);
     let calls = members.map(|member| member.batch.calls).max().unwrap_or(0);
@@ -214,8 +214,8 @@ impl StreamMembers<'_> {
     /// Makes what is queued from now on wait for earlier works of the members on other streams.
     ///
     /// # Safety
-    /// The stream exists.
-    unsafe fn follow(&mut self, gpu: &Gpu) {
+    /// The stream exists. `current` is the context of the device.
+    unsafe fn follow(&mut self, current: &CurrentContext<'_>, gpu: &Gpu) {
         // A call is at most one work of each member, and the works of members that wait for each
         // other must be in one launch.
         if self.members.len() > MAX_WORKS {
@@ -231,7 +231,7 @@ impl StreamMembers<'_> {
         for member in &mut self.members {
             if member.batch.works > 0 && member.failed.is_none() {
                 // SAFETY: the caller keeps the stream alive.
-                let followed = unsafe { member.comm.follow(gpu, self.at) };
+                let followed = unsafe { member.comm.follow(current, gpu, self.at) };
                 member.check(followed);
             }
         }
@@ -303,18 +303,29 @@ impl StreamMembers<'_> {
         // no more than are resident together. A cooperative one would wait until there is room for
         // all at once, and it is not documented whether two of them overlap.
         let (shape, stream) = ((first, gpu.threads), at.stream as *mut c_void);
+        let works_of = |pending: &[PendingWork], index| {
+            pending.iter().filter(|pending| pending.member == index).count() as u64
+        };
+        // The proxies begin to look for messages now: a launch may return only when the kernel has
+        // ended (CUDA_LAUNCH_BLOCKING=1).
+        for (index, member) in members.iter().enumerate() {
+            let works = works_of(pending, index);
+            if works > 0 && at.capture.is_none() {
+                member.comm.launching(works);
+            }
+        }
         // SAFETY: the kernel takes a KernelLaunch. The programs fit what they are bound to, and
         // each communicator waits for its works before it frees anything. The caller guarantees
         // that the buffers and the stream are valid.
         let launched = unsafe { gpu.kernel.launch(current, shape, stream, &argument) };
         for (index, member) in members.iter_mut().enumerate() {
-            let works = pending.iter().filter(|pending| pending.member == index).count();
+            let works = works_of(pending, index);
             if works > 0 && launched.is_ok() {
-                if at.capture.is_none() {
-                    member.comm.launched(works as u64);
-                }
                 member.launched = true;
             } else if works > 0 {
+                if at.capture.is_none() {
+                    member.comm.not_launched(works);
+                }
                 member.check(launched.clone());
             }
         }

@@ -12,6 +12,7 @@ use super::Communicator;
 use crate::call::{Call, VectorCall};
 use crate::device::CudaStreamHandle;
 use crate::device::queue::work_order::StreamPosition;
+use crate::device::setup::gpu::Gpu;
 use crate::error::Error;
 use crate::transfer::Transfer;
 use crate::tune::AlgorithmFilter;
@@ -123,6 +124,39 @@ pub unsafe fn launch_calls(calls: Vec<StreamCalls<'_>>) -> Result<(), Error> {
     }
 }
 
+/// Refuses a stream of another context than the primary one of the device, where the kernels are. A
+/// stream that was used before is not asked again.
+///
+/// # Errors
+/// The stream is of another context.
+///
+/// # Safety
+/// The stream exists. `current` is the context of the communicator's device.
+unsafe fn check_context(
+    current: &CurrentContext<'_>,
+    comm: &Communicator,
+    stream: CudaStreamHandle,
+) -> Result<(), Error> {
+    // SAFETY: the caller's promise.
+    let is_primary = |gpu: Arc<Gpu>| unsafe {
+        // Some streams of green contexts have no context to tell, and can be used.
+        gpu.device.owns_stream(current, stream.0).unwrap_or(true)
+    };
+    // The default streams are those of the current context.
+    let is_default = (stream.0 as usize) < 3;
+    if is_default || !comm.is_new_stream(stream.0 as usize) || comm.gpu().is_none_or(is_primary) {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument {
+        what: format!(
+            "a stream of another CUDA context: rank {} of this communicator uses the primary \
+             context of its device, as the CUDA runtime does; make the stream there \
+             (cuDevicePrimaryCtxRetain, cuCtxSetCurrent)",
+            comm.rank()
+        ),
+    })
+}
+
 /// Plans calls of communicators whose device is the current one. Returns what is to be queued for
 /// each, and the first error.
 ///
@@ -137,8 +171,10 @@ unsafe fn plan_on<'a>(
 ) -> Result<(Vec<BatchMember<'a>>, Result<(), Error>), Error> {
     let mut result = Ok(());
     let mut captures = Vec::with_capacity(calls.len());
-    for StreamCalls { stream, .. } in &calls {
+    for StreamCalls { stream, comm, .. } in &calls {
         // SAFETY: the caller keeps the streams alive.
+        unsafe { check_context(current, comm, *stream)? };
+        // SAFETY: as above.
         let capture = match unsafe { CaptureStatus::of(current, stream.0)? } {
             CaptureStatus::None => None::<u64>,
             CaptureStatus::Active(id) => Some(id),

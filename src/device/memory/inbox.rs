@@ -57,10 +57,19 @@ impl DeviceInbox {
         self.memory().bytes()
     }
 
-    /// Notes that ranks of other processes may still write to the inbox after its end. Its memory
-    /// is then not used again.
-    pub(in crate::device) fn set_may_be_written(&self) {
-        self.may_be_written.store(1, Ordering::Relaxed);
+    /// Notes whether ranks of other processes may still write to the inbox after its end. Its
+    /// memory is then not used again.
+    pub(in crate::device) fn set_may_be_written(&self, may: bool) {
+        self.may_be_written.store(may.into(), Ordering::Relaxed);
+    }
+
+    /// Reads the word at `offset` through `stream`.
+    pub(in crate::device) fn word(
+        &self,
+        stream: &CudaStream,
+        offset: usize,
+    ) -> Result<u64, DriverError> {
+        stream.read_word(self.memory(), offset)
     }
 
     /// Whether the ranks at the other ends of `links` have taken all messages of rank `me`, and so

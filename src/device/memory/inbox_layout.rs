@@ -127,6 +127,12 @@ impl DeviceInboxLayout {
         }
     }
 
+    /// The offset of a word of the inbox of `owner` to which rank `from` may write before the first
+    /// message: it lies in a slot, whose content has no meaning then.
+    pub(in crate::device) fn trial_word(&self, owner: Rank, from: Rank) -> usize {
+        self.offsets(owner, from, 0).slots
+    }
+
     /// The ends that rank `me` has of its link to `peer` and of the link from `peer`. Each rank
     /// comes with the address of its inbox, as `me` sees it.
     pub(in crate::device) fn ends(

@@ -115,6 +115,11 @@ impl DeviceSignals {
         })
     }
 
+    /// Takes back what [`launch`](Self::launch) has counted.
+    pub(crate) fn not_launched(&self, works: u64) {
+        self.launched.fetch_sub(works, Ordering::SeqCst);
+    }
+
     /// Counts `works` more works as launched. True if the caller has to wake the service thread,
     /// because it does not look at these signals at present.
     #[must_use]

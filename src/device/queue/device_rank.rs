@@ -114,7 +114,7 @@ impl DeviceRank {
         let signals = Arc::new(DeviceSignals::new(&gpu.pool, peers)?);
         let program_memory = ProgramMemory::new(&gpu.pool);
         let default_event = CudaEvent::new(&gpu.device)?;
-        let order = WorkOrder::new(CudaEvent::new(&gpu.device)?, CudaEvent::new(&gpu.device)?);
+        let order = WorkOrder::new(&gpu)?;
         Ok(Self {
             most_blocks: (gpu.resident_blocks / sharing.max(1)).clamp(1, MOST_BLOCKS),
             scratch: DeviceScratch::default(),
@@ -327,7 +327,7 @@ impl Drop for DeviceRank {
         }
         if self.wait_until_idle() {
             if !self.wait_until_drained() {
-                self.inbox.set_may_be_written();
+                self.inbox.set_may_be_written(true);
             }
             return;
         }

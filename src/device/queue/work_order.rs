@@ -3,25 +3,25 @@
 //!
 //! Works on one stream run in order anyway. A work on another stream waits, in its own stream, for
 //! the word in which the device counts finished works. The earlier stream is not touched: its owner
-//! may have destroyed it. Within one capture an event connects the streams, as the graph needs it.
+//! may have destroyed it. A later stream may then have the same handle, so streams are compared by
+//! their numbers; where the driver gives none, each work waits. Within one capture an event
+//! connects the streams, as the graph needs it. Where streams cannot wait for a word, each work
+//! waits for an event that is recorded behind the work before.
 //!
 //! The host does not know when a graph is launched. So from the first capture on every work, in a
 //! graph or not, waits for an event and then records it: each launch of a graph is ordered with the
 //! launches of other graphs and with calls as the host makes them.
 
 use std::ffi::c_void;
-use std::time::Duration;
 
-use maypole_cuda::driver::DriverError;
+use maypole_cuda::driver::{CurrentContext, DriverError};
 use maypole_cuda::stream::{CudaEvent, CudaStream};
 
 use crate::device::memory::signals::DeviceSignals;
 use crate::device::setup::gpu::Gpu;
 
-/// CUDA_ERROR_NOT_SUPPORTED.
-const NOT_SUPPORTED: i32 = 801;
-/// The handle of the calling thread's default stream: in each thread it is a different stream.
-const PER_THREAD: usize = 2;
+/// The handles below this are the legacy default stream, which is never destroyed.
+const NOT_LEGACY: usize = 2;
 
 /// Where works are queued: a stream, and the capture that the stream takes part in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,18 +34,30 @@ pub(crate) struct StreamPosition {
 
 /// Remembers where a communicator's last work was queued.
 pub(crate) struct WorkOrder {
-    last: Option<StreamPosition>,
+    /// Where it was queued, and the number of that stream, if it is known.
+    last: Option<(StreamPosition, Option<u64>)>,
     event: CudaEvent,
-    /// Recorded behind every work since the first capture.
-    with_graphs: CudaEvent,
+    /// Recorded behind every work since the first capture, or from the beginning if `by_event`.
+    behind: CudaEvent,
     /// Whether a work was ever captured, with a driver that can order graphs.
     captured: bool,
+    /// Whether streams cannot wait for a word.
+    by_event: bool,
 }
 
 impl WorkOrder {
-    /// Before the first work. `event` is used within captures, `with_graphs` between graphs.
-    pub(super) fn new(event: CudaEvent, with_graphs: CudaEvent) -> Self {
-        Self { last: None, event, with_graphs, captured: false }
+    /// Before the first work.
+    ///
+    /// # Errors
+    /// The driver cannot make events.
+    pub(super) fn new(gpu: &Gpu) -> Result<Self, DriverError> {
+        let (event, behind) = (CudaEvent::new(&gpu.device)?, CudaEvent::new(&gpu.device)?);
+        Ok(Self { last: None, event, behind, captured: false, by_event: !gpu.has_stream_waits })
+    }
+
+    /// The handle of the stream of the last work.
+    pub(crate) fn last_stream(&self) -> Option<usize> {
+        self.last.map(|(last, _)| last.stream)
     }
 
     /// Makes what is queued at `next` from now on begin after all works so far.
@@ -54,14 +66,24 @@ impl WorkOrder {
     /// The driver refuses.
     ///
     /// # Safety
-    /// The stream exists.
+    /// The stream exists. `current` is the context of the device.
     pub(crate) unsafe fn follow(
         &mut self,
+        current: &CurrentContext<'_>,
         gpu: &Gpu,
         signals: &DeviceSignals,
         next: StreamPosition,
     ) -> Result<(), DriverError> {
-        let last = self.last.replace(next);
+        let number = match next {
+            StreamPosition { capture: None, stream: NOT_LEGACY.. } => {
+                // SAFETY: the caller's promise.
+                unsafe { CudaStream::number_of(current, next.stream as *mut c_void)? }
+            }
+            // A stream that is destroyed ends its capture.
+            StreamPosition { capture: Some(capture), .. } => Some(capture),
+            StreamPosition { .. } => Some(0),
+        };
+        let (last, last_number) = self.last.replace((next, number)).unzip();
         // Older drivers have no events that the launch of a graph records.
         let external_events = gpu.device.driver().version() >= 11_010;
         let in_new_capture =
@@ -70,13 +92,14 @@ impl WorkOrder {
             self.captured = true;
             // SAFETY: the caller keeps `next` alive.
             let stream = unsafe { CudaStream::foreign(&gpu.device, next.stream as *mut c_void) };
-            stream.wait_at_launch(&self.with_graphs)?;
-        } else if self.captured && next.capture.is_none() {
+            stream.wait_at_launch(&self.behind)?;
+        } else if (self.captured || self.by_event) && next.capture.is_none() {
             // SAFETY: as above.
             let stream = unsafe { CudaStream::foreign(&gpu.device, next.stream as *mut c_void) };
-            stream.wait(&self.with_graphs)?;
+            stream.wait(&self.behind)?;
         }
-        if last.is_none() || (last == Some(next) && next.stream != PER_THREAD) {
+        let same_stream = last == Some(next) && number.is_some() && last_number == Some(number);
+        if last.is_none() || same_stream {
             return Ok(());
         }
         // SAFETY: the caller keeps `next` alive; the last stream is used only within the capture
@@ -89,24 +112,14 @@ impl WorkOrder {
             self.event.record(&stream(last.stream))?;
             return stream(next.stream).wait(&self.event);
         }
-        if signals.is_idle() {
+        if self.by_event || signals.is_idle() {
             return Ok(());
         }
         // SAFETY: the word lives as long as the communicator, which waits for its works when it
         // ends.
-        let waits = unsafe {
+        unsafe {
             let (word, launched) = (signals.finished_address(false), signals.launched());
             stream(next.stream).wait_value(word, launched)
-        };
-        match waits {
-            Err(DriverError::NoFunction { .. })
-            | Err(DriverError::Failed { code: NOT_SUPPORTED, .. }) => {
-                while !signals.is_idle() && !signals.is_aborted() {
-                    std::thread::sleep(Duration::from_micros(20));
-                }
-                Ok(())
-            }
-            result => result,
         }
     }
 
@@ -118,14 +131,12 @@ impl WorkOrder {
     /// # Safety
     /// The stream exists.
     pub(crate) unsafe fn launched(&self, gpu: &Gpu, at: StreamPosition) -> Result<(), DriverError> {
-        if !self.captured {
-            return Ok(());
-        }
         // SAFETY: the caller keeps the stream alive.
-        let stream = unsafe { CudaStream::foreign(&gpu.device, at.stream as *mut c_void) };
-        if at.capture.is_none() {
-            return self.with_graphs.record(&stream);
+        let stream = || unsafe { CudaStream::foreign(&gpu.device, at.stream as *mut c_void) };
+        match at.capture {
+            Some(_) if self.captured => self.behind.record_at_launch(&stream()),
+            None if self.captured || self.by_event => self.behind.record(&stream()),
+            _ => Ok(()),
         }
-        self.with_graphs.record_at_launch(&stream)
     }
 }

@@ -1,9 +1,9 @@
 //! The CUDA devices that this process sees, and which of them communicators can use.
 
-use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use maypole_cuda::driver::{Device, Driver};
+use maypole_cuda::driver::{Device, Driver, runtime};
 
 use super::gpu::Gpu;
 use crate::error::Error;
@@ -19,24 +19,50 @@ pub fn count() -> Result<u32, Error> {
     }
 }
 
+/// The devices that have passed the check, each with its kernels until a communicator uses it.
+static CHECKED: Mutex<BTreeMap<i32, Option<Arc<Gpu>>>> = Mutex::new(BTreeMap::new());
+
+fn checked() -> MutexGuard<'static, BTreeMap<i32, Option<Arc<Gpu>>>> {
+    // A thread that panicked cannot have left the map half changed.
+    CHECKED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Checks that communicators can use device `ordinal`: that the driver loads the kernels for it.
-/// A device that has passed once is not checked again.
+/// They stay loaded for the communicator that the check was for, since the driver may have to
+/// compile them. A device that has passed once is not checked again.
 ///
 /// # Errors
 /// The reason why the device cannot be used.
 pub fn check(ordinal: i32) -> Result<(), Error> {
-    static USABLE: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
-    let usable = || USABLE.lock().unwrap_or_else(PoisonError::into_inner);
-    if usable().contains(&ordinal) {
+    if checked().contains_key(&ordinal) {
         return Ok(());
     }
-    Gpu::open(ordinal)?;
-    usable().insert(ordinal);
+    let gpu = Gpu::open(ordinal)?;
+    checked().insert(ordinal, Some(gpu));
     Ok(())
 }
 
-/// The number of the device whose context is current on the calling thread, if there is one.
+/// Opens device `ordinal` for a communicator.
+///
+/// # Errors
+/// There is no such device, or it cannot run the kernels.
+pub(crate) fn open(ordinal: i32) -> Result<Arc<Gpu>, Error> {
+    let gpu = Gpu::open(ordinal)?;
+    if let Some(kept) = checked().get_mut(&ordinal) {
+        *kept = None;
+    }
+    Ok(gpu)
+}
+
+/// The number of the device that the calling thread has chosen: whose context is current on it, or
+/// which `cudaSetDevice` of a CUDA runtime before 12.0 has named, which makes no context. `None` if
+/// it has chosen none, or perhaps device 0 by such a runtime.
 pub fn current() -> Option<i32> {
     let driver = Driver::shared().ok()??;
-    Device::current_ordinal(driver).ok()?
+    match Device::current_ordinal(driver).ok()? {
+        Some(ordinal) => Some(ordinal),
+        // Without a context the runtime answers 0 if the thread has chosen no device.
+        None => runtime::chosen_device()
+            .filter(|ordinal| (1..driver.devices().unwrap_or(0)).contains(ordinal)),
+    }
 }

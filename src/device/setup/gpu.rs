@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use maypole_cuda::driver::{Device, Driver};
+use maypole_cuda::driver::{CurrentContext, Device, Driver, DriverError};
 use maypole_cuda::module::OwnedKernel;
 use maypole_cuda::pool::DevicePool;
-use maypole_cuda::stream::RelaxedCapture;
+use maypole_cuda::stream::{CudaStream, RelaxedCapture};
 use maypole_cuda::{image, launch};
 
 use crate::error::Error;
@@ -15,6 +15,8 @@ pub(crate) struct Gpu {
     pub(crate) device: Arc<Device>,
     pub(crate) pool: Arc<DevicePool>,
     pub(crate) kernel: OwnedKernel,
+    /// The kernel that writes one word, see [`write_word`](Self::write_word).
+    word_writer: OwnedKernel,
     pub(crate) name: String,
     /// The identifier of the device, the same in every process that sees it.
     pub(crate) uuid: [u8; 16],
@@ -22,6 +24,8 @@ pub(crate) struct Gpu {
     pub(crate) threads: u32,
     /// The number of blocks of the kernel that certainly are resident at the same time.
     pub(crate) resident_blocks: u32,
+    /// Whether streams can wait for words in memory. Else events have to order works.
+    pub(crate) has_stream_waits: bool,
 }
 
 impl Gpu {
@@ -70,11 +74,43 @@ impl Gpu {
             other => Error::Unsupported { what: other.to_string() },
         })?;
         log::info!(target: "INIT", "CUDA device {ordinal} ({name}): kernels as {image}");
-        let kernel = OwnedKernel::new(module, launch::KERNEL_NAME)?;
+        let module = Arc::new(module);
+        let kernel = OwnedKernel::new(&module, launch::KERNEL_NAME)?;
+        let word_writer = OwnedKernel::new(&module, launch::WRITE_WORD_NAME)?;
         let (uuid, resident_blocks) = (device.uuid()?, device.multiprocessors()?.max(1));
         // Every GPU can have as many as are best; the simulated one has a fiber for each.
         let threads = launch::THREADS.min(device.most_threads()?);
-        let pool = DevicePool::new(&device);
-        Ok(Self { device, pool, kernel, name, uuid, threads, resident_blocks })
+        let (pool, has_stream_waits) = (DevicePool::new(&device), device.has_stream_waits());
+        Ok(Self {
+            device,
+            pool,
+            kernel,
+            word_writer,
+            name,
+            uuid,
+            threads,
+            resident_blocks,
+            has_stream_waits,
+        })
+    }
+
+    /// Queues a kernel that writes `value` at `address`.
+    ///
+    /// # Errors
+    /// The driver refuses the launch.
+    ///
+    /// # Safety
+    /// The address is of eight bytes, aligned to 8, of memory that kernels of this device reach,
+    /// that nothing else uses, and that stays allocated until the stream has run this.
+    pub(crate) unsafe fn write_word(
+        &self,
+        current: &CurrentContext<'_>,
+        stream: &CudaStream,
+        address: u64,
+        value: u64,
+    ) -> Result<(), DriverError> {
+        let (write, stream) = (launch::WordWrite { to: address, value }, stream.handle());
+        // SAFETY: the kernel takes a WordWrite; the caller vouches for the address.
+        unsafe { self.word_writer.launch(current, (1, 32), stream, &write) }
     }
 }

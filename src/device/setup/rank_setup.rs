@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use maypole_algorithms::Rank;
-use maypole_cuda::driver::Device;
+use maypole_cuda::driver::{Device, DriverError};
 use maypole_cuda::ipc::Imported;
 use maypole_cuda::stream::{CudaStream, RelaxedCapture};
 
@@ -41,7 +41,7 @@ impl RankSetup {
     /// # Errors
     /// The device cannot be used, or has no memory left.
     pub(crate) fn new(config: &Config, ordinal: i32, nranks: u32) -> Result<Self, Error> {
-        let gpu = Gpu::open(ordinal)?;
+        let gpu = super::devices::open(ordinal)?;
         let _relaxed = RelaxedCapture::begin(gpu.device.driver())?;
         let stream = CudaStream::new(&gpu.device)?;
         let layout = DeviceInboxLayout::new(config, nranks);
@@ -81,6 +81,53 @@ impl RankSetup {
                 .ok()
         };
         peers.iter().enumerate().map(open).collect()
+    }
+
+    /// Writes a word to each of the `reached` inboxes, as kernels write messages there, and waits
+    /// for that. `word` tells the word that one rank writes to another.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub(crate) fn try_writes(
+        &self,
+        me: Rank,
+        reached: &[Option<PeerInbox>],
+        word: impl Fn(Rank, Rank) -> u64,
+    ) -> Result<(), Error> {
+        // Ranks of other processes may do the same to this inbox until all ranks have met.
+        self.inbox.set_may_be_written(true);
+        let _relaxed = RelaxedCapture::begin(self.gpu.device.driver())?;
+        let current = self.gpu.device.current()?;
+        for (rank, inbox) in (0..).zip(reached) {
+            let Some(inbox) = inbox else { continue };
+            let address = inbox.address() + self.layout.trial_word(rank, me) as u64;
+            // SAFETY: this rank alone writes to that slot, nobody reads it before all ranks have
+            // met, and `reached` keeps the inbox open.
+            unsafe { self.gpu.write_word(&current, &self.stream, address, word(me, rank))? };
+        }
+        Ok(self.stream.synchronize()?)
+    }
+
+    /// For each rank whether it has written its word (see [`try_writes`](Self::try_writes)) to this
+    /// rank's inbox. All ranks have met since their writes.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub(crate) fn arrived_writes(
+        &self,
+        me: Rank,
+        word: impl Fn(Rank, Rank) -> u64,
+    ) -> Result<Vec<bool>, Error> {
+        self.inbox.set_may_be_written(false);
+        let _relaxed = RelaxedCapture::begin(self.gpu.device.driver())?;
+        let arrived = |from: Rank| {
+            let offset = self.layout.trial_word(me, from);
+            Ok(self.inbox.word(&self.stream, offset)? == word(from, me))
+        };
+        let arrived: Result<_, DriverError> = (0..self.layout.nranks)
+            .map(|from| if from == me { Ok(false) } else { arrived(from) })
+            .collect();
+        Ok(arrived?)
     }
 
     fn open_in_process(&self, info: &DeviceInfo) -> Result<PeerInbox, Error> {

@@ -88,7 +88,7 @@ fn a_missing_rank_is_reported() {
 #[test]
 fn a_driver_that_refuses_is_an_error_on_all_ranks() {
     // The driver's codes for: not supported, invalid value.
-    for (function, error) in [(c"cuLaunchKernel", 801), (c"cuMemcpyAsync", 1)] {
+    for (function, error) in [(c"cuLaunchKernelEx", 801), (c"cuMemcpyAsync", 1)] {
         let simulator = simulator();
         let met = Arc::new(Barrier::new(2));
         let errors = on_devices(&simulator, &[0, 0], &Config::default(), move |rank| {

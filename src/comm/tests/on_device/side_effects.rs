@@ -8,13 +8,14 @@ use maypole_algorithms::{Collective, DType, RedOp};
 use maypole_cuda::stream::CudaStream;
 
 use super::support::{
-    Rank, all_ranks, allocations_wait, configure, cooperative_grids_take_turns, on_devices,
-    retained, simulator,
+    Rank, all_ranks, allocations_wait, calls, configure, cooperative_grids_take_turns,
+    kernels_load_late, on_devices, retained, simulator, stream_of_another_context,
 };
 use crate::call::Call;
 use crate::comm::{DeviceCall, StreamCalls, launch_calls};
 use crate::config::Config;
 use crate::device::CudaStreamHandle;
+use crate::error::Error;
 
 /// Numbers of elements, each of which needs a plan of its own.
 const COUNTS: [usize; 7] = [1, 2, 100, 3000, 9000, 40_000, 100_000];
@@ -183,4 +184,87 @@ fn kernels_of_two_communicators_overlap() {
     });
     finished.recv_timeout(Duration::from_secs(60)).expect("the kernels do not overlap");
     drop(serial);
+}
+
+/// Queues a barrier of a rank.
+fn barrier(rank: &mut Rank, stream: &CudaStream) {
+    let stream = CudaStreamHandle(stream.handle());
+    let (comm, calls) = (&mut rank.comm, vec![DeviceCall::Barrier]);
+    // SAFETY: a barrier uses no memory of the caller.
+    unsafe { launch_calls(vec![StreamCalls { comm, calls, stream }]) }.expect("to queue");
+}
+
+/// A stream that is destroyed leaves its work running and its handle to the next stream.
+#[test]
+fn works_on_a_stream_with_the_handle_of_a_destroyed_one_are_ordered() {
+    let simulator = simulator();
+    let mut ranks = all_ranks(&simulator, &[0, 1], &Config::default());
+    let [first, second] = &mut ranks[..] else { panic!("two ranks") };
+    for _ in 0..10 {
+        let destroyed = CudaStream::new(&first.device).expect("a stream");
+        let handle = destroyed.handle();
+        barrier(first, &destroyed);
+        drop(destroyed);
+        let stream = CudaStream::new(&first.device).expect("a stream");
+        assert_eq!(stream.handle(), handle);
+        barrier(first, &stream);
+        let other = CudaStream::new(&second.device).expect("a stream");
+        barrier(second, &other);
+        barrier(second, &other);
+        other.synchronize().expect("the works finish");
+        stream.synchronize().expect("the works finish");
+        assert_eq!((first.comm.async_error(), second.comm.async_error()), (None, None));
+    }
+}
+
+/// The first launch of a kernel that was not loaded would wait for the kernel of the other device.
+#[test]
+fn kernels_are_loaded_before_any_rank_launches() {
+    let simulator = simulator();
+    let late = kernels_load_late();
+    let mut ranks = all_ranks(&simulator, &[0, 1], &Config::default());
+    let (done, finished) = mpsc::channel();
+    std::thread::spawn(move || {
+        let streams = [0, 1].map(|i| CudaStream::new(&ranks[i].device).expect("a stream"));
+        for (rank, stream) in ranks.iter_mut().zip(&streams) {
+            barrier(rank, stream);
+        }
+        streams.iter().for_each(|stream| stream.synchronize().expect("the works finish"));
+        done.send(()).expect("the test waits");
+    });
+    finished.recv_timeout(Duration::from_secs(60)).expect("the first launch waits for a kernel");
+    drop(late);
+}
+
+/// In a domain of their own, kernels that write to other devices do not delay the fences of others.
+#[test]
+fn kernels_run_in_the_memory_domain_for_writes_to_other_devices() {
+    let simulator = simulator();
+    let mut ranks = all_ranks(&simulator, &[0, 1], &Config::default());
+    let counted = calls(|| {
+        for rank in &mut ranks {
+            let stream = CudaStream::new(&rank.device).expect("a stream");
+            barrier(rank, &stream);
+        }
+    });
+    let count = |name: &str| counted.iter().find(|one| one.0 == name).map_or(0, |one| one.1);
+    assert_eq!((count("kernel-in-remote-domain"), count("cuLaunchKernel")), (2, 0));
+}
+
+/// The kernels are in the primary context of the device, so they cannot run on streams of others.
+#[test]
+fn a_stream_of_another_context_is_refused_without_effect() {
+    let simulator = simulator();
+    let mut ranks = all_ranks(&simulator, &[0, 1], &Config::default());
+    let stream = CudaStreamHandle(stream_of_another_context(0));
+    let (comm, calls) = (&mut ranks[0].comm, vec![DeviceCall::Barrier]);
+    // SAFETY: the stream is never destroyed, and a barrier uses no memory of the caller.
+    let refused = unsafe { launch_calls(vec![StreamCalls { comm, calls, stream }]) };
+    let Err(Error::InvalidArgument { what }) = refused else { panic!("{refused:?}") };
+    assert!(what.contains("another CUDA context"), "{what}");
+    let streams = [0, 1].map(|i| CudaStream::new(&ranks[i].device).expect("a stream"));
+    for (rank, stream) in ranks.iter_mut().zip(&streams) {
+        barrier(rank, stream);
+    }
+    streams.iter().for_each(|stream| stream.synchronize().expect("the works finish"));
 }

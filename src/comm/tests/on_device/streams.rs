@@ -61,7 +61,7 @@ fn calls_on_several_streams_run_in_their_order() {
 }
 
 #[test]
-fn a_call_with_a_plan_needs_three_calls_of_the_driver() {
+fn a_call_with_a_plan_needs_four_calls_of_the_driver() {
     let simulator = simulator();
     // A single rank, with a factor, so that the call needs the kernel.
     on_devices(&simulator, &[0], &Config::default(), |rank| {
@@ -79,12 +79,14 @@ fn a_call_with_a_plan_needs_three_calls_of_the_driver() {
         let device = rank.device.clone();
         let _current = device.current().expect("a context");
         let calls = calls(|| queue(rank, call, &stream));
-        let known = ["cuCtxGetCurrent", "cuStreamGetCaptureInfo", "cuLaunchKernel"];
+        let known =
+            ["cuCtxGetCurrent", "cuStreamGetCaptureInfo", "cuStreamGetId", "cuLaunchKernelEx"];
         // The service thread may query the device meanwhile.
         let mine = |name: &&str| calls.iter().any(|(called, _)| called == name);
         assert!(known.iter().all(mine), "{calls:?}");
         let looks = ["cuThreadExchangeStreamCaptureMode", "cuCtxGetCurrent", "cuCtxPushCurrent_v2"];
-        let looks = [&looks[..], &["cuStreamQuery", "cuCtxPopCurrent_v2", "kernel"]].concat();
+        let kernels = ["kernel", "kernel-in-remote-domain"];
+        let looks = [&looks[..], &["cuStreamQuery", "cuCtxPopCurrent_v2"], &kernels].concat();
         let other =
             calls.iter().filter(|(name, _)| !known.contains(&&**name) && !looks.contains(&&**name));
         assert_eq!(other.collect::<Vec<_>>(), Vec::<&(String, u64)>::new());

@@ -104,6 +104,35 @@ pub(super) fn cooperative_grids_take_turns() -> Switch {
     Switch::on(c"simSerialCooperative")
 }
 
+/// Makes the first launch of each kernel load it, which waits for other kernels, until the result
+/// is dropped.
+pub(super) fn kernels_load_late() -> Switch {
+    Switch::on(c"simLazyLoading")
+}
+
+/// The handle of a stream in a new context of a device.
+pub(super) fn stream_of_another_context(device: i32) -> *mut c_void {
+    // SAFETY: cuda/sim gives the functions these signatures, which are the driver's.
+    let (create, stream, pop) = unsafe {
+        (
+            std::mem::transmute::<*mut c_void, extern "C" fn(*mut *mut c_void, u32, i32) -> i32>(
+                symbol(c"cuCtxCreate_v2"),
+            ),
+            std::mem::transmute::<*mut c_void, extern "C" fn(*mut *mut c_void, u32) -> i32>(
+                symbol(c"cuStreamCreate"),
+            ),
+            std::mem::transmute::<*mut c_void, extern "C" fn(*mut *mut c_void) -> i32>(symbol(
+                c"cuCtxPopCurrent_v2",
+            )),
+        )
+    };
+    let (mut context, mut handle) = (std::ptr::null_mut(), std::ptr::null_mut());
+    assert_eq!(create(&raw mut context, 0, device), 0);
+    assert_eq!(stream(&raw mut handle, 1), 0);
+    assert_eq!(pop(&raw mut context), 0);
+    handle
+}
+
 /// A setting of the simulator that is on until this is dropped.
 pub(super) struct Switch(&'static CStr);
 
