@@ -98,8 +98,8 @@ pub enum ControlFrame {
     History(HistoryPoint),
     /// To a neighbour: this rank leaves, after these calls.
     Leave(HistoryPoint),
-    /// To a neighbour of this rank, passed on by the ranks between: its process has ended. It may have
-    /// left before.
+    /// To a neighbour of this rank, passed on by the ranks between: its process has ended. It may
+    /// have left before.
     Ended(Rank),
 }
 

@@ -99,8 +99,8 @@ impl FrameStream {
     /// sends probes. A stopped process does not end the connection, because its kernel answers.
     ///
     /// What is sent to a host that is gone ends the connection only after a quarter of an hour;
-    /// [`end_if_host_is_gone`](Self::end_if_host_is_gone) is for that. `TCP_USER_TIMEOUT` is not: it
-    /// also ends connections to processes that are stopped and so have no room for more.
+    /// [`end_if_host_is_gone`](Self::end_if_host_is_gone) is for that. `TCP_USER_TIMEOUT` is not:
+    /// it also ends connections to processes that are stopped and so have no room for more.
     pub(super) fn enable_keep_alive(&self) {
         enable_keep_alive(&self.stream);
     }
@@ -294,8 +294,8 @@ fn enable_keep_alive(stream: &TcpStream) {
 
 /// How long a host may acknowledge nothing, in milliseconds.
 const SILENCE: u32 = 30_000;
-/// How many packets in a row it may leave without an answer. The kernel of a process that is stopped
-/// answers each: one that has no answer was sent just now, or was lost.
+/// How many packets in a row it may leave without an answer. The kernel of a process that is
+/// stopped answers each: one that has no answer was sent just now, or was lost.
 const UNANSWERED: u8 = 3;
 
 /// Whether the host at the other end does not answer what the kernel sends again and again.

@@ -372,9 +372,9 @@ table! {
         initial: ProtocolRules::default(),
     }
     /// For tests: injects faults into the links, at random but the same for the same seed. Messages
-    /// and credits are delayed, a part of a message is damaged (tag, payload, length, sequence, kind
-    /// or acknowledgement), the process of a rank is killed instead of sending its n-th message, or
-    /// a rank aborts after it. All messages then travel in slots.
+    /// and credits are delayed, a part of a message is damaged (tag, payload, length, sequence,
+    /// kind or acknowledgement), the process of a rank is killed instead of sending its n-th
+    /// message, or a rank aborts after it. All messages then travel in slots.
     fault: Option<FaultRecipe> = "MAYPOLE_FAULT" {
         values: "comma list of seed=N, delay=RATE:Nus, backpressure=RATE, corrupt=RATE or \
                  corrupt=RATE:PART, kill=RANK:MESSAGE, abort=RANK:MESSAGE; a rate is from 0 \

@@ -27,8 +27,8 @@ use crate::clock;
 use crate::error::Error;
 use crate::process::ProcessWatch;
 
-/// How often connections are looked at for hosts that are gone. The thread wakes as often to compare
-/// calls.
+/// How often connections are looked at for hosts that are gone. The thread wakes as often to
+/// compare calls.
 const HOST_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A communicator that the service thread serves.

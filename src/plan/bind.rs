@@ -104,8 +104,8 @@ pub(crate) struct LaneSegment {
 }
 
 impl RankProgram {
-    /// Binds the steps of `rank` in the schedule that is `proved`. `link` opens the link to a peer on a channel and
-    /// returns its index.
+    /// Binds the steps of `rank` in the schedule that is `proved`. `link` opens the link to a peer
+    /// on a channel and returns its index.
     pub(crate) fn bind(
         proved: &Proved,
         geometry: &Geometry,

@@ -29,8 +29,8 @@ pub(crate) enum LinkKind {
 pub(crate) struct EndpointAddress {
     pub(crate) token: ProcessToken,
     pub(crate) host: HostId,
-    /// The name of the UNIX socket, by which ranks prove that they share a host, and connect if they
-    /// share memory; empty if there is none.
+    /// The name of the UNIX socket, by which ranks prove that they share a host, and connect if
+    /// they share memory; empty if there is none.
     pub(crate) socket: Vec<u8>,
     /// Whether it shares memory.
     pub(crate) shm: bool,

@@ -3,9 +3,10 @@
 //! The rules are NCCL's: of two paths the one with fewer links is better, and of equally long ones
 //! the wider. A path does not go through a GPU, except by NVLink to one further GPU.
 
-use super::machine::{Machine, Network, Processor};
+use super::devices::{Network, PciDevice};
+use super::machine::{Machine, Processor};
 use super::path::{Path, PathKind};
-use super::pci::{PciDevice, PciIds, PciKind};
+use super::pci::{PciIds, PciKind};
 use super::{BusId, NumaNode};
 
 /// GB/s within a device, which no other link reaches.
@@ -295,8 +296,9 @@ impl<'a> MachineGraph<'a> {
     }
 }
 
-/// Whether a switch is part of the one above it. Some switches of Broadcom present themselves as two
-/// levels, although all their ports are equally near to each other; NCCL makes one of them, too.
+/// Whether a switch is part of the one above it. Some switches of Broadcom present themselves as
+/// two levels, although all their ports are equally near to each other; NCCL makes one of them,
+/// too.
 fn is_part_of(ids: &PciIds, above: &PciIds) -> bool {
     let model = |ids: &PciIds| {
         let part = ids.subsystem_device? >> 12;

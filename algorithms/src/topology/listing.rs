@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 
+use super::devices::{Gpu, Network, NetworkAdapter, NetworkKind, PciDevice};
 use super::distances::Distances;
 use super::gpu_direct::{Direction, GpuDirect};
-use super::machine::{Gpu, Machine, Network, NetworkAdapter, NetworkKind, NumaNode};
+use super::machine::{Machine, NumaNode};
 use super::network_choice::NetworkChoice;
-use super::pci::{PciDevice, PciKind, PciLink};
+use super::pci::{PciKind, PciLink};
 
 /// A line of the tree with the lines below it.
 struct Branch {

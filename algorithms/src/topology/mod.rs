@@ -9,6 +9,7 @@
 
 mod bus_id;
 mod cpu_set;
+mod devices;
 mod distances;
 #[cfg(test)]
 mod examples;
@@ -27,16 +28,14 @@ pub mod xml;
 
 pub use bus_id::BusId;
 pub use cpu_set::CpuSet;
+pub use devices::{ChipLink, Gpu, Network, NetworkAdapter, NetworkKind, NvLink, PciDevice};
 pub use distances::{Distances, GpuPlace, NetworkPlace};
 pub use gpu_direct::{Direction, GpuDirect, GpuDirectSettings};
 pub use grouping::Grouping;
 pub use listing::list;
-pub use machine::{
-    ChipLink, Gpu, LogicalCpu, Machine, Network, NetworkAdapter, NetworkKind, NumaNode, NvLink,
-    Processor,
-};
+pub use machine::{LogicalCpu, Machine, NumaNode, Processor};
 pub use network_choice::NetworkChoice;
 pub use path::{Path, PathKind};
-pub use pci::{PciClass, PciDevice, PciIds, PciKind, PciLink};
+pub use pci::{PciClass, PciIds, PciKind, PciLink};
 pub use picture::draw;
 pub use rank_groups::{RankGroups, SharedPart};

@@ -1,9 +1,6 @@
-//! PCI devices: bridges and switches, network adapters, GPUs, and the links between them.
+//! What PCI says of a device: its class, its identification and its link.
 
 use std::fmt;
-
-use super::bus_id::BusId;
-use super::machine::{Gpu, NetworkAdapter};
 
 /// The lanes of a link whose width is not known, as in NCCL.
 const USUAL_WIDTH: u32 = 16;
@@ -11,28 +8,6 @@ const USUAL_WIDTH: u32 = 16;
 const USUAL_SPEED: u32 = 80;
 /// The kernel reports this width if it does not know the width.
 const UNKNOWN_WIDTH: u32 = 255;
-
-/// A PCI device with what is below it. As in NCCL's files, a switch is its upstream port; root
-/// ports and downstream ports are left out.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PciDevice {
-    /// Its address.
-    pub bus: BusId,
-    /// What it is.
-    pub class: PciClass,
-    /// Who made it.
-    pub ids: PciIds,
-    /// The link to what is above it.
-    pub link: PciLink,
-    /// The GPU, or the partitions of a GPU that is divided.
-    pub gpus: Vec<Gpu>,
-    /// The network adapter.
-    pub adapter: Option<NetworkAdapter>,
-    /// The devices below it.
-    pub children: Vec<Self>,
-    /// Switches to which this switch has a link of its own (`pcilink`).
-    pub peers: Vec<BusId>,
-}
 
 /// The numbers of the maker and of the model. They are not known for every device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -161,22 +136,6 @@ impl fmt::Display for PciLink {
         match self.width {
             Some(width) => write!(f, " x{width}"),
             None => f.write_str(" x?"),
-        }
-    }
-}
-
-impl PciDevice {
-    /// A device without anything below it.
-    pub fn new(bus: BusId, class: PciClass) -> Self {
-        Self {
-            bus,
-            class,
-            ids: PciIds::default(),
-            link: PciLink::default(),
-            gpus: Vec::new(),
-            adapter: None,
-            children: Vec::new(),
-            peers: Vec::new(),
         }
     }
 }

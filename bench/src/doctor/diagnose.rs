@@ -2,7 +2,7 @@
 
 use super::hardware;
 use super::parse::{bytes, chosen_word, cpu_max, limit, list_length, meminfo};
-use super::{Finding, MachineFacts, Severity};
+use super::{Finding, MachineFacts, Severity, finding, fine};
 
 /// The open descriptors that a program with 64 peers on a host needs: a few for each peer, and some
 /// for the program.
@@ -31,20 +31,6 @@ pub(super) fn diagnose(facts: &MachineFacts) -> Vec<Finding> {
         kernel(facts),
     ]);
     all
-}
-
-pub(super) fn finding(
-    what: &'static str,
-    found: String,
-    severity: Severity,
-    means: &str,
-    change: &str,
-) -> Finding {
-    Finding { what, found, severity, means: means.to_owned(), change: change.to_owned() }
-}
-
-pub(super) fn fine(what: &'static str, found: String) -> Finding {
-    finding(what, found, Severity::Fine, "", "")
 }
 
 fn cores(facts: &MachineFacts) -> Finding {

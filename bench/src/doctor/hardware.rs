@@ -3,8 +3,7 @@
 use maypole::internal::topology::LinkState;
 use maypole_algorithms::topology::PciDevice;
 
-use super::diagnose::{finding, fine};
-use super::{Finding, MachineFacts, Severity};
+use super::{Finding, MachineFacts, Severity, finding, fine};
 
 pub(super) fn diagnose(facts: &MachineFacts) -> Vec<Finding> {
     let mut all = vec![links(facts)];

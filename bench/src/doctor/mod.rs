@@ -41,6 +41,20 @@ struct Finding {
     change: String,
 }
 
+fn finding(
+    what: &'static str,
+    found: String,
+    severity: Severity,
+    means: &str,
+    change: &str,
+) -> Finding {
+    Finding { what, found, severity, means: means.to_owned(), change: change.to_owned() }
+}
+
+fn fine(what: &'static str, found: String) -> Finding {
+    finding(what, found, Severity::Fine, "", "")
+}
+
 /// What was read, in the kernel's form. A value is None or empty if the kernel does not have it.
 #[derive(Clone, Debug, Default)]
 struct MachineFacts {

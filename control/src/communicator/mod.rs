@@ -393,8 +393,8 @@ impl CommunicatorCore {
         }
     }
 
-    /// The process of a neighbour ended, which may have left before, and may be heard for this time.
-    /// That of another rank is told to a neighbour of that rank.
+    /// The process of a neighbour ended, which may have left before, and may be heard for this
+    /// time. That of another rank is told to a neighbour of that rank.
     fn process_ended(&mut self, rank: Rank, grace: Duration, facts: &impl LocalFacts) {
         let lost_at = self.now + grace;
         let Some(neighbour) = self.neighbour(rank) else {

@@ -40,8 +40,8 @@ impl Endpoint {
 
     /// Proves that this rank shares the host of a lower rank that seems to be on it, by a random
     /// word that each reads from memory of the other. Returns that rank, or this one if there is
-    /// none. `addresses` are those of all ranks, of which none need do anything meanwhile. `give_up`
-    /// is asked during waits.
+    /// none. `addresses` are those of all ranks, of which none need do anything meanwhile.
+    /// `give_up` is asked during waits.
     ///
     /// # Errors
     /// An address is invalid, or the communicator is aborted. A proof that fails is none.
@@ -127,8 +127,8 @@ impl Endpoint {
         Ok(hosts)
     }
 
-    /// The lower rank of the same process, or else this rank, for each rank: what takes the place of
-    /// proofs where [none are needed](Self::hosts_need_proof).
+    /// The lower rank of the same process, or else this rank, for each rank: what takes the place
+    /// of proofs where [none are needed](Self::hosts_need_proof).
     ///
     /// # Errors
     /// An address is invalid.

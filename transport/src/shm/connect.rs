@@ -116,7 +116,8 @@ impl ShmDial<'_> {
         };
         let inbox = inbox?;
         result.map_err(|error| self.stream_error("sendmsg", error))?;
-        // The peer's confirmation. A peer that cannot map this rank's inbox has refused, and not died.
+        // The peer's confirmation. A peer that cannot map this rank's inbox has refused, and not
+        // died.
         self.read(&stream, &mut [0])?;
         Ok((inbox, stream))
     }

@@ -11,16 +11,22 @@ use crate::topology::{
 /// Part of what NCCL 2.30 writes on a machine with two GPUs, one of them without a rank.
 const FROM_NCCL: &str = r#"<!-- a comment -->
 <system version="1">
-  <cpu host_hash="0x7abf3a4e5c21" numaid="0" affinity="0000ffff,00000000,0000ffff" arch="x86_64" vendor="AuthenticAMD" familyid="25" modelid="17">
-    <pci busid="0000:16:00.0" class="0x060400" vendor="0x1000" device="0xc030" subsystem_vendor="0x1000" subsystem_device="0x100b" link_speed="32.0 GT/s PCIe" link_width="16">
-      <pci busid="0000:18:00.0" class="0x030200" vendor="0x10de" device="0x2330" subsystem_vendor="0x10de" subsystem_device="0x16c1" link_speed="32.0 GT/s PCIe" link_width="16">
+  <cpu host_hash="0x7abf3a4e5c21" numaid="0" affinity="0000ffff,00000000,0000ffff" arch="x86_64"
+      vendor="AuthenticAMD" familyid="25" modelid="17">
+    <pci busid="0000:16:00.0" class="0x060400" vendor="0x1000" device="0xc030"
+        subsystem_vendor="0x1000" subsystem_device="0x100b" link_speed="32.0 GT/s PCIe"
+        link_width="16">
+      <pci busid="0000:18:00.0" class="0x030200" vendor="0x10de" device="0x2330"
+          subsystem_vendor="0x10de" subsystem_device="0x16c1" link_speed="32.0 GT/s PCIe"
+          link_width="16">
         <gpu dev="0" sm="90" rank="0" gdr="1" mlopart="-1">
           <nvlink target="0000:07:00.0" count="18" tclass="0x068000"/>
         </gpu>
       </pci>
       <pci busid="0000:1a:00.0" class="0x020700" link_speed="16 GT/s" link_width="16">
         <nic>
-          <net name="mlx5_0" dev="0" latency="0.000000" speed="400000" port="1" guid="0x98039b0300c1" maxconn="131072" gdr="1" rail="65536" plane="65536" net="1"/>
+          <net name="mlx5_0" dev="0" latency="0.000000" speed="400000" port="1"
+              guid="0x98039b0300c1" maxconn="131072" gdr="1" rail="65536" plane="65536" net="1"/>
           <gin name="mlx5_0" dev="0" speed="400000" port="1" guid="0x98039b0300c1"/>
         </nic>
       </pci>
