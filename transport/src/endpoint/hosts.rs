@@ -127,8 +127,8 @@ impl Endpoint {
         Ok(hosts)
     }
 
-    /// The lower rank of the same process, or else this rank, for each rank: what takes the place
-    /// of proofs where [none are needed](Self::hosts_need_proof).
+    /// The lowest rank of the process of each rank: what takes the place of proofs where
+    /// [none are needed](Self::hosts_need_proof).
     ///
     /// # Errors
     /// An address is invalid.
