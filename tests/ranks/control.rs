@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::ranks::{Job, signal};
+use crate::ranks::{Job, OVER_TCP, signal};
 use maypole::config::Config;
 use maypole::{Call, Collective, Communicator, DType, DelayReason, Error, RedOp, UniqueId};
 use maypole_transport::error::LinkError;
@@ -312,14 +312,16 @@ fn leaving_does_not_wait_for_other_ranks() {
 
 #[test]
 fn a_process_that_exits_ends_only_ranks_that_wait_for_it() {
-    let mut job = Job::start(ENTRY, 4, "exit", &[]);
-    job.ends_well(1);
-    for rank in [0, 2, 3] {
-        assert_eq!(job.hear(rank), "None");
-    }
-    for rank in [0, 2, 3] {
-        let said = job.hear(rank);
-        assert!(said.contains("rank 1"), "{said}");
+    for environment in [&[][..], &OVER_TCP] {
+        let mut job = Job::start(ENTRY, 4, "exit", environment);
+        job.ends_well(1);
+        for rank in [0, 2, 3] {
+            assert_eq!(job.hear(rank), "None");
+        }
+        for rank in [0, 2, 3] {
+            let said = job.hear(rank);
+            assert!(said.contains("rank 1 destroyed its communicator"), "{rank}: {said}");
+        }
     }
 }
 
@@ -489,8 +491,8 @@ fn a_wait_ends_at_the_timeout_and_all_ranks_learn_why() {
 /// An abort handle keeps the memory of a communicator, and not its rank.
 #[test]
 fn a_rank_that_has_left_is_not_waited_for_while_its_abort_handle_lives() {
-    for p2p_disable in [false, true] {
-        let config = Config { p2p_disable, ..Config::default() };
+    for (p2p_disable, shm_disable) in [(false, false), (true, false), (true, true)] {
+        let config = Config { p2p_disable, shm_disable, ..Config::default() };
         let (failed, has_failed) = mpsc::channel();
         let has_failed = Mutex::new(has_failed);
         let ends = as_ranks(2, &config, move |mut comm| {
