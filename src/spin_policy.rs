@@ -1,5 +1,7 @@
 //! How long a waiting rank polls before it sleeps.
 
+use std::time::Duration;
+
 /// How often a wait polls, with a pause and then with a yield between two polls, before it sleeps.
 /// It is fixed per communicator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,15 +12,41 @@ pub(crate) struct SpinPolicy {
     pub(crate) yields: u32,
 }
 
+/// A yield that takes longer has given the core to a program that does not yield itself. A wait
+/// then sleeps, because the kernel gives the core to a thread that wakes up sooner than to one that
+/// yields again. Ranks that share a core hand it on in about a microsecond each.
+const SLOW_YIELD: Duration = Duration::from_micros(100);
+
 impl SpinPolicy {
     /// The policy for a node on which `ranks` ranks share `cores` cores. `spins` overrides the
     /// number of spins.
     pub(crate) fn new(ranks: usize, cores: usize, spins: Option<u32>) -> Self {
         // A futex sleep and wake-up costs about 5 us on a quiet host and 50 us on a busy one. Where
-        // every rank has a core, a wait spins for that long. Elsewhere the peer needs this core
-        // before it can make progress.
+        // every rank has a core, a wait spins for that long. Elsewhere the peer may need this core
+        // before it can make progress. A yield gives it the core, and returns at once if nobody
+        // wants it, so that a wait may yield for as long as it would otherwise spin.
         let core_per_rank = ranks <= cores;
         let automatic = if core_per_rank { 4000 } else { 20 };
-        Self { spins: spins.unwrap_or(automatic), yields: if core_per_rank { 20 } else { 4 } }
+        Self { spins: spins.unwrap_or(automatic), yields: if core_per_rank { 20 } else { 200 } }
+    }
+    /// How many polls count as made after poll number `polls`, whose yield took `time`: all before
+    /// the sleep, if the yield was slow.
+    pub(crate) fn after_yield(self, polls: u32, time: Duration) -> u32 {
+        if time > SLOW_YIELD { self.spins.saturating_add(self.yields) } else { polls }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_yield_is_the_last_before_the_sleep() {
+        let policy = SpinPolicy::new(4, 2, None);
+        assert!(policy.yields > SpinPolicy::new(2, 2, None).yields);
+        let first = policy.spins + 1;
+        assert_eq!(policy.after_yield(first, Duration::from_micros(1)), first);
+        let last = policy.spins + policy.yields;
+        assert_eq!(policy.after_yield(first, Duration::from_millis(3)), last);
     }
 }

@@ -1,7 +1,7 @@
 //! Waiting for peers: a rank spins briefly, yields, then sleeps on its doorbell, so that it never
 //! holds a core that a peer needs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
 use maypole_control::long_wait::{LongWait, WaitStep};
@@ -80,8 +80,10 @@ impl<'a> WaitLoop<'a> {
             }
             return Ok(());
         }
-        if self.polls <= spins + yields {
+        if self.polls <= spins.saturating_add(yields) {
+            let before = Instant::now();
             std::thread::yield_now();
+            self.polls = self.spin_policy.after_yield(self.polls, before.elapsed());
         } else if let Some(ticket) = self.armed.take() {
             let limit = self.prepare_sleep(awaited())?;
             self.doorbell().sleep(ticket, Some(limit));
