@@ -32,8 +32,6 @@ pub(crate) struct Links {
     /// By peer, the link for transfers. Shorter than the number of ranks where the last peers have
     /// had no transfer yet.
     transfers: Vec<Option<TransferLink>>,
-    /// The passes over transfers so far; see [`TransferCount::blocked`].
-    passes: u64,
 }
 
 /// The link for the sends to a peer and the receives from it.
@@ -51,20 +49,31 @@ pub(crate) struct TransferLink {
 /// The transfers of a link in one direction.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct TransferCount {
-    /// How many have begun. It wraps.
+    /// How many have begun. Both numbers wrap.
     begun: u32,
-    /// The last [pass](Links::begin_pass) in which one of them could not be done, so that those
-    /// after it must wait.
-    pub(crate) blocked: u64,
+    /// How many are done, or are in the hands of the interpreter, which keeps their order.
+    done: u32,
 }
 
 impl TransferCount {
-    /// Counts one more transfer; returns its number.
+    /// Begins one more transfer; returns its number.
     #[inline]
-    pub(crate) fn next(&mut self) -> u32 {
+    pub(crate) fn begin(&mut self) -> u32 {
         let number = self.begun;
         self.begun = number.wrapping_add(1);
         number
+    }
+
+    /// Whether all transfers before transfer `number` are done.
+    #[inline]
+    pub(crate) fn is_next(&self, number: u32) -> bool {
+        self.done == number
+    }
+
+    /// Ends the oldest transfer that is not done.
+    #[inline]
+    pub(crate) fn end(&mut self) {
+        self.done = self.done.wrapping_add(1);
     }
 }
 
@@ -163,13 +172,6 @@ impl Links {
     #[inline]
     pub(crate) fn transfers_with(&mut self, peer: Rank) -> Option<&mut TransferLink> {
         self.transfers.get_mut(peer as usize)?.as_mut()
-    }
-
-    /// Begins a pass over the transfers of a call; returns its number, from 1.
-    #[inline]
-    pub(crate) fn begin_pass(&mut self) -> u64 {
-        self.passes += 1;
-        self.passes
     }
 
     /// Keeps link `link` as that for transfers with `peer`, of which small ones may travel as LL

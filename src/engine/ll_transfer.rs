@@ -48,6 +48,7 @@ pub(crate) struct PendingTransfer {
     index: usize,
     /// Its number on its link; see [`tag`].
     number: u32,
+    link: u32,
 }
 
 impl LlTransfers<'_> {
@@ -59,7 +60,6 @@ impl LlTransfers<'_> {
     #[inline]
     pub(crate) unsafe fn run(&mut self) -> Result<(), Error> {
         self.pending.clear();
-        let pass = self.links.begin_pass();
         // The peers get what they wait for before this rank looks for what it waits for itself.
         for sends in [true, false] {
             let mut sent = false;
@@ -70,10 +70,10 @@ impl LlTransfers<'_> {
                 let Some(on) = self.links.transfers_with(transfer.peer()) else {
                     return Err(no_link());
                 };
-                let number = if sends { on.sent.next() } else { on.received.next() };
-                let next = PendingTransfer { index, number };
+                let number = if sends { on.sent.begin() } else { on.received.begin() };
+                let next = PendingTransfer { index, number, link: on.link };
                 // SAFETY: the caller's promise.
-                if unsafe { self.attempt(next, pass)? } {
+                if unsafe { self.attempt(next)? } {
                     sent |= sends;
                 } else {
                     self.pending.push(next);
@@ -96,13 +96,13 @@ impl LlTransfers<'_> {
     /// As for [`run`](Self::run).
     unsafe fn finish(&mut self) -> Result<(), Error> {
         let mut wait = WaitLoop::new(self.endpoint, self.spin_policy, self.watch);
-        loop {
-            let pass = self.links.begin_pass();
+        while let Some(first) = self.pending.first() {
+            let peer = self.transfers[first.index].peer();
             let (before, mut kept, mut sent) = (self.pending.len(), 0, false);
             for at in 0..before {
                 let next = self.pending[at];
                 // SAFETY: the caller's promise.
-                if unsafe { self.attempt(next, pass)? } {
+                if unsafe { self.attempt(next)? } {
                     sent |= self.transfers[next.index].is_send();
                 } else {
                     self.pending[kept] = next;
@@ -113,25 +113,21 @@ impl LlTransfers<'_> {
             if sent {
                 self.ring();
             }
-            if kept == 0 {
-                wait.reset();
-                return Ok(());
-            }
             if kept < before {
                 wait.reset();
                 continue;
             }
             let mut wrong = Ok(());
-            let first = self.transfers[self.pending[0].index].peer();
             wait.pause(
                 || {
                     wrong = self.check();
                     None
                 },
-                || Some(first),
+                || Some(peer),
             )?;
             wrong?;
         }
+        Ok(())
     }
 
     /// Does a transfer, if that is possible now and no earlier one of its link is left; returns
@@ -139,26 +135,28 @@ impl LlTransfers<'_> {
     ///
     /// # Safety
     /// As for [`run`](Self::run).
-    #[inline]
-    unsafe fn attempt(&mut self, next: PendingTransfer, pass: u64) -> Result<bool, Error> {
-        let transfer = self.transfers[next.index];
+    #[inline(always)]
+    unsafe fn attempt(&mut self, next: PendingTransfer) -> Result<bool, Error> {
+        let PendingTransfer { index, number, link } = next;
+        let transfer = self.transfers[index];
         let Some(on) = self.links.transfers_with(transfer.peer()) else { return Err(no_link()) };
-        let link = on.link;
-        let blocked = if transfer.is_send() { on.sent.blocked } else { on.received.blocked };
-        let tag = tag(transfer.bytes(), next.number) ^ self.tag;
+        let count = if transfer.is_send() { &on.sent } else { &on.received };
+        if !count.is_next(number) {
+            return Ok(false);
+        }
+        let tag = tag(transfer.bytes(), number) ^ self.tag;
         // SAFETY: the caller's promise.
-        let done = blocked != pass
-            && unsafe {
-                match transfer {
-                    Transfer::Send { data, bytes, .. } => send(self.links, link, data, bytes, tag)?,
-                    Transfer::Receive { data, bytes, .. } => {
-                        receive(self.links, link, data, bytes, tag)?
-                    }
+        let done = unsafe {
+            match transfer {
+                Transfer::Send { data, bytes, .. } => send(self.links, link, data, bytes, tag)?,
+                Transfer::Receive { data, bytes, .. } => {
+                    receive(self.links, link, data, bytes, tag)?
                 }
-            };
-        if !done && let Some(on) = self.links.transfers_with(transfer.peer()) {
+            }
+        };
+        if done && let Some(on) = self.links.transfers_with(transfer.peer()) {
             let count = if transfer.is_send() { &mut on.sent } else { &mut on.received };
-            count.blocked = pass;
+            count.end();
         }
         Ok(done)
     }
@@ -179,20 +177,18 @@ impl LlTransfers<'_> {
     /// Fails if a transfer that is not done cannot be done any more.
     #[cold]
     fn check(&mut self) -> Result<(), Error> {
-        let pass = self.links.begin_pass();
         for at in 0..self.pending.len() {
-            let PendingTransfer { index, number } = self.pending[at];
+            let PendingTransfer { index, number, link } = self.pending[at];
             let transfer = self.transfers[index];
             let Some(on) = self.links.transfers_with(transfer.peer()) else { continue };
-            let (link, bytes) = (on.link, transfer.bytes());
-            let count = if transfer.is_send() { &mut on.sent } else { &mut on.received };
+            let count = if transfer.is_send() { &on.sent } else { &on.received };
             // Only the next message of a link can be looked at.
-            if std::mem::replace(&mut count.blocked, pass) == pass {
+            if !count.is_next(number) {
                 continue;
             }
             match transfer {
                 Transfer::Send { .. } => check_send(self.links, link)?,
-                Transfer::Receive { .. } => {
+                Transfer::Receive { bytes, .. } => {
                     check_receive(self.links, link, bytes, tag(bytes, number) ^ self.tag)?;
                 }
             }

@@ -55,7 +55,9 @@ pub(crate) fn bind_transfers(
         step.inputs.push(from);
         step.outputs.push(to);
         let tiles = bytes.div_ceil(tile).max(1) as u64;
-        let number = if sends { on.sent.next() } else { on.received.next() };
+        let count = if sends { &mut on.sent } else { &mut on.received };
+        let number = count.begin();
+        count.end();
         let tag = tag(bytes, number) ^ call;
         let ll = on.ll && bytes <= LL_CAPACITY;
         let tiles = if ll { 1 } else { tiles };
