@@ -51,7 +51,7 @@ unsafe fn register_window(
     let request = unsafe { WindowRequest::new(comm, buffer, size, out) };
     if group::is_open() {
         group::check_blocking(guard.is_blocking())?;
-        let request = QueuedRequest::Ordered(OrderedRequest::Window(request));
+        let request = || QueuedRequest::Ordered(OrderedRequest::Window(request));
         group::queue(comm, CallStream::Default, request);
         return Ok(());
     }

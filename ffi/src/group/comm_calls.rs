@@ -35,10 +35,11 @@ impl CommCalls {
         Self { transfers, ..Self::default() }
     }
 
-    /// The list of the transfers, empty.
-    pub(super) fn into_memory(mut self) -> Vec<Transfer> {
-        self.transfers.clear();
-        self.transfers
+    /// Takes the list of the transfers, and empties it.
+    pub(super) fn take_memory(&mut self) -> Vec<Transfer> {
+        let mut transfers = std::mem::take(&mut self.transfers);
+        transfers.clear();
+        transfers
     }
 
     /// The transfers, if they are the only calls, and not on a stream of the client.
@@ -49,6 +50,7 @@ impl CommCalls {
     }
 
     /// Adds a call on that stream.
+    #[inline(always)]
     pub(super) fn add(&mut self, stream: CallStream, request: QueuedRequest) {
         match stream {
             CallStream::Default => self.on_default_stream = true,

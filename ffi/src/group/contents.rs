@@ -101,7 +101,8 @@ pub(crate) fn check_blocking(blocking: bool) -> Result<(), ResultCode> {
 }
 
 /// Queues a call in the open group.
-pub(crate) fn queue(comm: CommHandle, stream: CallStream, request: QueuedRequest) {
+#[inline]
+pub(crate) fn queue(comm: CommHandle, stream: CallStream, request: impl FnOnce() -> QueuedRequest) {
     CONTENTS.with_borrow_mut(|contents| {
         let calls = &mut contents.calls;
         let index = calls.iter().position(|(other, _)| *other == comm).unwrap_or_else(|| {
@@ -113,14 +114,14 @@ pub(crate) fn queue(comm: CommHandle, stream: CallStream, request: QueuedRequest
             calls.push((comm, CommCalls::with_memory(transfers)));
             calls.len() - 1
         });
-        calls[index].1.add(stream, request);
+        calls[index].1.add(stream, request());
     });
 }
 
 /// Keeps the memory of a group that had these calls, all on one communicator and nothing else but
 /// transfers.
 pub(super) fn keep_memory(mut calls: Vec<(CommHandle, CommCalls)>) {
-    let transfers = calls.pop().map(|(_, calls)| calls.into_memory()).unwrap_or_default();
+    let transfers = calls.first_mut().map(|(_, calls)| calls.take_memory()).unwrap_or_default();
     if transfers.capacity() <= MAX_SPARE {
         calls.clear();
         SPARE.set(SpareMemory { calls, transfers });

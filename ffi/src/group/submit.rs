@@ -49,7 +49,6 @@ fn resolve_stream<R: Request>(
     Ok(stream)
 }
 
-#[cold]
 fn enqueue<R: Request>(
     comm: CommHandle,
     stream: StreamHandle,
@@ -60,7 +59,7 @@ fn enqueue<R: Request>(
     let request = check(&guard)?;
     let stream = resolve_stream(stream, &guard, &request)?;
     check_blocking(guard.is_blocking())?;
-    queue(comm, stream, request.into_queued());
+    queue(comm, stream, || request.into_queued());
     Ok(())
 }
 
