@@ -1,7 +1,7 @@
 /*
  * `call-loop CALL N` makes N calls of 8 bytes between two processes, for an instruction counter.
- * CALL is all_reduce, broadcast, sendrecv (rank 0 sends, then receives) or all_to_all (a group of
- * sends and receives with all ranks). This process is rank 0. It starts rank 1 by exec, so that a
+ * CALL is all_reduce, broadcast, sendrecv (a send, then a receive, on both ranks: sends of 8 bytes
+ * do not wait) or all_to_all (a group of sends and receives with all ranks). This process is rank 0. It starts rank 1 by exec, so that a
  * counter that does not follow exec leaves rank 1 at full speed, and rank 0 finds the messages that
  * it waits for already there.
  */
@@ -26,9 +26,8 @@ static double in[2] = {1, 1}, out[2];
 static ncclComm_t comm;
 
 static void send_and_receive(int rank) {
-  if (rank == 0) OK(ncclSend(in, 1, ncclDouble, 1, comm, NULL));
+  OK(ncclSend(in, 1, ncclDouble, 1 - rank, comm, NULL));
   OK(ncclRecv(out, 1, ncclDouble, 1 - rank, comm, NULL));
-  if (rank == 1) OK(ncclSend(in, 1, ncclDouble, 0, comm, NULL));
 }
 
 static void all_to_all(void) {
