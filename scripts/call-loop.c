@@ -1,9 +1,9 @@
 /*
  * `call-loop CALL N` makes N calls of 8 bytes between two processes, for an instruction counter.
  * CALL is all_reduce, broadcast, sendrecv (a send, then a receive, on both ranks: sends of 8 bytes
- * do not wait) or all_to_all (a group of sends and receives with all ranks). This process is rank 0. It starts rank 1 by exec, so that a
- * counter that does not follow exec leaves rank 1 at full speed, and rank 0 finds the messages that
- * it waits for already there.
+ * do not wait) or all_to_all (a group of sends and receives with all ranks). This process is rank
+ * 0. It starts rank 1 by exec, so that a counter that does not follow exec leaves rank 1 at full
+ * speed, and rank 0 finds the messages that it waits for already there.
  */
 #include <nccl.h>
 #include <stdio.h>

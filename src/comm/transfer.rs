@@ -65,6 +65,7 @@ impl Communicator {
             // SAFETY: the caller's promise.
             return unsafe { self.exchange_on_device(transfers) };
         }
+        self.host.control.check_fork()?;
         self.check_transfers(transfers)?;
         let copied;
         let own = transfer::own_copies(transfers, self.rank)?;

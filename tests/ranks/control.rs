@@ -95,10 +95,11 @@ fn fork(mut comm: Communicator) {
         let child = unsafe { libc::fork() };
         if child == 0 {
             let is_fork_error = |what: &str| what.contains("fork");
-            let refused = match sum(&mut comm, 1) {
+            let is_refused = |result: Result<(), Error>| match result {
                 Err(Error::InvalidUsage { what }) => is_fork_error(&what),
                 _ => false,
             };
+            let refused = is_refused(sum(&mut comm, 1).map(drop)) && is_refused(comm.send(&[1], 1));
             drop(comm);
             // SAFETY: it ends the process at once.
             unsafe { libc::_exit(if refused { 0 } else { 1 }) };
