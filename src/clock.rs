@@ -1,11 +1,12 @@
 //! The clock that the control plane runs on.
 
-use std::sync::LazyLock;
 use std::time::Instant;
 
 use maypole_control::time::Time;
 
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+use crate::process::LazyValue;
+
+static START: LazyValue<Instant> = LazyValue::new(Instant::now);
 
 /// The present time.
 pub(crate) fn now() -> Time {

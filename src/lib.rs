@@ -71,7 +71,7 @@ pub use window::WindowId;
 pub mod internal {
     pub use crate::control::status;
     pub use maypole_cuda::nvtx;
-    pub use maypole_transport::{handle_state, sync};
+    pub use maypole_transport::{handle_state, process, sync};
 
     pub mod bootstrap {
         pub use crate::bootstrap::*;

@@ -18,12 +18,15 @@
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::mem::ManuallyDrop;
+use std::os::fd::FromRawFd;
+use std::sync::{Mutex, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use maypole_transport::strangers;
 
 use crate::config::{Config, DebugLevel};
+use crate::process::{LazyValue, PerProcess, occupy_standard_streams};
 
 /// Installs the logger. It may be called repeatedly. If the application has installed a logger of
 /// its own, records go there, in its format and under its filter, and nothing is printed here.
@@ -50,20 +53,19 @@ pub fn version(line: &str) {
 
 /// The text of the last error of this process, empty if there was none.
 pub fn last_error() -> String {
-    LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    LAST_ERROR.get().lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// Sets the text of [`last_error`]. Warnings that are logged here set it by themselves; this
 /// function is for errors that are returned without a log line, and for applications with a logger
 /// of their own.
 pub fn set_last_error(text: &str) {
-    text.clone_into(&mut LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner));
+    text.clone_into(&mut LAST_ERROR.get().lock().unwrap_or_else(PoisonError::into_inner));
 }
 
 /// The name of this host up to the first dot, as it appears in log lines and errors.
 pub fn host_name() -> &'static str {
-    static NAME: OnceLock<String> = OnceLock::new();
-    NAME.get_or_init(|| {
+    static NAME: LazyValue<String> = LazyValue::new(|| {
         let mut name = [0_u8; 256];
         // SAFETY: the buffer is writable for the given length, which is one less than its size, so
         // that the name always ends with a zero.
@@ -73,10 +75,11 @@ pub fn host_name() -> &'static str {
             _ => String::from("unknown"),
         };
         text.split('.').next().unwrap_or_default().to_owned()
-    })
+    });
+    &NAME
 }
 
-static LAST_ERROR: Mutex<String> = Mutex::new(String::new());
+static LAST_ERROR: PerProcess<Mutex<String>> = PerProcess::new();
 
 struct NcclLogger;
 
@@ -153,35 +156,66 @@ fn subsystem(target: &str) -> &str {
     BY_MODULE.iter().find(|(part, _)| target.contains(part)).map_or("INIT", |&(_, name)| name)
 }
 
+/// The file that `NCCL_DEBUG_FILE` names; None if it names none, or if that cannot be opened.
+struct DebugFile(Option<File>);
+
+impl Default for DebugFile {
+    fn default() -> Self {
+        let Some(path) = Config::get().debug_file.as_deref().map(expand) else {
+            return Self(None);
+        };
+        occupy_standard_streams();
+        let opened = OpenOptions::new().create(true).append(true).open(&path);
+        let file = opened.inspect_err(|error| {
+            let text = format!(
+                "NCCL_DEBUG_FILE is \"{path}\", which cannot be opened: {error}; log lines go to \
+                 standard output"
+            );
+            write_to(&standard_output(), &line(Level::Warn, None, &text));
+        });
+        Self(file.ok())
+    }
+}
+
 /// Writes a whole line by one system call, so that lines of threads and processes do not mix.
 fn write(line: &str) {
-    static FILE: OnceLock<Option<File>> = OnceLock::new();
-    let file = FILE.get_or_init(|| {
-        let path = expand(Config::get().debug_file.as_deref()?);
-        match OpenOptions::new().create(true).append(true).open(&path) {
-            Ok(file) => Some(file),
-            Err(error) => {
-                let text = format!(
-                    "NCCL_DEBUG_FILE is \"{path}\", which cannot be opened: {error}; log lines go \
-                     to standard output"
-                );
-                let _ =
-                    std::io::stdout().write_all(self::line(Level::Warn, None, &text).as_bytes());
-                None
-            }
+    static FILE: PerProcess<DebugFile> = PerProcess::new();
+    match &FILE.get().0 {
+        Some(file) => write_to(file, line),
+        None => write_to(&standard_output(), line),
+    }
+}
+
+/// Standard output without the lock and the buffer of the standard library: in a child made by
+/// fork, a thread that does not exist there may hold the lock.
+fn standard_output() -> ManuallyDrop<File> {
+    // SAFETY: the file is never dropped, so that the descriptor is only used and not closed.
+    ManuallyDrop::new(unsafe { File::from_raw_fd(libc::STDOUT_FILENO) })
+}
+
+/// If the disk is full or the output is closed, the line is lost.
+fn write_to(mut file: &File, line: &str) {
+    without_size_signal(|| drop(file.write_all(line.as_bytes())));
+}
+
+/// Runs `write`, in which this thread gets no SIGXFSZ: a file that has reached the limit of
+/// `ulimit -f` must not end the process.
+fn without_size_signal(write: impl FnOnce()) {
+    // SAFETY: all sets and results are local variables, and all zeros is a valid set.
+    unsafe {
+        let (mut size, mut before, mut pending) = std::mem::zeroed::<[libc::sigset_t; 3]>().into();
+        libc::sigemptyset(&raw mut size);
+        libc::sigaddset(&raw mut size, libc::SIGXFSZ);
+        libc::sigpending(&raw mut pending);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const size, &raw mut before);
+        write();
+        // One that was pending before is the program's.
+        if libc::sigismember(&raw const pending, libc::SIGXFSZ) == 0 {
+            let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            libc::sigtimedwait(&raw const size, std::ptr::null_mut(), &raw const now);
         }
-    });
-    // If the disk is full or the output closed, the line is lost.
-    let _ = match file {
-        Some(file) => {
-            let mut file: &File = file;
-            file.write_all(line.as_bytes())
-        }
-        None => {
-            let mut out = std::io::stdout().lock();
-            out.write_all(line.as_bytes()).and_then(|()| out.flush())
-        }
-    };
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+    }
 }
 
 /// Replaces %h by the host name, %p by the process id and %% by a percent sign.

@@ -11,6 +11,8 @@ use argon2::{Algorithm, Argon2, Params, Version};
 use maypole_transport::noise::{KEY_BYTES, Key, sha256};
 use zeroize::Zeroizing;
 
+use crate::process::PerProcess;
+
 /// Fewest bytes of a phrase.
 const LEAST_PHRASE: usize = 16;
 /// Most bytes of a file.
@@ -22,9 +24,11 @@ const SALT: &[u8] = b"maypole secret file 1";
 /// second on a core, so that a phrase that was recorded in use cannot be guessed fast.
 const COST: (u32, u32) = (32 << 10, 3);
 
-/// The keys of phrases that this process has made, each with the hash of its phrase: several ranks
-/// of a process read the same file.
-static MADE: Mutex<Vec<([u8; KEY_BYTES], Key)>> = Mutex::new(Vec::new());
+/// Keys of phrases, each with the hash of its phrase.
+type KeysOfPhrases = Vec<([u8; KEY_BYTES], Key)>;
+
+/// The keys that this process has made: several ranks of a process read the same file.
+static MADE: PerProcess<Mutex<KeysOfPhrases>> = PerProcess::new();
 
 /// Reads the file. Its content is a key if it is 64 hexadecimal digits or 32 bytes that are not all
 /// text, and otherwise a phrase. A line feed at the end of a text does not count.
@@ -92,7 +96,7 @@ fn key_of_digits(text: &[u8]) -> Option<Key> {
 fn key_of_phrase(phrase: &[u8]) -> Result<Key, String> {
     let hash = sha256(&[b"phrase", phrase]);
     // Held while a key is made, so that ranks in threads do not all make the same one.
-    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut made = MADE.get().lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, key)) = made.iter().find(|(of, _)| *of == hash) {
         return Ok(key.clone());
     }

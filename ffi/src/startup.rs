@@ -1,19 +1,20 @@
 //! What the library logs when a process first uses it.
 
 use std::ffi::CStr;
-use std::sync::Once;
 
 use maypole::config;
-use maypole::internal::logger;
+use maypole::internal::sync::{AtomicBool, Ordering};
+use maypole::internal::{logger, process};
 
 use crate::cuda;
 
 /// Logs the version and the settings, as NCCL does. Functions that create a communicator call this;
 /// only the first call in a process logs.
 pub(crate) fn log_once() {
-    static ONCE: Once = Once::new();
+    static LOGGED: AtomicBool = AtomicBool::new(false);
+    process::occupy_standard_streams();
     logger::install();
-    ONCE.call_once(|| {
+    if !LOGGED.swap(true, Ordering::Relaxed) {
         let maypole = env!("CARGO_PKG_VERSION");
         logger::version(&format!("NCCL version 2.32.3+maypole{maypole}"));
         log::info!(
@@ -24,7 +25,7 @@ pub(crate) fn log_once() {
         );
         log::info!(target: "INIT", "Using network Socket");
         config::log_settings();
-    });
+    }
 }
 
 /// The path of this library.

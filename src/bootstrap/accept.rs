@@ -148,6 +148,7 @@ impl HandshakeAcceptor {
 
     /// Accepts the connections that wait at one listener.
     fn accept(&mut self, at: usize, now: Instant, passed: &mut Vec<(Binding, SecureStream)>) {
+        process::occupy_standard_streams();
         // Bounded, so that many new connections do not delay the handshakes in progress.
         for _ in 0..64 {
             let (stream, peer) = match self.listeners[at].accept() {

@@ -5,6 +5,8 @@ use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use crate::process::occupy_standard_streams;
+
 /// The entry with which to poll a descriptor for `events`. A descriptor of -1 is skipped.
 pub(crate) fn poll_fd(fd: RawFd, events: i16) -> libc::pollfd {
     libc::pollfd { fd, events, revents: 0 }
@@ -40,6 +42,7 @@ pub(crate) fn poll_now(fds: &mut [libc::pollfd]) {
 /// # Errors
 /// That of `eventfd`, where the process has no descriptor left.
 pub(crate) fn new_event() -> std::io::Result<OwnedFd> {
+    occupy_standard_streams();
     // SAFETY: the call takes numbers only.
     let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
     if fd < 0 {

@@ -6,7 +6,8 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+
+use crate::process::LazyValue;
 
 /// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ struct SettingsFiles {
 
 /// The files of this process, as they were when a setting was first looked up. What makes it must
 /// not log: the logger looks settings up itself, and would wait for this.
-static FILES: LazyLock<SettingsFiles> = LazyLock::new(|| {
+static FILES: LazyValue<SettingsFiles> = LazyValue::new(|| {
     let mut files = SettingsFiles::default();
     for path in paths(|name| std::env::var_os(name).map(PathBuf::from)) {
         match read(&path) {

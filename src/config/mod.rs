@@ -18,8 +18,7 @@ mod protocol_rules;
 mod table;
 mod values;
 
-use std::sync::OnceLock;
-
+use maypole_transport::sync::{AtomicBool, Ordering};
 use maypole_transport::tcp::MOST_STREAMS;
 
 // The command and the C ABI use these; they are not part of the public interface.
@@ -39,6 +38,8 @@ pub use values::{
     AddressFamily, BitsSetting, DebugLevel, DeviceKind, HostPort, InterfaceFilter, IsaSetting,
     NodeLabels, ProtocolSetting, SubsystemSet,
 };
+
+use crate::process::LazyValue;
 
 impl Config {
     /// Applies variables that set a default for another variable.
@@ -73,21 +74,21 @@ impl Config {
 
     /// The configuration of this process, read from the environment by the first call.
     pub fn get() -> &'static Self {
-        static CONFIG: OnceLock<Config> = OnceLock::new();
-        let (mut malformed, mut unreadable) = (Vec::new(), &[][..]);
-        let config = CONFIG.get_or_init(|| {
-            let (config, found) = Self::read(|name| lookup(name).map(|(value, _)| value));
-            malformed = found;
-            unreadable = file::unreadable();
-            config.resolved()
+        static CONFIG: LazyValue<(Config, Vec<Malformed>)> = LazyValue::new(|| {
+            let (config, malformed) = Config::read(|name| lookup(name).map(|(value, _)| value));
+            (config.resolved(), malformed)
         });
-        // Warnings come after initialization, because the logger reads the configuration too, and
-        // would wait for itself. Nothing that is called above may log.
-        for value in malformed {
-            log::warn!("{value}");
-        }
-        for text in unreadable {
-            log::warn!("{text}");
+        static WARNED: AtomicBool = AtomicBool::new(false);
+        let (config, malformed) = &*CONFIG;
+        // Warnings come after initialization, because the logger reads the configuration too.
+        // Nothing that is called above may log.
+        if !WARNED.load(Ordering::Relaxed) && !WARNED.swap(true, Ordering::Relaxed) {
+            for value in malformed {
+                log::warn!("{value}");
+            }
+            for text in unreadable() {
+                log::warn!("{text}");
+            }
         }
         config
     }

@@ -5,9 +5,8 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
-use std::sync::Once;
 
-use maypole_transport::sync::{AtomicI32, AtomicU32, Ordering};
+use maypole_transport::sync::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 
 use crate::bootstrap::poll::{new_event, take_event};
 use crate::config::Config;
@@ -23,8 +22,8 @@ static GENERATION: AtomicU32 = AtomicU32::new(0);
 /// Installs the handler, once per process, if the settings ask for one.
 pub(crate) fn install() {
     let Some(signal) = Config::get().dump_signal else { return };
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
+    static INSTALLED: AtomicBool = AtomicBool::new(false);
+    if !INSTALLED.swap(true, Ordering::Relaxed) {
         let event = match new_event() {
             Ok(event) => event,
             Err(error) => return log::warn!("MAYPOLE_DUMP_SIGNAL has no effect: {error}"),
@@ -44,7 +43,7 @@ pub(crate) fn install() {
             let error = std::io::Error::last_os_error();
             log::warn!("MAYPOLE_DUMP_SIGNAL: signal {signal} cannot be handled: {error}");
         }
-    });
+    }
 }
 
 /// The descriptor to poll, or -1.

@@ -7,9 +7,11 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use maypole_transport::sync::{AtomicBool, Ordering};
 
 use crate::bootstrap::poll::{new_event, poll_fd, signal_event, take_event, wait};
 use crate::control::served_communicator::ServedCommunicator;
@@ -129,12 +131,12 @@ pub(super) fn remove() {
 /// as dead: at the end of a job some ranks are still busy with the last call when others have
 /// ended, and do not need these.
 pub(super) fn notice_exit() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
+    static NOTICED: AtomicBool = AtomicBool::new(false);
+    if !NOTICED.swap(true, Ordering::Relaxed) {
         // SAFETY: the handler is a function of this library and may run at any time. If it cannot
         // be registered, peers see the death of a process.
         unsafe { libc::atexit(at_exit) };
-    });
+    }
 }
 
 extern "C" fn at_exit() {

@@ -8,11 +8,14 @@ use std::os::unix::net::{self as unix, UnixListener, UnixStream};
 
 use maypole_transport::noise::sha256;
 
+use crate::process::occupy_standard_streams;
+
 /// The longest name that is used as it is; the kernel's limit is 107 bytes.
 const MAX_NAME: usize = 100;
 
 /// Listens at the abstract socket of this name.
 pub(super) fn listen(name: &str) -> io::Result<UnixListener> {
+    occupy_standard_streams();
     let address = unix::SocketAddr::from_abstract_name(full_name(name))?;
     UnixListener::bind_addr(&address).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => io::Error::new(
@@ -31,6 +34,7 @@ pub(super) fn listen(name: &str) -> io::Result<UnixListener> {
 /// # Errors
 /// Nobody listens there, or a process of another user does.
 pub(super) fn connect(name: &str) -> io::Result<UnixStream> {
+    occupy_standard_streams();
     let address = unix::SocketAddr::from_abstract_name(full_name(name))?;
     let stream = UnixStream::connect_addr(&address)?;
     check_same_user(&stream)?;

@@ -1,14 +1,14 @@
 //! The proofs that a process keeps, so that its ranks and communicators prove each schedule once.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use maypole_algorithms::schedule::Channel;
 use maypole_algorithms::verify::{Proved, prove};
 use maypole_algorithms::{Collective, Schedule};
 
 use crate::error::Error;
-use crate::process;
+use crate::process::PerProcess;
 
 /// Everything that determines a schedule. The components and grouping of a hierarchy are in its
 /// detail.
@@ -20,9 +20,6 @@ struct ProofKey {
     nranks: u32,
     parts: u32,
     channels: Channel,
-    /// The generation of the process. A child made by fork proves for itself, because a proof that
-    /// was under way during the fork never ends in the child.
-    process: u32,
 }
 
 /// A proof, or the counterexample, that is made by the first thread that needs it.
@@ -39,10 +36,6 @@ struct Proofs {
 /// The most steps of all schedules together whose proofs are kept: some hundred MiB.
 const MAX_KEPT_STEPS: u64 = 1 << 20;
 
-/// Attempts to take the lock before the proof is made without it. The lock is held for less than a
-/// microsecond, unless another thread held it when this process was forked.
-const LOCK_ATTEMPTS: u32 = 10_000;
-
 /// Proves `schedule`, or returns its proof if there is one. Waits if another thread is making it.
 pub(crate) fn proved(schedule: Schedule) -> Result<Proved, Error> {
     let key = ProofKey {
@@ -52,30 +45,23 @@ pub(crate) fn proved(schedule: Schedule) -> Result<Proved, Error> {
         nranks: schedule.nranks,
         parts: schedule.parts,
         channels: schedule.channels,
-        process: process::generation(),
     };
     let steps = |rank| (0..schedule.lanes(rank)).map(move |lane| (rank, lane));
     let steps = (0..schedule.nranks).flat_map(steps);
     let steps = steps.map(|(rank, lane)| u64::from(schedule.steps(rank, lane))).sum();
-    let proof = entry(key, steps).unwrap_or_default();
+    let proof = entry(key, steps);
     let result = proof.get_or_init(|| prove(schedule).map_err(|c| c.to_string()));
     result.clone().map_err(|what| Error::Internal { what })
 }
 
-/// The kept proof of that key, finished or not; None if the lock cannot be taken.
-fn entry(key: ProofKey, steps: u64) -> Option<SharedProof> {
-    static PROOFS: Mutex<Option<Proofs>> = Mutex::new(None);
-    let mut proofs = (0..LOCK_ATTEMPTS).find_map(|_| match PROOFS.try_lock() {
-        Ok(proofs) => Some(proofs),
-        Err(TryLockError::Poisoned(poisoned)) => Some(PoisonError::into_inner(poisoned)),
-        Err(TryLockError::WouldBlock) => {
-            std::thread::yield_now();
-            None
-        }
-    })?;
-    let Proofs { known, order, steps: total } = proofs.get_or_insert_default();
+/// The kept proof of that key, finished or not.
+fn entry(key: ProofKey, steps: u64) -> SharedProof {
+    static PROOFS: PerProcess<Mutex<Proofs>> = PerProcess::new();
+    // A thread that panicked cannot have left the table half changed.
+    let mut proofs = PROOFS.get().lock().unwrap_or_else(PoisonError::into_inner);
+    let Proofs { known, order, steps: total } = &mut *proofs;
     if let Some((proof, _)) = known.get(&key) {
-        return Some(proof.clone());
+        return proof.clone();
     }
     let proof = SharedProof::default();
     known.insert(key.clone(), (proof.clone(), steps));
@@ -87,7 +73,7 @@ fn entry(key: ProofKey, steps: u64) -> Option<SharedProof> {
         };
         *total -= steps;
     }
-    Some(proof)
+    proof
 }
 
 #[cfg(test)]
@@ -115,12 +101,11 @@ mod tests {
             nranks,
             parts: 1,
             channels: 1,
-            process: 0,
         };
-        let first = entry(key(0), 10).expect("no other thread holds the lock");
-        assert!(Arc::ptr_eq(&first, &entry(key(0), 10).expect("no other thread holds the lock")));
+        let first = entry(key(0), 10);
+        assert!(Arc::ptr_eq(&first, &entry(key(0), 10)));
         entry(key(1), MAX_KEPT_STEPS);
-        assert!(!Arc::ptr_eq(&first, &entry(key(0), 10).expect("no other thread holds the lock")));
+        assert!(!Arc::ptr_eq(&first, &entry(key(0), 10)));
         let of = |schedule: Schedule| proved(schedule).expect("a proof").schedule().name;
         assert_eq!((of(one_shot::schedule(3)), of(ring::schedule(3))), ("oneshot", "ring"));
     }

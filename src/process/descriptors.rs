@@ -1,6 +1,6 @@
 //! The number of descriptors that this process may have.
 
-use std::sync::OnceLock;
+use maypole_transport::process::LazyValue;
 
 /// The soft limit is not raised beyond this: programs that this process starts inherit it, and some
 /// close every descriptor below it.
@@ -9,8 +9,7 @@ const ENOUGH: u64 = 1 << 16;
 /// How many descriptors this process may have. The first call raises the soft limit to the hard
 /// one, as NCCL does: the usual soft limit of 1024 is too low for many ranks.
 pub(crate) fn descriptor_limit() -> u64 {
-    static LIMIT: OnceLock<u64> = OnceLock::new();
-    *LIMIT.get_or_init(|| {
+    static LIMIT: LazyValue<u64> = LazyValue::new(|| {
         let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: `limit` is alive and of the type that the call writes.
         if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
@@ -27,5 +26,6 @@ pub(crate) fn descriptor_limit() -> u64 {
         }
         log::info!(target: "INIT", "the limit of descriptors is raised from {soft} to {wanted}");
         wanted
-    })
+    });
+    *LIMIT
 }

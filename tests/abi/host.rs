@@ -149,6 +149,18 @@ fn calls_that_do_not_block_end_when_the_communicator_says_so() {
 }
 
 #[test]
+fn a_child_waits_for_no_thread_that_it_does_not_have() {
+    let folder = TempDir::new().expect("a temporary folder");
+    output(watched(&compile("cc", "forks.c", &folder), 50).env("NCCL_DEBUG", "INFO"));
+}
+
+#[test]
+fn descriptors_of_the_library_are_no_standard_streams() {
+    let folder = TempDir::new().expect("a temporary folder");
+    run(&compile("cc", "closed_streams.c", &folder), &[]);
+}
+
+#[test]
 fn host_streams_run_calls_in_order_on_other_threads() {
     let folder = TempDir::new().expect("a temporary folder");
     let program = compile("cc", "streams.c", &folder);

@@ -257,7 +257,7 @@ static void child_of_fork(void) {
   EXPECT(maypoleStreamQuery(streams[0]) == ncclInvalidArgument);
   EXPECT(ncclAllReduce(&value, &value, 1, ncclInt64, ncclSum, comms[0], NULL) == ncclInvalidUsage);
   EXPECT(ncclAllReduce(&value, &value, 1, ncclInt64, ncclSum, comms[0], streams[0]) ==
-         ncclInvalidArgument);
+         ncclInvalidUsage);
   /* New streams get other handles than those of the parent process, which stay refused. */
   maypoleStream_t inherited = streams[0], own;
   OK(maypoleStreamCreate(&own));

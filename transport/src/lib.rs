@@ -59,6 +59,9 @@ pub mod noise;
 #[cfg(not(loom))]
 mod peers;
 #[cfg(not(loom))]
+#[doc(hidden)]
+pub mod process;
+#[cfg(not(loom))]
 mod random;
 #[cfg(not(loom))]
 pub mod segment;

@@ -12,6 +12,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use rustix::process::{Resource, getrlimit};
 
 use crate::error::LinkError;
+use crate::process::occupy_standard_streams;
 use crate::sync::{AtomicU32, Ordering};
 
 /// Bytes of a page of this host.
@@ -41,6 +42,7 @@ pub(crate) fn create_memfd(bytes: usize) -> Result<OwnedFd, LinkError> {
 
 /// An anonymous file that cannot be executed: `vm.memfd_noexec` may forbid all others.
 fn open_memfd() -> rustix::io::Result<OwnedFd> {
+    occupy_standard_streams();
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     match rustix::fs::memfd_create(c"maypole", flags | MemfdFlags::NOEXEC_SEAL) {
         // Linux before 6.3 does not know the flag.

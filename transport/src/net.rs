@@ -7,6 +7,8 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
+use crate::process::occupy_standard_streams;
+
 /// The length of the queue of connections. Many ranks connect at once, and one that finds the queue
 /// full loses a second. The kernel applies its own limit.
 const QUEUE: i32 = 4096;
@@ -68,6 +70,7 @@ pub fn connect(to: SocketAddr) -> io::Result<OwnedFd> {
 }
 
 fn socket(address: SocketAddr) -> io::Result<OwnedFd> {
+    occupy_standard_streams();
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?)

@@ -21,6 +21,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::error::LinkError;
 use crate::memory::{self, Mapping, MappingAccess};
+use crate::process::PerProcess;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// The number of a segment, from 1. Unique within its owner's process for the life of the process.
@@ -53,7 +54,7 @@ pub(crate) enum OfferState {
 }
 
 /// All segments of this process, by the address of their first byte.
-static SEGMENTS: Mutex<BTreeMap<usize, Arc<SegmentMemory>>> = Mutex::new(BTreeMap::new());
+static SEGMENTS: PerProcess<Mutex<BTreeMap<usize, Arc<SegmentMemory>>>> = PerProcess::new();
 /// Grows with every change of the table.
 static VERSION: AtomicU64 = AtomicU64::new(1);
 static LAST_ID: AtomicU64 = AtomicU64::new(0);
@@ -84,10 +85,6 @@ impl Segment {
         let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
         let memory = Arc::new(SegmentMemory { id, file, mapping, bytes });
         let mut segments = lock_segments();
-        // After a fork, the table still lists segments of the parent, which do not exist here.
-        if segments.values().next().is_some_and(|memory| !memory.belongs_to_this_process()) {
-            segments.clear();
-        }
         segments.insert(memory.mapping.start().addr(), memory.clone());
         advance_version();
         Ok(Self(memory))
@@ -274,7 +271,7 @@ pub(crate) fn ids() -> HashSet<SegmentId> {
 }
 
 fn lock_segments() -> MutexGuard<'static, BTreeMap<usize, Arc<SegmentMemory>>> {
-    SEGMENTS.lock().unwrap_or_else(PoisonError::into_inner)
+    SEGMENTS.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Called while the table is locked.

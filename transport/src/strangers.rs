@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::process::PerProcess;
+
 /// The target of these lines, some of which are warnings, but not failures of a call.
 pub const LOG_TARGET: &str = "maypole::strangers";
 
@@ -12,7 +14,7 @@ pub const LOG_TARGET: &str = "maypole::strangers";
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// Limits how often something happens.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct RateLimit {
     /// When it may happen next.
     next: Option<Instant>,
@@ -21,12 +23,11 @@ struct RateLimit {
 }
 
 /// For the lines of each level, from errors on.
-static LINES: [Mutex<RateLimit>; 5] =
-    [const { Mutex::new(RateLimit { next: None, left_out: 0 }) }; 5];
+static LINES: PerProcess<[Mutex<RateLimit>; 5]> = PerProcess::new();
 
 /// Logs that a connection was refused, unless that was logged a moment ago.
 pub fn report(level: log::Level, what: fmt::Arguments<'_>) {
-    let lines = &LINES[level as usize - 1];
+    let lines = &LINES.get()[level as usize - 1];
     let left_out = lines.lock().unwrap_or_else(PoisonError::into_inner).admit(Instant::now());
     match left_out {
         Some(0) => log::log!(target: LOG_TARGET, level, "{what}"),
@@ -57,7 +58,7 @@ mod tests {
 
     #[test]
     fn one_line_in_ten_seconds_counts_those_that_were_left_out() {
-        let mut limit = RateLimit { next: None, left_out: 0 };
+        let mut limit = RateLimit::default();
         let start = Instant::now();
         assert_eq!(limit.admit(start), Some(0));
         for _ in 0..1000 {

@@ -2,17 +2,17 @@
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use maypole::ResultCode;
 use maypole::config::{Config, DeviceKind};
 use maypole::device::{self, DeviceAllocation};
+use maypole::stream::PerProcess;
 
 use crate::boundary::{invalid_argument, keep_error};
 
 /// The memory that was allocated and not freed, by address.
-static ALLOCATIONS: LazyLock<Mutex<HashMap<usize, DeviceAllocation>>> =
-    LazyLock::new(Mutex::default);
+static ALLOCATIONS: PerProcess<Mutex<HashMap<usize, DeviceAllocation>>> = PerProcess::new();
 
 /// Allocates `size` bytes, not 0, on the device that this thread has chosen. None if it has chosen
 /// none, or if `MAYPOLE_DEVICE` is `host`.
@@ -71,5 +71,5 @@ pub(crate) fn check_factor(device: Option<c_int>, address: *const u8) -> Result<
 }
 
 fn allocations() -> MutexGuard<'static, HashMap<usize, DeviceAllocation>> {
-    ALLOCATIONS.lock().unwrap_or_else(PoisonError::into_inner)
+    ALLOCATIONS.get().lock().unwrap_or_else(PoisonError::into_inner)
 }

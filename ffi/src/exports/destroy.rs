@@ -53,7 +53,7 @@ abi! {
     /// `ncclCommDestroy`: waits as [`ncclCommFinalize`] does.
     fn ncclCommDestroy(comm: CommHandle) -> NcclResult {
         guarded(|| {
-            if comm.is_null() {
+            if comm.is_null() || registry::is_inherited(comm) {
                 return Ok(());
             }
             // The wait comes before the handle is removed, so that an abort can end it.
@@ -71,7 +71,7 @@ abi! {
     /// `ncclCommAbort`: from any thread. A call of another thread ends with an error first.
     fn ncclCommAbort(comm: CommHandle) -> NcclResult {
         guarded(|| {
-            if comm.is_null() {
+            if comm.is_null() || registry::is_inherited(comm) {
                 return Ok(());
             }
             if registry::abort(comm)? {

@@ -7,10 +7,11 @@
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use maypole::ResultCode;
 use maypole::memory::SharedBuffer;
+use maypole::stream::PerProcess;
 
 use super::macros::abi;
 use crate::boundary::{NcclResult, guarded, invalid_argument, keep_error, refuse, write_result};
@@ -21,10 +22,10 @@ use crate::registry::{self, CommHandle, CommStage};
 const SUSPEND_MEMORY: c_int = 1;
 
 /// The host memory that was allocated and not freed, by address.
-static HOST_BUFFERS: LazyLock<Mutex<HashMap<usize, SharedBuffer>>> = LazyLock::new(Mutex::default);
+static HOST_BUFFERS: PerProcess<Mutex<HashMap<usize, SharedBuffer>>> = PerProcess::new();
 
 fn host_buffers() -> MutexGuard<'static, HashMap<usize, SharedBuffer>> {
-    HOST_BUFFERS.lock().unwrap_or_else(PoisonError::into_inner)
+    HOST_BUFFERS.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn allocate(size: usize) -> Result<*mut c_void, ResultCode> {

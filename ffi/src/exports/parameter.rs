@@ -7,10 +7,10 @@
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::sync::LazyLock;
 
 use maypole::ResultCode;
 use maypole::config::{self, SettingOrigin};
+use maypole::internal::process::LazyValue;
 
 use super::macros::abi;
 use crate::boundary::{NcclResult, guarded, invalid_argument, write_result};
@@ -35,7 +35,7 @@ unsafe impl Send for KeyTable {}
 // SAFETY: as above.
 unsafe impl Sync for KeyTable {}
 
-static PARAMETERS: LazyLock<Vec<Parameter>> = LazyLock::new(|| {
+static PARAMETERS: LazyValue<Vec<Parameter>> = LazyValue::new(|| {
     let text = |text: &str| CString::new(text.replace('\0', " ")).unwrap_or_default();
     let parameter = |row: &config::Variable| {
         let (value, origin) = config::lookup(row.name)
@@ -46,8 +46,9 @@ static PARAMETERS: LazyLock<Vec<Parameter>> = LazyLock::new(|| {
     config::table().map(parameter).collect()
 });
 
-static KEYS: LazyLock<KeyTable> =
-    LazyLock::new(|| KeyTable(PARAMETERS.iter().map(|parameter| parameter.key.as_ptr()).collect()));
+static KEYS: LazyValue<KeyTable> = LazyValue::new(|| {
+    KeyTable(PARAMETERS.iter().map(|parameter| parameter.key.as_ptr()).collect())
+});
 
 impl Parameter {
     fn key_text(&self) -> Cow<'_, str> {

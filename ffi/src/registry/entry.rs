@@ -7,8 +7,9 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use maypole::ResultCode;
 use maypole::internal::handle_state::{HandleState, Tenancy};
+use maypole::internal::process;
 use maypole::internal::sync::{AtomicPtr, AtomicU32, Ordering};
-use maypole::stream::{self, Stream, WorkTicket};
+use maypole::stream::{self, PerProcess, Stream, WorkTicket};
 use maypole::{AbortHandle, AbortSignal, Communicator};
 
 use super::buffers::BufferTable;
@@ -51,6 +52,9 @@ pub(crate) struct CommBody {
 
 /// An entry of the table.
 pub(super) struct Entry {
+    /// The generation of the process that uses the entry. In a child made by fork, threads that do
+    /// not exist there may hold its locks or use its communicator.
+    made_in: u32,
     /// Who may touch `body`, and how many calls on streams have not ended.
     pub(super) state: HandleState,
     /// The rank of the communicator.
@@ -108,8 +112,30 @@ pub(super) struct EntryRef {
 unsafe impl Sync for Entry {}
 
 static TABLE: [AtomicPtr<Entry>; MAX_ENTRIES] = [const { AtomicPtr::new(null_mut()) }; MAX_ENTRIES];
-/// The indices of vacant entries, and how many entries were ever created.
-static VACANT: Mutex<(Vec<usize>, usize)> = Mutex::new((Vec::new(), 0));
+static VACANT: PerProcess<Mutex<VacantEntries>> = PerProcess::new();
+
+/// The entries that a new communicator may get.
+struct VacantEntries {
+    /// The indices of entries of this process in which there is no communicator.
+    list: Vec<usize>,
+    /// How many entries were ever created.
+    created: usize,
+    /// How many of them belong to the parent process: a child made by fork does not use these.
+    inherited: usize,
+}
+
+impl Default for VacantEntries {
+    fn default() -> Self {
+        // Acquire of the pair `table`.
+        let created = TABLE.iter().take_while(|entry| !entry.load(Ordering::Acquire).is_null());
+        let created = created.count();
+        Self { list: Vec::new(), created, inherited: created }
+    }
+}
+
+fn vacant_entries() -> MutexGuard<'static, VacantEntries> {
+    VACANT.get().lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl CommStage {
     /// The stage in words, for errors.
@@ -161,7 +187,11 @@ impl EntryRef {
             return Err(not_live());
         }
         // SAFETY: the pointer came of a box, and entries are never freed.
-        Ok(Self { entry: unsafe { &*entry }, index, generation })
+        let entry = unsafe { &*entry };
+        if entry.made_in != process::generation() {
+            return Err(made_before_fork());
+        }
+        Ok(Self { entry, index, generation })
     }
 
     /// A vacant entry, for a generation that begins now.
@@ -180,9 +210,9 @@ impl EntryRef {
     pub(super) fn vacate(self) {
         *self.entry.status() = EntryStatus::new();
         self.entry.state.vacate(self.generation);
-        let mut vacant = VACANT.lock().unwrap_or_else(PoisonError::into_inner);
-        vacant.0.push(self.index);
-        let was_last = vacant.0.len() == vacant.1;
+        let mut vacant = vacant_entries();
+        vacant.list.push(self.index);
+        let was_last = vacant.list.len() == vacant.created - vacant.inherited;
         drop(vacant);
         if was_last {
             stream::dismiss();
@@ -203,10 +233,28 @@ pub(super) fn not_live() -> ResultCode {
     )
 }
 
+/// The error for a handle of the parent process in a child made by fork.
+#[cold]
+fn made_before_fork() -> ResultCode {
+    refuse(
+        ResultCode::InvalidUsage,
+        "the communicator was made before a fork; a child process must make its own",
+    )
+}
+
+/// Whether the handle names an entry of the parent process, which a child made by fork leaves
+/// alone.
+pub(crate) fn is_inherited(handle: CommHandle) -> bool {
+    let entry = handle.parts().map(|(index, _)| TABLE[index].load(Ordering::Acquire));
+    // SAFETY: the pointer came of a box, and entries are never freed.
+    let entry = entry.and_then(|entry| unsafe { entry.as_ref() });
+    entry.is_some_and(|entry| entry.made_in != process::generation())
+}
+
 /// Takes an entry from the list of vacant ones, or creates one.
 fn take_vacant() -> Result<(usize, &'static Entry), ResultCode> {
-    let mut vacant = VACANT.lock().unwrap_or_else(PoisonError::into_inner);
-    let (list, created) = &mut *vacant;
+    let mut vacant = vacant_entries();
+    let VacantEntries { list, created, .. } = &mut *vacant;
     let index = match list.pop() {
         Some(index) => index,
         None if *created == MAX_ENTRIES => {
@@ -217,6 +265,7 @@ fn take_vacant() -> Result<(usize, &'static Entry), ResultCode> {
         }
         None => {
             let entry = Box::new(Entry {
+                made_in: process::generation(),
                 state: HandleState::new(),
                 rank: AtomicU32::new(0),
                 nranks: AtomicU32::new(0),

@@ -40,7 +40,7 @@ mod windows;
 
 pub(crate) use abort::{abort, interrupt_and_wait, remove, wait_until_unused};
 pub(crate) use access::{CallContext, CommGuard, ExclusiveComm, acquire, acquire_exclusive};
-pub(crate) use entry::CommStage;
+pub(crate) use entry::{CommStage, is_inherited};
 pub(crate) use handle::CommHandle;
 pub(crate) use operators::{ReductionOperator, premultiply, read_factor};
 pub(crate) use query::{

@@ -11,6 +11,7 @@ use maypole_cuda::stream::CudaStream;
 use maypole_transport::sync::{AtomicU32, Ordering};
 
 use super::inbox_layout::DeviceInboxLayout;
+use crate::process::PerProcess;
 
 /// The inbox of a rank. It returns to the pool when no rank of the process uses it any more.
 pub(crate) struct DeviceInbox {
@@ -21,11 +22,13 @@ pub(crate) struct DeviceInbox {
 }
 
 /// The inboxes of this process, by address, for the other ranks of the process.
-static INBOXES: Mutex<Vec<(u64, Weak<DeviceInbox>)>> = Mutex::new(Vec::new());
+static INBOXES: PerProcess<Mutex<InboxList>> = PerProcess::new();
 
-fn inboxes() -> MutexGuard<'static, Vec<(u64, Weak<DeviceInbox>)>> {
+type InboxList = Vec<(u64, Weak<DeviceInbox>)>;
+
+fn inboxes() -> MutexGuard<'static, InboxList> {
     // A thread that panicked cannot have left the list half changed.
-    INBOXES.lock().unwrap_or_else(PoisonError::into_inner)
+    INBOXES.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl DeviceInbox {

@@ -7,6 +7,7 @@ use maypole_cuda::driver::{Device, Driver, runtime};
 
 use super::gpu::Gpu;
 use crate::error::Error;
+use crate::process::PerProcess;
 
 /// The number of CUDA devices that this process sees; 0 if there is no driver.
 ///
@@ -20,11 +21,11 @@ pub fn count() -> Result<u32, Error> {
 }
 
 /// The devices that have passed the check, each with its kernels until a communicator uses it.
-static CHECKED: Mutex<BTreeMap<i32, Option<Arc<Gpu>>>> = Mutex::new(BTreeMap::new());
+static CHECKED: PerProcess<Mutex<BTreeMap<i32, Option<Arc<Gpu>>>>> = PerProcess::new();
 
 fn checked() -> MutexGuard<'static, BTreeMap<i32, Option<Arc<Gpu>>>> {
     // A thread that panicked cannot have left the map half changed.
-    CHECKED.lock().unwrap_or_else(PoisonError::into_inner)
+    CHECKED.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Checks that communicators can use device `ordinal`: that the driver loads the kernels for it.

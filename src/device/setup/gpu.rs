@@ -9,6 +9,7 @@ use maypole_cuda::stream::{CudaStream, RelaxedCapture};
 use maypole_cuda::{image, launch};
 
 use crate::error::Error;
+use crate::process::PerProcess;
 
 /// A device that communicators use.
 pub(crate) struct Gpu {
@@ -35,9 +36,10 @@ impl Gpu {
     /// # Errors
     /// There is no such device, or it cannot run the kernels.
     pub(crate) fn open(ordinal: i32) -> Result<Arc<Self>, Error> {
-        static OPEN: Mutex<Vec<(i32, Weak<Gpu>)>> = Mutex::new(Vec::new());
+        type OpenDevices = Vec<(i32, Weak<Gpu>)>;
+        static OPEN: PerProcess<Mutex<OpenDevices>> = PerProcess::new();
         // A thread that panicked cannot have left the list half changed.
-        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = OPEN.get().lock().unwrap_or_else(PoisonError::into_inner);
         let known = open.iter().find(|(number, _)| *number == ordinal);
         if let Some(gpu) = known.and_then(|(_, gpu)| gpu.upgrade()) {
             return Ok(gpu);

@@ -22,6 +22,7 @@ use crate::memory::MappingAccess;
 use crate::noise::{KEY_BYTES, Key};
 pub use crate::peers::MessagesUnderWay;
 use crate::peers::PeerTable;
+use crate::process::LazyValue;
 use crate::random::random_bytes;
 use crate::rank_header::RankHeader;
 use crate::segment::{self, PeerSegment};
@@ -428,16 +429,9 @@ impl fmt::Debug for Endpoint {
 
 /// A random value, the same for all ranks of this process. A child made by fork has another one.
 fn process_token() -> Result<ProcessToken, LinkError> {
-    static RANDOM: OnceLock<[u8; 16]> = OnceLock::new();
-    let random = match RANDOM.get() {
-        Some(random) => random,
-        None => {
-            let random = random_bytes()?;
-            RANDOM.get_or_init(|| random)
-        }
-    };
+    static RANDOM: LazyValue<Result<[u8; 16], LinkError>> = LazyValue::new(random_bytes);
     let mut token = [0; size_of::<ProcessToken>()];
-    token[..16].copy_from_slice(random);
+    token[..16].copy_from_slice(&(*RANDOM)?);
     token[16..].copy_from_slice(&std::process::id().to_le_bytes());
     Ok(token)
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use crate::Rank;
 use crate::error::LinkError;
 use crate::inbox::Inbox;
+use crate::process::PerProcess;
 
 /// A digest of the communicator's secret, and the rank.
 pub(crate) type LocalRankKey = ([u8; 32], Rank);
@@ -21,10 +22,10 @@ struct LocalRank {
 
 /// The ranks of this process. The registry is global, because threads of a process share nothing
 /// else. It keeps a visitor's inbox alive as long as the rank that was visited.
-static RANKS: Mutex<Option<HashMap<LocalRankKey, LocalRank>>> = Mutex::new(None);
+static RANKS: PerProcess<Mutex<HashMap<LocalRankKey, LocalRank>>> = PerProcess::new();
 
-fn ranks() -> MutexGuard<'static, Option<HashMap<LocalRankKey, LocalRank>>> {
-    RANKS.lock().unwrap_or_else(PoisonError::into_inner)
+fn ranks() -> MutexGuard<'static, HashMap<LocalRankKey, LocalRank>> {
+    RANKS.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A rank's entry in the registry. Dropping it removes the entry.
@@ -38,7 +39,6 @@ impl LocalListener {
     /// [`LinkError::Misuse`] if the rank is registered already.
     pub(crate) fn start(key: LocalRankKey, inbox: &Arc<Inbox>) -> Result<Self, LinkError> {
         let mut ranks = ranks();
-        let ranks = ranks.get_or_insert_default();
         if ranks.contains_key(&key) {
             return Err(LinkError::Misuse {
                 what: "two endpoints of one communicator have the same rank",
@@ -51,7 +51,7 @@ impl LocalListener {
 
 impl Drop for LocalListener {
     fn drop(&mut self) {
-        let entry = ranks().as_mut().and_then(|ranks| ranks.remove(&self.0));
+        let entry = ranks().remove(&self.0);
         // Dropped without the lock, because the last owner of an inbox unmaps it.
         drop(entry);
     }
@@ -65,7 +65,6 @@ pub(crate) fn find_and_visit(
     peer: Rank,
 ) -> Option<Arc<Inbox>> {
     let mut ranks = ranks();
-    let ranks = ranks.as_mut()?;
     if let Some(entry) = ranks.get_mut(&(rank.0, peer))
         && let Some(inbox) = entry.inbox.upgrade()
     {

@@ -31,6 +31,7 @@ use crate::error::LinkError;
 use crate::inbox::PeerInbox;
 use crate::noise::{self, CONFIRMATION_BYTES, DATA_BYTES, FIRST_BYTES, Purpose};
 use crate::peers::PeerTable;
+use crate::process::occupy_standard_streams;
 use crate::random::random_bytes;
 use crate::strangers;
 use crate::thread;
@@ -172,6 +173,7 @@ impl ShmService {
     }
 
     fn accept_all(&mut self) {
+        occupy_standard_streams();
         while self.paused_until.is_none() {
             let result = self.listener.accept().and_then(|(stream, _)| self.add(stream));
             match result {

@@ -26,6 +26,7 @@ use crate::credentials::Credentials;
 use crate::error::LinkError;
 use crate::noise::Session;
 use crate::peers::PeerTable;
+use crate::process::occupy_standard_streams;
 use crate::strangers;
 
 /// How many connections may be unproven at a time.
@@ -240,6 +241,7 @@ impl TcpService {
     }
 
     fn accept_all(&mut self, number: usize) {
+        occupy_standard_streams();
         while self.paused_until.is_none() {
             let Some(listener) = self.listeners.get(number) else { return };
             let error = match listener.accept() {

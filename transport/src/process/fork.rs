@@ -4,32 +4,34 @@
 //! with it. An object that owns such things keeps the [`generation`] in which it was made, and does
 //! nothing in another one.
 
-use std::sync::Once;
-
-use maypole_transport::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, Ordering};
 
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
 /// A number that differs between a process and a child that it made by fork, once [`notice_forks`]
 /// was called. It costs one load.
 #[inline]
-pub(crate) fn generation() -> u32 {
+pub fn generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }
 
 /// Makes [`generation`] change in children that this process makes from now on.
-pub(crate) fn notice_forks() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // SAFETY: the handler only adds to an atomic, which is allowed in a child of a process with
-        // many threads.
-        let status = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
-        if status != 0 {
-            log::warn!(
-                "pthread_atfork failed ({status}): do not use communicators in a child made by fork"
-            );
-        }
-    });
+pub fn notice_forks() {
+    static NOTICED: AtomicBool = AtomicBool::new(false);
+    // Relaxed: only the value counts.
+    if NOTICED.load(Ordering::Relaxed) {
+        return;
+    }
+    // Two threads may register the handler at the same time: then the number grows by two.
+    // SAFETY: the handler only adds to an atomic, which is allowed in a child of a process with
+    // many threads.
+    let status = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+    NOTICED.store(true, Ordering::Relaxed);
+    if status != 0 {
+        log::warn!(
+            "pthread_atfork failed ({status}): do not use communicators in a child made by fork"
+        );
+    }
 }
 
 /// The handler that runs in the child.

@@ -3,7 +3,7 @@
 
 use std::ptr::null_mut;
 
-use maypole_transport::sync::{AtomicPtr, Ordering};
+use crate::sync::{AtomicPtr, Ordering};
 
 use super::fork::{generation, notice_forks};
 
@@ -56,5 +56,35 @@ impl<T: Default + Send + Sync> PerProcess<T> {
                 Err(other) => seen = other,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// The test holds the lock during the fork, so that no moment has to be hit.
+    #[test]
+    fn a_child_made_by_fork_has_a_value_and_a_lock_of_its_own() {
+        static VALUE: PerProcess<Mutex<u32>> = PerProcess::new();
+        let mut held = VALUE.get().lock().unwrap();
+        *held = 5;
+        // SAFETY: the child uses nothing that another thread could hold but the allocator, which
+        // glibc makes usable there. The alarm ends it if it waits.
+        unsafe {
+            let child = libc::fork();
+            assert!(child >= 0);
+            if child == 0 {
+                libc::alarm(20);
+                let fresh = VALUE.get_if_made().is_none() && *VALUE.get().lock().unwrap() == 0;
+                libc::_exit(i32::from(!fresh));
+            }
+            let mut status = 1;
+            assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
+            assert_eq!(status, 0, "the child waited, or saw the value of its parent");
+        }
+        assert_eq!(*held, 5);
     }
 }
