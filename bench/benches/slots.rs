@@ -30,7 +30,7 @@ const LAST: u32 = 8;
 
 #[repr(C, align(64))]
 struct BenchRing {
-    slots: Cell<[[u8; SLOT]; DEPTH]>,
+    slots: Cell<[[u8; SLOT]; DEPTH + 1]>,
     headers: [SlotHeader; DEPTH],
     ack: AckWord,
     rank: RankHeader,

@@ -232,16 +232,19 @@ fn open_endpoint(config: &Config, ends: EndpointConfig) -> Result<Endpoint, Erro
     Ok(Endpoint::with_links(ends, &media)?)
 }
 
-/// The slots of each link. They are smaller the more peers there are, so that all messages under
-/// way stay in a second-level cache.
+/// The slots of each link. They are smaller the more peers there are. A plan uses them all only
+/// where it sends to few ranks.
 pub(super) fn layout(config: &Config, nranks: u32) -> InboxLayout {
-    let automatic = match nranks {
-        0..=4 => 64 << 10,
-        5..=16 => 32 << 10,
-        _ => 16 << 10,
+    let (automatic, automatic_depth) = match nranks {
+        0..=4 => (64 << 10, 16),
+        5..=16 => (32 << 10, 16),
+        _ => (16 << 10, 4),
     };
-    let slot_bytes = config.slot_bytes.unwrap_or(automatic);
-    InboxLayout { nranks, channels: CHANNELS, slot_bytes, depth: config.depth() }
+    let (slot_bytes, depth) = match config.slot_bytes {
+        Some(bytes) => (bytes, config.depth()),
+        None => (automatic, config.slot_depth.unwrap_or(automatic_depth)),
+    };
+    InboxLayout { nranks, channels: CHANNELS, slot_bytes, depth }
 }
 
 /// The settings that must be the same on all ranks, as text that people can compare.

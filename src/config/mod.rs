@@ -52,7 +52,7 @@ impl Config {
         self
     }
 
-    /// The slots of a link.
+    /// The slots of a link, where their bytes are set too.
     pub fn depth(&self) -> u32 {
         self.slot_depth.unwrap_or(4)
     }

@@ -91,6 +91,7 @@ impl Interpreter<'_> {
     /// The buffers are valid for the extents of the program. Nothing else writes them during the
     /// call, nor, after an error, until [`Links::withdraw`] has returned.
     pub(crate) unsafe fn run(&mut self, wait: WaitLoop<'_>) -> Result<(), Error> {
+        self.program.set_cycles(self.links);
         let mut lanes: Vec<LaneState> =
             self.program.lanes.iter().map(|_| LaneState::default()).collect();
         for (index, lane) in lanes.iter_mut().enumerate() {

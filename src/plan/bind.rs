@@ -83,7 +83,24 @@ pub(crate) struct RankProgram {
     pub(crate) tile: usize,
     /// The number of scratch chunks, each one tile long.
     pub(crate) scratch: u32,
+    /// The links on which it sends.
+    sends: Vec<u32>,
+    /// The messages for which those links have memory at once, see [`SendSlots::set_cycle`].
+    ///
+    /// [`SendSlots::set_cycle`]: maypole_transport::link::SendSlots::set_cycle
+    cycle: u32,
 }
+
+/// Bytes through which the messages of all links of a rank cycle during a call, about a second-level
+/// cache. Measured between two processes on two cores with 1 MiB of second-level cache each, against
+/// 256 KiB: send and receive of 128 KiB take 9.8 us instead of 21.1 and of 2 MiB 104 us instead of
+/// 296, all-reduce of 128 KiB 9.6 us instead of 19.9 and of 2 MiB 167 us instead of 223. With 2 MiB
+/// the all-reduce of 2 MiB takes 239 us. Where a rank sends to three others, 1 MiB for each link
+/// makes the all-reduce of 2 MiB take 1.5 times as long as 256 KiB for each.
+const CYCLE_BYTES: usize = 1 << 20;
+
+/// The least messages in the cycle of a link, so that the two ends seldom wait for each other.
+const MIN_CYCLE: u32 = 4;
 
 /// Segments that run one after the other. A lane of a collective has one segment; the sends to one
 /// peer, or the receives from it, are one segment each.
@@ -132,11 +149,39 @@ impl RankProgram {
                 ll: false,
             }]);
         }
-        let mut program = Self { lanes, tile: geometry.tile, scratch: schedule.scratch };
+        let credit = schedule.credit;
+        let mut program = Self::new(lanes, geometry.tile, schedule.scratch, credit, links);
         program.mark_last_writes();
         program.mark_overwritten();
         program.drop_unread_scratch(links);
         Ok(program)
+    }
+
+    /// A program of bound lanes that needs `credit` messages under way on each link.
+    pub(crate) fn new(
+        lanes: Vec<BoundLane>,
+        tile: usize,
+        scratch: u32,
+        credit: u32,
+        links: &Links,
+    ) -> Self {
+        let steps = lanes.iter().flatten().flat_map(|segment| &segment.steps);
+        let sent = steps.flat_map(|step| step.outputs.iter().copied());
+        let mut sends: Vec<u32> = sent
+            .filter_map(|o| if let BoundOperand::Link(link) = o { Some(link) } else { None })
+            .collect();
+        sends.sort_unstable();
+        sends.dedup();
+        let slot = sends.first().map_or(1, |&link| links.outgoing[link as usize].slots.capacity());
+        let cycle = (CYCLE_BYTES / slot / sends.len().max(1)) as u32;
+        Self { lanes, tile, scratch, sends, cycle: cycle.max(MIN_CYCLE).max(credit) }
+    }
+
+    /// Tells the links how much memory each may use.
+    pub(crate) fn set_cycles(&self, links: &mut Links) {
+        for &link in &self.sends {
+            links.outgoing[link as usize].slots.set_cycle(self.cycle);
+        }
     }
 
     fn steps_mut(&mut self) -> impl Iterator<Item = &mut BoundStep> {

@@ -64,5 +64,5 @@ pub(crate) fn bind_transfers(
         let segment = LaneSegment { steps: vec![step], tiles, tag, bytes: Some(bytes), ll };
         lanes.entry((peer, sends)).or_default().push(segment);
     }
-    Ok(RankProgram { lanes: lanes.into_values().collect(), tile, scratch: 0 })
+    Ok(RankProgram::new(lanes.into_values().collect(), tile, 0, 1, links))
 }

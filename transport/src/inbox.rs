@@ -6,7 +6,7 @@
 //!
 //! * the words: two ack words (in which the region's rank acknowledges messages of the owner), the
 //!   LL ring and the slot headers (of messages to the owner);
-//! * the slots, which start at a page boundary.
+//! * the memory of the slots, which starts at a page boundary.
 //!
 //! The file is as long as all ranks would need, but only touched pages take memory. A rank maps the
 //! header and its own region of a peer's inbox.
@@ -20,7 +20,7 @@ use crate::ll::{AckWord, LlReceiver, LlRing, LlSender};
 use crate::memory::{self, Mapping, MappingAccess};
 use crate::random::random_bytes;
 use crate::rank_header::{MAGIC, RankHeader, RankIdentity, RankPair};
-use crate::slots::{SlotHeader, SlotReceiver, SlotRingMemory, SlotSender};
+use crate::slots::{SlotHeader, SlotReceiver, SlotRingMemory, SlotSender, ring_bytes};
 
 /// The shape of every inbox of a communicator. All ranks must agree on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct InboxLayout {
     pub channels: u16,
     /// Bytes of a slot; a multiple of 64.
     pub slot_bytes: usize,
-    /// Number of slots per link.
+    /// Number of messages per link that may be under way.
     pub depth: u32,
 }
 
@@ -56,7 +56,7 @@ impl InboxLayout {
             let channel = slots.checked_add(words)?.checked_mul(self.channels.into())?;
             channel.checked_mul(self.nranks as usize)?.checked_add(1 << 20)
         };
-        match self.slot_bytes.checked_mul(self.depth as usize).and_then(total) {
+        match self.slot_bytes.checked_mul(self.depth as usize + 1).and_then(total) {
             Some(bytes) if bytes <= 1 << 46 => {}
             _ => {
                 return wrong(
@@ -77,7 +77,7 @@ impl InboxLayout {
     }
 
     fn slots_bytes(&self) -> usize {
-        (self.slot_bytes * self.depth as usize).next_multiple_of(memory::page_size())
+        ring_bytes(self.slot_bytes, self.depth).next_multiple_of(memory::page_size())
     }
 
     /// The words of all channels lie together instead of on pages of their own. That is small and
@@ -346,7 +346,7 @@ mod tests {
                 spans.push((link.slot_ack.addr(), 128));
                 spans.push((link.ll_ring.addr(), size_of::<LlRing>()));
                 spans.push((link.headers.addr(), 3 * size_of::<SlotHeader>()));
-                spans.push((link.slots.addr(), 3 * LAYOUT.slot_bytes));
+                spans.push((link.slots.addr(), ring_bytes(LAYOUT.slot_bytes, LAYOUT.depth)));
             }
         }
         spans.sort_unstable();

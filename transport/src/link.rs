@@ -88,6 +88,15 @@ pub trait SendSlots: Send {
     /// Maximum number of messages that are sent and not yet released.
     fn credits(&self) -> u32;
 
+    /// Chooses how much memory the next messages cycle through: at least as much as `messages`
+    /// messages of full length need. So many can be under way, up to [`credits`](Self::credits);
+    /// more only if they are short. Messages that were sent before may delay that until they are
+    /// released. This is a hint about caches. Links that allocate slots one by
+    /// one ignore it.
+    fn set_cycle(&mut self, messages: u32) {
+        let _ = messages;
+    }
+
     /// The next free slot, or `None` while the receiver has released none (back-pressure).
     /// Idempotent until [`send`](Self::send).
     ///

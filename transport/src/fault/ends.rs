@@ -89,6 +89,10 @@ impl SendSlots for FaultySender {
         self.inner.credits()
     }
 
+    fn set_cycle(&mut self, messages: u32) {
+        self.inner.set_cycle(messages);
+    }
+
     fn reserve(&mut self) -> Result<Option<SlotMut>, LinkError> {
         self.slot = self.inner.reserve()?.filter(|_| self.credits.passes(self.next));
         Ok(self.slot)

@@ -137,6 +137,10 @@ impl SendSlots for ShmSender {
         self.slots.credits()
     }
 
+    fn set_cycle(&mut self, messages: u32) {
+        self.slots.set_cycle(messages);
+    }
+
     fn reserve(&mut self) -> Result<Option<SlotMut>, LinkError> {
         self.slots.reserve()
     }

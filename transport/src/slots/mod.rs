@@ -1,13 +1,18 @@
-//! The slot protocol: messages of any size through a ring of slots, each released on its own.
+//! The slot protocol: messages of any size, first in first out, each released on its own.
 //!
-//! Each slot has a header, in which the sender publishes what lies in the slot. The message's
-//! sequence is stored last, with release. The receiver releases a message by storing its sequence
-//! in the link's ack word. The words that the two sides write lie on different cache lines.
+//! There is one header for each message that may be under way; they are used in turn. The sender
+//! publishes in a header where its message lies, and stores the message's sequence last, with
+//! release. The receiver releases a message by storing its sequence in the link's ack word. The
+//! words that the two sides write lie on different cache lines.
 //!
-//! If the receiver can read the sender's memory, a message may be *lent*. Its header then says
-//! where it lies, and its slot stays empty, but it still takes a place in the order and a credit.
-//! Between threads, it lies at an address of their process. Between processes, it lies at an offset
-//! of a segment, which the ends in `shm` look up.
+//! The sender places messages in the ring's memory one behind the other, and begins anew at the end
+//! of its *cycle*, whose length it chooses (see `sender`). A message takes the cache lines that it
+//! fills.
+//!
+//! If the receiver can read the sender's memory, a message may be *lent*. It then takes no memory
+//! of the ring, but a place in the order and a credit. Between threads, it lies at an address of
+//! their process. Between processes, it lies at an offset of a segment, which the ends in `shm`
+//! look up.
 
 mod receiver;
 mod sender;
@@ -20,26 +25,42 @@ use crate::sync::{AtomicU64, Cell};
 pub use self::receiver::SlotReceiver;
 pub use self::sender::SlotSender;
 
-/// The header of a slot. All zeros is the header of a slot that never held a message.
+/// The header of a message. All zeros is a header that never described a message.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct SlotHeader {
-    /// Sequence of the message in the slot.
+    /// Sequence of the message that the header describes.
     sequence: AtomicU64,
     descriptor: Cell<SlotDescriptor>,
 }
 
-/// Where the message of a slot lies, and its length and tag.
+/// Where a message lies, and its length and tag.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 struct SlotDescriptor {
-    /// 0, or the segment of the sender's process in which a lent message lies. The address in
-    /// `lent` is then the offset within the segment.
-    segment: u64,
-    /// Without a segment: null, or the address of a lent message in the process of both ends.
-    lent: *const u8,
-    len: usize,
+    /// [`IN_RING`], [`LENT_ADDRESS`] or [`LENT_SEGMENT`].
+    place: u32,
     tag: u32,
+    len: usize,
+    /// In the ring: the offset from its first byte. Lent: the address in the process of both ends,
+    /// or the offset within the segment.
+    position: *const u8,
+    /// The segment of the sender's process in which a lent message lies.
+    segment: u64,
+}
+
+/// The message lies in the memory of the ring.
+const IN_RING: u32 = 0;
+/// The message lies at an address of the process of both ends.
+const LENT_ADDRESS: u32 = 1;
+/// The message lies in a segment of the sender's process.
+const LENT_SEGMENT: u32 = 2;
+
+impl SlotDescriptor {
+    fn in_ring(offset: usize, len: usize, tag: u32) -> Self {
+        let position = ptr::without_provenance(offset);
+        Self { place: IN_RING, tag, len, position, segment: 0 }
+    }
 }
 
 // SAFETY: descriptors are only accessed while the sequences allow it, which the loom model checks.
@@ -50,26 +71,32 @@ unsafe impl Send for SlotHeader {}
 
 impl Default for SlotHeader {
     fn default() -> Self {
-        let descriptor = SlotDescriptor { segment: 0, lent: ptr::null(), len: 0, tag: 0 };
-        Self { sequence: AtomicU64::new(0), descriptor: Cell::new(descriptor) }
+        let descriptor = Cell::new(SlotDescriptor::in_ring(0, 0, 0));
+        Self { sequence: AtomicU64::new(0), descriptor }
     }
 }
 
 /// The addresses of the parts of a slot ring.
 #[derive(Clone, Copy, Debug)]
 pub struct SlotRingMemory {
-    /// One header per slot.
+    /// `depth` headers.
     pub headers: *const SlotHeader,
-    /// The first slot; aligned to 64.
+    /// The memory of the messages, of [`ring_bytes`]; aligned to 64.
     pub slots: *mut u8,
-    /// Bytes from one slot to the next; a multiple of 64.
+    /// The bytes of the longest message that is not lent; a multiple of 64.
     pub slot_bytes: usize,
-    /// Number of slots, at least one.
+    /// The most messages that may be under way, at least one.
     pub depth: u32,
     /// The word in which the receiver acknowledges.
     pub ack: *const AckWord,
     /// Both ends are in one process, so that any memory may be lent.
     pub same_process: bool,
+}
+
+/// The bytes of memory of a ring of `depth` messages of `slot_bytes` each. Messages lie in one
+/// piece, so that up to one slot remains empty where the sender begins anew.
+pub const fn ring_bytes(slot_bytes: usize, depth: u32) -> usize {
+    slot_bytes * (depth as usize + 1)
 }
 
 impl SlotRingMemory {
@@ -80,9 +107,9 @@ impl SlotRingMemory {
         unsafe { &*self.headers.add(index as usize) }
     }
 
-    fn slot(&self, index: u32) -> *mut u8 {
-        debug_assert!(index < self.depth);
-        self.slots.wrapping_add(index as usize * self.slot_bytes)
+    fn address(&self, offset: usize) -> *mut u8 {
+        debug_assert!(offset < ring_bytes(self.slot_bytes, self.depth));
+        self.slots.wrapping_add(offset)
     }
 
     fn ack(&self) -> &AtomicU64 {
@@ -106,7 +133,7 @@ pub(crate) mod tests {
 
     #[repr(C, align(64))]
     pub(crate) struct TestRing {
-        slots: Cell<[u8; 128]>,
+        slots: Cell<[u8; 192]>,
         headers: [SlotHeader; 2],
         ack: AckWord,
         header: RankHeader,
@@ -119,7 +146,7 @@ pub(crate) mod tests {
     /// A ring of two slots of 64 bytes, and both its ends.
     pub(crate) fn ends(same_process: bool) -> (Arc<TestRing>, SlotSender, SlotReceiver) {
         let memory = Arc::new(TestRing {
-            slots: Cell::new([0; 128]),
+            slots: Cell::new([0; 192]),
             headers: Default::default(),
             ack: AckWord::default(),
             header: RankHeader::default(),
@@ -144,11 +171,17 @@ pub(crate) mod tests {
 
     #[test]
     fn stray_writes_are_reported() {
+        let in_ring = SlotDescriptor::in_ring;
         for (sequence, descriptor) in [
-            (9, SlotDescriptor { segment: 0, lent: ptr::null(), len: 1, tag: 0 }),
-            (1, SlotDescriptor { segment: 0, lent: ptr::null(), len: 65, tag: 0 }),
-            (1, SlotDescriptor { segment: 0, lent: ptr::without_provenance(64), len: 1, tag: 0 }),
-            (1, SlotDescriptor { segment: 1, lent: ptr::null(), len: 1, tag: 0 }),
+            (9, in_ring(0, 1, 0)),
+            (1, in_ring(0, 65, 0)),
+            (1, in_ring(1, 1, 0)),
+            (1, in_ring(192, 0, 0)),
+            (1, in_ring(192, 1, 0)),
+            (1, in_ring(usize::MAX & !63, 64, 0)),
+            (1, SlotDescriptor { place: LENT_ADDRESS, ..in_ring(64, 1, 0) }),
+            (1, SlotDescriptor { place: LENT_SEGMENT, segment: 1, ..in_ring(0, 1, 0) }),
+            (1, SlotDescriptor { place: 3, ..in_ring(0, 1, 0) }),
         ] {
             let (memory, _, mut receiver) = ends(false);
             assert!(receiver.receive().unwrap().is_none());
@@ -195,6 +228,110 @@ pub(crate) mod tests {
         assert!(sender.reserve().unwrap().is_some());
     }
 
+    /// Sends messages of `lens` in turn with as many under way as possible, and returns their
+    /// offsets.
+    fn offsets(cycle: u32, lens: &[usize]) -> Vec<usize> {
+        let (memory, mut sender, mut receiver) = ends(false);
+        sender.set_cycle(cycle);
+        let base = memory.slots.with(|slots| slots.cast::<u8>());
+        let mut offsets = Vec::new();
+        for &len in lens {
+            let slot = loop {
+                if let Some(slot) = sender.reserve().unwrap() {
+                    break slot;
+                }
+                receiver.receive().unwrap().expect("a message under way");
+                receiver.release();
+            };
+            offsets.push(slot.data.addr() - base.addr());
+            sender.send(len, 0);
+        }
+        offsets
+    }
+
+    #[test]
+    fn messages_lie_one_behind_the_other_within_the_cycle() {
+        assert_eq!(offsets(2, &[64, 64, 64, 64]), [0, 64, 128, 0]);
+        assert_eq!(offsets(1, &[64, 64, 64, 64]), [0, 64, 0, 64]);
+        assert_eq!(offsets(2, &[1, 65 - 1, 0, 1, 1]), [0, 64, 128, 128, 0]);
+        assert_eq!(offsets(9, &[64; 4]), [0, 64, 128, 0], "no cycle exceeds the ring");
+        assert_eq!(offsets(0, &[64; 3]), [0, 64, 0], "a cycle holds a message");
+    }
+
+    /// Random lengths, cycles and releases: no two messages under way share memory, and as many as
+    /// the cycle promises can always be sent.
+    #[test]
+    fn messages_under_way_never_overlap() {
+        const SLOT: usize = 256;
+        const DEPTH: u32 = 5;
+        #[repr(C, align(64))]
+        struct Memory([u8; ring_bytes(SLOT, DEPTH)]);
+        let mut data = Memory([0; ring_bytes(SLOT, DEPTH)]);
+        let memory = Arc::new(TestRing {
+            slots: Cell::new([0; 192]),
+            headers: Default::default(),
+            ack: AckWord::default(),
+            header: RankHeader::default(),
+        });
+        let headers: [SlotHeader; DEPTH as usize] = Default::default();
+        let ring = SlotRingMemory {
+            headers: headers.as_ptr(),
+            slots: data.0.as_mut_ptr(),
+            slot_bytes: SLOT,
+            depth: DEPTH,
+            ack: &raw const memory.ack,
+            same_process: false,
+        };
+        let header = &raw const memory.header;
+        // SAFETY: the memory outlives the ends, of which there is one pair.
+        let (mut sender, mut receiver) = unsafe {
+            let pair = RankPair::new(header, header, 5, memory.clone());
+            (SlotSender::new(ring, pair.clone()), SlotReceiver::new(ring, pair))
+        };
+        let mut random = 7_u64;
+        let mut choose = |below: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) % below
+        };
+        let mut under_way = std::collections::VecDeque::new();
+        // The cycle may promise less while messages under a smaller one are under way.
+        let (mut cycle, mut promised, mut refused) = (DEPTH, DEPTH, 0);
+        for _ in 0..100_000 {
+            promised = if under_way.is_empty() { cycle } else { promised.min(cycle) };
+            match choose(9) {
+                0 if choose(20) == 0 => {
+                    cycle = 1 + choose(DEPTH.into()) as u32;
+                    sender.set_cycle(cycle);
+                }
+                0..4 if !under_way.is_empty() => {
+                    let message = receiver.receive().unwrap().expect("it was sent");
+                    let (start, len) = under_way.pop_front().unwrap();
+                    assert_eq!((message.data.addr(), message.len), (start, len));
+                    receiver.release();
+                }
+                _ => {
+                    let Some(slot) = sender.reserve().unwrap() else {
+                        assert!(
+                            under_way.len() >= promised as usize,
+                            "a promised credit is missing"
+                        );
+                        refused += 1;
+                        continue;
+                    };
+                    let start = slot.data.addr();
+                    for &(other, len) in &under_way {
+                        assert!(start + SLOT <= other || other + len <= start, "an overlap");
+                    }
+                    assert!(start + SLOT <= data.0.as_ptr().addr() + data.0.len());
+                    let len = [0, 1, 63, 64, 65, 128, SLOT - 1, SLOT][choose(8) as usize];
+                    sender.send(len, 0);
+                    under_way.push_back((start, len));
+                }
+            }
+        }
+        assert!(refused > 1000);
+    }
+
     #[test]
     #[should_panic(expected = "without a reserved slot")]
     fn sending_without_a_reserved_slot_panics() {
@@ -221,8 +358,8 @@ pub(crate) mod loom_tests {
 
     struct SlotRingModel<const DEPTH: usize> {
         headers: [SlotHeader; DEPTH],
-        /// The content of the slots, so that loom sees the accesses to it.
-        payload: [Cell<u64>; DEPTH],
+        /// The content of the ring by cache line, so that loom sees the accesses to it.
+        payload: Vec<Cell<u64>>,
         ack: AckWord,
         sender: RankHeader,
         receiver: RankHeader,
@@ -237,7 +374,7 @@ pub(crate) mod loom_tests {
     fn ends<const DEPTH: usize>() -> (Arc<SlotRingModel<DEPTH>>, SlotSender, SlotReceiver) {
         let memory = Arc::new(SlotRingModel::<DEPTH> {
             headers: [(); DEPTH].map(|()| SlotHeader::default()),
-            payload: [(); DEPTH].map(|()| Cell::new(0)),
+            payload: (0..=DEPTH).map(|_| Cell::new(0)).collect(),
             ack: AckWord::default(),
             sender: RankHeader::default(),
             receiver: RankHeader::default(),
@@ -270,11 +407,13 @@ pub(crate) mod loom_tests {
         (sender, receiver)
     }
 
-    fn check<const DEPTH: usize>(messages: u64) {
+    /// Every message takes a cache line, and slots are one cache line long.
+    fn check<const DEPTH: usize>(messages: u64, cycle: u32) {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(3);
         model.check(move || {
             let (memory, mut sender, mut receiver) = ends::<DEPTH>();
+            sender.set_cycle(cycle);
             let other = memory.clone();
             let handle = thread::spawn(move || {
                 for expected in 1..=messages {
@@ -308,12 +447,19 @@ pub(crate) mod loom_tests {
     }
 
     #[test]
-    fn loom_one_slot() {
-        check::<1>(2);
+    fn loom_one_message_under_way() {
+        check::<1>(3, 1);
     }
 
     #[test]
-    fn loom_two_slots_are_used_in_turn() {
-        check::<2>(3);
+    fn loom_two_messages_under_way() {
+        check::<2>(3, 2);
+    }
+
+    /// Two messages under way in a cycle of two cache lines: the third message waits for memory,
+    /// not for a header.
+    #[test]
+    fn loom_a_cycle_smaller_than_the_ring() {
+        check::<3>(3, 1);
     }
 }

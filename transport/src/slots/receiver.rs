@@ -2,7 +2,7 @@
 
 use core::ptr;
 
-use super::{SlotDescriptor, SlotRingMemory};
+use super::{IN_RING, LENT_ADDRESS, LENT_SEGMENT, SlotDescriptor, SlotRingMemory, ring_bytes};
 use crate::Sequence;
 use crate::error::LinkError;
 use crate::link::{ReceiveSlots, ReceivedMessage};
@@ -15,7 +15,7 @@ pub struct SlotReceiver {
     pair: RankPair,
     /// Sequence of the first message that is not released.
     next: Sequence,
-    /// Slot of that message.
+    /// Header of that message.
     index: u32,
     received: bool,
 }
@@ -59,7 +59,7 @@ impl SlotReceiver {
         self.message(look_up).map(Some)
     }
 
-    /// Whether the next message is in its slot.
+    /// Whether the next message has arrived.
     fn has_arrived(&self) -> Result<bool, LinkError> {
         // Acquire, paired as `slot`.
         let seen = self.ring.header(self.index).sequence.load(Ordering::Acquire);
@@ -67,7 +67,7 @@ impl SlotReceiver {
             return Ok(true);
         }
         if seen != self.next.saturating_sub(u64::from(self.ring.depth)) {
-            return Err(self.corrupt("a slot holds a message of the wrong sequence"));
+            return Err(self.corrupt("a message has the wrong sequence"));
         }
         Ok(false)
     }
@@ -80,21 +80,30 @@ impl SlotReceiver {
         // SAFETY: the message has arrived, so the descriptor is constant until it is released. It
         // is read only once, in case a faulty peer writes it all the same.
         let descriptor = header.descriptor.with(|memory| unsafe { ptr::read_volatile(memory) });
-        let SlotDescriptor { segment, lent, len, tag } = descriptor;
-        let in_other_process = segment != 0;
-        let data = if in_other_process {
-            look_up(segment, lent.addr(), len).map_err(|why| self.corrupt(why))?
-        } else if lent.is_null() {
-            if len > self.ring.slot_bytes {
-                return Err(self.corrupt("a message is longer than its slot"));
+        let SlotDescriptor { place, tag, len, position, segment } = descriptor;
+        let data = match place {
+            IN_RING => self.in_ring(position.addr(), len)?,
+            LENT_ADDRESS if self.ring.same_process => position,
+            LENT_SEGMENT => {
+                look_up(segment, position.addr(), len).map_err(|why| self.corrupt(why))?
             }
-            self.ring.slot(self.index).cast_const()
-        } else if self.ring.same_process {
-            lent
-        } else {
-            return Err(self.corrupt(LENT_ACROSS_PROCESSES));
+            _ => return Err(self.corrupt(LENT_ACROSS_PROCESSES)),
         };
+        let in_other_process = place == LENT_SEGMENT;
         Ok(ReceivedMessage { data, len, tag, sequence: self.next, in_other_process })
+    }
+
+    /// The address of a message in the ring.
+    fn in_ring(&self, offset: usize, len: usize) -> Result<*const u8, LinkError> {
+        let SlotRingMemory { slot_bytes, depth, .. } = self.ring;
+        if len > slot_bytes {
+            return Err(self.corrupt("a message is longer than its slot"));
+        }
+        // A slot was free from there when the sender reserved it.
+        if offset > ring_bytes(slot_bytes, depth) - slot_bytes || !offset.is_multiple_of(64) {
+            return Err(self.corrupt("a message lies outside of its ring"));
+        }
+        Ok(self.ring.address(offset).cast_const())
     }
 
     #[cold]
