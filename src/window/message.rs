@@ -31,7 +31,7 @@ impl WindowMessage {
     }
 
     /// Reads a header. None if the bytes are malformed.
-    pub(crate) fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
+    pub(crate) fn decode(bytes: [u8; HEADER_BYTES]) -> Option<Self> {
         let (window, rest) = bytes.split_first_chunk()?;
         let signals = match rest[0] {
             0 => false,
@@ -99,10 +99,10 @@ mod tests {
     #[test]
     fn a_header_round_trips() {
         let message = WindowMessage { window: 7, offset: 1 << 40, signals: true };
-        assert_eq!(WindowMessage::decode(&message.encode()), Some(message));
+        assert_eq!(WindowMessage::decode(message.encode()), Some(message));
         let mut bytes = message.encode();
         bytes[4] = 2;
-        assert_eq!(WindowMessage::decode(&bytes), None);
+        assert_eq!(WindowMessage::decode(bytes), None);
     }
 
     #[test]

@@ -75,9 +75,11 @@ fn apply(signal_words: &SignalWords, peer: Rank, received: &Received) -> Result<
     if received.tag != WINDOW_TAG || received.len < HEADER_BYTES {
         return Err(MALFORMED);
     }
+    // The header is copied before anything in it is checked, because a faulty peer may still write
+    // to the slot.
     // SAFETY: a received message is readable for its length until it is released, and a header is
     // an array of bytes.
-    let header = unsafe { &*received.data.cast::<[u8; HEADER_BYTES]>() };
+    let header = unsafe { received.data.cast::<[u8; HEADER_BYTES]>().read_volatile() };
     let WindowMessage { window, offset, signals } =
         WindowMessage::decode(header).ok_or(MALFORMED)?;
     let len = received.len - HEADER_BYTES;

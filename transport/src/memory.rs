@@ -3,10 +3,10 @@
 
 use std::ffi::c_void;
 use std::fs::File;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use rustix::process::{Resource, getrlimit};
@@ -102,6 +102,13 @@ pub(crate) fn free_pages(file: BorrowedFd<'_>, bytes: usize) {
     let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     // If this fails, the memory is only freed with the last mapping.
     let _ = rustix::fs::fallocate(file, mode, 0, bytes as u64);
+}
+
+/// Another descriptor of a file of [`create_memfd`], by which it can only be read. None if there is
+/// no /proc.
+pub(crate) fn reopen_read_only(file: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
 }
 
 /// Whether a file that a peer sent has at least `bytes` bytes and cannot shrink.

@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::socket;
 use crate::closed_in_child::ClosedInChild;
-use crate::memory::MappingAccess;
-use crate::segment::{self, MappedSegment, OfferState, SegmentId, SegmentMemory};
+use crate::memory::{self, MappingAccess};
+use crate::segment::{MappedSegment, OfferState, SegmentId, SegmentMemory, ids};
 
 /// Bytes of a frame.
 pub(crate) const SEGMENT_FRAME_BYTES: usize = 32;
@@ -92,26 +92,32 @@ impl SegmentSharing {
     }
 
     /// Offers a segment, unless that was done before. Returns at once.
-    pub(crate) fn offer(&self, memory: &SegmentMemory, access: MappingAccess) -> OfferState {
+    pub(crate) fn offer(&self, segment: &SegmentMemory, access: MappingAccess) -> OfferState {
         let mut offers = self.offers();
-        if let Some(known) = offers.get(&(memory.id(), access)) {
+        if let Some(known) = offers.get(&(segment.id(), access)) {
             return *known;
         }
         // Offers of freed segments are forgotten on this occasion.
-        let live = segment::ids();
+        let live = ids();
         offers.retain(|(id, _), _| live.contains(id));
-        let bytes = memory.bytes() as u64;
-        let frame = SegmentFrame::Offer { id: memory.id(), access, bytes };
-        match socket::send_with_descriptor(&self.stream, &frame.encode(), memory.file()) {
+        let bytes = segment.bytes() as u64;
+        let frame = SegmentFrame::Offer { id: segment.id(), access, bytes };
+        // By a descriptor for reading a peer cannot write by mistake what is only lent to it.
+        let read_only = match access {
+            MappingAccess::Read => memory::reopen_read_only(segment.file()),
+            MappingAccess::ReadWrite => None,
+        };
+        let file = read_only.as_ref().map_or_else(|| segment.file(), OwnedFd::as_fd);
+        match socket::send_with_descriptor(&self.stream, &frame.encode(), file) {
             Ok(()) => {
-                offers.insert((memory.id(), access), OfferState::Pending);
+                offers.insert((segment.id(), access), OfferState::Pending);
                 OfferState::Pending
             }
             // The connection is full of offers: the next call tries again.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => OfferState::Pending,
             // The connection has ended, or such descriptors cannot be passed.
             Err(_) => {
-                offers.insert((memory.id(), access), OfferState::Refused);
+                offers.insert((segment.id(), access), OfferState::Refused);
                 OfferState::Refused
             }
         }
@@ -238,6 +244,22 @@ mod tests {
             "the mapping of a freed segment"
         );
         assert_eq!((owner.offers().len(), receiver.mapped().len()), (1, 1));
+    }
+
+    #[test]
+    fn memory_that_is_lent_is_passed_for_reading_alone() {
+        let [owner, receiver] = sharing_pair();
+        let segment = Segment::new(1000).unwrap();
+        let (memory, _) = find(segment.start(), 1000).unwrap();
+        for (access, writable) in [(MappingAccess::Read, false), (MappingAccess::ReadWrite, true)] {
+            owner.offer(&memory, access);
+            let mut frame = [0; SEGMENT_FRAME_BYTES];
+            let (_, file) = socket::receive(&receiver.stream, &mut frame).unwrap();
+            let file = file.unwrap();
+            assert!(MappedSegment::map(file.as_fd(), 1000, MappingAccess::Read).is_some());
+            let mapped = MappedSegment::map(file.as_fd(), 1000, MappingAccess::ReadWrite);
+            assert_eq!(mapped.is_some(), writable);
+        }
     }
 
     #[test]

@@ -11,7 +11,13 @@ use rustix::net::sockopt;
 
 /// The result of connecting.
 pub(crate) fn connect_result(socket: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(sockopt::socket_error(socket)??)
+    sockopt::socket_error(socket)??;
+    // The kernel may give the connecting socket the very port to which it connects, if nobody
+    // listens there any more.
+    match (rustix::net::getsockname(socket), rustix::net::getpeername(socket)) {
+        (Ok(own), Ok(Some(other))) if own == other => Err(rustix::io::Errno::CONNREFUSED.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Makes the stream send at once whatever there is, and makes the kernel check now and then whether
@@ -92,4 +98,28 @@ pub(crate) fn shutdown(socket: BorrowedFd<'_>, how: Shutdown) {
 pub(crate) fn poll_now(entries: &mut [PollFd<'_>]) {
     // An error leaves all entries as they were: nothing is ready.
     let _ = rustix::event::poll(entries, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+
+    use std::os::fd::AsFd;
+
+    use rustix::net::{AddressFamily, SocketType, bind, connect, getsockname, socket};
+
+    use super::*;
+
+    #[test]
+    fn a_connection_to_itself_counts_as_refused() {
+        let own = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&own, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+        connect(&own, &getsockname(&own).unwrap()).unwrap();
+        let refused = connect_result(own.as_fd()).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ECONNREFUSED));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let other = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        connect(&other, &listener.local_addr().unwrap()).unwrap();
+        connect_result(other.as_fd()).unwrap();
+    }
 }
