@@ -24,6 +24,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// The pause after all addresses were tried. It doubles each time, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long the system must refuse all addresses until that is final: an interface may just come
+/// up.
+const REFUSED_TIME: Duration = Duration::from_secs(2);
 
 /// A connection that is being made. No function waits.
 pub(crate) struct Dialer {
@@ -38,6 +41,12 @@ pub(crate) struct Dialer {
     pause: Duration,
     /// Why the last attempt failed.
     last_error: String,
+    /// In this round the system refused all addresses so far.
+    refused_round: bool,
+    /// Since when the system has refused all addresses.
+    refused_since: Option<Instant>,
+    /// An address has taken a connection.
+    reached: bool,
     /// In this round, an address that speaks the protocol but does not know the secret.
     wrong_id: Option<SocketAddr>,
     /// The number of rounds with such an address. A single refusal may be the answer to a message
@@ -88,7 +97,10 @@ impl Dialer {
             state: DialState::Pausing,
             deadline: Instant::now(),
             pause: FIRST_PAUSE,
-            last_error: String::from("no address"),
+            last_error: String::from("no attempt has ended"),
+            refused_round: true,
+            refused_since: None,
+            reached: false,
             wrong_id: None,
             wrong_rounds: 0,
         }
@@ -112,6 +124,16 @@ impl Dialer {
     /// Why the last attempt failed.
     pub(crate) fn last_error(&self) -> &str {
         &self.last_error
+    }
+
+    /// Whether an address has taken a connection, also if that ended before it was proven.
+    pub(super) fn has_reached(&self) -> bool {
+        self.reached
+    }
+
+    /// Whether the system has refused all addresses for some time.
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused_since.is_some_and(|since| since.elapsed() >= REFUSED_TIME)
     }
 
     /// Gives up. Returns the connection if the other end may regard it as made.
@@ -143,13 +165,15 @@ impl Dialer {
                     Err(error) => DialStep::Fail(error.to_string()),
                 },
             };
+            let refused = matches!(step, DialStep::Refused(_));
             match step {
                 DialStep::Wait(state) => {
                     self.state = state;
                     return Ok(DialOutcome::NotYet);
                 }
                 DialStep::Continue(state) => self.state = state,
-                DialStep::Fail(why) => {
+                DialStep::Fail(why) | DialStep::Refused(why) => {
+                    self.refused_round &= refused;
                     self.last_error = match self.addresses.get(self.at) {
                         Some(address) => format!("{address}: {why}"),
                         None => why,
@@ -160,6 +184,9 @@ impl Dialer {
                         self.at = 0;
                         self.deadline = now + self.pause;
                         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                        let all_refused = std::mem::replace(&mut self.refused_round, true);
+                        self.refused_since =
+                            all_refused.then(|| self.refused_since.unwrap_or(now));
                         if let Some(address) = self.wrong_id.take() {
                             self.wrong_rounds += 1;
                             if self.wrong_rounds > 1 {
@@ -174,7 +201,8 @@ impl Dialer {
 
     fn start(&mut self, now: Instant) -> Result<DialStep, BootstrapError> {
         let Some(&address) = self.addresses.get(self.at) else {
-            return Ok(DialStep::Fail(String::from("no address")));
+            let why = "this host reaches none of its networks";
+            return Ok(DialStep::Refused(String::from(why)));
         };
         self.deadline = now + CONNECT_TIMEOUT;
         Ok(match net::connect(address).map(TcpStream::from) {
@@ -185,7 +213,7 @@ impl Dialer {
             {
                 return Err(BootstrapError::system("socket", &error));
             }
-            Err(error) => DialStep::Fail(error.to_string()),
+            Err(error) => failed(&error),
         })
     }
 
@@ -196,7 +224,7 @@ impl Dialer {
     ) -> Result<DialStep, BootstrapError> {
         match stream.take_error() {
             Ok(None) => {}
-            Ok(Some(error)) | Err(error) => return Ok(DialStep::Fail(error.to_string())),
+            Ok(Some(error)) | Err(error) => return Ok(failed(&error)),
         }
         let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else {
             return Ok(DialStep::Wait(DialState::Connecting(stream)));
@@ -204,8 +232,9 @@ impl Dialer {
         // The kernel may give the connecting socket the very port to which it connects, if no
         // process listens there.
         if peer == local {
-            return Ok(DialStep::Fail(String::from("no process listens there")));
+            return Ok(DialStep::Refused(String::from("no process listens there")));
         }
+        self.reached = true;
         let _ = stream.set_nodelay(true);
         let (handshake, first) = noise::Dialer::new(&self.secret, &self.binding)
             .map_err(|error| BootstrapError::system("getrandom", &error))?;
@@ -263,6 +292,24 @@ enum DialStep {
     Wait(DialState),
     Continue(DialState),
     Fail(String),
+    /// The system knows that nothing can be reached at the address.
+    Refused(String),
+}
+
+/// A failure of a system call.
+fn failed(error: &Error) -> DialStep {
+    let text = error.to_string();
+    match error.raw_os_error() {
+        Some(
+            libc::ECONNREFUSED
+            | libc::ENETUNREACH
+            | libc::EHOSTUNREACH
+            | libc::ENETDOWN
+            | libc::EADDRNOTAVAIL
+            | libc::EAFNOSUPPORT,
+        ) => DialStep::Refused(text),
+        _ => DialStep::Fail(text),
+    }
 }
 
 impl AwaitedWelcome {

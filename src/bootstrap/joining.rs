@@ -71,8 +71,10 @@ impl<'a> JoiningRank<'a> {
         } else {
             (Vec::new(), ListenerAddresses::default())
         };
-        let visit =
-            |root| RootVisit { root, share: ids.share(root), follows: ids.roots[root].follows };
+        let visit = |root| {
+            let UniqueIdContents { follows, fixed, .. } = ids.roots[root];
+            RootVisit { root, share: ids.share(root), follows, appears_later: follows || fixed }
+        };
         let plan = JoinPlan {
             rank,
             nranks,
@@ -168,7 +170,16 @@ impl<'a> JoiningRank<'a> {
                     self.root_dialer = Some((root, dialer));
                     self.handle(JoinInput::RootHasOtherId(root));
                 }
-                Ok(DialOutcome::NotYet) => self.root_dialer = Some((root, dialer)),
+                Ok(DialOutcome::NotYet) => {
+                    let (reached, refused) = (dialer.has_reached(), dialer.is_refused());
+                    self.root_dialer = Some((root, dialer));
+                    if reached {
+                        self.handle(JoinInput::RootReached(root));
+                    }
+                    if refused {
+                        self.handle(JoinInput::RootRefused(root));
+                    }
+                }
                 Err(error) => self.failure = Some(error),
             }
         }

@@ -15,8 +15,10 @@ use crate::time::Time;
 use crate::tree_shape::{children, parent};
 use crate::verdict::Verdict;
 
-/// How long a rank tries to connect to a root that does not answer.
-const ROOT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a rank tries to connect to a root at whose addresses nothing has taken a connection.
+const ROOT_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a rank tries to connect to a root that has taken a connection and does not answer.
+const ROOT_ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How much longer than its own deadline a rank waits for the verdict of the root, which names the
 /// missing ranks.
 pub const GRACE: Duration = Duration::from_secs(3);
@@ -32,6 +34,8 @@ pub struct RootVisit {
     pub share: RootShare,
     /// The root of an earlier communicator may still listen at its address.
     pub follows: bool,
+    /// The root may begin to listen only after this rank has begun to join.
+    pub appears_later: bool,
 }
 
 /// What a rank is told before it joins.
@@ -58,6 +62,10 @@ pub struct JoinPlan {
 pub enum JoinInput {
     /// The connection to a root is made, and the handshake succeeded.
     RootConnected(usize),
+    /// A root has taken a connection, which is not proven yet.
+    RootReached(usize),
+    /// For some time the system has refused all connections to a root: nothing listens there.
+    RootRefused(usize),
     /// A root does not know the secret.
     RootHasOtherId(usize),
     /// A root sent a frame.
@@ -138,6 +146,8 @@ pub struct JoinCore {
     roots: Vec<usize>,
     /// The root that does not know the secret, and may be followed by one that does.
     other_id: Option<usize>,
+    /// The root that has taken a connection last.
+    reached: Option<usize>,
     is_registered: bool,
     has_parent: bool,
     missing_children: Vec<Rank>,
@@ -169,6 +179,7 @@ impl JoinCore {
             phase: JoinPhase::Registering(0),
             roots: Vec::new(),
             other_id: None,
+            reached: None,
             is_registered: false,
             has_parent: plan.rank == 0,
             missing_children,
@@ -187,6 +198,8 @@ impl JoinCore {
         }
         match input {
             JoinInput::RootConnected(root) => self.root_connected(root),
+            JoinInput::RootReached(root) => self.reached = Some(root),
+            JoinInput::RootRefused(root) => self.root_refused(root),
             JoinInput::RootHasOtherId(root) => self.root_has_other_id(root),
             JoinInput::RootFrame(root, frame) => self.root_frame(root, frame),
             JoinInput::RootMalformed(root) if self.roots.contains(&root) => {
@@ -220,7 +233,7 @@ impl JoinCore {
     /// When [`handle`](Self::handle) must be called at the latest.
     pub fn wake(&self) -> Time {
         match self.phase {
-            JoinPhase::Registering(_) => self.root_deadline(),
+            JoinPhase::Registering(at) => self.root_deadline(at),
             JoinPhase::Announcing(_, until) => until,
             JoinPhase::Connecting | JoinPhase::Gathering | JoinPhase::Ended => self.deadline(),
         }
@@ -249,7 +262,7 @@ impl JoinCore {
             self.announced(at);
         }
         match self.phase {
-            JoinPhase::Registering(at) if self.now >= self.root_deadline() => {
+            JoinPhase::Registering(at) if self.now >= self.root_deadline(at) => {
                 let root = self.plan.visits[at].root;
                 self.fail(match self.other_id {
                     Some(root) => JoinFailure::RootHasOtherId(root),
@@ -267,8 +280,11 @@ impl JoinCore {
 
     /// Until when the rank tries to connect to a root: earlier than the deadline of the other
     /// ranks, so that they learn the reason and not only that this rank is missing.
-    fn root_deadline(&self) -> Time {
-        self.started + (self.plan.timeout / 10 * 9).min(ROOT_TIMEOUT)
+    fn root_deadline(&self, at: usize) -> Time {
+        let visit = self.plan.visits[at];
+        let is_reached = self.reached == Some(visit.root) || visit.appears_later;
+        let most = if is_reached { ROOT_ANSWER_TIMEOUT } else { ROOT_TIMEOUT };
+        self.started + (self.plan.timeout / 10 * 9).min(most)
     }
 
     /// Goes to the root of this position, or on to the parent after the last.
@@ -310,6 +326,15 @@ impl JoinCore {
         self.outputs.push_back(JoinOutput::SendRoot(root, ControlFrame::LeaveRoot));
         self.outputs.push_back(JoinOutput::FinishRoot(root));
         self.phase = JoinPhase::Announcing(at, self.now + LEAVE_TIME);
+    }
+
+    /// Where nothing listens now nothing will, unless the root is started while ranks join.
+    fn root_refused(&mut self, root: usize) {
+        let JoinPhase::Registering(at) = self.phase else { return };
+        let visit = self.plan.visits[at];
+        if visit.root == root && !visit.appears_later {
+            self.fail(JoinFailure::RootUnreachable(root));
+        }
     }
 
     fn root_has_other_id(&mut self, root: usize) {
