@@ -1,6 +1,8 @@
 //! The errors of the library: what happened, whose fault it is and what to do, and the
 //! `ncclResult_t` of each.
 
+use std::any::Any;
+
 use maypole_algorithms::Rank;
 use maypole_cuda::driver::DriverError;
 use maypole_transport::error::LinkError;
@@ -161,6 +163,13 @@ impl Error {
     /// An error of the library itself.
     pub fn internal(what: impl Into<String>) -> Self {
         Self::Internal { what: what.into() }
+    }
+
+    /// The error that a panic with this payload is.
+    pub(crate) fn panic(payload: &(dyn Any + Send)) -> Self {
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+        Self::internal(format!("a panic: {}", text.unwrap_or("it has no text")))
     }
 
     /// The result code that the C ABI returns for this error.

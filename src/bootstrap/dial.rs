@@ -185,8 +185,7 @@ impl Dialer {
                         self.deadline = now + self.pause;
                         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
                         let all_refused = std::mem::replace(&mut self.refused_round, true);
-                        self.refused_since =
-                            all_refused.then(|| self.refused_since.unwrap_or(now));
+                        self.refused_since = all_refused.then(|| self.refused_since.unwrap_or(now));
                         if let Some(address) = self.wrong_id.take() {
                             self.wrong_rounds += 1;
                             if self.wrong_rounds > 1 {

@@ -90,7 +90,7 @@ impl<'a> JoiningRank<'a> {
             rank,
             nranks,
             started,
-            deadline: started + options.timeout,
+            deadline: clock::after(options.timeout),
             core: JoinCore::new(clock::now(), plan),
             tree: ControlTree::new(rank, nranks, options.abort.clone()),
             roots: BTreeMap::new(),

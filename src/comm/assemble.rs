@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use maypole_algorithms::{Class, Rank};
 use maypole_reduce::environment::DefaultEnvironment;
@@ -15,6 +15,7 @@ use super::rank_info::{RankHost, RankInfo};
 use super::setup::{CommunicatorSetup, exchange_setup, layout, usable_isa};
 use super::{AbortHandle, Communicator};
 use crate::bootstrap::{self, AbortSignal, Joined, Options, UniqueId};
+use crate::clock;
 use crate::config::{BitsSetting, Config};
 use crate::control::{ControlPlane, PeerInfo};
 use crate::device::memory::inbox_layout::LL_BYTES;
@@ -147,11 +148,11 @@ impl Communicator {
             // An allocation may wait for kernels of this and other devices, and those for a rank
             // that still allocates. So no rank makes a call before all ranks have allocated.
             let timeout = config.timeout.unwrap_or(Duration::MAX).min(options.timeout);
-            host.control.all_gather(&[], Instant::now() + timeout)?;
+            host.control.all_gather(&[], clock::after(timeout))?;
         }
         let membership = Membership {
             config: Config {
-                fault: config.fault.as_ref().map(FaultRecipe::without_kill_and_abort),
+                fault: config.fault.as_ref().map(FaultRecipe::without_ends),
                 ..config.clone()
             },
             options: options.clone(),

@@ -83,7 +83,7 @@ impl Membership {
     /// The time at which a link that is opened now must be open.
     pub(super) fn link_deadline(&self) -> Instant {
         let timeout = self.config.timeout.unwrap_or(Duration::MAX).min(self.options.timeout);
-        Instant::now() + timeout
+        crate::clock::after(timeout)
     }
 }
 

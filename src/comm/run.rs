@@ -1,5 +1,7 @@
 //! Runs collective calls: finds or makes the plan of a call, and executes it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use maypole_algorithms::verify::Proved;
 use maypole_algorithms::{Collective, DType, RedOp, Schedule};
 use maypole_reduce::environment::DefaultEnvironment;
@@ -164,7 +166,7 @@ impl Communicator {
     #[inline]
     pub(super) unsafe fn run_plan(&mut self, number: usize, call: &Call) -> Result<(), Error> {
         // SAFETY: the caller's promise.
-        let result = unsafe { self.execute(number, call) };
+        let result = self.catch(|comm| unsafe { comm.execute(number, call) });
         let signature = self.plans.get(number).signature;
         match result {
             Ok(()) => {
@@ -314,7 +316,18 @@ impl Communicator {
         if let Some(root) = task.collective.root().filter(|&r| r >= self.nranks) {
             return Err(no_such_root(root, self.nranks));
         }
-        make(self, task)
+        self.catch(|comm| make(comm, task))
+    }
+
+    /// Runs a part of a call. A panic in it ends the communicator on all ranks, with the text of
+    /// the panic: what it has left half done must not be used.
+    #[inline]
+    pub(super) fn catch<T>(
+        &mut self,
+        part: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        catch_unwind(AssertUnwindSafe(|| part(self)))
+            .unwrap_or_else(|payload| Err(self.fail(Error::panic(&*payload))))
     }
 
     /// Makes the plan that the tuner chooses.

@@ -72,7 +72,7 @@ pub(super) fn exchange_setup(
         settings: shortened(settings(config, layout), nranks),
         device: own_device.as_ref().map(|own_device| own_device.info.clone()),
     };
-    let deadline = Instant::now() + options.timeout;
+    let deadline = crate::clock::after(options.timeout);
     let mut ranks = exchange_rank_info(joined, &own, deadline)?;
     let mut addresses: Vec<Vec<u8>> = ranks.iter().map(|info| info.address.clone()).collect();
     let hosts = prove_hosts(joined, &endpoint, &mut addresses, options, deadline)?;

@@ -1,12 +1,11 @@
 //! Makes children of a communicator: split, grow, shrink, renew.
 
-use std::time::Instant;
-
 use maypole_algorithms::Rank;
 use maypole_transport::noise::{KEY_BYTES, Key};
 
 use super::Communicator;
 use crate::bootstrap::{AbortRegistration, Options, UniqueId};
+use crate::clock;
 use crate::error::Error;
 
 /// What a rank passes to a split.
@@ -67,7 +66,7 @@ impl Communicator {
         options: &Options,
     ) -> Result<Option<(UniqueId, u32, Rank)>, Error> {
         self.check_usable()?;
-        let deadline = Instant::now() + options.timeout;
+        let deadline = clock::after(options.timeout);
         let gathering = self.abort_with_child(options);
         let mine = SplitRequest { color, key, rank: self.rank };
         let requests = self.host.control.all_gather(&mine.to_bytes(), deadline)?;
@@ -142,7 +141,7 @@ impl Communicator {
                 self.nranks
             ));
         }
-        let deadline = Instant::now() + options.timeout;
+        let deadline = clock::after(options.timeout);
         let mine = id.map_or(Vec::new(), |id| id.to_bytes().to_vec());
         let gathering = self.abort_with_child(options);
         let mut given = self.host.control.all_gather(&mine, deadline)?;

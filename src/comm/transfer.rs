@@ -63,7 +63,7 @@ impl Communicator {
     pub unsafe fn exchange(&mut self, transfers: &[Transfer]) -> Result<(), Error> {
         if self.device.is_some() {
             // SAFETY: the caller's promise.
-            return unsafe { self.exchange_on_device(transfers) };
+            return self.catch(|comm| unsafe { comm.exchange_on_device(transfers) });
         }
         self.host.control.check_fork()?;
         self.check_transfers(transfers)?;
@@ -82,7 +82,8 @@ impl Communicator {
         }
         // Transfers are not calls of all ranks, so they carry no hash of one.
         // SAFETY: the caller's promise.
-        unsafe { self.exchange_with_peers(transfers, 0, 0) }.map_err(|e| self.fail(e))
+        self.catch(|comm| unsafe { comm.exchange_with_peers(transfers, 0, 0) })
+            .map_err(|e| self.fail(e))
     }
 
     /// Fails if the communicator is broken, or if a transfer has a peer that does not exist.

@@ -257,7 +257,8 @@ impl Communicator {
         self.host.control.begin_call(signature);
         let (hash, history) = (signature.extend(0) as u32, self.host.control.history());
         // SAFETY: the caller's promise.
-        let result = unsafe { self.exchange_with_peers(&transfers, hash, history) };
+        let result =
+            self.catch(|comm| unsafe { comm.exchange_with_peers(&transfers, hash, history) });
         self.host.spare_transfers.keep(transfers);
         match result {
             Ok(()) => {

@@ -386,7 +386,7 @@ impl Communicator {
             self.check_window_peer(peer)?;
         }
         for &(peer, count) in waits {
-            self.wait_signals_of(peer, count).map_err(|error| match error {
+            self.catch(|comm| comm.wait_signals_of(peer, count)).map_err(|error| match error {
                 Error::InvalidArgument { .. } => error,
                 error => self.fail_window(error),
             })?;

@@ -374,11 +374,11 @@ table! {
     /// For tests: injects faults into the links, at random but the same for the same seed. Messages
     /// and credits are delayed, a part of a message is damaged (tag, payload, length, sequence,
     /// kind or acknowledgement), the process of a rank is killed instead of sending its n-th
-    /// message, or a rank aborts after it. All messages then travel in slots.
+    /// message, a rank panics instead, or aborts after it. All messages then travel in slots.
     fault: Option<FaultRecipe> = "MAYPOLE_FAULT" {
         values: "comma list of seed=N, delay=RATE:Nus, backpressure=RATE, corrupt=RATE or \
-                 corrupt=RATE:PART, kill=RANK:MESSAGE, abort=RANK:MESSAGE; a rate is from 0 \
-                 to 1"
+                 corrupt=RATE:PART, kill=RANK:MESSAGE, panic=RANK:MESSAGE, abort=RANK:MESSAGE; a \
+                 rate is from 0 to 1"
         default: "no faults"
         parse: |text| FaultRecipe::parse(text).map(Some),
         initial: None,

@@ -152,6 +152,9 @@ enum CommunicatorCommand {
     FindMismatch(Rank, String),
     /// Take part in the next exchange over the tree, until the deadline.
     Exchange(Vec<u8>, Instant),
+    /// Panic.
+    #[cfg(test)]
+    Panic,
 }
 
 impl Abortable for ControlShared {
@@ -264,8 +267,7 @@ impl ControlShared {
 
     /// When this rank has waited long enough for its messages to arrive, from now on.
     fn flush_deadline(&self) -> Instant {
-        let now = Instant::now();
-        now.checked_add(self.flush_timeout).unwrap_or(now)
+        crate::clock::after(self.flush_timeout)
     }
 
     /// Ends the waits on the links and the work on the device.
@@ -317,6 +319,12 @@ impl ControlShared {
                 Err(poisoned) => poisoned.into_inner().0,
             };
         }
+    }
+
+    /// Makes the service thread panic.
+    #[cfg(test)]
+    pub(crate) fn panic_in_service(&self) {
+        self.send(CommunicatorCommand::Panic);
     }
 
     fn state(&self) -> MutexGuard<'_, ControlState> {

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -177,6 +178,24 @@ impl ServedCommunicator {
         served
     }
 
+    /// Runs a part of the service. A panic in it ends the communicator on all ranks.
+    pub(super) fn guard(
+        &mut self,
+        all: &[Arc<ControlShared>],
+        part: impl FnOnce(&mut Self, &[Arc<ControlShared>]),
+    ) {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| part(self, all))) {
+            let (rank, why) = (self.shared.rank, Error::panic(&*payload).to_string());
+            let verdict = Verdict::Failed { rank, why };
+            // First what needs no state that the panic may have spoilt.
+            self.end(&verdict);
+            let tell = || self.handle(ControlInput::Decide(verdict), all);
+            if catch_unwind(AssertUnwindSafe(tell)).is_err() {
+                log::error!("rank {rank}: the control plane cannot tell other ranks of its panic");
+            }
+        }
+    }
+
     pub(super) fn id(&self) -> u64 {
         self.shared.id
     }
@@ -200,6 +219,8 @@ impl ServedCommunicator {
     /// Does what the thread of the communicator asks for.
     pub(super) fn obey(&mut self, command: CommunicatorCommand, all: &[Arc<ControlShared>]) {
         let input = match command {
+            #[cfg(test)]
+            CommunicatorCommand::Panic => panic!("injected into the service thread"),
             CommunicatorCommand::Investigate(peer, since) => {
                 ControlInput::Investigate { peer, since }
             }

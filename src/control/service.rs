@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -185,7 +186,7 @@ fn run(queue: &CommandQueue) {
                 }
                 ServiceCommand::Communicator(id, command) => {
                     if let Some(at) = position(id) {
-                        communicators[at].obey(command, &all);
+                        communicators[at].guard(&all, |it, all| it.obey(command, all));
                     }
                 }
                 ServiceCommand::List(send) => {
@@ -205,8 +206,10 @@ fn run(queue: &CommandQueue) {
         if dump::is_requested() {
             dump::dump(all.iter().map(|shared| &**shared));
         }
-        communicators.iter_mut().for_each(|communicator| communicator.turn(&all));
-        status.serve(&all);
+        let turn = ServedCommunicator::turn;
+        communicators.iter_mut().for_each(|communicator| communicator.guard(&all, turn));
+        // A panic has been printed already. Nothing waits for an answer of this server.
+        let _ = catch_unwind(AssertUnwindSafe(|| status.serve(&all)));
         drop(all);
         let events = [queue.event.as_raw_fd(), dump::fd(), status.fd()];
         let mut fds = events.map(|fd| poll_fd(fd, libc::POLLIN)).to_vec();

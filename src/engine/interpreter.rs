@@ -9,6 +9,7 @@
 //! sound because the proof holds for every mixture.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::{After, InlineVec, MAX_FAN};
@@ -97,8 +98,11 @@ impl Interpreter<'_> {
         for (index, lane) in lanes.iter_mut().enumerate() {
             lane.at = self.first(index, StepPosition::default());
         }
+        // Also after a panic it must be known what is lent.
         // SAFETY: the caller's promise.
-        let result = unsafe { self.run_lanes(&mut lanes, wait) };
+        let run = || unsafe { self.run_lanes(&mut lanes, wait) };
+        let result = catch_unwind(AssertUnwindSafe(run));
+        let result = result.unwrap_or_else(|payload| Err(Error::panic(&*payload)));
         if result.is_err() {
             let lent = lanes.iter().flat_map(|lane| &lane.lent);
             self.links.unreleased.extend(lent.map(|l| (l.link, l.sequence)));

@@ -27,6 +27,7 @@ mod serve;
 mod signal_words;
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -140,7 +141,12 @@ impl WindowService {
         }
         let incoming = std::mem::take(&mut self.incoming);
         let (signal_words, endpoint) = (self.signal_words.clone(), self.endpoint.clone());
-        let run = move || serve::run(rank, incoming, &signal_words, &endpoint, &control);
+        let run = move || {
+            let serve = || serve::run(rank, incoming, &signal_words, &endpoint, &control);
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(serve)) {
+                control.fail(Error::panic(&*payload));
+            }
+        };
         let spawned = process::spawn_thread("maypole-window", None, run);
         self.thread = Some(spawned.map_err(|error| Error::System {
             call: "pthread_create",

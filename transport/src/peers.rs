@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -13,6 +14,9 @@ use crate::inbox::{Inbox, InboxLayout};
 use crate::link::{Incoming, Outgoing};
 use crate::memory::MappingAccess;
 use crate::segment::{self, OfferState, PeerSegment, SegmentId, SegmentMemory};
+
+/// The reason of an abort because a thread of an endpoint has panicked.
+const THREAD_PANICKED: u32 = 0;
 
 /// A connection to a peer, of any kind of link.
 pub(crate) trait PeerConnection: fmt::Debug + Send + Sync {
@@ -137,6 +141,17 @@ impl PeerTable {
         self.inbox.prepare_region(peer)?;
         let why = "this rank shares no memory with other processes";
         self.inbox.file().ok_or(LinkError::Refused { peer, why })
+    }
+
+    /// Runs the service of a thread of this endpoint. A panic in it ends all waits of this rank and
+    /// of its peers, because nothing serves them any more.
+    pub(crate) fn guard(&self, service: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(service)).is_err() {
+            let rank = self.rank;
+            log::error!("rank {rank}: a thread of its links has panicked; please report it");
+            self.inbox.header().abort(rank, THREAD_PANICKED);
+            self.all().iter().for_each(|peer| peer.abort(rank, THREAD_PANICKED));
+        }
     }
 
     /// Forgets the last failure of a proven peer, because it begins a new connection.

@@ -303,7 +303,8 @@ impl<'a> JoinWorld<'a> {
         let home = (0..self.script.nroots).find(|at| share(*at).serves(rank, nranks)).unwrap_or(0);
         let others =
             (0..self.script.nroots).filter(|at| *at != home && share(*at).expects(rank, nranks));
-        let visit = |root| RootVisit { root, share: share(root), follows: false, appears_later: false };
+        let visit =
+            |root| RootVisit { root, share: share(root), follows: false, appears_later: false };
         // The port names the process.
         let address = SocketAddr::from(([127, 0, 0, 1], process as u16 + 1));
         let plan = JoinPlan {

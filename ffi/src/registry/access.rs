@@ -182,7 +182,21 @@ fn not_open(stage: CommStage) -> ResultCode {
 impl Drop for CommGuard {
     #[inline]
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.abort_after_panic();
+        }
         self.0.entry.state.release(self.0.generation);
+    }
+}
+
+impl CommGuard {
+    /// The panic has left the work of this rank half done, and others may wait for it.
+    #[cold]
+    fn abort_after_panic(&self) {
+        if let Some(handle) = self.0.entry.status().abort.clone() {
+            log::error!("a function of the library has panicked: its communicator is aborted");
+            handle.abort();
+        }
     }
 }
 

@@ -280,8 +280,8 @@ fn a_root_that_is_gone_is_named() {
     with_watchdog(|| {
         let id = create();
         check(join_all(id, 0..1, 1, LONG));
-        // The system refuses the connections, so the timeout of ten minutes does not count, which is
-        // longer than the watchdog waits.
+        // The system refuses the connections, so the timeout of ten minutes does not count, which
+        // is longer than the watchdog waits.
         let outcomes = join_all(id, [0], 2, Duration::from_secs(600));
         let BootstrapError::RootUnreachable { addresses, last, .. } = error(&outcomes[0]) else {
             panic!("{}", error(&outcomes[0]));

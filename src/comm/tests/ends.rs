@@ -151,3 +151,43 @@ fn a_message_of_a_rank_that_left_reaches_a_rank_that_connects_later() {
     left.send(()).expect("the other waits");
     assert_eq!(receives.join().expect("it ran"), Ok([12]));
 }
+
+/// A panic must not leave the communicator usable, with a call that the other ranks count.
+#[test]
+fn a_panic_in_a_call_ends_the_communicator_on_all_ranks() {
+    for (message, apart) in [(5, false), (9, true)] {
+        let recipe = FaultRecipe::parse(&format!("panic=1:{message}"));
+        let config = Config { fault: recipe, p2p_disable: apart, ..Config::default() };
+        let results = as_ranks(3, &config, |comm| {
+            let (send, mut recv) = ([1; 1000], [0; 1000]);
+            let mut sum = || comm.all_reduce(&send, &mut recv, RedOp::Sum);
+            let error = std::iter::from_fn(|| Some(sum())).find_map(Result::err);
+            (error.map(|it| it.to_string()), sum().map_err(|it| it.to_string()))
+        });
+        for (rank, (error, next)) in results.into_iter().enumerate() {
+            let error = error.expect("an error");
+            let text = format!("a panic: injected: message {message} is not sent");
+            assert!(error.contains(&text), "rank {rank}: {error}");
+            assert!(rank == 1 || error.contains("rank 1"), "rank {rank}: {error}");
+            assert_eq!(next, Err(error), "rank {rank}");
+        }
+    }
+}
+
+#[test]
+fn a_panic_of_the_service_thread_ends_the_communicator_on_all_ranks() {
+    let results = as_ranks(3, &Config::default(), |comm| {
+        sum_of(comm, 1);
+        if comm.rank() == 1 {
+            comm.host.control.shared().panic_in_service();
+        }
+        let (send, mut recv) = ([1; 1000], [0; 1000]);
+        let mut sum = || comm.all_reduce(&send, &mut recv, RedOp::Sum);
+        std::iter::from_fn(|| Some(sum())).find_map(Result::err).map(|it| it.to_string())
+    });
+    for (rank, error) in results.into_iter().enumerate() {
+        let error = error.expect("an error");
+        assert!(error.contains("rank 1"), "rank {rank}: {error}");
+        assert!(error.contains("a panic: injected into the service"), "rank {rank}: {error}");
+    }
+}

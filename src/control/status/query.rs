@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::codec::decode;
 use super::{MOST_BYTES, PREFIX, ProcessStatus, StatusAnswer, credentials};
+use crate::clock;
 use crate::process::ProcessWatch;
 use maypole_control::communicator::ProcessState;
 
@@ -15,7 +16,7 @@ use maypole_control::communicator::ProcessState;
 /// # Errors
 /// `/proc/net/unix` cannot be read.
 pub fn query(timeout: Duration) -> io::Result<Vec<ProcessStatus>> {
-    let until = Instant::now() + timeout;
+    let until = clock::after(timeout);
     let table = std::fs::read_to_string("/proc/net/unix")?;
     // All processes are asked before any answer is read, so that a slow one does not delay the
     // others.

@@ -90,7 +90,7 @@ impl FaultInjector {
     }
 
     /// Called before a message is sent. Returns whether to abort after it; does not return if the
-    /// process is to be killed.
+    /// process is to be killed, or the rank to panic.
     fn before_send(&self) -> bool {
         // Relaxed: only the number counts.
         let number = self.sent.fetch_add(1, Ordering::Relaxed) + 1;
@@ -99,6 +99,7 @@ impl FaultInjector {
             let own = rustix::process::getpid();
             let _ = rustix::process::kill_process(own, rustix::process::Signal::KILL);
         }
+        assert!(self.recipe.panic != now, "injected: message {number} is not sent");
         self.recipe.abort == now
     }
 }

@@ -26,6 +26,8 @@ pub struct FaultRecipe {
     /// The process of this rank kills itself instead of sending this message, counted from 1 over
     /// all its links.
     pub kill: Option<(Rank, u64)>,
+    /// This rank panics instead of sending this message.
+    pub panic: Option<(Rank, u64)>,
     /// This rank aborts right after it has sent this message.
     pub abort: Option<(Rank, u64)>,
 }
@@ -90,6 +92,7 @@ impl FaultRecipe {
                     recipe.part = part.map_or(Some(DamagedPart::Tag), DamagedPart::parse)?;
                 }
                 ("kill", Some(message)) => recipe.kill = Some(rank_and_message(first, message)?),
+                ("panic", Some(message)) => recipe.panic = Some(rank_and_message(first, message)?),
                 ("abort", Some(message)) => recipe.abort = Some(rank_and_message(first, message)?),
                 _ => return None,
             }
@@ -97,11 +100,11 @@ impl FaultRecipe {
         Some(recipe)
     }
 
-    /// The recipe without `kill` and `abort`, for a communicator made from this one, whose ranks
-    /// have other numbers.
+    /// The recipe without `kill`, `panic` and `abort`, for a communicator made from this one, whose
+    /// ranks have other numbers.
     #[must_use]
-    pub fn without_kill_and_abort(&self) -> Self {
-        Self { kill: None, abort: None, ..self.clone() }
+    pub fn without_ends(&self) -> Self {
+        Self { kill: None, panic: None, abort: None, ..self.clone() }
     }
 }
 
@@ -141,6 +144,7 @@ mod tests {
             corrupt: FaultRate(1 << 30),
             part: DamagedPart::Payload,
             kill: Some((1, 20)),
+            panic: None,
             abort: Some((2, 1)),
         };
         assert_eq!(all, Some(expected));
@@ -153,6 +157,7 @@ mod tests {
             let recipe = FaultRecipe::parse(&format!("corrupt=1:{word}"));
             assert_eq!(recipe.map(|recipe| recipe.part), Some(part));
         }
+        assert_eq!(FaultRecipe::parse("panic=3:4").and_then(|it| it.panic), Some((3, 4)));
         assert!(FaultRate(1 << 32).happens(u64::MAX) && !FaultRate(0).happens(0));
         for bad in
             ["", "seed", "seed=x", "delay=0.1", "delay=0.1:5", "delay=2:5us", "kill=1", "x=1"]

@@ -76,7 +76,9 @@ impl ShmListener {
             paused_until: None,
             connections: vec![],
         };
-        let thread = thread::spawn("maypole-listen", move || service.run())?;
+        let guard = service.peers.clone();
+        let run = move || guard.guard(|| service.run());
+        let thread = thread::spawn("maypole-listen", run)?;
         Ok(Self { name, wake, dialed, thread: Some(thread) })
     }
 

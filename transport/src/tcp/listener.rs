@@ -90,7 +90,7 @@ impl TcpLinkListener {
         let mut state = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         match std::mem::replace(&mut *state, ServiceThread::Ended) {
             ServiceThread::NotStarted(service) => {
-                let thread = thread::spawn("maypole-tcp", move || service.run())?;
+                let thread = thread::spawn("maypole-tcp", move || service.run_guarded())?;
                 *state = ServiceThread::Running(thread);
             }
             other => *state = other,

@@ -115,8 +115,13 @@ impl TcpService {
         }
     }
 
-    /// Runs the thread until the rank asks it to end.
-    pub(super) fn run(mut self) {
+    /// Runs the thread until the rank asks it to end, or it panics.
+    pub(super) fn run_guarded(self) {
+        let peers = self.peers.clone();
+        peers.guard(|| self.run());
+    }
+
+    fn run(mut self) {
         let none = Event { flags: EventFlags::empty(), data: EventData::new_u64(0) };
         let mut events = [none; 64];
         while !self.is_finished() {
