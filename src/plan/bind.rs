@@ -91,12 +91,12 @@ pub(crate) struct RankProgram {
     cycle: u32,
 }
 
-/// Bytes through which the messages of all links of a rank cycle during a call, about a second-level
-/// cache. Measured between two processes on two cores with 1 MiB of second-level cache each, against
-/// 256 KiB: send and receive of 128 KiB take 9.8 us instead of 21.1 and of 2 MiB 104 us instead of
-/// 296, all-reduce of 128 KiB 9.6 us instead of 19.9 and of 2 MiB 167 us instead of 223. With 2 MiB
-/// the all-reduce of 2 MiB takes 239 us. Where a rank sends to three others, 1 MiB for each link
-/// makes the all-reduce of 2 MiB take 1.5 times as long as 256 KiB for each.
+/// Bytes through which the messages of all links of a rank cycle during a call, about a
+/// second-level cache. Measured between two processes on two cores with 1 MiB of second-level cache
+/// each, against 256 KiB: send and receive of 128 KiB take 9.8 us instead of 21.1 and of 2 MiB 104
+/// us instead of 296, all-reduce of 128 KiB 9.6 us instead of 19.9 and of 2 MiB 167 us instead of
+/// 223. With 2 MiB the all-reduce of 2 MiB takes 239 us. Where a rank sends to three others, 1 MiB
+/// for each link makes the all-reduce of 2 MiB take 1.5 times as long as 256 KiB for each.
 const CYCLE_BYTES: usize = 1 << 20;
 
 /// The least messages in the cycle of a link, so that the two ends seldom wait for each other.
