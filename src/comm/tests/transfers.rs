@@ -2,6 +2,7 @@
 
 use super::{Random, as_ranks, lateness};
 use crate::config::Config;
+use crate::test_share::some_of;
 use crate::transfer::Transfer;
 
 #[test]
@@ -115,8 +116,8 @@ fn transfers_without_a_partner_are_errors() {
 #[test]
 fn a_transfer_of_another_length_is_an_error_by_any_protocol() {
     let small_or_large = [(8, 100_000), (100_000, 8), (8, 16), (1000, 8), (3000, 100_000), (0, 8)];
-    for apart in [false, true] {
-        for (sent, received) in small_or_large {
+    for (index, (sent, received)) in small_or_large.into_iter().enumerate() {
+        for apart in some_of(&[false, true], index) {
             let config = Config { p2p_disable: apart, ..Config::default() };
             let results = as_ranks(2, &config, move |comm| {
                 let bytes = if comm.rank() == 0 { sent } else { received };
@@ -143,8 +144,8 @@ fn a_transfer_of_another_length_is_an_error_by_any_protocol() {
 /// protocols and each of them would find a message of its length.
 #[test]
 fn transfers_listed_in_another_order_are_an_error() {
-    for apart in [false, true] {
-        for lengths in [[8, 100_000], [100_000, 8], [8, 16]] {
+    for (index, lengths) in [[8, 100_000], [100_000, 8], [8, 16]].into_iter().enumerate() {
+        for apart in some_of(&[false, true], index) {
             let config = Config { p2p_disable: apart, ..Config::default() };
             let results = as_ranks(2, &config, move |comm| {
                 let mut spaces = lengths.map(|bytes| vec![7u8; bytes]);

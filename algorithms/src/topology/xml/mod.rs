@@ -5,7 +5,7 @@
 //! learned from NCCL 2.30's reader and its dumps, and is respected here:
 //!
 //! - NCCL's reader wants attributes on one line, one blank between them, in double quotes, and
-//!   knows no XML declaration and no character references. [`write`] keeps to that. [`read`]
+//!   knows no XML declaration and no character references. [`write()`] keeps to that. [`read`]
 //!   accepts all XML without a document type.
 //! - A class may be abbreviated (`0x03`); a link speed has one of two spellings, or is empty in a
 //!   virtual machine; a width of 0 or 255 is unknown; a network speed of 0 or less is unknown.
