@@ -57,6 +57,8 @@ struct ProcessInfo {
     host: String,
     /// Bytes of memory that its host has for buffers.
     available_bytes: usize,
+    /// Bytes of address space that it has for buffers.
+    address_space: u64,
     /// A digest of its options and variables.
     digest: u64,
     /// Its options and variables as the user gave them.
@@ -152,6 +154,7 @@ fn exchange_infos(
         pid: std::process::id(),
         host: maypole::internal::logger::host_name().to_owned(),
         available_bytes: resources::available_memory() as usize / 10 * 9,
+        address_space: resources::address_space(),
         digest: digest.finish(),
         command_line: command_line(),
     };
@@ -184,18 +187,21 @@ fn check_agreement(processes: &[ProcessInfo]) -> Result<(), Failure> {
     )))
 }
 
-/// The options with a largest size for which every host has enough memory: each rank has two
-/// buffers.
+/// The options with a largest size for which every host has enough memory, and every process enough
+/// address space: each rank has two buffers.
 fn limit_sizes(options: Options, processes: &[ProcessInfo]) -> Result<Options, Failure> {
     let per_process = options.ranks_per_process() as usize;
     let available = |process: &ProcessInfo| {
         let on_this_host = processes.iter().filter(|p| p.host == process.host).count();
-        process.available_bytes / (on_this_host * per_process) / 2
+        let of_host = process.available_bytes / (on_this_host * per_process) / 2;
+        let of_process = process.address_space / per_process as u64 / 2;
+        of_host.min(usize::try_from(of_process).unwrap_or(usize::MAX))
     };
     let available = processes.iter().map(available).min().unwrap_or(usize::MAX);
     if available < options.min_bytes {
         let text = format!(
-            "-b {}: not every host has memory for buffers of more than {available} bytes",
+            "-b {}: not every process has memory for buffers of more than {available} bytes; see \
+             the memory of the hosts and ulimit -v",
             options.min_bytes
         );
         return Err(Failure { common: true, ..Failure::system(text) });
@@ -228,8 +234,9 @@ mod tests {
 
     fn process(digest: u64) -> ProcessInfo {
         let command_line = format!("all_reduce -b {digest}");
-        let available_bytes = 1 << 30;
-        ProcessInfo { pid: 1, host: "a".to_owned(), available_bytes, digest, command_line }
+        let (available_bytes, address_space) = (1 << 30, u64::MAX);
+        let host = "a".to_owned();
+        ProcessInfo { pid: 1, host, available_bytes, address_space, digest, command_line }
     }
 
     #[test]
@@ -247,6 +254,8 @@ mod tests {
         assert_eq!(limit_sizes(options.clone(), &processes).unwrap().max_bytes, 1 << 28);
         processes[1] = ProcessInfo { host: "b".to_owned(), available_bytes: 1 << 20, ..process(1) };
         assert_eq!(limit_sizes(options.clone(), &processes).unwrap().max_bytes, 1 << 19);
+        let narrow = ProcessInfo { address_space: 1 << 10, ..process(1) };
+        assert_eq!(limit_sizes(options.clone(), &[narrow]).unwrap().max_bytes, 1 << 9);
         let options = Options { min_bytes: 1 << 20, ..options };
         assert_eq!(limit_sizes(options, &processes).unwrap_err().status, status::SYSTEM);
     }

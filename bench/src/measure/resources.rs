@@ -1,5 +1,6 @@
 //! Processor time and memory that a process uses, as the kernel reports them.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Processor time of this process so far, all threads.
@@ -35,9 +36,43 @@ pub(super) fn memory() -> u64 {
     kilobytes_in("/proc/self/smaps_rollup", "Pss:")
 }
 
-/// The memory that this machine has available, in bytes.
+/// The memory that this machine has available for the processes of the control group, in bytes.
 pub(super) fn available_memory() -> u64 {
-    kilobytes_in("/proc/meminfo", "MemAvailable:")
+    let of_machine = kilobytes_in("/proc/meminfo", "MemAvailable:");
+    of_group(&control_group()).map_or(of_machine, |left| left.min(of_machine))
+}
+
+/// The address space that the limit of this process (`ulimit -v`, which batch systems set) leaves
+/// for buffers, in bytes. A part is kept for the memory that the library needs.
+pub(super) fn address_space() -> u64 {
+    const LIBRARY: u64 = 256 << 20;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is alive and of the type that the call writes.
+    let status = unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) };
+    if status != 0 || limit.rlim_cur == libc::RLIM_INFINITY {
+        return u64::MAX;
+    }
+    let used = kilobytes_in("/proc/self/status", "VmSize:");
+    limit.rlim_cur.saturating_sub(used).saturating_sub(LIBRARY)
+}
+
+/// The folder of this process's control group of version 2.
+fn control_group() -> PathBuf {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    Path::new("/sys/fs/cgroup").join(path)
+}
+
+/// The memory that a control group and those around it leave, in bytes; None if none has a limit.
+fn of_group(folder: &Path) -> Option<u64> {
+    let number = |folder: &Path, name: &str| {
+        std::fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok()
+    };
+    let left = |folder: &Path| {
+        let most = number(folder, "memory.max")?;
+        Some(most.saturating_sub(number(folder, "memory.current").unwrap_or(0)))
+    };
+    folder.ancestors().filter_map(left).min()
 }
 
 /// A value in a file of the kernel that is given in kilobytes, in bytes; 0 if it is not there.
@@ -57,9 +92,24 @@ mod tests {
         let block = std::hint::black_box(vec![1u8; 32 << 20]);
         assert!(peak_memory() > 32 << 20);
         assert!(memory() > 32 << 20);
-        assert!(available_memory() > 0);
+        assert!(available_memory() > 0 && address_space() > 0);
         drop(block);
         assert_eq!(kilobytes_in("/proc/self/status", "Nonsense:"), 0);
+    }
+
+    #[test]
+    fn the_limit_of_a_control_group_and_of_those_around_it_counts() {
+        let outer = tempfile::tempdir().unwrap();
+        let inner = outer.path().join("inner");
+        std::fs::create_dir(&inner).unwrap();
+        let write = |folder: &Path, name, text| std::fs::write(folder.join(name), text).unwrap();
+        write(&inner, "memory.max", "max\n");
+        assert_eq!(of_group(&inner), None);
+        write(outer.path(), "memory.max", "1000\n");
+        write(outer.path(), "memory.current", "400\n");
+        assert_eq!(of_group(&inner), Some(600));
+        write(&inner, "memory.max", "500\n");
+        assert_eq!(of_group(&inner), Some(500));
     }
 
     #[test]
