@@ -66,7 +66,7 @@ fn exchange(job: &LauncherJob) -> io::Result<Rank0Exchange> {
         RendezvousMethod::Port { host, port, host_socket } => match file_key.or_else(public_key) {
             Some(key) if rank == 0 => Rank0Listener::at_port(*port, key)?.accept_all(participant),
             Some(key) => connect_to_port(host, *port, &key, participant),
-            None if is_this_host(host) => by_host_socket(host_socket, participant),
+            None if is_this_host(host)? => by_host_socket(host_socket, participant),
             None => Err(io::Error::other(format!(
                 "rank 0 is on another host, {host}, and what the ranks tell each other must stay \
                  secret on the network: set MAYPOLE_SECRET_FILE to a file of 32 secret bytes, \
@@ -148,9 +148,18 @@ fn public_key() -> Option<Key> {
 }
 
 /// Whether a host's name or address belongs to this host: only such an address can be bound.
-fn is_this_host(host: &str) -> bool {
-    let addresses = (host, 0).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
-    addresses.is_ok_and(|found| found.iter().any(|address| UdpSocket::bind(address).is_ok()))
+///
+/// # Errors
+/// The name cannot be resolved.
+fn is_this_host(host: &str) -> io::Result<bool> {
+    let mut addresses = (host, 0).to_socket_addrs().map_err(|error| {
+        let text = format!(
+            "the name of the host of rank 0, {host}, cannot be resolved: {error}; see \
+             MASTER_ADDR or NCCL_COMM_ID, /etc/hosts and the name server"
+        );
+        io::Error::new(error.kind(), text)
+    })?;
+    Ok(addresses.any(|address| UdpSocket::bind(address).is_ok()))
 }
 
 #[cfg(test)]
@@ -173,8 +182,11 @@ mod tests {
 
     #[test]
     fn only_addresses_of_this_host_are_this_host() {
-        assert!(is_this_host("127.0.0.1") && is_this_host("localhost"));
-        assert!(!is_this_host("203.0.113.254"));
+        assert!(is_this_host("127.0.0.1").unwrap() && is_this_host("localhost").unwrap());
+        assert!(!is_this_host("203.0.113.254").unwrap());
+        // RFC 2606 keeps this name free.
+        let error = is_this_host("no-such-host.invalid").unwrap_err().to_string();
+        assert!(error.contains("no-such-host.invalid, cannot be resolved"), "{error}");
     }
 
     #[test]

@@ -81,8 +81,10 @@ fn connect_over_tcp(
         let (addresses, mut last) = match resolve() {
             Ok(addresses) if !addresses.is_empty() => (addresses, String::new()),
             Ok(_) => (Vec::new(), String::from("the name of the host has no address")),
-            Err(error) => (Vec::new(), error.to_string()),
+            Err(error) => (Vec::new(), format!("the name cannot be resolved: {error}")),
         };
+        let only_loopback =
+            !addresses.is_empty() && addresses.iter().all(|address| address.ip().is_loopback());
         let until = deadline.min(Instant::now() + RESOLVE_AGAIN);
         let mut dialer = Dialer::new(secret.clone(), binding, addresses);
         loop {
@@ -108,6 +110,10 @@ fn connect_over_tcp(
         if Instant::now() >= deadline {
             if kind == io::ErrorKind::PermissionDenied {
                 last += "; is MAYPOLE_SECRET_FILE the same for all ranks?";
+            }
+            if only_loopback {
+                last += "; these are loopback addresses, which lead to this host: if rank 0 is on \
+                         another host, see what /etc/hosts says of its name";
             }
             return Err(not_found(name, kind, &last));
         }
