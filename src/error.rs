@@ -198,7 +198,7 @@ impl Error {
             Self::System { .. }
             | Self::Launch(LaunchError::Rendezvous { .. })
             | Self::Link(L::System { .. })
-            | Self::Bootstrap(B::System { .. }) => ResultCode::SystemError,
+            | Self::Bootstrap(B::System { .. } | B::NoAddress { .. }) => ResultCode::SystemError,
             Self::Aborted { .. }
             | Self::Revoked { .. }
             | Self::LeftUnsent { .. }

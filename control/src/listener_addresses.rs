@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::codec::ByteReader;
 
 /// Most addresses of one listener.
-pub const MOST_ADDRESSES: usize = 5;
+pub const MOST_ADDRESSES: usize = 8;
 
 /// The addresses of one listener, in the order of preference, and the tag of its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Making unique ids, and starting their bootstrap roots.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 
 use maypole_control::codec::ByteReader;
 use maypole_control::listener_addresses::{ListenerAddresses, MOST_ADDRESSES};
@@ -89,6 +89,15 @@ fn fixed(place: &HostPort, config: &Config) -> Result<UniqueId, BootstrapError> 
         }
     })?;
     let addresses: Vec<SocketAddr> = addresses.take(MOST_ADDRESSES).collect();
+    let is_named_loopback = place.host == "localhost" || place.host.parse::<IpAddr>().is_ok();
+    if !is_named_loopback && addresses.iter().all(|address| address.ip().is_loopback()) {
+        log::info!(
+            "NCCL_COMM_ID names {}, which is {} here, a loopback address: ranks of other hosts \
+             cannot use it; see /etc/hosts",
+            place.host,
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        );
+    }
     Ok(UniqueId::at_fixed_address(&secret, addresses))
 }
 

@@ -61,6 +61,19 @@ pub enum BootstrapError {
         /// What is wrong with its value.
         why: String,
     },
+    /// The fault of the user or of the system: this host has none of the addresses at which it was
+    /// to listen.
+    #[error(
+        "this host can listen at none of the addresses {addresses} ({why}); see whether \
+         NCCL_COMM_ID, NCCL_SOCKET_IFNAME and NCCL_SOCKET_FAMILY are right here, and whether IPv6 \
+         is switched off"
+    )]
+    NoAddress {
+        /// The addresses.
+        addresses: String,
+        /// Why the last one cannot be used.
+        why: String,
+    },
     /// Ranks did not join before the deadline.
     #[error(
         "{} of {nranks} ranks did not join within {:.1} s: {ranks}; see whether these processes \

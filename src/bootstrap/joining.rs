@@ -352,7 +352,13 @@ impl<'a> JoiningRank<'a> {
             JoinFailure::Aborted => BootstrapError::Aborted { by: rank },
             JoinFailure::RootUnreachable(root) => {
                 let addresses = listener_address::reachable_here(&self.ids.roots[root].root);
-                let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                let fixed = self.ids.roots[root].fixed;
+                let text = |address: &SocketAddr| match address.ip().is_loopback() && fixed {
+                    // The user gave a name, which /etc/hosts may map to 127.0.1.1.
+                    true => format!("{address}, which is this host itself"),
+                    false => address.to_string(),
+                };
+                let texts: Vec<String> = addresses.iter().map(text).collect();
                 let last = self.root_dialer.as_ref().map(|(_, dialer)| dialer.last_error());
                 BootstrapError::RootUnreachable {
                     rank,

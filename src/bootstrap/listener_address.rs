@@ -31,7 +31,13 @@ pub(super) fn listen_at(
     wanted: &[SocketAddr],
 ) -> Result<(Vec<TcpListener>, ListenerAddresses), BootstrapError> {
     let bound = net::listen_at_each(wanted.iter().copied());
-    let bound = bound.map_err(|error| BootstrapError::system("listen", &error))?;
+    let bound = bound.map_err(|error| match error.raw_os_error() {
+        Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT) => {
+            let wanted: Vec<_> = wanted.iter().map(|address| address.ip().to_string()).collect();
+            BootstrapError::NoAddress { addresses: wanted.join(", "), why: error.to_string() }
+        }
+        _ => BootstrapError::system("listen", &error),
+    })?;
     let (listeners, addresses) = bound.into_iter().unzip();
     Ok((listeners, ListenerAddresses { host_tag: host_tag(), addresses }))
 }
