@@ -198,10 +198,13 @@ impl Links {
         let started = Instant::now();
         let connected = endpoint.connect(peer, &addresses[peer as usize], deadline);
         connected.map_err(|error| match error {
-            LinkError::Timeout { peer, during } => Error::Timeout {
+            LinkError::Timeout { peer, during, last } => Error::Timeout {
                 rank: endpoint.rank(),
                 peer,
-                what: during.to_owned(),
+                what: match last {
+                    Some(dial) => format!("{during}; it cannot be reached at {dial}"),
+                    None => during.to_owned(),
+                },
                 waited: started.elapsed(),
             },
             other => other.into(),

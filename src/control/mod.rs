@@ -46,7 +46,7 @@ use maypole_control::rank_set::RankSet;
 use maypole_control::time::Time;
 use maypole_control::verdict::Verdict;
 use maypole_transport::endpoint::Endpoint;
-use maypole_transport::error::LinkError;
+use maypole_transport::error::{FailedDial, LinkError};
 use maypole_transport::sync::AtomicU64;
 
 use crate::bootstrap::Abortable;
@@ -347,6 +347,7 @@ fn is_end_of_connection(error: &Error) -> bool {
                 | LinkError::PeerLeft { .. }
                 | LinkError::PeerDied { .. }
                 | LinkError::System { errno: libc::ECONNREFUSED, .. }
+                | LinkError::Unreachable { dial: FailedDial { errno: libc::ECONNREFUSED, .. }, .. }
         )
     )
 }

@@ -373,7 +373,7 @@ fn a_replay_needs_nothing_from_the_host() {
 
 /// The error for a peer that has not connected.
 fn not_yet() -> Error {
-    LinkError::Timeout { peer: 0, during: "this test" }.into()
+    LinkError::Timeout { peer: 0, during: "this test", last: None }.into()
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::Rank;
-use crate::error::LinkError;
+use crate::error::{FailedDial, LinkError};
 use crate::inbox::{Inbox, InboxLayout};
 use crate::link::{Incoming, Outgoing};
 use crate::memory::MappingAccess;
@@ -95,6 +95,8 @@ struct PeerEntries {
     opened: HashSet<(Rank, u16)>,
     /// Errors of connections that a proven peer began and that broke before they were complete.
     failed: HashMap<Rank, LinkError>,
+    /// The last failed attempts to dial peers.
+    failed_dials: HashMap<Rank, FailedDial>,
     /// Segments that every new peer is offered at once.
     shared: Vec<SegmentId>,
     /// Why connections cannot be accepted at present.
@@ -165,6 +167,11 @@ impl PeerTable {
         self.inbox.header().doorbell.ring();
     }
 
+    /// Records that an attempt to dial the peer failed. It may still be reached.
+    pub(crate) fn set_failed_dial(&self, peer: Rank, dial: FailedDial) {
+        self.entries().failed_dials.insert(peer, dial);
+    }
+
     /// Records that no connection can be accepted at present.
     pub(crate) fn set_accept_error(&self, error: LinkError) {
         self.entries().accept_error = Some(error);
@@ -195,8 +202,9 @@ impl PeerTable {
         if ended {
             return result;
         }
-        let during = "waiting for its connection";
-        Err(self.entries().accept_error.unwrap_or(LinkError::Timeout { peer, during }))
+        let (during, entries) = ("waiting for its connection", self.entries());
+        let last = entries.failed_dials.get(&peer).copied();
+        Err(entries.accept_error.unwrap_or(LinkError::Timeout { peer, during, last }))
     }
 
     /// Opens both ends of a channel to a connected peer, which is possible once.

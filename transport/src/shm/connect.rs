@@ -148,7 +148,7 @@ impl ShmDial<'_> {
         }
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() || (self.give_up)() {
-            return Err(LinkError::Timeout { peer: self.peer, during: "connecting" });
+            return Err(LinkError::Timeout { peer: self.peer, during: "connecting", last: None });
         }
         Ok(left.min(ABORT_CHECK_INTERVAL))
     }

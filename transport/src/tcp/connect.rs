@@ -82,6 +82,13 @@ pub(crate) enum HandshakeProgress {
     Failed(Option<LinkError>),
 }
 
+impl DialTarget {
+    /// The address of the present attempt.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.addresses[self.attempts % self.addresses.len()]
+    }
+}
+
 impl HandshakeStage {
     /// What is being dialed.
     pub(crate) fn target(&self) -> Option<&DialTarget> {
@@ -100,8 +107,7 @@ impl TcpHandshake {
 
     /// Begins to dial the target's next address.
     pub(crate) fn dial(target: DialTarget) -> Result<Self, (DialTarget, io::Error)> {
-        let to = target.addresses[target.attempts % target.addresses.len()];
-        match net::connect(to) {
+        match net::connect(target.address()) {
             Ok(socket) => Ok(Self::new(socket, HandshakeStage::Connecting(target))),
             Err(error) => Err((target, error)),
         }
@@ -172,8 +178,9 @@ impl TcpHandshake {
         credentials: &Credentials,
     ) -> Result<Option<HandshakeStage>, HandshakeProgress> {
         let failed = |error| HandshakeProgress::Failed(Some(error));
-        socket::connect_result(self.socket.as_fd())
-            .map_err(|error| failed(LinkError::system("connect", error)))?;
+        socket::connect_result(self.socket.as_fd()).map_err(|error| {
+            failed(LinkError::unreachable(target.peer, target.address(), error))
+        })?;
         if target.probe {
             return Err(HandshakeProgress::Failed(None));
         }

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use super::{DialRequest, RETRY_PAUSE, TcpService};
-use crate::error::LinkError;
+use crate::Rank;
+use crate::error::{FailedDial, LinkError};
 use crate::tcp::connect::{DialTarget, HandshakeStage, TcpHandshake};
 use crate::tcp::pair::RECONNECT_TIMEOUT;
 use crate::tcp::poller::EventFlags;
@@ -78,7 +79,10 @@ impl TcpService {
                 self.add_handshake(handshake, flags);
             }
             Err((target, error)) => {
-                let error = LinkError::system("socket", error);
+                let error = match error.raw_os_error() {
+                    Some(libc::EMFILE | libc::ENFILE) => LinkError::system("socket", error),
+                    _ => LinkError::unreachable(target.peer, target.address(), error),
+                };
                 self.handle_failure(HandshakeStage::Connecting(target), Some(error), now);
             }
         }
@@ -110,8 +114,18 @@ impl TcpService {
             target.not_before = now + RECONNECT_TIMEOUT / 10;
             return self.to_dial.push(target);
         };
+        if let LinkError::Unreachable { peer, dial } = error
+            && target.first
+            && !target.probe
+        {
+            self.note_failed_dial(peer, dial);
+        }
         target.attempts += 1;
-        let nobody_listens = matches!(error, LinkError::System { errno: libc::ECONNREFUSED, .. });
+        let failed_dial = match error {
+            LinkError::Unreachable { dial, .. } => Some(dial.errno),
+            _ => None,
+        };
+        let nobody_listens = failed_dial == Some(libc::ECONNREFUSED);
         target.refused &= nobody_listens;
         let all_addresses_tried = target.attempts.is_multiple_of(target.addresses.len());
         let hopeless = match error {
@@ -119,6 +133,8 @@ impl TcpService {
             LinkError::Refused { .. } => target.attempts >= MAX_REFUSALS,
             // The peer may be stopped.
             LinkError::Timeout { .. } => false,
+            // A firewall may drop what is sent to the peer, but the network may also be slow.
+            LinkError::Unreachable { .. } if failed_dial == Some(libc::ETIMEDOUT) => false,
             // A rank listens at its address before it publishes it, and until it ends.
             _ => target.attempts >= target.addresses.len() && target.first,
         };
@@ -135,6 +151,19 @@ impl TcpService {
         }
         target.not_before = if all_addresses_tried { now + RETRY_PAUSE } else { now };
         self.to_dial.push(target);
+    }
+
+    /// Keeps a failed attempt for the error of a rank that waits for the connection, and says once
+    /// for each address which one this rank cannot reach: the wait may be long.
+    fn note_failed_dial(&mut self, peer: Rank, dial: FailedDial) {
+        self.peers.set_failed_dial(peer, dial);
+        if self.told.insert((peer, dial.address)) {
+            let rank = self.credentials.rank;
+            log::warn!(
+                "rank {rank} cannot reach rank {peer} at {dial}; it goes on trying: see routes and \
+                 firewalls between the two, and NCCL_SOCKET_IFNAME"
+            );
+        }
     }
 
     fn give_up_dialing(&mut self, mut target: DialTarget, error: LinkError, now: Instant) {

@@ -6,7 +6,7 @@
 
 mod dial;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -15,9 +15,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
 use rustix::event::epoll::EventData;
+use rustix::io::Errno;
 
 use super::MOST_STREAMS;
-use super::connect::{DialTarget, HANDSHAKE_TIMEOUT, HandshakeProgress, TcpHandshake};
+use super::connect::{
+    DialTarget, HANDSHAKE_TIMEOUT, HandshakeProgress, HandshakeStage, TcpHandshake,
+};
 use super::ends::TcpPeer;
 use super::pair::{TcpPair, decode_event_data};
 use super::poller::{Event, EventFlags, Poller};
@@ -81,6 +84,8 @@ pub(super) struct TcpService {
     /// Streams to dial.
     to_dial: Vec<DialTarget>,
     next_handshake: u64,
+    /// The addresses of peers of which it was said that they cannot be reached.
+    told: HashSet<(Rank, SocketAddr)>,
     /// Nothing is accepted before this time.
     paused_until: Option<Instant>,
     /// When to check all streams.
@@ -109,6 +114,7 @@ impl TcpService {
             handshakes: HashMap::new(),
             to_dial: Vec::new(),
             next_handshake: 0,
+            told: HashSet::new(),
             paused_until: None,
             tick_at: None,
             close_at: None,
@@ -238,8 +244,18 @@ impl TcpService {
         let late: Vec<u64> = late.map(|(number, _)| *number).collect();
         for number in late {
             if let Some(handshake) = self.remove_handshake(number) {
-                let peer = handshake.stage.target().map(|target| target.peer);
-                let error = peer.map(|peer| LinkError::Timeout { peer, during: "connecting" });
+                let error = match &handshake.stage {
+                    HandshakeStage::Connecting(target) => {
+                        let (peer, address) = (target.peer, target.address());
+                        Some(LinkError::unreachable(peer, address, Errno::TIMEDOUT))
+                    }
+                    // The peer's host is reached, but the peer does not answer.
+                    stage => stage.target().map(|target| LinkError::Timeout {
+                        peer: target.peer,
+                        during: "connecting",
+                        last: None,
+                    }),
+                };
                 self.handle_failure(handshake.stage, error, now);
             }
         }
