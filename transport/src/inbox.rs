@@ -21,6 +21,7 @@ use crate::memory::{self, Mapping, MappingAccess};
 use crate::random::random_bytes;
 use crate::rank_header::{MAGIC, RankHeader, RankIdentity, RankPair};
 use crate::slots::{SlotHeader, SlotReceiver, SlotRingMemory, SlotSender, ring_bytes};
+use crate::sync::{AtomicU64, Ordering};
 
 /// The shape of every inbox of a communicator. All ranks must agree on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,6 +273,33 @@ impl PeerInbox {
                 InboxRegion { start: region.start(), layout: *layout }
             }
         }
+    }
+
+    /// Writes a random number to a random word that this rank shares with the owner, for tests of
+    /// the owner.
+    pub(crate) fn misbehave(&self, random: &mut dyn FnMut() -> u64) {
+        let Self::Shm { header, region, layout } = self else { return };
+        let words = layout.words_bytes() * (1 + random() as usize % usize::from(layout.channels));
+        let (start, bytes) = match random() % 64 {
+            // The words of one channel: acknowledgements, lines of LL messages, headers of slots.
+            0..32 => (region.start().wrapping_add(words - layout.words_bytes()), ACK_WORDS_BYTES),
+            32..62 => (region.start(), words),
+            62 => (region.start(), layout.region_bytes()),
+            _ => (header.start(), size_of::<RankHeader>()),
+        };
+        let word = start.wrapping_add(8 * (random() as usize % (bytes / 8))).cast::<AtomicU64>();
+        // SAFETY: the word lies within a mapping that this rank may write to; all processes access
+        // it by atomic operations, or believe nothing that it holds.
+        let word = unsafe { &*word };
+        let number = match random() % 6 {
+            0 => random() % 16,
+            1 => (random() % 16) << 32 | random() >> 32,
+            2 => u64::MAX,
+            3 => word.load(Ordering::Relaxed) ^ 1 << (random() % 64),
+            4 => word.load(Ordering::Relaxed).wrapping_add(1),
+            _ => random(),
+        };
+        word.store(number, Ordering::Release);
     }
 
     fn is_local(&self) -> bool {

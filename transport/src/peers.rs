@@ -61,6 +61,12 @@ pub(crate) trait PeerConnection: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Sends or writes to the peer what no correct rank does, by these random numbers: for tests of
+    /// the peer.
+    fn misbehave(&self, random: &mut dyn FnMut() -> u64) {
+        let _ = random;
+    }
+
     /// Both ends that this rank has of the links to and from the peer on a channel.
     ///
     /// # Safety

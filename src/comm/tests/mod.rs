@@ -9,6 +9,7 @@ mod control;
 mod damage;
 mod ends;
 mod environment;
+mod fuzz;
 mod kept_plans;
 mod on_device;
 mod random;

@@ -11,9 +11,14 @@ use std::time::{Duration, Instant};
 use super::{HANG_TIMEOUT, Watchdog};
 
 /// Calls `round` with new random choices until the time is over. Returns the number of calls.
-pub fn rounds(mut round: impl FnMut(&mut FuzzRandom)) -> u64 {
+pub fn rounds(round: impl FnMut(&mut FuzzRandom)) -> u64 {
+    rounds_within(2, round)
+}
+
+/// The same with another default of the duration, in seconds.
+pub fn rounds_within(seconds: u64, mut round: impl FnMut(&mut FuzzRandom)) -> u64 {
     let setting = |name| std::env::var(name).ok().map(|v| v.parse().expect("a number"));
-    let time = Duration::from_secs(setting("MAYPOLE_FUZZ_SECONDS").unwrap_or(2));
+    let time = Duration::from_secs(setting("MAYPOLE_FUZZ_SECONDS").unwrap_or(seconds));
     let _watchdog = Watchdog::over("fuzz", time + HANG_TIMEOUT);
     let until = Instant::now() + time;
     let first: u64 = setting("MAYPOLE_FUZZ_SEED").unwrap_or(0);

@@ -381,6 +381,14 @@ impl Endpoint {
         self.parts.peers.get(peer).is_some_and(|peer| peer.is_reading())
     }
 
+    /// Sends or writes to a connected peer in another process what no correct rank does, by these
+    /// random numbers. It is for tests of the peer, which must not be harmed by it.
+    pub fn misbehave(&self, peer: Rank, random: &mut dyn FnMut() -> u64) {
+        if let Some(peer) = self.parts.peers.get(peer) {
+            peer.misbehave(random);
+        }
+    }
+
     /// The abort of this rank's communicator, if there was one. Cheap.
     #[inline]
     pub fn aborted(&self) -> Option<LinkError> {

@@ -67,6 +67,11 @@ impl PeerConnection for ShmPeer {
         self.sharing.mapped_segment(id, MappingAccess::ReadWrite).map(PeerSegment::mapped)
     }
 
+    fn misbehave(&self, random: &mut dyn FnMut() -> u64) {
+        self.inbox.misbehave(random);
+        self.inbox.header().doorbell.ring();
+    }
+
     unsafe fn open(&self, channel: u16) -> (Outgoing, Incoming) {
         // SAFETY: the caller's promise.
         let ends = unsafe { InboxEnds::new(&self.own, &self.inbox, self.rank, channel) };

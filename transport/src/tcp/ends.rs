@@ -46,6 +46,10 @@ impl PeerConnection for TcpPeer {
         (messages > 0).then_some(MessagesUnderWay { peer: self.pair.peer, messages, bytes })
     }
 
+    fn misbehave(&self, random: &mut dyn FnMut() -> u64) {
+        self.pair.misbehave(random);
+    }
+
     unsafe fn open(&self, channel: u16) -> (Outgoing, Incoming) {
         let Self { pair, layout } = self;
         let sender = TcpSender { pair: pair.clone(), layout: *layout, channel, reserved: false };

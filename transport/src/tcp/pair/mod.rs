@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use self::state::{StreamEntry, TcpPairState};
+use super::frame::{FRAME_HEADER_BYTES, Frame, FrameKind};
 use super::poller::{EventFlags, Poller};
 use super::socket;
 use super::stream::{QueuedFrame, StreamEnd, TcpStream};
@@ -314,6 +315,43 @@ impl TcpPair {
         let Some((data, len, tag)) = first else { return self.nothing_found(&state) };
         let sequence = state.receive_ring(channel).next;
         Ok(Some(ReceivedMessage { data, len, tag, sequence, in_other_process: false }))
+    }
+
+    /// Sends random frames, for tests of the peer.
+    pub(crate) fn misbehave(&self, random: &mut dyn FnMut() -> u64) {
+        let mut state = self.lock();
+        let channel = (random() % u64::from(self.layout.channels)) as u16;
+        let near = |number: u64, random: &mut dyn FnMut() -> u64| match random() % 4 {
+            0 => random(),
+            1 => random() % 16,
+            _ => number.wrapping_add(random() % 4).wrapping_sub(1),
+        };
+        let sequence = near(state.send_ring(channel).next, random);
+        let ack = near(state.receive_ring(channel).next, random);
+        let slot_bytes = self.layout.slot_bytes as u64;
+        let len = [random() % 64, random() % (2 * slot_bytes), random()][random() as usize % 3];
+        let channel = if random().is_multiple_of(8) { random() as u16 } else { channel };
+        let frame = Frame {
+            kind: if random().is_multiple_of(8) { FrameKind::Ack } else { FrameKind::Data },
+            channel,
+            len: len as u32,
+            sequence,
+            ack,
+            tag: random() as u32,
+            arrived: if random().is_multiple_of(4) { random() as u32 } else { 0 },
+        };
+        let mut bytes = frame.encode().to_vec();
+        if random().is_multiple_of(4) {
+            bytes[random() as usize % FRAME_HEADER_BYTES] = random() as u8;
+        }
+        bytes.resize(bytes.len() + len.min(2 * slot_bytes) as usize, random() as u8);
+        let index = random() as usize % state.streams.len();
+        if let Some(stream) = state.stream(index) {
+            let mut pieces = [socket::piece(bytes.as_mut_ptr(), bytes.len())];
+            // A socket that takes nothing, or a part, is what it is.
+            // SAFETY: the bytes are readable and are only read.
+            let _ = unsafe { socket::send(stream.fd.as_fd(), &mut pieces) };
+        }
     }
 
     /// Releases the first message; the next acknowledgement says `excess` messages more.
