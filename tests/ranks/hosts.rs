@@ -5,6 +5,7 @@
 
 use maypole_transport::sync::{AtomicU32, Ordering};
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
@@ -278,6 +279,12 @@ fn killed(orphan: Orphan) {
     let Some((_hosts, mut children, mut voices)) = started else { return };
     let victim = orphan.victim as usize;
     let child: u32 = hear(&mut voices[victim]).parse().expect("the number of a process");
+    // SAFETY: the call takes numbers, and returns a descriptor that nothing else owns.
+    let child_ends = unsafe {
+        let fd = libc::syscall(libc::SYS_pidfd_open, child, 0);
+        assert!(fd >= 0, "pidfd_open: {}", std::io::Error::last_os_error());
+        OwnedFd::from_raw_fd(fd as RawFd)
+    };
     let others = || (0..orphan.nranks as usize).filter(|rank| *rank != victim);
     others().for_each(|rank| assert_eq!(hear(&mut voices[rank]), "started"));
     children.0[victim].kill().expect("a kill");
@@ -285,9 +292,11 @@ fn killed(orphan: Orphan) {
         let said = hear(&mut voices[rank]);
         assert!(said.contains(&format!("process of rank {victim} died")), "{rank}: {said}");
     }
-    // SAFETY: signal 0 only asks whether the process is there.
-    let lives = unsafe { libc::kill(child.cast_signed(), 0) } == 0;
-    assert!(lives, "the death was seen only when the child had ended");
+    let mut entry = libc::pollfd { fd: child_ends.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: `entry` is one pollfd, writable. The descriptor is readable from the end on, also if
+    // nobody has waited for the process.
+    let has_ended = unsafe { libc::poll(&raw mut entry, 1, 0) } > 0;
+    assert!(!has_ended, "the death was seen only when the child had ended");
     signal(child, libc::SIGKILL);
 }
 
