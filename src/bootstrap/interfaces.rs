@@ -58,8 +58,9 @@ fn log_once(chosen: &[InterfaceAddress]) {
 
 /// The addresses to listen at, in the order of preference. The kinds of interfaces are those of
 /// NCCL: InfiniBand, then other interfaces, then bridges of containers, then loopback, each kind
-/// only if there is none of the kind before. Within a kind, the interface of the default route comes
-/// first, and bridges come last, so that they do not push out the address that others can reach.
+/// only if there is none of the kind before. Within a kind, the interface of the default route
+/// comes first, and bridges come last, so that they do not push out the address that others can
+/// reach.
 fn chosen(
     found: &[InterfaceAddress],
     config: &Config,
