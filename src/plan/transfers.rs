@@ -55,9 +55,14 @@ pub(crate) fn bind_transfers(
         step.inputs.push(from);
         step.outputs.push(to);
         let tiles = bytes.div_ceil(tile).max(1) as u64;
-        let count = if sends { &mut on.sent } else { &mut on.received };
-        let number = count.begin();
-        count.end();
+        // Without LL messages the transfers of a link travel in their order. They have no number
+        // then: a rank on a device, which may be the peer, counts none.
+        let mut number = 0;
+        if on.ll {
+            let count = if sends { &mut on.sent } else { &mut on.received };
+            number = count.begin();
+            count.end();
+        }
         let tag = tag(bytes, number) ^ call;
         let ll = on.ll && bytes <= LL_CAPACITY;
         let tiles = if ll { 1 } else { tiles };
