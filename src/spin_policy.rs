@@ -29,6 +29,7 @@ impl SpinPolicy {
         let automatic = if core_per_rank { 4000 } else { 20 };
         Self { spins: spins.unwrap_or(automatic), yields: if core_per_rank { 20 } else { 200 } }
     }
+
     /// How many polls count as made after poll number `polls`, whose yield took `time`: all before
     /// the sleep, if the yield was slow.
     pub(crate) fn after_yield(self, polls: u32, time: Duration) -> u32 {

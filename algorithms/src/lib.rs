@@ -10,6 +10,7 @@ pub mod collective;
 pub mod cost;
 mod flat;
 pub mod hierarchy;
+mod markup;
 pub mod mutate;
 pub mod pattern;
 pub mod proof_suite;

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use crate::cost::Timeline;
+use crate::markup::escape;
 use crate::schedule::{Channel, Chunk, Operand, Schedule, Step};
 use crate::types::Rank;
 
@@ -314,10 +315,6 @@ fn round_tick(end: f64, pixels: f64) -> f64 {
 fn number(value: f64) -> String {
     let text = format!("{value:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]

@@ -196,7 +196,7 @@ impl Interpreter<'_> {
             };
             let step = &segment.steps[lane.at.step];
             if segment.ll {
-                let link = step.inputs.iter().chain(&step.outputs).find_map(link_of);
+                let link = step.inputs.iter().chain(&step.outputs).find_map(BoundOperand::link);
                 return link.map(|link| self.links.peer(link));
             }
             let before = |a: &After| StepPosition { step: a.step as usize, ..lane.at };
@@ -206,10 +206,10 @@ impl Interpreter<'_> {
             let links = &mut *self.links;
             let mut missing =
                 |link: &u32| !matches!(links.incoming[*link as usize].slots.receive(), Ok(Some(_)));
-            let input = step.inputs.iter().filter_map(link_of).find(&mut missing);
+            let input = step.inputs.iter().filter_map(BoundOperand::link).find(&mut missing);
             let mut full =
                 |link: &u32| !matches!(links.outgoing[*link as usize].slots.reserve(), Ok(Some(_)));
-            let output = || step.outputs.iter().filter_map(link_of).find(&mut full);
+            let output = || step.outputs.iter().filter_map(BoundOperand::link).find(&mut full);
             if let Some(link) = input.or_else(output).or(lent) {
                 return Some(self.links.peer(link));
             }
@@ -260,10 +260,10 @@ impl Interpreter<'_> {
         // The memory that is lent where a link can lend it.
         let memory = outputs.first().map_or(inputs[0], |&(address, _)| address);
         let Some(slots) = self.slots(step, memory, count * self.size)? else { return Ok(false) };
-        // SAFETY: the inputs are memory of the caller, of scratch or of messages that are not
-        // released yet, each `count` elements long; so are the outputs, because `count` is at most
-        // a tile, and at most the rest of the chunk. No two overlap, except where the schedule,
-        // which is proved free of races, names the same chunk.
+        // `count` is at most a tile, and at most the rest of the chunk. No two operands overlap,
+        // except where the schedule, which is proved free of races, names the same chunk.
+        // SAFETY: the inputs and outputs are `count` elements long, in memory of the caller, of
+        // scratch, or of messages that are not released yet.
         unsafe { self.fold(step, &inputs, count, &outputs, &slots) };
         if foreign {
             self.check_still_lent(step)?;
@@ -496,11 +496,11 @@ impl Interpreter<'_> {
                 continue;
             }
             // This fails if the communicator was aborted after the credit was reserved.
-            // SAFETY: the memory is not written before the release. This lane does not write it,
-            // because `fire` looks at `lent`; other lanes do not, because the schedule is proved;
-            // the caller does not, because `run` returns only when nothing is lent. After an error
-            // the communicator returns only after `Links::withdraw`, or the results of the peers do
-            // not count.
+            // This lane does not write the lent memory, because `fire` looks at `lent`; other
+            // lanes do not, because the schedule is proved; the caller does not, because `run`
+            // returns only when nothing is lent. After an error the communicator returns only
+            // after `Links::withdraw`, or the results of the peers do not count.
+            // SAFETY: for these reasons the memory is not written before the release.
             let sequence = unsafe { outgoing.lend(start as *const u8, bytes, tag)? };
             let sequence = sequence.expect("a credit was reserved for this message");
             lent.push_back(LentMessage { at, link, sequence, start, end });
@@ -513,11 +513,6 @@ impl Interpreter<'_> {
         let links = &mut *self.links;
         lane.lent.retain(|l| links.outgoing[l.link as usize].slots.released() < l.sequence);
     }
-}
-
-/// The link of an operand, if it is one.
-fn link_of(operand: &BoundOperand) -> Option<u32> {
-    if let BoundOperand::Link(link) = *operand { Some(link) } else { None }
 }
 
 /// Whether the step at `at` has fired on `lane` and the memory that it lent is released.

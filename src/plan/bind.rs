@@ -25,6 +25,13 @@ pub(crate) enum BoundOperand {
     Link(u32),
 }
 
+impl BoundOperand {
+    /// The index of the link, if this is one.
+    pub(crate) fn link(&self) -> Option<u32> {
+        if let Self::Link(link) = *self { Some(link) } else { None }
+    }
+}
+
 impl Default for BoundOperand {
     fn default() -> Self {
         Self::Scratch(0)
@@ -166,10 +173,8 @@ impl RankProgram {
         links: &Links,
     ) -> Self {
         let steps = lanes.iter().flatten().flat_map(|segment| &segment.steps);
-        let sent = steps.flat_map(|step| step.outputs.iter().copied());
-        let mut sends: Vec<u32> = sent
-            .filter_map(|o| if let BoundOperand::Link(link) = o { Some(link) } else { None })
-            .collect();
+        let sent = steps.flat_map(|step| step.outputs.iter());
+        let mut sends: Vec<u32> = sent.filter_map(BoundOperand::link).collect();
         sends.sort_unstable();
         sends.dedup();
         let slot = sends.first().map_or(1, |&link| links.outgoing[link as usize].slots.capacity());

@@ -23,6 +23,8 @@ mod world;
 mod mixed_memory;
 #[path = "../support/ranks.rs"]
 mod ranks;
+#[path = "../support/splitmix.rs"]
+mod splitmix;
 
 /// Not a test: the code that the process of a scene runs.
 #[test]

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use crate::splitmix::Random;
 use maypole::DeviceCall;
 use maypole::{
     Blocks, Call, Collective, Communicator, DType, Error, RedOp, Reduction, Transfer, VectorCall,
@@ -13,27 +14,6 @@ pub(crate) const FILL: u8 = 0xa5;
 
 /// Bytes between buffers.
 const WALL: usize = 64;
-
-/// Pseudorandom numbers: splitmix64 (Steele, Lea, Flood, 2014).
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-}
 
 /// A collective of even blocks.
 #[derive(Clone, Copy, Debug)]

@@ -3,9 +3,10 @@
 
 use maypole::{Collective, DType, RedOp};
 
-use crate::piece::{Even, Piece, Random, What};
+use crate::piece::{Even, Piece, What};
 use crate::round::{Group, Round, Way};
 use crate::simulator::play;
+use crate::splitmix::Random;
 use crate::world::{STREAMS, World};
 
 /// Streams of several ranks that share a device need separate hardware queues, so that none waits

@@ -4,25 +4,13 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use crate::splitmix::Random;
 use maypole::Options;
 use maypole::config::Config;
 use maypole::{AbortSignal, Communicator, Error, RedOp, UniqueId};
 use maypole_transport::LinkError;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A small generator of pseudo-random numbers (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
-}
 
 /// The numbers of open descriptors and of threads of the library. (The test harness starts and ends
 /// threads too.)

@@ -7,6 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 mod intruders;
 #[path = "../support/ranks.rs"]
 mod ranks;
+#[path = "../support/splitmix.rs"]
+mod splitmix;
 
 mod abort;
 mod capture;

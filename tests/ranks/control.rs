@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::ranks::{Job, OVER_TCP, signal};
+use crate::splitmix::Random;
 use maypole::config::Config;
 use maypole::{Call, Collective, Communicator, DType, DelayReason, Error, RedOp, UniqueId};
 use maypole_transport::error::LinkError;
@@ -339,23 +340,6 @@ fn the_last_calls_are_written_at_the_dump_signal() {
     job.signal(0, libc::SIGUSR2);
     let text = job.errors_until(0, "262144 float sum");
     assert!(text.contains("rank 0 of 2") && text.contains("all_reduce of"), "{text}");
-}
-
-/// A small generator of pseudo-random numbers (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
 }
 
 /// Runs `f` for each of `nranks` ranks in a thread, and fails if that takes a minute.

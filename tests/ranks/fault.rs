@@ -12,6 +12,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::ranks::OVER_TCP;
+use crate::splitmix::Random;
 use maypole::{Communicator, Error, RedOp, UniqueId};
 use maypole_transport::LinkError;
 
@@ -44,18 +45,11 @@ enum What {
 
 impl Moment {
     fn random(seed: u64) -> Self {
-        let mut state = seed;
-        let mut below = |n: u64| {
-            // The step of splitmix64.
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            (z ^ (z >> 31)) % n
-        };
-        let nranks = [4, 8][below(2) as usize];
-        let victim = below(nranks.into()) as u32;
-        let message = 1 + below(300);
-        let what = if below(2) == 0 { What::Dies(message) } else { What::Aborts(message) };
+        let mut random = Random(seed);
+        let nranks = random.pick(&[4, 8]);
+        let victim = random.below(nranks.into()) as u32;
+        let message = 1 + random.below(300);
+        let what = if random.below(2) == 0 { What::Dies(message) } else { What::Aborts(message) };
         Self { nranks, victim, what, seed, over_tcp: false }
     }
 

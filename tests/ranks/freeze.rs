@@ -5,6 +5,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::ranks::{Invitation, Job, OVER_TCP, invitation, share_of, signal};
+use crate::splitmix::Random;
 use maypole::{Communicator, RedOp};
 
 /// The test that a rank process runs.
@@ -12,19 +13,6 @@ const ENTRY: &str = "freeze::rank";
 /// Sets the seed of the calls, and their number.
 const SEED: &str = "MAYPOLE_TEST_SEED";
 const CALLS: &str = "MAYPOLE_TEST_CALLS";
-
-/// A small generator of pseudo-random numbers (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
-}
 
 /// Not a test: the code of a rank process.
 #[test]

@@ -5,6 +5,8 @@
 mod mixed_memory;
 #[path = "../support/ranks.rs"]
 mod ranks;
+#[path = "../support/splitmix.rs"]
+mod splitmix;
 
 mod communicators;
 mod control;

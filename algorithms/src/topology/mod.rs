@@ -18,7 +18,6 @@ mod graph;
 mod grouping;
 mod listing;
 mod machine;
-mod markup;
 mod network_choice;
 mod path;
 mod pci;

@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use super::devices::PciDevice;
 use super::listing::{device_name, gpu_name, link_name, network_name, node_name};
 use super::machine::{Machine, NumaNode};
-use super::markup::escape;
 use super::pci::PciKind;
+use crate::markup::escape;
 
 const FONT: &str = "font-family=\"Helvetica, Arial, sans-serif\"";
 /// Sizes in pixels; the width of a bold letter as a fraction of the size of the text.

@@ -106,6 +106,9 @@ impl Library {
     }
 }
 
+/// What is said of a stream after [`Ranks::abort`].
+pub(crate) const NOT_THROUGH: &str = "the stream is not through 20 s after ncclCommAbort";
+
 /// Communicators of all ranks, in this process.
 pub(crate) struct Ranks<'a> {
     pub(crate) library: &'a Library,
@@ -173,6 +176,24 @@ impl<'a> Ranks<'a> {
             std::thread::sleep(Duration::from_micros(50));
         }
         self.healthy()
+    }
+
+    /// Aborts all communicators; returns the milliseconds until the stream is through, or None if
+    /// it is not after 20 s.
+    pub(crate) fn abort(&self, stream: &CudaStream) -> Result<Option<f64>, Failure> {
+        let begin = Instant::now();
+        for handle in &self.handles {
+            // SAFETY: the handle is one of the library's, and used no more.
+            let code = unsafe { (self.library.ncclCommAbort)(*handle) };
+            self.library.check("ncclCommAbort", code)?;
+        }
+        while !stream.is_idle()? {
+            if begin.elapsed() > Duration::from_secs(20) {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(Some(begin.elapsed().as_secs_f64() * 1e3))
     }
 
     pub(crate) fn healthy(&self) -> Result<(), Failure> {
@@ -452,18 +473,9 @@ fn abort(settings: &Settings) -> Checked {
     if stream.is_idle()? {
         return Ok(Outcome::failed("a call that the other rank does not make did not wait for it"));
     }
-    let begin = Instant::now();
-    for handle in &ranks.handles {
-        // SAFETY: the handle is one of the library's, and used no more.
-        library.check("ncclCommAbort", unsafe { (library.ncclCommAbort)(*handle) })?;
-    }
-    while !stream.is_idle()? {
-        if begin.elapsed() > Duration::from_secs(20) {
-            return Ok(Outcome::failed("the stream is not through 20 s after ncclCommAbort"));
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let milliseconds = begin.elapsed().as_secs_f64() * 1e3;
+    let Some(milliseconds) = ranks.abort(&stream)? else {
+        return Ok(Outcome::failed(NOT_THROUGH));
+    };
     Ok(Outcome::passed(format!(
         "the stream was through {milliseconds:.1} ms after ncclCommAbort was called"
     ))

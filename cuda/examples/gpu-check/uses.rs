@@ -3,7 +3,9 @@
 //! leaves without an end of its communicators. Also the memory that a communicator takes, and
 //! speeds of other types and of sends.
 
-use crate::abi::{DEVICE, Failure, Handle, Library, Ranks, UniqueId, no_library, opened};
+use crate::abi::{
+    DEVICE, Failure, Handle, Library, NOT_THROUGH, Ranks, UniqueId, no_library, opened,
+};
 use crate::elements::{SUM_I32, difference, expected, input};
 use crate::gpu::{Gpu, Settings};
 use crate::report::{Check, Checked, Outcome, output};
@@ -14,7 +16,7 @@ use maypole_cuda::stream::CudaStream;
 use std::ffi::c_int;
 use std::process::Command;
 use std::ptr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub(crate) const CHECKS: [Check; 7] = [
     Check { name: "abi-streams", seconds: 40, environment: DEVICE, run: streams },
@@ -138,16 +140,8 @@ fn abort_lines(settings: &Settings) -> Checked {
     for _ in 0..calls {
         ranks.all_reduce(&at[..2], &at[2..], 2, SUM, stream.handle())?;
     }
-    let begin = Instant::now();
-    for handle in &ranks.handles {
-        // SAFETY: the handle is one of the library's, and used no more.
-        library.check("ncclCommAbort", unsafe { (library.ncclCommAbort)(*handle) })?;
-    }
-    while !stream.is_idle()? {
-        if begin.elapsed() > Duration::from_secs(20) {
-            return Ok(Outcome::failed("the stream is not through 20 s after ncclCommAbort"));
-        }
-        std::thread::sleep(Duration::from_millis(1));
+    if ranks.abort(&stream)?.is_none() {
+        return Ok(Outcome::failed(NOT_THROUGH));
     }
     // The device and new communicators still work.
     let again = Ranks::new(&library, 2)?;

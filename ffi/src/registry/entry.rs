@@ -105,10 +105,10 @@ pub(super) struct EntryRef {
     pub(super) generation: u64,
 }
 
-// SAFETY: `body` is touched only by the thread that uses or creates the communicator, as `state`
-// says, with one exception: while calls on streams are left, the `comm` in it belongs to the one of
-// them that runs, and to no other thread. Everything else is atomics and locks. `CommBody` may move
-// between threads: `Communicator` is Send, and so is what else it holds.
+// One thread owns `body` at a time: the one that uses or creates the communicator, as `state` says.
+// While calls on streams are left, the `comm` in it belongs to the one of them that runs.
+// `CommBody` may move between threads: `Communicator` is Send, and so is what else it holds.
+// SAFETY: only its owner touches `body`; everything else is atomics and locks.
 unsafe impl Sync for Entry {}
 
 static TABLE: [AtomicPtr<Entry>; MAX_ENTRIES] = [const { AtomicPtr::new(null_mut()) }; MAX_ENTRIES];

@@ -112,7 +112,8 @@ fn transfers_without_a_partner_are_errors() {
     assert!(results[0].1.as_ref().is_err_and(|e| e.contains("rank 1")), "{results:?}");
 }
 
-/// The two lengths may travel by different protocols, on which the receiver would wait for ever.
+/// The two lengths may travel by different protocols. Without a check, the receiver would then wait
+/// without end.
 #[test]
 fn a_transfer_of_another_length_is_an_error_by_any_protocol() {
     let small_or_large = [(8, 100_000), (100_000, 8), (8, 16), (1000, 8), (3000, 100_000), (0, 8)];

@@ -146,7 +146,7 @@ pub(super) fn order_rank0(mut end: TestEnd) {
 
 pub(super) fn order_rank1(mut end: TestEnd) {
     for round in 0..ORDER_ROUNDS {
-        // Whoever sees the later message sees the earlier one.
+        // A receiver that sees the later message also sees the earlier one.
         if round % 2 == 0 {
             let TestEnd { endpoint, inc, .. } = &mut end;
             let tag = wait(endpoint, || ll_receiver(inc).begun());

@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write as _};
 
 use super::{HIDDEN_TARGET, VERSION};
-use crate::topology::markup::escape;
+use crate::markup::escape;
 use crate::topology::{
     Gpu, Machine, Network, NetworkAdapter, NumaNode, PciDevice, PciLink, Processor,
 };

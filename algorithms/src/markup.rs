@@ -1,7 +1,7 @@
 //! Texts in XML and SVG.
 
 /// `text` with the characters replaced that have a meaning in XML, also within quotes.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
