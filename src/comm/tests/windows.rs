@@ -299,7 +299,8 @@ fn an_abort_ends_a_wait_for_signals() {
                 comm.wait_signals(&[(1, 1)]).unwrap();
                 comm.abort_handle().abort();
             } else {
-                comm.signal(0).unwrap();
+                // Rank 0 may abort as soon as it sees the signal, before this call returns.
+                let _signalled = comm.signal(0);
             }
             comm.wait_signals(&[(1 - comm.rank(), 1)]).expect_err("it was aborted").code()
         });
