@@ -367,110 +367,149 @@ fn as_ranks<T: Send + 'static>(
     results.into_iter().map(|result| result.1).collect()
 }
 
+/// Settings with which a rank reports a wait after `report`.
+fn reporting_after(report: Duration) -> Config {
+    Config { report, ..Config::default() }
+}
+
 fn impatient() -> Config {
-    Config { report: Duration::from_millis(150), ..Config::default() }
+    reporting_after(Duration::from_millis(150))
+}
+
+/// Runs `scene` with longer and longer waits before a report, until it holds: how soon a report
+/// arrives depends on what else the machine does.
+fn given_time(scene: impl Fn(Duration) -> Result<(), String>) {
+    let mut said = String::new();
+    for report in [150, 1000, 4000].map(Duration::from_millis) {
+        match scene(report) {
+            Ok(()) => return,
+            Err(error) => said = format!("{said}reports after {report:?}: {error}\n"),
+        }
+    }
+    panic!("{said}");
 }
 
 #[test]
 fn a_late_rank_is_reported_as_absent_by_all_ranks_that_wait() {
     for algorithm in ["ring", "oneshot", "tree"] {
-        let config = Config { algorithms: Some(algorithm.to_owned()), ..impatient() };
-        let config = if algorithm == "tree" { impatient() } else { config };
-        let reports = as_ranks(5, &config, |mut comm| {
-            sum(&mut comm, 1).expect("a first call");
-            if comm.rank() == 3 {
-                std::thread::sleep(Duration::from_millis(1500));
-            }
-            sum(&mut comm, 1).expect("the rank comes");
-            (comm.rank(), comm.reports())
-        });
-        for (rank, reports) in reports.into_iter().filter(|(rank, _)| *rank != 3) {
-            // On a busy host other ranks may be slow for a moment too, and be reported.
-            let named = |r: &maypole::Report| {
-                (r.rank, r.culprit(), &r.reason) == (rank, 3, &DelayReason::NotJoined)
-                    && r.pid == std::process::id()
-                    && r.call.starts_with("call 2, all_reduce of 1 int32 sum")
-                    && r.their_call.as_deref() == Some("call 1, all_reduce of 1 int32 sum")
-            };
-            assert!(reports.iter().any(named), "{algorithm}, rank {rank}: {reports:?}");
+        given_time(|report| a_late_rank_is_reported(algorithm, report));
+    }
+}
+
+fn a_late_rank_is_reported(algorithm: &str, report: Duration) -> Result<(), String> {
+    let algorithms = (algorithm != "tree").then(|| algorithm.to_owned());
+    let config = Config { algorithms, ..reporting_after(report) };
+    let reports = as_ranks(5, &config, move |mut comm| {
+        sum(&mut comm, 1).expect("a first call");
+        if comm.rank() == 3 {
+            std::thread::sleep(10 * report);
+        }
+        sum(&mut comm, 1).expect("the rank comes");
+        (comm.rank(), comm.reports())
+    });
+    for (rank, reports) in reports.into_iter().filter(|(rank, _)| *rank != 3) {
+        // On a busy host other ranks may be slow for a moment too, and be reported.
+        let named = |r: &maypole::Report| {
+            (r.rank, r.culprit(), &r.reason) == (rank, 3, &DelayReason::NotJoined)
+                && r.pid == std::process::id()
+                && r.call.starts_with("call 2, all_reduce of 1 int32 sum")
+                && r.their_call.as_deref() == Some("call 1, all_reduce of 1 int32 sum")
+        };
+        if !reports.iter().any(named) {
+            return Err(format!("{algorithm}, rank {rank}: {reports:?}"));
         }
     }
+    Ok(())
 }
 
 #[test]
 fn a_rank_that_does_not_connect_is_reported_too() {
-    let reports = as_ranks(3, &impatient(), |mut comm| {
-        if comm.rank() == 0 {
-            std::thread::sleep(Duration::from_millis(1000));
-        }
-        sum(&mut comm, 1).expect("the rank comes");
-        comm.reports()
-    });
-    for reports in &reports[1..] {
+    given_time(|report| {
+        let reports = as_ranks(3, &reporting_after(report), move |mut comm| {
+            if comm.rank() == 0 {
+                std::thread::sleep(7 * report);
+            }
+            sum(&mut comm, 1).expect("the rank comes");
+            comm.reports()
+        });
         let absent = |r: &maypole::Report| r.culprit() == 0 && r.reason == DelayReason::NotJoined;
-        assert!(reports.iter().any(absent), "{reports:?}");
-    }
+        let all_tell = reports[1..].iter().all(|reports| reports.iter().any(absent));
+        all_tell.then_some(()).ok_or_else(|| format!("{reports:?}"))
+    });
 }
 
 #[test]
 fn a_rank_in_another_communicator_is_reported_as_such() {
-    let other = UniqueId::create().expect("a unique id");
-    let results = as_ranks(2, &impatient(), move |mut first| {
-        let rank = first.rank();
-        let second = Communicator::builder(&other).rank(rank, 2).config(impatient()).build();
-        let mut second = second.expect("a second communicator");
-        for comm in [&mut first, &mut second] {
-            sum(comm, 1).expect("a first call");
-        }
-        // A deadlock of the program: each rank waits in another communicator.
-        let (mine, abort) = if rank == 0 {
-            (&mut first, second.abort_handle())
-        } else {
-            (&mut second, first.abort_handle())
-        };
-        let breaker = mine.abort_handle();
-        let guard = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(900));
-            breaker.abort();
+    given_time(|report| {
+        let other = UniqueId::create().expect("a unique id");
+        let config = reporting_after(report);
+        let results = as_ranks(2, &config.clone(), move |mut first| {
+            let rank = first.rank();
+            let second = Communicator::builder(&other).rank(rank, 2).config(config.clone()).build();
+            let mut second = second.expect("a second communicator");
+            for comm in [&mut first, &mut second] {
+                sum(comm, 1).expect("a first call");
+            }
+            // A deadlock of the program: each rank waits in another communicator.
+            let (mine, abort) = if rank == 0 {
+                (&mut first, second.abort_handle())
+            } else {
+                (&mut second, first.abort_handle())
+            };
+            let breaker = mine.abort_handle();
+            let guard = std::thread::spawn(move || {
+                std::thread::sleep(6 * report);
+                breaker.abort();
+            });
+            let error = sum(mine, 1).expect_err("nobody comes");
+            let reports = mine.reports();
+            drop(abort);
+            guard.join().expect("a thread");
+            (error, reports)
         });
-        let error = sum(mine, 1).expect_err("nobody comes");
-        let reports = mine.reports();
-        drop(abort);
-        guard.join().expect("a thread");
-        (error, reports)
+        for (error, reports) in results {
+            // The rank that is aborted first leaves both communicators.
+            let left = matches!(error, Error::Link(LinkError::PeerLeft { .. }));
+            assert!(left || matches!(error, Error::Aborted { .. }), "{error}");
+            let elsewhere =
+                |r: &maypole::Report| matches!(r.reason, DelayReason::OtherCommunicator { .. });
+            if !reports.iter().any(elsewhere) {
+                return Err(format!("{reports:?}"));
+            }
+        }
+        Ok(())
     });
-    for (error, reports) in results {
-        // The rank that is aborted first leaves both communicators.
-        let left = matches!(error, Error::Link(LinkError::PeerLeft { .. }));
-        assert!(left || matches!(error, Error::Aborted { .. }), "{error}");
-        let elsewhere =
-            |r: &maypole::Report| matches!(r.reason, DelayReason::OtherCommunicator { .. });
-        assert!(reports.iter().any(elsewhere), "{reports:?}");
-    }
 }
 
 #[test]
 fn a_wait_ends_at_the_timeout_and_all_ranks_learn_why() {
-    let config = Config { timeout: Some(Duration::from_millis(400)), ..impatient() };
-    let errors = as_ranks(4, &config, |mut comm| {
-        sum(&mut comm, 1).expect("a first call");
-        if comm.rank() == 2 {
-            std::thread::sleep(Duration::from_millis(1500));
-        }
-        // The late rank may find all the messages that it needs; the others have given up then.
-        loop {
+    given_time(|report| {
+        let config = Config { timeout: Some(3 * report), ..reporting_after(report) };
+        let errors = as_ranks(4, &config, move |mut comm| {
+            // On a busy machine the first call may last longer than the timeout.
             if let Err(error) = sum(&mut comm, 1) {
-                return error;
+                return Err(error.to_string());
             }
+            if comm.rank() == 2 {
+                std::thread::sleep(10 * report);
+            }
+            // The late rank may find all the messages that it needs; the others have given up then.
+            loop {
+                if let Err(error) = sum(&mut comm, 1) {
+                    return Ok(error);
+                }
+            }
+        });
+        let errors = errors.into_iter().collect::<Result<Vec<_>, _>>()?;
+        for error in &errors {
+            let Error::Timeout { rank, peer, .. } = error else { panic!("{error}") };
+            assert!(peer != rank, "{error}");
+            assert_eq!(error.code() as i32, 8);
         }
+        let by_others = errors.iter().all(|e| !matches!(e, Error::Timeout { rank: 2, .. }));
+        let named = errors.iter().any(|e| matches!(e, Error::Timeout { peer: 2, .. }));
+        (by_others && named).then_some(()).ok_or_else(|| format!("{errors:?}"))
     });
-    for error in &errors {
-        let Error::Timeout { rank, peer, .. } = error else { panic!("{error}") };
-        assert!(*rank != 2 && peer != rank, "{error}");
-        assert_eq!(error.code() as i32, 8);
-    }
-    let named = |e: &Error| matches!(e, Error::Timeout { peer: 2, .. });
-    assert!(errors.iter().any(named), "{errors:?}");
 }
 
 /// An abort handle keeps the memory of a communicator, and not its rank.
@@ -500,7 +539,10 @@ fn a_rank_that_has_left_is_not_waited_for_while_its_abort_handle_lives() {
 
 #[test]
 fn an_abort_reaches_ranks_that_have_no_links() {
-    let errors = as_ranks(6, &Config::default(), |comm| {
+    // An abort before that would end the init of a rank that is still in it.
+    let all_are_here = std::sync::Barrier::new(6);
+    let errors = as_ranks(6, &Config::default(), move |comm| {
+        all_are_here.wait();
         if comm.rank() == 5 {
             comm.abort_handle().abort();
         }
