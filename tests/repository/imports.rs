@@ -12,9 +12,10 @@ use quote::ToTokens;
 use syn::{Attribute, Item, ItemMod, UseTree, Visibility};
 
 /// The root file of each crate.
-const CRATES: [&str; 7] = [
+const CRATES: [&str; 8] = [
     "algorithms/src/lib.rs",
     "control/src/lib.rs",
+    "verbs/src/lib.rs",
     "transport/src/lib.rs",
     "cuda/src/lib.rs",
     "src/lib.rs",
