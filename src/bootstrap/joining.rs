@@ -27,8 +27,10 @@ use super::options::Options;
 use super::poll;
 use crate::clock;
 
-/// How long a rank that failed tries to report this to a root to which it is not connected.
-const FAILURE_SEND_TIME: Duration = Duration::from_millis(500);
+/// How long a rank that failed tries to reach a root, to which it is not connected, to report this.
+const FAILURE_REACH_TIME: Duration = Duration::from_millis(500);
+/// How long the report may take once the root is reached.
+const FAILURE_SEND_TIME: Duration = Duration::from_secs(5);
 
 /// A rank that is joining.
 pub(super) struct JoiningRank<'a> {
@@ -403,13 +405,16 @@ pub(super) fn report_failure(
 
 /// Connects to a root and reports to it that this rank will not come. Gives up after a short time.
 fn report_failure_to(contents: &UniqueIdContents, rank: u32, nranks: u32, error: &BootstrapError) {
-    let until = Instant::now() + FAILURE_SEND_TIME;
+    let begun = Instant::now();
     let binding = Binding { purpose: Purpose::Root, from: rank, to: 0, nranks, stream: 0 };
     let addresses = listener_address::reachable_here(&contents.root);
     let mut dial = Dialer::new(contents.secret.clone(), binding, addresses);
-    let stream = loop {
-        match dial.advance() {
-            Ok(DialOutcome::Connected(stream)) => break stream,
+    let (stream, until) = loop {
+        let outcome = dial.advance();
+        let time = if dial.has_reached() { FAILURE_SEND_TIME } else { FAILURE_REACH_TIME };
+        let until = begun + time;
+        match outcome {
+            Ok(DialOutcome::Connected(stream)) => break (stream, until),
             Ok(DialOutcome::NotYet) if Instant::now() < until => {
                 poll::wait(&mut [dial.poll_fd()], until.min(dial.wake()));
             }

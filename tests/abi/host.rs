@@ -137,6 +137,12 @@ fn a_group_lets_one_thread_be_several_ranks() {
 }
 
 #[test]
+fn one_init_that_fails_ends_all_of_its_group() {
+    let folder = TempDir::new().expect("a temporary folder");
+    run(&compile("cc", "group_init.c", &folder), &[]);
+}
+
+#[test]
 fn repeated_groups_start_no_threads_and_none_is_left() {
     let folder = TempDir::new().expect("a temporary folder");
     run(&compile("cc", "threads.c", &folder), &[]);

@@ -1,5 +1,7 @@
 //! The end of a group: its creations and its calls run.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use maypole::ResultCode;
 use maypole::stream::{self, Work, WorkTicket};
 
@@ -8,7 +10,7 @@ use super::contents::{GroupContents, close, keep_memory};
 use crate::boundary::log_error;
 use crate::cuda::{self, CommLaunch};
 use crate::registry::{CommHandle, acquire, acquire_exclusive, queue_on_streams};
-use crate::request::{CreationBatch, run_transfers};
+use crate::request::{CreationBatch, JoinedBatch, Siblings, run_transfers};
 
 /// Closes the innermost group. The contents of the outermost one run.
 pub(crate) fn end() -> Result<(), ResultCode> {
@@ -37,10 +39,14 @@ fn run(contents: GroupContents) -> Result<(), ResultCode> {
         creations.into_iter().for_each(CreationBatch::cancel);
         return Err(code);
     }
+    let siblings = Siblings::default();
+    let joined = creations.into_iter().map(|batch| batch.join(&siblings)).collect::<Vec<_>>();
     let created = if blocking == Some(false) {
-        start_all(creations.into_iter().map(CreationBatch::start))
+        start_all(joined.into_iter().map(JoinedBatch::start))
     } else {
-        run_side_by_side(creations, CreationBatch::run)
+        let result = run_side_by_side(joined, JoinedBatch::run, JoinedBatch::abandon);
+        siblings.restore_error();
+        result
     };
     match created {
         Ok(()) | Err(ResultCode::InProgress) => {}
@@ -101,9 +107,10 @@ fn run_calls(calls: Vec<(CommHandle, CommCalls)>, blocking: bool) -> Result<(), 
     if waits {
         // The guards are dropped here, so that the communicators can be used.
         let tickets: Vec<_> = waited_for.map(|(_, ticket)| ticket).collect();
-        let result = run_side_by_side(on_default, |(comm, calls)| {
+        let run = |(comm, calls): (CommHandle, CommCalls)| {
             calls.run(&mut acquire_exclusive(comm)?.call_context())
-        });
+        };
+        let result = run_side_by_side(on_default, run, |_, _| {});
         return result.and(wait_for_all(&tickets));
     }
     let on_streams =
@@ -141,16 +148,26 @@ fn start_all(started: impl Iterator<Item = Result<(), ResultCode>>) -> Result<()
 }
 
 /// Runs every item on its own thread, the first on this one. Returns the first error in the order
-/// of the items.
+/// of the items. If there are too few threads, no item runs, and all are abandoned.
 fn run_side_by_side<T: Send + 'static>(
     mut items: Vec<T>,
     run: impl Fn(T) -> Result<(), ResultCode> + Copy + Send + 'static,
+    abandon: impl Fn(T, ResultCode),
 ) -> Result<(), ResultCode> {
     if items.len() <= 1 {
         return items.pop().map_or(Ok(()), run);
     }
-    let works = items.into_iter().map(|item| Box::new(move || run(item)) as Work).collect();
-    let results = stream::side_by_side(works).map_err(|error| log_error(&error))?;
+    let take = |slot: &Mutex<Option<T>>| slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let slots: Vec<_> = items.into_iter().map(|item| Arc::new(Mutex::new(Some(item)))).collect();
+    let work = |slot: &Arc<Mutex<Option<T>>>| {
+        let slot = slot.clone();
+        Box::new(move || take(&slot).map_or(Ok(()), run)) as Work
+    };
+    let results = stream::side_by_side(slots.iter().map(work).collect()).map_err(|error| {
+        let code = log_error(&error);
+        slots.iter().filter_map(|slot| take(slot)).for_each(|item| abandon(item, code));
+        code
+    })?;
     results.into_iter().collect()
 }
 
@@ -211,6 +228,6 @@ mod tests {
             code.map_or(Ok(()), Err)
         };
         let codes = vec![None, Some(ResultCode::Timeout), Some(ResultCode::SystemError)];
-        assert_eq!(run_side_by_side(codes, run), Err(ResultCode::Timeout));
+        assert_eq!(run_side_by_side(codes, run, |_, _| {}), Err(ResultCode::Timeout));
     }
 }

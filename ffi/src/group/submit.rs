@@ -7,7 +7,7 @@ use crate::boundary::{NcclResult, guarded};
 use crate::config::CommSettings;
 use crate::cuda::{self, CommMemory};
 use crate::registry::{CommGuard, CommHandle, acquire};
-use crate::request::{Creation, CreationBatch, CreationSource, Request};
+use crate::request::{Creation, CreationBatch, CreationSource, Request, Siblings};
 use crate::stream::{self, CallStream, StreamHandle};
 
 /// Runs or queues a call. `check` checks its arguments.
@@ -86,5 +86,6 @@ pub(crate) unsafe fn create(
         return Ok(());
     }
     let batch = CreationBatch { parent, creations: vec![creation] };
+    let batch = batch.join(&Siblings::default());
     if waits { batch.run() } else { batch.start() }
 }

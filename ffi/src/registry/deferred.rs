@@ -54,7 +54,12 @@ impl DeferredWork {
         self,
         work: impl FnOnce(&mut ExclusiveComm) -> Result<(), ResultCode> + Send + 'static,
     ) -> Result<(), ResultCode> {
-        stream::behind(move || self.run(work)).map_err(|error| log_error(&error))?;
+        let abort = self.comm.0.0.entry.status().abort.clone();
+        stream::behind(move || self.run(work)).map_err(|error| {
+            // The other ranks wait for what this one cannot do.
+            abort.iter().for_each(AbortHandle::abort);
+            log_error(&error)
+        })?;
         Err(ResultCode::InProgress)
     }
 

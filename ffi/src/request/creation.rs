@@ -4,10 +4,13 @@
 //! the client does not want to wait, on another one. On which memory the communicator works is
 //! settled at the call.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use maypole::Options;
 use maypole::ResultCode;
 use maypole::{Communicator, Error, UniqueId};
 
+use super::siblings::Siblings;
 use crate::boundary::{keep_error, log_error};
 use crate::config::CommSettings;
 use crate::cuda::CommMemory;
@@ -52,6 +55,15 @@ unsafe impl Send for HandleDestination {}
 pub(crate) struct CreationBatch {
     pub(crate) parent: Option<CommHandle>,
     pub(crate) creations: Vec<Creation>,
+}
+
+/// A batch that the failure of another creation of its group ends.
+pub(crate) struct JoinedBatch {
+    parent: Option<CommHandle>,
+    creations: Vec<Creation>,
+    /// The numbers of the creations among the siblings.
+    numbers: Vec<usize>,
+    siblings: Siblings,
 }
 
 impl Creation {
@@ -104,7 +116,12 @@ impl Creation {
         Ok(Self { source, settings, device, reservation, out, waits })
     }
 
-    fn run(self, mut parent: Option<&mut ExclusiveComm>) -> Result<(), ResultCode> {
+    fn run(
+        self,
+        mut parent: Option<&mut ExclusiveComm>,
+        siblings: &Siblings,
+        number: usize,
+    ) -> Result<(), ResultCode> {
         if let Some(parent) = &parent {
             parent.set_child(self.reservation.signal());
         }
@@ -114,7 +131,24 @@ impl Creation {
         if let Some(parent) = &parent {
             parent.set_child(None);
         }
-        self.end(created.map_err(|error| keep_error(&error)))
+        let created = created.map_err(|error| {
+            // An abort by the user is meant for this creation alone.
+            let is_abort = matches!(error, Error::Aborted { .. })
+                && self.reservation.signal().is_some_and(|signal| signal.is_raised());
+            if is_abort && siblings.failure().is_none() {
+                return keep_error(&error);
+            }
+            match siblings.fail(number, error.code(), &error.to_string()) {
+                Ok(()) => keep_error(&error),
+                // Its error is only that it was ended: the text of the first failure stays.
+                Err(first) => first,
+            }
+        });
+        let result = self.end(created);
+        if result.is_ok() {
+            siblings.succeed(number);
+        }
+        result
     }
 
     /// Hands out what was created. After a failure a client that waits gets the handle NULL; one
@@ -145,36 +179,11 @@ impl Creation {
 }
 
 impl CreationBatch {
-    /// Creates the communicators; returns when they are there.
-    pub(crate) fn run(self) -> Result<(), ResultCode> {
-        let Self { parent, mut creations } = self;
-        let parent = parent.map(acquire_exclusive).transpose();
-        let mut parent = or_cancel(parent, &mut creations)?;
-        let result = create_all(creations, parent.as_mut());
-        if let Some(parent) = &parent {
-            parent.record_creation(result);
-        }
-        result
-    }
-
-    /// Creates the communicators on another thread, and returns `ncclInProgress` at once.
-    pub(crate) fn start(self) -> Result<(), ResultCode> {
-        let Self { parent, mut creations } = self;
-        let Some(parent) = parent else {
-            let create = move || {
-                // The handles tell the results.
-                let _ = create_all(creations, None);
-            };
-            maypole::stream::behind(create).map_err(|error| log_error(&error))?;
-            return Err(ResultCode::InProgress);
-        };
-        // The parent is in progress from the moment that the call returns.
-        let guard = or_cancel(acquire(parent), &mut creations)?;
-        guard.defer().start(move |parent| match create_all(creations, Some(parent)) {
-            // The handles tell of wrong arguments; these do not harm the parent.
-            Err(ResultCode::InvalidArgument) => Ok(()),
-            result => result,
-        })
+    /// Makes the creations be ended by the first failure among `siblings`.
+    pub(crate) fn join(self, siblings: &Siblings) -> JoinedBatch {
+        let Self { parent, creations } = self;
+        let numbers = creations.iter().map(|it| siblings.add(it.reservation.signal())).collect();
+        JoinedBatch { parent, creations, numbers, siblings: siblings.clone() }
     }
 
     /// Cancels the creations, which were not begun.
@@ -183,12 +192,87 @@ impl CreationBatch {
     }
 }
 
-/// The parent, or an error that cancels the creations.
-fn or_cancel<T>(
-    parent: Result<T, ResultCode>,
-    creations: &mut Vec<Creation>,
-) -> Result<T, ResultCode> {
-    parent.inspect_err(|code| cancel_all(std::mem::take(creations), *code))
+impl JoinedBatch {
+    /// Creates the communicators; returns when they are there.
+    pub(crate) fn run(mut self) -> Result<(), ResultCode> {
+        let parent = self.parent.map(acquire_exclusive).transpose();
+        let mut parent = self.or_cancel(parent)?;
+        let result = self.create_all(parent.as_mut());
+        if let Some(parent) = &parent {
+            parent.record_creation(result);
+        }
+        result
+    }
+
+    /// Creates the communicators on another thread, and returns `ncclInProgress` at once.
+    pub(crate) fn start(mut self) -> Result<(), ResultCode> {
+        let Some(parent) = self.parent else {
+            return self.start_without_parent();
+        };
+        // The parent is in progress from the moment that the call returns.
+        let guard = self.or_cancel(acquire(parent))?;
+        guard.defer().start(move |parent| match self.create_all(Some(parent)) {
+            // The handles tell of wrong arguments; these do not harm the parent.
+            Err(ResultCode::InvalidArgument) => Ok(()),
+            result => result,
+        })
+    }
+
+    fn start_without_parent(self) -> Result<(), ResultCode> {
+        let batch = Arc::new(Mutex::new(Some(self)));
+        let take = |batch: &Mutex<Option<Self>>| {
+            batch.lock().unwrap_or_else(PoisonError::into_inner).take()
+        };
+        let theirs = batch.clone();
+        let started = maypole::stream::behind(move || {
+            if let Some(batch) = take(&theirs) {
+                // The handles tell the results.
+                let _ = batch.create_all(None);
+            }
+        });
+        started.map_err(|error| {
+            let code = log_error(&error);
+            if let Some(batch) = take(&batch) {
+                batch.abandon(code);
+            }
+            code
+        })?;
+        Err(ResultCode::InProgress)
+    }
+
+    /// Ends the creations, for which no thread could be started, with this result. The other ranks
+    /// wait for these: an init that is aborted tells them so, and is short.
+    pub(crate) fn abandon(mut self, code: ResultCode) {
+        let _ = self.siblings.fail(usize::MAX, code, "");
+        if self.parent.is_some() {
+            return cancel_all(std::mem::take(&mut self.creations), code);
+        }
+        let signals = self.creations.iter().map(|it| it.reservation.signal());
+        signals.flatten().for_each(|signal| signal.abort());
+        let _ = self.create_all(None);
+    }
+
+    /// The parent, or an error that cancels the creations.
+    fn or_cancel<T>(&mut self, parent: Result<T, ResultCode>) -> Result<T, ResultCode> {
+        parent.inspect_err(|code| {
+            let _ = self.siblings.fail(usize::MAX, *code, "");
+            cancel_all(std::mem::take(&mut self.creations), *code);
+        })
+    }
+
+    fn create_all(self, mut parent: Option<&mut ExclusiveComm>) -> Result<(), ResultCode> {
+        let mut result = Ok(());
+        for (creation, number) in self.creations.into_iter().zip(self.numbers) {
+            match result {
+                Ok(()) => {
+                    result = creation.run(parent.as_deref_mut(), &self.siblings, number);
+                }
+                // After a failure no further creation is tried: other ranks may not try it either.
+                Err(code) => cancel_all(vec![creation], code),
+            }
+        }
+        result
+    }
 }
 
 fn cancel_all(creations: Vec<Creation>, code: ResultCode) {
@@ -196,21 +280,6 @@ fn cancel_all(creations: Vec<Creation>, code: ResultCode) {
         // It returns `code`, which the caller reports.
         let _ = creation.end(Err(code));
     }
-}
-
-fn create_all(
-    creations: Vec<Creation>,
-    mut parent: Option<&mut ExclusiveComm>,
-) -> Result<(), ResultCode> {
-    let mut result = Ok(());
-    for creation in creations {
-        match result {
-            Ok(()) => result = creation.run(parent.as_deref_mut()),
-            // After a failure no further creation is tried: other ranks may not try it either.
-            Err(code) => cancel_all(vec![creation], code),
-        }
-    }
-    result
 }
 
 fn create(

@@ -10,12 +10,14 @@
 //! | `one_sided` | a put, a signal, or a wait for signals |
 //! | `window` | the registration of a window |
 //! | `creation` | communicators that are created |
+//! | `siblings` | the creations of one group, which end together when one fails |
 
 mod barrier;
 mod collective;
 mod creation;
 mod failure;
 mod one_sided;
+mod siblings;
 mod transfer;
 mod vector;
 mod window;
@@ -28,8 +30,9 @@ use crate::registry::CallContext;
 
 pub(crate) use barrier::BarrierRequest;
 pub(crate) use collective::{CollectiveArguments, CollectiveRequest};
-pub(crate) use creation::{Creation, CreationBatch, CreationSource};
+pub(crate) use creation::{Creation, CreationBatch, CreationSource, JoinedBatch};
 pub(crate) use one_sided::{OneSidedRequest, SignalArguments};
+pub(crate) use siblings::Siblings;
 pub(crate) use transfer::{TransferRequest, predict_transfers, run_transfers};
 pub(crate) use vector::{BlockTable, VectorArguments, VectorRequest};
 pub(crate) use window::WindowRequest;
