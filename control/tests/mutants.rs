@@ -61,8 +61,8 @@ const MUTANTS: &[Mutant] = &[
     (
         MOD,
         "a later verdict replaces the first",
-        "        if self.verdict.is_some() {\n            return;\n        }\n        self.verdict",
-        "        self.verdict",
+        "        self.verdict.get_or_insert(verdict.clone());",
+        "        self.verdict = Some(verdict.clone());",
     ),
     (
         MOD,

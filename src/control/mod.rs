@@ -246,10 +246,11 @@ impl ControlShared {
     /// Waits until the peers have received what this rank has sent, because it leaves, at most
     /// until `until`. Tells all ranks if they have not. After a failure it returns at once.
     fn flush(&self, until: Instant) {
-        if !self.is_ours() || self.final_error().is_some() {
+        let Some(endpoint) = self.endpoint.upgrade().filter(|_| self.is_ours()) else { return };
+        let ended = self.state().verdict.clone();
+        if endpoint.aborted().is_some() || !matches!(ended, None | Some(Verdict::Dead { .. })) {
             return;
         }
-        let Some(endpoint) = self.endpoint.upgrade() else { return };
         let left = endpoint.flush(until.saturating_duration_since(Instant::now()));
         // An abort ends the flush too.
         if left.is_empty() || endpoint.aborted().is_some() {
@@ -268,6 +269,18 @@ impl ControlShared {
     /// When this rank has waited long enough for its messages to arrive, from now on.
     fn flush_deadline(&self) -> Instant {
         crate::clock::after(self.flush_timeout)
+    }
+
+    /// Ends the waits for what has not arrived from a rank whose process has ended. What it sent
+    /// before counts. Work on a device waits for memory and not for links, so all of it is ended.
+    fn mark_dead(&self, rank: Rank) {
+        if self.device.get().is_some() {
+            self.abort_endpoint(DEAD | rank);
+        } else if self.is_ours()
+            && let Some(endpoint) = self.endpoint.upgrade()
+        {
+            endpoint.process_ended(rank);
+        }
     }
 
     /// Ends the waits on the links and the work on the device.

@@ -301,6 +301,7 @@ impl ServedCommunicator {
         while let Some(output) = self.outputs.pop_front() {
             match output {
                 ControlOutput::Ended(verdict) => self.end(&verdict),
+                ControlOutput::EndAllWaits(dead) => self.shared.abort_endpoint(DEAD | dead),
                 ControlOutput::Exchanged(result) => {
                     let result = result.map_err(|verdict| error_of(&verdict));
                     self.shared.change(|state| state.exchanged = Some(result));
@@ -327,13 +328,16 @@ impl ServedCommunicator {
         }
     }
 
-    /// Ends the waits of this rank.
+    /// Ends the waits of this rank: after a death those for what has not arrived from the dead
+    /// rank, and otherwise all. A rank that fails because of a death ends the waits of its peers.
     fn end(&self, verdict: &Verdict) {
         self.shared.change(|state| {
             state.verdict.get_or_insert(verdict.clone());
         });
+        if let Verdict::Dead { rank, .. } = *verdict {
+            return self.shared.mark_dead(rank);
+        }
         self.shared.abort_endpoint(match *verdict {
-            Verdict::Dead { rank, .. } => DEAD | rank,
             Verdict::Left { rank } => LEFT | rank,
             Verdict::Aborted { by } if by == self.shared.rank => USER_ABORT,
             Verdict::Revoked { by } if by == self.shared.rank => USER_REVOKE,

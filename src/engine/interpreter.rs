@@ -78,6 +78,7 @@ struct StepInputs {
 struct LentMessage {
     at: StepPosition,
     link: u32,
+    peer: Rank,
     sequence: Sequence,
     /// The lent memory, as addresses.
     start: usize,
@@ -119,7 +120,7 @@ impl Interpreter<'_> {
         lanes: &mut [LaneState],
         mut wait: WaitLoop<'_>,
     ) -> Result<(), Error> {
-        let _reading = wait.reading();
+        let (endpoint, _reading) = (wait.endpoint(), wait.reading());
         // The lanes that have not ended, in their order.
         let mut open: Vec<usize> = (0..lanes.len()).collect();
         while !open.is_empty() {
@@ -138,7 +139,11 @@ impl Interpreter<'_> {
                 wait.reset();
             } else {
                 self.check_acknowledgements(lanes)?;
-                wait.pause(|| None, || self.awaited_rank(lanes))?;
+                // Links tell of a peer that died, except while it has lent memory to release.
+                let mut lent = lanes.iter().flat_map(|lane| &lane.lent);
+                let died = |error: &LinkError| matches!(error, LinkError::PeerDied { .. });
+                let gone = || lent.find_map(|message| endpoint.gone(message.peer).filter(died));
+                wait.pause(gone, || self.awaited_rank(lanes))?;
             }
         }
         Ok(())
@@ -503,7 +508,8 @@ impl Interpreter<'_> {
             // SAFETY: for these reasons the memory is not written before the release.
             let sequence = unsafe { outgoing.lend(start as *const u8, bytes, tag)? };
             let sequence = sequence.expect("a credit was reserved for this message");
-            lent.push_back(LentMessage { at, link, sequence, start, end });
+            let peer = self.links.peer(link);
+            lent.push_back(LentMessage { at, link, peer, sequence, start, end });
         }
         Ok(())
     }

@@ -53,6 +53,11 @@ impl<'a> WaitLoop<'a> {
         }
     }
 
+    /// The endpoint whose links are waited for.
+    pub(crate) fn endpoint(&self) -> &'a Endpoint {
+        self.endpoint
+    }
+
     /// See [`Endpoint::reading`].
     pub(crate) fn reading(&self) -> ReadingGuard<'a> {
         self.endpoint.reading()

@@ -3,7 +3,7 @@
 
 use maypole::Communicator;
 
-use crate::ranks::{self, Job};
+use crate::ranks::{self, Job, OVER_TCP};
 
 /// The test that a rank process runs.
 const ENTRY: &str = "ends::rank";
@@ -22,6 +22,9 @@ const BYTES: usize = 24 << 20;
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
     let Some((scene, mut comm)) = ranks::enter() else { return };
+    if let "vanish" | "killed" = scene.as_str() {
+        return vanish(&mut comm, scene == "killed");
+    }
     // The link is made.
     send_or_receive(&mut comm, 8).unwrap();
     // SAFETY: the signal stops this process until the test continues it.
@@ -40,11 +43,55 @@ fn rank() {
     println!("say:destroyed");
 }
 
+/// Rank 0 ends without a farewell when its part of a call is over. The others look for what it sent
+/// only after they have been told that it died.
+fn vanish(comm: &mut Communicator, killed: bool) {
+    // All links are made.
+    comm.barrier().unwrap();
+    send_or_receive(comm, 8).unwrap();
+    let mut data = [0_u8; 100];
+    if comm.rank() == 0 {
+        comm.broadcast(&[7; 100], &mut data, 0).unwrap();
+        comm.send(&[9_u8; 1000], 1).unwrap();
+        // SAFETY: the process ends, or is killed.
+        unsafe {
+            if killed {
+                libc::raise(libc::SIGKILL);
+            }
+            libc::_exit(0)
+        };
+    }
+    while comm.async_error().is_none() {
+        std::thread::yield_now();
+    }
+    let told = comm.async_error().map(|error| error.to_string());
+    comm.broadcast(&[0; 100], &mut data, 0).unwrap();
+    assert_eq!(data, [7; 100]);
+    let next = 3 - comm.rank();
+    if comm.rank() == 1 {
+        let mut received = [0_u8; 1000];
+        comm.recv(&mut received, 0).unwrap();
+        assert_eq!(received, [9; 1000]);
+        // The dead rank has no part in this.
+        comm.send(&received, next).unwrap();
+        comm.recv(&mut received, next).unwrap();
+    } else {
+        let mut received = [0_u8; 1000];
+        comm.recv(&mut received, next).unwrap();
+        comm.send(&received, next).unwrap();
+    }
+    println!("say:{}", told.unwrap_or_default());
+    let error = comm.barrier().unwrap_err().to_string();
+    println!("say:{error}");
+}
+
 /// Rank 0 sends, rank 1 receives and checks.
 fn send_or_receive(comm: &mut Communicator, bytes: usize) -> Result<(), String> {
     let data: Vec<u8> = (0..bytes).map(|at| (at / 7) as u8).collect();
-    if comm.rank() == 0 {
-        return comm.send(&data, 1).map_err(|error| error.to_string());
+    match comm.rank() {
+        0 => return comm.send(&data, 1).map_err(|error| error.to_string()),
+        1 => {}
+        _ => return Ok(()),
     }
     let mut received = vec![0; bytes];
     comm.recv(&mut received, 0).map_err(|error| error.to_string())?;
@@ -91,4 +138,23 @@ fn a_receiver_is_told_who_left_with_data_unsent_and_how_much() {
     let said = job.hear(1);
     assert!(said.contains("rank 0 left with data unsent: "), "{said}");
     assert!(said.contains(" bytes did not reach rank 1 within"), "{said}");
+}
+
+#[test]
+fn what_a_rank_sent_before_it_died_counts_and_then_it_is_named() {
+    for (scene, settings) in
+        [("vanish", &[][..]), ("killed", &[]), ("vanish", &OVER_TCP), ("killed", &OVER_TCP)]
+    {
+        // However slow a rank is, the death does not end its waits for ranks that live.
+        let settings = [settings, &[("MAYPOLE_REPORT", "600")]].concat();
+        let mut job = Job::start(ENTRY, 3, scene, &settings);
+        for rank in [1, 2] {
+            for _ in 0..2 {
+                let said = job.hear(rank);
+                if !said.contains("the process of rank 0 died") {
+                    panic!("rank {rank}, {scene}: {said} {}", job.errors_until(rank, "stack"));
+                }
+            }
+        }
+    }
 }

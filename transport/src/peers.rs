@@ -41,6 +41,11 @@ pub(crate) trait PeerConnection: fmt::Debug + Send + Sync {
         None
     }
 
+    /// The peer's process is proven to have ended. What it sent before still arrives, if it can.
+    fn process_ended(&self) {
+        self.connection_ended();
+    }
+
     /// The peer's connection ended. Unless the peer had said that it leaves, its process is dead.
     fn connection_ended(&self) {}
 
@@ -181,6 +186,15 @@ impl PeerTable {
     /// Records that no connection can be accepted at present.
     pub(crate) fn set_accept_error(&self, error: LinkError) {
         self.entries().accept_error = Some(error);
+    }
+
+    /// Records that the process of a peer has ended.
+    pub(crate) fn process_ended(&self, peer: Rank) {
+        match self.get(peer) {
+            Some(connection) => connection.process_ended(),
+            None => self.set_failure(peer, LinkError::PeerDied { peer }),
+        }
+        self.inbox.header().doorbell.ring();
     }
 
     /// Records that a peer's connection ended.

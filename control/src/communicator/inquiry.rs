@@ -64,7 +64,7 @@ impl CommunicatorCore {
     /// Asks a rank what it does.
     pub(super) fn ask(&mut self, purpose: InquiryPurpose, facts: &impl LocalFacts) {
         let asked = purpose.asked();
-        if asked >= self.nranks || asked == self.rank || self.verdict.is_some() {
+        if asked >= self.nranks || asked == self.rank || self.has_ended {
             return;
         }
         // A process that is stopped or has ended does not answer.

@@ -100,8 +100,12 @@ pub enum ControlOutput {
     Send(Rank, ControlFrame),
     /// Close the connection to a neighbour, from which nothing more is expected.
     Close(Rank),
-    /// The communicator has ended: end all waits.
+    /// The communicator has ended: end all waits. After a death only those for what has not arrived
+    /// from the dead rank; a rank that fails because of it aborts its links.
     Ended(Verdict),
+    /// End all waits because of the death of this rank, of which [`Ended`](Self::Ended) told: the
+    /// ranks that live had time to send what they can.
+    EndAllWaits(Rank),
     /// The exchange has ended. The bytes are in the order of the ranks.
     Exchanged(Result<Vec<Vec<u8>>, Verdict>),
     /// Log and keep a report.
@@ -125,7 +129,14 @@ pub struct CommunicatorCore {
     neighbours: Vec<Neighbour>,
     /// The neighbours that have left, and their last calls if they are known.
     departures: Vec<(Rank, Option<HistoryPoint>)>,
+    /// The first verdict.
     verdict: Option<Verdict>,
+    /// The ranks that are known to be dead.
+    dead: Vec<Rank>,
+    /// A verdict has ended all waits.
+    has_ended: bool,
+    /// When the first death ends also the waits for ranks that live.
+    end_waits_at: Option<Time>,
     /// The number of the next exchange.
     exchange_number: u32,
     exchange: Option<Exchange>,
@@ -177,6 +188,9 @@ impl CommunicatorCore {
             neighbours: Vec::new(),
             departures: Vec::new(),
             verdict: None,
+            dead: Vec::new(),
+            has_ended: false,
+            end_waits_at: None,
             exchange_number: 0,
             exchange: None,
             inquiries: Vec::new(),
@@ -277,6 +291,7 @@ impl CommunicatorCore {
             .chain(device)
             .chain(lost)
             .chain(self.next_compare)
+            .chain(self.end_waits_at)
             .min()
     }
 
@@ -298,6 +313,11 @@ impl CommunicatorCore {
             let (peer, since) = (*peer, *since);
             *due = now + now.since(since).max(self.timing.report);
             self.investigate(peer, since, facts);
+        }
+        if self.end_waits_at.take_if(|at| *at <= now).is_some()
+            && let Some(Verdict::Dead { rank, .. }) = self.verdict
+        {
+            self.end_all_waits(rank);
         }
         self.device_tick();
         while let Some(at) = self.inquiries.iter().position(|inquiry| inquiry.due <= now) {
@@ -456,7 +476,7 @@ impl CommunicatorCore {
         self.neighbours.clear();
         self.inquiries.clear();
         (self.exchange, self.connecting, self.device) = (None, None, None);
-        self.next_compare = None;
+        (self.next_compare, self.end_waits_at) = (None, None);
         self.outputs.push_back(ControlOutput::Left);
     }
 
@@ -470,23 +490,51 @@ impl CommunicatorCore {
     }
 
     /// Ends the communicator: sends the verdict to all neighbours but `sender`, and ends the waits
-    /// of this rank. Only the first verdict counts.
+    /// of this rank. The first verdict is the cause that ranks are told. A death at first ends only
+    /// the waits for what has not arrived from the dead rank, so that further deaths count too.
     fn decide(&mut self, verdict: Verdict, sender: Option<Rank>) {
-        if self.verdict.is_some() {
+        if self.has_ended {
             return;
         }
-        self.verdict = Some(verdict.clone());
+        match verdict {
+            Verdict::Dead { rank, .. } if self.dead.contains(&rank) => return,
+            Verdict::Dead { rank, .. } => {
+                self.dead.push(rank);
+                self.end_waits_at.get_or_insert(self.now + self.timing.report);
+            }
+            _ => self.has_ended = true,
+        }
+        self.verdict.get_or_insert(verdict.clone());
         for rank in self.neighbour_ranks() {
             if Some(rank) != sender {
                 self.send(rank, ControlFrame::Verdict(verdict.clone()));
             }
         }
         self.outputs.push_back(ControlOutput::Ended(verdict.clone()));
+        self.next_compare = None;
         if self.exchange.take().is_some() {
+            if let Verdict::Dead { rank, .. } = verdict {
+                // Ranks that wait for this one must not take its leave for the cause.
+                self.end_all_waits(rank);
+            }
             self.outputs.push_back(ControlOutput::Exchanged(Err(verdict)));
         }
+        if self.has_ended {
+            self.stop_watching();
+        }
+    }
+
+    /// Ends all waits because of the death of this rank.
+    fn end_all_waits(&mut self, dead: Rank) {
+        self.has_ended = true;
+        self.stop_watching();
+        self.outputs.push_back(ControlOutput::EndAllWaits(dead));
+    }
+
+    /// Investigates no wait any more.
+    fn stop_watching(&mut self) {
         self.inquiries.clear();
-        (self.connecting, self.device, self.next_compare) = (None, None, None);
+        (self.connecting, self.device, self.end_waits_at) = (None, None, None);
     }
 
     /// Sends a frame on the way to rank `to`, unless it came from there. If a connection on the

@@ -35,8 +35,9 @@ pub(super) struct SimulatedRank {
     pub(super) arrived: BTreeMap<(Rank, u64), u64>,
     /// Ranks that have announced on their links that they left.
     pub(super) left_links: Vec<Rank>,
-    /// Ranks on other hosts whose links have ended.
-    pub(super) dead_links: Vec<Rank>,
+    /// The ranks of which a link or a verdict has said that they are dead, with the first that said
+    /// so.
+    pub(super) dead_links: Vec<Verdict>,
     /// Why a rank aborted the links, if they say so, and until when the verdict may come.
     pub(super) link_abort: Option<(Option<Verdict>, Time)>,
     /// The verdict that ended the waits of the rank.

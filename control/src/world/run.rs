@@ -234,7 +234,7 @@ impl World {
                 self.thread_goes_on(rank);
             }
             Event::LinkDied(of) => {
-                simulated.dead_links.push(of);
+                simulated.dead_links.push(Verdict::Dead { rank: of, seen_by: rank });
                 self.thread_goes_on(rank);
             }
             Event::LinkAborted(reason) => {
@@ -402,6 +402,10 @@ impl World {
                     self.queue_on_connection(rank, neighbour, Event::Closed(rank));
                 }
             }
+            ControlOutput::Ended(verdict @ Verdict::Dead { .. }) => {
+                simulated.dead_links.push(verdict);
+                self.thread_goes_on(rank);
+            }
             ControlOutput::Ended(verdict) => {
                 self.abort_links(rank, &verdict);
                 self.ranks[rank as usize].ended.get_or_insert(verdict);
@@ -414,6 +418,14 @@ impl World {
             ControlOutput::Report(report) => {
                 simulated.reports += 1;
                 self.truth.check_report(&report, &self.ranks);
+            }
+            ControlOutput::EndAllWaits(_) => {
+                let verdict = simulated.core.as_ref().and_then(|core| core.verdict().cloned());
+                if let Some(verdict) = verdict {
+                    self.abort_links(rank, &verdict);
+                    self.ranks[rank as usize].ended.get_or_insert(verdict);
+                    self.thread_goes_on(rank);
+                }
             }
             ControlOutput::Missing(..) | ControlOutput::CheckDevice => {}
             ControlOutput::Left => {
@@ -495,12 +507,12 @@ impl World {
                         self.handle(rank, ControlInput::FindMismatch { peer: from, fallback });
                         continue;
                     }
+                    let dead =
+                        |it: &&Verdict| matches!(it, Verdict::Dead { rank, .. } if *rank == peer);
                     let gone = if simulated.left_links.contains(&peer) {
                         Some(Verdict::Left { rank: peer })
-                    } else if simulated.dead_links.contains(&peer) {
-                        Some(Verdict::Dead { rank: peer, seen_by: rank })
                     } else {
-                        None
+                        simulated.dead_links.iter().find(dead).cloned()
                     };
                     if let Some(verdict) = ended.or(gone) {
                         // What came before the failure counts.
@@ -513,7 +525,10 @@ impl World {
                         simulated.next_action = usize::MAX - 1;
                         // A rank that was only told that others failed makes no verdict of its own.
                         if !matches!(verdict, Verdict::Failed { rank: Rank::MAX, .. }) {
-                            self.handle(rank, ControlInput::Decide(verdict));
+                            self.handle(rank, ControlInput::Decide(verdict.clone()));
+                        }
+                        if matches!(verdict, Verdict::Dead { .. }) {
+                            self.abort_links(rank, &verdict);
                         }
                         continue;
                     }

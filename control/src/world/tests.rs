@@ -92,6 +92,47 @@ fn many_joins_keep_all_invariants() {
     println!("{worlds} worlds, {events} events");
 }
 
+/// Rank 0 dies after its part of a call. Rank 2, which begins that call only when it knows of the
+/// death, still gets what was sent; it is not told that the call failed.
+#[test]
+fn what_a_rank_sent_before_it_died_counts() {
+    let broadcast = Action::Call(CallKind::Broadcast(0), 1);
+    let mut script = Script {
+        seed: 1,
+        hosts: vec![0, 0, 1],
+        programs: vec![vec![broadcast]; 3],
+        disturbances: vec![(Duration::from_millis(100), Disturbance::Kill(0, Duration::ZERO))],
+        timeout: None,
+        delay: Duration::from_millis(1),
+    };
+    script.programs[0].push(Action::Compute(Duration::from_secs(100)));
+    script.programs[2].insert(0, Action::Compute(Duration::from_millis(500)));
+    let world = World::run(&script).unwrap();
+    for rank in &world.ranks[1..] {
+        assert_eq!((rank.calls.sequence, &rank.failure), (1, &None));
+    }
+    let verdict = world.ranks[2].core.as_ref().and_then(|core| core.verdict());
+    assert!(matches!(verdict, Some(Verdict::Dead { rank: 0, .. })), "{verdict:?}");
+}
+
+/// Rank 0 dies in a call. Rank 1, which needs nothing of it, stays and makes no further call: the
+/// wait of rank 2 for rank 1 ends all the same.
+#[test]
+fn a_death_ends_the_wait_for_a_rank_that_lives_after_a_time() {
+    let mut script = Script {
+        seed: 1,
+        hosts: vec![0; 3],
+        programs: vec![vec![Action::Compute(Duration::from_secs(200))]; 3],
+        disturbances: vec![(Duration::from_secs(1), Disturbance::Kill(0, Duration::ZERO))],
+        timeout: None,
+        delay: Duration::from_millis(1),
+    };
+    script.programs[2] = vec![Action::Call(CallKind::Broadcast(1), 1)];
+    let world = World::run(&script).unwrap();
+    let failure = &world.ranks[2].failure;
+    assert!(matches!(failure, Some(Verdict::Dead { rank: 0, .. })), "{failure:?}");
+}
+
 /// Three ranks on one host and four on another. Rank 3, which has no neighbour on its own host,
 /// dies, and a child that it forked holds its connections for longer than anyone should wait.
 #[test]
@@ -110,8 +151,8 @@ fn ranks_of_its_host_tell_of_a_death_that_its_neighbours_cannot_see() {
     script.disturbances.push((died, Disturbance::Kill(3, Duration::from_secs(75))));
     let world = World::run(&script).unwrap();
     for (rank, simulated) in world.ranks.iter().enumerate().filter(|(rank, _)| *rank != 3) {
-        let is_dead = matches!(simulated.ended, Some(Verdict::Dead { rank: 3, .. }));
-        assert!(is_dead, "rank {rank}: {:?}", simulated.ended);
+        let is_dead = matches!(simulated.failure, Some(Verdict::Dead { rank: 3, .. }));
+        assert!(is_dead, "rank {rank}: {:?}", simulated.failure);
     }
     let took = world.now.since(Time::START + died);
     assert!(took < Duration::from_secs(5), "the ranks knew after {took:?} of simulated time");

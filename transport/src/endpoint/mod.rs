@@ -350,6 +350,12 @@ impl Endpoint {
         left
     }
 
+    /// Records that the process of `peer` is proven to have ended. That ends the waits for what has
+    /// not arrived from it; what it sent before is still received.
+    pub fn process_ended(&self, peer: Rank) {
+        self.parts.peers.process_ended(peer);
+    }
+
     /// Tells connected peers that this rank sends nothing more. Dropping the endpoint does the
     /// same; this is for a process that ends without dropping it.
     pub fn leave(&self) {

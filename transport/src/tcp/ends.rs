@@ -37,6 +37,10 @@ impl PeerConnection for TcpPeer {
         self.pair.leave();
     }
 
+    fn process_ended(&self) {
+        self.pair.process_ended();
+    }
+
     fn begin_flush(&self) {
         self.pair.begin_flush();
     }

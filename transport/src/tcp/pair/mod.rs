@@ -28,6 +28,9 @@ use crate::{Rank, Sequence};
 /// How long a pair of which all streams broke may take to connect again.
 pub(crate) const RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long messages of a process that has ended may still be on their way.
+const LAST_MESSAGES_TIME: Duration = Duration::from_secs(1);
+
 /// A peer and everything that is shared with it.
 #[derive(Debug)]
 pub(crate) struct TcpPair {
@@ -149,6 +152,18 @@ impl TcpPair {
     /// Declares the peer dead if no stream is left, because nobody listens at its address any more.
     pub(crate) fn give_up(&self) {
         let disconnected = self.lock().disconnected_since.is_some();
+        if disconnected {
+            self.declare_dead();
+        }
+    }
+
+    /// The process of the peer has ended. Its streams end when all that it sent has been read,
+    /// unless its host is gone or a child made by fork holds them.
+    pub(crate) fn process_ended(&self) {
+        let mut state = self.lock();
+        state.dead_at.get_or_insert(Instant::now() + LAST_MESSAGES_TIME);
+        let disconnected = state.disconnected_since.is_some();
+        drop(state);
         if disconnected {
             self.declare_dead();
         }

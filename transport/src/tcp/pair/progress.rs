@@ -33,6 +33,9 @@ impl TcpPair {
         if let Some(why) = state.corrupt {
             return Err(LinkError::Corrupt { peer: self.peer, why });
         }
+        if state.dead_at.is_some_and(|at| Instant::now() >= at) {
+            self.peer_header.die();
+        }
         self.gone().map_or(Ok(None), Err)
     }
 
@@ -165,7 +168,9 @@ impl TcpPair {
             // Every stream has ended at least once, because all were there.
             if state.peer_left {
                 self.peer_header.leave();
-            } else if state.streams.iter().all(|entry| entry.end == Some(StreamEnd::Closed)) {
+            } else if state.dead_at.is_some()
+                || state.streams.iter().all(|entry| entry.end == Some(StreamEnd::Closed))
+            {
                 self.peer_header.die();
             } else {
                 state.disconnected_since = Some(Instant::now());

@@ -25,6 +25,8 @@ pub(super) struct TcpPairState {
     pub(super) leaving: bool,
     /// The peer has left.
     pub(super) peer_left: bool,
+    /// The peer's process has ended: when it counts as dead even if a stream still seems alive.
+    pub(super) dead_at: Option<Instant>,
     /// Since when no stream is there.
     pub(super) disconnected_since: Option<Instant>,
     /// What is wrong with the bytes that the peer sent.
@@ -53,6 +55,7 @@ impl TcpPairState {
             flushing: false,
             leaving: false,
             peer_left: false,
+            dead_at: None,
             disconnected_since: None,
             corrupt: None,
         }
