@@ -1,5 +1,6 @@
 //! Runs collective calls: finds or makes the plan of a call, and executes it.
 
+use std::iter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use maypole_algorithms::verify::Proved;
@@ -217,7 +218,7 @@ impl Communicator {
                 && let Some(bytes) = overwritten_bytes(call, self.nranks)
             {
                 // SAFETY: the caller's promise: the send buffer holds so many bytes.
-                buffers.send = unsafe { self.host.send_copy.of([(call.send, bytes)]) };
+                buffers.send = unsafe { self.host.send_copy.of(iter::once((call.send, bytes)))? };
             }
             let reduction = Task::from(call).reduction();
             self.check_factor(&reduction)?;
@@ -233,7 +234,7 @@ impl Communicator {
                     kernel,
                     tag,
                     links: &mut self.host.links,
-                    scratch: self.host.scratch.base(line.scratch, LL_CAPACITY),
+                    scratch: self.host.scratch.base(line.scratch, LL_CAPACITY)?,
                     staging: &mut self.host.staging,
                     endpoint: &self.host.endpoint,
                     spin_policy: self.host.spin_policy,
@@ -246,7 +247,7 @@ impl Communicator {
             PlanBody::Interpreted(program) => {
                 self.host.control.begin_call(plan.signature);
                 let size = call.dtype.size();
-                self.host.scratch.prepare(program.scratch, program.tile * size);
+                self.host.scratch.prepare(program.scratch, program.tile * size)?;
                 let mut interpreter = Interpreter {
                     program,
                     buffers,

@@ -71,7 +71,8 @@ impl Communicator {
         let own = transfer::own_copies(transfers, self.rank)?;
         let (transfers, own) = if overwrites_sent(transfers) {
             // SAFETY: the caller's promise.
-            copied = unsafe { with_copies(transfers, &mut self.host.send_copy) };
+            let result = unsafe { with_copies(transfers, &mut self.host.send_copy) };
+            copied = result.map_err(|error| self.fail(error))?;
             (&*copied, transfer::own_copies(&copied, self.rank)?)
         } else {
             (transfers, own)
@@ -209,15 +210,18 @@ fn overwrites_sent(transfers: &[Transfer]) -> bool {
 
 /// The transfers, with sends from copies.
 ///
+/// # Errors
+/// The process has no memory left.
+///
 /// # Safety
 /// The memory of the sends is valid for their lengths.
-unsafe fn with_copies(transfers: &[Transfer], copy: &mut SendCopy) -> Vec<Transfer> {
+unsafe fn with_copies(transfers: &[Transfer], copy: &mut SendCopy) -> Result<Vec<Transfer>, Error> {
     let sends = transfers.iter().filter_map(|transfer| match *transfer {
         Transfer::Send { data, bytes, .. } => Some((data, bytes)),
         Transfer::Receive { .. } => None,
     });
     // SAFETY: the caller's promise.
-    let mut next = unsafe { copy.of(sends) };
+    let mut next = unsafe { copy.of(sends)? };
     let copied = transfers.iter().map(|transfer| match *transfer {
         Transfer::Send { bytes, peer, .. } => {
             let data = next;
@@ -226,7 +230,7 @@ unsafe fn with_copies(transfers: &[Transfer], copy: &mut SendCopy) -> Vec<Transf
         }
         receive => receive,
     });
-    copied.collect()
+    Ok(copied.collect())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use std::io::Read;
 
 use crate::ranks::{Job, OVER_TCP};
-use maypole::{Communicator, RedOp, UniqueId};
+use maypole::{Call, Collective, Communicator, DType, RedOp, UniqueId};
 
 /// The test that a rank process runs.
 const ENTRY: &str = "limits::rank";
@@ -37,6 +37,11 @@ fn rank() {
             };
             println!("say:{}", error.map_or(String::from("done"), |error| error.to_string()));
         }
+        None if ["copy", "slots"].contains(&words[0]) => {
+            let comm = Communicator::new(&id, rank, nranks).expect("nothing needed is missing");
+            let error = without_memory(comm, words[0]).expect_err("there is no memory");
+            println!("say:{:?} {error}", error.code());
+        }
         None => {
             match words[0] {
                 "unlocked" => limit(libc::RLIMIT_MEMLOCK, 0),
@@ -49,6 +54,42 @@ fn rank() {
             println!("say:done");
         }
     }
+}
+
+/// The bytes of the buffer, or of each slot, for which rank 1 has no memory: more than the C
+/// library reserves at once.
+const TOO_MANY_BYTES: usize = 96 << 20;
+
+/// An all-to-all in place, which sends from a copy, or a message to rank 1. Rank 1 may not have so
+/// much more memory.
+fn without_memory(mut comm: Communicator, scene: &str) -> Result<(), maypole::Error> {
+    let mut data = vec![0u8; TOO_MANY_BYTES];
+    // All links are made, and used.
+    comm.all_reduce_in_place(&mut data[..100_000], RedOp::Sum)?;
+    comm.barrier()?;
+    if comm.rank() == 1 {
+        let status = std::fs::read_to_string("/proc/self/status").expect("a file of /proc");
+        let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).expect("a line");
+        let kib = size.split_whitespace().next().and_then(|text| text.parse::<u64>().ok());
+        limit(libc::RLIMIT_AS, (kib.expect("a number") << 10) + (TOO_MANY_BYTES as u64) / 3);
+    }
+    if scene == "slots" {
+        match comm.rank() {
+            0 => comm.send(&data, 1)?,
+            _ => comm.recv(&mut data, 0)?,
+        }
+        return comm.barrier();
+    }
+    let call = Call {
+        collective: Collective::AllToAll,
+        send: data.as_ptr(),
+        recv: data.as_mut_ptr(),
+        count: data.len() / comm.nranks() as usize,
+        dtype: DType::Uint8,
+        reduction: RedOp::Sum.into(),
+    };
+    // SAFETY: the buffer holds `count` elements for each rank, and nothing else uses it.
+    unsafe { comm.run(&call) }
 }
 
 /// From now on `memfd_create` fails in this process, as under the filters of some containers.
@@ -160,5 +201,22 @@ fn shared_memory_is_not_necessary() {
         let mut job = Job::start(ENTRY, 3, scene, &[]);
         job.all_say("done");
         (0..3).for_each(|rank| job.ends_well(rank));
+    }
+}
+
+/// A call for which a rank has no memory is an error on all ranks, and ends no process: memory for
+/// a copy of the buffer, and for messages over TCP.
+#[test]
+fn a_call_without_memory_is_an_error() {
+    let _alone = crate::alone();
+    let slots = [("MAYPOLE_SLOT_BYTES", "100663296"), ("MAYPOLE_SLOT_DEPTH", "64")];
+    for (scene, settings) in [("copy", Vec::new()), ("slots", [OVER_TCP, slots].concat())] {
+        let mut job = Job::start(ENTRY, 2, scene, &settings);
+        let said = [0, 1].map(|rank| job.hear(rank));
+        if said.iter().any(String::is_empty) {
+            panic!("{said:?} {} {}", job.errors_until(0, "stack"), job.errors_until(1, "stack"));
+        }
+        assert!(said[1].starts_with("SystemError") && said[1].contains("malloc"), "{said:?}");
+        assert!(said[0].contains("rank 1") && said[0].contains("malloc"), "{said:?}");
     }
 }

@@ -4,7 +4,7 @@
 //! The sender keeps a message until its release is acknowledged, so that it can send it again on
 //! another stream. The receiver puts messages from all streams into sequence and takes each once.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 
 use crate::Sequence;
@@ -21,14 +21,13 @@ struct SlotBuffer {
 unsafe impl Send for SlotBuffer {}
 
 impl SlotBuffer {
-    fn new(bytes: usize) -> Self {
+    /// None if the process has no memory left.
+    fn new(bytes: usize) -> Option<Self> {
         debug_assert!(bytes > 0 && bytes.is_multiple_of(64));
-        let layout = Layout::from_size_align(bytes, 64).expect("slots are bounded by the layout");
+        let layout = Layout::from_size_align(bytes, 64).ok()?;
         // SAFETY: the size is not zero.
-        let Some(start) = NonNull::new(unsafe { alloc(layout) }) else {
-            handle_alloc_error(layout)
-        };
-        Self { start, layout }
+        let start = NonNull::new(unsafe { alloc(layout) })?;
+        Some(Self { start, layout })
     }
 }
 
@@ -54,9 +53,21 @@ impl SlotBuffers {
         ((sequence - 1) % self.buffers.len() as u64) as usize
     }
 
-    fn address(&mut self, sequence: Sequence) -> *mut u8 {
+    /// The address of the slot, which is allocated if it is not there. None if the process has no
+    /// memory left.
+    fn allocate(&mut self, sequence: Sequence) -> Option<*mut u8> {
         let (index, bytes) = (self.index(sequence), self.bytes);
-        self.buffers[index].get_or_insert_with(|| SlotBuffer::new(bytes)).start.as_ptr()
+        let buffer = &mut self.buffers[index];
+        if buffer.is_none() {
+            *buffer = SlotBuffer::new(bytes);
+        }
+        buffer.as_ref().map(|buffer| buffer.start.as_ptr())
+    }
+
+    /// The address of a slot that has been allocated.
+    fn address(&self, sequence: Sequence) -> *mut u8 {
+        let buffer = self.buffers[self.index(sequence)].as_ref();
+        buffer.expect("a message lies in a slot that was allocated for it").start.as_ptr()
     }
 }
 
@@ -94,7 +105,13 @@ impl SendRing {
         self.next - self.acked <= self.sent.len() as u64
     }
 
-    pub(crate) fn address(&mut self, sequence: Sequence) -> *mut u8 {
+    /// The slot of the next message. None if the process has no memory left.
+    pub(crate) fn allocate(&mut self) -> Option<*mut u8> {
+        self.slots.allocate(self.next)
+    }
+
+    /// The slot of a message that is not released.
+    pub(crate) fn address(&self, sequence: Sequence) -> *mut u8 {
         self.slots.address(sequence)
     }
 
@@ -167,6 +184,8 @@ pub(crate) enum StoreDecision {
     Drop,
     /// Reject it, because no correct peer sends it.
     Reject,
+    /// The process has no memory for it.
+    NoMemory,
 }
 
 impl ReceiveRing {
@@ -200,8 +219,9 @@ impl ReceiveRing {
             SlotContent::Partial(other) => Some(other),
             _ => None,
         };
+        let Some(address) = self.slots.allocate(sequence) else { return StoreDecision::NoMemory };
         self.contents[index] = SlotContent::Partial(stream);
-        StoreDecision::Store(self.slots.address(sequence), before)
+        StoreDecision::Store(address, before)
     }
 
     /// The message has arrived completely.
@@ -276,6 +296,14 @@ mod tests {
         assert_eq!(ring.begin(1, 1, 4), StoreDecision::Drop, "released before");
         assert_eq!(ring.first().map(|(_, len, tag)| (len, tag)), Some((5, 7)));
         assert_eq!(ring.unacked(), 1);
+    }
+
+    #[test]
+    fn memory_that_does_not_exist_is_no_panic() {
+        let mut ring = ReceiveRing::new(2, 1 << 60);
+        assert_eq!(ring.begin(0, 1, 4), StoreDecision::NoMemory);
+        assert_eq!((ring.first(), ring.arrived()), (None, 0));
+        assert_eq!(SendRing::new(2, 1 << 60).allocate(), None);
     }
 
     #[test]

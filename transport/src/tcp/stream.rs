@@ -37,6 +37,8 @@ pub(crate) enum StreamEnd {
     Broken,
     /// The peer sent what no correct peer sends.
     Corrupt(&'static str),
+    /// This process has no memory for what the peer sent.
+    NoMemory,
 }
 
 /// What was read from a stream.
@@ -285,6 +287,7 @@ impl TcpStream {
                 to
             }
             StoreDecision::Drop => std::ptr::null_mut(),
+            StoreDecision::NoMemory => return Err(StreamEnd::NoMemory),
             StoreDecision::Reject => {
                 return Err(StreamEnd::Corrupt("a message beyond its credits or its slot"));
             }

@@ -13,6 +13,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
 use self::state::{StreamEntry, TcpPairState};
 use super::frame::{FRAME_HEADER_BYTES, Frame, FrameKind};
 use super::poller::{EventFlags, Poller};
@@ -285,8 +287,8 @@ impl TcpPair {
                 return self.nothing_found(&state);
             }
         }
-        let ring = state.send_ring(channel);
-        let data = ring.address(ring.next);
+        let data = state.send_ring(channel).allocate();
+        let data = data.ok_or_else(|| LinkError::system("malloc", Errno::NOMEM))?;
         Ok(Some(SlotMut { data, capacity: self.layout.slot_bytes }))
     }
 

@@ -4,6 +4,8 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
+use rustix::io::Errno;
+
 use super::state::TcpPairState;
 use super::{TcpPair, event_data};
 use crate::Sequence;
@@ -18,6 +20,9 @@ impl TcpPair {
         if self.read_and_write(state) {
             // Another thread may wait for what this one has read.
             self.header().doorbell.ring();
+        } else if state.dead_at.is_some_and(|at| Instant::now() >= at) {
+            // What it sent has been read.
+            self.peer_header.die();
         }
         self.send_acks(state);
         if self.header().doorbell.has_sleeper() {
@@ -30,13 +35,7 @@ impl TcpPair {
         if let Some(error) = self.header().aborted() {
             return Err(error);
         }
-        if let Some(why) = state.corrupt {
-            return Err(LinkError::Corrupt { peer: self.peer, why });
-        }
-        if state.dead_at.is_some_and(|at| Instant::now() >= at) {
-            self.peer_header.die();
-        }
-        self.gone().map_or(Ok(None), Err)
+        state.failure.or_else(|| self.gone()).map_or(Ok(None), Err)
     }
 
     /// Reads what has arrived and writes what is queued. Returns whether reading made progress.
@@ -153,9 +152,12 @@ impl TcpPair {
         }
         match end {
             StreamEnd::PeerLeft => state.peer_left = true,
-            StreamEnd::Corrupt(why) if state.corrupt.is_none() => {
-                state.corrupt = Some(why);
+            StreamEnd::Corrupt(why) if state.failure.is_none() => {
+                state.failure = Some(LinkError::Corrupt { peer: self.peer, why });
                 log::warn!("the stream from rank {} is corrupt: {why}", self.peer);
+            }
+            StreamEnd::NoMemory => {
+                state.failure.get_or_insert(LinkError::system("malloc", Errno::NOMEM));
             }
             _ => {}
         }

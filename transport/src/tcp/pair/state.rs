@@ -6,6 +6,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags};
 
 use crate::Sequence;
+use crate::error::LinkError;
 use crate::inbox::InboxLayout;
 use crate::tcp::ring::{ReceiveRing, SendRing};
 use crate::tcp::socket;
@@ -29,8 +30,8 @@ pub(super) struct TcpPairState {
     pub(super) dead_at: Option<Instant>,
     /// Since when no stream is there.
     pub(super) disconnected_since: Option<Instant>,
-    /// What is wrong with the bytes that the peer sent.
-    pub(super) corrupt: Option<&'static str>,
+    /// Why nothing more can be received: what the peer sent is wrong, or there is no memory for it.
+    pub(super) failure: Option<LinkError>,
 }
 
 /// A stream, or how the last stream with this number ended.
@@ -57,7 +58,7 @@ impl TcpPairState {
             peer_left: false,
             dead_at: None,
             disconnected_since: None,
-            corrupt: None,
+            failure: None,
         }
     }
 
