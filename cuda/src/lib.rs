@@ -12,5 +12,6 @@ pub mod launch;
 pub mod memory;
 pub mod module;
 pub mod nvtx;
+mod once;
 pub mod pool;
 pub mod stream;

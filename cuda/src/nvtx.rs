@@ -15,8 +15,9 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::ptr;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
+
+use crate::once::MadeOnce;
 
 /// The domain of all ranges, in which profilers expect the ranges of this ABI.
 const DOMAIN: &CStr = c"NCCL";
@@ -33,8 +34,11 @@ impl NvtxRange {
     /// Begins a range. Nothing happens if there is no profiler.
     #[inline]
     pub fn new(name: &'static CStr) -> Self {
-        static TOOL: OnceLock<Option<Tool>> = OnceLock::new();
-        let tool = TOOL.get_or_init(Tool::load).as_ref();
+        static TOOL: MadeOnce<Option<Tool>> = MadeOnce::new();
+        extern "C" fn load() {
+            TOOL.set(Tool::load());
+        }
+        let tool = TOOL.get_or_make(load).and_then(Option::as_ref);
         if let Some(tool) = tool {
             tool.push(name);
         }
@@ -193,14 +197,13 @@ unsafe extern "C" fn function_table(
     table: *mut *const AtomicPtr<FunctionSlot>,
     size: *mut c_uint,
 ) -> c_int {
-    static TABLES: [OnceLock<FunctionTable>; 7] = [const { OnceLock::new() }; 7];
+    static TABLES: [FunctionTable; 7] =
+        [const { [const { AtomicPtr::new(ptr::null_mut()) }; 17] }; 7];
     let Some(slots) = slots(module) else { return 0 };
-    let addresses = TABLES[module as usize].get_or_init(|| {
-        std::array::from_fn(|i| match slots.get(i) {
-            Some(slot) if i > 0 => AtomicPtr::new(ptr::from_ref(slot).cast_mut()),
-            _ => AtomicPtr::new(ptr::null_mut()),
-        })
-    });
+    let addresses = &TABLES[module as usize];
+    for (address, slot) in addresses.iter().zip(slots).skip(1) {
+        address.store(ptr::from_ref(slot).cast_mut(), Ordering::Relaxed);
+    }
     // SAFETY: the caller guarantees that both are null or valid for a write.
     unsafe {
         if !size.is_null() {

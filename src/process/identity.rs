@@ -4,6 +4,8 @@ use std::os::unix::fs::MetadataExt;
 
 use maypole_transport::noise;
 
+use super::PerProcess;
+
 use super::watch::ProcessWatch;
 
 /// A process, named such that another process of its host can find it.
@@ -11,7 +13,7 @@ use super::watch::ProcessWatch;
 pub(crate) struct ProcessIdentity {
     pub(crate) pid: u32,
     /// A random word, which tells processes apart that have the same number in different
-    /// namespaces or on different hosts. Children made by fork inherit it and have other numbers.
+    /// namespaces or on different hosts.
     word: u64,
     /// The inode of the namespace in which `pid` counts. 0 if unknown.
     namespace: u64,
@@ -59,15 +61,20 @@ impl ProcessIdentity {
     }
 }
 
+/// The random word of a process. Without random numbers the number and the namespace must do.
+struct RandomWord(u64);
+
+impl Default for RandomWord {
+    fn default() -> Self {
+        let word = noise::random().map(|bytes| bytes.first_chunk().copied().unwrap_or_default());
+        Self(word.map_or(0, u64::from_le_bytes))
+    }
+}
+
 /// The random word of this process.
 fn word() -> u64 {
-    static WORD: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    // Without random numbers the number and the namespace must do.
-    let random = || {
-        noise::random()
-            .map_or(0, |bytes| u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")))
-    };
-    *WORD.get_or_init(random)
+    static WORD: PerProcess<RandomWord> = PerProcess::new();
+    WORD.get().0
 }
 
 #[cfg(test)]

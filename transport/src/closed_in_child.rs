@@ -9,9 +9,8 @@
 //! sockets.
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::sync::Once;
 
-use crate::sync::{AtomicI32, AtomicU64, Ordering};
+use crate::sync::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 /// Sockets with numbers from here on stay open in children.
 const MOST: usize = 1 << 16;
@@ -28,12 +27,15 @@ pub struct ClosedInChild(RawFd);
 impl ClosedInChild {
     /// Closes this socket in children that this process makes from now on.
     pub fn new(socket: &impl AsFd) -> Self {
-        static INSTALL: Once = Once::new();
-        INSTALL.call_once(|| {
+        static INSTALLED: AtomicBool = AtomicBool::new(false);
+        // Relaxed: only the value counts. Two threads may install the handler at the same time;
+        // then it runs twice, and has nothing to do the second time.
+        if !INSTALLED.load(Ordering::Relaxed) {
             // SAFETY: the handler makes system calls and uses atomics, which is allowed in a child
             // of a process with many threads. If there is no memory for it, sockets stay open.
             unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
-        });
+            INSTALLED.store(true, Ordering::Relaxed);
+        }
         let fd = socket.as_fd().as_raw_fd();
         if let Some(place) = INODES.get(fd as usize) {
             place.store(inode(fd).unwrap_or(0), Ordering::Relaxed);

@@ -30,7 +30,9 @@ use functions::{DriverFunctions, call};
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::Path;
 use std::ptr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+
+use crate::once::MadeOnce;
 
 /// The file name of the driver's library.
 pub const LIBRARY: &str = "libcuda.so.1";
@@ -63,10 +65,14 @@ impl Driver {
     /// # Errors
     /// What `find` returned the first time.
     pub fn shared() -> Result<Option<&'static Arc<Self>>, DriverError> {
-        static SHARED: OnceLock<Result<Option<Arc<Driver>>, DriverError>> = OnceLock::new();
-        match SHARED.get_or_init(Self::find) {
-            Ok(driver) => Ok(driver.as_ref()),
-            Err(error) => Err(error.clone()),
+        static SHARED: MadeOnce<Result<Option<Arc<Driver>>, DriverError>> = MadeOnce::new();
+        extern "C" fn find() {
+            SHARED.set(Driver::find());
+        }
+        match SHARED.get_or_make(find) {
+            Some(Ok(driver)) => Ok(driver.as_ref()),
+            Some(Err(error)) => Err(error.clone()),
+            None => Ok(None),
         }
     }
 
