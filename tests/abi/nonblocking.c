@@ -200,7 +200,7 @@ static void aborted(void) {
   ncclResult_t state;
   EXPECT(ncclCommGetAsyncError(comms[0], &state) == ncclInvalidArgument);
   EXPECT(poll(comms[1]) == ncclRemoteError);
-  for (int i = 0; i < 2000 && (ncclCommGetAsyncError(comms[2], &state), state == ncclSuccess); i++)
+  for (int i = 0; i < 20000 && (ncclCommGetAsyncError(comms[2], &state), state == ncclSuccess); i++)
     usleep(1000);
   EXPECT(state == ncclRemoteError);
   for (int i = 1; i < N; i++) OK(ncclCommAbort(comms[i]));

@@ -63,7 +63,7 @@ static void destroy(ncclComm_t* comms) {
 
 /* The threads of the library are on their way out. */
 static void wait_until_alone(void) {
-  for (int i = 0; i < 3000 && threads() > 1; i++) usleep(1000);
+  for (int i = 0; i < 30000 && threads() > 1; i++) usleep(1000);
   EXPECT(threads() == 1);
 }
 

@@ -153,21 +153,21 @@ fn an_abort_ends_an_init_for_which_a_rank_is_missing() {
     for (nranks, absent, culprit) in [(2, 1, 0), (3, 0, 2), (7, 6, 5), (7, 3, 1), (7, 1, 3)] {
         let id = UniqueId::create().expect("a unique id");
         let none = Duration::ZERO;
-        let mut ranks: Vec<_> = (0..nranks)
+        let ranks: Vec<_> = (0..nranks)
             .filter(|rank| *rank != absent)
             .map(|rank| (rank, start(id, nranks, rank, &Config::default(), none)))
             .collect();
         std::thread::sleep(Duration::from_millis(30));
         let signal = ranks.iter().find(|(rank, _)| *rank == culprit).expect("it is there");
         signal.1.0.abort();
-        // Ranks that come later get the error too.
-        let late = start(id, nranks, absent, &Config::default(), Duration::from_millis(30));
-        ranks.push((absent, late));
-        for (rank, (_, hear)) in &ranks {
+        let check = |rank: u32, hear: &mpsc::Receiver<(bool, Error)>| {
             let (joined, error) = hear.recv_timeout(PATIENCE).expect("no rank hangs");
             let story = format!("rank {rank} of {nranks}, without {absent}");
             assert_eq!((joined, error), (false, Error::Aborted { by: culprit }), "{story}");
-        }
+        };
+        ranks.iter().for_each(|(rank, (_, hear))| check(*rank, hear));
+        // A rank that comes later gets the error too.
+        check(absent, &start(id, nranks, absent, &Config::default(), none).1);
     }
     assert_nothing_is_left(before);
 }

@@ -2,10 +2,10 @@
 //! another call.
 
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::ranks::{Job, OVER_TCP, signal};
+use crate::ranks::{Job, OVER_TCP, await_word, signal};
 use crate::splitmix::Random;
 use maypole::config::Config;
 use maypole::{Call, Collective, Communicator, DType, DelayReason, Error, RedOp, UniqueId};
@@ -173,10 +173,11 @@ fn exit(mut comm: Communicator) {
     if comm.rank() == 1 {
         std::process::exit(0);
     }
-    std::thread::sleep(Duration::from_millis(500));
+    // Until rank 1 has ended.
+    await_word();
     println!("say:{:?}", comm.async_error());
-    // Wait until the others have looked too, because the next call fails on all ranks.
-    std::thread::sleep(Duration::from_millis(1000));
+    // Until the others have looked too, because the next call fails on all ranks.
+    await_word();
     println!(
         "say:{}",
         comm.all_reduce_in_place(&mut large, RedOp::Sum).expect_err("rank 1 is gone")
@@ -253,13 +254,13 @@ fn a_child_made_by_fork_can_neither_use_nor_harm_a_communicator() {
 
 #[test]
 fn a_stopped_rank_is_reported_as_such_and_may_go_on() {
-    let mut job = Job::start(ENTRY, 4, "until-reported", &[("MAYPOLE_REPORT", "1")]);
+    let environment = [("MAYPOLE_REPORT", "1"), ("NCCL_DEBUG", "WARN")];
+    let mut job = Job::start(ENTRY, 4, "until-reported", &environment);
     job.all_say("started");
     job.signal(3, libc::SIGSTOP);
-    std::thread::sleep(Duration::from_millis(2500));
+    let line = job.hear_line(0, "is stopped");
     job.signal(3, libc::SIGCONT);
-    let said = job.hear(0);
-    assert!(said.contains("rank 3 (host") && said.contains("is stopped"), "{said}");
+    assert!(line.contains("rank 3 (host"), "{line}");
     (0..4).for_each(|rank| job.ends_well(rank));
 }
 
@@ -317,9 +318,13 @@ fn a_process_that_exits_ends_only_ranks_that_wait_for_it() {
     for environment in [&[][..], &OVER_TCP] {
         let mut job = Job::start(ENTRY, 4, "exit", environment);
         job.ends_well(1);
+        // A wrong suspicion would come true.
+        std::thread::sleep(Duration::from_millis(500));
+        [0, 2, 3].into_iter().for_each(|rank| job.tell(rank));
         for rank in [0, 2, 3] {
             assert_eq!(job.hear(rank), "None");
         }
+        [0, 2, 3].into_iter().for_each(|rank| job.tell(rank));
         for rank in [0, 2, 3] {
             let said = job.hear(rank);
             assert!(said.contains("rank 1 destroyed its communicator"), "{rank}: {said}");
@@ -483,33 +488,36 @@ fn a_rank_in_another_communicator_is_reported_as_such() {
 
 #[test]
 fn a_wait_ends_at_the_timeout_and_all_ranks_learn_why() {
-    given_time(|report| {
-        let config = Config { timeout: Some(3 * report), ..reporting_after(report) };
-        let errors = as_ranks(4, &config, move |mut comm| {
-            // On a busy machine the first call may last longer than the timeout.
-            if let Err(error) = sum(&mut comm, 1) {
-                return Err(error.to_string());
-            }
-            if comm.rank() == 2 {
-                std::thread::sleep(10 * report);
-            }
-            // The late rank may find all the messages that it needs; the others have given up then.
-            loop {
-                if let Err(error) = sum(&mut comm, 1) {
-                    return Ok(error);
-                }
-            }
-        });
-        let errors = errors.into_iter().collect::<Result<Vec<_>, _>>()?;
-        for error in &errors {
-            let Error::Timeout { rank, peer, .. } = error else { panic!("{error}") };
-            assert!(peer != rank, "{error}");
-            assert_eq!(error.code() as i32, 8);
+    given_time(a_wait_ends_at_the_timeout);
+}
+
+/// Rank 2 makes no second call until the others have failed.
+fn a_wait_ends_at_the_timeout(report: Duration) -> Result<(), String> {
+    let config = Config { timeout: Some(3 * report), ..reporting_after(report) };
+    let failed = Barrier::new(4);
+    let errors = as_ranks(4, &config, move |mut comm| {
+        // On a busy machine the first call may last longer than the timeout.
+        let first = sum(&mut comm, 1);
+        let is_late = comm.rank() == 2;
+        if is_late {
+            failed.wait();
         }
-        let by_others = errors.iter().all(|e| !matches!(e, Error::Timeout { rank: 2, .. }));
-        let named = errors.iter().any(|e| matches!(e, Error::Timeout { peer: 2, .. }));
-        (by_others && named).then_some(()).ok_or_else(|| format!("{errors:?}"))
+        // Rank 2 may find all the messages that it needs for a call.
+        let mut results =
+            std::iter::once(first).chain(std::iter::repeat_with(|| sum(&mut comm, 1)));
+        let error = results.find_map(Result::err).expect("it does not end");
+        if !is_late {
+            failed.wait();
+        }
+        error
     });
+    for error in &errors {
+        let Error::Timeout { rank, peer, .. } = error else { panic!("{error}") };
+        assert!(peer != rank, "{error}");
+        assert_eq!(error.code() as i32, 8);
+    }
+    let named = errors.iter().any(|error| matches!(error, Error::Timeout { peer: 2, .. }));
+    named.then_some(()).ok_or_else(|| format!("{errors:?}"))
 }
 
 /// An abort handle keeps the memory of a communicator, and not its rank.

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "not every test that runs jobs needs all of it")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ const JOB_TIMEOUT: Duration = Duration::from_secs(60);
 /// watchdog.
 pub(crate) struct Job {
     ranks: Vec<(Child, BufReader<ChildStdout>)>,
+    stdins: Vec<ChildStdin>,
     /// Dropped with the job, which ends the watchdog.
     _watchdog: mpsc::Sender<()>,
 }
@@ -85,9 +86,9 @@ impl Job {
             let mut stdin = child.stdin.take().expect("a pipe");
             stdin.write_all(&id.to_bytes()).expect("the rank reads its id");
             let out = BufReader::new(child.stdout.take().expect("a pipe"));
-            (child, out)
+            ((child, out), stdin)
         };
-        let ranks: Vec<_> = (0..nranks).map(start).collect();
+        let (ranks, stdins): (Vec<_>, _) = (0..nranks).map(start).unzip();
         let pids: Vec<u32> = ranks.iter().map(|(child, _)| child.id()).collect();
         let (stop, stopped) = mpsc::channel();
         std::thread::spawn(move || {
@@ -96,7 +97,12 @@ impl Job {
                 pids.into_iter().for_each(|pid| signal(pid, libc::SIGKILL));
             }
         });
-        Self { ranks, _watchdog: stop }
+        Self { ranks, stdins, _watchdog: stop }
+    }
+
+    /// Lets a rank go on that [waits for a word](await_word) of the test.
+    pub(crate) fn tell(&mut self, rank: usize) {
+        self.stdins[rank].write_all(b"!").expect("the rank listens");
     }
 
     /// The next text that rank `rank` prints after `say:`; empty if the rank has ended.
@@ -197,6 +203,11 @@ pub(crate) fn invitation() -> Option<Invitation> {
     std::io::stdin().read_exact(&mut bytes).expect("128 bytes");
     let id = UniqueId::from_bytes(bytes).expect("an id");
     Some(Invitation { scene: words[0].to_owned(), id, rank, nranks })
+}
+
+/// In a rank process: waits until the test [says](Job::tell) that this rank may go on.
+pub(crate) fn await_word() {
+    std::io::stdin().read_exact(&mut [0]).expect("the test says it");
 }
 
 /// Raises the soft limit of descriptors to the hard one, which it returns.

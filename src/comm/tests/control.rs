@@ -1,5 +1,6 @@
 //! Exchanges over the control tree.
 
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use maypole_algorithms::RedOp;
@@ -10,7 +11,8 @@ use crate::error::Error;
 
 #[test]
 fn exchanges_over_the_control_tree_work_between_calls_and_end_by_an_abort() {
-    let results = as_ranks(7, &Config::default(), |comm| {
+    let met = Barrier::new(7);
+    let results = as_ranks(7, &Config::default(), move |comm| {
         let deadline = || Instant::now() + Duration::from_secs(50);
         for round in 0..20u8 {
             let mine = vec![round + comm.rank() as u8; usize::from(round) * 100];
@@ -21,6 +23,7 @@ fn exchanges_over_the_control_tree_work_between_calls_and_end_by_an_abort() {
             let mut sum = [0u32];
             comm.all_reduce(&[1], &mut sum, RedOp::Sum).expect("a call");
         }
+        met.wait();
         if comm.rank() == 3 {
             comm.abort_handle().abort();
         }
@@ -31,18 +34,17 @@ fn exchanges_over_the_control_tree_work_between_calls_and_end_by_an_abort() {
 
 #[test]
 fn an_exchange_after_its_deadline_fails_on_all_ranks() {
-    let errors = as_ranks(5, &Config::default(), |comm| {
-        if comm.rank() == 4 {
-            return comm
-                .host
-                .control
-                .all_gather(&[], Instant::now() + Duration::from_millis(200))
-                .unwrap_err();
-        }
+    let is_over = Barrier::new(2);
+    let errors = as_ranks(5, &Config::default(), move |comm| {
+        let patience = Duration::from_millis(if comm.rank() == 4 { 200 } else { 50_000 });
         if comm.rank() == 2 {
-            std::thread::sleep(Duration::from_millis(700));
+            is_over.wait();
         }
-        comm.host.control.all_gather(&[], Instant::now() + Duration::from_secs(50)).unwrap_err()
+        let error = comm.host.control.all_gather(&[], Instant::now() + patience).unwrap_err();
+        if comm.rank() == 4 {
+            is_over.wait();
+        }
+        error
     });
     let first = &errors[0];
     assert!(matches!(first, Error::Timeout { rank: 4, .. }), "{first}");

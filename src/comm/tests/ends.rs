@@ -1,6 +1,6 @@
 //! Mismatches, damaged messages and aborts: how calls end in errors.
 
-use std::sync::mpsc;
+use std::sync::{Barrier, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -97,13 +97,14 @@ fn an_abort_ends_a_wait_over_tcp() {
 }
 
 fn abort_ends_a_wait(config: &Config) -> Vec<bool> {
-    as_ranks(2, config, |comm| {
+    let met = Barrier::new(2);
+    as_ranks(2, config, move |comm| {
         let mut recv = [0u8; 1];
-        // Opens the links, so that the abort has a peer. The abort may reach the other rank while it
-        // is still in this call.
-        let _first = comm.all_reduce(&[1], &mut recv, RedOp::Sum);
+        // Opens the links, so that the abort has a peer.
+        comm.all_reduce(&[1], &mut recv, RedOp::Sum).expect("a first call");
+        met.wait();
         if comm.rank() == 1 {
-            // Lets the other rank begin its wait, in most runs.
+            // Most often the other rank waits by then.
             thread::sleep(Duration::from_millis(50));
             comm.abort_handle().abort();
             return true;
@@ -115,11 +116,12 @@ fn abort_ends_a_wait(config: &Config) -> Vec<bool> {
 #[test]
 fn no_memory_is_lent_after_an_error() {
     for round in 0..20u64 {
+        let met = Barrier::new(3);
         let results = as_ranks(3, &Config::default(), move |comm| {
             let rank = comm.rank();
             let mut sum = [0];
-            // The abort may reach a rank that is still in this call.
-            let _first = comm.all_reduce(&[1], &mut sum, RedOp::Sum);
+            comm.all_reduce(&[1], &mut sum, RedOp::Sum).expect("a first call");
+            met.wait();
             if rank == 2 {
                 thread::sleep(Duration::from_micros(round * 150));
                 comm.abort_handle().abort();
@@ -178,8 +180,10 @@ fn a_panic_in_a_call_ends_the_communicator_on_all_ranks() {
 
 #[test]
 fn a_panic_of_the_service_thread_ends_the_communicator_on_all_ranks() {
-    let results = as_ranks(3, &Config::default(), |comm| {
+    let met = Barrier::new(3);
+    let results = as_ranks(3, &Config::default(), move |comm| {
         sum_of(comm, 1);
+        met.wait();
         if comm.rank() == 1 {
             comm.host.control.shared().panic_in_service();
         }
