@@ -12,7 +12,7 @@ use maypole_control::listener_addresses::ListenerAddresses;
 use maypole_transport::noise::{ANSWER_BYTES, CONFIRMATION_BYTES, FIRST_BYTES, TAG_BYTES};
 
 use super::super::listener_address::host_tag;
-use super::{create, join_each, options, rank_info, register, root_addresses, with_watchdog};
+use super::{LONG, create, join_each, options, rank_info, register, root_addresses, with_watchdog};
 use crate::bootstrap::{BootstrapError, RankSet, UniqueId, join_with};
 use crate::test_share::some_of;
 
@@ -112,14 +112,17 @@ fn pump(
 }
 
 /// The results of three ranks, of which rank 1 reaches the root through the proxy.
-fn attacked(attack: Attack, from_dialer: bool) -> Vec<Result<(), BootstrapError>> {
+fn attacked(
+    attack: Attack,
+    from_dialer: bool,
+    timeout: Duration,
+) -> Vec<Result<(), BootstrapError>> {
     let id = create();
     let proxied = behind_proxy(&id, attack, from_dialer);
     if attack == Attack::Splice {
         // An earlier connection of the same rank, which ends at once.
         drop(register(&proxied, 1, 3));
     }
-    let timeout = Duration::from_secs(1);
     let joined = join_each(0..3, |rank| {
         let id = if rank == 1 { proxied } else { id };
         move || join_with(&id, rank, 3, &rank_info(rank), &options(timeout))
@@ -131,11 +134,11 @@ fn attacked(attack: Attack, from_dialer: bool) -> Vec<Result<(), BootstrapError>
 fn a_handshake_that_is_changed_once_is_made_again() {
     with_watchdog(|| {
         for byte in [0, 7, 20, 60, FIRST_BYTES - 1, FIRST_BYTES, FROM_DIALER - 1] {
-            let results = attacked(Attack::Change(byte), true);
+            let results = attacked(Attack::Change(byte), true, LONG);
             assert!(results.iter().all(Result::is_ok), "byte {byte} to the root: {results:?}");
         }
         for byte in [0, 20, ANSWER_BYTES - 1, ANSWER_BYTES, FROM_LISTENER - 1] {
-            let results = attacked(Attack::Change(byte), false);
+            let results = attacked(Attack::Change(byte), false, LONG);
             assert!(results.iter().all(Result::is_ok), "byte {byte} of the root: {results:?}");
         }
     });
@@ -157,7 +160,8 @@ fn what_is_changed_after_the_handshake_ends_in_errors_that_name_the_connection()
     {
         for from_dialer in some_of(&[true, false], index) {
             let attack = kind(if from_dialer { FROM_DIALER } else { FROM_LISTENER });
-            let results = with_watchdog(move || attacked(attack, from_dialer));
+            let results =
+                with_watchdog(move || attacked(attack, from_dialer, Duration::from_secs(1)));
             // Nobody reads what is repeated if the connection has done its work before it comes.
             if attack == Attack::Repeat && results.iter().all(Result::is_ok) {
                 continue;
