@@ -13,7 +13,9 @@ def register() -> None:
     import torch.distributed as dist
 
     from .backend import create
+    from .queries import install
 
+    install()
     if "MAYPOLE" not in dist.Backend._plugins:
         dist.Backend.register_backend("maypole", create, extended_api=True, devices=["cpu"])
 
@@ -27,12 +29,14 @@ def replace_gloo() -> None:
         return
     import torch.distributed as dist
 
-    if not dist.is_available():
+    if not dist.is_available() or "GLOO-LEGACY" in dist.Backend._plugins:
         return
     from torch.distributed import distributed_c10d
 
     from .backend import create
+    from .queries import install
 
+    install()
     # CUSTOM, because DistributedDataParallel casts a backend of the type GLOO to Gloo's class.
     custom = dist.ProcessGroup.BackendType.CUSTOM
     legacy = distributed_c10d._create_gloo_process_group
@@ -43,3 +47,7 @@ def replace_gloo() -> None:
     register_backend(
         "gloo", create, extended_api=True, devices=["cpu"], _backend_type=custom
     )
+    # Otherwise PyTorch leaves its flight recorder to Gloo.
+    recording = getattr(distributed_c10d, "_FR_SELF_RECORDING_BACKENDS", set())
+    recording.discard("gloo")
+    recording.add("gloo-legacy")

@@ -18,27 +18,44 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import AllgatherOptions, Backend, ErrorType
 
 from .._library import MaypoleError, UniqueId, check, last_error, library
+from .monitored_barrier import monitored_barrier
 from .point_to_point import PointToPoint
 from .reductions import fold, reduction
+from .traces import dump_trace
 from .work import Completions, PendingWork, StreamWork, finished_work
 
 __all__ = ["MaypoleBackend", "create"]
 
 _BYTE = 1
+_NO_COLOR = -1
+_SHRINK_ABORT = 1
 # A call with a shorter timeout runs on the stream, where a wait can end at any time.
 _WATCHED_SECONDS = 120.0
 Finish = Callable[[], None] | None
+_held: set[Any] = set()
 
 
 def create(opts: Any, backend_options: Any) -> "MaypoleBackend":
     """Makes the backend of this rank in a new process group, when all its ranks are there."""
-    return MaypoleBackend(opts.store, opts.group_rank, opts.group_size, opts.timeout)
+    parent = getattr(opts, "split_from", None)
+    if isinstance(parent, MaypoleBackend):
+        options = Backend.Options("maypole", timeout=opts.timeout)
+        backend = parent.split(opts.store, opts.global_ranks_in_group, options)
+    else:
+        backend = MaypoleBackend(opts.store, opts.group_rank, opts.group_size, opts.timeout)
+    if dist.get_debug_level() == dist.DebugLevel.DETAIL:
+        # The wrapper that PyTorch puts around it then keeps its part in C++ alive, and not this.
+        _held.add(backend)
+    return backend
 
 
 class MaypoleBackend(Backend):
     """The rank of this process in one process group."""
 
-    def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
+    def __init__(
+        self, store: Any, rank: int, size: int, timeout: timedelta, comm: int | None = None
+    ) -> None:
+        """Joins the group, or takes the communicator ``comm`` of it."""
         super().__init__(rank, size)
         self._n = library()
         self._options = Backend.Options("maypole", timeout=timeout)
@@ -46,9 +63,9 @@ class MaypoleBackend(Backend):
         self._store, self._rank_number, self._size_number = store, rank, size
         self._failure: str | None = None
         self._deadline: float | None = None
-        self._sequence = self._barriers = 0
+        self._sequence = self._barriers = self._shrinks = 0
         self._coalesced: list[Any] | None = None
-        self._comm: int | None = self._join(store, rank, size)
+        self._comm: int | None = self._join(store, rank, size) if comm is None else comm
         stream, fd = ctypes.c_void_p(), ctypes.c_int()
         check(self._n.maypoleStreamCreate(ctypes.byref(stream)))
         check(self._n.maypoleStreamGetEventFd(stream, ctypes.byref(fd)))
@@ -60,7 +77,6 @@ class MaypoleBackend(Backend):
         self._used: deque[tuple[int, Any]] = deque()
         self._futures: queue.SimpleQueue[Any] | None = None
         self._point_to_point = PointToPoint(store, rank, size)
-        self._finished = finished_work([])
         self._stopped = threading.Event()
         threading.Thread(target=_watch, args=(weakref.ref(self), self._stopped),
                          daemon=True).start()
@@ -110,6 +126,7 @@ class MaypoleBackend(Backend):
         self._abort("the process group was aborted")
 
     def shutdown(self) -> None:
+        _held.discard(self)
         self._stopped.set()
         self._point_to_point.close()
         if self._futures is not None:
@@ -132,6 +149,70 @@ class MaypoleBackend(Backend):
         works, self._coalesced = self._coalesced or [], None
         return _JoinedWork(works)
 
+    # ---- other groups ----
+
+    @property
+    def supports_splitting(self) -> bool:
+        return True
+
+    @property
+    def supports_shrinking(self) -> bool:
+        return True
+
+    def split(self, store: Any, ranks: list[int], opts: Any) -> Any:
+        """The backend of a new group of these ranks; every rank of this one calls it."""
+        me = self._rank_number
+        if me not in ranks:
+            self._split_comm(_NO_COLOR, 0)
+            # PyTorch would take None for a backend and crash.
+            raise RuntimeError(
+                f"rank {me} is in none of the groups of the split. The other ranks have theirs, "
+                "but PyTorch cannot return from a backend in Python without a group: make a "
+                "group of this rank alone")
+        rank = ranks.index(me)
+        return self._child(store, rank, len(ranks), opts, self._split_comm(ranks[0], rank))
+
+    def perform_nocolor_split(self, device: Any) -> None:
+        """The part in a split of a rank that is in none of the groups."""
+        self._split_comm(_NO_COLOR, 0)
+
+    def _split_comm(self, color: int, key: int) -> int | None:
+        self._end_calls()
+        child = ctypes.c_void_p()
+        self._check(self._n.ncclCommSplit(self._comm, color, key, ctypes.byref(child), None))
+        return child.value
+
+    def shrink(self, ranks_to_exclude: list[int], shrink_flags: int = 0,
+               opts_override: Any = None) -> Any:
+        """The backend of a group without these ranks; the others call it."""
+        if not shrink_flags & _SHRINK_ABORT:
+            self._end_calls()
+        out, child = sorted(ranks_to_exclude), ctypes.c_void_p()
+        self._check(self._n.ncclCommShrink(
+            self._comm, (ctypes.c_int * len(out))(*out), len(out), ctypes.byref(child), None,
+            shrink_flags))
+        self._shrinks += 1
+        prefix = f"shrunk/{self._shrinks}/{'-'.join(map(str, out))}"
+        rank = self._rank_number - sum(other < self._rank_number for other in out)
+        return self._child(dist.PrefixStore(prefix, self._store), rank,
+                           self._size_number - len(out), opts_override, child.value)
+
+    def merge(self, store: Any, opts: Any, rank: int, size: int) -> Any:
+        """The backend of a group of ranks that had no common one."""
+        return self._child(store, rank, size, opts, None)
+
+    def _child(self, store: Any, rank: int, size: int, opts: Any, comm: int | None) -> Any:
+        timeout = timedelta(seconds=self._seconds) if opts is None else opts._timeout
+        return MaypoleBackend(store, rank, size, timeout, comm)
+
+    def _end_calls(self) -> None:
+        if self._issued:
+            self.wait_for_call(self._issued, self._seconds)
+
+    def _check(self, code: int) -> None:
+        if self._failure is not None or code:
+            raise self._error(code)
+
     # ---- collectives ----
 
     def broadcast(self, tensors: list[Any], opts: Any) -> Any:
@@ -144,12 +225,21 @@ class MaypoleBackend(Backend):
         return self._in_place(tensors, opts, issue)
 
     def allreduce(self, tensors: list[Any], opts: Any) -> Any:
-        if tensors[0].layout != torch.strided:
+        first = tensors[0]
+        if first.layout != torch.strided:
             return self.allreduce_sparse(tensors, opts)
         op = opts.reduceOp
-        how = self._reduction(op, tensors[0].dtype)
+        how = self._reduction(op, first.dtype)
         if how is None:
             return self._gather_and_fold(tensors, opts, op, range(self._size_number))
+        if (len(tensors) == 1 and first.is_contiguous() and not how.is_temporary
+                and self._begins_here(opts)):
+            # The same as below with less of Python, for small tensors.
+            address = first.data_ptr()
+            self._end_here(self._n.ncclAllReduce(
+                address, address, first.numel() * how.parts, how.datatype, how.operator,
+                self._comm, None))
+            return None
 
         def issue(tensor: Any, stream: int | None) -> int:
             address = tensor.data_ptr()
@@ -313,42 +403,11 @@ class MaypoleBackend(Backend):
 
     def monitored_barrier(self, opts: Any, wait_all_ranks: bool = False) -> None:
         """A barrier whose error names the ranks that did not come."""
-        seconds = _seconds(opts.timeout) or self._seconds
-        number, me = self._barriers, self._rank_number
+        given = opts.timeout.total_seconds()
         self._barriers += 1
-        key, limit = f"maypole/barrier/{number}", timedelta(seconds=seconds)
-        if me != 0:
-            self._store.set(f"{key}/{me}", "here")
-            try:
-                self._store.wait([f"{key}/end"], limit)
-                end = bytes(self._store.get(f"{key}/end")).decode()
-            except Exception as error:
-                raise RuntimeError(
-                    f"Rank {me} successfully reached monitoredBarrier, but received errors while "
-                    f"waiting for send/recv from rank 0 within {seconds:g} s. Please check rank 0 "
-                    f"logs for faulty rank. Original exception: {error}") from error
-            if end != "fine":
-                raise RuntimeError(
-                    f"Rank {me} successfully reached monitoredBarrier, but received errors while "
-                    f"waiting for send/recv from rank 0. Please check rank 0 logs for faulty "
-                    f"rank. Rank 0 said: {end}")
-            return
-        deadline, missing = time.monotonic() + seconds, []
-        for rank in range(1, self._size_number):
-            left = max(deadline - time.monotonic(), 0.001)
-            try:
-                self._store.wait([f"{key}/{rank}"], timedelta(seconds=left))
-            except Exception:
-                missing.append(rank)
-                if not wait_all_ranks:
-                    break
-        if missing:
-            names = ", ".join(map(str, missing))
-            word = "Ranks" if wait_all_ranks else "Rank"
-            text = f"{word} {names} failed to pass monitoredBarrier in {seconds * 1000:g} ms"
-            self._store.set(f"{key}/end", text)
-            raise RuntimeError(text)
-        self._store.set(f"{key}/end", "fine")
+        monitored_barrier(
+            self._store, f"maypole/barrier/{self._barriers}", self._rank_number,
+            self._size_number, given if given >= 0 else self._seconds, wait_all_ranks)
 
     # ---- sends and receives ----
 
@@ -369,21 +428,36 @@ class MaypoleBackend(Backend):
 
     # ---- how calls run ----
 
+    def _begins_here(self, opts: Any) -> bool:
+        """Begins a call in the calling thread, unless it must not run there."""
+        if opts.asyncOp or self._coalesced is not None:
+            return False
+        seconds = _seconds(opts.timeout) or self._seconds
+        if seconds < _WATCHED_SECONDS:
+            return False
+        if self._failure is not None:
+            raise dist.DistBackendError(self._failure)
+        self._sequence += 1
+        self._deadline = time.monotonic() + seconds
+        return True
+
+    def _end_here(self, code: int) -> None:
+        self._deadline = None
+        if code:
+            raise self._error(code)
+
     def _run(self, opts: Any, result: Any, uses: Any, finish: Finish, issue: Any) -> Any:
         """Runs a call here, or on the stream if the caller does not wait for it."""
+        if self._begins_here(opts):
+            self._end_here(issue(None))
+            if finish is not None:
+                finish()
+            # The caller has nothing to wait for; PyTorch takes None for that.
+            return None
         if self._failure is not None:
             raise dist.DistBackendError(self._failure)
         self._sequence += 1
         seconds = _seconds(opts.timeout) or self._seconds
-        if not opts.asyncOp and seconds >= _WATCHED_SECONDS and self._coalesced is None:
-            self._deadline = time.monotonic() + seconds
-            code = issue(None)
-            self._deadline = None
-            if code:
-                raise self._error(code)
-            if finish is not None:
-                finish()
-            return self._finished
         with self._issuing:
             code = issue(self._stream)
             if code:
@@ -413,7 +487,9 @@ class MaypoleBackend(Backend):
         return self._joined(works)
 
     def _joined(self, works: list[Any]) -> Any:
-        return works[0] if len(works) == 1 else _JoinedWork(works)
+        if len(works) == 1 or (works and works[0] is None):
+            return works[0]
+        return _JoinedWork(works)
 
     def wait_for_call(self, number: int, seconds: float) -> None:
         """Waits until a call on the stream has ended; raises its failure."""
@@ -446,18 +522,21 @@ class MaypoleBackend(Backend):
         return code.value
 
     def _error(self, code: int) -> Exception:
+        dump_trace()
         text = self._failure or f"rank {self._rank_number}: {last_error(code)}"
         return dist.DistBackendError(text)
 
     def _time_out(self, what: str) -> Exception:
-        text = (f"Timed out waiting: rank {self._rank_number} of {self._size_number}: {what}. "
+        text = (f"Rank {self._rank_number} of {self._size_number}: Timed out waiting: {what}. "
                 f"The library said last: {last_error(0)}")
+        dump_trace()
         self._abort(text)
         return dist.DistBackendError(text)
 
     def _abort(self, text: str) -> None:
         comm, self._comm = self._comm, None
         self._failure = self._failure or text
+        _held.discard(self)
         self._stopped.set()
         if comm is not None:
             self._n.ncclCommAbort(comm)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .._library import UniqueId, check, library
+from .queries import remember_source
 from .work import PendingWork
 
 __all__ = ["PointToPoint"]
@@ -212,8 +213,7 @@ class PointToPoint:
                 receive.work.complete(error)
             raise
         if direct is not None:
-            matching[0].work.source = source
-            matching[0].work.complete(None)
+            _complete(matching[0], source, None)
         elif matching:
             self._deliver(matching[0], source, data)
         else:
@@ -235,8 +235,7 @@ class PointToPoint:
                 f"rank {source} sent {data.numel()} bytes with tag {receive.tag} to rank "
                 f"{self._rank}, whose tensor has {tensor.numel() * tensor.element_size()}"
             )
-        receive.work.source = source
-        receive.work.complete(error)
+        _complete(receive, source, error)
 
     def _break(self, source: int, error: Exception) -> None:
         with self._changed:
@@ -246,3 +245,10 @@ class PointToPoint:
             self._posted = [p for p in self._posted if p not in lost]
         for receive in lost:
             receive.work.complete(error)
+
+
+def _complete(receive: _Receive, source: int, error: Exception | None) -> None:
+    if receive.source is None:
+        remember_source(receive.tensor, source)
+    receive.work.source = source
+    receive.work.complete(error)

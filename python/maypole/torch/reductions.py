@@ -33,6 +33,9 @@ _FOLDS: dict[Any, Callable[..., Any]] = {
 }
 
 
+_known: dict[Any, "Reduction"] = {}
+
+
 class Reduction(NamedTuple):
     """A reduction by the library. An element of the tensor is ``parts`` of the data type."""
 
@@ -45,6 +48,16 @@ class Reduction(NamedTuple):
 def reduction(op: Any, dtype: torch.dtype, comm: int | None) -> Reduction | None:
     """The reduction of the library for an operation of PyTorch; None if it has none."""
     kind = op.op
+    known = _known.get((kind, dtype))
+    if known is not None:
+        return known
+    how = _reduction(op, kind, dtype, comm)
+    if how is not None and not how.is_temporary:
+        _known[kind, dtype] = how
+    return how
+
+
+def _reduction(op: Any, kind: Any, dtype: torch.dtype, comm: int | None) -> Reduction | None:
     if kind == _KINDS.AVG and dtype == torch.bool:
         raise ValueError("bool tensors have no average")
     if dtype == torch.bool:

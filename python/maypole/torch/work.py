@@ -104,6 +104,7 @@ class PendingWork(Work):
         seconds = timeout.total_seconds() or self._seconds
         if not self._done.wait(seconds):
             raise self._abort(f"a send or receive did not end within {seconds:g} s")
+        _settle(self._future)
         if self._error is not None:
             raise self._error
         return True
@@ -140,11 +141,13 @@ class StreamWork(Work):
         self._finish = finish
         self._seconds = seconds
         self._lock = threading.Lock()
-        self._is_done = False
+        self._is_done = self._is_resolved = False
         self._future: Any = None
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:
         self.end(timeout.total_seconds() or self._seconds)
+        if self._future is not None:
+            self.resolve()
         return True
 
     def end(self, seconds: float) -> None:
@@ -169,17 +172,25 @@ class StreamWork(Work):
             if self._future is not None:
                 return self._future
             self._future = torch.futures.Future()
-        self._backend.complete_later(self)
+        if self.is_completed():
+            self.resolve()
+        else:
+            self._backend.complete_later(self)
         return self._future
 
     def resolve(self) -> None:
-        """Waits for the call and completes the future."""
+        """Waits for the call and completes the future, which is complete when this returns."""
         error = None
         try:
             self.end(self._seconds)
         except Exception as raised:
             error = raised
-        _resolve(self._future, error, self._tensors)
+        with self._lock:
+            is_first, self._is_resolved = not self._is_resolved, True
+        if is_first:
+            _resolve(self._future, error, self._tensors)
+        else:
+            _settle(self._future)
 
 
 def _resolve(future: Any, error: Exception | None, tensors: Any) -> None:
@@ -187,6 +198,12 @@ def _resolve(future: Any, error: Exception | None, tensors: Any) -> None:
         future.set_result(tensors)
     else:
         future.set_exception(error)
+
+
+def _settle(future: Any) -> None:
+    """Waits until the thread that completes the future has done so, which it is about to do."""
+    while future is not None and not future.done():
+        time.sleep(0)
 
 
 class _FinishedWork(Work):
