@@ -1,34 +1,18 @@
 """The backend of PyTorch, against Gloo or against the values that follow from the inputs."""
 
 import os
-import signal
+import subprocess
+import sys
 import tempfile
+import tomllib
 import unittest
-from typing import Any, Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
-import maypole.torch
-
-WATCHDOG_SECONDS = 200
-
-
-def _rank(rank: int, size: int, folder: str, backend: str, body: Callable[..., Any]) -> None:
-    signal.alarm(WATCHDOG_SECONDS)
-    torch.set_num_threads(1)
-    maypole.torch.register()
-    dist.init_process_group(
-        backend, init_method=f"file://{folder}/{backend}", rank=rank, world_size=size)
-    torch.save(body(rank, size), f"{folder}/{backend}-{rank}")
-    dist.destroy_process_group()
-
-
-def run(body: Callable[..., Any], size: int, backend: str = "maypole") -> list[Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, (size, folder, backend, body), nprocs=size)
-        return [torch.load(f"{folder}/{backend}-{rank}") for rank in range(size)]
+from ranks import run
 
 
 def collectives(rank: int, size: int) -> dict[str, Any]:
@@ -165,6 +149,62 @@ def timeout(rank: int, size: int) -> str:
     return "no error"
 
 
+def questions(rank: int, size: int) -> list[Any]:
+    """What PyTorch's wrapper of a work does not pass on."""
+    tensor = torch.ones(2)
+    work = dist.all_reduce(tensor, async_op=True)
+    work.wait()
+    answers: list[Any] = [work.is_completed(), work.result()[0] is tensor]
+    if rank == 0:
+        late = dist.irecv(tensor, 1)
+        # Rank 1 sends when it has heard that this was false.
+        answers.append(late.is_completed())
+        dist.send(tensor, 1)
+        late.wait()
+        answers.append(late.is_completed())
+    else:
+        dist.recv(tensor, 0)
+        dist.send(tensor, 0)
+        answers += [False, True]
+    if rank == 0:
+        return answers + [dist.recv(tensor)]
+    dist.send(tensor, 0)
+    return answers + [1]
+
+
+AS_GLOO = """
+import faulthandler, sys, torch
+import torch.distributed as dist
+faulthandler.dump_traceback_later(250, exit=True)
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]),
+                        world_size=2)
+group = dist.group.WORLD._get_backend(torch.device("cpu"))
+legacy = dist.new_group(backend="gloo-legacy")
+ones = torch.ones(2)
+dist.all_reduce(ones)
+dist.all_reduce(ones, group=legacy)
+net = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1))
+net(ones).sum().backward()
+trace = torch._C._distributed_c10d._dump_fr_trace_json(backend="maypole")
+print(dist.get_backend(), type(group).__module__,
+      type(legacy._get_backend(torch.device("cpu"))).__name__, ones.tolist(),
+      "all_reduce" in str(trace) or "allreduce" in str(trace))
+dist.destroy_process_group()
+"""
+
+
+def entry_points(folder: str) -> None:
+    """Makes the entry points of the package those of an installed one."""
+    root = Path(__file__).parents[2]
+    groups = tomllib.loads((root / "pyproject.toml").read_text())["project"]["entry-points"]
+    made = Path(folder, "maypole-0.dist-info")
+    made.mkdir()
+    (made / "METADATA").write_text("Metadata-Version: 2.1\nName: maypole\nVersion: 0\n")
+    (made / "entry_points.txt").write_text("".join(
+        f"[{group}]\n" + "".join(f"{n} = {v}\n" for n, v in points.items())
+        for group, points in groups.items()))
+
+
 class BackendTest(unittest.TestCase):
     def test_collectives_are_those_of_gloo(self) -> None:
         ours, gloo = run(collectives, 3), run(collectives, 3, "gloo")
@@ -185,7 +225,23 @@ class BackendTest(unittest.TestCase):
         self.assertIn("Ranks 1 failed to pass monitoredBarrier", run(missing_rank, 2)[0])
 
     def test_a_timeout_is_an_error(self) -> None:
-        self.assertIn("Timed out waiting: rank 0 of 2", run(timeout, 2)[0])
+        self.assertIn("Rank 0 of 2: Timed out waiting: ", run(timeout, 2)[0])
+
+    def test_works_answer(self) -> None:
+        self.assertEqual(run(questions, 2), [[True, True, False, True, 1]] * 2)
+
+    def test_as_gloo(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            entry_points(folder)
+            path = os.pathsep.join([folder, *sys.path])
+            environment = {**os.environ, "PYTHONPATH": path}
+            ranks = [subprocess.Popen(
+                [sys.executable, "-m", "maypole", "run", "--", sys.executable, "-c", AS_GLOO,
+                 f"{folder}/store", str(rank)],
+                env=environment, stdout=subprocess.PIPE, text=True) for rank in range(2)]
+            for rank in ranks:
+                self.assertEqual(rank.communicate()[0].strip(), (
+                    "gloo maypole.torch.backend ProcessGroupGloo [4.0, 4.0] True"))
 
 
 def _same(one: Any, other: Any) -> bool:
