@@ -284,11 +284,15 @@ DRIVER_API cuDeviceCanAccessPeer(int* can, CUdevice from, CUdevice to) {
   *can = from != to && setting("SIMCUDA_PEERS", 1);
   return CUDA_SUCCESS;
 }
+// Held until the memory is mapped: what is already enabled for one thread can be used by another.
+static std::mutex peering;
+
 DRIVER_API cuCtxEnablePeerAccess(CUcontext peer, unsigned flags) {
   ENTER_CONTEXT(cuCtxEnablePeerAccess);
   if (!peer || peer == current_context()) return CUDA_ERROR_INVALID_DEVICE;
   if (flags) return CUDA_ERROR_INVALID_VALUE;
   if (!setting("SIMCUDA_PEERS", 1)) return CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
+  Lock guard(peering);
   bool& on = current_context()->peers[peer->device->physical];
   if (on) return CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED;
   on = true;
@@ -298,6 +302,7 @@ DRIVER_API cuCtxEnablePeerAccess(CUcontext peer, unsigned flags) {
 DRIVER_API cuCtxDisablePeerAccess(CUcontext peer) {
   ENTER_CONTEXT(cuCtxDisablePeerAccess);
   if (!peer) return CUDA_ERROR_INVALID_CONTEXT;
+  Lock guard(peering);
   bool& on = current_context()->peers[peer->device->physical];
   if (!on) return CUDA_ERROR_PEER_ACCESS_NOT_ENABLED;
   on = false;
