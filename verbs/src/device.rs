@@ -1,5 +1,6 @@
-//! A device in the list of libibverbs, before it is opened.
+//! The list of devices of libibverbs, and a device in it before it is opened.
 
+use std::ffi::CStr;
 use std::sync::Arc;
 
 use crate::context::Context;
@@ -9,9 +10,9 @@ use crate::sys;
 
 /// The list that libibverbs allocated. Its devices are valid as long as it is.
 #[derive(Debug)]
-pub(crate) struct DeviceList {
-    pub(crate) list: *mut *mut sys::ibv_device,
-    pub(crate) library: Arc<Library>,
+struct DeviceList {
+    list: *mut *mut sys::ibv_device,
+    library: Arc<Library>,
 }
 
 // SAFETY: the list is only read until it is freed, and libibverbs may free it on any thread.
@@ -25,6 +26,39 @@ impl Drop for DeviceList {
             // SAFETY: libibverbs has allocated the list, and no device of it is used any more.
             unsafe { free(self.list) };
         }
+    }
+}
+
+impl Library {
+    /// The RDMA devices of this host; none is no error.
+    ///
+    /// # Errors
+    /// The system call fails. Where the kernel has no RDMA support, the list is empty.
+    pub fn devices(self: &Arc<Self>) -> Result<Vec<Device>, VerbsError> {
+        let get = function!(self, ibv_get_device_list)?;
+        let name_of = function!(self, ibv_get_device_name)?;
+        let mut count = 0;
+        // SAFETY: `count` is writable.
+        let list = unsafe { get(&raw mut count) };
+        if list.is_null() {
+            let error = VerbsError::last("ibv_get_device_list");
+            return match error.errno() {
+                Some(libc::ENOSYS | libc::ENOENT | libc::ENODEV) => Ok(Vec::new()),
+                _ => Err(error),
+            };
+        }
+        let owner = Arc::new(DeviceList { list, library: self.clone() });
+        let mut devices = Vec::new();
+        for index in 0..count.max(0) as usize {
+            // SAFETY: the list has `count` devices, which are valid until it is freed; names end in
+            // a zero.
+            let (device, name) = unsafe {
+                let device = *list.add(index);
+                (device, CStr::from_ptr(name_of(device)).to_string_lossy().into_owned())
+            };
+            devices.push(Device { raw: device, name, list: owner.clone() });
+        }
+        Ok(devices)
     }
 }
 
@@ -42,10 +76,6 @@ unsafe impl Send for Device {}
 unsafe impl Sync for Device {}
 
 impl Device {
-    pub(crate) fn new(raw: *mut sys::ibv_device, name: String, list: Arc<DeviceList>) -> Self {
-        Self { raw, name, list }
-    }
-
     /// The name, such as `mlx5_0`.
     pub fn name(&self) -> &str {
         &self.name
@@ -61,5 +91,18 @@ impl Device {
         // SAFETY: the device is in the list, which `self` keeps.
         let raw = unsafe { open(self.raw) };
         Context::new(raw, self.name.clone(), self.list.library.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_without_the_functions_says_which_one_is_missing() {
+        // The C library is everywhere, and has none of them.
+        let library = Library::load(Some(std::path::Path::new("libc.so.6"))).unwrap();
+        let error = library.devices().unwrap_err();
+        assert_eq!(error, VerbsError::Missing { function: "ibv_get_device_list" });
     }
 }
