@@ -9,7 +9,7 @@ use super::case::{Case, element, plan};
 use super::{Random, as_ranks, lateness, over_tcp};
 use crate::SlotTraffic;
 use crate::config::{self, Config};
-use crate::test_share::some_of;
+use crate::test_share::{some_cases, some_of};
 use crate::tune::Protocol;
 
 #[test]
@@ -47,7 +47,7 @@ fn run_cases(
         // The same cases on all ranks.
         let seed = generator.name.bytes().fold(u64::from(nranks), |s, b| s * 31 + u64::from(b));
         let mut random = Random(seed);
-        let outcome = (0..cases).try_for_each(|_| {
+        let outcome = (0..some_cases(cases)).try_for_each(|_| {
             let root = random.below(u64::from(nranks)) as u32;
             let case = Case::random(&mut random, generator.collective_with_root(root));
             let chosen = comm.explain(&case.call(comm.rank())).expect("a choice").algorithm;
