@@ -66,6 +66,8 @@ _SIGNATURES = {
     "ncclRecv": [_P, _Z, _I, _I, _P, _P],
     "ncclGroupStart": [],
     "ncclGroupEnd": [],
+    "ncclGroupSimulateEnd": [_P],
+    "ncclGetVersion": [_P],
     "ncclRedOpCreatePreMulSum": [_P, _P, _I, _I, _P],
     "ncclRedOpDestroy": [_I, _P],
     "maypoleBarrier": [_P, _P],

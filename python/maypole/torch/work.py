@@ -10,7 +10,7 @@ from typing import Any, Callable
 import torch
 from torch._C._distributed_c10d import Work
 
-__all__ = ["Completions", "PendingWork", "StreamWork", "finished_work"]
+__all__ = ["Completions", "JoinedWork", "PendingWork", "StreamWork", "finished_work"]
 
 # More calls than there will be.
 _ALL = 1 << 62
@@ -204,6 +204,30 @@ def _settle(future: Any) -> None:
     """Waits until the thread that completes the future has done so, which it is about to do."""
     while future is not None and not future.done():
         time.sleep(0)
+
+
+class JoinedWork(Work):
+    """Several works as one."""
+
+    def __init__(self, works: list[Any]) -> None:
+        super().__init__()
+        self._works = works
+
+    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
+        for work in self._works:
+            work.wait(timeout)
+        return True
+
+    def is_completed(self) -> bool:
+        return all(work.is_completed() for work in self._works)
+
+    def result(self) -> list[Any]:
+        return [tensor for work in self._works for tensor in work.result()]
+
+    def get_future(self) -> Any:
+        futures = [work.get_future() for work in self._works]
+        joined = torch.futures.collect_all(futures)
+        return joined.then(lambda all: [t for f in all.value() for t in f.value()])
 
 
 class _FinishedWork(Work):
