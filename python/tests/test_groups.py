@@ -68,6 +68,19 @@ def shrink_after_death(rank: int, size: int) -> list[float]:
     return []
 
 
+def estimate(rank: int, size: int) -> list[bool]:
+    times = []
+    for count in (2, 1 << 22):
+        ones = torch.ones(count)
+        with dist._time_estimator() as estimated:
+            dist.all_reduce(ones)
+            dist.all_reduce(ones, async_op=True).wait()
+        times.append(estimated.estimated_time)
+        assert ones.eq(1).all()
+    dist.all_reduce(ones)
+    return [0 < times[0] < times[1], bool(ones.eq(size).all())]
+
+
 def differ(rank: int, size: int) -> str:
     dist.all_reduce(torch.ones(2))
     try:
@@ -92,6 +105,9 @@ class GroupsTest(unittest.TestCase):
     def test_shrink_after_a_death(self) -> None:
         self.assertEqual(run(shrink_after_death, 3, killed=1), [
             [0.0, 2.0, 1.0], None, [1.0, 2.0, 1.0]])
+
+    def test_an_estimate_runs_nothing(self) -> None:
+        self.assertEqual(run(estimate, 2), [[True, True]] * 2)
 
     def test_torchfrtrace_reads_the_dumps_of_a_failure(self) -> None:
         from torch.distributed.flight_recorder import fr_trace

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 import unittest
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from maypole.status import communicators
 from ranks import run
 
 
@@ -140,8 +142,11 @@ def timeout(rank: int, size: int) -> str:
         store.wait(["rank 0 has seen the timeout"])
         return ""
     work = dist.all_reduce(torch.ones(1), async_op=True)
+    # Until the library has noticed that the wait is long.
+    while not any(status.waits_for == 1 for status in communicators()):
+        time.sleep(0.01)
     try:
-        work.wait(timedelta(milliseconds=200))
+        work.wait(timedelta(milliseconds=1))
     except RuntimeError as error:
         return f"{type(error).__name__}: {error}"
     finally:
@@ -189,6 +194,11 @@ trace = torch._C._distributed_c10d._dump_fr_trace_json(backend="maypole")
 print(dist.get_backend(), type(group).__module__,
       type(legacy._get_backend(torch.device("cpu"))).__name__, ones.tolist(),
       "all_reduce" in str(trace) or "allreduce" in str(trace))
+# A group on a machine that has an accelerator.
+torch.accelerator.current_accelerator = lambda: torch.device("cuda")
+mixed = dist.new_group(backend="gloo")
+print(*(type(mixed._get_backend(torch.device(d))).__name__ for d in ("cpu", "cuda")))
+dist.all_reduce(ones, group=mixed)
 dist.destroy_process_group()
 """
 
@@ -224,8 +234,10 @@ class BackendTest(unittest.TestCase):
     def test_monitored_barrier_names_the_missing_rank(self) -> None:
         self.assertIn("Ranks 1 failed to pass monitoredBarrier", run(missing_rank, 2)[0])
 
-    def test_a_timeout_is_an_error(self) -> None:
-        self.assertIn("Rank 0 of 2: Timed out waiting: ", run(timeout, 2)[0])
+    def test_a_timeout_names_the_missing_rank(self) -> None:
+        text = run(timeout, 2)[0]
+        self.assertIn("Rank 0 of 2: Timed out waiting: a collective did not end", text)
+        self.assertRegex(text, "It waits for rank 1 in call .*all_reduce")
 
     def test_works_answer(self) -> None:
         self.assertEqual(run(questions, 2), [[True, True, False, True, 1]] * 2)
@@ -241,7 +253,8 @@ class BackendTest(unittest.TestCase):
                 env=environment, stdout=subprocess.PIPE, text=True) for rank in range(2)]
             for rank in ranks:
                 self.assertEqual(rank.communicate()[0].strip(), (
-                    "gloo maypole.torch.backend ProcessGroupGloo [4.0, 4.0] True"))
+                    "gloo maypole.torch.backend ProcessGroupGloo [4.0, 4.0] True\n"
+                    "MaypoleBackend ProcessGroupGloo"))
 
 
 def _same(one: Any, other: Any) -> bool:

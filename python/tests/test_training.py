@@ -83,10 +83,14 @@ def alone(rank: int, size: int) -> list[float]:
     return losses_of(model(), [batch(step) for step in range(4)])
 
 
-def all_batches(rank: int, size: int) -> list[float]:
+def all_batches(rank: int, size: int, ranks: int = 4) -> list[float]:
     """What data parallel training of four ranks computes, in one."""
-    return losses_of(model(), [torch.cat([batch(r + 4 * step) for r in range(4)])
+    return losses_of(model(), [torch.cat([batch(r + ranks * step) for r in range(ranks)])
                                for step in range(4)])
+
+
+def all_batches_of_eight(rank: int, size: int) -> list[float]:
+    return all_batches(rank, size, 8)
 
 
 def redistribute(rank: int, size: int) -> bool:
@@ -122,6 +126,12 @@ class TrainingTest(unittest.TestCase):
         # A sum of two has one order.
         for body in (ddp, ddp_with_hook, fsdp, tensor_parallel):
             self.assertEqual(run(body, 2), run(body, 2, "gloo"), body.__name__)
+
+    @unittest.skipUnless(os.environ.get("MAYPOLE_PYTORCH_SUITE") == "all", "only with all tests")
+    def test_eight_ranks_give_the_losses_of_one(self) -> None:
+        for body in (ddp, ddp_with_hook, fsdp):
+            self.close(run(body, 8), 8 * run(all_batches_of_eight, 1))
+        self.close(run(tensor_parallel, 8), 8 * run(alone, 1))
 
     def test_four_ranks_give_the_losses_of_one(self) -> None:
         expected = 4 * run(all_batches, 1)
