@@ -68,6 +68,8 @@ _SIGNATURES = {
     "ncclGroupEnd": [],
     "ncclGroupSimulateEnd": [_P],
     "ncclGetVersion": [_P],
+    "ncclMemAlloc": [_P, _Z],
+    "ncclMemFree": [_P],
     "ncclRedOpCreatePreMulSum": [_P, _P, _I, _I, _P],
     "ncclRedOpDestroy": [_I, _P],
     "maypoleBarrier": [_P, _P],

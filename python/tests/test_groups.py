@@ -81,6 +81,18 @@ def estimate(rank: int, size: int) -> list[bool]:
     return [0 < times[0] < times[1], bool(ones.eq(size).all())]
 
 
+def allocated(rank: int, size: int) -> list[bool]:
+    cpu = torch.device("cpu")
+    backend = dist.group.WORLD._get_backend(cpu)
+    tensor = backend.allocate_tensor(1 << 20, dtype=torch.float32, device=cpu)
+    empty = backend.allocate_tensor(0, dtype=torch.int8, device=cpu)
+    part = tensor.fill_(rank + 1.0).view(4, -1)[1]
+    # The memory lives as long as a view of it.
+    del tensor
+    dist.all_reduce(part)
+    return [backend.supports_tensor_alloc(cpu), empty.numel() == 0, bool(part.eq(3.0).all())]
+
+
 def differ(rank: int, size: int) -> str:
     dist.all_reduce(torch.ones(2))
     try:
@@ -108,6 +120,9 @@ class GroupsTest(unittest.TestCase):
 
     def test_an_estimate_runs_nothing(self) -> None:
         self.assertEqual(run(estimate, 2), [[True, True]] * 2)
+
+    def test_tensors_in_memory_of_the_library(self) -> None:
+        self.assertEqual(run(allocated, 2), [[True] * 3] * 2)
 
     def test_torchfrtrace_reads_the_dumps_of_a_failure(self) -> None:
         from torch.distributed.flight_recorder import fr_trace

@@ -20,7 +20,7 @@ from .._library import UniqueId, check, last_error, library
 from ..status import communicators
 from .estimates import begin_estimate, end_estimate
 from .point_to_point import PointToPoint
-from .tensors import copier
+from .tensors import allocate, copier
 from .traces import dump_trace
 from .work import Completions, JoinedWork, StreamWork, finished_work
 
@@ -133,6 +133,12 @@ class CallBackend(Backend):
 
     def start_coalescing(self) -> None:
         self._coalesced = []
+
+    def supports_tensor_alloc(self, device: Any) -> bool:
+        return True
+
+    def allocate_tensor(self, size: int, *, dtype: Any, device: Any) -> Any:
+        return allocate(size, dtype)
 
     @property
     def _supports_time_estimate(self) -> bool:

@@ -1,11 +1,29 @@
 """The memory of tensors, as the calls of the library need it."""
 
 import ctypes
+import weakref
 from typing import Any, Callable
 
 import torch
 
-__all__ = ["nbytes", "copier", "pack", "result_memory", "size_array", "unpack"]
+from .._library import check, library
+
+__all__ = ["allocate", "copier", "nbytes", "pack", "result_memory", "size_array", "unpack"]
+
+
+def allocate(size: int, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor in memory that the other processes of the host read in place."""
+    if size == 0:
+        return torch.empty(0, dtype=dtype)
+    length = size * dtype.itemsize
+    pointer = ctypes.c_void_p()
+    check(library().ncclMemAlloc(ctypes.byref(pointer), length))
+    assert pointer.value is not None
+    memory = (ctypes.c_ubyte * length).from_address(pointer.value)
+    # The tensor keeps the array, which frees the memory when nothing uses it any more.
+    freed = weakref.finalize(memory, library().ncclMemFree, pointer.value)
+    freed.atexit = False
+    return torch.frombuffer(memory, dtype=dtype)
 
 
 def nbytes(tensor: Any) -> int:
