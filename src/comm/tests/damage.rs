@@ -53,9 +53,9 @@ fn media() -> [Config; 3] {
 }
 
 /// Whether an error says that the memory or the stream shared with a peer is damaged, or that a
-/// rank that noticed it has aborted.
+/// rank that noticed it has aborted. No process has died.
 fn names_a_peer(error: &str) -> bool {
-    ["what this rank shares with rank ", "rank ", "the process of rank "]
+    ["what this rank shares with rank ", "rank "]
         .iter()
         .any(|start| error.split_once(": ").is_some_and(|(_, text)| text.starts_with(start)))
 }

@@ -33,6 +33,10 @@ pub(crate) const RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long messages of a process that has ended may still be on their way.
 const LAST_MESSAGES_TIME: Duration = Duration::from_secs(1);
 
+/// The reason in an abort frame that says that the peer's bytes did not arrive as they were sent. No
+/// communicator has this reason.
+const DAMAGED: u32 = u32::MAX;
+
 /// A peer and everything that is shared with it.
 #[derive(Debug)]
 pub(crate) struct TcpPair {
@@ -139,7 +143,8 @@ impl TcpPair {
     /// What must be done to repair the pair. Declares the peer dead if the time for that is over.
     pub(crate) fn repair_needs(&self, now: Instant) -> RepairNeeds {
         let state = self.lock();
-        if !state.complete || state.leaving || state.peer_left || self.gone().is_some() {
+        let is_over = state.leaving || state.peer_left || state.failure.is_some();
+        if !state.complete || is_over || self.gone().is_some() {
             return RepairNeeds::default();
         }
         let until = state.disconnected_since.map(|since| since + RECONNECT_TIMEOUT);

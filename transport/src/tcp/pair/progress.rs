@@ -7,12 +7,12 @@ use std::time::Instant;
 use rustix::io::Errno;
 
 use super::state::TcpPairState;
-use super::{TcpPair, event_data};
+use super::{DAMAGED, TcpPair, event_data};
 use crate::Sequence;
 use crate::error::LinkError;
 use crate::tcp::poller::EventFlags;
 use crate::tcp::socket;
-use crate::tcp::stream::{ReadOutcome, StreamEnd, TcpChannel};
+use crate::tcp::stream::{QueuedFrame, ReadOutcome, StreamEnd, TcpChannel};
 
 impl TcpPair {
     /// Reads what the sockets have, because the rank waits for something that is not there.
@@ -62,8 +62,14 @@ impl TcpPair {
             let mut outcome = ReadOutcome::default();
             let result = stream.read(index, channels, &mut outcome);
             progress |= outcome.progress;
-            if let Some((by, reason)) = outcome.abort {
-                self.header().abort(by, reason);
+            match outcome.abort {
+                Some((_, DAMAGED)) => {
+                    let why = "it got on a stream what this rank did not send";
+                    state.failure.get_or_insert(LinkError::Corrupt { peer: self.peer, why });
+                    self.header().doorbell.ring();
+                }
+                Some((by, reason)) => self.header().abort(by, reason),
+                None => {}
             }
             if let Err(end) = result {
                 let end = if end == StreamEnd::Closed { closed } else { end };
@@ -141,7 +147,18 @@ impl TcpPair {
 
     /// Removes a stream that ended in this way, and gives its messages to other streams.
     pub(super) fn remove_stream(&self, state: &mut TcpPairState, index: usize, end: StreamEnd) {
-        let Some(stream) = state.streams[index].stream.take() else { return };
+        let Some(mut stream) = state.streams[index].stream.take() else { return };
+        if let StreamEnd::Corrupt(_) = end
+            && state.failure.is_none()
+        {
+            // The peer would take the end of the streams for the end of this process.
+            let notice = QueuedFrame::Abort(self.peer, DAMAGED);
+            stream.queue.push_front(notice);
+            let _ = stream.write(&mut state.channels);
+            for other in state.streams.iter_mut().filter_map(|entry| entry.stream.as_mut()) {
+                other.queue.push_front(notice);
+            }
+        }
         self.poller.remove(&stream.fd);
         // A child made by fork may hold the socket too.
         socket::shutdown(stream.fd.as_fd(), Shutdown::Both);
@@ -166,7 +183,7 @@ impl TcpPair {
             self.poller.wake();
             return;
         }
-        if state.live_streams() == 0 {
+        if state.live_streams() == 0 && state.failure.is_none() {
             // Every stream has ended at least once, because all were there.
             if state.peer_left {
                 self.peer_header.leave();
