@@ -36,8 +36,11 @@ impl Credentials {
         data: &[u8; DATA_BYTES],
     ) -> Result<(Listener, [u8; ANSWER_BYTES]), RefusedDialer> {
         Listener::answer(&self.key, first, data, |binding| {
-            // The lower rank dials, and the higher one proves that it shares the host of the lower.
-            let is_right = binding.purpose == purpose && binding.from < self.rank
+            // The lower rank dials, and over TCP the higher one too if the lower does not get
+            // through. The higher one proves that it shares the host of the lower.
+            let dials =
+                binding.from < self.rank || purpose == Purpose::Tcp && binding.from != self.rank;
+            let is_right = binding.purpose == purpose && dials
                 || purpose == Purpose::Shm
                     && binding.purpose == Purpose::Host
                     && binding.from > self.rank;

@@ -46,6 +46,8 @@ pub(crate) struct DialTarget {
     pub(crate) refused: bool,
     /// Only find out whether somebody listens at the address. The peer is the one that dials.
     pub(crate) probe: bool,
+    /// The peer is the one that dials, and seems not to reach this rank.
+    pub(crate) back: bool,
 }
 
 /// A connection that is not yet a stream.

@@ -7,6 +7,10 @@
 //! release is acknowledged. A stream that breaks therefore loses nothing: other streams carry its
 //! messages again, and the lower rank dials a new stream.
 //!
+//! The lower rank dials. If it does not reach the higher one, that dials too, after a while: a
+//! firewall may let connections through in one direction only. If both succeed, both keep the
+//! stream that the lower rank has dialed.
+//!
 //! * `frame`: the format on the stream;
 //! * `ring`: the slots of one link: messages in transit, messages that have arrived;
 //! * `stream`: reads frames from one stream and writes them to it;

@@ -76,6 +76,9 @@ pub(crate) enum QueuedFrame {
 pub(crate) struct TcpStream {
     _closed_in_child: ClosedInChild,
     pub(crate) fd: OwnedFd,
+    /// The lower rank has dialed it. One that the higher rank has dialed gives way to it, and then
+    /// ends without a leave frame although the peer lives.
+    pub(crate) by_lower: bool,
     /// The keys of this stream, which seal the frames that end something.
     session: Box<Session>,
     buffer: Box<[u8; READ_BUFFER_BYTES]>,
@@ -113,10 +116,11 @@ struct OutgoingFrame {
 unsafe impl Send for TcpStream {}
 
 impl TcpStream {
-    pub(crate) fn new(fd: OwnedFd, session: Box<Session>) -> Self {
+    pub(crate) fn new(fd: OwnedFd, session: Box<Session>, by_lower: bool) -> Self {
         Self {
             _closed_in_child: ClosedInChild::new(&fd),
             fd,
+            by_lower,
             session,
             buffer: Box::new([0; READ_BUFFER_BYTES]),
             unread: 0..0,

@@ -9,7 +9,7 @@
 mod progress;
 mod state;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,6 @@ use super::stream::{QueuedFrame, StreamEnd, TcpStream};
 use crate::error::LinkError;
 use crate::inbox::{Inbox, InboxLayout};
 use crate::link::{HeaderDamage, ReceivedMessage, SlotMut};
-use crate::noise::Session;
 use crate::rank_header::RankHeader;
 use crate::{Rank, Sequence};
 
@@ -91,14 +90,10 @@ impl TcpPair {
         self.inbox.header()
     }
 
-    /// Adds a new stream of a proven peer, in place of the one that had its number. True if all
-    /// streams are there for the first time.
-    pub(crate) fn attach(
-        &self,
-        number: u32,
-        socket: OwnedFd,
-        session: Box<Session>,
-    ) -> Result<bool, LinkError> {
+    /// Adds a new stream of a proven peer, in place of the one that had its number. If both ranks
+    /// have dialed, both keep the stream that the lower one has dialed. True if all streams are
+    /// there for the first time.
+    pub(crate) fn attach(&self, number: u32, mut stream: TcpStream) -> Result<bool, LinkError> {
         let mut state = self.lock();
         let index = number as usize;
         let Some(entry) = state.streams.get(index) else {
@@ -110,16 +105,18 @@ impl TcpPair {
         if state.leaving || state.peer_left || self.gone().is_some() {
             return Ok(false);
         }
-        if entry.stream.is_some() {
-            // The peer has noticed an end that this rank has not.
+        if let Some(before) = &entry.stream {
+            if before.by_lower && !stream.by_lower {
+                return Ok(false);
+            }
+            // Both have dialed, or the peer has noticed an end that this rank has not.
             self.remove_stream(&mut state, index, StreamEnd::Broken);
         }
-        socket::set_stream_options(socket.as_fd());
+        socket::set_stream_options(stream.fd.as_fd());
         let flags = EventFlags::IN | EventFlags::ONESHOT;
         self.poller
-            .add(&socket, flags, event_data(self.peer, index))
+            .add(&stream.fd, flags, event_data(self.peer, index))
             .map_err(|error| LinkError::system("epoll_ctl", error))?;
-        let mut stream = TcpStream::new(socket, session);
         stream.armed = flags;
         if let Some(LinkError::Aborted { by, reason }) = self.header().aborted() {
             stream.queue.push_back(QueuedFrame::Abort(by, reason));

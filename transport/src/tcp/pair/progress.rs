@@ -162,7 +162,9 @@ impl TcpPair {
         self.poller.remove(&stream.fd);
         // A child made by fork may hold the socket too.
         socket::shutdown(stream.fd.as_fd(), Shutdown::Both);
+        let by_lower = stream.by_lower;
         drop(stream);
+        let end = if end == StreamEnd::Closed && !by_lower { StreamEnd::Broken } else { end };
         state.streams[index].end = Some(end);
         for channel in &mut state.channels {
             channel.receiving.forget(index);

@@ -1,17 +1,22 @@
 //! Dialing: which streams the service thread dials, when it tries again, and when it gives up.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{DialRequest, RETRY_PAUSE, TcpService};
 use crate::Rank;
 use crate::error::{FailedDial, LinkError};
 use crate::tcp::connect::{DialTarget, HandshakeStage, TcpHandshake};
-use crate::tcp::pair::RECONNECT_TIMEOUT;
+use crate::tcp::pair::{RECONNECT_TIMEOUT, TcpPair};
 use crate::tcp::poller::EventFlags;
 
 /// Number of attempts to dial a peer that ends the connection within the handshake: it may have too
 /// many connections that have not proven themselves.
 const MAX_REFUSALS: usize = 5;
+
+/// How long the higher rank waits for the lower one to dial before it dials too: a firewall may let
+/// connections through in one direction only.
+const DIAL_BACK_TIME: Duration =
+    if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(3) };
 
 impl TcpService {
     pub(super) fn start_dialing(&mut self, request: DialRequest) {
@@ -28,14 +33,29 @@ impl TcpService {
             refused: true,
             // The lower rank dials.
             probe: self.credentials.rank > peer,
+            back: false,
         };
-        if !target.probe {
-            let pair = self.pair(peer, streams);
-            for stream in pair.missing_streams() {
-                self.to_dial.push(DialTarget { stream, ..target.clone() });
-            }
+        let mut streams = self.pair(peer, streams).missing_streams();
+        let mut first = DialTarget { probe: false, back: target.probe, ..target.clone() };
+        if first.back {
+            // The peer may also be late, and then gets no more connections than it can hold.
+            first.not_before += DIAL_BACK_TIME;
+            streams.truncate(1);
         }
+        self.to_dial.extend(streams.into_iter().map(|s| DialTarget { stream: s, ..first.clone() }));
         self.targets.insert(peer, target);
+    }
+
+    /// Dials the other streams of a peer, to which this rank has made one because the peer has not.
+    pub(super) fn dial_rest_back(&mut self, pair: &TcpPair) {
+        self.dialed_back.insert(pair.peer);
+        let Some(target) = self.targets.get(&pair.peer).filter(|target| target.probe) else {
+            return;
+        };
+        let (probe, back, not_before) = (false, true, Instant::now());
+        for stream in pair.missing_streams() {
+            self.to_dial.push(DialTarget { stream, probe, back, not_before, ..target.clone() });
+        }
     }
 
     /// Queues the missing streams of pairs that were complete.
@@ -44,8 +64,9 @@ impl TcpService {
         for pair in &self.incomplete {
             let needs = pair.repair_needs(now);
             let Some(target) = self.targets.get(&pair.peer) else { continue };
+            let probe = target.probe && !self.dialed_back.contains(&pair.peer);
             for stream in needs.missing {
-                if target.probe && (needs.until.is_none() || stream > 0) {
+                if probe && (needs.until.is_none() || stream > 0) {
                     break;
                 }
                 let is_same = |t: &DialTarget| (t.peer, t.stream) == (pair.peer, stream);
@@ -53,7 +74,8 @@ impl TcpService {
                 let dialed = dialing.any(|handshake| handshake.stage.target().is_some_and(is_same));
                 if !dialed && !self.to_dial.iter().any(is_same) {
                     let give_up = now + RECONNECT_TIMEOUT;
-                    let target = DialTarget { stream, not_before: now, give_up, ..target.clone() };
+                    let target =
+                        DialTarget { stream, not_before: now, give_up, probe, ..target.clone() };
                     self.to_dial.push(DialTarget { first: false, ..target });
                 }
             }
@@ -108,6 +130,11 @@ impl TcpService {
             }
             HandshakeStage::Connecting(target) | HandshakeStage::AwaitAnswer(target, _) => target,
         };
+        let pair = self.pairs.get(&target.peer);
+        if target.first && pair.is_some_and(|it| !it.missing_streams().contains(&target.stream)) {
+            // The peer has made the stream.
+            return;
+        }
         let Some(error) = error else {
             // A probe was answered, so the peer lives. Probe again later if it does not dial.
             target.refused = false;
@@ -128,6 +155,15 @@ impl TcpService {
         let nobody_listens = failed_dial == Some(libc::ECONNREFUSED);
         target.refused &= nobody_listens;
         let all_addresses_tried = target.attempts.is_multiple_of(target.addresses.len());
+        if target.back && !matches!(error, LinkError::Corrupt { .. }) {
+            // The peer knows better whether it is hopeless.
+            let pause = DIAL_BACK_TIME * (1 << target.attempts.min(5));
+            target.not_before = if all_addresses_tried { now + pause } else { now };
+            if now < target.give_up {
+                self.to_dial.push(target);
+            }
+            return;
+        }
         let hopeless = match error {
             LinkError::Corrupt { .. } => true,
             LinkError::Refused { .. } => target.attempts >= MAX_REFUSALS,

@@ -5,6 +5,8 @@
 //! that has not proven itself in time is dropped, and so is the oldest one if there are too many.
 
 mod dial;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -24,10 +26,10 @@ use super::connect::{
 use super::ends::TcpPeer;
 use super::pair::{TcpPair, decode_event_data};
 use super::poller::{Event, EventFlags, Poller};
+use super::stream::TcpStream;
 use crate::Rank;
 use crate::credentials::Credentials;
 use crate::error::LinkError;
-use crate::noise::Session;
 use crate::peers::PeerTable;
 use crate::process::occupy_standard_streams;
 use crate::strangers;
@@ -80,6 +82,8 @@ pub(super) struct TcpService {
     incomplete: Vec<Arc<TcpPair>>,
     /// How to dial a peer again.
     targets: HashMap<Rank, DialTarget>,
+    /// The lower ranks to which this rank has made streams, because they do not reach it.
+    dialed_back: HashSet<Rank>,
     handshakes: HashMap<u64, TcpHandshake>,
     /// Streams to dial.
     to_dial: Vec<DialTarget>,
@@ -111,6 +115,7 @@ impl TcpService {
             pairs: HashMap::new(),
             incomplete: Vec::new(),
             targets: HashMap::new(),
+            dialed_back: HashSet::new(),
             handshakes: HashMap::new(),
             to_dial: Vec::new(),
             next_handshake: 0,
@@ -343,28 +348,28 @@ impl TcpService {
                     self.handle_failure(handshake.stage, error, Instant::now());
                 }
             }
-            HandshakeProgress::Done { peer, stream, streams, session } => {
+            HandshakeProgress::Done { peer, stream: number_of_stream, streams, session } => {
                 if let Some(handshake) = self.remove_handshake(number) {
-                    self.attach(peer, (stream, streams), handshake.socket, session);
+                    let is_dialer = handshake.stage.target().is_some();
+                    let by_lower = is_dialer == (self.credentials.rank < peer);
+                    let stream = TcpStream::new(handshake.socket, session, by_lower);
+                    self.attach(peer, (number_of_stream, streams), stream);
                 }
             }
         }
     }
 
-    fn attach(
-        &mut self,
-        peer: Rank,
-        (stream, streams): (u32, u32),
-        socket: OwnedFd,
-        session: Box<Session>,
-    ) {
+    fn attach(&mut self, peer: Rank, (number, streams): (u32, u32), stream: TcpStream) {
         self.peers.clear_failure(peer);
         if streams == 0 || streams > MOST_STREAMS {
             let why = "the two disagree on how many streams they have";
             return self.peers.set_failure(peer, LinkError::Refused { peer, why });
         }
         let pair = self.pair(peer, streams);
-        match pair.attach(stream, socket, session) {
+        if number == 0 && !stream.by_lower {
+            self.dial_rest_back(&pair);
+        }
+        match pair.attach(number, stream) {
             Ok(true) => self.peers.add(peer, Arc::new(TcpPeer::new(pair, self.peers.layout))),
             Ok(false) => {}
             Err(error) => self.peers.set_failure(peer, error),
