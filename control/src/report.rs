@@ -42,6 +42,11 @@ pub enum DelayReason {
     SlowLink,
     /// The ranks of the chain wait for each other.
     Cycle,
+    /// No connection to the rank that this one waits for could be made yet.
+    Unreachable {
+        /// Where it was tried, and why that failed.
+        dial: String,
+    },
     /// Its thread is in a call of another communicator.
     OtherCommunicator {
         /// That call, in words.
@@ -62,6 +67,16 @@ impl Report {
     /// The rank at which the search ended.
     pub fn culprit(&self) -> Rank {
         self.chain.last().copied().unwrap_or(self.rank)
+    }
+
+    /// The report, if the last attempt of this rank to connect to the rank that it waits for has
+    /// failed in this way.
+    pub fn with_failed_dial(mut self, dial: impl fmt::Display) -> Self {
+        if matches!(self.reason, DelayReason::SlowLink | DelayReason::Cycle) {
+            self.chain.truncate(1);
+            self.reason = DelayReason::Unreachable { dial: dial.to_string() };
+        }
+        self
     }
 }
 
@@ -96,6 +111,11 @@ impl fmt::Display for DelayReason {
             Self::Working => f.write_str("is busy in the call"),
             Self::SlowLink => f.write_str("has done its part: the link between them is slow"),
             Self::Cycle => f.write_str("waits for a rank of this chain: the links are slow"),
+            Self::Unreachable { dial } => write!(
+                f,
+                "cannot be reached at {dial}: see routes and firewalls between the two, and \
+                 NCCL_SOCKET_IFNAME"
+            ),
             Self::OtherCommunicator { what } => {
                 write!(f, "is in a call of another communicator: {what}")
             }
@@ -132,5 +152,14 @@ mod tests {
              has not made it yet; it is at call 6, all_gather of 3 int32"
         );
         assert_eq!(report.culprit(), 5);
+        // Rank 0 waits for a connection, but rank 5 has not made the call.
+        assert_eq!(report.clone().with_failed_dial("nowhere"), report);
+        let cycle = Report { reason: DelayReason::Cycle, chain: vec![2, 0], ..report };
+        let text = cycle.with_failed_dial("10.0.0.9:77 (Connection timed out)").to_string();
+        assert!(
+            text.contains("for rank 2 (host node1, process 77): it cannot be reached"),
+            "{text}"
+        );
+        assert!(text.contains("10.0.0.9:77 (Connection timed out)"), "{text}");
     }
 }

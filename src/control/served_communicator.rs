@@ -13,8 +13,9 @@ use maypole_control::communicator::{
     ControlInput, ControlOutput, ControlTiming, DeviceProgress, LocalFacts, ProcessName,
     ProcessState,
 };
+use maypole_control::report::Report;
 use maypole_control::verdict::Verdict;
-use maypole_transport::error::LinkError;
+use maypole_transport::error::{FailedDial, LinkError};
 use maypole_transport::sync::Ordering;
 
 use super::verdict_error::{error_of, verdict_of};
@@ -297,6 +298,11 @@ impl ServedCommunicator {
         self.carry_out(all);
     }
 
+    /// The last attempt to connect to the rank that the report is about, if it is not connected.
+    fn failed_dial(&self, report: &Report) -> Option<FailedDial> {
+        self.shared.endpoint.upgrade()?.failed_dial(*report.chain.first()?)
+    }
+
     fn carry_out(&mut self, all: &[Arc<ControlShared>]) {
         while let Some(output) = self.outputs.pop_front() {
             match output {
@@ -307,6 +313,10 @@ impl ServedCommunicator {
                     self.shared.change(|state| state.exchanged = Some(result));
                 }
                 ControlOutput::Report(report) => {
+                    let report = match self.failed_dial(&report) {
+                        Some(dial) => report.with_failed_dial(dial),
+                        None => report,
+                    };
                     log::warn!("{report}");
                     self.shared.change(|state| {
                         if state.reports.len() == MOST_REPORTS {

@@ -178,6 +178,13 @@ impl PeerTable {
         self.inbox.header().doorbell.ring();
     }
 
+    /// The last attempt to dial the peer that failed, if it is not connected.
+    pub(crate) fn failed_dial(&self, peer: Rank) -> Option<FailedDial> {
+        let entries = self.entries();
+        let is_connected = entries.connected.contains_key(&peer);
+        entries.failed_dials.get(&peer).filter(|_| !is_connected).copied()
+    }
+
     /// Records that an attempt to dial the peer failed. It may still be reached.
     pub(crate) fn set_failed_dial(&self, peer: Rank, dial: FailedDial) {
         self.entries().failed_dials.insert(peer, dial);

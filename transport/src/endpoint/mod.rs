@@ -11,7 +11,7 @@ use crate::Rank;
 use crate::address::{EndpointAddress, LinkKind, ProcessToken};
 use crate::credentials::Credentials;
 use crate::doorbell::Doorbell;
-use crate::error::LinkError;
+use crate::error::{FailedDial, LinkError};
 use crate::host::HostId;
 use crate::inbox::{Inbox, InboxLayout};
 use crate::link::{Incoming, Outgoing};
@@ -348,6 +348,11 @@ impl Endpoint {
             left.is_empty()
         });
         left
+    }
+
+    /// The last attempt to connect to `peer` that failed, if the two are not connected.
+    pub fn failed_dial(&self, peer: Rank) -> Option<FailedDial> {
+        self.parts.peers.failed_dial(peer)
     }
 
     /// Records that the process of `peer` is proven to have ended. That ends the waits for what has

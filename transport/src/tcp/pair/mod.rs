@@ -32,8 +32,8 @@ pub(crate) const RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long messages of a process that has ended may still be on their way.
 const LAST_MESSAGES_TIME: Duration = Duration::from_secs(1);
 
-/// The reason in an abort frame that says that the peer's bytes did not arrive as they were sent. No
-/// communicator has this reason.
+/// The reason in an abort frame that says that the peer's bytes did not arrive as they were sent.
+/// No communicator has this reason.
 const DAMAGED: u32 = u32::MAX;
 
 /// A peer and everything that is shared with it.
