@@ -548,7 +548,7 @@ fn a_rank_that_has_left_is_not_waited_for_while_its_abort_handle_lives() {
 #[test]
 fn an_abort_reaches_ranks_that_have_no_links() {
     // An abort before that would end the init of a rank that is still in it.
-    let all_are_here = std::sync::Barrier::new(6);
+    let all_are_here = Barrier::new(6);
     let errors = as_ranks(6, &Config::default(), move |comm| {
         all_are_here.wait();
         if comm.rank() == 5 {
