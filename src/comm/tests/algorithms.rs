@@ -47,7 +47,7 @@ fn run_cases(
         // The same cases on all ranks.
         let seed = generator.name.bytes().fold(u64::from(nranks), |s, b| s * 31 + u64::from(b));
         let mut random = Random(seed);
-        let outcome = (0..some_cases(cases)).try_for_each(|_| {
+        let outcome = (0..cases).try_for_each(|_| {
             let root = random.below(u64::from(nranks)) as u32;
             let case = Case::random(&mut random, generator.collective_with_root(root));
             let chosen = comm.explain(&case.call(comm.rank())).expect("a choice").algorithm;
@@ -68,7 +68,7 @@ fn run_cases(
 fn every_algorithm_gives_the_bits_of_its_proved_tree() {
     for (index, generator) in all().enumerate() {
         for nranks in some_of(&[2, 3, 4, 5, 8, 11, 1], index) {
-            run_cases(generator, nranks, &Config::default(), 25);
+            run_cases(generator, nranks, &Config::default(), some_cases(25));
         }
     }
 }
@@ -78,7 +78,7 @@ fn the_same_over_memory_shared_by_descriptors() {
     let config = Config { p2p_disable: true, ..Config::default() };
     for (index, generator) in all().enumerate() {
         for nranks in some_of(&[2, 3, 6], index) {
-            run_cases(generator, nranks, &config, 15);
+            run_cases(generator, nranks, &config, some_cases(15));
         }
     }
 }
@@ -117,7 +117,7 @@ fn the_same_with_memory_that_is_read_in_place() {
 fn the_same_over_tcp() {
     for (index, generator) in all().enumerate() {
         for (nranks, sockets_per_thread) in some_of(&[(2, 1), (3, 4), (6, 1)], index) {
-            run_cases(generator, nranks, &over_tcp(sockets_per_thread), 15);
+            run_cases(generator, nranks, &over_tcp(sockets_per_thread), some_cases(15));
         }
     }
 }
@@ -135,7 +135,7 @@ fn many_small_tiles_and_the_fewest_slots() {
                 lend_from: Some(0),
                 ..Config::default()
             };
-            run_cases(generator, nranks, &config, 10);
+            run_cases(generator, nranks, &config, some_cases(10));
         }
     }
 }
@@ -152,7 +152,7 @@ fn late_messages_and_spurious_back_pressure_change_no_bit() {
                 lend_from: Some(0),
                 ..Config::default()
             };
-            run_cases(generator, nranks, &config, 8);
+            run_cases(generator, nranks, &config, some_cases(8));
             run_cases(generator, nranks, &Config { fault: lateness(seed), ..over_tcp(1) }, 4);
         }
     }
