@@ -76,15 +76,17 @@ def compare(name: str, pair: dict[str, Callable[[], Any]], seconds: float, contr
         call()
         call()
     dist.barrier(control)
-    # Both get the same number of calls; rank 0 says how many fit into the time.
-    slowest = max(seconds_per_call(call, 2) for call in pair.values())
-    count = torch.tensor([max(int(seconds / (2 * ROUNDS * slowest)), 2)])
-    dist.broadcast(count, 0, group=control)
+    # Each gets half of the time, so that the ranks' different starts count alike in both. Rank 0
+    # says how many calls fit.
+    share = seconds / (2 * ROUNDS)
+    counts = torch.tensor([max(int(share / seconds_per_call(c, 3)), 2) for c in pair.values()])
+    dist.broadcast(counts, 0, group=control)
+    turns = list(zip(pair.items(), counts.tolist(), strict=True))
     times: dict[str, list[float]] = {backend: [] for backend in pair}
     for turn in range(ROUNDS):
-        for backend, call in pair.items() if turn % 2 else reversed(pair.items()):
+        for (backend, call), count in turns if turn % 2 else reversed(turns):
             dist.barrier(control)
-            times[backend].append(seconds_per_call(call, int(count)))
+            times[backend].append(seconds_per_call(call, count))
     if dist.get_rank() == 0:
         gloo, ours = (statistics.median(times[b]) * 1e6 for b in ("gloo", "maypole"))
         print(f"| {name:24} | {gloo:12.1f} | {ours:12.1f} | {gloo / ours:6.2f} |", flush=True)
