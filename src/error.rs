@@ -197,7 +197,7 @@ impl Error {
             ) => ResultCode::InvalidUsage,
             Self::System { .. }
             | Self::Launch(LaunchError::Rendezvous { .. })
-            | Self::Link(L::System { .. } | L::Unreachable { .. })
+            | Self::Link(L::System { .. } | L::Unreachable { .. } | L::Rdma { .. })
             | Self::Bootstrap(B::System { .. } | B::NoAddress { .. }) => ResultCode::SystemError,
             Self::Aborted { .. }
             | Self::Revoked { .. }

@@ -9,10 +9,11 @@ use maypole_transport::endpoint::{EnabledLinks, Endpoint, EndpointConfig};
 use maypole_transport::host::HostId;
 use maypole_transport::inbox::InboxLayout;
 use maypole_transport::tcp::TcpConfig;
+use maypole_transport::verbs::{GidPreference, VerbsConfig};
 
 use super::rank_info::{RankHost, RankInfo};
 use crate::bootstrap::{self, AbortSignal, Joined, Options, RejoinListener};
-use crate::config::{self, Config, NodeLabels};
+use crate::config::{self, AddressFamily, Config, NodeLabels};
 use crate::device::memory::inbox::PeerInbox;
 use crate::device::setup::rank_setup::{PeerDevice, RankSetup};
 use crate::error::Error;
@@ -227,9 +228,46 @@ fn open_endpoint(config: &Config, ends: EndpointConfig) -> Result<Endpoint, Erro
         // Without access to a peer's memory, ranks of one process use what processes use.
         local: !config.p2p_disable,
         shm: !config.shm_disable,
+        verbs: if alone { None } else { verbs_config(config) },
         tcp: if alone { None } else { Some(tcp(bootstrap::addresses(config)?)) },
     };
-    Ok(Endpoint::with_links(ends, &media)?)
+    let endpoint = Endpoint::with_links(ends, &media)?;
+    let wants_verbs = config.net.as_ref().is_some_and(|net| net.eq_ignore_ascii_case("IB"));
+    if wants_verbs && !alone && endpoint.rdma_port().is_none() {
+        log::warn!(
+            "NCCL_NET asks for IB, but rank {} has no RDMA device that can be used; it uses \
+             Socket. NCCL_DEBUG=INFO with NCCL_DEBUG_SUBSYS=NET says why",
+            endpoint.rank()
+        );
+    }
+    Ok(endpoint)
+}
+
+/// How RDMA is used; `None` if the settings forbid it.
+fn verbs_config(config: &Config) -> Option<VerbsConfig> {
+    let forbids = |net: &String| net.eq_ignore_ascii_case("Socket");
+    if config.verbs_disable || config.net.as_ref().is_some_and(forbids) {
+        return None;
+    }
+    Some(VerbsConfig {
+        library: config.verbs_library.clone(),
+        adapters: config.verbs_adapters.clone(),
+        gid: GidPreference {
+            index: config.verbs_gid_index,
+            roce_v1: config.verbs_roce_version == 1,
+            ipv6: config.verbs_family == Some(AddressFamily::V6),
+            range: config.verbs_address_range,
+        },
+        timeout: config.verbs_timeout,
+        retries: config.verbs_retries,
+        service_level: config.verbs_service_level,
+        traffic_class: config.verbs_traffic_class,
+        partition_index: config.verbs_partition,
+        queue_pairs: config.verbs_queue_pairs,
+        adaptive_routing: config.verbs_adaptive_routing,
+        adaptive_from: config.verbs_adaptive_from,
+        relaxed_ordering: config.verbs_relaxed_ordering != Some(false),
+    })
 }
 
 /// The slots of each link. They are smaller the more peers there are. A plan uses them all only

@@ -8,7 +8,7 @@ use super::table::table;
 
 // The reasons why variables have no effect.
 const DEVICE: &str = "it controls GPU kernels or GPU memory of NCCL, which are not used here";
-const VERBS: &str = "it controls InfiniBand and RoCE, which this version does not support";
+const VERBS: &str = "it controls a part of InfiniBand and RoCE that this version does not have";
 const PLUGIN: &str = "this version does not support plugins";
 const TOPOLOGY: &str = "links and algorithms are chosen by another model, see docs/tuning.md";
 const PROTOCOL: &str = "it tunes a protocol of NCCL that is not used here";
@@ -162,7 +162,8 @@ mod tests {
         assert_eq!(reason_without_effect("NCCL_DEBUG"), None);
         assert_eq!(reason_without_effect("NCCL_P2P_DISABLE"), None);
         assert_eq!(reason_without_effect("NCCL_P2P_LEVEL"), Some(DEVICE));
-        assert_eq!(reason_without_effect("NCCL_IB_HCA"), Some(VERBS));
+        assert_eq!(reason_without_effect("NCCL_IB_HCA"), None);
+        assert_eq!(reason_without_effect("NCCL_IB_MERGE_NICS"), Some(VERBS));
         assert_eq!(reason_without_effect("NCCL_CONF_FILE"), None);
         assert!(reason_without_effect("NCCL_NO_SUCH_THING").unwrap().contains("neither"));
         assert!(reason_without_effect("MAYPOLE_TYPO").unwrap().contains("maypole env"));

@@ -1,5 +1,6 @@
 //! Parsers of the values in the environment. Each returns None for text that is not valid.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::number::{integer, integer_in};
@@ -47,6 +48,34 @@ pub(super) fn parse_debug(text: &str) -> Option<DebugLevel> {
             ("TRACE", DebugLevel::Trace),
         ],
     )
+}
+
+/// The value of a setting whose negative values mean its default.
+fn unless_negative(text: &str, high: i64) -> Option<Option<i64>> {
+    let value = integer(text).filter(|value| *value <= high)?;
+    Some((value >= 0).then_some(value))
+}
+
+pub(super) fn parse_gid_index(text: &str) -> Option<Option<u32>> {
+    unless_negative(text, 255).map(|index| index.map(|index| index as u32))
+}
+
+pub(super) fn parse_small(text: &str, high: u8) -> Option<u8> {
+    unless_negative(text, high.into()).map(|value| value.unwrap_or(0) as u8)
+}
+
+/// Settings that are 0, 1, or decided by the library.
+pub(super) fn parse_decided(text: &str) -> Option<Option<bool>> {
+    let value = integer(text).filter(|value| *value <= 2)?;
+    Some((0..2).contains(&value).then_some(value == 1))
+}
+
+/// An address and the number of its bits that count, as `10.0.0.0/8`.
+pub(super) fn parse_address_range(text: &str) -> Option<Option<(IpAddr, u8)>> {
+    let (address, bits) = text.split_once('/')?;
+    let address: IpAddr = address.trim().parse().ok()?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    integer_in(bits.trim(), 0, most).map(|bits| Some((address, bits as u8)))
 }
 
 pub(super) fn parse_family(text: &str) -> Option<Option<AddressFamily>> {

@@ -34,7 +34,10 @@ const SPIN_POLICY: SpinPolicy = SpinPolicy { spins: 20, yields: 4 };
 
 fn tcp(config: EndpointConfig) -> Result<Endpoint, LinkError> {
     let tcp = TcpConfig { addresses: vec![Ipv4Addr::LOCALHOST.into()], streams: 2 };
-    Endpoint::with_links(config, &EnabledLinks { local: false, shm: false, tcp: Some(tcp) })
+    Endpoint::with_links(
+        config,
+        &EnabledLinks { local: false, shm: false, verbs: None, tcp: Some(tcp) },
+    )
 }
 
 /// Two connected ranks over one kind of link.

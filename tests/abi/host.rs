@@ -344,7 +344,8 @@ fn the_log_has_the_lines_that_tools_search_and_names_maypole() {
     assert_eq!(log(&[]), "");
     let version = log(&[("NCCL_DEBUG", "VERSION")]);
     assert!(version.starts_with("NCCL version 2.32.3+maypole"), "{version}");
-    let info = log(&[("NCCL_DEBUG", "INFO"), ("NCCL_IB_HCA", "mlx5_0"), ("NCCL_NVLS_ENABLE", "0")]);
+    let info =
+        log(&[("NCCL_DEBUG", "INFO"), ("NCCL_IB_MERGE_NICS", "0"), ("NCCL_NVLS_ENABLE", "0")]);
     for line in [
         "NCCL version 2.32.3",
         "NCCL INFO Maypole ",
@@ -352,7 +353,7 @@ fn the_log_has_the_lines_that_tools_search_and_names_maypole() {
         "- Init START",
         "- Init COMPLETE",
         "NCCL_DEBUG set by environment to INFO.",
-        "NCCL_IB_HCA set by environment to mlx5_0. It has no effect here: ",
+        "NCCL_IB_MERGE_NICS set by environment to 0. It has no effect here: ",
         "NCCL_NVLS_ENABLE set by environment to 0. It has no effect here: ",
     ] {
         assert!(info.contains(line), "no {line:?} in:\n{info}");

@@ -288,7 +288,7 @@ fn env_shows_what_files_and_the_environment_set() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("settings");
     let lines = config::table().map(|row| format!("{}=from-the-file # why\n", row.name));
-    std::fs::write(&file, lines.collect::<String>() + "NCCL_IB_HCA=mlx5_0\n").expect("a file");
+    std::fs::write(&file, lines.collect::<String>() + "NCCL_IB_MERGE_NICS=0\n").expect("a file");
     let mut command = maypole();
     command.arg("env").env_clear().env("PATH", "/usr/bin:/bin").env("NCCL_CONF_FILE", &file);
     let output =

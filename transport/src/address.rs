@@ -9,7 +9,7 @@ use crate::host::HostId;
 pub(crate) type ProcessToken = [u8; 20];
 
 /// The first byte of an address: its format.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 /// Maximum number of bytes of an address.
 const MAX_BYTES: usize = 128;
 
@@ -20,9 +20,21 @@ pub(crate) enum LinkKind {
     Local,
     /// Both are processes of one host that share memory.
     Shm,
+    /// Both have RDMA devices of one kind.
+    Verbs,
     /// All others.
     Tcp,
 }
+
+/// The kind of RDMA network of a rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RdmaNetwork {
+    InfiniBand,
+    Ethernet,
+}
+
+const NETWORKS: [Option<RdmaNetwork>; 3] =
+    [None, Some(RdmaNetwork::InfiniBand), Some(RdmaNetwork::Ethernet)];
 
 /// A decoded address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +46,8 @@ pub(crate) struct EndpointAddress {
     pub(crate) socket: Vec<u8>,
     /// Whether it shares memory.
     pub(crate) shm: bool,
+    /// The network of its RDMA device, if it has one.
+    pub(crate) rdma: Option<RdmaNetwork>,
     /// Number of TCP streams that it wants per peer.
     pub(crate) streams: u8,
     /// The addresses at which it listens; empty without TCP.
@@ -49,7 +63,8 @@ impl EndpointAddress {
         out.extend(self.host.bytes());
         out.push(self.socket.len() as u8);
         out.extend(&self.socket);
-        out.push(self.shm.into());
+        let rdma = NETWORKS.iter().position(|network| *network == self.rdma);
+        out.push(u8::from(self.shm) | (rdma.unwrap_or(0) as u8) << 1);
         out.push(self.streams);
         for address in &self.tcp {
             let ip: &[u8] = match &address.ip() {
@@ -76,7 +91,8 @@ impl EndpointAddress {
         let (host, rest) = rest.split_first_chunk()?;
         let (&len, rest) = rest.split_first()?;
         let (socket, rest) = rest.split_at_checked(len.into())?;
-        let (&shm, rest) = rest.split_first().filter(|(shm, _)| **shm < 2)?;
+        let (&kinds, rest) = rest.split_first()?;
+        let rdma = *NETWORKS.get(usize::from(kinds >> 1))?;
         let (&streams, mut rest) = rest.split_first()?;
         let mut tcp = Vec::new();
         while let Some((&len, more)) = rest.split_first() {
@@ -92,8 +108,8 @@ impl EndpointAddress {
         }
         let whole = version == VERSION && bytes.len() <= MAX_BYTES;
         let host = HostId::from_bytes(*host);
-        let (token, socket, shm) = (*token, socket.to_vec(), shm == 1);
-        whole.then_some(Self { token, host, socket, shm, streams, tcp })
+        let (token, socket, shm) = (*token, socket.to_vec(), kinds & 1 == 1);
+        whole.then_some(Self { token, host, socket, shm, rdma, streams, tcp })
     }
 
     /// The kind of link between the ranks at these two addresses, the same from both ends. `None`
@@ -104,7 +120,8 @@ impl EndpointAddress {
         } else if self.host == other.host && self.shm && other.shm {
             Some(LinkKind::Shm)
         } else if !self.tcp.is_empty() && !other.tcp.is_empty() {
-            Some(LinkKind::Tcp)
+            let same_network = self.rdma.is_some() && self.rdma == other.rdma;
+            Some(if same_network { LinkKind::Verbs } else { LinkKind::Tcp })
         } else {
             None
         }
@@ -132,6 +149,7 @@ mod tests {
             host: HostId::from_bytes([host; 16]),
             socket: vec![b'x'; 40],
             shm,
+            rdma: None,
             streams: 4,
             tcp: tcp.iter().map(|text| text.parse().unwrap()).collect(),
         }
@@ -162,6 +180,23 @@ mod tests {
             (address(2, 2, true, &[]), None),
         ] {
             assert_eq!((one.link_kind(&other), other.link_kind(&one)), (kind, kind));
+        }
+        let rdma = |rdma| EndpointAddress { rdma, ..address(2, 2, true, &TCP_ADDRESSES) };
+        let (ib, ethernet) = (Some(RdmaNetwork::InfiniBand), Some(RdmaNetwork::Ethernet));
+        let kind = |a, b| rdma(a).link_kind(&EndpointAddress { token: [9; 20], ..rdma(b) });
+        assert_eq!(kind(ib, ib), Some(LinkKind::Shm));
+        let far = EndpointAddress { host: HostId::from_bytes([7; 16]), ..rdma(ib) };
+        assert_eq!(far.link_kind(&address(2, 2, true, &TCP_ADDRESSES)), Some(LinkKind::Local));
+        let far = |rdma| EndpointAddress { token: [7; 20], rdma, ..far.clone() };
+        for (a, b, expected) in [
+            (ib, ib, LinkKind::Verbs),
+            (ethernet, ethernet, LinkKind::Verbs),
+            (ib, ethernet, LinkKind::Tcp),
+            (None, ib, LinkKind::Tcp),
+        ] {
+            assert_eq!(rdma(a).link_kind(&far(b)), Some(expected));
+            let bytes = far(b).encode();
+            assert_eq!(EndpointAddress::decode(&bytes).unwrap(), far(b));
         }
         assert_eq!(one.tcp_addresses_from(&one)[0].port(), 3);
         let ports = |to: &EndpointAddress| to.tcp_addresses_from(&address(2, 2, true, &[])).len();

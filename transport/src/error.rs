@@ -78,6 +78,14 @@ pub enum LinkError {
         /// The last attempt.
         dial: FailedDial,
     },
+    /// The RDMA connection to a peer cannot be made, or has failed.
+    #[error("RDMA between this rank and rank {peer}: {why}")]
+    Rdma {
+        /// The rank at the other end.
+        peer: Rank,
+        /// What failed, on which path, and what to try.
+        why: &'static str,
+    },
     /// The caller's fault: it opened a link before its connection was made.
     #[error("this rank is not connected to rank {peer}; connect first")]
     NotConnected {

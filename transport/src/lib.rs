@@ -1,5 +1,5 @@
 //! Links between ranks: first-in-first-out channels for messages, in one process, over shared
-//! memory and over TCP.
+//! memory, over RDMA and over TCP.
 //!
 //! [`link`] is the contract on which schedules run. Three protocols implement it. Each has a file
 //! and a loom model of its own, and works on plain words, wherever these lie:
@@ -12,7 +12,8 @@
 //!
 //! An [`endpoint::Endpoint`] is one rank's side of all its links. It owns the rank's [`inbox`], the
 //! memory that peers write to, and the connections to the peers: [`local`] for ranks in threads of
-//! one process, [`shm`] for other processes of the host, [`tcp`] for other hosts. A [`segment`] is
+//! one process, [`shm`] for other processes of the host, [`verbs`] for other hosts with RDMA
+//! devices, [`tcp`] for all others. A [`segment`] is
 //! memory that processes of one host read in place. `conformance` is the test suite that every kind
 //! of link passes, and [`fault`] makes links on which failures are injected.
 //!
@@ -73,6 +74,8 @@ pub mod strangers;
 pub mod tcp;
 #[cfg(not(loom))]
 mod thread;
+#[cfg(not(loom))]
+pub mod verbs;
 
 pub use error::LinkError;
 

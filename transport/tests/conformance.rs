@@ -1,12 +1,14 @@
 //! The conformance suite over the links of ranks that are threads of one process.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 
 use maypole_transport::LinkError;
 use maypole_transport::conformance::{self, TestEnd};
 use maypole_transport::endpoint::{EnabledLinks, Endpoint, EndpointConfig};
 use maypole_transport::fault::{FaultInjector, FaultRecipe};
 use maypole_transport::tcp::TcpConfig;
+use maypole_transport::verbs::VerbsConfig;
 
 #[test]
 fn local() {
@@ -44,7 +46,10 @@ fn tcp_with_faults() {
 
 fn tcp<const STREAMS: u32>(config: EndpointConfig) -> Result<Endpoint, LinkError> {
     let tcp = TcpConfig { addresses: vec![Ipv4Addr::LOCALHOST.into()], streams: STREAMS };
-    Endpoint::with_links(config, &EnabledLinks { local: false, shm: false, tcp: Some(tcp) })
+    Endpoint::with_links(
+        config,
+        &EnabledLinks { local: false, shm: false, verbs: None, tcp: Some(tcp) },
+    )
 }
 
 #[test]
@@ -66,6 +71,65 @@ fn tcp_over_ipv6() {
     }
     conformance::run(|config| {
         let tcp = TcpConfig { addresses: vec![Ipv6Addr::LOCALHOST.into()], streams: 1 };
-        Endpoint::with_links(config, &EnabledLinks { local: false, shm: false, tcp: Some(tcp) })
+        Endpoint::with_links(
+            config,
+            &EnabledLinks { local: false, shm: false, verbs: None, tcp: Some(tcp) },
+        )
     });
+}
+
+fn verbs(config: EndpointConfig, verbs: VerbsConfig) -> Result<Endpoint, LinkError> {
+    let tcp = TcpConfig { addresses: vec![Ipv4Addr::LOCALHOST.into()], streams: 1 };
+    let verbs = Some(VerbsConfig { library: library(), ..verbs });
+    Endpoint::with_links(config, &EnabledLinks { local: false, shm: false, verbs, tcp: Some(tcp) })
+}
+
+/// The library that `MAYPOLE_VERBS_LIBRARY` names, or the library for tests if it was built.
+fn library() -> Option<PathBuf> {
+    let beside = || {
+        let program = std::env::current_exe().ok()?;
+        let folders = program.ancestors().skip(1).take(2);
+        let mut files = folders.map(|folder| folder.join("libmaypole_fake_verbs.so"));
+        files.find(|file| file.exists())
+    };
+    std::env::var_os("MAYPOLE_VERBS_LIBRARY").map(PathBuf::from).or_else(beside)
+}
+
+/// Whether this host has an RDMA device, or `MAYPOLE_VERBS_LIBRARY` names a library that has one.
+fn has_rdma() -> bool {
+    let layout = conformance::LAYOUTS[0];
+    let secret = maypole_transport::noise::Key::random().unwrap();
+    let config = EndpointConfig { rank: 0, nranks: 2, secret, layout };
+    let has = verbs(config, VerbsConfig::default()).unwrap().rdma_port().is_some();
+    if !has {
+        eprintln!("skipped: there is no RDMA device");
+    }
+    has
+}
+
+#[test]
+fn verbs_with_one_queue_pair() {
+    if has_rdma() {
+        conformance::run(|config| verbs(config, VerbsConfig::default()));
+    }
+}
+
+#[test]
+fn verbs_with_payload_out_of_order_over_two_queue_pairs() {
+    if has_rdma() {
+        conformance::run(|config| {
+            let queue_pairs = 2;
+            let (adaptive_routing, adaptive_from) = (Some(true), 64);
+            let settings =
+                VerbsConfig { queue_pairs, adaptive_routing, adaptive_from, ..Default::default() };
+            verbs(config, settings)
+        });
+    }
+}
+
+#[test]
+fn verbs_with_faults() {
+    if has_rdma() {
+        conformance::run_over(|config| verbs(config, VerbsConfig::default()), with_delays);
+    }
 }

@@ -36,7 +36,7 @@ const LAYOUT: InboxLayout = InboxLayout { nranks: 2, channels: 1, slot_bytes: 40
 /// Both ranks of a communicator, which accept connections.
 fn ranks() -> (Endpoint, Endpoint) {
     let tcp = TcpConfig { addresses: vec![Ipv4Addr::LOCALHOST.into()], streams: 1 };
-    let links = EnabledLinks { local: false, shm: false, tcp: Some(tcp) };
+    let links = EnabledLinks { local: false, shm: false, verbs: None, tcp: Some(tcp) };
     let key = Key::random().unwrap();
     let [low, high] = [0, 1].map(|rank| {
         let config = EndpointConfig { rank, nranks: 2, secret: key.clone(), layout: LAYOUT };

@@ -26,7 +26,7 @@ const SOCKETS: usize = 2 * STREAMS as usize;
 
 fn endpoint(rank: u32, secret: u8, layout: InboxLayout) -> Endpoint {
     let tcp = TcpConfig { addresses: vec![Ipv4Addr::LOCALHOST.into()], streams: STREAMS };
-    let links = EnabledLinks { local: false, shm: false, tcp: Some(tcp) };
+    let links = EnabledLinks { local: false, shm: false, verbs: None, tcp: Some(tcp) };
     let config = EndpointConfig { rank, nranks: 2, secret: [secret; 32].into(), layout };
     Endpoint::with_links(config, &links).unwrap()
 }

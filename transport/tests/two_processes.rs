@@ -55,7 +55,7 @@ fn endpoint(rank: u32, layout: usize, streams: u32) -> Endpoint {
     let layout = LAYOUTS[layout];
     let addresses = vec![std::net::Ipv4Addr::LOCALHOST.into()];
     let tcp = (streams > 0).then_some(TcpConfig { addresses, streams });
-    let links = EnabledLinks { local: true, shm: streams == 0, tcp };
+    let links = EnabledLinks { local: true, shm: streams == 0, verbs: None, tcp };
     Endpoint::with_links(EndpointConfig { rank, nranks: 2, secret: SECRET.into(), layout }, &links)
         .unwrap()
 }

@@ -14,6 +14,11 @@ pub struct LocalMemory {
     pub key: u32,
 }
 
+// SAFETY: it is an address and a length; whoever posts work with it promises the memory.
+unsafe impl Send for LocalMemory {}
+// SAFETY: as above.
+unsafe impl Sync for LocalMemory {}
+
 /// Memory of the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct RemoteMemory {

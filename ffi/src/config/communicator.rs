@@ -160,10 +160,10 @@ unsafe fn check_fields(mut config: NcclConfig) -> Result<CommSettings, ResultCod
 
 /// Warns where `setting` asks for a network that this version does not have.
 fn warn_of_missing_network(setting: &str, network: &str) {
-    if !network.eq_ignore_ascii_case("socket") {
+    if !["socket", "ib"].iter().any(|known| network.eq_ignore_ascii_case(known)) {
         log::warn!(
             "{setting} asks for the network {network}, which is not in this version; \
-             Socket is used"
+             IB or Socket is used"
         );
     }
 }

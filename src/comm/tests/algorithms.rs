@@ -6,7 +6,7 @@ use maypole_algorithms::proof_suite::uneven_example;
 use maypole_algorithms::{Collective, DType, RedOp};
 
 use super::case::{Case, element, plan};
-use super::{Random, as_ranks, lateness, over_tcp};
+use super::{Random, as_ranks, lateness, over_rdma, over_tcp};
 use crate::SlotTraffic;
 use crate::config::{self, Config};
 use crate::test_share::{some_cases, some_of};
@@ -118,6 +118,18 @@ fn the_same_over_tcp() {
     for (index, generator) in all().enumerate() {
         for (nranks, sockets_per_thread) in some_of(&[(2, 1), (3, 4), (6, 1)], index) {
             run_cases(generator, nranks, &over_tcp(sockets_per_thread), some_cases(15));
+        }
+    }
+}
+
+#[test]
+fn the_same_over_rdma() {
+    let Some(config) = over_rdma() else { return };
+    for (index, generator) in all().enumerate() {
+        // The short set runs a part of the algorithms.
+        let counts = [Some(2), None, None, Some(8), None, None, None, Some(3)];
+        for nranks in some_of(&counts, index).into_iter().flatten() {
+            run_cases(generator, nranks, &config, 5);
         }
     }
 }

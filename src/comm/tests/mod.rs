@@ -20,6 +20,7 @@ mod typed;
 mod vector;
 mod windows;
 
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -88,7 +89,30 @@ impl Random {
 }
 
 pub(super) fn over_tcp(sockets_per_thread: u32) -> Config {
-    Config { shm_disable: true, p2p_disable: true, sockets_per_thread, ..Config::default() }
+    let verbs_disable = true;
+    let config = Config { shm_disable: true, p2p_disable: true, ..Config::default() };
+    Config { verbs_disable, sockets_per_thread, ..config }
+}
+
+/// RDMA between all ranks: over the library that `MAYPOLE_VERBS_LIBRARY` names, or the library for
+/// tests if it was built, or the devices of this host. `None`, with a line that says so, if there
+/// is none of these.
+pub(super) fn over_rdma() -> Option<Config> {
+    let config = Config { shm_disable: true, p2p_disable: true, ..Config::default() };
+    let named = std::env::var_os("MAYPOLE_VERBS_LIBRARY").map(PathBuf::from);
+    let beside = || {
+        let program = std::env::current_exe().ok()?;
+        let folders = program.ancestors().skip(1).take(2);
+        let mut files = folders.map(|folder| folder.join("libmaypole_fake_verbs.so"));
+        files.find(|file| file.exists())
+    };
+    let config = Config { verbs_library: named.or_else(beside), ..config };
+    let ports = as_ranks(2, &config, |comm| comm.host.endpoint.rdma_port());
+    if ports.iter().all(Option::is_some) {
+        return Some(config);
+    }
+    eprintln!("skipped: there is no RDMA device, and no library that has one");
+    None
 }
 
 /// Delays that change the duration of a correct program and nothing else.

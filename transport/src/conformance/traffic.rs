@@ -27,26 +27,33 @@ impl TrafficRandom {
     }
 }
 
-/// Sends and receives 50 000 messages each.
+/// How many messages each rank sends: 50 000, or what `MAYPOLE_TEST_TRAFFIC` says, for machines on
+/// which a message takes long, such as an emulated one.
+fn messages() -> usize {
+    let given = std::env::var("MAYPOLE_TEST_TRAFFIC").ok();
+    given.map_or(50_000, |text| text.parse().expect("MAYPOLE_TEST_TRAFFIC is a number"))
+}
+
+/// Sends and receives many messages.
 pub(super) fn traffic(mut end: TestEnd, own: u64, theirs: u64) {
-    const EACH: usize = 50_000;
+    let each = messages();
     let capacity = end.out.slots.capacity();
     let has_ll = end.has_ll();
     let (mut own, mut theirs) = (TrafficRandom(own), TrafficRandom(theirs));
     let (mut sent, mut seen) = (0, 0);
     let mut outgoing = own.message(capacity, has_ll);
     let mut expected = theirs.message(capacity, has_ll);
-    while sent < EACH || seen < EACH {
+    while sent < each || seen < each {
         let TestEnd { endpoint, out, inc, .. } = &mut end;
         // One sleep for whichever comes first: room to send, or a message.
         let (can_send, has_arrived) = wait(endpoint, || {
-            let can_send = sent < EACH
+            let can_send = sent < each
                 && if outgoing.0 {
                     ll_sender(out).ready()
                 } else {
                     out.slots.reserve().unwrap().is_some()
                 };
-            let has_arrived = seen < EACH
+            let has_arrived = seen < each
                 && if expected.0 {
                     ll_receiver(inc).poll(expected.1.len(), seen as u32) == LlPoll::Ready
                 } else {

@@ -162,7 +162,7 @@ mod tests {
         let layout = InboxLayout { nranks, channels: 1, slot_bytes: 64, depth: 1 };
         let addresses = vec!["127.0.0.1".parse().unwrap()];
         let tcp = Some(TcpConfig { addresses, streams: 1 });
-        let links = EnabledLinks { local: false, shm, tcp };
+        let links = EnabledLinks { local: false, shm, verbs: None, tcp };
         let secret = Key::new([7; 32]);
         let config = |rank| EndpointConfig { rank, nranks, secret: secret.clone(), layout };
         (0..nranks).map(|rank| Endpoint::with_links(config(rank), &links).unwrap()).collect()

@@ -7,8 +7,10 @@ use std::mem::ManuallyDrop;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use maypole_verbs::LinkLayer;
+
 use crate::Rank;
-use crate::address::{EndpointAddress, LinkKind, ProcessToken};
+use crate::address::{EndpointAddress, LinkKind, ProcessToken, RdmaNetwork};
 use crate::credentials::Credentials;
 use crate::doorbell::Doorbell;
 use crate::error::{FailedDial, LinkError};
@@ -32,6 +34,9 @@ use crate::shm::listener::ShmListener;
 use crate::shm::sharing::SegmentSharing;
 use crate::tcp::TcpConfig;
 use crate::tcp::listener::TcpLinkListener;
+use crate::tcp::pair::upgrade::UPGRADE;
+use crate::verbs::listener::VerbsListener;
+use crate::verbs::{VerbsConfig, VerbsDomain};
 
 /// What an endpoint is made from.
 #[derive(Clone)]
@@ -65,6 +70,9 @@ pub struct EnabledLinks {
     pub local: bool,
     /// Shared memory, for ranks on one host.
     pub shm: bool,
+    /// RDMA, between ranks that both have a device of one network. It needs TCP too, for the
+    /// connections and their ends. Where no device can be used, the rank does without.
+    pub verbs: Option<VerbsConfig>,
     /// TCP.
     pub tcp: Option<TcpConfig>,
 }
@@ -86,6 +94,7 @@ struct EndpointParts {
     shm: Option<ShmListener>,
     /// Serves only the proofs that ranks share a host, until these are made.
     prover: Mutex<Option<ShmListener>>,
+    verbs: Option<VerbsListener>,
     tcp: Option<TcpLinkListener>,
     peers: Arc<PeerTable>,
     credentials: Credentials,
@@ -104,7 +113,7 @@ impl Endpoint {
     /// # Errors
     /// As for [`with_links`](Self::with_links).
     pub fn new(config: EndpointConfig) -> Result<Self, LinkError> {
-        Self::with_links(config, &EnabledLinks { local: true, shm: true, tcp: None })
+        Self::with_links(config, &EnabledLinks { local: true, shm: true, verbs: None, tcp: None })
     }
 
     /// Like [`new`](Self::new), but links to other ranks of this process use shared memory, as if
@@ -113,7 +122,7 @@ impl Endpoint {
     /// # Errors
     /// As for [`with_links`](Self::with_links).
     pub fn new_without_local(config: EndpointConfig) -> Result<Self, LinkError> {
-        Self::with_links(config, &EnabledLinks { local: false, shm: true, tcp: None })
+        Self::with_links(config, &EnabledLinks { local: false, shm: true, verbs: None, tcp: None })
     }
 
     /// Makes the rank's inbox and begins to accept connections by the kinds of link in `links`.
@@ -139,15 +148,24 @@ impl Endpoint {
         let listens = peers.inbox.file().is_some() && (links.shm || links.tcp.is_some());
         let listener = listens.then(|| ShmListener::start(peers.clone(), credentials.clone()));
         let listener = listener.transpose()?;
-        let tcp = links.tcp.as_ref();
-        let tcp =
-            tcp.map(|config| TcpLinkListener::new(config, peers.clone(), credentials.clone()));
+        let domain = links.verbs.as_ref().filter(|_| links.tcp.is_some());
+        let domain = domain.and_then(|config| open_domain(rank, config, &layout));
+        let rdma = domain.as_ref().map(|domain| match domain.link_layer() {
+            LinkLayer::InfiniBand => RdmaNetwork::InfiniBand,
+            LinkLayer::Ethernet => RdmaNetwork::Ethernet,
+        });
+        let verbs = domain.map(|domain| VerbsListener::new(domain, peers.clone())).transpose()?;
+        let upgrade = verbs.as_ref().map(|verbs| verbs.upgrade().clone());
+        let tcp = links.tcp.as_ref().map(|config| {
+            TcpLinkListener::new(config, peers.clone(), credentials.clone(), upgrade)
+        });
         let tcp = tcp.transpose()?;
         let address = EndpointAddress {
             token,
             host: HostId::current(),
             socket: listener.as_ref().map_or(vec![], |listener| listener.name().into()),
             shm: links.shm && listener.is_some(),
+            rdma,
             streams: tcp.as_ref().map_or(0, |tcp| tcp.streams() as u8),
             tcp: tcp.as_ref().map_or(vec![], |tcp| tcp.addresses().to_vec()),
         };
@@ -158,6 +176,7 @@ impl Endpoint {
             shm,
             prover: Mutex::new(prover),
             host: OnceLock::new(),
+            verbs,
             tcp,
             peers,
             credentials,
@@ -179,6 +198,11 @@ impl Endpoint {
         self.parts.address.encode()
     }
 
+    /// The RDMA device and port that this rank can use, as `mlx5_0:1`.
+    pub fn rdma_port(&self) -> Option<String> {
+        self.parts.verbs.as_ref().map(VerbsListener::device)
+    }
+
     /// Prepares for the peers at these addresses, which are those of all ranks. Begins to accept
     /// TCP connections if any of the peers will use them, and stops listening if none will. Returns
     /// whether any two of the ranks use TCP, whose links have no LL protocol; all ranks get the
@@ -190,7 +214,13 @@ impl Endpoint {
         let all = decode_all(addresses)?;
         let address = self.own_address();
         if let Some(tcp) = &self.parts.tcp {
-            if all.iter().any(|other| address.link_kind(other) == Some(LinkKind::Tcp)) {
+            let uses = |kind| all.iter().any(|other| address.link_kind(other) == Some(kind));
+            if let Some(verbs) = &self.parts.verbs
+                && uses(LinkKind::Verbs)
+            {
+                verbs.start()?;
+                tcp.start()?;
+            } else if uses(LinkKind::Tcp) {
                 tcp.start()?;
             } else {
                 tcp.stop_unless_started();
@@ -217,7 +247,7 @@ impl Endpoint {
     /// The address is invalid, the two ranks have no kind of link in common, the peer refuses, is
     /// gone or does not connect in time, or the communicator is aborted.
     pub fn connect(&self, peer: Rank, address: &[u8], deadline: Instant) -> Result<(), LinkError> {
-        let EndpointParts { shm, tcp, peers, credentials, .. } = &*self.parts;
+        let EndpointParts { shm, verbs, tcp, peers, credentials, .. } = &*self.parts;
         let (own_address, rank) = (&self.own_address(), peers.rank);
         if peer >= credentials.nranks {
             return Err(LinkError::Misuse { what: "the communicator has no such rank" });
@@ -245,11 +275,15 @@ impl Endpoint {
                 listener.serve(peer, sharing);
             }
             (Some(LinkKind::Shm), ..) => peers.wait_for(peer, deadline)?,
-            (Some(LinkKind::Tcp), _, Some(tcp)) => {
+            (Some(kind @ (LinkKind::Tcp | LinkKind::Verbs)), _, Some(tcp)) => {
+                let mut streams = own_address.streams.min(peer_address.streams).into();
+                if let Some(verbs) = verbs.as_ref().filter(|_| kind == LinkKind::Verbs) {
+                    verbs.start()?;
+                    streams = UPGRADE | 1;
+                }
                 tcp.start()?;
-                let streams = own_address.streams.min(peer_address.streams);
                 let to = peer_address.tcp_addresses_from(own_address);
-                tcp.dial(peer, to, streams.into(), deadline);
+                tcp.dial(peer, to, streams, deadline);
                 peers.wait_for(peer, deadline)?;
             }
             _ => {
@@ -443,6 +477,20 @@ impl Drop for ReadingGuard<'_> {
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Endpoint").field("rank", &self.parts.peers.rank).finish_non_exhaustive()
+    }
+}
+
+/// Opens the RDMA device of a rank, if it has one that can be used, and says which, or why not.
+fn open_domain(rank: Rank, config: &VerbsConfig, layout: &InboxLayout) -> Option<VerbsDomain> {
+    match VerbsDomain::open(config, layout) {
+        Ok(domain) => {
+            log::info!(target: "NET", "rank {rank} can use RDMA: {}", domain.describe());
+            Some(domain)
+        }
+        Err(why) => {
+            log::info!(target: "NET", "rank {rank} does not use RDMA: {why}");
+            None
+        }
     }
 }
 

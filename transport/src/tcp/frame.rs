@@ -34,8 +34,10 @@ pub(crate) enum FrameKind {
     Abort,
     /// The last frame: its sender has left the communicator.
     Leave,
-    /// Carries an abort or a leave frame, encrypted and authenticated.
+    /// Carries an abort, a leave or a control frame, encrypted and authenticated.
     Sealed,
+    /// A piece of a control message, see [`ControlPiece`].
+    Control,
 }
 
 /// The header of a frame.
@@ -66,6 +68,7 @@ impl Frame {
             FrameKind::Leave => 3,
             FrameKind::Sealed => 4,
             FrameKind::Ask => 5,
+            FrameKind::Control => 6,
         };
         out[2..4].copy_from_slice(&self.channel.to_le_bytes());
         out[4..8].copy_from_slice(&self.len.to_le_bytes());
@@ -101,6 +104,7 @@ impl Frame {
             3 => FrameKind::Leave,
             4 => FrameKind::Sealed,
             5 => FrameKind::Ask,
+            6 => FrameKind::Control,
             _ => return None,
         };
         if bytes[1] != 0 {
@@ -137,7 +141,69 @@ pub(crate) fn open(
     let mut opened = Vec::with_capacity(FRAME_HEADER_BYTES);
     session.open(header, sealed, &mut opened)?;
     let frame = opened.first_chunk().and_then(Frame::decode);
-    Ok(frame.filter(|frame| matches!(frame.kind, FrameKind::Abort | FrameKind::Leave)))
+    let travels_sealed = |frame: &Frame| {
+        matches!(frame.kind, FrameKind::Abort | FrameKind::Leave | FrameKind::Control)
+    };
+    Ok(frame.filter(travels_sealed))
+}
+
+/// Bytes of a control message that one frame carries.
+const PIECE_BYTES: usize = 24;
+/// Most bytes of a control message.
+pub(crate) const MOST_CONTROL_BYTES: usize = 4096;
+
+/// A piece of a control message: what the ends of a pair tell each other about another way for
+/// their messages. It travels sealed, in the fields of a frame's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ControlPiece {
+    /// Bytes of the whole message.
+    total: u16,
+    bytes: [u8; PIECE_BYTES],
+}
+
+impl ControlPiece {
+    /// The pieces of a message, in order.
+    pub(crate) fn cut(message: &[u8]) -> Vec<Self> {
+        debug_assert!(!message.is_empty() && message.len() <= MOST_CONTROL_BYTES);
+        let piece = |part: &[u8]| {
+            let mut bytes = [0; PIECE_BYTES];
+            bytes[..part.len()].copy_from_slice(part);
+            Self { total: message.len() as u16, bytes }
+        };
+        message.chunks(PIECE_BYTES).map(piece).collect()
+    }
+
+    pub(crate) fn frame(&self) -> Frame {
+        let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| self.bytes[at + i]));
+        let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| self.bytes[at + i]));
+        Frame {
+            kind: FrameKind::Control,
+            len: self.total.into(),
+            sequence: long(0),
+            ack: long(8),
+            tag: word(16),
+            arrived: word(20),
+            ..EMPTY
+        }
+    }
+
+    /// Appends the piece in a frame to the message of which `begun` has the beginning. Returns the
+    /// message if it is whole; `None` if no correct peer sends such a piece.
+    pub(crate) fn append(frame: &Frame, begun: &mut Vec<u8>) -> Option<Option<Vec<u8>>> {
+        let total = frame.len as usize;
+        if total == 0 || total > MOST_CONTROL_BYTES || begun.len() >= total {
+            return None;
+        }
+        begun.extend(frame.sequence.to_le_bytes());
+        begun.extend(frame.ack.to_le_bytes());
+        begun.extend(frame.tag.to_le_bytes());
+        begun.extend(frame.arrived.to_le_bytes());
+        if begun.len() < total {
+            return Some(None);
+        }
+        begun.truncate(total);
+        Some(Some(std::mem::take(begun)))
+    }
 }
 
 /// Bytes of an encoded link shape.
@@ -165,9 +231,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn control_messages_are_put_together_from_their_pieces() {
+        for len in [1, 23, 24, 25, 48, 100, MOST_CONTROL_BYTES] {
+            let message: Vec<u8> = (0..len).map(|at| at as u8).collect();
+            let (pieces, mut begun) = (ControlPiece::cut(&message), Vec::new());
+            for (at, piece) in pieces.iter().enumerate() {
+                let frame = Frame::decode(&piece.frame().encode()).unwrap();
+                let whole = ControlPiece::append(&frame, &mut begun).unwrap();
+                assert_eq!(whole.is_some(), at + 1 == pieces.len());
+                assert!(whole.is_none_or(|whole| whole == message));
+            }
+            assert!(begun.is_empty());
+        }
+        let wrong = |len: usize, begun: &[u8]| {
+            let frame = Frame { kind: FrameKind::Control, len: len as u32, ..EMPTY };
+            ControlPiece::append(&frame, &mut begun.to_vec()).is_none()
+        };
+        assert!(wrong(0, &[]) && wrong(MOST_CONTROL_BYTES + 1, &[]));
+        assert!(wrong(24, &[0; 24]), "another message is in the middle of one");
+    }
+
+    #[test]
     fn frames_and_shapes_decode_to_themselves() {
         let kinds = [FrameKind::Data, FrameKind::Ack, FrameKind::Abort, FrameKind::Leave];
-        for kind in kinds.into_iter().chain([FrameKind::Sealed, FrameKind::Ask]) {
+        let others = [FrameKind::Sealed, FrameKind::Ask, FrameKind::Control];
+        for kind in kinds.into_iter().chain(others) {
             let frame = Frame {
                 kind,
                 channel: 2,

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use super::pair::upgrade::UpgradeQueue;
 use super::poller::{EventFlags, Poller};
 use super::service::{DialRequest, LISTENER_EVENT, ServiceRequests, TcpService, WAKE_EVENT};
 use super::{MOST_STREAMS, TcpConfig};
@@ -50,6 +51,7 @@ impl TcpLinkListener {
         config: &TcpConfig,
         peers: Arc<PeerTable>,
         credentials: Credentials,
+        upgrade: Option<Arc<UpgradeQueue>>,
     ) -> Result<Self, LinkError> {
         if config.streams == 0 || config.streams > MOST_STREAMS || config.addresses.is_empty() {
             return Err(LinkError::Misuse {
@@ -69,8 +71,8 @@ impl TcpLinkListener {
             listeners.push(listener);
         }
         let requests = Arc::<Mutex<ServiceRequests>>::default();
-        let service =
-            TcpService::new(poller.clone(), requests.clone(), listeners, peers, credentials);
+        let (set, asked) = (poller.clone(), requests.clone());
+        let service = TcpService::new(set, asked, listeners, peers, credentials, upgrade);
         let thread = Mutex::new(ServiceThread::NotStarted(Box::new(service)));
         Ok(Self { addresses, streams: config.streams, poller, requests, thread })
     }

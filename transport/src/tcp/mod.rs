@@ -19,12 +19,15 @@
 //! * `connect`: the handshake of a new stream, from either end;
 //! * `listener`: the listening sockets, and the thread behind them;
 //! * `service`: the thread that accepts, dials, and serves ranks that sleep.
+//!
+//! Pairs whose messages travel over RDMA have one stream, which only carries control messages and
+//! ends: see `pair::upgrade`.
 
 mod connect;
 mod ends;
 mod frame;
 pub(crate) mod listener;
-mod pair;
+pub(crate) mod pair;
 mod poller;
 mod ring;
 mod service;

@@ -6,7 +6,8 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::frame::{
-    self, EMPTY, FRAME_HEADER_BYTES, Frame, FrameKind, SEALED_BYTES, WHOLE_SEALED_BYTES,
+    self, ControlPiece, EMPTY, FRAME_HEADER_BYTES, Frame, FrameKind, SEALED_BYTES,
+    WHOLE_SEALED_BYTES,
 };
 use super::poller::EventFlags;
 use super::ring::{ReceiveRing, SendRing, StoreDecision};
@@ -69,6 +70,7 @@ pub(crate) enum QueuedFrame {
     Ask(u16),
     Abort(u32, u32),
     Leave,
+    Control(ControlPiece),
 }
 
 /// A live stream.
@@ -85,6 +87,10 @@ pub(crate) struct TcpStream {
     /// The part of the buffer that was read and is not yet used.
     unread: std::ops::Range<usize>,
     payload: Option<IncomingPayload>,
+    /// The beginning of a control message.
+    control: Vec<u8>,
+    /// The control messages that have arrived.
+    pub(crate) control_messages: Vec<Vec<u8>>,
     pub(crate) queue: VecDeque<QueuedFrame>,
     writing: Option<OutgoingFrame>,
     /// The events for which the service thread waits; empty after it has seen one.
@@ -125,6 +131,8 @@ impl TcpStream {
             buffer: Box::new([0; READ_BUFFER_BYTES]),
             unread: 0..0,
             payload: None,
+            control: Vec::new(),
+            control_messages: Vec::new(),
             queue: VecDeque::new(),
             writing: None,
             armed: EventFlags::empty(),
@@ -238,8 +246,8 @@ impl TcpStream {
                     frame = opened.ok_or(StreamEnd::Corrupt("an unknown sealed frame"))?;
                     self.unread.start += WHOLE_SEALED_BYTES;
                 }
-                FrameKind::Abort | FrameKind::Leave => {
-                    return Err(StreamEnd::Corrupt("an end that is not sealed"));
+                FrameKind::Abort | FrameKind::Leave | FrameKind::Control => {
+                    return Err(StreamEnd::Corrupt("a frame that must be sealed and is not"));
                 }
                 FrameKind::Data | FrameKind::Ack | FrameKind::Ask => {
                     self.unread.start += FRAME_HEADER_BYTES;
@@ -265,6 +273,12 @@ impl TcpStream {
                 return Ok(());
             }
             FrameKind::Leave => return Err(StreamEnd::PeerLeft),
+            FrameKind::Control => {
+                let whole = ControlPiece::append(&frame, &mut self.control);
+                let corrupt = StreamEnd::Corrupt("a control message of an impossible length");
+                self.control_messages.extend(whole.ok_or(corrupt)?);
+                return Ok(());
+            }
             FrameKind::Data | FrameKind::Ack | FrameKind::Ask | FrameKind::Sealed => {}
         }
         let channel = channels
@@ -360,6 +374,7 @@ impl OutgoingFrame {
             QueuedFrame::Leave => {
                 return sealed(Frame { kind: FrameKind::Leave, ..EMPTY }, session);
             }
+            QueuedFrame::Control(piece) => return sealed(piece.frame(), session),
             QueuedFrame::Ack(channel)
             | QueuedFrame::Ask(channel)
             | QueuedFrame::Data(channel, _) => {

@@ -6,8 +6,10 @@
 //! sleep. After an event it stays disarmed until the rank sleeps again or until the thread's next
 //! tick.
 
+mod control;
 mod progress;
 mod state;
+pub(crate) mod upgrade;
 
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +18,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use self::state::{StreamEntry, TcpPairState};
+use self::upgrade::UpgradeQueue;
 use super::frame::{FRAME_HEADER_BYTES, Frame, FrameKind};
 use super::poller::{EventFlags, Poller};
 use super::socket;
@@ -45,6 +48,9 @@ pub(crate) struct TcpPair {
     /// Used only to record whether the peer is present.
     peer_header: RankHeader,
     poller: Arc<Poller>,
+    /// Set if the messages of the pair travel another way, which control messages make: then no
+    /// message uses the streams, which are always read.
+    upgrade: Option<Arc<UpgradeQueue>>,
     state: Mutex<TcpPairState>,
 }
 
@@ -75,9 +81,11 @@ impl TcpPair {
         inbox: Arc<Inbox>,
         layout: InboxLayout,
         poller: Arc<Poller>,
+        upgrade: Option<Arc<UpgradeQueue>>,
     ) -> Self {
         let state = Mutex::new(TcpPairState::new(streams, &layout));
-        Self { peer, inbox, layout, peer_header: RankHeader::default(), poller, state }
+        let peer_header = RankHeader::default();
+        Self { peer, inbox, layout, peer_header, poller, upgrade, state }
     }
 
     /// A panic under the lock is a bug of this library. The state is then useless, but memory-safe.
@@ -173,7 +181,13 @@ impl TcpPair {
         }
     }
 
-    fn declare_dead(&self) {
+    /// Why nothing more can be received: the peer is gone, or what it sent is wrong.
+    pub(crate) fn ended(&self) -> Option<LinkError> {
+        self.lock().failure.or_else(|| self.gone())
+    }
+
+    /// Records that the peer is dead, and wakes whoever waits for it.
+    pub(crate) fn declare_dead(&self) {
         self.peer_header.die();
         self.header().doorbell.ring();
     }
@@ -259,7 +273,8 @@ impl TcpPair {
             self.header().doorbell.ring();
         }
         // A rank that is awake reads for itself.
-        if self.header().doorbell.has_sleeper() || state.leaving {
+        let always = state.leaving || self.upgrade.is_some();
+        if self.header().doorbell.has_sleeper() || always {
             self.arm(&mut state, index);
         }
     }

@@ -62,6 +62,10 @@ impl TcpPair {
             let mut outcome = ReadOutcome::default();
             let result = stream.read(index, channels, &mut outcome);
             progress |= outcome.progress;
+            if !stream.control_messages.is_empty() {
+                let messages = std::mem::take(&mut stream.control_messages);
+                self.receive_control(state, messages);
+            }
             match outcome.abort {
                 Some((_, DAMAGED)) => {
                     let why = "it got on a stream what this rank did not send";
@@ -223,6 +227,7 @@ impl TcpPair {
                 state.queue_ack(channel as u16);
             }
         }
+        state.queue_all_control();
         if state.flushing {
             state.queue_questions();
         }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
 
+use super::control::ControlMessages;
 use crate::Sequence;
 use crate::error::LinkError;
 use crate::inbox::InboxLayout;
@@ -32,6 +33,8 @@ pub(super) struct TcpPairState {
     pub(super) disconnected_since: Option<Instant>,
     /// Why nothing more can be received: what the peer sent is wrong, or there is no memory for it.
     pub(super) failure: Option<LinkError>,
+    /// Control messages in both directions.
+    pub(super) control: ControlMessages,
 }
 
 /// A stream, or how the last stream with this number ended.
@@ -59,6 +62,7 @@ impl TcpPairState {
             dead_at: None,
             disconnected_since: None,
             failure: None,
+            control: ControlMessages::default(),
         }
     }
 

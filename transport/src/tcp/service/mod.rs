@@ -24,6 +24,7 @@ use super::connect::{
     DialTarget, HANDSHAKE_TIMEOUT, HandshakeProgress, HandshakeStage, TcpHandshake,
 };
 use super::ends::TcpPeer;
+use super::pair::upgrade::{UPGRADE, UpgradeQueue};
 use super::pair::{TcpPair, decode_event_data};
 use super::poller::{Event, EventFlags, Poller};
 use super::stream::TcpStream;
@@ -77,6 +78,8 @@ pub(super) struct TcpService {
     listeners: Vec<TcpListener>,
     peers: Arc<PeerTable>,
     credentials: Credentials,
+    /// Where pairs go whose messages are to travel over RDMA.
+    upgrade: Option<Arc<UpgradeQueue>>,
     pairs: HashMap<Rank, Arc<TcpPair>>,
     /// The pairs of which streams are missing.
     incomplete: Vec<Arc<TcpPair>>,
@@ -105,6 +108,7 @@ impl TcpService {
         listeners: Vec<TcpListener>,
         peers: Arc<PeerTable>,
         credentials: Credentials,
+        upgrade: Option<Arc<UpgradeQueue>>,
     ) -> Self {
         Self {
             poller,
@@ -112,6 +116,7 @@ impl TcpService {
             listeners,
             peers,
             credentials,
+            upgrade,
             pairs: HashMap::new(),
             incomplete: Vec::new(),
             targets: HashMap::new(),
@@ -361,7 +366,8 @@ impl TcpService {
 
     fn attach(&mut self, peer: Rank, (number, streams): (u32, u32), stream: TcpStream) {
         self.peers.clear_failure(peer);
-        if streams == 0 || streams > MOST_STREAMS {
+        let wanted = streams & !UPGRADE;
+        if wanted == 0 || wanted > MOST_STREAMS || wanted != streams && self.upgrade.is_none() {
             let why = "the two disagree on how many streams they have";
             return self.peers.set_failure(peer, LinkError::Refused { peer, why });
         }
@@ -370,7 +376,10 @@ impl TcpService {
             self.dial_rest_back(&pair);
         }
         match pair.attach(number, stream) {
-            Ok(true) => self.peers.add(peer, Arc::new(TcpPeer::new(pair, self.peers.layout))),
+            Ok(true) => match self.upgrade.as_ref().filter(|_| wanted != streams) {
+                Some(upgrade) => upgrade.add_complete(pair),
+                None => self.peers.add(peer, Arc::new(TcpPeer::new(pair, self.peers.layout))),
+            },
             Ok(false) => {}
             Err(error) => self.peers.set_failure(peer, error),
         }
@@ -378,7 +387,9 @@ impl TcpService {
 
     fn pair(&mut self, peer: Rank, streams: u32) -> Arc<TcpPair> {
         let PeerTable { inbox, layout, .. } = &*self.peers;
-        let make = || TcpPair::new(peer, streams, inbox.clone(), *layout, self.poller.clone());
+        let upgrade = self.upgrade.clone().filter(|_| streams & UPGRADE != 0);
+        let (streams, poller) = (streams & !UPGRADE, self.poller.clone());
+        let make = || TcpPair::new(peer, streams, inbox.clone(), *layout, poller, upgrade);
         self.pairs.entry(peer).or_insert_with(|| Arc::new(make())).clone()
     }
 }

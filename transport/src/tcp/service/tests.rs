@@ -35,7 +35,7 @@ fn a_rank_that_lets_no_connection_in_dials() {
             let layout = InboxLayout { nranks: 2, channels: 1, slot_bytes: 64, depth: 2 };
             let addresses = vec!["127.0.0.1".parse().unwrap()];
             let tcp = Some(TcpConfig { addresses, streams });
-            let links = EnabledLinks { local: false, shm: false, tcp };
+            let links = EnabledLinks { local: false, shm: false, tcp, verbs: None };
             let secret = Key::new([7; 32]);
             let config = |rank| EndpointConfig { rank, nranks: 2, secret: secret.clone(), layout };
             let [first, second] =
