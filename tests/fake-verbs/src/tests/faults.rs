@@ -161,7 +161,7 @@ fn registrations_are_refused_on_demand() {
         assert!(register(8).is_null());
         assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(1));
         // The region of the end counts too.
-        control(&format!("memlock {}", (1 << 16) + 100));
+        control(&format!("memlock {}", SIZE + 100));
         assert!(register(101).is_null());
         assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::ENOMEM));
         let region = register(100);

@@ -7,6 +7,7 @@ mod faults;
 mod layout;
 mod processes;
 mod rules;
+mod speed;
 
 use std::ffi::{CString, c_int, c_void};
 use std::mem::zeroed;
@@ -116,6 +117,9 @@ struct Shape {
     shared: bool,
 }
 
+/// Bytes that an end registers.
+const SIZE: usize = 1 << 20;
+
 const SHAPE: Shape = Shape { sends: 16, receives: 16, completions: 64, shared: false };
 
 /// All access that a region can have.
@@ -130,7 +134,7 @@ const INDEX: u8 = 3;
 impl End {
     /// On the device at this place of the list.
     fn new(device: usize, shape: Shape) -> Self {
-        let mut memory = vec![0u8; 1 << 16].into_boxed_slice();
+        let mut memory = vec![0u8; SIZE].into_boxed_slice();
         // SAFETY: the calls follow the manual of libibverbs.
         unsafe {
             let list = ibv_get_device_list(null_mut());

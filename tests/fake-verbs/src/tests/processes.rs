@@ -1,7 +1,7 @@
 //! Messages between processes.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
 use super::*;
 
@@ -44,6 +44,25 @@ fn a_peer_in_another_process() {
     lines.for_each(drop);
 }
 
+/// Starts the peer and connects it with `a`. Its input stays open as long as it is not killed.
+pub(super) fn start_peer(a: &End) -> (Child, Card) {
+    let mut peer = child(PEER, "no command, as it is not the first process");
+    let mut peer = peer.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+    let input = peer.stdin.as_mut().expect("it was piped");
+    let mut lines = BufReader::new(peer.stdout.take().expect("it was piped")).lines();
+    let mut line = |start: &str| loop {
+        let line = lines.next().expect("the peer writes").expect("text");
+        if line.starts_with(start) {
+            return line;
+        }
+    };
+    let card = Card::from_line(&line("card"));
+    a.connect(card);
+    writeln!(input, "{}", a.card().to_line()).expect("the peer reads");
+    line("ready");
+    (peer, card)
+}
+
 #[test]
 fn two_processes_exchange_messages_and_one_is_killed() {
     let name = "tests::processes::two_processes_exchange_messages_and_one_is_killed";
@@ -57,20 +76,7 @@ fn two_processes_exchange_messages_and_one_is_killed() {
         return;
     }
     let mut a = End::new(0, SHAPE);
-    let mut peer = child(PEER, "no command, as it is not the first process");
-    let mut peer = peer.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
-    let mut input = peer.stdin.take().expect("it was piped");
-    let mut lines = BufReader::new(peer.stdout.take().expect("it was piped")).lines();
-    let mut line = |start: &str| loop {
-        let line = lines.next().expect("the peer writes").expect("text");
-        if line.starts_with(start) {
-            return line;
-        }
-    };
-    let card = Card::from_line(&line("card"));
-    a.connect(card);
-    writeln!(input, "{}", a.card().to_line()).expect("the peer reads");
-    line("ready");
+    let (mut peer, card) = start_peer(&a);
     a.memory[..1000].fill(77);
     assert_eq!(a.receive(4, &mut []), 0);
     assert_eq!(a.post(&mut request(IBV_WR_SEND, 3), &mut [a.part(0, 1000)]), 0);

@@ -55,7 +55,7 @@ fn bytes_outside_of_a_region_are_not_written() {
     isolated("tests::rules::bytes_outside_of_a_region_are_not_written", TWO, || {
         let (mut a, b) = connected(SHAPE);
         a.memory.fill(1);
-        let card = Card { address: b.card().address + (1 << 16) - 7, ..b.card() };
+        let card = Card { address: b.card().address + SIZE as u64 - 7, ..b.card() };
         assert_eq!(a.post(&mut rdma(IBV_WR_RDMA_WRITE, 1, card), &mut [a.part(0, 8)]), 0);
         assert_eq!(failure(&a), IBV_WC_REM_ACCESS_ERR);
         assert!(b.memory.iter().all(|byte| *byte == 0));
