@@ -18,16 +18,32 @@ use crate::abi::*;
 
 /// Names the test that a child process runs.
 const CHILD: &str = "MAYPOLE_FAKE_VERBS_TEST";
+/// After this time a test counts as one that hangs.
+const WATCHDOG_SECONDS: u32 = 300;
 
 /// Runs `body` in a process of its own, with this setup: `name` is that of the calling test.
 fn isolated(name: &str, setup: &str, body: impl FnOnce()) {
-    if std::env::var(CHILD).as_deref() == Ok(name) {
+    if is_child(name) {
         body();
         return;
     }
     let output = child(name, setup).output().expect("the test starts again");
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("1 passed"), "{name}: {text}");
+}
+
+/// Whether this is the process that runs the test `name` alone. It ends if it hangs, or if the
+/// process that has started it ends.
+fn is_child(name: &str) -> bool {
+    if std::env::var(CHILD).as_deref() != Ok(name) {
+        return false;
+    }
+    // SAFETY: both calls have no arguments in memory.
+    unsafe {
+        libc::alarm(WATCHDOG_SECONDS);
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+    }
+    true
 }
 
 /// A process that runs the test `name` alone.

@@ -25,7 +25,7 @@ impl Card {
 /// What the peer does: it sends back what it gets, until its input ends.
 #[test]
 fn a_peer_in_another_process() {
-    if std::env::var(CHILD).as_deref() != Ok(PEER) {
+    if !is_child(PEER) {
         return;
     }
     let end = End::new(1, SHAPE);
@@ -67,7 +67,7 @@ pub(super) fn start_peer(a: &End) -> (Child, Card) {
 fn two_processes_exchange_messages_and_one_is_killed() {
     let name = "tests::processes::two_processes_exchange_messages_and_one_is_killed";
     let namespace = format!("test-{}", std::process::id());
-    if std::env::var(CHILD).as_deref() != Ok(name) {
+    if !is_child(name) {
         let output = child(name, TWO).env("MAYPOLE_FAKE_VERBS", namespace).output();
         let output = output.expect("the test starts again");
         let text =

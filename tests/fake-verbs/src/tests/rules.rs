@@ -212,7 +212,7 @@ fn a_registration_needs_memory_and_sensible_access() {
 #[test]
 fn a_misuse_can_end_the_process() {
     let name = "tests::rules::a_misuse_can_end_the_process";
-    if std::env::var(CHILD).as_deref() == Ok(name) {
+    if is_child(name) {
         let a = End::new(0, SHAPE);
         a.receive(1, &mut []);
         return;

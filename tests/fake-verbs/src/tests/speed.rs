@@ -39,14 +39,15 @@ fn writes(what: &str, a: &End, to: Card) {
 #[ignore = "it measures"]
 fn speed_of_writes() {
     let name = "tests::speed::speed_of_writes";
-    if std::env::var(CHILD).as_deref() != Ok(name) {
+    if !is_child(name) {
         let mut command = child(name, TWO);
         command.arg("--ignored").env("MAYPOLE_FAKE_VERBS", format!("{}", std::process::id()));
         assert!(command.status().expect("the test starts again").success());
         return;
     }
     let (mut a, mut b) = connected(SHAPE);
-    (a.memory.fill(1), b.memory.fill(2));
+    a.memory.fill(1);
+    b.memory.fill(2);
     let time = fastest(50, || {
         b.memory.copy_from_slice(black_box(&a.memory));
         black_box(&b.memory);
