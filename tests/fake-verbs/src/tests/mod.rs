@@ -6,6 +6,7 @@ mod events;
 mod faults;
 mod layout;
 mod processes;
+mod random;
 mod rules;
 mod speed;
 
