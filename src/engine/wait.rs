@@ -85,7 +85,9 @@ impl<'a> WaitLoop<'a> {
             }
             return Ok(());
         }
-        if self.polls <= spins.saturating_add(yields) {
+        if self.polls <= spins {
+            std::hint::spin_loop();
+        } else if self.polls <= spins.saturating_add(yields) {
             let before = Instant::now();
             std::thread::yield_now();
             self.polls = self.spin_policy.after_yield(self.polls, before.elapsed());
