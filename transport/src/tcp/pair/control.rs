@@ -3,8 +3,6 @@
 //! There are few of them, so that each side keeps what it has sent, and sends all of it again on a
 //! new stream. The receiver drops what it has had.
 
-use std::collections::VecDeque;
-
 use super::TcpPair;
 use super::state::TcpPairState;
 use crate::tcp::frame::{ControlPiece, MOST_CONTROL_BYTES};
@@ -12,17 +10,6 @@ use crate::tcp::stream::QueuedFrame;
 
 /// Bytes of the number in front of each message.
 const NUMBER_BYTES: usize = 4;
-
-/// The control messages of a pair.
-#[derive(Debug, Default)]
-pub(super) struct ControlMessages {
-    /// Everything that was sent, each with its number, counted from 1.
-    sent: Vec<Vec<u8>>,
-    /// How many were received.
-    received: u32,
-    /// What was received and not taken.
-    waiting: VecDeque<Vec<u8>>,
-}
 
 impl TcpPairState {
     fn queue_control(&mut self, message: &[u8]) {

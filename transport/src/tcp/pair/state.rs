@@ -1,11 +1,11 @@
 //! The state of a pair that its lock protects, and the choice of the stream for a frame.
 
+use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::control::ControlMessages;
 use crate::Sequence;
 use crate::error::LinkError;
 use crate::inbox::InboxLayout;
@@ -42,6 +42,17 @@ pub(super) struct TcpPairState {
 pub(super) struct StreamEntry {
     pub(super) stream: Option<TcpStream>,
     pub(super) end: Option<StreamEnd>,
+}
+
+/// The control messages of a pair.
+#[derive(Debug, Default)]
+pub(super) struct ControlMessages {
+    /// Everything that was sent, each with its number, counted from 1.
+    pub(super) sent: Vec<Vec<u8>>,
+    /// How many were received.
+    pub(super) received: u32,
+    /// What was received and not taken.
+    pub(super) waiting: VecDeque<Vec<u8>>,
 }
 
 impl TcpPairState {
