@@ -27,9 +27,9 @@ impl SpinPolicy {
         // wants it. It also returns at once if the peer was started in a session of its own, as
         // torchrun does: the kernel then gives each session a fair share (autogroup), and a yield
         // gives the core to threads of the same session only. So ranks yield no longer than a sleep
-        // and wake-up takes. With 4 and 8 ranks in sessions of their own on 2 cores, small
-        // collectives take 3 to 9 times as long with 200 yields as with 20; in one session both are
-        // equal.
+        // and wake-up takes. With 4 ranks in sessions of their own on 2 cores that other programs
+        // use too, collectives of up to 128 KiB take 2 to 9 times as long with 200 yields as with
+        // 20; without other programs both are equal.
         let automatic = if ranks <= cores { 4000 } else { 20 };
         Self { spins: spins.unwrap_or(automatic), yields: 20 }
     }
