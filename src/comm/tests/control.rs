@@ -40,7 +40,7 @@ fn an_exchange_after_its_deadline_fails_on_all_ranks() {
         if comm.rank() == 2 {
             is_over.wait();
         }
-        let mut exchange = || comm.host.control.all_gather(&[], Instant::now() + patience);
+        let exchange = || comm.host.control.all_gather(&[], Instant::now() + patience);
         // Rank 2 may complete the exchange of the others before they hear of the timeout. Then the
         // next one fails.
         let error = match exchange() {
