@@ -23,7 +23,6 @@ pub(crate) fn log_once() {
             cuda::describe_devices(),
             library_path()
         );
-        log::info!(target: "INIT", "Using network Socket");
         config::log_settings();
     }
 }

@@ -232,6 +232,9 @@ fn open_endpoint(config: &Config, ends: EndpointConfig) -> Result<Endpoint, Erro
         tcp: if alone { None } else { Some(tcp(bootstrap::addresses(config)?)) },
     };
     let endpoint = Endpoint::with_links(ends, &media)?;
+    // The line that NCCL prints, for which tools look.
+    let network = if endpoint.rdma_port().is_some() { "IB" } else { "Socket" };
+    log::info!(target: "INIT", "Using network {network}");
     let wants_verbs = config.net.as_ref().is_some_and(|net| net.eq_ignore_ascii_case("IB"));
     if wants_verbs && !alone && endpoint.rdma_port().is_none() {
         log::warn!(

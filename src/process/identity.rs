@@ -5,7 +5,6 @@ use std::os::unix::fs::MetadataExt;
 use maypole_transport::noise;
 
 use super::PerProcess;
-
 use super::watch::ProcessWatch;
 
 /// A process, named such that another process of its host can find it.

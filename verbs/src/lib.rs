@@ -14,11 +14,11 @@
 //! libibverbs allows. All may be used by several threads.
 //!
 //! What they cannot know is memory: the adapter reads and writes registered memory by its address.
-//! Whoever registers memory promises that it stays mapped as long as the [`MemoryRegion`] lives.
-//! Whoever posts work promises that the memory it names is registered with the same protection
-//! domain, or is only read during the call (inline), and accepts that a peer that knows a region's
-//! remote key can write to it at any time: such memory is only read by volatile or atomic reads, or
-//! when the protocol of the two ends says that the peer leaves it alone.
+//! The caller that registers memory promises that it stays mapped as long as the [`MemoryRegion`]
+//! lives. The caller that posts work promises that the memory it names is registered with the same
+//! protection domain, or is only read during the call (inline), and accepts that a peer that knows
+//! a region's remote key can write to it at any time: such memory is only read by volatile or
+//! atomic reads, or when the protocol of the two ends says that the peer leaves it alone.
 //!
 //! In a child made by fork, dropping an owner does nothing, because the child shares the objects
 //! with its parent.

@@ -67,7 +67,7 @@ pub struct ConnectionTiming {
     pub timeout: u8,
     /// How often, at most 7.
     pub retries: u8,
-    /// How often a send that found no receive is tried again; 7 is for ever.
+    /// How often a send that found no receive is tried again; 7 is without limit.
     pub receive_retries: u8,
 }
 

@@ -14,7 +14,7 @@ pub struct LocalMemory {
     pub key: u32,
 }
 
-// SAFETY: it is an address and a length; whoever posts work with it promises the memory.
+// SAFETY: it is an address and a length; the caller that posts work with it promises the memory.
 unsafe impl Send for LocalMemory {}
 // SAFETY: as above.
 unsafe impl Sync for LocalMemory {}

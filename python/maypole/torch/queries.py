@@ -1,7 +1,7 @@
 """Questions about a work that PyTorch does not pass on to a backend in Python.
 
 PyTorch wraps the works of such a backend in an object that forwards ``wait`` and ``get_future``
-alone: ``is_completed`` would be false for ever, and ``torch.distributed.recv`` without a source
+alone: ``is_completed`` would always be false, and ``torch.distributed.recv`` without a source
 would fail. ``install`` replaces three methods of ``torch.distributed.Work``, which then ask the
 future of such a work. The works of backends in C++ answer as before.
 """

@@ -9,7 +9,7 @@ use crate::fabric::fabric;
 use crate::fabric::network::MOST_DEVICES;
 use crate::misuse::set_errno;
 
-/// The devices of this process. They live for ever, as contexts refer to them.
+/// The devices of this process. They are never freed, as contexts refer to them.
 static DEVICES: LazyLock<Mutex<Vec<Known>>> = LazyLock::new(Mutex::default);
 
 #[derive(Clone, Copy)]

@@ -167,7 +167,7 @@ impl CompletionQueue {
             return Err(Overflow);
         }
         self.write(&state, added, entry);
-        // Pair "completion": whoever sees the count sees the words, and all that the work did.
+        // Pair "completion": a reader of the count sees the words, and all that the work did.
         self.added.store(added + 1, Release);
         let wanted = state.armed == 1
             || state.armed == 2 && (solicited || entry.status != abi::IBV_WC_SUCCESS);

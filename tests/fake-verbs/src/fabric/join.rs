@@ -35,7 +35,7 @@ pub(super) fn join() -> &'static Fabric {
     let Some(namespace) = std::env::var(NAMESPACE).ok().filter(|name| !name.is_empty()) else {
         return enter(&create(), true);
     };
-    // Whoever binds this name is the only one who joins.
+    // Only the process that binds this name joins.
     let lock = bind_when_free(&address(&namespace, "lock"));
     let mut free = None;
     let mut memory = None;
@@ -149,8 +149,8 @@ fn enter(memory: &OwnedFd, created: bool) -> &'static Fabric {
     if unsafe { libc::fcntl(memory.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) } < 0 {
         fail("too many descriptors");
     }
-    // SAFETY: the mapping has the size of the type, stays for ever, and all its fields are atomics
-    // or behind locks; zeros are valid.
+    // SAFETY: the mapping has the size of the type, is never unmapped, and all its fields are
+    // atomics or behind locks; zeros are valid.
     let fabric: &'static Fabric = unsafe { &*address.cast() };
     JOINING.set(Some(fabric));
     process::register(fabric);

@@ -165,7 +165,7 @@ pub(crate) fn signal(index: u32, descriptor: i32, number: u32) {
     });
 }
 
-/// A transfer that runs now. Whoever takes memory out of use waits for those that may use it.
+/// A transfer that runs now. A thread that takes memory out of use waits for those that may use it.
 #[derive(Debug)]
 pub(crate) struct Transfer {
     place: usize,

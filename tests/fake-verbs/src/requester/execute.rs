@@ -97,7 +97,7 @@ fn opcode(of: abi::ibv_wr_opcode) -> abi::ibv_wc_opcode {
 /// Completes a work request that failed. What follows it is flushed.
 pub(super) fn fail(core: &Core, queue: &mut SendQueue, work: &Work, status: abi::ibv_wc_status) {
     log(format_args!("work {:#x} of queue pair {} fails: {status}", work.wr_id, core.number));
-    // The state first: whoever sees the completion finds the queue pair failed.
+    // The state first: a reader of the completion finds the queue pair failed.
     if core.kind == abi::IBV_QPT_RC {
         core.shared().fail_quietly();
     } else if core.shared().state() == abi::IBV_QPS_RTS {

@@ -186,7 +186,7 @@ impl TcpPair {
         self.lock().failure.or_else(|| self.gone())
     }
 
-    /// Records that the peer is dead, and wakes whoever waits for it.
+    /// Records that the peer is dead, and wakes the ranks that wait for it.
     pub(crate) fn declare_dead(&self) {
         self.peer_header.die();
         self.header().doorbell.ring();
