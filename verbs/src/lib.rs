@@ -45,4 +45,7 @@ pub use memory::{MemoryAccess, MemoryRegion};
 pub use queue_pair::{
     ConnectionTiming, PathAddress, PeerQueue, QueueCapacity, QueuePair, QueuePairSetup,
 };
-pub use work::{LocalMemory, PostError, RemoteMemory, SendOperation, SendRequest, describe_status};
+pub use work::{
+    LocalMemory, NO_ANSWER, PostError, RemoteMemory, SendOperation, SendRequest, WORK_FLUSHED,
+    describe_status,
+};

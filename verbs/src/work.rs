@@ -100,6 +100,11 @@ impl SendRequest {
     }
 }
 
+/// The status of work that was given up because nothing answered.
+pub const NO_ANSWER: u32 = sys::IBV_WC_RETRY_EXC_ERR;
+/// The status of work that follows an error, or that was posted to a queue pair that has failed.
+pub const WORK_FLUSHED: u32 = sys::IBV_WC_WR_FLUSH_ERR;
+
 /// What the status of a completion means.
 pub fn describe_status(status: u32) -> &'static str {
     match status {

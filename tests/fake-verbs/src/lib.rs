@@ -46,7 +46,9 @@
 //! - `gid PORT INDEX ADDRESS ib|v1|v2 [INTERFACE]`, `gid PORT INDEX none`, `gids PORT clear`, `gids
 //!   PORT reverse`: change the table of addresses (IBV_EVENT_GID_CHANGE). A connection keeps the
 //!   index of its own address; it works as long as that entry has the same content.
-//! - `qp-error NUMBER`: the queue pair fails (IBV_EVENT_QP_FATAL).
+//! - `qp-error NUMBER|NAME`: the queue pair of this number fails (IBV_EVENT_QP_FATAL), or all
+//!   connected ones of a device.
+//! - `not-ready COUNT`: receivers answer the next messages that they have no receive.
 //! - `fail STATUS [COUNT]`: the next work requests complete with this `ibv_wc_status`.
 //! - `refuse ERRNO [COUNT]`: the next registrations of memory fail.
 //! - `memlock BYTES`: how much each process may register; 0 is no limit.

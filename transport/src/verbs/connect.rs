@@ -165,6 +165,8 @@ impl VerbsHandshake {
             // the peer's adapter may be slow to see them.
             receive_retries: 7,
         };
+        let (from, to) = self.ends(&theirs);
+        let path_text = format!("from {from} to {to}");
         let (first_packet, mtu) = (theirs.first_packet, theirs.mtu.min(self.own.mtu));
         let connected = self.pair.with_state(|pair| {
             let Some(trial) = &pair.trial.queue else { return Ok(()) };
@@ -175,6 +177,7 @@ impl VerbsHandshake {
                 queue.begin_sending(self.own.first_packet, timing)?;
             }
             pair.scratch = Some((theirs.scratch, domain.scratch(*peer).1));
+            pair.path = path_text;
             Ok(())
         });
         connected.map_err(|error: VerbsError| rdma_error(*peer, explain(domain, &error)))?;
@@ -211,26 +214,36 @@ impl VerbsHandshake {
         Ok(self.peer_has_passed)
     }
 
+    /// The addresses and the devices of this rank and of the peer.
+    fn ends(&self, theirs: &Hello) -> (String, String) {
+        let VerbsPair { peer, domain, .. } = &*self.pair;
+        let (device, other) = (domain.device(), &theirs.device);
+        match self.gid.filter(|_| self.own.global) {
+            Some(GidEntry { gid, index, kind, .. }) => (
+                format!("{kind:?} {gid} at index {index} on {device}"),
+                format!("{} on {other} of rank {peer}", theirs.gid),
+            ),
+            None => (
+                format!("LID {} on {device}", self.own.lid),
+                format!("LID {} on {other} of rank {peer}", theirs.lid),
+            ),
+        }
+    }
+
     /// What is known about a trial that did not pass, and what to try.
     fn no_passage(&self, theirs: &Hello, why: &str) -> String {
-        let VerbsPair { peer, domain, .. } = &*self.pair;
-        let own = &self.own;
-        let (from, to, settings) = if own.global {
-            let index = self.gid.map_or(0, |entry| entry.index);
-            let kind = self.gid.map_or(String::new(), |entry| format!("{:?} ", entry.kind));
-            let from = format!("{kind}{} at index {index}", own.gid);
-            (from, theirs.gid.to_string(), "NCCL_IB_GID_INDEX, NCCL_IB_ADDR_RANGE and NCCL_IB_HCA")
+        let (from, to) = self.ends(theirs);
+        let settings = if self.own.global {
+            "NCCL_IB_GID_INDEX, NCCL_IB_ADDR_RANGE and NCCL_IB_HCA"
         } else {
-            (format!("LID {}", own.lid), format!("LID {}", theirs.lid), "NCCL_IB_HCA and the SM")
+            "NCCL_IB_HCA and the SM"
         };
         format!(
-            "a write from {from} on {} to {to} on {} of rank {peer} does not pass, while TCP does: \
-             {why}. Check {settings}, the MTU ({} bytes here) and, with traffic class {}, the \
-             switches; NCCL_IB_DISABLE=1 uses TCP",
-            domain.device(),
-            theirs.device,
-            128 << own.mtu,
-            domain.config.traffic_class,
+            "a write from {from} to {to} does not pass, while TCP does: {why}. Check {settings}, \
+             the MTU ({} bytes here) and, with traffic class {}, the switches; NCCL_IB_DISABLE=1 \
+             uses TCP",
+            128 << self.own.mtu,
+            self.pair.domain.config.traffic_class,
         )
     }
 }

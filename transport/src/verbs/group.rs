@@ -81,8 +81,8 @@ impl CompletionGroup {
                 (Ok(got), Ok(())) => got,
                 (Err(error), _) | (_, Err(error)) => {
                     let why = format!("the completion queue failed: {error}");
-                    for pair in pairs.values_mut() {
-                        pair.fail(super::ring::rdma_error(pair.peer, why.clone()), &why);
+                    for pair in pairs.values_mut().filter(|pair| pair.failure.is_none()) {
+                        pair.fail_with(why.clone());
                     }
                     return true;
                 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use maypole_verbs::{
-    Completion, LocalMemory, QueuePair, RemoteMemory, SendOperation, SendRequest, describe_status,
+    Completion, LocalMemory, NO_ANSWER, QueuePair, RemoteMemory, SendOperation, SendRequest,
+    WORK_FLUSHED, describe_status,
 };
 
 use super::message::ControlMessage;
@@ -104,6 +105,21 @@ pub(super) enum QueueRole {
     Trial,
 }
 
+/// What a completion with an error means, and what to do.
+fn describe_failure(completion: &Completion) -> String {
+    let (status, vendor) = (completion.status, completion.vendor_error);
+    let advice = match status {
+        WORK_FLUSHED => "the queue pair was ended by the device or the peer; see dmesg",
+        NO_ANSWER => {
+            "check cables, ports and routes (ibv_devinfo, ip route), and whether the \
+             network loses packets; NCCL_IB_TIMEOUT waits longer"
+        }
+        _ => "see dmesg and the counters of the devices",
+    };
+    let what = describe_status(status);
+    format!("{what} (status {status}, vendor's error {vendor}); {advice}")
+}
+
 /// A peer.
 #[derive(Debug)]
 pub(super) struct PairState {
@@ -123,6 +139,8 @@ pub(super) struct PairState {
     owes_acks: bool,
     /// From this length on, packets of a message may arrive out of order.
     pub(super) out_of_order_from: Option<usize>,
+    /// The addresses and devices at both ends, for messages to people.
+    pub(super) path: String,
 }
 
 impl PairState {
@@ -145,6 +163,7 @@ impl PairState {
             scratch: None,
             owes_acks: false,
             out_of_order_from,
+            path: String::new(),
         }
     }
 
@@ -174,7 +193,8 @@ impl PairState {
         }
     }
 
-    fn fail_with(&mut self, why: String) {
+    pub(super) fn fail_with(&mut self, why: String) {
+        let why = format!("{}: {why}; NCCL_IB_DISABLE=1 uses TCP", self.path);
         log::warn!("rank {}: the RDMA connection to rank {} failed: {why}", self.rank, self.peer);
         self.fail(super::ring::rdma_error(self.peer, why.clone()), &why);
     }
@@ -194,9 +214,7 @@ impl PairState {
             }
             _ if completion.status != 0 => {
                 if self.failure.is_none() {
-                    let (status, vendor) = (completion.status, completion.vendor_error);
-                    let what = describe_status(status);
-                    self.fail_with(format!("{what} (status {status}, vendor's error {vendor})"));
+                    self.fail_with(describe_failure(completion));
                 }
             }
             QueueRole::Messages(_) if completion.is_receive => {

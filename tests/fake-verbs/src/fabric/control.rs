@@ -98,9 +98,12 @@ fn one(command: &str) -> Result<(), String> {
             change_port(verb, &mut words)?;
         }
         "qp-error" => {
-            let number = number(&mut words, "a number of a queue pair")? as u32;
-            let (place, pair) = queue_pair::find(number).ok_or("there is no such queue pair")?;
-            pair.fail(place, Some(abi::IBV_EVENT_QP_FATAL));
+            let word = words.next().ok_or("a queue pair or a device is missing")?;
+            fail_queue_pairs(word)?;
+        }
+        "not-ready" => {
+            let count = number(&mut words, "a count")? as u32;
+            settings.not_ready.store(count, Relaxed);
         }
         "fail" => {
             let status = number(&mut words, "a status")? as u32;
@@ -183,6 +186,24 @@ fn change_device(words: &mut SplitWhitespace<'_>, present: bool) -> Result<(), S
         }
         let kind = abi::IBV_EVENT_DEVICE_FATAL;
         fabric().announce(place, Event { object: 0, kind, port: 0 });
+    }
+    Ok(())
+}
+
+/// Fails a queue pair by its number, or all connected ones of a device by its name.
+fn fail_queue_pairs(word: &str) -> Result<(), String> {
+    let event = Some(abi::IBV_EVENT_QP_FATAL);
+    if let Ok(number) = word.parse() {
+        let (place, pair) = queue_pair::find(number).ok_or("there is no such queue pair")?;
+        pair.fail(place, event);
+        return Ok(());
+    }
+    let device = fabric().network.lock().find(word).ok_or("there is no such device")?;
+    for (index, pair) in fabric().queue_pairs.iter().enumerate() {
+        let connected = pair.process().is_some() && pair.state() == abi::IBV_QPS_RTS;
+        if connected && pair.lock().device == device {
+            pair.fail(index as u32, event);
+        }
     }
     Ok(())
 }

@@ -32,6 +32,8 @@ pub(crate) struct Settings {
     /// Work requests to fail, and with which status.
     pub(crate) failures: AtomicU32,
     pub(crate) failure: AtomicU32,
+    /// Messages for which receivers say that they have no receive, although they have.
+    pub(crate) not_ready: AtomicU32,
     /// Counters.
     pub(crate) posted: AtomicU64,
     pub(crate) doorbells: AtomicU64,

@@ -10,7 +10,8 @@ use crate::abi;
 use crate::fabric::network::Path;
 use crate::fabric::process::{self, Transfer};
 use crate::fabric::{
-    Entries, Entry, Fault, QueuePair, Receive, Responder, Source, fabric, queue_pair, region,
+    Entries, Entry, Fault, QueuePair, Receive, Responder, Settings, Source, fabric, queue_pair,
+    region,
 };
 use crate::memory::{self, CopyError, Segments};
 use crate::misuse::log;
@@ -124,6 +125,9 @@ fn accept(
     let mut taken = None;
     if sends || work.opcode == abi::IBV_WR_RDMA_WRITE_WITH_IMM {
         let timer = responder.attributes.min_rnr_timer;
+        if Settings::take(&fabric().settings.not_ready) {
+            return Err(Refusal::NotReady(timer));
+        }
         let receive = QueuePair::take_receive(&mut responder).ok_or(Refusal::NotReady(timer))?;
         taken = Some(receive);
     }
