@@ -288,11 +288,12 @@ table! {
         initial: None,
     }
     /// The size of a chunk from which memory of ncclMemAlloc is lent to other processes of the
-    /// host, which read it in place, instead of copied. The sender must wait until lent memory is
-    /// released, which costs more than to copy a small message.
+    /// host, which read it in place, instead of copied, and from which any memory is sent over TCP
+    /// from where it lies. The sender must wait until lent memory is released, which costs more
+    /// than to copy a small message.
     lend_from: Option<usize> = "MAYPOLE_LEND_FROM" {
         values: "bytes, at least 0"
-        default: "32768, and 65536 for memory that the call itself writes again"
+        default: "32768; 65536 for memory that the call itself writes again; 262144 over TCP"
         parse: |text| integer_in(text, 0, i64::MAX).map(|bytes| Some(bytes as usize)),
         initial: None,
     }

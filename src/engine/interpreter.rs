@@ -4,9 +4,10 @@
 //! The meaning of a step is defined in `maypole_algorithms::schedule` and `semantics`; here it is
 //! applied to memory. A step fires when the steps that it depends on are done, its messages have
 //! arrived, its links have credit, and no message of its own lane still lends memory that it
-//! writes. A link that can lend the memory of a message gets that memory; another link gets a copy,
-//! which the fold writes directly into the slot. This is decided anew for each message, which is
-//! sound because the proof holds for every mixture.
+//! writes. If only its message is missing, and the step copies it, the memory to which it belongs
+//! is posted to the link, which may store it there. A link that can lend the memory of a message
+//! gets that memory; another link gets a copy, which the fold writes directly into the slot. This
+//! is decided anew for each message, which is sound because the proof holds for every mixture.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,7 +16,7 @@ use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::{After, InlineVec, MAX_FAN};
 use maypole_reduce::{FoldKernel, FoldOperands};
 use maypole_transport::error::LinkError;
-use maypole_transport::link::{Lendable, Sequence};
+use maypole_transport::link::{Lendable, PostedMemory, Sequence};
 use maypole_transport::sync::{Ordering, fence, full_fence};
 
 use crate::call::Extent;
@@ -138,6 +139,8 @@ impl Interpreter<'_> {
             if progress || ended {
                 wait.reset();
             } else {
+                // Nobody waits for this rank to go on.
+                self.program.flush(self.links);
                 self.check_acknowledgements(lanes)?;
                 // Links tell of a peer that died, except while it has lent memory to release.
                 let mut lent = lanes.iter().flat_map(|lane| &lane.lent);
@@ -146,6 +149,7 @@ impl Interpreter<'_> {
                 wait.pause(gone, || self.awaited_rank(lanes))?;
             }
         }
+        self.program.flush(self.links);
         Ok(())
     }
 
@@ -245,6 +249,8 @@ impl Interpreter<'_> {
         }
         // The length of every operand follows from the plan, whatever the messages say.
         let count = Extent { start: 0, len: step.len }.slice(program.tile, at.tile).len;
+        // SAFETY: the caller's promise.
+        unsafe { self.post(step, at.tile, count, tag, &lanes[index])? };
         let found = self.inputs(step, at.tile, count, tag, segment.bytes);
         if let (Some(bytes), Err(_) | Ok(None)) = (segment.bytes, &found)
             && let Some(&BoundOperand::Link(link)) = step.inputs.first()
@@ -256,10 +262,7 @@ impl Interpreter<'_> {
         };
         let outputs = self.local_outputs(step, at.tile);
         self.collect_released(&mut lanes[index]);
-        let written = |l: &LentMessage| {
-            outputs.iter().any(|&(p, _)| l.start < p + count * self.size && p < l.end)
-        };
-        if lanes[index].lent.iter().any(written) {
+        if lanes[index].lends_any(&outputs, count * self.size) {
             return Ok(false);
         }
         // The memory that is lent where a link can lend it.
@@ -356,6 +359,37 @@ impl Interpreter<'_> {
         Ok(Some(StepInputs { addresses, foreign }))
     }
 
+    /// Posts the memory of the first local output to the link of a step that only copies a message,
+    /// if it could fire now with that message.
+    ///
+    /// # Safety
+    /// As for [`run`](Self::run).
+    unsafe fn post(
+        &mut self,
+        step: &BoundStep,
+        tile: u64,
+        count: usize,
+        tag: u32,
+        lane: &LaneState,
+    ) -> Result<(), Error> {
+        let [BoundOperand::Link(link)] = *step.inputs else { return Ok(()) };
+        let bytes = count * self.size;
+        if step.finish || bytes == 0 || !self.links.incoming[link as usize].slots.takes_posts() {
+            return Ok(());
+        }
+        let outputs = self.local_outputs(step, tile);
+        let Some(&(address, _)) = outputs.first() else { return Ok(()) };
+        if lane.lends_any(&outputs, bytes) || self.slots(step, address, bytes)?.is_none() {
+            return Ok(());
+        }
+        let memory = PostedMemory { data: address as *mut u8, len: bytes, tag };
+        // SAFETY: the step could fire, so nothing else uses the memory that it writes. The caller
+        // keeps it valid until the step has fired and released the message, or until
+        // `Links::withdraw`.
+        unsafe { self.links.incoming[link as usize].slots.post(memory) };
+        Ok(())
+    }
+
     /// Fails if a message in the memory of another process may have changed while it was read. That
     /// process has then failed, and has aborted this rank before.
     #[cold]
@@ -403,9 +437,12 @@ impl Interpreter<'_> {
                 (extent, self.buffers.send != self.buffers.recv.cast_const())
             }
             (Lendable::Segments, BoundOperand::Recv(extent)) => (extent, false),
+            (Lendable::ForSending, BoundOperand::Send(extent) | BoundOperand::Recv(extent)) => {
+                return extent.len * self.size >= self.links.lend_thresholds.sent;
+            }
             _ => return false,
         };
-        let LendThresholds { general, rewritten } = self.links.lend_thresholds;
+        let LendThresholds { general, rewritten, .. } = self.links.lend_thresholds;
         let threshold = if step.overwritten && !distinct { rewritten } else { general };
         extent.len * self.size >= threshold
     }
@@ -450,7 +487,11 @@ impl Interpreter<'_> {
         let mut targets = [std::ptr::null_mut::<u8>(); MAX_FAN];
         let mut sources = [std::ptr::null::<u8>(); MAX_FAN];
         let (mut n, mut non_temporal) = (0, 0u8);
-        for &(address, last) in outputs {
+        // A message in posted memory is where it belongs. The rank's own contribution may be too,
+        // but the operation may scale it.
+        let only_copies = matches!(*step.inputs, [BoundOperand::Link(_)]) && !step.finish;
+        let in_place = |address: usize| only_copies && inputs[0] == address;
+        for &(address, last) in outputs.iter().filter(|output| !in_place(output.0)) {
             targets[n] = address as *mut u8;
             non_temporal |= u8::from(last && self.non_temporal) << n;
             n += 1;
@@ -518,6 +559,15 @@ impl Interpreter<'_> {
     fn collect_released(&mut self, lane: &mut LaneState) {
         let links = &mut *self.links;
         lane.lent.retain(|l| links.outgoing[l.link as usize].slots.released() < l.sequence);
+    }
+}
+
+impl LaneState {
+    /// Whether a message of the lane lends a part of one of these outputs of `bytes` bytes.
+    fn lends_any(&self, outputs: &InlineVec<(usize, bool)>, bytes: usize) -> bool {
+        let written =
+            |l: &LentMessage| outputs.iter().any(|&(p, _)| l.start < p + bytes && p < l.end);
+        self.lent.iter().any(written)
     }
 }
 

@@ -92,6 +92,8 @@ pub(crate) struct RankProgram {
     pub(crate) scratch: u32,
     /// The links on which it sends.
     sends: Vec<u32>,
+    /// The links on which it receives.
+    receives: Vec<u32>,
     /// The messages for which those links have memory at once, see [`SendSlots::set_cycle`].
     ///
     /// [`SendSlots::set_cycle`]: maypole_transport::link::SendSlots::set_cycle
@@ -172,14 +174,22 @@ impl RankProgram {
         credit: u32,
         links: &Links,
     ) -> Self {
-        let steps = lanes.iter().flatten().flat_map(|segment| &segment.steps);
-        let sent = steps.flat_map(|step| step.outputs.iter());
-        let mut sends: Vec<u32> = sent.filter_map(BoundOperand::link).collect();
-        sends.sort_unstable();
-        sends.dedup();
+        let steps = || lanes.iter().flatten().flat_map(|segment| &segment.steps);
+        let sends = links_in(steps().flat_map(|step| step.outputs.iter()));
+        let receives = links_in(steps().flat_map(|step| step.inputs.iter()));
         let slot = sends.first().map_or(1, |&link| links.outgoing[link as usize].slots.capacity());
         let cycle = (CYCLE_BYTES / slot / sends.len().max(1)) as u32;
-        Self { lanes, tile, scratch, sends, cycle: cycle.max(MIN_CYCLE).max(credit) }
+        Self { lanes, tile, scratch, sends, receives, cycle: cycle.max(MIN_CYCLE).max(credit) }
+    }
+
+    /// Sends what links have put off, and tells the peers of the releases that they wait for.
+    pub(crate) fn flush(&self, links: &mut Links) {
+        for &link in &self.sends {
+            links.outgoing[link as usize].slots.flush();
+        }
+        for &link in &self.receives {
+            links.incoming[link as usize].slots.acknowledge();
+        }
     }
 
     /// Tells the links how much memory each may use.
@@ -256,6 +266,14 @@ impl RankProgram {
             }
         }
     }
+}
+
+/// The links among operands, each once.
+fn links_in<'a>(operands: impl Iterator<Item = &'a BoundOperand>) -> Vec<u32> {
+    let mut links: Vec<u32> = operands.filter_map(BoundOperand::link).collect();
+    links.sort_unstable();
+    links.dedup();
+    links
 }
 
 /// Binds the operands of a step, each of which has `len` elements; `link` opens a link and returns

@@ -9,11 +9,13 @@ use crate::ranks::{self, Job};
 const ENTRY: &str = "ends::rank";
 
 /// Over TCP, with links that take more than the sockets.
-const LARGE_LINKS: [(&str, &str); 4] = [
+const LARGE_LINKS: [(&str, &str); 5] = [
     ("NCCL_SHM_DISABLE", "1"),
     ("NCCL_P2P_DISABLE", "1"),
     ("MAYPOLE_SLOT_BYTES", "4194304"),
     ("MAYPOLE_SLOT_DEPTH", "8"),
+    // A send copies what it sends, and does not wait for the receiver.
+    ("MAYPOLE_LEND_FROM", "1073741824"),
 ];
 const BYTES: usize = 24 << 20;
 

@@ -124,9 +124,9 @@ fn memory_of_the_library_is_lent_and_other_memory_is_copied() {
     for nranks in [2, 3, 4] {
         Job::start(ENTRY, nranks, "counts", &[]).all_say("done");
     }
-    // Over TCP all memory is copied.
+    // Over TCP all memory is lent.
     let tcp = [("NCCL_SHM_DISABLE", "1"), ("NCCL_P2P_DISABLE", "1")];
-    Job::start(ENTRY, 2, "first", &tcp).all_say("0");
+    Job::start(ENTRY, 2, "first", &tcp).all_say("1");
 }
 
 /// Memory that is not registered is mapped on its first use, and right from the start; says whether

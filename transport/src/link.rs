@@ -76,8 +76,23 @@ pub enum Lendable {
     Nothing,
     /// Memory of segments (see the `segment` module) that the peer has mapped.
     Segments,
+    /// All memory of this process, in messages of at most the [capacity](SendSlots::capacity). The
+    /// link sends the bytes from where they lie, and keeps them for as long as it may have to send
+    /// them again.
+    ForSending,
     /// All memory of this process, because the peer is in it too.
     Anything,
+}
+
+/// Memory into which the next message may be stored when it arrives.
+#[derive(Clone, Copy, Debug)]
+pub struct PostedMemory {
+    /// The first byte.
+    pub data: *mut u8,
+    /// The length in bytes that the message must have.
+    pub len: usize,
+    /// The tag that the message must have.
+    pub tag: u32,
 }
 
 /// The sending end of the slot protocol.
@@ -128,7 +143,9 @@ pub trait SendSlots: Send {
     }
 
     /// Publishes the caller's own memory as a message, without a copy. `None` is back-pressure, as
-    /// in [`reserve`](Self::reserve).
+    /// in [`reserve`](Self::reserve). A link that lends [for sending](Lendable::ForSending) may put
+    /// the message off until the next [`flush`](Self::flush) or [`send`](Self::send), because it
+    /// is cheaper to send several at once.
     ///
     /// # Safety
     /// The `len` bytes at `data` stay valid and unchanged until [`released`](Self::released)
@@ -150,6 +167,14 @@ pub trait SendSlots: Send {
         panic!("this link cannot lend memory");
     }
 
+    /// Sends the messages that [`lend`](Self::lend) has put off.
+    fn flush(&mut self) {}
+
+    /// Ends the use of lent memory [for sending](Lendable::ForSending): the link copies what it may
+    /// still have to send. A call that fails does this before it returns. Links that lend in
+    /// another way do nothing.
+    fn withdraw(&mut self) {}
+
     /// The sequence up to which the receiver has released all messages.
     fn released(&mut self) -> Sequence;
 }
@@ -163,11 +188,38 @@ pub trait ReceiveSlots: Send {
     /// The communicator was aborted, or the peer is gone, or the link is corrupt.
     fn receive(&mut self) -> Result<Option<ReceivedMessage>, LinkError>;
 
+    /// Whether the link uses [posted](Self::post) memory. The answer never changes.
+    fn takes_posts(&self) -> bool {
+        false
+    }
+
+    /// Offers memory for the first message that is not released. If the message has the length and
+    /// the tag of the offer, the link may store it there, and then
+    /// [`ReceivedMessage::data`] says so. Another message, or one that had arrived before, lies
+    /// elsewhere. Until the release nothing else of this peer may be waited for, because the link
+    /// may read no further. Links that do not copy messages ignore the offer.
+    ///
+    /// # Safety
+    /// The memory is valid for writes, and nothing else uses it, until the message is released or
+    /// [`withdraw`](Self::withdraw) has returned.
+    unsafe fn post(&mut self, memory: PostedMemory) {
+        let _ = memory;
+    }
+
+    /// Ends the use of [posted](Self::post) memory. The content of that memory is then arbitrary,
+    /// and the message may be lost. A call that fails does this before it returns.
+    fn withdraw(&mut self) {}
+
     /// Releases the first message: its memory belongs to the sender again, whose doorbell rings.
+    /// If that takes a message to the sender, it may wait for more releases, unless
+    /// [`acknowledge`](Self::acknowledge) is called.
     ///
     /// # Panics
     /// If no message was received: a bug of the caller.
     fn release(&mut self);
+
+    /// Tells the sender now of the releases that it waits for, because it has lent the memory.
+    fn acknowledge(&mut self) {}
 
     /// As [`release`](Self::release), and acknowledges `excess` messages more than were received.
     /// It is for tests of senders, which must report it.

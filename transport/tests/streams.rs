@@ -2,6 +2,7 @@
 //!
 //! The tests run one after the other, because they look at the sockets of the process.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Mutex;
@@ -11,7 +12,7 @@ use maypole_transport::LinkError;
 use maypole_transport::conformance::{HANG_TIMEOUT, Watchdog};
 use maypole_transport::endpoint::{EnabledLinks, Endpoint, EndpointConfig};
 use maypole_transport::inbox::InboxLayout;
-use maypole_transport::link::{Incoming, Outgoing};
+use maypole_transport::link::{Incoming, Outgoing, PostedMemory};
 use maypole_transport::noise::FIRST_BYTES;
 use maypole_transport::sync::{AtomicU32, Ordering};
 use maypole_transport::tcp::TcpConfig;
@@ -108,30 +109,53 @@ fn wait<T>(endpoint: &Endpoint, mut look: impl FnMut() -> Result<Option<T>, Link
     found.unwrap()
 }
 
-/// Sends messages until `stop` returns true; then the last one.
+/// Sends messages until `stop` returns true; then the last one. Every other message lends its
+/// memory, which is overwritten after its release.
 fn send(endpoint: &Endpoint, mut out: Outgoing, stop: impl Fn() -> bool) {
+    let mut lent: VecDeque<(u64, Vec<u8>)> = VecDeque::new();
     for number in 1.. {
         let last = stop();
-        let slot = wait(endpoint, || out.slots.reserve());
         let data = content(number);
-        // SAFETY: the slot is reserved and has room.
-        unsafe { slot.data.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
         let tag = if last { LAST } else { number as u32 };
-        assert_eq!(out.slots.send(data.len(), tag), number);
+        if number.is_multiple_of(2) {
+            // SAFETY: the memory is kept in `lent` until the release.
+            let sequence =
+                wait(endpoint, || unsafe { out.slots.lend(data.as_ptr(), data.len(), tag) });
+            assert_eq!(sequence, number);
+            lent.push_back((sequence, data));
+        } else {
+            let slot = wait(endpoint, || out.slots.reserve());
+            // SAFETY: the slot is reserved and has room.
+            unsafe { slot.data.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+            assert_eq!(out.slots.send(data.len(), tag), number);
+        }
+        let released = out.slots.released();
+        while let Some((_, data)) = lent.front_mut().filter(|first| first.0 <= released) {
+            data.fill(0xee);
+            lent.pop_front();
+        }
         if last {
+            out.slots.flush();
             wait(endpoint, || Ok((out.slots.released() == number).then_some(())));
             return;
         }
     }
 }
 
-/// Receives every message once and in order. Returns the number of messages.
+/// Receives every message once and in order, some in posted memory. Returns the number of messages.
 fn receive(endpoint: &Endpoint, mut inc: Incoming) -> u64 {
+    let mut memory = vec![0; LAYOUT.slot_bytes];
     for number in 1.. {
+        let expected = content(number);
+        if !number.is_multiple_of(3) {
+            let (data, tag) = (memory.as_mut_ptr(), number as u32);
+            // SAFETY: the memory has the bytes of a slot, and is used again after the release.
+            unsafe { inc.slots.post(PostedMemory { data, len: expected.len(), tag }) };
+        }
         let message = wait(endpoint, || inc.slots.receive());
         // SAFETY: a message that is not released.
         let data = unsafe { std::slice::from_raw_parts(message.data, message.len) };
-        assert!(data == content(number), "message {number} is damaged");
+        assert!(data == expected, "message {number} is damaged");
         assert_eq!(message.sequence, number);
         inc.slots.release();
         if message.tag == LAST {
@@ -225,6 +249,33 @@ fn a_flush_ends_when_messages_have_come_over_streams_that_were_made_again() {
     assert_eq!(low.flush(HANG_TIMEOUT), []);
     drop((out, low));
     assert_eq!(receive(&high, inc), 4);
+}
+
+#[test]
+fn what_is_being_sent_when_it_is_withdrawn_arrives_as_it_was() {
+    let _alone = ALONE.lock().unwrap();
+    let _watchdog = Watchdog::new("lent memory is withdrawn");
+    // More than the sockets take at once.
+    let layout = InboxLayout { slot_bytes: 16 << 20, depth: 2, ..LAYOUT };
+    let (low, high) = (endpoint(0, 8, layout), endpoint(1, 8, layout));
+    connect_both(&low, &high);
+    let (mut out, _from_high) = low.open(1, 0).unwrap();
+    let (_to_low, mut inc) = high.open(0, 0).unwrap();
+    let mut data = vec![5_u8; layout.slot_bytes];
+    for tag in 0..2 {
+        // SAFETY: the memory is changed only after `withdraw`.
+        let lent = unsafe { out.slots.lend(data.as_ptr(), data.len(), tag) };
+        assert_eq!(lent, Ok(Some(u64::from(tag) + 1)));
+    }
+    out.slots.withdraw();
+    data.fill(6);
+    for _ in 0..2 {
+        let message = wait(&high, || inc.slots.receive());
+        // SAFETY: a message that is not released.
+        let data = unsafe { std::slice::from_raw_parts(message.data, message.len) };
+        assert!(data.len() == layout.slot_bytes && data.iter().all(|&byte| byte == 5));
+        inc.slots.release();
+    }
 }
 
 fn port(endpoint: &Endpoint) -> SocketAddr {

@@ -90,8 +90,10 @@ impl Random {
 
 pub(super) fn over_tcp(sockets_per_thread: u32) -> Config {
     let verbs_disable = true;
+    // Many of the tests' messages are longer, and many are shorter.
+    let lend_from = Some(256);
     let config = Config { shm_disable: true, p2p_disable: true, ..Config::default() };
-    Config { verbs_disable, sockets_per_thread, ..config }
+    Config { verbs_disable, sockets_per_thread, lend_from, ..config }
 }
 
 /// RDMA between all ranks: over the library that `MAYPOLE_VERBS_LIBRARY` names, or the library for

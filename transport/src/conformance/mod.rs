@@ -79,6 +79,8 @@ pub const CASES: &[ConformanceCase] = &[
     case("credits", slots::credits_rank0, slots::credits_rank1),
     case("lengths", slots::lengths_rank0, slots::lengths_rank1),
     case("lending", slots::lending_rank0, slots::lending_rank1),
+    case("withdrawing", slots::withdrawing_rank0, slots::withdrawing_rank1),
+    case("posting", slots::posting_rank0, slots::posting_rank1),
     case("segments", segments::lending_rank0, segments::lending_rank1),
     case("segments are made and freed", segments::freed_rank0, segments::freed_rank1),
     case("segments in both directions", segments::both_directions, segments::both_directions),

@@ -5,7 +5,9 @@ use super::gate::{DelayGate, mix};
 use super::recipe::{DamagedPart, FaultRecipe};
 use crate::Sequence;
 use crate::error::LinkError;
-use crate::link::{HeaderDamage, Lendable, ReceiveSlots, ReceivedMessage, SendSlots, SlotMut};
+use crate::link::{
+    HeaderDamage, Lendable, PostedMemory, ReceiveSlots, ReceivedMessage, SendSlots, SlotMut,
+};
 
 /// A sending end that wraps another one.
 pub(super) struct FaultySender {
@@ -134,15 +136,23 @@ impl SendSlots for FaultySender {
         let (tag, damage) = self.damage(len, tag, true);
         let abort = self.injector.before_send();
         let sequence = match damage {
-            // Half of the damaged lengths are those of lent memory.
+            // Half of the damaged lengths are those of lent memory. A link that sends what is lent
+            // reads all of it.
             Some(HeaderDamage::Length(other))
-                if self.next.is_multiple_of(2) && self.inner.can_lend(data, other) =>
+                if self.next.is_multiple_of(2)
+                    && (other <= len || self.inner.lendable() != Lendable::ForSending)
+                    && self.inner.can_lend(data, other) =>
             {
                 // SAFETY: a receiver that sees another length than it expects reads nothing.
                 unsafe { self.inner.lend(data, other, tag) }?
             }
             Some(damage) => {
                 let slot_len = len.min(self.capacity());
+                // The receiver may go on as if the header were right.
+                if let Some(slot) = self.slot {
+                    // SAFETY: the slot is reserved and has room; the lent memory has `len` bytes.
+                    unsafe { slot.data.copy_from_nonoverlapping(data, slot_len) };
+                }
                 Some(self.inner.send_damaged(slot_len, tag, damage))
             }
             // SAFETY: the caller's promise; a release is only reported after the inner link
@@ -153,6 +163,14 @@ impl SendSlots for FaultySender {
             self.after_send(sequence, abort);
         }
         Ok(sequence)
+    }
+
+    fn flush(&mut self) {
+        self.inner.flush();
+    }
+
+    fn withdraw(&mut self) {
+        self.inner.withdraw();
     }
 
     fn released(&mut self) -> Sequence {
@@ -179,6 +197,23 @@ impl ReceiveSlots for FaultyReceiver {
     fn receive(&mut self) -> Result<Option<ReceivedMessage>, LinkError> {
         let message = self.inner.receive()?;
         Ok(message.filter(|message| self.messages.passes(message.sequence)))
+    }
+
+    fn takes_posts(&self) -> bool {
+        self.inner.takes_posts()
+    }
+
+    unsafe fn post(&mut self, memory: PostedMemory) {
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.post(memory) };
+    }
+
+    fn withdraw(&mut self) {
+        self.inner.withdraw();
+    }
+
+    fn acknowledge(&mut self) {
+        self.inner.acknowledge();
     }
 
     fn release(&mut self) {

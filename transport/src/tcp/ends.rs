@@ -6,7 +6,8 @@ use super::pair::TcpPair;
 use crate::error::LinkError;
 use crate::inbox::InboxLayout;
 use crate::link::{
-    HeaderDamage, Incoming, Outgoing, ReceiveSlots, ReceivedMessage, SendSlots, SlotMut,
+    HeaderDamage, Incoming, Lendable, Outgoing, PostedMemory, ReceiveSlots, ReceivedMessage,
+    SendSlots, SlotMut,
 };
 use crate::peers::{MessagesUnderWay, PeerConnection};
 use crate::{Rank, Sequence};
@@ -56,8 +57,14 @@ impl PeerConnection for TcpPeer {
 
     unsafe fn open(&self, channel: u16) -> (Outgoing, Incoming) {
         let Self { pair, layout } = self;
-        let sender = TcpSender { pair: pair.clone(), layout: *layout, channel, reserved: false };
-        let receiver = TcpReceiver { pair: pair.clone(), channel, received: false };
+        let sender = TcpSender {
+            pair: pair.clone(),
+            layout: *layout,
+            channel,
+            reserved: false,
+            puts_off: false,
+        };
+        let receiver = TcpReceiver { pair: pair.clone(), channel, received: false, owes: false };
         (
             Outgoing { slots: Box::new(sender), ll: None },
             Incoming { slots: Box::new(receiver), ll: None },
@@ -71,6 +78,8 @@ struct TcpSender {
     layout: InboxLayout,
     channel: u16,
     reserved: bool,
+    /// What was lent is perhaps not sent yet.
+    puts_off: bool,
 }
 
 /// The receiving end.
@@ -78,6 +87,8 @@ struct TcpReceiver {
     pair: Arc<TcpPair>,
     channel: u16,
     received: bool,
+    /// The peer waits for a release, and was perhaps not told of it.
+    owes: bool,
 }
 
 impl SendSlots for TcpSender {
@@ -114,8 +125,39 @@ impl SendSlots for TcpSender {
         }
     }
 
+    fn lendable(&self) -> Lendable {
+        Lendable::ForSending
+    }
+
+    fn can_lend(&mut self, _data: *const u8, len: usize) -> bool {
+        len <= self.layout.slot_bytes
+    }
+
+    unsafe fn lend(
+        &mut self,
+        data: *const u8,
+        len: usize,
+        tag: u32,
+    ) -> Result<Option<Sequence>, LinkError> {
+        assert!(len <= self.layout.slot_bytes, "a message longer than its slot");
+        self.reserved = false;
+        self.puts_off = true;
+        // SAFETY: the caller's promise.
+        unsafe { self.pair.lend(self.channel, data, len, tag) }
+    }
+
+    fn flush(&mut self) {
+        if std::mem::take(&mut self.puts_off) {
+            self.pair.flush_queued();
+        }
+    }
+
+    fn withdraw(&mut self) {
+        self.pair.withdraw(self.channel);
+    }
+
     fn released(&mut self) -> Sequence {
-        self.pair.released(self.channel)
+        self.pair.released(self.channel, !self.puts_off)
     }
 }
 
@@ -126,13 +168,32 @@ impl ReceiveSlots for TcpReceiver {
         Ok(message)
     }
 
+    fn takes_posts(&self) -> bool {
+        true
+    }
+
+    unsafe fn post(&mut self, memory: PostedMemory) {
+        // SAFETY: the caller's promise.
+        unsafe { self.pair.post(self.channel, memory) }
+    }
+
+    fn withdraw(&mut self) {
+        self.pair.withdraw_posted(self.channel);
+    }
+
     fn release(&mut self) {
         self.release_damaged(0);
+    }
+
+    fn acknowledge(&mut self) {
+        if std::mem::take(&mut self.owes) {
+            self.pair.acknowledge();
+        }
     }
 
     fn release_damaged(&mut self, excess: u64) {
         assert!(self.received, "release without a received message");
         self.received = false;
-        self.pair.release(self.channel, excess);
+        self.owes |= self.pair.release(self.channel, excess);
     }
 }

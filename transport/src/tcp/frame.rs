@@ -1,8 +1,8 @@
 //! The format of a stream after the handshake, in which each side has given the shape of its links:
 //! frames.
 //!
-//! A frame is a header of 32 bytes (kind, a zero, channel, length, sequence, acknowledgement, tag,
-//! arrivals; little-endian) and `length` bytes of payload.
+//! A frame is a header of 32 bytes (kind, whether a release is awaited, channel, length, sequence,
+//! acknowledgement, tag, arrivals; little-endian) and `length` bytes of payload.
 //!
 //! Frames that end something, abort and leave, travel sealed: they are the payload of a frame of
 //! the kind `Sealed`, encrypted and authenticated by the [`Session`](crate::noise::Session) of the
@@ -44,6 +44,8 @@ pub(crate) enum FrameKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub(crate) kind: FrameKind,
+    /// The sender of the message waits for its release, because it has lent the memory.
+    pub(crate) release_awaited: bool,
     pub(crate) channel: u16,
     pub(crate) len: u32,
     pub(crate) sequence: u64,
@@ -55,8 +57,16 @@ pub(crate) struct Frame {
 }
 
 /// An acknowledgement of nothing.
-pub(crate) const EMPTY: Frame =
-    Frame { kind: FrameKind::Ack, channel: 0, len: 0, sequence: 0, ack: 0, tag: 0, arrived: 0 };
+pub(crate) const EMPTY: Frame = Frame {
+    kind: FrameKind::Ack,
+    release_awaited: false,
+    channel: 0,
+    len: 0,
+    sequence: 0,
+    ack: 0,
+    tag: 0,
+    arrived: 0,
+};
 
 impl Frame {
     pub(crate) fn encode(&self) -> [u8; FRAME_HEADER_BYTES] {
@@ -70,6 +80,7 @@ impl Frame {
             FrameKind::Ask => 5,
             FrameKind::Control => 6,
         };
+        out[1] = self.release_awaited.into();
         out[2..4].copy_from_slice(&self.channel.to_le_bytes());
         out[4..8].copy_from_slice(&self.len.to_le_bytes());
         out[8..16].copy_from_slice(&self.sequence.to_le_bytes());
@@ -107,11 +118,12 @@ impl Frame {
             6 => FrameKind::Control,
             _ => return None,
         };
-        if bytes[1] != 0 {
+        if bytes[1] > 1 {
             return None;
         }
         Some(Self {
             kind,
+            release_awaited: bytes[1] == 1,
             channel: u16::from_le_bytes([bytes[2], bytes[3]]),
             len: word(4),
             sequence: long(8),
@@ -212,7 +224,7 @@ pub(crate) const SHAPE_BYTES: usize = 24;
 /// Encodes the shape of the links, on which both ends must agree, and the number of streams.
 pub(crate) fn encode_shape(layout: &InboxLayout, streams: u32) -> [u8; SHAPE_BYTES] {
     let mut out = [0; SHAPE_BYTES];
-    out[..4].copy_from_slice(b"mpt\x01");
+    out[..4].copy_from_slice(b"mpt\x02");
     out[4..8].copy_from_slice(&streams.to_le_bytes());
     out[8..12].copy_from_slice(&u32::from(layout.channels).to_le_bytes());
     out[12..16].copy_from_slice(&layout.depth.to_le_bytes());
@@ -258,6 +270,7 @@ mod tests {
         for kind in kinds.into_iter().chain(others) {
             let frame = Frame {
                 kind,
+                release_awaited: kind == FrameKind::Data,
                 channel: 2,
                 len: 3,
                 sequence: 4 << 40,
@@ -267,7 +280,7 @@ mod tests {
             };
             assert_eq!(Frame::decode(&frame.encode()), Some(frame));
             let mut bytes = frame.encode();
-            bytes[1] = 1;
+            bytes[1] = 2;
             assert_eq!(Frame::decode(&bytes), None);
         }
         assert_eq!(Frame::decode(&[9; FRAME_HEADER_BYTES]), None);

@@ -2,13 +2,15 @@
 //! used.
 //!
 //! The sender keeps a message until its release is acknowledged, so that it can send it again on
-//! another stream. The receiver puts messages from all streams into sequence and takes each once.
+//! another stream; a message that lends memory of the caller lies there as long. The receiver puts
+//! messages from all streams into sequence and takes each once. It may post memory for the first
+//! message that it has not released, which is then stored there instead of in a slot.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 
 use crate::Sequence;
-use crate::link::HeaderDamage;
+use crate::link::{HeaderDamage, PostedMemory};
 
 /// The memory of a slot, uninitialized at first.
 #[derive(Debug)]
@@ -71,16 +73,30 @@ impl SlotBuffers {
     }
 }
 
+/// The first byte of memory of the caller from which a message is sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LentMemory(pub(crate) *const u8);
+
+// SAFETY: whoever lends the memory promises that it is valid and unchanged while any thread of this
+// process may send it.
+unsafe impl Send for LentMemory {}
+
 /// A message that is sent and not yet released.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SentMessage {
     pub(crate) len: usize,
     pub(crate) tag: u32,
+    /// Where the message lies, if not in its slot.
+    pub(crate) lent: Option<LentMemory>,
     /// The stream that carries it; `None` while there is no stream.
     pub(crate) stream: Option<usize>,
     /// What is wrong in its header when it is sent for the first time, for tests.
     pub(crate) damage: Option<HeaderDamage>,
 }
+
+/// A message without content in a slot.
+pub(crate) const EMPTY_MESSAGE: SentMessage =
+    SentMessage { len: 0, tag: 0, lent: None, stream: None, damage: None };
 
 /// The sending end of a link.
 #[derive(Debug)]
@@ -120,6 +136,27 @@ impl SendRing {
         &mut self.sent[index]
     }
 
+    /// Where the bytes of a message lie that is not released.
+    pub(crate) fn payload(&mut self, sequence: Sequence) -> *const u8 {
+        match self.sent(sequence).lent {
+            Some(LentMemory(data)) => data,
+            None => self.address(sequence).cast_const(),
+        }
+    }
+
+    /// Copies the messages that lie in memory of the caller into their slots.
+    pub(crate) fn copy_lent(&mut self) {
+        for sequence in self.unreleased() {
+            let SentMessage { len, lent, .. } = *self.sent(sequence);
+            let Some(LentMemory(data)) = lent else { continue };
+            let slot = self.address(sequence);
+            // SAFETY: the lent memory is valid until the release. It has at most the bytes of a
+            // slot, and that of this message is not used for another one.
+            unsafe { slot.copy_from_nonoverlapping(data, len) };
+            self.sent(sequence).lent = None;
+        }
+    }
+
     /// The sequences of the messages that are sent and not yet released.
     pub(crate) fn unreleased(&self) -> std::ops::Range<Sequence> {
         self.acked + 1..self.next
@@ -154,17 +191,35 @@ enum SlotContent {
     /// A part, on this stream.
     Partial(usize),
     /// All of it.
-    Complete {
-        len: usize,
-        tag: u32,
-    },
+    Complete(CompleteMessage),
 }
+
+/// A message of which all has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CompleteMessage {
+    pub(crate) len: usize,
+    pub(crate) tag: u32,
+    /// The sender waits for its release, because it has lent the memory.
+    pub(crate) release_awaited: bool,
+}
+
+/// The memory that is posted for the first message that is not released.
+#[derive(Debug)]
+struct Posted {
+    memory: PostedMemory,
+    /// The message is being stored, or is stored, in it.
+    used: bool,
+}
+
+// SAFETY: whoever posts the memory promises that nothing else uses it.
+unsafe impl Send for Posted {}
 
 /// The receiving end of a link.
 #[derive(Debug)]
 pub(crate) struct ReceiveRing {
     slots: SlotBuffers,
     contents: Vec<SlotContent>,
+    posted: Option<Posted>,
     /// Sequence of the first message that is not released.
     pub(crate) next: Sequence,
     /// The last release that was acknowledged to the peer.
@@ -173,6 +228,17 @@ pub(crate) struct ReceiveRing {
     pub(crate) ack_queued: bool,
     /// How many messages more than were released the next acknowledgement says, for tests.
     pub(crate) ack_excess: u64,
+}
+
+/// What became of the message in posted memory that was withdrawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WithdrawnMessage {
+    /// There was none.
+    None,
+    /// This stream must drop the rest of it.
+    Partial(usize),
+    /// It is lost.
+    Complete,
 }
 
 /// What to do with a message that begins to arrive on a stream.
@@ -194,6 +260,7 @@ impl ReceiveRing {
         Self {
             slots: SlotBuffers::new(depth, bytes),
             contents,
+            posted: None,
             next: 1,
             acked_to_peer: 0,
             ack_queued: false,
@@ -204,7 +271,13 @@ impl ReceiveRing {
     /// A message begins to arrive on a stream. If a part of it arrived on another stream, this
     /// stream takes it over: a message is only sent again after its sender has given up the first
     /// stream.
-    pub(crate) fn begin(&mut self, stream: usize, sequence: Sequence, len: usize) -> StoreDecision {
+    pub(crate) fn begin(
+        &mut self,
+        stream: usize,
+        sequence: Sequence,
+        len: usize,
+        tag: u32,
+    ) -> StoreDecision {
         if sequence == 0
             || sequence >= self.next + self.contents.len() as u64
             || len > self.slots.bytes
@@ -212,23 +285,82 @@ impl ReceiveRing {
             return StoreDecision::Reject;
         }
         let index = self.slots.index(sequence);
-        if sequence < self.next || matches!(self.contents[index], SlotContent::Complete { .. }) {
+        if sequence < self.next || matches!(self.contents[index], SlotContent::Complete(_)) {
             return StoreDecision::Drop;
         }
         let before = match self.contents[index] {
             SlotContent::Partial(other) => Some(other),
             _ => None,
         };
+        let is_first = sequence == self.next;
+        if let Some(posted) = self.posted.as_mut().filter(|_| is_first) {
+            posted.used = (len, tag) == (posted.memory.len, posted.memory.tag);
+            if posted.used {
+                self.contents[index] = SlotContent::Partial(stream);
+                return StoreDecision::Store(posted.memory.data, before);
+            }
+        }
         let Some(address) = self.slots.allocate(sequence) else { return StoreDecision::NoMemory };
         self.contents[index] = SlotContent::Partial(stream);
         StoreDecision::Store(address, before)
     }
 
-    /// The message has arrived completely.
-    pub(crate) fn complete(&mut self, sequence: Sequence, len: usize, tag: u32) {
+    /// The message has arrived completely. Returns whether it lies in posted memory.
+    pub(crate) fn complete(&mut self, sequence: Sequence, message: CompleteMessage) -> bool {
         let index = self.slots.index(sequence);
         debug_assert!(matches!(self.contents[index], SlotContent::Partial(_)));
-        self.contents[index] = SlotContent::Complete { len, tag };
+        self.contents[index] = SlotContent::Complete(message);
+        sequence == self.next && self.posted.as_ref().is_some_and(|posted| posted.used)
+    }
+
+    /// Posts memory for the first message that is not released, if none is posted. If a part of
+    /// that message is in its slot, returns the stream that delivers it: see
+    /// [`store_in_posted`](Self::store_in_posted).
+    pub(crate) fn post(&mut self, memory: PostedMemory) -> Option<usize> {
+        if self.posted.is_some() {
+            return None;
+        }
+        self.posted = Some(Posted { memory, used: false });
+        match self.contents[self.slots.index(self.next)] {
+            SlotContent::Partial(stream) => Some(stream),
+            _ => None,
+        }
+    }
+
+    /// A part of a message is in its slot, and the rest is still to come. If memory was posted for
+    /// the message, copies the part there and returns where the rest belongs.
+    pub(crate) fn store_in_posted(
+        &mut self,
+        sequence: Sequence,
+        message: (usize, u32),
+        part: usize,
+    ) -> Option<*mut u8> {
+        if sequence != self.next {
+            return None;
+        }
+        let slot = self.slots.address(sequence);
+        let Posted { memory, used } = self.posted.as_mut()?;
+        if *used || message != (memory.len, memory.tag) {
+            return None;
+        }
+        *used = true;
+        // SAFETY: the part is in the slot, and the posted memory is as long as the message. Whoever
+        // posted it promised that nothing else uses it.
+        unsafe { memory.data.copy_from_nonoverlapping(slot, part) };
+        Some(memory.data.wrapping_add(part))
+    }
+
+    /// Forgets the posted memory, and what was stored in it.
+    pub(crate) fn withdraw(&mut self) -> WithdrawnMessage {
+        if !self.posted.take().is_some_and(|posted| posted.used) {
+            return WithdrawnMessage::None;
+        }
+        let index = self.slots.index(self.next);
+        match std::mem::replace(&mut self.contents[index], SlotContent::Nothing) {
+            SlotContent::Nothing => WithdrawnMessage::None,
+            SlotContent::Partial(stream) => WithdrawnMessage::Partial(stream),
+            SlotContent::Complete(_) => WithdrawnMessage::Complete,
+        }
     }
 
     /// A stream ended: forgets the messages of which it delivered a part.
@@ -240,26 +372,30 @@ impl ReceiveRing {
         }
     }
 
-    /// Address, length and tag of the first message that is not released, if it has arrived.
-    pub(crate) fn first(&mut self) -> Option<(*const u8, usize, u32)> {
-        match self.contents[self.slots.index(self.next)] {
-            SlotContent::Complete { len, tag } => {
-                Some((self.slots.address(self.next).cast_const(), len, tag))
-            }
-            _ => None,
-        }
+    /// The first message that is not released and its address, if it has arrived.
+    pub(crate) fn first(&mut self) -> Option<(*const u8, CompleteMessage)> {
+        let SlotContent::Complete(message) = self.contents[self.slots.index(self.next)] else {
+            return None;
+        };
+        let data = match &self.posted {
+            Some(posted) if posted.used => posted.memory.data,
+            _ => self.slots.address(self.next),
+        };
+        Some((data.cast_const(), message))
     }
 
-    pub(crate) fn release(&mut self) {
+    /// Releases the first message. Returns whether it lies in posted memory.
+    pub(crate) fn release(&mut self) -> bool {
         let index = self.slots.index(self.next);
         self.contents[index] = SlotContent::Nothing;
         self.next += 1;
+        self.posted.take().is_some_and(|posted| posted.used)
     }
 
     /// How many of the messages that are not released have arrived in sequence.
     pub(crate) fn arrived(&self) -> u32 {
         let is_here = |sequence: &Sequence| {
-            matches!(self.contents[self.slots.index(*sequence)], SlotContent::Complete { .. })
+            matches!(self.contents[self.slots.index(*sequence)], SlotContent::Complete(_))
         };
         let slots = self.next..self.next + self.contents.len() as u64;
         slots.take_while(is_here).count() as u32
@@ -275,35 +411,93 @@ impl ReceiveRing {
 mod tests {
     use super::*;
 
+    fn complete(len: usize, tag: u32) -> CompleteMessage {
+        CompleteMessage { len, tag, release_awaited: false }
+    }
+
+    /// Length and tag of the first message.
+    fn first(ring: &mut ReceiveRing) -> Option<(usize, u32)> {
+        ring.first().map(|(_, message)| (message.len, message.tag))
+    }
+
     #[test]
     fn messages_from_all_streams_are_taken_once_and_in_sequence() {
         let mut ring = ReceiveRing::new(2, 64);
-        assert!(matches!(ring.begin(1, 2, 5), StoreDecision::Store(_, None)));
-        ring.complete(2, 5, 7);
+        assert!(matches!(ring.begin(1, 2, 5, 7), StoreDecision::Store(_, None)));
+        ring.complete(2, complete(5, 7));
         assert_eq!((ring.first(), ring.arrived()), (None, 0));
-        assert_eq!(ring.begin(0, 3, 1), StoreDecision::Reject, "beyond the credits");
-        assert_eq!(ring.begin(0, 1, 65), StoreDecision::Reject, "longer than a slot");
-        assert!(matches!(ring.begin(0, 1, 4), StoreDecision::Store(_, None)));
+        assert_eq!(ring.begin(0, 3, 1, 0), StoreDecision::Reject, "beyond the credits");
+        assert_eq!(ring.begin(0, 1, 65, 0), StoreDecision::Reject, "longer than a slot");
+        assert!(matches!(ring.begin(0, 1, 4, 6), StoreDecision::Store(_, None)));
         // Stream 0 is given up after a part; the message comes again, and so does a complete one.
-        assert!(matches!(ring.begin(1, 1, 4), StoreDecision::Store(_, Some(0))));
+        assert!(matches!(ring.begin(1, 1, 4, 6), StoreDecision::Store(_, Some(0))));
         ring.forget(0);
-        ring.complete(1, 4, 6);
-        assert_eq!(ring.begin(1, 2, 5), StoreDecision::Drop);
-        assert_eq!(ring.first().map(|(_, len, tag)| (len, tag)), Some((4, 6)));
+        ring.complete(1, complete(4, 6));
+        assert_eq!(ring.begin(1, 2, 5, 7), StoreDecision::Drop);
+        assert_eq!(first(&mut ring), Some((4, 6)));
         assert_eq!(ring.arrived(), 2);
         ring.release();
         assert_eq!(ring.arrived(), 1);
-        assert_eq!(ring.begin(1, 1, 4), StoreDecision::Drop, "released before");
-        assert_eq!(ring.first().map(|(_, len, tag)| (len, tag)), Some((5, 7)));
+        assert_eq!(ring.begin(1, 1, 4, 6), StoreDecision::Drop, "released before");
+        assert_eq!(first(&mut ring), Some((5, 7)));
         assert_eq!(ring.unacked(), 1);
     }
 
     #[test]
     fn memory_that_does_not_exist_is_no_panic() {
         let mut ring = ReceiveRing::new(2, 1 << 60);
-        assert_eq!(ring.begin(0, 1, 4), StoreDecision::NoMemory);
+        assert_eq!(ring.begin(0, 1, 4, 6), StoreDecision::NoMemory);
         assert_eq!((ring.first(), ring.arrived()), (None, 0));
         assert_eq!(SendRing::new(2, 1 << 60).allocate(), None);
+    }
+
+    #[test]
+    fn posted_memory_takes_the_message_for_which_it_was_posted_and_no_other() {
+        let mut bytes = [0_u8; 4];
+        let memory = PostedMemory { data: bytes.as_mut_ptr(), len: 4, tag: 6 };
+        let store =
+            |ring: &mut ReceiveRing, sequence, len, tag| match ring.begin(0, sequence, len, tag) {
+                StoreDecision::Store(to, None) => to,
+                other => panic!("{other:?}"),
+            };
+        for (sequence, len, tag, posted) in
+            [(1, 4, 6, true), (1, 4, 7, false), (1, 3, 6, false), (2, 4, 6, false)]
+        {
+            let mut ring = ReceiveRing::new(2, 64);
+            assert_eq!(ring.post(memory), None);
+            assert_eq!(store(&mut ring, sequence, len, tag) == memory.data, posted);
+            assert_eq!(ring.complete(sequence, complete(len, tag)), posted);
+            assert_eq!(ring.first().is_some_and(|(at, _)| at == memory.data), posted);
+            if sequence == 1 {
+                assert_eq!(ring.release(), posted);
+                assert_ne!(store(&mut ring, 2, 4, 6), memory.data, "for one message only");
+            }
+        }
+        // A stream that delivers a part of the message ends, and the message comes again.
+        let mut ring = ReceiveRing::new(2, 64);
+        ring.post(memory);
+        assert_eq!(store(&mut ring, 1, 4, 6), memory.data);
+        ring.forget(0);
+        assert_eq!(ring.first(), None);
+        assert_ne!(store(&mut ring, 1, 3, 6), memory.data, "the repetition differs");
+    }
+
+    #[test]
+    fn a_part_in_the_slot_moves_to_memory_that_is_posted_later() {
+        let mut bytes = [0_u8; 4];
+        let memory = PostedMemory { data: bytes.as_mut_ptr(), len: 4, tag: 6 };
+        let mut ring = ReceiveRing::new(2, 64);
+        let StoreDecision::Store(slot, None) = ring.begin(3, 1, 4, 6) else { panic!() };
+        // SAFETY: a slot has 64 bytes.
+        unsafe { slot.copy_from_nonoverlapping([1, 2].as_ptr(), 2) };
+        assert_eq!(ring.post(memory), Some(3));
+        assert_eq!(ring.store_in_posted(2, (4, 6), 2), None, "a later message");
+        assert_eq!(ring.store_in_posted(1, (4, 5), 2), None, "another tag");
+        let rest = ring.store_in_posted(1, (4, 6), 2);
+        assert_eq!(rest, Some(memory.data.wrapping_add(2)));
+        assert_eq!(ring.withdraw(), WithdrawnMessage::Partial(3));
+        assert_eq!(bytes, [1, 2, 0, 0]);
+        assert_eq!(ring.withdraw(), WithdrawnMessage::None);
     }
 
     #[test]
@@ -319,5 +513,27 @@ mod tests {
         assert_eq!(ring.acknowledge(1, 0), Some(true));
         assert_eq!(ring.acknowledge(1, 0), Some(false));
         assert!(ring.has_credit());
+    }
+
+    #[test]
+    fn lent_messages_can_be_copied_until_they_are_released() {
+        let mut bytes = [7_u8; 9];
+        let mut ring = SendRing::new(2, 64);
+        for sequence in 1..=2 {
+            assert!(ring.allocate().is_some());
+            ring.next += 1;
+            let lent = Some(LentMemory(bytes.as_ptr()));
+            *ring.sent(sequence) = SentMessage { len: 9, lent, ..EMPTY_MESSAGE };
+            assert_eq!(ring.payload(sequence), bytes.as_ptr());
+        }
+        ring.acknowledge(1, 0);
+        ring.copy_lent();
+        assert_eq!(ring.payload(1), bytes.as_ptr(), "it is released");
+        bytes = [0; 9];
+        let slot = ring.address(2).cast_const();
+        assert_eq!(ring.payload(2), slot);
+        // SAFETY: nine bytes were copied into the slot.
+        assert_eq!(unsafe { std::slice::from_raw_parts(slot, 9) }, [7; 9]);
+        assert_eq!(bytes, [0; 9]);
     }
 }

@@ -10,7 +10,7 @@ use super::frame::{
     WHOLE_SEALED_BYTES,
 };
 use super::poller::EventFlags;
-use super::ring::{ReceiveRing, SendRing, StoreDecision};
+use super::ring::{CompleteMessage, ReceiveRing, SendRing, StoreDecision};
 use super::socket::{self, piece};
 use crate::Sequence;
 use crate::closed_in_child::ClosedInChild;
@@ -19,6 +19,11 @@ use crate::noise::Session;
 /// Bytes of the read buffer. One call reads several small messages, or the rest of a long message
 /// and the next header.
 const READ_BUFFER_BYTES: usize = 2048;
+/// Maximum number of frames in one write.
+const MAX_GATHERED: usize = 32;
+/// No frame is added to a write of so many bytes of payload. An abort is written behind the frames
+/// that are begun.
+const GATHERED_BYTES: usize = 1 << 20;
 
 /// Both directions of one channel.
 #[derive(Debug)]
@@ -53,12 +58,26 @@ pub(crate) struct ReadOutcome {
     pub(crate) asked: Option<u16>,
     /// A message began of which that other stream had delivered a part.
     pub(crate) taken_over: Option<usize>,
+    /// How many messages were completed in posted memory.
+    pub(crate) filled: usize,
+}
+
+/// How much to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReadExtent {
+    /// All that has arrived.
+    All,
+    /// At most the first message that lies in posted memory then. Its receiver can post memory for
+    /// the next one before that is read.
+    UntilFilled,
 }
 
 impl ReadOutcome {
     /// Whether the pair must do something before more is read.
-    fn must_return(&self) -> bool {
-        self.taken_over.is_some() || self.asked.is_some()
+    fn must_return(&self, extent: ReadExtent) -> bool {
+        self.taken_over.is_some()
+            || self.asked.is_some()
+            || (self.filled > 0 && extent == ReadExtent::UntilFilled)
     }
 }
 
@@ -92,7 +111,8 @@ pub(crate) struct TcpStream {
     /// The control messages that have arrived.
     pub(crate) control_messages: Vec<Vec<u8>>,
     pub(crate) queue: VecDeque<QueuedFrame>,
-    writing: Option<OutgoingFrame>,
+    /// The frames that are begun.
+    writing: VecDeque<OutgoingFrame>,
     /// The events for which the service thread waits; empty after it has seen one.
     pub(crate) armed: EventFlags,
 }
@@ -114,11 +134,16 @@ struct OutgoingFrame {
     head: [u8; WHOLE_SEALED_BYTES],
     head_len: usize,
     payload: *const u8,
+    /// The payload is memory of the caller.
+    lent: bool,
+    /// A copy of what was lent, if that memory is no longer valid.
+    kept: Vec<u8>,
     len: usize,
     done: usize,
 }
 
-// SAFETY: the pointers point to slots of the pair that owns the stream, which live as long.
+// SAFETY: the pointers point to slots of the pair that owns the stream, which live as long, or to
+// memory that was lent or posted, which whoever did so allows any thread to use.
 unsafe impl Send for TcpStream {}
 
 impl TcpStream {
@@ -134,7 +159,7 @@ impl TcpStream {
             control: Vec::new(),
             control_messages: Vec::new(),
             queue: VecDeque::new(),
-            writing: None,
+            writing: VecDeque::new(),
             armed: EventFlags::empty(),
         }
     }
@@ -143,9 +168,46 @@ impl TcpStream {
         self.fd.as_fd()
     }
 
+    /// Whether something was read and is not yet used.
+    pub(crate) fn has_unused_bytes(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
     /// Whether there is something to write.
     pub(crate) fn is_pending(&self) -> bool {
-        self.writing.is_some() || !self.queue.is_empty()
+        !self.writing.is_empty() || !self.queue.is_empty()
+    }
+
+    /// Copies the payloads that are being written if they lie in memory that was lent for messages
+    /// of this channel up to `last`.
+    pub(crate) fn keep_lent(&mut self, channel: u16, last: Sequence) -> Result<(), StreamEnd> {
+        for frame in self.writing.iter_mut().filter(|frame| frame.lent) {
+            if let QueuedFrame::Data(of, sequence) = frame.what
+                && of == channel
+                && sequence <= last
+            {
+                // SAFETY: the memory is valid until this function has returned.
+                let payload = unsafe { std::slice::from_raw_parts(frame.payload, frame.len) };
+                frame.kept.try_reserve_exact(frame.len).map_err(|_| StreamEnd::NoMemory)?;
+                frame.kept.extend_from_slice(payload);
+                (frame.payload, frame.lent) = (frame.kept.as_ptr(), false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the rest of a message in the memory that was posted for it, if this stream delivers
+    /// the first message of this channel.
+    pub(crate) fn store_in_posted(&mut self, channel: u16, ring: &mut ReceiveRing) {
+        let Some(IncomingPayload { frame, to, left }) = &mut self.payload else { return };
+        let Frame { sequence, tag, .. } = *frame;
+        let len = frame.len as usize;
+        if frame.channel == channel
+            && !to.is_null()
+            && let Some(rest) = ring.store_in_posted(sequence, (len, tag), len - *left)
+        {
+            *to = rest;
+        }
     }
 
     /// Drops the message whose payload is being read, because another stream took it over.
@@ -155,17 +217,18 @@ impl TcpStream {
         }
     }
 
-    /// Reads all that has arrived, or until a message is taken over from another stream. `number`
-    /// is the number of this stream.
+    /// Reads as much as `extent` says, or until a message is taken over from another stream.
+    /// `number` is the number of this stream.
     pub(crate) fn read(
         &mut self,
         number: usize,
+        extent: ReadExtent,
         channels: &mut [TcpChannel],
         outcome: &mut ReadOutcome,
     ) -> Result<(), StreamEnd> {
         loop {
-            self.parse(number, channels, outcome)?;
-            if outcome.must_return() {
+            self.parse(number, extent, channels, outcome)?;
+            if outcome.must_return(extent) {
                 return Ok(());
             }
             if self.unread.start > 0 {
@@ -180,8 +243,8 @@ impl TcpStream {
             let buffer = self.buffer.as_mut_ptr().wrapping_add(self.unread.end);
             let mut pieces = [piece(to, direct), piece(buffer, room)];
             let from = usize::from(direct == 0);
-            // SAFETY: `to` is the rest of a slot whose message arrives on this stream, so nothing
-            // else uses it. The buffer belongs to this stream.
+            // SAFETY: `to` is the rest of a slot whose message arrives on this stream, or of memory
+            // that was posted for it, so nothing else uses it. The buffer belongs to this stream.
             let got = match unsafe { socket::receive(self.socket(), &mut pieces[from..]) } {
                 Ok(0) => return Err(StreamEnd::Closed),
                 Ok(got) => got,
@@ -195,7 +258,7 @@ impl TcpStream {
             }
             self.unread.end += got - direct_bytes;
             if got < direct + room {
-                return self.parse(number, channels, outcome);
+                return self.parse(number, extent, channels, outcome);
             }
         }
     }
@@ -204,6 +267,7 @@ impl TcpStream {
     fn parse(
         &mut self,
         number: usize,
+        extent: ReadExtent,
         channels: &mut [TcpChannel],
         outcome: &mut ReadOutcome,
     ) -> Result<(), StreamEnd> {
@@ -224,12 +288,16 @@ impl TcpStream {
                     return Ok(());
                 }
                 if !payload.to.is_null() {
-                    let Frame { channel, sequence, len, tag, .. } = payload.frame;
+                    let Frame { channel, sequence, len, tag, release_awaited, .. } = payload.frame;
                     let ring = &mut channels[usize::from(channel)].receiving;
-                    ring.complete(sequence, len as usize, tag);
+                    let message = CompleteMessage { len: len as usize, tag, release_awaited };
+                    outcome.filled += usize::from(ring.complete(sequence, message));
                     outcome.progress = true;
                 }
                 self.payload = None;
+                if outcome.must_return(extent) {
+                    return Ok(());
+                }
             }
             let unread = &self.buffer[self.unread.clone()];
             let Some(header) = unread.first_chunk() else { return Ok(()) };
@@ -254,7 +322,7 @@ impl TcpStream {
                 }
             }
             self.begin(number, frame, channels, outcome)?;
-            if outcome.must_return() {
+            if outcome.must_return(extent) {
                 return Ok(());
             }
         }
@@ -299,7 +367,7 @@ impl TcpStream {
             return Ok(());
         }
         let left = frame.len as usize;
-        let to = match channel.receiving.begin(number, frame.sequence, left) {
+        let to = match channel.receiving.begin(number, frame.sequence, left, frame.tag) {
             StoreDecision::Store(to, before) => {
                 outcome.taken_over = before.filter(|&other| other != number);
                 to
@@ -317,30 +385,21 @@ impl TcpStream {
     /// Writes as much as fits. True if nothing is left to write.
     pub(crate) fn write(&mut self, channels: &mut [TcpChannel]) -> Result<bool, StreamEnd> {
         loop {
-            if self.writing.is_none() {
-                let Some(out) = self.queue.pop_front() else { return Ok(true) };
-                self.writing = OutgoingFrame::new(out, channels, &mut self.session);
-                continue;
+            self.gather(channels);
+            if self.writing.is_empty() {
+                return Ok(true);
             }
-            let Some(writing) = &mut self.writing else { continue };
-            let head_done = writing.done.min(writing.head_len);
-            let payload_done = writing.done - head_done;
-            let mut pieces = [
-                piece(
-                    writing.head.as_mut_ptr().wrapping_add(head_done),
-                    writing.head_len - head_done,
-                ),
-                piece(
-                    writing.payload.wrapping_add(payload_done).cast_mut(),
-                    writing.len - payload_done,
-                ),
-            ];
-            let total = writing.head_len + writing.len;
-            // SAFETY: the head belongs to this stream. The payload lies in a slot, which lives as
-            // long as the pair. A slot is reused only after its message was released. The message
-            // then arrived on another stream, and the peer drops this one.
-            match unsafe { socket::send(self.fd.as_fd(), &mut pieces) } {
-                Ok(sent) => writing.done += sent,
+            let mut pieces = [piece(std::ptr::null_mut(), 0); 2 * MAX_GATHERED];
+            for (pieces, frame) in pieces.chunks_mut(2).zip(&mut self.writing) {
+                pieces.copy_from_slice(&frame.rest());
+            }
+            let pieces = &mut pieces[..2 * self.writing.len()];
+            // SAFETY: the heads belong to this stream. A payload lies in a slot, which lives as
+            // long as the pair, or in memory that is lent, of which `keep_lent` makes a copy before
+            // its lender may use it again. A slot is reused only after its message was released.
+            // The message then arrived on another stream, and the peer drops this one.
+            match unsafe { socket::send(self.fd.as_fd(), pieces) } {
+                Ok(sent) => self.advance(sent),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 // The kernel reports this if the stream broke after the peer had ended it.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
@@ -348,22 +407,55 @@ impl TcpStream {
                 }
                 Err(_) => return Err(StreamEnd::Broken),
             }
-            if writing.done == total {
-                if writing.what == QueuedFrame::Leave {
-                    socket::shutdown(self.fd.as_fd(), Shutdown::Write);
-                }
-                self.writing = None;
+        }
+    }
+
+    /// Begins frames of the queue, to write them by one call: large writes cost far less per byte.
+    fn gather(&mut self, channels: &mut [TcpChannel]) {
+        let mut bytes: usize = self.writing.iter().map(|frame| frame.len).sum();
+        while self.writing.len() < MAX_GATHERED && bytes < GATHERED_BYTES {
+            let Some(what) = self.queue.pop_front() else { return };
+            if let Some(frame) = OutgoingFrame::new(what, channels, &mut self.session) {
+                bytes += frame.len;
+                self.writing.push_back(frame);
             }
+        }
+    }
+
+    /// Forgets the frames of which all was written, after `sent` more bytes were.
+    fn advance(&mut self, mut sent: usize) {
+        while let Some(frame) = self.writing.front_mut() {
+            let part = sent.min(frame.head_len + frame.len - frame.done);
+            frame.done += part;
+            sent -= part;
+            if frame.done < frame.head_len + frame.len {
+                return;
+            }
+            if frame.what == QueuedFrame::Leave {
+                socket::shutdown(self.fd.as_fd(), Shutdown::Write);
+            }
+            self.writing.pop_front();
         }
     }
 }
 
 impl OutgoingFrame {
+    /// What is not written of the head and of the payload.
+    fn rest(&mut self) -> [libc::iovec; 2] {
+        let head = self.done.min(self.head_len);
+        let payload = self.done - head;
+        [
+            piece(self.head.as_mut_ptr().wrapping_add(head), self.head_len - head),
+            piece(self.payload.wrapping_add(payload).cast_mut(), self.len - payload),
+        ]
+    }
+
     /// `None` if the frame is not needed any more.
     fn new(what: QueuedFrame, channels: &mut [TcpChannel], session: &mut Session) -> Option<Self> {
         let sealed = |frame: Frame, session: &mut Session| {
             let (head, head_len) = (frame::seal(&frame, session), WHOLE_SEALED_BYTES);
-            Some(Self { what, head, head_len, payload: std::ptr::null(), len: 0, done: 0 })
+            let (payload, lent, kept) = (std::ptr::null(), false, Vec::new());
+            Some(Self { what, head, head_len, payload, lent, kept, len: 0, done: 0 })
         };
         let (frame, payload) = match what {
             QueuedFrame::Abort(by, reason) => {
@@ -387,10 +479,11 @@ impl OutgoingFrame {
                     QueuedFrame::Data(_, sequence) => {
                         let sent = *sending.sent(sequence);
                         receiving.acked_to_peer = ack;
-                        let len = sent.len as u32;
-                        let frame =
-                            Frame { kind: FrameKind::Data, sequence, len, tag: sent.tag, ..frame };
-                        (frame, (len > 0).then(|| sending.address(sequence)))
+                        let (len, tag) = (sent.len as u32, sent.tag);
+                        let release_awaited = sent.lent.is_some();
+                        let kind = FrameKind::Data;
+                        let frame = Frame { kind, release_awaited, sequence, len, tag, ..frame };
+                        (frame, (len > 0).then(|| sending.payload(sequence)))
                     }
                     QueuedFrame::Ask(_) => {
                         receiving.acked_to_peer = ack;
@@ -404,7 +497,7 @@ impl OutgoingFrame {
                 }
             }
         };
-        let payload = payload.map_or(std::ptr::null(), <*mut u8>::cast_const);
+        let payload = payload.unwrap_or(std::ptr::null());
         let (mut head, len) = ([0; WHOLE_SEALED_BYTES], frame.len as usize);
         let damage = match what {
             QueuedFrame::Data(channel, sequence) => {
@@ -414,6 +507,7 @@ impl OutgoingFrame {
         };
         let header = damage.map_or_else(|| frame.encode(), |damage| frame.damaged(damage));
         head[..FRAME_HEADER_BYTES].copy_from_slice(&header);
-        Some(Self { what, head, head_len: FRAME_HEADER_BYTES, payload, len, done: 0 })
+        let (lent, kept) = (frame.release_awaited && len > 0, Vec::new());
+        Some(Self { what, head, head_len: FRAME_HEADER_BYTES, payload, lent, kept, len, done: 0 })
     }
 }

@@ -9,6 +9,8 @@
 mod control;
 mod progress;
 mod state;
+#[cfg(test)]
+mod tests;
 pub(crate) mod upgrade;
 
 use std::os::fd::AsFd;
@@ -21,11 +23,12 @@ use self::state::{StreamEntry, TcpPairState};
 use self::upgrade::UpgradeQueue;
 use super::frame::{FRAME_HEADER_BYTES, Frame, FrameKind};
 use super::poller::{EventFlags, Poller};
+use super::ring::{CompleteMessage, EMPTY_MESSAGE, LentMemory, SentMessage, WithdrawnMessage};
 use super::socket;
-use super::stream::{QueuedFrame, StreamEnd, TcpStream};
+use super::stream::{QueuedFrame, ReadExtent, StreamEnd, TcpStream};
 use crate::error::LinkError;
 use crate::inbox::{Inbox, InboxLayout};
-use crate::link::{HeaderDamage, ReceivedMessage, SlotMut};
+use crate::link::{HeaderDamage, PostedMemory, ReceivedMessage, SlotMut};
 use crate::rank_header::RankHeader;
 use crate::{Rank, Sequence};
 
@@ -53,6 +56,9 @@ pub(crate) struct TcpPair {
     upgrade: Option<Arc<UpgradeQueue>>,
     state: Mutex<TcpPairState>,
 }
+
+/// How many bytes of lent messages are written at the latest.
+const LARGE_WRITE: usize = 512 << 10;
 
 /// What the service thread must do for a pair whose streams are not all there.
 #[derive(Debug, Default)]
@@ -200,7 +206,7 @@ impl TcpPair {
     /// Ends the peer's waits.
     pub(crate) fn abort(&self, by: Rank, reason: u32) {
         let mut state = self.lock();
-        for stream in state.streams.iter_mut().filter_map(|entry| entry.stream.as_mut()) {
+        for stream in state.live() {
             // Ahead of all frames that are not begun. The first abort counts.
             if !stream.queue.iter().any(|frame| matches!(frame, QueuedFrame::Abort(..))) {
                 stream.queue.push_front(QueuedFrame::Abort(by, reason));
@@ -238,7 +244,7 @@ impl TcpPair {
         }
         self.send_acks(&mut state);
         state.leaving = true;
-        for stream in state.streams.iter_mut().filter_map(|entry| entry.stream.as_mut()) {
+        for stream in state.live() {
             stream.queue.push_back(QueuedFrame::Leave);
         }
         self.flush(&mut state);
@@ -267,7 +273,7 @@ impl TcpPair {
         let mut state = self.lock();
         let Some(stream) = state.stream(index) else { return };
         stream.armed = EventFlags::empty();
-        let progress = self.read(&mut state, index, StreamEnd::Closed);
+        let progress = self.read(&mut state, index, ReadExtent::All, StreamEnd::Closed);
         self.flush(&mut state);
         if progress {
             self.header().doorbell.ring();
@@ -282,7 +288,7 @@ impl TcpPair {
     /// Reads and writes on all streams, for a rank that may be busy elsewhere.
     pub(crate) fn tick(&self) {
         let mut state = self.lock();
-        let progress = self.read_and_write(&mut state);
+        let progress = self.read_and_write(&mut state, ReadExtent::All);
         self.send_acks(&mut state);
         self.arm_all(&mut state);
         if progress {
@@ -294,19 +300,31 @@ impl TcpPair {
 /// The ends of the links.
 impl TcpPair {
     pub(crate) fn reserve(&self, channel: u16) -> Result<Option<SlotMut>, LinkError> {
-        if let Some(error) = self.header().aborted() {
-            return Err(error);
-        }
         let mut state = self.lock();
-        if !state.send_ring(channel).has_credit() {
-            self.poll_sockets(&mut state);
-            if !state.send_ring(channel).has_credit() {
-                return self.nothing_found(&state);
-            }
+        if self.await_credit(&mut state, channel)?.is_none() {
+            return Ok(None);
         }
         let data = state.send_ring(channel).allocate();
         let data = data.ok_or_else(|| LinkError::system("malloc", Errno::NOMEM))?;
         Ok(Some(SlotMut { data, capacity: self.layout.slot_bytes }))
+    }
+
+    /// `None` while there is no credit.
+    fn await_credit(
+        &self,
+        state: &mut TcpPairState,
+        channel: u16,
+    ) -> Result<Option<()>, LinkError> {
+        if let Some(error) = self.header().aborted() {
+            return Err(error);
+        }
+        if !state.send_ring(channel).has_credit() {
+            self.poll_sockets(state);
+            if !state.send_ring(channel).has_credit() {
+                return self.nothing_found(state);
+            }
+        }
+        Ok(Some(()))
     }
 
     pub(crate) fn send(
@@ -317,23 +335,86 @@ impl TcpPair {
         damage: Option<HeaderDamage>,
     ) -> Sequence {
         let mut state = self.lock();
+        self.begin_message(&mut state, channel, SentMessage { len, tag, damage, ..EMPTY_MESSAGE })
+    }
+
+    /// As [`send`](Self::send), from memory of the caller. `None` while there is no credit.
+    ///
+    /// # Safety
+    /// The `len` bytes at `data`, at most those of a slot, stay valid and unchanged until
+    /// [`released`](Self::released) has returned the sequence or [`withdraw`](Self::withdraw) has
+    /// returned.
+    pub(crate) unsafe fn lend(
+        &self,
+        channel: u16,
+        data: *const u8,
+        len: usize,
+        tag: u32,
+    ) -> Result<Option<Sequence>, LinkError> {
+        let mut state = self.lock();
+        let lent = Some(LentMemory(data));
+        let message = SentMessage { len, tag, lent, ..EMPTY_MESSAGE };
+        if self.await_credit(&mut state, channel)?.is_none() {
+            return Ok(None);
+        }
+        // For `withdraw`, which cannot fail.
+        let slot = state.send_ring(channel).allocate();
+        slot.ok_or_else(|| LinkError::system("malloc", Errno::NOMEM))?;
+        Ok(Some(self.begin_message(&mut state, channel, message)))
+    }
+
+    fn begin_message(
+        &self,
+        state: &mut TcpPairState,
+        channel: u16,
+        message: SentMessage,
+    ) -> Sequence {
         let ring = state.send_ring(channel);
         let sequence = ring.next;
         ring.next += 1;
-        let sent = ring.sent(sequence);
-        (sent.len, sent.tag, sent.damage) = (len, tag, damage);
+        *ring.sent(sequence) = message;
         state.queue_message(channel, sequence);
-        self.flush(&mut state);
+        if message.lent.is_none() || state.queued_bytes(channel) >= LARGE_WRITE {
+            self.flush(state);
+        }
         sequence
     }
 
-    pub(crate) fn released(&self, channel: u16) -> Sequence {
+    /// Sends what [`lend`](Self::lend) has put off.
+    pub(crate) fn flush_queued(&self) {
+        self.flush(&mut self.lock());
+    }
+
+    /// Copies what was lent, so that the lenders may use the memory again.
+    pub(crate) fn withdraw(&self, channel: u16) {
+        let mut state = self.lock();
+        self.keep_lent(&mut state, channel, Sequence::MAX);
+        state.send_ring(channel).copy_lent();
+        self.flush(&mut state);
+    }
+
+    /// The last released message. `poll` says whether to look for news on the sockets.
+    pub(crate) fn released(&self, channel: u16, poll: bool) -> Sequence {
         let mut state = self.lock();
         let ring = state.send_ring(channel);
-        if ring.acked + 1 < ring.next {
+        if poll && ring.acked + 1 < ring.next {
             self.poll_sockets(&mut state);
         }
-        state.send_ring(channel).acked
+        let released = state.send_ring(channel).acked;
+        // A stream may still repeat a message that has arrived on another one.
+        self.keep_lent(&mut state, channel, released);
+        released
+    }
+
+    /// Copies what streams are sending from memory that was lent for messages up to `last`. A
+    /// stream for which there is no memory ends.
+    fn keep_lent(&self, state: &mut TcpPairState, channel: u16, last: Sequence) {
+        for index in 0..state.streams.len() {
+            let kept = state.stream(index).map(|stream| stream.keep_lent(channel, last));
+            if let Some(Err(end)) = kept {
+                self.remove_stream(state, index, end);
+            }
+        }
     }
 
     pub(crate) fn receive(&self, channel: u16) -> Result<Option<ReceivedMessage>, LinkError> {
@@ -346,7 +427,9 @@ impl TcpPair {
             self.poll_sockets(&mut state);
             first = state.receive_ring(channel).first();
         }
-        let Some((data, len, tag)) = first else { return self.nothing_found(&state) };
+        let Some((data, CompleteMessage { len, tag, .. })) = first else {
+            return self.nothing_found(&state);
+        };
         let sequence = state.receive_ring(channel).next;
         Ok(Some(ReceivedMessage { data, len, tag, sequence, in_other_process: false }))
     }
@@ -367,6 +450,7 @@ impl TcpPair {
         let channel = if random().is_multiple_of(8) { random() as u16 } else { channel };
         let frame = Frame {
             kind: if random().is_multiple_of(8) { FrameKind::Ack } else { FrameKind::Data },
+            release_awaited: random().is_multiple_of(4),
             channel,
             len: len as u32,
             sequence,
@@ -388,19 +472,61 @@ impl TcpPair {
         }
     }
 
-    /// Releases the first message; the next acknowledgement says `excess` messages more.
-    pub(crate) fn release(&self, channel: u16, excess: u64) {
+    /// Posts memory for the first message that is not released.
+    ///
+    /// # Safety
+    /// The memory is valid for writes, and nothing else uses it, until the message is released or
+    /// [`withdraw_posted`](Self::withdraw_posted) has returned.
+    pub(crate) unsafe fn post(&self, channel: u16, memory: PostedMemory) {
+        let mut state = self.lock();
+        let TcpPairState { streams, channels, .. } = &mut *state;
+        let ring = &mut channels[usize::from(channel)].receiving;
+        if let Some(index) = ring.post(memory)
+            && let Some(stream) = streams[index].stream.as_mut()
+        {
+            stream.store_in_posted(channel, ring);
+        }
+    }
+
+    /// Ends the use of posted memory.
+    pub(crate) fn withdraw_posted(&self, channel: u16) {
+        let mut state = self.lock();
+        match state.receive_ring(channel).withdraw() {
+            WithdrawnMessage::None => {}
+            WithdrawnMessage::Complete => state.filled -= 1,
+            WithdrawnMessage::Partial(stream) => {
+                if let Some(stream) = state.stream(stream) {
+                    stream.drop_payload();
+                }
+            }
+        }
+    }
+
+    /// Releases the first message; the next acknowledgement says `excess` messages more. Returns
+    /// whether the peer waits for that.
+    pub(crate) fn release(&self, channel: u16, excess: u64) -> bool {
         let mut state = self.lock();
         let ring = state.receive_ring(channel);
-        ring.release();
+        let awaited = ring.first().is_some_and(|(_, message)| message.release_awaited);
+        let was_posted = ring.release();
         ring.ack_excess += excess;
+        let many = ring.unacked() >= u64::from(self.layout.depth.div_ceil(2));
+        state.filled -= usize::from(was_posted);
         // The next message in the other direction carries the acknowledgement, and so does the next
         // wait. An acknowledgement of its own serves links with traffic in one direction.
-        if ring.unacked() >= u64::from(self.layout.depth.div_ceil(2)) {
+        if many {
             self.send_acks(&mut state);
-        } else {
-            drop(state);
+        }
+        drop(state);
+        // Behind a message in posted memory there may be more that was read and not yet used.
+        if was_posted || !many {
             self.poller.wake_within_tick();
         }
+        awaited
+    }
+
+    /// Acknowledges the releases that the peer was not told of.
+    pub(crate) fn acknowledge(&self) {
+        self.send_acks(&mut self.lock());
     }
 }

@@ -12,12 +12,16 @@ use crate::Sequence;
 use crate::error::LinkError;
 use crate::tcp::poller::EventFlags;
 use crate::tcp::socket;
-use crate::tcp::stream::{QueuedFrame, ReadOutcome, StreamEnd, TcpChannel};
+use crate::tcp::stream::{QueuedFrame, ReadExtent, ReadOutcome, StreamEnd, TcpChannel};
 
 impl TcpPair {
-    /// Reads what the sockets have, because the rank waits for something that is not there.
+    /// Reads what the sockets have, because the rank waits for something that is not there. While a
+    /// message lies in posted memory nothing more is read, so that the next one finds its memory
+    /// posted too.
     pub(super) fn poll_sockets(&self, state: &mut TcpPairState) {
-        if self.read_and_write(state) {
+        if state.filled > 0 {
+            self.flush(state);
+        } else if self.read_and_write(state, ReadExtent::UntilFilled) {
             // Another thread may wait for what this one has read.
             self.header().doorbell.ring();
         } else if state.dead_at.is_some_and(|at| Instant::now() >= at) {
@@ -39,13 +43,13 @@ impl TcpPair {
     }
 
     /// Reads what has arrived and writes what is queued. Returns whether reading made progress.
-    pub(super) fn read_and_write(&self, state: &mut TcpPairState) -> bool {
+    pub(super) fn read_and_write(&self, state: &mut TcpPairState, extent: ReadExtent) -> bool {
         let mut progress = false;
         if state.streams.len() == 1 {
-            progress = self.read(state, 0, StreamEnd::Closed);
+            progress = self.read(state, 0, extent, StreamEnd::Closed);
         } else {
             for index in state.readable_streams() {
-                progress |= self.read(state, index, StreamEnd::Closed);
+                progress |= self.read(state, index, extent, StreamEnd::Closed);
             }
         }
         self.flush(state);
@@ -54,14 +58,21 @@ impl TcpPair {
 
     /// Reads what a stream has. Returns whether that made progress. `closed` is how the stream
     /// ended if it has ended without a leave frame.
-    pub(super) fn read(&self, state: &mut TcpPairState, index: usize, closed: StreamEnd) -> bool {
+    pub(super) fn read(
+        &self,
+        state: &mut TcpPairState,
+        index: usize,
+        extent: ReadExtent,
+        closed: StreamEnd,
+    ) -> bool {
         let mut progress = false;
         loop {
-            let TcpPairState { streams, channels, .. } = &mut *state;
+            let TcpPairState { streams, channels, filled, .. } = &mut *state;
             let Some(stream) = streams[index].stream.as_mut() else { return progress };
             let mut outcome = ReadOutcome::default();
-            let result = stream.read(index, channels, &mut outcome);
+            let result = stream.read(index, extent, channels, &mut outcome);
             progress |= outcome.progress;
+            *filled += outcome.filled;
             if !stream.control_messages.is_empty() {
                 let messages = std::mem::take(&mut stream.control_messages);
                 self.receive_control(state, messages);
@@ -107,7 +118,7 @@ impl TcpPair {
                     }
                     Err(end) => {
                         // Messages and a leave frame that arrived before the end count.
-                        self.read(state, index, end);
+                        self.read(state, index, ReadExtent::All, end);
                         if state.streams[index].stream.is_some() {
                             self.remove_stream(state, index, end);
                         }

@@ -35,6 +35,8 @@ pub(super) struct TcpPairState {
     pub(super) failure: Option<LinkError>,
     /// Control messages in both directions.
     pub(super) control: ControlMessages,
+    /// How many messages lie in posted memory and are not released.
+    pub(super) filled: usize,
 }
 
 /// A stream, or how the last stream with this number ended.
@@ -74,6 +76,7 @@ impl TcpPairState {
             disconnected_since: None,
             failure: None,
             control: ControlMessages::default(),
+            filled: 0,
         }
     }
 
@@ -87,6 +90,10 @@ impl TcpPairState {
 
     pub(super) fn stream(&mut self, index: usize) -> Option<&mut TcpStream> {
         self.streams.get_mut(index)?.stream.as_mut()
+    }
+
+    pub(super) fn live(&mut self) -> impl Iterator<Item = &mut TcpStream> {
+        self.streams.iter_mut().filter_map(|entry| entry.stream.as_mut())
     }
 
     pub(super) fn live_streams(&self) -> usize {
@@ -144,7 +151,20 @@ impl TcpPairState {
         }
     }
 
-    /// Numbers of the streams that have something to read now.
+    /// The bytes of the messages of a channel that no stream has begun to write.
+    pub(super) fn queued_bytes(&mut self, channel: u16) -> usize {
+        let Self { streams, channels, .. } = self;
+        let ring = &mut channels[usize::from(channel)].sending;
+        let streams = streams.iter().filter_map(|entry| entry.stream.as_ref());
+        let messages = streams.flat_map(|stream| &stream.queue).filter_map(|frame| match *frame {
+            QueuedFrame::Data(of, sequence) if of == channel => Some(sequence),
+            _ => None,
+        });
+        messages.map(|sequence| ring.sent(sequence).len).sum()
+    }
+
+    /// Numbers of the streams that have something to read now, or of which not all that was read is
+    /// used.
     pub(super) fn readable_streams(&self) -> Vec<usize> {
         let mut numbers = Vec::with_capacity(self.streams.len());
         let mut entries = Vec::with_capacity(self.streams.len());
@@ -156,6 +176,10 @@ impl TcpPairState {
         }
         socket::poll_now(&mut entries);
         let ready = entries.iter().map(|entry| !entry.revents().is_empty());
-        numbers.into_iter().zip(ready).filter_map(|(index, ready)| ready.then_some(index)).collect()
+        let streams = numbers.into_iter().zip(ready);
+        let has_more = |index: usize| {
+            self.streams[index].stream.as_ref().is_some_and(TcpStream::has_unused_bytes)
+        };
+        streams.filter(|&(index, ready)| ready || has_more(index)).map(|(index, _)| index).collect()
     }
 }
