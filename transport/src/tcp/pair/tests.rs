@@ -8,9 +8,11 @@ use std::sync::Arc;
 use rustix::net::sockopt;
 
 use super::*;
+use crate::Sequence;
 use crate::conformance::Watchdog;
+use crate::link::PostedMemory;
 use crate::noise::{Binding, DATA_BYTES, Dialer, Key, Listener, Purpose, Session};
-use crate::tcp::frame::EMPTY;
+use crate::tcp::frame::{EMPTY, FRAME_HEADER_BYTES, Frame, FrameKind};
 
 /// Much more than the buffers of the sockets.
 const LEN: usize = 4 << 20;

@@ -9,6 +9,9 @@
 //! gets that memory; another link gets a copy, which the fold writes directly into the slot. This
 //! is decided anew for each message, which is sound because the proof holds for every mixture.
 
+mod operands;
+mod sending;
+
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -16,15 +19,17 @@ use maypole_algorithms::Rank;
 use maypole_algorithms::schedule::{After, InlineVec, MAX_FAN};
 use maypole_reduce::{FoldKernel, FoldOperands};
 use maypole_transport::error::LinkError;
-use maypole_transport::link::{Lendable, PostedMemory, Sequence};
-use maypole_transport::sync::{Ordering, fence, full_fence};
+use maypole_transport::link::Sequence;
+use maypole_transport::sync::full_fence;
 
+use self::operands::StepInputs;
+use self::sending::MessageMemory;
 use crate::call::Extent;
 use crate::engine::scratch::ScratchMemory;
 use crate::engine::wait::WaitLoop;
-use crate::engine::{CallBuffers, length_mismatch, ll_transfer, tag_mismatch, wrong_length};
+use crate::engine::{CallBuffers, ll_transfer};
 use crate::error::Error;
-use crate::links::{LendThresholds, Links};
+use crate::links::Links;
 use crate::plan::bind::{BoundOperand, BoundStep, LaneSegment, RankProgram};
 
 /// The interpreter of a rank's program, with what it needs for one call.
@@ -59,20 +64,6 @@ struct StepPosition {
     segment: usize,
     tile: u64,
     step: usize,
-}
-
-/// The memory that the messages of a step lend, as addresses.
-struct MessageMemory {
-    at: StepPosition,
-    start: usize,
-    end: usize,
-}
-
-/// The inputs of a step.
-struct StepInputs {
-    addresses: InlineVec<usize>,
-    /// Whether an input is memory of another process.
-    foreign: bool,
 }
 
 /// A message that lends memory.
@@ -323,155 +314,6 @@ impl Interpreter<'_> {
         }
     }
 
-    /// The inputs of a step, each of `count` elements, or None while a message is missing. For
-    /// `expected` see [`LaneSegment::bytes`].
-    fn inputs(
-        &mut self,
-        step: &BoundStep,
-        tile: u64,
-        count: usize,
-        tag: u32,
-        expected: Option<usize>,
-    ) -> Result<Option<StepInputs>, Error> {
-        let mut addresses = InlineVec::new();
-        let mut foreign = false;
-        for operand in &step.inputs {
-            let address = match *operand {
-                BoundOperand::Link(link) => {
-                    let Some(message) = self.links.incoming[link as usize].slots.receive()? else {
-                        return Ok(None);
-                    };
-                    if message.tag != tag || message.len != count * self.size {
-                        let peer = self.links.peer(link);
-                        return Err(match expected {
-                            Some(bytes) => length_mismatch(peer, bytes, Some(message.len)),
-                            None if message.tag != tag => tag_mismatch(peer, tag, message.tag),
-                            None => wrong_length(peer),
-                        });
-                    }
-                    foreign |= message.in_other_process;
-                    message.data as usize
-                }
-                _ => self.local(*operand, tile),
-            };
-            addresses.push(address);
-        }
-        Ok(Some(StepInputs { addresses, foreign }))
-    }
-
-    /// Posts the memory of the first local output to the link of a step that only copies a message,
-    /// if it could fire now with that message.
-    ///
-    /// # Safety
-    /// As for [`run`](Self::run).
-    unsafe fn post(
-        &mut self,
-        step: &BoundStep,
-        tile: u64,
-        count: usize,
-        tag: u32,
-        lane: &LaneState,
-    ) -> Result<(), Error> {
-        let [BoundOperand::Link(link)] = *step.inputs else { return Ok(()) };
-        let bytes = count * self.size;
-        if step.finish || bytes == 0 || !self.links.incoming[link as usize].slots.takes_posts() {
-            return Ok(());
-        }
-        let outputs = self.local_outputs(step, tile);
-        let Some(&(address, _)) = outputs.first() else { return Ok(()) };
-        if lane.lends_any(&outputs, bytes) || self.slots(step, address, bytes)?.is_none() {
-            return Ok(());
-        }
-        let memory = PostedMemory { data: address as *mut u8, len: bytes, tag };
-        // SAFETY: the step could fire, so nothing else uses the memory that it writes. The caller
-        // keeps it valid until the step has fired and released the message, or until
-        // `Links::withdraw`.
-        unsafe { self.links.incoming[link as usize].slots.post(memory) };
-        Ok(())
-    }
-
-    /// Fails if a message in the memory of another process may have changed while it was read. That
-    /// process has then failed, and has aborted this rank before.
-    #[cold]
-    fn check_still_lent(&mut self, step: &BoundStep) -> Result<(), Error> {
-        // The messages were read before this check.
-        fence(Ordering::Acquire);
-        for operand in &step.inputs {
-            if let BoundOperand::Link(link) = *operand {
-                self.links.incoming[link as usize].slots.receive()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The address of a local operand in `tile`.
-    fn local(&mut self, operand: BoundOperand, tile: u64) -> usize {
-        let bytes = |base: usize, e: Extent| base + e.start * self.size;
-        let elements = self.program.tile;
-        match operand {
-            BoundOperand::Send(e) => bytes(self.buffers.send as usize, e.slice(elements, tile)),
-            BoundOperand::Recv(e) => bytes(self.buffers.recv as usize, e.slice(elements, tile)),
-            BoundOperand::Scratch(i) => self.scratch.chunk(i) as usize,
-            BoundOperand::Link(_) => unreachable!("a link has no local memory"),
-        }
-    }
-
-    /// The address of each local output, and whether this call does not read it again.
-    fn local_outputs(&mut self, step: &BoundStep, tile: u64) -> InlineVec<(usize, bool)> {
-        let mut outputs = InlineVec::new();
-        for (i, operand) in step.outputs.iter().enumerate() {
-            if matches!(operand, BoundOperand::Link(_)) {
-                continue;
-            }
-            outputs.push((self.local(*operand, tile), step.last >> i & 1 != 0));
-        }
-        outputs
-    }
-
-    /// Whether to lend the memory of `operand`, rather than to copy it, on a link that can lend
-    /// `lends`. Links between threads lend whatever they can.
-    fn is_worth_lending(&self, step: &BoundStep, operand: BoundOperand, lends: Lendable) -> bool {
-        let (extent, distinct) = match (lends, operand) {
-            (Lendable::Anything, _) => return true,
-            (Lendable::Segments, BoundOperand::Send(extent)) => {
-                (extent, self.buffers.send != self.buffers.recv.cast_const())
-            }
-            (Lendable::Segments, BoundOperand::Recv(extent)) => (extent, false),
-            (Lendable::ForSending, BoundOperand::Send(extent) | BoundOperand::Recv(extent)) => {
-                return extent.len * self.size >= self.links.lend_thresholds.sent;
-            }
-            _ => return false,
-        };
-        let LendThresholds { general, rewritten, .. } = self.links.lend_thresholds;
-        let threshold = if step.overwritten && !distinct { rewritten } else { general };
-        extent.len * self.size >= threshold
-    }
-
-    /// The address of the slot for each message of a step, 0 where the link lends `memory`. None
-    /// while a link has no credit.
-    fn slots(
-        &mut self,
-        step: &BoundStep,
-        memory: usize,
-        bytes: usize,
-    ) -> Result<Option<InlineVec<usize>>, Error> {
-        let lendable = step.lendable(self.scaled);
-        let mut slots = InlineVec::new();
-        for operand in &step.outputs {
-            let BoundOperand::Link(link) = *operand else { continue };
-            let outgoing = &mut self.links.outgoing[link as usize].slots;
-            let Some(slot) = outgoing.reserve()? else { return Ok(None) };
-            let kind = outgoing.lendable();
-            let lends = lendable.is_some_and(|operand| self.is_worth_lending(step, operand, kind))
-                && self.links.outgoing[link as usize].slots.can_lend(memory as *const u8, bytes);
-            if !lends && bytes > slot.capacity {
-                return Err(Error::internal("a message is longer than a slot of its link"));
-            }
-            slots.push(if lends { 0 } else { slot.data as usize });
-        }
-        Ok(Some(slots))
-    }
-
     /// Folds the inputs into the outputs and the slots.
     ///
     /// # Safety
@@ -516,43 +358,6 @@ impl Interpreter<'_> {
         };
         // SAFETY: the caller's promise.
         unsafe { self.kernel.run(&operands) };
-    }
-
-    /// Sends the messages of a step that has fired: from their slots, or by lending `memory` where
-    /// the slot is 0.
-    fn send(
-        &mut self,
-        step: &BoundStep,
-        tag: u32,
-        slots: &InlineVec<usize>,
-        memory: MessageMemory,
-        lent: &mut VecDeque<LentMessage>,
-    ) -> Result<(), Error> {
-        let MessageMemory { at, start, end } = memory;
-        let bytes = end - start;
-        let links = step.outputs.iter().filter_map(|operand| match *operand {
-            BoundOperand::Link(link) => Some(link),
-            _ => None,
-        });
-        for (link, &slot) in links.zip(slots) {
-            let outgoing = &mut self.links.outgoing[link as usize].slots;
-            self.links.slot_traffic.count(bytes, slot == 0);
-            if slot != 0 {
-                outgoing.send(bytes, tag);
-                continue;
-            }
-            // This fails if the communicator was aborted after the credit was reserved.
-            // This lane does not write the lent memory, because `fire` looks at `lent`; other
-            // lanes do not, because the schedule is proved; the caller does not, because `run`
-            // returns only when nothing is lent. After an error the communicator returns only
-            // after `Links::withdraw`, or the results of the peers do not count.
-            // SAFETY: for these reasons the memory is not written before the release.
-            let sequence = unsafe { outgoing.lend(start as *const u8, bytes, tag)? };
-            let sequence = sequence.expect("a credit was reserved for this message");
-            let peer = self.links.peer(link);
-            lent.push_back(LentMessage { at, link, peer, sequence, start, end });
-        }
-        Ok(())
     }
 
     /// Forgets the messages of a lane that were released.
