@@ -21,6 +21,9 @@ const ENTRY: &str = "fault::rank";
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Over TCP all messages are sent from memory of the caller, which is freed after the failure.
+const LENT: (&str, &str) = ("MAYPOLE_LEND_FROM", "1");
+
 /// What happens to which rank, and when.
 #[derive(Clone, Copy, Debug)]
 struct Moment {
@@ -82,7 +85,7 @@ impl Moment {
                 .env("MAYPOLE_FAULT", &fault)
                 .env("MAYPOLE_INIT_TIMEOUT", "30")
                 .env("TMPDIR", folder.path())
-                .envs(OVER_TCP.into_iter().filter(|_| over_tcp))
+                .envs(OVER_TCP.into_iter().chain([LENT]).filter(|_| over_tcp))
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()
