@@ -249,27 +249,28 @@ fn open_endpoint(config: &Config, ends: EndpointConfig) -> Result<Endpoint, Erro
 /// How RDMA is used; `None` if the settings forbid it.
 fn verbs_config(config: &Config) -> Option<VerbsConfig> {
     let forbids = |net: &String| net.eq_ignore_ascii_case("Socket");
-    if config.verbs_disable || config.net.as_ref().is_some_and(forbids) {
+    if config.verbs.disabled || config.net.as_ref().is_some_and(forbids) {
         return None;
     }
+    let verbs = &config.verbs;
     Some(VerbsConfig {
-        library: config.verbs_library.clone(),
-        adapters: config.verbs_adapters.clone(),
+        library: verbs.library.clone(),
+        adapters: verbs.adapters.clone(),
         gid: GidPreference {
-            index: config.verbs_gid_index,
-            roce_v1: config.verbs_roce_version == 1,
-            ipv6: config.verbs_family == Some(AddressFamily::V6),
-            range: config.verbs_address_range,
+            index: verbs.gid_index,
+            roce_v1: verbs.roce_version == 1,
+            ipv6: verbs.family == Some(AddressFamily::V6),
+            range: verbs.address_range,
         },
-        timeout: config.verbs_timeout,
-        retries: config.verbs_retries,
-        service_level: config.verbs_service_level,
-        traffic_class: config.verbs_traffic_class,
-        partition_index: config.verbs_partition,
-        queue_pairs: config.verbs_queue_pairs,
-        adaptive_routing: config.verbs_adaptive_routing,
-        adaptive_from: config.verbs_adaptive_from,
-        relaxed_ordering: config.verbs_relaxed_ordering != Some(false),
+        timeout: verbs.timeout,
+        retries: verbs.retries,
+        service_level: verbs.service_level,
+        traffic_class: verbs.traffic_class,
+        partition_index: verbs.partition,
+        queue_pairs: verbs.queue_pairs,
+        adaptive_routing: verbs.adaptive_routing,
+        adaptive_from: verbs.adaptive_from,
+        relaxed_ordering: verbs.relaxed_ordering != Some(false),
     })
 }
 

@@ -15,8 +15,10 @@ mod number;
 mod page;
 mod parse;
 mod protocol_rules;
+mod row;
 mod table;
 mod values;
+mod verbs;
 
 use maypole_transport::sync::{AtomicBool, Ordering};
 use maypole_transport::tcp::MOST_STREAMS;
@@ -31,13 +33,17 @@ pub use number::integer;
 #[doc(hidden)]
 pub use page::document;
 pub use protocol_rules::ProtocolRules;
-pub use table::{Config, Malformed};
+pub use row::Malformed;
 #[doc(hidden)]
-pub use table::{Variable, table};
+pub use row::Variable;
+pub use table::Config;
+#[doc(hidden)]
+pub use table::table;
 pub use values::{
     AddressFamily, BitsSetting, DebugLevel, DeviceKind, HostPort, InterfaceFilter, IsaSetting,
     NodeLabels, ProtocolSetting, SubsystemSet,
 };
+pub use verbs::VerbsSettings;
 
 use crate::process::LazyValue;
 

@@ -19,7 +19,8 @@ pub fn document() -> String {
          `~/.nccl.conf`, else in `/etc/nccl.conf` (lines `NAME=value`, comments after `#`). If a \
          value is not understood, a warning is printed and the default is used. An empty value \
          means that the variable is not set. Integers may be decimal, `0x` hexadecimal or `0` \
-         octal. This page is generated from `src/config/table.rs`.",
+         octal. This page is generated from `src/config/table.rs` \
+         and `src/config/verbs.rs`.",
     );
     for row in table() {
         let _ = write!(page, "\n## {}\n\n", row.name);

@@ -1,97 +1,30 @@
 //! The table of all environment variables that the library reads, with their texts and readers.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use maypole_transport::fault::FaultRecipe;
-use maypole_transport::verbs::AdapterFilter;
 
 use super::number::integer_in;
 use super::parse::{
-    parse_address_range, parse_bits, parse_bool, parse_debug, parse_decided, parse_device,
-    parse_family, parse_gid_index, parse_isa, parse_protocol, parse_seconds, parse_signal,
-    parse_slot_bytes, parse_small,
+    parse_bits, parse_bool, parse_debug, parse_device, parse_family, parse_isa, parse_protocol,
+    parse_seconds, parse_signal, parse_slot_bytes,
 };
 use super::protocol_rules::ProtocolRules;
+use super::row::{Malformed, Variable, read_row, settings};
 use super::values::{
     AddressFamily, BitsSetting, DebugLevel, DeviceKind, HostPort, InterfaceFilter, IsaSetting,
     NodeLabels, ProtocolSetting, SubsystemSet,
 };
+use super::verbs::VerbsSettings;
 
-/// A row of the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Variable {
-    /// The name in the environment.
-    pub name: &'static str,
-    /// The values that it takes, in words.
-    pub form: &'static str,
-    /// What holds when it is not set, in words.
-    pub default: &'static str,
-    /// What it does.
-    pub effect: &'static str,
-}
+settings! {
+    /// The configuration of this process, with one typed field for each variable.
+    pub struct Config {
+        /// The settings of RDMA.
+        verbs: VerbsSettings,
+    }
 
-/// A value that cannot be parsed. The default is used instead.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{name} is \"{value}\", which is not understood; expected: {form}; using the default: {default}"
-)]
-pub struct Malformed {
-    /// The name of the variable.
-    pub name: &'static str,
-    /// Its value, in which bytes that are not UTF-8 are replaced.
-    pub value: String,
-    /// The values that it takes, in words.
-    pub form: &'static str,
-    /// What is used instead, in words.
-    pub default: &'static str,
-}
-
-/// Declares the configuration once: the struct, the rows of its table, and its reader.
-macro_rules! table {
-    ($(
-        $(#[doc = $doc:literal])*
-        $field:ident: $type:ty = $name:literal {
-            values: $form:literal
-            default: $default:literal
-            parse: $parse:expr,
-            initial: $initial:expr,
-        }
-    )*) => {
-        /// The configuration of this process, with one typed field for each variable.
-        #[derive(Clone, Debug, PartialEq, Eq)]
-        pub struct Config {
-            $(
-                #[doc = concat!("`", $name, "`: ", $form, ". Default: ", $default, ".\n\n")]
-                $(#[doc = $doc])*
-                pub $field: $type,
-            )*
-        }
-
-        const TABLE: &[Variable] = &[$(Variable {
-            name: $name,
-            form: $form,
-            default: $default,
-            effect: concat!($($doc),*),
-        }),*];
-
-        impl Config {
-            /// Reads the table through `lookup`, which is the environment or a substitute of a
-            /// test. Returns the values that could not be parsed too.
-            pub fn read(lookup: impl Fn(&str) -> Option<String>) -> (Self, Vec<Malformed>) {
-                let mut malformed = Vec::new();
-                let mut rows = TABLE.iter();
-                let config = Self {
-                    $($field: read_row(rows.next(), &lookup, &mut malformed, $parse, $initial),)*
-                };
-                (config, malformed)
-            }
-        }
-    };
-}
-
-table! {
     /// What is printed. VERSION prints the version line, WARN also errors and warnings, INFO also
     /// decisions, TRACE also every step.
     debug: DebugLevel = "NCCL_DEBUG" {
@@ -419,124 +352,6 @@ table! {
         parse: |text| Some(Some(text.to_owned())),
         initial: None,
     }
-    /// Forbids InfiniBand and RoCE.
-    verbs_disable: bool = "NCCL_IB_DISABLE" {
-        values: "an integer, 0 for no"
-        default: "0"
-        parse: parse_bool,
-        initial: false,
-    }
-    /// The RDMA devices that may be used, by prefix of their names, with a port or not. A leading =
-    /// requires the whole name, a leading ^ excludes the listed ones. Of those that may be used and
-    /// have an active port, a rank uses the fastest.
-    verbs_adapters: AdapterFilter = "NCCL_IB_HCA" {
-        values: "comma list of PREFIX or PREFIX:PORT, or =list, or ^list, or ^=list"
-        default: "all"
-        parse: AdapterFilter::parse,
-        initial: AdapterFilter::default(),
-    }
-    /// The index of the GID, for RoCE. It is better not set: the indexes change when a port comes
-    /// back. The library chooses a GID by its content, anew for every connection.
-    verbs_gid_index: Option<u32> = "NCCL_IB_GID_INDEX" {
-        values: "an integer up to 255; negative for the library's choice"
-        default: "RoCE v2 before v1, global addresses before others, then NCCL_IB_ADDR_FAMILY"
-        parse: parse_gid_index,
-        initial: None,
-    }
-    /// The version of RoCE whose GIDs are preferred.
-    verbs_roce_version: u32 = "NCCL_IB_ROCE_VERSION_NUM" {
-        values: "1 or 2"
-        default: "2"
-        parse: |text| integer_in(text, 1, 2).map(|version| version as u32),
-        initial: 2,
-    }
-    /// The family of addresses whose GIDs are preferred.
-    verbs_family: Option<AddressFamily> = "NCCL_IB_ADDR_FAMILY" {
-        values: "AF_INET or AF_INET6"
-        default: "AF_INET"
-        parse: parse_family,
-        initial: None,
-    }
-    /// Only GIDs in this range are used.
-    verbs_address_range: Option<(IpAddr, u8)> = "NCCL_IB_ADDR_RANGE" {
-        values: "ADDRESS/BITS"
-        default: "all"
-        parse: parse_address_range,
-        initial: None,
-    }
-    /// RDMA sends a packet again after 4.096 microseconds times two to the power of this.
-    verbs_timeout: u8 = "NCCL_IB_TIMEOUT" {
-        values: "an integer from 1 to 31"
-        default: "20"
-        parse: |text| integer_in(text, 1, 31).map(|value| value as u8),
-        initial: 20,
-    }
-    /// How often RDMA sends a packet again before the connection fails.
-    verbs_retries: u8 = "NCCL_IB_RETRY_CNT" {
-        values: "an integer from 0 to 7"
-        default: "7"
-        parse: |text| integer_in(text, 0, 7).map(|value| value as u8),
-        initial: 7,
-    }
-    /// The index of the partition key of RDMA connections.
-    verbs_partition: u16 = "NCCL_IB_PKEY" {
-        values: "an integer from 0 to 65535"
-        default: "0"
-        parse: |text| integer_in(text, 0, 65535).map(|value| value as u16),
-        initial: 0,
-    }
-    /// The service level of RDMA connections.
-    verbs_service_level: u8 = "NCCL_IB_SL" {
-        values: "an integer up to 15; negative for the default"
-        default: "0"
-        parse: |text| parse_small(text, 15),
-        initial: 0,
-    }
-    /// The traffic class of RDMA connections. The kernel may force another one, which the log then
-    /// names.
-    verbs_traffic_class: u8 = "NCCL_IB_TC" {
-        values: "an integer up to 255; negative for the default"
-        default: "0"
-        parse: |text| parse_small(text, 255),
-        initial: 0,
-    }
-    /// RDMA connections (queue pairs) between two ranks. The links between them take these in turn.
-    verbs_queue_pairs: u32 = "NCCL_IB_QPS_PER_CONNECTION" {
-        values: "an integer from 1 to 16"
-        default: "1"
-        parse: |text| integer_in(text, 1, 16).map(|value| value as u32),
-        initial: 1,
-    }
-    /// Whether the network may deliver packets of an RDMA write in any order. The payload of a long
-    /// message is then a write of its own, in front of the one that announces the message.
-    verbs_adaptive_routing: Option<bool> = "NCCL_IB_ADAPTIVE_ROUTING" {
-        values: "0 or 1; negative for the library's choice"
-        default: "1 on InfiniBand, 0 with RoCE"
-        parse: parse_decided,
-        initial: None,
-    }
-    /// The least message in bytes for which NCCL_IB_ADAPTIVE_ROUTING counts.
-    verbs_adaptive_from: usize = "NCCL_IB_AR_THRESHOLD" {
-        values: "an integer; negative for the default"
-        default: "8192"
-        parse: |text| integer_in(text, i64::MIN, i64::MAX)
-            .map(|bytes| usize::try_from(bytes).unwrap_or(8192)),
-        initial: 8192,
-    }
-    /// Whether adapters may reorder their writes to memory of the host (0 no, 1 or 2 if they can).
-    verbs_relaxed_ordering: Option<bool> = "NCCL_IB_PCI_RELAXED_ORDERING" {
-        values: "0, 1 or 2"
-        default: "2"
-        parse: parse_decided,
-        initial: None,
-    }
-    /// A library in place of libibverbs, for tests.
-    verbs_library: Option<PathBuf> = "MAYPOLE_VERBS_LIBRARY" {
-        values: "a path"
-        default: "libibverbs.so.1 as the dynamic loader finds it"
-        parse: |text| Some(Some(PathBuf::from(text))),
-        initial: None,
-    }
     /// A file in NCCL's format that describes this machine in place of what the kernel says, for
     /// NCCL_TOPO_DUMP_FILE, `maypole topo` and `maypole doctor`. Calls do not depend on it.
     topology_file: Option<String> = "NCCL_TOPO_FILE" {
@@ -576,29 +391,18 @@ table! {
     }
 }
 
-/// The rows of the table.
-pub fn table() -> impl Iterator<Item = &'static Variable> {
-    TABLE.iter()
+impl Config {
+    /// Reads the table through `lookup`, which is the environment or a substitute of a test.
+    /// Returns the values that could not be parsed too.
+    pub fn read(lookup: impl Fn(&str) -> Option<String>) -> (Self, Vec<Malformed>) {
+        let mut malformed = Vec::new();
+        (Self::read_rows(&lookup, &mut malformed), malformed)
+    }
 }
 
-/// The value of one row: what is set, or `initial` if nothing is set or the value is malformed.
-fn read_row<T>(
-    row: Option<&'static Variable>,
-    lookup: &impl Fn(&str) -> Option<String>,
-    malformed: &mut Vec<Malformed>,
-    parse: impl Fn(&str) -> Option<T>,
-    initial: T,
-) -> T {
-    let Some(row) = row else { return initial };
-    let Some(value) = lookup(row.name).filter(|value| !value.is_empty()) else { return initial };
-    match parse(value.trim()) {
-        Some(parsed) => parsed,
-        None => {
-            let Variable { name, form, default, .. } = *row;
-            malformed.push(Malformed { name, value, form, default });
-            initial
-        }
-    }
+/// The rows of the table.
+pub fn table() -> impl Iterator<Item = &'static Variable> {
+    Config::ROWS.iter().chain(VerbsSettings::ROWS)
 }
 
 #[cfg(test)]

@@ -89,18 +89,18 @@ impl Random {
 }
 
 pub(super) fn over_tcp(sockets_per_thread: u32) -> Config {
-    let verbs_disable = true;
+    let mut config = Config { shm_disable: true, p2p_disable: true, ..Config::default() };
+    config.verbs.disabled = true;
     // Many of the tests' messages are longer, and many are shorter.
-    let lend_from = Some(256);
-    let config = Config { shm_disable: true, p2p_disable: true, ..Config::default() };
-    Config { verbs_disable, sockets_per_thread, lend_from, ..config }
+    config.lend_from = Some(256);
+    Config { sockets_per_thread, ..config }
 }
 
 /// RDMA between all ranks: over the library that `MAYPOLE_VERBS_LIBRARY` names, or the library for
 /// tests if it was built, or the devices of this host. `None`, with a line that says so, if there
 /// is none of these.
 pub(super) fn over_rdma() -> Option<Config> {
-    let config = Config { shm_disable: true, p2p_disable: true, ..Config::default() };
+    let mut config = Config { shm_disable: true, p2p_disable: true, ..Config::default() };
     let named = std::env::var_os("MAYPOLE_VERBS_LIBRARY").map(PathBuf::from);
     let beside = || {
         let program = std::env::current_exe().ok()?;
@@ -108,7 +108,7 @@ pub(super) fn over_rdma() -> Option<Config> {
         let mut files = folders.map(|folder| folder.join("libmaypole_fake_verbs.so"));
         files.find(|file| file.exists())
     };
-    let config = Config { verbs_library: named.or_else(beside), ..config };
+    config.verbs.library = named.or_else(beside);
     let ports = as_ranks(2, &config, |comm| comm.host.endpoint.rdma_port());
     if ports.iter().all(Option::is_some) {
         return Some(config);
