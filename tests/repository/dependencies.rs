@@ -23,7 +23,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
     ("maypole-ffi-names", &[]),
     ("maypole-ffi", &["maypole", "maypole-ffi-names"]),
     ("maypole-bench", &["maypole", "maypole-algorithms"]),
-    ("maypole-fake-verbs", &[]),
+    ("maypole-fake-verbs", &["maypole-verbs"]),
 ];
 
 #[test]

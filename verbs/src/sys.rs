@@ -246,6 +246,35 @@ pub const IBV_TRANSPORT_USNIC: ibv_transport_type = 2;
 pub const IBV_TRANSPORT_USNIC_UDP: ibv_transport_type = 3;
 pub const IBV_TRANSPORT_UNSPECIFIED: ibv_transport_type = 4;
 pub type ibv_transport_type = ::std::os::raw::c_int;
+pub const IBV_DEVICE_RESIZE_MAX_WR: ibv_device_cap_flags = 1;
+pub const IBV_DEVICE_BAD_PKEY_CNTR: ibv_device_cap_flags = 2;
+pub const IBV_DEVICE_BAD_QKEY_CNTR: ibv_device_cap_flags = 4;
+pub const IBV_DEVICE_RAW_MULTI: ibv_device_cap_flags = 8;
+pub const IBV_DEVICE_AUTO_PATH_MIG: ibv_device_cap_flags = 16;
+pub const IBV_DEVICE_CHANGE_PHY_PORT: ibv_device_cap_flags = 32;
+pub const IBV_DEVICE_UD_AV_PORT_ENFORCE: ibv_device_cap_flags = 64;
+pub const IBV_DEVICE_CURR_QP_STATE_MOD: ibv_device_cap_flags = 128;
+pub const IBV_DEVICE_SHUTDOWN_PORT: ibv_device_cap_flags = 256;
+pub const IBV_DEVICE_INIT_TYPE: ibv_device_cap_flags = 512;
+pub const IBV_DEVICE_PORT_ACTIVE_EVENT: ibv_device_cap_flags = 1024;
+pub const IBV_DEVICE_SYS_IMAGE_GUID: ibv_device_cap_flags = 2048;
+pub const IBV_DEVICE_RC_RNR_NAK_GEN: ibv_device_cap_flags = 4096;
+pub const IBV_DEVICE_SRQ_RESIZE: ibv_device_cap_flags = 8192;
+pub const IBV_DEVICE_N_NOTIFY_CQ: ibv_device_cap_flags = 16384;
+pub const IBV_DEVICE_MEM_WINDOW: ibv_device_cap_flags = 131072;
+pub const IBV_DEVICE_UD_IP_CSUM: ibv_device_cap_flags = 262144;
+pub const IBV_DEVICE_XRC: ibv_device_cap_flags = 1048576;
+pub const IBV_DEVICE_MEM_MGT_EXTENSIONS: ibv_device_cap_flags = 2097152;
+pub const IBV_DEVICE_MEM_WINDOW_TYPE_2A: ibv_device_cap_flags = 8388608;
+pub const IBV_DEVICE_MEM_WINDOW_TYPE_2B: ibv_device_cap_flags = 16777216;
+pub const IBV_DEVICE_RC_IP_CSUM: ibv_device_cap_flags = 33554432;
+pub const IBV_DEVICE_RAW_IP_CSUM: ibv_device_cap_flags = 67108864;
+pub const IBV_DEVICE_MANAGED_FLOW_STEERING: ibv_device_cap_flags = 536870912;
+pub type ibv_device_cap_flags = ::std::os::raw::c_uint;
+pub const IBV_FORK_DISABLED: ibv_fork_status = 0;
+pub const IBV_FORK_ENABLED: ibv_fork_status = 1;
+pub const IBV_FORK_UNNEEDED: ibv_fork_status = 2;
+pub type ibv_fork_status = ::std::os::raw::c_uint;
 pub const IBV_ATOMIC_NONE: ibv_atomic_cap = 0;
 pub const IBV_ATOMIC_HCA: ibv_atomic_cap = 1;
 pub const IBV_ATOMIC_GLOB: ibv_atomic_cap = 2;
@@ -713,6 +742,31 @@ pub const IBV_LINK_LAYER_UNSPECIFIED: _bindgen_ty_13 = 0;
 pub const IBV_LINK_LAYER_INFINIBAND: _bindgen_ty_13 = 1;
 pub const IBV_LINK_LAYER_ETHERNET: _bindgen_ty_13 = 2;
 pub type _bindgen_ty_13 = ::std::os::raw::c_uint;
+pub const IBV_PORT_SM: ibv_port_cap_flags = 2;
+pub const IBV_PORT_NOTICE_SUP: ibv_port_cap_flags = 4;
+pub const IBV_PORT_TRAP_SUP: ibv_port_cap_flags = 8;
+pub const IBV_PORT_OPT_IPD_SUP: ibv_port_cap_flags = 16;
+pub const IBV_PORT_AUTO_MIGR_SUP: ibv_port_cap_flags = 32;
+pub const IBV_PORT_SL_MAP_SUP: ibv_port_cap_flags = 64;
+pub const IBV_PORT_MKEY_NVRAM: ibv_port_cap_flags = 128;
+pub const IBV_PORT_PKEY_NVRAM: ibv_port_cap_flags = 256;
+pub const IBV_PORT_LED_INFO_SUP: ibv_port_cap_flags = 512;
+pub const IBV_PORT_SYS_IMAGE_GUID_SUP: ibv_port_cap_flags = 2048;
+pub const IBV_PORT_PKEY_SW_EXT_PORT_TRAP_SUP: ibv_port_cap_flags = 4096;
+pub const IBV_PORT_EXTENDED_SPEEDS_SUP: ibv_port_cap_flags = 16384;
+pub const IBV_PORT_CAP_MASK2_SUP: ibv_port_cap_flags = 32768;
+pub const IBV_PORT_CM_SUP: ibv_port_cap_flags = 65536;
+pub const IBV_PORT_SNMP_TUNNEL_SUP: ibv_port_cap_flags = 131072;
+pub const IBV_PORT_REINIT_SUP: ibv_port_cap_flags = 262144;
+pub const IBV_PORT_DEVICE_MGMT_SUP: ibv_port_cap_flags = 524288;
+pub const IBV_PORT_VENDOR_CLASS_SUP: ibv_port_cap_flags = 1048576;
+pub const IBV_PORT_DR_NOTICE_SUP: ibv_port_cap_flags = 2097152;
+pub const IBV_PORT_CAP_MASK_NOTICE_SUP: ibv_port_cap_flags = 4194304;
+pub const IBV_PORT_BOOT_MGMT_SUP: ibv_port_cap_flags = 8388608;
+pub const IBV_PORT_LINK_LATENCY_SUP: ibv_port_cap_flags = 16777216;
+pub const IBV_PORT_CLIENT_REG_SUP: ibv_port_cap_flags = 33554432;
+pub const IBV_PORT_IP_BASED_GIDS: ibv_port_cap_flags = 67108864;
+pub type ibv_port_cap_flags = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_port_attr {
@@ -923,6 +977,21 @@ pub const IBV_WC_DRIVER1: ibv_wc_opcode = 135;
 pub const IBV_WC_DRIVER2: ibv_wc_opcode = 136;
 pub const IBV_WC_DRIVER3: ibv_wc_opcode = 137;
 pub type ibv_wc_opcode = ::std::os::raw::c_uint;
+pub const IBV_WC_EX_WITH_BYTE_LEN: ibv_create_cq_wc_flags = 1;
+pub const IBV_WC_EX_WITH_IMM: ibv_create_cq_wc_flags = 2;
+pub const IBV_WC_EX_WITH_QP_NUM: ibv_create_cq_wc_flags = 4;
+pub const IBV_WC_EX_WITH_SRC_QP: ibv_create_cq_wc_flags = 8;
+pub const IBV_WC_EX_WITH_SLID: ibv_create_cq_wc_flags = 16;
+pub const IBV_WC_EX_WITH_SL: ibv_create_cq_wc_flags = 32;
+pub const IBV_WC_EX_WITH_DLID_PATH_BITS: ibv_create_cq_wc_flags = 64;
+pub const IBV_WC_EX_WITH_COMPLETION_TIMESTAMP: ibv_create_cq_wc_flags = 128;
+pub const IBV_WC_EX_WITH_CVLAN: ibv_create_cq_wc_flags = 256;
+pub const IBV_WC_EX_WITH_FLOW_TAG: ibv_create_cq_wc_flags = 512;
+pub const IBV_WC_EX_WITH_TM_INFO: ibv_create_cq_wc_flags = 1024;
+pub const IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK: ibv_create_cq_wc_flags = 2048;
+pub type ibv_create_cq_wc_flags = ::std::os::raw::c_uint;
+pub const IBV_WC_STANDARD_FLAGS: _bindgen_ty_15 = 127;
+pub type _bindgen_ty_15 = ::std::os::raw::c_uint;
 pub const IBV_WC_GRH: ibv_wc_flags = 1;
 pub const IBV_WC_WITH_IMM: ibv_wc_flags = 2;
 pub const IBV_WC_IP_CSUM_OK: ibv_wc_flags = 4;
@@ -1240,6 +1309,63 @@ impl Default for ibv_global_route {
 }
 #[repr(C)]
 #[derive(Copy, Clone)]
+pub struct ibv_grh {
+    pub version_tclass_flow: __be32,
+    pub paylen: __be16,
+    pub next_hdr: u8,
+    pub hop_limit: u8,
+    pub sgid: ibv_gid,
+    pub dgid: ibv_gid,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+#[cfg(target_arch = "x86_64")]
+const _: () = {
+    ["Size of ibv_grh"][::std::mem::size_of::<ibv_grh>() - 40usize];
+    ["Alignment of ibv_grh"][::std::mem::align_of::<ibv_grh>() - 8usize];
+    ["Offset of field: ibv_grh::version_tclass_flow"]
+        [::std::mem::offset_of!(ibv_grh, version_tclass_flow) - 0usize];
+    ["Offset of field: ibv_grh::paylen"][::std::mem::offset_of!(ibv_grh, paylen) - 4usize];
+    ["Offset of field: ibv_grh::next_hdr"][::std::mem::offset_of!(ibv_grh, next_hdr) - 6usize];
+    ["Offset of field: ibv_grh::hop_limit"][::std::mem::offset_of!(ibv_grh, hop_limit) - 7usize];
+    ["Offset of field: ibv_grh::sgid"][::std::mem::offset_of!(ibv_grh, sgid) - 8usize];
+    ["Offset of field: ibv_grh::dgid"][::std::mem::offset_of!(ibv_grh, dgid) - 24usize];
+};
+impl Default for ibv_grh {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+pub const IBV_RATE_MAX: ibv_rate = 0;
+pub const IBV_RATE_2_5_GBPS: ibv_rate = 2;
+pub const IBV_RATE_5_GBPS: ibv_rate = 5;
+pub const IBV_RATE_10_GBPS: ibv_rate = 3;
+pub const IBV_RATE_20_GBPS: ibv_rate = 6;
+pub const IBV_RATE_30_GBPS: ibv_rate = 4;
+pub const IBV_RATE_40_GBPS: ibv_rate = 7;
+pub const IBV_RATE_60_GBPS: ibv_rate = 8;
+pub const IBV_RATE_80_GBPS: ibv_rate = 9;
+pub const IBV_RATE_120_GBPS: ibv_rate = 10;
+pub const IBV_RATE_14_GBPS: ibv_rate = 11;
+pub const IBV_RATE_56_GBPS: ibv_rate = 12;
+pub const IBV_RATE_112_GBPS: ibv_rate = 13;
+pub const IBV_RATE_168_GBPS: ibv_rate = 14;
+pub const IBV_RATE_25_GBPS: ibv_rate = 15;
+pub const IBV_RATE_100_GBPS: ibv_rate = 16;
+pub const IBV_RATE_200_GBPS: ibv_rate = 17;
+pub const IBV_RATE_300_GBPS: ibv_rate = 18;
+pub const IBV_RATE_28_GBPS: ibv_rate = 19;
+pub const IBV_RATE_50_GBPS: ibv_rate = 20;
+pub const IBV_RATE_400_GBPS: ibv_rate = 21;
+pub const IBV_RATE_600_GBPS: ibv_rate = 22;
+pub const IBV_RATE_800_GBPS: ibv_rate = 23;
+pub const IBV_RATE_1200_GBPS: ibv_rate = 24;
+pub type ibv_rate = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Copy, Clone)]
 pub struct ibv_ah_attr {
     pub grh: ibv_global_route,
     pub dlid: u16,
@@ -1275,6 +1401,9 @@ impl Default for ibv_ah_attr {
         }
     }
 }
+pub const IBV_SRQ_MAX_WR: ibv_srq_attr_mask = 1;
+pub const IBV_SRQ_LIMIT: ibv_srq_attr_mask = 2;
+pub type ibv_srq_attr_mask = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct ibv_srq_attr {
@@ -2692,6 +2821,22 @@ impl Default for ibv_qp_ex {
     }
 }
 #[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct ibv_ece {
+    pub vendor_id: u32,
+    pub options: u32,
+    pub comp_mask: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+#[cfg(target_arch = "x86_64")]
+const _: () = {
+    ["Size of ibv_ece"][::std::mem::size_of::<ibv_ece>() - 12usize];
+    ["Alignment of ibv_ece"][::std::mem::align_of::<ibv_ece>() - 4usize];
+    ["Offset of field: ibv_ece::vendor_id"][::std::mem::offset_of!(ibv_ece, vendor_id) - 0usize];
+    ["Offset of field: ibv_ece::options"][::std::mem::offset_of!(ibv_ece, options) - 4usize];
+    ["Offset of field: ibv_ece::comp_mask"][::std::mem::offset_of!(ibv_ece, comp_mask) - 8usize];
+};
+#[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_comp_channel {
     pub context: *mut ibv_context,
@@ -3376,6 +3521,12 @@ impl Default for ibv_context {
         }
     }
 }
+pub const IBV_CQ_INIT_ATTR_MASK_FLAGS: ibv_cq_init_attr_mask = 1;
+pub const IBV_CQ_INIT_ATTR_MASK_PD: ibv_cq_init_attr_mask = 2;
+pub type ibv_cq_init_attr_mask = ::std::os::raw::c_uint;
+pub const IBV_CREATE_CQ_ATTR_SINGLE_THREADED: ibv_create_cq_attr_flags = 1;
+pub const IBV_CREATE_CQ_ATTR_IGNORE_OVERRUN: ibv_create_cq_attr_flags = 2;
+pub type ibv_create_cq_attr_flags = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_cq_init_attr_ex {
@@ -3840,6 +3991,12 @@ impl Default for verbs_context {
         }
     }
 }
+pub const IBV_REREG_MR_ERR_INPUT: ibv_rereg_mr_err_code = -1;
+pub const IBV_REREG_MR_ERR_DONT_FORK_NEW: ibv_rereg_mr_err_code = -2;
+pub const IBV_REREG_MR_ERR_DO_FORK_OLD: ibv_rereg_mr_err_code = -3;
+pub const IBV_REREG_MR_ERR_CMD: ibv_rereg_mr_err_code = -4;
+pub const IBV_REREG_MR_ERR_CMD_AND_DO_FORK_NEW: ibv_rereg_mr_err_code = -5;
+pub type ibv_rereg_mr_err_code = ::std::os::raw::c_int;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct verbs_ex_private {

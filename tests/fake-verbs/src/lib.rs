@@ -72,16 +72,8 @@
 
 use std::path::PathBuf;
 
-#[allow(
-    missing_docs,
-    nonstandard_style,
-    dead_code,
-    unreachable_pub,
-    unused_qualifications,
-    clippy::all,
-    clippy::use_self
-)]
-mod abi;
+use maypole_verbs::sys as abi;
+
 mod exports;
 mod fabric;
 mod memory;
