@@ -1,6 +1,7 @@
 //! Pseudorandom numbers, the same for the same seed.
 
 /// splitmix64 (Steele, Lea, Flood, 2014).
+#[derive(Clone)]
 pub(crate) struct Random(pub(crate) u64);
 
 #[allow(dead_code, reason = "not every test binary needs all kinds of numbers")]

@@ -15,6 +15,8 @@ mod on_device;
 mod random;
 mod settings;
 mod split;
+#[path = "../../../tests/support/splitmix.rs"]
+mod splitmix;
 mod transfers;
 mod typed;
 mod vector;
@@ -30,6 +32,7 @@ use maypole_transport::fault::FaultRecipe;
 use super::Communicator;
 use crate::bootstrap::UniqueId;
 use crate::config::Config;
+use splitmix::Random;
 
 /// Runs `f` as each of `nranks` ranks, in threads; fails if that takes longer than a minute.
 fn as_ranks<T: Send + 'static>(
@@ -64,28 +67,6 @@ fn as_ranks_within<T: Send + 'static>(
         (0..nranks).map(|_| all.recv_timeout(patience).expect("a rank failed or hangs")).collect();
     results.sort_by_key(|r| r.0);
     results.into_iter().map(|r| r.1).collect()
-}
-
-/// A small generator of pseudo-random numbers (splitmix64).
-#[derive(Clone)]
-pub(super) struct Random(u64);
-
-impl Random {
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(super) fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
 }
 
 pub(super) fn over_tcp(sockets_per_thread: u32) -> Config {

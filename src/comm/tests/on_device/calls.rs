@@ -4,10 +4,9 @@ use maypole_algorithms::{Collective, DType, RedOp};
 use maypole_reduce::Reduction;
 
 use super::super::Random;
-use super::super::case::Case;
 use super::super::vector;
-use super::support::{configure, on_devices, simulator, threads_of_block};
-use crate::call::{Call, Task};
+use super::support::{configure, on_devices, random_call, simulator, threads_of_block};
+use crate::call::Call;
 use crate::comm::{
     DeviceCall, DeviceCollective, DeviceSlice, DeviceSliceMut, StreamCalls, launch_calls,
 };
@@ -29,12 +28,7 @@ fn random_calls_have_the_bits_of_the_proved_trees() {
             let comm = &mut rank.comm;
             let mut random = Random(5);
             for round in 0..60 {
-                let all = Collective::all(comm.nranks() - 1);
-                let case = Case::random(&mut random, all[round % all.len()]);
-                let task = Task::from(&case.call(comm.rank()));
-                let (schedule, choice) = comm.tuner.choose(&task).expect("a choice");
-                let result = case.run(comm, &schedule);
-                result.unwrap_or_else(|why| panic!("round {round}, {case:?}, {choice}: {why}"));
+                random_call(comm, &mut random, round);
             }
         });
     }
@@ -53,12 +47,7 @@ fn random_calls_by_blocks_of_several_warps() {
             assert_eq!(gpu.threads, threads as u32);
             let mut random = Random(threads as u64);
             for round in 0..rounds {
-                let all = Collective::all(comm.nranks() - 1);
-                let case = Case::random(&mut random, all[round % all.len()]);
-                let task = Task::from(&case.call(comm.rank()));
-                let (schedule, choice) = comm.tuner.choose(&task).expect("a choice");
-                let result = case.run(comm, &schedule);
-                result.unwrap_or_else(|why| panic!("round {round}, {case:?}, {choice}: {why}"));
+                random_call(comm, &mut random, round);
             }
         });
     }

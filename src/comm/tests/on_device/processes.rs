@@ -2,14 +2,9 @@
 
 use std::time::Duration;
 
-use super::super::case::Case;
 use super::super::{Random, as_processes};
-use super::support::{Rank, configure, folder, simulator};
-use crate::bootstrap::Options;
-use crate::call::Task;
-use crate::comm::Communicator;
+use super::support::{Rank, configure, folder, join, random_call, simulator};
 use crate::config::Config;
-use maypole_algorithms::Collective;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -35,22 +30,11 @@ fn rank() {
     let simulator = simulator();
     configure(100);
     let config = Config { gpu_slot_bytes: Some(1024), ..Config::default() };
-    let options = Options { device: Some(device as i32), ..Options::default() };
-    let comm = Communicator::builder(&id)
-        .rank(rank, nranks)
-        .config(config.clone())
-        .options(options.clone())
-        .build();
-    let comm = comm.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
+    let comm = join(&id, rank, nranks, device as i32, &config);
     let mut rank = Rank::new(comm, &simulator.driver, device as i32);
     let mut random = Random(17);
     for round in 0..40 {
-        let all = Collective::all(nranks - 1);
-        let case = Case::random(&mut random, all[round % all.len()]);
-        let task = Task::from(&case.call(rank.comm.rank()));
-        let (schedule, choice) = rank.comm.tuner.choose(&task).expect("a choice");
-        let result = case.run(&mut rank.comm, &schedule);
-        result.unwrap_or_else(|why| panic!("round {round}, {case:?}, {choice}: {why}"));
+        random_call(&mut rank.comm, &mut random, round);
         rank.comm.barrier().expect("a barrier");
     }
 }

@@ -6,11 +6,15 @@ use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
+use maypole_algorithms::Collective;
 use maypole_cuda::driver::{Device, Driver};
 use maypole_cuda::memory::DeviceBuffer;
 use maypole_cuda::stream::CudaStream;
 
+use super::super::Random;
+use super::super::case::Case;
 use crate::bootstrap::{Options, UniqueId};
+use crate::call::Task;
 use crate::comm::Communicator;
 use crate::config::Config;
 
@@ -221,6 +225,29 @@ impl Rank {
     }
 }
 
+/// The communicator of a rank on device `ordinal`.
+pub(super) fn join(
+    id: &UniqueId,
+    rank: u32,
+    nranks: u32,
+    ordinal: i32,
+    config: &Config,
+) -> Communicator {
+    let options = Options { device: Some(ordinal), ..Options::default() };
+    let builder = Communicator::builder(id).rank(rank, nranks).config(config.clone());
+    builder.options(options).build().unwrap_or_else(|e| panic!("rank {rank}: {e}"))
+}
+
+/// Makes a random call, by each collective in turn, and compares its result.
+pub(super) fn random_call(comm: &mut Communicator, random: &mut Random, round: usize) {
+    let all = Collective::all(comm.nranks() - 1);
+    let case = Case::random(random, all[round % all.len()]);
+    let task = Task::from(&case.call(comm.rank()));
+    let (schedule, choice) = comm.tuner.choose(&task).expect("a choice");
+    let result = case.run(comm, &schedule);
+    result.unwrap_or_else(|why| panic!("round {round}, {case:?}, {choice}: {why}"));
+}
+
 /// Runs `f` as each rank, in threads, rank `r` on `devices[r]`; fails if that takes longer than a
 /// minute.
 pub(super) fn on_devices<T: Send + 'static>(
@@ -237,13 +264,7 @@ pub(super) fn on_devices<T: Send + 'static>(
         let (f, done, config) = (Arc::clone(&f), done.clone(), config.clone());
         let driver = simulator.driver.clone();
         std::thread::spawn(move || {
-            let options = Options { device: Some(ordinal), ..Options::default() };
-            let comm = Communicator::builder(&id)
-                .rank(rank, nranks)
-                .config(config.clone())
-                .options(options.clone())
-                .build();
-            let comm = comm.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
+            let comm = join(&id, rank, nranks, ordinal, &config);
             let mut rank_here = Rank::new(comm, &driver, ordinal);
             let result = f(&mut rank_here);
             let Rank { comm, buffers, .. } = rank_here;
@@ -266,13 +287,7 @@ pub(super) fn all_ranks(simulator: &Simulator, devices: &[i32], config: &Config)
     let init = |(rank, &ordinal): (u32, &i32)| {
         let (config, driver) = (config.clone(), simulator.driver.clone());
         std::thread::spawn(move || {
-            let options = Options { device: Some(ordinal), ..Options::default() };
-            let comm = Communicator::builder(&id)
-                .rank(rank, nranks)
-                .config(config.clone())
-                .options(options.clone())
-                .build();
-            Rank::new(comm.expect("a communicator"), &driver, ordinal)
+            Rank::new(join(&id, rank, nranks, ordinal, &config), &driver, ordinal)
         })
     };
     let ranks: Vec<_> = (0..).zip(devices).map(init).collect();
