@@ -88,6 +88,11 @@ struct DeviceRingEnd {
 unsafe impl Send for DeviceRingEnd {}
 
 impl DeviceRingEnd {
+    fn new(memory: DeviceRingMemory, peer: Rank, keep: Arc<dyn Any + Send + Sync>) -> Self {
+        debug_assert!(memory.depth > 0 && memory.slots.align_offset(64) == 0);
+        Self { memory, peer, count: 0, _keep: keep }
+    }
+
     fn corrupt(&self, why: &'static str) -> LinkError {
         LinkError::Corrupt { peer: self.peer, why }
     }
@@ -104,8 +109,7 @@ impl DeviceRingSender {
         peer: Rank,
         keep: Arc<dyn Any + Send + Sync>,
     ) -> Self {
-        debug_assert!(memory.depth > 0 && memory.slots.align_offset(64) == 0);
-        Self { end: DeviceRingEnd { memory, peer, count: 0, _keep: keep }, drained: 0 }
+        Self { end: DeviceRingEnd::new(memory, peer, keep), drained: 0 }
     }
 
     /// The next free slot; `None` while all slots hold messages that are not released.
@@ -164,8 +168,7 @@ impl DeviceRingReceiver {
         peer: Rank,
         keep: Arc<dyn Any + Send + Sync>,
     ) -> Self {
-        debug_assert!(memory.depth > 0 && memory.slots.align_offset(64) == 0);
-        Self { end: DeviceRingEnd { memory, peer, count: 0, _keep: keep }, filled: 0 }
+        Self { end: DeviceRingEnd::new(memory, peer, keep), filled: 0 }
     }
 
     /// The first message that is not released; `None` if it has not arrived. Sequences count from
