@@ -10,7 +10,7 @@ use crate::error::VerbsError;
 use crate::library::function;
 use crate::sys;
 
-/// What became of a work request, or an arrival.
+/// The result of a work request, or the arrival of an immediate value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {
     /// The id of the work request.
@@ -18,7 +18,7 @@ pub struct Completion {
     /// The status; 0 is success. See [`describe_status`](crate::describe_status). Unless it is 0,
     /// only the id, the queue and the vendor's error are valid.
     pub status: u32,
-    /// It is the completion of a receive, not of a send.
+    /// Whether this is the completion of a receive, and not of a send.
     pub is_receive: bool,
     /// Bytes that arrived, for receives.
     pub bytes: u32,
@@ -120,10 +120,10 @@ impl fmt::Debug for CompletionQueue {
 const BATCH: usize = 16;
 
 impl CompletionQueue {
-    /// A queue with room for `entries` completions. If there are ever more, the device fails.
+    /// A queue with room for `entries` completions. If it ever has more, it fails.
     ///
     /// # Errors
-    /// The device has no queues left, or none so long.
+    /// The device has no queues left, or cannot make one of this length.
     pub fn new(channel: &Arc<CompletionChannel>, entries: u32) -> Result<Arc<Self>, VerbsError> {
         let context = &channel.context;
         let create = function!(context.library(), ibv_create_cq)?;
@@ -139,8 +139,7 @@ impl CompletionQueue {
         self.raw.as_ptr()
     }
 
-    /// Fetches completions that are there, at most 16, and calls `take` for each. Returns their
-    /// number.
+    /// Fetches at most 16 completions and calls `take` for each. Returns how many there were.
     ///
     /// # Errors
     /// The queue has failed.
@@ -160,8 +159,8 @@ impl CompletionQueue {
         Ok(got)
     }
 
-    /// Asks for an event of the channel when the next completion comes. Poll once more afterwards:
-    /// one may have come before.
+    /// Asks for an event of the channel when the next completion comes. Poll once more afterwards,
+    /// because one may have come before.
     ///
     /// # Errors
     /// The queue has failed.
@@ -223,7 +222,7 @@ impl SharedReceiveQueue {
     /// A queue with room for `receives`.
     ///
     /// # Errors
-    /// The device has no such queues left, or none so long.
+    /// The device has no such queues left, or cannot make one of this length.
     pub fn new(domain: &Arc<ProtectionDomain>, receives: u32) -> Result<Arc<Self>, VerbsError> {
         let create = function!(domain.context().library(), ibv_create_srq)?;
         let mut setup = sys::ibv_srq_init_attr::default();

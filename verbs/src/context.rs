@@ -43,7 +43,7 @@ pub struct DeviceLimits {
 pub enum LinkLayer {
     /// InfiniBand, whose ports have LIDs.
     InfiniBand,
-    /// RoCE: all addresses are GIDs.
+    /// Ethernet (RoCE), where all addresses are GIDs.
     Ethernet,
 }
 
@@ -252,8 +252,8 @@ impl Context {
         Ok(table.into_iter().map(convert).collect())
     }
 
-    /// The table where libibverbs cannot read it at once. An entry that is empty cannot be read, or
-    /// is zero.
+    /// Reads the table entry by entry, where libibverbs cannot read it at once. An empty entry
+    /// cannot be read, or is zero.
     fn gids_one_by_one(&self, port: u8) -> Result<Vec<GidEntry>, VerbsError> {
         let query = function!(self.library, ibv_query_gid)?;
         let info = self.port(port)?;
@@ -305,7 +305,7 @@ impl Context {
     /// [descriptor](Self::async_descriptor) does not block.
     ///
     /// # Errors
-    /// There is none, or the device is being removed.
+    /// There is no event, or the device is being removed.
     pub fn take_async_event(&self) -> Result<AsyncEvent, VerbsError> {
         let get = function!(self.library, ibv_get_async_event)?;
         let acknowledge = function!(self.library, ibv_ack_async_event)?;
@@ -330,10 +330,10 @@ impl Context {
         Ok(what)
     }
 
-    /// A protection domain: memory and queue pairs work together only within one.
+    /// A new protection domain. Memory and queue pairs work together only within one domain.
     ///
     /// # Errors
-    /// The device has none left.
+    /// The device has no protection domains left.
     pub fn protection_domain(self: &Arc<Self>) -> Result<Arc<ProtectionDomain>, VerbsError> {
         let allocate = function!(self.library, ibv_alloc_pd)?;
         // SAFETY: the context is open.

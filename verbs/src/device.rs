@@ -30,7 +30,7 @@ impl Drop for DeviceList {
 }
 
 impl Library {
-    /// The RDMA devices of this host; none is no error.
+    /// The RDMA devices of this host. An empty list is not an error.
     ///
     /// # Errors
     /// The system call fails. Where the kernel has no RDMA support, the list is empty.

@@ -35,7 +35,7 @@ impl Library {
     /// Loads libibverbs, or the library at `path` in its place.
     ///
     /// # Errors
-    /// There is no such library, or it is none.
+    /// There is no such file, or it is not a shared library.
     pub fn load(path: Option<&Path>) -> Result<Arc<Self>, LibraryError> {
         let name = path.unwrap_or(Path::new(NAME));
         let failed = |why: libloading::Error| LibraryError {

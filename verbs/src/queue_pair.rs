@@ -21,7 +21,7 @@ pub struct QueueCapacity {
     pub inline: u32,
 }
 
-/// What a queue pair is made with.
+/// The settings with which a queue pair is made.
 #[derive(Clone, Debug)]
 pub struct QueuePairSetup {
     /// Where its sends and receives complete.
@@ -52,7 +52,7 @@ pub struct PathAddress {
 /// The peer's queue pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerQueue {
-    /// Its number.
+    /// The number of the queue pair.
     pub number: u32,
     /// The first packet number that it sends.
     pub first_packet: u32,
@@ -65,7 +65,7 @@ pub struct PeerQueue {
 pub struct ConnectionTiming {
     /// A packet is sent again after 4.096 us times two to the power of this.
     pub timeout: u8,
-    /// How often, at most 7.
+    /// How often a packet is sent again, at most 7.
     pub retries: u8,
     /// How often a send that found no receive is tried again; 7 is without limit.
     pub receive_retries: u8,
@@ -181,13 +181,13 @@ impl QueuePair {
         Self { raw, extended, capacity, domain: domain.clone(), _setup: setup.clone() }
     }
 
-    /// Its number.
+    /// The number of the queue pair.
     pub fn number(&self) -> u32 {
         // SAFETY: the queue pair lives as long as `self`, and its number is constant.
         unsafe { (*self.raw.as_ptr()).qp_num }
     }
 
-    /// How much work it takes.
+    /// The capacity of the queue pair.
     pub fn capacity(&self) -> QueueCapacity {
         self.capacity
     }
@@ -197,7 +197,7 @@ impl QueuePair {
         self.extended.is_some()
     }
 
-    /// The first step to a connection: binds it to a port and lets the peer write.
+    /// The first step to a connection: binds the queue pair to a port and lets the peer write.
     ///
     /// # Errors
     /// The port or the partition does not exist, or this step was made before.
@@ -216,7 +216,7 @@ impl QueuePair {
         self.modify(&mut attributes, mask)
     }
 
-    /// The second step: what the peer sends from now on arrives.
+    /// The second step, after which what the peer sends arrives.
     ///
     /// # Errors
     /// The GID index or the path is not valid, or the first step was not made.
@@ -257,8 +257,8 @@ impl QueuePair {
         self.modify(&mut attributes, mask)
     }
 
-    /// The last step: work can be posted. `first_packet` is the first packet number that this end
-    /// sends, which the peer was told.
+    /// The last step, after which work can be posted. `first_packet` is the number of the first
+    /// packet that this end sends, which the peer was told.
     ///
     /// # Errors
     /// The steps before were not made.
@@ -285,7 +285,7 @@ impl QueuePair {
         self.modify(&mut attributes, mask)
     }
 
-    /// Ends it: all its work completes with an error, and nothing arrives any more.
+    /// Ends the queue pair: all its work completes with an error, and nothing arrives any more.
     ///
     /// # Errors
     /// The device is being removed.
@@ -301,12 +301,13 @@ impl QueuePair {
         VerbsError::check("ibv_modify_qp", status)
     }
 
-    /// Posts work, which the adapter does in this order. One doorbell for each four requests.
+    /// Posts work, which the adapter does in this order. The adapter is notified once for each four
+    /// requests.
     ///
     /// # Safety
-    /// Memory that is not inline lies in a region of this protection domain, stays registered until
-    /// the peer cannot be in need of it any more, and is not written by other threads until the
-    /// work is done. Inline memory is readable, and fits the capacity.
+    /// Memory that is not inline lies in a region of this protection domain. It stays registered
+    /// until the peer cannot need it any more, and no other thread writes to it until the work is
+    /// done. Inline memory is readable, and fits the capacity.
     ///
     /// # Errors
     /// The queue is full or has failed. What was posted before the error stays posted.
@@ -426,7 +427,8 @@ type CreateExtended =
     unsafe extern "C" fn(*mut sys::ibv_context, *mut sys::ibv_qp_init_attr_ex) -> *mut sys::ibv_qp;
 type AsExtended = unsafe extern "C" fn(*mut sys::ibv_qp) -> *mut sys::ibv_qp_ex;
 
-/// The functions that make queue pairs with the newer functions for sending, if they are there.
+/// The functions that make queue pairs with the newer functions for sending, if the library has
+/// them.
 fn extended_functions(context: &Context) -> Option<(CreateExtended, AsExtended)> {
     let as_extended = function!(context.library(), ibv_qp_to_qp_ex).ok()?;
     let raw = context.raw();

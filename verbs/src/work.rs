@@ -1,4 +1,4 @@
-//! Work requests: what a queue pair is to send, and what may become of it.
+//! Work requests, which say what a queue pair sends, and how their posting can fail.
 
 use crate::error::VerbsError;
 use crate::sys;
@@ -52,11 +52,11 @@ pub struct SendRequest {
     pub id: u64,
     /// What to do.
     pub operation: SendOperation,
-    /// What is sent; none for nothing.
+    /// The memory that is sent. `None` sends no bytes.
     pub memory: Option<LocalMemory>,
-    /// Whether its success has a completion. An error always has one.
+    /// Whether there is a completion if it succeeds. An error always has one.
     pub signaled: bool,
-    /// The memory is copied during the call.
+    /// Whether the memory is copied during the call.
     pub inline: bool,
 }
 
@@ -66,7 +66,7 @@ pub struct SendRequest {
 pub struct PostError {
     /// How many were posted.
     pub posted: usize,
-    /// Why the next one was not.
+    /// Why the next one was not posted.
     pub error: VerbsError,
 }
 
@@ -105,7 +105,7 @@ pub const NO_ANSWER: u32 = sys::IBV_WC_RETRY_EXC_ERR;
 /// The status of work that follows an error, or that was posted to a queue pair that has failed.
 pub const WORK_FLUSHED: u32 = sys::IBV_WC_WR_FLUSH_ERR;
 
-/// What the status of a completion means.
+/// The meaning of a completion's status, in words.
 pub fn describe_status(status: u32) -> &'static str {
     match status {
         sys::IBV_WC_SUCCESS => "success",
