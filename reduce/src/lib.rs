@@ -33,9 +33,6 @@ pub mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod simd;
 
-#[cfg(test)]
-mod tests;
-
 use maypole_algorithms::{DType, RedOp};
 
 pub use fold::FoldOperands;

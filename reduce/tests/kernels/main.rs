@@ -4,8 +4,7 @@ mod extremes;
 
 use maypole_algorithms::semantics::{self, Algebra};
 use maypole_algorithms::{DType, RedOp};
-
-use super::{FoldKernel, FoldOperands, Isa, Reduction, scalar};
+use maypole_reduce::{FoldKernel, FoldOperands, Isa, Reduction, scalar};
 
 const COUNTS: [usize; 14] = [0, 1, 2, 3, 7, 15, 16, 17, 31, 63, 64, 65, 1000, 5000];
 const NRANKS: u32 = 5;

@@ -2,9 +2,9 @@
 //! all permutations of special values, all trees, all types and all kernels.
 
 use maypole_algorithms::{DType, RedOp};
+use maypole_reduce::{FoldKernel, FoldOperands, Isa, scalar};
 
 use super::{FloatLayout, RandomNumbers, get};
-use crate::{FoldKernel, FoldOperands, Isa, scalar};
 
 const FLOATS: [DType; 6] = [
     DType::Float16,
