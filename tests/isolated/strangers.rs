@@ -26,7 +26,7 @@ const SIGN: &str = "MAYPOLE_TEST_SIGN";
 /// The variable with the number of descriptors that a rank may have.
 const DESCRIPTORS: &str = "MAYPOLE_TEST_DESCRIPTORS";
 /// The longest wait for any event.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Not a test: the code of a rank process.
 #[test]
 #[ignore = "run by the other tests, as a rank"]

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::ranks::{Invitation, Job, OVER_TCP};
+use crate::ranks::{Invitation, Job, OVER_TCP, share_of};
 use maypole::Options;
 use maypole::config::Config;
 use maypole::{Communicator, RedOp, UniqueId};
@@ -74,7 +74,8 @@ fn threads(mut first: Communicator) {
         .enumerate()
         .map(|(which, mut comm)| {
             std::thread::spawn(move || {
-                (0..100 + 20 * which).for_each(|call| sum(&mut comm, call + which));
+                let calls = share_of(100 + 20 * which as u32, 16 + 4 * which as u32) as usize;
+                (0..calls).for_each(|call| sum(&mut comm, call + which));
             })
         })
         .collect();
@@ -85,7 +86,7 @@ fn threads(mut first: Communicator) {
 /// Uses two communicators in turn, in the same order on all ranks.
 fn turns(mut first: Communicator) {
     let mut second = another(&mut first, 2);
-    for call in 0..150 {
+    for call in 0..share_of(150, 24) as usize {
         sum(&mut first, call);
         // Not strictly alternating.
         if call % 3 != 0 {
@@ -195,7 +196,8 @@ fn ranks_as_threads_have_three_communicators_each() {
                         .options(options.clone())
                         .build();
                     let mut comm = comm.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
-                    (0..60).for_each(|call| sum(&mut comm, call + which));
+                    let calls = share_of(60, 12) as usize;
+                    (0..calls).for_each(|call| sum(&mut comm, call + which));
                     say.send(()).expect("the test listens");
                 });
             }

@@ -240,7 +240,7 @@ fn rank() {
     }
     let mut left = comm.shrink(&[victim]).unwrap_or_else(|e| panic!("shrink: {e}"));
     assert_eq!(left.nranks(), nranks - 1);
-    for call in 0..30 {
+    for call in 0..crate::ranks::share_of(30, 8) {
         sum(&mut left, call).unwrap_or_else(|e| panic!("call {call} of the others: {e}"));
     }
     drop((comm, left));

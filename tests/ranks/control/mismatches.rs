@@ -7,6 +7,7 @@ use maypole::config::Config;
 use maypole::{Call, Collective, Communicator, DType, Error, RedOp};
 
 use super::{as_ranks, reporting_after, sum};
+use crate::ranks::share_of;
 use crate::splitmix::Random;
 
 /// What is different in the call of one rank.
@@ -155,7 +156,8 @@ fn mismatches(cases: u64, salt: u64) {
 
 #[test]
 fn ranks_that_make_different_calls_learn_which() {
-    let threads = [1, 2, 3, 4].map(|salt| std::thread::spawn(move || mismatches(25, salt)));
+    let cases = share_of(25, 8).into();
+    let threads = [1, 2, 3, 4].map(|salt| std::thread::spawn(move || mismatches(cases, salt)));
     for thread in threads {
         thread.join().expect("all cases end well");
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use maypole::{Communicator, DelayReason, Error, RedOp};
 
 use super::sum;
-use crate::ranks::{Job, OVER_TCP, await_word, signal};
+use crate::ranks::{Job, OVER_TCP, await_word, share_of, signal};
 use crate::splitmix::Random;
 
 /// The test that a rank process runs.
@@ -197,7 +197,7 @@ fn kill_at_random(times: u64, salt: u64) {
 
 #[test]
 fn a_rank_that_is_killed_is_named_by_all_the_others() {
-    kill_at_random(20, 1);
+    kill_at_random(share_of(20, 6).into(), 1);
 }
 
 #[test]

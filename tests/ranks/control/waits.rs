@@ -1,4 +1,5 @@
-//! Waits for ranks that come late, have left, or use another communicator: reports, timeouts, aborts.
+//! Waits for ranks that come late, have left, or use another communicator: reports, timeouts,
+//! aborts.
 
 use std::sync::{Barrier, Mutex, mpsc};
 use std::time::Duration;
