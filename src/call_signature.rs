@@ -1,5 +1,5 @@
-//! The signatures of tasks, which the control plane compares, and whose hash travels with every
-//! message as its tag.
+//! The signatures of calls: what the control plane compares between ranks, and whose hash travels
+//! with every message as its tag.
 
 pub(crate) use maypole_control::call_signature::CallSignature;
 

@@ -16,8 +16,8 @@
 //! everything.
 
 mod graph;
+mod on_threads;
 mod pool;
-mod side;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub use crate::process::PerProcess;
 use graph::{StreamChain, WorkNode};
 pub use graph::{Work, WorkTicket};
 #[doc(hidden)]
-pub use side::{behind, side_by_side};
+pub use on_threads::{behind, side_by_side};
 
 /// A host stream. Its clones are the same stream. Issued work runs even if all clones are dropped.
 ///
