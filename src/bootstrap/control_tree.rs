@@ -14,6 +14,7 @@ use maypole_control::communicator::{
 };
 use maypole_control::frame::{ControlFrame, MOST_ITEM, most_items};
 use maypole_control::rank_set::RankSet;
+use maypole_control::time::Time;
 use maypole_control::verdict::Verdict;
 
 use super::abort::{self, AbortSignal};
@@ -269,7 +270,7 @@ impl ControlTree {
         fds.extend(self.closing.iter().map(FrameStream::poll_fd));
     }
 
-    /// When [`handle`](Self::handle) must be called at the latest.
+    /// When [`read`](Self::read) must be called at the latest.
     pub(crate) fn wake(&self) -> Option<Instant> {
         self.core.wake().map(clock::instant_of)
     }
@@ -287,13 +288,25 @@ impl ControlTree {
         facts: &impl LocalFacts,
         outputs: &mut VecDeque<ControlOutput>,
     ) {
-        self.core.handle(clock::now(), input, facts);
+        self.handle_at(clock::now(), input, facts, outputs);
+    }
+
+    fn handle_at(
+        &mut self,
+        now: Time,
+        input: ControlInput,
+        facts: &impl LocalFacts,
+        outputs: &mut VecDeque<ControlOutput>,
+    ) {
+        self.core.handle(now, input, facts);
         self.carry_out(outputs);
     }
 
     /// Reads what has come from the neighbours, in the order in which each has sent it, and does
     /// what is due.
     pub(crate) fn read(&mut self, facts: &impl LocalFacts, outputs: &mut VecDeque<ControlOutput>) {
+        // This process may be stopped at any point: what came before this time is read below.
+        let now = clock::now();
         let connections = self.connections.iter();
         let mut fds: Vec<_> = connections.map(|(_, connection)| connection.poll_fd()).collect();
         poll::poll_now(&mut fds);
@@ -307,14 +320,16 @@ impl ControlTree {
             let Some(connection) = self.connection(rank) else { continue };
             let (frames, end) = connection.take_all();
             for frame in frames {
-                self.handle(ControlInput::Frame(rank, frame), facts, outputs);
+                self.handle_at(now, ControlInput::Frame(rank, frame), facts, outputs);
             }
             match end {
                 None => {}
                 Some(StreamEnd::Malformed) => {
-                    self.handle(ControlInput::Malformed(rank), facts, outputs);
+                    self.handle_at(now, ControlInput::Malformed(rank), facts, outputs);
                 }
-                Some(StreamEnd::Closed) => self.handle(ControlInput::Closed(rank), facts, outputs),
+                Some(StreamEnd::Closed) => {
+                    self.handle_at(now, ControlInput::Closed(rank), facts, outputs);
+                }
             }
         }
         for connection in &mut self.closing {
@@ -322,7 +337,7 @@ impl ControlTree {
             connection.discard();
         }
         self.closing.retain(|connection| !connection.is_flushed() && !connection.has_ended());
-        self.handle(ControlInput::Tick, facts, outputs);
+        self.handle_at(now, ControlInput::Tick, facts, outputs);
     }
 
     /// Closes all connections; what was sent still arrives.

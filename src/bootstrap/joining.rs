@@ -137,8 +137,12 @@ impl<'a> JoiningRank<'a> {
             let wakes = [self.acceptor.wake(), self.tree.wake()];
             let wakes = wakes.into_iter().flatten().chain(dialers.iter().map(|it| it.wake()));
             let until = wakes.fold(clock::instant_of(self.core.wake()), Instant::min);
+            // What came before this time is seen below, also if this process is stopped meanwhile.
+            let now = clock::now();
             poll::wait(&mut fds, until);
             self.look(&fds[..of_acceptor]);
+            self.core.handle(now, JoinInput::Tick);
+            self.carry_out();
         }
     }
 
@@ -156,7 +160,6 @@ impl<'a> JoiningRank<'a> {
         let mut outputs = VecDeque::new();
         self.tree.read(&NoFacts, &mut outputs);
         self.take_tree_outputs(outputs);
-        self.handle(JoinInput::Tick);
     }
 
     /// Continues the connections that are being made.

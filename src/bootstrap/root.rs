@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use maypole_control::bootstrap::root::{ConnectionId, RootCore, RootInput, RootOutput};
+use maypole_control::time::Time;
 use maypole_transport::noise::{Key, Purpose};
 
 use super::abort::AbortSignal;
@@ -82,6 +83,8 @@ impl RootServer {
             let polled = fds.len();
             fds.extend(self.stop.iter().map(AbortSignal::poll_fd));
             let wake = clock::instant_of(self.core.wake());
+            // What came before this time is read below, also if this process is stopped meanwhile.
+            let now = clock::now();
             poll::wait(&mut fds, self.acceptor.wake().map_or(wake, |it| it.min(wake)));
             if self.stop.as_ref().is_some_and(AbortSignal::is_raised) {
                 return self.traffic;
@@ -103,7 +106,7 @@ impl RootServer {
                 // Its registration has often come already.
                 self.read(connection);
             }
-            self.handle(RootInput::Tick);
+            self.handle_at(now, RootInput::Tick);
         }
         let mut left: Vec<FrameStream> =
             std::mem::take(&mut self.connections).into_values().collect();
@@ -127,7 +130,11 @@ impl RootServer {
 
     /// Passes an input to the state machine, and does what it wants.
     fn handle(&mut self, input: RootInput) {
-        self.core.handle(clock::now(), input);
+        self.handle_at(clock::now(), input);
+    }
+
+    fn handle_at(&mut self, now: Time, input: RootInput) {
+        self.core.handle(now, input);
         while let Some(output) = self.core.poll_output() {
             self.carry_out(output);
         }

@@ -84,7 +84,7 @@ pub enum JoinInput {
     Gathered,
     /// The user aborts.
     Abort,
-    /// A deadline may have come.
+    /// Everything that came before the given time has been passed on: deadlines before it count.
     Tick,
 }
 
@@ -190,7 +190,8 @@ impl JoinCore {
         core
     }
 
-    /// Handles an input.
+    /// Handles an input. Deadlines count only at a [`Tick`](JoinInput::Tick): the process may have
+    /// been stopped, and what came in time may not have been read yet.
     pub fn handle(&mut self, now: Time, input: JoinInput) {
         self.now = self.now.max(now);
         if self.phase == JoinPhase::Ended {
@@ -206,7 +207,8 @@ impl JoinCore {
                 self.fail(JoinFailure::RootProtocol(root));
             }
             JoinInput::RootClosed(root) => self.root_closed(root),
-            JoinInput::RootMalformed(_) | JoinInput::Tick => {}
+            JoinInput::RootMalformed(_) => {}
+            JoinInput::Tick => self.tick(now),
             JoinInput::ParentConnected => {
                 self.has_parent = true;
                 // The roots of rank 0 stay until all ranks have joined.
@@ -222,7 +224,10 @@ impl JoinCore {
             JoinInput::Gathered => {}
             JoinInput::Abort => self.fail(JoinFailure::Aborted),
         }
-        self.tick();
+        if self.phase == JoinPhase::Connecting && self.is_connected() {
+            self.phase = JoinPhase::Gathering;
+            self.outputs.push_back(JoinOutput::TreeComplete);
+        }
     }
 
     /// The next output. Call this until it returns None after every input, and after the start.
@@ -230,7 +235,7 @@ impl JoinCore {
         self.outputs.pop_front()
     }
 
-    /// When [`handle`](Self::handle) must be called at the latest.
+    /// When a [`Tick`](JoinInput::Tick) is due.
     pub fn wake(&self) -> Time {
         match self.phase {
             JoinPhase::Registering(at) => self.root_deadline(at),
@@ -254,26 +259,29 @@ impl JoinCore {
         self.is_registered
     }
 
-    /// Does what is due.
-    fn tick(&mut self) {
+    /// Whether all neighbours are connected.
+    fn is_connected(&self) -> bool {
+        self.has_parent && self.missing_children.is_empty()
+    }
+
+    /// Does what is due at this time. All that came before it was passed on.
+    fn tick(&mut self, now: Time) {
         if let JoinPhase::Announcing(at, until) = self.phase
-            && self.now >= until
+            && now >= until
         {
             self.announced(at);
         }
         match self.phase {
-            JoinPhase::Registering(at) if self.now >= self.root_deadline(at) => {
+            JoinPhase::Registering(at) if now >= self.root_deadline(at) => {
                 let root = self.plan.visits[at].root;
                 self.fail(match self.other_id {
                     Some(root) => JoinFailure::RootHasOtherId(root),
                     None => JoinFailure::RootUnreachable(root),
                 });
             }
-            JoinPhase::Connecting if self.has_parent && self.missing_children.is_empty() => {
-                self.phase = JoinPhase::Gathering;
-                self.outputs.push_back(JoinOutput::TreeComplete);
+            JoinPhase::Connecting if now >= self.deadline() && !self.is_connected() => {
+                self.time_out();
             }
-            JoinPhase::Connecting if self.now >= self.deadline() => self.time_out(),
             _ => {}
         }
     }

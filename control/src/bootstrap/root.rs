@@ -45,7 +45,7 @@ pub enum RootInput {
     Malformed(ConnectionId),
     /// A connection ended.
     Closed(ConnectionId),
-    /// A deadline may have come.
+    /// Everything that came before the given time has been passed on: deadlines before it count.
     Tick,
 }
 
@@ -151,7 +151,8 @@ impl RootCore {
         }
     }
 
-    /// Handles an input.
+    /// Handles an input. Deadlines count only at a [`Tick`](RootInput::Tick): the process may have
+    /// been stopped, and what came in time may not have been read yet.
     pub fn handle(&mut self, now: Time, input: RootInput) {
         self.now = self.now.max(now);
         if self.ended {
@@ -169,9 +170,9 @@ impl RootCore {
             },
             RootInput::Malformed(connection) => self.broke_protocol(connection),
             RootInput::Closed(connection) => self.closed(connection),
-            RootInput::Tick => {}
+            RootInput::Tick => return self.tick(now),
         }
-        self.tick();
+        self.advance();
     }
 
     /// The next output. Call this until it returns None after every input.
@@ -179,7 +180,7 @@ impl RootCore {
         self.outputs.pop_front()
     }
 
-    /// When [`handle`](Self::handle) must be called at the latest.
+    /// When a [`Tick`](RootInput::Tick) is due.
     pub fn wake(&self) -> Time {
         let notice = self.started.filter(|_| self.verdict.is_none());
         let notice = notice.map(|started| started + self.next_notice);
@@ -205,9 +206,8 @@ impl RootCore {
         self.nranks.unwrap_or(0)
     }
 
-    /// Does what is due.
-    fn tick(&mut self) {
-        let now = self.now;
+    /// Does what is due at this time. All that came before it was passed on.
+    fn tick(&mut self, now: Time) {
         let late: Vec<ConnectionId> = self
             .unregistered
             .iter()
@@ -218,16 +218,9 @@ impl RootCore {
             self.unregistered.remove(&connection);
             self.outputs.push_back(RootOutput::Close(connection));
         }
-        if !self.connections.is_empty() || !self.unregistered.is_empty() {
-            self.idle_since = now;
-        }
-        // Only rank 0 is left, to collect rank infos.
-        if self.accepting && self.is_complete() && self.connections.len() <= 1 {
-            self.accepting = false;
-            self.outputs.push_back(RootOutput::StopAccepting);
-        }
-        if self.connections.is_empty() && (self.is_complete() || self.have_all_failed()) {
-            return self.end(self.is_complete());
+        self.advance();
+        if self.ended {
+            return;
         }
         if self.give_up_at().is_some_and(|end| end <= now) {
             if !self.is_complete() && self.verdict.is_none() {
@@ -245,6 +238,21 @@ impl RootCore {
             return self.end(false);
         }
         self.notify();
+    }
+
+    /// Stops to accept connections, or ends, when that is possible.
+    fn advance(&mut self) {
+        if !self.connections.is_empty() || !self.unregistered.is_empty() {
+            self.idle_since = self.now;
+        }
+        // Only rank 0 is left, to collect rank infos.
+        if self.accepting && self.is_complete() && self.connections.len() <= 1 {
+            self.accepting = false;
+            self.outputs.push_back(RootOutput::StopAccepting);
+        }
+        if self.connections.is_empty() && (self.is_complete() || self.have_all_failed()) {
+            self.end(self.is_complete());
+        }
     }
 
     /// When the root gives up. If all ranks have come, but one is not connected to its parent or

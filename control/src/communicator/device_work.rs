@@ -53,8 +53,7 @@ impl DeviceWork {
 
 impl CommunicatorCore {
     /// Asks for a check of the device, if one is due.
-    pub(super) fn device_tick(&mut self) {
-        let now = self.now;
+    pub(super) fn device_tick(&mut self, now: Time) {
         if let Some(work) = self.device.as_mut()
             && work.due.take_if(|due| *due <= now).is_some()
         {

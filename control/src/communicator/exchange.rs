@@ -63,8 +63,8 @@ impl CommunicatorCore {
     }
 
     /// Ends an exchange whose deadline has passed.
-    pub(super) fn exchange_tick(&mut self) {
-        let Some(exchange) = self.exchange.as_ref().filter(|it| it.deadline <= self.now) else {
+    pub(super) fn exchange_tick(&mut self, now: Time) {
+        let Some(exchange) = self.exchange.as_ref().filter(|it| it.deadline <= now) else {
             return;
         };
         let what = if exchange.missing.is_empty() { "to pass on" } else { "to give" };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use maypole_algorithms::Rank;
 
-use super::{CommunicatorCore, ControlOutput, LocalFacts, ProcessState};
+use super::{CommunicatorCore, ControlOutput, ENDED_GRACE, LocalFacts, ProcessState};
 use crate::activity::{Activity, RecorderSnapshot};
 use crate::frame::ControlFrame;
 use crate::report::{DelayReason, Report};
@@ -24,6 +24,8 @@ pub(super) struct Inquiry {
     pub(super) purpose: InquiryPurpose,
     /// When the question counts as not answered.
     pub(super) due: Time,
+    /// The process of the rank that is asked has ended: its farewell is awaited, not an answer.
+    pub(super) is_last: bool,
 }
 
 /// Why a rank is asked what it does.
@@ -69,12 +71,19 @@ impl CommunicatorCore {
         }
         // A process that is stopped or has ended does not answer.
         if facts.process_state(asked).is_some_and(|state| state != ProcessState::Running) {
-            return self.unanswered(purpose, facts);
+            return self.unanswered(purpose, false, facts);
         }
-        self.token = self.token.wrapping_add(1);
-        let (token, from) = (self.token, self.rank);
+        let from = self.rank;
+        let token = self.await_answer(purpose, ANSWER_TIMEOUT, false);
         self.pass_on(ControlFrame::Question { token, from, to: asked }, asked, None);
-        self.inquiries.push(Inquiry { token, purpose, due: self.now + ANSWER_TIMEOUT });
+    }
+
+    /// Keeps an inquiry for this time. Returns its token.
+    fn await_answer(&mut self, purpose: InquiryPurpose, time: Duration, is_last: bool) -> u32 {
+        self.token = self.token.wrapping_add(1);
+        let (token, due) = (self.token, self.now + time);
+        self.inquiries.push(Inquiry { token, purpose, due, is_last });
+        token
     }
 
     /// Continues an inquiry with the answer of the rank that was asked.
@@ -145,18 +154,34 @@ impl CommunicatorCore {
         (snapshot.sequence >= sequence && next != self.rank).then_some(next)
     }
 
-    /// Ends an inquiry whose rank has not answered.
-    pub(super) fn unanswered(&mut self, purpose: InquiryPurpose, facts: &impl LocalFacts) {
+    /// Ends an inquiry whose rank has not answered. It was the last if the process of that rank has
+    /// been known to have ended for some time.
+    pub(super) fn unanswered(
+        &mut self,
+        purpose: InquiryPurpose,
+        was_last: bool,
+        facts: &impl LocalFacts,
+    ) {
         let asked = purpose.asked();
         let state = facts.process_state(asked);
         let left = self.has_left(asked) || facts.has_left_link(asked);
+        let own = facts.snapshot();
         if state == Some(ProcessState::Ended) {
+            if !left && !was_last {
+                // What it sent before it ended may not have been read yet.
+                self.await_answer(purpose, ENDED_GRACE, true);
+                return;
+            }
+            if let InquiryPurpose::LongWait { sequence, .. } = purpose
+                && !still_waits(&own, sequence, facts)
+            {
+                return;
+            }
             // Nothing more can come from it, whether it has announced that it leaves or not.
             let (rank, seen_by) = (asked, self.rank);
             let dead = Verdict::Dead { rank, seen_by };
             return self.decide(if left { Verdict::Left { rank } } else { dead }, None);
         }
-        let own = facts.snapshot();
         match purpose {
             InquiryPurpose::Mismatch { peer, fallback } => {
                 let what = format!("rank {} is at {}; {fallback}", self.rank, own.last());

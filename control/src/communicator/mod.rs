@@ -89,7 +89,7 @@ pub enum ControlInput {
     DeviceChecked(Option<DeviceProgress>),
     /// The rank leaves the communicator.
     Leave,
-    /// A deadline may have come.
+    /// Everything that came before the given time has been passed on: deadlines before it count.
     Tick,
 }
 
@@ -240,7 +240,8 @@ impl CommunicatorCore {
     }
 
     /// Handles an input. `now` must not be earlier than in a call before; if it is, the time stands
-    /// still.
+    /// still. Deadlines count only at a [`Tick`](ControlInput::Tick): the process may have been
+    /// stopped, and what came in time may not have been read yet.
     pub fn handle(&mut self, now: Time, input: ControlInput, facts: &impl LocalFacts) {
         self.now = self.now.max(now);
         match input {
@@ -268,9 +269,8 @@ impl CommunicatorCore {
             ControlInput::WatchDevice => self.device = Some(DeviceWork::begin(self.now)),
             ControlInput::DeviceChecked(progress) => self.device_checked(progress, facts),
             ControlInput::Leave => self.leave(facts),
-            ControlInput::Tick => {}
+            ControlInput::Tick => self.tick(now, facts),
         }
-        self.tick(facts);
     }
 
     /// The next output. Call this until it returns None after every input.
@@ -278,7 +278,7 @@ impl CommunicatorCore {
         self.outputs.pop_front()
     }
 
-    /// When [`handle`](Self::handle) must be called at the latest. None if nothing is due.
+    /// When a [`Tick`](ControlInput::Tick) is due. None if nothing is.
     pub fn wake(&self) -> Option<Time> {
         let exchange = self.exchange.iter().map(|exchange| exchange.deadline);
         let inquiries = self.inquiries.iter().map(|inquiry| inquiry.due);
@@ -295,23 +295,22 @@ impl CommunicatorCore {
             .min()
     }
 
-    /// Does what is due.
-    fn tick(&mut self, facts: &impl LocalFacts) {
-        let now = self.now;
+    /// Does what is due at this time. All that came before it was passed on.
+    fn tick(&mut self, now: Time, facts: &impl LocalFacts) {
         let lost = |it: &Neighbour| it.lost_at.is_some_and(|at| at <= now).then_some(it.rank);
         while let Some(rank) = self.neighbours.iter().find_map(lost) {
             self.neighbour_lost(rank, facts);
         }
-        self.exchange_tick();
+        self.exchange_tick(now);
         if self.next_compare.is_some_and(|at| at <= now) {
-            self.next_compare = Some(now + self.timing.compare);
+            self.next_compare = Some(self.now + self.timing.compare);
             self.compare_histories(facts);
         }
         if let Some(ConnectionAttempt { peer, since, due }) = &mut self.connecting
             && *due <= now
         {
             let (peer, since) = (*peer, *since);
-            *due = now + now.since(since).max(self.timing.report);
+            *due = self.now + self.now.since(since).max(self.timing.report);
             self.investigate(peer, since, facts);
         }
         if self.end_waits_at.take_if(|at| *at <= now).is_some()
@@ -319,10 +318,10 @@ impl CommunicatorCore {
         {
             self.end_all_waits(rank);
         }
-        self.device_tick();
+        self.device_tick(now);
         while let Some(at) = self.inquiries.iter().position(|inquiry| inquiry.due <= now) {
             let inquiry = self.inquiries.swap_remove(at);
-            self.unanswered(inquiry.purpose, facts);
+            self.unanswered(inquiry.purpose, inquiry.is_last, facts);
         }
     }
 

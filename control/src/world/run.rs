@@ -254,7 +254,16 @@ impl World {
             Event::Resume => {
                 if simulated.process == SimulatedProcess::Stopped {
                     simulated.process = SimulatedProcess::Running;
-                    for event in std::mem::take(&mut simulated.held) {
+                    let mut held = std::mem::take(&mut simulated.held);
+                    // The thread of the user may go on before anything is read. Deadlines count
+                    // only when all that has come was read.
+                    let thread_is_first = self.random.one_in(2);
+                    held.sort_by_key(|event| match event {
+                        Event::Thread if thread_is_first => 0,
+                        Event::Wake => 2,
+                        _ => 1,
+                    });
+                    for event in held {
                         self.queue(self.now, rank, event);
                     }
                 }

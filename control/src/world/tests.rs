@@ -158,6 +158,49 @@ fn ranks_of_its_host_tell_of_a_death_that_its_neighbours_cannot_see() {
     assert!(took < Duration::from_secs(5), "the ranks knew after {took:?} of simulated time");
 }
 
+/// Rank 0 is stopped when it knows that the process of rank 2 has ended and has not yet read that
+/// rank 2 left before. When it goes on, all of that has come long ago, and is read in some order.
+/// World 61417 once told rank 2 as dead.
+#[test]
+fn a_rank_that_was_stopped_reads_what_has_come_before_a_deadline_counts() {
+    for seed in 0..200 {
+        let mut script = Script {
+            seed,
+            hosts: vec![0; 7],
+            programs: vec![vec![Action::Compute(Duration::from_millis(40))]; 7],
+            disturbances: Vec::new(),
+            timeout: None,
+            delay: Duration::from_millis(50),
+        };
+        script.programs[2] = vec![Action::Exit];
+        let stop = Disturbance::Stop(0, Duration::from_secs(6));
+        script.disturbances.push((Duration::from_millis(7), stop));
+        World::run(&script).unwrap_or_else(|broken| panic!("seed {seed}: {broken}"));
+    }
+}
+
+/// Rank 1 waits for rank 2, and is stopped while rank 2 exits in order. When it goes on, its thread
+/// asks why the wait takes so long before the farewell of rank 2 is read.
+#[test]
+fn a_rank_that_exits_in_order_is_not_told_dead_by_an_inquiry() {
+    for seed in 0..16 {
+        let mut script = Script {
+            seed,
+            hosts: vec![0; 3],
+            programs: vec![vec![Action::Compute(Duration::from_secs(10))]; 3],
+            disturbances: Vec::new(),
+            timeout: None,
+            delay: Duration::from_millis(1),
+        };
+        script.programs[1] = vec![Action::Call(CallKind::Broadcast(2), 1)];
+        script.programs[2] = vec![Action::Compute(Duration::from_secs(2)), Action::Exit];
+        let stop = Disturbance::Stop(1, Duration::from_secs(5));
+        script.disturbances.push((Duration::from_millis(500), stop));
+        let world = World::run(&script).unwrap_or_else(|broken| panic!("seed {seed}: {broken}"));
+        assert_eq!(world.ranks[1].failure, Some(Verdict::Left { rank: 2 }), "seed {seed}");
+    }
+}
+
 /// To run it: `cargo test --release -p maypole-control -- --ignored worlds --nocapture`.
 #[test]
 #[ignore = "takes minutes"]
