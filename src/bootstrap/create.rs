@@ -38,7 +38,7 @@ impl UniqueId {
         }
         let secret = Key::random().map_err(|error| BootstrapError::system("getrandom", &error))?;
         let (listeners, root) = listener_address::listen()?;
-        root::start(secret.clone(), listeners, options, None)?;
+        root::start(secret.clone(), listeners, options, None, Vec::new())?;
         Ok(Self::of_running_root(&secret, &root))
     }
 
@@ -50,7 +50,7 @@ impl UniqueId {
     /// [`BootstrapError::System`] if the process has no descriptor or thread left.
     pub fn start_child_root(secret: &Key, options: &Options) -> Result<Vec<u8>, BootstrapError> {
         let (listeners, root) = listener_address::listen()?;
-        root::start(secret.clone(), listeners, options, None)?;
+        root::start(secret.clone(), listeners, options, None, Vec::new())?;
         let mut address = Vec::new();
         root.encode(&mut address, MOST_ADDRESS_BYTES);
         Ok(address)

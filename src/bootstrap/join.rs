@@ -174,7 +174,8 @@ fn start_fixed(contents: &UniqueIdContents, options: &Options) -> Result<(), Boo
     loop {
         match listener_address::listen_at(&contents.root.addresses) {
             Ok((listeners, _)) => {
-                return root::start(contents.secret.clone(), listeners, options, None).map(drop);
+                return root::start(contents.secret.clone(), listeners, options, None, Vec::new())
+                    .map(drop);
             }
             Err(BootstrapError::System { errno: libc::EADDRINUSE, .. })
                 if Instant::now() < until =>

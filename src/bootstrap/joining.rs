@@ -75,7 +75,7 @@ impl<'a> JoiningRank<'a> {
         };
         let visit = |root| {
             let UniqueIdContents { follows, fixed, .. } = ids.roots[root];
-            RootVisit { root, share: ids.share(root), follows, appears_later: follows || fixed }
+            RootVisit { root, share: ids.share(root), follows, appears_later: fixed }
         };
         let plan = JoinPlan {
             rank,

@@ -36,6 +36,7 @@
 //! | `frame_stream` | frames over a socket |
 //! | `traffic` | counts of connections and messages |
 //! | `accept`, `dial` | the two sides of the handshake, over sockets |
+//! | `probe` | looking whether a rank still listens |
 //! | `control_tree` | the connections that stay |
 //! | `root`, `create`, `rejoin` | the rendezvous, and what starts it |
 //! | `joining`, `join` | how a rank joins |
@@ -55,6 +56,7 @@ mod listener_address;
 mod multi_root;
 mod options;
 pub(crate) mod poll;
+mod probe;
 mod rejoin;
 mod root;
 mod traffic;

@@ -43,13 +43,16 @@ impl RejoinListener {
     }
 
     /// Starts here the root of the communicator with this secret, and ends the one before: two
-    /// roots could not tell which connection is for which.
+    /// roots could not tell which connection is for which. `survivors` are the
+    /// [addresses](Self::address) of all of its ranks: one that has closed its listener cannot
+    /// come, and need not be waited for. Without them all ranks are waited for.
     ///
     /// # Errors
     /// [`BootstrapError::System`] if no thread or descriptor is left.
     pub fn start_root(
         &mut self,
         secret: &Key,
+        survivors: &[Vec<u8>],
         options: &Options,
     ) -> Result<UniqueId, BootstrapError> {
         if let Some((stop, thread)) = self.root.take() {
@@ -61,7 +64,12 @@ impl RejoinListener {
             self.listeners.iter().map(TcpListener::try_clone).collect();
         let listeners = listeners.map_err(|error| BootstrapError::system("dup", &error))?;
         let stop = AbortSignal::new()?;
-        let thread = root::start(secret.clone(), listeners, options, Some(stop.clone()))?;
+        let survivors = survivors.iter().map(|bytes| {
+            // An address that cannot be read is never found to be gone.
+            ListenerAddresses::decode(&mut ByteReader::new(bytes)).unwrap_or_default()
+        });
+        let (key, survivors) = (secret.clone(), survivors.collect());
+        let thread = root::start(key, listeners, options, Some(stop.clone()), survivors)?;
         self.root = Some((stop, thread));
         Ok(UniqueId::at_listener(secret, &self.addresses))
     }

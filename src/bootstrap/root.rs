@@ -1,12 +1,13 @@
 //! Runs a bootstrap root: one thread, in the process that made the unique id, which connects the
 //! state machine of the root with its sockets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::TcpListener;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use maypole_control::bootstrap::root::{ConnectionId, RootCore, RootInput, RootOutput};
+use maypole_control::listener_addresses::ListenerAddresses;
 use maypole_control::time::Time;
 use maypole_transport::noise::{Key, Purpose};
 
@@ -14,13 +15,17 @@ use super::abort::AbortSignal;
 use super::accept::HandshakeAcceptor;
 use super::error::BootstrapError;
 use super::frame_stream::{FrameStream, StreamEnd, close_gracefully};
+use super::listener_address;
 use super::options::Options;
 use super::poll;
+use super::probe::{ListenerProbe, ProbeResult};
 use super::traffic::ControlTraffic;
 use crate::clock;
 use crate::config::Config;
 use crate::process;
 
+/// Most ranks that are looked for at once.
+const MOST_PROBES: usize = 16;
 /// How long the root waits at its end for its last frames to be read.
 const LAST_FRAMES_TIME: Duration = Duration::from_secs(2);
 
@@ -29,7 +34,8 @@ const LAST_FRAMES_TIME: Duration = Duration::from_secs(2);
 pub(super) static ENDED: std::sync::Mutex<Vec<([u8; 32], ControlTraffic)>> =
     std::sync::Mutex::new(Vec::new());
 
-/// Starts the root of a unique id on these listeners. It ends early when `stop` is raised.
+/// Starts the root of a unique id on these listeners. It ends early when `stop` is raised. For a
+/// shrink `survivors` are the rejoin listeners of all ranks, and empty otherwise.
 ///
 /// # Errors
 /// [`BootstrapError::System`] if no thread can be made.
@@ -38,11 +44,16 @@ pub(super) fn start(
     listeners: Vec<TcpListener>,
     options: &Options,
     stop: Option<AbortSignal>,
+    survivors: Vec<ListenerAddresses>,
 ) -> Result<JoinHandle<()>, BootstrapError> {
     #[cfg(test)]
     let proof = *secret.derive("ended", &[]).bytes();
+    let kind = if survivors.is_empty() { RootCore::new } else { RootCore::of_survivors };
     let root = RootServer {
-        core: RootCore::new(clock::now(), options.notice, Config::get().init_timeout),
+        core: kind(clock::now(), options.notice, Config::get().init_timeout),
+        survivors,
+        to_probe: VecDeque::new(),
+        probes: Vec::new(),
         acceptor: HandshakeAcceptor::new(listeners, secret, Purpose::Root, 0),
         stop,
         connections: BTreeMap::new(),
@@ -67,6 +78,11 @@ struct RootServer {
     stop: Option<AbortSignal>,
     connections: BTreeMap<ConnectionId, FrameStream>,
     next_connection: ConnectionId,
+    /// The rejoin listeners of the ranks of a shrink.
+    survivors: Vec<ListenerAddresses>,
+    /// The ranks that are to be looked for, and those that are being looked for.
+    to_probe: VecDeque<u32>,
+    probes: Vec<ListenerProbe>,
     ended: bool,
     /// The traffic of connections that are closed.
     traffic: ControlTraffic,
@@ -82,7 +98,9 @@ impl RootServer {
             fds.extend(self.connections.values().map(FrameStream::poll_fd));
             let polled = fds.len();
             fds.extend(self.stop.iter().map(AbortSignal::poll_fd));
-            let wake = clock::instant_of(self.core.wake());
+            fds.extend(self.probes.iter().map(ListenerProbe::poll_fd));
+            let probes = self.probes.iter().filter_map(ListenerProbe::wake);
+            let wake = probes.fold(clock::instant_of(self.core.wake()), Instant::min);
             // What came before this time is read below, also if this process is stopped meanwhile.
             let now = clock::now();
             poll::wait(&mut fds, self.acceptor.wake().map_or(wake, |it| it.min(wake)));
@@ -106,12 +124,39 @@ impl RootServer {
                 // Its registration has often come already.
                 self.read(connection);
             }
+            self.advance_probes();
             self.handle_at(now, RootInput::Tick);
         }
         let mut left: Vec<FrameStream> =
             std::mem::take(&mut self.connections).into_values().collect();
         close_gracefully(left.iter_mut(), Instant::now() + LAST_FRAMES_TIME);
         self.traffic
+    }
+
+    /// Looks for ranks that do not come to a shrink.
+    fn advance_probes(&mut self) {
+        let mut gone = Vec::new();
+        let mut under_way = std::mem::take(&mut self.probes);
+        loop {
+            under_way.retain_mut(|probe| match probe.advance() {
+                ProbeResult::NotYet => true,
+                ProbeResult::Unknown => false,
+                ProbeResult::Gone => {
+                    gone.push(probe.rank());
+                    false
+                }
+            });
+            if under_way.len() == MOST_PROBES {
+                break;
+            }
+            let Some(rank) = self.to_probe.pop_front() else { break };
+            if let Some(listener) = self.survivors.get(rank as usize) {
+                let addresses = listener_address::reachable_here(listener);
+                under_way.extend(ListenerProbe::new(rank, addresses));
+            }
+        }
+        self.probes = under_way;
+        gone.into_iter().for_each(|rank| self.handle(RootInput::Gone(rank)));
     }
 
     /// Reads the frames of a connection.
@@ -167,6 +212,12 @@ impl RootServer {
             RootOutput::Failed(verdict) => {
                 log::warn!("the attempt to join failed: {}", BootstrapError::of(verdict, 0));
             }
+            // One look at all missing ranks is enough at a time.
+            RootOutput::Probe(ranks) if self.to_probe.is_empty() && self.probes.is_empty() => {
+                self.to_probe.extend(ranks);
+                self.advance_probes();
+            }
+            RootOutput::Probe(_) => {}
             RootOutput::Lost(rank) => {
                 log::info!("rank {rank} went away, or broke the protocol, before it was served");
             }

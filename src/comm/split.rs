@@ -210,7 +210,10 @@ impl Communicator {
         *count += 1;
         let secret = self.membership.keys.derive(&format!("shrink {count} {survivors:?}"));
         let id = if host == self.rank {
-            self.membership.rejoin_listener.start_root(&secret, options).map_err(Error::from)
+            let address = |rank: &Rank| self.membership.rejoin_addresses[*rank as usize].clone();
+            let addresses: Vec<Vec<u8>> = survivors.iter().map(address).collect();
+            let listener = &mut self.membership.rejoin_listener;
+            listener.start_root(&secret, &addresses, options).map_err(Error::from)
         } else {
             UniqueId::at_rejoin_listener(&self.membership.rejoin_addresses[host as usize], &secret)
                 .ok_or_else(|| Error::internal(format!("rank {host} has no rejoin listener")))

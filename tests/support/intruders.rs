@@ -49,7 +49,7 @@ impl RecordingProxy {
         let before = ports(&[std::process::id()]);
         let mut rejoin = RejoinListener::open().expect("a port");
         let options = Options { timeout: TEST_TIMEOUT, notice: TEST_TIMEOUT, ..Options::default() };
-        rejoin.start_root(&secret, &options).expect("a root");
+        rejoin.start_root(&secret, &[], &options).expect("a root");
         let loopback = |port: &Port| match port {
             Port::Tcp(address) if address.ip() == Ipv4Addr::LOCALHOST => Some(*address),
             _ => None,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use maypole_algorithms::Rank;
 
+use super::root::gone_before_it_joined;
 use crate::frame::{ControlFrame, RankRegistration};
 use crate::listener_addresses::ListenerAddresses;
 use crate::rank_set::RankSet;
@@ -32,7 +33,8 @@ pub struct RootVisit {
     pub root: usize,
     /// The ranks that the root serves.
     pub share: RootShare,
-    /// The root of an earlier communicator may still listen at its address.
+    /// The root is that of a shrink. It listens where that of an earlier shrink may still listen,
+    /// and where rank 0 listens as long as it has the communicator that is shrunk.
     pub follows: bool,
     /// The root may begin to listen only after this rank has begun to join.
     pub appears_later: bool,
@@ -290,7 +292,7 @@ impl JoinCore {
     /// ranks, so that they learn the reason and not only that this rank is missing.
     fn root_deadline(&self, at: usize) -> Time {
         let visit = self.plan.visits[at];
-        let is_reached = self.reached == Some(visit.root) || visit.appears_later;
+        let is_reached = self.reached == Some(visit.root) || visit.appears_later || visit.follows;
         let most = if is_reached { ROOT_ANSWER_TIMEOUT } else { ROOT_TIMEOUT };
         self.started + (self.plan.timeout / 10 * 9).min(most)
     }
@@ -341,7 +343,10 @@ impl JoinCore {
         let JoinPhase::Registering(at) = self.phase else { return };
         let visit = self.plan.visits[at];
         if visit.root == root && !visit.appears_later {
-            self.fail(JoinFailure::RootUnreachable(root));
+            self.fail(match visit.follows {
+                true => JoinFailure::Verdict(gone_before_it_joined(0)),
+                false => JoinFailure::RootUnreachable(root),
+            });
         }
     }
 

@@ -24,6 +24,9 @@ const SHORTEST_NOTICE: Duration = Duration::from_millis(10);
 /// which rank delays the others.
 const VERDICT_TIME: Duration = Duration::from_secs(10);
 
+/// When a root of a shrink first looks whether missing ranks can still come. The time doubles.
+const FIRST_PROBE: Duration = Duration::from_millis(250);
+
 /// Names a connection of a root.
 pub type ConnectionId = u64;
 
@@ -45,6 +48,9 @@ pub enum RootInput {
     Malformed(ConnectionId),
     /// A connection ended.
     Closed(ConnectionId),
+    /// The answer to [`RootOutput::Probe`] for a rank: it has left the communicator that is shrunk,
+    /// or its process has ended.
+    Gone(Rank),
     /// Everything that came before the given time has been passed on: deadlines before it count.
     Tick,
 }
@@ -73,6 +79,9 @@ pub enum RootOutput {
     Missing(RankSet, Duration),
     /// Log why the attempt has ended.
     Failed(Verdict),
+    /// Look which of these ranks can still come, and answer by [`RootInput::Gone`] for those that
+    /// cannot.
+    Probe(Vec<Rank>),
     /// Log that this rank has gone, or has broken the protocol, before it was served.
     Lost(Rank),
     /// The root has ended. True if all ranks were served.
@@ -103,11 +112,22 @@ pub struct RootCore {
     stay: Duration,
     /// The time since the start after which missing ranks are named next.
     next_notice: Duration,
+    /// For a shrink, whose ranks come once: the time since the start after which missing ranks are
+    /// looked for next.
+    next_probe: Option<Duration>,
     /// When a rank was last connected.
     idle_since: Time,
     accepting: bool,
     ended: bool,
     outputs: VecDeque<RootOutput>,
+}
+
+/// The verdict about a survivor that cannot join a shrink.
+pub(super) fn gone_before_it_joined(rank: Rank) -> Verdict {
+    let why = String::from(
+        "before it joined, it left the communicator that is shrunk, or its process ended",
+    );
+    Verdict::Failed { rank, why }
 }
 
 /// A rank whose handshake succeeded and that has not registered.
@@ -144,11 +164,18 @@ impl RootCore {
             verdict: None,
             stay,
             next_notice: notice.max(SHORTEST_NOTICE),
+            next_probe: None,
             idle_since: now,
             accepting: true,
             ended: false,
             outputs: VecDeque::new(),
         }
+    }
+
+    /// The same for a shrink. Its ranks are survivors of a communicator, so a rank that is gone
+    /// does not come again.
+    pub fn of_survivors(now: Time, notice: Duration, stay: Duration) -> Self {
+        Self { next_probe: Some(FIRST_PROBE), ..Self::new(now, notice, stay) }
     }
 
     /// Handles an input. Deadlines count only at a [`Tick`](RootInput::Tick): the process may have
@@ -170,6 +197,7 @@ impl RootCore {
             },
             RootInput::Malformed(connection) => self.broke_protocol(connection),
             RootInput::Closed(connection) => self.closed(connection),
+            RootInput::Gone(rank) => self.gone(rank),
             RootInput::Tick => return self.tick(now),
         }
         self.advance();
@@ -183,7 +211,8 @@ impl RootCore {
     /// When a [`Tick`](RootInput::Tick) is due.
     pub fn wake(&self) -> Time {
         let notice = self.started.filter(|_| self.verdict.is_none());
-        let notice = notice.map(|started| started + self.next_notice);
+        let looks = self.next_notice.min(self.next_probe.unwrap_or(Duration::MAX));
+        let notice = notice.map(|started| started + looks);
         let unregistered = self.unregistered.values().map(|rank| rank.deadline).min();
         [notice, unregistered, self.give_up_at()]
             .into_iter()
@@ -371,10 +400,21 @@ impl RootCore {
         }
         let Some(&rank) = self.connections.get(&connection) else { return };
         self.disconnect(connection, rank);
-        if self.verdict.is_none() {
+        if self.next_probe.is_some() {
+            self.fail_all(Verdict::Dead { rank, seen_by: 0 });
+        } else if self.verdict.is_none() {
             // The rank may come again; its children will then learn where it listens.
             self.ranks.remove(&rank);
             self.outputs.push_back(RootOutput::Lost(rank));
+        }
+    }
+
+    /// A rank cannot come any more. Nothing is known of one that has come before.
+    fn gone(&mut self, rank: Rank) {
+        let is_missing = self.next_probe.is_some() && rank < self.nranks();
+        if is_missing && !self.ranks.contains_key(&rank) {
+            self.ranks.insert(rank, RegisteredRank::default());
+            self.fail_all(gone_before_it_joined(rank));
         }
     }
 
@@ -415,12 +455,28 @@ impl RootCore {
         self.deadline.get_or_insert(self.now + self.stay);
     }
 
-    /// Names the missing ranks when it is time.
+    /// Names the missing ranks, and looks for them, when it is time.
     fn notify(&mut self) {
-        if self.verdict.is_some() || self.started.is_none() || self.waited() < self.next_notice {
+        if self.verdict.is_some() || self.started.is_none() {
             return;
         }
-        let (ranks, waited) = (self.missing(), self.waited());
+        let waited = self.waited();
+        if let Some(next) = self.next_probe.as_mut()
+            && *next <= waited
+        {
+            while *next <= waited {
+                *next = next.saturating_mul(2);
+            }
+            let present = |rank: &Rank| self.ranks.contains_key(rank);
+            let missing: Vec<Rank> = (0..self.nranks()).filter(|it| !present(it)).collect();
+            if !missing.is_empty() {
+                self.outputs.push_back(RootOutput::Probe(missing));
+            }
+        }
+        if waited < self.next_notice {
+            return;
+        }
+        let ranks = self.missing();
         while self.next_notice <= waited {
             self.next_notice = self.next_notice.saturating_mul(2);
         }

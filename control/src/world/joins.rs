@@ -1,5 +1,6 @@
 //! Worlds in which ranks join through roots: ranks that come late, never, twice, with another
-//! number of ranks, that die or whose user aborts while they join.
+//! number of ranks, that die or whose user aborts while they join. In some of them the ranks are
+//! survivors that shrink a communicator, at a root of rank 0, and some have left it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use maypole_algorithms::Rank;
 
+use super::join_script::{JoinFlaw, JoinScript};
 use super::random::Random;
 use super::rank::{SimulatedFacts, SimulatedRank};
 use crate::bootstrap::joining::{
@@ -16,76 +18,17 @@ use crate::bootstrap::root::{ConnectionId, RootCore, RootInput, RootOutput};
 use crate::communicator::{CommunicatorCore, ControlInput, ControlOutput};
 use crate::frame::ControlFrame;
 use crate::listener_addresses::ListenerAddresses;
-use crate::root_share::RootShare;
 use crate::time::Time;
 use crate::tree_shape::parent;
 use crate::verdict::Verdict;
 
-/// How long ranks wait for each other.
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long nothing may listen at a root until that is final.
+const REFUSED_TIME: Duration = Duration::from_secs(2);
+/// When a root first names missing ranks.
+const NOTICE: Duration = Duration::from_secs(2);
 /// When every join must have ended: after the latest start, the timeout, and the times that ranks
 /// and roots leave each other for a verdict.
 const END: Duration = Duration::from_secs(40);
-
-/// What happens in one world.
-#[derive(Clone, Debug)]
-pub(super) struct JoinScript {
-    seed: u64,
-    nranks: u32,
-    nroots: usize,
-    delay: Duration,
-    /// When each process starts, and as which rank.
-    processes: Vec<(Duration, Rank)>,
-    /// What disturbs the world.
-    flaws: Vec<JoinFlaw>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum JoinFlaw {
-    /// A process ends at this time.
-    Kill(usize, Duration),
-    /// The user of a process aborts at this time.
-    Abort(usize, Duration),
-    /// A process says that there are more ranks.
-    OtherCount(usize),
-}
-
-impl JoinScript {
-    pub(super) fn random(seed: u64) -> Self {
-        let mut random = Random::new(seed ^ 0x101);
-        let most = if random.one_in(8) { 62 } else { 9 };
-        let nranks = 2 + random.below(most) as u32;
-        let nroots = if random.one_in(2) { 1 } else { 1 + random.below(3) as usize };
-        let is_late = random.one_in(2);
-        let mut processes: Vec<(Duration, Rank)> = (0..nranks)
-            .map(|rank| {
-                let late =
-                    if is_late { random.up_to(Duration::from_secs(6)) } else { Duration::ZERO };
-                (late, rank)
-            })
-            .collect();
-        let mut flaws = Vec::new();
-        let any = |random: &mut Random| random.below(u64::from(nranks)) as usize;
-        match random.below(7) {
-            0 => drop(processes.remove(any(&mut random))),
-            1 => {
-                let at = Duration::from_secs(1) + random.up_to(Duration::from_secs(4));
-                processes.push((at, any(&mut random) as Rank));
-            }
-            2 | 3 => {
-                let time = random.up_to(Duration::from_secs(4));
-                flaws.push(JoinFlaw::Kill(any(&mut random), time));
-            }
-            4 => {
-                flaws.push(JoinFlaw::Abort(any(&mut random), random.up_to(Duration::from_secs(4))))
-            }
-            5 => flaws.push(JoinFlaw::OtherCount(any(&mut random))),
-            _ => {}
-        }
-        let delay = Duration::from_micros(50 << random.below(16));
-        Self { seed, nranks, nroots: nroots.min(nranks as usize), delay, processes, flaws }
-    }
-}
 
 #[derive(Clone, Debug)]
 enum Event {
@@ -98,6 +41,8 @@ enum Event {
     ToRoot(usize, ConnectionId, Option<ControlFrame>),
     FromRoot(usize, usize, Option<ControlFrame>),
     RootWake(usize),
+    /// A root looks whether a rank can still come.
+    Probe(usize, Rank),
     /// A process tries to connect to the process with this number, its parent.
     DialParent(usize, usize),
     ParentConnected(usize, usize),
@@ -115,6 +60,8 @@ struct Process {
     neighbours: BTreeMap<Rank, usize>,
     accepts: bool,
     is_alive: bool,
+    /// Since when nothing listens where it tries to connect to a root.
+    refused_since: Option<Time>,
     outcome: Option<Result<(), JoinFailure>>,
 }
 
@@ -149,8 +96,12 @@ impl<'a> JoinWorld<'a> {
     /// The invariant that was broken.
     pub(super) fn run(script: &'a JoinScript) -> Result<Self, String> {
         let root = |_| Root {
-            core: RootCore::new(Time::START, Duration::from_secs(2), TIMEOUT),
-            accepts: true,
+            core: match script.shrinks {
+                false => RootCore::new(Time::START, NOTICE, script.timeout()),
+                true => RootCore::of_survivors(Time::START, NOTICE, script.timeout()),
+            },
+            // That of a shrink begins with rank 0.
+            accepts: !script.shrinks,
             ended: false,
             connections: BTreeMap::new(),
         };
@@ -162,6 +113,7 @@ impl<'a> JoinWorld<'a> {
             neighbours: BTreeMap::new(),
             accepts: true,
             is_alive: true,
+            refused_since: None,
             outcome: None,
         };
         let facts = |rank| SimulatedRank::new(rank, script.nranks, rank, Vec::new());
@@ -180,7 +132,11 @@ impl<'a> JoinWorld<'a> {
             handled: 0,
         };
         for (process, (time, _)) in script.processes.iter().enumerate() {
-            world.queue(Time::START + *time, Event::Start(process));
+            if script.flaws.contains(&JoinFlaw::Leave(process)) {
+                world.queue(Time::START + *time, Event::Kill(process));
+            } else {
+                world.queue(Time::START + *time, Event::Start(process));
+            }
         }
         for flaw in &script.flaws {
             match *flaw {
@@ -190,7 +146,7 @@ impl<'a> JoinWorld<'a> {
                 JoinFlaw::Abort(process, time) => {
                     world.queue(Time::START + time, Event::Abort(process));
                 }
-                JoinFlaw::OtherCount(_) => {}
+                JoinFlaw::OtherCount(_) | JoinFlaw::Leave(_) => {}
             }
         }
         while let Some(((time, _), event)) = world.queue.pop_first() {
@@ -271,12 +227,23 @@ impl<'a> JoinWorld<'a> {
                 }
             }
             Event::RootWake(root) => self.root(root, RootInput::Tick),
+            Event::Probe(root, rank) => {
+                // One that has joined or failed may leave the communicator that was shrunk.
+                let is_here = |it: &Process| it.is_alive && it.outcome.is_none();
+                let mut processes = self.processes.iter();
+                if !processes.any(|it| it.rank == rank && is_here(it)) {
+                    self.root(root, RootInput::Gone(rank));
+                }
+            }
             Event::DialParent(process, above) => self.dial_parent(process, above),
             Event::ParentConnected(process, above) => {
-                let rank = self.processes[above].rank;
-                self.processes[process].neighbours.insert(rank, above);
-                self.processes[process].tree.add_neighbour(rank);
-                self.join(process, JoinInput::ParentConnected);
+                // One that failed meanwhile has told so to the parent.
+                if self.processes[process].outcome.is_none() {
+                    let rank = self.processes[above].rank;
+                    self.processes[process].neighbours.insert(rank, above);
+                    self.processes[process].tree.add_neighbour(rank);
+                    self.join(process, JoinInput::ParentConnected);
+                }
             }
             Event::Tree(process, from, frame) => {
                 let input = match frame {
@@ -293,25 +260,28 @@ impl<'a> JoinWorld<'a> {
     }
 
     fn start(&mut self, process: usize) {
-        let (rank, nranks) = (self.processes[process].rank, self.script.nranks);
+        let script = self.script;
+        let (rank, nranks) = (self.processes[process].rank, script.nranks);
         if !self.processes[process].is_alive {
             return;
         }
         let other = self.script.flaws.contains(&JoinFlaw::OtherCount(process));
         let nranks = if other { nranks + 1 } else { nranks };
-        let share = |root| self.share(root);
+        let (share, follows) = (|root| script.share(root), script.shrinks);
         let home = (0..self.script.nroots).find(|at| share(*at).serves(rank, nranks)).unwrap_or(0);
         let others =
             (0..self.script.nroots).filter(|at| *at != home && share(*at).expects(rank, nranks));
-        let visit =
-            |root| RootVisit { root, share: share(root), follows: false, appears_later: false };
+        let visit = |root| RootVisit { root, share: share(root), follows, appears_later: false };
+        if follows && rank == 0 {
+            self.roots[0].accepts = true;
+        }
         // The port names the process.
         let address = SocketAddr::from(([127, 0, 0, 1], process as u16 + 1));
         let plan = JoinPlan {
             rank,
             nranks,
             visits: [home].into_iter().chain(others).map(visit).collect(),
-            timeout: TIMEOUT,
+            timeout: script.timeout(),
             host: String::from("host"),
             pid: process as u32,
             listener: ListenerAddresses { host_tag: 0, addresses: vec![address] },
@@ -320,20 +290,23 @@ impl<'a> JoinWorld<'a> {
         self.join(process, JoinInput::Tick);
     }
 
-    fn share(&self, root: usize) -> RootShare {
-        RootShare { index: root as u32, count: self.script.nroots as u32, fingerprint: 7 }
-    }
-
     fn dial(&mut self, process: usize, root: usize) {
-        let Process { rank, is_alive, outcome, .. } = &self.processes[process];
+        let Process { rank, is_alive, ref outcome, .. } = self.processes[process];
         if !is_alive || outcome.is_some() {
             return;
+        }
+        if self.script.shrinks && !self.processes[0].is_alive {
+            // The host of rank 0 refuses connections.
+            let since = *self.processes[process].refused_since.get_or_insert(self.now);
+            if self.now.since(since) >= REFUSED_TIME {
+                return self.join(process, JoinInput::RootRefused(root));
+            }
         }
         if !self.roots[root].accepts || self.roots[root].ended {
             let again = self.now + Duration::from_millis(500);
             return self.queue(again, Event::Dial(process, root));
         }
-        let (rank, connection) = (*rank, self.next_connection);
+        let connection = self.next_connection;
         self.next_connection += 1;
         let other = self.script.flaws.contains(&JoinFlaw::OtherCount(process));
         let nranks = self.script.nranks + u32::from(other);
@@ -346,19 +319,16 @@ impl<'a> JoinWorld<'a> {
     fn dial_parent(&mut self, process: usize, above: usize) {
         let (rank, is_waiting) = {
             let it = &self.processes[process];
-            (it.rank, it.is_alive && it.outcome.is_none() && it.neighbours.is_empty())
+            (it.rank, it.is_alive && it.outcome.is_none())
         };
         let is_parent = parent(rank) == Some(self.processes[above].rank);
-        if !is_waiting && !self.processes[process].is_alive {
+        if !is_waiting {
             return;
         }
         let parent_process = &self.processes[above];
         if !parent_process.is_alive || !parent_process.accepts || !is_parent {
-            if self.processes[process].outcome.is_none() {
-                let again = self.now + Duration::from_millis(500);
-                self.queue(again, Event::DialParent(process, above));
-            }
-            return;
+            let again = self.now + Duration::from_millis(500);
+            return self.queue(again, Event::DialParent(process, above));
         }
         self.processes[above].neighbours.insert(rank, process);
         self.processes[above].tree.add_neighbour(rank);
@@ -382,6 +352,12 @@ impl<'a> JoinWorld<'a> {
                 }
                 RootOutput::StopAccepting => self.roots[root].accepts = false,
                 RootOutput::Ended(_) => self.roots[root].ended = true,
+                RootOutput::Probe(ranks) => {
+                    for rank in ranks {
+                        let time = self.later();
+                        self.queue(time, Event::Probe(root, rank));
+                    }
+                }
                 RootOutput::Refused { .. }
                 | RootOutput::Missing(..)
                 | RootOutput::Failed(_)
@@ -452,7 +428,7 @@ impl<'a> JoinWorld<'a> {
                     self.processes[process].accepts = false;
                     let bytes = self.processes[process].rank.to_le_bytes().to_vec();
                     let started = Time::START + self.script.processes[process].0;
-                    let deadline = started + TIMEOUT + GRACE;
+                    let deadline = started + self.script.timeout() + GRACE;
                     self.tree(process, ControlInput::Exchange { bytes, deadline });
                 }
                 JoinOutput::Failed(failure) => self.fail(process, failure),
@@ -471,6 +447,10 @@ impl<'a> JoinWorld<'a> {
         };
         self.processes[process].outcome = Some(Err(failure));
         self.tree(process, ControlInput::Decide(verdict.clone()));
+        self.take_accepted(process);
+        if let Some(above) = parent(rank) {
+            self.send_to_neighbour(process, above, Some(ControlFrame::Verdict(verdict.clone())));
+        }
         let roots: Vec<usize> = self.processes[process].roots.keys().copied().collect();
         let is_registered =
             self.processes[process].core.as_ref().is_some_and(JoinCore::is_registered);
@@ -479,7 +459,7 @@ impl<'a> JoinWorld<'a> {
             if roots.contains(&root) {
                 self.send_to_root(process, root, Some(frame));
             } else if !is_registered
-                && (rank == 0 || self.share(root).serves(rank, self.script.nranks))
+                && (rank == 0 || self.script.share(root).serves(rank, self.script.nranks))
                 && !self.roots[root].ended
                 && self.roots[root].accepts
             {
@@ -495,10 +475,31 @@ impl<'a> JoinWorld<'a> {
         self.close_all(process);
     }
 
-    /// A process ends.
+    /// A process ends, and the root of a shrink with that of rank 0.
     fn end(&mut self, process: usize) {
         self.processes[process].is_alive = false;
+        self.take_accepted(process);
         self.close_all(process);
+        if self.script.shrinks && process == 0 {
+            self.roots[0].ended = true;
+            let connections: Vec<ConnectionId> =
+                self.roots[0].connections.keys().copied().collect();
+            for connection in connections {
+                self.send_from_root(0, connection, None);
+            }
+            self.roots[0].connections.clear();
+        }
+    }
+
+    /// Takes the connection that the parent has accepted, and of which the process does not know.
+    fn take_accepted(&mut self, process: usize) {
+        let rank = self.processes[process].rank;
+        let accepts = |it: &Process| it.neighbours.get(&rank) == Some(&process);
+        let above = parent(rank).and_then(|above| {
+            let is_it = |it: &Process| it.rank == above && accepts(it);
+            Some((above, self.processes.iter().position(is_it)?))
+        });
+        self.processes[process].neighbours.extend(above);
     }
 
     fn close_all(&mut self, process: usize) {
@@ -597,14 +598,38 @@ impl<'a> JoinWorld<'a> {
                 }
             }
         }
+        // All learn which survivor is gone, long before the timeout.
+        if let ([JoinFlaw::Leave(gone) | JoinFlaw::Kill(gone, _)], true) =
+            (&script.flaws[..], script.shrinks)
+        {
+            let (gone, left) = (*gone as Rank, matches!(script.flaws[0], JoinFlaw::Leave(_)));
+            let alive = self.processes.iter().filter(|process| process.is_alive);
+            for (rank, outcome) in alive.map(|process| (process.rank, &process.outcome)) {
+                let names_it = match outcome {
+                    Some(Err(JoinFailure::Verdict(
+                        Verdict::Dead { rank: told, .. } | Verdict::Failed { rank: told, .. },
+                    ))) => *told == gone || gone == 0,
+                    Some(Err(JoinFailure::RootLost(_))) => gone == 0,
+                    Some(Err(_)) | None => false,
+                    Some(Ok(())) => !left,
+                };
+                if !names_it {
+                    return Err(format!("rank {gone} is gone, and rank {rank} has {outcome:?}"));
+                }
+            }
+        }
         // An abort or a death while ranks join ends all of them, or comes too late for all.
         if let [JoinFlaw::Abort(by, _)] = script.flaws[..] {
             let by = self.processes[by].rank;
             for outcome in outcomes().flatten().filter_map(Result::err) {
-                let is_told = matches!(
-                    outcome,
-                    JoinFailure::Aborted | JoinFailure::Verdict(Verdict::Aborted { .. })
-                );
+                // It may have left before there was a root that it could tell.
+                let is_told = match &outcome {
+                    JoinFailure::Aborted | JoinFailure::Verdict(Verdict::Aborted { .. }) => true,
+                    JoinFailure::Verdict(Verdict::Failed { rank, .. }) => {
+                        script.shrinks && *rank == by
+                    }
+                    _ => false,
+                };
                 if !is_told {
                     return Err(format!("rank {by} aborted, and another has {outcome:?}"));
                 }

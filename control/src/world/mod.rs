@@ -4,7 +4,7 @@
 //!
 //! | file | purpose |
 //! |---|---|
-//! | `joins` | worlds in which ranks join |
+//! | `join_script`, `joins` | worlds in which ranks join |
 //! | `random` | random numbers |
 //! | `script` | what happens in a world |
 //! | `rank` | a rank: its program, its calls, what it can look up |
@@ -12,6 +12,7 @@
 //! | `truth` | what must hold |
 //! | `tests` | many worlds, and those that once broke an invariant |
 
+mod join_script;
 mod joins;
 mod random;
 mod rank;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::joins::{JoinScript, JoinWorld};
+use super::join_script::JoinScript;
+use super::joins::JoinWorld;
 use super::run::World;
 use super::script::{Action, CallKind, Disturbance, Script};
 use crate::time::Time;
@@ -16,7 +17,8 @@ fn run_worlds(seeds: impl Iterator<Item = u64>, most_ranks: u32) -> Statistics {
         match World::run(&script) {
             Ok(world) => statistics.add(&world),
             Err(broken) => {
-                let (script, broken) = shrink(script, broken);
+                let run = |script: &Script| World::run(script).err();
+                let (script, broken) = shrink((script, broken), tries(), Script::shorter, run);
                 panic!("world {seed}: {broken}\n{script:#?}");
             }
         }
@@ -42,16 +44,22 @@ impl Statistics {
     }
 }
 
-/// The shortest script that still breaks an invariant, as far as it is found.
-fn shrink(mut script: Script, mut broken: String) -> (Script, String) {
+/// The shortest script that still breaks an invariant, as far as it is found. `run` runs one, and
+/// returns the invariant that it breaks.
+fn shrink<S>(
+    (mut script, mut broken): (S, String),
+    most: u64,
+    shorter: impl Fn(&S) -> Vec<S>,
+    run: impl Fn(&S) -> Option<String>,
+) -> (S, String) {
     let mut tries = 0;
     'shorter: loop {
-        for shorter in script.shorter() {
+        for shorter in shorter(&script) {
             tries += 1;
-            if tries > 3000 {
+            if tries > most {
                 break 'shorter;
             }
-            if let Err(error) = World::run(&shorter) {
+            if let Some(error) = run(&shorter) {
                 (script, broken) = (shorter, error);
                 continue 'shorter;
             }
@@ -59,6 +67,11 @@ fn shrink(mut script: Script, mut broken: String) -> (Script, String) {
         break;
     }
     (script, broken)
+}
+
+/// How many scripts may be tried to shrink one.
+fn tries() -> u64 {
+    number("MAYPOLE_SHRINK", 3000)
 }
 
 /// The number in an environment variable, or another.
@@ -86,10 +99,30 @@ fn many_joins_keep_all_invariants() {
         let script = JoinScript::random(seed);
         match JoinWorld::run(&script) {
             Ok(world) => events += world.handled,
-            Err(broken) => panic!("world {seed}: {broken}\n{script:#?}"),
+            Err(broken) => {
+                let run = |script: &JoinScript| JoinWorld::run(script).err();
+                let (script, broken) = shrink((script, broken), tries(), JoinScript::shorter, run);
+                panic!("world {seed}: {broken}\n{script:#?}");
+            }
         }
     }
     println!("{worlds} worlds, {events} events");
+}
+
+/// A world of joins that fails, here by definition, is shrunk to the least that still fails.
+#[test]
+fn a_script_of_joins_is_shrunk_to_what_matters() {
+    let broken = |script: &JoinScript| {
+        let matters = script.nranks >= 3 && script.flaws.len() == 1 && script.processes.len() >= 3;
+        matters.then(|| String::from("it fails"))
+    };
+    let scripts = (0..).map(JoinScript::random);
+    let mut failing = scripts.filter(|script| script.nranks > 9 && broken(script).is_some());
+    let script = failing.next().expect("one of many");
+    let (least, _) = shrink((script, String::new()), 3000, JoinScript::shorter, broken);
+    assert!(broken(&least).is_some() && least.shorter().iter().all(|it| broken(it).is_none()));
+    assert_eq!(least.nroots, 1);
+    assert!(least.processes.iter().all(|(start, _)| start.is_zero()), "{least:?}");
 }
 
 /// Rank 0 dies after its part of a call. Rank 2, which begins that call only when it knows of the

@@ -44,6 +44,24 @@ fn survivors_of_a_broken_communicator_shrink_and_go_on() {
     );
 }
 
+/// A survivor that has left the communicator cannot come to the shrink. The others learn that long
+/// before the timeout: that of these ranks is longer than the test may take.
+#[test]
+fn a_shrink_ends_if_a_survivor_has_left() {
+    // At a child rank, and at the one that has the root.
+    for gone in [2, 0] {
+        let results = as_ranks(4, &Config::default(), move |comm| {
+            if comm.rank() == gone || comm.rank() == 3 {
+                return None;
+            }
+            Some(comm.shrink(&[3]).err().expect("a survivor is gone").to_string())
+        });
+        for error in results.into_iter().flatten() {
+            assert!(error.contains(&format!("rank {gone} gave up")), "{error}");
+        }
+    }
+}
+
 #[test]
 fn shrinks_by_different_ranks_do_not_disturb_each_other_or_the_parent() {
     let results = as_ranks(5, &Config::default(), |comm| {
