@@ -10,3 +10,4 @@ mod dependencies;
 mod imports;
 mod pure;
 mod readme;
+mod sleeps;
