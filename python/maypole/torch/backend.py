@@ -10,13 +10,14 @@ from .._library import MaypoleError
 from .calls import Finish
 from .groups import GroupBackend
 from .monitored_barrier import monitored_barrier
-from .reductions import fold, reduction
+from .reductions import fold, known_reduction, reduction
 from .tensors import nbytes, pack, result_memory, size_array, unpack
 from .work import PendingWork, finished_work
 
 __all__ = ["MaypoleBackend", "create"]
 
 _BYTE = 1
+_STRIDED = torch.strided
 
 
 def create(opts: Any, backend_options: Any) -> "MaypoleBackend":
@@ -44,7 +45,7 @@ class MaypoleBackend(GroupBackend):
 
     def allreduce(self, tensors: list[Any], opts: Any) -> Any:
         first = tensors[0]
-        if first.layout != torch.strided:
+        if first.layout is not _STRIDED:
             return self.allreduce_sparse(tensors, opts)
         op = opts.reduceOp
         how = self._reduction(op, first.dtype)
@@ -54,7 +55,7 @@ class MaypoleBackend(GroupBackend):
                 and self._begins_here(opts)):
             # The same as below with less of Python, for small tensors.
             address = first.data_ptr()
-            self._end_here(self._n.ncclAllReduce(
+            self._end_here(self._all_reduce(
                 address, address, first.numel() * how.parts, how.datatype, how.operator,
                 self._comm, None))
             return None
@@ -247,6 +248,9 @@ class MaypoleBackend(GroupBackend):
     # ---- reductions that the library does not have ----
 
     def _reduction(self, op: Any, dtype: torch.dtype) -> Any:
+        how = known_reduction(op, dtype)
+        if how is not None:
+            return how
         try:
             return reduction(op, dtype, self._comm)
         except MaypoleError as error:

@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any, Callable
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import Backend, ErrorType
+from torch._C._distributed_c10d import AllreduceOptions, Backend, ErrorType
 
 from .._library import UniqueId, check, last_error, library
 from ..status import communicators
@@ -28,6 +28,8 @@ __all__ = ["CallBackend", "Finish"]
 
 # A call with a shorter timeout runs on the stream, where a wait can end at any time.
 _WATCHED_SECONDS = 120.0
+# What the options of a call have unless the caller names a timeout.
+_NO_TIMEOUT = AllreduceOptions().timeout
 # Backends that PyTorch does not keep alive.
 _held: set[Any] = set()
 Finish = Callable[[], None] | None
@@ -42,6 +44,7 @@ class CallBackend(Backend):
         """Joins the group, or takes the communicator ``comm`` of it."""
         super().__init__(rank, size)
         self._n = library()
+        self._all_reduce = self._n.ncclAllReduce
         self._options = Backend.Options("maypole", timeout=timeout)
         self._seconds = timeout.total_seconds()
         self._store, self._rank_number, self._size_number = store, rank, size
@@ -162,7 +165,8 @@ class CallBackend(Backend):
         """Begins a call in the calling thread, unless it must not run there."""
         if opts.asyncOp or self._coalesced is not None or self._estimated is not None:
             return False
-        seconds = _seconds(opts.timeout) or self._seconds
+        timeout = opts.timeout
+        seconds = self._seconds if timeout == _NO_TIMEOUT else _seconds(timeout) or self._seconds
         if seconds < _WATCHED_SECONDS:
             return False
         if self._failure is not None:

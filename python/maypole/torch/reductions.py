@@ -8,7 +8,7 @@ from torch.distributed import ReduceOp
 
 from .._library import check, library
 
-__all__ = ["Reduction", "fold", "reduction"]
+__all__ = ["Reduction", "fold", "known_reduction", "reduction"]
 
 _KINDS = ReduceOp.RedOpType
 
@@ -33,6 +33,8 @@ _FOLDS: dict[Any, Callable[..., Any]] = {
 }
 
 
+# The reductions of earlier calls. The keys have the operations of PyTorch and not their kinds,
+# because Python hashes and compares these ten times as slowly. Operations of one kind are equal.
 _known: dict[Any, "Reduction"] = {}
 
 
@@ -47,14 +49,15 @@ class Reduction(NamedTuple):
 
 def reduction(op: Any, dtype: torch.dtype, comm: int | None) -> Reduction | None:
     """The reduction of the library for an operation of PyTorch; None if it has none."""
-    kind = op.op
-    known = _known.get((kind, dtype))
-    if known is not None:
-        return known
-    how = _reduction(op, kind, dtype, comm)
+    how = _reduction(op, op.op, dtype, comm)
     if how is not None and not how.is_temporary:
-        _known[kind, dtype] = how
+        _known[ReduceOp(op.op), dtype] = how
     return how
+
+
+def known_reduction(op: Any, dtype: torch.dtype) -> Reduction | None:
+    """What ``reduction`` has returned for this kind of operation, if it has."""
+    return _known.get((op, dtype))
 
 
 def _reduction(op: Any, kind: Any, dtype: torch.dtype, comm: int | None) -> Reduction | None:
