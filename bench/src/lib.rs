@@ -19,6 +19,7 @@
 //! | `verify` | proofs of schedules |
 //! | `doctor`, `topo` | the machine: what will fail or be slow, and its topology |
 //! | `ps`, `environment` | the live communicators, the settings |
+//! | `ncclras` | the program of NCCL that asks its RAS service |
 //! | `number`, `status` | elements as numbers; exit statuses and failures |
 
 mod buffers;
@@ -33,6 +34,7 @@ mod grammar;
 mod launch;
 mod measure;
 mod nccl_words;
+mod ncclras;
 mod number;
 mod operation;
 mod options;
@@ -55,6 +57,11 @@ pub fn maypole() -> ExitCode {
 /// reads its command line as nccl-tests does.
 pub fn perf(collective: &str) -> ExitCode {
     command::run_perf(collective, &arguments())
+}
+
+/// The program `ncclras` of NCCL, which asks the processes of a job what their communicators do.
+pub fn ncclras() -> ExitCode {
+    ncclras::run(&arguments())
 }
 
 /// The arguments of this process, without the program's name.

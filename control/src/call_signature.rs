@@ -20,6 +20,8 @@ pub struct CallSignature {
     pub count: u64,
 }
 
+/// The number of collectives.
+pub const COLLECTIVES: usize = 8;
 /// The value of the operator field for a collective that does not reduce.
 const NO_OP: u64 = 0xff;
 
@@ -86,9 +88,16 @@ impl CallSignature {
         (mixed ^ mixed >> 32 ^ self.count).wrapping_mul(0xd6e8_feb8_6659_fd93)
     }
 
+    /// The number of the collective: from 0 to 7 all-reduce, reduce-scatter, all-gather, broadcast,
+    /// reduce, all-to-all, gather and scatter.
+    #[inline]
+    pub fn code(self) -> usize {
+        (self.what & 0xff) as usize
+    }
+
     fn collective(self) -> Option<Collective> {
         let root = (self.what >> 32) as Rank;
-        Some(match self.what & 0xff {
+        Some(match self.code() {
             0 => Collective::AllReduce,
             1 => Collective::ReduceScatter,
             2 => Collective::AllGather,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 __all__ = ["CommunicatorStatus", "communicators"]
 
-_VERSION = 1
+_VERSION = 2
 _NO_RANK = 0xFFFFFFFF
 _NO_TIME = 0xFFFFFFFFFFFFFFFF
 
@@ -73,7 +73,12 @@ def _decode(data: bytes) -> list[CommunicatorStatus]:
         _, rank, nranks, _, in_call = take("QIIQB")
         call = text()
         waits_for, waited = take("IQ")
+        ended = text() or None
+        # What the RAS service shows beside this: result, counts, the dead rank, the ranks here.
+        take("BB8QII")
+        text()
+        take(f"{2 * take('I')[0]}I")
         found.append(CommunicatorStatus(
             rank, nranks, bool(in_call), call, None if waits_for == _NO_RANK else waits_for,
-            None if waited == _NO_TIME else waited / 1000, text() or None))
+            None if waited == _NO_TIME else waited / 1000, ended))
     return found

@@ -12,7 +12,7 @@ const VERBS: &str = "it controls a part of InfiniBand and RoCE that this version
 const PLUGIN: &str = "this version does not support plugins";
 const TOPOLOGY: &str = "links and algorithms are chosen by another model, see docs/tuning.md";
 const PROTOCOL: &str = "it tunes a protocol of NCCL that is not used here";
-const SERVICE: &str = "this version has no such service; `maypole ps` shows what communicators do";
+const SERVICE: &str = "NCCL_RAS_ENABLE and NCCL_RAS_ADDR are the settings of this service";
 
 /// The beginnings of names, the longer before the shorter, and why such variables have no effect.
 /// The reason is empty for variables that are not for the library.

@@ -206,6 +206,24 @@ settings! {
         parse: parse_signal,
         initial: None,
     }
+    /// Whether processes with communicators answer NCCL's RAS protocol, by which `ncclras` and other
+    /// programs ask what communicators do. NCCL does unless this is 0; here it must be asked for,
+    /// because another NCCL in the same process would use the same port.
+    ras_enable: Option<bool> = "NCCL_RAS_ENABLE" {
+        values: "an integer, 0 for no"
+        default: "yes if NCCL_RAS_ADDR is set, else no"
+        parse: |text| parse_bool(text).map(Some),
+        initial: None,
+    }
+    /// Where processes answer NCCL's RAS protocol; all of them share the port. A program of the
+    /// same host must belong to the same user, or to root. Everyone who reaches an address other
+    /// than loopback from another host can read what communicators do.
+    ras_address: Option<HostPort> = "NCCL_RAS_ADDR" {
+        values: "address:port, [v6 address]:port or host:port"
+        default: "localhost:28028"
+        parse: |text| HostPort::parse(text).map(Some),
+        initial: None,
+    }
     /// The bytes of one slot of a link.
     slot_bytes: Option<usize> = "MAYPOLE_SLOT_BYTES" {
         values: "bytes, a multiple of 64 from 64 to 1073741824"

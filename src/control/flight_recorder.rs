@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use maypole_algorithms::Rank;
 use maypole_control::activity::{MOST_CALLS, RecordedCall, RecorderSnapshot};
-use maypole_control::call_signature::CallSignature;
+use maypole_control::call_signature::{COLLECTIVES, CallSignature};
 use maypole_transport::sequence_ring::SequenceRing;
 use maypole_transport::sync::{AtomicU64, Ordering};
 
@@ -34,6 +34,8 @@ pub(crate) struct FlightRecorder {
     /// time of its first long wait, in nanoseconds of the [clock]. After its end they are
     /// [`ENDED`] and the time from the first long wait to the end.
     times: [AtomicU64; KEPT as usize],
+    /// Per [code](CallSignature::code) of a collective: the number of calls that have begun.
+    counts: [AtomicU64; COLLECTIVES],
 }
 
 /// Flag in `times`: the call has ended.
@@ -54,6 +56,7 @@ impl Default for FlightRecorder {
             waits: AtomicU64::new(0),
             long: AtomicU64::new(0),
             times: std::array::from_fn(|_| AtomicU64::new(0)),
+            counts: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 }
@@ -64,6 +67,7 @@ impl FlightRecorder {
     #[inline]
     pub(crate) fn begin(&self, sequence: u64, signature: CallSignature, history: u64) {
         self.calls.begin(sequence, [signature.what, signature.count, history]);
+        self.count(signature, 1);
     }
 
     /// Records that call `sequence` ends.
@@ -86,7 +90,22 @@ impl FlightRecorder {
     /// Removes call `sequence`, which has begun and was refused.
     #[cold]
     pub(crate) fn retract(&self, sequence: u64) {
+        if let Some(signature) = self.read().call(sequence) {
+            self.count(signature, u64::MAX);
+        }
         self.calls.retract(sequence);
+    }
+
+    /// Adds `change` to the count of the collective.
+    #[inline]
+    fn count(&self, signature: CallSignature, change: u64) {
+        let count = &self.counts[signature.code() % COLLECTIVES];
+        count.store(count.load(Ordering::Relaxed).wrapping_add(change), Ordering::Relaxed);
+    }
+
+    /// Per [code](CallSignature::code) of a collective, the number of calls that have begun.
+    pub(crate) fn counts(&self) -> [u64; COLLECTIVES] {
+        std::array::from_fn(|code| self.counts[code].load(Ordering::Relaxed))
     }
 
     /// Records that the current call has waited long and waits for `peer`, or that the wait has
@@ -176,7 +195,11 @@ mod tests {
         assert_eq!(record.waited(101), None);
         assert!(snapshot.calls.last().is_some_and(|call| call.took.is_some()));
         record.begin(102, signature(7), 0);
+        assert_eq!(record.counts(), [102, 0, 0, 0, 0, 0, 0, 0]);
         record.retract(102);
         assert_eq!(record.read().sequence, 101);
+        let broadcast = CallSignature { what: 3, count: 1 };
+        record.begin(102, broadcast, 0);
+        assert_eq!(record.counts(), [101, 0, 0, 1, 0, 0, 0, 0]);
     }
 }

@@ -22,6 +22,7 @@
 //! | `flight_recorder` | what a communicator is doing, and its last calls |
 //! | `dump` | the flight recorder on demand |
 //! | `status` | what other processes may ask: `maypole ps` |
+//! | `ras` | the same in the protocol of NCCL's RAS service |
 //! | `verdict_error` | verdicts as errors |
 //! | `served_communicator` | one communicator, as the service thread serves it |
 //! | `service` | the service thread |
@@ -32,6 +33,7 @@
 mod dump;
 mod flight_recorder;
 mod plane;
+mod ras;
 mod served_communicator;
 mod service;
 pub mod status;

@@ -18,6 +18,7 @@ use maypole_control::verdict::Verdict;
 use maypole_transport::error::{FailedDial, LinkError};
 use maypole_transport::sync::Ordering;
 
+use super::status::{CommunicatorStatus, RankProcess};
 use super::verdict_error::{error_of, verdict_of};
 use super::{
     CommunicatorCommand, ControlShared, DEAD, LEFT, MOST_REPORTS, PeerInfo, USER_ABORT,
@@ -203,6 +204,47 @@ impl ServedCommunicator {
 
     pub(super) fn shared(&self) -> Arc<ControlShared> {
         self.shared.clone()
+    }
+
+    /// What the communicator does now.
+    pub(super) fn status(&self) -> CommunicatorStatus {
+        let shared = &*self.shared;
+        let snapshot = shared.record.read();
+        let error = shared.final_error();
+        CommunicatorStatus {
+            key: shared.key,
+            rank: shared.rank,
+            nranks: shared.nranks,
+            sequence: snapshot.sequence,
+            in_call: snapshot.in_call,
+            call: snapshot.last(),
+            waits_for: snapshot.waits_for,
+            waited: if snapshot.in_call { shared.record.waited(snapshot.sequence) } else { None },
+            ended: error.as_ref().map(ToString::to_string),
+            result: error.as_ref().map_or((0, false), |error| {
+                let is_aborted = matches!(error, Error::Aborted { .. } | Error::Revoked { .. });
+                (error.code() as u8, is_aborted)
+            }),
+            counts: shared.record.counts(),
+            dead: match error {
+                Some(Error::Link(LinkError::PeerDied { peer })) => self.process_of(peer),
+                _ => None,
+            },
+            here: self.ranks_here(),
+        }
+    }
+
+    fn process_of(&self, rank: Rank) -> Option<RankProcess> {
+        let peer = self.peers.get(rank as usize)?;
+        Some(RankProcess { rank, host: peer.host.clone(), pid: peer.process.pid })
+    }
+
+    /// The ranks of this host and their processes, as far as the numbers mean the same to them.
+    fn ranks_here(&self) -> Vec<(Rank, u32)> {
+        let Some(own) = self.peers.get(self.shared.rank as usize) else { return Vec::new() };
+        let here = |peer: &&PeerInfo| peer.same_host && peer.process.counts_with(&own.process);
+        let ranks = (0..).zip(&self.peers);
+        ranks.filter(|(_, peer)| here(&peer)).map(|(rank, peer)| (rank, peer.process.pid)).collect()
     }
 
     /// Appends the entries to poll.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use maypole_transport::sync::{AtomicBool, Ordering};
 
 use crate::bootstrap::poll::{new_event, poll_fd, signal_event, take_event, wait};
+use crate::control::ras::RasServer;
 use crate::control::served_communicator::ServedCommunicator;
 use crate::control::status::StatusServer;
 use crate::control::{CommunicatorCommand, ControlShared, dump};
@@ -170,6 +171,7 @@ fn lock(service: &Mutex<ServiceThread>) -> MutexGuard<'_, ServiceThread> {
 fn run(queue: &CommandQueue) {
     let mut communicators: Vec<ServedCommunicator> = Vec::new();
     let mut status = StatusServer::open();
+    let _ras = RasServer::open();
     loop {
         let commands = queue.take();
         let all: Vec<Arc<ControlShared>> =
@@ -208,9 +210,10 @@ fn run(queue: &CommandQueue) {
         }
         let turn = ServedCommunicator::turn;
         communicators.iter_mut().for_each(|communicator| communicator.guard(&all, turn));
-        // A panic has been printed already. Nothing waits for an answer of this server.
-        let _ = catch_unwind(AssertUnwindSafe(|| status.serve(&all)));
         drop(all);
+        // A panic has been printed already. Nothing waits for an answer of this server.
+        let all = || communicators.iter().map(ServedCommunicator::status).collect();
+        let _ = catch_unwind(AssertUnwindSafe(|| status.serve(all)));
         let events = [queue.event.as_raw_fd(), dump::fd(), status.fd()];
         let mut fds = events.map(|fd| poll_fd(fd, libc::POLLIN)).to_vec();
         communicators.iter().for_each(|communicator| communicator.poll_fds(&mut fds));

@@ -52,11 +52,15 @@ impl ProcessIdentity {
     /// process, or its number means another process here, or the kernel refuses. That says nothing
     /// about `other`, not even that it has ended.
     pub(crate) fn watch(&self, other: &Self) -> Option<ProcessWatch> {
-        let counts_here = self.namespace != 0 && self.namespace == other.namespace;
-        if !counts_here || self.pid == other.pid {
+        if !self.counts_with(other) || self.pid == other.pid {
             return None;
         }
         ProcessWatch::open(other.pid).ok()
+    }
+
+    /// Whether both numbers are of one namespace, if the processes are on one host.
+    pub(crate) fn counts_with(&self, other: &Self) -> bool {
+        self.namespace != 0 && self.namespace == other.namespace
     }
 }
 

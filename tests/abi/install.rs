@@ -52,9 +52,7 @@ fn programs_build_against_an_installation() {
         let found = std::fs::read_link(lib.join(link)).expect("a link");
         assert_eq!(found, Path::new(target));
     }
-    for file in
-        ["lib/libnccl_static.a", "include/nccl_device.h", "bin/maypole", "bin/all_reduce_perf"]
-    {
+    for file in ["lib/libnccl_static.a", "include/nccl_device.h", "bin/maypole", "bin/ncclras"] {
         assert!(prefix.join(file).is_file(), "{file}");
     }
     run(with_watchdog(&prefix.join("bin/maypole")).arg("env"));

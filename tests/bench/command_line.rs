@@ -235,18 +235,24 @@ fn ps_shows_which_rank_waits_and_which_is_stopped() {
 }
 
 /// A benchmark of two ranks that does not end by itself.
-struct Endless {
-    launcher: Child,
-    bench: u32,
-    ranks: Vec<u32>,
+pub(crate) struct Endless {
+    pub(crate) launcher: Child,
+    pub(crate) bench: u32,
+    pub(crate) ranks: Vec<u32>,
     /// It must stay open: rank 0 ends if it cannot print.
     _out: BufReader<ChildStdout>,
 }
 
 impl Endless {
     fn start() -> Self {
+        Self::with_environment(&[])
+    }
+
+    pub(crate) fn with_environment(variables: &[(&str, &str)]) -> Self {
         let mut command = maypole();
-        command.args("bench all_reduce -np 2 -b 8 -e 8 -n 1000000000".split_whitespace());
+        command
+            .envs(variables.iter().copied())
+            .args("bench all_reduce -np 2 -b 8 -e 8 -n 1000000000".split_whitespace());
         let mut launcher =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
         // The header is printed when the ranks are connected.
@@ -263,12 +269,12 @@ impl Endless {
     }
 }
 
-fn kill(signal: &str, pid: u32) {
+pub(crate) fn kill(signal: &str, pid: u32) {
     let status = Command::new("kill").args([signal, &pid.to_string()]).status();
     assert!(status.expect("kill runs").success());
 }
 
-fn wait_for(what: impl Fn() -> bool) {
+pub(crate) fn wait_for(what: impl Fn() -> bool) {
     let watchdog = Instant::now() + Duration::from_secs(50);
     while !what() {
         assert!(Instant::now() < watchdog, "the expected state is not reached");

@@ -6,4 +6,5 @@ mod cargo_build;
 mod nccl_tests;
 
 mod command_line;
+mod ncclras;
 mod output;

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use super::{CommunicatorStatus, MOST_BYTES, StatusAnswer};
+use super::{CommunicatorStatus, MOST_BYTES, RankProcess, StatusAnswer};
+use maypole_control::call_signature::COLLECTIVES;
 use maypole_control::codec::{ByteReader, put_text};
 
 /// The first byte of an answer.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Stands for no rank.
 const NO_RANK: u32 = u32::MAX;
 
@@ -26,6 +27,17 @@ pub(super) fn encode(communicators: impl ExactSizeIterator<Item = CommunicatorSt
             status.waited.map_or(u64::MAX, |waited| waited.as_millis() as u64).to_le_bytes(),
         );
         put_text(&mut entry, status.ended.as_deref().unwrap_or(""));
+        entry.extend([status.result.0, u8::from(status.result.1)]);
+        status.counts.iter().for_each(|count| entry.extend(count.to_le_bytes()));
+        let dead = status.dead.as_ref();
+        entry.extend(dead.map_or(NO_RANK, |it| it.rank).to_le_bytes());
+        entry.extend(dead.map_or(0, |it| it.pid).to_le_bytes());
+        put_text(&mut entry, dead.map_or("", |it| &it.host));
+        entry.extend((status.here.len() as u32).to_le_bytes());
+        for (rank, pid) in &status.here {
+            entry.extend(rank.to_le_bytes());
+            entry.extend(pid.to_le_bytes());
+        }
         if body.len() + entry.len() > MOST_BYTES - 9 {
             break;
         }
@@ -48,7 +60,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<StatusAnswer> {
     let (count, more) = (reader.u32()?, reader.u32()?);
     let mut all = Vec::new();
     for _ in 0..count {
-        all.push(CommunicatorStatus {
+        let status = CommunicatorStatus {
             key: reader.u64()?,
             rank: reader.u32()?,
             nranks: reader.u32()?,
@@ -58,9 +70,28 @@ pub(super) fn decode(bytes: &[u8]) -> Option<StatusAnswer> {
             waits_for: Some(reader.u32()?).filter(|&rank| rank != NO_RANK),
             waited: Some(reader.u64()?).filter(|&ms| ms != u64::MAX).map(Duration::from_millis),
             ended: Some(reader.text()?).filter(|text| !text.is_empty()),
-        });
+            result: (reader.u8()?, reader.u8()? != 0),
+            counts: read_counts(&mut reader)?,
+            dead: read_process(&mut reader)?,
+            here: Vec::new(),
+        };
+        let here = (0..reader.u32()?).map(|_| Some((reader.u32()?, reader.u32()?)));
+        all.push(CommunicatorStatus { here: here.collect::<Option<_>>()?, ..status });
     }
     reader.rest().is_empty().then_some(StatusAnswer::Communicators(all, more))
+}
+
+fn read_counts(reader: &mut ByteReader<'_>) -> Option<[u64; COLLECTIVES]> {
+    let mut counts = [0; COLLECTIVES];
+    for count in &mut counts {
+        *count = reader.u64()?;
+    }
+    Some(counts)
+}
+
+fn read_process(reader: &mut ByteReader<'_>) -> Option<Option<RankProcess>> {
+    let (rank, pid, host) = (reader.u32()?, reader.u32()?, reader.text()?);
+    Some((rank != NO_RANK).then_some(RankProcess { rank, host, pid }))
 }
 
 #[cfg(test)]
@@ -79,6 +110,10 @@ mod tests {
             waits_for: Some(0),
             waited: Some(Duration::from_millis(1500)),
             ended: None,
+            result: (0, false),
+            counts: [17, 0, 0, 0, 0, 0, 0, 3],
+            dead: None,
+            here: vec![(0, 100), (1, 101)],
         }
     }
 
@@ -88,6 +123,8 @@ mod tests {
             waits_for: None,
             waited: None,
             ended: Some("x".into()),
+            result: (6, true),
+            dead: Some(RankProcess { rank: 2, host: "h".into(), pid: 102 }),
             ..status(3)
         };
         let bytes = encode([status(1), idle.clone()].into_iter());

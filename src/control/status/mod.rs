@@ -1,5 +1,5 @@
 //! The communicators of the processes of this host, as the processes report them: what `maypole ps`
-//! shows.
+//! and the [RAS server](super::ras) show.
 //!
 //! A process with communicators listens at the abstract Unix socket `maypole/PID/START` (`server`),
 //! which its service thread serves. The answer is what the flight recorders hold, so that no call
@@ -24,6 +24,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use maypole_algorithms::Rank;
+use maypole_control::call_signature::COLLECTIVES;
 
 pub use query::query;
 pub(super) use server::StatusServer;
@@ -80,6 +81,25 @@ pub struct CommunicatorStatus {
     pub waited: Option<Duration>,
     /// Why the communicator has ended, if it has.
     pub ended: Option<String>,
+    /// The `ncclResult_t` of that, and whether a user aborted or revoked the communicator.
+    pub result: (u8, bool),
+    /// The number of calls that were begun of each collective, by the code of its signature.
+    pub counts: [u64; COLLECTIVES],
+    /// The rank whose death has ended the communicator.
+    pub dead: Option<RankProcess>,
+    /// The ranks of this host, as far as the numbers of processes mean the same to them.
+    pub here: Vec<(Rank, u32)>,
+}
+
+/// The process of a rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RankProcess {
+    /// The rank.
+    pub rank: Rank,
+    /// The name of its host.
+    pub host: String,
+    /// The number of its process.
+    pub pid: u32,
 }
 
 /// The process and user at the other end: of a connection that this process made, those of the

@@ -4,11 +4,9 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::sync::Arc;
 
 use super::codec::encode;
 use super::{CommunicatorStatus, PREFIX, credentials};
-use crate::control::ControlShared;
 use crate::process::ProcessIdentity;
 
 /// The listening socket at which a process answers. The service thread owns it.
@@ -32,8 +30,12 @@ impl StatusServer {
         self.0.as_ref().map_or(-1, AsRawFd::as_raw_fd)
     }
 
-    /// Answers the processes that have connected, without waiting.
-    pub(in crate::control) fn serve(&mut self, communicators: &[Arc<ControlShared>]) {
+    /// Answers the processes that have connected, without waiting. `communicators` are those of this
+    /// process.
+    pub(in crate::control) fn serve(
+        &mut self,
+        communicators: impl Fn() -> Vec<CommunicatorStatus>,
+    ) {
         let Some(listener) = &self.0 else { return };
         // SAFETY: the call has no preconditions.
         let user = unsafe { libc::geteuid() };
@@ -58,26 +60,8 @@ impl StatusServer {
                 credentials(&stream).is_ok_and(|peer| peer.uid == user || peer.uid == 0);
             if is_allowed && stream.set_nonblocking(true).is_ok() {
                 // The answer fits into the buffer of the socket. If the asker has gone it is lost.
-                let _ = stream.write(&encode(communicators.iter().map(|shared| shared.status())));
+                let _ = stream.write(&encode(communicators().into_iter()));
             }
-        }
-    }
-}
-
-impl ControlShared {
-    /// What the communicator does now.
-    fn status(&self) -> CommunicatorStatus {
-        let snapshot = self.record.read();
-        CommunicatorStatus {
-            key: self.key,
-            rank: self.rank,
-            nranks: self.nranks,
-            sequence: snapshot.sequence,
-            in_call: snapshot.in_call,
-            call: snapshot.last(),
-            waits_for: snapshot.waits_for,
-            waited: if snapshot.in_call { self.record.waited(snapshot.sequence) } else { None },
-            ended: self.final_error().map(|error| error.to_string()),
         }
     }
 }

@@ -1,0 +1,5 @@
+//! The program `ncclras` of NCCL.
+
+fn main() -> std::process::ExitCode {
+    maypole_bench::ncclras()
+}
