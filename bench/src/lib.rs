@@ -20,6 +20,7 @@
 //! | `doctor`, `topo` | the machine: what will fail or be slow, and its topology |
 //! | `ps`, `environment` | the live communicators, the settings |
 //! | `ncclras` | the program of NCCL that asks its RAS service |
+//! | `hypot` | a function of newer C libraries |
 //! | `number`, `status` | elements as numbers; exit statuses and failures |
 
 mod buffers;
@@ -31,6 +32,7 @@ mod data;
 mod doctor;
 mod environment;
 mod grammar;
+mod hypot;
 mod launch;
 mod measure;
 mod nccl_words;
