@@ -152,6 +152,10 @@ mod tests {
             waits_for: Some(0),
             waited: Some(Duration::from_millis(3250)),
             ended: None,
+            result: (0, false),
+            counts: [7, 0, 0, 0, 0, 0, 0, 0],
+            dead: None,
+            here: Vec::new(),
         };
         let other = CommunicatorStatus {
             rank: 0,

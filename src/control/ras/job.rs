@@ -57,6 +57,18 @@ pub(super) enum Why {
     Left,
 }
 
+impl Why {
+    /// The reason in words that follow the name of a rank.
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Dead => "its process has ended",
+            Self::Stopped => "is stopped by a signal or a debugger",
+            Self::Silent => "did not answer in time",
+            Self::Left => "has left the communicator",
+        }
+    }
+}
+
 impl Job {
     /// Puts the answers together. `is_running` says whether a process of this host runs.
     pub(super) fn new(

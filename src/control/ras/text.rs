@@ -19,18 +19,6 @@ const COLLECTIVES: [&str; 8] = [
 /// More ranks than these are counted and not listed, unless the client asks for more.
 const MOST_LISTED: usize = 10;
 
-impl Why {
-    /// The reason in words that follow the name of a rank.
-    pub(super) fn text(self) -> &'static str {
-        match self {
-            Self::Dead => "its process has ended",
-            Self::Stopped => "is stopped by a signal or a debugger",
-            Self::Silent => "did not answer in time",
-            Self::Left => "has left the communicator",
-        }
-    }
-}
-
 /// The answer. `seconds` is how long the processes took to answer.
 pub(super) fn job_text(job: &Job, is_verbose: bool, seconds: f64) -> String {
     let mut text = format!("NCCL version {NCCL_VERSION} by Maypole, for host memory\n\n");

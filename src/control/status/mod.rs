@@ -1,5 +1,5 @@
 //! The communicators of the processes of this host, as the processes report them: what `maypole ps`
-//! and the [RAS server](super::ras) show.
+//! and the RAS service show.
 //!
 //! A process with communicators listens at the abstract Unix socket `maypole/PID/START` (`server`),
 //! which its service thread serves. The answer is what the flight recorders hold, so that no call
