@@ -244,7 +244,7 @@ impl ServedCommunicator {
         let Some(own) = self.peers.get(self.shared.rank as usize) else { return Vec::new() };
         let here = |peer: &&PeerInfo| peer.same_host && peer.process.counts_with(&own.process);
         let ranks = (0..).zip(&self.peers);
-        ranks.filter(|(_, peer)| here(&peer)).map(|(rank, peer)| (rank, peer.process.pid)).collect()
+        ranks.filter(|(_, peer)| here(peer)).map(|(rank, peer)| (rank, peer.process.pid)).collect()
     }
 
     /// Appends the entries to poll.

@@ -96,7 +96,7 @@ impl Job {
             .into_iter()
             .map(|(key, mut ranks)| {
                 ranks.sort_by_key(|it| it.status.rank);
-                let missing = missing(&host, &ranks, &why);
+                let missing = missing(&host, &ranks, why);
                 JobCommunicator { key, nranks: ranks[0].status.nranks, ranks, missing }
             })
             .collect();
