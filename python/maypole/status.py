@@ -34,7 +34,8 @@ def communicators() -> list[CommunicatorStatus]:
     try:
         for name in _names():
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
-                stream.settimeout(5.0)
+                # A thread of this process answers at once, unless the machine is very busy.
+                stream.settimeout(60.0)
                 stream.connect("\0" + name)
                 owner = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
                 # Another container may have a process with the same number.
