@@ -137,13 +137,16 @@ def timeout(rank: int, size: int) -> str:
     from datetime import timedelta
 
     store = dist.distributed_c10d._get_default_store()
+    # The ranks are connected after it, so that the next call waits for nothing else.
+    dist.all_reduce(torch.ones(1))
     if rank == 1:
         # It must not end before: that would be another error.
         store.wait(["rank 0 has seen the timeout"])
         return ""
     work = dist.all_reduce(torch.ones(1), async_op=True)
     # Until the library has noticed that the wait is long.
-    while not any(status.waits_for == 1 for status in communicators()):
+    while not any(status.waits_for == 1 and status.call.startswith("call 2,")
+                  for status in communicators()):
         time.sleep(0.01)
     try:
         work.wait(timedelta(milliseconds=1))
