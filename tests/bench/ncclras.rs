@@ -20,7 +20,7 @@ fn free_port() -> u16 {
 fn read(port: u16) -> Option<Value> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     // A rank that is stopped accepts the connection and says nothing.
-    stream.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
+    stream.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
     stream.write_all(b"SET FORMAT json\nSTATUS\n").expect("it is written");
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;
@@ -39,7 +39,7 @@ fn has_pid(ranks: &[Value], pid: u32) -> bool {
 
 #[test]
 fn readers_of_the_ras_service_learn_which_rank_is_stopped() {
-    let port = free_port();
+    let (port, ncclras) = (free_port(), built("ncclras"));
     let address = format!("127.0.0.1:{port}");
     let mut endless = Endless::with_environment(&[("NCCL_RAS_ADDR", &address)]);
     let [waiting, stopped] = [endless.ranks[0], endless.ranks[1]];
@@ -59,7 +59,7 @@ fn readers_of_the_ras_service_learn_which_rank_is_stopped() {
     });
     wait_for(|| {
         let mut command = Command::new("timeout");
-        command.args(["--signal=KILL", "50"]).arg(built("ncclras"));
+        command.args(["--signal=KILL", "50"]).arg(&ncclras);
         let output = command.args(["-v", "-h", "127.0.0.1", "-p", &port.to_string()]).output();
         let text = String::from_utf8(output.expect("it runs").stdout).expect("it is text");
         text.contains("\nErrors\n======\n")
