@@ -1,5 +1,5 @@
-//! `ncclras`, with the options of NCCL's program: asks the process that listens at the RAS port what
-//! the communicators do, and prints the answer.
+//! `ncclras`, with the options of NCCL's program: asks the process that listens at the RAS port
+//! what the communicators do, and prints the answer.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read, Write};
