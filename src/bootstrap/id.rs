@@ -79,14 +79,13 @@ impl UniqueId {
         if self.bytes[CHECKSUM_AT..] != checksum(&self.bytes[..CHECKSUM_AT]) {
             return Err(error("its checksum is wrong"));
         }
-        let mut secret = [0; KEY_BYTES];
-        secret.copy_from_slice(&self.bytes[SECRET_AT..REACH_AT]);
+        let secret = Key::filled(|key| key.copy_from_slice(&self.bytes[SECRET_AT..REACH_AT]));
         let root =
             ListenerAddresses::decode(&mut ByteReader::new(&self.bytes[REACH_AT..CHECKSUM_AT]))
                 .filter(|root| !root.addresses.is_empty())
                 .ok_or(error("it holds no address"))?;
         Ok(UniqueIdContents {
-            secret: Key::new(secret),
+            secret,
             root,
             fixed: self.bytes[FLAGS_AT] & FIXED != 0,
             follows: self.bytes[FLAGS_AT] & FOLLOWS != 0,

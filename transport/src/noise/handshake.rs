@@ -1,6 +1,7 @@
 //! The three messages of the handshake.
 
 use std::io;
+use std::mem::MaybeUninit;
 
 use snow::{Builder, HandshakeState};
 use zeroize::Zeroize;
@@ -63,7 +64,11 @@ pub struct RefusedDialer {
 }
 
 /// The dialing end, until the answer of the listener.
-pub struct Dialer(HandshakeState);
+pub struct Dialer(ErasedState);
+
+/// The state of a handshake, with the pre-shared key. Its memory is erased when it is dropped,
+/// which `snow` does not do itself.
+struct ErasedState(Box<MaybeUninit<HandshakeState>>);
 
 /// The listening end, until the confirmation of the dialer.
 pub struct Listener {
@@ -77,11 +82,12 @@ impl Dialer {
     /// # Errors
     /// The kernel gives no random numbers.
     pub fn new(key: &Key, binding: &Binding) -> io::Result<(Self, [u8; FIRST_BYTES])> {
-        let mut state = builder(key).build_initiator().map_err(io::Error::other)?;
+        let state = builder(key).build_initiator().map_err(io::Error::other)?;
+        let mut state = ErasedState::new(state);
         let mut first = [0; FIRST_BYTES];
         let (magic, rest) = first.split_at_mut(MAGIC.len());
         magic.copy_from_slice(&MAGIC);
-        state.write_message(&binding.encode(), rest).map_err(io::Error::other)?;
+        state.get().write_message(&binding.encode(), rest).map_err(io::Error::other)?;
         Ok((Self(state), first))
     }
 
@@ -100,7 +106,7 @@ impl Dialer {
             return Err(refusal);
         }
         let mut theirs = [0; DATA_BYTES];
-        self.0.read_message(rest, &mut theirs).map_err(|_| Refusal::Forged)?;
+        self.0.get().read_message(rest, &mut theirs).map_err(|_| Refusal::Forged)?;
         let mut session = session(self.0, true);
         let mut sealed = Vec::with_capacity(CONFIRMATION_BYTES);
         session.seal(&[], data, &mut sealed);
@@ -130,15 +136,17 @@ impl Listener {
             return Err(refused(Refusal::OtherVersion));
         }
         let no_random = refused(Refusal::NoRandomNumbers);
-        let mut state = builder(key).build_responder().map_err(|_| no_random)?;
+        let state = builder(key).build_responder().map_err(|_| no_random)?;
+        let mut state = ErasedState::new(state);
         let mut binding = [0; BINDING_BYTES];
-        state.read_message(rest, &mut binding).map_err(|_| refused(Refusal::UnknownKey))?;
+        let opened = state.get().read_message(rest, &mut binding);
+        opened.map_err(|_| refused(Refusal::UnknownKey))?;
         let binding = Binding::decode(&binding).filter(accepts);
         let binding = binding.ok_or(refused(Refusal::OtherBinding))?;
         let mut answer = [0; ANSWER_BYTES];
         answer[..ANSWER_MAGIC.len()].copy_from_slice(&ANSWER_MAGIC);
         answer[ANSWER_MAGIC.len()] = ACCEPTED;
-        state.write_message(data, &mut answer[REFUSAL_BYTES..]).map_err(|_| no_random)?;
+        state.get().write_message(data, &mut answer[REFUSAL_BYTES..]).map_err(|_| no_random)?;
         Ok((Self { binding, session: session(state, false) }, answer))
     }
 
@@ -203,7 +211,8 @@ fn builder(key: &Key) -> Builder<'_> {
 }
 
 /// The session of a handshake whose messages were exchanged.
-fn session(mut state: HandshakeState, dials: bool) -> Session {
+fn session(mut state: ErasedState, dials: bool) -> Session {
+    let state = state.get();
     let (mut from_dialer, mut from_listener) = state.dangerously_get_raw_split();
     let keys = (Key::new(from_dialer), Key::new(from_listener));
     from_dialer.zeroize();
@@ -212,5 +221,24 @@ fn session(mut state: HandshakeState, dials: bool) -> Session {
     // from what was recorded.
     let exporter = keys.0.derive("exporter", &[keys.1.bytes(), state.get_handshake_hash()]);
     let (send, receive) = if dials { (keys.0, keys.1) } else { (keys.1, keys.0) };
-    Session::new(&send, &receive, exporter)
+    Session::new(send, receive, exporter)
+}
+
+impl ErasedState {
+    fn new(state: HandshakeState) -> Self {
+        Self(Box::new(MaybeUninit::new(state)))
+    }
+
+    fn get(&mut self) -> &mut HandshakeState {
+        // SAFETY: `new` has initialized it, and only the drop ends that.
+        unsafe { self.0.assume_init_mut() }
+    }
+}
+
+impl Drop for ErasedState {
+    fn drop(&mut self) {
+        // SAFETY: it is initialized, and used no more.
+        unsafe { self.0.assume_init_drop() };
+        self.0.zeroize();
+    }
 }

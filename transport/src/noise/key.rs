@@ -6,21 +6,29 @@ use std::io;
 use snow::params::HashChoice;
 use snow::resolvers::{CryptoResolver, DefaultResolver};
 use snow::types::Hash;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::Zeroize;
 
+pub use super::secret_memory::KEY_BYTES;
+use super::secret_memory::SecretBytes;
 use crate::random::random_bytes;
 
-/// Bytes of a key, and of a hash.
-pub const KEY_BYTES: usize = 32;
-
-/// 256 bits that only some ranks know. They are erased when the value is dropped, and never shown.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct Key([u8; KEY_BYTES]);
+/// 256 bits that only some ranks know. They are erased when the value is dropped, in no core dump,
+/// and never shown.
+pub struct Key(SecretBytes);
 
 impl Key {
-    /// The key of these bytes.
-    pub fn new(bytes: [u8; KEY_BYTES]) -> Self {
-        Self(bytes)
+    /// The key of these bytes. The caller erases its own copy, if it has one.
+    pub fn new(mut bytes: [u8; KEY_BYTES]) -> Self {
+        let key = Self::filled(|key| *key = bytes);
+        bytes.zeroize();
+        key
+    }
+
+    /// The key that `fill` writes over zeros, without another copy of it.
+    pub fn filled(fill: impl FnOnce(&mut [u8; KEY_BYTES])) -> Self {
+        let mut key = SecretBytes::zeroed();
+        fill(key.get_mut());
+        Self(key)
     }
 
     /// A fresh key.
@@ -28,12 +36,12 @@ impl Key {
     /// # Errors
     /// The kernel gives no random numbers.
     pub fn random() -> io::Result<Self> {
-        random().map(Self)
+        random().map(Self::new)
     }
 
     /// The bytes, for messages to those who may know them.
     pub fn bytes(&self) -> &[u8; KEY_BYTES] {
-        &self.0
+        self.0.get()
     }
 
     /// A key that can only be made by those who know this one (HMAC-SHA256). Different labels or
@@ -45,16 +53,21 @@ impl Key {
             message.extend((part.len() as u64).to_le_bytes());
             message.extend(*part);
         }
-        let mut key = [0; KEY_BYTES];
-        hash().hmac(&self.0, &message, &mut key);
+        let key = Self::filled(|key| hash().hmac(self.bytes(), &message, key));
         message.zeroize();
-        Self(key)
+        key
+    }
+}
+
+impl Clone for Key {
+    fn clone(&self) -> Self {
+        Self::filled(|key| *key = *self.bytes())
     }
 }
 
 impl From<[u8; KEY_BYTES]> for Key {
     fn from(bytes: [u8; KEY_BYTES]) -> Self {
-        Self(bytes)
+        Self::new(bytes)
     }
 }
 

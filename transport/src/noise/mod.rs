@@ -31,6 +31,7 @@
 //! | file | purpose |
 //! |---|---|
 //! | `key` | secrets, and the keys that are derived from them |
+//! | `secret_memory` | where their bytes are |
 //! | `binding` | what a handshake is bound to |
 //! | `session` | the keys of a connection, and its records |
 //! | `handshake` | the three messages |
@@ -38,6 +39,7 @@
 mod binding;
 mod handshake;
 mod key;
+mod secret_memory;
 mod session;
 #[cfg(test)]
 mod tests;

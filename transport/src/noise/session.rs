@@ -34,9 +34,9 @@ pub struct Session {
 #[error("a record was changed on its way, or does not come from the other end")]
 pub struct ForgedRecord;
 
-/// The cipher and the number of the next record of one direction.
+/// The key and the number of the next record of one direction.
 struct Direction {
-    cipher: Box<dyn Cipher>,
+    key: Key,
     count: u64,
     /// A forged record came.
     broken: bool,
@@ -44,7 +44,7 @@ struct Direction {
 
 impl Session {
     /// A session with these keys of its two directions.
-    pub(super) fn new(send: &Key, receive: &Key, exporter: Key) -> Self {
+    pub(super) fn new(send: Key, receive: Key, exporter: Key) -> Self {
         Self { send: Direction::new(send), receive: Direction::new(receive), exporter }
     }
 
@@ -54,7 +54,7 @@ impl Session {
         let start = out.len();
         out.resize(start + plain.len() + TAG_BYTES, 0);
         let direction = &mut self.send;
-        direction.cipher.encrypt(direction.count, associated, plain, &mut out[start..]);
+        direction.cipher().0.encrypt(direction.count, associated, plain, &mut out[start..]);
         // 64 bits do not overflow: that would take centuries.
         direction.count += 1;
     }
@@ -75,7 +75,7 @@ impl Session {
         let opened = len.is_some_and(|len| {
             out.resize(start + len, 0);
             let to = &mut out[start..];
-            direction.cipher.decrypt(direction.count, associated, sealed, to).is_ok()
+            direction.cipher().0.decrypt(direction.count, associated, sealed, to).is_ok()
         });
         if !opened {
             out.truncate(start);
@@ -134,17 +134,24 @@ impl fmt::Debug for Session {
 }
 
 impl Direction {
-    fn new(key: &Key) -> Self {
+    fn new(key: Key) -> Self {
+        Self { key, count: 0, broken: false }
+    }
+
+    /// The cipher for one record: it has the key in ordinary memory, and only for that time.
+    fn cipher(&self) -> KeyedCipher {
         let cipher = DefaultResolver.resolve_cipher(&CipherChoice::ChaChaPoly);
         let mut cipher = cipher.expect("the crate is built with ChaCha20-Poly1305");
-        cipher.set(key.bytes());
-        Self { cipher, count: 0, broken: false }
+        cipher.set(self.key.bytes());
+        KeyedCipher(cipher)
     }
 }
 
-impl Drop for Direction {
-    /// Erases the key: the cipher of `snow` does not do so itself.
+/// A cipher that erases its key when it is dropped, which `snow` does not do itself.
+struct KeyedCipher(Box<dyn Cipher>);
+
+impl Drop for KeyedCipher {
     fn drop(&mut self) {
-        self.cipher.set(&[0; KEY_BYTES]);
+        self.0.set(&[0; KEY_BYTES]);
     }
 }
