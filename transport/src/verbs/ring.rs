@@ -4,8 +4,9 @@
 //! A slot has 64 bytes in front of the payload, of which the last 32 are the header, so that one
 //! write carries both.
 
+use std::collections::HashSet;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use maypole_verbs::VerbsError;
 use maypole_verbs::{LocalMemory, MemoryAccess, MemoryRegion, ProtectionDomain, RemoteMemory};
@@ -13,6 +14,7 @@ use maypole_verbs::{LocalMemory, MemoryAccess, MemoryRegion, ProtectionDomain, R
 use crate::error::LinkError;
 use crate::inbox::InboxLayout;
 use crate::memory::Mapping;
+use crate::process::PerProcess;
 use crate::{Rank, Sequence};
 
 /// Bytes in front of the payload.
@@ -291,27 +293,59 @@ impl ReceiveRing {
     }
 }
 
-/// The text of an error for which `LinkError`, which is copied, needs a static one. Each text is
-/// kept once; there are few, because they name ranks and devices and no numbers that grow.
-pub(super) fn kept_text(text: String) -> &'static str {
-    use std::collections::HashSet;
-    use std::sync::{Mutex, PoisonError};
+/// Texts of errors that live as long as the process, each once.
+#[derive(Default)]
+struct KeptTexts(HashSet<&'static str>);
 
-    use crate::process::PerProcess;
+impl KeptTexts {
+    /// Most texts. There are few, because they name ranks and devices and no numbers that grow; but
+    /// some have the words of a peer, which may be malicious.
+    const MOST: usize = 256;
 
-    static TEXTS: PerProcess<Mutex<HashSet<&'static str>>> = PerProcess::new();
-    let mut texts = TEXTS.get().lock().unwrap_or_else(PoisonError::into_inner);
-    match texts.get(text.as_str()) {
-        Some(kept) => kept,
-        None => {
-            let kept: &'static str = text.leak();
-            texts.insert(kept);
-            kept
+    /// The text, if there is room for it.
+    fn keep(&mut self, text: String) -> Result<&'static str, String> {
+        if let Some(kept) = self.0.get(text.as_str()) {
+            return Ok(kept);
         }
+        if self.0.len() == Self::MOST {
+            return Err(text);
+        }
+        let kept: &'static str = text.leak();
+        self.0.insert(kept);
+        Ok(kept)
     }
+}
+
+/// The text of an error for which `LinkError`, which is copied, needs a static one.
+pub(super) fn kept_text(text: String) -> &'static str {
+    static TEXTS: PerProcess<Mutex<KeptTexts>> = PerProcess::new();
+    let kept = TEXTS.get().lock().unwrap_or_else(PoisonError::into_inner).keep(text);
+    kept.unwrap_or_else(|text| {
+        log::warn!("an RDMA connection failed: {text}");
+        "there were too many reasons to keep this one; see the log of this rank"
+    })
 }
 
 /// The error of a connection to `peer` over RDMA.
 pub(super) fn rdma_error(peer: Rank, why: String) -> LinkError {
     LinkError::Rdma { peer, why: kept_text(why) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_cannot_make_this_process_keep_any_number_of_texts() {
+        let mut texts = KeptTexts::default();
+        let kept = |texts: &mut KeptTexts, n: usize| texts.keep(format!("reason {n}"));
+        for n in 0..KeptTexts::MOST {
+            assert_eq!(kept(&mut texts, n), Ok(&*format!("reason {n}")));
+        }
+        for n in KeptTexts::MOST..2 * KeptTexts::MOST {
+            assert_eq!(kept(&mut texts, n), Err(format!("reason {n}")));
+        }
+        assert_eq!(kept(&mut texts, 7), Ok("reason 7"));
+        assert_eq!(texts.0.len(), KeptTexts::MOST);
+    }
 }
