@@ -387,3 +387,34 @@ pub(super) fn log_missing(rank: u32, nranks: u32, output: &ControlOutput) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The outputs of rank 0 of 3 after rank 1 has told the death of each of these ranks.
+    fn told_dead(ranks: impl IntoIterator<Item = u32>) -> Vec<ControlOutput> {
+        let mut core = CommunicatorCore::new(0, 3);
+        core.add_neighbour(1);
+        core.add_neighbour(2);
+        for rank in ranks {
+            let frame = ControlFrame::Verdict(Verdict::Dead { rank, seen_by: 1 });
+            core.handle(clock::now(), ControlInput::Frame(1, frame), &NoFacts);
+        }
+        std::iter::from_fn(|| core.poll_output()).collect()
+    }
+
+    #[test]
+    fn a_rank_that_tells_of_ranks_that_do_not_exist_is_told_as_the_fault() {
+        let outputs = told_dead(3..1000);
+        let ended = outputs.iter().filter_map(|output| match output {
+            ControlOutput::Ended(verdict) => Some(verdict),
+            _ => None,
+        });
+        let ended: Vec<_> = ended.collect();
+        assert!(matches!(ended[..], [Verdict::Failed { rank: 1, .. }]), "{ended:?}");
+        let real = told_dead([2]);
+        let dead = ControlOutput::Ended(Verdict::Dead { rank: 2, seen_by: 1 });
+        assert!(real.contains(&dead), "{real:?}");
+    }
+}

@@ -194,7 +194,7 @@ impl ControlShared {
         // The failure here may be the effect of another, which other ranks know. (A rank that fails
         // sends its verdict before it leaves, so a rank that saw it leave has the verdict.)
         let aborted = self.endpoint.upgrade().and_then(|endpoint| endpoint.aborted());
-        let error = aborted.map_or(error, Error::from);
+        let error = self.checked(aborted.map_or(error, Error::from));
         let (error, time) = match error {
             // A verdict is on its way to this rank.
             Error::Link(LinkError::Aborted { by, reason: VERDICT }) => {
@@ -241,8 +241,22 @@ impl ControlShared {
         let verdict = self.state().verdict.as_ref().map(error_of);
         verdict.or_else(|| {
             let error = self.endpoint.upgrade()?.aborted()?;
-            Some(cause(error.into()))
+            Some(cause(self.checked(error.into())))
         })
+    }
+
+    /// The error, unless it is an abort that names a rank that does not exist: peers write the rank
+    /// and the reason to memory of this rank.
+    fn checked(&self, error: Error) -> Error {
+        let Error::Link(LinkError::Aborted { by, reason }) = error else { return error };
+        let ended = [DEAD, LEFT].into_iter().find(|flag| reason & flag != 0);
+        let exists = |rank: Rank| rank < self.nranks;
+        if exists(by) && ended.is_none_or(|flag| exists(reason & !flag)) {
+            return error;
+        }
+        let peer = if exists(by) { by } else { self.rank };
+        let why = "its word for aborts names a rank that does not exist";
+        LinkError::Corrupt { peer, why }.into()
     }
 
     /// Waits until the peers have received what this rank has sent, because it leaves, at most

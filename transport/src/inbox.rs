@@ -279,6 +279,13 @@ impl PeerInbox {
     /// the owner.
     pub(crate) fn misbehave(&self, random: &mut dyn FnMut() -> u64) {
         let Self::Shm { header, region, layout } = self else { return };
+        if random().is_multiple_of(4) {
+            let channel = random() % u64::from(layout.channels);
+            let region = InboxRegion { start: region.start(), layout: *layout };
+            // SAFETY: the ring lies within a mapping that this rank may write to, and consists of
+            // atomics and cells.
+            return unsafe { &*region.link(channel as u16).ll_ring }.misbehave(random);
+        }
         let words = layout.words_bytes() * (1 + random() as usize % usize::from(layout.channels));
         let (start, bytes) = match random() % 64 {
             // The words of one channel: acknowledgements, lines of LL messages, headers of slots.

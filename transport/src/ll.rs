@@ -70,6 +70,26 @@ unsafe impl Sync for LlRing {}
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<LlLine>() == 64 && size_of::<LlRing>() == 8 * 41 * 64);
 
+impl LlRing {
+    /// Writes the flag of a random line as a sender may or may not do, for tests of the receiver.
+    pub(crate) fn misbehave(&self, random: &mut dyn FnMut() -> u64) {
+        let slot = &self.slots[(random() % LL_SLOTS) as usize];
+        // Most messages have few lines.
+        let most = [1, 3, LINES_PER_SLOT][random() as usize % 3];
+        let line = &slot.lines[random() as usize % most];
+        let seen = line.flag.load(Ordering::Relaxed);
+        let sequence = match random() % 6 {
+            0 => seen >> 32,
+            // That of the next message in this line, or of the one after it.
+            uses @ 1..4 => (seen >> 32) + uses.min(2) * LL_SLOTS,
+            4 => random() % (2 * LL_SLOTS),
+            _ => random(),
+        };
+        let tag = if random().is_multiple_of(2) { seen as u32 } else { random() as u32 };
+        line.flag.store(flag(sequence, tag), Ordering::Release);
+    }
+}
+
 /// What [`LlReceiver::poll`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LlPoll {

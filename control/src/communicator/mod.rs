@@ -332,6 +332,9 @@ impl CommunicatorCore {
         }
         let is_parent = parent(self.rank) == Some(from);
         match frame {
+            ControlFrame::Verdict(Verdict::Dead { rank, .. }) if rank >= self.nranks => {
+                self.protocol_error(from, "it names a rank that does not exist");
+            }
             ControlFrame::Verdict(verdict) => self.decide(verdict, Some(from)),
             ControlFrame::Missing { ranks, waited } if is_parent => {
                 self.report_missing(ranks, waited);

@@ -5,6 +5,7 @@ use maypole_algorithms::Schedule;
 use maypole_algorithms::collective::{Generator, all};
 use maypole_algorithms::proof_suite::uneven_example;
 use maypole_transport::fault::FaultRecipe;
+use maypole_transport::ll::LL_CAPACITY;
 
 use super::case::{Case, try_plan};
 use super::{Random, as_ranks, over_tcp};
@@ -98,4 +99,70 @@ fn damaged_headers_are_errors_that_name_a_peer() {
     }
     noticed += run(0, |_| uneven_example(), uneven_example().nranks);
     assert!(noticed > 10, "only {noticed} ranks noticed damage");
+}
+
+/// The number that follows "rank " in an error for the first time.
+fn named_rank(error: &str) -> Option<u32> {
+    error.split("rank ").skip(1).find_map(|rest| {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        rest[..digits].parse().ok()
+    })
+}
+
+/// The rank that writes into its LL messages instead of making a call.
+const MALICIOUS: u32 = 1;
+
+/// Runs calls of LL messages, the last of which the malicious rank does not make: it writes random
+/// flags and acknowledgements, and leaves. Returns the errors of the other ranks.
+fn errors_of_ll_messages(
+    schedule: impl Fn(u32) -> Schedule + Clone + Send + Sync + 'static,
+    nranks: u32,
+    seed: u64,
+) -> Vec<String> {
+    // The messages pass through memory that the ranks share as processes do.
+    let config = Config { p2p_disable: true, ..Config::default() };
+    let calls = 1 + seed as usize % 20;
+    let results = as_ranks(nranks, &config, move |comm| {
+        let mut random = Random(seed);
+        for call in 0..=calls {
+            let schedule = schedule(call as u32 % nranks);
+            let case = Case {
+                // Up to several lines. Calls of different kinds, so that each gets its own plan.
+                count: 1 + call * 3,
+                ..Case::random(&mut random, schedule.collective)
+            };
+            try_plan(comm, schedule.clone(), &case, Protocol::Ll, LL_CAPACITY)?;
+            if call == calls && comm.rank() == MALICIOUS {
+                for peer in (0..nranks).filter(|peer| *peer != MALICIOUS) {
+                    for _ in 0..2000 {
+                        comm.host.endpoint.misbehave(peer, &mut || random.next());
+                    }
+                }
+                return Ok(());
+            }
+            case.run(comm, &schedule)?;
+        }
+        Ok(())
+    });
+    results.into_iter().filter_map(Result::err).collect()
+}
+
+#[test]
+fn damaged_ll_messages_are_errors_that_name_a_peer() {
+    let mut corrupt = 0;
+    for (index, generator) in all().enumerate() {
+        for nranks in some_of(&[2, 3, 5], index) {
+            for error in errors_of_ll_messages(by(generator, nranks), nranks, index as u64) {
+                let name = format!("{}, {nranks} ranks, seed {index}", generator.name);
+                // What the malicious rank sent, and nobody had read yet, may be anything.
+                if error.contains(" instead of ") {
+                    continue;
+                }
+                let names_one = named_rank(&error).is_some_and(|rank| rank < nranks);
+                assert!(names_one, "{name}: {error}");
+                corrupt += usize::from(error.contains("corrupt"));
+            }
+        }
+    }
+    assert!(corrupt > 0, "nobody noticed damage");
 }
