@@ -400,7 +400,8 @@ pub(super) fn report_failure(
     error: &BootstrapError,
 ) {
     for at in ids.visited_roots(rank, nranks) {
-        if !informed.contains(&at) && (rank == 0 || at == ids.home_root(rank, nranks)) {
+        // Also where it is expected as a parent: rank 0, which joins what roots know, may not come.
+        if !informed.contains(&at) {
             report_failure_to(&ids.roots[at], rank, nranks, error);
         }
     }

@@ -35,6 +35,7 @@
 //! | `multi_root` | which rank registers at which root |
 //! | `frame_stream` | frames over a socket |
 //! | `traffic` | counts of connections and messages |
+//! | `waiting_roots` | ranks that are missing at one root of a process and wait at another |
 //! | `accept`, `dial` | the two sides of the handshake, over sockets |
 //! | `probe` | looking whether a rank still listens |
 //! | `control_tree` | the connections that stay |
@@ -60,6 +61,7 @@ mod probe;
 mod rejoin;
 mod root;
 mod traffic;
+mod waiting_roots;
 
 #[cfg(test)]
 mod fuzz;

@@ -20,6 +20,7 @@ use super::options::Options;
 use super::poll;
 use super::probe::{ListenerProbe, ProbeResult};
 use super::traffic::ControlTraffic;
+use super::waiting_roots::WaitingEntry;
 use crate::clock;
 use crate::config::Config;
 use crate::process;
@@ -60,6 +61,7 @@ pub(super) fn start(
         next_connection: 0,
         ended: false,
         traffic: ControlTraffic::default(),
+        waiting: WaitingEntry::new(),
     };
     let run = move || {
         let _traffic = root.serve();
@@ -86,6 +88,7 @@ struct RootServer {
     ended: bool,
     /// The traffic of connections that are closed.
     traffic: ControlTraffic,
+    waiting: WaitingEntry,
 }
 
 impl RootServer {
@@ -203,12 +206,21 @@ impl RootServer {
                 let objection = BootstrapError::of(objection, 0);
                 log::warn!("refused process {pid} on {host}: {objection}");
             }
-            RootOutput::Missing(missing, waited) => log::warn!(
-                "after {:.0} s {} of {} ranks have not joined: {missing}",
-                waited.as_secs_f64(),
-                missing.len(),
-                self.core.nranks()
-            ),
+            RootOutput::Missing(missing, waited) => {
+                let (seconds, nranks) = (waited.as_secs_f64(), self.core.nranks());
+                let elsewhere = self.waiting.update(nranks, &missing);
+                let hint = match elsewhere.is_empty() {
+                    true => String::new(),
+                    false => format!(
+                        "; with another unique id of this process, for a communicator of as many \
+                         ranks, wait: {elsewhere}"
+                    ),
+                };
+                log::warn!(
+                    "after {seconds:.0} s {} of {nranks} ranks have not joined: {missing}{hint}",
+                    missing.len()
+                );
+            }
             RootOutput::Failed(verdict) => {
                 log::warn!("the attempt to join failed: {}", BootstrapError::of(verdict, 0));
             }

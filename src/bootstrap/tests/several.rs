@@ -1,8 +1,8 @@
 //! Tests with several roots for one communicator.
 
+use super::super::multi_root::RootIds;
 use super::super::root::ENDED;
 use super::*;
-use maypole_control::root_share::RootShare;
 
 /// As `join_all`, but each rank joins with the ids that `ids` returns for it.
 fn join_several(
@@ -72,8 +72,11 @@ fn a_rank_with_other_ids_is_refused_and_the_others_go_on() {
     with_watchdog(|| {
         let ids = create_ids(3);
         let right = ids.clone();
-        let first = thread::spawn(move || join_several(|_| right.clone(), 0..7, 8, LONG));
-        thread::sleep(Duration::from_millis(200));
+        let first = thread::spawn(move || join_several(|_| right.clone(), 0..6, 8, LONG));
+        // Ranks 6 and 7 ask the third root, which knows the right ids when others have registered.
+        let share = RootIds::new(&ids, 8).unwrap().share(2);
+        let mut ghost = register_at(&ids[2], 6, 8, share);
+        wait_until_missing(&mut ghost, &[7]);
         // The ids in another order, and fewer ids.
         for wrong in [vec![ids[1], ids[0], ids[2]], vec![ids[0], ids[2]]] {
             let other = join_several(|_| wrong.clone(), [7], 8, LONG);
@@ -83,7 +86,8 @@ fn a_rank_with_other_ids_is_refused_and_the_others_go_on() {
             assert!(what.contains("ids"));
             assert_eq!(*ranks, RankSet::new([7]));
         }
-        let mut outcomes = join_several(|_| ids.clone(), [7], 8, LONG);
+        leave(ghost);
+        let mut outcomes = join_several(|_| ids.clone(), [6, 7], 8, LONG);
         let mut all = first.join().unwrap();
         all.append(&mut outcomes);
         check(all);
@@ -159,6 +163,24 @@ fn an_abort_of_one_rank_ends_the_attempt_on_all_ranks() {
                 let expected = BootstrapError::Aborted { by: aborted };
                 assert_eq!(*error(&outcome), expected);
             }
+        }
+    });
+}
+
+/// Rank 2 asks the first root, and is expected at the third one as the parent of rank 6. Rank 0,
+/// which would tell one root what another knows, does not come.
+#[test]
+fn a_rank_that_fails_tells_the_roots_that_expect_it_as_a_parent() {
+    with_watchdog(|| {
+        let ids = create_ids(3);
+        let theirs = ids.clone();
+        let waiting = thread::spawn(move || join_several(|_| theirs.clone(), [6, 7], 8, LONG));
+        let signal = AbortSignal::new().unwrap();
+        signal.abort();
+        let options = Options { abort: Some(signal), ..options(LONG) };
+        let aborted = join_among(&ids, 2, 8, &rank_info(2), &options);
+        for outcome in waiting.join().unwrap().into_iter().chain([aborted]) {
+            assert_eq!(*error(&outcome), BootstrapError::Aborted { by: 2 });
         }
     });
 }
