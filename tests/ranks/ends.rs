@@ -24,8 +24,10 @@ const BYTES: usize = 24 << 20;
 #[ignore = "run by the other tests, as a rank"]
 fn rank() {
     let Some((scene, mut comm)) = ranks::enter() else { return };
-    if let "vanish" | "killed" = scene.as_str() {
-        return vanish(&mut comm, scene == "killed");
+    match scene.as_str() {
+        "vanish" | "killed" => return vanish(&mut comm, scene == "killed"),
+        "lose" => return lose(&mut comm),
+        _ => {}
     }
     // The link is made.
     send_or_receive(&mut comm, 8).unwrap();
@@ -87,6 +89,24 @@ fn vanish(comm: &mut Communicator, killed: bool) {
     println!("say:{error}");
 }
 
+/// Rank 0 is killed when its part of a call is over. The others look for what it sent only after
+/// they have been told of that, and get it, or an error.
+fn lose(comm: &mut Communicator) {
+    comm.barrier().unwrap();
+    let mut data = [0_u8; 100];
+    if comm.rank() == 0 {
+        comm.broadcast(&[7; 100], &mut data, 0).unwrap();
+        // SAFETY: the process is killed.
+        unsafe { libc::raise(libc::SIGKILL) };
+    }
+    while comm.async_error().is_none() {
+        std::thread::yield_now();
+    }
+    let result = comm.broadcast(&[0; 100], &mut data, 0);
+    assert!(result.is_err() || data == [7; 100], "other bytes, and no error");
+    println!("say:{}", result.err().map_or_else(|| "right".into(), |error| error.to_string()));
+}
+
 /// Rank 0 sends, rank 1 receives and checks.
 fn send_or_receive(comm: &mut Communicator, bytes: usize) -> Result<(), String> {
     let data: Vec<u8> = (0..bytes).map(|at| (at / 7) as u8).collect();
@@ -142,7 +162,20 @@ fn a_receiver_is_told_who_left_with_data_unsent_and_how_much() {
     assert!(said.contains(" bytes did not reach rank 1 within"), "{said}");
 }
 
-/// Over TCP the kernel of a process that has died may discard what it sent.
+/// Over TCP the kernel of a process that was killed may discard what it sent. Then the receivers
+/// are told that it died, and nothing else.
+#[test]
+fn a_killed_rank_is_named_where_the_kernel_discards_what_it_sent_over_tcp() {
+    let settings = [&LARGE_LINKS[..2], &[("MAYPOLE_REPORT", "600")]].concat();
+    let mut job = Job::start(ENTRY, 3, "lose", &settings);
+    for rank in [1, 2] {
+        let said = job.hear(rank);
+        let is_right = said == "right" || said.contains("the process of rank 0 died");
+        assert!(is_right, "rank {rank}: {said} {}", job.errors_until(rank, "stack"));
+    }
+}
+
+/// Not over TCP: see above.
 #[test]
 fn what_a_rank_sent_before_it_died_counts_and_then_it_is_named() {
     for scene in ["vanish", "killed"] {

@@ -28,6 +28,8 @@ enum Setting {
     WithProc(PathBuf),
     /// One of them has a child that inherits its sockets, and is killed.
     Orphan(Orphan),
+    /// They make calls until one fails.
+    Forever,
 }
 
 #[derive(Clone, Copy)]
@@ -94,6 +96,13 @@ impl Hosts {
         Ok(hosts)
     }
 
+    /// Pulls the cable, or puts it back. The address of its end stays.
+    fn connect(&self, state: &str) {
+        let arguments = ["-n", &self.0[0], "link", "set", &self.1[0], state];
+        let status = Command::new("ip").args(arguments).status().expect("the ip command");
+        assert!(status.success(), "ip {arguments:?}");
+    }
+
     /// Starts rank `rank`, on host memory or a device of the simulated GPU, or where a folder takes
     /// the place of `/proc`.
     fn start(&self, rank: u32, setting: &Setting) -> Child {
@@ -109,6 +118,9 @@ impl Hosts {
             Setting::Orphan(Orphan { victim, by, .. }) => {
                 let scene = if rank == *victim { by } else { "forever" };
                 command.env("MAYPOLE_TEST_HOST_SCENE", scene);
+            }
+            Setting::Forever => {
+                command.env("MAYPOLE_TEST_HOST_SCENE", "forever");
             }
             Setting::WithProc(proc) => {
                 let script = "mount --bind \"$0\" /proc && exec \"$@\"";
@@ -339,5 +351,36 @@ fn devices_on_two_hosts_have_the_bits_of_host_memory() {
     let expected = reference(RANKS, COUNTS);
     for (rank, (said, expected)) in said.iter().zip(expected).enumerate() {
         assert_eq!(*said, format!("{expected:x?}"), "rank {rank}");
+    }
+}
+
+/// Half of the ranks are stopped for longer than a host may be silent, and the cable is pulled for
+/// a moment: neither ends the job. Then the other host vanishes for good.
+#[test]
+#[ignore = "takes two minutes"]
+fn a_host_that_vanishes_is_named_and_a_stopped_rank_is_not_taken_for_one() {
+    let started = start_on_two_hosts(&Setting::Forever);
+    let Some((hosts, mut children, mut voices)) = started else { return };
+    voices.iter_mut().for_each(|voice| assert_eq!(hear(voice), "started"));
+    let others: Vec<u32> = [1, 3].map(|rank: usize| children.0[rank].id()).to_vec();
+    let wait = |seconds| std::thread::sleep(std::time::Duration::from_secs(seconds));
+    others.iter().for_each(|pid| signal(*pid, libc::SIGSTOP));
+    wait(45);
+    others.iter().for_each(|pid| signal(*pid, libc::SIGCONT));
+    hosts.connect("down");
+    wait(5);
+    hosts.connect("up");
+    wait(5);
+    for child in &mut children.0 {
+        assert!(child.try_wait().expect("a child").is_none(), "a rank has ended too early");
+    }
+    hosts.connect("down");
+    let told = std::time::Instant::now();
+    for (rank, voice) in voices.iter_mut().enumerate() {
+        let said = hear(voice);
+        let named = (0..RANKS as usize).filter(|other| other % 2 != rank % 2);
+        let names_one = named.clone().any(|other| said.contains(&format!("rank {other}")));
+        println!("rank {rank} after {:.0} s: {said}", told.elapsed().as_secs_f64());
+        assert!(names_one, "rank {rank} names none of {:?}: {said}", named.collect::<Vec<_>>());
     }
 }
