@@ -34,6 +34,7 @@ const SLEEPS: &[(&str, &[&str])] = &[
     ("tests/ranks/control/waits.rs", &[MEETS_THE_CASE, IS_LATE]),
     ("tests/ranks/ends.rs", &[LOOKS_AGAIN]),
     ("tests/ranks/fault.rs", &[LOOKS_AGAIN, MEETS_THE_CASE]),
+    ("tests/ranks/hosts.rs", &[IS_LATE]),
     ("tests/ranks/memory.rs", &[MEETS_THE_CASE, IS_LATE]),
     ("tests/ranks/processes.rs", &[MEETS_THE_CASE, IS_LATE]),
     ("tests/support/intruders.rs", &[LOOKS_AGAIN]),
