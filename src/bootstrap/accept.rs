@@ -4,12 +4,14 @@
 //! A stranger costs little: one of a bounded number of entries, for a bounded time, and at most 88
 //! bytes read. If there are too many, those that have sent no valid first message go first.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use maypole_control::bootstrap::accepting::{AcceptCore, HandshakeId};
+use maypole_control::time::Time;
 use maypole_transport::noise::{
     ANSWER_BYTES, Binding, CONFIRMATION_BYTES, DATA_BYTES, FIRST_BYTES, Key, Listener, Purpose,
     Refusal, Session, TAG_BYTES,
@@ -18,6 +20,7 @@ use maypole_transport::strangers;
 
 use super::frame_stream::SecureStream;
 use super::poll::poll_fd;
+use crate::clock;
 use crate::process;
 
 /// Most handshakes in progress at once, whatever the limit of descriptors. One more drops one of
@@ -28,12 +31,9 @@ const MOST_PENDING: usize = 1024;
 const DESCRIPTOR_SHARE: u64 = 8;
 /// Handshakes that may be in progress at least.
 const FEW_PENDING: usize = 16;
-/// How long one handshake may take.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long no connection is accepted after the process had no descriptor left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Listening sockets and the handshakes in progress.
+/// Listening sockets and the handshakes in progress. Which of them go on is decided by an
+/// [`AcceptCore`].
 pub(crate) struct HandshakeAcceptor {
     listeners: Vec<TcpListener>,
     secret: Key,
@@ -41,16 +41,14 @@ pub(crate) struct HandshakeAcceptor {
     purpose: Purpose,
     /// The rank to which the dialers must want to connect; 0 for the root.
     rank: u32,
-    pending: VecDeque<PendingHandshake>,
-    most_pending: usize,
-    paused_until: Option<Instant>,
+    core: AcceptCore,
+    pending: BTreeMap<HandshakeId, PendingHandshake>,
 }
 
 /// A handshake in progress.
 struct PendingHandshake {
     stream: TcpStream,
     peer: SocketAddr,
-    deadline: Instant,
     stage: HandshakeStage,
     /// Bytes that were read of the message that is being read.
     received: usize,
@@ -84,70 +82,63 @@ impl HandshakeAcceptor {
             secret,
             purpose,
             rank,
-            pending: VecDeque::new(),
-            most_pending: share.clamp(FEW_PENDING, MOST_PENDING),
-            paused_until: None,
+            core: AcceptCore::new(share.clamp(FEW_PENDING, MOST_PENDING)),
+            pending: BTreeMap::new(),
         }
     }
 
     /// Appends the entries to poll. Pass the same entries to [`advance`](Self::advance) afterwards.
     pub(crate) fn poll_fds(&self, fds: &mut Vec<libc::pollfd>) {
-        let listen = if self.paused_until.is_some() { 0 } else { libc::POLLIN };
+        let listen = if self.core.is_paused() { 0 } else { libc::POLLIN };
         fds.extend(self.listeners.iter().map(|it| poll_fd(it.as_raw_fd(), listen)));
         fds.extend(
             self.pending
-                .iter()
+                .values()
                 .map(|handshake| poll_fd(handshake.stream.as_raw_fd(), libc::POLLIN)),
         );
     }
 
     /// When [`advance`](Self::advance) must be called at the latest.
     pub(crate) fn wake(&self) -> Option<Instant> {
-        let oldest = self.pending.front().map(|pending| pending.deadline);
-        oldest.into_iter().chain(self.paused_until).min()
+        self.core.wake().map(clock::instant_of)
     }
 
     /// Closes the listeners and the connections whose handshake is in progress.
     pub(crate) fn close(&mut self) {
         self.listeners.clear();
-        self.pending.clear();
+        std::mem::take(&mut self.pending).into_keys().for_each(|id| self.core.ended(id));
     }
 
-    /// Continues all handshakes and accepts new connections. Returns the connections whose
-    /// handshake succeeded, and how many of `fds` belong to the acceptor.
+    /// Continues all handshakes and accepts new connections. `now` is a time before `fds` were
+    /// polled. Returns the connections whose handshake succeeded, and how many of `fds` belong to
+    /// the acceptor.
     pub(crate) fn advance(
         &mut self,
         fds: &[libc::pollfd],
+        now: Time,
     ) -> (Vec<(Binding, SecureStream)>, usize) {
-        let now = Instant::now();
         let polled = self.listeners.len() + self.pending.len();
         let (listeners, pending) = fds[..polled].split_at(self.listeners.len());
 
         let mut passed = Vec::new();
-        for (mut handshake, fd) in std::mem::take(&mut self.pending).into_iter().zip(pending) {
-            let mut progress = HandshakeProgress::Waiting;
-            if fd.revents != 0 {
-                progress = handshake.advance(&self.secret, self.purpose, self.rank);
-            }
-            if handshake.deadline <= now && matches!(progress, HandshakeProgress::Waiting) {
-                progress = HandshakeProgress::Refused("it was too slow");
-            }
-            self.keep(handshake, progress, &mut passed);
+        let ready = self.pending.keys().zip(pending).filter(|(_, fd)| fd.revents != 0);
+        let ready: Vec<HandshakeId> = ready.map(|(id, _)| *id).collect();
+        ready.into_iter().for_each(|id| self.continue_one(id, &mut passed));
+        let was_paused = self.core.is_paused();
+        for id in self.core.tick(now) {
+            self.refuse(id, "it was too slow");
         }
-        let resumed = self.paused_until.is_some_and(|until| until <= now);
-        if resumed {
-            self.paused_until = None;
-        }
+        let resumed = was_paused && !self.core.is_paused();
         for (at, fd) in listeners.iter().enumerate() {
             if fd.revents != 0 || resumed {
-                self.accept(at, now, &mut passed);
+                self.accept(at, &mut passed);
             }
         }
         (passed, polled)
     }
 
     /// Accepts the connections that wait at one listener.
-    fn accept(&mut self, at: usize, now: Instant, passed: &mut Vec<(Binding, SecureStream)>) {
+    fn accept(&mut self, at: usize, passed: &mut Vec<(Binding, SecureStream)>) {
         process::occupy_standard_streams();
         // Bounded, so that many new connections do not delay the handshakes in progress.
         for _ in 0..64 {
@@ -157,13 +148,12 @@ impl HandshakeAcceptor {
                 Err(error)
                     if [Some(libc::EMFILE), Some(libc::ENFILE)].contains(&error.raw_os_error()) =>
                 {
-                    match self.take_least_proven() {
-                        Some(oldest) => oldest.refuse("this process has no file descriptor left"),
+                    match self.core.out_of_descriptors(clock::now()) {
+                        Some(id) => self.refuse(id, "this process has no file descriptor left"),
                         None => {
                             log::warn!(
                                 "no file descriptor is left to accept ranks; raise `ulimit -n`"
                             );
-                            self.paused_until = Some(now + ACCEPT_PAUSE);
                             return;
                         }
                     }
@@ -187,44 +177,47 @@ impl HandshakeAcceptor {
         peer: SocketAddr,
         passed: &mut Vec<(Binding, SecureStream)>,
     ) {
-        if self.pending.len() >= self.most_pending
-            && let Some(oldest) = self.take_least_proven()
-        {
-            oldest.refuse("too many connect at once");
+        let (id, dropped) = self.core.begin(clock::now());
+        if let Some(dropped) = dropped {
+            self.refuse(dropped, "too many connect at once");
         }
-        let mut handshake = PendingHandshake {
+        let handshake = PendingHandshake {
             stream,
             peer,
-            deadline: Instant::now() + HANDSHAKE_TIMEOUT,
             stage: HandshakeStage::First,
             received: 0,
             message: [0; FIRST_BYTES],
         };
-        let progress = handshake.advance(&self.secret, self.purpose, self.rank);
-        self.keep(handshake, progress, passed);
+        self.pending.insert(id, handshake);
+        self.continue_one(id, passed);
     }
 
-    /// Does with a handshake what its state says.
-    fn keep(
-        &mut self,
-        handshake: PendingHandshake,
-        progress: HandshakeProgress,
-        passed: &mut Vec<(Binding, SecureStream)>,
-    ) {
-        match progress {
-            HandshakeProgress::Waiting => self.pending.push_back(handshake),
-            HandshakeProgress::Passed(binding, session) => {
-                passed.push((binding, SecureStream { stream: handshake.stream, session }));
+    /// Continues a handshake as far as possible.
+    fn continue_one(&mut self, id: HandshakeId, passed: &mut Vec<(Binding, SecureStream)>) {
+        let Some(handshake) = self.pending.get_mut(&id) else { return };
+        match handshake.advance(&self.secret, self.purpose, self.rank) {
+            HandshakeProgress::Waiting => {
+                if matches!(handshake.stage, HandshakeStage::Confirmation(_)) {
+                    self.core.proven(id);
+                }
             }
-            HandshakeProgress::Refused(why) => handshake.refuse(why),
+            HandshakeProgress::Passed(binding, session) => {
+                self.core.ended(id);
+                let stream = self.pending.remove(&id).map(|handshake| handshake.stream);
+                passed.extend(stream.map(|stream| (binding, SecureStream { stream, session })));
+            }
+            HandshakeProgress::Refused(why) => {
+                self.core.ended(id);
+                self.refuse(id, why);
+            }
         }
     }
 
-    /// Takes out the handshake that is most likely that of a stranger: the oldest of those without
-    /// a valid first message, or the oldest.
-    fn take_least_proven(&mut self) -> Option<PendingHandshake> {
-        let is_first = |it: &PendingHandshake| matches!(it.stage, HandshakeStage::First);
-        self.pending.remove(self.pending.iter().position(is_first).unwrap_or(0))
+    /// Closes the connection of a handshake that has ended.
+    fn refuse(&mut self, id: HandshakeId, why: &str) {
+        if let Some(handshake) = self.pending.remove(&id) {
+            handshake.refuse(why);
+        }
     }
 
     /// The number of handshakes in progress.

@@ -19,6 +19,7 @@ use maypole_transport::noise::{
 use super::accept::HandshakeAcceptor;
 use super::frame_stream::{FrameStream, READ_BYTES, SecureStream, StreamEnd};
 use super::id::{UNIQUE_ID_BYTES, UniqueId};
+use crate::clock;
 
 /// Most bytes of items that a frame may carry here.
 const MOST: usize = 10_000;
@@ -197,7 +198,8 @@ impl FuzzedListener {
     fn connect(&mut self, random: &mut FuzzRandom) {
         let (near, mut far) = connection();
         let mut passed = vec![];
-        self.acceptor.begin(near, SocketAddr::from(([127, 0, 0, 1], 1)), &mut passed);
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        self.acceptor.begin(near, peer, &mut passed);
         let binding = binding(2 + random.below(5) as u32);
         let kind = random.below(5);
         let key = if kind == 1 { &Key::new([9; 32]) } else { &self.secret };
@@ -286,6 +288,6 @@ impl FuzzedListener {
         self.acceptor.poll_fds(&mut fds);
         // All connections are read; reading one without bytes does no harm.
         fds.iter_mut().for_each(|fd| fd.revents = libc::POLLIN);
-        passed.extend(self.acceptor.advance(&fds).0);
+        passed.extend(self.acceptor.advance(&fds, clock::now()).0);
     }
 }

@@ -11,6 +11,7 @@ use maypole_control::bootstrap::joining::{
 use maypole_control::communicator::{ControlInput, ControlOutput};
 use maypole_control::frame::ControlFrame;
 use maypole_control::listener_addresses::ListenerAddresses;
+use maypole_control::time::Time;
 use maypole_control::tree_shape::{children, parent};
 use maypole_transport::noise::{Binding, Purpose};
 
@@ -140,19 +141,19 @@ impl<'a> JoiningRank<'a> {
             // What came before this time is seen below, also if this process is stopped meanwhile.
             let now = clock::now();
             poll::wait(&mut fds, until);
-            self.look(&fds[..of_acceptor]);
+            self.look(&fds[..of_acceptor], now);
             self.core.handle(now, JoinInput::Tick);
             self.carry_out();
         }
     }
 
-    /// Looks at everything that may have changed.
-    fn look(&mut self, of_acceptor: &[libc::pollfd]) {
+    /// Looks at everything that may have changed since `now`, before it was waited.
+    fn look(&mut self, of_acceptor: &[libc::pollfd], now: Time) {
         if self.abort.as_ref().is_some_and(AbortSignal::is_raised) {
             return self.handle(JoinInput::Abort);
         }
         self.advance_dialers();
-        let (passed, _) = self.acceptor.advance(of_acceptor);
+        let (passed, _) = self.acceptor.advance(of_acceptor, now);
         for (binding, stream) in passed {
             self.add_child(binding, stream);
         }
@@ -392,6 +393,8 @@ impl<'a> JoiningRank<'a> {
 }
 
 /// Tells the roots at which this rank registers that it will not come, except those in `informed`.
+/// If the whole attempt has ended, also the ranks at roots that it only informs wait in vain. A
+/// failure of this rank alone may be that of a second process, and the first one has come there.
 pub(super) fn report_failure(
     ids: &RootIds,
     informed: &[usize],
@@ -400,11 +403,23 @@ pub(super) fn report_failure(
     error: &BootstrapError,
 ) {
     for at in ids.visited_roots(rank, nranks) {
-        // Also where it is expected as a parent: rank 0, which joins what roots know, may not come.
-        if !informed.contains(&at) {
+        let waits_for_it = rank == 0 || at == ids.home_root(rank, nranks) || ends_attempt(error);
+        if !informed.contains(&at) && waits_for_it {
             report_failure_to(&ids.roots[at], rank, nranks, error);
         }
     }
+}
+
+/// Whether no rank can join after this error.
+fn ends_attempt(error: &BootstrapError) -> bool {
+    matches!(
+        error,
+        BootstrapError::Aborted { .. }
+            | BootstrapError::MissingRanks { .. }
+            | BootstrapError::PeerLost { .. }
+            | BootstrapError::PeerFailed { .. }
+            | BootstrapError::TimedOut { .. }
+    )
 }
 
 /// Connects to a root and reports to it that this rank will not come. Gives up after a short time.

@@ -117,7 +117,7 @@ impl RootServer {
                 .map(|(connection, _)| *connection)
                 .collect();
             ready.into_iter().for_each(|connection| self.read(connection));
-            let (passed, _) = self.acceptor.advance(&fds);
+            let (passed, _) = self.acceptor.advance(&fds, now);
             for (binding, stream) in passed {
                 let connection = self.next_connection;
                 self.next_connection += 1;

@@ -21,6 +21,7 @@ use super::encrypted_connection::EncryptedConnection;
 use super::host_socket;
 use super::rank0_exchange::{Rank0Connection, Rank0Exchange};
 use crate::bootstrap::{HandshakeAcceptor, poll};
+use crate::clock;
 
 /// How many ports are tried, from the first one on.
 pub(super) const PORT_COUNT: u16 = 16;
@@ -116,8 +117,9 @@ fn accept_handshakes(
         }
         let mut fds = Vec::new();
         acceptor.poll_fds(&mut fds);
+        let now = clock::now();
         poll::wait(&mut fds, acceptor.wake().map_or(deadline, |wake| wake.min(deadline)));
-        for (Binding { from, nranks: theirs, .. }, secure) in acceptor.advance(&fds).0 {
+        for (Binding { from, nranks: theirs, .. }, secure) in acceptor.advance(&fds, now).0 {
             // A connection that breaks now is that of a rank that will try again.
             let Ok(connection) = EncryptedConnection::new(secure) else { continue };
             let connection = Rank0Connection::Tcp(Box::new(connection));

@@ -6,8 +6,10 @@
 //!
 //! | file | purpose |
 //! |---|---|
+//! | `accepting` | the handshakes at a listener |
 //! | `root` | a root |
 //! | `joining` | a rank that joins |
 
+pub mod accepting;
 pub mod joining;
 pub mod root;
