@@ -24,8 +24,8 @@ settings! {
         initial: false,
     }
     /// The RDMA devices that may be used, by prefix of their names, with a port or not. A leading =
-    /// requires the whole name, a leading ^ excludes the listed ones. Of those that may be used and
-    /// have an active port, a rank uses the fastest.
+    /// requires the whole name, a leading ^ excludes the listed ones. A rank uses up to four active
+    /// ports of those that are listed, or else of the fastest.
     adapters: AdapterFilter = "NCCL_IB_HCA" {
         values: "comma list of PREFIX or PREFIX:PORT, or =list, or ^list, or ^=list"
         default: "all"

@@ -39,6 +39,7 @@ const SLEEPS: &[(&str, &[&str])] = &[
     ("tests/ranks/processes.rs", &[MEETS_THE_CASE, IS_LATE]),
     ("tests/support/intruders.rs", &[LOOKS_AGAIN]),
     ("transport/src/conformance/mod.rs", &[MEETS_THE_CASE]),
+    ("transport/tests/rdma_faults.rs", &[LOOKS_AGAIN]),
     ("transport/tests/streams.rs", &[LOOKS_AGAIN, MEETS_THE_CASE]),
     ("transport/tests/strangers.rs", &[MEETS_THE_CASE]),
     ("transport/tests/two_processes.rs", &[IS_LATE]),

@@ -36,7 +36,7 @@ use crate::tcp::TcpConfig;
 use crate::tcp::listener::TcpLinkListener;
 use crate::tcp::pair::upgrade::UPGRADE;
 use crate::verbs::listener::VerbsListener;
-use crate::verbs::{VerbsConfig, VerbsDomain};
+use crate::verbs::{RdmaReport, VerbsConfig, VerbsDomain};
 
 /// What an endpoint is made from.
 #[derive(Clone)]
@@ -149,12 +149,12 @@ impl Endpoint {
         let listener = listens.then(|| ShmListener::start(peers.clone(), credentials.clone()));
         let listener = listener.transpose()?;
         let domain = links.verbs.as_ref().filter(|_| links.tcp.is_some());
-        let domain = domain.and_then(|config| open_domain(rank, config, &layout));
-        let rdma = domain.as_ref().map(|domain| match domain.link_layer() {
+        let domains = domain.and_then(|config| open_domains(rank, config, &layout));
+        let rdma = domains.as_ref().map(|domains| match domains[0].link_layer() {
             LinkLayer::InfiniBand => RdmaNetwork::InfiniBand,
             LinkLayer::Ethernet => RdmaNetwork::Ethernet,
         });
-        let verbs = domain.map(|domain| VerbsListener::new(domain, peers.clone())).transpose()?;
+        let verbs = domains.map(|all| VerbsListener::new(all, peers.clone())).transpose()?;
         let upgrade = verbs.as_ref().map(|verbs| verbs.upgrade().clone());
         let tcp = links.tcp.as_ref().map(|config| {
             TcpLinkListener::new(config, peers.clone(), credentials.clone(), upgrade)
@@ -198,9 +198,14 @@ impl Endpoint {
         self.parts.address.encode()
     }
 
-    /// The RDMA device and port that this rank can use, as `mlx5_0:1`.
+    /// The RDMA devices and ports that this rank can use, as `mlx5_0:1,mlx5_1:1`.
     pub fn rdma_port(&self) -> Option<String> {
-        self.parts.verbs.as_ref().map(VerbsListener::device)
+        self.parts.verbs.as_ref().map(VerbsListener::devices)
+    }
+
+    /// What is known of the RDMA paths to a peer; `None` if it is not reached over RDMA.
+    pub fn rdma_report(&self, peer: Rank) -> Option<RdmaReport> {
+        self.parts.verbs.as_ref()?.report(peer)
     }
 
     /// Prepares for the peers at these addresses, which are those of all ranks. Begins to accept
@@ -480,12 +485,18 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// Opens the RDMA device of a rank, if it has one that can be used, and says which, or why not.
-fn open_domain(rank: Rank, config: &VerbsConfig, layout: &InboxLayout) -> Option<VerbsDomain> {
-    match VerbsDomain::open(config, layout) {
-        Ok(domain) => {
-            log::info!(target: "NET", "rank {rank} can use RDMA: {}", domain.describe());
-            Some(domain)
+/// Opens the RDMA ports of a rank, if it has some that can be used, and says which, or why not.
+fn open_domains(
+    rank: Rank,
+    config: &VerbsConfig,
+    layout: &InboxLayout,
+) -> Option<Vec<VerbsDomain>> {
+    match VerbsDomain::open_all(config, layout) {
+        Ok(domains) => {
+            for domain in &domains {
+                log::info!(target: "NET", "rank {rank} can use RDMA: {}", domain.describe());
+            }
+            Some(domains)
         }
         Err(why) => {
             log::info!(target: "NET", "rank {rank} does not use RDMA: {why}");

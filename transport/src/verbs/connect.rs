@@ -1,31 +1,25 @@
-//! How the queue pairs of two ranks are made and tried, as a state machine that the control
-//! messages and completions drive. Both ends do the same:
+//! How the queue pairs of a path are made and tried, as a state machine that the control messages
+//! and completions drive. Both ends do the same:
 //!
 //! 1. make the queue pairs, and say how they are reached (`Hello`);
 //! 2. connect them to those of the peer, and say so (`Ready`);
 //! 3. when the peer is ready, write eight bytes to its memory over a queue pair of its own, which
 //!    gives up soon, and say that they have arrived (`Passed`).
 //!
-//! When both writes have passed, the connection is made. The queue pairs for messages wait longer.
+//! When both writes have passed, the path is made. The queue pairs for messages wait longer.
 
 use std::sync::Arc;
 
 use maypole_verbs::{
-    ConnectionTiming, GidEntry, LinkLayer, PathAddress, PeerQueue, QueueCapacity, QueuePair,
-    QueuePairSetup, SendOperation, SendRequest, VerbsError,
+    ConnectionTiming, GidEntry, LinkLayer, LocalMemory, PathAddress, PeerQueue, QueueCapacity,
+    QueuePair, QueuePairSetup, RemoteMemory, SendOperation, SendRequest, VerbsError,
 };
 
 use super::domain::{INLINE_BYTES, VerbsDomain};
 use super::group::CompletionGroup;
-use super::message::{ControlMessage, Hello, MOST_QUEUES};
-use super::pair::VerbsPair;
-use super::ring::rdma_error;
-use super::state::{PairState, QueueRole};
-use crate::error::LinkError;
-use crate::peers::PeerTable;
+use super::message::{Hello, MOST_QUEUES};
+use crate::Rank;
 use crate::random::random_bytes;
-use crate::tcp::pair::TcpPair;
-use crate::tcp::pair::upgrade::UpgradeQueue;
 
 /// The trial gives up after about 4 times 0.5 s: a host that is busy may take long to answer.
 const TRIAL_TIMING: ConnectionTiming =
@@ -33,34 +27,47 @@ const TRIAL_TIMING: ConnectionTiming =
 /// Packet numbers have 24 bits.
 const PACKET_MASK: u32 = (1 << 24) - 1;
 
-/// A connection that is not yet made.
-pub(super) struct VerbsHandshake {
-    pub(super) pair: Arc<VerbsPair>,
-    own: Hello,
+/// A path that is not yet made.
+#[derive(Debug)]
+pub(super) struct PathHandshake {
+    domain: Arc<VerbsDomain>,
+    peer: Rank,
+    pub(super) own: Hello,
     gid: Option<GidEntry>,
     theirs: Option<Hello>,
-    peer_is_ready: bool,
+    /// The queue pair for the trial, also for that of the peer.
+    trial: QueuePair,
+    /// The write has arrived, or why not.
+    pub(super) trial_result: Option<Result<(), &'static str>>,
+    pub(super) peer_is_ready: bool,
+    pub(super) peer_has_passed: bool,
     is_tried: bool,
     has_passed: bool,
-    peer_has_passed: bool,
 }
 
-impl VerbsHandshake {
-    /// The first step.
-    pub(super) fn begin(
-        control: &Arc<TcpPair>,
-        group: &Arc<CompletionGroup>,
-        domain: &Arc<VerbsDomain>,
-        peers: &PeerTable,
-        upgrade: &Arc<UpgradeQueue>,
-    ) -> Result<Self, LinkError> {
-        let peer = control.peer;
-        let failed = |error: VerbsError| rdma_error(peer, explain(domain, &error));
-        let gid = domain.gid();
-        if gid.is_none() && domain.link_layer() == LinkLayer::Ethernet {
-            let why = format!("{} has lost all GIDs that may be used", domain.device());
-            return Err(rdma_error(peer, why));
-        }
+/// What follows from the last step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HandshakeStep {
+    /// Something must come from the peer.
+    Wait,
+    /// The peer must be told that the trial has passed.
+    Passed,
+    /// The path is made.
+    Made,
+}
+
+impl PathHandshake {
+    /// The first step. Also returns the queue pairs for messages.
+    ///
+    /// # Errors
+    /// The path cannot be made at present, in words.
+    pub(super) fn prepare(
+        group: &CompletionGroup,
+        peer: Rank,
+    ) -> Result<(Self, Vec<QueuePair>), String> {
+        let domain = &group.domain;
+        let failed = |error: VerbsError| explain(domain, &error);
+        let (info, gid) = domain.present().map_err(|why| format!("{}: {why}", domain.device()))?;
         let make = |sends, receives| {
             let capacity = QueueCapacity { sends, inline: INLINE_BYTES };
             let completions = group.completions.clone();
@@ -74,81 +81,55 @@ impl VerbsHandshake {
             (0..count).map(|_| make(domain.sends(), Some(group.receives.clone()))).collect();
         let queues = queues.map_err(failed)?;
         let trial = make(4, None).map_err(failed)?;
-        let first_packet = u32::from_le_bytes(random_bytes()?) & PACKET_MASK;
+        let random = random_bytes().map_err(|error| error.to_string())?;
         let own = Hello {
             gid: gid.map_or_else(Default::default, |entry| entry.gid),
             global: domain.link_layer() == LinkLayer::Ethernet,
-            lid: domain.info.lid,
-            mtu: domain.info.mtu,
-            first_packet,
+            lid: info.lid,
+            mtu: info.mtu,
+            first_packet: u32::from_le_bytes(random) & PACKET_MASK,
             trial_queue: trial.number(),
             queues: queues.iter().map(QueuePair::number).collect(),
             scratch: domain.scratch(peer).0,
             device: domain.device(),
         };
-        let mut state = group.lock();
-        for (index, number) in own.queues.iter().enumerate() {
-            state.by_queue.insert(*number, (peer, QueueRole::Messages(index)));
-        }
-        state.by_queue.insert(own.trial_queue, (peer, QueueRole::Trial));
-        let out_of_order_from = domain.out_of_order_from();
-        let ranks = (peers.rank, peer);
-        let links = (control.clone(), upgrade.clone());
-        let pair = PairState::new(ranks, links, &domain.layout, (queues, trial), out_of_order_from);
-        state.pairs.insert(peer, pair);
-        drop(state);
-        let shared = (peers.inbox.clone(), upgrade.clone());
-        let pair = VerbsPair::new((peer, control.clone()), group.clone(), domain.clone(), shared);
-        control.send_control(&ControlMessage::Hello(own.clone()).encode());
-        Ok(Self {
-            pair: Arc::new(pair),
+        let handshake = Self {
+            domain: domain.clone(),
+            peer,
             own,
             gid,
             theirs: None,
+            trial,
+            trial_result: None,
             peer_is_ready: false,
+            peer_has_passed: false,
             is_tried: false,
             has_passed: false,
-            peer_has_passed: false,
-        })
+        };
+        Ok((handshake, queues))
     }
 
-    /// Handles a control message.
-    pub(super) fn take(&mut self, message: ControlMessage) -> Result<(), LinkError> {
-        let peer = self.pair.peer;
-        match message {
-            ControlMessage::Hello(hello) => self.connect(hello),
-            ControlMessage::Ready => {
-                self.peer_is_ready = true;
-                Ok(())
-            }
-            ControlMessage::Passed => {
-                self.peer_has_passed = true;
-                Ok(())
-            }
-            ControlMessage::Failed(why) => {
-                Err(rdma_error(peer, format!("rank {peer} gives up: {why}")))
-            }
-            grant @ ControlMessage::Grant { .. } => {
-                self.pair.take_control(grant);
-                Ok(())
-            }
-        }
-    }
-
-    /// The second step.
-    fn connect(&mut self, theirs: Hello) -> Result<(), LinkError> {
-        let VerbsPair { peer, domain, .. } = &*self.pair;
-        if theirs.queues.len() != self.own.queues.len() {
-            let why = "the two have different numbers of queue pairs \
-                       (NCCL_IB_QPS_PER_CONNECTION)";
-            return Err(rdma_error(*peer, why.to_owned()));
+    /// The second step, for the trial and these queue pairs. Returns a description of the path, and
+    /// the eight bytes of the peer to which anything may be written.
+    ///
+    /// # Errors
+    /// The two do not fit, or the device refuses, in words.
+    pub(super) fn connect<'a>(
+        &mut self,
+        theirs: Hello,
+        queues: impl Iterator<Item = &'a QueuePair>,
+    ) -> Result<(String, RemoteMemory), String> {
+        let (domain, peer) = (&self.domain, self.peer);
+        if self.theirs.is_some() || theirs.queues.len() != self.own.queues.len() {
+            return Err("the two have different numbers of queue pairs \
+                        (NCCL_IB_QPS_PER_CONNECTION)"
+                .to_owned());
         }
         if theirs.global != self.own.global {
-            let why = format!(
+            return Err(format!(
                 "{} and {} of rank {peer} have different link layers; see NCCL_IB_HCA",
                 self.own.device, theirs.device
-            );
-            return Err(rdma_error(*peer, why));
+            ));
         }
         let path = PathAddress {
             port: domain.port,
@@ -165,58 +146,61 @@ impl VerbsHandshake {
             // the peer's adapter may be slow to see them.
             receive_retries: 7,
         };
-        let (from, to) = self.ends(&theirs);
-        let path_text = format!("from {from} to {to}");
         let (first_packet, mtu) = (theirs.first_packet, theirs.mtu.min(self.own.mtu));
-        let connected = self.pair.with_state(|pair| {
-            let Some(trial) = &pair.trial.queue else { return Ok(()) };
-            let queues = pair.queues.iter().map(|queue| (&queue.queue, &timing));
-            let numbers = theirs.queues.iter().copied().chain([theirs.trial_queue]);
-            for ((queue, timing), number) in queues.chain([(trial, &TRIAL_TIMING)]).zip(numbers) {
-                queue.receive_from(&PeerQueue { number, first_packet, mtu }, &path)?;
-                queue.begin_sending(self.own.first_packet, timing)?;
-            }
-            pair.scratch = Some((theirs.scratch, domain.scratch(*peer).1));
-            pair.path = path_text;
-            Ok(())
-        });
-        connected.map_err(|error: VerbsError| rdma_error(*peer, explain(domain, &error)))?;
+        let queues = queues.map(|queue| (queue, &timing)).chain([(&self.trial, &TRIAL_TIMING)]);
+        let numbers = theirs.queues.iter().copied().chain([theirs.trial_queue]);
+        for ((queue, timing), number) in queues.zip(numbers) {
+            queue
+                .receive_from(&PeerQueue { number, first_packet, mtu }, &path)
+                .and_then(|()| queue.begin_sending(self.own.first_packet, timing))
+                .map_err(|error| explain(domain, &error))?;
+        }
+        let (from, to) = self.ends(&theirs);
+        let scratch = theirs.scratch;
         self.theirs = Some(theirs);
-        self.pair.control.send_control(&ControlMessage::Ready.encode());
-        Ok(())
+        Ok((format!("from {from} to {to}"), scratch))
     }
 
-    /// The third step, as far as it is possible. True when the connection is made.
+    /// The third step, as far as it is possible. `scratch` is where to write, and what.
     ///
     /// # Errors
-    /// The trial did not pass.
-    pub(super) fn advance(&mut self) -> Result<bool, LinkError> {
-        let peer = self.pair.peer;
-        let Some(theirs) = &self.theirs else { return Ok(false) };
+    /// The trial did not pass, in words.
+    pub(super) fn advance(
+        &mut self,
+        scratch: Option<(RemoteMemory, LocalMemory)>,
+    ) -> Result<HandshakeStep, String> {
+        let (Some(theirs), Some((to, memory))) = (&self.theirs, scratch) else {
+            return Ok(HandshakeStep::Wait);
+        };
         if self.peer_is_ready && !self.is_tried {
             self.is_tried = true;
-            self.pair.with_state(try_write).map_err(|why| rdma_error(peer, why))?;
+            let request = SendRequest {
+                id: 0,
+                operation: SendOperation::Write { to, immediate: None },
+                memory: Some(memory),
+                signaled: true,
+                inline: false,
+            };
+            // SAFETY: the memory is the scratch of the port, which lives longer than its queue
+            // pairs.
+            let posted = unsafe { self.trial.post(&[request]) };
+            posted.map_err(|error| self.no_passage(theirs, &error.to_string()))?;
         }
-        if !self.has_passed {
-            match self.pair.with_state(|pair| pair.trial.result) {
-                None => return Ok(false),
-                Some(Err(why)) => return Err(rdma_error(peer, self.no_passage(theirs, why))),
-                Some(Ok(())) => {
-                    self.has_passed = true;
-                    self.pair.control.send_control(&ControlMessage::Passed.encode());
-                }
+        match self.trial_result {
+            None => Ok(HandshakeStep::Wait),
+            Some(Err(why)) => Err(self.no_passage(theirs, why)),
+            Some(Ok(())) if !self.has_passed => {
+                self.has_passed = true;
+                Ok(HandshakeStep::Passed)
             }
+            Some(Ok(())) if self.peer_has_passed => Ok(HandshakeStep::Made),
+            Some(Ok(())) => Ok(HandshakeStep::Wait),
         }
-        if self.peer_has_passed {
-            let trial = self.pair.with_state(|pair| pair.trial.queue.take());
-            drop(trial);
-        }
-        Ok(self.peer_has_passed)
     }
 
     /// The addresses and the devices of this rank and of the peer.
     fn ends(&self, theirs: &Hello) -> (String, String) {
-        let VerbsPair { peer, domain, .. } = &*self.pair;
+        let Self { peer, domain, .. } = self;
         let (device, other) = (domain.device(), &theirs.device);
         match self.gid.filter(|_| self.own.global) {
             Some(GidEntry { gid, index, kind, .. }) => (
@@ -243,25 +227,9 @@ impl VerbsHandshake {
              the MTU ({} bytes here) and, with traffic class {}, the switches; NCCL_IB_DISABLE=1 \
              uses TCP",
             128 << self.own.mtu,
-            self.pair.domain.config.traffic_class,
+            self.domain.config.traffic_class,
         )
     }
-}
-
-/// Posts the write of the trial.
-fn try_write(pair: &mut PairState) -> Result<(), String> {
-    let (Some(queue), Some((to, memory))) = (&pair.trial.queue, pair.scratch) else {
-        return Ok(());
-    };
-    let request = SendRequest {
-        id: 0,
-        operation: SendOperation::Write { to, immediate: None },
-        memory: Some(memory),
-        signaled: true,
-        inline: false,
-    };
-    // SAFETY: the memory is the scratch of the domain, which lives longer than its queue pairs.
-    unsafe { queue.post(&[request]) }.map_err(|error| error.to_string())
 }
 
 /// An error of the device, with its name and with what to do.

@@ -1,9 +1,8 @@
-//! The device and the port that a rank uses, and what all its connections share.
+//! A device and a port that a rank uses, and what all its connections over it share.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use maypole_verbs::{
     CompletionChannel, Context, DeviceLimits, GidEntry, Library, LinkLayer, LocalMemory,
@@ -11,17 +10,19 @@ use maypole_verbs::{
 };
 
 use super::gid::choose_gid;
-use super::ring::kept_text;
 use super::settings::VerbsConfig;
-use super::state::MOST_NUMBERED;
+use super::work::MOST_NUMBERED;
 use crate::Rank;
-use crate::error::LinkError;
 use crate::inbox::InboxLayout;
 use crate::memory::{Mapping, page_size};
 use crate::process::PerProcess;
 
+/// Paths between two ranks, and ports that a rank uses, at most.
+pub(super) const MOST_PATHS: usize = 4;
+/// Most messages of a link that may be under way: a control message names those that have arrived.
+const MOST_DEPTH: u32 = 1024;
 /// Work requests of a queue pair that may be under way.
-pub(super) const SENDS: u32 = 256;
+pub(super) const SENDS: u32 = 128;
 /// Bytes that a small message may take inline, with its header.
 pub(super) const INLINE_BYTES: u32 = 192;
 /// The longest message of a queue pair that every device takes, in bytes.
@@ -41,12 +42,7 @@ pub(crate) struct VerbsDomain {
     // Dropped before its memory.
     scratch_region: MemoryRegion,
     scratch: Mapping,
-    /// When the endpoint no longer waits for what it has sent, once it leaves.
-    leave_limit: OnceLock<Instant>,
 }
-
-/// How long an endpoint that leaves waits until what it has sent has arrived.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The libraries that were loaded, by their paths.
 type Libraries = HashMap<Option<PathBuf>, Arc<Library>>;
@@ -69,24 +65,28 @@ fn kernel_has_devices() -> bool {
 }
 
 impl VerbsDomain {
-    /// Opens the fastest active port of the devices that the settings allow. Devices that cannot be
-    /// opened and ports that are down are skipped.
+    /// Opens the ports that the settings allow and that are active, at most
+    /// [`MOST_PATHS`]. Devices that cannot be opened and ports that are down are skipped. Unless
+    /// the settings list the devices, only the fastest ports are used. All are of one kind of
+    /// network.
     ///
     /// # Errors
     /// Why RDMA cannot be used, in words.
-    pub(crate) fn open(config: &VerbsConfig, layout: &InboxLayout) -> Result<Self, String> {
+    pub(crate) fn open_all(
+        config: &VerbsConfig,
+        layout: &InboxLayout,
+    ) -> Result<Vec<Self>, String> {
         if config.library.is_none() && !kernel_has_devices() {
             return Err("this host has no RDMA device".to_owned());
         }
         let fits = u32::from(layout.channels) <= MOST_NUMBERED
-            && layout.depth < MOST_NUMBERED
-            && layout.slot_bytes < MOST_MESSAGE_BYTES;
+            && layout.depth <= MOST_DEPTH
+            && (64..MOST_MESSAGE_BYTES).contains(&layout.slot_bytes);
         if !fits {
             return Err("the links have a shape that RDMA cannot have".to_owned());
         }
         let devices = library(&config.library)?.devices().map_err(|error| error.to_string())?;
-        let mut best: Option<(Arc<Context>, u8, PortInfo)> = None;
-        let mut skipped = Vec::new();
+        let (mut found, mut skipped) = (Vec::new(), Vec::new());
         for device in devices {
             let context = match device.open() {
                 Ok(context) => context,
@@ -98,22 +98,34 @@ impl VerbsDomain {
             let ports = context.limits().map_or(0, |limits| limits.ports);
             for port in (1..=ports).filter(|port| config.adapters.allows(device.name(), *port)) {
                 match usable(&context, port, config) {
-                    Ok(info) => {
-                        let better =
-                            |(.., other): &(_, _, PortInfo)| info.megabits > other.megabits;
-                        if best.as_ref().is_none_or(better) {
-                            best = Some((context.clone(), port, info));
-                        }
-                    }
+                    Ok(info) => found.push((context.clone(), port, info)),
                     Err(why) => skipped.push(format!("{}:{port}: {why}", device.name())),
                 }
             }
         }
-        let Some((context, port, info)) = best else {
+        if let Some((.., best)) = found.iter().rev().max_by_key(|(.., info)| info.megabits) {
+            let (layer, megabits) = (best.link_layer, best.megabits);
+            let is_listed = config.adapters.names_devices();
+            found.retain(|(.., info)| {
+                info.link_layer == layer && (is_listed || info.megabits == megabits)
+            });
+        }
+        let mut domains = Vec::new();
+        for (context, port, info) in found.into_iter().take(MOST_PATHS) {
+            let name = context.name().to_owned();
+            match Self::new(config, layout, context, port, info) {
+                Ok(domain) => domains.push(domain),
+                Err(why) => skipped.push(format!("{name}:{port}: {why}")),
+            }
+        }
+        if domains.is_empty() {
             let why = if skipped.is_empty() { String::new() } else { skipped.join("; ") + "; " };
             return Err(format!("{why}no RDMA device that may be used has an active port"));
-        };
-        Self::new(config, layout, context, port, info)
+        }
+        if !skipped.is_empty() {
+            log::info!(target: "NET", "RDMA devices that are not used: {}", skipped.join("; "));
+        }
+        Ok(domains)
     }
 
     fn new(
@@ -153,7 +165,6 @@ impl VerbsDomain {
             channel,
             scratch_region,
             scratch,
-            leave_limit: OnceLock::new(),
         };
         let (receives, completions) = domain.needs_per_peer();
         if receives > limits.shared_receives || completions > limits.completions {
@@ -171,8 +182,9 @@ impl VerbsDomain {
     /// `depth` releases under way to this rank. A queue pair that fails completes all its work.
     pub(super) fn needs_per_peer(&self) -> (u32, u32) {
         let receives = 2 * self.layout.depth * u32::from(self.layout.channels);
-        // One more queue pair for the trial.
-        (receives, receives + (self.config.queue_pairs + 1) * self.sends())
+        // All paths may be over this port. Each has one more queue pair for the trial.
+        let paths = MOST_PATHS as u32;
+        (receives, receives + paths * (self.config.queue_pairs + 1) * self.sends())
     }
 
     /// The capacity of each queue pair.
@@ -234,15 +246,13 @@ impl VerbsDomain {
         let from = start.wrapping_add(half + at).cast_const();
         (to, LocalMemory { start: from, len: 8, key: self.scratch_region.local_key() })
     }
-
-    /// The time limit for all peers together.
-    pub(super) fn leave_limit(&self) -> Instant {
-        *self.leave_limit.get_or_init(|| Instant::now() + LEAVE_TIMEOUT)
-    }
-
-    /// The error that the device refuses what a connection needs.
-    pub(super) fn misfit(&self, why: &str) -> LinkError {
-        LinkError::Misuse { what: kept_text(format!("RDMA over {}: {why}", self.device())) }
+    /// The port as it is now.
+    ///
+    /// # Errors
+    /// It cannot be used at present, in words.
+    pub(super) fn present(&self) -> Result<(PortInfo, Option<GidEntry>), String> {
+        let info = usable(&self.context, self.port, &self.config)?;
+        Ok((info, self.gid()))
     }
 }
 

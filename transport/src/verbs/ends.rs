@@ -76,11 +76,11 @@ struct VerbsReceiver {
 
 impl SendSlots for VerbsSender {
     fn capacity(&self) -> usize {
-        self.pair.domain.layout.slot_bytes
+        self.pair.shared().layout.slot_bytes
     }
 
     fn credits(&self) -> u32 {
-        self.pair.domain.layout.depth
+        self.pair.shared().layout.depth
     }
 
     fn reserve(&mut self) -> Result<Option<SlotMut>, LinkError> {
@@ -91,7 +91,7 @@ impl SendSlots for VerbsSender {
 
     fn send(&mut self, len: usize, tag: u32) -> Sequence {
         assert!(self.reserved, "send without a reserved slot");
-        assert!(len <= self.pair.domain.layout.slot_bytes, "a message longer than its slot");
+        assert!(len <= self.pair.shared().layout.slot_bytes, "a message longer than its slot");
         self.reserved = false;
         self.pair.send(self.channel, len, tag, None)
     }

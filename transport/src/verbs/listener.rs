@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use maypole_verbs::AsyncEvent;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::connect::VerbsHandshake;
 use super::domain::VerbsDomain;
 use super::ends::VerbsPeer;
-use super::group::CompletionGroup;
-use super::message::ControlMessage;
+use super::message::{ControlMessage, PathAttempt};
 use super::pair::VerbsPair;
-use super::ring::rdma_error;
+use super::path::Path;
+use super::settings::{RdmaPath, RdmaReport};
+use super::shared::VerbsShared;
+use super::table::VerbsTable;
 use crate::Rank;
 use crate::error::LinkError;
 use crate::peers::PeerTable;
@@ -29,28 +30,47 @@ const TICK: Duration = Duration::from_millis(20);
 /// The handle of the thread. Dropping it ends the thread and all connections.
 #[derive(Debug)]
 pub(crate) struct VerbsListener {
-    domain: Arc<VerbsDomain>,
+    table: Arc<VerbsTable>,
     peers: Arc<PeerTable>,
-    upgrade: Arc<UpgradeQueue>,
     /// The thread starts when it is first needed.
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl VerbsListener {
-    pub(crate) fn new(domain: VerbsDomain, peers: Arc<PeerTable>) -> Result<Self, LinkError> {
+    pub(crate) fn new(domains: Vec<VerbsDomain>, peers: Arc<PeerTable>) -> Result<Self, LinkError> {
         let upgrade = UpgradeQueue::new().map_err(|error| LinkError::system("eventfd", error))?;
-        let (domain, upgrade) = (Arc::new(domain), Arc::new(upgrade));
-        Ok(Self { domain, peers, upgrade, thread: Mutex::default() })
+        let domains = domains.into_iter().map(Arc::new).collect();
+        let (inbox, upgrade) = (peers.inbox.clone(), Arc::new(upgrade));
+        let shared = VerbsShared::new(peers.rank, domains, peers.layout, inbox, upgrade);
+        let table = Arc::new(VerbsTable::new(Arc::new(shared)));
+        Ok(Self { table, peers, thread: Mutex::default() })
     }
 
-    /// The device and the port.
-    pub(crate) fn device(&self) -> String {
-        self.domain.device()
+    /// The devices and ports.
+    pub(crate) fn devices(&self) -> String {
+        self.table.shared.devices()
+    }
+
+    /// What is known of the paths to a peer that is reached over RDMA.
+    pub(crate) fn report(&self, peer: Rank) -> Option<RdmaReport> {
+        let state = self.table.lock();
+        let pair = state.pairs.get(&peer)?;
+        let path = |path: &Path| RdmaPath {
+            device: self.table.shared.domains[path.domain].device(),
+            active: path.is_active(),
+            messages: path.messages,
+            losses: path.losses,
+        };
+        Some(RdmaReport {
+            paths: pair.paths.iter().map(path).collect(),
+            repeated: pair.repeated,
+            over_tcp: pair.messages_over_tcp(),
+        })
     }
 
     /// Where the TCP side puts pairs that are to become RDMA connections.
     pub(crate) fn upgrade(&self) -> &Arc<UpgradeQueue> {
-        &self.upgrade
+        &self.table.shared.upgrade
     }
 
     /// Starts the thread if it does not run.
@@ -58,13 +78,13 @@ impl VerbsListener {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if thread.is_none() {
             let service = VerbsService {
-                domain: self.domain.clone(),
+                table: self.table.clone(),
                 peers: self.peers.clone(),
-                upgrade: self.upgrade.clone(),
-                groups: Vec::new(),
-                handshakes: HashMap::new(),
                 pairs: HashMap::new(),
+                connecting: Vec::new(),
                 tick_at: None,
+                retry_at: None,
+                dead: Vec::new(),
             };
             *thread = Some(thread::spawn("maypole-verbs", move || service.run_guarded())?);
         }
@@ -74,7 +94,7 @@ impl VerbsListener {
 
 impl Drop for VerbsListener {
     fn drop(&mut self) {
-        self.upgrade.end();
+        self.table.shared.upgrade.end();
         let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // A panic of the thread was already printed.
@@ -85,14 +105,17 @@ impl Drop for VerbsListener {
 
 /// The state of the thread.
 struct VerbsService {
-    domain: Arc<VerbsDomain>,
+    table: Arc<VerbsTable>,
     peers: Arc<PeerTable>,
-    upgrade: Arc<UpgradeQueue>,
-    groups: Vec<Arc<CompletionGroup>>,
-    handshakes: HashMap<Rank, VerbsHandshake>,
     pairs: HashMap<Rank, Arc<VerbsPair>>,
+    /// Pairs whose links cannot be used yet.
+    connecting: Vec<Rank>,
     /// When to tell the peers of releases.
     tick_at: Option<Instant>,
+    /// When to try again to make a path.
+    retry_at: Option<Instant>,
+    /// Numbers of the ports whose devices were removed.
+    dead: Vec<usize>,
 }
 
 impl VerbsService {
@@ -103,7 +126,7 @@ impl VerbsService {
 
     fn run(mut self) {
         loop {
-            let requests = self.upgrade.take();
+            let requests = self.table.shared.upgrade.take();
             if requests.end {
                 break;
             }
@@ -113,7 +136,7 @@ impl VerbsService {
             for peer in requests.news {
                 self.take_control(peer);
             }
-            self.advance_handshakes();
+            self.advance_paths();
             self.tick(Instant::now());
             if self.poll_before_sleep() {
                 continue;
@@ -124,73 +147,89 @@ impl VerbsService {
     }
 
     /// Fetches completions once more, after it has asked for an event at the next one if somebody
-    /// sleeps. Returns whether a handshake may go on.
+    /// sleeps. Returns whether a path may go on.
     fn poll_before_sleep(&self) -> bool {
         let doorbell = &self.peers.inbox.header().doorbell;
-        let waits = doorbell.has_sleeper() || !self.handshakes.is_empty();
-        let mut progress = false;
-        for group in &self.groups {
-            if waits {
-                // If this fails, polling fails too.
-                let _ = group.completions.arm();
-            }
-            let mut state = group.lock();
-            progress |= group.poll(&mut state);
+        let mut state = self.table.lock();
+        let is_making = state.pairs.values().flat_map(|pair| &pair.paths).any(Path::is_connecting);
+        if doorbell.has_sleeper() || is_making {
+            self.table.arm(&state);
         }
+        let progress = self.table.poll(&mut state);
+        drop(state);
         if progress {
             doorbell.ring();
         }
-        progress && !self.handshakes.is_empty()
+        progress && is_making
     }
 
-    fn sleep(&self) {
-        let now = Instant::now();
-        let failures = self.groups.iter().filter_map(|group| {
-            let state = group.lock();
-            let all = state.pairs.values().filter_map(|pair| pair.failure);
-            all.map(|failure| failure.report_at).filter(|at| *at > now).min()
-        });
-        let reports = failures.min();
-        let until = reports.into_iter().chain(self.tick_at).min();
+    fn sleep(&mut self) {
+        let until = self.retry_at.into_iter().chain(self.tick_at).min();
         let timeout = until.map(|until| {
             // Rounded up, so that the time has come afterwards.
-            let left = until.saturating_duration_since(now) + Duration::from_millis(1);
+            let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
         });
-        let channel = self.domain.channel.descriptor();
-        let events = self.domain.context.async_descriptor();
-        let wake = self.upgrade.descriptor();
+        let shared = self.table.shared.clone();
         let mut entries =
-            [wake, channel, events].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            vec![PollFd::from_borrowed_fd(shared.upgrade.descriptor(), PollFlags::IN)];
+        let domains = shared.domains.iter().enumerate();
+        let live: Vec<_> = domains.filter(|(index, _)| !self.dead.contains(index)).collect();
+        for (_, domain) in &live {
+            for descriptor in [domain.channel.descriptor(), domain.context.async_descriptor()] {
+                entries.push(PollFd::from_borrowed_fd(descriptor, PollFlags::IN));
+            }
+        }
         // If this fails, nothing is ready and the next round tries again.
         let _ = rustix::event::poll(&mut entries, timeout.as_ref());
-        let [_, has_completions, has_events] = entries.map(|entry| !entry.revents().is_empty());
-        if has_completions {
-            while self.domain.channel.take_event() {}
-        }
-        if has_events {
-            self.take_async_events();
+        let mut has_completions = false;
+        for ((index, domain), ready) in live.into_iter().zip(entries[1..].chunks(2)) {
+            if ready[0].revents().contains(PollFlags::IN) {
+                has_completions = true;
+                while domain.channel.take_event() {}
+            }
+            if ready[1].revents().contains(PollFlags::IN) {
+                self.take_async_events(index, domain);
+            }
+            // The descriptors of a device that was removed would never rest.
+            let ended = PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL;
+            if ready.iter().any(|entry| entry.revents().intersects(ended)) {
+                self.dead.push(index);
+            }
         }
         // The rank looks for itself.
-        if has_completions || reports.is_some_and(|at| Instant::now() >= at) {
+        if has_completions {
             self.peers.inbox.header().doorbell.ring();
         }
     }
 
-    fn take_async_events(&self) {
-        let (rank, device) = (self.peers.rank, self.domain.device());
-        while let Ok(event) = self.domain.context.take_async_event() {
+    fn take_async_events(&self, index: usize, domain: &VerbsDomain) {
+        let (rank, device) = (self.peers.rank, domain.device());
+        let changed = |lost: Option<&str>| {
+            let mut state = self.table.lock();
+            state.pairs.values_mut().for_each(|pair| pair.port_changed(index, lost));
+            self.table.poll(&mut state);
+            drop(state);
+            self.peers.inbox.header().doorbell.ring();
+        };
+        while let Ok(event) = domain.context.take_async_event() {
             match event {
-                AsyncEvent::PortDown(port) if port == self.domain.port => {
-                    log::warn!("rank {rank}: the port {device} is down; its messages wait");
+                AsyncEvent::PortDown(port) if port == domain.port => {
+                    log::warn!("rank {rank}: the port {device} is down");
+                    changed(Some("the port is down"));
                 }
-                AsyncEvent::PortActive(port) if port == self.domain.port => {
+                AsyncEvent::PortActive(port) if port == domain.port => {
                     log::warn!("rank {rank}: the port {device} is active again");
+                    changed(None);
                 }
-                AsyncEvent::DeviceFatal => log::warn!("rank {rank}: the device {device} failed"),
+                AsyncEvent::DeviceFatal => {
+                    log::warn!("rank {rank}: the device {device} failed");
+                    changed(Some("the device failed or was removed"));
+                }
                 AsyncEvent::GidChange(_) => {
-                    let present = self.domain.describe();
+                    let present = domain.describe();
                     log::info!("rank {rank}: the GIDs have changed; new connections: {present}");
+                    changed(None);
                 }
                 other => log::debug!("rank {rank}: {device}: {other:?}"),
             }
@@ -200,118 +239,106 @@ impl VerbsService {
     /// Begins to make a connection out of a pair.
     fn begin(&mut self, control: &Arc<TcpPair>) {
         let peer = control.peer;
-        let group = match self.group() {
-            Ok(group) => group,
-            Err(why) => return self.give_up(control, rdma_error(peer, why)),
-        };
-        let (domain, peers, upgrade) = (&self.domain, &self.peers, &self.upgrade);
-        match VerbsHandshake::begin(control, &group, domain, peers, upgrade) {
-            Ok(handshake) => {
-                self.handshakes.insert(peer, handshake);
-                // The peer may have been faster.
-                self.take_control(peer);
-            }
-            Err(error) => self.give_up(control, error),
-        }
-    }
-
-    /// A group with room for one more peer.
-    fn group(&mut self) -> Result<Arc<CompletionGroup>, String> {
-        let (receives, _) = self.domain.needs_per_peer();
-        for group in &self.groups {
-            if group.take_place(receives)? {
-                return Ok(group.clone());
-            }
-        }
-        let group = CompletionGroup::new(&self.domain).map_err(|error| error.to_string())?;
-        if !group.take_place(receives)? {
-            return Err("a new group has no room".to_owned());
-        }
-        self.groups.push(group.clone());
-        Ok(group)
+        self.pairs.insert(peer, Arc::new(VerbsPair::new(control, &self.table)));
+        self.connecting.push(peer);
+        let ports = self.table.shared.domains.len() as u8;
+        control.send_control(&ControlMessage::Ports(ports).encode());
+        // The peer may have been faster.
+        self.take_control(peer);
     }
 
     fn take_control(&mut self, peer: Rank) {
-        loop {
-            let handshake = self.handshakes.get_mut(&peer);
-            let control = match (&handshake, self.pairs.get(&peer)) {
-                (Some(handshake), _) => &handshake.pair.control,
-                (None, Some(pair)) => &pair.control,
-                (None, None) => return,
-            };
-            let Some(bytes) = control.take_control() else { return };
+        let Some(pair) = self.pairs.get(&peer).cloned() else { return };
+        while let Some(bytes) = pair.control.take_control() {
             let Some(message) = ControlMessage::decode(&bytes) else {
-                let control = control.clone();
                 let why = "a control message that no correct rank sends";
-                return self.give_up(&control, LinkError::Corrupt { peer, why });
+                let error = LinkError::Corrupt { peer, why };
+                return pair.with_state(|state| state.fail(error, why));
             };
-            match handshake {
-                Some(handshake) => {
-                    let result = handshake.take(message).and_then(|()| handshake.advance());
-                    self.handle_progress(peer, result);
+            match message {
+                ControlMessage::Ports(theirs) => {
+                    let count = pair.with_state(|state| state.make_paths(theirs));
+                    for path in 0..count as u8 {
+                        let first = PathAttempt { path, number: 1 };
+                        self.table.begin_attempt(peer, first, true);
+                    }
                 }
-                None => self.pairs[&peer].take_control(message),
+                ControlMessage::Hello(attempt, _) => {
+                    if pair.with_state(|state| state.is_new_attempt(attempt)) {
+                        self.table.begin_attempt(peer, attempt, true);
+                    }
+                    pair.with_state(|state| state.take_path_message(attempt, message));
+                }
+                ControlMessage::Ready(attempt)
+                | ControlMessage::Passed(attempt)
+                | ControlMessage::Failed(attempt, _)
+                | ControlMessage::Arrived { attempt, .. }
+                | ControlMessage::Stopped(attempt, _) => {
+                    pair.with_state(|state| state.take_path_message(attempt, message));
+                    self.peers.inbox.header().doorbell.ring();
+                }
+                _ => pair.take_control(message),
             }
         }
     }
 
-    fn advance_handshakes(&mut self) {
-        let peers: Vec<Rank> = self.handshakes.keys().copied().collect();
-        for peer in peers {
-            let Some(handshake) = self.handshakes.get_mut(&peer) else { continue };
-            let result = match handshake.pair.control.gone() {
-                Some(error) => Err(error),
-                None => handshake.advance(),
-            };
-            self.handle_progress(peer, result);
-        }
-    }
-
-    fn handle_progress(&mut self, peer: Rank, result: Result<bool, LinkError>) {
-        match result {
-            Ok(false) => {}
-            Ok(true) => {
-                let Some(handshake) = self.handshakes.remove(&peer) else { return };
-                self.pairs.insert(peer, handshake.pair.clone());
-                self.peers.add(peer, Arc::new(VerbsPeer::new(handshake.pair)));
+    /// Goes on with the paths that are being made, and begins those whose time has come.
+    fn advance_paths(&mut self) {
+        let now = Instant::now();
+        self.retry_at = None;
+        for (peer, pair) in &self.pairs {
+            let (due, next) = pair.with_state(|state| {
+                (0..state.paths.len()).for_each(|index| state.advance(index));
+                state.retries(now)
+            });
+            for attempt in due {
+                self.table.begin_attempt(*peer, attempt, false);
+                // If it could not begin, it is tried again later.
+                let (_, next) = pair.with_state(|state| state.retries(now));
+                self.retry_at = self.retry_at.into_iter().chain(next).min();
             }
-            Err(error) => {
-                let Some(handshake) = self.handshakes.remove(&peer) else { return };
-                self.give_up(&handshake.pair.control, error);
+            self.retry_at = self.retry_at.into_iter().chain(next).min();
+        }
+        for peer in std::mem::take(&mut self.connecting) {
+            let pair = self.pairs[&peer].clone();
+            let gone = pair.control.gone();
+            if gone.is_some() {
+                // What it said before it went may complete the connection.
+                self.take_control(peer);
+            }
+            let outcome = pair.with_state(|state| state.outcome());
+            match outcome.or(gone.map(Err)) {
+                None => self.connecting.push(peer),
+                Some(Ok(())) => self.peers.add(peer, Arc::new(VerbsPeer::new(pair))),
+                Some(Err(error)) => {
+                    log::warn!("rank {}: {error}", self.peers.rank);
+                    pair.with_state(|state| state.fail(error, &error.to_string()));
+                    self.peers.set_failure(peer, error);
+                }
             }
         }
     }
 
-    /// No connection to this peer is made; both ends get the error.
-    fn give_up(&mut self, control: &TcpPair, error: LinkError) {
-        log::warn!("rank {}: {error}", self.peers.rank);
-        control.send_control(&ControlMessage::Failed(error.to_string()).encode());
-        match self.pairs.get(&control.peer) {
-            Some(pair) => pair.with_state(|pair| pair.fail(error, &error.to_string())),
-            None => self.peers.set_failure(control.peer, error),
-        }
-    }
-
-    /// Tells the peers of releases, for a rank that may be busy elsewhere.
+    /// Tells the peers of releases, and sends what waits, for a rank that may be busy elsewhere.
     fn tick(&mut self, now: Instant) {
+        let upgrade = &self.table.shared.upgrade;
         if self.tick_at.is_some_and(|at| now >= at) {
             self.tick_at = None;
-            self.upgrade.begin_tick();
+            upgrade.begin_tick();
             let mut left = false;
-            for group in &self.groups {
-                let mut state = group.lock();
-                group.poll(&mut state);
-                for pair in state.pairs.values_mut() {
-                    pair.send_acks();
-                    left |= pair.owes_acks();
-                }
+            let mut state = self.table.lock();
+            self.table.poll(&mut state);
+            for pair in state.pairs.values_mut() {
+                pair.send_acks();
+                left |= pair.owes_work();
             }
+            drop(state);
             self.peers.inbox.header().doorbell.ring();
             if left {
                 self.tick_at = Some(now + TICK);
             }
         }
-        if self.tick_at.is_none() && self.upgrade.tick_is_pending() {
+        if self.tick_at.is_none() && upgrade.tick_is_pending() {
             self.tick_at = Some(now + TICK);
         }
     }

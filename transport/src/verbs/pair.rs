@@ -3,17 +3,16 @@
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::domain::VerbsDomain;
-use super::group::{CompletionGroup, GroupState};
+use super::error_text::rdma_error;
 use super::message::ControlMessage;
-use super::ring::{ReceiveRing, RegistrationError, SendRing, rdma_error};
+use super::ring::{ReceiveRing, SendRing};
+use super::shared::VerbsShared;
 use super::state::PairState;
+use super::table::{TableState, VerbsTable};
 use crate::error::LinkError;
-use crate::inbox::Inbox;
 use crate::link::{HeaderDamage, ReceivedMessage, SlotMut};
 use crate::rank_header::RankHeader;
 use crate::tcp::pair::TcpPair;
-use crate::tcp::pair::upgrade::UpgradeQueue;
 use crate::{Rank, Sequence};
 
 /// Pause between two looks at what is under way while the endpoint leaves.
@@ -24,46 +23,48 @@ const LEAVE_PAUSE: Duration = Duration::from_micros(100);
 pub(super) struct VerbsPair {
     pub(super) peer: Rank,
     pub(super) control: Arc<TcpPair>,
-    pub(super) group: Arc<CompletionGroup>,
-    pub(super) domain: Arc<VerbsDomain>,
-    inbox: Arc<Inbox>,
-    upgrade: Arc<UpgradeQueue>,
+    table: Arc<VerbsTable>,
 }
 
 impl VerbsPair {
-    /// The pair whose state is already in the group.
-    pub(super) fn new(
-        (peer, control): (Rank, Arc<TcpPair>),
-        group: Arc<CompletionGroup>,
-        domain: Arc<VerbsDomain>,
-        (inbox, upgrade): (Arc<Inbox>, Arc<UpgradeQueue>),
-    ) -> Self {
-        Self { peer, control, group, domain, inbox, upgrade }
+    /// A new peer, whose state is in the table as long as this lives.
+    pub(super) fn new(control: &Arc<TcpPair>, table: &Arc<VerbsTable>) -> Self {
+        table.add_pair(control.peer, control);
+        Self { peer: control.peer, control: control.clone(), table: table.clone() }
+    }
+
+    pub(super) fn shared(&self) -> &VerbsShared {
+        &self.table.shared
     }
 
     fn header(&self) -> &RankHeader {
-        self.inbox.header()
+        self.table.shared.inbox.header()
     }
 
-    /// Runs `work` on the state, under the lock of the group.
+    /// Runs `work` on the state, under the lock of the table, and does what follows from it.
     pub(super) fn with_state<T>(&self, work: impl FnOnce(&mut PairState) -> T) -> T {
-        let mut state = self.group.lock();
-        work(self.pair(&mut state))
+        let mut state = self.table.lock();
+        let result = work(self.pair(&mut state));
+        if self.pair(&mut state).has_lost_path() {
+            self.table.poll(&mut state);
+        }
+        result
     }
 
-    fn pair<'a>(&self, state: &'a mut MutexGuard<'_, GroupState>) -> &'a mut PairState {
+    fn pair<'a>(&self, state: &'a mut MutexGuard<'_, TableState>) -> &'a mut PairState {
         state.pairs.get_mut(&self.peer).expect("a pair's state lives as long as the pair")
     }
 
-    /// Fetches completions, because the rank waits for something that is not there.
-    fn poll(&self, state: &mut MutexGuard<'_, GroupState>) {
-        let mut progress = self.group.poll(state);
-        self.pair(state).send_acks();
+    /// Fetches completions, because the rank waits for something on this channel that is not there.
+    fn poll(&self, state: &mut MutexGuard<'_, TableState>, channel: u16) {
+        let mut progress = self.table.poll(state);
+        let pair = self.pair(state);
+        progress |= pair.take_from_tcp(channel);
+        pair.send_acks();
         if self.header().doorbell.has_sleeper() {
-            // The thread behind the connections wakes this rank at the next completion. If arming
-            // fails, polling fails too.
-            let _ = self.group.completions.arm();
-            progress |= self.group.poll(state);
+            // The thread behind the connections wakes this rank at the next completion.
+            self.table.arm(state);
+            progress |= self.table.poll(state);
         }
         if progress {
             // Another thread may wait for what this one has fetched.
@@ -76,34 +77,35 @@ impl VerbsPair {
         if let Some(error) = self.header().aborted() {
             return Err(error);
         }
-        let failure = pair.failure;
-        if let Some(error @ LinkError::Corrupt { .. }) = failure.map(|failure| failure.error) {
+        if let Some(error @ LinkError::Corrupt { .. }) = pair.failure {
             return Err(error);
         }
-        if let Some(error) = self.control.ended() {
-            return Err(error);
-        }
-        match failure.filter(|failure| Instant::now() >= failure.report_at) {
-            Some(failure) => Err(failure.error),
-            None => Ok(None),
-        }
+        self.control.ended().or(pair.failure).map_or(Ok(None), Err)
     }
 
-    /// Opens a channel: registers its slots and grants them to the peer.
+    /// Opens a channel: registers its slots and grants them to the peer. Where memory cannot be
+    /// registered with a port, messages do not use it.
     pub(super) fn open(&self, channel: u16) {
-        let VerbsDomain { memory, layout, config, .. } = &*self.domain;
-        let made = SendRing::new(memory, layout).and_then(|sending| {
-            Ok((sending, ReceiveRing::new(memory, layout, config.relaxed_ordering)?))
+        let VerbsShared { domains, layout, rank, .. } = self.shared();
+        let made = SendRing::new(domains, layout).and_then(|(sending, mut failed)| {
+            let (receiving, more) = ReceiveRing::new(domains, layout)?;
+            failed.extend(more);
+            Ok((sending, receiving, failed))
         });
         let grant = self.with_state(|pair| match made {
-            Ok((sending, receiving)) => {
-                let memory = receiving.grant();
+            Ok((sending, receiving, failed)) => {
+                if let Some(why) = failed.first() {
+                    let peer = self.peer;
+                    log::warn!("rank {rank}: a link to rank {peer} does without RDMA: {why}");
+                    pair.use_tcp();
+                }
+                let (address, keys) = receiving.grant();
                 let entry = &mut pair.channels[usize::from(channel)];
                 (entry.sending, entry.receiving) = (Some(sending), Some(receiving));
-                Some(ControlMessage::Grant { channel, memory })
+                Some(ControlMessage::Grant { channel, address, keys })
             }
             Err(error) => {
-                pair.fail(registration_error(self.peer, &error), &error.to_string());
+                pair.fail(error, &error.to_string());
                 None
             }
         });
@@ -112,19 +114,27 @@ impl VerbsPair {
         }
     }
 
-    /// Handles a control message of a connected peer.
+    /// Handles a control message that is not about a path.
     pub(super) fn take_control(&self, message: ControlMessage) {
         self.with_state(|pair| match message {
-            ControlMessage::Grant { channel, memory } => {
+            ControlMessage::Grant { channel, address, keys } => {
+                if keys.contains(&0) {
+                    pair.use_tcp();
+                }
                 if let Some(entry) = pair.channels.get_mut(usize::from(channel)) {
-                    entry.grant.get_or_insert(memory);
+                    entry.grant.get_or_insert((address, keys));
                 }
             }
-            ControlMessage::Failed(why) => {
+            ControlMessage::Broken(why) => {
                 let why = format!("rank {} has ended the connection: {why}", self.peer);
                 pair.fail(rdma_error(self.peer, why.clone()), &why);
             }
-            ControlMessage::Hello(_) | ControlMessage::Ready | ControlMessage::Passed => {}
+            ControlMessage::Retry(path) => {
+                if let Some(path) = pair.paths.get_mut(usize::from(path)) {
+                    path.retry_now();
+                }
+            }
+            _ => {}
         });
         self.header().doorbell.ring();
     }
@@ -133,17 +143,21 @@ impl VerbsPair {
         if let Some(error) = self.header().aborted() {
             return Err(error);
         }
-        let mut state = self.group.lock();
-        if !self.pair(&mut state).can_send(channel) {
-            self.poll(&mut state);
+        let mut state = self.table.lock();
+        let pair = self.pair(&mut state);
+        if !pair.can_send(channel) {
+            self.poll(&mut state, channel);
+        } else if pair.balances() {
+            // The next message goes where the least is under way.
+            self.table.poll(&mut state);
         }
         let pair = self.pair(&mut state);
         if !pair.can_send(channel) {
             return self.nothing_found(pair);
         }
-        let capacity = self.domain.layout.slot_bytes;
+        let capacity = self.shared().layout.slot_bytes;
         let sending = pair.channels[usize::from(channel)].sending.as_ref();
-        Ok(sending.map(|ring| SlotMut { data: ring.payload(), capacity }))
+        Ok(sending.map(|ring| SlotMut { data: ring.payload(ring.next), capacity }))
     }
 
     pub(super) fn send(
@@ -157,14 +171,14 @@ impl VerbsPair {
     }
 
     pub(super) fn released(&self, channel: u16) -> Sequence {
-        let mut state = self.group.lock();
+        let mut state = self.table.lock();
         let ring = |pair: &PairState| {
             let ring = pair.channels[usize::from(channel)].sending.as_ref();
             ring.map_or((0, 1), |ring| (ring.acked, ring.next))
         };
         let (acked, next) = ring(self.pair(&mut state));
         if acked + 1 < next {
-            self.poll(&mut state);
+            self.poll(&mut state, channel);
         }
         ring(self.pair(&mut state)).0
     }
@@ -173,7 +187,7 @@ impl VerbsPair {
         if let Some(error) = self.header().aborted() {
             return Err(error);
         }
-        let mut state = self.group.lock();
+        let mut state = self.table.lock();
         let first = |pair: &PairState| {
             let ring = pair.channels[usize::from(channel)].receiving.as_ref()?;
             let (data, len, tag) = ring.first()?;
@@ -182,12 +196,13 @@ impl VerbsPair {
         };
         let mut message = first(self.pair(&mut state));
         if message.is_none() {
-            self.poll(&mut state);
+            self.poll(&mut state, channel);
             message = first(self.pair(&mut state));
         }
         if message.is_none() && self.control.gone().is_some() {
             // A peer leaves after all that it sent has arrived.
-            self.group.poll(&mut state);
+            self.table.poll(&mut state);
+            self.pair(&mut state).take_from_tcp(channel);
             message = first(self.pair(&mut state));
         }
         match message {
@@ -199,9 +214,9 @@ impl VerbsPair {
     /// Releases the first message; the next release says `excess` messages more.
     pub(super) fn release(&self, channel: u16, excess: u64) {
         // The next message in the other direction carries the release, and so does the next wait.
-        let at_once_from = u64::from(self.domain.layout.depth.div_ceil(2));
+        let at_once_from = u64::from(self.shared().layout.depth.div_ceil(2));
         if self.with_state(|pair| pair.release(channel, excess, at_once_from)) {
-            self.upgrade.wake_within_tick();
+            self.shared().upgrade.wake_within_tick();
         }
     }
 
@@ -212,8 +227,8 @@ impl VerbsPair {
     /// The number and the bytes of the messages that are not known to have arrived, and of which
     /// that can still be learnt.
     pub(super) fn under_way(&self) -> (u64, u64) {
-        let mut state = self.group.lock();
-        self.poll(&mut state);
+        let mut state = self.table.lock();
+        self.poll(&mut state, 0);
         let pair = self.pair(&mut state);
         if pair.failure.is_some() || self.nothing_found::<()>(pair).is_err() {
             return (0, 0);
@@ -228,10 +243,10 @@ impl VerbsPair {
             pair.send_acks();
             pair.begin_flush();
         });
-        let limit = self.domain.leave_limit();
+        let limit = self.shared().leave_limit();
         loop {
-            let mut state = self.group.lock();
-            self.group.poll(&mut state);
+            let mut state = self.table.lock();
+            self.table.poll(&mut state);
             let pair = self.pair(&mut state);
             if pair.is_idle() || pair.failure.is_some() || self.control.gone().is_some() {
                 break;
@@ -254,17 +269,6 @@ impl VerbsPair {
 
 impl Drop for VerbsPair {
     fn drop(&mut self) {
-        let mut state = self.group.lock();
-        let removed = state.pairs.remove(&self.peer);
-        state.by_queue.retain(|_, (peer, _)| *peer != self.peer);
-        drop(state);
-        drop(removed);
-    }
-}
-
-fn registration_error(peer: Rank, error: &RegistrationError) -> LinkError {
-    match error {
-        RegistrationError::Memory(error) => *error,
-        RegistrationError::Region { .. } => rdma_error(peer, error.to_string()),
+        self.table.remove_pair(self.peer);
     }
 }

@@ -81,6 +81,11 @@ impl AdapterFilter {
         (!listed.is_empty()).then_some(Self { listed, whole, excludes })
     }
 
+    /// Whether it lists what may be used, not what may not.
+    pub(super) fn names_devices(&self) -> bool {
+        !self.listed.is_empty() && !self.excludes
+    }
+
     /// Whether this port of this device may be used.
     pub fn allows(&self, device: &str, port: u8) -> bool {
         if self.listed.is_empty() {
@@ -92,6 +97,30 @@ impl AdapterFilter {
         });
         is_listed != self.excludes
     }
+}
+
+/// What is known of the RDMA paths to a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RdmaReport {
+    /// The paths.
+    pub paths: Vec<RdmaPath>,
+    /// Messages that were sent again because their path was lost.
+    pub repeated: u64,
+    /// Messages that went over TCP, because no path was there.
+    pub over_tcp: u64,
+}
+
+/// A path: a port at each end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RdmaPath {
+    /// The device and port of this rank, as `mlx5_0:1`.
+    pub device: String,
+    /// Messages travel over it at present.
+    pub active: bool,
+    /// Messages that were sent over it.
+    pub messages: u64,
+    /// How often it was lost.
+    pub losses: u64,
 }
 
 #[cfg(test)]
