@@ -206,9 +206,9 @@ settings! {
         parse: parse_signal,
         initial: None,
     }
-    /// Whether processes with communicators answer NCCL's RAS protocol, by which `ncclras` and other
-    /// programs ask what communicators do. NCCL does unless this is 0; here it must be asked for,
-    /// because another NCCL in the same process would use the same port.
+    /// Whether processes with communicators answer NCCL's RAS protocol, by which `ncclras` and
+    /// other programs ask what communicators do. NCCL does unless this is 0; here it must be asked
+    /// for, because another NCCL in the same process would use the same port.
     ras_enable: Option<bool> = "NCCL_RAS_ENABLE" {
         values: "an integer, 0 for no"
         default: "yes if NCCL_RAS_ADDR is set, else no"

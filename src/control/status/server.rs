@@ -30,8 +30,8 @@ impl StatusServer {
         self.0.as_ref().map_or(-1, AsRawFd::as_raw_fd)
     }
 
-    /// Answers the processes that have connected, without waiting. `communicators` are those of this
-    /// process.
+    /// Answers the processes that have connected, without waiting. `communicators` are those of
+    /// this process.
     pub(in crate::control) fn serve(
         &mut self,
         communicators: impl Fn() -> Vec<CommunicatorStatus>,
