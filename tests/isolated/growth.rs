@@ -83,7 +83,7 @@ fn resident_bytes() -> usize {
 fn does_not_grow(kind: &str, rounds: u32, least: u32) {
     let _alone = crate::alone();
     let rounds = crate::ranks::share_of(rounds, least);
-    let patience = Duration::from_secs(300);
+    let patience = Duration::from_secs(1200);
     let mut job = Job::start_patient(ENTRY, 2, &format!("{kind}={rounds}"), &[], patience);
     job.all_say("bounded");
     (0..2).for_each(|rank| job.ends_well(rank));
