@@ -74,7 +74,13 @@ impl JoinScript {
                 flaws.push(JoinFlaw::Kill(any(&mut random), time));
             }
             4 => {
-                flaws.push(JoinFlaw::Abort(any(&mut random), random.up_to(Duration::from_secs(4))))
+                let time = random.up_to(Duration::from_secs(4));
+                // Sometimes a rank does not come, so that all others wait.
+                if random.one_in(2) && !shrinks {
+                    processes.remove(any(&mut random));
+                }
+                let by = random.below(processes.len() as u64) as usize;
+                flaws.push(JoinFlaw::Abort(by, time));
             }
             5 => flaws.push(JoinFlaw::OtherCount(any(&mut random))),
             _ => {}

@@ -60,6 +60,8 @@ struct Process {
     neighbours: BTreeMap<Rank, usize>,
     accepts: bool,
     is_alive: bool,
+    /// The user has aborted, perhaps before the process began to join.
+    has_aborted: bool,
     /// Since when nothing listens where it tries to connect to a root.
     refused_since: Option<Time>,
     outcome: Option<Result<(), JoinFailure>>,
@@ -113,6 +115,7 @@ impl<'a> JoinWorld<'a> {
             neighbours: BTreeMap::new(),
             accepts: true,
             is_alive: true,
+            has_aborted: false,
             refused_since: None,
             outcome: None,
         };
@@ -200,7 +203,10 @@ impl<'a> JoinWorld<'a> {
         match event {
             Event::Start(process) => self.start(process),
             Event::Kill(process) => self.end(process),
-            Event::Abort(process) => self.join(process, JoinInput::Abort),
+            Event::Abort(process) => {
+                self.processes[process].has_aborted = true;
+                self.join(process, JoinInput::Abort);
+            }
             Event::Dial(process, root) => self.dial(process, root),
             Event::RootConnected(process, root, connection) => {
                 if self.processes[process].is_alive {
@@ -287,7 +293,8 @@ impl<'a> JoinWorld<'a> {
             listener: ListenerAddresses { host_tag: 0, addresses: vec![address] },
         };
         self.processes[process].core = Some(JoinCore::new(self.now, plan));
-        self.join(process, JoinInput::Tick);
+        let has_aborted = self.processes[process].has_aborted;
+        self.join(process, if has_aborted { JoinInput::Abort } else { JoinInput::Tick });
     }
 
     fn dial(&mut self, process: usize, root: usize) {
@@ -445,6 +452,18 @@ impl<'a> JoinWorld<'a> {
             JoinFailure::Verdict(verdict) => verdict.clone(),
             other => Verdict::Failed { rank, why: format!("{other:?}") },
         };
+        let ends_attempt = match &failure {
+            JoinFailure::Aborted => true,
+            JoinFailure::Verdict(verdict) => matches!(
+                verdict,
+                Verdict::Aborted { .. }
+                    | Verdict::MissingRanks { .. }
+                    | Verdict::Dead { .. }
+                    | Verdict::Failed { .. }
+                    | Verdict::Timeout { .. }
+            ),
+            _ => false,
+        };
         self.processes[process].outcome = Some(Err(failure));
         self.tree(process, ControlInput::Decide(verdict.clone()));
         self.take_accepted(process);
@@ -459,7 +478,9 @@ impl<'a> JoinWorld<'a> {
             if roots.contains(&root) {
                 self.send_to_root(process, root, Some(frame));
             } else if !is_registered
-                && (rank == 0 || self.script.share(root).serves(rank, self.script.nranks))
+                && (rank == 0
+                    || self.script.share(root).serves(rank, self.script.nranks)
+                    || ends_attempt && self.script.share(root).expects(rank, self.script.nranks))
                 && !self.roots[root].ended
                 && self.roots[root].accepts
             {
@@ -580,7 +601,7 @@ impl<'a> JoinWorld<'a> {
                 return Err(format!("{failed} processes failed because one came twice"));
             }
         }
-        if present.len() < script.nranks as usize {
+        if present.len() < script.nranks as usize && script.flaws.is_empty() {
             let missing = (0..script.nranks).find(|rank| !present.contains(rank));
             // A deep tree with slow connections may not pass the verdict on in time.
             // Nor does a root know the deadlines of ranks that register at others.
@@ -622,11 +643,15 @@ impl<'a> JoinWorld<'a> {
         if let [JoinFlaw::Abort(by, _)] = script.flaws[..] {
             let by = self.processes[by].rank;
             for outcome in outcomes().flatten().filter_map(Result::err) {
-                // It may have left before there was a root that it could tell.
+                // It may have left before there was a root that it could tell. Without rank 0
+                // nothing connects the ranks at two roots, but then only that rank is missing.
                 let is_told = match &outcome {
                     JoinFailure::Aborted | JoinFailure::Verdict(Verdict::Aborted { .. }) => true,
                     JoinFailure::Verdict(Verdict::Failed { rank, .. }) => {
                         script.shrinks && *rank == by
+                    }
+                    JoinFailure::Verdict(Verdict::MissingRanks { ranks, .. }) => {
+                        script.nroots > 1 && !present.contains(&0) && ranks.ranges() == [(0, 0)]
                     }
                     _ => false,
                 };
