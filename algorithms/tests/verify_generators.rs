@@ -2,9 +2,9 @@
 
 mod on_all_cores;
 
-use maypole_algorithms::collective::all;
+use maypole_algorithms::collective::{all, generators};
 use maypole_algorithms::verify::prove;
-use maypole_algorithms::{Schedule, proof_suite};
+use maypole_algorithms::{Collective, Schedule, proof_suite};
 use on_all_cores::on_all_cores;
 
 #[test]
@@ -34,4 +34,45 @@ fn prove_each(mut schedules: Vec<Schedule>) {
         results.iter().filter_map(|result| result.as_ref().err()).collect();
     println!("{} schedules, {steps} steps executed", schedules.len());
     assert!(failures.is_empty(), "{} are wrong, first: {}", failures.len(), failures[0]);
+}
+
+/// A proof of a broadcast holds for the other roots: what [`Proved::with_root`] says of a schedule
+/// without executing it is what its own proof says.
+#[test]
+fn a_broadcast_with_another_root_has_the_proof_of_the_first() {
+    for generator in generators(Collective::Broadcast { root: 0 }) {
+        for nranks in [1, 2, 3, 5, 8] {
+            let first = Collective::Broadcast { root: nranks / 2 };
+            let first = prove(generator.schedule(first, nranks)).expect("a proof");
+            for root in 0..nranks {
+                let renamed = first.with_root(root).expect("a broadcast");
+                let schedule = renamed.schedule();
+                assert_eq!(schedule.collective, Collective::Broadcast { root });
+                let own = prove(schedule.clone()).expect("a proof of its own");
+                assert_eq!(renamed.facts(), own.facts());
+                for rank in 0..nranks {
+                    for output in 0..schedule.output_chunks() {
+                        assert_eq!(renamed.tree(rank, output), own.tree(rank, output));
+                    }
+                    for lane in 0..schedule.lanes(rank) {
+                        for index in 0..=schedule.steps(rank, lane) {
+                            let origins =
+                                (renamed.origin(rank, lane, index), own.origin(rank, lane, index));
+                            assert_eq!(origins.0, origins.1, "{schedule:?}");
+                        }
+                    }
+                }
+                // A schedule that is renamed twice, back to the first root, is the first.
+                let back = renamed.with_root(nranks / 2).expect("a broadcast");
+                assert!(
+                    back.is_same(&first)
+                        && back.schedule().to_table() == first.schedule().to_table()
+                );
+            }
+            assert!(first.with_root(nranks).is_none() && first.tree(nranks, 0).is_none());
+        }
+    }
+    let reduce = generators(Collective::Reduce { root: 0 }).next().expect("a generator");
+    let reduce = prove(reduce.schedule(Collective::Reduce { root: 0 }, 4)).expect("a proof");
+    assert!(reduce.with_root(1).is_none(), "its reduction tree names the ranks in order");
 }

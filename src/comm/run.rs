@@ -333,6 +333,20 @@ impl Communicator {
 
     /// Makes the plan that the tuner chooses.
     fn plan_chosen(&mut self, task: &Task) -> Result<Plan, Error> {
+        if let Collective::Broadcast { root } = task.collective
+            && self.tuner.grouping.nodes() == 1
+        {
+            // Without nodes, the ranks differ in nothing that the choice depends on. The choice and
+            // the proof for one root are those for all of them.
+            let first = Task { collective: Collective::Broadcast { root: 0 }, ..task.clone() };
+            let make = || {
+                let (schedule, choice) = self.tuner.choose(&first)?;
+                Ok((proofs::proved(schedule)?, choice))
+            };
+            let (proved, choice) = self.plans.broadcast(&first, make)?;
+            let proved = proved.with_root(root).ok_or_else(|| no_such_root(root, self.nranks))?;
+            return self.plan_proved(&proved, &choice, task);
+        }
         let (schedule, choice) = self.tuner.choose(task)?;
         self.plan(schedule, &choice, task)
     }

@@ -25,7 +25,7 @@ use crate::plan::device::DevicePlan;
 use crate::tune::{Choice, Protocol};
 
 #[cfg(test)]
-pub(crate) use plans::{MAX_KEPT_PLANS, MAX_VECTOR_PLANS};
+pub(crate) use plans::{MAX_BROADCASTS, MAX_KEPT_PLANS, MAX_VECTOR_PLANS};
 pub(crate) use plans::{PlanKey, Plans};
 
 /// The form of a plan, by the engine that runs it.

@@ -7,7 +7,8 @@ use maypole_algorithms::{Collective, DType, RedOp};
 
 use super::Plan;
 use crate::call::{Call, Extents, Task};
-use crate::tune::AlgorithmFilter;
+use crate::error::Error;
+use crate::tune::{AlgorithmFilter, Choice};
 
 /// The most plans of collective calls that are kept. A plan has some KiB, so that this is some MiB
 /// per communicator.
@@ -22,6 +23,9 @@ pub(crate) const MAX_VECTOR_PLANS: usize = 32;
 /// The most plans that are kept of calls that select their algorithms, and of calls by a schedule
 /// of the caller. These tables are searched from the front to the back.
 const MAX_SPECIAL_PLANS: usize = 256;
+
+/// The most broadcasts whose choice and proof are kept for further roots.
+pub(crate) const MAX_BROADCASTS: usize = 32;
 
 /// The most plans that are kept in all, that of a barrier included.
 #[cfg(test)]
@@ -88,6 +92,9 @@ pub(crate) struct Plans {
     by_schedule: RecentPlans<(PlanKey, Proved)>,
     /// The plan of a barrier.
     barrier: Option<usize>,
+    /// The choice and the proof of broadcasts from rank 0, the most recently used first: they serve
+    /// for broadcasts from other ranks too.
+    broadcasts: Vec<(VectorPlanKey, Proved, Choice)>,
 }
 
 /// The number of a plan in the index, and its last use.
@@ -237,9 +244,36 @@ impl Plans {
         number
     }
 
+    /// The choice and the proof for broadcasts like `task`, which `make` makes if they are not kept.
+    pub(crate) fn broadcast(
+        &mut self,
+        task: &Task,
+        make: impl FnOnce() -> Result<(Proved, Choice), Error>,
+    ) -> Result<(Proved, Choice), Error> {
+        let key = VectorPlanKey::new(task);
+        let index = match self.broadcasts.iter().position(|(known, ..)| *known == key) {
+            Some(index) => index,
+            None => {
+                let (proved, choice) = make()?;
+                self.broadcasts.truncate(MAX_BROADCASTS - 1);
+                self.broadcasts.push((key, proved, choice));
+                self.broadcasts.len() - 1
+            }
+        };
+        self.broadcasts[..=index].rotate_right(1);
+        let (_, proved, choice) = &self.broadcasts[0];
+        Ok((proved.clone(), choice.clone()))
+    }
+
     #[inline]
     pub(crate) fn get(&self, number: usize) -> &Plan {
         &self.plans[number]
+    }
+
+    /// How many broadcasts have their choice and proof kept.
+    #[cfg(test)]
+    pub(crate) fn broadcasts(&self) -> usize {
+        self.broadcasts.len()
     }
 
     /// How many plans are kept.

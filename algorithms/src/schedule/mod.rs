@@ -51,6 +51,7 @@
 //! ranks may still be in this call.
 
 mod display;
+mod renamed;
 
 use std::fmt;
 use std::sync::Arc;

@@ -110,7 +110,7 @@ pub use counterexample::{
 pub use tree::{ReductionTree, TreeNode};
 
 use crate::schedule::{Class, Schedule};
-use crate::types::Rank;
+use crate::types::{Collective, Rank};
 use call::ExecutedCall;
 use execution::{Execution, ExecutionHalt};
 use hazard::{ClockScope, RaceDetector};
@@ -150,15 +150,23 @@ pub fn prove(schedule: Schedule) -> Result<Proved, Box<Counterexample>> {
     let terms = terms.swap_remove(0);
     facts.class = class(&schedule, &terms, &roots, call.outputs)?;
     let outputs = calls[0].outputs;
-    Ok(Proved(Arc::new(Proof { schedule, facts, terms, roots, outputs, origins })))
+    let proof = Proof { facts, terms, roots, outputs, origins };
+    Ok(Proved { schedule, proof: Arc::new(proof), renamed_by: 0 })
 }
 
-/// A schedule that the verifier has proved. Only [`prove`] makes one. Cheap to clone.
+/// A schedule that the verifier has proved. [`prove`] makes one, and [`Proved::with_root`] another
+/// of it. Cheap to clone.
 #[derive(Clone)]
-pub struct Proved(Arc<Proof>);
-
-struct Proof {
+pub struct Proved {
     schedule: Schedule,
+    proof: Arc<Proof>,
+    /// In the schedule that was executed, each rank had the number of the rank so many places
+    /// before it, in a circle.
+    renamed_by: Rank,
+}
+
+/// What follows from the execution of a schedule.
+struct Proof {
     facts: ProofFacts,
     terms: TermTable,
     /// By rank and output chunk the term of the output.
@@ -170,17 +178,17 @@ struct Proof {
 impl Proved {
     /// The schedule that is proved.
     pub fn schedule(&self) -> &Schedule {
-        &self.0.schedule
+        &self.schedule
     }
 
     /// Whether it is a clone of `other`.
     pub fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.proof, &other.proof) && self.renamed_by == other.renamed_by
     }
 
     /// What the proof found out about the schedule.
     pub fn facts(&self) -> &ProofFacts {
-        &self.0.facts
+        &self.proof.facts
     }
 
     /// The input chunk of which step `index` of `lane` of `rank` moves a copy, or the contributions
@@ -188,17 +196,52 @@ impl Proved {
     /// chunk of rank 0 stands for that of every rank. In each tile, all operands of the step are as
     /// long as that chunk. None if there is no such step.
     pub fn origin(&self, rank: Rank, lane: u32, index: u32) -> Option<(Rank, u32)> {
-        self.0.origins.of(rank, lane, index)
+        let origin = self.proof.origins.of(self.executed_as(rank)?, lane, index);
+        origin.map(|(source, chunk)| (self.renamed(source), chunk))
     }
 
     /// The reduction tree of output chunk `output` of `rank`, which is the same in every tile. None
     /// where the collective gives the rank nothing, or where there is no such chunk.
     pub fn tree(&self, rank: Rank, output: u32) -> Option<ReductionTree> {
-        let Proof { schedule, terms, roots, outputs, .. } = &*self.0;
-        if rank >= schedule.nranks || output >= *outputs {
+        let Proof { terms, roots, outputs, .. } = &*self.proof;
+        let rank = self.executed_as(rank)?;
+        if output >= *outputs {
             return None;
         }
-        roots[(rank * outputs + output) as usize].map(|root| ReductionTree::new(terms, root))
+        let root = roots[(rank * outputs + output) as usize]?;
+        Some(ReductionTree::new(terms, root).renamed(|rank| self.renamed(rank)))
+    }
+
+    /// A proved broadcast from another root: the same schedule, whose ranks have got the numbers of
+    /// other ranks. None if the schedule is no broadcast, or if there is no such rank.
+    ///
+    /// It needs no execution. The verifier compares the numbers of ranks only for equality, except
+    /// where it derives from them what a rank must get, and in which order contributions are
+    /// reduced. A broadcast reduces nothing, and gives to every rank the input of the root, under
+    /// the same numbers of chunks; in place, the output of the root is its input. So all of this
+    /// holds for the new numbers if it holds for the old ones.
+    pub fn with_root(&self, root: Rank) -> Option<Self> {
+        let Collective::Broadcast { root: now } = self.schedule.collective else { return None };
+        let nranks = self.schedule.nranks;
+        if root >= nranks {
+            return None;
+        }
+        let by = (root + nranks - now) % nranks;
+        let mut schedule = self.schedule.renamed(by);
+        schedule.collective = Collective::Broadcast { root };
+        let renamed_by = (self.renamed_by + by) % nranks;
+        Some(Self { schedule, proof: Arc::clone(&self.proof), renamed_by })
+    }
+
+    /// The number that `rank` had in the execution. None if there is no such rank.
+    fn executed_as(&self, rank: Rank) -> Option<Rank> {
+        let nranks = self.schedule.nranks;
+        (rank < nranks).then(|| (rank + nranks - self.renamed_by) % nranks)
+    }
+
+    /// The number of the rank that had number `rank` in the execution.
+    fn renamed(&self, rank: Rank) -> Rank {
+        (rank + self.renamed_by) % self.schedule.nranks
     }
 }
 

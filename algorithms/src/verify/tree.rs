@@ -62,6 +62,16 @@ impl ReductionTree {
         tree
     }
 
+    /// The same tree, in which rank `r` is called `name(r)`.
+    pub(super) fn renamed(mut self, name: impl Fn(Rank) -> Rank) -> Self {
+        for node in &mut self.nodes {
+            if let TreeNode::Contribution { rank, .. } = node {
+                *rank = name(*rank);
+            }
+        }
+        self
+    }
+
     /// The nodes, children first; the root is the last.
     pub fn nodes(&self) -> &[TreeNode] {
         &self.nodes

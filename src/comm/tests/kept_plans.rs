@@ -49,3 +49,23 @@ fn a_communicator_keeps_a_limited_number_of_plans_of_each_kind() {
         assert_eq!(comm.plans.len(), MAX_KEPT_PLANS - crate::plan::MAX_VECTOR_PLANS);
     });
 }
+
+#[test]
+fn broadcasts_of_one_kind_from_all_roots_share_a_choice_and_a_proof() {
+    const RANKS: u32 = 3;
+    // More kinds than are kept, of which the last is used again.
+    let counts = crate::plan::MAX_BROADCASTS + 2;
+    as_ranks(RANKS, &Config::default(), move |comm| {
+        for count in (1..counts).chain([counts - 1]) {
+            for root in 0..RANKS {
+                let mut data = vec![u32::MAX; count];
+                if comm.rank() == root {
+                    data.fill(root + count as u32);
+                }
+                comm.broadcast_in_place(&mut data, root).expect("a broadcast");
+                assert_eq!(data, vec![root + count as u32; count]);
+            }
+            assert_eq!(comm.plans.broadcasts(), count.min(crate::plan::MAX_BROADCASTS));
+        }
+    });
+}
