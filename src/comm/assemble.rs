@@ -124,7 +124,9 @@ impl Communicator {
             .fault
             .clone()
             .map(|recipe| FaultInjector::new(recipe, Arc::clone(&endpoint), move || abort.abort()));
-        let (on_host, cores) = host_load(&ranks, own_host);
+        let (sharers, cores) = core_sharers(&ranks, rank);
+        let spin_policy = SpinPolicy::new(sharers.len() + 1, cores, config.spin);
+        endpoint.set_core_sharers(sharers.into_iter(), cores);
         let host = HostBackend {
             _abort_registration: abort_registration,
             windows: Windows::default(),
@@ -133,7 +135,7 @@ impl Communicator {
             addresses,
             links: Links::new(faults.clone(), config.lend_from),
             isa: usable_isa(config.isa),
-            spin_policy: SpinPolicy::new(on_host, cores, config.spin),
+            spin_policy,
             scratch: ScratchMemory::default(),
             send_copy: SendCopy::default(),
             staging: Box::default(),
@@ -173,6 +175,16 @@ impl Communicator {
 fn host_load(ranks: &[RankInfo], host: &RankHost) -> (usize, usize) {
     let on_host = ranks.iter().map(|info| &info.host).filter(|other| other.may_share_cores(host));
     (on_host.clone().count(), RankHost::cores(on_host))
+}
+
+/// The other ranks that may run on the cores to which `rank` is bound, and the number of cores that
+/// they all have together.
+fn core_sharers(ranks: &[RankInfo], rank: Rank) -> (Vec<Rank>, usize) {
+    let own = &ranks[rank as usize].host;
+    let share = |other: &RankHost| other.may_share_cores(own) && other.overlaps(own);
+    let all = || ranks.iter().zip(0..).filter(|(info, r)| *r == rank || share(&info.host));
+    let cores = RankHost::cores(all().map(|(info, _)| &info.host));
+    (all().map(|(_, other)| other).filter(|other| *other != rank).collect(), cores)
 }
 
 /// The ranks per core of the most crowded host; at least 1.

@@ -77,6 +77,12 @@ impl RankHost {
         self.proven == other.proven && self.proven != UNPROVEN
     }
 
+    /// Whether ranks of the two, which are on one host, may be bound to a core in common.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        let unknown = self.bound.is_empty() || other.bound.is_empty();
+        unknown || self.bound.iter().zip(&other.bound).any(|(own, theirs)| own & theirs != 0)
+    }
+
     /// Whether ranks of the two may share cores, as far as is known.
     pub(super) fn may_share_cores(&self, other: &Self) -> bool {
         self.seeming == other.seeming
@@ -215,6 +221,10 @@ mod tests {
         // The bound cores are unknown.
         assert_eq!(cores(&[host(8, &[]), host(8, &[])]), 8);
         assert_eq!(count_ones(&here.bound).min(here.cores), here.cores);
+        let overlap = |own: &[u8], theirs: &[u8]| host(1, own).overlaps(&host(1, theirs));
+        assert!(overlap(&[6], &[12]) && overlap(&[0, 1], &[1, 1]));
+        assert!(!overlap(&[1], &[2]) && !overlap(&[0, 1], &[1]));
+        assert!(overlap(&[], &[1]) && overlap(&[1], &[]), "an unknown core may be any");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Waiting for peers: a rank spins briefly, yields, then sleeps on its doorbell, so that it never
 //! holds a core that a peer needs.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
@@ -12,21 +13,33 @@ use maypole_transport::error::LinkError;
 use crate::clock;
 use crate::control::ControlPlane;
 use crate::error::Error;
-use crate::spin_policy::SpinPolicy;
+use crate::spin_policy::{QUICK_YIELD, SpinPolicy};
 
 /// The longest sleep. Everything that ends a wait rings the doorbell; this bounds the delay where a
 /// peer no longer can.
 const MAX_SLEEP: Duration = Duration::from_millis(500);
 
-/// Polls between two checks of whether the wait can still succeed.
+/// Spins between two checks of whether the wait can still succeed.
 const CHECK_INTERVAL: u32 = 256;
+
+/// Spins between two looks at whether the ranks that share the cores leave one to this rank.
+const LOOK_INTERVAL: u32 = 16;
+
+thread_local! {
+    /// Whether the last yield of this thread gave the core to somebody else.
+    static CORE_WAS_WANTED: Cell<bool> = const { Cell::new(true) };
+}
 
 /// The state of one wait, from the first unsuccessful poll to the next successful one.
 pub(crate) struct WaitLoop<'a> {
     endpoint: &'a Endpoint,
     spin_policy: SpinPolicy,
     watch: &'a ControlPlane,
-    polls: u32,
+    /// How often the wait has spun, and how often it has yielded.
+    spins: u32,
+    yields: u32,
+    /// The last yield found that nobody wants the core, and no spins have followed it yet.
+    core_is_free: bool,
     armed: Option<SleepTicket>,
     /// Present once the wait has slept.
     sleeping: Option<LongWait>,
@@ -46,7 +59,9 @@ impl<'a> WaitLoop<'a> {
             endpoint,
             spin_policy,
             watch,
-            polls: 0,
+            spins: 0,
+            yields: 0,
+            core_is_free: false,
             armed: None,
             sleeping: None,
             looks_again: false,
@@ -72,11 +87,13 @@ impl<'a> WaitLoop<'a> {
         failed: impl FnOnce() -> Option<LinkError>,
         awaited: impl FnOnce() -> Option<Rank>,
     ) -> Result<(), Error> {
-        let SpinPolicy { spins, yields } = self.spin_policy;
-        self.polls += 1;
-        if self.polls <= spins && !self.polls.is_multiple_of(CHECK_INTERVAL) {
+        let spins = self.armed.is_none() && self.may_spin();
+        if spins {
+            self.spins += 1;
             std::hint::spin_loop();
-            return Ok(());
+            if !self.spins.is_multiple_of(CHECK_INTERVAL) {
+                return Ok(());
+            }
         }
         if let Some(error) = self.endpoint.aborted().or_else(failed) {
             // What came before the failure counts, so there is one more poll.
@@ -85,15 +102,23 @@ impl<'a> WaitLoop<'a> {
             }
             return Ok(());
         }
-        if self.polls <= spins {
-            std::hint::spin_loop();
-        } else if self.polls <= spins.saturating_add(yields) {
-            let before = Instant::now();
-            std::thread::yield_now();
-            self.polls = self.spin_policy.after_yield(self.polls, before.elapsed());
-        } else if let Some(ticket) = self.armed.take() {
+        if spins {
+            return Ok(());
+        }
+        if let Some(ticket) = self.armed.take() {
             let limit = self.prepare_sleep(awaited())?;
             self.doorbell().sleep(ticket, Some(limit));
+        } else if self.yields < self.spin_policy.yields {
+            let before = Instant::now();
+            std::thread::yield_now();
+            let time = before.elapsed();
+            self.yields = self.spin_policy.after_yield(self.yields + 1, time);
+            self.core_is_free = time < QUICK_YIELD;
+            CORE_WAS_WANTED.set(!self.core_is_free);
+            if self.yields == self.spin_policy.yields {
+                // The sleep comes next.
+                self.spins = self.spin_policy.spins;
+            }
         } else {
             // The doorbell is armed before the last poll, so that no ring is lost.
             self.armed = Some(self.doorbell().prepare_to_sleep());
@@ -101,11 +126,26 @@ impl<'a> WaitLoop<'a> {
         Ok(())
     }
 
+    /// Whether the wait spins between the last poll and the next.
+    #[inline]
+    fn may_spin(&mut self) -> bool {
+        let SpinPolicy { spins, shares_cores, .. } = self.spin_policy;
+        if self.spins >= spins {
+            return false;
+        }
+        if !shares_cores || !self.spins.is_multiple_of(LOOK_INTERVAL) || self.endpoint.has_core() {
+            return true;
+        }
+        // Some other rank is awake. It may be asleep in another call, or use another core.
+        let begins = self.spins == 0 && self.yields == 0;
+        std::mem::take(&mut self.core_is_free) || begins && !CORE_WAS_WANTED.get()
+    }
+
     /// Ends the wait after a successful poll; the next wait starts from the beginning.
     #[inline]
     pub(crate) fn reset(&mut self) {
-        self.polls = 0;
-        self.armed = None;
+        (self.spins, self.yields, self.core_is_free) = (0, 0, false);
+        self.disarm();
         self.looks_again = false;
         if self.sleeping.take().is_some() {
             self.watch.set_waiting_for(None);
@@ -132,7 +172,21 @@ impl<'a> WaitLoop<'a> {
         }
     }
 
+    /// Takes back the announcement of a sleep, so that other ranks see that this one is awake.
+    #[inline]
+    fn disarm(&mut self) {
+        if self.armed.take().is_some() {
+            self.doorbell().ring();
+        }
+    }
+
     fn doorbell(&self) -> &'a Doorbell {
         self.endpoint.doorbell()
+    }
+}
+
+impl Drop for WaitLoop<'_> {
+    fn drop(&mut self) {
+        self.disarm();
     }
 }

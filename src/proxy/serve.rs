@@ -191,7 +191,9 @@ impl<'a> IdleLoop<'a> {
     /// Waits after a round in which nothing moved. If `busy`, a kernel may send without ringing the
     /// doorbell.
     fn wait(&mut self, busy: bool) {
-        let SpinPolicy { spins, yields } = self.spin_policy;
+        let SpinPolicy { spins, yields, shares_cores } = self.spin_policy;
+        // Where cores are shared, the ranks that wait for this thread may need this one.
+        let spins = if shares_cores { 0 } else { spins };
         self.polls = self.polls.saturating_add(1);
         if self.polls <= spins {
             std::hint::spin_loop();

@@ -30,7 +30,7 @@ const LAYOUTS: [InboxLayout; 2] = [
     InboxLayout { nranks: 2, channels: 2, slot_bytes: 4096, depth: 1 },
     InboxLayout { nranks: 2, channels: 2, slot_bytes: 64 * 33, depth: 4 },
 ];
-const SPIN_POLICY: SpinPolicy = SpinPolicy { spins: 20, yields: 4 };
+const SPIN_POLICY: SpinPolicy = SpinPolicy { spins: 20, yields: 4, shares_cores: false };
 
 fn tcp(config: EndpointConfig) -> Result<Endpoint, LinkError> {
     let tcp = TcpConfig { addresses: vec![Ipv4Addr::LOCALHOST.into()], streams: 2 };

@@ -111,6 +111,12 @@ impl RankHeader {
         }
     }
 
+    /// Whether the rank needs no core at present: it sleeps, or is about to, or is gone.
+    pub fn is_asleep(&self) -> bool {
+        // Relaxed: nothing follows from it but how this rank waits.
+        self.doorbell.has_sleeper() || self.presence.load(Ordering::Relaxed) != PRESENT
+    }
+
     /// Records that the rank may read lent memory from now on. Call it before a receive, which
     /// begins with a look at the abort word: either that look sees an abort, or the rank that
     /// aborted sees this record.

@@ -23,7 +23,7 @@ use crate::local::listener::LocalListener;
 use crate::memory::MappingAccess;
 use crate::noise::{KEY_BYTES, Key};
 pub use crate::peers::MessagesUnderWay;
-use crate::peers::PeerTable;
+use crate::peers::{CoreSharers, PeerTable};
 use crate::process::LazyValue;
 use crate::random::random_bytes;
 use crate::rank_header::RankHeader;
@@ -358,6 +358,19 @@ impl Endpoint {
     /// This rank's doorbell, on which it waits for all its links.
     pub fn doorbell(&self) -> &Doorbell {
         &self.header().doorbell
+    }
+
+    /// Records that the ranks `peers` may run on the cores of this rank, which are `cores` in all.
+    /// Possible once.
+    pub fn set_core_sharers(&self, peers: impl Iterator<Item = Rank>, cores: usize) {
+        self.parts.peers.set_core_sharers(CoreSharers::new(peers, cores));
+    }
+
+    /// Whether this rank may keep a core busy while it waits: those of the ranks that share its
+    /// cores that are not known to sleep have other cores. It is a hint, for it changes at any
+    /// time.
+    pub fn has_core(&self) -> bool {
+        self.parts.peers.has_core()
     }
 
     /// Ends every wait of this rank and of all connected peers with [`LinkError::Aborted`]. The

@@ -41,6 +41,10 @@ impl PeerConnection for LocalPeer {
         self.inbox.header().is_reading()
     }
 
+    fn is_asleep(&self) -> bool {
+        self.inbox.header().is_asleep()
+    }
+
     fn segment(&self, id: SegmentId) -> Option<PeerSegment> {
         PeerSegment::in_same_process(id)
     }

@@ -59,6 +59,10 @@ impl PeerConnection for ShmPeer {
         self.inbox.header().is_reading()
     }
 
+    fn is_asleep(&self) -> bool {
+        self.inbox.header().is_asleep()
+    }
+
     fn offer(&self, memory: &SegmentMemory, access: MappingAccess) -> Option<OfferState> {
         Some(self.sharing.offer(memory, access))
     }

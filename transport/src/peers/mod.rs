@@ -1,12 +1,16 @@
 //! The table of the peers to which a rank is connected. The rank's endpoint and the threads that
 //! accept connections for it share the table.
 
+mod core_sharers;
+
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
+
+pub(crate) use core_sharers::CoreSharers;
 
 use crate::Rank;
 use crate::error::{FailedDial, LinkError};
@@ -54,6 +58,12 @@ pub(crate) trait PeerConnection: fmt::Debug + Send + Sync {
         false
     }
 
+    /// Whether the peer needs no core at present: it sleeps, or is about to, or is gone. False if
+    /// that is not known.
+    fn is_asleep(&self) -> bool {
+        false
+    }
+
     /// Offers a segment to the peer. `None` if the peer cannot map segments.
     fn offer(&self, memory: &SegmentMemory, access: MappingAccess) -> Option<OfferState> {
         let _ = (memory, access);
@@ -97,6 +107,8 @@ pub(crate) struct PeerTable {
     pub(crate) layout: InboxLayout,
     pub(crate) inbox: Arc<Inbox>,
     entries: Mutex<PeerEntries>,
+    /// Set at most once.
+    core_sharers: OnceLock<CoreSharers>,
 }
 
 #[derive(Debug, Default)]
@@ -116,7 +128,7 @@ struct PeerEntries {
 
 impl PeerTable {
     pub(crate) fn new(rank: Rank, layout: InboxLayout, inbox: Arc<Inbox>) -> Self {
-        Self { rank, layout, inbox, entries: Mutex::default() }
+        Self { rank, layout, inbox, entries: Mutex::default(), core_sharers: OnceLock::new() }
     }
 
     /// The entries are consistent at all times, so a panic elsewhere under the lock does no harm.
@@ -137,6 +149,9 @@ impl PeerTable {
     pub(crate) fn add(&self, peer: Rank, connection: Arc<dyn PeerConnection>) {
         let mut entries = self.entries();
         entries.accept_error = None;
+        if let Some(sharers) = self.core_sharers.get() {
+            sharers.connected(peer, &connection);
+        }
         entries.connected.insert(peer, connection.clone());
         let shared = entries.shared.clone();
         drop(entries);
@@ -147,6 +162,21 @@ impl PeerTable {
             connection.abort(by, reason);
         }
         self.inbox.header().doorbell.ring();
+    }
+
+    /// Records which other ranks share the cores of this rank. Later records have no effect.
+    pub(crate) fn set_core_sharers(&self, sharers: CoreSharers) {
+        let entries = self.entries();
+        for (peer, connection) in &entries.connected {
+            sharers.connected(*peer, connection);
+        }
+        // Set under the lock, so that no connection is missed.
+        let _ = self.core_sharers.set(sharers);
+    }
+
+    /// Whether a core is left for this rank by the ranks that share its cores.
+    pub(crate) fn has_core(&self) -> bool {
+        self.core_sharers.get().is_none_or(CoreSharers::leave_a_core)
     }
 
     /// The file of this rank's inbox to send to `peer`, in which the region of that rank is ready.
