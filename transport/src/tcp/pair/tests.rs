@@ -147,3 +147,25 @@ fn the_rest_of_a_message_is_not_stored_in_posted_memory_that_was_withdrawn() {
     assert!(memory[..HALF].iter().all(|&byte| byte == 5));
     assert!(memory[HALF..].iter().all(|&byte| byte == 0), "the rest was stored");
 }
+
+/// The bytes of a message of four bytes, all 5.
+fn small_message() -> Vec<u8> {
+    let header = Frame { kind: FrameKind::Data, len: 4, sequence: 1, tag: 3, ..EMPTY };
+    [&header.encode()[..], &[5; 4]].concat()
+}
+
+#[test]
+fn an_abort_ends_waits_and_what_has_arrived_is_received() {
+    let _watchdog = Watchdog::new("a message arrives before an abort");
+    let (pair, mut peer) = pair_and_peer(1);
+    peer[0].write_all(&small_message()).unwrap();
+    while pair.lock().receive_ring(0).arrived() == 0 {
+        pair.tick();
+        std::thread::yield_now();
+    }
+    pair.header().abort(1, 7);
+    let message = pair.receive(0).unwrap().unwrap();
+    assert_eq!((message.len, message.tag), (4, 3));
+    pair.release(0, 0);
+    assert_eq!(pair.receive(0).unwrap_err(), LinkError::Aborted { by: 1, reason: 7 });
+}
