@@ -1,13 +1,12 @@
-//! Waiting for peers: a rank spins briefly, yields, then sleeps on its doorbell, so that it never
-//! holds a core that a peer needs.
+//! Waiting for peers: a rank spins briefly, yields, then sleeps on its doorbell, and on its sockets
+//! if it can, so that it never holds a core that a peer needs.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use maypole_algorithms::Rank;
 use maypole_control::long_wait::{LongWait, WaitStep};
-use maypole_transport::doorbell::{Doorbell, SleepTicket};
-use maypole_transport::endpoint::{Endpoint, ReadingGuard};
+use maypole_transport::endpoint::{Endpoint, EndpointTicket, ReadingGuard};
 use maypole_transport::error::LinkError;
 
 use crate::clock;
@@ -40,7 +39,7 @@ pub(crate) struct WaitLoop<'a> {
     yields: u32,
     /// The last yield found that nobody wants the core, and no spins have followed it yet.
     core_is_free: bool,
-    armed: Option<SleepTicket>,
+    armed: Option<EndpointTicket<'a>>,
     /// Present once the wait has slept.
     sleeping: Option<LongWait>,
     /// A failure was seen, and the messages are looked for once more.
@@ -107,7 +106,7 @@ impl<'a> WaitLoop<'a> {
         }
         if let Some(ticket) = self.armed.take() {
             let limit = self.prepare_sleep(awaited())?;
-            self.doorbell().sleep(ticket, Some(limit));
+            ticket.sleep(limit);
         } else if self.yields < self.spin_policy.yields {
             let before = Instant::now();
             std::thread::yield_now();
@@ -121,7 +120,7 @@ impl<'a> WaitLoop<'a> {
             }
         } else {
             // The doorbell is armed before the last poll, so that no ring is lost.
-            self.armed = Some(self.doorbell().prepare_to_sleep());
+            self.armed = Some(self.endpoint.prepare_to_sleep());
         }
         Ok(())
     }
@@ -176,12 +175,8 @@ impl<'a> WaitLoop<'a> {
     #[inline]
     fn disarm(&mut self) {
         if self.armed.take().is_some() {
-            self.doorbell().ring();
+            self.endpoint.doorbell().ring();
         }
-    }
-
-    fn doorbell(&self) -> &'a Doorbell {
-        self.endpoint.doorbell()
     }
 }
 

@@ -76,6 +76,8 @@ pub mod tcp;
 mod thread;
 #[cfg(not(loom))]
 pub mod verbs;
+#[cfg(not(loom))]
+mod wake_event;
 
 pub use error::LinkError;
 

@@ -114,7 +114,7 @@ impl RankHeader {
     /// Whether the rank needs no core at present: it sleeps, or is about to, or is gone.
     pub fn is_asleep(&self) -> bool {
         // Relaxed: nothing follows from it but how this rank waits.
-        self.doorbell.has_sleeper() || self.presence.load(Ordering::Relaxed) != PRESENT
+        self.doorbell.is_awaited() || self.presence.load(Ordering::Relaxed) != PRESENT
     }
 
     /// Records that the rank may read lent memory from now on. Call it before a receive, which

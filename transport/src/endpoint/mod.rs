@@ -1,6 +1,7 @@
 //! The endpoint: one rank's side of all its links, through which it connects to its peers.
 
 mod hosts;
+mod sleep;
 
 use std::fmt;
 use std::mem::ManuallyDrop;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use maypole_verbs::LinkLayer;
 
+pub use self::sleep::EndpointTicket;
 use crate::Rank;
 use crate::address::{EndpointAddress, LinkKind, ProcessToken, RdmaNetwork};
 use crate::credentials::Credentials;

@@ -18,6 +18,7 @@ use crate::inbox::{Inbox, InboxLayout};
 use crate::link::{Incoming, Outgoing};
 use crate::memory::MappingAccess;
 use crate::segment::{self, OfferState, PeerSegment, SegmentId, SegmentMemory};
+use crate::sync::{AtomicBool, Ordering};
 
 /// The reason of an abort because a thread of an endpoint has panicked.
 const THREAD_PANICKED: u32 = 0;
@@ -76,6 +77,11 @@ pub(crate) trait PeerConnection: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Reads the TCP stream of that number, which has something to read.
+    fn read_stream(&self, number: usize) {
+        let _ = number;
+    }
+
     /// Sends or writes to the peer what no correct rank does, by these random numbers: for tests of
     /// the peer.
     fn misbehave(&self, random: &mut dyn FnMut() -> u64) {
@@ -106,6 +112,8 @@ pub(crate) struct PeerTable {
     pub(crate) rank: Rank,
     pub(crate) layout: InboxLayout,
     pub(crate) inbox: Arc<Inbox>,
+    /// Another process may ring this rank's doorbell.
+    rung_by_others: AtomicBool,
     entries: Mutex<PeerEntries>,
     /// Set at most once.
     core_sharers: OnceLock<CoreSharers>,
@@ -128,7 +136,14 @@ struct PeerEntries {
 
 impl PeerTable {
     pub(crate) fn new(rank: Rank, layout: InboxLayout, inbox: Arc<Inbox>) -> Self {
-        Self { rank, layout, inbox, entries: Mutex::default(), core_sharers: OnceLock::new() }
+        Self {
+            rank,
+            layout,
+            inbox,
+            rung_by_others: AtomicBool::new(false),
+            entries: Mutex::default(),
+            core_sharers: OnceLock::new(),
+        }
     }
 
     /// The entries are consistent at all times, so a panic elsewhere under the lock does no harm.
@@ -177,6 +192,17 @@ impl PeerTable {
     /// Whether a core is left for this rank by the ranks that share its cores.
     pub(crate) fn has_core(&self) -> bool {
         self.core_sharers.get().is_none_or(CoreSharers::leave_a_core)
+    }
+
+    /// Whether another process may ring this rank's doorbell.
+    pub(crate) fn rung_by_others(&self) -> bool {
+        self.rung_by_others.load(Ordering::SeqCst)
+    }
+
+    /// Records that another process gets this rank's inbox, for links. If the rank sleeps in a way
+    /// that the process cannot end, the ring of [`add`](Self::add) ends it.
+    pub(crate) fn let_others_ring(&self) {
+        self.rung_by_others.store(true, Ordering::SeqCst);
     }
 
     /// The file of this rank's inbox to send to `peer`, in which the region of that rank is ready.

@@ -98,6 +98,9 @@ impl ShmDial<'_> {
         let inbox =
             file.and_then(|file| PeerInbox::map(file.as_fd(), peers.rank, peer, peers.layout));
         let own = peers.file_for(peer);
+        if purpose == Purpose::Shm {
+            peers.let_others_ring();
+        }
         let (inbox, own) = match (inbox, own) {
             (Ok(inbox), Ok(own)) => (Ok(inbox), Some(own)),
             (Err(error), _) | (_, Err(error)) => (Err(error), None),

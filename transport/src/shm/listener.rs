@@ -309,6 +309,7 @@ impl ShmService {
         }
         if !is_proof {
             self.peers.clear_failure(peer);
+            self.peers.let_others_ring();
         }
         let file = match self.peers.file_for(peer) {
             Ok(file) => file,

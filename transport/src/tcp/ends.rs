@@ -51,6 +51,10 @@ impl PeerConnection for TcpPeer {
         (messages > 0).then_some(MessagesUnderWay { peer: self.pair.peer, messages, bytes })
     }
 
+    fn read_stream(&self, number: usize) {
+        self.pair.read_stream(number);
+    }
+
     fn misbehave(&self, random: &mut dyn FnMut() -> u64) {
         self.pair.misbehave(random);
     }

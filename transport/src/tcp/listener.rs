@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::pair::upgrade::UpgradeQueue;
 use super::poller::{EventFlags, Poller};
 use super::service::{DialRequest, LISTENER_EVENT, ServiceRequests, TcpService, WAKE_EVENT};
+use super::watch::SocketWatch;
 use super::{MOST_STREAMS, TcpConfig};
 use crate::Rank;
 use crate::credentials::Credentials;
@@ -24,6 +25,7 @@ pub(crate) struct TcpLinkListener {
     addresses: Vec<SocketAddr>,
     streams: u32,
     poller: Arc<Poller>,
+    watch: Arc<SocketWatch>,
     requests: Arc<Mutex<ServiceRequests>>,
     thread: Mutex<ServiceThread>,
 }
@@ -71,10 +73,11 @@ impl TcpLinkListener {
             listeners.push(listener);
         }
         let requests = Arc::<Mutex<ServiceRequests>>::default();
-        let (set, asked) = (poller.clone(), requests.clone());
-        let service = TcpService::new(set, asked, listeners, peers, credentials, upgrade);
+        let watch = Arc::new(SocketWatch::new(poller.clone(), peers.inbox.clone()));
+        let (sets, asked) = ((poller.clone(), watch.clone()), requests.clone());
+        let service = TcpService::new(sets, asked, listeners, peers, credentials, upgrade);
         let thread = Mutex::new(ServiceThread::NotStarted(Box::new(service)));
-        Ok(Self { addresses, streams: config.streams, poller, requests, thread })
+        Ok(Self { addresses, streams: config.streams, poller, watch, requests, thread })
     }
 
     /// The addresses at which it listens.
@@ -85,6 +88,11 @@ impl TcpLinkListener {
     /// Number of streams that this rank wants per peer.
     pub(crate) fn streams(&self) -> u32 {
         self.streams
+    }
+
+    /// The sockets on which the rank can sleep.
+    pub(crate) fn watch(&self) -> &SocketWatch {
+        &self.watch
     }
 
     /// Starts the thread if it does not run.

@@ -18,7 +18,8 @@
 //! * `ends`: the contract of links;
 //! * `connect`: the handshake of a new stream, from either end;
 //! * `listener`: the listening sockets, and the thread behind them;
-//! * `service`: the thread that accepts, dials, and serves ranks that sleep.
+//! * `service`: the thread that accepts, dials, and serves ranks that do not do so themselves;
+//! * `watch`: how a rank sleeps on its doorbell and its sockets at once.
 //!
 //! Pairs whose messages travel over RDMA have one stream, which only carries control messages and
 //! ends: see `pair::upgrade`.
@@ -33,6 +34,7 @@ mod ring;
 mod service;
 mod socket;
 mod stream;
+pub(crate) mod watch;
 
 use std::net::IpAddr;
 

@@ -3,8 +3,8 @@
 //! A thread that waits for something reads the sockets itself, under the lock of the pair. The
 //! service thread reads and writes only for a rank that sleeps, that is busy elsewhere, or that
 //! could not write everything. A socket is armed for the service thread when its rank is about to
-//! sleep. After an event it stays disarmed until the rank sleeps again or until the thread's next
-//! tick.
+//! sleep on its doorbell alone. After an event it stays disarmed until the rank sleeps so again or
+//! until the thread's next tick. A rank that sleeps on its sockets too reads what arrives itself.
 
 mod control;
 mod messages;
@@ -23,6 +23,7 @@ use self::upgrade::UpgradeQueue;
 use super::poller::{EventFlags, Poller};
 use super::socket;
 use super::stream::{QueuedFrame, ReadExtent, StreamEnd, TcpStream};
+use super::watch::SocketWatch;
 use crate::Rank;
 use crate::error::LinkError;
 use crate::inbox::{Inbox, InboxLayout};
@@ -47,6 +48,8 @@ pub(crate) struct TcpPair {
     /// Used only to record whether the peer is present.
     peer_header: RankHeader,
     poller: Arc<Poller>,
+    /// Where the rank itself waits for the streams, once all are there.
+    watch: Arc<SocketWatch>,
     /// Set if the messages of the pair travel another way, which control messages make: then no
     /// message uses the streams, which are always read.
     upgrade: Option<Arc<UpgradeQueue>>,
@@ -79,12 +82,12 @@ impl TcpPair {
         streams: u32,
         inbox: Arc<Inbox>,
         layout: InboxLayout,
-        poller: Arc<Poller>,
+        (poller, watch): (Arc<Poller>, Arc<SocketWatch>),
         upgrade: Option<Arc<UpgradeQueue>>,
     ) -> Self {
         let state = Mutex::new(TcpPairState::new(streams, &layout));
         let peer_header = RankHeader::default();
-        Self { peer, inbox, layout, peer_header, poller, upgrade, state }
+        Self { peer, inbox, layout, peer_header, poller, watch, upgrade, state }
     }
 
     /// A panic under the lock is a bug of this library. The state is then useless, but memory-safe.
@@ -134,6 +137,14 @@ impl TcpPair {
         self.flush(&mut state);
         let first = !state.complete && state.live_streams() == state.streams.len();
         state.complete |= first;
+        if state.complete && self.upgrade.is_none() {
+            let all = 0..state.streams.len();
+            for index in if first { all } else { index..index + 1 } {
+                if let Some(stream) = state.stream(index) {
+                    self.watch.add(&stream.fd, event_data(self.peer, index));
+                }
+            }
+        }
         Ok(first)
     }
 
@@ -275,6 +286,18 @@ impl TcpPair {
         let always = state.leaving || self.upgrade.is_some();
         if self.header().doorbell.has_sleeper() || always {
             self.arm(&mut state, index);
+        }
+    }
+
+    /// Reads a stream that has something to read, for the rank, which has slept on its sockets.
+    pub(crate) fn read_stream(&self, index: usize) {
+        let mut state = self.lock();
+        // The rank comes back here at once if this leaves something unread.
+        let extent = if state.filled > 0 { ReadExtent::All } else { ReadExtent::UntilFilled };
+        let progress = self.read(&mut state, index, extent, StreamEnd::Closed);
+        self.flush(&mut state);
+        if progress {
+            self.header().doorbell.ring();
         }
     }
 

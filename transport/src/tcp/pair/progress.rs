@@ -148,13 +148,15 @@ impl TcpPair {
         }
     }
 
-    /// Lets the service thread wait for data on a stream, and for room if there is something to
-    /// write.
+    /// Lets the service thread wait for data on a stream, unless the rank does, and for room if
+    /// there is something to write.
     pub(super) fn arm(&self, state: &mut TcpPairState, index: usize) {
+        let waits = !state.leaving && state.complete && self.header().doorbell.has_watcher();
         let Some(stream) = state.stream(index) else { return };
-        let mut flags = EventFlags::IN | EventFlags::ONESHOT;
+        let mut flags = EventFlags::ONESHOT;
+        flags.set(EventFlags::IN, !waits || self.upgrade.is_some());
         flags.set(EventFlags::OUT, stream.is_pending());
-        if !stream.armed.contains(flags) {
+        if flags != EventFlags::ONESHOT && !stream.armed.contains(flags) {
             self.poller.change(&stream.fd, flags, event_data(self.peer, index));
             stream.armed = flags;
         }
@@ -175,6 +177,7 @@ impl TcpPair {
             }
         }
         self.poller.remove(&stream.fd);
+        self.watch.remove(&stream.fd);
         // A child made by fork may hold the socket too.
         socket::shutdown(stream.fd.as_fd(), Shutdown::Both);
         let by_lower = stream.by_lower;

@@ -32,7 +32,8 @@ fn session() -> Session {
 fn pair_and_peer(streams: u32) -> (TcpPair, Vec<StdStream>) {
     let inbox = Arc::new(Inbox::new(0, LAYOUT).unwrap());
     let poller = Arc::new(Poller::new(u64::MAX).unwrap());
-    let pair = TcpPair::new(1, streams, inbox, LAYOUT, poller, None);
+    let watch = Arc::new(SocketWatch::new(poller.clone(), inbox.clone()));
+    let pair = TcpPair::new(1, streams, inbox, LAYOUT, (poller, watch), None);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut peer = Vec::new();
     for number in 0..streams {
@@ -168,4 +169,33 @@ fn an_abort_ends_waits_and_what_has_arrived_is_received() {
     assert_eq!((message.len, message.tag), (4, 3));
     pair.release(0, 0);
     assert_eq!(pair.receive(0).unwrap_err(), LinkError::Aborted { by: 1, reason: 7 });
+}
+
+/// There is no service thread, so that the rank itself must read.
+#[test]
+fn a_rank_that_sleeps_on_its_sockets_is_woken_by_arrivals_and_by_its_doorbell() {
+    let _watchdog = Watchdog::new("a rank sleeps on its sockets");
+    let (pair, mut peer) = pair_and_peer(1);
+    let (patience, watch) = (Duration::from_secs(60), pair.watch.clone());
+    let wait = |ready: &dyn Fn() -> bool| {
+        loop {
+            let ticket = watch.prepare_to_sleep().expect("nobody else sleeps there");
+            assert!(watch.prepare_to_sleep().is_none(), "two threads sleep there");
+            if ready() {
+                return;
+            }
+            ticket.sleep(patience, |data| pair.read_stream(decode_event_data(data).1));
+        }
+    };
+    let socket = &mut peer[0];
+    std::thread::scope(|scope| {
+        scope.spawn(|| socket.write_all(&small_message()).unwrap());
+        wait(&|| pair.lock().receive_ring(0).arrived() == 1);
+    });
+    assert_eq!(pair.receive(0).unwrap().unwrap().tag, 3);
+    pair.release(0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| pair.header().abort(1, 7));
+        wait(&|| pair.header().aborted().is_some());
+    });
 }

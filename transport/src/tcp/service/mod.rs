@@ -28,6 +28,7 @@ use super::pair::upgrade::{UPGRADE, UpgradeQueue};
 use super::pair::{TcpPair, decode_event_data};
 use super::poller::{Event, EventFlags, Poller};
 use super::stream::TcpStream;
+use super::watch::SocketWatch;
 use crate::Rank;
 use crate::credentials::Credentials;
 use crate::error::LinkError;
@@ -74,6 +75,7 @@ pub(super) struct DialRequest {
 /// The state of the thread.
 pub(super) struct TcpService {
     poller: Arc<Poller>,
+    watch: Arc<SocketWatch>,
     requests: Arc<Mutex<ServiceRequests>>,
     listeners: Vec<TcpListener>,
     peers: Arc<PeerTable>,
@@ -103,7 +105,7 @@ pub(super) struct TcpService {
 
 impl TcpService {
     pub(super) fn new(
-        poller: Arc<Poller>,
+        (poller, watch): (Arc<Poller>, Arc<SocketWatch>),
         requests: Arc<Mutex<ServiceRequests>>,
         listeners: Vec<TcpListener>,
         peers: Arc<PeerTable>,
@@ -112,6 +114,7 @@ impl TcpService {
     ) -> Self {
         Self {
             poller,
+            watch,
             requests,
             listeners,
             peers,
@@ -388,8 +391,8 @@ impl TcpService {
     fn pair(&mut self, peer: Rank, streams: u32) -> Arc<TcpPair> {
         let PeerTable { inbox, layout, .. } = &*self.peers;
         let upgrade = self.upgrade.clone().filter(|_| streams & UPGRADE != 0);
-        let (streams, poller) = (streams & !UPGRADE, self.poller.clone());
-        let make = || TcpPair::new(peer, streams, inbox.clone(), *layout, poller, upgrade);
+        let (streams, sets) = (streams & !UPGRADE, (self.poller.clone(), self.watch.clone()));
+        let make = || TcpPair::new(peer, streams, inbox.clone(), *layout, sets, upgrade);
         self.pairs.entry(peer).or_insert_with(|| Arc::new(make())).clone()
     }
 }
