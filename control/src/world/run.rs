@@ -378,9 +378,12 @@ impl World {
     pub(super) fn handle(&mut self, rank: Rank, input: ControlInput) {
         let Some(mut core) = self.ranks[rank as usize].core.take() else { return };
         let now = self.ranks[rank as usize].local(self.now);
-        let before = core.verdict().is_some();
+        let before = core.verdict().cloned();
         core.handle(now, input, &SimulatedFacts { rank, ranks: &self.ranks });
-        if !before && let Some(verdict) = core.verdict() {
+        self.truth.check_first_verdict(rank, before.as_ref(), core.verdict());
+        if before.is_none()
+            && let Some(verdict) = core.verdict()
+        {
             self.truth.check_verdict(rank, verdict, &self.ranks);
         }
         let mut outputs = Vec::new();

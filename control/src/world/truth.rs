@@ -115,6 +115,18 @@ impl Truth {
         }
     }
 
+    /// The first verdict stays: it is the cause of those that follow.
+    pub(super) fn check_first_verdict(
+        &mut self,
+        rank: Rank,
+        before: Option<&Verdict>,
+        now: Option<&Verdict>,
+    ) {
+        if before.is_some() && before != now {
+            self.fail(format!("rank {rank} had the verdict {before:?}, and now has {now:?}"));
+        }
+    }
+
     /// A verdict must be true when it is made, and for ranks that it reaches later too.
     pub(super) fn check_verdict(&mut self, rank: Rank, verdict: &Verdict, ranks: &[SimulatedRank]) {
         if self.lies {
