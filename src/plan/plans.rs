@@ -244,7 +244,7 @@ impl Plans {
         number
     }
 
-    /// The choice and the proof for broadcasts like `task`, which `make` makes if they are not kept.
+    /// The choice and the proof for broadcasts like `task`. `make` makes them if they are not kept.
     pub(crate) fn broadcast(
         &mut self,
         task: &Task,
