@@ -429,12 +429,14 @@ fn report_failure_to(contents: &UniqueIdContents, rank: u32, nranks: u32, error:
     let addresses = listener_address::reachable_here(&contents.root);
     let mut dial = Dialer::new(contents.secret.clone(), binding, addresses);
     let (stream, until) = loop {
+        // What came before this time is seen below, however late this thread runs.
+        let now = Instant::now();
         let outcome = dial.advance();
         let time = if dial.has_reached() { FAILURE_SEND_TIME } else { FAILURE_REACH_TIME };
         let until = begun + time;
         match outcome {
             Ok(DialOutcome::Connected(stream)) => break (stream, until),
-            Ok(DialOutcome::NotYet) if Instant::now() < until => {
+            Ok(DialOutcome::NotYet) if now < until => {
                 poll::wait(&mut [dial.poll_fd()], until.min(dial.wake()));
             }
             Ok(DialOutcome::NotYet | DialOutcome::WrongId(_)) | Err(_) => return,
