@@ -199,16 +199,18 @@ impl VerbsPair {
             self.poll(&mut state, channel);
             message = first(self.pair(&mut state));
         }
-        if message.is_none() && self.control.gone().is_some() {
-            // A peer leaves after all that it sent has arrived.
+        if message.is_some() {
+            return Ok(message);
+        }
+        // The peer may have failed or left since the poll, after messages that count. So they are
+        // looked for again once that is known.
+        let nothing = self.nothing_found(self.pair(&mut state));
+        if nothing.is_err() {
             self.table.poll(&mut state);
             self.pair(&mut state).take_from_tcp(channel);
             message = first(self.pair(&mut state));
         }
-        match message {
-            Some(message) => Ok(Some(message)),
-            None => self.nothing_found(self.pair(&mut state)),
-        }
+        message.map_or(nothing, |message| Ok(Some(message)))
     }
 
     /// Releases the first message; the next release says `excess` messages more.

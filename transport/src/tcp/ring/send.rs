@@ -21,13 +21,15 @@ pub(crate) struct SentMessage {
     pub(crate) lent: Option<LentMemory>,
     /// The stream that carries it; `None` while there is no stream.
     pub(crate) stream: Option<usize>,
+    /// A stream has begun to write it, so that the peer may have it.
+    pub(crate) begun: bool,
     /// What is wrong in its header when it is sent for the first time, for tests.
     pub(crate) damage: Option<HeaderDamage>,
 }
 
 /// A message without content in a slot.
 pub(crate) const EMPTY_MESSAGE: SentMessage =
-    SentMessage { len: 0, tag: 0, lent: None, stream: None, damage: None };
+    SentMessage { len: 0, tag: 0, lent: None, stream: None, begun: false, damage: None };
 
 /// The sending end of a link.
 #[derive(Debug)]
@@ -102,10 +104,13 @@ impl SendRing {
 
     /// Handles an acknowledgement of the release of all messages up to `ack`, and of the arrival of
     /// `arrived` messages after them. Returns whether that is news; `None` if it acknowledges a
-    /// message that was not sent.
+    /// message that was not sent. One that only waits to be written was not sent: if it counted as
+    /// released, it would never be.
     pub(crate) fn acknowledge(&mut self, ack: Sequence, arrived: u32) -> Option<bool> {
         let arrived = ack.checked_add(arrived.into())?;
-        if arrived >= self.next {
+        if arrived >= self.next
+            || (self.acked + 1..=arrived).any(|sequence| !self.sent(sequence).begun)
+        {
             return None;
         }
         let is_news = ack > self.acked || arrived > self.arrived;
@@ -125,6 +130,9 @@ mod tests {
         assert_eq!(ring.acknowledge(1, 0), None, "it acknowledges a message that was not sent");
         ring.next = 2;
         ring.sent(1).len = 9;
+        assert_eq!(ring.acknowledge(1, 0), None, "it acknowledges a message that was not written");
+        assert_eq!(ring.acknowledge(0, 1), None, "the same of its arrival");
+        ring.sent(1).begun = true;
         assert_eq!(ring.acknowledge(0, 2), None, "the arrival of a message that was not sent");
         assert_eq!((ring.acknowledge(u64::MAX, 1), ring.under_way()), (None, (1, 9)));
         assert_eq!(ring.acknowledge(0, 1), Some(true));
@@ -142,7 +150,7 @@ mod tests {
             assert!(ring.allocate().is_some());
             ring.next += 1;
             let lent = Some(LentMemory(bytes.as_ptr()));
-            *ring.sent(sequence) = SentMessage { len: 9, lent, ..EMPTY_MESSAGE };
+            *ring.sent(sequence) = SentMessage { len: 9, lent, begun: true, ..EMPTY_MESSAGE };
             assert_eq!(ring.payload(sequence), bytes.as_ptr());
         }
         ring.acknowledge(1, 0);

@@ -63,6 +63,7 @@ impl OutgoingFrame {
                 match what {
                     QueuedFrame::Data(_, sequence) if sequence <= sending.acked => return None,
                     QueuedFrame::Data(_, sequence) => {
+                        sending.sent(sequence).begun = true;
                         let sent = *sending.sent(sequence);
                         receiving.acked_to_peer = ack;
                         let (len, tag) = (sent.len as u32, sent.tag);
