@@ -144,12 +144,15 @@ impl Interpreter<'_> {
         Ok(())
     }
 
-    /// Fails if a peer from which a release is awaited acknowledges what it never got.
+    /// Fails if the link on which a release is awaited has failed, for example because the peer
+    /// acknowledges what it never got. That a peer died is told by the wait.
     fn check_acknowledgements(&mut self, lanes: &[LaneState]) -> Result<(), Error> {
+        use LinkError::{Aborted, PeerDied, PeerLeft};
         for lent in lanes.iter().filter_map(|lane| lane.lent.front()) {
             let slots = &mut self.links.outgoing[lent.link as usize].slots;
-            if let Err(error @ LinkError::Corrupt { .. }) = slots.reserve() {
-                return Err(error.into());
+            match slots.reserve() {
+                Ok(_) | Err(Aborted { .. } | PeerDied { .. } | PeerLeft { .. }) => {}
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())

@@ -27,13 +27,17 @@ impl TcpPair {
         Ok(Some(SlotMut { data, capacity: self.layout.slot_bytes }))
     }
 
-    /// `None` while there is no credit.
+    /// `None` while there is no credit. A failed connection is an error also if there is credit: a
+    /// rank that waits for a release has no other way to see it.
     fn await_credit(
         &self,
         state: &mut TcpPairState,
         channel: u16,
     ) -> Result<Option<()>, LinkError> {
         if let Some(error) = self.header().aborted() {
+            return Err(error);
+        }
+        if let Some(error) = state.failure {
             return Err(error);
         }
         if !state.send_ring(channel).has_credit() {
