@@ -393,7 +393,7 @@ impl<'a> JoiningRank<'a> {
 }
 
 /// Tells the roots at which this rank registers that it will not come, except those in `informed`.
-/// If the whole attempt has ended, also the ranks at roots that it only informs wait in vain. A
+/// If the whole attempt has ended, that counts also for the ranks at roots that it only informs. A
 /// failure of this rank alone may be that of a second process, and the first one has come there.
 pub(super) fn report_failure(
     ids: &RootIds,

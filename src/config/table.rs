@@ -290,7 +290,7 @@ settings! {
     /// How many times a waiting rank polls before it gives up its core.
     spin: Option<u32> = "MAYPOLE_SPIN" {
         values: "an integer from 0 to 4294967295"
-        default: "automatic: by whether the ranks of the host outnumber its cores"
+        default: "4000; ranks that outnumber the cores they share poll only while a core is left"
         parse: |text| integer_in(text, 0, i64::from(u32::MAX)).map(|spin| Some(spin as u32)),
         initial: None,
     }

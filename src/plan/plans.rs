@@ -85,16 +85,15 @@ pub(crate) struct Plans {
     /// Some plans of the last collective calls, each at the [place](PlanKey::place) of its key, so
     /// that calls that alternate between a few kinds or roots hash nothing.
     recent: [Option<(PlanKey, usize)>; RECENT_PLANS],
-    vector: RecentPlans<VectorPlanKey>,
+    vector: RecentlyUsed<VectorPlanKey>,
     /// The plans of calls that select their algorithms.
-    selected: RecentPlans<(PlanKey, AlgorithmFilter)>,
+    selected: RecentlyUsed<(PlanKey, AlgorithmFilter)>,
     /// The plans by a schedule that the caller provided.
-    by_schedule: RecentPlans<(PlanKey, Proved)>,
+    by_schedule: RecentlyUsed<(PlanKey, Proved)>,
     /// The plan of a barrier.
     barrier: Option<usize>,
-    /// The choice and the proof of broadcasts from rank 0, the most recently used first: they serve
-    /// for broadcasts from other ranks too.
-    broadcasts: Vec<(VectorPlanKey, Proved, Choice)>,
+    /// The proof and the choice of broadcasts from rank 0, which serve for other roots too.
+    broadcasts: RecentlyUsed<VectorPlanKey, (Proved, Choice)>,
 }
 
 /// The number of a plan in the index, and its last use.
@@ -103,28 +102,38 @@ struct CollectivePlan {
     used: u64,
 }
 
-/// The numbers of some plans by their keys, the most recently used first.
-struct RecentPlans<K>(Vec<(K, usize)>);
+/// Some values by their keys, the most recently used first: numbers of plans, for example.
+struct RecentlyUsed<K, V = usize>(Vec<(K, V)>);
 
-impl<K> Default for RecentPlans<K> {
+impl<K, V> Default for RecentlyUsed<K, V> {
     fn default() -> Self {
         Self(Vec::new())
     }
 }
 
-impl<K> RecentPlans<K> {
-    /// The number of the first plan whose key `is` the right one.
-    fn find(&mut self, is: impl Fn(&K) -> bool) -> Option<usize> {
+impl<K, V> RecentlyUsed<K, V> {
+    /// The first value whose key `is` the right one.
+    fn find(&mut self, is: impl Fn(&K) -> bool) -> Option<&V> {
         let index = self.0.iter().position(|(key, _)| is(key))?;
         self.0[..=index].rotate_right(1);
-        Some(self.0[0].1)
+        Some(&self.0[0].1)
     }
 
+    /// Makes room for one more value if there are `most`; returns the one that is given up.
+    fn make_room(&mut self, most: usize) -> Option<V> {
+        if self.0.len() < most { None } else { self.0.pop().map(|(_, value)| value) }
+    }
+
+    fn add(&mut self, key: K, value: V) {
+        self.0.insert(0, (key, value));
+    }
+}
+
+impl<K> RecentlyUsed<K> {
     /// Keeps a plan; it replaces the last one if there are `most`.
     fn insert(&mut self, most: usize, key: K, plan: Plan, plans: &mut Vec<Plan>) -> usize {
-        let replaced = if self.0.len() < most { None } else { self.0.pop().map(|(_, n)| n) };
-        let number = put(plans, replaced, plan);
-        self.0.insert(0, (key, number));
+        let number = put(plans, self.make_room(most), plan);
+        self.add(key, number);
         number
     }
 }
@@ -188,7 +197,7 @@ impl Plans {
     /// The number of the plan for a vector call, if there is one.
     pub(crate) fn find_vector(&mut self, task: &Task) -> Option<usize> {
         let key = VectorPlanKey::new(task);
-        self.vector.find(|known| *known == key)
+        self.vector.find(|known| *known == key).copied()
     }
 
     /// Keeps the plan of vector calls like `task`; returns its number.
@@ -203,7 +212,7 @@ impl Plans {
         key: &PlanKey,
         algorithms: &AlgorithmFilter,
     ) -> Option<usize> {
-        self.selected.find(|(k, a)| k == key && a == algorithms)
+        self.selected.find(|(k, a)| k == key && a == algorithms).copied()
     }
 
     /// Keeps the plan of all calls with this key that allow exactly these algorithms; returns its
@@ -219,7 +228,7 @@ impl Plans {
 
     /// The number of the plan for calls with this key by `schedule`, if there is one.
     pub(crate) fn find_by_schedule(&mut self, schedule: &Proved, key: &PlanKey) -> Option<usize> {
-        self.by_schedule.find(|(k, s)| k == key && s.is_same(schedule))
+        self.by_schedule.find(|(k, s)| k == key && s.is_same(schedule)).copied()
     }
 
     /// Keeps the plan of all calls with this key by `schedule`; returns its number.
@@ -251,18 +260,13 @@ impl Plans {
         make: impl FnOnce() -> Result<(Proved, Choice), Error>,
     ) -> Result<(Proved, Choice), Error> {
         let key = VectorPlanKey::new(task);
-        let index = match self.broadcasts.iter().position(|(known, ..)| *known == key) {
-            Some(index) => index,
-            None => {
-                let (proved, choice) = make()?;
-                self.broadcasts.truncate(MAX_BROADCASTS - 1);
-                self.broadcasts.push((key, proved, choice));
-                self.broadcasts.len() - 1
-            }
-        };
-        self.broadcasts[..=index].rotate_right(1);
-        let (_, proved, choice) = &self.broadcasts[0];
-        Ok((proved.clone(), choice.clone()))
+        if let Some(known) = self.broadcasts.find(|known| *known == key) {
+            return Ok(known.clone());
+        }
+        let made = make()?;
+        self.broadcasts.make_room(MAX_BROADCASTS);
+        self.broadcasts.add(key, made.clone());
+        Ok(made)
     }
 
     #[inline]
@@ -273,7 +277,7 @@ impl Plans {
     /// How many broadcasts have their choice and proof kept.
     #[cfg(test)]
     pub(crate) fn broadcasts(&self) -> usize {
-        self.broadcasts.len()
+        self.broadcasts.0.len()
     }
 
     /// How many plans are kept.

@@ -13,9 +13,9 @@
 //! any number of reasons to wait.
 //!
 //! The second bit says in the same way that a thread of the owner may be asleep on descriptors, one
-//! of which is an `eventfd` for this doorbell (see `wake_event.rs`). Whoever clears that bit writes
-//! to the `eventfd`. Only the owner's process can do so, and other processes leave the bit: a rank
-//! that they can wake does not sleep on descriptors.
+//! of which is an `eventfd` for this doorbell (see `wake_event.rs`). A thread that clears that bit
+//! writes to the `eventfd`. Only the owner's process can do so, and other processes leave the bit:
+//! a rank that they can wake does not sleep on descriptors.
 
 use core::time::Duration;
 use std::time::Instant;

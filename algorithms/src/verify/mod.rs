@@ -1,10 +1,9 @@
 //! The verifier: takes a schedule and returns a proof that it is right, or a counterexample.
 //!
 //! The verifier trusts nothing about the generator of a schedule. It executes the schedule once
-//! (out of place and in place) on symbolic values and checks the results against
-//! [`Collective`]. This text explains why that one execution covers every
-//! execution that an engine may make, with any timing, any number of credits, and any choice
-//! between copied and lent messages.
+//! (out of place and in place) on symbolic values and checks the results against [`Collective`].
+//! This text explains why that one execution covers every execution that an engine may make, with
+//! any timing, any number of credits, and any choice between copied and lent messages.
 //!
 //! # Symbolic values
 //!

@@ -3,12 +3,13 @@
 use std::ffi::CStr;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use maypole_control::communicator::ProcessState;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use super::caller::is_allowed;
 use super::job::Job;
@@ -94,53 +95,14 @@ fn listen(host: &str, port: u16) -> io::Result<TcpListener> {
 /// Listens at an address that several processes of the user share, which `TcpListener::bind`
 /// cannot.
 fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
-    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: the call takes numbers only.
-    let fd = result(unsafe { libc::socket(family, kind, 0) })?;
-    // SAFETY: the kernel has just returned this descriptor, and nothing else owns it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let (one, len) = (1_i32, size_of::<i32>() as libc::socklen_t);
-    for option in [libc::SO_REUSEADDR, libc::SO_REUSEPORT] {
-        let value = (&raw const one).cast();
-        // SAFETY: `value` is readable for `len` bytes.
-        result(unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, value, len) })?;
-    }
-    bind(&fd, address)?;
-    // SAFETY: the call takes numbers only.
-    result(unsafe { libc::listen(fd.as_raw_fd(), 128) })?;
-    Ok(TcpListener::from(fd))
-}
-
-fn bind(fd: &OwnedFd, address: SocketAddr) -> io::Result<()> {
-    let status = match address {
-        SocketAddr::V4(v4) => {
-            // SAFETY: all zeros is a valid value of this structure.
-            let mut raw: libc::sockaddr_in = unsafe { std::mem::zeroed() };
-            raw.sin_family = libc::AF_INET as libc::sa_family_t;
-            raw.sin_port = v4.port().to_be();
-            raw.sin_addr.s_addr = u32::from_ne_bytes(v4.ip().octets());
-            let len = size_of_val(&raw) as libc::socklen_t;
-            // SAFETY: the address is readable for its length.
-            unsafe { libc::bind(fd.as_raw_fd(), (&raw const raw).cast(), len) }
-        }
-        SocketAddr::V6(v6) => {
-            // SAFETY: all zeros is a valid value of this structure.
-            let mut raw: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
-            raw.sin6_family = libc::AF_INET6 as libc::sa_family_t;
-            raw.sin6_port = v6.port().to_be();
-            raw.sin6_addr.s6_addr = v6.ip().octets();
-            raw.sin6_scope_id = v6.scope_id();
-            let len = size_of_val(&raw) as libc::socklen_t;
-            // SAFETY: the address is readable for its length.
-            unsafe { libc::bind(fd.as_raw_fd(), (&raw const raw).cast(), len) }
-        }
-    };
-    result(status).map(|_| ())
-}
-
-fn result(status: i32) -> io::Result<i32> {
-    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(status) }
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, 128)?;
+    Ok(TcpListener::from(socket))
 }
 
 /// The thread.

@@ -61,7 +61,7 @@ impl TcpWay {
     }
 
     /// Sends what waits, as far as the connection takes it. An error of the connection is reported
-    /// to whoever waits.
+    /// to the rank that waits.
     pub(super) fn send<'a>(
         &mut self,
         control: &TcpPair,

@@ -31,7 +31,7 @@ struct Posted {
     used: bool,
 }
 
-// SAFETY: whoever posts the memory promises that nothing else uses it.
+// SAFETY: the poster promises that nothing else uses the memory.
 unsafe impl Send for Posted {}
 
 /// The receiving end of a link.
@@ -164,8 +164,8 @@ impl ReceiveRing {
             return None;
         }
         *used = true;
-        // SAFETY: the part is in the slot, and the posted memory is as long as the message. Whoever
-        // posted it promised that nothing else uses it.
+        // SAFETY: the part is in the slot, and the posted memory is as long as the message. The
+        // poster promised that nothing else uses it.
         unsafe { memory.data.copy_from_nonoverlapping(slot, part) };
         Some(memory.data.wrapping_add(part))
     }

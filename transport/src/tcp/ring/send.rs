@@ -8,7 +8,7 @@ use crate::link::HeaderDamage;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LentMemory(pub(crate) *const u8);
 
-// SAFETY: whoever lends the memory promises that it is valid and unchanged while any thread of this
+// SAFETY: the lender promises that the memory is valid and unchanged while any thread of this
 // process may send it.
 unsafe impl Send for LentMemory {}
 

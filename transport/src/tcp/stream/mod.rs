@@ -130,7 +130,7 @@ struct IncomingPayload {
 }
 
 // SAFETY: the pointers point to slots of the pair that owns the stream, which live as long, or to
-// memory that was lent or posted, which whoever did so allows any thread to use.
+// memory that was lent or posted, which its lender or poster allows any thread to use.
 unsafe impl Send for TcpStream {}
 
 impl TcpStream {

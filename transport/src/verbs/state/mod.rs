@@ -309,7 +309,7 @@ impl PairState {
     pub(super) fn take_from_tcp(&mut self, channel: u16) -> bool {
         let mut any = false;
         while self.tcp.in_use && self.failure.is_none() {
-            // An error of the connection is reported to whoever waits.
+            // An error of the connection is reported to the rank that waits.
             let Ok(Some(message)) = self.control.receive(channel) else { break };
             any = true;
             // SAFETY: a message that is not released.
